@@ -1,7 +1,7 @@
-"""The devices whose reports a gateway counts: a file of ids, one a line, that the gateway's operator writes.
+"""The devices whose reports a gateway counts: a file of ids, one a line, written by the gateway's operator.
 
-An id is the fingerprint of a device's key, so the file is the whole registry: the orchestrator gives the keys, and can
-neither change one nor add one. It is read again when it changes.
+An id is the fingerprint of a device's key, so the file is the whole registry. The orchestrator supplies the keys and
+can neither change nor add one. The file is read again when it changes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 
 class Allowed:
-    """The list in ``folder``. Raises TransportError(E-IDENTITY) for a line that is no id."""
+    """The list of devices in ``folder``.
+
+    Raises:
+        TransportError: E-IDENTITY for a line that is no id.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / NAME
@@ -27,7 +31,7 @@ class Allowed:
         self.ids()
 
     def ids(self) -> frozenset[str]:
-        """The ids as the file has them now; none where there is no file."""
+        """Return the ids in the file, as it is now; none where there is no file."""
         try:
             state = self._path.stat()
         except FileNotFoundError:
@@ -43,7 +47,7 @@ class Allowed:
         return self._ids
 
     def add(self, ids: Iterable[str]) -> None:
-        """Write more ids into the file, below those that are there."""
+        """Add ids at the end of the file."""
         known = self.ids()
         old = self._path.read_text(encoding="ascii") if self._path.exists() else ""
         new = [id for id in dict.fromkeys(ids) if id not in known]

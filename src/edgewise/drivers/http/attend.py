@@ -1,9 +1,9 @@
-"""A device at work: it takes its mail, downloads what an invitation names, answers, and sends the answer.
+"""The loop of a working device: take mail, download what an invitation names, answer, and send the answer.
 
     attend(link, part, until=stopping.is_set)
 
-What is kept of its state is on the disk before a frame leaves (``drivers.workers.devices``). After a crash it takes
-the mail of the open rounds again. Where it then answers with other bytes than before, the server keeps the first
+The state that must last is on the disk before a frame leaves (``drivers.workers.devices``). After a crash the device
+takes the mail of the open rounds again. Where its answer then has other bytes than before, the server keeps the first
 answer.
 """
 
@@ -26,16 +26,18 @@ from edgewise.drivers.workers.devices import Devices
 from edgewise.drivers.workers.held_models import Downloads
 from edgewise.engine import broadcast
 
-TOUCH_S = 20.0  # between two calls of a device that trains; far below the silence that costs its place
-FRAME_BYTES = 2**26  # of a frame from a server, whatever run it is of
+TOUCH_S = 20.0  # seconds between two calls of a training device, far below the silence that costs its place
+FRAME_BYTES = 2**26  # the largest frame from a server, for any run
 LOG = logging.getLogger("edgewise")
-_OVER = ("E-CLOSED", "E-CONFLICT", "E-BLOB")  # the round went on without this device
+_OVER = ("E-CLOSED", "E-CONFLICT", "E-BLOB")  # the round continued without this device
 
 
 @dataclass(frozen=True)
 class Part:
-    """What a device needs to take part in a run. ``downloads``: those of ``devices``; ``blobs``: a folder for what is
-    downloaded."""
+    """The parts that a device needs to join a run.
+
+    ``downloads``: those of ``devices``. ``blobs``: a folder for downloaded blobs.
+    """
 
     devices: Devices
     downloads: Downloads
@@ -43,20 +45,20 @@ class Part:
 
 
 class Watch:
-    """What a device's owner sees and decides while it works; this one decides nothing."""
+    """Hooks by which a device's owner sees its work and decides about it. This one decides nothing."""
 
     def doing(self, state: str, run: str = "") -> None:
-        """The device begins to do this: waiting, joining, training, answering, sending."""
+        """Report the device's activity: waiting, joining, training, answering, sending."""
 
     def declines(self, part: Part) -> str:
-        """Why the device takes no part in a round now; empty where it does."""
+        """Return the reason why the device takes no part in a round now; empty where it takes part."""
         return ""
 
     def leaving(self, part: Part | None, frame: bytes) -> None:
-        """A frame is about to leave; ``part`` is None where the device refuses the whole run."""
+        """Report a frame that is about to leave. ``part`` is None where the device refuses the whole run."""
 
     def refused(self, run: str, error: EdgewiseError) -> None:
-        """The device takes no part in a run."""
+        """Report that the device takes no part in a run."""
 
 
 def attend(
@@ -66,19 +68,22 @@ def attend(
     wait_s: float = WAIT_S,
     watch: Watch = Watch(),  # noqa: B008 (it has no state)
 ) -> None:
-    """Answer mail until ``until()`` is true, which is asked between two frames, and may take its time.
+    """Answer mail until ``until()`` is true. It is called between two frames and may take its time.
 
     Args:
-        part: run -> this device's part in it. An EdgewiseError that it raises is the answer to an invitation: the
-            device refuses it with the error's code. wait_s: how long one poll lasts.
+        part: run -> this device's part in it. Where it raises an EdgewiseError, the device refuses the invitation with
+            the error's code.
+        wait_s: duration of one poll.
+        watch: hooks for the owner.
     Raises:
-        TransportError: E-REVOKED, E-CONNECT and what else the link gives up with. DecodeError for a frame that no
-        server sends. StoreError where the device's state cannot be read or kept.
+        TransportError: E-REVOKED, E-CONNECT, and other errors for which the link gives up.
+        DecodeError: for a frame that no server sends.
+        StoreError: where the device's state cannot be read or saved.
     """
-    after = 0
+    last_number = 0
     while not until():
         watch.doing("waiting")
-        mail = link.poll(after, wait_s)
+        mail = link.poll(last_number, wait_s)
         if mail is not None:
             try:
                 _answer(link, part, mail, watch)
@@ -86,7 +91,7 @@ def attend(
                 if e.code not in _OVER:
                     raise
                 LOG.info("no part in a round: %s", e)
-            after = mail.number
+            last_number = mail.number
 
 
 def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -> None:
@@ -98,7 +103,7 @@ def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -
     try:
         watch.doing("joining", message.run)
         with _in_touch(link), _named():
-            mine = part(message.run)
+            own_part = part(message.run)
     except (StoreError, TransportError, Interrupted):
         raise
     except EdgewiseError as e:
@@ -106,45 +111,52 @@ def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -
         watch.refused(message.run, e)
         _refuse(link, message, e.code, watch)
         return
-    if isinstance(message, frame.Invite) and (why := watch.declines(mine)):
+    if isinstance(message, frame.Invite) and (why := watch.declines(own_part)):
         LOG.info("no part in round %d of run %.12s: %s", message.round, message.run, why)
         watch.refused(message.run, TransportError("E-OWNER", why))
         _refuse(link, message, "E-OWNER", watch)
         return
     if isinstance(message, frame.Invite):
-        wanted, left = mine.devices.wanted(link.name, message), broadcast.most_bytes(mine.devices.plan)
+        wanted, remaining_bytes = (
+            own_part.devices.wanted(link.name, message),
+            broadcast.most_bytes(own_part.devices.plan),
+        )
         for digest in wanted:
-            blob = link.download(digest, mine.blobs, left).read_bytes()
-            left -= len(blob)
-            mine.downloads.put(digest, blob, keep=wanted)
+            blob = link.download(digest, own_part.blobs, remaining_bytes).read_bytes()
+            remaining_bytes -= len(blob)
+            own_part.downloads.put(digest, blob, keep=wanted)
         if wanted:
-            _tidy(mine.blobs, wanted)
+            _tidy(own_part.blobs, wanted)
     watch.doing("training" if isinstance(message, frame.Invite) else "answering", message.run)
     try:
         with _in_touch(link), _named():
-            answer = mine.devices.answer(link.name, mail.raw, lambda: time.monotonic() - came_s, link.speed.up_mbit)
+            answer = own_part.devices.answer(link.name, mail.raw, lambda: time.monotonic() - came_s, link.speed.up_mbit)
     except TrainingError as e:
         watch.refused(message.run, e)
         _refuse(link, message, e.code, watch)
         return
     if answer.frame is not None:
         watch.doing("sending", message.run)
-        watch.leaving(mine, answer.frame)
+        watch.leaving(own_part, answer.frame)
         link.send(message.run, message.round, answer.frame)
 
 
 def _refuse(link: Link, message: frame.FromServer, code: str, watch: Watch) -> None:
-    """Refuse an invitation; other frames are left alone."""
+    """Refuse an invitation. Other frames get no answer."""
     if isinstance(message, frame.Invite):
-        # The code alone: what an error says may name files of this device.
-        no = frame.dump(frame.Refusal(run=message.run, round=message.round, device=link.name, code=code, reason=""))
-        watch.leaving(None, no)
-        link.send(message.run, message.round, no)
+        # Only the code is sent, because an error's text may name files of this device.
+        refusal = frame.dump(
+            frame.Refusal(run=message.run, round=message.round, device=link.name, code=code, reason="")
+        )
+        watch.leaving(None, refusal)
+        link.send(message.run, message.round, refusal)
 
 
 @contextmanager
 def _named() -> Iterator[None]:
-    """Make an error of whatever a model's files or an owner's codec raise: it costs a round, and not the agent."""
+    """Turn an error of a model's files or an owner's codec into an edgewise error, which costs a round and not the
+    agent.
+    """
     try:
         yield
     except EdgewiseError:
@@ -157,7 +169,7 @@ def _named() -> Iterator[None]:
 
 @contextmanager
 def _in_touch(link: Link) -> Iterator[None]:
-    """Call the server while this device trains, so that it keeps its place, however long that takes."""
+    """Call the server while this device trains, so that it keeps its place however long the training takes."""
     over = Event()
 
     def call() -> None:
@@ -172,11 +184,11 @@ def _in_touch(link: Link) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()  # the thread is not waited for: it may be in the middle of a call that tries for long
+        over.set()  # nobody waits for the thread, because its call may try again for a long time
 
 
 def _tidy(blobs: Path, keep: Collection[str]) -> None:
-    """Remove what older invitations named."""
+    """Remove the blobs of older invitations."""
     for path in blobs.glob("*"):
         if path.name not in keep:
             discard(path)

@@ -1,4 +1,6 @@
-"""Blobs that a gateway has fetched once, by digest, in a folder of limited size. The least recently used goes first."""
+"""A cache of blobs that a gateway has fetched, by digest, in a folder of limited size. The least recently used goes
+first.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,13 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobCache:
-    """The cache in ``folder``. ``limit_bytes``: of all whole blobs; a part that is being fetched comes on top.
+    """The cache in ``folder``.
 
-    Guarantees: ``path`` gives files whose bytes had the digest when they came, or at the first look since this process
-        began: nobody waits for the disk when a blob comes, so a power cut can leave other bytes under its name. Safe to
-        use from several threads.
+    Args:
+        limit_bytes: the size of all complete blobs. A part that is being fetched comes on top.
+    Guarantees: the bytes of a file from ``path`` had the digest when they came, or at its first use by this process. A
+    blob's bytes are not forced to the disk when it comes, so after a power cut a file can hold other bytes. Safe to use
+    from several threads.
     """
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
@@ -27,25 +31,25 @@ class BlobCache:
         found = [path for path in folder.iterdir() if _DIGEST.fullmatch(path.name)]
         found.sort(key=lambda path: path.stat().st_mtime)
         self._sizes = OrderedDict((path.name, path.stat().st_size) for path in found)
-        self._unseen = set(self._sizes)  # from an earlier process
+        self._unseen = set(self._sizes)  # blobs of an earlier process, which are not checked yet
         for path in folder.glob("*.part"):
             discard(path)
         self._make_room(0)
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all whole blobs."""
+        """Bytes of all complete blobs."""
         with self._lock:
             return sum(self._sizes.values())
 
     def path(self, digest: str) -> Path | None:
-        """A blob that is here."""
+        """Return the file of a cached blob; None where there is none."""
         with self._lock:
             path = self._folder / digest
             if digest not in self._sizes:
                 return None
             if not path.exists() or (digest in self._unseen and not is_blob(path, digest)):
-                del self._sizes[digest]  # somebody emptied the folder, or the blob is damaged: it is fetched again
+                del self._sizes[digest]  # a missing or damaged blob is fetched again
                 self._unseen.discard(digest)
                 discard(path)
                 return None
@@ -54,11 +58,15 @@ class BlobCache:
             return path
 
     def part(self, digest: str) -> Path:
-        """Where the bytes of a blob go while it is fetched."""
+        """Return the file for a blob's bytes while it is fetched."""
         return self._folder / f"{digest}.part"
 
     def append(self, digest: str, piece: bytes, first: bool) -> None:
-        """Add bytes to the part of a blob. ``first``: begin anew. Raises StoreError(E-DISK)."""
+        """Add bytes to the part of a blob; ``first`` begins it again.
+
+        Raises:
+            StoreError: E-DISK.
+        """
         part = self.part(digest)
         try:
             with open(part, "wb" if first else "ab", opener=for_owner) as f:
@@ -68,7 +76,11 @@ class BlobCache:
             raise StoreError("E-DISK", f"{part}: {e.strerror}.", "free some space on the gateway.") from None
 
     def keep(self, digest: str) -> Path:
-        """Make a blob of its part. Raises TransportError(E-BLOB) where it has other bytes, which are dropped then."""
+        """Turn a blob's complete part into a blob.
+
+        Raises:
+            TransportError: E-BLOB where the part has other bytes. They are deleted then.
+        """
         part, path = self.part(digest), self._folder / digest
         if not is_blob(part, digest):
             discard(part)

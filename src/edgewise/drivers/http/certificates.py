@@ -1,8 +1,8 @@
-"""TLS for a server without a certificate of its own: a certificate authority made on the first start.
+"""TLS for a server without its own certificate: a certificate authority that is made on the first start.
 
-The authority signs nothing but this server's certificate. Devices do not trust it because a file says so: the server
-signs it with its identity key, whose fingerprint is in every enrolment token (``pin``). An operator's own certificate
-takes its place where one is given; then devices trust it as any web page's.
+The authority signs only this server's certificate. Devices do not trust it because a file names it. They trust it
+because the server signs it with its identity key, whose fingerprint is in every enrolment token (``pin``). An operator
+may supply another certificate. Devices then check it as they check that of any web page.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ _PIN = b"edgewise/server-certificate/v1\n"
 
 
 def statement(authority: bytes, nonce: bytes) -> bytes:
-    """What the server's identity key signs: this authority, for a device that has just sent ``nonce``."""
+    """Return the bytes that the server's identity key signs: this authority, for a device that has just sent
+    ``nonce``.
+    """
     return _PIN + nonce + b"\n" + authority
 
 
 def pin(server: str, public: bytes, authority: bytes, nonce: bytes, signature: bytes) -> None:
-    """Check that an authority (PEM; empty: the public ones of the web) is that of the server that a token names.
+    """Check that an authority (PEM; empty: the public ones of the web) belongs to the server that a token names.
 
-    Raises TransportError(E-SERVER-KEY) where it is not; the device then sends nothing more.
+    Raises:
+        TransportError: E-SERVER-KEY where it does not. The device then sends nothing more.
     """
     if fingerprint(public) != server or not sign.verify(public, signature, statement(authority, nonce)):
         raise TransportError(
@@ -52,12 +55,14 @@ def pin(server: str, public: bytes, authority: bytes, nonce: bytes, signature: b
 
 
 def authority_and_certificate(folder: Path, names: Sequence[str], now: datetime.datetime) -> tuple[Path, Path, Path]:
-    """Make, or renew, what TLS needs: ``ca.pem``, ``tls.pem`` and ``tls.key``, in ``folder``.
+    """Make or renew the files for TLS in ``folder``: ``ca.pem``, ``tls.pem`` and ``tls.key``.
+
+    The authority is made once. The certificate is made again when it ends within 30 days or lacks a name.
 
     Args:
-        names: host names and addresses under which devices reach the server; ``localhost`` always works as well.
-    Returns: the paths of authority, certificate and key. The authority is made once; the certificate anew when it ends
-        within 30 days or lacks a name.
+        names: host names and addresses under which devices reach the server. ``localhost`` always works as well.
+    Returns:
+        The paths of authority, certificate and key.
     """
     ca, ca_key = folder / "ca.pem", folder / "ca.key"
     if not ca.exists():
@@ -142,15 +147,21 @@ def _issue(
 
 
 def client_context(authority: bytes) -> ssl.SSLContext:
-    """TLS 1.2 or newer, with a checked host name, trusting this authority (PEM) alone; empty: those of the system."""
+    """Make a context for clients: TLS 1.2 or newer, with a checked host name.
+
+    It trusts only this authority (PEM); empty: those of the system.
+    """
     context = ssl.create_default_context(cadata=authority.decode() if authority else None)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """TLS 1.2 or newer for the server. Raises TransportError(E-IDENTITY) where the files are not a certificate and its
-    key."""
+    """Make a context for the server: TLS 1.2 or newer.
+
+    Raises:
+        TransportError: E-IDENTITY where the files are not a certificate and its key.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -162,13 +173,17 @@ def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
 
 
 def identity_statement(server: Identity, authority: bytes, nonce: bytes) -> dict[str, str]:
-    """What a device is told before it joins: public key and authority, signed for its nonce."""
+    """Describe the server to a device that wants to join: public key and authority, signed for the device's nonce."""
     signature = server.sign(statement(authority, nonce))
     return {"key": server.public.hex(), "authority": authority.decode(), "signature": signature.hex()}
 
 
 def introduced(server: Identity, authority: bytes, nonce: str) -> dict[str, str]:
-    """``identity_statement`` for a caller who sent ``nonce`` (hexadecimal). Raises TransportError(E-REQUEST)."""
+    """Make the ``identity_statement`` for a caller who sent ``nonce`` (hexadecimal).
+
+    Raises:
+        TransportError: E-REQUEST.
+    """
     try:
         raw = bytes.fromhex(nonce)
     except ValueError:

@@ -1,11 +1,11 @@
-"""Enrolled devices as a Cohort port: the coordinator's frames go into their inboxes, and theirs come to it in order.
+"""Enrolled devices as a Cohort port. The coordinator's frames go to their inboxes, and their frames come back in order.
 
     with Server(folder, host, port) as server:
         cohort = HttpCohort(server.service, plan.run, plan.frame_limit_bytes)
         Coordinator(plan, population, cohort, store, ...).run(...)
 
 The database has every frame before anybody acts on it. After a crash the cohort of the same run finds the mail of the
-round that was open: devices go on where they are, and what had come is delivered, again where it was before.
+open round. Devices continue where they are. Frames that had come are delivered again, in the same order.
 """
 
 from __future__ import annotations
@@ -27,22 +27,24 @@ from edgewise.engine.ports import Absent, Arrived, Sent
 from edgewise.engine.round import DROPPED
 
 SILENCE_S = 120.0
-LOOK_S = 1.0  # how often devices that are silent are looked for
+LOOK_S = 1.0  # seconds between two searches for silent devices
 
 
 class Halted(Exception):
-    """The server leaves a run in the middle of a round; it goes on there when it is played again."""
+    """The server leaves a run in the middle of a round. The round continues when the run is played again."""
 
 
 class HttpCohort:
-    """A Cohort port over a server's mailboxes, for one run; used by one thread.
+    """A Cohort port over a server's mailboxes, for one run. Only one thread may use it.
 
     Args:
-        run: identity of the run. frame_limit_bytes: of frames to devices.
-        silence_s: a device that owes an answer and neither calls nor sends a chunk for so long is lost. So is one
-            that is revoked, at once.
-        kept: digest -> bytes of blobs that stay published beside those of the round; they are stored already.
-        halted: whether to leave the run now; asked every second. ``receive`` raises Halted then.
+        service: the server's state.
+        run: identity of the run.
+        frame_limit_bytes: the largest frame to a device.
+        silence_s: seconds after which a device is lost that owes an answer and neither calls nor sends a chunk. A
+            revoked device is lost at once.
+        kept: digest -> bytes of stored blobs that stay published beside those of the round.
+        halted: whether to leave the run now. It is called every second, and ``receive`` then raises Halted.
     """
 
     def __init__(
@@ -58,17 +60,17 @@ class HttpCohort:
         self._limit, self._silence_s = frame_limit_bytes, silence_s
         self._kept, self._halted = kept, halted
         self._zero_s = time.monotonic()
-        self._after = 0  # number of the last frame that was delivered
+        self._after = 0  # number of the last delivered frame
         self._sends: deque[tuple[DeviceId, Future[int]]] = deque()
         self._lost: deque[Absent] = deque()
-        self._awaited: dict[DeviceId, float] = {}  # when it was sent something last
+        self._awaited: dict[DeviceId, float] = {}  # time of the last frame to the device
 
     def now_s(self) -> float:
-        """Seconds since the last publish."""
+        """Return the seconds since the last publish."""
         return time.monotonic() - self._zero_s
 
     def publish(self, blobs: Sequence[vector.Buffer]) -> Sequence[str]:
-        """See Cohort. Blobs that no run publishes any more are removed."""
+        """See Cohort. Removes blobs that no run publishes any more."""
         service = self._service
         digests = tuple(service.blobs.put(blob) for blob in blobs)
         service.blobs.sync()
@@ -98,8 +100,11 @@ class HttpCohort:
         self._sends.append((to, future))
 
     def resume(self, sent: Sequence[Sent], at_s: float) -> None:
-        """See Cohort. Devices live on when a server dies: nothing is brought back to them, and their mail lies in the
-        database. What is awaited is posted again, which changes nothing where it lies there."""
+        """See Cohort.
+
+        Devices live on when a server dies, and their mail is in the database, so they need no replay. Awaited frames
+        are posted again, which changes nothing where they are still in the inbox.
+        """
         for one in sent:
             if one.awaited:
                 self.send(one.device, one.frame)
@@ -123,7 +128,7 @@ class HttpCohort:
             service.wait(seen, min(left_s, LOOK_S))
 
     def close_round(self, keep: Collection[DeviceId] = ()) -> None:
-        """See Cohort. Without ``keep`` the round's key is destroyed, and with it all frames that lie here."""
+        """See Cohort. Without ``keep`` the round's key is destroyed, and with it all frames that are stored here."""
         self._settle()
         service = self._service
         gone = service.database.write(lambda c: mailboxes.close(c, self._run, keep))
@@ -135,14 +140,14 @@ class HttpCohort:
         self._lost = deque(lost for lost in self._lost if lost.device in keep)
 
     def _settle(self) -> None:
-        """Wait until all that was sent is durable."""
+        """Wait until all sent frames are durable."""
         while self._sends:
             to, future = self._sends.popleft()
             if not future.result():
                 self._lose(to)
 
     def _next(self) -> Arrived | None:
-        """The next frame that has come, opened."""
+        """Open the next frame that has come."""
         service = self._service
         with service.database.read() as c:
             found = mailboxes.arrivals(c, self._run, self._after)
@@ -156,7 +161,7 @@ class HttpCohort:
         return Arrived(letter.device, raw, self.now_s() - max(0.0, service.now_s() - letter.at_s))
 
     def _find_lost(self) -> bool:
-        """Look for a device that is silent, or was revoked meanwhile."""
+        """Look for a device that is silent or was revoked."""
         now = time.monotonic()
         for device, sent_s in self._awaited.items():
             silent_s = now - max(sent_s, self._service.progress_s.get(device, 0.0))

@@ -1,8 +1,8 @@
-"""The one door of the server: every request passes here before its route, and is refused here by default.
+"""The guard of the server. Every request passes it before its route and is refused by default.
 
-In this order, so that what costs least is asked first: rate of the address, route, announced size, signature, standing
-and role, rate and bytes of the key, room in memory; then the body is read, with an eye on its speed and on a revocation
-meanwhile, and its digest compared with the signed one. The route then finds all of this in ``caller(request)``.
+The cheapest checks come first: rate of the address, route, announced size, signature, standing and role, rate and bytes
+of the key, room in memory. Then the body is read. The guard watches its speed and revocations in the meantime, and
+compares its digest with the signed one. The route then finds the results in ``caller(request)``.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
 
 _SIGNED = {"content-digest", "edgewise-run", "edgewise-round", "edgewise-key", "signature-input", "signature"}
-TROUBLE_S = 5.0  # when to come back to a server that is in trouble: its disk is full, or it is ending
+TROUBLE_S = 5.0  # seconds until callers may return to a server whose disk is full or that is ending
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls. ``member`` and ``proof``: None where the route takes unsigned requests. ``public``: a joining key."""
+    """The sender of a request.
+
+    ``member`` and ``proof``: None where the route takes unsigned requests. ``public``: the key that wants to join.
+    """
 
     member: Member | None
     proof: Proof | None
@@ -47,30 +50,31 @@ class Caller:
     public: bytes = field(default=b"", repr=False)
 
     def signed(self) -> tuple[Member, Proof]:
-        """The member and its proof, on a route for members."""
+        """Return the member and its proof, on a route for members."""
         if self.member is None or self.proof is None:
             raise TransportError("E-SIGNATURE", "the request is not signed.", "sign it.")
         return self.member, self.proof
 
 
 def caller(request: Request) -> Caller:
-    """Who calls, as the guard has found."""
+    """Return the caller that the guard has identified."""
     found: Caller = request.scope["state"]["caller"]
     return found
 
 
 async def refused(request: Request, error: EdgewiseError, otherwise: int = 503) -> Response:
-    """The answer of a route that raised; the error is the outcome of the request. ``otherwise``: see ``reply``."""
+    """Answer for a route that raised. The error becomes the outcome of the request. ``otherwise``: see ``reply``."""
     visit: Visit = request.scope["state"]["visit"]
     visit.code = error.code
     return reply(error, otherwise)
 
 
 def reply(error: EdgewiseError, otherwise: int = 503) -> Response:
-    """An error as an answer: its code, what was asked, and what to do. ``retry-after`` where it ends by itself.
+    """Turn an error into an answer: its code, what was asked, and what to do. ``retry-after`` where the error ends by
+    itself.
 
     Args:
-        otherwise: status of an error that has none of its own.
+        otherwise: the status of an error without a status of its own.
     """
     status = rules.STATUS.get(error.code, otherwise)
     wait_s = error.wait_s if isinstance(error, Later) else TROUBLE_S if status >= 500 else 0.0
@@ -81,13 +85,13 @@ def reply(error: EdgewiseError, otherwise: int = 503) -> Response:
 
 
 class Guard:
-    """ASGI middleware around all routes of a server."""
+    """The ASGI middleware around all routes of a server."""
 
     def __init__(self, app: ASGIApp, service: Service, lines: Sequence[Rule] = rules.RULES) -> None:
         self._app, self._service, self._rules = app, service, lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check one request, then pass it on."""
+        """Check one request and pass it on."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -119,8 +123,8 @@ class Guard:
         except EdgewiseError as e:
             await self._refuse(e, scope, receive, outgoing)
         except TimeoutError:
-            visit.code = "E-STALL"  # of a caller that does not read its answer: the connection is of no use any more
-        except Exception as e:  # boundary: one request fails, and says so; the server goes on
+            visit.code = "E-STALL"  # the caller does not read its answer, so the connection is of no more use
+        except Exception as e:  # boundary: one request fails with an answer, and the server continues
             self._service.meter.fault(visit, e)
             await self._refuse(failed(), scope, receive, outgoing)
         finally:
@@ -135,14 +139,14 @@ class Guard:
                 await reply(error)(scope, receive, outgoing)
 
     def _admit(self, scope: Scope, visit: Visit) -> tuple[Rule, int]:
-        """What can be said of a request without asking anything: its address, route and announced size."""
+        """Check what needs no look-up: a request's address, route and announced size."""
         address = (scope.get("client") or ("?", 0))[0]
         self._service.gate.address(address, time.monotonic())
         raw_path: bytes = scope.get("raw_path", b"").partition(b"?")[0]
         path = raw_path.decode("latin-1")
         if path != scope["path"] or (rule := rules.matched(scope["method"], path, self._rules)) is None:
-            what = "the server has nothing at this path for this method."  # a path may hold anything
-            raise TransportError("E-ROUTE", what, "`/openapi.json` lists what there is.")
+            what = "the server has nothing at this path for this method."  # a path may be any text
+            raise TransportError("E-ROUTE", what, "`/openapi.json` lists all routes.")
         visit.route = rule.path
         if rule.roles == rules.LOCAL and not _is_local(address, scope):
             raise TransportError("E-ROLE", f"{path} answers requests from its own machine only.", "ask there.")
@@ -173,14 +177,16 @@ class Guard:
         return Caller(member, proof, b"")
 
     def _fresh(self, proof: Proof) -> None:
-        """Raises TransportError(E-BUSY) for what may have been taken before this server was restored from a backup."""
+        """Refuse a request that may have been accepted before this server was restored. Raises
+        TransportError(E-BUSY).
+        """
         began_s = self._service.epoch.began_s
         if proof.created_s <= began_s:
             what = "the server was restored from a backup after the request was signed."
             raise Later("E-BUSY", what, "sign it again.", 1.0)
 
     def _standing(self, member: Member, rule: Rule) -> None:
-        """Raises TransportError: E-REVOKED, E-PENDING, E-ROLE."""
+        """Check a member's status and role. Raises TransportError: E-REVOKED, E-PENDING, E-ROLE."""
         if member.status == REVOKED:
             raise revoked(member.id)
         if member.status == PENDING and "pending" not in rule.roles:
@@ -191,10 +197,12 @@ class Guard:
             raise TransportError("E-ROLE", what, f"roles that may: {', '.join(sorted(rule.roles - {'pending'}))}.")
 
     async def _body(self, receive: Receive, length: int, found: Caller) -> tuple[bytes, bytes]:
-        """Read a body of that many bytes; returns it with its SHA-256, made piece by piece so that others are served.
+        """Read a body of that many bytes. Return it with its SHA-256, which is made piece by piece so that others are
+        served.
 
-        Raises TransportError: E-STALL where it comes too slowly or breaks off, E-REVOKED where its sender is revoked
-        meanwhile.
+        Raises:
+            TransportError: E-STALL where the body comes too slowly or breaks off. E-REVOKED where its sender is revoked
+                in the meantime.
         """
         limits, parts, size, digest = self._service.limits, [], 0, hashlib.sha256()
         begun = time.monotonic()
@@ -225,7 +233,7 @@ class Guard:
 
 
 class _Outgoing:
-    """Sends the answer, and gives up on a caller that does not read it."""
+    """Send the answer, and give up on a caller that does not read it."""
 
     def __init__(self, send: Send, stall_s: float, visit: Visit) -> None:
         self._send, self._stall_s, self.visit = send, stall_s, visit
@@ -242,17 +250,17 @@ class _Outgoing:
 
 
 def failed() -> TransportError:
-    """The error that a caller gets for a fault of the server."""
+    """Make the error that a caller gets for a fault of the server."""
     what = "the server failed at this request; its log says where."
     return TransportError("E-SERVER", what, "try again; if it stays, tell the operator (header edgewise-request).")
 
 
 def _replayed(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
-    """A body that was read already, for a route that reads it again."""
-    left = [{"type": "http.request", "body": body, "more_body": False}]
+    """Give a body that was read already to a route that reads it again."""
+    messages = [{"type": "http.request", "body": body, "more_body": False}]
 
     async def again() -> Message:
-        return left.pop() if left else await receive()
+        return messages.pop() if messages else await receive()
 
     return again
 
@@ -289,7 +297,11 @@ def _joining_key(text: str) -> bytes:
 
 
 def parsed(body: bytes) -> Any:
-    """A small JSON body. Raises TransportError(E-REQUEST)."""
+    """Parse a small JSON body.
+
+    Raises:
+        TransportError: E-REQUEST.
+    """
     try:
         return json.loads(body)
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""How a server is: whether it answers, and whether it can do its work. The same for orchestrators and gateways."""
+"""Health of a server: whether it answers, and whether it can do its work. Orchestrators and gateways share it."""
 
 from __future__ import annotations
 
@@ -10,24 +10,26 @@ from edgewise.drivers.http.service import Service
 
 
 class Health:
-    """The two routes of a service."""
+    """The two health routes of a service."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def routes(self) -> list[Route]:
-        """For a router, behind the guard."""
+        """Return the routes for a router behind the guard."""
         return [
             Route("/healthz", self.alive, methods=["GET"]),
             Route("/readyz", self.ready, methods=["GET"]),
         ]
 
     async def alive(self, request: Request) -> Response:
-        """The server answers. A supervisor restarts one that does not."""
+        """Answer that the server runs. A supervisor restarts a server that does not answer."""
         return PlainTextResponse("ok\n")
 
     async def ready(self, request: Request) -> Response:
-        """Whether the server can take frames; if not, status 503. A load balancer sends devices elsewhere then."""
+        """Answer whether the server can accept frames; otherwise status 503, and a load balancer sends devices
+        elsewhere.
+        """
         checks = await self._service.aside(self._service.checks)
         sound = all(checks.values())
         body = {"ready": sound, "checks": {name: "ok" if held else "failed" for name, held in checks.items()}}

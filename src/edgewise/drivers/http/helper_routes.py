@@ -1,15 +1,15 @@
 """The routes of a gateway as the second server of shared sums. All but the first are for its orchestrator alone.
 
 orchestrator                                gateway
-GET  /v1/gateway?nonce=       ──►           who it is, signed for the nonce
-POST /v1/shares/run           facts ──►     the run's own HPKE key, signed; or why it does not help with the run
-POST /v1/shares/round         invite ──►    begun, as far as the gateway takes the invitation
+GET  /v1/gateway?nonce=       ──►           its identity, signed for the nonce
+POST /v1/shares/run           facts ──►     the run's own HPKE key, signed; or the reason why it does not help
+POST /v1/shares/round         invite ──►    begun, if the gateway accepts the invitation
 POST /v1/shares/ticket        ticket ──►    {"code"}: empty where the report counts
 POST /v1/shares/batch         devices ──►   the gateway's share of the sum, once a round
 
-The gateway compiles its own plan from the facts: smallest sum, ring and sizes are its own, and facts that say something
-else are refused. It counts reports of the devices on its operator's list alone. Every step is on its disk before it is
-answered; what is asked again gets the same answer.
+The gateway compiles its own plan from the facts. Smallest sum, ring and sizes are its own, and it refuses facts with
+other values. It counts only reports of the devices on its operator's list. Every step is on its disk before it is
+answered. A repeated question gets the same answer.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server
 
 T = TypeVar("T")
-LEADER = "orchestrator"  # role of the one server that a gateway helps
+LEADER = "orchestrator"  # the role of the server that a gateway helps
 _LEADER = frozenset({LEADER})
 RULES = (
     Rule("GET", "/healthz", ANYONE),
@@ -63,7 +63,7 @@ RULES = (
 
 
 class _Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A run that a gateway shall help with. ``facts``: canonical JSON. ``signature``, ``roster``: hexadecimal."""
+    """A request to help with a run. ``facts``: canonical JSON. ``signature``, ``roster``: hexadecimal."""
 
     facts: str
     signature: str
@@ -72,7 +72,9 @@ class _Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Registry:
-    """The keys of a run's devices that are on the operator's list. ``every``: of all, for what was counted before."""
+    """The keys of a run's devices that are on the operator's list. ``every``: all keys, for reports that were
+    counted before.
+    """
 
     def __init__(self, keys: Mapping[DeviceId, bytes], allowed: Allowed) -> None:
         self._keys, self._allowed, self.every = keys, allowed, True
@@ -85,8 +87,10 @@ class HelperPlane:
     """The routes of one gateway.
 
     Args:
-        leader: Ed25519 key of its orchestrator. allowed: the devices that count. floor: what the gateway's operator
-        asks of every run. packages: name -> digest of the installed packages that runs may use.
+        leader: Ed25519 key of its orchestrator.
+        allowed: the devices that count.
+        floor: the demands of the gateway's operator on every run.
+        packages: name -> digest of the installed packages that runs may use.
     """
 
     def __init__(
@@ -94,11 +98,11 @@ class HelperPlane:
     ) -> None:
         self._service, self._leader, self._allowed, self._floor = service, leader, allowed, floor
         self._packages = packages
-        self._lock = Lock()  # one step at a time: a step reads and writes the state of its run, and blobs are swept
+        self._lock = Lock()  # one step at a time, because a step reads and writes its run's state and sweeps blobs
         self._helpers: dict[str, LocalHelper] = {}
 
     def routes(self) -> list[Route]:
-        """For a router, behind the guard."""
+        """Return the routes for a router behind the guard."""
         return [
             *Health(self._service).routes(),
             Route("/v1/gateway", self.gateway, methods=["GET"]),
@@ -109,7 +113,7 @@ class HelperPlane:
         ]
 
     async def gateway(self, request: Request) -> Response:
-        """Who this gateway is, signed for a nonce of the caller."""
+        """Tell the gateway's identity, signed for a nonce of the caller."""
         service = self._service
         return JSONResponse(
             certificates.introduced(service.identity, service.authority, request.query_params.get("nonce", ""))
@@ -121,7 +125,7 @@ class HelperPlane:
         return JSONResponse(msgspec.to_builtins(said))
 
     async def round(self, request: Request) -> Response:
-        """Begin a round. Tickets and batch are refused with the code where the invitation is."""
+        """Begin a round. Where the invitation is refused, its tickets and batch are refused with the same code."""
 
         def begin(run: str, body: bytes) -> None:
             invite = frame.from_server(body, LIMIT_BYTES)
@@ -133,12 +137,12 @@ class HelperPlane:
         return JSONResponse({})
 
     async def ticket(self, request: Request) -> Response:
-        """Take a report into the round's batch, by its ticket."""
+        """Add a report to the round's batch by its ticket."""
         code = await self._step(request, lambda run, body: self._helper(run).admit(body))
         return JSONResponse({"code": code or ""})
 
     async def batch(self, request: Request) -> Response:
-        """Open the batch of these devices, which are a JSON list."""
+        """Open the batch of these devices, given as a JSON list."""
 
         def open(run: str, body: bytes) -> bytes:
             devices = parsed(body)
@@ -149,8 +153,11 @@ class HelperPlane:
         return Response(await self._step(request, open), media_type="application/octet-stream")
 
     async def _step(self, request: Request, work: Callable[[str, bytes], T]) -> T:
-        """Do one step for the run that the request is signed for, in a thread. Its nonce is spent before: a recorded
-        request does nothing, and one that is signed anew changes nothing that has happened."""
+        """Do one step, in a thread, for the run that the request is signed for.
+
+        The request's nonce is spent before. So a recorded request does nothing, and a repeated step that is signed
+        again changes nothing that has happened.
+        """
         service, found = self._service, caller(request)
         _, proof = found.signed()
         run = proof.run
@@ -165,7 +172,9 @@ class HelperPlane:
         return await service.aside(alone)
 
     def _enlist(self, run: str, document: Any) -> ShareKey:
-        """Raises DecodeError(E-FACTS), RecipeError and others as ``acceptance.accept``; TransportError(E-REQUEST)."""
+        """Enlist a run. Raises DecodeError(E-FACTS), RecipeError and others as ``acceptance.accept``;
+        TransportError(E-REQUEST).
+        """
         service = self._service
         try:
             wanted = msgspec.convert(document, _Wanted)
@@ -177,10 +186,10 @@ class HelperPlane:
         if known is None or (known.facts, known.layout, known.roster) != (raw, wanted.layout, keys):
             new = Enlisted(run, raw, signature, wanted.layout, keys, secrets.token_bytes(32))
             plan = self._plan(new, spec)
-            counted, least = len(self._devices(plan, new).keys() & self._allowed.ids()), plan.facts.n_min
-            if counted < least:
+            counted, n_min = len(self._devices(plan, new).keys() & self._allowed.ids()), plan.facts.n_min
+            if counted < n_min:
                 what = (
-                    f"this gateway's operator lists {counted} of the run's devices, and its smallest sum has {least}."
+                    f"this gateway's operator lists {counted} of the run's devices, and its smallest sum has {n_min}."
                 )
                 raise DecodeError("E-SECAGG-FEW", what, "ask the gateway's operator (`edgewise gateway approve`).")
             service.database.write(lambda c: helped.enlist(c, new, service.now_s()))
@@ -189,8 +198,8 @@ class HelperPlane:
         return share_keys.made(service.identity, share_keys.HELPER, run, public(known.secret))
 
     def _plan(self, run: Enlisted, spec: Spec) -> Plan:
-        """The gateway's own plan of a run, compiled from facts that its orchestrator signed."""
-        if not facts.signed(self._leader, run.signature, run.facts):  # before any code of a package is imported
+        """Compile the gateway's own plan of a run from facts that its orchestrator signed."""
+        if not facts.signed(self._leader, run.signature, run.facts):  # checked before any code of a package is imported
             raise facts.refused("they are not signed by this gateway's orchestrator")
         catalogue = extension_packages.catalogue(facts.parse(run.facts).packages, self._packages)
         plan = accept(run.facts, run.signature, self._leader, spec, self._floor, catalogue)
@@ -202,8 +211,8 @@ class HelperPlane:
         return plan
 
     def _devices(self, plan: Plan, run: Enlisted) -> Mapping[DeviceId, bytes]:
-        """The keys of the run's devices, which its facts name by their digest."""
-        assert plan.facts.instance is not None  # ``accept`` takes no others
+        """Read the keys of the run's devices. The facts name them by their digest."""
+        assert plan.facts.instance is not None  # ``accept`` refuses facts without an instance
         if vector.digest(run.roster) != plan.facts.instance.roster:
             raise DecodeError("E-FACTS", "the devices' keys are not those that the facts name.")
         return roster.parse(run.roster, plan.facts.population)
@@ -213,7 +222,7 @@ class HelperPlane:
             return helped.find(c, run)
 
     def _helper(self, run: str) -> LocalHelper:
-        """The helper of a run, as the disk has it. Raises TransportError(E-UNKNOWN-ID) for a run that is unknown."""
+        """Load the helper of a run from the disk. Raises TransportError(E-UNKNOWN-ID) for an unknown run."""
         if run not in self._helpers:
             service, known = self._service, self._known(run)
             if known is None:

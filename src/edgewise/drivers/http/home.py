@@ -1,7 +1,7 @@
-"""The folder of an enrolled identity: its key, and which server it belongs to.
+"""The folder of an enrolled identity: its key, and the server that it belongs to.
 
 HOME/device.key    Ed25519, for its owner only
-HOME/server.json   address and fingerprint of the server, the certificate authority that its key has signed
+HOME/server.json   address and fingerprint of the server, and the certificate authority that its key has signed
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """An enrolment.
 
     Attributes:
-        url: of the server, without a path. server: fingerprint of its key. name: of the own key.
+        url: address of the server, without a path.
+        server: fingerprint of the server's key.
+        name: fingerprint of the own key.
         authority: PEM of the only certificate authority that TLS trusts; empty: those of the system.
-        secure: TLS. False only for plain HTTP to this machine.
-        gateway: fingerprint of the gateway whose address ``url`` is; empty: it is the server's own.
+        secure: use TLS. False only for plain HTTP to this machine.
+        gateway: fingerprint of the gateway whose address ``url`` is; empty: the address is the server's own.
     """
 
     url: str
@@ -37,16 +39,17 @@ class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def check_url(url: str, plain: bool) -> bool:
-    """Whether an address means TLS.
+    """Check an address, and return whether it means TLS.
 
-    Raises TransportError(E-REQUEST) for anything but https://HOST[:PORT], and for plain http:// unless it is wanted
-    (``plain``) and stays on this machine.
+    Raises:
+        TransportError: E-REQUEST for anything but https://HOST[:PORT]. Plain http:// is accepted where ``plain`` is set
+            and it stays on this machine.
     """
     parts = urlsplit(url)
-    whole = parts.hostname and not (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
-    if parts.scheme == "https" and whole:
+    bare_host = parts.hostname and not (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
+    if parts.scheme == "https" and bare_host:
         return True
-    if parts.scheme == "http" and whole and plain and _is_loopback(parts.hostname or ""):
+    if parts.scheme == "http" and bare_host and plain and _is_loopback(parts.hostname or ""):
         return False
     what = f"{url:.200} is not an address https://HOST:PORT."
     raise TransportError("E-REQUEST", what, "plain http:// is for 127.0.0.1 alone, and only with --plain.")
@@ -60,7 +63,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def load(folder: Path) -> Home:
-    """The enrolment in a folder. Raises TransportError(E-IDENTITY) where there is none, or it is damaged."""
+    """Load the enrolment in a folder.
+
+    Raises:
+        TransportError: E-IDENTITY where there is none, or where it is damaged.
+    """
     path = folder / SERVER
     try:
         return msgspec.json.decode(path.read_bytes(), type=Home)
@@ -74,13 +81,21 @@ def load(folder: Path) -> Home:
 
 
 def check_free(folder: Path, server: str) -> None:
-    """Raises TransportError(E-IDENTITY) where a folder is enrolled at another server than this."""
+    """Refuse a folder that is enrolled at another server.
+
+    Raises:
+        TransportError: E-IDENTITY.
+    """
     if (folder / SERVER).exists() and (found := load(folder)).server != server:
         what = f"{folder} is enrolled at another server, {found.url}."
         raise TransportError("E-IDENTITY", what, "name another folder (--home).")
 
 
 def save(folder: Path, home: Home) -> None:
-    """Write an enrolment. Raises StoreError(E-DISK)."""
+    """Write an enrolment.
+
+    Raises:
+        StoreError: E-DISK.
+    """
     folder.mkdir(FOLDER, parents=True, exist_ok=True)
     write_durably(folder / SERVER, msgspec.json.format(msgspec.json.encode(home)), owner_only=True)

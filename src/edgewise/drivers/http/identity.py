@@ -3,7 +3,7 @@
     me = identity.make(home / "device.key")      # the secret is made here and never leaves this machine
     me.name                                      # 32 hexadecimal characters: the id of a device, or of a server
 
-A fingerprint is the first half of the SHA-256 of the public key: 128 bits, so nobody finds a second key for one.
+A fingerprint is the first half of the SHA-256 of the public key. With 128 bits, nobody finds a second key for it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NAME_CHARACTERS = 32
 
 
 def fingerprint(public: bytes) -> str:
-    """The name of a public key."""
+    """Return the name of a public key."""
     return hashlib.sha256(public).hexdigest()[:NAME_CHARACTERS]
 
 
@@ -44,19 +44,23 @@ class Identity:
 
     @property
     def name(self) -> str:
-        """The id of whoever holds the secret."""
+        """The id of the holder of the secret."""
         return fingerprint(self.public)
 
     def sign(self, message: bytes) -> bytes:
-        """64 bytes. ``message`` must name its purpose, so that a signature serves no other one."""
+        """Sign a message with 64 bytes. ``message`` must name its purpose, so that no other purpose can use the
+        signature.
+        """
         return sign.sign(self.secret, message)
 
 
 def make(path: Path) -> Identity:
-    """Make a key in a file that only its owner can read, and open it; one that is there already is opened as it is.
+    """Make a key in a file that only its owner can read, and open it. An existing key is opened as it is.
 
     The key is on the disk before this returns.
-    Raises TransportError(E-IDENTITY) where the file cannot be written, or as ``load``.
+
+    Raises:
+        TransportError: E-IDENTITY where the file cannot be written, or as ``load``.
     """
     pair = sign.pair(secrets.token_bytes(32))
     pem = Ed25519PrivateKey.from_private_bytes(pair.secret).private_bytes(
@@ -80,8 +84,9 @@ def make(path: Path) -> Identity:
 def load(path: Path) -> Identity:
     """Open a key.
 
-    Raises TransportError(E-IDENTITY) where there is none, where it is not an Ed25519 key, and where others than its
-    owner may read or write it.
+    Raises:
+        TransportError: E-IDENTITY where there is no key, where it is not an Ed25519 key, and where others than its
+            owner may read or write it.
     """
     fix = "restore it from a backup, or delete the file and enrol again with a new token."
     try:

@@ -1,6 +1,6 @@
 """Rates and quotas: token buckets by address and by key, and the bytes that the server holds at a time.
 
-All are asked before a body is read. The tables have a fixed size: the key that was seen longest ago gives way.
+All are checked before a body is read. The tables have a fixed size, and the key that was unused for longest gives way.
 """
 
 from __future__ import annotations
@@ -11,22 +11,28 @@ from dataclasses import dataclass
 
 from edgewise.core.errors import TransportError
 
-KEYS = 100_000  # in a table; an address that gives way begins with a full bucket again
+KEYS = 100_000  # keys in a table; an address that gives way begins with a full bucket again
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the server takes. Rates are per second; bursts are what may come at once after a pause.
+    """The limits of a server. Rates are per second. Bursts are the amounts that may come at once after a pause.
 
     Attributes:
-        address_rate, address_burst: requests of one network address, or one IPv6 /64. member_rate, member_burst: of one
-        key. byte_rate, byte_burst: bytes of bodies of one key. frame_bytes: the largest frame, in chunks or not.
-        in_flight_bytes: bodies in memory, of all requests. holder_bytes: of them those of one key. spool_bytes: of all
-        unfinished and unused uploads, on disk. reserve_bytes: left free on the disk, so that what was taken can be
-        committed when frames have no room any more.
-        header_s: until a request's headers are there. stall_s: without a byte of a body. slowest: bytes per second that
-        a body must average after its first ``stall_s``.
-        waiting: long polls at a time. wait_s: how long one lasts at most. connections: at a time.
+        address_rate, address_burst: requests of one network address, or one IPv6 /64.
+        member_rate, member_burst: requests of one key.
+        byte_rate, byte_burst: bytes of bodies of one key.
+        frame_bytes: the largest frame, in chunks or not.
+        in_flight_bytes: bodies in memory, of all requests together.
+        holder_bytes: bodies in memory of one key.
+        spool_bytes: all unfinished and unused uploads on disk.
+        reserve_bytes: disk space that frames may not use, so that accepted frames can still be committed.
+        header_s: longest time until a request's headers have come.
+        stall_s: longest time without a byte of a body.
+        slowest: bytes per second that a body must average after its first ``stall_s``.
+        waiting: number of long polls at a time.
+        wait_s: longest duration of a long poll.
+        connections: number of connections at a time.
     """
 
     address_rate: float = 200.0
@@ -49,14 +55,14 @@ class Limits:
 
 
 class Buckets:
-    """Token buckets by key. ``now_s`` comes from the caller, on a clock that never goes back."""
+    """Token buckets by key. The caller supplies ``now_s`` from a clock that never goes back."""
 
     def __init__(self, rate: float, burst: float, keys: int = KEYS) -> None:
         self._rate, self._burst, self._keys = rate, burst, keys
         self._level: OrderedDict[str, tuple[float, float]] = OrderedDict()
 
     def take(self, key: str, amount: float, now_s: float) -> float:
-        """Take ``amount`` if it is there; returns 0.0, or the seconds after which it would be."""
+        """Take ``amount`` if it is available. Return 0.0, or the seconds until it would be."""
         level, at_s = self._level.pop(key, (self._burst, now_s))
         level = min(self._burst, level + (now_s - at_s) * self._rate)
         short = amount - level
@@ -71,7 +77,7 @@ class Gatekeeper:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._held = Counter[str]()  # bytes of bodies in memory, by key
+        self._held = Counter[str]()  # bytes of bodies in memory by key
         self._addresses = Buckets(limits.address_rate, limits.address_burst)
         self._members = Buckets(limits.member_rate, limits.member_burst)
         self._bytes = Buckets(limits.byte_rate, limits.byte_burst)
@@ -82,35 +88,50 @@ class Gatekeeper:
         return self._held.total()
 
     def hold(self, holder: str, length: int) -> None:
-        """Keep room for a body of a key. Raises TransportError(E-BUSY): so that no key fills the room of all others."""
+        """Reserve room for a body of a key, so that no key fills the room of the others.
+
+        Raises:
+            TransportError: E-BUSY.
+        """
         limits = self.limits
         if self._held[holder] + length > limits.holder_bytes or self.in_flight + length > limits.in_flight_bytes:
-            raise Later("E-BUSY", "the server has its hands full.", "wait a moment.", 1.0)
+            raise Later("E-BUSY", "the server holds too many requests in memory.", "wait a moment.", 1.0)
         self._held[holder] += length
 
     def release(self, holder: str, length: int) -> None:
-        """Give back what was held."""
+        """Free the room of a body."""
         self._held[holder] -= length
         if not self._held[holder]:
             del self._held[holder]
 
     def address(self, address: str, now_s: float) -> None:
-        """Count a request of an address, an IPv6 address as its /64. Raises TransportError(E-RATE)."""
+        """Count a request of an address; an IPv6 address counts as its /64.
+
+        Raises:
+            TransportError: E-RATE.
+        """
         _refuse(self._addresses.take(_customer(address), 1.0, now_s), "requests from this address")
 
     def member(self, name: str, size: int, now_s: float) -> None:
-        """Count a request of a member with a body of ``size`` bytes. Raises TransportError(E-RATE)."""
+        """Count a request of a member with a body of ``size`` bytes.
+
+        Raises:
+            TransportError: E-RATE.
+        """
         _refuse(self._members.take(name, 1.0, now_s), "requests by this key")
         _refuse(self._bytes.take(name, size, now_s), "bytes from this key")
 
 
 def _customer(address: str) -> str:
-    """What one customer of a network has: an IPv4 address, or an IPv6 /64, in which it has as many as it likes. An IPv4
-    address that is written as an IPv6 one is the same customer."""
+    """Return the network of one customer: an IPv4 address, or an IPv6 /64, in which a customer has any number of
+    addresses.
+
+    An IPv4 address in IPv6 form is the same customer.
+    """
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return address  # of a socket that has none
+        return address  # a socket without an address
     if isinstance(parsed, ipaddress.IPv4Address):
         return str(parsed)
     if parsed.ipv4_mapped is not None:
@@ -124,7 +145,7 @@ def _refuse(wait_s: float, what: str) -> None:
 
 
 class Later(TransportError):
-    """A refusal that ends by itself. ``wait_s``: when to try again."""
+    """A refusal that ends by itself. ``wait_s``: seconds until the next attempt."""
 
     def __init__(self, code: str, what: str, fix: str, wait_s: float) -> None:
         super().__init__(code, what, fix)
