@@ -1,4 +1,9 @@
-"""Key agreement: X25519 and HKDF-SHA256 from the ``cryptography`` library (RFC 7748, RFC 5869)."""
+"""Key agreement with X25519 and HKDF-SHA256 from the ``cryptography`` library (RFC 7748, RFC 5869).
+
+>>> alice, bob = pair(bytes(range(32))), pair(bytes(range(1, 33)))
+>>> agree(alice.secret, bob.public, b"salt", b"demo") == agree(bob.secret, alice.public, b"salt", b"demo")
+True
+"""
 
 from __future__ import annotations
 
@@ -22,22 +27,22 @@ class Pair:
 
 
 def pair(entropy: bytes) -> Pair:
-    """An X25519 pair whose secret is these 32 bytes, which must be uniform and fresh."""
+    """Make an X25519 pair whose secret is ``entropy``: 32 bytes, uniform and fresh."""
     return Pair(public(entropy), entropy)
 
 
 def public(secret: bytes) -> bytes:
-    """The public half of a secret."""
+    """Compute the public half of a secret."""
     return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
 
 def derive(secret: bytes, salt: bytes, info: bytes, length: int = KEY_BYTES) -> bytes:
-    """HKDF-SHA256."""
+    """Derive ``length`` bytes with HKDF-SHA256."""
     return HKDF(hashes.SHA256(), length, salt, info).derive(secret)
 
 
 class Secret:
-    """A secret key, loaded once for many agreements: loading costs as much as one of them."""
+    """A secret key, loaded once for many agreements. Loading costs as much as one agreement."""
 
     __slots__ = ("_key",)
 
@@ -45,9 +50,12 @@ class Secret:
         self._key = X25519PrivateKey.from_private_bytes(secret)
 
     def shared(self, peer: bytes) -> bytes:
-        """X25519(secret, peer), for ``derive`` only: the same 32 bytes on both sides, not uniform.
+        """Compute X25519(secret, peer): the same 32 bytes on both sides.
 
-        Raises DecodeError(E-KEY-AGREE): ``peer`` is no key, or one of small order (the shared value would be zero).
+        They are not uniform, so use them in ``derive`` only.
+
+        Raises:
+            DecodeError: E-KEY-AGREE if ``peer`` is no key, or one of small order (the shared value would be zero).
         """
         try:
             return self._key.exchange(X25519PublicKey.from_public_bytes(peer))
@@ -55,20 +63,20 @@ class Secret:
             raise DecodeError("E-KEY-AGREE", "a peer's public key is not usable.") from None
 
     def agree(self, peer: bytes, salt: bytes, info: bytes) -> bytes:
-        """HKDF(X25519(secret, peer), salt, info). Raises as ``shared``."""
+        """Compute HKDF(X25519(secret, peer), salt, info). Raises as ``shared``."""
         return derive(self.shared(peer), salt, info)
 
 
 def agree(secret: bytes, peer: bytes, salt: bytes, info: bytes) -> bytes:
-    """``Secret.agree``, for one agreement."""
+    """Compute ``Secret.agree`` for a single agreement."""
     return Secret(secret).agree(peer, salt, info)
 
 
 def usable(peer: bytes) -> bool:
-    """Whether ``peer`` is a public key that ``agree`` takes: 32 bytes, and not of small order.
+    """Return True if ``agree`` accepts ``peer``: 32 bytes, and not of small order.
 
-    A secret scalar is a multiple of 8, so a point of small order gives zero with every secret, and the one that is used
-    here does not matter.
+    A secret scalar is a multiple of 8, so a point of small order gives zero with every secret. The secret that is used
+    for the test therefore does not matter.
     """
     try:
         X25519PrivateKey.from_private_bytes(bytes(KEY_BYTES)).exchange(X25519PublicKey.from_public_bytes(peer))

@@ -1,6 +1,6 @@
-"""A pseudo-random generator: the AES-256-CTR key stream of a 32-byte seed, as ring elements or as words for samplers.
+"""Pseudo-random generator: the AES-256-CTR key stream of a 32-byte seed, as ring elements or as words for samplers.
 
-A seed is a key and is used once: two expansions of one seed for two purposes would cancel each other's secrecy.
+A seed is a key and is used once. Two expansions of one seed for two purposes would destroy each other's secrecy.
 Primitive: AES in counter mode, NIST SP 800-38A, from the ``cryptography`` library.
 """
 
@@ -16,9 +16,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 SEED_BYTES = 32
-LIMIT_BYTES = 1 << 36  # of one seed's key stream, 2^32 blocks: far below what counter mode may leak
-_CHUNK_BYTES = 1 << 18  # of key stream at a time: below it calls cost more than caches save
-_TOGETHER = 4  # key streams that are added in one pass over the sum
+LIMIT_BYTES = 1 << 36  # Key stream of one seed: 2^32 blocks, far below the limits of counter mode.
+_CHUNK_BYTES = 1 << 18  # Key stream at a time. In smaller chunks, calls cost more than caches save.
+_TOGETHER = 4  # Key streams that are added in one pass over the sum.
 _ZEROS = memoryview(bytes(_CHUNK_BYTES))
 
 Ring = NDArray[np.uint32] | NDArray[np.uint64]
@@ -26,7 +26,7 @@ Ring = NDArray[np.uint32] | NDArray[np.uint64]
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _add_one(acc: NDArray[Any], a: NDArray[Any], sign: Any, mask: Any) -> None:
-    word, wide = a.dtype.type, acc.dtype.type  # two words add up to a uint64 here, which the vector unit is slow at
+    word, wide = a.dtype.type, acc.dtype.type  # Two words would add up to a uint64, which is slow on vector units.
     for i in range(acc.size):
         acc[i] = wide(acc[i] + wide(word((a[i] ^ sign) - sign))) & mask
 
@@ -43,21 +43,23 @@ def _add_four(acc: NDArray[Any], words: NDArray[Any], signs: NDArray[Any], mask:
 
 
 class Words:
-    """A seed's key stream, read in order: ``fill`` gives the next words, whatever the sizes of the reads.
+    """A seed's key stream, read in order. ``fill`` gives the next words, whatever the sizes of the earlier reads.
 
-    Raises ValueError for a seed that has not 32 bytes.
+    Raises:
+        ValueError: the seed does not have 32 bytes.
     """
 
     def __init__(self, seed: bytes) -> None:
         if len(seed) != SEED_BYTES:
-            raise ValueError(f"a seed has {SEED_BYTES} bytes, this one {len(seed)}")
+            raise ValueError(f"a seed has {SEED_BYTES} bytes, this one has {len(seed)}")
         self._stream = Cipher(algorithms.AES(seed), modes.CTR(bytes(16))).encryptor()
         self._used = 0
 
     def fill(self, out: NDArray[Any]) -> None:
         """Overwrite ``out`` (words of any size, contiguous) with the next words of the stream, little-endian.
 
-        Raises ValueError beyond ``LIMIT_BYTES``.
+        Raises:
+            ValueError: the seed would give more than ``LIMIT_BYTES``.
         """
         view = out.view(np.uint8)
         self._used += view.size
@@ -69,11 +71,14 @@ class Words:
 
 
 def coins(seed: bytes, n: int, rate: float) -> NDArray[np.bool_]:
-    """``n`` independent coins, bool[n], each true with probability ``rate`` to within 2^-53: true where u < rate, u a
-    53-bit fraction of the seed's key stream.
+    """Draw ``n`` independent coins, each true with probability ``rate`` to within 2^-53.
 
-    For draws on whose secrecy a privacy guarantee rests (amplification by sampling). Edge cases: none is true at rate
-    0, all are at rate 1.
+    A coin is true if u < rate, with u a 53-bit fraction of the seed's key stream. Use it for draws whose secrecy a
+    privacy guarantee relies on (amplification by sampling).
+
+    Returns:
+        bool[n].
+    Edge cases: no coin is true at rate 0, all are at rate 1.
     """
     words = np.empty(n, np.uint64)
     Words(seed).fill(words)
@@ -82,27 +87,30 @@ def coins(seed: bytes, n: int, rate: float) -> NDArray[np.bool_]:
 
 
 def width(bits: int) -> type[np.uint32] | type[np.uint64]:
-    """The word that holds residues modulo 2^bits. Raises ValueError outside 1 to 64."""
+    """Choose the word that holds residues modulo 2^bits. Raises ValueError outside 1 to 64."""
     if not 1 <= bits <= 64:
         raise ValueError(f"a ring has 1 to 64 bits, not {bits}")
     return np.uint32 if bits <= 32 else np.uint64
 
 
 def stream_word(bits: int) -> type[np.uint16] | type[np.uint32] | type[np.uint64]:
-    """The word of a key stream that stands for one residue: half as much stream up to 16 bits. Raises as ``width``."""
+    """Choose the word of a key stream that gives one residue. Up to 16 bits it is half as wide. Raises as ``width``."""
     return np.uint16 if 1 <= bits <= 16 else width(bits)
 
 
 def add(acc: Ring, masks: Iterable[tuple[Words, int]], bits: int) -> None:
-    """``acc += sum over (stream, sign) of sign stream mod 2^bits``, in place, each byte of key stream touched once.
+    """Add masks to a sum: ``acc += sum over (stream, sign) of sign stream mod 2^bits``, in place.
 
-    The i-th next word of a key stream (``stream_word``) belongs to coordinate i, so the result does not depend on how
-    it is computed. Masking a uniform word to ``bits`` bits is exactly uniform.
+    Each byte of key stream is touched once. The i-th next word of a key stream (``stream_word``) belongs to coordinate
+    i, so the result does not depend on the way it is computed. A uniform word cut to ``bits`` bits is exactly uniform.
+
     Args:
-        acc: uint32[d] up to 32 bits, else uint64[d]; contiguous, below 2^bits. masks: key streams, each a different
-        one; sign: 1 adds, -1 subtracts. Four are drawn from ``masks`` at a time.
+        acc: uint32[d] up to 32 bits, else uint64[d]. Contiguous, below 2^bits.
+        masks: (key stream, sign) pairs, each with another stream. Sign 1 adds, -1 subtracts. Four are taken from
+            ``masks`` at a time.
+        bits: bits of the ring, 1 to 64.
     Raises:
-        ValueError: wrong dtype or sign; d beyond ``LIMIT_BYTES``.
+        ValueError: wrong dtype or sign, or d beyond ``LIMIT_BYTES``.
     """
     wide, word = width(bits), np.dtype(stream_word(bits))
     if acc.dtype != wide or not acc.flags.c_contiguous or acc.ndim != 1:
@@ -111,16 +119,16 @@ def add(acc: Ring, masks: Iterable[tuple[Words, int]], bits: int) -> None:
     step = _CHUNK_BYTES // word.itemsize
     room = np.empty((_TOGETHER, step), word)
     terms = iter(masks)
-    while some := list(islice(terms, _TOGETHER)):
-        if any(sign not in (1, -1) for _, sign in some):
+    while batch := list(islice(terms, _TOGETHER)):
+        if any(sign not in (1, -1) for _, sign in batch):
             raise ValueError("a sign must be 1 or -1")
-        signs = np.array([0 if sign == 1 else whole for _, sign in some], word)  # x ^ ~0 - ~0 = -x
+        signs = np.array([0 if sign == 1 else whole for _, sign in batch], word)  # x ^ ~0 - ~0 = -x
         for start in range(0, acc.size, step):
             part = acc[start : start + step]
             words = room[:, : part.size]
-            for (stream, _), row in zip(some, words, strict=False):
+            for (stream, _), row in zip(batch, words, strict=False):
                 stream.fill(row)
-            if len(some) == _TOGETHER:
+            if len(batch) == _TOGETHER:
                 _add_four(part, words, signs, mask)
                 continue
             for row, sign in zip(words, signs, strict=False):
@@ -128,7 +136,11 @@ def add(acc: Ring, masks: Iterable[tuple[Words, int]], bits: int) -> None:
 
 
 class Mask:
-    """A key stream, added (sign 1) or taken away (-1) a piece at a time: what ``add`` does to a whole vector."""
+    """A key stream that is added (sign 1) or subtracted (-1) piece by piece. ``add`` does the same to a whole vector.
+
+    Raises:
+        ValueError: the sign is neither 1 nor -1.
+    """
 
     def __init__(self, stream: Words, sign: int, bits: int) -> None:
         if sign not in (1, -1):
@@ -139,7 +151,7 @@ class Mask:
         self._mask = width(bits)((1 << bits) - 1)
 
     def add(self, piece: Ring) -> None:
-        """To the next coordinates, in place."""
+        """Add the key stream to the next coordinates, in place."""
         if self._words.size < piece.size:
             self._words = np.empty(piece.size, self._words.dtype)
         self._stream.fill(self._words[: piece.size])
@@ -147,7 +159,7 @@ class Mask:
 
 
 def expand(seed: bytes, dim: int, bits: int) -> Ring:
-    """PRG(seed): ``dim`` residues, uniform modulo 2^bits. Raises as ``add``."""
+    """Compute PRG(seed): ``dim`` residues, uniform modulo 2^bits. Raises as ``add``."""
     out: Ring = np.zeros(dim, np.uint32) if width(bits) is np.uint32 else np.zeros(dim, np.uint64)
     add(out, [(Words(seed), 1)], bits)
     return out

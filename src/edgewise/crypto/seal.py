@@ -1,4 +1,9 @@
-"""Sealed boxes: AES-256-GCM, its key used once or its nonces random, and HPKE to a public key (RFC 9180)."""
+"""Sealed boxes: AES-256-GCM with a key used once or with random nonces, and HPKE to a public key (RFC 9180).
+
+>>> box = seal(bytes(32), b"text", b"round 3")
+>>> open(bytes(32), box, b"round 3")
+b'text'
+"""
 
 from __future__ import annotations
 
@@ -11,22 +16,28 @@ from cryptography.hazmat.primitives.hpke import AEAD, KDF, KEM, Suite
 from edgewise.core.errors import DecodeError
 
 _SUITE = Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
-_ONCE = bytes(12)  # a nonce of zeros is sound because a key seals one box only
-OVERHEAD_BYTES = 16  # of a box under a shared key
+_ONCE = bytes(12)  # A nonce of zeros is sound because a key seals one box only.
+OVERHEAD_BYTES = 16  # added by a box under a shared key
 HPKE_OVERHEAD_BYTES = 48
 KEY_BYTES = 32
 NONCE_BYTES = 12
-_LEAD_BYTES = KEY_BYTES + HPKE_OVERHEAD_BYTES  # of a large box: its key, sealed
+_LEAD_BYTES = KEY_BYTES + HPKE_OVERHEAD_BYTES  # A large box begins with its sealed key.
 LARGE_OVERHEAD_BYTES = _LEAD_BYTES + OVERHEAD_BYTES
 
 
 def seal(key: bytes, plain: bytes, bound: bytes) -> bytes:
-    """A box that only ``key`` opens; ``bound`` is authenticated with it. ``key`` (32 bytes) must seal nothing else."""
+    """Seal a box that only ``key`` opens.
+
+    Args:
+        key: 32 bytes that seal nothing else.
+        plain: the contents.
+        bound: context that is authenticated with the box.
+    """
     return AESGCM(key).encrypt(_ONCE, plain, bound)
 
 
 def open(key: bytes, box: bytes | memoryview, bound: bytes) -> bytes:
-    """Inverse of ``seal``. Raises DecodeError(E-SEAL) where the box is not exactly what was sealed for this."""
+    """Open a box of ``seal``. Raises DecodeError(E-SEAL) unless the box was sealed with this key and ``bound``."""
     try:
         return AESGCM(key).decrypt(_ONCE, box, bound)
     except (InvalidTag, ValueError):
@@ -34,10 +45,12 @@ def open(key: bytes, box: bytes | memoryview, bound: bytes) -> bytes:
 
 
 def hpke_seal(public: bytes, plain: bytes | memoryview, bound: bytes) -> bytes:
-    """A box for the holder of an X25519 key: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM, base mode.
+    """Seal a box for the holder of an X25519 key: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM, base mode.
 
-    ``bound`` goes into the key schedule as HPKE's ``info``, so a box opens for exactly the same ``bound`` only.
-    Raises DecodeError(E-KEY-AGREE) where ``public`` is no key.
+    ``bound`` enters the key schedule as HPKE's ``info``, so a box opens only with exactly the same ``bound``.
+
+    Raises:
+        DecodeError: E-KEY-AGREE if ``public`` is no key.
     """
     try:
         return _SUITE.encrypt(plain, X25519PublicKey.from_public_bytes(public), bound)
@@ -46,7 +59,7 @@ def hpke_seal(public: bytes, plain: bytes | memoryview, bound: bytes) -> bytes:
 
 
 def hpke_open(secret: bytes, box: bytes, bound: bytes) -> bytes:
-    """Inverse of ``hpke_seal``. Raises DecodeError(E-SEAL)."""
+    """Open a box of ``hpke_seal``. Raises DecodeError(E-SEAL)."""
     try:
         return _SUITE.decrypt(box, X25519PrivateKey.from_private_bytes(secret), bound)
     except (InvalidTag, ValueError):
@@ -54,19 +67,28 @@ def hpke_open(secret: bytes, box: bytes, bound: bytes) -> bytes:
 
 
 class BoxKey:
-    """Many boxes under one key: AES-256-GCM with random nonces, at most 2^32 of them. ``key``: 32 bytes that are used
-    for nothing else."""
+    """A key for many boxes: AES-256-GCM with random nonces, at most 2^32 of them.
+
+    ``key`` is 32 bytes that are used for nothing else.
+    """
 
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(key)
 
     def seal(self, nonce: bytes, plain: bytes, bound: bytes) -> bytes:
-        """The rest of a box that begins with its ``nonce``: 12 random bytes. ``bound`` is authenticated with it."""
+        """Seal the contents of a box that begins with its ``nonce``: 12 random bytes.
+
+        ``bound`` is authenticated with it.
+
+        The result is the box without its nonce.
+        """
         return self._cipher.encrypt(nonce, plain, bound)
 
     def open(self, box: bytes | memoryview, bound: bytes) -> bytes:
-        """Inverse of ``seal``, for the whole box. Raises DecodeError(E-SEAL) for another key or ``bound``, and for
-        changed bytes."""
+        """Open a whole box, nonce included.
+
+        Raises DecodeError(E-SEAL) for another key or ``bound``, and for changed bytes.
+        """
         view = memoryview(box)
         try:
             return self._cipher.decrypt(view[:NONCE_BYTES], view[NONCE_BYTES:], bound)
@@ -75,15 +97,19 @@ class BoxKey:
 
 
 class LargeBox:
-    """A box for the holder of an X25519 key that is written a piece at a time, without a second copy of its plain text.
+    """A box for the holder of an X25519 key, written piece by piece, without a second copy of its plain text.
 
-    HPKE seals a key, and that key seals the pieces with AES-256-GCM, both for ``bound``; as enveloped data are in CMS
+    HPKE seals a key, and that key seals the pieces with AES-256-GCM, both for ``bound``. This is how CMS envelopes data
     (RFC 5652, 6), with HPKE for the key (RFC 9180). Bytes: sealed key (80), cipher text, tag (16).
+
     Args:
-        key: 32 fresh secret bytes that seal nothing else. room: the box, ``LARGE_OVERHEAD_BYTES`` more than the plain
-        text, to be written; whatever fails, nothing in it is plain.
+        public: the holder's key.
+        key: 32 fresh secret bytes that seal nothing else.
+        bound: context that is authenticated with the box.
+        room: memory for the box, ``LARGE_OVERHEAD_BYTES`` more than the plain text. It never holds plain text, whatever
+            fails.
     Raises:
-        DecodeError: E-KEY-AGREE, ``public`` is no key.
+        DecodeError: E-KEY-AGREE if ``public`` is no key.
     """
 
     def __init__(self, public: bytes, key: bytes, bound: bytes, room: memoryview) -> None:
@@ -93,7 +119,7 @@ class LargeBox:
         self._stream.authenticate_additional_data(bound)
 
     def write(self, piece: bytes | memoryview) -> None:
-        """Seal the next bytes. Raises ValueError where they have no room."""
+        """Seal the next bytes. Raises ValueError if they exceed the room."""
         end = self._at + len(piece)
         if end > len(self._room) - OVERHEAD_BYTES:
             raise ValueError("more plain text than the box has room for")
@@ -101,7 +127,7 @@ class LargeBox:
         self._at = end
 
     def close(self) -> None:
-        """Write the tag; the box is complete. Raises ValueError where plain text is missing."""
+        """Write the tag, which completes the box. Raises ValueError if plain text is missing."""
         if self._at != len(self._room) - OVERHEAD_BYTES:
             raise ValueError("less plain text than the box has room for")
         self._stream.finalize()
@@ -109,7 +135,7 @@ class LargeBox:
 
 
 def large_open(secret: bytes, box: bytes | memoryview, bound: bytes) -> bytes:
-    """Inverse of ``LargeBox``. Raises DecodeError(E-SEAL)."""
+    """Open a ``LargeBox``. Raises DecodeError(E-SEAL)."""
     key = hpke_open(secret, bytes(box[:_LEAD_BYTES]), bound)
     if len(key) != KEY_BYTES:
         raise DecodeError("E-SEAL", "a sealed box does not open.")

@@ -1,10 +1,14 @@
-"""Secret sharing: any ``threshold`` of the shares give the secret, fewer say nothing about it.
+"""Secret sharing: ``threshold`` of the shares give the secret, and fewer reveal nothing about it.
 
     f(x) = s + a_1 x + ... + a_(t-1) x^(t-1)  over GF(p), p = 2^256 + 297 (prime);  share at x: f(x)
     s = sum_j y_j prod_(m != j) x_m / (x_m - x_j)
 
-A 32-byte secret is one field element. Python integers are not constant in time; secrets here live for one round.
-Source: Shamir 1979, Communications of the ACM 22(11).
+A 32-byte secret is one field element. Python integers do not compute in constant time. Secrets here live for one round
+only. Source: Shamir 1979, Communications of the ACM 22(11).
+
+>>> shares = share(bytes(range(32)), [1, 2, 3], 2, bytes(32))
+>>> combine({1: shares[1], 3: shares[3]}, 2) == bytes(range(32))
+True
 """
 
 from __future__ import annotations
@@ -22,22 +26,24 @@ SECRET_BYTES, SHARE_BYTES = 32, 33
 
 
 def share(secret: bytes, at: Sequence[int], threshold: int, entropy: bytes) -> dict[int, bytes]:
-    """Shares of ``secret`` at the points ``at``.
+    """Split ``secret`` into shares at the points ``at``.
 
     Args:
-        secret: 32 bytes. at: distinct points, each from 1 to 2^32. threshold: 1 to the number of points.
-        entropy: 32 fresh secret bytes; the coefficients are drawn from it, exactly uniform in the field.
+        secret: 32 bytes.
+        at: distinct points, each from 1 to 2^32.
+        threshold: number of shares that give the secret back, 1 to the number of points.
+        entropy: 32 fresh secret bytes. The coefficients are drawn from them, exactly uniform in the field.
     Returns:
         point -> 33 bytes, little-endian.
     Raises:
-        ValueError: own misuse.
+        ValueError: an argument is outside these limits (own misuse).
     """
     if len(secret) != SECRET_BYTES:
-        raise ValueError(f"a secret has {SECRET_BYTES} bytes, this one {len(secret)}")
+        raise ValueError(f"a secret has {SECRET_BYTES} bytes, this one has {len(secret)}")
     if len(set(at)) != len(at) or not all(1 <= x <= 2**32 for x in at):
         raise ValueError("points must be distinct and lie between 1 and 2^32")
     if not 1 <= threshold <= len(at):
-        raise ValueError(f"threshold {threshold} of {len(at)} shares")
+        raise ValueError(f"the threshold must be 1 to {len(at)}, the number of shares, not {threshold}")
     coefficients = [int.from_bytes(secret, "little"), *_uniform(entropy, threshold - 1)]
     out = {}
     for x in at:
@@ -49,17 +55,17 @@ def share(secret: bytes, at: Sequence[int], threshold: int, entropy: bytes) -> d
 
 
 def is_element(share: bytes) -> bool:
-    """Return whether ``share`` encodes a field element: 33 bytes, a number below p. Every element has one encoding."""
+    """Return True if ``share`` encodes a field element: 33 bytes, a number below p. Every element has one encoding."""
     return len(share) == SHARE_BYTES and int.from_bytes(share, "little") < PRIME
 
 
 def element(secret: bytes) -> bytes:
-    """A secret as the field element that it is, f(0): 33 bytes, little-endian."""
+    """Encode a secret as its field element f(0): 33 bytes, little-endian."""
     return secret.ljust(SHARE_BYTES, b"\0")
 
 
 def _uniform(entropy: bytes, n: int) -> list[int]:
-    """n uniform field elements: 257 random bits, drawn again where they are not below p."""
+    """Draw n uniform field elements: 257 random bits each, drawn again if they are not below p."""
     words, out = Words(entropy), list[int]()
     while len(out) < n:
         room = np.empty((n - len(out), SHARE_BYTES), np.uint8)
@@ -71,7 +77,7 @@ def _uniform(entropy: bytes, n: int) -> list[int]:
 
 @lru_cache(maxsize=1024)
 def lagrange(at: tuple[int, ...]) -> tuple[int, ...]:
-    """The factors with which shares at these distinct points add up to the secret."""
+    """Compute the factors with which shares at these distinct points add up to the secret."""
     out = []
     for x in at:
         top = bottom = 1
@@ -83,14 +89,16 @@ def lagrange(at: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """The secret from at least ``threshold`` shares (the first ``threshold`` by point are used).
+    """Recover the secret from at least ``threshold`` shares. The first ``threshold`` by point are used.
 
-    Guarantees: wrong shares give a wrong secret or an error, never a crash; nothing here can tell which.
+    Guarantees: wrong shares give a wrong secret or an error, never a crash. Nothing here can tell which share is wrong.
+
     Raises:
-        DecodeError(E-SHARE): too few shares, one that is no field element, or a result that is no 32-byte secret.
+        DecodeError: E-SHARE for too few shares, a share that is no field element, or a result that is no 32-byte
+            secret.
     """
     if len(shares) < threshold:
-        raise DecodeError("E-SHARE", f"{len(shares)} shares, {threshold} are needed.")
+        raise DecodeError("E-SHARE", f"there are {len(shares)} shares, and {threshold} are needed.")
     at = tuple(sorted(shares))[:threshold]
     if not all(is_element(shares[x]) for x in at):
         raise DecodeError("E-SHARE", "a share is no element of the field.")

@@ -1,9 +1,13 @@
-"""Signatures: Ed25519 from the ``cryptography`` library (RFC 8032). What is signed names its own purpose.
+"""Signatures: Ed25519 from the ``cryptography`` library (RFC 8032). Every signed message names its own purpose.
 
-Libraries differ on signatures that no honest signer makes. One that the server takes and devices refuse would end a
-round in nobody's name, so there is one rule: [S]B = R + [k]A without the cofactor, S below the group's order, and A and
-R in their one form and not of small order.
-Source: Chalkias, Garillot, Nikolaenko 2020, ePrint 2020/1244.
+Libraries disagree on signatures that no honest signer makes. If the server accepted one and devices refused it, a round
+would end without anyone at fault. So there is one rule: [S]B = R + [k]A without the cofactor, S below the group's
+order, and A and R in their canonical form and not of small order. Source: Chalkias, Garillot, Nikolaenko 2020, ePrint
+2020/1244.
+
+>>> keys = pair(bytes(32))
+>>> verify(keys.public, sign(keys.secret, b"message"), b"message")
+True
 """
 
 from __future__ import annotations
@@ -20,17 +24,20 @@ _SMALL = frozenset({0, 1, _P - 1, _EIGHTH, _P - _EIGHTH})  # y of all points who
 
 
 def pair(entropy: bytes) -> Pair:
-    """An Ed25519 pair whose secret is these 32 bytes."""
+    """Make an Ed25519 pair whose secret is ``entropy``, 32 bytes."""
     return Pair(Ed25519PrivateKey.from_private_bytes(entropy).public_key().public_bytes_raw(), entropy)
 
 
 def sign(secret: bytes, message: bytes) -> bytes:
-    """64 bytes."""
+    """Sign a message: 64 bytes."""
     return Ed25519PrivateKey.from_private_bytes(secret).sign(message)
 
 
 def verify(public: bytes, signature: bytes, message: bytes) -> bool:
-    """Whether ``signature`` is ``public``'s on ``message``; False for what is malformed, and where libraries differ."""
+    """Return True if ``signature`` is ``public``'s signature of ``message``.
+
+    False for malformed input, and for signatures on which libraries disagree.
+    """
     if _differs(public) or _differs(signature[:32]):
         return False
     try:
@@ -41,6 +48,6 @@ def verify(public: bytes, signature: bytes, message: bytes) -> bool:
 
 
 def _differs(point: bytes) -> bool:
-    """Whether a point is of small order, or not in its one form."""
+    """Return True if a point is of small order, or not in its canonical form."""
     y = int.from_bytes(point, "little") & (2**255 - 1)
     return y >= _P or y in _SMALL

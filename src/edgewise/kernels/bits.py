@@ -31,7 +31,7 @@ def _pack_words(values: NDArray[Any], width: int, words: NDArray[np.uint32]) -> 
 
 @compiled
 def _pack_three_bytes(x: NDArray[np.uint32], words: NDArray[np.uint32]) -> None:
-    """24 bits: four values are three words. x: a multiple of four."""
+    """Pack 24-bit values: four values are three words. The size of x is a multiple of four."""
     for i in range(x.size // 4):
         a, b, c, d = x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]
         words[3 * i] = a | np.uint32(b << np.uint32(24))
@@ -57,8 +57,10 @@ def _unpack_words(words: NDArray[np.uint32], width: int, out: NDArray[Any]) -> N
 
 @compiled
 def _pack_narrow(x: NDArray[np.uint8], width: int, out: NDArray[np.uint8]) -> None:
-    """1, 2 or 4 bits: the values of one output byte lie in one word of ``x``, which is folded onto itself.
-    x: whole words."""
+    """Pack values of 1, 2 or 4 bits.
+
+    The values of one output byte lie in one word of ``x``, which is folded onto itself. x consists of whole words.
+    """
     if width == 4:
         pairs = x.view(np.uint16)
         for i in range(pairs.size):
@@ -69,13 +71,13 @@ def _pack_narrow(x: NDArray[np.uint8], width: int, out: NDArray[np.uint8]) -> No
             out[i] = np.uint8((fours[i] | (fours[i] >> 6) | (fours[i] >> 12) | (fours[i] >> 18)) & 0xFF)
     else:
         eights = x.view(np.uint64)
-        for i in range(eights.size):  # byte k times 2^(56 - 7 k) puts its bit at 56 + k
+        for i in range(eights.size):  # Multiplying byte k by 2^(56 - 7 k) moves its bit to position 56 + k.
             out[i] = np.uint8((eights[i] * np.uint64(0x0102040810204080)) >> np.uint64(56))
 
 
 @compiled
 def _unpack_narrow(raw: NDArray[np.uint8], width: int, out: NDArray[np.uint8]) -> None:
-    """Inverse of ``_pack_narrow``."""
+    """Unpack values of 1, 2 or 4 bits. Inverse of ``_pack_narrow``."""
     if width == 4:
         pairs = out.view(np.uint16)
         for i in range(raw.size):
@@ -88,20 +90,27 @@ def _unpack_narrow(raw: NDArray[np.uint8], width: int, out: NDArray[np.uint8]) -
             fours[i] = np.uint32((b | (b << 6) | (b << 12) | (b << 18)) & 0x03030303)
     else:
         eights = out.view(np.uint64)
-        for i in range(raw.size):  # bit k of every byte k, then any set byte becomes 1
+        for i in range(raw.size):  # Byte k keeps bit k alone. Then each nonzero byte becomes 1.
             z = (np.uint64(raw[i]) * np.uint64(0x0101010101010101)) & np.uint64(0x8040201008040201)
             eights[i] = ((z + np.uint64(0x7F7F7F7F7F7F7F7F)) >> np.uint64(7)) & np.uint64(0x0101010101010101)
 
 
 def packed_bytes(n: int, width: int) -> int:
-    """Bytes of n values of ``width`` bits."""
+    """Number of bytes of n values of ``width`` bits."""
     return (n * width + 7) // 8
 
 
 def pack_bits(values: NDArray[Any], width: int) -> memoryview:
-    """Values below 2^width (not checked), least significant bit first, zero padding to a byte. width: 1 to 32.
+    """Pack values below 2^width (not checked), least significant bit first, with zero padding to a byte.
 
-    Quickest from uint8 at 1, 2, 4 and 8 bits, and at 16, 24 and 32; uint8 at 8 and uint32 at 32 bits are not copied.
+    Fastest from uint8 at 1, 2, 4 and 8 bits, and at 16, 24 and 32 bits. uint8 at 8 and uint32 at 32 bits are not
+    copied.
+
+    Args:
+        values: integers, any dtype.
+        width: bits per value, 1 to 32.
+    Returns:
+        ``packed_bytes(n, width)`` bytes.
     """
     if width in (8, 16, 32):
         return np.ascontiguousarray(values, f"<u{width // 8}").view(np.uint8).data
@@ -125,8 +134,12 @@ def pack_bits(values: NDArray[Any], width: int) -> memoryview:
 
 
 def unpack_bits(raw: memoryview, width: int, n: int) -> NDArray[Any] | None:
-    """Inverse of ``pack_bits``, uint8 up to 8 bits, else uint32; the caller owns the array. None unless ``raw`` has
-    exactly that many bytes and zero padding."""
+    """Unpack n values of ``width`` bits. Inverse of ``pack_bits``.
+
+    Returns:
+        uint8 up to 8 bits, else uint32. The caller owns the array. None unless ``raw`` has exactly the right number of
+        bytes and zero padding.
+    """
     size = packed_bytes(n, width)
     spare = 8 * size - n * width
     if len(raw) != size or (spare and raw[-1] >> (8 - spare)):

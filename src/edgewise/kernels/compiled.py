@@ -1,8 +1,9 @@
-"""Compile a loop with numba, and keep its static type.
+"""Compilation of loops with numba that keeps their static type.
 
 Loops use integer arithmetic and IEEE float64 without contraction or reordering, so their bits are the same on every
-little-endian platform. Inner loops run over slices from 0 to their size: only then does the compiler know that no index
-is negative and turn them into vector instructions. Work is done in runs of ``RUN`` that stay in the first-level cache.
+little-endian platform. Inner loops run over slices from 0 to their size. Only then does the compiler know that no index
+is negative, and use vector instructions. Work is done in runs of ``RUN`` coordinates, which stay in the first-level
+cache.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from numba import njit
 
 F = TypeVar("F", bound=Callable[..., Any])
 RUN = 2048  # coordinates at a time: 8 KiB of float32, 8 KiB of random words
-MAGNITUDE = np.int32(0x7FFFFFFF)  # bits of a float32 without its sign; ordered as the magnitudes are
+MAGNITUDE = np.int32(0x7FFFFFFF)  # Mask for the bits of a float32 without its sign. They have the order of magnitudes.
 
 
 def compiled(f: F) -> F:
-    """numba in no-Python mode, cached on disk, without the GIL; the type of ``f`` stays visible."""
+    """Compile with numba in no-Python mode, cached on disk, without the GIL. The type of ``f`` stays visible."""
     return cast(F, njit(cache=True, nogil=True)(f))

@@ -1,4 +1,4 @@
-"""Draw random words that depend on a seed and a coordinate's index alone, never on the order of the work.
+"""Random words that depend only on a seed and the index of a coordinate, never on the order of the work.
 
 Source of the mixer: Steele, Lea, Flood 2014 (SplitMix), constants of ``java.util.SplittableRandom``.
 """
@@ -18,7 +18,7 @@ _ONE = np.uint64(1)
 
 @compiled
 def mix(seed: np.uint64, i: int) -> np.uint64:
-    """The i-th word of the stream ``seed``; 64 bits."""
+    """Compute the i-th word of the stream ``seed``, 64 bits."""
     z = seed + (np.uint64(i) + _ONE) * _GOLDEN
     z = (z ^ (z >> _S30)) * _M1
     z = (z ^ (z >> _S27)) * _M2
@@ -27,20 +27,23 @@ def mix(seed: np.uint64, i: int) -> np.uint64:
 
 @compiled
 def uniform(seed: np.uint64, i: int) -> float:
-    """The i-th number in [0, 1) of the stream ``seed``; 53 bits."""
+    """Compute the i-th number in [0, 1) of the stream ``seed``, 53 bits."""
     return np.float64(mix(seed, i) >> _S11) * 2.0**-53
 
 
 @compiled
 def fill(seed: np.uint64, first: int, words: NDArray[np.uint64]) -> None:
-    """The words ``first``, ``first`` + 1, ... of the stream ``seed``, 64 bits each."""
+    """Write the words ``first``, ``first`` + 1, ... of the stream ``seed`` to ``words``, 64 bits each."""
     for j in range(words.size):
         words[j] = mix(seed, first + j)
 
 
 @compiled
 def choose(n: int, k: int, seed: np.uint64) -> NDArray[np.int64]:
-    """k of 0..n-1 without replacement, increasing: selection sampling (Knuth, TAOCP 2, algorithm 3.4.2 S)."""
+    """Draw k of 0..n-1 without replacement, in increasing order.
+
+    Source: selection sampling (Knuth, TAOCP 2, algorithm 3.4.2 S).
+    """
     out = np.empty(k, np.int64)
     have = 0
     for i in range(n):

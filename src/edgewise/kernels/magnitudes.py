@@ -1,4 +1,4 @@
-"""Find the largest magnitude of float32 vectors, collect large coordinates, and add two vectors on the way."""
+"""Loops that find the largest magnitude of float32 vectors, collect large coordinates, and add two vectors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from edgewise.kernels.compiled import MAGNITUDE, compiled
 
 @compiled
 def peak(bits: NDArray[np.int32]) -> np.int32:
-    """Largest magnitude of float32 values given as their bits, as bits too; above 0x7F7FFFFF: not all are finite."""
+    """Find the largest magnitude of float32 values. Values and result are given as their bits.
+
+    A result above 0x7F7FFFFF means that not all values are finite.
+    """
     top = np.int32(0)
     for i in range(bits.size):
         top = max(top, bits[i] & MAGNITUDE)
@@ -26,10 +29,14 @@ def gather(
     size: NDArray[np.int32],
     have: int,
 ) -> tuple[int, int]:
-    """Append magnitudes of at least ``floor`` (bits of float32) to ``size`` and their positions, counted from
-    ``first``, to ``where``, which hold ``have``; stops before the one that no longer fits.
+    """Append magnitudes of at least ``floor`` (bits of float32) to ``size``, and their positions to ``where``.
 
-    Returns coordinates read, and how many are held now. Most groups of 32 have none, which a vector loop finds.
+    Positions are counted from ``first``. ``where`` and ``size`` already hold ``have`` entries. The loop stops before
+    the first entry that does not fit. Most groups of 32 coordinates have no such magnitude, which a vector loop finds
+    quickly.
+
+    Returns:
+        The number of coordinates read, and the number of entries after that.
     """
     for start in range(0, bits.size, 32):
         group = bits[start : start + 32]
@@ -46,7 +53,7 @@ def gather(
 
 @compiled
 def add_bfloat16(x: NDArray[np.float32], e: NDArray[np.uint16], f: np.float32, out: NDArray[np.float32]) -> np.int32:
-    """out = x + f e in float32, e given as the upper halves of float32; returns ``peak`` of it."""
+    """Compute out = x + f e in float32, with e given as the upper halves of float32. Return ``peak`` of the result."""
     bits = out.view(np.int32)
     for i in range(e.size):
         bits[i] = np.int32(np.uint32(e[i]) << np.uint32(16))
@@ -57,7 +64,7 @@ def add_bfloat16(x: NDArray[np.float32], e: NDArray[np.uint16], f: np.float32, o
 
 @compiled
 def add_float32(x: NDArray[np.float32], e: NDArray[np.float32], f: np.float32, out: NDArray[np.float32]) -> np.int32:
-    """out = x + f e; returns ``peak`` of it."""
+    """Compute out = x + f e. Return ``peak`` of the result."""
     for i in range(x.size):
         out[i] = x[i] + f * e[i]
     return peak(out.view(np.int32))

@@ -1,4 +1,4 @@
-"""Round vectors to grids without bias, and back: one random word a coordinate, from its index."""
+"""Rounding of vectors to grids without bias, and its inverse. Each coordinate uses one random word, from its index."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgewise.kernels.magnitudes import peak
 @compiled
 def _round_run(x: NDArray[np.float32], half: NDArray[np.int32], inverse: float, top: float, out: NDArray[Any]) -> None:
     for i in range(x.size):
-        # A signed half word h is h 2^-32 + 1/2 + 2^-33: the middle of its interval, so the mean is 1/2 exactly.
+        # A signed half word h stands for h 2^-32 + 1/2 + 2^-33, the middle of its interval. The mean is exactly 1/2.
         u = np.float64(half[i]) * 2.0**-32 + (0.5 + 2.0**-33)
         out[i] = np.int32(min(max(np.floor(np.float64(x[i]) * inverse + u), -top), top))
 
@@ -32,10 +32,14 @@ def _round_span(
     have: int,
     out: NDArray[Any],
 ) -> int:
-    """Round x[start:stop]; ``words`` holds the randomness of the run that begins at ``have``, which is returned."""
+    """Round x[start:stop]. ``words`` holds the randomness of the run that begins at ``have``.
+
+    Returns:
+        The start of the run whose randomness ``words`` holds afterwards.
+    """
     halves = words.view(np.int32)
     while start < stop:
-        run = start // RUN * RUN  # runs begin at fixed places, whatever the block
+        run = start // RUN * RUN  # Runs begin at fixed positions, independent of the blocks.
         if run != have:
             fill(seed, run // 2, words)
             have = run
@@ -54,10 +58,11 @@ def round_levels(
     seed: np.uint64,
     out: NDArray[Any],
 ) -> None:
-    """floor(x_i * inverse_b + u_i), cut to +-level_max; one ``inverse`` (levels per unit) per ``block`` coordinates.
+    """Round to levels: floor(x_i * inverse_b + u_i), cut to +-level_max.
 
-    u_i = (h + 1/2) 2^-32 with h the low (even i) or high half of word i // 2 of the stream: the chance to round up is
-    the fraction to within 2^-33 of a step, far below the rounding of a float32 x itself. Zero stays zero.
+    There is one ``inverse`` (levels per unit) per ``block`` coordinates. u_i = (h + 1/2) 2^-32, with h the low (even i)
+    or high half of word i // 2 of the stream. The probability of rounding up equals the fraction to within 2^-33 of a
+    step, far below the rounding of a float32 x itself. Zero stays zero.
     """
     words, have = np.empty(RUN // 2, np.uint64), -1
     for b in range(inverse.size):
@@ -69,10 +74,13 @@ def round_levels(
 def round_blocks(
     x: NDArray[np.float32], block: int, level_max: int, seed: np.uint64, out: NDArray[Any]
 ) -> NDArray[np.float32]:
-    """``round_levels`` with a scale found for each block while it is in the cache; returns the scales.
+    """Round to levels as ``round_levels`` does, with a scale found for each block while it is in the cache.
 
-    A scale is the block's largest magnitude rounded up to bfloat16, at most the largest finite one; below 2^-126 it is
-    0 and so are the levels. inverse = level_max / scale.
+    A scale is the block's largest magnitude rounded up to bfloat16, at most the largest finite one. Below 2^-126 the
+    scale and the levels are 0. inverse = level_max / scale.
+
+    Returns:
+        The scales.
     """
     scales = np.zeros((x.size + block - 1) // block, np.float32)
     bits, as_bits = x.view(np.int32), scales.view(np.int32)
@@ -98,7 +106,7 @@ def _unround_run(levels: NDArray[Any], step: float, out: NDArray[np.float32]) ->
 def flip_coins(
     x: NDArray[np.float32], inverse: NDArray[np.float64], block: int, seed: np.uint64, out: NDArray[np.int8]
 ) -> None:
-    """1 with probability (1 + x_i * inverse_b) / 2, else -1."""
+    """Draw 1 with probability (1 + x_i * inverse_b) / 2, else -1."""
     for b in range(inverse.size):
         inv = inverse[b]
         for i in range(b * block, min(x.size, (b + 1) * block)):
@@ -107,7 +115,7 @@ def flip_coins(
 
 @compiled
 def unround(levels: NDArray[Any], step: NDArray[np.float64], block: int) -> NDArray[np.float32]:
-    """level * step_b in float64, then float32."""
+    """Compute level * step_b in float64, rounded to float32."""
     out = np.empty(levels.size, np.float32)
     for b in range(step.size):
         start, stop = b * block, min(levels.size, (b + 1) * block)
@@ -117,9 +125,10 @@ def unround(levels: NDArray[Any], step: NDArray[np.float64], block: int) -> NDAr
 
 @compiled
 def to_bfloat16(x: NDArray[np.float32], seed: np.uint64, out: NDArray[np.uint16]) -> None:
-    """The upper halves of x, rounded up in magnitude with the probability of what they leave out; never to infinity.
+    """Round x to bfloat16 at random, in magnitude, without bias. Write the upper halves to ``out``.
 
-    Quarter i mod 4 of word i // 4 of the stream is added to the lower half, so the mean is x within 2^-17 of a step.
+    The magnitude is rounded up with the probability of the part that is cut off, but never to infinity. Quarter i mod 4
+    of word i // 4 of the stream is added to the lower half, so the mean is x within 2^-17 of a step.
     """
     bits, words = x.view(np.int32), np.empty(RUN // 4, np.uint64)
     quarters = words.view(np.uint16)
@@ -135,7 +144,10 @@ def to_bfloat16(x: NDArray[np.float32], seed: np.uint64, out: NDArray[np.uint16]
 def to_int8(
     x: NDArray[np.float32], block: int, seed: np.uint64, out: NDArray[np.int8], scales: NDArray[np.float32]
 ) -> None:
-    """As ``round_blocks`` to +-127, with the largest magnitude itself, a float32, as the scale of a block."""
+    """Round to +-127 levels as ``round_blocks`` does.
+
+    The scale of a block is its largest magnitude itself, a float32.
+    """
     bits, as_bits = x.view(np.int32), scales.view(np.int32)
     words, have = np.empty(RUN // 2, np.uint64), -1
     for b in range(scales.size):

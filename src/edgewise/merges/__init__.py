@@ -1,4 +1,4 @@
-"""How contributions become one total: ``plain`` (the server sees each), ``ring`` (only the sum is decoded), ``robust``.
+"""Rules that make one total of all contributions: ``plain`` (the server sees each), ``ring`` (blind), ``robust``.
 
-Masks and shares around ``ring`` are ``secagg.merge``. To add one: docs/howto/own-algorithm.md.
+``secagg.merge`` adds masks and shares around ``ring``. To add a merge: docs/howto/own-algorithm.md.
 """

@@ -1,4 +1,4 @@
-"""A visible sum in fixed point, which does not depend on the order of arrival."""
+"""Visible sum in fixed point, which does not depend on the order of arrival."""
 
 from __future__ import annotations
 
@@ -18,18 +18,24 @@ from edgewise.core.safe_repr import outline
 from edgewise.core.space import SLACK, Space, Total
 from edgewise.core.stage import Merge
 
-FRACTION_BITS = 40  # one unit of the accumulator is 2^-40, far below float32 noise of any update
-CAPACITY_BITS = 62  # of int64, so that the sum of n_max contributions cannot overflow
+FRACTION_BITS = 40  # One unit of the accumulator is 2^-40, far below the float32 rounding of any update.
+CAPACITY_BITS = 62  # Bits of the int64 that are used, so that the sum of n_max contributions cannot overflow.
 _UNIT = 2.0**FRACTION_BITS
-_RUN = 1024  # coordinates at a time, in the first-level cache
+_RUN = 1024  # Coordinates at a time. They fit the first-level cache.
 _SHIFT, _SHIFT_BITS = 1.5 * 2.0**52, 0x4338000000000000
-_SMALL = int(np.float32(2.0**10).view(np.int32))  # times 2^40 still below 2^51
-_HEAD_UNIT = 1074  # 2^-1074 is the smallest float64: every float64 is an integer multiple of it
-_HEAD_LIMIT = 2.0**512  # so that no sum of heads overflows float64
+_SMALL = int(np.float32(2.0**10).view(np.int32))  # Values up to here stay below 2^51 when multiplied by 2^40.
+_HEAD_UNIT = 1074  # 2^-1074 is the smallest float64. Every float64 is an integer multiple of it.
+_HEAD_LIMIT = 2.0**512  # No sum of heads within this limit overflows float64.
 
 
 class Tally(NamedTuple):
-    """An accumulator: ``body`` is reused in place; ``head`` holds exact sums in units of 2^-1074; ``n`` was added."""
+    """An accumulator.
+
+    Attributes:
+        body: int64[d], units of 2^-40, reused in place.
+        head: exact sums in units of 2^-1074. None before the first contribution.
+        n: number of contributions.
+    """
 
     body: NDArray[Any]
     head: tuple[int, ...] | None
@@ -41,7 +47,10 @@ class Tally(NamedTuple):
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _peak(bits: NDArray[np.int32]) -> Any:
-    """Largest magnitude of float32 values given as bits, as bits: ordered as the magnitudes, NaN above infinity."""
+    """Find the largest magnitude of float32 values. Values and result are given as bits.
+
+    Bits have the order of the magnitudes. NaN is above infinity.
+    """
     top = np.int32(0)
     for i in range(bits.size):
         top = max(top, bits[i] & np.int32(0x7FFFFFFF))
@@ -50,10 +59,10 @@ def _peak(bits: NDArray[np.int32]) -> Any:
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _fold(acc: NDArray[np.int64], x: NDArray[np.float32], limit: int, unit: float) -> bool:
-    """Check all coordinates, then add all, rounded half to even; False (and nothing added) if one fails.
+    """Add all coordinates, rounded half to even, if none exceeds ``limit``. Otherwise add nothing and return False.
 
-    ``limit`` is the bits of the largest float32 allowed. A sum with 1.5 2^52 is rounded to an integer, which then
-    stands in its low bits: exact up to 2^51, and a vector instruction where float64 to int64 is none.
+    ``limit`` is the bits of the largest float32 allowed. Adding 1.5 2^52 rounds a number to an integer, which then
+    stands in its low bits. This is exact up to 2^51, and it is a vector instruction, unlike float64 to int64.
     """
     top = _peak(x.view(np.int32))
     if top > limit:
@@ -77,7 +86,7 @@ def _fold(acc: NDArray[np.int64], x: NDArray[np.float32], limit: int, unit: floa
 def _fold_sparse(
     acc: NDArray[np.int64], support: NDArray[np.int64], x: NDArray[np.float32], limit: int, unit: float
 ) -> bool:
-    """As ``_fold`` at the positions of ``support``."""
+    """Add values at the positions of ``support``, as ``_fold`` does."""
     if _peak(x.view(np.int32)) > limit:
         return False
     for i in range(x.size):
@@ -89,20 +98,22 @@ def _fold_sparse(
 def plain_sum() -> Merge:
     """Add contributions that the server sees.
 
-    Each is decoded to float32[d] and added in fixed point, 40 fraction bits in int64.
-    A contribution that is sparse (``Payload.support``) is added at its positions only: time by its non-zeros. A dense
-    one can be added while it is decoded, piece by piece; if a piece is refused, those before it are subtracted again.
-    Guarantees: the sum is exact, hence the same for every order of arrival and every way to shard it; a refused
-    contribution leaves the accumulator unchanged; each coordinate's rounding is at most 2^-41 per contribution. The
-    head's scalars are added exactly.
-    Algebra: ``step`` 2^-40. The sum leaves as float64, and ``rounding`` is of its 53 bits.
+    Each contribution is decoded to float32[d] and added in fixed point, 40 fraction bits in int64. A sparse
+    contribution (``Payload.support``) is added at its positions only, in time proportional to its non-zeros. A dense
+    one can be added piece by piece while it is decoded. If a piece is refused, the pieces before it are subtracted
+    again.
+
+    Guarantees: the sum is exact, hence the same for every order of arrival and every way to shard it. A refused
+    contribution leaves the accumulator unchanged. The rounding of each coordinate is at most 2^-41 per contribution.
+    The scalars of the head are added exactly.
+    Algebra: ``step`` is 2^-40. The result is float64, and ``rounding`` accounts for its 53 bits.
     Limits: |x_i| <= 2^22 / n_max (``most``), so that n_max contributions cannot overflow.
-    Raises (add): DecodeError E-PAYLOAD on a value that is not finite, E-RANGE beyond the limit; ValueError (own misuse)
-        on a wrong shape or above n_max contributions.
+    Raises (add): DecodeError E-PAYLOAD for a value that is not finite, E-RANGE beyond the limit. ValueError (own
+    misuse) for a wrong shape or above n_max contributions.
     """
 
     def infer(space: Space) -> Total:
-        # What ``Pipeline.add`` accepts may be longer than the bound by its slack; float64 has 53 bits of the sum.
+        # ``Pipeline.add`` accepts vectors that exceed the bound by its slack. float64 keeps 53 bits of the sum.
         more = space.sensitivity * (SLACK + 2.0**-52 * space.quorum.n_max)
         std = sqrt(space.quorum.n_min) * space.noise.std
         return Total(space, space.sensitivity, std, visible=True, step=1.0 / _UNIT, rounding=more, most=_bound(space))
@@ -115,10 +126,10 @@ def plain_sum() -> Merge:
         head = _head(acc.head, payload.head)
         limit, body = _limit(space), np.ascontiguousarray(payload.body, np.float32)
         if payload.support is None:
-            good = _fold(acc.body, body, limit, _UNIT)
+            added = _fold(acc.body, body, limit, _UNIT)
         else:
-            good = _fold_sparse(acc.body, payload.support, body, limit, _UNIT)
-        if not good:
+            added = _fold_sparse(acc.body, payload.support, body, limit, _UNIT)
+        if not added:
             raise _beyond(body, space)
         return Tally(acc.body, head, acc.n + 1)
 
@@ -133,7 +144,7 @@ def plain_sum() -> Merge:
                 at, done = at + piece.body.size, done + 1
         except DecodeError:
             at = 0
-            for piece in islice(pieces(), done):  # the sum is exact, so subtracting leaves no trace
+            for piece in islice(pieces(), done):  # The sum is exact, so subtraction restores it bit by bit.
                 _fold(acc.body[at : at + piece.body.size], piece.body, limit, -_UNIT)
                 at += piece.body.size
             raise
@@ -141,7 +152,7 @@ def plain_sum() -> Merge:
 
     def finish(acc: Tally, space: Space, precise: bool = True) -> Payload:
         kind = np.float64 if precise else np.float32
-        body, piece = np.empty(acc.body.size, kind), 1 << 16  # no float64 of all coordinates on the way to float32
+        body, piece = np.empty(acc.body.size, kind), 1 << 16  # Pieces avoid a float64 copy of all coordinates.
         for i in range(0, body.size, piece):
             body[i : i + piece] = acc.body[i : i + piece] * 2.0**-FRACTION_BITS
         return Payload(body, _total(acc.head))
@@ -152,13 +163,17 @@ def plain_sum() -> Merge:
 
 
 def _shape(acc: Tally, payload: Payload, space: Space) -> None:
-    at = payload.support
-    if at is None and payload.body.shape != acc.body.shape:
-        raise ValueError(f"contribution has shape {payload.body.shape}, the sum {acc.body.shape}")
-    if at is not None:
-        inside = at.size == 0 or (at[0] >= 0 and at[-1] < acc.body.size and bool((np.diff(at) > 0).all()))
-        if at.shape != payload.body.shape or not inside:
-            raise ValueError(f"a support of {at.size} positions does not increase inside a sum of {acc.body.size}")
+    positions = payload.support
+    if positions is None and payload.body.shape != acc.body.shape:
+        raise ValueError(f"contribution has shape {payload.body.shape}, the sum has {acc.body.shape}")
+    if positions is not None:
+        inside = positions.size == 0 or (
+            positions[0] >= 0 and positions[-1] < acc.body.size and bool((np.diff(positions) > 0).all())
+        )
+        if positions.shape != payload.body.shape or not inside:
+            raise ValueError(
+                f"the {positions.size} positions of a support do not increase inside a sum of {acc.body.size}"
+            )
     _room(acc, space)
 
 
@@ -172,7 +187,7 @@ def _bound(space: Space) -> float:
 
 
 def _limit(space: Space) -> int:
-    """Bits of the largest float32 up to the bound."""
+    """Compute the bits of the largest float32 up to the bound."""
     edge = np.float32(_bound(space))
     return int(edge.view(np.int32)) - int(float(edge) > _bound(space))
 

@@ -1,4 +1,4 @@
-"""A blind sum: residues are added in rings, body and head alike, and only the total is ever decoded."""
+"""Blind sum: residues are added in rings, body and head alike, and only the total is decoded."""
 
 from __future__ import annotations
 
@@ -14,13 +14,18 @@ from edgewise.core.safe_repr import outline
 from edgewise.core.space import Kind, Space, Total
 from edgewise.core.stage import Merge
 
-HEAD_FRACTION_BITS = 32  # one unit of a head's residue is 2^-32: far below any metric, and 2^31 devices cannot wrap
+HEAD_FRACTION_BITS = 32  # One unit of a head's residue is 2^-32, far below any metric. 2^31 devices cannot wrap.
 _UNIT = 2.0**HEAD_FRACTION_BITS
 
 
 class Residues(NamedTuple):
-    """An accumulator: ``body`` uint32[d] modulo ``Grid.modulus`` and ``head`` uint64[h] modulo 2^64, both reused in
-    place; ``n`` contributions."""
+    """An accumulator.
+
+    Attributes:
+        body: uint32[d] modulo ``Grid.modulus``, reused in place.
+        head: uint64[h] modulo 2^64, reused in place.
+        n: number of contributions.
+    """
 
     body: NDArray[np.uint32]
     head: NDArray[np.uint64]
@@ -31,9 +36,10 @@ class Residues(NamedTuple):
 
 
 def head_residues(head: NDArray[np.float64]) -> NDArray[np.uint64]:
-    """Head scalars as residues modulo 2^64, in units of 2^-32, rounded half to even.
+    """Convert head scalars to residues modulo 2^64, in units of 2^-32, rounded half to even.
 
-    Raises DecodeError(E-PAYLOAD) on a value that is not finite, E-RANGE on one of 2^20 or more.
+    Raises:
+        DecodeError: E-PAYLOAD for a value that is not finite, E-RANGE for 2^20 or more.
     """
     if not np.isfinite(head).all():
         raise DecodeError("E-PAYLOAD", "a head value is not finite.")
@@ -43,14 +49,17 @@ def head_residues(head: NDArray[np.float64]) -> NDArray[np.uint64]:
 
 
 def ring_sum() -> Merge:
-    """Blind sum: residues are added modulo 2^b (body) and 2^64 (head), and only the total is decoded.
+    """Add residues modulo 2^b (body) and 2^64 (head), and decode only the total.
 
-    This is the arithmetic of secure aggregation without masks: it hides nothing by itself; ``secagg.merge`` adds the
+    This is the arithmetic of secure aggregation without masks. It hides nothing by itself. ``secagg.merge`` adds the
     protocol that does, and gives the same numbers.
-    Guarantees: exact, independent of order and sharding; a refused contribution changes nothing. Each head scalar is
+
+    Guarantees: exact, independent of order and sharding. A refused contribution changes nothing. Each head scalar is
     rounded by at most 2^-33 per contribution.
-    Raises: CompositionError E-TOPK-SECAGG on per-device supports, E-NOT-INTEGER when the body is not in a ring,
-        E-NOT-SUMMABLE; DecodeError E-PAYLOAD on a residue outside the ring or a head value that is not finite.
+    Raises:
+        CompositionError: E-TOPK-SECAGG for per-device supports, E-NOT-INTEGER if the body is not in a ring,
+            E-NOT-SUMMABLE.
+        DecodeError (add): E-PAYLOAD for a residue outside the ring or a head value that is not finite.
     """
 
     def infer(space: Space) -> Total:
@@ -64,15 +73,15 @@ def ring_sum() -> Merge:
         if space.grid.kind is not Kind.RING:
             raise CompositionError(
                 "E-NOT-INTEGER",
-                f"a blind sum adds residues of a ring, the body is {space.grid.kind.value}.",
+                f"a blind sum adds residues of a ring, and the body is {space.grid.kind.value}.",
                 'end the stages with quantize(grid="shared") and wrap.',
             )
         if not space.summable:
             raise CompositionError(
-                "E-NOT-SUMMABLE", "a blind sum: these encodings do not add up.", 'use quantize(grid="shared").'
+                "E-NOT-SUMMABLE", "a blind sum cannot add these encodings.", 'use quantize(grid="shared").'
             )
         sure = space.noise.honest or space.quorum.n_min
-        # The sum is exact, and then decoded in float32: one rounding of each level of a rotation, three of the rest.
+        # The sum is exact, and then decoded in float32. Each level of a rotation rounds once, and the rest three times.
         roundings = 3 + log2(max(1, space.rotated))
         more = 2.0 * space.quorum.n_max * space.l2 * 2.0**-24 * roundings
         head = sqrt(len(space.head)) / _UNIT
@@ -83,7 +92,7 @@ def ring_sum() -> Merge:
 
     def add(acc: Residues, payload: Payload, space: Space) -> Residues:
         if payload.support is not None or payload.body.shape != acc.body.shape or payload.head.shape != acc.head.shape:
-            raise ValueError(f"contribution has shape {payload.body.shape}, the sum {acc.body.shape}")
+            raise ValueError(f"contribution has shape {payload.body.shape}, the sum has {acc.body.shape}")
         if acc.n >= space.quorum.n_max:
             raise ValueError(f"the sum holds {acc.n} contributions, its limit")
         head = head_residues(payload.head)

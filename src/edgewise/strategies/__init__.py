@@ -1,5 +1,5 @@
-"""What the server does with the mean update of a round: two pure functions over the flat vector (``base.Strategy``),
-and what devices do beside the training for it (``client.Client``).
+"""Algorithms of a run, one a file: a server half (``base.Strategy``) and a client half (``client.Client``).
 
-To add one: docs/howto/own-algorithm.md.
+The server half is two pure functions that turn the mean update of a round into the next model. The client half runs on
+devices beside training. To add one: docs/howto/own-algorithm.md.
 """

@@ -1,4 +1,4 @@
-"""How the server turns a round's aggregate into the next model, and what devices do for it (``strategies.client``)."""
+"""Strategies: the step from a round's aggregate to the next model, and the client half (``strategies.client``)."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from edgewise.strategies.client import Client
 
 @dataclass(frozen=True)
 class State:
-    """What a strategy keeps between rounds.
+    """State of a strategy between rounds.
 
     Attributes:
         params: float32[d], the current model.
-        slots: optimizer state by name (``"m"``, ``"v"``), float32[d] each; empty for plain averaging.
-        round: rounds applied so far.
+        slots: optimizer state by name (``"m"``, ``"v"``), float32[d] each. Empty for plain averaging.
+        round: number of rounds applied so far.
     """
 
     params: Vector
@@ -28,9 +28,9 @@ class State:
 
 @dataclass(frozen=True)
 class Directions:
-    """Devices move along ``count`` seeded directions only, and coefficients of these are what travels and is summed.
+    """Training along ``count`` seeded directions only. The coefficients of these directions travel and are summed.
 
-    ``eps``: half the distance between the two losses that a step compares.
+    ``eps`` is half the distance between the two models that a step compares.
     """
 
     count: int
@@ -46,13 +46,13 @@ class Strategy(NamedTuple):
     """A server half, ``init`` and ``apply``, both pure, and a client half.
 
     Attributes:
-        says: what the server does with the mean update, and what devices do for it: one sentence for ``check``, the
-            report and the model card.
+        says: one sentence for ``check``, the report and the model card: the server's use of the mean update, and the
+            devices' work beside training.
         init: params -> the state before the first round.
-        apply: (state, aggregate) -> the next state. ``aggregate.mean`` is the mean of ``trained - start``: an ascent
+        apply: (state, aggregate) -> the next state. ``aggregate.mean`` is the mean of ``trained - start``, an ascent
             direction, so the server *adds* it.
-        client: what devices do beside training.
-        directions: what the vector stands for, where it holds coefficients instead of parameters.
+        client: the devices' work beside training.
+        directions: meaning of the vector, if it holds coefficients instead of parameters.
     """
 
     name: str
@@ -64,18 +64,18 @@ class Strategy(NamedTuple):
 
 
 def hold(before: State, after: State, frozen: Sequence[Segment]) -> State:
-    """``after``, with the parameters and the optimizer state of ``frozen`` as they were ``before``.
+    """Restore the parameters and the optimizer state of ``frozen`` segments in ``after`` from ``before``.
 
-    Segments that did not travel are no zero update: without this a server's momentum would go on moving them.
+    Segments that did not travel are not a zero update. Otherwise a server's momentum would go on moving them.
     """
     if not frozen:
         return after
 
-    def held(old: Vector, new: Vector) -> Vector:
+    def restored(old: Vector, new: Vector) -> Vector:
         out = new.copy()
         for s in frozen:
             out[s.start : s.stop] = old[s.start : s.stop]
         return out
 
-    slots = {name: held(before.slots.get(name, new), new) for name, new in after.slots.items()}
-    return replace(after, params=held(before.params, after.params), slots=slots)
+    slots = {name: restored(before.slots.get(name, new), new) for name, new in after.slots.items()}
+    return replace(after, params=restored(before.params, after.params), slots=slots)

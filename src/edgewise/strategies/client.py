@@ -1,27 +1,27 @@
-"""The client half of a strategy: what a device adds to its gradients, what it sends with its update, what it keeps.
+"""Client half of a strategy: additions to the gradients, vectors sent beside the update, and memory of the device.
 
     shift = correct(memory, given, work)            every local step: g += pull (w - w_0) + shift
     finished = finish(x, memory, given, work)       after training, x = w - w_0
 
-    memory     what the device keeps between rounds, by name: float32[d] each, zeros at first
-    given      what the server sends beside the model: slots of ``State``, float32[d] each
-    finished   the update that travels, what travels beside it, and the memory that holds once the server has used both
+    memory     arrays that the device keeps between rounds, by name: float32[d] each, zeros at first
+    given      vectors that the server sends beside the model: slots of ``State``, float32[d] each
+    finished   the update that travels, the vectors beside it, and the memory that holds once the server has used both
 
-The functions are pure. The engine runs them, so every trainer, codec, driver and way of hiding serves every strategy:
-what travels beside the update is more coordinates of the same vector (``plan.layout``), which stages clip, quantize and
-mask as they do the rest, and memory is pending until the server has used the contribution (``engine.device``).
+The functions are pure. The engine runs them, so every trainer, codec, driver and mode of secure aggregation serves
+every strategy. Vectors beside the update are more coordinates of the same vector (``plan.layout``). Stages clip,
+quantize and mask them like the rest. Memory is pending until the server has used the contribution (``engine.device``).
 
 A correction is affine in w, and its shift stays the same all round, so a step costs two passes and no new vector.
 FedProx, SCAFFOLD and FedDyn need no other. A term that looks inside the model, as MOON's does, belongs to the loss.
 
-Example, error that comes back (``docs/howto/own-algorithm.md`` has one that runs):
+Example of error feedback (``docs/howto/own-algorithm.md`` has one that runs):
 
     def finish(x, memory, given, work):
-        whole = x + memory["left"]
+        whole = x + memory["error"]
         sent = np.round(whole, 2)
-        return ClientUpdate(sent, memory={"left": whole - sent})
+        return ClientUpdate(sent, memory={"error": whole - sent})
 
-    Client(finish=finish, memory=("left",))
+    Client(finish=finish, memory=("error",))
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ class LocalWork(NamedTuple):
     """A device's training in one round.
 
     Attributes:
-        steps: K_i, the optimizer steps that the device took; for ``Client.shift``, which comes before them, K.
-        most: K, the most that any device takes.
-        lr: eta of the round. base_lr: eta before the schedule, the same in all rounds.
-        momentum: of plain SGD; 0 for other optimizers.
+        steps: K_i, the optimizer steps that the device took. ``Client.shift`` runs before them and gets K.
+        most: K, the largest number of steps of any device.
+        lr: eta of the round.
+        base_lr: eta before the schedule, the same in all rounds.
+        momentum: momentum of plain SGD. 0 for other optimizers.
     """
 
     steps: int
@@ -55,18 +56,20 @@ class LocalWork(NamedTuple):
 
     @property
     def unit(self) -> float:
-        """K eta, the same for all devices and rounds: a gradient times this is about as long as an update, so that both
-        can share clips and grids."""
+        """K eta, the same for all devices and rounds.
+
+        A gradient times K eta is about as long as an update, so that both can share clips and grids.
+        """
         return self.most * self.base_lr
 
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What a device does with a trained update.
+    """A trained update after the client half.
 
     Attributes:
-        x: float32[d], what travels as the update.
-        beside: what travels beside it, the names of ``Client.sends``, float32[d] each.
+        x: float32[d], the vector that travels as the update.
+        beside: vectors that travel beside it, the names of ``Client.sends``, float32[d] each.
         head: scalars that travel exactly, the names of ``Client.head``, in [0, 1].
         memory: all names of ``Client.memory``, float32[d] each.
     """
@@ -81,20 +84,22 @@ class ClientUpdate:
 
 @dataclass(frozen=True)
 class Client:
-    """A client half; the default one adds, sends and keeps nothing, and costs nothing.
+    """A client half. The default one adds, sends and keeps nothing, and costs nothing.
 
     Attributes:
         pull: mu in mu (w - w_0).
-        shift: (memory, given, work) -> what every gradient gets besides, float32[d], new. None: nothing.
-        finish: (x, memory, given, work) -> ``ClientUpdate``. None: x travels as it is.
-        memory: names of what a device keeps. given: names of the slots of ``State`` that it is sent.
-        sends: names of what travels beside the update; the server has their means as ``Aggregate.beside``.
-        head: names of scalars that travel, whose means are in ``Aggregate.head``.
-        plain_sgd: why the equations need SGD without momentum; None: they do not.
-        uneven: why devices must take different numbers of steps; None: they need not.
+        shift: (memory, given, work) -> a new vector, float32[d], which is added to every gradient. None: nothing is
+            added.
+        finish: (x, memory, given, work) -> ``ClientUpdate``. None: x travels unchanged.
+        memory: names of the arrays that a device keeps.
+        given: names of the slots of ``State`` that the device receives.
+        sends: names of the vectors that travel beside the update. The server gets their means as ``Aggregate.beside``.
+        head: names of scalars that travel. Their means are in ``Aggregate.head``.
+        plain_sgd: the reason why the equations need SGD without momentum. None if they do not.
+        uneven: the reason why devices must take different numbers of steps. None if they need not.
 
-    With memory, further vectors or scalars the server's mean must be one of all contributions and of all coordinates,
-    and noise on it must not add up: ``plan.client_rules`` refuses the rest.
+    With memory, further vectors or scalars, the server's mean must be a mean of all contributions and of all
+    coordinates, and noise on it must not add up. ``plan.client_rules`` refuses other plans.
     """
 
     pull: float = 0.0
@@ -108,9 +113,9 @@ class Client:
     uneven: str | None = None
 
     def correction(self, memory: Vectors, given: Vectors, work: LocalWork) -> Correction:
-        """What is added to the gradients of one round."""
+        """Compute the correction of the gradients of one round."""
         return Correction(self.pull, None if self.shift is None else self.shift(memory, given, work))
 
     def finished(self, x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> ClientUpdate:
-        """What a device does with a trained update."""
+        """Apply the client half to a trained update."""
         return ClientUpdate(x) if self.finish is None else self.finish(x, memory, given, work)

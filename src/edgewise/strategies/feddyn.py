@@ -1,4 +1,4 @@
-"""FedDyn: every device's loss is changed so that all of them have their minimum where the mean loss has its own."""
+"""FedDyn: changes every device's loss so that all losses have their minimum where the mean loss has its own."""
 
 from __future__ import annotations
 
@@ -23,28 +23,29 @@ def feddyn(
         float, Gt(0), Doc("strength of the pull towards the round's model; 0.01 to 0.1 in practice")
     ] = 0.1,
 ) -> Strategy:
-    """Regularise every device's loss by what it learnt in its rounds so far (FedDyn).
+    """Regularise every device's loss by a linear term that the device learns over its rounds (FedDyn).
 
     With h_i kept by the device and h by the server, N devices of which S contribute, D_i = y_i - w:
 
         y_i = argmin  loss_i(y) - <h_i, y> + alpha / 2 ||y - w||^2,      so that g += alpha (y - w) - h_i
         h_i -= alpha D_i;  h -= alpha |S| / N mean_S(D_i);  w += mean_S(D_i) - h / alpha
 
-    The server keeps h / alpha, which is as long as an update. Nothing travels but the update. A device keeps h_i,
-    4 bytes a parameter.
+    The server keeps h / alpha, which is as long as an update. Only the update travels. A device keeps h_i, 4 bytes a
+    parameter.
 
     Args:
         population: N.
-        alpha: a low one converges faster and less surely; rates and steps must suffice for local minima.
+        alpha: strength of the pull. A low one converges faster and less reliably. Rates and steps must suffice for
+            local minima.
     Raises:
-        RecipeError(E-VALUE). ``compile`` refuses what does not fit: noise, which would add up in h; parts of the model
-        that take turns; merges that give no mean.
+        RecipeError: E-VALUE. ``compile`` refuses plans that do not fit: noise, which would add up in h, parts of the
+            model that take turns, and merges that give no mean.
     Guarantees:
         In a first round the gradients are FedProx's with mu = alpha.
     Edge cases:
-        The norm of h grows where devices take part rarely or do not come near a minimum: the model then wanders off.
+        The norm of h grows if devices take part rarely or do not come near a minimum. The model then drifts away.
         ``weigh`` weighs D_i, in h too. Other optimizers than SGD solve the same local problem. A device that lost its
-        memory starts from h_i = 0; h keeps the share of its old one.
+        memory starts from h_i = 0, and h keeps the share of its old one.
     Source: Acar et al. 2021, arXiv:2111.04263, algorithm 1.
     """
 
@@ -62,8 +63,8 @@ def feddyn(
         return State(state.params + aggregate.mean - h, {"h": h}, state.round + 1)
 
     says = (
-        "adds the mean update to the model, and what all rounds so far ask for besides; devices are pulled towards the "
-        f"round's model with strength {alpha:g} and correct their gradients by what they learnt in their rounds"
+        "adds the mean update to the model, and a correction that it accumulates over all rounds; devices are pulled "
+        f"towards the round's model with strength {alpha:g} and correct their gradients by a vector of their own"
     )
     client = Client(pull=alpha, shift=shift, finish=finish, memory=("h",))
     return Strategy(f"feddyn({alpha:g})", says, init, apply, client)

@@ -1,4 +1,4 @@
-"""FedNova: devices that take more local steps than others get no more say for it."""
+"""FedNova: normalises updates, so that devices with more local steps do not count more."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from edgewise.strategies.base import State, Strategy
 from edgewise.strategies.client import Client, ClientUpdate, LocalWork, Vectors
 from edgewise.strategies.fedopt import ServerLr, fedavg, of
 
-STEPS = "steps"  # in the head: a_i / a
+STEPS = "steps"  # the head scalar a_i / a
 
 
 def effective(steps: int, momentum: float) -> float:
-    """||a||_1, how many plain steps of SGD a device's steps amount to where gradients stay the same.
+    """Compute ||a||_1, the number of plain SGD steps that a device's steps equal if gradients stay the same.
 
     K without momentum, else (K - rho (1 - rho^K) / (1 - rho)) / (1 - rho).
     """
@@ -32,17 +32,18 @@ def fednova(lr: ServerLr = 1.0) -> Strategy:
 
         tau = sum p_i a_i;  D = tau sum p_i D_i / a_i;  w += lr D
 
-    A device sends D_i a / a_i with a = ``effective(K)`` of the most steps K, so that its update is at least as long as
-    it was, and the scalar a_i / a exactly; the server multiplies the two means. AdamW and Muon count as a_i = K_i.
+    A device sends D_i a / a_i, with a = ``effective(K)`` of the largest number of steps K, so that its update does not
+    become shorter. It also sends the scalar a_i / a exactly. The server multiplies the two means. AdamW and Muon count
+    as a_i = K_i.
 
     Raises:
-        RecipeError(E-VALUE). ``compile`` refuses rounds of equal steps, where this is FedAvg, and what does not fit:
-        noise, which would have to cover the scalar too; merges that give no mean.
+        RecipeError: E-VALUE. ``compile`` refuses rounds of equal steps, in which this is FedAvg, and plans that do not
+            fit: noise, which would have to cover the scalar too, and merges that give no mean.
     Guarantees:
-        Where all take K steps, this is FedAvg to the bit.
+        If all devices take K steps, this is FedAvg to the bit.
     Edge cases:
-        The number of steps tells the server roughly how much data a device has, unless sums hide it. ``clip`` sees the
-        longer update: clip above what K steps reach.
+        The number of steps tells the server roughly how much data a device has, unless secure aggregation hides it.
+        ``clip`` sees the longer update, so choose a clip above the length that K steps reach.
     Source: Wang et al. 2020, arXiv:2007.07481, equations 7 and 11, and section 4 for momentum.
     """
     average = fedavg(lr)

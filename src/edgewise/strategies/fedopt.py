@@ -6,10 +6,14 @@
     FedYogi     m likewise;          v = v - (1-b2) D^2 sign(v - D^2);    w += lr m / (sqrt v + tau)
     FedAdagrad  v += D^2;                                                 w += lr D / (sqrt v + tau)
 
-There is no bias correction; m_0 = 0 and v_0 = tau^2 as in the paper (Google's code starts at 0). The step of FedAvgM
-tends to lr / (1 - b) times D: lower lr when b rises. All arithmetic is float32, coordinate by coordinate, so equal
-inputs give equal bits. A round whose weights are all zero has D = 0: momentum still moves the model.
-Source: Reddi et al. 2021, arXiv:2003.00295, algorithms 1 and 2; Hsu et al. 2019, arXiv:1909.06335 (FedAvgM); Douillard
+There is no bias correction. m_0 = 0 and v_0 = tau^2 as in the paper (Google's code starts at 0). The step of FedAvgM
+tends to lr / (1 - b) times D, so lower lr when b rises. All arithmetic is float32, coordinate by coordinate, so equal
+inputs give equal bits. A round whose weights are all zero has D = 0, and momentum still moves the model.
+
+    strategy = fedadam(lr=0.01)
+    state = strategy.apply(strategy.init(params), aggregate)
+
+Source: Reddi et al. 2021, arXiv:2003.00295, algorithms 1 and 2. Hsu et al. 2019, arXiv:1909.06335 (FedAvgM). Douillard
 et al. 2023, arXiv:2311.08105 (DiLoCo).
 """
 
@@ -30,13 +34,17 @@ _F = np.float32
 _BLOCK = 1 << 16  # coordinates
 ServerLr = Annotated[float, Gt(0), Doc("server learning rate")]
 Beta = Annotated[float, Ge(0), Lt(1), Doc("share of the running mean that stays each round")]
-Tau = Annotated[float, Gt(0), Doc("what keeps a step finite where v is zero; larger is less adaptive")]
+Tau = Annotated[float, Gt(0), Doc("added to the root of v, so that a step stays finite; larger is less adaptive")]
 Second = Callable[[Vector, Vector], Vector]  # v and D^2 -> the next v
 
 
 def _by_blocks(step: Callable[..., tuple[Vector, ...]], w: Vector, d: Vector, *slots: Vector) -> tuple[Vector, ...]:
-    """``step(w, d, *slots)``, which gives the next of ``w`` and of ``slots`` coordinate by coordinate, a block at a
-    time: nothing of the length of the model is held but what goes in and what comes out."""
+    """Compute ``step(w, d, *slots)`` a block at a time.
+
+    It gives the next ``w`` and ``slots``, coordinate by coordinate.
+
+    Beside inputs and outputs, nothing as long as the model is held in memory.
+    """
     out = tuple(np.empty_like(x) for x in (w, *slots))
     for i in range(0, w.size, _BLOCK):
         for x, piece in zip(out, step(*(x[i : i + _BLOCK] for x in (w, d, *slots))), strict=True):
@@ -45,7 +53,7 @@ def _by_blocks(step: Callable[..., tuple[Vector, ...]], w: Vector, d: Vector, *s
 
 
 def of(share: float) -> str:
-    """A factor in a sentence: nothing where it is 1."""
+    """Write a factor for a sentence: ``"0.5 of "``, or nothing for 1."""
     return "" if share == 1.0 else f"{share:g} of "
 
 
@@ -66,12 +74,12 @@ def fedavg(lr: Annotated[float, Gt(0), Doc("server learning rate; 1 = the averag
 @part
 def fedavgm(
     lr: ServerLr = 0.3,
-    momentum: Annotated[float, Ge(0), Lt(1), Doc("b, the share of the last step that goes on")] = 0.9,
-    nesterov: Annotated[bool, Doc("look-ahead; a good pair then is lr 0.4, momentum 0.8")] = False,
+    momentum: Annotated[float, Ge(0), Lt(1), Doc("b, the share of the last step that is added to the next")] = 0.9,
+    nesterov: Annotated[bool, Doc("look one step ahead; lr 0.4 and momentum 0.8 then fit well")] = False,
 ) -> Strategy:
     """Average with momentum on the server: m = b m + D; w += lr m, or w += lr (D + b m) with Nesterov.
 
-    This is torch.optim.SGD on the gradient -D. Raises RecipeError(E-VALUE).
+    This equals torch.optim.SGD on the gradient -D. Raises RecipeError(E-VALUE).
     """
     b = _F(momentum)
 
@@ -87,7 +95,7 @@ def fedavgm(
         return State(params, {"m": m}, state.round + 1)
 
     ahead = " and looks one step ahead" if nesterov else ""
-    says = f"moves the model by {of(lr)}a sum of mean updates, of which {momentum:g} goes on from round to round{ahead}"
+    says = f"moves the model by {of(lr)}a sum of mean updates, which keeps {momentum:g} of itself each round{ahead}"
     return Strategy(f"fedavgm({lr:g}, {momentum:g}{', nesterov' if nesterov else ''})", says, init, apply)
 
 

@@ -1,4 +1,4 @@
-"""FedProx: plain averaging on the server; devices are pulled towards the round's model."""
+"""FedProx: plain averaging on the server, with devices that are pulled towards the round's model."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ def fedprox(
 ) -> Strategy:
     """Average the updates of devices that are pulled towards the round's model (FedProx).
 
-    They add ``mu (w_i - w)`` to the gradient, before gradient clipping.
+    Devices add ``mu (w_i - w)`` to the gradient, before gradient clipping.
+
     Raises:
-        RecipeError(E-VALUE).
+        RecipeError: E-VALUE.
     Source: Li et al. 2020, arXiv:1812.06127, algorithm 2.
     """
     average = fedavg(lr)

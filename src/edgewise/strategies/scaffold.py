@@ -1,4 +1,4 @@
-"""SCAFFOLD: control variates take out of every local step what is particular to the device."""
+"""SCAFFOLD: control variates remove the part of every local step that is particular to the device."""
 
 from __future__ import annotations
 
@@ -27,25 +27,27 @@ def scaffold(population: int, lr: Annotated[float, Gt(0), Doc("server learning r
         c_i' = c_i - c + (w - y) / (K_i eta)                                             (option II)
         w += lr mean_S(y_i - w);  c += |S| / N mean_S(c_i' - c_i)
 
-    Control variates travel and are kept times K eta (``LocalWork.unit``): they then are about as long as updates,
-    whatever the rate, and share clips and grids with them. c_i' - c_i travels as as many coordinates again, c beside
-    the model: twice the bytes each way. A device keeps c_i, 4 bytes a parameter.
+    Control variates travel and are kept multiplied by K eta (``LocalWork.unit``). They are then about as long as
+    updates, whatever the rate, and share clips and grids with them. c_i' - c_i travels as the same number of
+    coordinates again, and c beside the model, so the bytes double each way. A device keeps c_i, 4 bytes a parameter.
 
     Args:
-        population: N. lr: eta_g.
+        population: N.
+        lr: eta_g.
     Raises:
-        RecipeError(E-VALUE). ``compile`` refuses what does not fit: optimizers other than SGD and momentum, since
-        (w - y) / (K eta) is a mean gradient with plain SGD alone; noise, which would add up in c; parts of the model
-        that take turns; merges that give no mean.
+        RecipeError: E-VALUE. ``compile`` refuses plans that do not fit: optimizers other than SGD and momentum, since
+            (w - y) / (K eta) is a mean gradient with plain SGD alone, noise, which would add up in c, parts of the
+            model that take turns, and merges that give no mean.
     Guarantees:
-        With c = c_i = 0 a first round is FedAvg's to the bit. With one device it is plain SGD in all rounds, since
-        c_i = c. As long as what is sent arrives unchanged and every device contributes under its weight of always, c
-        is the weighted mean of all c_i.
+        With c = c_i = 0 a first round is FedAvg's to the bit. With one device it is plain SGD in all rounds, since c_i
+        = c. If all vectors arrive unchanged and every device contributes with the same weight in all rounds, c is the
+        weighted mean of all c_i.
     Edge cases:
-        ``weigh`` weighs control variates as updates: c then follows the gradient of the weighted loss. A clipped
-        gradient: c_i' then is between the old variate and the new one. A device that lost its memory starts from
-        c_i = 0; c keeps the share of its old one. Lossy stages: c gets what arrived, c_i what was meant; error feedback
-        makes up for it. A cosine schedule: c_i is a gradient, and depends on no rate.
+        ``weigh`` weighs control variates like updates. c then follows the gradient of the weighted loss. With clipped
+        gradients, c_i' is between the old variate and the new one. A device that lost its memory starts from c_i = 0,
+        and c keeps the share of its old one. With lossy stages, c gets the vector that arrived and c_i the intended
+        one. Error feedback makes up for the difference. A cosine schedule changes nothing, because c_i is a gradient
+        and depends on no rate.
     Source: Karimireddy et al. 2020, arXiv:1910.06378, algorithm 1.
     """
 

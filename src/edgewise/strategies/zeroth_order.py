@@ -1,8 +1,8 @@
-"""Zeroth order: devices compare losses along seeded random directions; only the directions' coefficients travel.
+"""Zeroth-order training: devices compare losses along seeded random directions, and send only the coefficients.
 
-The model is w(a) = w_0 + sum_k a_k z_k, with directions z_k in {-1, +1}^D that everybody makes from K public seeds, and
-``a`` (float32[K], zero at first) is the vector of the whole run: it is what the server averages, and what every stage
-weighs, clips, quantizes or sums. That is sound because w is linear in a.
+The model is w(a) = w_0 + sum_k a_k z_k, with directions z_k in {-1, +1}^D that everybody makes from K public seeds.
+``a`` (float32[K], zero at first) is the vector of the whole run. The server averages it, and every stage weighs, clips,
+quantizes or sums it. That is sound because w is linear in a.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ def zeroth_order(
     eps: Annotated[float, Gt(0), Doc("distance of the two compared models from the current one, per parameter")] = 5e-4,
     lr: Annotated[float, Gt(0), Doc("server learning rate; 1 = the average itself")] = 1.0,
 ) -> Strategy:
-    """Take losses along seeded directions instead of gradients; only the directions' coefficients travel.
+    """Take losses along seeded directions instead of gradients. Only the directions' coefficients travel.
 
-    Plain averaging of coefficients: a += lr mean_i(x_i).
-    A device's step with direction k: rho = (L(w + eps z_k) - L(w - eps z_k)) / (2 eps); w -= eta rho z_k;
-    x_k -= eta rho. eta is part of x, so a schedule of rates over rounds needs no list of past rates (FedKSeed sums bare
-    rho and is therefore tied to one constant rate).
+    Coefficients are averaged plainly: a += lr mean_i(x_i). A device's step with direction k: rho = (L(w + eps z_k) -
+    L(w - eps z_k)) / (2 eps); w -= eta rho z_k; x_k -= eta rho. eta is part of x, so a schedule of rates over rounds
+    needs no list of past rates. (FedKSeed sums bare rho and is therefore tied to one constant rate.)
 
     Args:
         seeds: K. 4 K bytes go each way, and rebuilding w from a takes time K D.
-        eps: the directions' entries are +-1.
+        eps: distance of the compared models, per parameter. The entries of the directions are +-1.
+        lr: server learning rate.
     Raises:
-        RecipeError(E-VALUE).
+        RecipeError: E-VALUE.
     Edge cases:
         The model never leaves the K-dimensional affine space w_0 + span(z_1, ..., z_K), however long the run.
-    Source: Qin et al. 2024, arXiv:2312.06353 (FedKSeed); Malladi et al. 2023, arXiv:2305.17333 (MeZO, the step);
-    Spall 1992 (SPSA, directions of signs; both papers take Gaussian ones: E z z^T = I either way).
+    Source: Qin et al. 2024, arXiv:2312.06353 (FedKSeed). Malladi et al. 2023, arXiv:2305.17333 (MeZO, the step). Spall
+    1992 (SPSA, directions of signs). Both papers take Gaussian directions, and E z z^T = I either way.
     """
     name = f"zeroth_order({seeds}, {eps:g}, {lr:g})"
     says = f"adds {of(lr)}the mean of the devices' coefficients of {seeds} seeded directions; no gradient is computed"

@@ -1,4 +1,4 @@
-"""Rules between vectors of which some may be anything, and sums of groups under them."""
+"""Robust rules between vectors of which some may be arbitrary, and sums of groups under them."""
 
 from __future__ import annotations
 

@@ -32,9 +32,7 @@ def test_rows_follow_the_pipeline_and_are_json() -> None:
     assert rows[2]["summable"] is False
     assert rows[2]["unbiased"] is True
     assert rows[-2]["does"].endswith("one device can move the total without limit")
-    assert (
-        rows[-1]["does"] == "moves the model by 0.3 of a sum of mean updates, of which 0.9 goes on from round to round"
-    )
+    assert rows[-1]["does"] == "moves the model by 0.3 of a sum of mean updates, which keeps 0.9 of itself each round"
 
 
 def test_last_bytes_are_the_upload() -> None:
