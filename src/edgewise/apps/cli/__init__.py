@@ -1,4 +1,4 @@
-"""The command line: one module for a family of commands. Nothing imports this wing.
+"""The command line: one module for each family of commands. No other package imports this one.
 
-``main`` is the entry point. Everything heavy is imported inside the commands, because help must come at once.
+``main`` is the entry point. The commands import everything heavy inside their bodies, so that help is fast.
 """

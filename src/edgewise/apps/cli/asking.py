@@ -1,4 +1,4 @@
-"""How commands ask a server: the connection of an enrolled key, ids, tables."""
+"""Requests of commands to a server: the connection of an enrolled key, ids, and tables of the answers."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ import typer
 if TYPE_CHECKING:
     from edgewise.drivers.http.link import Link
 
-PATIENCE_S = 30.0  # of an operator's command
+PATIENCE_S = 30.0  # An operator waits at the terminal for so long at most.
 
 
 def identifier(text: str) -> str:
-    """A name that fits into a path. Raises TransportError(E-UNKNOWN-ID)."""
+    """Check that an id can be part of a URL path. Raises TransportError(E-UNKNOWN-ID)."""
     from edgewise.core.errors import TransportError
 
     if not (text.isalnum() and text.isascii()):
-        raise TransportError("E-UNKNOWN-ID", f"{text:.40} is no id.", "copy it from `ls`.")
+        raise TransportError("E-UNKNOWN-ID", f"{text:.40} is not an id.", "copy the id from `ls`.")
     return text
 
 
 def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Print rows; a column whose name ends with ``_s`` holds seconds since 1970."""
+    """Print rows as a table. A column whose name ends with ``_s`` holds seconds since 1970."""
     import datetime
 
     from rich.console import Console
@@ -32,7 +32,7 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False)
-    for column in columns:  # an id stays whole, to be copied
+    for column in columns:  # An id stays on one line, so that a person can copy it.
         whole = max((len(str(row[column])) for row in rows), default=0) if column in ("id", "run") else None
         table.add_column(column.removesuffix("_s"), min_width=whole, no_wrap=whole is not None)
     for row in rows:
@@ -49,13 +49,12 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
 
 
 def ask_server(name: str, home: Path, as_json: bool, debug: bool, ask: Callable[[Link], Mapping[str, Any]]) -> None:
-    """Put a question to the server of ``home``."""
-
+    """Run a command that asks the server of ``home``, and end the process with its status."""
     run_body(name, as_json, debug, lambda: asked_server(home, ask))
 
 
 def asked_server(home: Path, ask: Callable[[Link], Mapping[str, Any]]) -> Mapping[str, Any]:
-    """What the server of ``home`` answers."""
+    """Return the answer of the server of ``home``."""
     from edgewise.drivers.http.link import Link
 
     with Link(home.expanduser(), PATIENCE_S) as link:

@@ -1,4 +1,4 @@
-"""The demonstrations that ship with edgewise: their recipes, and what to know before one starts."""
+"""Demonstrations that ship with edgewise: their recipes, and the sentences printed before one starts."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from edgewise.plan.recipe.findings import nearest
 
 SAYS = {
     "plays": (
-        "24 characters of Shakespeare are the devices. Each keeps its own lines, and the server gets masked updates, "
+        "24 characters of Shakespeare are the devices. Each keeps its own lines. The server gets masked updates, "
         "rounded to 4 bits."
     ),
     "code": (
-        "The packages of Python's standard library are the devices. Each has names that no other uses, and one "
-        "vocabulary per owner favours training alone."
+        "The packages of Python's standard library are the devices. Each package has names that no other uses. Such "
+        "vocabularies favour training alone."
     ),
 }
 
 
 def recipe(name: str) -> Path:
-    """The recipe of a demonstration. Raises RecipeError(E-UNKNOWN) with the nearest name."""
+    """Return the recipe file of a demonstration. Raises RecipeError(E-UNKNOWN) with the nearest name."""
     if name not in SAYS:
         near = nearest(name, SAYS)
         hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(SAYS)}."

@@ -1,4 +1,4 @@
-"""Run directories: where a run goes, playing one with its progress on the screen, opening one that must exist."""
+"""Runs of the command line: progress on standard error while a run plays, then its result."""
 
 from __future__ import annotations
 
@@ -31,21 +31,24 @@ def play(
     quiet: bool,
     says: str = "",
 ) -> dict[str, Any]:
-    """Run, with progress on standard error; then the result. ``says``: to be told before the run starts."""
+    """Run a recipe with progress on standard error, then print the result.
+
+    ``says`` is printed before the run starts.
+    """
     session.folder = out
 
     def started(event: events.AnyEvent) -> None:
         session.resumable |= isinstance(event, events.RunStarted)
 
     with (
-        sessions.interrupts() as told,
+        sessions.interrupts() as listeners,
         sessions.quiet_screen(out / "log.txt", session.debug) as screen,
-        _told(screen, "" if quiet else says),
+        _introduced(screen, "" if quiet else says),
         Progress(recipe, screen, quiet=quiet) as progress,
     ):
-        from edgewise.apps.simulate import simulation  # seconds to import: the screen is there first
+        from edgewise.apps.simulate import simulation  # The import takes seconds, so the screen comes first.
 
-        told.append(progress.stopping)
+        listeners.append(progress.stopping)
         sinks = (started, progress)
         simulation.run(
             recipe, out=out, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks,
@@ -62,23 +65,25 @@ def play(
 def play_network(
     session: sessions.CommandSession, what: str, overrides: dict[str, Any], out: Path | None, quiet: bool
 ) -> dict[str, Any]:
-    """The demonstration on enrolled devices, with progress on standard error; then the result.
+    """Run the demonstration on enrolled devices with progress on standard error, then print the result.
 
-    Raises RecipeError(E-COMBO) for another demonstration than that of plays; StoreError(E-RUN-EXISTS) for a folder that
-    is there.
+    Raises:
+        RecipeError: E-COMBO for another demonstration than ``plays``. StoreError: E-RUN-EXISTS for an existing folder.
     """
     if what != "plays":
-        raise RecipeError("E-COMBO", f"--network plays `plays`, not {what!r:.40}.", "leave out the name.")
+        raise RecipeError(
+            "E-COMBO", f"--network runs only the demonstration `plays`, not {what!r:.40}.", "leave out the name."
+        )
     at = out or run_dirs.free("demo-network")
     if at.exists():
-        raise StoreError("E-RUN-EXISTS", f"{at} is there already.", "choose another --out.")
+        raise StoreError("E-RUN-EXISTS", f"{at} exists already.", "choose another --out.")
     at.mkdir(FOLDER, parents=True)
-    with sessions.interrupts() as told, sessions.quiet_screen(at / "log.txt", session.debug) as screen:
+    with sessions.interrupts() as listeners, sessions.quiet_screen(at / "log.txt", session.debug) as screen:
         from edgewise.apps.cli import network_demo
 
         recipe = network_demo.recipe_of(at, overrides)
-        with _told(screen, "" if quiet else network_demo.SAYS), Progress(recipe, screen, quiet=quiet) as progress:
-            told.append(progress.stopping)
+        with _introduced(screen, "" if quiet else network_demo.SAYS), Progress(recipe, screen, quiet=quiet) as progress:
+            listeners.append(progress.stopping)
             run_dir, summary = network_demo.play(at, recipe, progress)
     if not session.as_json and not quiet:
         from rich.console import Console
@@ -88,8 +93,8 @@ def play_network(
 
 
 @contextmanager
-def _told(screen: TextIO, says: str) -> Iterator[None]:
-    """Say what is about to run."""
+def _introduced(screen: TextIO, says: str) -> Iterator[None]:
+    """Print a sentence about the run before the block."""
     if says:
         from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""The end of a run on the terminal: what came out, what it cost, where the time went, where to read more."""
+"""Result of a run on the terminal: quality, cost, time, and the path of the report."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ def show(console: Console, s: Mapping[str, Any], out: Path) -> None:
     if r["stopped"]:
         console.print(Text(numbers.stopped(r["played"], r["planned"], r["waited"], r["kept"])))
     elif r["kept"] != r["played"]:
-        console.print(Text(f"{numbers.counts(r['kept'])}, of {r['played']} played: its held-out loss is the lowest"))
+        why = "because its held-out loss is the lowest"
+        console.print(Text(f"{numbers.counts(r['kept'])}, of {r['played']} played, {why}"))
     if r["abandoned"]:
-        console.print(Text(f"{r['met']} rounds moved the model, {r['abandoned']} were abandoned", "yellow"))
+        console.print(Text(f"{r['met']} rounds changed the model, {r['abandoned']} were abandoned", "yellow"))
     if not s["complete"]:
         console.print(Text(f"not complete: {numbers.unfinished(s)}", "yellow"))
-    # A path must stay whole, to be clicked or copied.
+    # The path stays on one line, so that a person can click or copy it.
     console.print(Text("report  ", "dim").append(str(out / "report.html"), "bold"), soft_wrap=True)
 
 
@@ -70,24 +71,24 @@ def _costs(s: Mapping[str, Any]) -> Any:
     grid.add_column()
     if share["over_base"] is not None:
         over = share["over_local_only"]
-        more = f", {numbers.percent(100 * over, signed=False)} than alone" if over is not None else ""
+        more = f", {numbers.percent(100 * over, signed=False)} better than alone" if over is not None else ""
         grid.add_row(
             "devices",
-            f"{numbers.percent(100 * share['over_base'], signed=False)} of those measured do better than with the base"
+            f"{numbers.percent(100 * share['over_base'], signed=False)} of the measured ones are better than the base"
             f"{more}",
         )
-    if said := alone_or_together.going_on(s):
-        grid.add_row("longer", said)
-    for key, name in (("up", "up"), ("down", "down")):
+    if sentence := alone_or_together.going_on(s):
+        grid.add_row("longer", sentence)
+    for key, name in (("up", "upload"), ("down", "download")):
         size = numbers.size(b[f"{key}_per_device_round"])
-        said = numbers.against(b[f"{key}_ratio"], b["up_ratio_update"] if key == "up" else None)
-        grid.add_row(name, f"{size} per device and round, {said}")
+        ratio = numbers.against(b[f"{key}_ratio"], b["up_ratio_update"] if key == "up" else None)
+        grid.add_row(name, f"{size} per device and round, {ratio}")
     lost = ", ".join(
         [*(f"{n} {code}" for code, n in p["lost_by_code"].items()), *([f"{p['late']} late"] * bool(p["late"]))]
     )
     unused = f"; {numbers.count(p['unused'])} in abandoned rounds" if p["unused"] else ""
-    said = f"{numbers.count(p['accepted'])} of {numbers.count(p['invited'])} invitations"
-    grid.add_row("counted", f"{said}{unused}{f'; lost: {lost}' if lost else ''}")
+    counted = f"{numbers.count(p['accepted'])} of {numbers.count(p['invited'])} invitations"
+    grid.add_row("counted", f"{counted}{unused}{f'; lost: {lost}' if lost else ''}")
     if used := [r for r in s["rungs"] if r["accepted"]]:
         grid.add_row("rungs", ", ".join(f"{r['accepted']} × {r['name'].replace(', ', ' ')}" for r in used))
     wall = ", ".join(f"{k} {numbers.duration(t[k])}" for k in ("rounds", "evaluate", "compare") if t[k])

@@ -1,4 +1,4 @@
-"""The recipes that ship with edgewise: what each is for, and a copy of one to change."""
+"""Recipes that ship with edgewise: their names, texts and purposes, and copies for a person to change."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from edgewise.drivers.storage.files import write_new
 from edgewise.plan.recipe.findings import nearest
 
 _ASSETS = Path(str(resources.files("edgewise"))) / "assets"
-FOLDER, STUDENT = _ASSETS / "recipes", _ASSETS / "student"  # the recipes, the bundled model
+FOLDER, STUDENT = _ASSETS / "recipes", _ASSETS / "student"  # STUDENT is the bundled model.
 
 
 def names() -> list[str]:
-    """The names of all shipped recipes."""
+    """List the names of all shipped recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
 
 def text(name: str) -> str:
-    """A recipe as it ships. Raises RecipeError(E-UNKNOWN) with the nearest name."""
+    """Read a shipped recipe. Raises RecipeError(E-UNKNOWN) with the nearest name."""
     wanted = name.removesuffix(".toml")
     if wanted not in names():
         near = nearest(wanted, names())
@@ -29,7 +29,7 @@ def text(name: str) -> str:
 
 
 def purpose(name: str) -> str:
-    """The first sentence of a recipe's own heading."""
+    """Return the first sentence of a recipe's heading comment."""
     lines = []
     for line in text(name).splitlines():
         if not line.startswith("#"):
@@ -39,9 +39,10 @@ def purpose(name: str) -> str:
 
 
 def copy(name: str, to: Path) -> Path:
-    """Write a shipped recipe to ``to``, or under its own name into the folder ``to``; returns the file.
+    """Write a shipped recipe to the file ``to``, or under its own name into the folder ``to``. Returns the file.
 
-    Raises RecipeError(E-UNKNOWN), StoreError: E-FILE-EXISTS where there is a file already, E-DISK.
+    Raises:
+        RecipeError: E-UNKNOWN. StoreError: E-FILE-EXISTS if the file exists, E-DISK.
     """
     target = to / f"{name.removesuffix('.toml')}.toml" if to.is_dir() else to
     write_new(target, text(name).encode())

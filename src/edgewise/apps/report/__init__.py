@@ -1,5 +1,5 @@
-"""Everything that shows a run: the typed summary, the page, its charts, comparisons of several runs, numbers in words.
+"""Reports of runs: the summary, the HTML page and its charts, PNG plots, comparison pages, and formatted numbers.
 
-``summary`` and ``page`` are the doors. The server, the audit and the model cards use this wing, and it uses none of
-them.
+``summary`` and ``page`` are the entry points. The server, the audit and the model cards import this package. It
+imports none of them.
 """

@@ -1,4 +1,7 @@
-"""The few HTML blocks that the report is made of. Texts that come from outside are escaped by whoever makes the row."""
+"""HTML blocks of the report: cards, panels, tables and lists.
+
+The caller escapes foreign text in cells, panels and lists. ``card``, heads and summaries are escaped here.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from html import escape
 
 
 def card(what: str, big: str, more: str) -> str:
-    """One headline number."""
+    """Make a card with one headline number."""
     return (
         f'<div class="card"><div class="what">{escape(what)}</div><div class="big">{escape(big)}</div>'
         f'<div class="more">{escape(more)}</div></div>'
@@ -15,18 +18,18 @@ def card(what: str, big: str, more: str) -> str:
 
 
 def panel(title: str, hint: str, body: str) -> str:
-    """A chart with its heading; nothing where there is nothing to draw."""
+    """Make a panel with a heading, a hint and a chart; empty without a chart."""
     said = f'<p class="hint">{hint}</p>' if hint else ""
     return f'<div class="panel"><h3>{title}</h3>{said}{body}</div>' if body else ""
 
 
 def pair(*panels: str) -> str:
-    """Panels side by side where there is room."""
+    """Put panels side by side if there is room; empty without panels."""
     return f'<div class="pair">{"".join(panels)}</div>' if any(panels) else ""
 
 
 def row(head: str, cells: Iterable[str], cls: str = "", plain: Sequence[int] = ()) -> str:
-    """A table row: a heading cell, then right-aligned cells but for the ones in ``plain``. HTML in, HTML out."""
+    """Make a table row: a heading cell, then cells, right-aligned unless their index is in ``plain``. All are HTML."""
     tds = "".join(f"<td{'' if i in plain else ' class=n'}>{c}</td>" for i, c in enumerate(cells))
     return f'<tr{f" class={cls}" if cls else ""}><th scope="row">{head}</th>{tds}</tr>'
 
@@ -34,11 +37,14 @@ def row(head: str, cells: Iterable[str], cls: str = "", plain: Sequence[int] = (
 def table(
     heads: Sequence[str], rows: Iterable[str], caption: str = "", plain: Sequence[int] = (), reflow: bool = False
 ) -> str:
-    """A table from ``row``s; ``heads`` of all columns, right-aligned but for the first and the ones in ``plain``
-    (counted as in ``row``, without the first).
+    """Make a table from ``row``s.
 
-    A table that is too wide for its place scrolls, and a shadow at its edge says so. With ``reflow`` every row becomes
-    a list of named values on a narrow screen instead.
+    Columns are right-aligned, except the first one and those in ``plain`` (counted without the first, as in ``row``).
+    A table that is too wide scrolls, with a shadow at its edge. With ``reflow`` every row becomes a list of named
+    values on a narrow screen instead.
+
+    Args:
+        heads: titles of all columns, escaped here.
     """
     top = "".join(
         f'<th scope="col"{"" if i == 0 or i - 1 in plain else " class=n"}>{escape(h)}</th>' for i, h in enumerate(heads)
@@ -51,7 +57,7 @@ def table(
 
 
 def _named(made: str, heads: Sequence[str]) -> str:
-    """A ``row`` whose cells know the heads of their columns; an empty cell is left out of the list."""
+    """Give the cells of a ``row`` the heads of their columns. Empty cells are marked, to be left out of the list."""
     first, *cells = made.split("<td")
     out = [first]
     for head, cell in zip(heads, cells, strict=True):
@@ -61,10 +67,10 @@ def _named(made: str, heads: Sequence[str]) -> str:
 
 
 def details(summary: str, body: str) -> str:
-    """Something that is folded away until asked for."""
+    """Make a block that is folded until a reader opens it."""
     return f"<details><summary>{escape(summary)}</summary>{body}</details>"
 
 
 def facts(pairs: Iterable[tuple[str, str]]) -> str:
-    """A list of names and (HTML) values; empty values are left out."""
+    """Make a list of names and HTML values. Empty values are left out."""
     return "<dl>" + "".join(f"<dt>{escape(k)}</dt><dd>{v}</dd>" for k, v in pairs if v) + "</dl>"

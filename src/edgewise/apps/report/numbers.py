@@ -1,4 +1,8 @@
-"""Numbers as people read them: one voice for the terminal, the plots and the report. No imports that cost time."""
+"""Formatted numbers for the terminal, the plots and the report. The module imports nothing slow.
+
+size(730_000)      # "730 kB"
+percent(-71.2)     # "−71 %"
+"""
 
 from __future__ import annotations
 
@@ -8,14 +12,14 @@ from typing import Any
 
 MODELS = {"base": "base", "local_only": "local only", "federated": "federated", "centralised": "centralised"}
 MEANS = {
-    "base": "the model as it came",
-    "local_only": "every device alone, same steps",
+    "base": "the model before training",
+    "local_only": "each device alone, same steps",
     "federated": "devices together, text stays apart",
     "centralised": "all text in one place, same steps",
 }
 LOST = {
     "dropped": "dropped out",
-    "late": "late in virtual time: the round had closed",
+    "late": "late: the round had closed (virtual time)",
     "deadline": "missed the deadline (virtual time)",
 }
 NOTHING = "–"
@@ -23,7 +27,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 
 
 def size(n_bytes: float | None) -> str:
-    """``0.73 MB``, ``5.51 MB``, ``812 B``: decimal units, three significant digits."""
+    """Format bytes in decimal units with three significant digits: ``0.73 MB``, ``5.51 MB``, ``812 B``."""
     if n_bytes is None:
         return NOTHING
     for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
@@ -33,7 +37,7 @@ def size(n_bytes: float | None) -> str:
 
 
 def figures(x: float | None, digits: int = 3) -> str:
-    """``x`` with three significant digits (more before the point), thousands separated: 634, 6.35, 0.0635, 1,314."""
+    """Format ``x`` with three significant digits (more before the point): 634, 6.35, 0.0635, 1,314."""
     if x is None:
         return NOTHING
     if x == 0:
@@ -49,7 +53,7 @@ def figures(x: float | None, digits: int = 3) -> str:
 
 
 def perplexity(x: float | None) -> str:
-    """One decimal below 1000, none above; ``too large`` beyond what a float can say."""
+    """Format a perplexity: one decimal below 1000, none above, ``too large`` if it is not finite."""
     if x is None:
         return NOTHING
     if not isfinite(x):
@@ -58,17 +62,17 @@ def perplexity(x: float | None) -> str:
 
 
 def measured(x: float | None) -> str:
-    """The perplexity of a model that was measured: a summary's null means that no float holds it."""
+    """Format the perplexity of a measured model. A summary's null means that no float can hold it."""
     return perplexity(inf if x is None else x)
 
 
 def figure(q: Mapping[str, Any], key: str) -> str:
-    """A figure of a model over devices; a dash where only their mean is known."""
+    """Format a model's figure over devices; a dash if only their mean is known."""
     return NOTHING if key != "weighted_mean" and not q["devices"] else measured(q[key])
 
 
 def percent(x: float | None, signed: bool = True) -> str:
-    """``−71 %`` with a true minus; one decimal below ten, and where all would be said of less (``99.9 %``)."""
+    """Format a percentage with a true minus: ``−71 %``; one decimal below ten and just below 100 (``99.9 %``)."""
     if x is None:
         return NOTHING
     text = f"{abs(x):.0f}" if abs(x) >= 9.95 or x == 0 else f"{abs(x):.1f}"
@@ -79,7 +83,7 @@ def percent(x: float | None, signed: bool = True) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """``0.41 s``, ``12.3 s``, ``3:07``, ``1:02:05``."""
+    """Format a duration: ``0.41 s``, ``12.3 s``, ``3:07``, ``1:02:05``."""
     if seconds is None:
         return NOTHING
     if seconds < 60:
@@ -88,14 +92,14 @@ def duration(seconds: float | None) -> str:
 
 
 def about(seconds: float) -> str:
-    """A forecast, rounded: ``5 s``, ``50 s``, ``4 min``, ``2.5 h``."""
+    """Format a rounded forecast: ``5 s``, ``50 s``, ``4 min``, ``2.5 h``."""
     if seconds < 100:
         return f"{max(5, 5 * round(seconds / 5))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def clock(seconds: float) -> str:
-    """``0:07``, ``3:07``, ``1:02:05``."""
+    """Format seconds as on a clock: ``0:07``, ``3:07``, ``1:02:05``."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     minutes, left = divmod(rest, 60)
@@ -103,22 +107,22 @@ def clock(seconds: float) -> str:
 
 
 def count(n: float | None) -> str:
-    """A whole number with separators."""
+    """Format a whole number with separators."""
     return NOTHING if n is None else f"{n:,.0f}"
 
 
 def devices(n: int) -> str:
-    """``1 device``, ``1,024 devices``."""
+    """Format a number of devices: ``1 device``, ``1,024 devices``."""
     return f"{count(n)} device{'s' * (n != 1)}"
 
 
 def times(ratio: float | None) -> str:
-    """``7.5×``."""
+    """Format a ratio: ``7.5×``."""
     return NOTHING if ratio is None else f"{figures(ratio, 2)}×"
 
 
 def smaller(ratio: float | None) -> str:
-    """``7.5× smaller``, ``same size``, ``1.2× larger``."""
+    """Format a ratio of sizes: ``7.5× smaller``, ``same size``, ``1.2× larger``."""
     if ratio is None:
         return NOTHING
     if 0.95 < ratio < 1.05:
@@ -127,7 +131,10 @@ def smaller(ratio: float | None) -> str:
 
 
 def against(model: float | None, update: float | None = None) -> str:
-    """``12× smaller than the whole model in float32, 7.5× smaller than the float32 update``; once where equal."""
+    """Compare a size with the model and the update in float32.
+
+    ``12× smaller than the whole model in float32, 7.5× smaller than the float32 update``. Equal ratios are told once.
+    """
     if model is None:
         return "the model's size is not known"
     said = [than(model, "the whole model in float32")]
@@ -137,38 +144,38 @@ def against(model: float | None, update: float | None = None) -> str:
 
 
 def than(ratio: float, what: str) -> str:
-    """``7.5× smaller than WHAT``, ``1.2× larger than WHAT``, ``same size as WHAT``."""
+    """Compare a size: ``7.5× smaller than WHAT``, ``1.2× larger than WHAT``, ``same size as WHAT``."""
     said = smaller(ratio)
     return f"{said} as {what}" if said == "same size" else f"{said} than {what}"
 
 
 def plain(x: object) -> str:
-    """A setting: ``true``, ``0.4``, ``8``, or its text."""
+    """Format a setting: ``true``, ``0.4``, ``8``, or its text."""
     if isinstance(x, bool):
         return str(x).lower()
     return f"{x:g}" if isinstance(x, float) else str(x)
 
 
 def local_work(steps: int, epochs: float) -> str:
-    """What a device does in a round: ``8 local steps``, ``1 local step``, ``2 local epochs``, ``0.5 local epochs``."""
+    """Format a device's work in a round: ``8 local steps``, ``1 local step``, ``0.5 local epochs``."""
     n, unit = (epochs, "epoch") if epochs else (float(steps), "step")
     return f"{n:,.10g} local {unit}{'s' * (n != 1)}"
 
 
 def stopped(played: int, planned: int, evaluations: int, kept: int) -> str:
-    """Why a run ended before its last round, and which model counts."""
+    """Explain why a run ended before its last round, and which model counts."""
     waited = "1 evaluation" if evaluations == 1 else f"{evaluations} evaluations in a row"
     said = f"ended after {played} of {planned} rounds: no lower held-out loss in {waited}"
     return said if kept == played else f"{said}; {counts(kept)}"
 
 
 def counts(kept: int) -> str:
-    """Which model of a run counts, where it is not the last one."""
+    """Say which model of a run counts if it is not the last one."""
     return f"the model after {'1 round' if kept == 1 else f'{kept} rounds'} counts" if kept else "the base counts"
 
 
 def sparkline(values: Sequence[float], width: int = 24) -> str:
-    """Block characters from the smallest to the largest of the last ``width`` values."""
+    """Draw the last ``width`` values as block characters."""
     shown = [v for v in values[-width:] if isfinite(v)]
     if not shown:
         return ""
@@ -179,20 +186,20 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
 
 
 def unfinished(s: Mapping[str, Any]) -> str:
-    """Of the summary of a run that is not complete: the rounds that were played, and which measurements are missing."""
+    """Say how many rounds of an unfinished run are played, and which measurements are missing."""
     r, wanted = s["rounds"], s["recipe"].get("compare", {})
     missing = [MODELS[m] for m, q in s["perplexity"].items() if m in MODELS and q is None and wanted.get(m, True)]
-    told = f"{r['played']} of {r['planned']} rounds are played"
+    sentence = f"{r['played']} of {r['planned']} rounds are played"
     if missing:
-        told += f"; not measured: {', '.join(missing)}"
+        sentence += f"; not measured: {', '.join(missing)}"
     never = [MODELS[m] for m in ("local_only", "centralised") if s["perplexity"][m] is None and wanted.get(m)]
     if never and r["played"] == r["planned"]:
-        told += " (where the trainer cannot, switch it off in [compare])"
-    return told
+        sentence += " (if the trainer cannot measure it, switch it off in [compare])"
+    return sentence
 
 
 def lost(code: str) -> str:
-    """Why a device gave nothing, in words: known outcomes, or the title of an error code."""
+    """Explain a lost contribution in words: a known outcome, or the title of an error code."""
     from edgewise.core.errors import REGISTRY
 
     if code in LOST:

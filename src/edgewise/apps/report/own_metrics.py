@@ -1,4 +1,4 @@
-"""A person's own metrics of a simulation: taken from the trainers, kept as events, shown in summary and report."""
+"""Custom metrics of a simulation: collected from trainers, stored as events, shown in summary and report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TRAINING, HELD = "training", "held_out"
 
 @dataclass(frozen=True)
 class OwnMetrics:
-    """An evaluator that also keeps what trainers noted."""
+    """An evaluator that also stores the metrics that trainers noted."""
 
     probes: Probes
     executor: Executor
@@ -32,13 +32,13 @@ class OwnMetrics:
     tell: Callable[[events.AnyEvent], None]
 
     def evaluate(self, model: str, round: int, params: Vector) -> events.Evaluated:
-        """See ``engine.ports.Evaluator``."""
+        """Evaluate a model as ``engine.ports.Evaluator`` says, and store the metrics noted meanwhile."""
         found = self.probes.evaluate(model, round, params)
         self.take(model, round)
         return found
 
     def take(self, model: str = "", round: int = -1) -> None:
-        """Keep what was noted since the last time: held-out figures as those of ``model``, where one is named."""
+        """Store the metrics noted since the last call. Held-out figures are stored for ``model`` if it is named."""
         noted: dict[tuple[int, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
         for answer in checked(self.executor.broadcast(jobs.TakeMetrics())):
             for kind, number, device, name, value in answer.notes if isinstance(answer, jobs.MetricNotes) else ():
@@ -53,11 +53,14 @@ class OwnMetrics:
             self.tell(event)
 
 
-def rows(told: Sequence[events.AnyEvent], noised: bool) -> list[dict[str, Any]]:
-    """A row for each metric, model and round, in order (``summary_types.OwnMetric``). A round that was broken off and
-    gone on with may tell in two parts. ``noised``: without single devices' figures."""
+def rows(log: Sequence[events.AnyEvent], noised: bool) -> list[dict[str, Any]]:
+    """Make a row for each metric, model and round, in order (``summary_types.OwnMetric``).
+
+    An interrupted and resumed round may have two events, whose figures are joined. With ``noised`` the figures of
+    single devices are left out.
+    """
     found: dict[tuple[int, str, str], dict[str, float]] = defaultdict(dict)
-    for e in told:
+    for e in log:
         if isinstance(e, events.OwnMeasured):
             for name, each in e.metrics.items():
                 found[e.round, e.model, name].update(each)
@@ -77,7 +80,7 @@ def rows(told: Sequence[events.AnyEvent], noised: bool) -> list[dict[str, Any]]:
 
 
 def series(s: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[float, float]]]]:
-    """Name -> "held out" or "training" -> (rounds played, mean over devices)."""
+    """Map each metric's name to "held out" and "training", and these to points (rounds played, mean over devices)."""
     out: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for m in s.get("metrics") or ():
         kind = "training" if m["model"] == TRAINING else "held out"
@@ -86,7 +89,7 @@ def series(s: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[float, float]
 
 
 def panels(s: Mapping[str, Any]) -> str:
-    """A chart for each metric, and the last figures as a table; empty without metrics."""
+    """Draw a chart for each metric, and a table of the last figures; empty without metrics."""
     found = series(s)
     if not found:
         return ""
@@ -97,14 +100,14 @@ def panels(s: Mapping[str, Any]) -> str:
             for kind, points in kinds.items()
         ]
         drawn = svg.lines(f"{name} by rounds played", lines, x_name="rounds played", unit=lambda v: f"{v:.4g}")
-        shown.append(panel(_title(name), "Your own metric: mean over the devices that were measured.", drawn))
+        shown.append(panel(_title(name), "A metric of your own: the mean over the measured devices.", drawn))
     last = {(m["name"], m["model"]): m for m in s["metrics"]}
     body = [
         row(_title(f"{name}, {words.MODELS.get(model, model)}"), _figures(m))
         for (name, model), m in sorted(last.items())
     ]
     heads = ("metric", "after rounds", "mean", "lowest", "highest", "devices")
-    return f'<div class="gap"></div>{"".join(shown)}{panel("Own metrics", "The last figures.", table(heads, body))}'
+    return f'<div class="gap"></div>{"".join(shown)}{panel("Own metrics", "The latest figures.", table(heads, body))}'
 
 
 def _title(name: str) -> str:

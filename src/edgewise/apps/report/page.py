@@ -1,6 +1,9 @@
-"""One self-contained HTML file about a run: no scripts, no requests, light and dark, printable.
+"""The HTML report of a run: one self-contained file without scripts or requests, light and dark, printable.
 
-The page is built from ``summary.build`` alone, so it can be made again at any time from ``run.db``.
+The page is built from the result of ``summary.build`` alone. So ``edgewise report`` can rebuild it from ``run.db``.
+
+    with RunStore(Path("runs/demo")) as store:
+        write(store, summary.build(store), Path("runs/demo"))
 """
 
 from __future__ import annotations
@@ -19,15 +22,17 @@ from edgewise.apps.runs.toml_text import toml
 from edgewise.drivers.storage.files import write_durably
 from edgewise.drivers.storage.run_store import RunStore
 
-POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser itself refuses any request
+POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # With this policy the browser refuses any request.
 PARTS = ("Verdict", "Quality", "Privacy", "Cost", "Participation", "Time", "Pipeline", "Provenance")
 
 
 def write(store: RunStore, summary: Mapping[str, Any], out: Path) -> Path:
-    """Write ``out/report.html``, ``out/rounds.csv`` and the resolved recipe ``out/recipe.toml``; returns the page's
-    path.
+    """Write ``report.html``, ``rounds.csv`` and the resolved ``recipe.toml`` into ``out``.
 
-    ``summary`` is ``summary.build(store)``; the store itself is not asked again.
+    Args:
+        summary: the result of ``summary.build(store)``. The store is not read again.
+    Returns:
+        The path of the page.
     """
     path = out / "report.html"
     write_durably(out / "recipe.toml", toml(summary["recipe"]).encode())
@@ -37,20 +42,23 @@ def write(store: RunStore, summary: Mapping[str, Any], out: Path) -> Path:
 
 
 def _flat(r: Mapping[str, Any]) -> dict[str, Any]:
-    """A round's row with a cell for each metric."""
+    """Give each metric of a round's row a cell of its own."""
     own = {f"metric_{name}": value for name, value in r.get("summed_metrics", {}).items()}
     return {key: value for key, value in r.items() if key != "summed_metrics"} | own
 
 
 def rounds_csv(s: Mapping[str, Any]) -> str:
-    """The rounds as a table for other programs, one row each: ``summary.json``'s ``per_round``, and what the federated
-    model measured after it. What is not known is an empty cell."""
+    """Format the rounds as CSV for other programs.
+
+    A row holds ``per_round`` of ``summary.json`` and the perplexities of the federated model after that round. A cell
+    is empty if its value is unknown.
+    """
     measured = {c["played"]: c for c in s["curve"]}
-    told = ("weighted_mean", "median", "worst_decile")
+    figures = ("weighted_mean", "median", "worst_decile")
     rows = []
     for r in s["per_round"]:
         after = measured.get(r["round"] + 1, {})
-        rows.append({**_flat(r), "round": r["round"] + 1, **{f"perplexity_{k}": after.get(k) for k in told}})
+        rows.append({**_flat(r), "round": r["round"] + 1, **{f"perplexity_{k}": after.get(k) for k in figures}})
     text = io.StringIO()
     if rows:
         table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -60,7 +68,7 @@ def rounds_csv(s: Mapping[str, Any]) -> str:
 
 
 def page(s: Mapping[str, Any]) -> str:
-    """The whole page."""
+    """Build the HTML of the whole page from ``summary.build``."""
     css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     bodies = (
         _verdict(s),
@@ -86,31 +94,32 @@ def page(s: Mapping[str, Any]) -> str:
 <p class="kind">edgewise report · run <span class="hash">{escape(s["run"][:12])}</span></p>
 <h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_chosen(s)}{_unfinished(s)}{_not_covered(s)}{_notes(s)}
 <nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>
-<footer>Made from <code>run.db</code> by <code>edgewise report</code>; the same numbers are in
+<footer><code>edgewise report</code> made this page from <code>run.db</code>. The same numbers are in
 <code>summary.json</code>.</footer></div></body></html>
 """
 
 
 def _lead(s: Mapping[str, Any]) -> str:
-    """The run in a few sentences. The first says whether it is better than training alone."""
+    """Summarise the run in a few sentences. The first one compares it with training alone."""
     first, note = alone_or_together.sentence(s, lambda figure: f"<b>{figure}</b>"), alone_or_together.note(s)
     return f"{first} {_moved(s)}{f' {note}' if note else ''}"
 
 
 def _moved(s: Mapping[str, Any]) -> str:
-    """What the rounds did to the model, and what they cost."""
+    """Say how the rounds changed the model, and how much each device uploaded."""
     ppl, change = s["perplexity"], s["change_percent"]["federated"]
     played = s["rounds"]["played"]
-    measured = max((c["played"] for c in s["curve"]), default=played)  # what the shown perplexity belongs to
+    measured = max((c["played"] for c in s["curve"]), default=played)  # The shown perplexity is of this round.
     if s["rounds"]["kept"] < played:
         measured = s["rounds"]["kept"]
     who = f"{numbers.count(s['population'])} devices" if s["population"] else "The devices"
     if abandoned := s["rounds"]["abandoned"]:
-        who = f"{numbers.count(abandoned)} of {played} rounds were abandoned for too few contributions. {who}"
+        few = "because too few devices contributed"
+        who = f"{numbers.count(abandoned)} of {played} rounds were abandoned {few}. {who}"
     if change is None and ppl["federated"] and ppl["base"]:
-        return f"{who}, {measured} rounds. A held-out perplexity is too large for a number."
+        return f"{who} trained for {measured} rounds. A held-out perplexity is too large for a number."
     if change is None:
-        return f"{who}, {played} rounds. The federated model has not been measured yet."
+        return f"{who} trained for {played} rounds. The federated model has not been measured yet."
     verb = "lowered" if change < 0 else "raised"
     first = (
         f"{who} training together for {measured} rounds {verb} held-out perplexity from"
@@ -122,22 +131,22 @@ def _moved(s: Mapping[str, Any]) -> str:
     if up is None:
         return first
     against = numbers.against(b["up_ratio"], b["up_ratio_update"])
-    return f"{first} Each device sent <b>{numbers.size(up)}</b> per round: {against}."
+    return f"{first} Each device uploaded <b>{numbers.size(up)}</b> per round: {against}."
 
 
 def _chosen(s: Mapping[str, Any]) -> str:
-    """Which model counts, and why the run ended, where held-out losses decided it."""
+    """Name the final model and the reason for an early end, if held-out losses decided them."""
     r = s["rounds"]
     if r["stopped"]:
         said = numbers.stopped(r["played"], r["planned"], r["waited"], r["kept"])
     elif r["kept"] < r["played"]:
-        said = f"{numbers.counts(r['kept'])}, of {r['played']} played: its held-out loss is the lowest"
+        said = f"{numbers.counts(r['kept'])}, of {r['played']} played, because its held-out loss is the lowest"
     else:
         return ""
     said = f"{said[0].upper()}{said[1:]}."
     if r["kept"] < r["played"]:
         n = sum(c.get("weighted_mean") is not None for c in s["curve"])
-        said += f" It is the best of {n} evaluations on the text of these figures, so they flatter it a little."
+        said += f" It was chosen from {n} evaluations on the same text, so its figures here are slightly optimistic."
     return f'<p class="note-box" role="note">{escape(said)}</p>'
 
 
@@ -146,7 +155,7 @@ def _unfinished(s: Mapping[str, Any]) -> str:
         return ""
     return (
         f'<p class="note-box" role="note"><b>This run is not complete:</b> {numbers.unfinished(s)}.'
-        " Figures cover what is there; go on with <code>--resume</code>.</p>"
+        " The figures cover the finished part. Continue with <code>--resume</code>.</p>"
     )
 
 
@@ -154,17 +163,17 @@ def _not_covered(s: Mapping[str, Any]) -> str:
     if not s["not_covered"]:
         return ""
     return (
-        '<p class="note-box" role="note"><b>Not covered by epsilon:</b> the figures of this page. '
-        f"{escape(s['not_covered'][0].upper() + s['not_covered'][1:])}. Rows of single devices are in "
+        '<p class="note-box" role="note"><b>Epsilon does not cover the figures of this page.</b> '
+        f"{escape(s['not_covered'][0].upper() + s['not_covered'][1:])}. Figures of single devices are in "
         "<code>devices.json</code>, which only the owner of this folder can read.</p>"
     )
 
 
 def _notes(s: Mapping[str, Any]) -> str:
-    """What was left out of the text, prompts out of sight, and a comparison that cannot be."""
+    """Note omitted text, prompts that were cut, and a comparison that was not possible."""
     said = data_read.notes(s["reading"]) if s["reading"] else []
     if s["no_pooled_data"]:
-        said.append("Centralised training was not compared: the trainer has no data of all devices together.")
+        said.append("Centralised training was not compared, because the trainer has no pooled data of all devices.")
     return "".join(f'<p class="note-box" role="note">{escape(note)}</p>' for note in said)
 
 
@@ -182,12 +191,13 @@ def _verdict(s: Mapping[str, Any]) -> str:
     if share["over_base"] is not None:
         over = share["over_local_only"]
         more = f"{_share(over)} do better than alone" if over is not None else "training alone was not measured"
-        cards.append(card("Measured devices that gain", _share(share["over_base"]), more))
+        cards.append(card("Measured devices that improve", _share(share["over_base"]), more))
     if b["up_per_device_round"] is not None:
         more = (
-            f"{numbers.against(b['up_ratio'], b['up_ratio_update'])}; down {numbers.size(b['down_per_device_round'])}"
+            f"{numbers.against(b['up_ratio'], b['up_ratio_update'])}; "
+            f"download {numbers.size(b['down_per_device_round'])}"
         )
-        cards.append(card("Up, per device and round", numbers.size(b["up_per_device_round"]), more))
+        cards.append(card("Upload per device and round", numbers.size(b["up_per_device_round"]), more))
     p = s["participation"]
     missing = f"{p['lost']} lost, {p['late']} late"
     if p["unused"]:
@@ -204,7 +214,7 @@ def _verdict(s: Mapping[str, Any]) -> str:
 
 
 def _training(s: Mapping[str, Any]) -> str:
-    """What was trained, and how."""
+    """List what was trained and with which settings."""
     return panel("Training", "", facts((name, escape(said)) for name, said in settings.training(s)))
 
 
@@ -225,26 +235,29 @@ def _models_table(s: Mapping[str, Any]) -> str:
             cells = [*(numbers.figure(q, k) for k in keys), change, numbers.count(q["devices"] or None)]
         body.append(row(head, cells, "ours" if name == "federated" else ""))
     counts = {q["devices"] for q in s["perplexity"].values() if q}
-    odd = "" if len(counts) < 2 else " Not all models were measured on the same devices: compare with care."
+    odd = "" if len(counts) < 2 else " The models were measured on different devices, so compare with care."
     return table(
         ("model", "weighted mean", "median", "worst 10 %", "change", "devices"),
         body,
-        "Held-out perplexity; lower is better. Weighted mean: over all held-out tokens. Median and worst 10 %: over"
-        f" the measured devices.{odd}",
+        "Held-out perplexity. Lower is better. The weighted mean is over all held-out tokens. The median and the worst"
+        f" 10 % are over the measured devices.{odd}",
     )
 
 
 def _metric(s: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
-    """A metric that the recipe declares, over the rounds."""
+    """Draw a metric that the recipe declares over the rounds."""
     name = metric["name"]
-    told = [
+    means = [
         (r["round"] + 1, r["summed_metrics"][name]) for r in s["per_round"] if r["summed_metrics"].get(name) is not None
     ]
-    noise = f" With noise of standard deviation {numbers.figures(metric['noise_std'])}." if metric["noise_std"] else ""
+    std = f" The noise on it has standard deviation {numbers.figures(metric['noise_std'])}."
+    noise = std if metric["noise_std"] else ""
     between = f"between {numbers.figures(metric['lower'])} and {numbers.figures(metric['upper'])}"
-    series = [svg.Series("mean", "federated", told, dots=True)]
+    series = [svg.Series("mean", "federated", means, dots=True)]
     chart = svg.lines(f"{name} by round", series, x_name="round", unit=lambda v: f"{v:.3f}")
-    return panel(escape(name), f"Mean over devices, as their updates are weighted; each {between}.{noise}", chart)
+    return panel(
+        escape(name), f"Mean over devices with the weights of their updates. Each value is {between}.{noise}", chart
+    )
 
 
 def _quality(s: Mapping[str, Any]) -> str:
@@ -270,8 +283,8 @@ def _quality(s: Mapping[str, Any]) -> str:
         x_name="round",
         unit=lambda v: f"{v:.3f}",
     )
-    shade = "Line: mean over tokens. Shade: the middle 80 % of devices. Lower is better."
-    quarters = "Nats per token in the first and last quarter of the local steps, over devices."
+    shade = "The line is the mean over tokens. The shade is the middle 80 % of devices. Lower is better."
+    quarters = "Nats per token in the first and the last quarter of the local steps, averaged over devices."
     panels = [
         panel("Held-out perplexity", shade, held),
         alone_or_together.picture(s),
@@ -280,13 +293,16 @@ def _quality(s: Mapping[str, Any]) -> str:
     panels += [_metric(s, metric) for metric in s["summed_metrics"]]
     shown = pair(*filter(None, panels))
     return (
-        '<p class="hint">Measured on text that no device trains on: the latest part of each device\'s own.</p>'
+        '<p class="hint">Measured on held-out text: the latest part of each device\'s text, which nobody trains on.</p>'
         f"{shown}{own_metrics.panels(s)}{_spread(s)}{sections.samples(s)}"
     )
 
 
 def _spread(s: Mapping[str, Any]) -> str:
-    """Every device under every model: rows for few devices, ranks for many; and the table behind it."""
+    """Draw the perplexity of every device under every model, with a table of all devices.
+
+    Few devices have a row each. More than 60 are drawn by rank.
+    """
     models = [m for m in numbers.MODELS if s["perplexity"][m]]
     order = "federated" if "federated" in models else "base"
     rows = sorted((r for r in s["per_device"] if r.get(order)), key=lambda r: -r[order])
@@ -304,7 +320,7 @@ def _spread(s: Mapping[str, Any]) -> str:
         chart = svg.lines(
             "Perplexity over devices", lines, x_name="% of devices, best first", unit=numbers.perplexity, width=1000
         )
-        hint = f"{numbers.count(len(rows))} devices, each curve sorted on its own; the value is the worst device's."
+        hint = f"{numbers.count(len(rows))} devices. Each curve is sorted by itself. Its label is the worst device."
     cells = [
         row(
             escape(r["device"]),

@@ -1,5 +1,4 @@
-"""What a run says of privacy, in the report and in the model card: who could see what, the privacy card, and epsilon
-by round."""
+"""Privacy sections of the report and the model card: the view of each party, the privacy card, epsilon by round."""
 
 from __future__ import annotations
 
@@ -16,7 +15,7 @@ SEEN = {"who": "who", "updates": "single updates", "sum": "the sum", "promised":
 
 
 def privacy(s: Summary) -> str:
-    """The section; a sentence where a run of an older version recorded nothing."""
+    """Build the report's section on privacy. A run of an older version recorded nothing, and says so."""
     p = s["plan"].get("privacy")
     if not p:
         return '<p class="hint">Not recorded.</p>'
@@ -29,8 +28,11 @@ def privacy(s: Summary) -> str:
 
 
 def markdown(s: Summary, played: int) -> str:
-    """The same for a model card: what ``privacy`` says of the run, and what was spent on the model after ``played``
-    rounds; empty where nothing was recorded."""
+    """Build the Markdown privacy section of a model card.
+
+    It holds the facts of ``privacy`` and the epsilon that was spent on the model after ``played`` rounds. It is empty
+    if the run recorded nothing.
+    """
     p = s["plan"].get("privacy")
     if not p:
         return ""
@@ -54,7 +56,7 @@ def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _spent(s: Summary, played: int) -> float | None:
-    """Epsilon that the ledger had charged when that many rounds were played; None without a ledger."""
+    """Return the epsilon that the ledger had charged after ``played`` rounds; None without a ledger."""
     return next((r["epsilon"] for r in reversed(s["per_round"]) if r["round"] < played and r.get("epsilon")), None)
 
 
@@ -65,7 +67,9 @@ def _cards(s: Summary, c: Mapping[str, Any]) -> str:
         card("Of the released models", _eps(c["of_release"]), f"epsilon at delta {c['delta']:g}, after all rounds"),
     ]
     if spent is not None:
-        shown.append(card("Spent so far", f"{spent:.3g} of {c['budget']:g}", "the ledger, charged before each release"))
+        shown.append(
+            card("Spent so far", f"{spent:.3g} of {c['budget']:g}", "charged in the ledger before each release")
+        )
     return f'<div class="cards">{"".join(shown)}</div><p class="hint">{escape(c["summary"])}.</p>'
 
 
@@ -76,7 +80,7 @@ def _spending(s: Summary, c: Mapping[str, Any]) -> str:
     if not bars:
         return ""
     bars.append(svg.Bar("budget", c["budget"], f"{c['budget']:g}", colour="base"))
-    return panel("Epsilon by round", "what the ledger had charged after each round", svg.bars("Epsilon by round", bars))
+    return panel("Epsilon by round", "Total charge of the ledger after each round.", svg.bars("Epsilon by round", bars))
 
 
 def _rests_on(c: Mapping[str, Any]) -> str:
@@ -84,7 +88,7 @@ def _rests_on(c: Mapping[str, Any]) -> str:
     if rows := fewer(c):
         caption, *heads = FEWER
         body += table(heads, [row(honest, [epsilon]) for honest, epsilon in rows], caption)
-    return panel("What it rests on", "", body)
+    return panel("Assumptions", "", body)
 
 
 def _eps(x: float | None) -> str:

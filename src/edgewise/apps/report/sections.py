@@ -1,4 +1,7 @@
-"""The report's sections on cost, participation, time, pipeline and provenance: ``summary.build`` in, HTML out."""
+"""Sections of the report on cost, participation, time, pipeline and provenance.
+
+Each function takes the result of ``summary.build`` and returns HTML.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from edgewise.apps.runs.toml_text import toml
 
 Summary = Mapping[str, Any]
 EMPTY = hashlib.sha256(b"").hexdigest()
-FEW_POINTS = 3  # of a line, below which it says hardly more than they do
-MATRIX_DEVICES, MATRIX_ROUNDS = 64, 120  # beyond that, cells are too small to say anything
+FEW_POINTS = 3  # A line of fewer points gets a sentence that names them.
+MATRIX_DEVICES, MATRIX_ROUNDS = 64, 120  # The cells of a larger matrix are too small to see.
 
 
 def byte_stages(s: Summary) -> list[tuple[str, float, str]]:
-    """(name, bytes of one contribution, colour) from the float32 model through every stage to what was measured."""
+    """List (name, bytes of one contribution, colour) from the float32 model through every stage to the wire."""
     b, trace = s["bytes"], s["plan"]["trace"]
     out: list[tuple[str, float, str]] = []
     if b["float32_model"] and b["float32_model"] != b["float32_update"]:
@@ -31,14 +34,14 @@ def byte_stages(s: Summary) -> list[tuple[str, float, str]]:
             name = "update, float32" if r["role"] == "start" else f"after {r['name']}"
             out.append((name, r["bytes"], "quiet" if r["role"] == "start" else "federated"))
     if b["up_per_device_round"]:
-        out.append(("up, as measured", b["up_per_device_round"], "centralised"))
+        out.append(("measured upload", b["up_per_device_round"], "centralised"))
     if b["down_per_device_round"]:
-        out.append(("down, as measured", b["down_per_device_round"], "local_only"))
+        out.append(("measured download", b["down_per_device_round"], "local_only"))
     return out
 
 
 def cost(s: Summary) -> str:
-    """Bytes by stage, and quality against bytes."""
+    """Build the section on bytes: by stage of the pipeline, and perplexity against bytes."""
     b = s["bytes"]
     whole = b["float32_model"] or b["float32_update"]
     rows = [
@@ -47,7 +50,7 @@ def cost(s: Summary) -> str:
     ]
     stages = panel(
         "Bytes of one contribution",
-        "From the update in float32 through each stage to the frame that was counted; shares of the float32 model.",
+        "Size of the update after each stage, and of the measured frame. Shares are of the float32 model.",
         svg.bars("Bytes of one contribution by stage", rows, left=168),
     )
     totals = table(
@@ -61,25 +64,26 @@ def cost(s: Summary) -> str:
                     numbers.size(b[f"{k}_total"]),
                 ],
             )
-            for k, name in (("up", "up: contributions"), ("down", "down: models and invitations"))
+            for k, name in (("up", "upload: contributions"), ("down", "download: models and invitations"))
         ],
-        f"Model in float32: {numbers.size(b['float32_model'])}; trained part: {numbers.size(b['float32_update'])}.",
+        f"The model has {numbers.size(b['float32_model'])} in float32, and its trained part "
+        f"{numbers.size(b['float32_update'])}.",
         reflow=True,
     )
     return f'{pair(stages, _quality_for_bytes(s))}<div class="panel">{totals}{_raw_text(b)}</div>'
 
 
 def _raw_text(b: Mapping[str, Any]) -> str:
-    """What was sent beside the text that it is about."""
+    """Compare the uploads with the size of the training text."""
     text, up = b["text_per_device"], b["up_per_device"]
     if not text or not up:
         return ""
     more = ""
     if up > text:
-        more = " Sending the text itself would have taken fewer bytes: here federating does not save bytes."
+        more = " Sending the text itself would have taken fewer bytes. Federating does not save bytes here."
     return (
-        f'<p class="hint">The text that is trained on: about <b>{numbers.size(text)}</b> a device, '
-        f"{numbers.size(b['text_total'])} of all. A device sent <b>{numbers.size(up)}</b> in all rounds, "
+        f'<p class="hint">A device trains on about <b>{numbers.size(text)}</b> of text, and all devices together on '
+        f"{numbers.size(b['text_total'])}. A device uploaded <b>{numbers.size(up)}</b> in all rounds: "
         f"{numbers.than(text / up, 'its text')}.{more}</p>"
     )
 
@@ -90,7 +94,10 @@ def _share_of(value: float, whole: float) -> str:
 
 
 def moved(s: Summary) -> list[tuple[str, str, list[tuple[float, float]]]]:
-    """(name, colour, [(MB of one device so far, perplexity)]): what devices sent, and that with what they received."""
+    """List (name, colour, points) of uploads, and of uploads plus downloads.
+
+    A point is (MB of one device so far, perplexity).
+    """
     points = [p for p in s["quality_for_bytes"] if p["perplexity"] is not None and p["up"] > 0]
     out = [("sent", "federated", [(p["up"] / 1e6, p["perplexity"]) for p in points])]
     if any(p["down"] for p in points):
@@ -106,13 +113,12 @@ def _quality_for_bytes(s: Summary) -> str:
     there = [p for p in s["quality_for_bytes"] if p["perplexity"] is not None and p["up"] > 0]
     if len(there) < FEW_POINTS:
         played = " and ".join(str(p["played"]) for p in there)
-        few = f"The model was measured after round {played} only (eval.every = {every})."
+        few = f"The model was measured only after round {played} (eval.every = {every})."
     if len(there) == 1:
         (p,) = there
-        moved_then = f"A device had sent {numbers.size(p['up'])} and received {numbers.size(p['down'])} then"
-        return panel(
-            "Quality for bytes", few, f"<p>{moved_then}: perplexity {numbers.perplexity(p['perplexity'])}.</p>"
-        )
+        moved_then = f"At perplexity {numbers.perplexity(p['perplexity'])} a device had uploaded"
+        sizes = f"{numbers.size(p['up'])} and downloaded {numbers.size(p['down'])}"
+        return panel("Quality for bytes", few, f"<p>{moved_then} {sizes}.</p>")
     series = [svg.Series(name, colour, points, dots=True) for name, colour, points in lines]
     if (q := s["perplexity"]["base"]) and q["weighted_mean"] is not None:
         at = [x for _, _, points in lines for x, _ in points]
@@ -127,17 +133,17 @@ def _quality_for_bytes(s: Summary) -> str:
         log_x=True,
         log_y=True,
     )
-    hint = "Held-out perplexity against what a device has sent so far, and sent and received; mean over all."
+    hint = "Held-out perplexity against the bytes that a device has sent, and sent plus received (mean over devices)."
     return panel("Quality for bytes", f"{hint} {few}".strip(), chart)
 
 
 def samples(s: Summary) -> str:
-    """What base and federated model make of the beginning of some held-out texts; nothing where none was asked for."""
+    """Show continuations of held-out text by the base and the federated model; empty if the recipe asks for none."""
     if not s["samples"]:
         return ""
     said = (
-        "The beginning of some devices' held-out text, printed because the recipe asks for it "
-        "(<code>report.samples</code>), and how it goes on. Both models draw with one seed, and nothing was picked."
+        "Some devices' held-out text and how both models continue its beginning. The recipe asks for it "
+        "(<code>report.samples</code>). Both models draw with one seed. Nothing was selected."
     )
     parts = []
     for one in s["samples"]:
@@ -150,7 +156,10 @@ def samples(s: Summary) -> str:
 
 
 def participation(s: Summary) -> str:
-    """Funnel, reasons, devices by rounds, rounds table. What would show the same everywhere is left out."""
+    """Build the section on participation: funnel, lost contributions, devices by rounds, and a table of rounds.
+
+    A chart is left out if all of its values would be the same.
+    """
     p = s["participation"]
     if not p["invited"]:
         return '<p class="hint">No round has been finished yet.</p>'
@@ -164,21 +173,19 @@ def participation(s: Summary) -> str:
         for code, n in reasons(p)
     ]
     why = svg.bars("Lost contributions by reason", causes, left=250)
-    hint = f"{p['lost'] - dropped} failed, {dropped} dropped out, {p['late']} late (in virtual time)."
+    hint = f"{p['lost'] - dropped} failed, {dropped} dropped out, {p['late']} came late in virtual time."
     if why or p["accepted"] < p["invited"]:
         top = pair(
-            panel("Funnel", "Invitations over all rounds.", svg.bars("Participation funnel", steps, left=165)),
+            panel("Funnel", "Invitations of all rounds.", svg.bars("Participation funnel", steps, left=165)),
             panel("Lost contributions", hint, why),
         )
     else:
-        top = (
-            f"<p>Nothing was lost: all {numbers.count(p['invited'])} invitations gave a contribution that counted.</p>"
-        )
+        top = f"<p>Nothing was lost. All {numbers.count(p['invited'])} invitations gave contributions that counted.</p>"
     return top + _rungs(s) + _matrix(s) + _rounds(s)
 
 
 def _rungs(s: Summary) -> str:
-    """Which codec devices chose; nothing where it is fixed."""
+    """Draw the contributions by codec that devices chose; empty if the codec is fixed."""
     used = [r for r in s["rungs"] if r["accepted"]]
     rows = [
         svg.Bar(
@@ -192,12 +199,12 @@ def _rungs(s: Summary) -> str:
     ]
     if not rows:
         return ""
-    hint = f"Accepted contributions by the rung of the ladder that their device chose, of {len(s['rungs'])} rungs."
+    hint = f"Accepted contributions by the rung that the device chose. The ladder has {len(s['rungs'])} rungs."
     return "<div class=gap></div>" + panel("Codecs that devices chose", hint, svg.bars("Contributions by rung", rows))
 
 
 def funnel(p: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """How many invitations got how far."""
+    """Count the invitations that reached each step, from invited to accepted."""
     connected = p["invited"] - p["lost_by_code"].get("dropped", 0)
     return [
         ("invited", p["invited"]),
@@ -209,7 +216,7 @@ def funnel(p: Mapping[str, Any]) -> list[tuple[str, int]]:
 
 
 def reasons(p: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Why contributions are missing: codes with their counts, late ones among them."""
+    """Count missing contributions by code, late ones included, the most frequent first."""
     found = {**p["lost_by_code"], **({"late": p["late"]} if p["late"] else {})}
     return sorted(found.items(), key=lambda pair: -pair[1])
 
@@ -228,11 +235,14 @@ def _matrix(s: Summary) -> str:
         f'<span><i style="background:var(--lost)"></i>lost</span>{late}</div>'
     )
     chart = svg.matrix("Devices by rounds: accepted, lost or late", rows, rounds)
-    return "<div class=gap></div>" + panel("Who took part when", "Columns are rounds.", legend + chart)
+    return "<div class=gap></div>" + panel("Participation by device", "Each column is a round.", legend + chart)
 
 
 def _fates(device: Mapping[str, Any], rounds: int, everyone: bool) -> Iterator[str]:
-    """With everybody invited, a device that neither contributed nor was lost was late; else it is not known."""
+    """Yield a device's fate in each round: ``accepted``, ``lost``, ``late`` or, if unknown, an empty text.
+
+    If everybody is invited, a device that neither contributed nor was lost must have been late.
+    """
     for r in range(rounds):
         if r in device["rounds"]:
             yield "accepted"
@@ -271,12 +281,12 @@ def _rounds(s: Summary) -> str:
         for m in s.get("summed_metrics", ())
     ]
     heads = ("round", "accepted", "lost", "late", "train loss", *own, "update L2", *lag, "up", "down", "time")
-    beside = '<p class="hint">With more columns in <code>rounds.csv</code> beside this page.</p>'
+    beside = '<p class="hint"><code>rounds.csv</code> next to this page has more columns.</p>'
     return details(f"Table of all {len(rows)} rounds", table(heads, rows) + beside) if rows else ""
 
 
 def time(s: Summary) -> str:
-    """Where the wall clock went, and where the rounds' computing went."""
+    """Build the section on time: wall clock by part of the run, and computing inside the rounds."""
     t = s["seconds"]
     wall = [
         svg.Bar("rounds", t["rounds"], numbers.duration(t["rounds"]), "", "federated"),
@@ -293,24 +303,26 @@ def time(s: Summary) -> str:
     return pair(
         panel(
             f"Wall clock: {numbers.duration(t['total'])}",
-            "Loading and writing this report are not in it.",
+            "Loading and writing this report are not included.",
             svg.stack("Wall-clock time by part of the run", wall),
         ),
         panel(
             "Computing inside the rounds",
-            f"Seconds of work, added up over devices{beside}.",
+            f"Seconds of work, summed over devices{beside}.",
             svg.stack("Computing time inside the rounds", work),
         ),
     )
 
 
 def pipeline(s: Summary) -> str:
-    """The trace of the Space, and who learns what."""
+    """Build the section on the update pipeline, the broadcast pipeline, and what each party learns."""
     claims = s["plan"]["claims"]
     shown = _trace(s["plan"]["trace"], "The update pipeline, checked before any data was read.")
-    down = _trace(s["plan"]["trace_down"], "The way down: what a device downloads that took part in the round before.")
-    told = "".join(f"<li>{escape(c)}</li>" for c in claims)
-    who = f'<h3 class="later">Who learns what</h3><ul class="claims">{told}</ul>' if told else ""
+    down = _trace(
+        s["plan"]["trace_down"], "The broadcast pipeline: the download of a device that took part in the last round."
+    )
+    items = "".join(f"<li>{escape(c)}</li>" for c in claims)
+    who = f'<h3 class="later">Who learns what</h3><ul class="claims">{items}</ul>' if items else ""
     return f'<div class="panel">{shown}{down}{who}</div>' if shown or who else '<p class="hint">Not recorded.</p>'
 
 
@@ -340,7 +352,7 @@ def _yes(x: bool) -> str:
 
 
 def provenance(s: Summary) -> str:
-    """Everything needed to get the same model again."""
+    """Build the section on provenance: everything that is needed to reproduce the model."""
     f = s["facts"]
     began = f.get("started_at")
     when = datetime.fromtimestamp(began, UTC).strftime("%Y-%m-%d %H:%M UTC") if began else ""
@@ -366,22 +378,22 @@ def provenance(s: Summary) -> str:
             *more,
         ]
     )
-    what = "<h3>The recipe</h3><p class='hint'>The keys that are not as a recipe has them by itself.</p>"
+    what = "<h3>The recipe</h3><p class='hint'>The keys that differ from their defaults.</p>"
     own = f"{what}<pre>{escape(toml(settings.own(s['recipe'])))}</pre>"
     whole = details("recipe.toml, with all defaults", f"<pre>{escape(toml(s['recipe']))}</pre>")
     return f'<div class="panel">{listed}</div>{_read(s)}{repeat.block(s)}{own}{whole}'
 
 
 def _read(s: Summary) -> str:
-    """What was read and what was left out; nothing where the trainer does not tell."""
+    """List the files and rows that were read or left out; empty if the trainer does not report them."""
     if not s["reading"]:
         return ""
     listed = facts((name, escape(said)) for name, said in data_read.rows(s["reading"]))
-    return f'<h3>What was read</h3><div class="panel">{listed}</div>'
+    return f'<h3>The data</h3><div class="panel">{listed}</div>'
 
 
 def _hash(x: str | None) -> str:
-    """A digest; nothing for that of no bytes (no weight is frozen where all are trained)."""
+    """Format a digest. The digest of no bytes is left out: nothing is frozen if all weights are trained."""
     return f'<span class="hash">{escape(x)}</span>' if x and x != EMPTY else ""
 
 

@@ -1,4 +1,4 @@
-"""A run's recipe in words: what was trained and how, and which keys its author set."""
+"""Recipe settings for a report: the training in words, and the keys that differ from their defaults."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRAINED = {
 
 
 def training(s: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names and values for a list, from ``summary.build``."""
+    """List the names and values of the training settings, from ``summary.build``."""
     recipe = s["recipe"]
     t, cohort = recipe["training"], recipe["round"]
     what = TRAINED[recipe["trainable"]["kind"]].format(**recipe["trainable"])
@@ -51,7 +51,7 @@ def _part(table: Mapping[str, Any]) -> str:
 
 
 def own(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a resolved recipe that are not as a recipe has them by itself, in its order."""
+    """Return the keys of a resolved recipe that differ from their defaults, in the recipe's order."""
     out: dict[str, Any] = {}
     for name, field in Recipe.model_fields.items():
         key = field.alias or name

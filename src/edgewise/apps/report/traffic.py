@@ -1,4 +1,4 @@
-"""What a run sent and received, from its events: the bytes of ``summary.json``."""
+"""Bytes that a run sent and received, computed from its events for ``summary.json``."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from edgewise.core import events
 
 
 def sizes(
-    told: Sequence[events.AnyEvent], facts: Mapping[str, Any], trained: int | None, noised: bool
+    log: Sequence[events.AnyEvent], facts: Mapping[str, Any], trained: int | None, noised: bool
 ) -> dict[str, Any]:
-    """Bytes of the run, as ``apps.report.summary`` defines them."""
-    up = [e.bytes_up for e in told if isinstance(e, events.Accepted)]
-    down = sum(e.bytes_down for e in told if isinstance(e, events.RoundFinished))
-    asked = invited(told)
+    """Compute the bytes of a run, as ``apps.report.summary`` defines them, from its events ``log``."""
+    up = [e.bytes_up for e in log if isinstance(e, events.Accepted)]
+    down = sum(e.bytes_down for e in log if isinstance(e, events.RoundFinished))
+    asked = invited(log)
     update = 4.0 * trained if trained else None
     model = 4.0 * facts["parameters"] if facts.get("parameters") else None
     per_up = sum(up) / len(up) if up else None
@@ -35,7 +35,7 @@ def sizes(
 
 
 def _text(up: int, facts: Mapping[str, Any], noised: bool) -> dict[str, Any]:
-    """The text that is trained on beside all that was sent."""
+    """Compute the size of the training text, and the upload of one device in all rounds."""
     held = facts.get("devices") if isinstance(facts.get("devices"), dict) else {}
     population = (facts.get("plan") or {}).get("population") or len(held or {})
     text = sum((held or {}).values()) * (facts.get("bytes_per_token") or 0.0)
@@ -48,7 +48,7 @@ def _text(up: int, facts: Mapping[str, Any], noised: bool) -> dict[str, Any]:
 
 
 def quality_for_bytes(s: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The curve over bytes: an evaluation whose round is not among the committed ones has no place on it."""
+    """Compute the perplexity over the bytes of one device. Evaluations of uncommitted rounds are left out."""
     devices = s["population"] or len(s["per_device"]) or 1
     up, down = 0.0, 0.0
     moved = {0: (up, down)}
@@ -67,6 +67,6 @@ def quality_for_bytes(s: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def invited(told: Iterable[events.AnyEvent]) -> int:
-    """Invitations of the rounds that were committed (a round in progress has no events in the store)."""
-    return sum(e.invited for e in told if isinstance(e, events.RoundStarted))
+def invited(log: Iterable[events.AnyEvent]) -> int:
+    """Count the invitations of committed rounds. A round in progress has no events in the store."""
+    return sum(e.invited for e in log if isinstance(e, events.RoundStarted))

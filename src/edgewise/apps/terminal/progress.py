@@ -1,4 +1,8 @@
-"""Live progress of a run: an event sink that draws with rich on a terminal and writes plain lines anywhere else."""
+"""Live progress of a run: an event sink that draws with rich on a terminal and prints plain lines elsewhere.
+
+with Progress(recipe, sys.stderr) as progress:
+    simulation.run(recipe, out=out, recipe_dir=folder, sinks=(progress,))
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ PHASES = {
 
 
 def _title(phase: str, recipe: Recipe) -> str:
-    """A phase in words."""
+    """Name a phase of a run in words."""
     if phase != "compare":
         return PHASES.get(phase, phase)
     wanted = recipe.compare
@@ -39,14 +43,14 @@ def _title(phase: str, recipe: Recipe) -> str:
 
 
 def _beside_the_bar(phase: str, recipe: Recipe) -> str:
-    """A phase in words that leave room for the bar and the times on a terminal of 80 columns."""
+    """Name a phase in few words, which leave room for the bar and the times in 80 columns."""
     kind, _, what = _title(phase, recipe).partition(": ")
     return kind if len(what) > 24 else what or kind
 
 
 @dataclass
 class Board:
-    """What is known so far, from events alone; ``now_s`` is given, so that a test can hold the clock."""
+    """State of a run as its events tell it. ``now_s`` is an argument, so that a test can hold the clock."""
 
     recipe: Recipe
     now_s: Callable[[], float] = time.monotonic
@@ -75,7 +79,7 @@ class Board:
     forecast: events.Forecast | None = None
 
     def take(self, e: events.AnyEvent) -> None:
-        """Update from one event."""
+        """Update the state with one event."""
         match e:
             case events.RunStarted():
                 self.name, self.population, self.dim = e.name, e.population, e.dim
@@ -125,14 +129,14 @@ class Board:
 
     @property
     def elapsed_s(self) -> float:
-        """Seconds in this phase."""
+        """Seconds since this phase began."""
         return self.now_s() - self.phase_at
 
     def left_s(self) -> float | None:
-        """Seconds to the end of the run, the comparisons included; None before there is anything to go by.
+        """Estimate the seconds to the end of the run, comparisons included; None while nothing is known.
 
-        In the rounds: their rate here, plus comparisons that repeat the same training (see ``plan.explain.forecast``).
-        Before the first one has ended: the forecast, where there is one.
+        During the rounds the estimate is their rate here, plus comparisons that repeat the same training (see
+        ``plan.explain.forecast``). Before the first round has ended it is the forecast, if there is one.
         """
         began = self.resumed or 0 if self.phase == "federated" else 0
         if self.phase in ("report", "stopping") or self.total <= self.done:
@@ -150,7 +154,7 @@ class Board:
         return left
 
     def _compare_s(self) -> float:
-        """Of the phase that is going on, or the one after the rounds."""
+        """Estimate the seconds of the current comparison, or of the one after the rounds."""
         if self.phase == "longer":
             return self._longer_s()
         wanted, work = self.recipe.compare, self._work_s()
@@ -171,16 +175,18 @@ class Board:
         return s.workers if s.engine == "pool" else 1
 
     def _work_s(self) -> float:
-        """Device seconds of all rounds."""
+        """Estimate the device seconds of all rounds."""
         return self.train_s / self.played_here * self.rounds
 
 
 class Progress:
-    """The sink. Use as a context manager around the run.
+    """Event sink that shows a run's progress. Use it as a context manager around the run.
 
     Args:
-        recipe: for titles and the forecast. stream: where to draw, usually standard error. quiet: draw nothing.
-        live: overrides the choice between drawing and lines (a terminal, and not CI).
+        recipe: source of titles and estimates.
+        stream: usually standard error.
+        quiet: show nothing.
+        live: draw (True) or print lines (False). By default it draws on a terminal outside of CI.
     """
 
     def __init__(self, recipe: Recipe, stream: TextIO, *, quiet: bool = False, live: bool | None = None) -> None:
@@ -214,11 +220,11 @@ class Progress:
             self._live = None
 
     def stopping(self) -> None:
-        """Say that Ctrl-C was heard; safe to call from a signal handler."""
+        """Show that Ctrl-C was received. A signal handler may call it."""
         self.board.phase = "stopping"
 
     def __call__(self, event: events.AnyEvent) -> None:
-        """Take one event."""
+        """Take one event and show its news."""
         self.board.take(event)
         if self._quiet:
             return
@@ -230,7 +236,7 @@ class Progress:
             print(line, file=self._stream, flush=True)
 
     def _finished_phase(self, event: events.AnyEvent) -> None:
-        """A finished phase leaves one line above the live part."""
+        """Print one line above the live part for a finished phase."""
         if isinstance(event, events.Forecast) and self._console is not None:
             self._console.print(_forecast(event), style="dim", highlight=False)
         ended = isinstance(event, events.PhaseStarted | events.RunFinished)
@@ -240,7 +246,7 @@ class Progress:
             self._console.print(f"[green]✓[/] {title}  [dim]{numbers.duration(seconds)}[/]", highlight=False)
 
     def line(self, e: events.AnyEvent) -> str:
-        """The plain line for an event; empty for events that say nothing new."""
+        """Format an event as a plain line; empty for an event without news."""
         b = self.board
         match e:
             case events.RunStarted():
@@ -283,7 +289,7 @@ class Progress:
         return ""
 
     def render(self) -> Group:
-        """The live part of the screen."""
+        """Draw the live part of the screen."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -310,12 +316,12 @@ class Progress:
         if b.perplexities:
             rows.add_row("perplexity", _trend(b.perplexities, numbers.perplexity))
         if b.contributions:
-            rows.add_row("up", _bytes(b.bytes_up, b.contributions))
+            rows.add_row("upload", _bytes(b.bytes_up, b.contributions))
         if b.invitations:
-            rows.add_row("down", _bytes(b.bytes_down, b.invitations))
+            rows.add_row("download", _bytes(b.bytes_down, b.invitations))
         if b.lost:
-            said = ", ".join(f"{n} {code}" for code, n in b.lost.most_common())
-            rows.add_row("lost", Text(said, style="yellow"))
+            losses = ", ".join(f"{n} {code}" for code, n in b.lost.most_common())
+            rows.add_row("lost", Text(losses, style="yellow"))
         if b.failures:
             more = f" (and {len(b.failures) - 1} more)" if len(b.failures) > 1 else ""
             rows.add_row("no figure", Text(f"{b.failures[-1]}{more}", style="yellow"))
@@ -330,7 +336,7 @@ def _forecast(e: events.Forecast) -> str:
 
 
 def failure(note: str) -> bool:
-    """Whether a note says with a code that something failed: ``device: E-NAN: ...``."""
+    """Tell whether a note reports a failure by an error code: ``device: E-NAN: ...``."""
     return any(part.strip() in REGISTRY for part in note.split(":"))
 
 

@@ -1,4 +1,4 @@
-"""One progress bar with the time left, for commands that are no runs."""
+"""Progress bars with the time left, for commands that are not runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Step = Callable[[str, int, int], None]
 
 @contextmanager
 def steps(stream: TextIO | None) -> Iterator[Step]:
-    """``step(what, done, of)`` inside; nothing is shown where ``stream`` is None."""
+    """Yield a function ``step(what, done, of)`` that moves a bar. Nothing is shown if ``stream`` is None."""
     if stream is None:
         yield lambda *_: None
         return

@@ -1,4 +1,8 @@
-"""What all commands share: errors as messages and exit statuses, crash files, Ctrl-C, and a quiet screen."""
+"""Sessions of commands: error messages, exit statuses, crash files, Ctrl-C, and a quiet screen.
+
+session = CommandSession("check", as_json=True)
+raise typer.Exit(session.run(lambda: {"answer": 42}))
+"""
 
 from __future__ import annotations
 
@@ -37,13 +41,16 @@ NOISE = {
 
 
 class CommandSession:
-    """One command while it runs: where it works, and how to go on if it is stopped.
+    """One execution of a command: its output format, and its way to report errors.
 
     Attributes:
-        name: the command. as_json: one envelope on standard output instead of text. debug: show tracebacks. verdict:
-            the last line where the command ends with an error.
-        extensions: modules of the user's own parts, whose faults are no bugs of edgewise.
-        folder: run directory for crash files. resumable: something was saved that ``--resume`` continues.
+        name: the command.
+        as_json: print one JSON object on standard output instead of text.
+        debug: show tracebacks.
+        verdict: last line of a command that ends with an error.
+        extensions: modules of the user's own parts. Their faults are not bugs of edgewise.
+        folder: run directory for crash files.
+        resumable: True once something was saved that ``--resume`` continues.
     """
 
     def __init__(
@@ -61,9 +68,9 @@ class CommandSession:
         self.resumable = False
 
     def run(self, body: Callable[[], Mapping[str, Any] | None]) -> int:
-        """Do the command's work and return the exit status.
+        """Run the command's body and return the exit status.
 
-        ``body`` returns what goes into the envelope; an ``ok`` in it that is False makes the status 1.
+        ``body`` returns the content of the JSON object. The status is 1 if the object's ``ok`` is False.
         """
         try:
             payload = dict(body() or {})
@@ -90,7 +97,7 @@ class CommandSession:
     def _interrupted(self) -> Interrupted:
         if not self.resumable:
             return Interrupted("E-INTERRUPTED", "stopped before anything was saved.", "run the same command again.")
-        what = "stopped; every complete round is saved, and what arrived in the current one."
+        what = "stopped. All complete rounds are saved, and the contributions that arrived in the current one."
         return Interrupted("E-INTERRUPTED", what, f"continue with: {again(sys.argv)}")
 
     def _fail(self, e: EdgewiseError) -> int:
@@ -106,7 +113,7 @@ class CommandSession:
         return e.exit_status
 
     def _crash(self, e: BaseException) -> int:
-        """Keep the traceback (code lines only, no values of variables) where it can be read and reported."""
+        """Write the traceback (code lines only, no values of variables) into a file that a person can report."""
         traced = "".join(traceback.format_exception(e))
         text = redacted(f"edgewise {self.name}\n{' '.join(sys.argv)}\n\n{traced}")
         path = write_crash(text, self.folder)
@@ -123,9 +130,9 @@ class CommandSession:
 
 
 def message(e: EdgewiseError, width: int = 0) -> str:
-    """What a person reads of an error: code and cause, ``fix``, ``also`` for each further fault, ``more``.
+    """Format an error: code and cause, ``fix``, ``also`` for each further fault, ``more``.
 
-    Words stay whole where the lines of a screen end (``width``, 0 = no end). A command to copy stays on one line.
+    Lines are wrapped between words at ``width`` columns (0 = never). A command to copy stays on one line.
     """
     parts = [("", f"{e.code}: {e.what}")]
     for i, line in enumerate(filter(None, e.fix.split("\n"))):
@@ -144,12 +151,12 @@ def message(e: EdgewiseError, width: int = 0) -> str:
 
 
 def _width() -> int:
-    """Columns of the screen that errors go to; 0 where it is none."""
+    """Return the columns of the screen that shows errors; 0 if standard error is not a screen."""
     return shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
 
 
 def write_crash(text: str, folder: Path | None) -> Path:
-    """Write a crash file into the run directory where edgewise made one, else into the system's temporary folder."""
+    """Write a crash file into the run directory if edgewise made it, else into the system's temporary folder."""
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
     for place in (folder if folder is not None and marked(folder) else None, Path(tempfile.gettempdir())):
         with suppress(OSError):
@@ -161,7 +168,7 @@ def write_crash(text: str, folder: Path | None) -> Path:
 
 
 def again(argv: list[str]) -> str:
-    """The command line that continues this one."""
+    """Return the command line that continues this one."""
     program = "edgewise" if shutil.which("edgewise") else argv[0]
     words = [program, *argv[1:]]
     return shlex.join(words if "--resume" in words else [*words, "--resume"])
@@ -169,25 +176,25 @@ def again(argv: list[str]) -> str:
 
 @contextmanager
 def interrupts() -> Iterator[list[Callable[[], None]]]:
-    """The first Ctrl-C (or SIGTERM) raises KeyboardInterrupt, the second ends the process at once.
+    """Raise KeyboardInterrupt at the first Ctrl-C (or SIGTERM), and end the process at the second.
 
-    Yields a list: what is put into it is called at the first one. It must only set a flag.
+    Yields a list of functions that the first one calls. Each must only set a flag.
     """
     pressed = False
-    told: list[Callable[[], None]] = []
+    listeners: list[Callable[[], None]] = []
 
     def stop(number: int, _: FrameType | None) -> None:
         nonlocal pressed
         if pressed:
             os._exit(130)
         pressed = True
-        for tell in told:
-            tell()
+        for listener in listeners:
+            listener()
         raise KeyboardInterrupt
 
     before = {n: signal.signal(n, stop) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield told
+        yield listeners
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -195,11 +202,11 @@ def interrupts() -> Iterator[list[Callable[[], None]]]:
 
 @contextmanager
 def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
-    """Send what libraries and worker processes print (file descriptors 1 and 2) to ``log``; yields the real stderr.
+    """Divert the output of libraries and worker processes (file descriptors 1 and 2) to ``log``.
 
-    ``log`` is appended to only where something was said and edgewise made its folder, and is for its owner only: what a
-    trainer says may quote text. Of much, the middle is left out (``drivers.captured_output``). None drops it. With
-    ``debug`` all stays on the screen.
+    Yields the real standard error. ``log`` is appended to if there is output and edgewise made its folder; None drops
+    the output. Only its owner can read it, because a trainer's output may quote text. The middle of long output is left
+    out (``drivers.captured_output``). With ``debug`` all output stays on the screen.
     """
     for key, value in NOISE.items():
         os.environ.setdefault(key, value)
@@ -212,20 +219,20 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
         PrintedNoise() as noise,
         screen(os.dup(2), sys.stderr.encoding) as shown,
     ):
-        kept = {fd: os.dup(fd) for fd in (1, 2)}
-        for fd in kept:
+        originals = {fd: os.dup(fd) for fd in (1, 2)}
+        for fd in originals:
             os.dup2(noise.fileno(), fd)
         try:
             yield shown
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            for fd, copy in kept.items():
+            for fd, copy in originals.items():
                 os.dup2(copy, fd)
                 os.close(copy)
-            if (said := noise.read()) and log is not None and marked(log.parent):
+            if (output := noise.read()) and log is not None and marked(log.parent):
                 with suppress(OSError), open(log, "ab", opener=for_owner) as f:
-                    f.write(said)
+                    f.write(output)
 
 
 def _bold(text: str) -> str:

@@ -200,7 +200,7 @@ def test_every_refusal_of_a_section_says_what_to_do() -> None:
 
 
 def test_words_stay_whole_at_the_end_of_a_line_and_commands_on_theirs() -> None:
-    what = "stopped; every complete round is saved, and what arrived in the current one."
+    what = "stopped. All complete rounds are saved, and the contributions that arrived in the current one."
     command = "continue with: edgewise sim mine.toml --set round.rounds=60 --set eval.every=0 --out cut --resume"
     lines = sessions.message(Interrupted("E-INTERRUPTED", what, command), 60).splitlines()
     assert f"  fix   {command}" in lines

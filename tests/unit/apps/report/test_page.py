@@ -118,7 +118,7 @@ def test_the_page_says_the_summarys_numbers(tmp_path: Path) -> None:
 def test_the_way_down_is_shown_where_there_is_one(tmp_path: Path) -> None:
     _, plain = made(tmp_path / "a")
     s, page = made(tmp_path / "b", downlink=[{"kind": "quantize", "bits": 8}])
-    for said in ("The way down", "quantize(8, block)", "devices behind by"):
+    for said in ("The broadcast pipeline", "quantize(8, block)", "devices behind by"):
         assert said in page
         assert said not in plain
     down = s["bytes"]["down_per_device_round"]
@@ -130,14 +130,14 @@ def test_the_way_down_is_shown_where_there_is_one(tmp_path: Path) -> None:
 
 def test_what_says_nothing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where nothing was lost there is neither a funnel of equal bars, nor reasons, nor a map of one colour."""
-    titles = ("Funnel", "Lost contributions", "Who took part when")
+    titles = ("Funnel", "Lost contributions", "Participation by device")
     _, page = made(tmp_path / "lossy")
     assert all(f"<h3>{title}</h3>" in page for title in titles)
     monkeypatch.setattr(made_run, "FATES", (0.0, 0.0))
     s, page = made(tmp_path / "calm")
     assert s["participation"]["accepted"] == s["participation"]["invited"]
     assert not any(f"<h3>{title}</h3>" in page for title in titles)
-    assert "Nothing was lost: all 204 invitations" in page
+    assert "Nothing was lost. All 204 invitations" in page
     with RunStore(tmp_path / "calm") as store:
         assert "participation.png" not in {path.name for path in png.write(store, s, tmp_path / "calm")}
 
@@ -165,7 +165,7 @@ def test_the_bytes_of_the_text_stand_beside_what_was_sent(tmp_path: Path) -> Non
     assert "Sending the text itself would have taken fewer bytes" in page
     s, page = made(tmp_path / "b", facts={"bytes_per_token": 3100.0})
     assert s["bytes"]["up_per_device"] < s["bytes"]["text_per_device"]
-    assert "The text that is trained on" in page
+    assert "A device trains on about <b>" in page
     assert "would have taken fewer bytes" not in page
     s, page = made(tmp_path / "c", **made_run.RECIPES["central_dp"])
     assert s["bytes"]["text_total"] is s["bytes"]["text_per_device"] is None, "no epsilon is about them"
@@ -258,14 +258,15 @@ def test_quality_is_drawn_over_bytes_one_way_and_both_ways(tmp_path: Path) -> No
 
 def test_a_line_of_two_points_says_why(tmp_path: Path) -> None:
     s, page = made(tmp_path)
-    assert "The model was measured after" not in page
+    assert "The model was measured only after" not in page
     s["quality_for_bytes"] = [p for p in s["quality_for_bytes"] if p["played"] in (0, 6, 12)]
-    assert "The model was measured after round 6 and 12 only (eval.every = 3)" in report.page(s)
+    assert "The model was measured only after round 6 and 12 (eval.every = 3)" in report.page(s)
     s["quality_for_bytes"] = s["quality_for_bytes"][-1:]
     page = report.page(s)
     checked(page)
     assert "Held-out perplexity by megabytes moved" not in page, "one point is no line"
-    assert "A device had sent 8.22 MB and received 66.1 MB then: perplexity 184" in page
+    assert "At perplexity 184" in page
+    assert "a device had uploaded 8.22 MB and downloaded 66.1 MB" in page
 
 
 def test_a_log_axis_puts_equal_factors_at_equal_distances() -> None:
