@@ -1,5 +1,8 @@
-"""The chains of stages that a recipe's updates take: one per phase where parts of the model take turns, one per rung
-where a hidden cohort is sorted by what its devices can send, else one for all."""
+"""Build the chains of stages for a recipe's updates.
+
+There is one chain per phase where parts of the model take turns. There is one per rung where a hidden cohort is sorted
+by the links of its devices. Otherwise there is one for all.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,8 @@ class Chains(NamedTuple):
 
     Attributes:
         stages: one chain per phase, or per rung.
-        groups: for each phase the segments that it moves; empty where nothing takes turns.
-        rungs: names of the rungs that a device may choose from; empty where the codec is fixed.
+        groups: for each phase the segments that it moves. Empty where nothing takes turns.
+        rungs: names of the rungs that a device may choose from. Empty where the codec is fixed.
     """
 
     stages: Sequence[Sequence[Stage]]
@@ -34,13 +37,15 @@ class Chains(NamedTuple):
 def chains_of(
     recipe: Recipe, spec: Spec, start: Space, sampling: Sampling, catalogue: Catalogue, hidden: bool
 ) -> Chains:
-    """The chains of a recipe's stages.
+    """Build the chains of a recipe's stages.
 
     Args:
-        spec: layout of what travels. start: the space before the first stage. hidden: whether sums hide their parts.
+        spec: layout of the vector that travels.
+        start: the space before the first stage.
+        hidden: True where sums hide single updates.
     Raises:
-        RecipeError: as ``build_stages``; E-COMBO for a run that ends before every part was trained by every cohort, and
-            for rungs beside parts that take turns.
+        RecipeError: E-COMBO for a run that ends before every cohort trained every part, and for rungs beside parts that
+            take turns; and as ``build_stages``.
         CompositionError: as ``schedule`` and ``adaptive``.
     """
     tables = [{"kind": "factors"}, *recipe.stage] if recipe.trainable.kind == "rolora" else recipe.stage

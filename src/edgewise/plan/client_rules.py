@@ -1,4 +1,4 @@
-"""What does not go together with the client half of a strategy. Named refusals, before anyone trains."""
+"""Check that a recipe fits the client half of its strategy, before training starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from edgewise.strategies.client import Client
 
 
 def check_recipe(recipe: Recipe, promise: Promise, client: Client) -> None:
-    """Raises RecipeError(E-COMBO) where the equations do not hold for the recipe's local training, or under noise."""
+    """Check that the strategy's equations hold for the recipe's local training and noise.
+
+    Raises:
+        RecipeError: E-COMBO where they do not.
+    """
     kind, training = recipe.strategy["kind"], recipe.training
     if promise.who_noises is not Noiser.NOBODY and (client.memory or client.sends or client.head):
         why = "noise would add up in what the server keeps" if client.memory else "no noise covers its exact scalars"
@@ -31,10 +35,12 @@ def check_recipe(recipe: Recipe, promise: Promise, client: Client) -> None:
 
 
 def check_pipelines(recipe: Recipe, client: Client, pipes: Sequence[Pipeline], rungs: bool) -> None:
-    """Raises RecipeError(E-COMBO) where the server would not get the mean that its equations need.
+    """Check that the server gets the mean that its equations need.
 
     Args:
-        rungs: whether devices encode for the rung of their group, after the round's keys are known.
+        rungs: True where devices encode for the rung of their group, after the round's keys are known.
+    Raises:
+        RecipeError: E-COMBO where it does not.
     """
     if not (client.memory or client.sends or client.head):
         return

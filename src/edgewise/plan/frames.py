@@ -1,6 +1,7 @@
-"""Bytes of a round's frames: what a device sends and receives, masks, signatures and addresses included.
+"""Count the bytes of the frames that a device sends and receives in a round, with masks, signatures and addresses.
 
-They are of a round in which nobody is lost. Models, deltas and positions are blobs, counted apart (``plan.explain``).
+The counts are those of a round without lost devices. Models, deltas and positions are blobs, which ``plan.explain``
+counts.
 """
 
 from __future__ import annotations
@@ -15,21 +16,23 @@ from edgewise.core.keys import KEY_BYTES
 from edgewise.plan.plan import Plan
 from edgewise.secagg import sizes, two_server
 
-_HEX = "0" * 64  # a digest
+_HEX = "0" * 64  # It stands for any digest.
 
 
 class Traffic(NamedTuple):
-    """Bytes of one device in one round: ``up`` all frames that it sends, ``down`` all that it receives."""
+    """Bytes of one device in one round: ``up`` for all frames that it sends, ``down`` for all that it receives."""
 
     up: float
     down: float
 
 
 def traffic(plan: Plan, names: Sequence[str] = ()) -> tuple[Traffic, ...]:
-    """For each phase of the pipeline, what a contribution takes; ``up`` is exact where the packed size is
-    (``pack.size_bytes``) and all names are of one length.
+    """Count the bytes of a contribution, for each phase of the pipeline.
 
-    Args: names: of the devices, which stand in frames; ``device-000`` and so on where they are not known.
+    ``up`` is exact where the packed size is (``pack.size_bytes``) and all names have one length.
+
+    Args:
+        names: names of the devices, which frames contain. Unknown ones are ``device-000`` and so on.
     """
     n = plan.sampling.goal if plan.sampling.kind != "poisson" else plan.sampling.expected
     known = list(names) or [f"device-{i:03d}" for i in range(plan.sampling.population)]
@@ -58,20 +61,20 @@ def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
 
 
 def _around(plan: Plan, device: str) -> int:
-    """The frame of a contribution without its payload, which is longer than 64 KiB or about as good as that."""
+    """Return the bytes of a contribution's frame without its payload, for payloads above 64 KiB."""
     return len(dump(Contribution(run=_HEX, round=100, device=device, payload=memoryview(b"")))) + 3
 
 
 def _asked(plan: Plan, phase: int) -> float:
-    """Of an invitation, the mean over the rounds: that of the first names no earlier model."""
+    """Return the bytes of an invitation, the mean over the rounds. The first round's names no earlier model."""
     first, later = (len(dump(_invite(plan, phase, known))) for known in (False, True))
     return (first + (plan.rounds - 1) * later) / plan.rounds
 
 
 def _invite(plan: Plan, phase: int, known: bool) -> Invite:
-    """``known``: the device has had a model of this run."""
-    fewer = plan.delta_bytes is not None and plan.delta_bytes < plan.snapshot_bytes  # else the model itself is fewer
-    deltas = known and fewer
+    """Make an invitation of typical size. ``known``: the device has had a model of this run."""
+    smaller = plan.delta_bytes is not None and plan.delta_bytes < plan.snapshot_bytes
+    deltas = known and smaller
     return Invite(
         run=_HEX,
         round=100,

@@ -1,4 +1,4 @@
-"""The vectors of a run: what a device sends is one vector, and so is what it is given, whatever the strategy adds."""
+"""The layout of a run's vectors. A device sends one vector and receives one, whatever the strategy adds to them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ from edgewise.strategies.client import Client
 
 @dataclass(frozen=True)
 class VectorLayout:
-    """Where the model, and what a strategy sends and gives beside it, lie in vectors.
+    """The places of the model, and of a strategy's vectors beside it, in the vectors that travel.
 
-    ``model``: of the d trained parameters. What stands beside it has the same segments, as ``"c/layers.0.weight"``.
+    Attributes:
+        model: layout of the d trained parameters. A strategy's vector has the same segments, with its name before them
+            (``"c/layers.0.weight"``).
+        client: the strategy's client half. ``sends`` and ``given`` name its vectors in each direction.
     """
 
     model: Spec
@@ -26,28 +29,28 @@ class VectorLayout:
 
     @cached_property
     def sent(self) -> Spec:
-        """Of what a device sends: the update, and ``Client.sends``. The model's own where that is nothing."""
+        """The layout of a device's upload: the update, then ``Client.sends``."""
         return self._with(self.client.sends)
 
     @cached_property
     def given(self) -> Spec:
-        """Of what devices are given: the model, and ``Client.given``. The model's own where that is nothing."""
+        """The layout of a device's download: the model, then ``Client.given``."""
         return self._with(self.client.given)
 
     def outgoing(self, update: Vector, beside: Mapping[str, Vector]) -> Vector:
-        """What a device sends, float32 of ``sent``: ``update`` itself where there is nothing beside it."""
+        """Join an update and the strategy's vectors into float32 of ``sent``, without a copy if alone."""
         return _joined(update, [beside[name] for name in self.client.sends])
 
     def broadcast(self, state: State) -> Vector:
-        """What devices are given of a state, float32 of ``given``: the parameters themselves where that is all."""
+        """Join a state's parameters and the strategy's vectors into float32 of ``given``, without a copy if alone."""
         return _joined(state.params, [state.slots[name] for name in self.client.given])
 
     def received(self, x: Vector) -> tuple[Vector, dict[str, Vector]]:
-        """The model, and by name what is beside it, from a vector of ``given``; views."""
+        """Split a vector of ``given`` into the model and, by name, the vectors beside it. They are views."""
         return self._parts(x, self.client.given)
 
     def aggregated(self, whole: Aggregate) -> Aggregate:
-        """An aggregate of vectors of ``sent`` with the update and what is beside it apart."""
+        """Split an aggregate of vectors of ``sent`` into the update and the vectors beside it."""
         if not self.client.sends:
             return whole
         mean, beside = self._parts(whole.mean, self.client.sends)

@@ -1,4 +1,4 @@
-"""Which numbers of devices travel in a run, and how large they are on their way."""
+"""Choose the metrics that travel with updates, and the bound of each on its way."""
 
 from __future__ import annotations
 
@@ -13,21 +13,23 @@ from edgewise.plan.recipe.recipe import Recipe
 from edgewise.privacy import rules
 from edgewise.strategies.client import Client
 
-SHARE = 0.2  # of the clip: length of all metrics together where noise is sized by both, so that it grows by 2 %
-LOSS = "loss"  # stands for the train losses where a script gives metrics
+SHARE = 0.2  # The length of all metrics together, in clips. Noise that covers them too grows by 2 %.
+LOSS = "loss"  # The name of the train losses among the metrics of a script.
 _TAKEN = frozenset({LOSS, WEIGHT, BELOW, *BUILT_IN})
 
 
 def metrics_of(recipe: Recipe, promise: Promise, client: Client, sampler: str) -> Metrics:
-    """The metrics of a recipe.
+    """Return the metrics of a recipe.
 
-    With noise from the server body and metrics are noised as one vector, so metrics are scaled to a share of the clip:
-    together they are at most ``SHARE`` C long, and the noise is z sqrt(1 + SHARE^2) C.
+    The server noises an update and its metrics as one vector, so metrics are scaled to a share of the clip C. All
+    together are at most ``SHARE`` C long, and the noise is z sqrt(1 + SHARE^2) C.
 
     Args:
-        client: of the strategy, whose scalars have names of their own. sampler: how cohorts come
-            about.
-    Raises RecipeError(E-VALUE) for a name that is taken or comes twice; CompositionError(E-STATS) as ``rules.metrics``.
+        client: the strategy's client half, whose scalars have names of their own.
+        sampler: kind of sampling (``Sampling.kind``).
+    Raises:
+        RecipeError: E-VALUE for a name that is taken or comes twice.
+        CompositionError: E-STATS as ``rules.metrics``.
     """
     own = tuple(Metric(one.name, one.lower, one.upper) for one in recipe.metric)
     names = [metric.name for metric in own]
@@ -40,5 +42,5 @@ def metrics_of(recipe: Recipe, promise: Promise, client: Client, sampler: str) -
     if promise.who_noises is Noiser.NOBODY or not each:
         return Metrics(each)
     rules.metrics([metric.name for metric in each], by_server=promise.who_noises is Noiser.SERVER, sampler=sampler)
-    clip = 1.0 if recipe.dp.adaptive_clip else recipe.dp.clip_l2  # a clip that follows is the unit of the update
+    clip = 1.0 if recipe.dp.adaptive_clip else recipe.dp.clip_l2  # An adaptive clip is the unit of the update.
     return Metrics(each, min(HEAD_BOUND, SHARE * clip / sqrt(len(each))))

@@ -1,4 +1,9 @@
-"""Differential privacy in a plan: where the noise goes, how much of it the budget asks for, what is then promised."""
+"""Add differential privacy to a plan: place the noise, calibrate it to the budget, and write the privacy card.
+
+chains, posts, spend = private(recipe, spec, start, phases, sampling, promise, mechanism)
+spend.z            # the noise multiplier
+spend.budget       # (epsilon, delta) of the whole run
+"""
 
 from __future__ import annotations
 
@@ -23,12 +28,12 @@ from edgewise.privacy.spend import PrivacyEvent
 
 @dataclass(frozen=True, slots=True)
 class Clipping:
-    """How far one contribution can reach before noise is added.
+    """The bounds of one contribution before noise.
 
     Attributes:
-        l2: bound of an update's L2 norm, or of the gradient of one example; where the clip begins, if it follows.
-        tensor_l2: bound of every tensor by itself, in place of the whole's; 0 = off.
-        follows: whether the clip follows the updates' median from round to round.
+        l2: bound of an update's L2 norm, or of the gradient of one example. It is the first clip where ``follows``.
+        tensor_l2: bound of the L2 norm of each tensor, in place of the whole update's; 0 = off.
+        follows: True where the clip follows the median of the updates from round to round.
     """
 
     l2: float
@@ -37,20 +42,24 @@ class Clipping:
 
     @property
     def largest(self) -> float:
-        """The largest bound of a part of an update that is clipped by itself."""
+        """The largest L2 norm of a part that is clipped by itself."""
         return max(self.l2, self.tensor_l2)
 
 
 @dataclass(frozen=True)
 class Spend:
-    """What a plan spends.
+    """The privacy cost of a plan.
 
     Attributes:
-        events: of a release, by phase. budget: enforced, of all rounds. rounds_each: rounds that a device is in at
-            most.
-        divisor: what the sum is divided by; None: the number of contributions. z: noise multiplier. card: in words.
-        clipping: what the noise is sized for. buffers: memory of correlated noise, in models. bits: of the ring, where
-            the recipe gives them; 0 = the smallest that will do.
+        events: the privacy events of one release, by phase.
+        budget: the enforced budget of all rounds.
+        rounds_each: largest number of rounds that one device takes part in.
+        divisor: fixed divisor of the sum. None divides by the number of contributions.
+        z: noise multiplier.
+        card: the guarantee in words.
+        clipping: the bounds that size the noise.
+        buffers: memory of correlated noise, in models.
+        bits: bits of the ring, where the recipe gives them; 0 = the smallest number that will do.
     """
 
     events: tuple[PrivacyEvent, ...]
@@ -65,12 +74,12 @@ class Spend:
 
     @property
     def delta(self) -> float:
-        """Of all epsilons."""
+        """The delta of all epsilons."""
         return self.budget.delta
 
     @property
     def correlated(self) -> bool:
-        """Whether a round takes back part of the noise of those before it: one event then stands for the run."""
+        """True where a round takes back part of earlier noise. One event then stands for the whole run."""
         return self.events[0].kind in RUN_LONG
 
 
@@ -84,15 +93,20 @@ def private(
     mechanism: Mechanism,
     stated: StatedNoise | None = None,
 ) -> tuple[list[list[Stage]], list[Post], Spend]:
-    """Each phase's stages with the private ending, the posts that belong to it, and the spend.
+    """Add a mechanism to the stages of each phase, and account for it.
 
-    ``stated``: the noise by the run's facts; None where it is derived from the recipe.
-
-    Raises CompositionError and RecipeError: what does not compose; E-VALUE for a delta that promises nothing; E-BUDGET
-    where no noise keeps the budget.
+    Args:
+        start: the space before the first stage.
+        phases: the recipe's own stages, for each phase.
+        stated: the noise that the run's facts state. None derives it from the recipe.
+    Returns:
+        Each phase's stages with those of the mechanism, its posts, and the privacy cost.
+    Raises:
+        CompositionError: for stages that do not compose with the mechanism.
+        RecipeError: E-VALUE for a delta that promises nothing, E-BUDGET where no noise keeps the budget.
     """
     dp, rounds_each = recipe.dp, sampling.rounds_each(recipe.round.rounds)
-    rules.delta(dp.delta, start.population, "device")  # the trainer's side counts records: ``drivers.workers.records``
+    rules.delta(dp.delta, start.population, "device")  # ``drivers.workers.records`` checks it for records.
     by_server = mechanism.who is Noiser.SERVER
     rules.amplification(dp.amplification, sampling.kind, seen_by_reader=not by_server)
     if dp.noise == "correlated":
@@ -107,7 +121,7 @@ def private(
     def all_rounds(z: float) -> Counter[PrivacyEvent]:
         out: Counter[PrivacyEvent] = Counter()
         for phase, event in enumerate(built.events(z)):
-            turns = len(range(phase, rounds_each, len(phases)))  # as ``Plan.phase``
+            turns = len(range(phase, rounds_each, len(phases)))  # Phases take turns as in ``Plan.phase``.
             out[replace(event, steps=1)] += 1 if event.kind in RUN_LONG else turns * event.steps
         return out
 
@@ -148,34 +162,34 @@ def _card(
     budget: Budget,
     all_rounds: Counter[PrivacyEvent],
 ) -> card.Card:
-    """The card of a run. ``after``: the space behind the ending."""
-    dp, said, spent = recipe.dp, built.card(z, after), accountant.epsilon(all_rounds, recipe.dp.delta)
+    """Write the privacy card of a run. ``after``: the space after the mechanism's stages."""
+    dp, text, spent = recipe.dp, built.card(z, after), accountant.epsilon(all_rounds, recipe.dp.delta)
     return card.Card(
         word=recipe.privacy,
         summary=mechanism.summary,
-        against_server=spent if said.against_server else None,
+        against_server=spent if text.against_server else None,
         of_release=spent,
         delta=dp.delta,
-        below=f"below 1 / n^1.1 for n = {after.population:,} devices{said.blocks}",
-        unit=said.unit,
-        adjacency=said.adjacency or ADJACENT[built.events(z)[0].adjacency],
-        sampling=said.sampling or setting.sampling.earns,
-        noise=said.noise,
-        honest=said.honest,
+        below=f"below 1 / n^1.1 for n = {after.population:,} devices{text.blocks}",
+        unit=text.unit,
+        adjacency=text.adjacency or ADJACENT[built.events(z)[0].adjacency],
+        sampling=text.sampling or setting.sampling.earns,
+        noise=text.noise,
+        honest=text.honest,
         rounds_each=setting.rounds_each,
-        fewer=said.fewer,
+        fewer=text.fewer,
         budget=budget.epsilon,
-        continuous=said.continuous,
+        continuous=text.continuous,
         z=z,
         derived="noise_multiplier" if dp.epsilon else "epsilon",
     )
 
 
 def _derived(dp: DpSection, all_rounds: Callable[[float], Counter[PrivacyEvent]]) -> tuple[float, Budget]:
-    """The noise multiplier and the budget of a run: the recipe gives one, and the other follows from it.
+    """Derive the noise multiplier from the budget, or the budget from the noise multiplier.
 
-    The epsilon of a given noise is what the ledger counts for all rounds (on the coarse grid, an upper bound), so that
-    a run reaches its last round. Raises RecipeError(E-BUDGET) where the one has no other.
+    The epsilon of a given noise is the ledger's own count for all rounds (on the coarse grid, an upper bound), so that
+    a run reaches its last round. Raises RecipeError(E-BUDGET) where the given number has no counterpart.
     """
     if not dp.noise_multiplier:
         try:
@@ -195,8 +209,10 @@ def _derived(dp: DpSection, all_rounds: Callable[[float], Counter[PrivacyEvent]]
 
 
 def _noised_at(start: Space, stages: Sequence[Stage]) -> int:
-    """How many stages stand before a device's own noise: all, or those before a quantizer, which then is given noised
-    values and says no more than they do."""
+    """Count the stages before a device's own noise: those before the first quantizer, or all.
+
+    The quantizer then works on noised values, and reveals no more than they do.
+    """
     space = start
     for i, stage in enumerate(stages):
         after = stage.infer(space)

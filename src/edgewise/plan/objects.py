@@ -1,7 +1,7 @@
-"""Parts, a trainer and data that a script gives as Python objects, beside what a recipe can name.
+"""Parts, a trainer and data that a script gives as Python objects.
 
-They live in one process and have no name that another process could import. Their digests are part of the run's record,
-so a run goes on only with the objects that it began with.
+Objects live in one process, and other processes may not be able to import them. Their digests are part of the run's
+record, so a run resumes only with the objects that it began with.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from edgewise.plan.catalogue import Catalogue, Extension, with_extensions
 
 @dataclass(frozen=True, eq=False)
 class Objects:
-    """Objects of this process.
+    """The objects of a script.
 
     Attributes:
         extension: the parts and the trainer among them.
-        digests: what each is called in messages -> digest of its source, weights or data.
-        modules: where their code is defined, so that a fault in it is told as such.
-        local: names of those that worker processes cannot import.
+        digests: digest of each object's source, weights or data, by its name in messages.
+        modules: modules that define their code, so that an error can point into them.
+        local: names of the objects that worker processes cannot import.
     """
 
     extension: Extension = field(default_factory=Extension)
@@ -33,5 +33,5 @@ NO_OBJECTS = Objects()
 
 
 def catalogue(extensions: Iterable[str], objects: Objects = NO_OBJECTS) -> Catalogue:
-    """The built-in parts, those of importable modules, and the objects. Raises RecipeError(E-EXTENSION)."""
+    """Join the built-in parts, those of importable modules, and a script's. Raises RecipeError(E-EXTENSION)."""
     return with_extensions(extensions).extended(objects.extension)

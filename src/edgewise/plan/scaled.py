@@ -1,4 +1,4 @@
-"""A plan's noise mechanism at another size: what an audit plays many times over."""
+"""Scale a plan's noise mechanism down to a size at which an audit can repeat it many times."""
 
 from __future__ import annotations
 
@@ -22,9 +22,17 @@ def scaled(
     bits: int = 0,
     **dp: Any,
 ) -> Plan:
-    """The plan's update pipeline on another layout, with a given noise multiplier: one round of ``devices``.
+    """Compile one round of a plan's update pipeline, on another layout and with a given noise multiplier.
 
-    The same share of them may be corrupt as of the plan's smallest sum. ``dp``: other keys of [dp].
+    The share of corrupt devices is that of the plan's smallest sum.
+
+    Args:
+        stages: the [[stage]] tables of the scaled plan.
+        spec: its layout.
+        z: noise multiplier.
+        devices: number of devices in the round.
+        bits: bits of the ring; 0 = the smallest number that will do.
+        dp: further keys of [dp].
     """
     plain = plan.recipe.resolved()
     plain["codec"], plain["stage"], plain["downlink"] = "stages", list(stages), []
@@ -33,7 +41,7 @@ def scaled(
     if plan.hides is not None:
         share = min(0.5, plan.pipelines[0].spaces[0].quorum.corrupt_share)
         plain["trust"] = {**plain["trust"], "malicious_fraction": share, "server": "malicious"}
-    if plain["merge"]["kind"] == "grouped":  # the server sees each group's sum: that is the release to attack
+    if plain["merge"]["kind"] == "grouped":  # The server sees each group's sum, so an attack is on one group.
         plain["merge"] = {"kind": "secure_sum"}
     loose = {"noise": "independent", "amplification": "auto", "noise_multiplier": z, "epsilon": 0.0, "bits": bits}
     plain["dp"] = {**plain["dp"], **loose, **dp}

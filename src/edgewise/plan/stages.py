@@ -1,4 +1,4 @@
-"""The stages of a recipe: which of them there are, in order, and whose turn it is."""
+"""Build the stages of a recipe in order, and the schedule of the parts that take turns."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from edgewise.plan.catalogue import AnyPart, look_up, make
 def schedule(
     tables: Sequence[Mapping[str, Any]], spec: Spec, parts: Mapping[str, AnyPart]
 ) -> tuple[tuple[Segment, ...], ...]:
-    """The groups of segments that take turns, one per phase; empty where all rounds are alike.
+    """Return the groups of segments that take turns, one per phase. Empty where all rounds are alike.
 
-    Raises CompositionError(E-ORDER) where a second stage has a schedule; RecipeError as ``make``.
+    Raises:
+        CompositionError: E-ORDER where a second stage has a schedule.
+        RecipeError: as ``make``.
     """
     found: tuple[tuple[Segment, ...], ...] = ()
     for i, table in enumerate(tables):
@@ -40,8 +42,13 @@ def build_stages(
     phase: int = 0,
     label: str = "[[stage]]",
 ) -> list[Stage]:
-    """The stages of a recipe's list in order, as the rounds of ``phase`` use them; a combinator takes everything after
-    it inside. ``label`` is the list's place in the recipe, for messages."""
+    """Build the stages of a recipe's list in order, as the rounds of ``phase`` use them.
+
+    A stage with inner stages, such as ``feedback``, takes all stages after it as these.
+
+    Args:
+        label: the list's place in the recipe, for messages.
+    """
     stages: list[Stage] = []
     for i, table in enumerate(tables):
         where = f"{label} {i + 1}"

@@ -1,4 +1,4 @@
-"""The strategy of a recipe. Whoever needs it, or its directions, makes it here.
+"""Make the strategy of a recipe.
 
 strategy = strategy_of(recipe, catalogue, spec, population)
 strategy.directions      # None where the run's vector holds parameters
@@ -16,12 +16,12 @@ def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: in
     """Make the strategy that a recipe names.
 
     Args:
-        spec: layout of the vector that is trained. population: number of devices. Both are for strategies that ask for
-            them.
+        spec: layout of the trained vector, for strategies that ask for it.
+        population: number of devices, for strategies that ask for it.
     Raises:
         RecipeError: as ``plan.catalogue.make``.
     Guarantees:
-        Whether there are directions, and how many, follows from the recipe's keys alone.
+        The number of directions, or their absence, follows from the recipe's keys alone.
     """
     made: Strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec, population=population)
     return made

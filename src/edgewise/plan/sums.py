@@ -1,8 +1,8 @@
-"""The sums of a round, as far as secure aggregation decides them: how few devices one has, and how many may be corrupt.
+"""The sums of a round under secure aggregation: the smallest number of devices, and the largest number of corrupt ones.
 
-least    the smallest sum: round.minimum over the groups of a merge, or over the groups of one rung
-corrupt  A of any one sum (``plan.trust``)
-policy   what devices assume of each other, with which every session from the least to the largest has a graph
+least     round.minimum over the groups of a merge, or over the groups of one rung
+corrupt   A of any one sum (``plan.trust``)
+policy    assumptions of devices, with which every session from the least to the largest has a graph
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ class Sums(NamedTuple):
     """The sums of a round.
 
     Attributes:
-        least: devices of the smallest one. corrupt: of them in any one sum, at most; 0 where nothing is hidden.
-        policy: what devices assume; None where nothing is hidden.
-        rungs: groups of a rung each that a hidden cohort is sorted into, at most; None where its codec is one for all.
+        least: number of devices in the smallest sum.
+        corrupt: largest number of corrupt devices in any one sum; 0 where nothing is hidden.
+        policy: assumptions of devices about each other and the server. None where nothing is hidden.
+        rungs: largest number of groups of one rung in a hidden cohort. None where all devices use one codec.
     """
 
     least: int
@@ -35,11 +36,12 @@ class Sums(NamedTuple):
 
 
 def sums_of(recipe: Recipe, merge: Merge, sampling: Sampling) -> Sums:
-    """The sums of a recipe's rounds.
+    """Return the sums of a recipe's rounds.
 
     Raises:
-        RecipeError(E-COMBO): [trust] that nothing reads, a hidden sum without a least number of devices, rungs that
-            cannot be hidden. CompositionError(E-NMIN): a sum that is too small to hide the honest.
+        RecipeError: E-COMBO for a key of [trust] that nothing reads, for a hidden sum without a least number of
+            devices, and for rungs that cannot be hidden.
+        CompositionError: E-NMIN for a sum that is too small to hide the honest devices.
     """
     check_read(recipe, merge)
     least = max(1, sampling.minimum // merge.groups)

@@ -1,4 +1,4 @@
-"""How many corrupt devices one sum may hold, at most. Masks and noise are both sized by this one number.
+"""The largest number of corrupt devices in one sum. This one number sizes both masks and noise.
 
     exist  = floor(malicious_fraction x population)
     server = "malicious":   A = min(cohort, exist)
@@ -30,22 +30,24 @@ from edgewise.plan.recipe.sections import TrustSection
 from edgewise.plan.sampling import Sampling, at_most
 from edgewise.secagg.params import more_than
 
-FAILURE = 2.0**-40  # of a curious server's draw, per cohort; of all verified draws of a run together
+FAILURE = 2.0**-40  # Per cohort for a curious server's draw, and for all verified draws of a run together.
 
 
 def corrupt_existing(trust: TrustSection, population: int) -> int:
-    """How many corrupt devices a population has, at most."""
+    """Return the largest number of corrupt devices in a population."""
     return share_of(trust.malicious_fraction, population)
 
 
 def contributors(trust: TrustSection, population: int) -> int:
-    """Devices whose random values the draw of verified cohorts has: one more than may be corrupt. 0 where the server
-    draws alone."""
+    """Return the number of devices whose random values draw verified cohorts: one more than may be corrupt.
+
+    Edge cases: 0 where the server draws alone.
+    """
     return corrupt_existing(trust, population) + 1 if trust.cohorts == "verified" else 0
 
 
 def corrupt_most(trust: TrustSection, sampling: Sampling, rounds: int, groups: int = 1) -> int:
-    """A, of a cohort dealt at random into ``groups`` sums of their own (see the module). ``rounds``: of the run."""
+    """Return A for a cohort that is dealt at random into ``groups`` sums (see the module), in a run of ``rounds``."""
     exist, n = corrupt_existing(trust, sampling.population), sampling.population
     if trust.cohorts == "verified":
         draws = rounds if sampling.kind == "fixed" else min(rounds, sampling.groups)
@@ -57,15 +59,15 @@ def corrupt_most(trust: TrustSection, sampling: Sampling, rounds: int, groups: i
     if sampling.kind != "poisson":
         found = min(found, at_most(sampling.invite, exist / n, FAILURE))
     if groups > 1:
-        # A group of ceil(m / g) of the m devices whose keys came has each corrupt one with this probability at most;
-        # corrupt devices never drop out, so m may be as small as a round may be.
+        # A group has ceil(m / g) of the m devices whose keys came. A given corrupt device is in it with at most this
+        # probability. Corrupt devices never drop out, so m may be the smallest number that a round allows.
         least = max(1, sampling.minimum)
         found = at_most(found, min(1.0, 1.0 / groups + (groups - 1) / (groups * least)), FAILURE)
     return found
 
 
 def check_read(recipe: Recipe, merge: Merge) -> None:
-    """Raises RecipeError(E-COMBO) where [trust] says what nothing reads."""
+    """Check that the run reads every key that [trust] gives. Raises RecipeError(E-COMBO)."""
     given = {key for key, field in TrustSection.model_fields.items() if getattr(recipe.trust, key) != field.default}
     if merge.hides is None:
         unread, by = given, "merges that hide single updates"
@@ -79,7 +81,7 @@ def check_read(recipe: Recipe, merge: Merge) -> None:
 
 
 def _check_verified(recipe: Recipe) -> None:
-    """Raises RecipeError(E-COMBO) where verified cohorts have nothing to verify, or would give away what is secret."""
+    """Check that verified cohorts have something to verify, and reveal no secret. Raises RecipeError(E-COMBO)."""
     asked, fix = 'trust.cohorts = "verified"', 'leave it out, or write round.sampling = "fixed" or "cyclic".'
     if recipe.trust.server == "curious":
         what = f'{asked} is against a server that lies about who it drew, and with trust.server = "curious" none does.'

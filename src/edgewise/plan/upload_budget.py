@@ -1,21 +1,26 @@
-"""What a device may upload, by its own measurements. Pure: the device, the simulator and `edgewise check` agree."""
+"""The upload budget of a device, from its own measurements. Device, simulator and `edgewise check` share this code."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import inf
 
-GAIN, DEVIATION_GAIN = 0.25, 0.25  # of the moving averages; RFC 6298 takes 1/8 and 1/4 of many more samples
-CAUTION = 2.0  # deviations above the mean, in seconds per megabit
+# Gains of the moving averages. RFC 6298 takes 1/8 and 1/4, and has many more samples.
+GAIN, DEVIATION_GAIN = 0.25, 0.25
+CAUTION = 2.0  # The estimate is so many deviations above the mean, in seconds per megabit.
 
 
 def upload_budget(cap_bytes: float, until_s: float, elapsed_s: float, up_mbit: float) -> float:
-    """``min(cap, up_mbit 10^6 / 8 (until - elapsed))``, never below 0.
+    """Return the bytes that a device may upload in the time that is left.
+
+        min(cap, up_mbit 10^6 / 8 (until - elapsed)), and never below 0
 
     Args:
-        cap_bytes: limit whatever the link. until_s: seconds from the invitation to when the upload is to be complete.
-        elapsed_s: spent on download and training. up_mbit: link, megabit a second; inf = not a limit (the cap is, while
-            there is time left), 0 = nothing is known of it, so nothing is dared: the smallest rung.
+        cap_bytes: limit for any link.
+        until_s: seconds from the invitation to the end of the upload.
+        elapsed_s: seconds that download and training took.
+        up_mbit: uplink, megabit a second. inf = no limit but the cap. 0 = unknown, which gives 0 bytes and so the
+            smallest rung.
     Source: Kimad, arXiv:2312.08053, section 3 (budget = bandwidth x time left).
     """
     left_s = until_s - elapsed_s
@@ -25,12 +30,19 @@ def upload_budget(cap_bytes: float, until_s: float, elapsed_s: float, up_mbit: f
 
 
 def link_estimate(past_mbit: Sequence[float]) -> float:
-    """A link speed, megabit a second, that the next transfer will probably reach, from past ones (oldest first).
+    """Estimate a link speed that the next transfer will probably reach, from past speeds.
 
-    Averages run over seconds per megabit, t = 1 / speed, since those add up; with t_1 the first sample:
-    ``m = t_1, v = t_1 / 2``, then ``v += (|t - m| - v) / 4``, ``m += (t - m) / 4``; the estimate is ``1 / (m + 2 v)``.
-    So a steady link is trusted more with every transfer, and the first guess is half of the first measurement.
-    Edge cases: no sample gives 0 (``upload_budget``: nothing is dared); a sample of 0 gives 0.
+    Averages run over seconds per megabit, t = 1 / speed, because those add up. With t_1 the first sample,
+
+        m = t_1, v = t_1 / 2;   then  v += (|t - m| - v) / 4,  m += (t - m) / 4;   estimate = 1 / (m + 2 v)
+
+    The first estimate is half of the first measurement. A steady link is trusted more with every transfer.
+
+    Args:
+        past_mbit: speeds of past transfers, megabit a second, the oldest first.
+    Returns:
+        Megabit a second.
+    Edge cases: no sample, or a sample of 0, gives 0.
     Source: Jacobson 1988; RFC 6298, section 2 (retransmission time-outs), with 2 deviations in place of 4.
     """
     if not past_mbit or min(past_mbit) <= 0.0:

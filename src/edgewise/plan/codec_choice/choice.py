@@ -1,5 +1,8 @@
-"""codec = "adaptive": the rungs that fit a recipe and a model; in error feedback where sums are visible, and where they
-are hidden a way of its own for each, with the groups that a cohort is sorted into."""
+"""Choose the rungs of codec = "adaptive" that fit a recipe and a model.
+
+Where updates are visible, one error feedback holds all rungs. Where sums hide them, each rung has a chain of its own,
+and a cohort is sorted into groups of one rung.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +29,24 @@ from edgewise.plan.stages import build_stages
 from edgewise.privacy.clip import clamp, clip
 from edgewise.secagg.merge import fewest
 
-CLAMP_STDS = 4.0  # of a rotated coordinate of an update at the clip: beyond, one in 16,000 is cut
-CUT = 1.5  # times the length that a random share of an update at the clip has: longer ones are clipped
-STRETCH_MOST = 20.0  # of what travels for all: beyond, a choice adds more noise than a few devices' updates can carry
+# Clamp at 4 standard deviations of a rotated coordinate of an update at the clip. It cuts about 1 in 16,000.
+CLAMP_STDS = 4.0
+# A random share of an update at the clip has a typical length. Clip it at so many times that length.
+CUT = 1.5
+# Beyond this factor the random choice adds more noise than the updates of a few devices can carry.
+STRETCH_MOST = 20.0
 
 
 @dataclass(frozen=True)
 class Offer:
-    """A rung for one recipe and model: its stages and the bytes of one contribution by it, its number included. Where
-    a sum hides its parts ``stages`` are all that is left of the way, and the number travels with the keys."""
+    """A rung for one recipe and model.
+
+    Attributes:
+        name: the rung's name.
+        stages: its stages. Where a sum hides single updates, they are all stages after the recipe's own.
+        size_bytes: bytes of one contribution, with the rung's number. Under secure aggregation the number travels with
+            the keys.
+    """
 
     name: str
     stages: tuple[Stage, ...]
@@ -42,11 +54,16 @@ class Offer:
 
 
 def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidden: bool = False) -> list[Offer]:
-    """The rungs that the recipe names (all where it names none), from the most bytes to the fewest; also those above
-    ``adaptive.max_upload_mb``. ``before``: the space at the ladder. ``hidden``: those for masked sums.
+    """Return the rungs that the recipe names, or all where it names none, from the most bytes to the fewest.
 
+    Rungs above ``adaptive.max_upload_mb`` are among them.
+
+    Args:
+        before: the space at the ladder.
+        hidden: True for the rungs of masked sums.
     Raises:
-        RecipeError: E-NAME for a rung that does not exist, E-VALUE for one named twice. CompositionError: E-NO-BOUND.
+        RecipeError: E-NAME for a rung that does not exist, E-VALUE for one named twice.
+        CompositionError: E-NO-BOUND for a masked rung without a clip.
     """
     known: Mapping[str, Rung | MaskedRung] = {rung.name: rung for rung in (MASKED_RUNGS if hidden else RUNGS)}
     names = recipe.adaptive.ladder or list(known)
@@ -58,7 +75,7 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidd
             raise RecipeError("E-NAME", f'adaptive.ladder: no rung is called "{name}".', hint + rungs)
         if name in names[:i]:
             raise RecipeError("E-VALUE", f'adaptive.ladder names the rung "{name}" twice.', "name each once.")
-    left = remaining(spec, recipe.stage)
+    layout = remaining(spec, recipe.stage)
     found = []
     for name in names:
         rung = known[name]
@@ -66,17 +83,17 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidd
             chain = _masked(rung, before)
             found.append(Offer(name, chain, pack.size_bytes(fold(before, chain))))
             continue
-        stages = tuple(build_stages(rung.stages, left, catalogue.stages))
+        stages = tuple(build_stages(rung.stages, layout, catalogue.stages))
         space = fold(before, stages)
-        found.append(Offer(name, stages, 1 + pack.size_bytes(space)))  # a rung's number takes one byte
+        found.append(Offer(name, stages, 1 + pack.size_bytes(space)))  # The rung's number takes one byte.
     return sorted(found, key=lambda offer: -offer.size_bytes)
 
 
 def _masked(rung: MaskedRung, before: Space) -> tuple[Stage, ...]:
-    """A random choice of coordinates that stands for all, and a shared grid; then a ring.
+    """Build the stages of a masked rung: a random choice of coordinates, a shared grid, and a ring.
 
-    Nothing is remembered: the choice is the group's, so what it leaves out would come back rounds later, from a model
-    that is no more. A rotated coordinate of a vector of length l2 has a standard deviation of l2 / sqrt(d), and the
+    There is no error feedback. The group makes the choice, so the rest would come back rounds later, from a model that
+    no longer exists. A rotated coordinate of a vector of length l2 has a standard deviation of l2 / sqrt(d), and the
     grid ends at ``CLAMP_STDS`` of them.
     """
     if not math.isfinite(before.l2):
@@ -85,19 +102,21 @@ def _masked(rung: MaskedRung, before: Space) -> tuple[Stage, ...]:
             'codec = "adaptive" behind a hidden sum: a grid that all devices share needs a bound on the update.',
             'put a clip before the ladder: [[stage]] kind = "clip" with l2.',
         )
-    chosen = [] if rung.keep == 1.0 else [random_k(rung.keep, most=STRETCH_MOST)]
-    kept = fold(before, chosen)
-    length = kept.l2 * math.sqrt(kept.dim / before.dim)
-    cut = [clip(CUT * length)] if chosen else []
-    grid = [rotate(), clamp(CLAMP_STDS * length / math.sqrt(kept.dim)), quantize(rung.bits, "shared")]
-    return *chosen, *cut, *grid, wrap()
+    choice = [] if rung.keep == 1.0 else [random_k(rung.keep, most=STRETCH_MOST)]
+    space = fold(before, choice)
+    length = space.l2 * math.sqrt(space.dim / before.dim)
+    cut = [clip(CUT * length)] if choice else []
+    grid = [rotate(), clamp(CLAMP_STDS * length / math.sqrt(space.dim)), quantize(rung.bits, "shared")]
+    return *choice, *cut, *grid, wrap()
 
 
 def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage], hidden: bool = False) -> Space:
-    """The space between the recipe's stages and the ladder; where sums are visible as feedback shows it to what is
-    inside, without bounds.
+    """Return the space between the recipe's stages and the ladder.
 
-    Raises CompositionError(E-ORDER) for a stage that is a codec already: choosing it is the ladder's part.
+    Where updates are visible, it is the space inside error feedback, which has no bounds.
+
+    Raises:
+        CompositionError: E-ORDER for a stage that is a codec already, because the ladder chooses the codec.
     """
     space = start
     for i, stage in enumerate(stages):
@@ -114,10 +133,12 @@ def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage], hidden: boo
 
 
 def sorting(recipe: Recipe, merge: Merge, minimum: int, corrupt: int) -> tuple[int, int]:
-    """Into how many groups of one rung a hidden cohort may be sorted, and devices of the smallest group.
+    """Return the largest number of groups of one rung in a hidden cohort, and the size of the smallest group.
 
-    A device is in the group that it asks for, so all ``corrupt`` ones of a cohort may be in one.
-    Raises RecipeError(E-COMBO) where there can be no groups.
+    A device is in the group that it asks for, so all ``corrupt`` devices of a cohort may be in one group.
+
+    Raises:
+        RecipeError: E-COMBO where there can be no groups.
     """
     kind = recipe.merge["kind"]
     if recipe.privacy != "hidden" or merge.hides != ByMasks() or recipe.post:
@@ -131,8 +152,15 @@ def sorting(recipe: Recipe, merge: Merge, minimum: int, corrupt: int) -> tuple[i
 def adaptive(
     recipe: Recipe, spec: Spec, start: Space, stages: Sequence[Stage], catalogue: Catalogue, hidden: bool
 ) -> tuple[tuple[str, ...], list[tuple[Stage, ...]]]:
-    """The names of the rungs within ``adaptive.max_upload_mb``, and how the stages go on: in one way, feedback around
-    the ladder of them, or where a sum hides its parts in a way of its own for each."""
+    """Return the names of the rungs within ``adaptive.max_upload_mb``, and the stages that follow the recipe's own.
+
+    Where updates are visible, one chain follows: error feedback around the ladder of all rungs. Where sums hide them,
+    one chain follows for each rung.
+
+    Raises:
+        RecipeError: E-RUNG where no rung is small enough, and as ``offers``.
+        CompositionError: as ``offers`` and ``at_ladder``.
+    """
     offered = offers(recipe, spec, at_ladder(recipe, start, stages, hidden), catalogue, hidden)
     limit = recipe.adaptive.max_upload_mb * 1e6
     fitting = [offer for offer in offered if offer.size_bytes <= limit]

@@ -1,4 +1,4 @@
-"""The ladder: ways to send an update, from the most bytes to the fewest. One list, for whoever has to choose a rung."""
+"""The ladder: the ways to send an update, from the most bytes to the fewest."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ class Rung:
     """One way to send an update.
 
     Attributes:
-        name: for people, and for ``adaptive.ladder`` in recipes.
+        name: name in reports and in ``adaptive.ladder``.
         stages: the ``[[stage]]`` tables after ``weigh``, outermost first; none = float32. They are written without
-            ``feedback``: a rung whose stages are biased (``Space.unbiased`` is false after them) is meant to stand
-            inside it, an unbiased one need not, and one that stretches what it keeps is not remembered there.
+            ``feedback``. A biased rung (``Space.unbiased`` is false after its stages) needs error feedback around it.
+            An unbiased rung does not. A rung that stretches its coordinates leaves nothing in the feedback's memory.
     """
 
     name: str
@@ -38,7 +38,7 @@ def _random(percent: float) -> tuple[Mapping[str, Any], ...]:
     return ({"kind": "random_k", "fraction": percent / 100, "each": True}, *_eden(1))
 
 
-# Strictly fewer bytes from rung to rung, for every vector of 100,000 parameters and more: a test checks it.
+# Each rung takes strictly fewer bytes than the one before, for every vector of 100,000 parameters and more.
 RUNGS: tuple[Rung, ...] = (
     Rung("float32", ()),
     Rung("8 bit", ({"kind": "quantize", "bits": 8},)),
@@ -53,10 +53,14 @@ RUNGS: tuple[Rung, ...] = (
 
 @dataclass(frozen=True)
 class MaskedRung:
-    """One way to send an update into a masked sum, which needs integers on a grid that all share.
+    """One way to send an update into a masked sum, which needs integers on a grid that all devices share.
 
-    The bounds are the recipe's clip's. ``bits``: of the grid. ``keep``: the share of coordinates that travels, drawn
-    anew in each round and alike for the group.
+    The bounds come from the recipe's clip.
+
+    Attributes:
+        name: name in reports and in ``adaptive.ladder``.
+        bits: bits of the grid.
+        keep: share of the coordinates that travels. A group draws the same ones, anew in each round.
     """
 
     name: str
@@ -64,7 +68,7 @@ class MaskedRung:
     keep: float = 1.0
 
 
-# A coordinate costs log2 of the cohort's size above its bits, so few bits save little.
+# A coordinate costs log2 of the cohort's size in addition to its bits, so fewer bits save little.
 MASKED_RUNGS: tuple[MaskedRung, ...] = (
     *(MaskedRung(f"masked {bits} bit", bits) for bits in (8, 6, 4)),
     *(MaskedRung(f"masked {percent:g} %, 8 bit", 8, percent / 100) for percent in (50, 25, 10, 5, 2, 1, 0.5)),
@@ -72,11 +76,13 @@ MASKED_RUNGS: tuple[MaskedRung, ...] = (
 
 
 def remaining(spec: Spec, tables: Sequence[Mapping[str, Any]]) -> Spec:
-    """The layout of what is left of the update behind the stages of a recipe: fewer segments where ``segments`` stands
-    among them. Patterns that match nothing are that stage's own to refuse."""
+    """Return the layout of the update after the stages of a recipe: fewer segments after ``segments``.
+
+    Edge cases: the stage itself refuses patterns that match nothing.
+    """
     for table in tables:
         if table.get("kind") == "segments":
             patterns = table.get("names", ["*"])
-            kept = [s for s in spec.segments if any(fnmatchcase(s.name, p) for p in patterns)]
-            spec = Spec.of([(s.name, s.shape, s.dtype) for s in kept])
+            chosen = [s for s in spec.segments if any(fnmatchcase(s.name, p) for p in patterns)]
+            spec = Spec.of([(s.name, s.shape, s.dtype) for s in chosen])
     return spec

@@ -1,4 +1,4 @@
-"""Noise that an epsilon rests on, one mechanism a file.
+"""The noise mechanisms of differential privacy, one a file.
 
-Each is a value (``base.Mechanism``) from which plan, promise, privacy card and laws are derived; ``known`` lists them.
+Each is a value (``base.Mechanism``) from which plan, promise and privacy card follow. ``known`` lists them.
 """

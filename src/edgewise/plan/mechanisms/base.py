@@ -1,4 +1,4 @@
-"""A noise mechanism as a value: who adds the noise, by what word, at what price, and what a card says of it.
+"""A noise mechanism as a value: the word that asks for it, its stages, its privacy events, and its card.
 
     MECHANISM = Mechanism(name="local", word="local_dp", who=Noiser.DEVICE, ..., build=build)
 
@@ -6,8 +6,8 @@
         ...
         return Built(ending, events, card)
 
-The keys of [dp] that a mechanism reads are the arguments of ``build``; ``keys`` lists them. A recipe's word, and the
-keys in ``chosen``, say which mechanism it has.
+The arguments of ``build`` are the keys of [dp] that the mechanism reads. ``keys`` lists them. A recipe's word and the
+keys in ``chosen`` select the mechanism.
 """
 
 from __future__ import annotations
@@ -37,12 +37,16 @@ ADJACENT = {
 
 
 class Setting(NamedTuple):
-    """What a mechanism knows of the plan that it is for.
+    """The facts of a plan that a mechanism may use.
 
     Attributes:
-        spec: layout of what travels. before: the space before the noise, by phase. sampling, rounds: of the run.
-        steps: of a device in a round, at most. hidden: whether secure aggregation hides single updates. delta: of all
-            epsilons.
+        spec: layout of the vector that travels.
+        before: the space before the noise, by phase.
+        sampling: the run's sampling of cohorts.
+        rounds: number of rounds of the run.
+        steps: largest number of local steps in a round.
+        hidden: True where secure aggregation hides single updates.
+        delta: the delta of all epsilons.
     """
 
     spec: Spec
@@ -55,18 +59,21 @@ class Setting(NamedTuple):
 
     @property
     def rounds_each(self) -> int:
-        """Rounds that one device is in, at most."""
+        """The largest number of rounds that one device takes part in."""
         return self.sampling.rounds_each(self.rounds)
 
 
 @dataclass(frozen=True)
 class Sentences:
-    """What a privacy card says of a mechanism, in the words and numbers of ``privacy.card.Card``.
+    """A mechanism's part of a privacy card. The fields are those of ``privacy.card.Card``.
 
     Attributes:
-        noise: who adds how much. unit, adjacency, sampling: None where those of all devices hold.
-        against_server: whether the epsilon holds against who runs the server.
-        blocks: what else delta was compared with. honest, fewer, continuous: of shares.
+        noise: the party that adds noise, and the amount.
+        unit: the data that the epsilon protects.
+        adjacency, sampling: sentences on neighbours and sampling. None takes the plan's own.
+        against_server: True where the epsilon holds against the operator of the server.
+        blocks: a further number that delta was compared with.
+        honest, fewer, continuous: facts of distributed noise. Defaults for the other mechanisms.
     """
 
     noise: str
@@ -81,12 +88,12 @@ class Sentences:
 
 
 class Built(NamedTuple):
-    """A mechanism in its setting; z is the noise multiplier.
+    """A mechanism in its setting. z is the noise multiplier.
 
     Attributes:
-        ending: z -> the stages and the posts that it adds.
-        events: z -> what one release gives away, by phase.
-        card: (z, the space behind the ending) -> what the card says.
+        ending: z -> the stages and the posts that the mechanism adds.
+        events: z -> the privacy events of one release, by phase.
+        card: (z, the space after its stages) -> its part of the card.
     """
 
     ending: Callable[[float], tuple[list[Stage], list[Post]]]
@@ -99,16 +106,18 @@ class Mechanism:
     """One way to add noise.
 
     Attributes:
-        word, chosen: the word of ``privacy`` that asks for it, and the keys of [dp] that tell it from others of the
-            word.
-        who: who adds the noise.
+        name: name of the mechanism.
+        word: the word of ``privacy`` that asks for it.
+        who: the party that adds the noise.
         summary: one sentence for claims and card.
-        build: (setting, keys of [dp]) -> ``Built``. Raises CompositionError and RecipeError: what does not compose.
-        adjacency: kind of sampling -> what a device sends in the neighbouring data set. The fold's ``sensitivity`` and
-            the accountant's events rest on this one answer.
-        expected: whether the sum is divided by the expected number of contributions, since the true one is not public.
-        before_quantizers: whether its stages stand before the recipe's quantizers, which then are given noised values.
-        values_only: whether it hides values, and positions that a device chooses would show beside it.
+        build: (setting, keys of [dp]) -> ``Built``. It raises CompositionError or RecipeError for a setting that does
+            not compose.
+        adjacency: kind of sampling -> relation of neighbouring data sets. The fold's ``sensitivity`` and the
+            accountant's events both follow from it.
+        chosen: the keys of [dp] that tell it from other mechanisms of the word.
+        expected: True divides the sum by the expected number of contributions, because the true one is not public.
+        before_quantizers: True puts its stages before the recipe's quantizers, which then work on noised values.
+        values_only: True where it hides values, but not positions that a device chooses.
         required: keys of [dp] that have no default for it.
     """
 
@@ -126,28 +135,34 @@ class Mechanism:
 
     @property
     def asked(self) -> str:
-        """What a recipe says that asks for it."""
+        """The keys of a recipe that ask for this mechanism."""
         return " with ".join([f'privacy = "{self.word}"', *(f'dp.{k} = "{v}"' for k, v in self.chosen.items())])
 
     @property
     def keys(self) -> tuple[str, ...]:
-        """The keys of [dp] that it reads beside unit, budget and delta, in order."""
+        """The keys of [dp] that it reads in addition to unit, budget and delta, in order."""
         return tuple(name for name in inspect.signature(self.build).parameters if name != "setting")
 
     def check_values(self, before: Sequence[Space]) -> None:
-        """Raises CompositionError(E-TOPK-SECAGG) where devices choose positions, and the noise would not hide them."""
+        """Check that no device chooses positions, which the noise would not hide.
+
+        Raises:
+            CompositionError: E-TOPK-SECAGG where one does.
+        """
         if self.values_only and any(space.sparse for space in before):
             raise CompositionError(
                 "E-TOPK-SECAGG",
-                f'privacy = "{self.word}": positions chosen per device say what it holds, and noise hides values only.',
-                "use random_k, or shared_top_k, which chooses from what was released.",
+                f'privacy = "{self.word}": each device would choose its own positions. They reveal its data, because '
+                "noise hides values only.",
+                "use random_k, or shared_top_k, which chooses positions from the last release.",
             )
 
 
 def bounded(spec: Spec, clip_l2: float, tensor_l2: float) -> Stage:
-    """What bounds an update: it is as long as ``clip_l2`` at most; by its tensors where ``tensor_l2`` bounds each.
+    """Return the stage that clips an update to ``clip_l2``, or each of its tensors to a given ``tensor_l2``.
 
-    Raises CompositionError(E-PERTENSOR).
+    Raises:
+        CompositionError: E-PERTENSOR where the clipped tensors could be longer than ``clip_l2`` together.
     """
     if not tensor_l2:
         return clip(clip_l2)
@@ -156,7 +171,7 @@ def bounded(spec: Spec, clip_l2: float, tensor_l2: float) -> Stage:
 
 
 def bound_words(clip_l2: float, tensor_l2: float) -> str:
-    """The bound of ``bounded`` in words."""
+    """Describe the bound of ``bounded`` in words."""
     if tensor_l2:
         return f"what tensors clipped to {tensor_l2:g} can have together"
     return f"the clip of {clip_l2:g}"

@@ -1,8 +1,8 @@
 """Central noise: the server adds Gaussian noise to the sum of a round.
 
-    release = sum + N(0, (z Delta)^2),   Delta: how far one device can move the sum (``privacy.noise.moved``)
+    release = sum + N(0, (z Delta)^2),   Delta: the largest move of the sum by one device (``privacy.noise.moved``)
 
-Every round has noise of its own. With Poisson sampling an epsilon against readers of the models is amplified.
+Every round has noise of its own. Poisson sampling amplifies the epsilon against readers of the models.
 Source: McMahan et al. 2018, arXiv:1710.06963; Andrew et al. 2021, arXiv:1905.03871 (the clip that follows).
 """
 
@@ -27,10 +27,11 @@ SUMMARY = (
 
 
 def check_bounds(setting: Setting, clip_l2: float, tensor_l2: float, adaptive_clip: bool = False) -> bool:
-    """Whether the recipe's stages leave the clip to the mechanism: they quantize nothing.
+    """Tell whether the recipe's stages leave the clip to the mechanism, which is so where they quantize nothing.
 
-    Raises CompositionError: E-NOISE-NOCLIP where they quantize what nothing has clipped, E-NOT-REAL where a clip other
-        than ``clip`` would stand behind a quantizer.
+    Raises:
+        CompositionError: E-NOISE-NOCLIP where they quantize an update without a clip, E-NOT-REAL where a clip other
+            than ``clip`` would follow a quantizer.
     """
     real = all(space.grid.kind is Kind.REAL for space in setting.before)
     if not real and any(space.l2 == inf for space in setting.before):
@@ -46,9 +47,10 @@ def check_bounds(setting: Setting, clip_l2: float, tensor_l2: float, adaptive_cl
 
 
 def build(setting: Setting, *, clip_l2: float, tensor_l2: float, adaptive_clip: bool) -> Built:
-    """Noise of z times the sensitivity, on each round's sum.
+    """Build noise of z times the sensitivity, on each round's sum.
 
-    Raises CompositionError: as ``check_bounds``, ``bounded`` and ``privacy.noise``.
+    Raises:
+        CompositionError: as ``check_bounds``, ``bounded`` and ``privacy.noise``.
     """
     real, sampling = check_bounds(setting, clip_l2, tensor_l2, adaptive_clip), setting.sampling
     bound = bounded(setting.spec, clip_l2, tensor_l2)
@@ -75,7 +77,7 @@ def build(setting: Setting, *, clip_l2: float, tensor_l2: float, adaptive_clip: 
 
 
 def adjacency(kind: str) -> Adjacency:
-    """Who takes part is public, but for Poisson sampling."""
+    """Return the relation of neighbouring data sets. Participation is public, except under Poisson sampling."""
     return "add_remove" if kind == "poisson" else "zero_out"
 
 

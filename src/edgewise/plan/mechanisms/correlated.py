@@ -1,7 +1,7 @@
-"""Correlated noise: the server adds noise to the sum of a round that takes back part of the noise of those before it.
+"""Correlated noise: the noise of a round takes back part of the noise of earlier rounds. The server adds it to the sum.
 
-The rounds of a run are one release, of which the accountant counts a single event (``privacy.matrix``). Cohorts take
-turns, so that the rounds between two of one device are known.
+All rounds of a run are one release, and the accountant counts a single event (``privacy.matrix``). Cohorts take turns,
+so the number of rounds between two of one device is known.
 Source: McMahan et al. 2024, arXiv:2404.16706 (buffered linear Toeplitz factorisations).
 """
 
@@ -16,14 +16,16 @@ from edgewise.plan.promise import Noiser
 from edgewise.privacy import matrix, rules
 from edgewise.privacy.spend import PrivacyEvent
 
-MOST_ROUNDS = 100_000  # some seconds
+MOST_ROUNDS = 100_000  # The factorisation of so many takes some seconds.
 
 
 def build(setting: Setting, *, clip_l2: float, tensor_l2: float, buffers: int) -> Built:
-    """Noise of z times how far one device can move all sums of the run together.
+    """Build noise of z times the largest move of all the run's sums by one device.
 
-    Raises: CompositionError: as ``check_bounds``; E-MF-GAP without cohorts that take turns, E-COMBO with parts of the
-        model that do. RecipeError(E-VALUE) for too many rounds.
+    Raises:
+        CompositionError: E-MF-GAP without cohorts that take turns, E-COMBO where parts of the model take turns, and as
+            ``check_bounds``.
+        RecipeError: E-VALUE for too many rounds.
     """
     rules.participation_gap(setting.sampling.groups, setting.sampling.kind)
     real = check_bounds(setting, clip_l2, tensor_l2)

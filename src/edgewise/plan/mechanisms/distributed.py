@@ -1,8 +1,8 @@
-"""Distributed noise: every device of a cohort adds a share, and secure aggregation shows their sum only.
+"""Distributed noise: every device of a cohort adds a share, and secure aggregation reveals only the sum.
 
     clip to C, rotate, round to integers, add a discrete Gaussian share, wrap into a ring   (``privacy.distributed``)
 
-The shares of the honest devices of the smallest sum have the standard deviation z C together.
+Together, the shares of the honest devices in the smallest sum have the standard deviation z C.
 Source: Kairouz, Liu, Steinke 2021, arXiv:2102.06387.
 """
 
@@ -23,19 +23,21 @@ from edgewise.privacy.spend import PrivacyEvent
 
 
 def build(setting: Setting, *, clip_l2: float, tensor_l2: float, bits: int) -> Built:
-    """Shares of discrete Gaussian noise in a ring of ``bits`` bits; 0: the smallest that will do.
+    """Build shares of discrete Gaussian noise in a ring of ``bits`` bits; 0 = the smallest number that will do.
 
-    Raises: RecipeError(E-COMBO) where single updates are not hidden; CompositionError: as ``discrete_gaussian_noise``.
+    Raises:
+        RecipeError: E-COMBO where single updates are not hidden.
+        CompositionError: as ``discrete_gaussian_noise``.
     """
     if not setting.hidden:
         raise RecipeError(
             "E-COMBO",
-            'privacy = "distributed_dp": a device\'s share of the noise hides it only in the sum.',
+            'privacy = "distributed_dp" needs hidden updates. One share of the noise protects a device only in a sum.',
             '[merge] kind = "secure_sum" or "shared_sum".',
         )
     bound = bounded(setting.spec, clip_l2, tensor_l2)
     shortest = min(space.dim for space in setting.before)
-    block = max(64, min(BLOCK, 1 << max(0, shortest.bit_length() - 1)))  # the largest usual one that is filled
+    block = max(64, min(BLOCK, 1 << max(0, shortest.bit_length() - 1)))  # Take the largest block that is filled.
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         return [bound, rotate(block), discrete_gaussian_noise(z, bits or None), wrap()], []

@@ -1,9 +1,8 @@
-"""Noise in the steps: devices train with DP-SGD, which protects single blocks of text.
+"""Noise in every step: devices train with DP-SGD, which protects single blocks of text.
 
-An update is a function of noised gradients and of what everybody knows. Stages make of it what they like, and so does
-error feedback: what it remembers of earlier rounds are updates of theirs, each of which was charged when it was
-trained. All messages of a device together are post-processing of its noised steps. A weight is not: it counts the
-device's tokens.
+An update is a function of noised gradients and of public values. Any stage may follow, and so may error feedback. Its
+memory holds parts of earlier updates, and each of these was charged in its round. All messages of a device together
+are post-processing of its noised steps. A weight is not, because it counts the device's tokens.
 Source: Abadi et al. 2016, arXiv:1607.00133; ``learn.dp_sgd``.
 """
 
@@ -18,14 +17,17 @@ from edgewise.privacy.spend import PrivacyEvent
 
 
 def build(setting: Setting, *, clip_l2: float, sample_rate: float) -> Built:
-    """Noise of z times the clip of one block's gradient, in every step; a step takes each block with ``sample_rate``.
+    """Build noise of z times the clip of one block's gradient, in every step.
 
-    Raises CompositionError: E-STATS for a weight, which would count blocks; E-PRECISION as ``grid.fit``.
+    A step takes each block with probability ``sample_rate``.
+
+    Raises:
+        CompositionError: E-STATS for a weight, which would count blocks, and E-PRECISION as ``grid.fit``.
     """
     rules.weight_of_records(any(WEIGHT in space.head for space in setting.before))
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
-        # Devices noise their steps on it; with this room int64 holds the sum of 2^20 records.
+        # Devices noise their steps on this grid. With this room int64 holds the sum of 2^20 records.
         grid.fit('dp.unit = "example"', z, clip_l2, setting.spec.dim, largest=2.0**10 * clip_l2)
         return [], []
 
@@ -46,7 +48,7 @@ def build(setting: Setting, *, clip_l2: float, sample_rate: float) -> Built:
     return Built(ending, events, card)
 
 
-# Neighbours differ in one block, and the noise is in the steps; the fold is of devices.
+# Neighbours differ in one block, and the noise is in the steps. The fold's adjacency is that of devices.
 MECHANISM = Mechanism(
     "example",
     "local_dp",

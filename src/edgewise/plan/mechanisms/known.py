@@ -1,4 +1,4 @@
-"""All noise mechanisms, which of them a recipe asks for, and which keys of [dp] are left unread."""
+"""List all noise mechanisms, choose the one that a recipe asks for, and refuse keys of [dp] that it does not read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ MECHANISMS: tuple[Mechanism, ...] = tuple(
 
 
 def mechanism_of(word: Privacy, dp: DpSection) -> Mechanism | None:
-    """The mechanism that a recipe's word and [dp] choose, the one that names most of its keys; None without noise."""
+    """Return the mechanism that a recipe's word and [dp] select. None without noise.
+
+    Of several, it is the one that names most keys of [dp].
+    """
     fitting = [
         mechanism
         for mechanism in MECHANISMS
@@ -24,7 +27,7 @@ def mechanism_of(word: Privacy, dp: DpSection) -> Mechanism | None:
 
 
 def promised(word: Privacy, dp: DpSection, hidden: bool) -> Promise:
-    """What a recipe promises. ``hidden``: whether its merge hides single updates."""
+    """Return a recipe's promise. ``hidden``: True where its merge hides single updates."""
     mechanism = mechanism_of(word, dp)
     if mechanism is None:
         return Promise(word, hidden, Noiser.NOBODY, None)
@@ -32,7 +35,7 @@ def promised(word: Privacy, dp: DpSection, hidden: bool) -> Promise:
 
 
 def check(word: Privacy, dp: DpSection) -> None:
-    """Raises Refused (E-COMBO, E-MISSING) where [dp] and the recipe's word do not go together."""
+    """Check that [dp] fits the recipe's word. Raises SettingError (E-COMBO, E-MISSING)."""
     mechanism = mechanism_of(word, dp)
     if mechanism is None:
         if dp != DpSection():
@@ -56,7 +59,7 @@ def check(word: Privacy, dp: DpSection) -> None:
 
 
 def _check_numbers(word: Privacy, dp: DpSection) -> None:
-    """Raises Refused: E-MISSING for a number that only a person can decide, E-COMBO for one too many."""
+    """Check that [dp] has each number that only a person can decide. Raises SettingError (E-MISSING, E-COMBO)."""
     if dp.epsilon and dp.noise_multiplier:
         what = f"dp.epsilon = {dp.epsilon:g} and dp.noise_multiplier = {dp.noise_multiplier:g}: each follows from "
         raise SettingError("E-COMBO", what + "the other", "give one, and leave out the other")

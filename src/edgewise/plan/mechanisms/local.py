@@ -1,7 +1,8 @@
-"""Local noise: every device adds Gaussian noise to its own update, which hides it by itself, whatever the server does.
+"""Local noise: every device adds Gaussian noise to its own update. The guarantee holds whatever the server does.
 
-    update + N(0, (z C)^2);   to replace an update moves it by two clips, so the accountant counts z / 2
+    update + N(0, (z C)^2)
 
+Replacing an update moves it by up to two clips, so the accountant counts z / 2.
 Source: Dwork and Roth 2014, appendix A; ``privacy.noise.local_noise``.
 """
 
@@ -16,7 +17,7 @@ from edgewise.privacy.spend import PrivacyEvent
 
 
 def build(setting: Setting, *, clip_l2: float, tensor_l2: float) -> Built:
-    """Noise of z times the clip, on each update. Raises CompositionError: as ``bounded`` and ``local_noise``."""
+    """Build noise of z times the clip, on each update. Raises CompositionError as ``bounded`` and ``local_noise``."""
     bound = bounded(setting.spec, clip_l2, tensor_l2)
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:

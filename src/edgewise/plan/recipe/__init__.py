@@ -1,4 +1,4 @@
-"""The recipe: one TOML file that describes a run, its sections, and everything that is wrong with it.
+"""The recipe: one TOML file that describes a run.
 
-``recipe.Recipe`` is the value, ``loading`` reads it from a file.
+``recipe.Recipe`` is the value. ``loading`` reads it from a file. ``findings`` lists every error in it.
 """
