@@ -74,7 +74,7 @@ def test_a_classifier_learns_and_its_accuracy_is_everywhere(tmp_path: Path) -> N
     assert all({"accuracy", "held_out_loss", "loss_last"} <= m.keys() for m in seen)
     run = ew.open_run(tmp_path / "run")
     assert torch.equal(given.module.weight, before), "a copy is trained"
-    rows = run.summary["metrics"]
+    rows = run.summary["simulator_metrics"]
     assert [(m["model"], m["round"]) for m in rows] == [("base", -1), *[("federated", r) for r in range(3)]]
     assert rows[-1]["mean"] == pytest.approx(sum(rows[-1]["devices"].values()) / 3)
     assert rows[-1]["mean"] > rows[0]["mean"]
@@ -101,8 +101,8 @@ def test_a_loop_of_ones_own_trains(tmp_path: Path, kind: str) -> None:
     fed = ew.Federation({**RECIPE, "compare": {"local_only": False, "centralised": False}}, model=task(loop=loop),
                         data=data(), strategy=kind)  # fmt: skip
     run = fed.run(tmp_path / "run")
-    assert run.summary["metrics"][-1]["mean"] > run.summary["metrics"][0]["mean"]
-    assert {m["name"] for m in run.summary["metrics"] if m["model"] == "training"} == {"loss", "steps"}
+    assert run.summary["simulator_metrics"][-1]["mean"] > run.summary["simulator_metrics"][0]["mean"]
+    assert {m["name"] for m in run.summary["simulator_metrics"] if m["model"] == "training"} == {"loss", "steps"}
     assert run.rounds.column("train_steps") == [10.0] * 3
     assert run.model().weight.shape == (2, 2)
 
@@ -135,5 +135,5 @@ def test_with_an_epsilon_no_digest_of_data_is_shown(tmp_path: Path) -> None:
     }  # fmt: skip
     run = ew.Federation(recipe, model=task(), data=data()).run(tmp_path / "run")
     assert run.summary["facts"]["objects"] == {}
-    assert all(m["devices"] == {} for m in run.summary["metrics"])
+    assert all(m["devices"] == {} for m in run.summary["simulator_metrics"])
     assert run.devices.column("device") == ["a", "b", "c"]

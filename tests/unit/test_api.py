@@ -15,6 +15,7 @@ from edgewise.apps.federation.sweep import trials
 from edgewise.apps.federation.texts import OWNER, lines, records
 from edgewise.apps.runs import parts
 from edgewise.core.stage import Stage
+from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.recipe.data import DataSection
 from edgewise.privacy.clip import clip
@@ -49,12 +50,41 @@ def test_a_setting_finds_its_section() -> None:
         ({"privacy": "none", "round": {"rounds": 0}}, "E-VALUE"),
         ({"privacy": "none", "roundz": 3}, "E-KEY.*did you mean `round`"),
         ({"privacy": "none", "devices": 3}, "E-KEY: `devices` is a key of .* sections"),
-        ({"privacy": "distributed_dp", "rounds": 3}, "E-MISSING"),
+        (
+            {"privacy": "distributed_dp", "rounds": 20, "epsilon": 8.0},
+            r"E-MISSING: .*needs dp.delta and dp.clip_l2.*add to \[dp\]: delta = 1e-5 .*clip_l2 = 1.0 \(the largest L2",
+        ),
     ],
 )
 def test_settings_are_checked_at_once(settings: dict[str, object], said: str) -> None:
     with pytest.raises(ew.EdgewiseError, match=said):
         ew.Recipe(**settings)
+
+
+def test_a_refusal_names_values_that_a_person_can_add() -> None:
+    ew.Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0, delta=1e-5, clip_l2=1.0)
+    with pytest.raises(ew.EdgewiseError, match="adaptive_clip = true"):
+        ew.Recipe(privacy="central_dp", rounds=20, epsilon=8.0)
+
+
+@pytest.mark.parametrize("name", ["accuracy", "perplexity", "loss_last", "seconds"])
+def test_a_simulator_metric_shares_its_name_with_no_other_figure(name: str) -> None:
+    recipe = {"privacy": "none", "metric": [{"name": "accuracy", "lower": 0.0, "upper": 1.0}]}
+    ew.Federation(recipe, metrics={"rouge": len})
+    with pytest.raises(ew.EdgewiseError, match=f"E-EXTENSION: {name} is"):
+        ew.Federation(recipe, metrics={name: len})
+
+
+def test_a_notebook_shows_tables() -> None:
+    fed = ew.Federation({"privacy": "none", "name": "toy"}, data={"a": ["x"], "b": ["y"]})
+    assert "toy" in fed._repr_html_()
+    assert "2 devices" in fed._repr_html_()
+    done = ew.Round(
+        number=3, met=True, metrics={"<i>": 0.25}, contributions=2, lost={}, bytes_up=10, bytes_down=0, seconds=1.0,
+        epsilon=None, code=None, digest="", spec=Spec.of([]), _read=lambda: np.zeros(0, np.float32),
+    )  # fmt: skip
+    assert "&lt;i&gt;" in done._repr_html_()
+    assert "0.25" in done._repr_html_()
 
 
 def test_every_part_has_a_name_here() -> None:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ class Federation:
         data: device -> its records: texts, rows (mappings with the columns that the recipe names), a Hugging Face or
             torch dataset of these, or a function of no arguments that gives one. The run's folder keeps a copy.
         stages, posts, merge, strategy: parts (``edgewise.clip(1.0)``, one's own by ``edgewise.part``), tables, names.
-        metrics: name -> (model, held-out data of a device) -> number, on each evaluation. Of a language model the data
-            is a list of passages with ``prompt`` and ``text``.
+        metrics: simulator metrics, name -> (model, held-out data of a device) -> number. The simulator measures each on
+            every evaluation, exactly. They travel in no frame, and no epsilon covers them. Numbers that devices send
+            within bounds are declared in the recipe as ``[[metric]]``. The data of a language model is a list of
+            passages with ``prompt`` and ``text``.
         loop: one's own training: (model, data of a device, ``LocalRound``) -> (model or update, n, metrics); of a
             language model the data is int64[n, sequence_len + 1], a row for each block of tokens.
         callbacks: called with each ``Round``; see ``edgewise.Callback``. Where one returns ``edgewise.STOP``, the run
@@ -102,6 +105,7 @@ class Federation:
         self._own = own_work.of(model, self._data, loop, metrics or {})
         self._fill(stages, posts, merge, strategy)
         self.recipe = self._recipe(self._tables)
+        own_work.check_names(self._own.metrics, self.recipe)
 
     # -- the recipe ---------------------------------------------------------------------------------------------
 
@@ -281,6 +285,20 @@ class Federation:
                     end(self._callbacks)
 
     def __repr__(self) -> str:
+        return f"Federation({', '.join(self._facts().values())})"
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><th>{escape(name)}</th><td>{escape(fact)}</td></tr>" for name, fact in self._facts().items()
+        )
+        return f"<table><caption>Federation</caption><tbody>{rows}</tbody></table>"
+
+    def _facts(self) -> dict[str, str]:
+        """The few facts that tell one federation from another, by name."""
         r = self.recipe
-        devices = f"{len(self._data)} devices" if self._data is not None else f'data of "{r.data.source}"'
-        return f"Federation({r.name!r}, {devices}, {r.round.rounds} rounds, privacy={r.privacy!r})"
+        return {
+            "name": repr(r.name),
+            "data": f"{len(self._data)} devices" if self._data is not None else f'data of "{r.data.source}"',
+            "rounds": f"{r.round.rounds} rounds",
+            "privacy": f"privacy={r.privacy!r}",
+        }

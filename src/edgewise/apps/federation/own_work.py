@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgewise.apps.federation.digest import digest
+from edgewise.apps.report.summary_types import RoundRow
 from edgewise.core.errors import DataError, RecipeError
+from edgewise.core.metric import BUILT_IN
 from edgewise.plan.catalogue import Extension
 from edgewise.plan.objects import NO_OBJECTS, Objects
 from edgewise.plan.recipe.recipe import Recipe
 
 if TYPE_CHECKING:
     from edgewise.learn.task import TorchTask
+
+_ROUND_FIGURES = frozenset({*RoundRow.__annotations__, *BUILT_IN, "perplexity", "held_out_loss"})
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,24 @@ def _content(given: Any) -> str:
         return digest(given)
     tensors = getattr(given, "tensors", None)  # of a TensorDataset
     return digest([digest(given[i]) for i in range(len(given))] if tensors is None else tensors)
+
+
+def check_names(metrics: Iterable[str], recipe: Recipe) -> None:
+    """Refuse a simulator metric whose name means another figure of a round.
+
+    A round shows the figures of all kinds side by side. Two figures of one name would overwrite each other.
+
+    Raises RecipeError(E-EXTENSION): for a name of a ``[[metric]]``, of a built-in figure, or of a column of a round.
+    """
+    declared = {one.name for one in recipe.metric}
+    for name in metrics:
+        if name in declared:
+            what = f"{name} is a simulator metric (metrics=) and a [[metric]] of the recipe."
+            fix = "name them apart: the simulator measures metrics= exactly, a [[metric]] travels with bounds."
+            raise RecipeError("E-EXTENSION", what, fix)
+        if name in _ROUND_FIGURES:
+            what = f"{name} is a figure that every round has already."
+            raise RecipeError("E-EXTENSION", what, "give the simulator metric another name.")
 
 
 def of(model: Any, data: Mapping[str, Any] | None, loop: Any, metrics: Mapping[str, Any]) -> OwnTraining:

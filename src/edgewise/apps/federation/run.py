@@ -234,14 +234,14 @@ class Run:
 
 def _last(s: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Of one's own metrics the last figure of each model."""
-    last = {(m["name"], m["model"]): m for m in s.get("metrics") or ()}
+    last = {(m["name"], m["model"]): m for m in s.get("simulator_metrics") or ()}
     yield from last.values()
 
 
 def _own_by_round(s: Mapping[str, Any]) -> dict[int, dict[str, float]]:
     """Round -> one's own metrics of the federated model, and of local training, as means over devices."""
     out: dict[int, dict[str, float]] = {}
-    for m in s.get("metrics") or ():
+    for m in s.get("simulator_metrics") or ():
         if m["model"] in ("base", "federated", "training"):
             name = f"train_{m['name']}" if m["model"] == "training" else m["name"]
             out.setdefault(m["round"], {})[name] = m["mean"]

@@ -1,4 +1,7 @@
-"""A recipe as keyword arguments: ``edgewise.Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0)``."""
+"""A recipe as keyword arguments.
+
+edgewise.Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0, delta=1e-5, clip_l2=1.0)
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,13 @@ from edgewise.plan.recipe.sections import Section
 class Recipe:
     """The settings of a run, by the keys of a recipe file.
 
-        Recipe(privacy="central_dp", rounds=20, epsilon=8.0, lr=1e-3)     round.rounds, dp.epsilon, training.lr
+        Recipe(privacy="none", rounds=20, lr=1e-3)                         sets round.rounds and training.lr
         Recipe(privacy="none", data={"holdout": 0.2}, strategy={"kind": "fedadam"})
+        Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0, delta=1e-5, clip_l2=1.0)
 
-    A key that only one section has may stand by itself; a section or a part is a table. What a ``Federation`` is given
-    as objects (model, data, stages ...) is filled in there.
+    A key that only one section has may stand by itself. A section or a part is a table. A ``Federation`` fills in what
+    it is given as objects (model, data, stages). A privacy word with an epsilon needs ``delta`` and ``clip_l2`` too,
+    because no default fits every model.
 
     Attributes:
         tables: as in the file, without defaults.

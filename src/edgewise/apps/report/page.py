@@ -16,7 +16,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps.report import alone_or_together, data_read, numbers, own_metrics, privacy, sections, settings, svg
+from edgewise.apps.report import (
+    alone_or_together,
+    data_read,
+    numbers,
+    privacy,
+    sections,
+    settings,
+    simulator_metrics,
+    svg,
+)
 from edgewise.apps.report.html import card, details, facts, pair, panel, row, table
 from edgewise.apps.runs.toml_text import toml
 from edgewise.drivers.storage.files import write_durably
@@ -256,7 +265,9 @@ def _metric(s: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
     series = [svg.Series("mean", "federated", means, dots=True)]
     chart = svg.lines(f"{name} by round", series, x_name="round", unit=lambda v: f"{v:.3f}")
     return panel(
-        escape(name), f"Mean over devices with the weights of their updates. Each value is {between}.{noise}", chart
+        escape(name),
+        f"Sent by devices ([[metric]]): the mean with the weights of their updates. Each value is {between}.{noise}",
+        chart,
     )
 
 
@@ -294,7 +305,7 @@ def _quality(s: Mapping[str, Any]) -> str:
     shown = pair(*filter(None, panels))
     return (
         '<p class="hint">Measured on held-out text: the latest part of each device\'s text, which nobody trains on.</p>'
-        f"{shown}{own_metrics.panels(s)}{_spread(s)}{sections.samples(s)}"
+        f"{shown}{simulator_metrics.panels(s)}{_spread(s)}{sections.samples(s)}"
     )
 
 

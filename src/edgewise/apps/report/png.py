@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps.report import numbers, own_metrics, sections
+from edgewise.apps.report import numbers, sections, simulator_metrics
 from edgewise.apps.report.svg import clipped, is_wide, log_ticks
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.storage.run_store import RunStore
@@ -163,8 +163,8 @@ def _quality(figure: Any, s: Summary) -> bool:
 
 
 def _metrics(figure: Any, s: Summary) -> bool:
-    """One's own metrics: at most four side by side."""
-    found = dict(list(own_metrics.series(s).items())[:4])
+    """Draw simulator metrics, at most four side by side."""
+    found = dict(list(simulator_metrics.series(s).items())[:4])
     for at, (name, kinds) in enumerate(found.items()):
         axes = figure.add_subplot(1, len(found), at + 1)
         for kind, points in kinds.items():

@@ -41,8 +41,8 @@ that one device has sent (``up``) and received (``down``) until then, the mean o
 ``text_per_device`` the mean over devices; ``up_per_device`` is what a device of the population sent in all rounds. The
 first two are null where the tokens of devices are not known, and with differential privacy.
 
-Metrics: one's own (``summary_types.OwnMetric``), of the models ``base`` and ``federated`` on held-out data, and of the
-devices' own ``training``; each device counts alike in ``mean``.
+``simulator_metrics``: measured by the simulator (``summary_types.SimulatorMetric``), of the models ``base`` and
+``federated`` on held-out data, and of the devices' own ``training``. Each device counts alike in ``mean``.
 
 Samples: where the recipe asks for them (``report.samples``), of some devices the beginning of the held-out text
 (``prompt``), how it goes on (``actual``), and how the ``base`` and the ``federated`` model that counts go on.
@@ -80,7 +80,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps.report import alone_or_together as alone
-from edgewise.apps.report import own_metrics, repeat, traffic
+from edgewise.apps.report import repeat, simulator_metrics, traffic
 from edgewise.apps.report.alone_or_together import LONGER, Measures, share_improved
 from edgewise.apps.runs.chosen import chosen
 from edgewise.core import events
@@ -151,7 +151,7 @@ def build(store: RunStore) -> dict[str, Any]:
     never = {name: missing.get(name, "") for name in ("local_only", "centralised")}
     wanted = recipe.get("compare", {})
     out: dict[str, Any] = {
-        "schema": 2,
+        "schema": 3,
         "name": run["name"],
         "complete": which.over
         and (store.evaluated("federated", played - 1) or facts.get("engine") == "devices")
@@ -195,7 +195,7 @@ def build(store: RunStore) -> dict[str, Any]:
             for e in told
             if isinstance(e, events.Evaluated) and e.model in ("base", "federated")
         ],
-        "metrics": own_metrics.rows(told, noised),
+        "simulator_metrics": simulator_metrics.rows(told, noised),
         "quality_for_bytes": [],
         "per_device": [] if noised else _devices(told, measures, facts),
         "samples": [] if noised else _samples(told),

@@ -81,9 +81,12 @@ class Rounds(TypedDict):
     stopped: bool
 
 
-class OwnMetric(TypedDict):
-    """One's own metric of one model after one round: over the devices that were measured. ``devices`` has each device's
-    figure, and is empty with differential privacy."""
+class SimulatorMetric(TypedDict):
+    """A simulator metric (``metrics=`` of ``Federation``) of one model after one round.
+
+    The simulator measured it exactly, over the devices that were measured. It travelled in no frame, and no epsilon
+    covers it. ``devices`` has each device's figure, and is empty with differential privacy.
+    """
 
     name: str
     model: str
@@ -96,7 +99,8 @@ class OwnMetric(TypedDict):
 
 
 class SummedMetric(TypedDict):
-    """A metric that the recipe declares, whose mean travels with the sum of updates.
+    """A metric that the recipe declares as ``[[metric]]``: devices send it within bounds, and its mean travels with the
+    sum of updates.
 
     ``noise_std``: standard deviation of the noise on its mean over a whole cohort.
     """
@@ -134,7 +138,7 @@ class Summary(TypedDict):
     seconds: dict[str, float]
     per_round: list[RoundRow]
     curve: list[dict[str, Any]]
-    metrics: list[OwnMetric]
+    simulator_metrics: list[SimulatorMetric]
     summed_metrics: list[SummedMetric]
     quality_for_bytes: list[dict[str, Any]]
     per_device: list[dict[str, Any]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,12 @@ class Round:
     """A round that is over and stored; the next one waits until the loop goes on. Prints as a line.
 
     Attributes:
-        number: from 0. met: whether the model moved; else the round was abandoned, and ``code`` says why where secure
-            aggregation ended it. metrics: the weighted means that travelled with the updates, and what the script's
-            own ``metrics`` gave.
+        number: from 0.
+        met: whether the model moved. An abandoned round leaves it as it was. ``code`` says why where secure aggregation
+            ended the round.
+        metrics: the weighted means that travelled with the updates (losses, ``[[metric]]``), and beside them the
+            figures of ``metrics=``. In a simulation these are simulator metrics, measured on each device. In
+            ``Server`` they are measured on the server's data. No two of them share a name.
         contributions: updates in the model. lost: device -> code, of those that gave nothing. bytes_up, bytes_down: of
             the whole cohort. seconds: that the round took. epsilon: that the run has spent so far; None without noise.
         digest: of the model. spec: its layout.
@@ -44,6 +48,17 @@ class Round:
         figures = "".join(f"  {name} {value:.4g}" for name, value in self.metrics.items())
         epsilon = f"  epsilon {self.epsilon:.3g}" if self.epsilon is not None else ""
         return f"round {self.number}  {met}{figures}  {self.bytes_up:,} bytes up{epsilon}  {self.seconds:.1f} s"
+
+    def _repr_html_(self) -> str:
+        state = "met" if self.met else f"abandoned {self.code or ''}".rstrip()
+        cells = {
+            "round": str(self.number), "state": state, "contributions": str(self.contributions),
+            **{name: f"{value:.4g}" for name, value in self.metrics.items()}, "bytes up": f"{self.bytes_up:,}",
+            "epsilon": "" if self.epsilon is None else f"{self.epsilon:.3g}", "seconds": f"{self.seconds:.1f}",
+        }  # fmt: skip
+        head = "".join(f"<th>{escape(name)}</th>" for name in cells)
+        body = "".join(f"<td>{escape(cell)}</td>" for cell in cells.values())
+        return f"<table><thead><tr>{head}</tr></thead><tbody><tr>{body}</tr></tbody></table>"
 
     @property
     def params(self) -> Vector:

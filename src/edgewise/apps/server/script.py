@@ -64,8 +64,9 @@ class Server:
             (PEM), in place of those that the server makes.
         stages, merge, strategy: in place of the recipe's: tables, names, parts of the catalogue, or
             ``functools.partial`` of a part with its keys.
-        metrics: called after each round; the numbers that it returns by name are added to ``Round.metrics``. On this
-            machine's data, of the released model: no epsilon is spent by it.
+        metrics: a function that is called with each round and returns numbers by name. They are added to
+            ``Round.metrics``. It measures the released model on this machine's data, so it spends no epsilon. Numbers
+            of devices are declared in the recipe as ``[[metric]]``, with bounds.
         callbacks: called with each round after that.
         extensions: modules with parts of one's own, of installed packages that devices have too (`edgewise explain
             extend`); those of parts that are given as objects are found by themselves.

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from edgewise.apps.report import data_read
-from edgewise.apps.report.own_metrics import OwnMetrics
+from edgewise.apps.report.simulator_metrics import SimulatorMetrics
 from edgewise.apps.runs.chosen import chosen
 from edgewise.apps.runs.toml_text import toml
 from edgewise.apps.simulate.baselines import compare
@@ -220,7 +220,7 @@ def _play(
     root = simulated_root(plan, recipe.world, loaded.facts)
     trust, (leader, helper) = simulated_trust(root, loaded.devices), simulated_servers(root)
     probes = Probes(cohort, plan, loaded.devices, time.perf_counter)
-    own = OwnMetrics(probes, executor, store, tell)
+    own = SimulatorMetrics(probes, executor, store, tell)
     coordinator = Coordinator(
         plan=plan,
         population=loaded.devices,

@@ -63,9 +63,17 @@ def _check_numbers(word: Privacy, dp: DpSection) -> None:
     if dp.epsilon and dp.noise_multiplier:
         what = f"dp.epsilon = {dp.epsilon:g} and dp.noise_multiplier = {dp.noise_multiplier:g}: each follows from "
         raise SettingError("E-COMBO", what + "the other", "give one, and leave out the other")
-    missing = [f"dp.{key}" for key in ("delta", "clip_l2") if not getattr(dp, key)]
-    if not dp.epsilon and not dp.noise_multiplier:
-        missing.insert(0, "dp.epsilon (or dp.noise_multiplier)")
+    longest = "the largest L2 norm of a block's gradient" if dp.example else "the largest L2 norm of an update"
+    begins = "; with adaptive_clip = true the clip begins there and follows the updates" if word == "central_dp" else ""
+    additions = {
+        "epsilon": ("dp.epsilon (or dp.noise_multiplier)", "epsilon = 8.0 (of the whole run; smaller is stricter)"),
+        "delta": ("dp.delta", "delta = 1e-5 (it must be below 1 / devices^1.1)"),
+        "clip_l2": ("dp.clip_l2", f"clip_l2 = 1.0 ({longest}; try values on text that is not private{begins})"),
+    }
+    if dp.noise_multiplier:
+        del additions["epsilon"]
+    missing = [addition for key, addition in additions.items() if not getattr(dp, key)]
     if missing:
-        what = f'privacy = "{word}" needs {" and ".join(missing)}'
-        raise SettingError("E-MISSING", what, "write each into [dp]: no word can choose it for you")
+        keys, lines = zip(*missing, strict=True)
+        what = f'privacy = "{word}" needs {" and ".join(keys)}'
+        raise SettingError("E-MISSING", what, f"add to [dp]: {', '.join(lines)}. No default fits every model")

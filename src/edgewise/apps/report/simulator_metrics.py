@@ -1,4 +1,8 @@
-"""Custom metrics of a simulation: collected from trainers, stored as events, shown in summary and report."""
+"""Simulator metrics: figures that a person's functions measure on each device of a simulation, exactly.
+
+They are taken from the trainers, stored as events, and shown in summary and report. They travel in no frame. Metrics
+that devices send within bounds are ``[[metric]]`` of the recipe (``core.metric``, ``summed_metrics``).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +27,7 @@ TRAINING, HELD = "training", "held_out"
 
 
 @dataclass(frozen=True)
-class OwnMetrics:
+class SimulatorMetrics:
     """An evaluator that also stores the metrics that trainers noted."""
 
     probes: Probes
@@ -54,7 +58,7 @@ class OwnMetrics:
 
 
 def rows(log: Sequence[events.AnyEvent], noised: bool) -> list[dict[str, Any]]:
-    """Make a row for each metric, model and round, in order (``summary_types.OwnMetric``).
+    """Make a row for each metric, model and round, in order (``summary_types.SimulatorMetric``).
 
     An interrupted and resumed round may have two events, whose figures are joined. With ``noised`` the figures of
     single devices are left out.
@@ -82,7 +86,7 @@ def rows(log: Sequence[events.AnyEvent], noised: bool) -> list[dict[str, Any]]:
 def series(s: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """Map each metric's name to "held out" and "training", and these to points (rounds played, mean over devices)."""
     out: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for m in s.get("metrics") or ():
+    for m in s.get("simulator_metrics") or ():
         kind = "training" if m["model"] == TRAINING else "held out"
         out.setdefault(m["name"], {}).setdefault(kind, []).append((m["round"] + 1.0, m["mean"]))
     return out
@@ -93,21 +97,22 @@ def panels(s: Mapping[str, Any]) -> str:
     found = series(s)
     if not found:
         return ""
-    shown = []
+    shown, hint = [], "Simulator metric: mean over the measured devices. It does not travel with updates."
     for name, kinds in found.items():
         lines = [
             svg.Series(kind, "federated" if kind == "held out" else "base", points, dots=True)
             for kind, points in kinds.items()
         ]
         drawn = svg.lines(f"{name} by rounds played", lines, x_name="rounds played", unit=lambda v: f"{v:.4g}")
-        shown.append(panel(_title(name), "A metric of your own: the mean over the measured devices.", drawn))
-    last = {(m["name"], m["model"]): m for m in s["metrics"]}
+        shown.append(panel(_title(name), hint, drawn))
+    last = {(m["name"], m["model"]): m for m in s["simulator_metrics"]}
     body = [
         row(_title(f"{name}, {words.MODELS.get(model, model)}"), _figures(m))
         for (name, model), m in sorted(last.items())
     ]
     heads = ("metric", "after rounds", "mean", "lowest", "highest", "devices")
-    return f'<div class="gap"></div>{"".join(shown)}{panel("Own metrics", "The latest figures.", table(heads, body))}'
+    latest = panel("Simulator metrics", "The latest figures.", table(heads, body))
+    return f'<div class="gap"></div>{"".join(shown)}{latest}'
 
 
 def _title(name: str) -> str:
