@@ -1,12 +1,12 @@
 """edgewise: federate language-model training on data that stays where it is.
 
     import edgewise as ew
-    run = ew.simulate("recipe.toml")                                # a federation on this machine
-    fed = ew.Federation(ew.Recipe(privacy="none"), data={"alice": texts, "bob": more})     # of objects
-    for task in ew.Device.open().tasks(): ...                       # this machine as a device of one
-    for round in ew.Server("recipe.toml"): ...                      # this process as its server
+    run = ew.simulate("recipe.toml")                              # simulate a federation on this machine
+    fed = ew.Federation(ew.Recipe(privacy="none"), data={"alice": texts, "bob": more})     # from Python objects
+    for task in ew.Device.open().tasks(): ...                     # take part as a device
+    for round in ew.Server("recipe.toml"): ...                    # be the server
 
-Importing this package is light: no torch, no numpy.
+Importing this package is light. It imports neither torch nor numpy.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from edgewise.plan.catalogue import Extension
 
 __version__ = "0.1.0"
-_LATER = {  # imported when they are first used
+_LATER = {  # These names are imported when they are first used.
     "Callback": "edgewise.apps.federation.callbacks",
     "CsvLogger": "edgewise.apps.federation.callbacks",
     "Device": "edgewise.apps.device.script",
@@ -56,7 +56,7 @@ _LATER = {  # imported when they are first used
     "summary_schema": "edgewise.apps.report.summary_types",
     "sweep": "edgewise.apps.federation.sweep",
 }
-# Parts of a recipe by name: ew.clip(1.0) is {"kind": "clip", "l2": 1.0}.
+# Parts of a recipe are functions here: ew.clip(1.0) is {"kind": "clip", "l2": 1.0}.
 PARTS = (
     "clamp", "clip", "factors", "fedadagrad", "fedadam", "fedavg", "fedavgm", "feddyn", "fednova", "fedprox", "fedyogi",
     "feedback", "grouped", "low_rank", "mixed", "noise", "quantize", "random_k", "rotate", "scaffold", "secure_sum",

@@ -1,4 +1,4 @@
-"""The Python API in one call: ``edgewise.simulate(recipe)``. Objects: ``edgewise.Federation``."""
+"""Simulate a recipe in one call: ``edgewise.simulate(recipe)``. ``edgewise.Federation`` is the API for objects."""
 
 from __future__ import annotations
 
@@ -21,17 +21,24 @@ def simulate(
     extensions: Sequence[str] = (),
     resume: bool = False,
 ) -> Run:
-    """Play a recipe on this machine, from loading to the report: ``Federation(recipe, ...).run(out)`` in silence.
+    """Simulate a recipe on this machine, from loading to the report, without output.
+
+        run = edgewise.simulate("recipe.toml", out="out")
+
+    It is short for ``Federation(recipe, ...).run(out, progress=False)``.
 
     Args:
         recipe: path of a TOML file, plain tables, or a Recipe.
-        out: run directory; default ``runs/<name>-<hash>``.
-        sinks: callables that get every event (``edgewise.core.events``) as it happens.
-        extensions: modules that define ``EDGEWISE = Extension(...)`` with codecs, strategies or a trainer of your own,
-            by name or by file (``"signs.py"``); looked for also in the current folder and beside the recipe.
-        resume: go on with an unfinished run in ``out``.
+        out: run directory; the default is ``runs/<name>-<hash>``.
+        sinks: functions that are called with every event (``edgewise.core.events``) as it happens.
+        extensions: modules of your own that define ``EDGEWISE = Extension(...)`` with codecs, strategies or a trainer.
+            Each is a module's name or a file (``"signs.py"``), which is also looked for in the current folder and
+            beside the recipe.
+        resume: continue the unfinished run in ``out``.
+    Returns:
+        The run, with its figures, model and report.
     Raises:
-        edgewise.EdgewiseError: with a stable code; ``edgewise explain CODE`` says more.
+        edgewise.EdgewiseError: with a stable code, which ``edgewise explain CODE`` explains.
     """
     from edgewise.apps.federation.federation import Federation
 

@@ -1,7 +1,9 @@
-"""What a script hangs on the rounds of a run: stopping, logging, trackers of experiments.
+"""Callbacks of a run: early stopping, logging, experiment trackers.
 
-A callback is any function of a ``Round``. One that returns ``STOP`` lets the run rest after that round, and it can be
-resumed. A ``Callback`` is also told when the rounds begin and when they end.
+    fed = edgewise.Federation(recipe, data=data, callbacks=[edgewise.EarlyStopping(3), print])
+
+A callback is a function of a ``Round``. A run rests after the round for which a callback returns ``STOP``, and can be
+resumed. A ``Callback`` is also called before the first round and after the last.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class _Stop:
         return "edgewise.STOP"
 
 
-STOP = _Stop()  # what a callback returns to let the run rest after this round
+STOP = _Stop()  # A callback returns it to let the run rest after this round.
 
 
 @dataclass(frozen=True)
@@ -36,28 +38,31 @@ class Started:
 
 
 class Callback:
-    """Base of callbacks with a beginning and an end; all methods may be left out."""
+    """Base class of callbacks with a beginning and an end. Override any of the methods."""
 
     def begin(self, run: Started) -> None:
-        """Before the first round of this process is told."""
+        """Called before the first round that this process plays."""
 
     def __call__(self, round: Round) -> object:
-        """After each round; ``STOP`` lets the run rest."""
+        """Called after each round. Return ``STOP`` to let the run rest."""
         return None
 
     def end(self) -> None:
-        """After the last round, also where an error ended the run."""
+        """Called after the last round, and also when an error ended the run."""
 
 
 AnyCallback = Callback | Callable[[Round], object]
 
 
 class EarlyStopping(Callback):
-    """End the run where the held-out loss was not lower in ``patience`` evaluations in a row: ``round.patience`` of the
-    recipe, so that a resumed run decides alike, and differential privacy refuses it (E-COMBO).
+    """End the run when the held-out loss has not fallen in ``patience`` evaluations in a row.
+
+    This sets ``round.patience`` of the recipe, so a resumed run makes the same decision. Differential privacy refuses
+    it (E-COMBO), because held-out text would decide what is released.
 
     Args:
-        patience: evaluations, at least 1. keep: which model counts then: "best", or "last".
+        patience: number of evaluations, at least 1.
+        keep: the model that counts at the end, "best" or "last".
     """
 
     def __init__(self, patience: int, keep: str = "best") -> None:
@@ -69,7 +74,7 @@ class EarlyStopping(Callback):
 class CsvLogger(Callback):
     """Write a row for each round into a CSV file: number, contributions, bytes, seconds, epsilon, and all metrics.
 
-    The header is that of the first round; a metric that comes later has no column. A run that goes on adds its rows.
+    The first round decides the columns. A metric that appears later has no column. A resumed run appends its rows.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -78,14 +83,14 @@ class CsvLogger(Callback):
         self._rows: Any = None
 
     def begin(self, run: Started) -> None:
-        """Begin the file anew, unless the run goes on."""
+        """Start a new file, or continue the file of a resumed run."""
         goes_on = run.event is not None and run.event.resumed_round and self._path.is_file()
         known = self._path.read_text(encoding="utf-8").splitlines()[:1] if goes_on else []
         self._columns = next(csv.reader(known), []) if known else []
         self._file = open(self._path, "a" if known else "w", encoding="utf-8", newline="")  # noqa: SIM115
 
     def __call__(self, round: Round) -> object:
-        """Add the round's row."""
+        """Append the row of a round."""
         row = figures(round)
         if self._file is None:
             return None
@@ -105,7 +110,7 @@ class CsvLogger(Callback):
 
 
 def figures(round: Round) -> dict[str, Any]:
-    """The figures of a round that loggers write, by name."""
+    """Collect the figures of a round that loggers write, by name."""
     counts = {"contributions": round.contributions, "lost": len(round.lost), "bytes_up": round.bytes_up}
     more = {} if round.epsilon is None else {"epsilon": round.epsilon}
     return {
@@ -119,36 +124,39 @@ def figures(round: Round) -> dict[str, Any]:
 
 
 class Stop:
-    """Whether a callback asked the run to rest."""
+    """Record of whether a callback asked the run to rest."""
 
     def __init__(self) -> None:
         self._asked = False
 
     def asked(self) -> bool:
-        """See the class."""
+        """Tell whether a callback has returned ``STOP``."""
         return self._asked
 
     def ask(self, callbacks: Sequence[AnyCallback], round: Round) -> None:
-        """Call them all with a round."""
+        """Call all callbacks with a round."""
         for callback in callbacks:
             self._asked |= callback(round) is STOP
 
 
 def begin(callbacks: Sequence[AnyCallback], run: Started) -> None:
-    """Tell callbacks of a beginning that want to know."""
+    """Call ``begin`` of the callbacks that have it."""
     for callback in callbacks:
         if isinstance(callback, Callback):
             callback.begin(run)
 
 
 def end(callbacks: Sequence[AnyCallback]) -> None:
-    """Tell callbacks of the end that want to know. One that fails keeps no other from it; the first is raised."""
+    """Call ``end`` of the callbacks that have it. All are called even if one fails.
+
+    The first error is raised afterwards.
+    """
     failed: list[Exception] = []
     for callback in callbacks:
         if isinstance(callback, Callback):
             try:
                 callback.end()
-            except Exception as e:  # boundary: foreign code at the end of a run
+            except Exception as e:  # boundary: code of others runs at the end of a run
                 failed.append(e)
     if failed:
         raise failed[0]

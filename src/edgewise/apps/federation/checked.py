@@ -1,4 +1,4 @@
-"""What a federation would do, cost and reveal: the page of `edgewise check` as a value that shows itself."""
+"""The result of ``Federation.check``: the page of `edgewise check` as a value that displays itself."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from typing import Any
 
 
 class Checked:
-    """Attributes:
-    facts: as `edgewise check --json` prints them."""
+    """The forecast of a run: what it would do, cost and reveal. Print it to see the page of `edgewise check`.
+
+    Attributes:
+        facts: the content of `edgewise check --json`.
+    """
 
     def __init__(self, facts: Mapping[str, Any], name: str) -> None:
         self.facts, self._name = facts, name

@@ -1,11 +1,17 @@
-"""Digests of Python objects: what a run that goes on compares, so that it goes on with the objects it began with.
+"""Digests of Python objects. A resumed run compares them, so that it continues with the objects it began with.
 
-A digest covers what decides an object's work: of a function its code, constants, defaults, the values it closes over
-and the globals it names, functions of one's own among them; of a module of torch its class, settings and weights; of a
-tensor or an array its content. Code of installed packages counts by name: ``versions`` in the run's record has their
-versions.
-Line numbers and comments do not count. Objects that are none of these have no digest: a run with one does not go on
-(``unknown:`` and a random token, which equals no other).
+    digest(my_function) == digest(my_function)
+
+A digest covers what decides an object's behaviour.
+
+- A function: its code, constants, defaults, the values it closes over, and the globals it names. Functions of your own
+  among these are followed.
+- A torch module: its class, settings and weights.
+- A tensor or an array: its content.
+- Code of an installed package: its name only. ``versions`` in the run's record holds the versions of packages.
+
+Line numbers and comments do not count. Other objects have no digest. They get ``unknown:`` and a random token, which
+equals no other, so a run with such an object cannot be resumed.
 """
 
 from __future__ import annotations
@@ -34,11 +40,14 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, type(Ellipsis))
 
 
 class _Unknown(Exception):
-    """An object of which nobody can tell whether it is the same."""
+    """Raised for an object that has no digest."""
 
 
 def digest(thing: Any) -> str:
-    """SHA-256 of what decides an object's work, 64 hexadecimal digits; ``unknown:...`` where that cannot be told."""
+    """Compute the SHA-256 of what decides an object's behaviour.
+
+    Returns: 64 hexadecimal digits, or ``unknown:...`` for an object that has no digest.
+    """
     h = hashlib.sha256()
     try:
         _Digest(h.update).add(thing)
@@ -48,7 +57,7 @@ def digest(thing: Any) -> str:
 
 
 class _Digest:
-    """Feeds the canonical bytes of objects to ``feed``. An object met again counts by its number: cycles end."""
+    """Feed the canonical bytes of objects to ``feed``. A repeated object is fed as its number, so cycles end."""
 
     def __init__(self, feed: Any) -> None:
         self._feed, self._met, self._kept = feed, dict[int, int](), list[Any]()
@@ -59,16 +68,18 @@ class _Digest:
             self._feed(len(raw).to_bytes(8, "little") + raw)
 
     def add(self, x: Any) -> None:
-        """One object."""
+        """Feed one object."""
         if isinstance(x, PLAIN):
             self._tag(type(x).__name__, repr(x))
             return
-        if not isinstance(x, tuple | frozenset | types.CodeType):  # of these Python may share equal ones, or not
+        if not isinstance(
+            x, tuple | frozenset | types.CodeType
+        ):  # Python may share equal objects of these types, or not.
             if id(x) in self._met:
                 self._tag("again", self._met[id(x)])
                 return
             self._met[id(x)] = len(self._met)
-            self._kept.append(x)  # an id is its object's only while the object lives
+            self._kept.append(x)  # An id stays with its object only while the object lives.
         if isinstance(x, list | tuple):
             self._tag(type(x).__name__, len(x))
             for one in x:
@@ -157,7 +168,7 @@ class _Digest:
                 self.add(value)
 
     def _torch(self, x: Any) -> bool:
-        """Tensors and modules, where torch is there; whether it was one."""
+        """Feed a tensor or a torch module. Returns whether the object was one."""
         torch = sys.modules.get("torch")
         if torch is None:
             return False
@@ -180,7 +191,7 @@ class _Digest:
         return True
 
     def _instance(self, x: Any) -> None:
-        """An object by its class and its attributes, where they are all that it has."""
+        """Feed an object as its class and attributes, if it has no other state."""
         own = getattr(x, "__dict__", None)
         slots = [s for kind in type(x).__mro__ for s in _slots(kind) if s not in ("__dict__", "__weakref__")]
         if own is None and not slots:
@@ -191,7 +202,7 @@ class _Digest:
 
 
 def _installed(file: str) -> bool:
-    """Whether code lies in an installed package; what was compiled from text (``<string>``) does not."""
+    """Tell whether code belongs to an installed package. Code that was compiled from text (``<string>``) does not."""
     return not file.startswith("<") and bool(file) and is_library(file)
 
 
@@ -201,7 +212,7 @@ def _slots(kind: type) -> tuple[str, ...]:
 
 
 def _names(code: types.CodeType) -> set[str]:
-    """Names that code and the code inside it look up."""
+    """List the names that code and the code inside it look up."""
     inner = (_names(c) for c in code.co_consts if isinstance(c, types.CodeType))
     return set(code.co_names).union(*inner)
 
@@ -209,5 +220,5 @@ def _names(code: types.CodeType) -> set[str]:
 def _content(cell: types.CellType) -> Any:
     try:
         return cell.cell_contents
-    except ValueError:  # not yet filled
+    except ValueError:  # The cell has no value yet.
         return "an empty cell"

@@ -28,13 +28,13 @@ from edgewise.plan.objects import Objects, catalogue
 from edgewise.plan.recipe import loading
 from edgewise.plan.recipe import recipe as recipes
 
-OBJECTS = "objects"  # in the run's folder: what the recipe names of a script's objects
+OBJECTS = "objects"  # the folder, in a run's folder, of files made from a script's objects
 RecipeLike = str | Path | Mapping[str, Any] | settings.Recipe | recipes.Recipe
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """What is played: the recipe, the folder that its paths start from, and the objects of this process."""
+    """The input of a run: the recipe, the folder that its paths start from, and the objects of this process."""
 
     recipe: recipes.Recipe
     recipe_dir: Path
@@ -42,32 +42,35 @@ class _Prepared:
 
 
 class Federation:
-    """Devices with data of their own that train one model together, simulated on this machine.
+    """A federation of devices that train one model on their own data, simulated on this machine.
 
         fed = Federation({"privacy": "none"}, data={"alice": ["a text", ...], "bob": rows})
         print(fed.check())
         run = fed.run("out")
-        for round in fed: print(round.metrics)         # or round by round; the run stays resumable when the loop ends
+        for round in fed: print(round.metrics)         # round by round; a loop that ends early leaves a resumable run
 
-    The objects become a recipe and files that it names, and `edgewise sim` would play the same.
+    The objects become a recipe and files that it names. `edgewise sim` would play the same run from them.
 
     Args:
-        recipe: a recipe's file, tables, or ``edgewise.Recipe``; what is given below takes the place of its own.
-        model: a folder, "bundled", "hub:owner/name@revision", a transformers model with its ``tokenizer``, or a
-            ``edgewise.TorchTask``, whose data are torch datasets, tensors (x, y) or lists of records.
-        data: device -> its records: texts, rows (mappings with the columns that the recipe names), a Hugging Face or
-            torch dataset of these, or a function of no arguments that gives one. The run's folder keeps a copy.
-        stages, posts, merge, strategy: parts (``edgewise.clip(1.0)``, one's own by ``edgewise.part``), tables, names.
+        recipe: a recipe's file, tables, or ``edgewise.Recipe``. The arguments below replace its own settings.
+        model: a folder, "bundled", "hub:owner/name@revision", a transformers model with its ``tokenizer``, or an
+            ``edgewise.TorchTask``. The data of a task are torch datasets, tensors (x, y) or lists of records.
+        data: device -> its records. These are texts, rows (mappings with the columns that the recipe names), a Hugging
+            Face or torch dataset of these, or a function without arguments that returns one. The run's folder gets a
+            copy.
+        stages, posts, merge, strategy: parts (``edgewise.clip(1.0)``, your own by ``edgewise.part``), tables, or names.
         metrics: simulator metrics, name -> (model, held-out data of a device) -> number. The simulator measures each on
             every evaluation, exactly. They travel in no frame, and no epsilon covers them. Numbers that devices send
             within bounds are declared in the recipe as ``[[metric]]``. The data of a language model is a list of
             passages with ``prompt`` and ``text``.
-        loop: one's own training: (model, data of a device, ``LocalRound``) -> (model or update, n, metrics); of a
-            language model the data is int64[n, sequence_len + 1], a row for each block of tokens.
-        callbacks: called with each ``Round``; see ``edgewise.Callback``. Where one returns ``edgewise.STOP``, the run
-            rests after that round.
-        extensions: modules with ``EDGEWISE = Extension(...)``, by name or file. sinks: called with each event.
-        home: relative paths of the recipe start here; None: in the folder of its file, or the current one.
+        loop: your own training loop: (model, data of a device, ``LocalRound``) -> (model or update, n, metrics). The
+            data of a language model is int64[n, sequence_len + 1], one row for each block of tokens.
+        callbacks: called with each ``Round``. See ``edgewise.Callback``. The run rests after a round for which one
+            returns ``edgewise.STOP``.
+        extensions: modules with ``EDGEWISE = Extension(...)``, by name or file.
+        sinks: functions that are called with each event.
+        home: the folder that relative paths of the recipe start from. None: the folder of the recipe's file, or the
+            current one.
     Raises:
         RecipeError, DataError, ModelError: as `edgewise check`, before a folder is made.
     """
@@ -101,7 +104,9 @@ class Federation:
         self._run_dir: Path | None = None
         if data is not None:
             texts.check_names(data)
-            self._data = {d: list(x) if isinstance(x, Iterator) else x for d, x in data.items()}  # to be read again
+            self._data = {
+                d: list(x) if isinstance(x, Iterator) else x for d, x in data.items()
+            }  # An iterator can be read only once.
         self._own = own_work.of(model, self._data, loop, metrics or {})
         self._fill(stages, posts, merge, strategy)
         self.recipe = self._recipe(self._tables)
@@ -110,7 +115,7 @@ class Federation:
     # -- the recipe ---------------------------------------------------------------------------------------------
 
     def _fill(self, stages: Any, posts: Any, merge: Any, strategy: Any) -> None:
-        """Put what is given as objects into the tables."""
+        """Put the given objects into the tables."""
         found: dict[str, Any] = {}
         if stages is not None:
             found["stage"] = [self._table(one, "stages") for one in stages]
@@ -143,7 +148,7 @@ class Federation:
         return table
 
     def _recipe(self, tables: Mapping[str, Any]) -> recipes.Recipe:
-        """The recipe of some tables, with its parts looked up."""
+        """Make the recipe of some tables, and check its parts."""
         where, text = ("recipe", "") if self._file is None else (str(self._file), recipes.read(self._file))
         found = recipes.from_plain(settings.put(tables, {}), where, text)
         loading.examine(found, catalogue(self._extensions, Objects(Extension(tuple(self._parts.values())))))
@@ -151,7 +156,7 @@ class Federation:
 
     @property
     def _given_model(self) -> bool:
-        """Whether a language model was given as an object."""
+        """Tell whether a language model was given as an object."""
         return self._model is not None and self._own.task is None and not isinstance(self._model, str | Path)
 
     @property
@@ -161,7 +166,7 @@ class Federation:
     # -- files and objects --------------------------------------------------------------------------------------
 
     def _prepare(self, at: Path, write: bool) -> _Prepared:
-        """Digests of the objects, and their files in ``at``, written where the run does not have them yet."""
+        """Compute the digests of the objects. With ``write``, write their files into ``at``."""
         if write and (self._reads_texts or self._given_model):
             at.mkdir(parents=True, exist_ok=True)
         digests = {f"the part {name}": digest(part) for name, part in self._parts.items()}
@@ -185,8 +190,10 @@ class Federation:
         return _Prepared(recipe, home, Objects(extension, {**digests, **own.digests}, modules, local))
 
     def _placed(self, at: Path) -> tuple[recipes.Recipe, Path]:
-        """The recipe, and the folder that its paths start from. Paths of the recipe's own that do not lie there become
-        absolute."""
+        """Return the recipe, and the folder that its paths start from.
+
+        Paths of the original recipe become absolute where they would start from another folder.
+        """
         if not self._reads_texts and not self._given_model:
             return self.recipe, self._home
         tables, moved = self._tables, dict[str, Any]()
@@ -204,8 +211,13 @@ class Federation:
     # -- playing ------------------------------------------------------------------------------------------------
 
     def check(self, fast: bool = False) -> Checked:
-        """What a run would do, cost and reveal: prints as the page of `edgewise check`. ``fast``: without measuring the
-        time of a step. Raises whatever would stop a run before its first round."""
+        """Estimate what a run would do, cost and reveal. Print the result to see the page of `edgewise check`.
+
+        Args:
+            fast: skip the measurement of a training step's time.
+        Raises:
+            EdgewiseError: whatever would stop a run before its first round.
+        """
         from edgewise.apps.simulate import check
 
         with tempfile.TemporaryDirectory(prefix="edgewise-objects-") as scratch:
@@ -217,7 +229,7 @@ class Federation:
 
     @property
     def run_dir(self) -> Path:
-        """The folder of the run that was played last, or where the next one without ``out`` goes."""
+        """The folder of the run that was played last, or of the next run without ``out``."""
         return self._run_dir if self._run_dir is not None else place(self.recipe)
 
     def run(
@@ -231,11 +243,15 @@ class Federation:
         """Play the whole run, its comparisons and its report.
 
         Args:
-            out: the run's folder; default ``runs/NAME-HASH``. resume: go on with the unfinished run in it.
-            overwrite: remove the run in it first; a folder that edgewise did not make is refused.
-            progress: show it on standard error; None: on a terminal and in a notebook.
+            out: the run's folder. The default is ``runs/NAME-HASH``.
+            resume: continue the unfinished run in that folder.
+            overwrite: remove the run in that folder first. A folder that edgewise did not make is refused.
+            progress: show progress on standard error. None: only on a terminal and in a notebook.
+        Returns:
+            The run, with its figures, model and report.
         Raises:
-            EdgewiseError: with a code. What was committed stays, and ``resume`` goes on from it, with the same objects.
+            EdgewiseError: with a code. Committed rounds stay. Call again with ``resume`` and the same objects to
+                continue.
         """
         at = Path(out) if out is not None else place(self.recipe)
         for _ in self._play(at, resume, overwrite, progress):
@@ -243,15 +259,16 @@ class Federation:
         return Run(at, None if self._own.task is None else self._own.task.module)
 
     def rounds(self, out: str | Path | None = None, *, overwrite: bool = False) -> Iterator[Round]:
-        """Play round by round, from where the run in ``out`` is; then the comparisons and the report.
+        """Play round by round, and afterwards the comparisons and the report.
 
-        A loop that ends early leaves a run that the next loop, or ``run(out, resume=True)``, goes on with.
+        A run that is already in ``out`` is continued. A loop that ends early leaves a run that the next loop, or
+        ``run(out, resume=True)``, continues.
         """
         at = Path(out) if out is not None else place(self.recipe)
         return self._play(at, not overwrite and has_run(at), overwrite, False)
 
     def __iter__(self) -> Iterator[Round]:
-        """``rounds()``."""
+        """Play round by round, as ``rounds()`` does."""
         return self.rounds()
 
     def _play(self, at: Path, resume: bool, overwrite: bool, progress: bool | None) -> Iterator[Round]:
@@ -294,7 +311,7 @@ class Federation:
         return f"<table><caption>Federation</caption><tbody>{rows}</tbody></table>"
 
     def _facts(self) -> dict[str, str]:
-        """The few facts that tell one federation from another, by name."""
+        """The facts that tell one federation from another, by name."""
         r = self.recipe
         return {
             "name": repr(r.name),

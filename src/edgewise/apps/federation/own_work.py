@@ -1,4 +1,4 @@
-"""What a script brings of its own training: a task, a training loop, metrics; and the trainer that is made of them."""
+"""Training code of a script (a task, a training loop, metrics), and the trainer that is made of it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ _ROUND_FIGURES = frozenset({*RoundRow.__annotations__, *BUILT_IN, "perplexity", 
 
 @dataclass(frozen=True)
 class OwnTraining:
-    """``task``: with all metrics and the loop in it; None for a language model. ``data``: of the task's devices."""
+    """The training code that a federation was given.
+
+    Attributes:
+        task: the task, with the loop and all metrics in it. None: a language model is trained.
+        data: the data of the task's devices.
+        loop, metrics: as given to ``Federation``.
+    """
 
     task: TorchTask | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
@@ -31,10 +37,11 @@ class OwnTraining:
     metrics: Mapping[str, Any] = field(default_factory=dict)
 
     def objects(self, recipe_dir: Path, run_dir: Path) -> Objects:
-        """The trainer as an extension, with the digests of all that it works with.
+        """Make the trainer an extension, with the digests of all objects that it uses.
 
         Args:
-            recipe_dir: relative paths of the recipe start here. run_dir: a cache of tokenized text stands here.
+            recipe_dir: the folder that relative paths of the recipe start from.
+            run_dir: the folder that gets a cache of tokenized text.
         """
         if self.task is None and self.loop is None and not self.metrics:
             return NO_OBJECTS
@@ -70,12 +77,15 @@ class OwnTraining:
 
 
 def _content(given: Any) -> str:
-    """Digest of a device's records: a dataset that reads files is told by what it gives, not by where they lie."""
+    """Compute the digest of a device's records.
+
+    A dataset that reads files counts by its records, not by their paths.
+    """
     if callable(given) and not hasattr(given, "__getitem__"):
         given = given()
     if isinstance(given, list | tuple) or not (hasattr(given, "__getitem__") and hasattr(given, "__len__")):
         return digest(given)
-    tensors = getattr(given, "tensors", None)  # of a TensorDataset
+    tensors = getattr(given, "tensors", None)  # A TensorDataset has them.
     return digest([digest(given[i]) for i in range(len(given))] if tensors is None else tensors)
 
 
@@ -98,17 +108,18 @@ def check_names(metrics: Iterable[str], recipe: Recipe) -> None:
 
 
 def of(model: Any, data: Mapping[str, Any] | None, loop: Any, metrics: Mapping[str, Any]) -> OwnTraining:
-    """What a federation was given.
+    """Collect the training code that a federation was given.
 
-    Raises RecipeError(E-EXTENSION) for a loop or a metric that cannot be called, and for one name of two metrics;
-    DataError(E-DATA-EMPTY) for a task without data.
+    Raises:
+        RecipeError(E-EXTENSION): for a loop or a metric that cannot be called, and for two metrics of one name.
+        DataError(E-DATA-EMPTY): for a task without data.
     """
     for name, one in {**metrics, **({"loop": loop} if loop is not None else {})}.items():
         if not callable(one):
             raise RecipeError(
                 "E-EXTENSION", f"{name} is a {type(one).__name__}, which cannot be called.", "give a function."
             )
-    if type(model).__name__ != "TorchTask":  # without torch nobody has one
+    if type(model).__name__ != "TorchTask":  # A name suffices, and torch is not imported for it.
         return OwnTraining(loop=loop, metrics=metrics)
     from edgewise.learn.task import TorchTask
 

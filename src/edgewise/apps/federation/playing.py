@@ -1,4 +1,4 @@
-"""What a federation hears of its run while it is played, and how it shows it."""
+"""Progress and events of a federation's run while it is played."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgewise.plan.recipe.recipe import Recipe
 
 
 class Heard:
-    """A sink that keeps what belongs to the round that was played last."""
+    """An event sink that collects the figures of the latest round."""
 
     def __init__(self, run_dir: Path) -> None:
         self.started: events.RunStarted | None = None
@@ -47,15 +47,15 @@ class Heard:
                     self._measured[front + name] = math.fsum(each.values()) / len(each)
 
     def round(self, spec: Spec) -> Round:
-        """The round that was played last, with the held-out loss where it was measured."""
-        assert self._finished is not None  # a step of the run is a round
+        """Return the latest round, with its held-out loss and simulator metrics where they were measured."""
+        assert self._finished is not None  # Each step of the run is a round.
         found = told(self._finished, self._lost, spec, self._run_dir)
         found.metrics.update(self._measured)
         return found
 
 
 class Shown:
-    """The progress of a run on standard error, as a context that gives the sinks."""
+    """A context that shows the progress of a run on standard error and yields its sinks."""
 
     def __init__(self, recipe: Recipe) -> None:
         from edgewise.apps.terminal.progress import Progress
@@ -72,12 +72,12 @@ class Shown:
 
 
 def wants_progress(asked: bool | None) -> bool:
-    """Whether to show progress: as asked; else on a terminal and in a notebook."""
+    """Decide whether to show progress: as asked, or else on a terminal and in a notebook."""
     return (sys.stderr.isatty() or "ipykernel" in sys.modules) if asked is None else asked
 
 
 def has_run(run_dir: Path) -> bool:
-    """Whether a run has begun in the folder. Raises StoreError as ``RunStore``."""
+    """Tell whether a run has begun in the folder. Raises StoreError as ``RunStore``."""
     if not (run_dir / "run.db").is_file():
         return False
     with RunStore(run_dir) as store:
@@ -85,10 +85,13 @@ def has_run(run_dir: Path) -> bool:
 
 
 def remove(run_dir: Path) -> None:
-    """Remove a run's folder. Raises StoreError: E-FOLDER where edgewise did not make it; E-RUN-EXISTS while another
-    process works in it."""
+    """Remove a run's folder.
+
+    Raises:
+        StoreError: E-FOLDER for a folder that edgewise did not make. E-RUN-EXISTS while another process works in it.
+    """
     if folder.foreign(run_dir):
-        folder.claim(run_dir)  # refuses, and says why
+        folder.claim(run_dir)  # This refuses with the reason.
     has_run(run_dir)
     try:
         shutil.rmtree(run_dir)

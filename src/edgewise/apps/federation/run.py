@@ -1,4 +1,11 @@
-"""A run's folder as a Python object: its figures, rounds and devices as tables, its model, its report."""
+"""A run's folder as a Python object: figures, rounds and devices as tables, model, report.
+
+    run = edgewise.open_run("out")
+    run.rounds.to_pandas()
+    model = run.model()
+
+The folder may be that of a simulation, of a served run, or of a run that has not ended.
+"""
 
 from __future__ import annotations
 
@@ -21,19 +28,19 @@ from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.vector import Array, Spec, Vector, unpack
 from edgewise.drivers.storage.run_store import RunStore
 
-MOST_ROWS, MOST_COLUMNS = 60, 12  # that a notebook shows of a table
+MOST_ROWS, MOST_COLUMNS = 60, 12  # A notebook shows at most so many of a table.
 T = TypeVar("T")
 
 
 class Table(Sequence[Mapping[str, Any]]):
-    """Rows with the same columns; ``to_pandas`` makes a DataFrame. Lists inside are those of ``summary.json``."""
+    """A table of rows. ``to_pandas`` makes a DataFrame. Lists inside cells are those of ``summary.json``."""
 
     def __init__(self, rows: Sequence[Mapping[str, Any]], name: str) -> None:
         self._rows, self._name = tuple(rows), name
 
     @property
     def columns(self) -> list[str]:
-        """Names of all columns, in order."""
+        """The names of all columns, in order."""
         return list(dict.fromkeys(key for row in self._rows for key in row))
 
     def __getitem__(self, at: Any) -> Any:
@@ -46,13 +53,16 @@ class Table(Sequence[Mapping[str, Any]]):
         return f"<{len(self)} {self._name}: {', '.join(self.columns)}>"
 
     def column(self, name: str) -> list[Any]:
-        """The values of one column; None where a row has none. Raises KeyError for a name that no row has."""
+        """Return the values of one column, with None for rows without a value.
+
+        Raises KeyError for an unknown column.
+        """
         if name not in self.columns:
             raise KeyError(name)
         return [row.get(name) for row in self._rows]
 
     def to_pandas(self) -> Any:
-        """A ``pandas.DataFrame``. Raises EdgewiseError(E-DEPENDENCY) without pandas."""
+        """Make a ``pandas.DataFrame``. Raises EdgewiseError(E-DEPENDENCY) without pandas."""
         try:
             import pandas
         except ImportError:
@@ -62,7 +72,7 @@ class Table(Sequence[Mapping[str, Any]]):
         return pandas.DataFrame(list(self._rows), columns=self.columns)
 
     def to_csv(self) -> str:
-        """The rows as CSV with a header; cells that are no single value as JSON."""
+        """Write the rows as CSV with a header. Cells with lists or mappings are written as JSON."""
         out = io.StringIO()
         writer = csv.DictWriter(out, self.columns, lineterminator="\n")
         writer.writeheader()
@@ -87,16 +97,21 @@ def _cell(value: Any) -> str:
 
 
 class Run:
-    """A run's folder. It reads what the run has stored, also while rounds are left to play.
+    """A run's folder. It can be read while the run is unfinished.
 
     Attributes:
         run_dir: the folder.
     Raises:
-        StoreError: E-RESUME where the folder holds no run; E-RUN-EXISTS while another process works in it.
+        StoreError: E-RESUME for a folder without a run. E-RUN-EXISTS while another process works in it.
     """
 
     def __init__(self, run_dir: str | Path, module: Any = None) -> None:
-        """``module``: the torch module that the run trained, for ``model`` of a task of one's own."""
+        """Open a folder.
+
+        Args:
+            run_dir: the folder.
+            module: the torch module that the run trained. ``model`` needs it for a ``TorchTask``.
+        """
         self.run_dir, self._module = Path(run_dir), module
         if not (self.run_dir / "run.db").is_file():
             raise StoreError("E-RESUME", f"there is no run in {run_dir}.", "give the folder that holds run.db.")
@@ -112,7 +127,7 @@ class Run:
 
     @property
     def rounds(self) -> Table:
-        """A row for each round: losses, contributions, bytes, seconds, epsilon, the perplexity measured after it."""
+        """A row for each round: losses, metrics, contributions, bytes, seconds, epsilon, perplexity after it."""
         measured = {c["played"] - 1: c for c in self.summary["curve"]}
         own = _own_by_round(self.summary)
         rows = [
@@ -128,26 +143,33 @@ class Run:
 
     @property
     def devices(self) -> Table:
-        """A row for each device: what it gave, and its perplexity under each model. With differential privacy from
-        ``devices.json``, which is for the run's owner."""
+        """A row for each device: its contributions, and its perplexity under each model.
+
+        With differential privacy the rows come from ``devices.json``, which is for the run's owner only.
+        """
         apart = self.run_dir / "devices.json"
         if self.summary["not_covered"] and apart.is_file():
             return Table(json.loads(apart.read_text(encoding="utf-8"))["per_device"], "devices")
         return Table(self.summary["per_device"], "devices")
 
     def vector(self, played: int | None = None) -> Vector:
-        """The trained parameters as one vector, float32[d], after ``played`` rounds; None: of the model that counts.
+        """Return the trained parameters as one vector.
 
-        Raises StoreError(E-CHECKPOINT) for a model that newer ones replaced: the first and the last three are kept.
+        Args:
+            played: the number of rounds after which the parameters are wanted. None: those of the model that counts.
+        Returns:
+            float32[d].
+        Raises:
+            StoreError(E-CHECKPOINT): for a model that is no longer stored. A folder holds the first and the last three.
         """
 
         def ask(store: RunStore) -> Vector:
             models = store.models()
             number = chosen(store).played if played is None else played
             if number not in models or not (self.run_dir / "blobs" / models[number]).is_file():
-                kept = [str(n) for n, digest in models.items() if (self.run_dir / "blobs" / digest).is_file()]
+                stored = [str(n) for n, digest in models.items() if (self.run_dir / "blobs" / digest).is_file()]
                 what = f"{self.run_dir} keeps no model after {number} rounds."
-                raise StoreError("E-CHECKPOINT", what, f"it keeps those after {', '.join(kept)} rounds.")
+                raise StoreError("E-CHECKPOINT", what, f"it keeps those after {', '.join(stored)} rounds.")
             return store.blob(models[number])
 
         return self._read(ask)
@@ -160,20 +182,21 @@ class Run:
         return Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in run["facts"]["spec"]])
 
     def params(self, played: int | None = None) -> dict[str, Array]:
-        """The trained tensors by name. ``played`` as in ``vector``."""
+        """Return the trained tensors by name. ``played`` is as in ``vector``."""
         return unpack(self.vector(played), self.spec)
 
     def model(self, module: Any = None) -> Any:
-        """The trained model: of a language model a transformers model, else ``module`` with the trained parameters.
+        """Return the trained model: a transformers model, or ``module`` with the trained parameters.
 
         Args:
-            module: of a task of one's own: a module like the one that was trained; its parameters are overwritten.
-                A run of this process knows it, and gives a copy.
+            module: for a ``TorchTask``, a module like the trained one. Its parameters are overwritten. A run of this
+                process knows its module and returns a copy.
         Raises:
-            EdgewiseError: E-EXPORT without a module; ModelError(E-LAYOUT) for one that does not fit.
+            EdgewiseError(E-EXPORT): without a module for a ``TorchTask``.
+            ModelError(E-LAYOUT): for a module that does not fit.
         """
         facts = self._read(lambda store: store.run())["facts"]  # type: ignore[index]
-        if "vocabulary" in facts and module is None:  # a fact of the text trainer
+        if "vocabulary" in facts and module is None:  # Only the text trainer has this fact.
             with tempfile.TemporaryDirectory(prefix="edgewise-model-") as place:
                 reached = self._read(lambda store: chosen(store))
                 wanted = export.Wanted(played=None if reached.over else reached.reached)
@@ -194,13 +217,15 @@ class Run:
         return module
 
     def export(self, dest: str | Path, to: str = "merged") -> Path:
-        """Write the model as `edgewise export` does: ``merged``, ``peft`` or ``tensors``. Raises as
-        ``apps.models.export``."""
+        """Write the model as `edgewise export` does. ``to`` is ``merged``, ``peft`` or ``tensors``.
+
+        Raises as ``apps.models.export``.
+        """
         export.write(self.run_dir, Path(dest), export.Wanted(to=to))
         return Path(dest)
 
     def report(self) -> Path:
-        """Write ``report.html``, ``summary.json`` and the plots anew; returns the page's path."""
+        """Write ``report.html``, ``summary.json`` and the plots again. Returns the path of the page."""
         from edgewise.apps.simulate.simulation import write_report
 
         self._read(lambda store: write_report(store, self.run_dir))
@@ -233,13 +258,13 @@ class Run:
 
 
 def _last(s: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """Of one's own metrics the last figure of each model."""
+    """Yield the latest figure of each simulator metric and model."""
     last = {(m["name"], m["model"]): m for m in s.get("simulator_metrics") or ()}
     yield from last.values()
 
 
 def _own_by_round(s: Mapping[str, Any]) -> dict[int, dict[str, float]]:
-    """Round -> one's own metrics of the federated model, and of local training, as means over devices."""
+    """Map each round to the simulator metrics of the federated model and of local training, as means over devices."""
     out: dict[int, dict[str, float]] = {}
     for m in s.get("simulator_metrics") or ():
         if m["model"] in ("base", "federated", "training"):
@@ -249,7 +274,7 @@ def _own_by_round(s: Mapping[str, Any]) -> dict[int, dict[str, float]]:
 
 
 def open_run(run_dir: str | Path) -> Run:
-    """Open the folder of a run, whatever began it. Raises StoreError(E-RESUME) where there is none."""
+    """Open the folder of any run. Raises StoreError(E-RESUME) for a folder without a run."""
     run = Run(run_dir)
     _ = run.spec
     return run

@@ -1,6 +1,8 @@
 """A recipe as keyword arguments.
 
-edgewise.Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0, delta=1e-5, clip_l2=1.0)
+    edgewise.Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0, delta=1e-5, clip_l2=1.0)
+
+``Federation``, ``simulate`` and ``sweep`` take it in place of a recipe's file.
 """
 
 from __future__ import annotations
@@ -43,7 +45,10 @@ class Recipe:
         recipes.from_plain(copy.deepcopy(self.tables))
 
     def but(self, settings: Mapping[str, Any]) -> Recipe:
-        """The same with other settings, by dotted key: ``recipe.but({"training.lr": 0.01})``. Raises as ``Recipe``."""
+        """Copy the recipe with other settings, by dotted key: ``recipe.but({"training.lr": 0.01})``.
+
+        Raises as ``Recipe``.
+        """
         return from_tables(put(self.tables, settings))
 
     def __repr__(self) -> str:
@@ -58,14 +63,15 @@ class Recipe:
 
 
 def from_tables(tables: Mapping[str, Any]) -> Recipe:
-    """Settings from the tables of a recipe. Raises as ``Recipe``."""
+    """Make settings from the tables of a recipe. Raises as ``Recipe``."""
     return Recipe(**tables)
 
 
 def tables_of(given: str | Path | Mapping[str, Any] | Recipe | recipes.Recipe) -> dict[str, Any]:
-    """The tables of a recipe in any form: a file, tables, settings, or a resolved recipe.
+    """Return the tables of a recipe in any form: a file, tables, settings, or a resolved recipe.
 
-    Raises RecipeError: E-RECIPE-READ, E-RECIPE-SYNTAX; E-TYPE for anything else.
+    Raises:
+        RecipeError: E-RECIPE-READ, E-RECIPE-SYNTAX for a file. E-TYPE for another type.
     """
     if isinstance(given, str | Path):
         return toml.read(recipes.read(given), str(given))
@@ -80,7 +86,7 @@ def tables_of(given: str | Path | Mapping[str, Any] | Recipe | recipes.Recipe) -
 
 
 def put(tables: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of tables with some values replaced, by dotted key. Raises RecipeError(E-KEY)."""
+    """Copy tables with some values replaced, by dotted key. Raises RecipeError(E-KEY)."""
     out = copy.deepcopy(dict(tables))
     for dotted, value in settings.items():
         findings.put(out, dotted, value)
@@ -88,7 +94,7 @@ def put(tables: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
 
 
 def _place(name: str) -> str:
-    """The dotted key of a name that stands by itself."""
+    """Return the dotted key of a name that stands by itself."""
     sections = _sections()
     if name in sections or name in recipes.Recipe.model_fields or name == "schema":
         return name
@@ -115,7 +121,7 @@ def _sections() -> dict[str, type[Section]]:
 
 @cache
 def _leaves() -> dict[str, list[str]]:
-    """Key -> its dotted places."""
+    """Map each key to its dotted places."""
     found: dict[str, list[str]] = defaultdict(list)
     for section, kind in _sections().items():
         for key in kind.model_fields:

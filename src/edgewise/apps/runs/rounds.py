@@ -1,4 +1,4 @@
-"""What a script on the server sees of a round."""
+"""A finished round as a script sees it: ``edgewise.Round``."""
 
 from __future__ import annotations
 
@@ -62,12 +62,14 @@ class Round:
 
     @property
     def params(self) -> Vector:
-        """The model after the round, float32[d]. Raises StoreError(E-CHECKPOINT) for one that newer ones replaced: the
-        last three are kept."""
+        """The model after the round, float32[d].
+
+        Raises StoreError(E-CHECKPOINT) for a model that is no longer stored. A folder holds the last three.
+        """
         return self._read()
 
     def tensors(self) -> dict[str, Array]:
-        """The model's tensors by name."""
+        """Return the model's tensors by name."""
         return vector.unpack(self.params, self.spec)
 
     def load_into(self, model: Any) -> None:
@@ -78,7 +80,12 @@ class Round:
 
 
 def told(event: events.RoundFinished, lost: Mapping[str, str], spec: Spec, run_dir: Path) -> Round:
-    """The round that an event tells of. ``lost``: as in ``Round``. ``run_dir``: where its models lie."""
+    """Make the round that an event reports.
+
+    Args:
+        lost: as in ``Round``.
+        run_dir: the folder that holds the models.
+    """
     return Round(
         number=event.round, met=event.met, metrics=dict(event.head), contributions=event.accepted, lost=dict(lost),
         bytes_up=event.bytes_up, bytes_down=event.bytes_down, seconds=event.seconds, epsilon=event.epsilon,
