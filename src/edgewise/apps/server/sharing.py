@@ -94,7 +94,7 @@ def arranged(service: Service, gateway: Address | None, plan: Plan, listing: byt
         raise RecipeError("E-COMBO", what, 'start it with `--gateway NAME@URL`, or write kind = "secure_sum".')
     secret = secrets.token_bytes(32)
     with RemoteHelper.connect(gateway.name, gateway.url, service.identity, plan, listing, SUBMIT_S) as helper:
-        said = msgspec.convert(helper.said, ShareKey)
+        said = msgspec.convert(helper.statement, ShareKey)
     leader = share_keys.made(service.identity, share_keys.LEADER, plan.run, public(secret))
     return Arranged(Shares(leader=leader, helper=said), secret)
 
@@ -127,7 +127,7 @@ def helper(
             time.sleep(min(left_s, LOOK_S))
 
     made = RemoteHelper.connect(gateway.name, gateway.url, service.identity, plan, listing, patience_s, sleep)
-    if msgspec.convert(made.said, ShareKey) != known.shares.helper:
+    if msgspec.convert(made.statement, ShareKey) != known.shares.helper:
         made.close()
         what = f"the gateway {gateway.name} has another key for this run than devices seal to."
         raise TransportError("E-SERVER-KEY", what, "name the gateway's own folder again, or submit the recipe anew.")

@@ -121,8 +121,8 @@ class HelperPlane:
 
     async def run(self, request: Request) -> Response:
         """Help with a run: compile its plan, and give the key to which its devices seal."""
-        said = await self._step(request, lambda id, body: self._enlist(id, parsed(body)))
-        return JSONResponse(msgspec.to_builtins(said))
+        share_key = await self._step(request, lambda id, body: self._enlist(id, parsed(body)))
+        return JSONResponse(msgspec.to_builtins(share_key))
 
     async def round(self, request: Request) -> Response:
         """Begin a round. Where the invitation is refused, its tickets and batch are refused with the same code."""

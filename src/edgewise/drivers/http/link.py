@@ -1,15 +1,15 @@
-"""A device's connection to its server: join, poll, send, download. Needs no torch, and no package of the server.
+"""A device's connection to its server: join, poll, send, download. Needs no torch and no package of the server.
 
     link = Link.join("https://federation.example:8443", "fedtok1_...", home)     # once
     link = Link(home)                                                          # afterwards
     while (mail := link.poll(after)) is not None: ...
-    link.send(run, round, raw)            # in chunks where it is large; the same frame may be sent again and again
+    link.send(run, round, raw)            # in chunks where it is large; sending the same frame again is harmless
 
-Every call tries again by itself, with growing pauses of random length (full jitter), where the network or the server
-fails, and gives up after ``patience_s``. Where the server says when to come back, the pause begins then. A request that
-the server has refused is never repeated. Each attempt is signed anew.
+Where the network or the server fails, every call tries again by itself, with growing pauses of random length (full
+jitter), and gives up after ``patience_s``. Where the server names a time to come back, the pauses begin then. A request
+that the server has refused is never repeated. Each attempt is signed anew.
 
-Nothing leaves while ``open`` is False: a call waits, and one whose body is on its way breaks off and begins again.
+Nothing leaves while ``open`` is False. A call waits, and a call that is sending a body breaks off and begins again.
 
 Source of the pauses: Brooker, "Exponential Backoff and Jitter" (AWS Architecture Blog, 2015).
 """
@@ -40,33 +40,37 @@ from edgewise.drivers.storage.files import discard, is_blob
 
 _DIGEST = re.compile("[0-9a-f]{64}")
 T = TypeVar("T")
-WAIT_S = 25.0  # of a long poll
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0  # a server that restarts is found again in seconds
-INLINE_BYTES = 2**20  # frames up to this size go in one request
-PIECE_BYTES = 2**16  # of a body, between two looks whether anything may leave
-CLOSED_S = 0.25  # until the next look, where nothing may
-LONGEST_WAIT_S = 3600.0  # that a server can ask for
-# Refusals that end by themselves; a request that somebody in between sent twice is signed anew.
+WAIT_S = 25.0  # duration of a long poll
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0  # short enough to find a restarted server in seconds
+INLINE_BYTES = 2**20  # the largest frame that goes in one request
+PIECE_BYTES = 2**16  # bytes of a body between two checks of ``open``
+CLOSED_S = 0.25  # seconds until the next check of ``open``
+LONGEST_WAIT_S = 3600.0  # the longest wait that a server can ask for
+# Refusals that end by themselves. A request that was delivered twice (E-REPLAY) is signed anew.
 _PAUSES = ("E-RATE", "E-BUSY", "E-STALL", "E-REPLAY")
 _IN_DISORDER = ("E-OFFSET",)
 
 
 @dataclass(frozen=True, slots=True)
 class Mail:
-    """A frame from the server. ``number``: to poll for what comes after it."""
+    """A frame from the server. ``number``: pass it to ``poll`` to get the next frame."""
 
     number: int
     raw: bytes = field(repr=False)
 
 
 class Link:
-    """A connection of the identity in ``folder``, or of an enrolment and its key; a context manager.
+    """A connection of the identity in ``folder``. Use as a context manager.
 
     Args:
-        patience_s: how long a call tries. now_s: wall clock. sleep: pauses. open: whether anything may leave now; what
-            it raises ends the call. troubled: told of every attempt that failed and is made again.
+        folder: the folder of the enrolment, or an enrolment and its key.
+        patience_s: seconds for which a call tries.
+        now_s: wall clock.
+        sleep: pauses for some seconds.
+        open: whether anything may leave now. An error that it raises ends the call.
+        troubled: called for every attempt that failed and is repeated.
     Raises:
-        TransportError(E-IDENTITY) where the folder holds no enrolment.
+        TransportError: E-IDENTITY where the folder holds no enrolment.
     """
 
     def __init__(
@@ -99,21 +103,22 @@ class Link:
         patience_s: float = 60.0,
         gateway: str = "",
     ) -> Link:
-        """Enrol at a server, and open the connection.
+        """Enrol at a server and open the connection.
 
-        Makes the key of this folder where there is none. Sends nothing before the server has shown that it is the one
+        Makes the key of this folder where there is none. Sends nothing before the server has proved that it is the one
         that the token names. Joining again with the same token is harmless.
+
         Args:
             plain: allow plain HTTP, to this machine only.
-            gateway: fingerprint of the gateway whose address ``url`` is; empty: it is the server's own.
+            gateway: fingerprint of the gateway whose address ``url`` is; empty: the address is the server's own.
         Raises:
-            TransportError: E-TOKEN, E-SERVER-KEY, E-CONNECT, E-REVOKED; E-IDENTITY where the folder is enrolled at
+            TransportError: E-TOKEN, E-SERVER-KEY, E-CONNECT, E-REVOKED. E-IDENTITY where the folder is enrolled at
                 another server.
         """
         parsed = tokens.parse(token)
         secure = home.check_url(url, plain)
         home.check_free(folder, parsed.server)
-        _, authority = named(url, parsed.server, patience_s)  # through a gateway too: it cannot sign for the server
+        _, authority = named(url, parsed.server, patience_s)  # also through a gateway, which cannot sign for the server
         if gateway:
             _, authority = named(url, gateway, patience_s, "/v1/gateway")
         me = identity.make(folder / home.KEY)
@@ -148,12 +153,14 @@ class Link:
         return self._me
 
     def standing(self) -> Mapping[str, Any]:
-        """What the server knows of this member: id, role, status, tags."""
+        """Return the server's record of this member: id, role, status, tags."""
         found: Mapping[str, Any] = self.call("GET", "/v1/me")
         return found
 
     def leave(self) -> None:
-        """Ask the server to revoke this device, at once and for good. One that was revoked before has left too."""
+        """Ask the server to revoke this device at once and for ever. A device that was revoked before counts as
+        left.
+        """
         try:
             self.call("POST", "/v1/me/leave", document={"device": self.name})
         except TransportError as e:
@@ -163,7 +170,7 @@ class Link:
     # -- mail ----------------------------------------------------------------------------------------------------
 
     def poll(self, after: int, wait_s: float = WAIT_S) -> Mail | None:
-        """The oldest frame with a number above ``after``; None where none came within ``wait_s`` seconds.
+        """Return the oldest frame with a number above ``after``; None where none came within ``wait_s`` seconds.
 
         Where the server asks to come back later, this waits that long before it returns None.
         """
@@ -175,10 +182,12 @@ class Link:
         return Mail(int(answer.headers["edgewise-number"]), answer.content)
 
     def send(self, run: str, round: int, raw: bytes) -> int:
-        """Put a frame into the outbox; it is durable at the server when this returns. Returns its number there.
+        """Put a frame into the outbox and return its number there. It is durable at the server when this returns.
 
-        The same frame again has the same answer; another frame of the same phase is E-CONFLICT.
-        Raises TransportError: E-CLOSED where the round is over; others as the server has them.
+        The same frame again gets the same answer. Another frame of the same phase is E-CONFLICT.
+
+        Raises:
+            TransportError: E-CLOSED where the round is over, and other refusals of the server.
         """
         if len(raw) <= INLINE_BYTES:
             begun = time.monotonic()
@@ -190,7 +199,7 @@ class Link:
         return int(answer["number"])
 
     def _upload(self, run: str, round: int, raw: bytes) -> str:
-        """Bring all chunks of a frame to the server, from where it stands; returns the upload."""
+        """Send the missing chunks of a frame to the server. Return the upload."""
         announced = {"digest": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
         state = self.call("POST", "/v1/uploads", document=announced, run=run, round=round)
         upload, chunk, received = str(state["upload"]), int(state["chunk"]), int(state["received"])
@@ -203,19 +212,20 @@ class Link:
             except TransportError as e:
                 if e.code not in _IN_DISORDER:
                     raise
-                state = self.call("GET", f"/v1/uploads/{upload}")  # an answer was lost: the server has the chunk
+                state = self.call("GET", f"/v1/uploads/{upload}")  # an answer was lost, and the server has the chunk
             received = int(state["received"])
         return upload
 
     def download(self, digest: str, folder: Path, most: int) -> Path:
-        """Bring a published blob into a folder, under its digest; goes on where an earlier attempt broke off.
+        """Download a published blob into a folder, under its digest. Continues where an earlier attempt broke off.
 
         Args:
-            digest: as the server gave it; anything but a digest would be a path of its choice. most: bytes that the
-            blob may have. What comes beyond them is not kept.
+            digest: the digest from the server. Any other text is refused, because it would be a path of the server's
+                choice.
+            most: the largest allowed size in bytes. Bytes beyond it are not stored.
         Raises:
-            TransportError(E-BLOB) where ``digest`` is none, the server has no such blob, it is larger, or its bytes
-            are not those of the digest.
+            TransportError: E-BLOB where ``digest`` is no digest, the server has no such blob, the blob is too large, or
+                its bytes have another digest.
         """
         if not _DIGEST.fullmatch(digest):
             raise TransportError("E-BLOB", f"{digest!r:.80} is not the name of a blob.", "leave the run.")
@@ -231,14 +241,14 @@ class Link:
         return path
 
     def _continue(self, digest: str, part: Path, most: int) -> None:
-        """One attempt to get the rest of a blob."""
+        """Try once to get the rest of a blob."""
         have = part.stat().st_size if part.exists() else 0
         begun = time.monotonic()
         headers = self._signed("GET", f"/v1/blobs/{digest}", "", b"", signatures.NONE, signatures.NONE)
         if have:
             headers["range"] = f"bytes={have}-"
         with self._http.stream("GET", f"/v1/blobs/{digest}", headers=headers) as answer:
-            if answer.status_code == 416:  # all of it is here
+            if answer.status_code == 416:  # all bytes are here
                 return
             if answer.status_code not in (200, 206):
                 answer.read()
@@ -246,7 +256,9 @@ class Link:
             got = 0
             with part.open("ab" if answer.status_code == 206 else "wb") as f:
                 size = have if answer.status_code == 206 else 0
-                for piece in answer.iter_raw():  # as it comes: what is not in the file yet is lost with the connection
+                for (
+                    piece
+                ) in answer.iter_raw():  # written as it comes, because unwritten bytes are lost with the connection
                     got += len(piece)
                     if size + got > most:
                         f.truncate(0)
@@ -267,9 +279,10 @@ class Link:
         document: object = None,
         extra: Mapping[str, str] | None = None,
     ) -> Any:
-        """A signed request with bytes or a JSON ``document``, and its JSON answer.
+        """Send a signed request with bytes or a JSON ``document``, and return its JSON answer.
 
-        Raises TransportError as the server has it, or E-CONNECT.
+        Raises:
+            TransportError: the server's refusal, or E-CONNECT.
         """
         headers = dict(extra or {})
         if document is not None:
@@ -277,7 +290,9 @@ class Link:
         return self._request(method, path, query or {}, body, run, round, headers).json()
 
     def fetch(self, method: str, path: str, body: bytes, run: str, round: int) -> bytes:
-        """A signed request about a round, and the bytes of its answer. Raises TransportError as ``call``."""
+        """Send a signed request about a round, and return the bytes of its answer. Raises TransportError as
+        ``call``.
+        """
         return self._request(method, path, {}, body, run, round).content
 
     def _request(
@@ -314,12 +329,12 @@ class Link:
         return signatures.headers(self._me, request, self.home.server, int(self._now_s()), nonce)
 
     def _attempts(self, attempt: Callable[[], T]) -> T:
-        """Try until it works, the server refuses, or patience ends."""
+        """Try until an attempt succeeds, the server refuses, or patience ends."""
         began, pause_s = time.monotonic(), FIRST_PAUSE_S
         while True:
             while not self._open():
                 self._sleep(CLOSED_S)
-                began += CLOSED_S  # that is not the server's fault
+                began += CLOSED_S  # a closed link does not use up patience
             self.requests += 1
             try:
                 return attempt()
@@ -343,10 +358,10 @@ class Link:
             yield body[start : start + PIECE_BYTES]
 
     def _refusal(self, answer: httpx2.Response) -> Exception:
-        """What the server says instead of an answer."""
+        """Turn the server's refusal into an error."""
         try:
-            said = answer.json()
-            code, what, fix = str(said["code"]), str(said["what"]), str(said["fix"])
+            refusal = answer.json()
+            code, what, fix = str(refusal["code"]), str(refusal["what"]), str(refusal["fix"])
         except (ValueError, KeyError, TypeError):
             code, what, fix = "", f"the server answered with status {answer.status_code}.", "ask its operator."
         error = TransportError(code if code in REGISTRY else "E-CONNECT", what, fix)
@@ -355,7 +370,7 @@ class Link:
         return error
 
     def _retry_after(self, answer: httpx2.Response) -> float:
-        """The seconds that ``Retry-After`` asks for, as a number or as a date; 0 without one."""
+        """Return the seconds that ``Retry-After`` asks for, as a number or as a date; 0 without the header."""
         text = answer.headers.get("retry-after", "0")
         try:
             wait_s = float(text) if text.isdigit() else parsedate_to_datetime(text).timestamp() - self._now_s()
@@ -365,7 +380,7 @@ class Link:
 
 
 class _Closed(Exception):
-    """Nothing may leave any more, in the middle of a body."""
+    """The link was closed in the middle of a body."""
 
 
 class _Wait(Exception):

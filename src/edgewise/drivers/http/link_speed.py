@@ -1,8 +1,8 @@
-"""How fast a device's link is, measured on its own transfers.
+"""Speed of a device's link, measured on its own transfers.
 
 speed = Speed()
 speed.down.note(size, seconds); speed.up.note(size, seconds)
-speed.up_mbit                        # what the next upload will probably reach, for ``codec = "adaptive"``
+speed.up_mbit                        # the probable speed of the next upload, for ``codec = "adaptive"``
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 
 from edgewise.plan.upload_budget import link_estimate
 
-SAMPLE_BYTES = 2**16  # transfers from this size measure the link
-LEAST_BYTES = 2**11  # transfers from this size hint at it
+SAMPLE_BYTES = 2**16  # the smallest transfer that measures the link
+LEAST_BYTES = 2**11  # the smallest transfer that gives a hint
 HISTORY = 16
-SLOWER_UP = 10.0  # downlink / uplink of a link of which only the downlink is known: that of a usual DSL or cable line
+SLOWER_UP = 10.0  # downlink / uplink where only the downlink is known: the ratio of a usual DSL or cable line
 
 
 class Samples:
     """The last transfers of one direction in Mbit/s, oldest first.
 
-    A small transfer takes as long as its latency: it says little of the link, but never too much. So transfers from
-    ``LEAST_BYTES`` count until one of ``SAMPLE_BYTES`` was measured. Without them a device that sends little, because
-    nothing is known of its link, would never learn more.
+    The time of a small transfer is mostly latency. It tells little about the link, but never overestimates it. So
+    transfers from ``LEAST_BYTES`` count until one of ``SAMPLE_BYTES`` was measured. Otherwise a device that sends
+    little, because its link is unknown, would never learn more.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class Samples:
         self._only_small = True
 
     def note(self, size: int, seconds: float) -> None:
-        """Remember a transfer of ``size`` bytes, if it was large enough to say something."""
+        """Remember a transfer of ``size`` bytes, if it was large enough."""
         large = size >= SAMPLE_BYTES
         if seconds <= 0.0 or size < LEAST_BYTES or not (large or self._only_small):
             return
@@ -49,8 +49,9 @@ class Samples:
 
     @property
     def mbit(self) -> float:
-        """What the next transfer will probably reach (``plan.upload_budget.link_estimate``); 0.0 where nothing is
-        known."""
+        """The probable speed of the next transfer (``plan.upload_budget.link_estimate``); 0.0 where nothing is
+        known.
+        """
         return link_estimate(tuple(self._mbit))
 
 
@@ -63,6 +64,9 @@ class Speed:
 
     @property
     def up_mbit(self) -> float:
-        """What the next upload will probably reach, Mbit/s: by earlier ones, else ``1 / SLOWER_UP`` of the downlink;
-        0.0 where nothing is known, which dares the smallest rung alone."""
+        """The probable speed of the next upload, Mbit/s.
+
+        It comes from earlier uploads, otherwise from ``1 / SLOWER_UP`` of the downlink. 0.0 where nothing is known; the
+        device then uses the smallest rung.
+        """
         return self.up.mbit or self.down.mbit / SLOWER_UP

@@ -1,6 +1,6 @@
-"""What becomes of each request: a line of the log, and counters for Prometheus. Neither names a device.
+"""Log lines and Prometheus counters of requests. Neither names a device.
 
-A line has the first 8 characters of the caller's id, which find it in ``edgewise fleet ls`` and are no secret.
+A line has the first 8 characters of the caller's id. They find the device in ``edgewise fleet ls`` and are no secret.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.process_collector import ProcessCollector
 
 LOG = logging.getLogger("edgewise.http")
-NOWHERE = "none"  # route of a request for an address that does not exist
+NOWHERE = "none"  # the route of a request for an address that does not exist
 _SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0)
 
 
@@ -23,8 +23,10 @@ class Visit:
     """One request, filled in while it is answered.
 
     Attributes:
-        id: random; the answer names it in the header ``edgewise-request``. route: the path of its rule, never the one
-        that was asked for, which may hold anything. role: ``anyone`` until it is known. code: of an error.
+        id: random; the answer names it in the header ``edgewise-request``.
+        route: the path of its rule, never the requested path, which may be any text.
+        role: ``anyone`` until it is known.
+        code: code of an error.
         received, sent: bytes of the bodies.
     """
 
@@ -41,7 +43,7 @@ class Visit:
 
 
 class Meter:
-    """The counters of a server. ``registry``: what ``/metrics`` shows of them."""
+    """The counters of a server. ``registry``: the metrics that ``/metrics`` shows."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -61,7 +63,7 @@ class Meter:
         self.visits = 0
 
     def note(self, visit: Visit) -> None:
-        """Count a request that is over, and log it."""
+        """Count and log a finished request."""
         seconds = time.monotonic() - visit.begun_s
         self.visits += 1
         self._requests.labels(visit.route, visit.method[:8], visit.code or str(visit.status)).inc()
@@ -77,13 +79,13 @@ class Meter:
             LOG.info("request", extra={"fields": fields})
 
     def fault(self, visit: Visit, error: Exception) -> None:
-        """Log what the server itself did wrong."""
+        """Log a fault of the server itself."""
         self._faults.inc()
         fields = {"id": visit.id, "route": visit.route}
         LOG.error("the server failed at a request", exc_info=error, extra={"fields": fields})
 
     def outcomes(self) -> set[tuple[str, str, str]]:
-        """(method, route, outcome) of all requests so far."""
+        """Return (method, route, outcome) of all requests so far."""
         return {
             (s.labels["method"], s.labels["route"], s.labels["outcome"])
             for metric in self._requests.collect()

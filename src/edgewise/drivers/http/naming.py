@@ -1,4 +1,4 @@
-"""Who a server is: the first question to it, before any certificate is trusted."""
+"""Identification of a server: the first question to it, before any certificate is trusted."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ CONNECT_S, ANSWER_S = 10.0, 30.0
 
 
 def named(url: str, server: str, patience_s: float, path: str = "/v1/server") -> tuple[bytes, str]:
-    """The key of a server and its certificate authority, checked against the fingerprint of that key. Trusts nothing
-    else.
+    """Get the key of a server and its certificate authority, checked against the fingerprint of that key.
+
+    Nothing else is trusted.
 
     Args:
-        path: where it says who it is.
+        path: the path at which the server identifies itself.
     """
     nonce = secrets.token_bytes(32)
     try:
         with httpx2.Client(base_url=url, verify=False, timeout=timeout(min(patience_s, ANSWER_S))) as client:
             answer = client.get(path, params={"nonce": nonce.hex()})
-        said = answer.json()
-        key, signature = bytes.fromhex(said["key"]), bytes.fromhex(said["signature"])
-        authority = str(said["authority"])
+        identification = answer.json()
+        key, signature = bytes.fromhex(identification["key"]), bytes.fromhex(identification["signature"])
+        authority = str(identification["authority"])
     except httpx2.TransportError as e:
         raise unreachable(url, e) from None
     except (ValueError, KeyError, TypeError):
@@ -35,11 +36,11 @@ def named(url: str, server: str, patience_s: float, path: str = "/v1/server") ->
 
 
 def unreachable(url: str, e: Exception) -> TransportError:
-    """The error for a server that does not answer."""
+    """Make the error for a server that does not answer."""
     what = f"{url} does not answer: {str(e) or type(e).__name__}."
     return TransportError("E-CONNECT", what, "check the address, the network and whether the server runs.")
 
 
 def timeout(answer_s: float) -> httpx2.Timeout:
-    """How long to wait for a connection, and for an answer."""
+    """Return the time limits for a connection and for an answer."""
     return httpx2.Timeout(answer_s, connect=CONNECT_S)

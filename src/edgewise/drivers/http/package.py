@@ -1,9 +1,10 @@
-"""A model's files on their way to devices: a manifest names them and their digests, and is a blob like each of them.
+"""Packages of a model's files for devices. A manifest names the files and their digests, and is a blob like each of
+them.
 
     {"config.json": "5f2a…", "model.safetensors": "c01b…", "tokenizer.json": "9e77…"}
 
 The run's facts name the model by the digest of its manifest (``model.base = "sha256:…"``), so the signature on the
-facts covers every byte of it. Files are settings, tokenizers and safetensors; nothing in them is run.
+facts covers every byte of it. The files are settings, tokenizers and safetensors. Nothing in them is executed.
 """
 
 from __future__ import annotations
@@ -15,19 +16,23 @@ from collections.abc import Mapping
 from edgewise.core.errors import DecodeError
 
 PREFIX = "sha256:"
-OWN = "module:"  # and the digest of its layout: a model of which devices have the code, and no files travel
+OWN = "module:"  # prefix of a layout's digest, for a model whose code devices have and whose files do not travel
 MANIFEST_BYTES = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(json|model|txt|jinja|safetensors)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def dump(files: Mapping[str, str]) -> bytes:
-    """The manifest of files: name -> digest."""
+    """Encode the manifest of files: name -> digest."""
     return json.dumps(dict(files), sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
 def parse(raw: bytes) -> Mapping[str, str]:
-    """Inverse of ``dump``. Raises DecodeError(E-FACTS) for anything else."""
+    """Decode a manifest.
+
+    Raises:
+        DecodeError: E-FACTS for bytes that ``dump`` does not write.
+    """
     try:
         files = json.loads(raw.decode("ascii")) if len(raw) <= MANIFEST_BYTES else None
     except (ValueError, RecursionError):
@@ -38,13 +43,13 @@ def parse(raw: bytes) -> Mapping[str, str]:
 
 
 def digest_in(base: str) -> str | None:
-    """The manifest's digest in ``model.base``; None where it names no package."""
+    """Return the manifest's digest in ``model.base``; None where it names no package."""
     digest = base.removeprefix(PREFIX)
     return digest if base.startswith(PREFIX) and _DIGEST.fullmatch(digest) else None
 
 
 def packed(name: str) -> bool:
-    """Whether a file of this name belongs into a package."""
+    """Return whether a file of this name belongs in a package."""
     return _NAME.fullmatch(name) is not None
 
 

@@ -1,9 +1,9 @@
-"""A gateway between devices and their server: it passes signed requests on unchanged, and keeps blobs.
+"""A gateway between devices and their server. It passes signed requests on unchanged and caches blobs.
 
-A signature covers method, path, query, body and the server's name, so a gateway can change none of them. What it may
-read is what a TLS proxy reads: frames as they are. Blobs are fetched once and kept by digest. Before each device gets
-one from here, the server is asked with the device's own request for the blob's first byte: a device that was revoked,
-or a blob that is not published any more, is refused by the server and nobody else.
+A signature covers method, path, query, body and the server's name, so a gateway can change none of them. It can read
+what a TLS proxy reads: frames as they are. Blobs are fetched once and cached by digest. Before a device gets a cached
+blob, the gateway asks the server with the device's own request for the blob's first byte. So only the server decides to
+refuse a revoked device or a blob that is not published any more.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from edgewise.drivers.http.naming import CONNECT_S
 from edgewise.drivers.http.rules import ANYONE, Rule
 from edgewise.drivers.http.service import Service
 
-ANSWER_S = 65.0  # longer than a long poll
-PATIENCE_S = 10.0  # that a device waits for a blob that is being fetched, before it is told to come back
+ANSWER_S = 65.0  # the limit for an answer, longer than a long poll
+PATIENCE_S = 10.0  # the longest wait of a device for a blob that is being fetched
 _BLOBS = "/v1/blobs/{digest}"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _UP = ("content-digest", "content-type", "edgewise-key", "edgewise-round", "edgewise-run", "range", "signature",
@@ -39,7 +39,7 @@ _DOWN = ("cache-control", "content-range", "content-type", "edgewise-number", "e
 _DEVICES = frozenset({"device", "joining"})
 
 RULES = tuple(
-    Rule(rule.method, rule.path, ANYONE, rule.body_bytes)  # the server looks at the signature
+    Rule(rule.method, rule.path, ANYONE, rule.body_bytes)  # the server checks the signature
     for rule in rules.RULES
     if rule.roles & _DEVICES or rule.path == "/v1/server"
 )
@@ -49,7 +49,8 @@ class Relay:
     """The routes of devices on a gateway that belongs to the server of ``home``.
 
     Attributes:
-        down_bytes: bytes of answers that came from the server. hits: blobs that were answered from here.
+        down_bytes: bytes of answers that came from the server.
+        hits: number of blobs that were answered from the cache.
     """
 
     def __init__(self, service: Service, home: Home, cache: BlobCache) -> None:
@@ -61,7 +62,7 @@ class Relay:
         self._asking: Counter[str] = Counter()
 
     def routes(self) -> list[Route]:
-        """For a router, behind the guard."""
+        """Return the routes for a router behind the guard."""
         methods: dict[str, list[str]] = {}
         for rule in RULES:
             methods.setdefault(rule.path, []).append(rule.method)
@@ -70,13 +71,13 @@ class Relay:
         ]
 
     def close(self) -> None:
-        """Close the connections to the server; before the listener ends."""
+        """Close the connections to the server, before the listener ends."""
         if self._client is not None and self._loop is not None:
             with suppress(TimeoutError):
                 asyncio.run_coroutine_threadsafe(self._client.aclose(), self._loop).result(2.0)
 
     def counters(self) -> str:
-        """Its counters, in Prometheus' text format."""
+        """Return the counters in Prometheus' text format."""
         return (
             f"edgewise_gateway_down_bytes_total {self.down_bytes}\n"
             f"edgewise_gateway_blob_hits_total {self.hits}\n"
@@ -84,7 +85,7 @@ class Relay:
         )
 
     async def passed(self, request: Request) -> Response:
-        """Pass a request on, and its answer back."""
+        """Pass a request on to the server, and its answer back."""
         try:
             answer = await self._http().request(
                 request.method, _target(request), content=caller(request).body, headers=_headers(request)
@@ -94,12 +95,14 @@ class Relay:
         return self._answer(answer)
 
     async def blob(self, request: Request) -> Response:
-        """A blob: from here where it is here and the server lets this device have it."""
+        """Answer with a blob: from the cache where it has the blob and the server lets this device have it."""
         digest = request.path_params["digest"]
         if not _DIGEST.fullmatch(digest):
             return await self.passed(request)
         async with self._alone(digest):
-            path = await self._service.aside(lambda: self._cache.path(digest))  # may look at all of its bytes
+            path = await self._service.aside(
+                lambda: self._cache.path(digest)
+            )  # a thread, as this may read the whole file
             if path is None:
                 refusal = await self._fetched(request, digest)
                 path = self._cache.path(digest)
@@ -113,7 +116,9 @@ class Relay:
 
     @asynccontextmanager
     async def _alone(self, digest: str) -> AsyncIterator[None]:
-        """One request for a blob at a time, so that one fetches it. Raises TransportError(E-BUSY) after a while."""
+        """Handle one request for a blob at a time, so that only one fetches it. Raises TransportError(E-BUSY) after
+        a while.
+        """
         lock = self._locks.setdefault(digest, asyncio.Lock())
         self._asking[digest] += 1
         try:
@@ -128,11 +133,13 @@ class Relay:
                 lock.release()
         finally:
             self._asking[digest] -= 1
-            if not self._asking[digest]:  # who waits has this lock, and nobody may get another one meanwhile
+            if not self._asking[
+                digest
+            ]:  # waiting requests hold this lock, so nobody may get another one in the meantime
                 del self._asking[digest], self._locks[digest]
 
     async def _asked(self, request: Request) -> Response | None:
-        """Ask the server for the blob's first byte, as the device; its refusal, or None."""
+        """Ask the server for the blob's first byte, as the device. Return its refusal, or None."""
         headers = {**_headers(request), "range": "bytes=0-0"}
         try:
             answer = await self._http().get(_target(request), headers=headers)
@@ -144,9 +151,9 @@ class Relay:
         return self._answer(answer)
 
     async def _fetched(self, request: Request, digest: str) -> Response | None:
-        """Fetch a blob into the cache, from where an earlier attempt broke off; the server's refusal, or None.
+        """Fetch a blob into the cache, from where an earlier attempt broke off. Return the server's refusal, or None.
 
-        A blob that is larger than the cache is left alone.
+        A blob that is larger than the cache is not fetched.
         """
         part, headers = self._cache.part(digest), _headers(request)
         have = part.stat().st_size if part.exists() else 0
@@ -155,7 +162,7 @@ class Relay:
             headers["range"] = f"bytes={have}-"
         try:
             async with self._http().stream("GET", _target(request), headers=headers) as answer:
-                if answer.status_code == 416 and have:  # all bytes are here, and were not compared yet
+                if answer.status_code == 416 and have:  # all bytes are here but their digest is not checked yet
                     await self._service.aside(lambda: self._cache.keep(digest))
                     return None
                 if answer.status_code not in (200, 206):
@@ -176,7 +183,7 @@ class Relay:
         return None
 
     async def _streamed(self, request: Request) -> Response:
-        """Pass a large answer back as it comes."""
+        """Pass a large answer back while it comes."""
         client = self._http()
         asked = client.build_request("GET", _target(request), headers=_headers(request))
         try:
@@ -213,7 +220,7 @@ class Relay:
 
 
 def _target(request: Request) -> str:
-    """Path and query as they are signed; the guard takes no path with escapes."""
+    """Return path and query in their signed form. The guard accepts no path with escapes."""
     query = request.scope["query_string"].decode("latin-1")
     return f"{request.scope['path']}?{query}" if query else str(request.scope["path"])
 

@@ -3,8 +3,8 @@
     helper = RemoteHelper.connect(name, "https://gateway.example:9443", identity, plan, roster)
     Coordinator(plan, ..., trust=replace(trust, helper=helper.key), helper=helper)
 
-A gateway that does not answer is asked again until patience ends. Then the run stops with E-CONNECT, and goes on where
-it was when it is resumed: nobody loses a place in the round for it, and nothing is opened without the gateway.
+A gateway that does not answer is asked again until patience ends. Then the run stops with E-CONNECT, and continues at
+the same step when it is resumed. No device loses its place in the round, and no sum is opened without the gateway.
 """
 
 from __future__ import annotations
@@ -28,19 +28,24 @@ from edgewise.secagg import two_server
 from edgewise.secagg.secrets import Hidden
 
 PATIENCE_S, PAUSE_S = 600.0, 1.0
-REFUSALS = ("E-SECAGG-ORDER", "E-SECAGG-FEW", "E-INVITE")  # of a batch: answers, and not trouble on the way
+REFUSALS = (
+    "E-SECAGG-ORDER",
+    "E-SECAGG-FEW",
+    "E-INVITE",
+)  # refusals of a batch, which are answers and not failures of the network
 
 
 class RemoteHelper:
     """A gateway that helps with one run; a context manager.
 
     Attributes:
-        key: HPKE key to which devices seal, signed by the gateway. said: the statement itself, for devices.
+        key: HPKE key to which devices seal, signed by the gateway.
+        statement: the signed statement of the key, for devices.
     """
 
-    def __init__(self, link: Link, plan: Plan, said: Mapping[str, str]) -> None:
-        self._link, self._plan, self.said = link, plan, said
-        self.key = share_keys.checked(said, share_keys.HELPER, plan.run, link.home.server)
+    def __init__(self, link: Link, plan: Plan, statement: Mapping[str, str]) -> None:
+        self._link, self._plan, self.statement = link, plan, statement
+        self.key = share_keys.checked(statement, share_keys.HELPER, plan.run, link.home.server)
         self._round = 0
 
     @classmethod
@@ -57,12 +62,14 @@ class RemoteHelper:
         """Ask a gateway to help with a run.
 
         Args:
-            name: fingerprint of its key, which its operator has told. me: the server whose key the plan's facts name.
-            roster: the keys of the run's devices (``fleet.roster``). patience_s: with a gateway that does not answer.
-            sleep: pauses; what it raises ends a call.
+            name: fingerprint of the gateway's key, obtained from its operator.
+            me: the server whose key the plan's facts name.
+            roster: the keys of the run's devices (``fleet.roster``).
+            patience_s: seconds of trying where the gateway does not answer.
+            sleep: pauses for some seconds. An error that it raises ends a call.
         Raises:
-            TransportError: E-SERVER-KEY where another gateway answers; E-CONNECT; E-SIGNATURE where the gateway belongs
-                to another orchestrator; E-FACTS, E-FLOOR, E-SECAGG-FEW and others, with which it refuses the run.
+            TransportError: E-SERVER-KEY where another gateway answers. E-CONNECT. E-SIGNATURE where the gateway belongs
+                to another orchestrator. E-FACTS, E-FLOOR, E-SECAGG-FEW and other codes with which it refuses the run.
         """
         authority = _found(url, name, patience_s, sleep)
         link = Link((Home(url, name, authority, me.name), me), patience_s, sleep=sleep)
@@ -72,8 +79,8 @@ class RemoteHelper:
             "roster": roster.hex(),
         }  # fmt: skip
         try:
-            said = link.call("POST", "/v1/shares/run", document=document, run=plan.run)
-            return cls(link, plan, said)
+            statement = link.call("POST", "/v1/shares/run", document=document, run=plan.run)
+            return cls(link, plan, statement)
         except BaseException:
             link.close()
             raise
@@ -98,7 +105,11 @@ class RemoteHelper:
         return str(self._call("ticket", ticket)["code"]) or None
 
     def open(self, devices: Collection[DeviceId]) -> Hidden:
-        """See Helper. Raises TransportError(E-CONNECT) where the gateway does not answer."""
+        """See Helper.
+
+        Raises:
+            TransportError: E-CONNECT where the gateway does not answer.
+        """
         body = json.dumps(sorted(devices)).encode()
         try:
             raw = self._link.fetch("POST", "/v1/shares/batch", body, self._plan.run, self._round)
@@ -110,12 +121,12 @@ class RemoteHelper:
 
     def _call(self, what: str, body: bytes) -> Mapping[str, object]:
         path = f"/v1/shares/{what}"
-        said: Mapping[str, object] = self._link.call("POST", path, body=body, run=self._plan.run, round=self._round)
-        return said
+        reply: Mapping[str, object] = self._link.call("POST", path, body=body, run=self._plan.run, round=self._round)
+        return reply
 
 
 def _found(url: str, name: str, patience_s: float, sleep: Callable[[float], None]) -> str:
-    """The certificate authority of a gateway, which may be starting."""
+    """Get the certificate authority of a gateway that may still be starting."""
     give_up_s = time.monotonic() + patience_s
     while True:
         try:

@@ -1,12 +1,12 @@
-"""The routes of the data plane: who the server is, inbox, outbox, uploads, blobs. Bare Starlette, for speed.
+"""The routes of the data plane: identity, inbox, outbox, uploads, blobs. They use bare Starlette for speed.
 
 device                                     server
 GET  /v1/inbox?after=7&wait=25    ──►      the next frame, or 204 with Retry-After
 POST /v1/outbox            frame  ──►      stored durably, then acknowledged; once for each phase of a round
-POST /v1/uploads   digest, size   ──►      how many bytes it has already
+POST /v1/uploads   digest, size   ──►      the number of bytes that it has already
 PUT  /v1/uploads/ID?offset=0      ──►      a chunk, durable when it is acknowledged
 POST /v1/outbox?upload=ID         ──►      the uploaded frame, as above
-GET  /v1/blobs/SHA256             ──►      a model or a delta; Range goes on where a download broke off
+GET  /v1/blobs/SHA256             ──►      a model or a delta; Range continues a broken download
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from edgewise.drivers.http.rules import VIEWER
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
 
-ASSEMBLING = 2  # uploads that are put together at a time: each is in memory as a whole meanwhile
+ASSEMBLING = 2  # number of uploads joined at a time, because each is in memory as a whole
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
-PACE_S = 30.0  # when an idle device that may not wait comes back, on average
+PACE_S = 30.0  # average seconds until an idle device returns that may not wait
 
 
 class DataPlane:
@@ -48,7 +48,7 @@ class DataPlane:
         self._assembling = asyncio.Semaphore(ASSEMBLING)
 
     def routes(self) -> list[Route]:
-        """For a router, behind the guard."""
+        """Return the routes for a router behind the guard."""
         return [
             *Health(self._service).routes(),
             Route("/v1/server", self.server, methods=["GET"]),
@@ -61,12 +61,12 @@ class DataPlane:
         ]
 
     async def server(self, request: Request) -> Response:
-        """Who this server is, signed for a nonce of the caller."""
+        """Tell the server's identity, signed for a nonce of the caller."""
         service, nonce = self._service, request.query_params.get("nonce", "")
         return JSONResponse(certificates.introduced(service.identity, service.authority, nonce))
 
     async def inbox(self, request: Request) -> Response:
-        """The oldest frame with a number above ``after``; waits up to ``wait`` seconds for it."""
+        """Return the oldest frame with a number above ``after``. Waits up to ``wait`` seconds for it."""
         service, (member, _) = self._service, caller(request).signed()
         after, wait_s = _whole(request, "after"), min(float(_whole(request, "wait")), service.limits.wait_s)
         with service.listening(member.id) as bell:
@@ -83,7 +83,7 @@ class DataPlane:
         return Response(letter.body, 200, headers, "application/octet-stream")
 
     async def outbox(self, request: Request) -> Response:
-        """Take a frame: the body, or the upload that the query names."""
+        """Accept a frame: the body, or the upload that the query names."""
         service, found = self._service, caller(request)
         member, proof = found.signed()
         raw, upload = found.body, request.query_params.get("upload", "")
@@ -123,13 +123,13 @@ class DataPlane:
         return _upload(begun, 201)
 
     async def upload(self, request: Request) -> Response:
-        """How far an upload is."""
+        """Return the progress of an upload."""
         member, _ = caller(request).signed()
         id = request.path_params["upload"]
         return _upload(await self._service.read(lambda c: uploads.find(c, id, member.id)), 200)
 
     async def chunk(self, request: Request) -> Response:
-        """Take a chunk at ``offset``."""
+        """Accept a chunk at ``offset``."""
         service, found = self._service, caller(request)
         member, proof = found.signed()
         id, offset = request.path_params["upload"], _whole(request, "offset")
@@ -147,8 +147,10 @@ class DataPlane:
         return JSONResponse({"received": received})
 
     async def blob(self, request: Request) -> Response:
-        """A published blob, whole or a range of it. A device gets those of the runs that it takes part in, a
-        gateway those that are for everybody."""
+        """Return a published blob, whole or a range of it.
+
+        A device gets the blobs of its own runs. A gateway gets those that are published to everybody.
+        """
         digest, (member, _) = request.path_params["digest"], caller(request).signed()
         device = "" if member.role in VIEWER else member.id
         if not await self._service.read(lambda c: mailboxes.offered(c, digest, device)):
@@ -156,7 +158,7 @@ class DataPlane:
                 "E-BLOB", f"no blob {digest:.64} is published for the caller.", "wait for the next invitation."
             )
         path = self._service.blobs.path(digest)
-        if not path.is_file():  # a new model was published just now
+        if not path.is_file():  # a new model has just replaced it
             raise TransportError("E-BLOB", f"blob {digest:.64} is gone.", "wait for the next invitation.")
         if (error := _bad_range(request.headers.get("range"), path.stat().st_size)) is not None:
             return error
@@ -175,7 +177,7 @@ class DataPlane:
 
 
 def _bad_range(text: str | None, size: int) -> Response | None:
-    """The answer to a range that cannot be served: one range, whose first byte the blob has."""
+    """Return the refusal of a range. A valid one is a single range whose first byte the blob has."""
     if text is None:
         return None
     if (given := _RANGE.fullmatch(text)) is None or (given[2] and int(given[2]) < int(given[1])):
@@ -184,7 +186,7 @@ def _bad_range(text: str | None, size: int) -> Response | None:
         )
     if int(given[1]) < size:
         return None
-    error = TransportError("E-OFFSET", f"the blob has {size} bytes.", "all of it is there, or begin anew.")
+    error = TransportError("E-OFFSET", f"the blob has {size} bytes.", "use the complete file, or begin again.")
     body = {"code": error.code, "what": error.what, "fix": error.fix}
     return JSONResponse(body, 416, {"content-range": f"bytes */{size}"})
 

@@ -1,6 +1,6 @@
-"""Who may call what: one line for each route of the server. A path that is not here does not exist.
+"""Permissions of all routes, one line each. A path that is not here does not exist.
 
-A test holds that the routes of the server and these lines are the same, and walks every line with every role.
+A test checks that the server's routes and these lines are the same, and walks every line with every role.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from edgewise.drivers.fleet.uploads import CHUNK_BYTES
 
-ANYONE = frozenset({"anyone"})  # without a signature
-LOCAL = frozenset({"local"})  # without a signature, from this machine
-JOINING = frozenset({"joining"})  # signed by the key that the request brings
+ANYONE = frozenset({"anyone"})  # needs no signature
+LOCAL = frozenset({"local"})  # needs no signature, from this machine only
+JOINING = frozenset({"joining"})  # signed by the key in the request itself
 MEMBERS = frozenset({"device", "viewer", "operator", "admin", "gateway", "pending"})
 GATEWAY = frozenset({"gateway"})
 DEVICE = frozenset({"device"})
@@ -24,7 +24,7 @@ SMALL_BYTES = 2**14
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A route: its method and path, the roles that may call it, the bytes that its body may have.
+    """A route: its method and path, the roles that may call it, and the largest body in bytes.
 
     ``path``: with ``{name}`` for one segment, as in the routers. ``refuses``: the error codes of this route itself,
     beside those of all routes (``codes``).
@@ -43,7 +43,7 @@ class Rule:
 
     @property
     def changes(self) -> bool:
-        """Whether a replay of the request would change anything; its nonce is then spent with the change."""
+        """Whether a replay of the request would change anything. Its nonce is then spent with the change."""
         return self.method not in ("GET", "HEAD")
 
     @property
@@ -66,7 +66,7 @@ class Rule:
 _FRAME = ("E-FRAME", "E-FRAME-SIZE", "E-SEAL")
 _REPLAYED = ("E-VERIFY", "E-RESUME", "E-FACTS", "E-EXTENSION")
 _UPLOAD = ("E-UNKNOWN-ID", "E-CLOSED", "E-OFFSET")
-RECIPE = (  # what is wrong with a recipe that somebody submits
+RECIPE = (  # codes of faults in a submitted recipe
     "E-KEY", "E-TYPE", "E-VALUE", "E-MISSING", "E-COMBO", "E-NAME", "E-UNKNOWN", "E-EXTENSION", "E-SEGMENT",
     "E-NO-BOUND", "E-NOISE-NOCLIP", "E-WEIGHT", "E-NOT-SUMMABLE", "E-TOPK-SECAGG", "E-NOT-REAL", "E-NOT-INTEGER",
     "E-SPARSE-TWICE", "E-WRAP", "E-RUNG", "E-ORDER", "E-NORM-AFTER", "E-AMP-VISIBLE", "E-BN", "E-ADJ-MIX", "E-BUDGET",
@@ -112,13 +112,13 @@ RULES = (
 
 
 def matched(method: str, path: str, rules: Sequence[Rule] = RULES) -> Rule | None:
-    """The rule of a request; None where there is no such route."""
+    """Find the rule of a request; None where there is no such route."""
     return next((rule for rule in rules if rule.method == method and rule.pattern.fullmatch(path)), None)
 
 
 STATUS: Mapping[str, int] = dict.fromkeys(
     RECIPE, 422
-) | {  # error code -> status of the answer; all others are the server's own trouble
+) | {  # error code -> status of the answer; other codes are failures of the server
     "E-REQUEST": 400,
     "E-SIGNATURE": 401,
     "E-CLOCK": 401,

@@ -1,4 +1,4 @@
-"""What the routes of a server share: its database, its members, its blobs, and who is waiting for what."""
+"""Shared state of a server's routes: database, members, blobs, and waiting requests."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from edgewise.drivers.storage.blobs import Blobs
 from edgewise.drivers.storage.files import FOLDER
 
 T = TypeVar("T")
-FRESH_S = 1.0  # how long a member is remembered: a revocation by another process works after this long
+FRESH_S = 1.0  # seconds for which a member is cached; a revocation by another process works after that
 REMEMBERED = 65536
-DISK_S = 5.0  # when to come back to a full disk
+DISK_S = 5.0  # seconds until a caller may return to a full disk
 READERS = 4
 
 
 class Service:
-    """A server's state in ``folder``; use as a context manager: it holds the writer's lease.
+    """A server's state in ``folder``. Use as a context manager: it holds the writer's lease.
 
     ``now_s``: wall clock. ``key``: file of the identity. Safe to use from the event loop and from other threads.
     """
@@ -54,14 +54,14 @@ class Service:
         self.gate = Gatekeeper(limits)
         self.meter = Meter()
         self.epoch = epoch.load(folder)
-        self.progress_s: dict[str, float] = {}  # device -> when it last got on, on the monotonic clock
-        self.revoked: set[str] = set()  # since the server started
+        self.progress_s: dict[str, float] = {}  # device -> monotonic time of its last progress
+        self.revoked: set[str] = set()  # members revoked since the server started
         self.deliveries, self._arrived = 0, threading.Condition()
         self.authority = b""
         self._members: OrderedDict[str, tuple[Member | None, float]] = OrderedDict()
         self._bells: dict[str, set[asyncio.Event]] = {}
         self._waiting = 0
-        self._free = (0, -1.0)  # bytes of the disk, and when they were looked up
+        self._free = (0, -1.0)  # free bytes of the disk, and the time of the measurement
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers = ThreadPoolExecutor(READERS, "edgewise-reader")
         self._sweep()
@@ -73,12 +73,12 @@ class Service:
         self.close()
 
     def close(self) -> None:
-        """Give back the database."""
+        """Release the database."""
         self._readers.shutdown()
         self.database.close()
 
     def _sweep(self) -> None:
-        """Remove the chunks that a killed server left of uploads that are over."""
+        """Remove chunks of finished uploads that a killed server left."""
         with self.database.read() as c:
             known = uploads.in_use(c)
         for upload in self.chunks.uploads():
@@ -88,15 +88,15 @@ class Service:
     # -- from the event loop -------------------------------------------------------------------------------------
 
     def attach(self) -> None:
-        """Note the event loop that serves."""
+        """Remember the event loop that serves."""
         self._loop = asyncio.get_running_loop()
 
     async def aside(self, work: Callable[[], T]) -> T:
-        """Run what reads disks, or takes long, in a thread."""
+        """Run work in a thread that reads disks or takes long."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
     async def read(self, query: Callable[[sa.Connection], T]) -> T:
-        """Run a query."""
+        """Run a query in a thread."""
 
         def work() -> T:
             with self.database.read() as c:
@@ -105,13 +105,14 @@ class Service:
         return await self.aside(work)
 
     async def write(self, change: Callable[[sa.Connection], T]) -> T:
-        """Run a change; it is durable when this returns."""
+        """Run a change. It is durable when this returns."""
         return await asyncio.wrap_future(self.database.submit(change))
 
     async def once(self, proof: Proof, change: Callable[[sa.Connection], T]) -> T:
         """Run a change and spend its request's nonce, in one transaction.
 
-        Raises TransportError as ``nonces.spend`` (E-REPLAY, E-REVOKED), and what the change raises.
+        Raises:
+            TransportError: as ``nonces.spend`` (E-REPLAY, E-REVOKED), and the errors of the change.
         """
 
         def both(c: sa.Connection) -> T:
@@ -121,7 +122,7 @@ class Service:
         return await self.write(both)
 
     async def member(self, name: str) -> Member | None:
-        """A member as it was at most ``FRESH_S`` ago."""
+        """Return a member, at most ``FRESH_S`` old."""
         found = self._members.get(name)
         if found is None or not 0.0 <= time.monotonic() - found[1] < FRESH_S:
             found = (await self.read(lambda c: members.find(c, name)), time.monotonic())
@@ -131,15 +132,17 @@ class Service:
         return found[0]
 
     def spend(self, c: sa.Connection, proof: Proof) -> None:
-        """Take a request once, within the change that it asks for. Raises TransportError(E-REPLAY).
+        """Accept a request once, within the change that it asks for. Raises TransportError(E-REPLAY).
 
-        Nonces are forgotten by a clock that does not jump. One that goes ahead and comes back would forget requests
-        and take them a second time.
+        Nonces are forgotten by a clock that does not jump. With a clock that goes ahead and comes back, the server
+        would forget requests and accept them a second time.
         """
         nonces.spend(c, proof, self._begun_s[0] + time.monotonic() - self._begun_s[1])
 
     def changed(self, member: Member) -> None:
-        """A member's standing has changed: read it anew, wake its long poll, and tell who waits for its frames."""
+        """Apply a change of a member's standing: read it again, wake its long poll, and notify the waiters for its
+        frames.
+        """
         self._members.pop(member.id, None)
         if member.status == members.REVOKED:
             self.revoked.add(member.id)
@@ -148,8 +151,10 @@ class Service:
 
     @contextmanager
     def listening(self, device: str) -> Iterator[asyncio.Event | None]:
-        """An event that is set when a device has mail, or when a round of a run has ended; None where too many wait
-        already. ``device``: its name, or the run's."""
+        """Return an event that is set when a device has mail, or when a round of a run has ended.
+
+        None where too many requests wait already. ``device``: the name of a device or of a run.
+        """
         if self._waiting >= self.limits.waiting:
             yield None
             return
@@ -165,9 +170,11 @@ class Service:
                 del self._bells[device]
 
     def check_room(self, size: int) -> None:
-        """Raises TransportError(E-DISK) where the disk has no room for ``size`` bytes more and the reserve."""
+        """Refuse a frame where the disk lacks room for ``size`` bytes and the reserve. Raises
+        TransportError(E-DISK).
+        """
         if self.free_bytes() < size + self.limits.reserve_bytes:
-            fix = "it is kept nowhere here: send it again when the operator has made room."
+            fix = "send it again when the operator has made room. The server has stored nothing."
             raise Later("E-DISK", "the disk of the server is full.", fix, DISK_S)
 
     def hang_up(self) -> None:
@@ -189,32 +196,32 @@ class Service:
             self._loop.call_soon_threadsafe(wake)
 
     def advanced(self, device: str) -> None:
-        """A device got on: it called, or a chunk of it came."""
+        """Note the progress of a device: a call, or a chunk."""
         self.progress_s[device] = time.monotonic()
 
     def present(self, devices: Collection[str], within_s: float) -> int:
-        """How many of these devices have called within that time, or wait for mail now."""
+        """Count the devices that have called within that time or wait for mail now."""
         since_s = time.monotonic() - within_s
         return sum(self.progress_s.get(device, 0.0) >= since_s or device in self._bells for device in devices)
 
     def delivered(self) -> None:
-        """Wake whoever waits for frames: ``deliveries`` has grown."""
+        """Wake the waiters for frames: ``deliveries`` has grown."""
         with self._arrived:
             self.deliveries += 1
             self._arrived.notify_all()
 
     def wait(self, seen: int, timeout_s: float) -> None:
-        """Wait until ``deliveries`` is not ``seen`` any more, or the time is over."""
+        """Wait until ``deliveries`` differs from ``seen``, or the time is over."""
         with self._arrived:
             self._arrived.wait_for(lambda: self.deliveries != seen, timeout_s)
 
     def drop_chunks(self, gone: list[str]) -> None:
-        """Remove the chunks of uploads that are over."""
+        """Remove the chunks of finished uploads."""
         for upload in gone:
             self.chunks.drop(upload)
 
     def free_bytes(self) -> int:
-        """Room on the disk of the folder, at most ``FRESH_S`` old."""
+        """Return the free bytes on the folder's disk, at most ``FRESH_S`` old."""
         free, at_s = self._free
         if not 0.0 <= time.monotonic() - at_s < FRESH_S:
             free = shutil.disk_usage(self.folder).free
@@ -222,7 +229,7 @@ class Service:
         return free
 
     def checks(self) -> dict[str, bool]:
-        """Whether this server can do its work: commit, hold the lease of its folder, take frames."""
+        """Check whether this server can do its work: commit, hold the lease of its folder, accept frames."""
         return {
             "database": not self.database.fault(),
             "lease": self.database.lease_left_s() > 0.0,
@@ -231,5 +238,5 @@ class Service:
 
     @property
     def waiting(self) -> int:
-        """Long polls at this moment."""
+        """Number of long polls at this moment."""
         return self._waiting

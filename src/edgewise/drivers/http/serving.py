@@ -1,4 +1,4 @@
-"""The HTTPS listener: uvicorn in a thread, with limits that hold before any of our routes is asked."""
+"""The HTTPS listener: uvicorn in a thread, with limits that hold before any route is called."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ KEEP_ALIVE_S = 75  # longer than a long poll, so that a device keeps its connect
 
 
 def protocol(limits: Limits) -> type[asyncio.Protocol]:
-    """uvicorn's HTTP/1.1 protocol that also ends connections whose request headers do not come in ``header_s``."""
+    """Make uvicorn's HTTP/1.1 protocol end connections whose request headers do not come within ``header_s``."""
 
     class Prompt(H11Protocol):
-        """HTTP/1.1 for callers that finish their headers."""
+        """HTTP/1.1 that closes connections without complete headers."""
 
         _late: asyncio.TimerHandle | None = None
 
@@ -50,7 +50,7 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
         def shutdown(self) -> None:
             super().shutdown()
             if self.cycle is None or self.cycle.response_complete:
-                self.transport.abort()  # nobody waits for an answer
+                self.transport.abort()  # no request is waiting for an answer
 
         def _watch(self) -> None:
             self._late = self.loop.call_later(limits.header_s, self.transport.abort)
@@ -64,15 +64,15 @@ def protocol(limits: Limits) -> type[asyncio.Protocol]:
 
 
 class _Uvicorn(uvicorn.Server):
-    """uvicorn whose TLS handshakes and farewells end in time too, and that ends long polls when it ends.
+    """A uvicorn server whose TLS handshakes and closings have a time limit, and which ends long polls when it stops.
 
-    ``leaving`` is called in the event loop when no connection is taken any more, and none is kept after its answer.
+    ``leaving`` is called in the event loop when no new connection is accepted and none is kept after its answer.
     """
 
     leaving: Callable[[], None] = staticmethod(lambda: None)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        asyncio.get_running_loop().call_soon(self.leaving)  # runs when the part above has been done
+        asyncio.get_running_loop().call_soon(self.leaving)  # runs after the code above
         await super().shutdown(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -96,20 +96,22 @@ class _Uvicorn(uvicorn.Server):
 
 
 class Listener:
-    """A listening server; use as a context manager.
+    """A listening server. Use as a context manager.
 
     Args:
-        app: what answers. host, port: where to listen; port 0 takes a free one (``port``). tls: None speaks plain HTTP,
-        on loopback only. ready_s: how long the start may take.
+        app: the ASGI application.
+        host, port: the address; port 0 takes a free one (``port``).
+        tls: None speaks plain HTTP, on loopback only.
+        ready_s: longest duration of the start.
     Raises:
-        TransportError: E-LISTEN where the address cannot be taken, or is not loopback and TLS is off.
+        TransportError: E-LISTEN where the address is in use, or is not loopback and TLS is off.
     """
 
     def __init__(
         self, app: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None, limits: Limits, ready_s: float = 10.0
     ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # With the protocol named, asyncio turns off Nagle's algorithm, which would hold answers back for 40 ms.
+        # With a named protocol, asyncio turns off Nagle's algorithm, which would delay answers by 40 ms.
         self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -148,7 +150,7 @@ class Listener:
         self.close()
 
     def close(self, leaving: Callable[[], None] = lambda: None) -> None:
-        """Stop: requests that are being answered get two seconds. ``leaving``: as in ``_Uvicorn``."""
+        """Stop. Requests in progress get two seconds. ``leaving``: as in ``_Uvicorn``."""
         self._server.leaving = leaving
         self._server.should_exit = True
         self._thread.join()

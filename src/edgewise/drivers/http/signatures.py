@@ -1,15 +1,15 @@
 """Signed requests: a strict profile of HTTP Message Signatures (RFC 9421) with Ed25519.
 
-A request carries five headers. All of them are needed, and no other form is read:
+A request carries five headers. All of them are required, and no other form is read:
 
     content-digest: sha-256=:BASE64:                         of the body, also of an empty one (RFC 9530)
-    edgewise-run, edgewise-round: RUN, 3                     what the request is about; `-` for none
+    edgewise-run, edgewise-round: RUN, 3                     subject of the request; `-` for none
     signature-input: sig=("@method" "@path" "@query" "content-digest" "edgewise-run" "edgewise-round" "edgewise-server")
         ;created=SECONDS;nonce="32 HEX";keyid="DEVICE";alg="ed25519";tag="edgewise/v1"      (one line)
     signature: sig=:BASE64:                                  over ``base``
 
-``edgewise-server``, the fingerprint of the server's key, is signed and not sent: each server puts its own name there,
-so a request for one server is a forgery at another. ``tag`` keeps these signatures apart from those of secure
+``edgewise-server``, the fingerprint of the server's key, is signed and not sent. Each server puts its own name there,
+so a request for one server has an invalid signature at another. ``tag`` separates these signatures from those of secure
 aggregation by the same key: no other message begins as ``base`` does.
 
 Source: RFC 9421, sections 2.5, 3.1 and 3.3.6. The signature base is tested with the RFC's own vector (B.2.6).
@@ -27,9 +27,9 @@ from edgewise.core.errors import TransportError
 from edgewise.crypto import sign
 from edgewise.drivers.http.identity import Identity
 
-TOLERANCE_S = 60  # between the clock of a device and that of the server
+TOLERANCE_S = 60  # the largest difference between the clocks of a device and of the server
 NONCE_BYTES = 16
-NONE = "-"  # run and round of a request that is about no run
+NONE = "-"  # run and round of a request without a run
 TAG = "edgewise/v1"
 COVERED = ("@method", "@path", "@query", "content-digest", "edgewise-run", "edgewise-round", "edgewise-server")
 _NAMES = " ".join(f'"{name}"' for name in COVERED)
@@ -47,7 +47,9 @@ _FIX = "enrol with `edgewise join`, and use the client of this version of edgewi
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a signature is on. ``path`` and ``query`` are as on the wire, percent-encoded. ``body``: its SHA-256."""
+    """The signed content of a request. ``path`` and ``query`` are as on the wire, percent-encoded. ``body``: its
+    SHA-256.
+    """
 
     method: str
     path: str
@@ -62,8 +64,11 @@ class Proof:
     """A request that its sender has signed.
 
     Attributes:
-        sender: the id of the key. nonce: 16 bytes, of this request alone. created_s: the sender's clock.
-        body: the SHA-256 that the body must have. run, round: as signed; None for none.
+        sender: the id of the key.
+        nonce: 16 bytes, of this request alone.
+        created_s: the sender's clock.
+        body: the SHA-256 that the body must have.
+        run, round: as signed; None for none.
     """
 
     sender: str
@@ -75,13 +80,13 @@ class Proof:
 
 
 def base(parts: Sequence[tuple[str, str]], parameters: str) -> bytes:
-    """The signature base of RFC 9421, section 2.5: one line for each covered part, then the parameters."""
+    """Build the signature base of RFC 9421, section 2.5: one line for each covered part, then the parameters."""
     lines = [f'"{name}": {value}' for name, value in parts]
     return "\n".join([*lines, f'"@signature-params": {parameters}']).encode()
 
 
 def digest_header(body: bytes) -> str:
-    """The value of ``content-digest`` for a body's SHA-256."""
+    """Format the value of ``content-digest`` for a body's SHA-256."""
     return f"sha-256=:{base64.b64encode(body).decode()}:"
 
 
@@ -94,7 +99,9 @@ def _base(request: Request, server: str, parameters: str) -> bytes:
 
 
 def headers(identity: Identity, request: Request, server: str, created_s: int, nonce: bytes) -> dict[str, str]:
-    """The headers that sign a request. ``nonce``: 16 fresh random bytes. ``server``: the fingerprint of its key."""
+    """Make the headers that sign a request. ``nonce``: 16 fresh random bytes. ``server``: the fingerprint of its
+    key.
+    """
     parameters = (
         f'({_NAMES});created={created_s};nonce="{nonce.hex()}";keyid="{identity.name}";alg="ed25519";tag="{TAG}"'
     )
@@ -109,7 +116,7 @@ def headers(identity: Identity, request: Request, server: str, created_s: int, n
 
 
 def sender(headers: Mapping[str, str]) -> str:
-    """The id that a request claims to be from, not checked yet; empty where it claims none."""
+    """Return the id that a request claims as sender, not checked yet; empty where it claims none."""
     given = _INPUT.fullmatch(headers.get("signature-input", ""))
     return given[3] if given else ""
 
@@ -124,12 +131,14 @@ def verify(
     """Check the headers of a request, before its body is read.
 
     Args:
-        request: method, path and query as they came. headers: by lower-case name.
-        key_of: the public key of a sender's id; None for a stranger.
+        request: method, path and query as they came.
+        headers: by lower-case name.
+        key_of: returns the public key of a sender's id; None for a stranger.
     Raises:
-        TransportError: E-SIGNATURE for anything but a valid signature of a known key; E-CLOCK where it was made more
+        TransportError: E-SIGNATURE for anything but a valid signature of a known key. E-CLOCK where it was made more
             than ``TOLERANCE_S`` from now, in either direction.
-    Guarantees: no state. Whether the nonce was used is for ``fleet.nonces``, and the body's digest for the reader.
+    Guarantees: no state. ``fleet.nonces`` checks whether the nonce was used, and the reader of the body checks its
+    digest.
     """
     found = {name: headers.get(name, "") for name in ("content-digest", "edgewise-run", "edgewise-round")}
     given, signed = (
@@ -164,5 +173,5 @@ def verify(
 
 
 def sha256(body: bytes | memoryview) -> bytes:
-    """Of a body."""
+    """Return the SHA-256 of a body."""
     return hashlib.sha256(body).digest()

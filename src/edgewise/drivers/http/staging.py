@@ -1,4 +1,4 @@
-"""Blobs on their way to the server from whoever submits a run: pieces are appended, and whole blobs wait for the run.
+"""Staged blobs of people who submit runs. Pieces are appended, and complete blobs wait for their run.
 
     GET /v1/staged/SHA256                      {"received": N}
     PUT /v1/staged/SHA256?offset=N&size=S      a piece; {"received": N + its bytes}
@@ -18,13 +18,13 @@ from pathlib import Path
 from edgewise.core.errors import StoreError, TransportError
 from edgewise.drivers.storage.files import FOLDER, discard, for_owner, is_blob
 
-MOST_BYTES = 2**36  # of all that waits here
+MOST_BYTES = 2**36  # the largest size of all staged blobs together
 KEPT_S = 86400.0
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Staging:
-    """The staged blobs in ``folder``; a file is ``DIGEST`` when it is whole, ``DIGEST.part`` before."""
+    """The staged blobs in ``folder``. A complete blob is the file ``DIGEST``, an incomplete one ``DIGEST.part``."""
 
     def __init__(self, folder: Path, now_s: Callable[[], float]) -> None:
         self._folder, self._lock = folder, threading.Lock()
@@ -35,24 +35,34 @@ class Staging:
                     discard(path)
 
     def received(self, digest: str) -> int:
-        """Bytes of a blob that are here. Raises TransportError(E-REQUEST) for what is no digest."""
-        whole, part = self._paths(digest)
-        return next((path.stat().st_size for path in (whole, part) if path.exists()), 0)
+        """Return the number of a blob's bytes that are here.
+
+        Raises:
+            TransportError: E-REQUEST for text that is no digest.
+        """
+        complete, part = self._paths(digest)
+        return next((path.stat().st_size for path in (complete, part) if path.exists()), 0)
 
     def put(self, digest: str, offset: int, size: int, piece: bytes) -> int:
-        """Append a piece; returns what is here now.
+        """Append a piece, and return the number of bytes that are here now.
 
-        Raises TransportError: E-OFFSET where it does not begin where the blob here ends; E-QUOTA; E-BLOB where all
-        bytes are here and are not those of the digest; StoreError(E-DISK).
+        Raises:
+            TransportError: E-OFFSET where the piece does not begin at the end of the blob's bytes here. E-QUOTA. E-BLOB
+                where all bytes are here and have another digest.
+            StoreError: E-DISK.
         """
-        whole, part = self._paths(digest)
+        complete, part = self._paths(digest)
         with self._lock:
             here = self.received(digest)
-            if offset != here or whole.exists() or not piece or offset + len(piece) > size:
+            if offset != here or complete.exists() or not piece or offset + len(piece) > size:
                 what = f"a piece for byte {offset}; the server has {here} of {size} bytes."
-                raise TransportError("E-OFFSET", what, "ask how much it has, and go on from there.")
+                raise TransportError("E-OFFSET", what, "ask how much it has, and continue from there.")
             if self._taken() + len(piece) > MOST_BYTES:
-                raise TransportError("E-QUOTA", "too much waits to be submitted.", "submit it, or wait a day.")
+                raise TransportError(
+                    "E-QUOTA",
+                    "the server's room for blobs that wait for their run is used up.",
+                    "submit the run of staged blobs, or wait a day.",
+                )
             try:
                 with open(part, "ab", opener=for_owner) as f:
                     f.write(piece)
@@ -62,23 +72,27 @@ class Staging:
                 if not is_blob(part, digest):
                     discard(part)
                     raise TransportError("E-BLOB", f"the bytes are not those of {digest:.12}.", "send it again.")
-                part.replace(whole)
+                part.replace(complete)
         return offset + len(piece)
 
     def take(self, digest: str) -> bytes:
-        """A whole blob. Raises TransportError(E-BLOB) where it is not here, or damaged and has to be sent again."""
-        whole, _ = self._paths(digest)
+        """Return a complete blob.
+
+        Raises:
+            TransportError: E-BLOB where it is not here, or is damaged and must be sent again.
+        """
+        complete, _ = self._paths(digest)
         try:
-            raw = whole.read_bytes()
+            raw = complete.read_bytes()
         except OSError:
             raise TransportError("E-BLOB", f"blob {digest:.12} was not sent.", "send it, and submit again.") from None
-        if hashlib.sha256(raw).hexdigest() != digest:  # nobody waited for the disk when it came
-            discard(whole)
+        if hashlib.sha256(raw).hexdigest() != digest:  # its bytes were not forced to the disk when it came
+            discard(complete)
             raise TransportError("E-BLOB", f"blob {digest:.12} is damaged here.", "send it, and submit again.")
         return raw
 
     def drop(self, digest: str) -> None:
-        """A blob is not needed here any more."""
+        """Remove a blob that is not needed here any more."""
         discard(self._paths(digest)[0])
 
     def _taken(self) -> int:

@@ -1,10 +1,10 @@
-"""Enrolment tokens: what an operator hands to the owner of a device.
+"""Enrolment tokens, which an operator gives to the owners of devices.
 
     fedtok1_ + base32(id 8 bytes, secret 16, fingerprint of the server's key 16, checksum 4), lower case
 
-The fingerprint lets the device check the server before it sends anything, so nothing is trusted on first use. The
-checksum (the first bytes of a SHA-256) finds typing errors before anybody is asked. The server stores the SHA-256 of
-the secret; 128 random bits need no slow hash.
+The device uses the fingerprint to check the server before it sends anything, so nothing is trusted on first use. The
+checksum (the first bytes of a SHA-256) finds typing errors before any request is sent. The server stores the SHA-256 of
+the secret. 128 random bits need no slow hash.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Token:
     """An enrolment token.
 
     Attributes:
-        id: 16 hexadecimal characters, which lists of tokens show. secret: 16 bytes.
+        id: 16 hexadecimal characters, shown in lists of tokens.
+        secret: 16 bytes.
         server: the fingerprint of the server's key, as in ``identity``.
     """
 
@@ -38,12 +39,12 @@ class Token:
 
     @property
     def digest(self) -> bytes:
-        """What the server stores of the secret, 32 bytes."""
+        """The hash of the secret that the server stores, 32 bytes."""
         return hashlib.sha256(b"edgewise/token/v1" + self.secret).digest()
 
     @property
     def text(self) -> str:
-        """The token as it is shown, once, to whoever hands it on."""
+        """The token as text. It is shown once, to the operator."""
         body = bytes.fromhex(self.id) + self.secret + bytes.fromhex(self.server)
         return PREFIX + base64.b32encode(body + _checksum(body)).decode().rstrip("=").lower()
 
@@ -53,14 +54,15 @@ def _checksum(body: bytes) -> bytes:
 
 
 def make(server: str) -> Token:
-    """A fresh token for the server of this fingerprint."""
+    """Make a fresh token for the server of this fingerprint."""
     return Token(secrets.token_hex(_ID), secrets.token_bytes(_SECRET), server)
 
 
 def parse(text: str) -> Token:
-    """Read a token. Spaces and line breaks around it do not matter; everything else must be exact.
+    """Read a token. Spaces and line breaks around it do not matter. Everything else must be exact.
 
-    Raises TransportError(E-TOKEN) for anything that ``Token.text`` does not give.
+    Raises:
+        TransportError: E-TOKEN for text that ``Token.text`` does not give.
     """
     text = text.strip()
     body = text.removeprefix(PREFIX)
