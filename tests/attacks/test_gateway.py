@@ -199,15 +199,15 @@ def test_nobody_seals_to_a_key_that_the_gateway_did_not_sign(
 ) -> None:
     plan = plan_of(server)
     helper = connect(plan)
-    name, said = helper._link.home.server, helper.said
-    assert share_keys.checked(said, "helper", plan.run, name) == helper.key
+    name, signed = helper._link.home.server, helper.statement
+    assert share_keys.checked(signed, "helper", plan.run, name) == helper.key
     forged = msgspec.to_builtins(share_keys.made(server, "helper", plan.run, helper.key))
     for wrong, run, by in (
-        (forged, plan.run, name), (said, "0" * 64, name), (said, plan.run, server.name),
-        ({**said, "key": "00" * 32}, plan.run, name), ({}, plan.run, name), ({**said, "more": ""}, plan.run, name),
+        (forged, plan.run, name), (signed, "0" * 64, name), (signed, plan.run, server.name),
+        ({**signed, "key": "00" * 32}, plan.run, name), ({}, plan.run, name), ({**signed, "more": ""}, plan.run, name),
     ):  # fmt: skip
         assert code(share_keys.checked, wrong, "helper", run, by) == "E-SERVER-KEY"
-    assert code(share_keys.checked, said, "leader", plan.run, name) == "E-SERVER-KEY"
+    assert code(share_keys.checked, signed, "leader", plan.run, name) == "E-SERVER-KEY"
 
 
 def test_nothing_on_the_gateways_disk_opens_a_batch_again(

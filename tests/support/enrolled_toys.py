@@ -140,7 +140,7 @@ def helped_by(
     keys = listing(server, toy.trainer.devices())
     with RemoteHelper.connect(name, url, server.service.identity, toy.plan, keys, patience_s) as helper:
         registry = roster.parse(keys, toy.plan.facts.population).get
-        trust = replace(toy.trust, registry=registry, helper=checked(helper.said, HELPER, toy.plan.run, name))
+        trust = replace(toy.trust, registry=registry, helper=checked(helper.statement, HELPER, toy.plan.run, name))
         yield replace(toy, trust=trust), helper
 
 

@@ -50,7 +50,7 @@ def named(modules: Iterable[str]) -> tuple[ExtensionPackage, ...]:
         points = [point for point in metadata.entry_points(group=GROUP) if point.module == module]
         if not points or points[0].dist is None:
             what = f"{module} is the entry point of no installed package, and a server sends no code to devices."
-            fix = f'put it into a package with [project.entry-points."{GROUP}"], and install that here and there.'
+            fix = f'put it into a package with [project.entry-points."{GROUP}"], and install it on all machines.'
             raise RecipeError("E-EXTENSION", what, fix)
         name = points[0].dist.name
         found[name] = ExtensionPackage(name=name, sha256=digest(name))
@@ -82,8 +82,8 @@ def catalogue(
     made = replace(with_extensions(modules), packages=tuple(packages))
     if made.trainer is not None:
         return made
-    own = [ExtensionPackage(name=name, sha256=(allowed or {})[name]) for name in always]
-    more = [module for package in own for module in _checked(package, allowed) if module not in modules]
+    trainer_packages = [ExtensionPackage(name=name, sha256=(allowed or {})[name]) for name in always]
+    more = [module for package in trainer_packages for module in _checked(package, allowed) if module not in modules]
     return replace(made, trainer=with_extensions(more).trainer) if more else made
 
 
@@ -96,19 +96,21 @@ def _checked(package: ExtensionPackage, allowed: Mapping[str, str] | None) -> li
     name, wanted = package.name, package.sha256
     if allowed is not None and name not in allowed:
         what = f"the run uses parts of the package {name}, which the owner of this machine does not allow."
-        raise RecipeError("E-PACKAGE", what, f'look at it, install it, and allow it by its digest, "{wanted}".')
+        raise RecipeError("E-PACKAGE", what, f'read its code, install it, and allow its digest, "{wanted}".')
     if allowed is not None and allowed[name] != wanted:
         what = (
             f"the run uses the package {name} with digest {wanted}; the owner of this machine allows {allowed[name]}."
         )
-        raise RecipeError("E-PACKAGE", what, "look at what changed, install that version, and allow its digest.")
+        raise RecipeError("E-PACKAGE", what, "read the changes, install that version, and allow its digest.")
     found = _distribution(name)
     if found is None:
         what = f"the run uses parts of the package {name}, which is not installed here."
         raise RecipeError("E-PACKAGE", what, f"install the version with digest {wanted}.")
     if (here := _digest(_files(found))) != wanted:
-        what = f"the run uses the package {name} with digest {wanted}; the one that is installed here has {here}."
-        raise RecipeError("E-PACKAGE", what, "install the same version on all machines; leave its files as they are.")
+        what = f"the run uses the package {name} with digest {wanted}; the installed one has {here}."
+        raise RecipeError(
+            "E-PACKAGE", what, "install the same version on all machines, and leave its files as they are."
+        )
     points = _modules(name)
     if not points:
         what = f"the package {name} has no entry point in {GROUP}."
@@ -127,7 +129,7 @@ def _check_origin(name: str, module: str, files: Collection[str]) -> None:
     origin = "" if spec is None or spec.origin is None else spec.origin
     if str(Path(origin).resolve()) not in files:
         what = f"Python finds {module} at {origin or 'no place'}, and not among the files of the package {name}."
-        raise RecipeError("E-PACKAGE", what, "install the package from a wheel, and rename what hides its module.")
+        raise RecipeError("E-PACKAGE", what, "install the package from a wheel, and rename the module that hides it.")
 
 
 def _distribution(name: str) -> metadata.Distribution | None:
@@ -143,18 +145,18 @@ def _modules(name: str) -> list[str]:
 
 
 def _files(package: metadata.Distribution) -> list[tuple[str, Path]]:
-    own = [
-        one
-        for one in package.files or []
-        if _COMPILED not in one.parts and not any(part.endswith(".dist-info") for part in one.parts)
+    files = [
+        file
+        for file in package.files or []
+        if _COMPILED not in file.parts and not any(part.endswith(".dist-info") for part in file.parts)
     ]
-    if not own:
+    if not files:
         raise RecipeError("E-EXTENSION", f"{package.name} does not list its files.", "install it from a wheel.")
-    return [(one.as_posix(), Path(str(one.locate()))) for one in own]
+    return [(file.as_posix(), Path(str(file.locate()))) for file in files]
 
 
 def _digest(files: Iterable[tuple[str, Path]]) -> str:
-    whole = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name, path in sorted(files):
         try:
             with open(path, "rb") as f:
@@ -163,5 +165,5 @@ def _digest(files: Iterable[tuple[str, Path]]) -> str:
             raise RecipeError(
                 "E-EXTENSION", f"{path} of a package cannot be read: {e.strerror}.", "install it again."
             ) from None
-        whole.update(f"{name}\0{found}\n".encode())
-    return whole.hexdigest()
+        hasher.update(f"{name}\0{found}\n".encode())
+    return hasher.hexdigest()

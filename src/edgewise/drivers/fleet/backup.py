@@ -74,11 +74,13 @@ def save(folder: Path, to: Path, now_s: float) -> Manifest:
         StoreError: E-FILE-EXISTS, E-DISK, and E-CHECKPOINT where a database is damaged.
     """
     if (folder / home.KEY).is_file() and (folder / DATABASE).is_file():
-        what = f"{folder} is a gateway's: from an older copy it could open a sum twice, which it would have forgotten."
-        fix = "keep no copy. Where it is lost, make another one (`edgewise gateway join`) and submit its runs anew."
+        what = f"{folder} belongs to a gateway. From an older copy it could open a sum twice."
+        fix = "keep no copy. If it is lost, make another gateway (`edgewise gateway join`) and submit its runs again."
         raise TransportError("E-IDENTITY", what, fix)
     if not (folder / "server.key").is_file() or not (folder / DATABASE).is_file():
-        raise TransportError("E-IDENTITY", f"{folder} is not the folder of a server.", "name that of `edgewise serve`.")
+        raise TransportError(
+            "E-IDENTITY", f"{folder} is not the folder of a server.", "name the folder of `edgewise serve`."
+        )
     with _whole(to) as part:
         for name in KEYS:
             if (folder / name).is_file():
@@ -147,7 +149,7 @@ def check(backup: Path) -> Manifest:
         wrong = sorted(
             name for name in found.keys() | manifest.files.keys() if found.get(name) != manifest.files.get(name)
         )
-        raise StoreError("E-BACKUP", f"{backup}: {wrong[0]} is not what was saved.", fix)
+        raise StoreError("E-BACKUP", f"{backup}: {wrong[0]} has changed since it was saved.", fix)
     return manifest
 
 

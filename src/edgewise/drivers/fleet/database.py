@@ -172,7 +172,7 @@ class Database:
         row = self._lease(c)
         if row is None or row.number != self._number:
             raise StoreError(
-                "E-LEASE", "another server has taken over this database.", "stop this one; the other one goes on."
+                "E-LEASE", "another server has taken over this database.", "stop this server. The other one continues."
             )
         if not 0.0 <= now - self._renewed_s < RENEW_S:
             c.execute(LEASES.update().where(LEASES.c.name == _WRITER).values(until_s=now + LEASE_S))
@@ -257,10 +257,10 @@ def _reason(e: BaseException) -> str:
     """Return SQLite's first message. On a full disk it ends the whole transaction, and the savepoint's end fails
     after it.
     """
-    first, before = e, e.__context__
-    while before is not None:
-        first, before = (before if isinstance(before, sa.exc.DatabaseError) else first), before.__context__
-    return str(getattr(first, "orig", first))
+    error, context = e, e.__context__
+    while context is not None:
+        error, context = (context if isinstance(context, sa.exc.DatabaseError) else error), context.__context__
+    return str(getattr(error, "orig", error))
 
 
 def _closing() -> StoreError:

@@ -1,6 +1,6 @@
 """The durable memory of a gateway: the runs for which it is the second server, and the replay store of each.
 
-    record = HelpedRun(database, blobs, run)        port ``local_helper.Record``
+    record = HelpedRun(database, blobs, run)        port ``local_helper.HelperRecord``
 
 Every step is one transaction, and it is on the disk before its answer leaves. Tickets are stored as they came, sealed
 to the run's own key. The transaction that opens their batch deletes them, when the share that opens it is on the disk.
@@ -21,7 +21,7 @@ from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.tables import HELPED, TICKETS
-from edgewise.drivers.simulation.local_helper import Answer, Kept
+from edgewise.drivers.simulation.local_helper import HelperMemory, TicketAnswer
 from edgewise.drivers.storage.blobs import Blobs
 
 LIMIT_BYTES = 2**20  # the largest invitation
@@ -74,8 +74,8 @@ class HelpedRun:
         self._database, self._blobs, self._run = database, blobs, run
         self._mine = TICKETS.c.run == run
 
-    def load(self) -> Kept:
-        """See Record.
+    def load(self) -> HelperMemory:
+        """See HelperRecord.
 
         Raises:
             StoreError: E-CHECKPOINT where the share of a batch is missing.
@@ -83,16 +83,16 @@ class HelpedRun:
         with self._database.read() as c:
             row = c.execute(sa.select(HELPED).where(HELPED.c.run == self._run)).one()
             rows = c.execute(sa.select(TICKETS).where(self._mine)).all()
-        answers = [Answer(t.digest, t.code, t.ticket) for t in rows if t.attempt == row.attempt]
+        answers = [TicketAnswer(t.digest, t.code, t.ticket) for t in rows if t.attempt == row.attempt]
         ids = {t.id for t in rows if not t.code and not t.ticket}
         invite = frame.from_server(row.invite, LIMIT_BYTES) if row.invite else None
         if invite is not None and not isinstance(invite, Invite):
             raise StoreError("E-CHECKPOINT", f"round of {self._run:.12} is damaged.", "restore it from a backup.")
         batch = (frozenset(json.loads(row.batch)), self._blobs.get(row.share)) if row.batch else None
-        return Kept(ids, None if row.opened < 0 else row.opened, invite, answers, batch)
+        return HelperMemory(ids, None if row.opened < 0 else row.opened, invite, answers, batch)
 
     def begin(self, invite: Invite) -> None:
-        """See Record."""
+        """See HelperRecord."""
         raw = frame.dump(invite)
 
         def change(c: sa.Connection) -> set[str]:
@@ -107,8 +107,8 @@ class HelpedRun:
 
         self._blobs.sweep(self._database.write(change))
 
-    def answer(self, answer: Answer, id: bytes) -> None:
-        """See Record."""
+    def answer(self, answer: TicketAnswer, id: bytes) -> None:
+        """See HelperRecord."""
 
         def change(c: sa.Connection) -> None:
             attempt = c.execute(sa.select(HELPED.c.attempt).where(HELPED.c.run == self._run)).scalar_one()
@@ -121,7 +121,7 @@ class HelpedRun:
         self._database.write(change)
 
     def open(self, round: int, devices: Collection[DeviceId], share: bytes) -> None:
-        """See Record."""
+        """See HelperRecord."""
         digest = self._blobs.put(share)
         self._blobs.sync()
         names = json.dumps(sorted(devices))

@@ -27,7 +27,7 @@ _kind: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(msgspec.defstruct(
 
 
 @dataclass(frozen=True, slots=True)
-class Letter:
+class MailboxLetter:
     """A frame in a mailbox.
 
     Attributes:
@@ -94,7 +94,7 @@ def post(c: sa.Connection, device: str, raw: bytes, message: frame.FromServer, n
     return _insert(c, place, digest, len(raw), "", raw, now_s)
 
 
-def next_letter(c: sa.Connection, device: str, after: int) -> Letter | None:
+def next_letter(c: sa.Connection, device: str, after: int) -> MailboxLetter | None:
     """Return the oldest frame in a device's inbox with a number above ``after``."""
     query = sa.select(MAIL).where(MAIL.c.device == device, sa.not_(MAIL.c.inbound), MAIL.c.number > after)
     row = c.execute(query.order_by(MAIL.c.number).limit(1)).first()
@@ -135,13 +135,13 @@ def accept(c: sa.Connection, message: frame.FromDevice, raw: bytes, digest: byte
     return _insert(c, place, digest, len(raw), upload, body, now_s)
 
 
-def arrivals(c: sa.Connection, run: str, after: int, limit: int = 1) -> list[Letter]:
+def arrivals(c: sa.Connection, run: str, after: int, limit: int = 1) -> list[MailboxLetter]:
     """List the sealed frames from devices for a run, in order, with numbers above ``after``."""
     query = sa.select(MAIL).where(MAIL.c.inbound, MAIL.c.run == run, MAIL.c.number > after)
     return [_letter(row) for row in c.execute(query.order_by(MAIL.c.number).limit(limit))]
 
 
-def opened(letter: Letter, key: bytes, chunks: spool.Chunks, chunk_bytes: int) -> bytes:
+def opened(letter: MailboxLetter, key: bytes, chunks: spool.Chunks, chunk_bytes: int) -> bytes:
     """Open the frame of a letter from a device. Raises DecodeError(E-SEAL), StoreError(E-CHECKPOINT)."""
     if not letter.upload:
         place = _place(True, letter.run, letter.round, letter.device, letter.phase)
@@ -230,5 +230,7 @@ def _insert(
     return int(done[0])
 
 
-def _letter(row: Any) -> Letter:
-    return Letter(row.number, row.run, row.round, row.device, row.phase, row.size, row.upload, row.at_s, row.body)
+def _letter(row: Any) -> MailboxLetter:
+    return MailboxLetter(
+        row.number, row.run, row.round, row.device, row.phase, row.size, row.upload, row.at_s, row.body
+    )

@@ -34,6 +34,6 @@ def spend(c: sa.Connection, proof: Proof, now_s: float) -> None:
     digest = hashlib.sha256(proof.sender.encode() + proof.nonce).digest()
     row = upsert(NONCES).values(digest=digest, created_s=proof.created_s).on_conflict_do_nothing()
     if not c.execute(row).rowcount:
-        raise TransportError("E-REPLAY", "this very request has come before.", "sign every attempt anew.")
+        raise TransportError("E-REPLAY", "this request was accepted before.", "sign every attempt again.")
     if digest[0] == 0:  # one request in 256 sweeps the table
         c.execute(NONCES.delete().where(NONCES.c.created_s < now_s - _KEEP_S))

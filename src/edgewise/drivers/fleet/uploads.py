@@ -64,7 +64,9 @@ def begin(
     if row is None:
         is_open = c.execute(sa.select(sa.func.sum(UPLOADS.c.size)).where(UPLOADS.c.device == device)).scalar() or 0
         if not 0 < size <= room.frame or is_open + size > OPEN_BYTES:
-            what = f"a frame of {size} bytes; {room.frame} are allowed, and {OPEN_BYTES} in all uploads of a device."
+            what = (
+                f"the frame has {size} bytes. A frame may have {room.frame}, and all uploads of a device {OPEN_BYTES}."
+            )
             raise TransportError("E-QUOTA", what, "send less (a smaller rung, fewer segments).")
         if (c.execute(sa.select(sa.func.sum(UPLOADS.c.size))).scalar() or 0) + size > room.spool:
             raise TransportError(
@@ -97,11 +99,11 @@ def check_chunk(upload: Upload, offset: int, size: int) -> None:
             (for the last one: the rest).
     """
     if offset != upload.received:
-        what = f"a chunk for byte {offset}; the server has {upload.received} bytes."
+        what = f"the chunk begins at byte {offset}, but the server has {upload.received} bytes."
         raise TransportError("E-OFFSET", what, "ask how much it has, and continue from there.")
     if size != min(upload.chunk, upload.size - offset) or size == 0:
-        what = f"a chunk of {size} bytes; chunks have {upload.chunk}, and the last one has the rest."
-        raise TransportError("E-QUOTA", what, "cut the frame as the server said.")
+        what = f"the chunk has {size} bytes. Chunks have {upload.chunk}, and the last one has the rest."
+        raise TransportError("E-QUOTA", what, "cut the frame into chunks of that size.")
 
 
 def advance(c: sa.Connection, upload: Upload, size: int) -> int:
@@ -128,7 +130,7 @@ def assembled(upload: Upload, key: bytes, chunks: spool.Chunks) -> bytes:
         raise TransportError("E-OFFSET", what, "send the rest first.")
     raw = chunks.whole(key, upload.id, -(-upload.size // upload.chunk))
     if hashlib.sha256(raw).digest() != upload.digest:
-        raise TransportError("E-BLOB", "the uploaded bytes are not those announced.", "begin the upload anew.")
+        raise TransportError("E-BLOB", "the uploaded bytes are not those announced.", "begin the upload again.")
     return raw
 
 

@@ -163,7 +163,7 @@ def _named() -> Iterator[None]:
         raise
     except Exception as e:  # boundary: foreign code
         LOG.warning("no part in a round", exc_info=e)
-        fix = "see the log for the whole traceback, and mend it there."
+        fix = "correct that code. The log has the traceback."
         raise TrainingError("E-TRAIN", f"code of this device failed: {type_and_line(e)}.", fix) from e
 
 

@@ -50,7 +50,7 @@ def pin(server: str, public: bytes, authority: bytes, nonce: bytes, signature: b
         raise TransportError(
             "E-SERVER-KEY",
             "the server at this address is not the one that the enrolment token names.",
-            "check the address. If it is right, somebody is in between, or the server was set up anew.",
+            "check the address. If it is right, somebody intercepts the connection, or the server was set up again.",
         )
 
 

@@ -117,7 +117,7 @@ class HttpCohort:
             if self._halted():
                 raise Halted
             self._settle()
-            seen = service.deliveries
+            deliveries = service.deliveries
             if (arrived := self._next()) is not None:
                 return arrived
             if self._lost or self._find_lost():
@@ -125,7 +125,7 @@ class HttpCohort:
             left_s = until_s - time.monotonic()
             if left_s <= 0.0:
                 return None
-            service.wait(seen, min(left_s, LOOK_S))
+            service.wait(deliveries, min(left_s, LOOK_S))
 
     def close_round(self, keep: Collection[DeviceId] = ()) -> None:
         """See Cohort. Without ``keep`` the round's key is destroyed, and with it all frames that are stored here."""

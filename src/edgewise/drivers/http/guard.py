@@ -100,7 +100,7 @@ class Guard:
         self._service.attach()
         visit = Visit(scope["method"])
         outgoing = _Outgoing(send, self._service.limits.stall_s, visit)
-        held, holder = 0, ""
+        reserved_bytes, holder = 0, ""
         try:
             rule, length = self._admit(scope, visit)
             found = await self._identify(scope, rule, visit)
@@ -110,7 +110,7 @@ class Guard:
                 self._service.gate.member(found.member.id, length, time.monotonic())
             holder = found.member.id if found.member is not None else ""
             self._service.gate.hold(holder, length)
-            held = length
+            reserved_bytes = length
             body, digest = await self._body(receive, length, found)
             visit.received = length
             if found.proof is not None and not hmac.compare_digest(digest, found.proof.body):
@@ -128,8 +128,8 @@ class Guard:
             self._service.meter.fault(visit, e)
             await self._refuse(failed(), scope, receive, outgoing)
         finally:
-            if held:
-                self._service.gate.release(holder, held)
+            if reserved_bytes:
+                self._service.gate.release(holder, reserved_bytes)
             self._service.meter.note(visit)
 
     async def _refuse(self, error: EdgewiseError, scope: Scope, receive: Receive, outgoing: _Outgoing) -> None:
@@ -145,7 +145,7 @@ class Guard:
         raw_path: bytes = scope.get("raw_path", b"").partition(b"?")[0]
         path = raw_path.decode("latin-1")
         if path != scope["path"] or (rule := rules.matched(scope["method"], path, self._rules)) is None:
-            what = "the server has nothing at this path for this method."  # a path may be any text
+            what = "the server has no route at this path for this method."  # a path may be any text
             raise TransportError("E-ROUTE", what, "`/openapi.json` lists all routes.")
         visit.route = rule.path
         if rule.roles == rules.LOCAL and not _is_local(address, scope):
@@ -159,7 +159,7 @@ class Guard:
         for raw_name, value in scope["headers"]:
             if (name := raw_name.decode("latin-1")) in _SIGNED:
                 if name in headers:
-                    raise TransportError("E-SIGNATURE", f"two headers {name}.", "send each once.")
+                    raise TransportError("E-SIGNATURE", f"the request has two headers {name}.", "send each once.")
                 headers[name] = value.decode("latin-1")
         where = (scope["method"], scope["path"], scope["query_string"].decode("latin-1"))
         server, now_s = self._service.identity.name, self._service.now_s()
@@ -211,7 +211,7 @@ class Guard:
                 async with asyncio.timeout(limits.stall_s):
                     message = await receive()
             except TimeoutError:
-                raise TransportError("E-STALL", f"no byte for {limits.stall_s:g} s.", "send it again.") from None
+                raise TransportError("E-STALL", f"no byte came for {limits.stall_s:g} s.", "send it again.") from None
             if message["type"] != "http.request":
                 raise TransportError("E-STALL", "the connection broke off.", "send it again.")
             part: bytes = message.get("body", b"")
@@ -220,7 +220,7 @@ class Guard:
             size += len(part)
             passed = time.monotonic() - begun
             if passed > limits.stall_s and size < limits.slowest * (passed - limits.stall_s):
-                raise TransportError("E-STALL", f"{size} bytes in {passed:.0f} s.", "use a faster link.")
+                raise TransportError("E-STALL", f"only {size} bytes came in {passed:.0f} s.", "use a faster link.")
             if found.member is not None:
                 now = await self._service.member(found.member.id)
                 if now is not None and now.status == REVOKED:
@@ -228,7 +228,7 @@ class Guard:
             if not message.get("more_body", False):
                 break
         if size != length:
-            raise TransportError("E-STALL", f"{size} of {length} bytes came.", "send it again.")
+            raise TransportError("E-STALL", f"only {size} of {length} bytes came.", "send it again.")
         return b"".join(parts), digest.digest()
 
 
@@ -251,8 +251,10 @@ class _Outgoing:
 
 def failed() -> TransportError:
     """Make the error that a caller gets for a fault of the server."""
-    what = "the server failed at this request; its log says where."
-    return TransportError("E-SERVER", what, "try again; if it stays, tell the operator (header edgewise-request).")
+    what = "the server failed at this request. Its log has the details."
+    return TransportError(
+        "E-SERVER", what, "try again. If the fault stays, tell the operator the header edgewise-request."
+    )
 
 
 def _replayed(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]:
@@ -268,13 +270,15 @@ def _replayed(body: bytes, receive: Receive) -> Callable[[], Awaitable[Message]]
 def _length(scope: Scope, rule: Rule) -> int:
     headers = dict(scope["headers"])
     if b"transfer-encoding" in headers:
-        raise TransportError("E-REQUEST", "a body without an announced length.", "send content-length.")
+        raise TransportError(
+            "E-REQUEST", "the request does not announce the length of its body.", "send content-length."
+        )
     text = headers.get(b"content-length", b"0")
     if not text.isdigit() or len(text) > 15:
         raise TransportError("E-REQUEST", "content-length is not a number.", "send it as a number of bytes.")
     if int(text) > rule.body_bytes:
-        what = f"a body of {int(text)} bytes; {rule.method} {rule.path} takes {rule.body_bytes}."
-        raise TransportError("E-QUOTA", what, "send less; large frames go in chunks (`/v1/uploads`).")
+        what = f"the body has {int(text)} bytes, but {rule.method} {rule.path} takes at most {rule.body_bytes}."
+        raise TransportError("E-QUOTA", what, "send less, or send a large frame in chunks (`/v1/uploads`).")
     return int(text)
 
 

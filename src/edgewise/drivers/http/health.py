@@ -27,10 +27,10 @@ class Health:
         return PlainTextResponse("ok\n")
 
     async def ready(self, request: Request) -> Response:
-        """Answer whether the server can accept frames; otherwise status 503, and a load balancer sends devices
-        elsewhere.
+        """Answer whether the server can accept frames. Otherwise the status is 503, and a load balancer picks
+        another server.
         """
         checks = await self._service.aside(self._service.checks)
         sound = all(checks.values())
-        body = {"ready": sound, "checks": {name: "ok" if held else "failed" for name, held in checks.items()}}
+        body = {"ready": sound, "checks": {name: "ok" if passed else "failed" for name, passed in checks.items()}}
         return JSONResponse(body, 200 if sound else 503)

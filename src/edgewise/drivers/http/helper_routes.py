@@ -181,7 +181,9 @@ class HelperPlane:
             raw, signature, keys = wanted.facts.encode(), bytes.fromhex(wanted.signature), bytes.fromhex(wanted.roster)
             spec = Spec.of(wanted.layout)
         except (msgspec.ValidationError, ValueError) as e:
-            raise TransportError("E-REQUEST", f"not the facts of a run: {e}.", "see the transport page.") from None
+            raise TransportError(
+                "E-REQUEST", f"the request does not hold the facts of a run: {e}.", "see the transport page."
+            ) from None
         known = self._known(run)
         if known is None or (known.facts, known.layout, known.roster) != (raw, wanted.layout, keys):
             new = Enlisted(run, raw, signature, wanted.layout, keys, secrets.token_bytes(32))

@@ -216,13 +216,13 @@ class Link:
             received = int(state["received"])
         return upload
 
-    def download(self, digest: str, folder: Path, most: int) -> Path:
+    def download(self, digest: str, folder: Path, limit_bytes: int) -> Path:
         """Download a published blob into a folder, under its digest. Continues where an earlier attempt broke off.
 
         Args:
             digest: the digest from the server. Any other text is refused, because it would be a path of the server's
                 choice.
-            most: the largest allowed size in bytes. Bytes beyond it are not stored.
+            limit_bytes: the largest allowed size. Bytes beyond it are not stored.
         Raises:
             TransportError: E-BLOB where ``digest`` is no digest, the server has no such blob, the blob is too large, or
                 its bytes have another digest.
@@ -233,14 +233,14 @@ class Link:
         if is_blob(path, digest):
             return path
         folder.mkdir(parents=True, exist_ok=True)
-        self._attempts(lambda: self._continue(digest, part, most))
+        self._attempts(lambda: self._continue(digest, part, limit_bytes))
         if not is_blob(part, digest):
             discard(part)
             raise TransportError("E-BLOB", f"the server sent other bytes than {digest}.", "try again.")
         part.replace(path)
         return path
 
-    def _continue(self, digest: str, part: Path, most: int) -> None:
+    def _continue(self, digest: str, part: Path, limit_bytes: int) -> None:
         """Try once to get the rest of a blob."""
         have = part.stat().st_size if part.exists() else 0
         begun = time.monotonic()
@@ -260,9 +260,9 @@ class Link:
                     piece
                 ) in answer.iter_raw():  # written as it comes, because unwritten bytes are lost with the connection
                     got += len(piece)
-                    if size + got > most:
+                    if size + got > limit_bytes:
                         f.truncate(0)
-                        raise TransportError("E-BLOB", f"{digest} has more than {most} bytes.", "leave the run.")
+                        raise TransportError("E-BLOB", f"{digest} has more than {limit_bytes} bytes.", "leave the run.")
                     f.write(piece)
         self.speed.down.note(got, time.monotonic() - begun)
 

@@ -114,7 +114,9 @@ class DataPlane:
         digest, size = _announced(wanted)
         service.check_room(min(size, service.limits.frame_bytes))
         if proof.run is None or proof.round is None:
-            raise TransportError("E-REQUEST", "an upload is for a run and a round.", "sign for both.")
+            raise TransportError(
+                "E-REQUEST", "the request does not name the run and the round of the upload.", "sign for both."
+            )
         run, round = proof.run, proof.round
         room = Room(service.limits.frame_bytes, service.limits.spool_bytes)
         begun = await self._service.once(

@@ -43,7 +43,7 @@ class Rule:
 
     @property
     def changes(self) -> bool:
-        """Whether a replay of the request would change anything. Its nonce is then spent with the change."""
+        """True where a replay of the request would change something. Its nonce is then spent with the change."""
         return self.method not in ("GET", "HEAD")
 
     @property

@@ -122,7 +122,7 @@ class Listener:
             raise TransportError("E-LISTEN", what, "free the address, or name another one (--listen).") from None
         if tls is None and self._socket.getsockname()[0] not in ("127.0.0.1", "::1"):
             self._socket.close()
-            what = f"plain HTTP on {host}, which others can reach."
+            what = f"plain HTTP is not allowed on {host}, which other machines can reach."
             raise TransportError("E-LISTEN", what, "leave out --plain, or listen on 127.0.0.1.")
         self.port = int(self._socket.getsockname()[1])
         context: dict[str, Any] = {} if tls is None else {"ssl_context_factory": lambda *_: tls}
@@ -140,7 +140,7 @@ class Listener:
         give_up = time.monotonic() + ready_s
         while not self._server.started:
             if not self._thread.is_alive() or time.monotonic() > give_up:
-                raise TransportError("E-LISTEN", "the server did not start.", "look into its log.")
+                raise TransportError("E-LISTEN", "the server did not start.", "read its log.")
             time.sleep(0.005)
 
     def __enter__(self) -> Listener:

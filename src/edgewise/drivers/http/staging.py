@@ -55,7 +55,7 @@ class Staging:
         with self._lock:
             here = self.received(digest)
             if offset != here or complete.exists() or not piece or offset + len(piece) > size:
-                what = f"a piece for byte {offset}; the server has {here} of {size} bytes."
+                what = f"the piece begins at byte {offset}, but the server has {here} of {size} bytes."
                 raise TransportError("E-OFFSET", what, "ask how much it has, and continue from there.")
             if self._taken() + len(piece) > MOST_BYTES:
                 raise TransportError(
@@ -100,5 +100,7 @@ class Staging:
 
     def _paths(self, digest: str) -> tuple[Path, Path]:
         if not _DIGEST.fullmatch(digest):
-            raise TransportError("E-REQUEST", "this is no SHA-256 digest.", "write 64 hexadecimal digits.")
+            raise TransportError(
+                "E-REQUEST", "the path does not hold a SHA-256 digest.", "write 64 hexadecimal digits."
+            )
         return self._folder / digest, self._folder / f"{digest}.part"

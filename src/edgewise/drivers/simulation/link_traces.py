@@ -35,7 +35,7 @@ def read_traces(path: Path) -> tuple[Traces, str]:
     """
     with foreign(DataError, "E-DATA-MISSING", f"simulation.link_trace: {path}", "check the path."):
         raw = path.read_bytes()
-    with foreign(DataError, "E-DATA-FORMAT", f"{path} is not CSV in UTF-8", "save it as such."):
+    with foreign(DataError, "E-DATA-FORMAT", f"{path} is not CSV in UTF-8", "save it as CSV in UTF-8."):
         rows = csv.DictReader(io.StringIO(raw.decode("utf-8-sig"), newline=""), strict=True)
         names = list(rows.fieldnames or ())
         table = [(row["trace"], row["mbit"], rows.line_num) for row in rows] if set(COLUMNS) <= set(names) else []

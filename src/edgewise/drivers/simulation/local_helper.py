@@ -26,7 +26,7 @@ from edgewise.secagg.secrets import Hidden
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TicketAnswer:
     """The answer to a ticket of this round.
 
     Attributes:
@@ -41,7 +41,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class HelperMemory:
     """The content of a record for one run.
 
     Attributes:
@@ -55,14 +55,14 @@ class Kept:
     ids: Iterable[bytes] = field(repr=False)
     opened: int | None
     invite: Invite | None
-    answers: Sequence[Answer] = field(repr=False)
+    answers: Sequence[TicketAnswer] = field(repr=False)
     batch: tuple[frozenset[DeviceId], bytes] | None = field(repr=False)
 
 
-class Record(Protocol):
+class HelperRecord(Protocol):
     """The durable memory of a helper, for one run. A change is on the disk when its method returns."""
 
-    def load(self) -> Kept:
+    def load(self) -> HelperMemory:
         """Return the newest content."""
         ...
 
@@ -70,7 +70,7 @@ class Record(Protocol):
         """Begin a round. Forget the last round, but keep the report ids of all rounds for ever."""
         ...
 
-    def answer(self, answer: Answer, id: bytes) -> None:
+    def answer(self, answer: TicketAnswer, id: bytes) -> None:
         """Write down the answer to a ticket. ``id``: of its report, empty where it has none."""
         ...
 
@@ -87,7 +87,7 @@ class LocalHelper:
     question of the leader changes nothing and gets the same answer, so the leader can continue after a stop.
     """
 
-    def __init__(self, plan: Plan, secret: bytes, registry: Registry, record: Record | None = None) -> None:
+    def __init__(self, plan: Plan, secret: bytes, registry: Registry, record: HelperRecord | None = None) -> None:
         """Begin before any round.
 
         Args:
@@ -140,7 +140,7 @@ class LocalHelper:
         except DecodeError as e:
             code = e.code
         if self._record is not None:
-            self._record.answer(Answer(digest, code, ticket), id)
+            self._record.answer(TicketAnswer(digest, code, ticket), id)
         self._helper, self._seen = helper, helper.seen
         self._answers[digest] = code
         return code or None
@@ -159,7 +159,7 @@ class LocalHelper:
         self._batch = frozenset(devices), share
         return share
 
-    def _restore(self, kept: Kept) -> None:
+    def _restore(self, kept: HelperMemory) -> None:
         """Continue where a helper stopped. Raises DecodeError where no helper wrote the record."""
         self._seen, self._opened, self._invite = AppendMap((id, None) for id in kept.ids), kept.opened, kept.invite
         if kept.invite is None:

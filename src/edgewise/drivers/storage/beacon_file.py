@@ -25,7 +25,9 @@ class BeaconFile:
         except FileNotFoundError:
             return None
         except OSError as e:
-            raise StoreError("E-DISK", f"cannot read {self._path}: {e.strerror}.", "see to the disk.") from None
+            raise StoreError(
+                "E-DISK", f"cannot read {self._path}: {e.strerror}.", "check the disk and the permissions of the file."
+            ) from None
 
     def save(self, raw: bytes) -> None:
         """See Shelf.

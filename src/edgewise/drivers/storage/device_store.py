@@ -195,10 +195,10 @@ def _path(folder: Path, device: DeviceId) -> Path:
 
 
 def _write(path: Path, arrays: Mapping[str, Array], of: Sequence[str]) -> None:
-    whole = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
-    whole["of"] = np.frombuffer(json.dumps(list(of)).encode(), np.uint8)
-    whole["digest"] = np.frombuffer(_digest(whole), np.uint8)
-    files.write_durably(path, save(whole), owner_only=True)
+    state = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
+    state["of"] = np.frombuffer(json.dumps(list(of)).encode(), np.uint8)
+    state["digest"] = np.frombuffer(_digest(state), np.uint8)
+    files.write_durably(path, save(state), owner_only=True)
 
 
 def _read(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str, Array] | None:
@@ -212,11 +212,11 @@ def _read(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str
     try:
         arrays: dict[str, Array] = load(path.read_bytes())
         stored, owner = arrays.pop("digest").tobytes(), bytes(arrays["of"])
-        whole = stored == _digest(arrays)
-        names = json.loads(owner) if whole else None
+        intact = stored == _digest(arrays)
+        names = json.loads(owner) if intact else None
     except Exception as e:  # boundary: no list of the errors that damaged bytes cause is complete
         raise _unusable(device, f"cannot be read: {e}", path, fix) from e
-    if not whole:
+    if not intact:
         raise _unusable(device, "is damaged", path, fix)
     if names != list(of):
         raise _unusable(device, "belongs to another run, run directory or device", path, fix)
@@ -229,8 +229,8 @@ def _unusable(device: DeviceId, how: str, path: Path, fix: str) -> StoreError:
 
 
 def _digest(arrays: Mapping[str, Array]) -> bytes:
-    whole = hashlib.sha256()
+    hasher = hashlib.sha256()
     for name, x in sorted(arrays.items()):
-        whole.update(f"{name} {x.dtype.str} {x.shape}\n".encode())
-        whole.update(np.ascontiguousarray(x).data.cast("B") if x.size else b"")
-    return whole.digest()
+        hasher.update(f"{name} {x.dtype.str} {x.shape}\n".encode())
+        hasher.update(np.ascontiguousarray(x).data.cast("B") if x.size else b"")
+    return hasher.digest()

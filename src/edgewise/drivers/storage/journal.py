@@ -219,7 +219,9 @@ class FileJournal:
         discard(self._path)
 
     def _damaged(self, how: str) -> StoreError:
-        return StoreError("E-CHECKPOINT", f"{self._path} {how}.", f"delete {self._path}: its round is asked again.")
+        return StoreError(
+            "E-CHECKPOINT", f"{self._path} {how}.", f"delete {self._path}. The run then repeats its round."
+        )
 
     def _full(self, e: OSError) -> StoreError:
         return StoreError("E-DISK", f"cannot write {self._path}: {e.strerror}.", "free space, then --resume.")

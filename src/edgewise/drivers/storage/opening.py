@@ -108,10 +108,10 @@ def memory_dir(devices: Path, goes_on: bool) -> Path:
         StoreError: E-DISK.
     """
     try:
-        there = sorted((int(found[1]), p) for p in devices.iterdir() if (found := _EPOCH.fullmatch(p.name)))
-        path = devices / f"{there[-1][0] + 1 if there else 1:06d}-{secrets.token_hex(4)}"
-        if goes_on and there:
-            os.rename(there[-1][1], path)
+        existing = sorted((int(found[1]), p) for p in devices.iterdir() if (found := _EPOCH.fullmatch(p.name)))
+        path = devices / f"{existing[-1][0] + 1 if existing else 1:06d}-{secrets.token_hex(4)}"
+        if goes_on and existing:
+            os.rename(existing[-1][1], path)
             with suppress(FileNotFoundError):
                 shutil.rmtree(path / SESSIONS)
         elif goes_on:

@@ -76,7 +76,7 @@ def read(out: Path) -> RunRecord:
     """
     if not (out / "run.db").is_file():
         raise StoreError("E-RESUME", f"there is no run in {out}.", "give the folder that holds run.db.")
-    seen = witness.read(out)
+    recorded = witness.read(out)
     engine = sa.create_engine("sqlite://", creator=lambda: _opened(out / "run.db"), poolclass=sa.NullPool)
     fix = "put a whole copy of the folder in its place."
     with foreign(StoreError, "E-CHECKPOINT", f"{out / 'run.db'} cannot be read", fix), engine.connect() as c:
@@ -97,7 +97,7 @@ def read(out: Path) -> RunRecord:
             charges=c.execute(charges.ROWS).all(),
             reported_models=dict(_model(end.body) for end in ends),
             checkpoint=rounds.checkpoint(c, run["id"], run["instance"], run["next_round"]),
-            witness=seen,
+            witness=recorded,
             best=c.execute(sa.select(VECTORS.c.note).where(VECTORS.c.name == BEST)).scalar_one_or_none(),
         )
 

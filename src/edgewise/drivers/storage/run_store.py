@@ -117,7 +117,7 @@ class RunStore:
         except sa.exc.DatabaseError as e:
             what, message = f"{self.out / 'run.db'}: {e.orig}.", str(e.orig)
             if "locked" in message:
-                raise StoreError("E-RUN-EXISTS", what, "another program reads or writes it: wait for it.") from None
+                raise StoreError("E-RUN-EXISTS", what, "wait until the other program has closed it.") from None
             if any(words in message for words in DISK):
                 raise StoreError("E-DISK", what, "free space or give write permission, then --resume.") from None
             raise StoreError("E-CHECKPOINT", what, "use another --out.") from None

@@ -91,7 +91,7 @@ class Downloads:
         """
         self._blobs = {d: b for d, b in self._blobs.items() if d in keep}
         if vector.digest(blob) != digest:
-            LOG.warning("a blob is not the one that its name says: %.64r", digest)
+            LOG.warning("a blob has other bytes than its name says: %.64r", digest)
             return
         self._blobs[digest] = blob
         self._following.take(digest, blob)

@@ -164,7 +164,7 @@ class Host:
         params = vector.from_bytes(job.params, self._trainer.trainer.spec.dim)
         key = keys.derive(keys.root(self._recipe.seed), "sample", job.device)
         if (continues := self._trainer.continues) is None:
-            return jobs.Broken(id=job.id, code="E-COMBO", what="this trainer does not go on with text.", fix="")
+            return jobs.Broken(id=job.id, code="E-COMBO", what="this trainer cannot continue a text.", fix="")
         done = guarded(job.device, lambda: continues.sample(job.device, params, key))
         if isinstance(done, Failed):
             return jobs.Broken(id=job.id, code=done.code, what=done.reason, fix="")

@@ -122,10 +122,8 @@ class Pool:
 
     def _ended(self, index: int) -> StoreError:
         if index in self._were_stopped:
-            what = (
-                f"worker process {index} (process id {self._workers[index].process.pid}) was stopped and did not go on."
-            )
-            fix = "the run is saved up to here: continue with --resume, and let its processes run."
+            what = f"worker process {index} (process id {self._workers[index].process.pid}) was stopped and stayed so."
+            fix = "continue with --resume, and let the processes run. The run is saved up to here."
             return StoreError("E-WORKER", what, fix)
         try:
             code: int | str = self._workers[index].process.wait(timeout=1)
@@ -134,7 +132,7 @@ class Pool:
         return StoreError(
             "E-WORKER",
             f"worker process {index} ended unexpectedly (exit status {code}; -9 is often: out of memory).",
-            "the run is saved up to here: continue with --resume, with fewer workers if memory is short.",
+            "continue with --resume, and with fewer workers if memory is short. The run is saved up to here.",
         )
 
     def _next(self) -> tuple[int, jobs.Result]:

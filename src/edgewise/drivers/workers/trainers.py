@@ -38,11 +38,11 @@ def make_trainer(
         fix = "give training.local_steps, or build the trainer on learn.torch_task.TorchTrainer."
         raise RecipeError("E-COMBO", what, fix)
     if recipe.report.samples and trainer.continues is None:
-        what = "report.samples needs a trainer that goes on with text."
+        what = "report.samples needs a trainer that continues texts."
         raise RecipeError("E-COMBO", what, "leave it out, or use the text trainer.")
     if lacks := [one.name for one in recipe.metric if one.name not in trainer.reported]:
         known = ", ".join(sorted(trainer.reported)) or "none"
-        what = f"[[metric]] {lacks[0]}: the trainer does not measure it; what it measures beside losses: {known}."
+        what = f"[[metric]] {lacks[0]}: the trainer does not measure it. Beside losses it measures: {known}."
         raise RecipeError("E-COMBO", what, "leave it out, or use a trainer that has it (`edgewise explain extend`).")
     spec, population = trainer.trainer.spec, len(trainer.trainer.devices())
     directions = strategy_of(recipe, catalogue, spec, population).directions
