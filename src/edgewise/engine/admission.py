@@ -1,7 +1,8 @@
-"""Which invitations a device takes: those that its own plan gives, and no more than its privacy was counted for.
+"""Admission of invitations by a device: only those of its own plan, and no more than its privacy budget counted.
 
-Whatever an epsilon or another promise rests on, a device computes from the plan. The invitation repeats it, so that a
-server with another recipe or version is found out, and a server that lies is refused. Nothing is trained by its word.
+A device computes every value that an epsilon or another promise rests on from its own plan. The invitation repeats
+these values. So the device detects a server with another recipe or version, and refuses a server that lies. It never
+trains by the server's values alone.
 """
 
 from __future__ import annotations
@@ -19,28 +20,29 @@ from edgewise.core.keys import KEY_BYTES
 from edgewise.core.vector import Array, Vector
 from edgewise.plan.plan import Plan
 
-_ALIKE = 1e-9  # relative: two processors differ by less in the learning rate of a schedule
-_CLIPS = 1e-6  # relative: and by less in a clip after many rounds
+_ALIKE = 1e-9  # relative tolerance: two processors differ by less in the learning rate of a schedule
+_CLIPS = 1e-6  # relative tolerance: they differ by less in a clip after many rounds
 _DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class No(NamedTuple):
-    """Why a device refuses an invitation: a registered code, and a reason for people."""
+    """Refusal of an invitation: a registered code, and a reason for people."""
 
     code: str
     reason: str
 
 
 def refused(plan: Plan, invite: Invite, answered: int | None) -> No | None:
-    """Why a device refuses an invitation; None: it takes part, if ``unfit`` agrees.
+    """Find the reason to refuse an invitation. None: the device takes part, unless ``unfit`` refuses.
 
-    ``answered``: the last round for which an update of the device has left; None: there is none. It counts where an
-    update leaves once (``Promise.leaves_once``).
+    Args:
+        answered: the last round for which an update of the device has left. None: there is none. It counts where an
+        update leaves once (``Promise.leaves_once``).
     Guarantees: no value of any field raises.
     """
     if reason := _foreign(plan, invite) or _malformed(plan, invite):
         return No("E-INVITE", reason)
-    # Noise is counted for a number of rounds, of which a device is in one of as many as there are cohorts in turn.
+    # The accountant counts a device once per cycle of the cohorts that take turns, so its rounds lie a cycle apart.
     apart = plan.sampling.groups if plan.spend is not None else 1
     if plan.promise.leaves_once and answered is not None and invite.round < (first := answered + apart):
         why = f"this device's update of round {answered} has left, the next may in round {first}"
@@ -49,10 +51,12 @@ def refused(plan: Plan, invite: Invite, answered: int | None) -> No | None:
 
 
 def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> No | None:
-    """The same for what an invitation names: the model with what the strategy gives beside it (``Layout.given``), and
-    the positions of the last release (int64[]).
+    """Find the reason to refuse the blobs of an invitation. None: they fit.
 
-    The session of secure aggregation is bound to both digests. A device that did not compare them would train, unseen
+    Args:
+        params: the model with the strategy's vectors beside it (``Layout.given``), float32. support: positions of the
+        last release, int64[].
+    The session of secure aggregation is bound to both digests. A device that did not compare them might train, unseen
     by the others, from a model that was made for it alone.
     """
     layout = params.dtype == np.float32 and params.shape == (plan.layout.given.dim,)
@@ -72,14 +76,14 @@ def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> 
 
 
 def _foreign(plan: Plan, invite: Invite) -> str | None:
-    """Why the plan does not give this invitation; None where it does."""
+    """Find how an invitation differs from the plan. None where it does not."""
     if invite.run != plan.run or invite.spec != plan.spec.digest():
         return "the invitation is for another run or another model layout"
     if not 0 <= invite.round < plan.rounds:
         return f"the run has the rounds 0 to {plan.rounds - 1}"
     if not _alike(invite.rule, plan.rule(invite.round)):
         return "the invitation asks for other local training than the recipe: steps, epochs, rate or segments"
-    if invite.public != plan.public(invite.round):  # else a server would choose what supports and rotations come of it
+    if invite.public != plan.public(invite.round):  # Otherwise a server would choose the supports and rotations.
         return "the round's public key is not the plan's"
     if (clips := plan.clips(invite.round)) is None:
         return None if invite.clip is None else "the recipe fixes the clip, and the invitation names one"
@@ -90,7 +94,7 @@ def _foreign(plan: Plan, invite: Invite) -> str | None:
 
 
 def _malformed(plan: Plan, invite: Invite) -> str | None:
-    """Why no server of this version writes such an invitation; None where one does."""
+    """Find why no server of this version writes such an invitation. None where one does."""
     if invite.accepted is not None and not 0 <= invite.accepted < invite.round:
         return "the last accepted round is not before this one"
     if not 0.0 < invite.deadline_s < math.inf:
@@ -108,7 +112,7 @@ def _malformed(plan: Plan, invite: Invite) -> str | None:
     return None
 
 
-def _alike(told: LocalRule, rule: LocalRule) -> bool:
-    """Whether two rules are the same but for the rounding of another processor."""
-    same = (told.steps, told.segments, told.epochs) == (rule.steps, rule.segments, rule.epochs)
-    return same and math.isclose(told.lr, rule.lr, rel_tol=_ALIKE)
+def _alike(invited: LocalRule, rule: LocalRule) -> bool:
+    """Tell whether two rules are the same but for the rounding of another processor."""
+    same = (invited.steps, invited.segments, invited.epochs) == (rule.steps, rule.segments, rule.epochs)
+    return same and math.isclose(invited.lr, rule.lr, rel_tol=_ALIKE)

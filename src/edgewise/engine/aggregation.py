@@ -1,11 +1,11 @@
-"""Aggregate a round's contributions, in the clear or under secure aggregation.
+"""Aggregation of a round's contributions, in the clear or under secure aggregation.
 
     PlainAggregation       the server decodes each contribution and adds it (``merges.plain``)
-    TwoServerAggregation   each contribution is two sealed shares; the sum needs the helper's half
-    MaskedAggregation      the sums are those of the sessions of masks, which are states of the round itself: one,
+    TwoServerAggregation   each contribution is two sealed shares, and the sum needs the helper's half
+    MaskedAggregation      the sums are those of the masked sessions, which are states of the round itself: one session,
                            or one for each group (``secagg.merge.grouped``, ``codec = "adaptive"``)
 
-What an aggregation holds follows from the round's log, as the round's state does: it is folded again after a stop.
+An aggregation follows from the round's log, as the round's state does. After a stop the log is folded again.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from edgewise.engine.round_states import Closed, Masks, TwoServers
 from edgewise.secagg import two_server
 from edgewise.secagg.merge import Groups, total
 
-Sums = tuple[tuple[int | None, Sum], ...]  # with the rung of each; several only where devices were sorted by rungs
+Sums = tuple[tuple[int | None, Sum], ...]  # (rung, sum). There are several only where devices are sorted by rungs.
 
 
 class Aggregation(Protocol):
-    """Where one round's contributions go."""
+    """Running sum of one round's contributions."""
 
     def fold(self, device: DeviceId, message: Contribution) -> int | None:
-        """Add one contribution that counts; the number of the rung that it chose, None where there is no choice.
+        """Add one contribution. Returns the number of the rung that it chose, None where there is no choice.
 
-        Raises DecodeError; nothing has changed then.
+        Raises DecodeError for an unusable contribution. The sum is then unchanged.
         """
         ...
 
@@ -44,12 +44,12 @@ class Aggregation(Protocol):
         ...
 
     def sums(self, closed: Closed) -> Sums:
-        """The sums of a round that is met. The aggregation must not be used after it."""
+        """Hand out the sums of a round that is met. The aggregation must not be used afterwards."""
         ...
 
 
 class PlainAggregation:
-    """The server decodes each contribution and adds it."""
+    """Aggregation in the clear: the server decodes each contribution and adds it."""
 
     def __init__(self, facts: RoundFacts) -> None:
         self._pipe, self._turn = facts.pipe, facts.turn
@@ -62,7 +62,7 @@ class PlainAggregation:
         return payload.rung
 
     def open(self, devices: Sequence[DeviceId]) -> None:
-        """See Aggregation: there is no helper."""
+        """Raise ValueError, because there is no helper."""
         raise ValueError("a sum in the clear has no halves")
 
     def sums(self, closed: Closed) -> Sums:
@@ -71,9 +71,9 @@ class PlainAggregation:
 
 
 class TwoServerAggregation:
-    """Two servers, of which this one is the leader. ``secret``: its HPKE key.
+    """Aggregation with two servers, of which this one is the leader. ``secret``: its HPKE key.
 
-    The leader's shares are sums in memory only; the log has the reports as they came, sealed.
+    The leader's shares exist as sums in memory only. The log has the reports as they arrived, sealed.
     """
 
     def __init__(self, facts: RoundFacts, trust: Trust, secret: bytes, helper: Helper) -> None:
@@ -102,18 +102,18 @@ class TwoServerAggregation:
 
 
 class MaskedAggregation:
-    """One server that never sees an unmasked contribution. ``groups``: the rule between several groups needs all."""
+    """Aggregation with one server that never sees an unmasked contribution. A rule between groups gets all sums."""
 
     def __init__(self, facts: RoundFacts) -> None:
         assert isinstance(facts.protocol, Masks)
         self._together = facts.protocol.groups > 1 and not facts.protocol.rungs
 
     def fold(self, device: DeviceId, message: Contribution) -> int | None:
-        """See Aggregation: a contribution that the server could read is refused."""
-        raise DecodeError("E-FRAME", "keys of secure aggregation are expected.")
+        """Refuse a contribution that the server could read."""
+        raise DecodeError("E-FRAME", "keys of secure aggregation were expected.")
 
     def open(self, devices: Sequence[DeviceId]) -> None:
-        """See Aggregation: there is no helper."""
+        """Raise ValueError, because there is no helper."""
         raise ValueError("a masked sum has no halves")
 
     def sums(self, closed: Closed) -> Sums:
@@ -128,7 +128,7 @@ class MaskedAggregation:
 
 
 def aggregation(facts: RoundFacts, trust: Trust | None, secret: Key | None, helper: Helper | None) -> Aggregation:
-    """The aggregation of a round. ``secret``: with two servers the leader's HPKE key."""
+    """Make the aggregation of a round by its protocol. ``secret``: with two servers the leader's HPKE key."""
     match facts.protocol:
         case None:
             return PlainAggregation(facts)

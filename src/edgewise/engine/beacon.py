@@ -1,21 +1,21 @@
-"""The beacon of a run: random values of several devices, committed to before any is revealed, that draw its cohorts.
+"""Beacon of a run: random values of several devices, committed to before any is revealed, which draw the run's cohorts.
 
     server    asks devices for commitments, fixes a list of ``Plan.contributors`` of them, and asks those for reveals
-    device    commits to a fresh value; reveals it once, with a signature over the one list that it has seen
-    everybody checks the reveals, takes the seed of a round from them and from the server's key of the round, and draws
+    device    commits to a fresh value and reveals it once, with a signature over the one list that it has seen
+    everybody checks the reveals, derives the seed of a round from them and the server's key of the round, and draws
 
     commitment = H("beacon value", run, device, value)
     list       = H("beacon list", run, anchor, device 1, commitment 1, device 2, ...)
     signature  = Ed25519 over H("beacon reveal", list, device, value)
     joint      = H("beacon", list, value 1, value 2, ...)
     key r - 1  = H("beacon key", key r),  anchor = H("beacon key", key 0)
-    seed r     = H("cohort", joint, r, key r); H("turns", joint) where groups take turns
-    ticket     = SHA-256(seed, device); the cohort has the smallest ones
+    seed r     = H("cohort", joint, r, key r), or H("turns", joint) where groups take turns
+    ticket     = SHA-256(seed, device). The cohort has the smallest tickets.
 
 H is ``secagg.messages.digest``. The list binds the server's keys of all rounds (``anchor``), and the run binds the
-roster. One contributor at least is honest, and reveals for one list. Nobody knew its value when that list was fixed, so
-nobody chose ``joint``; who withholds a reveal ends the list, and no cohort is drawn from the others' values. What a
-server gains that throws lists away is counted (``plan.trust``).
+roster. At least one contributor is honest and reveals for one list only. Nobody knew its value when that list was
+fixed, so nobody chose ``joint``. A contributor that withholds its reveal ends the list, and no cohort is drawn from the
+others' values. The gain of a server that throws lists away is counted (``plan.trust``).
 
 A seed is public to the devices of its round. Where privacy rests on cohorts that nobody knows, none is verified.
 """
@@ -42,29 +42,29 @@ _FIX = "do not trust this server before its operator has explained it."
 
 
 def key(top: Key, rounds: int, round: int) -> Key:
-    """The server's key of a round. ``top``: that of the last one, 32 secret bytes."""
-    found = top
+    """Derive the server's key of a round. ``top``: the key of the last round, 32 secret bytes."""
+    current = top
     for _ in range(rounds - 1 - round):
-        found = _earlier(found)
-    return found
+        current = _earlier(current)
+    return current
 
 
 def anchor(top: Key, rounds: int) -> bytes:
-    """The commitment to the keys of all rounds."""
+    """Compute the server's commitment to its keys of all rounds."""
     return _earlier(key(top, rounds, 0))
 
 
-def _earlier(found: Key) -> Key:
-    return digest(b"beacon key", found)
+def _earlier(later: Key) -> Key:
+    return digest(b"beacon key", later)
 
 
 def commitment(run: str, device: DeviceId, value: bytes) -> bytes:
-    """What a device commits to its value by."""
+    """Compute a device's commitment to its value."""
     return digest(b"beacon value", run.encode(), device.encode(), value)
 
 
 def list_digest(run: str, committed_to: bytes, listed: Sequence[frame.Committed]) -> bytes:
-    """What a reveal is bound to."""
+    """Digest of a list of commitments, which a reveal is bound to."""
     return digest(
         b"beacon list",
         run.encode(),
@@ -74,15 +74,15 @@ def list_digest(run: str, committed_to: bytes, listed: Sequence[frame.Committed]
 
 
 def reveal_digest(fixed: bytes, device: DeviceId, value: bytes) -> bytes:
-    """What a device signs when it reveals. ``fixed``: ``list_digest``."""
+    """Digest that a device signs when it reveals its value. ``fixed``: ``list_digest``."""
     return digest(b"beacon reveal", fixed, device.encode(), value)
 
 
 def check_list(contributors: int, trust: Trust, listed: Sequence[frame.Committed]) -> None:
-    """Check a list. ``contributors``: as in ``Plan``.
+    """Check a list of commitments. ``contributors``: as in ``Plan``.
 
-    Raises DecodeError(E-BEACON): too few devices to have an honest one; more, each of which costs a device the check of
-        a signature; strangers, or one device twice.
+    Raises DecodeError(E-BEACON) for fewer devices than one honest one needs, for more, each of which costs a device the
+        check of a signature, for unknown devices, and for a device that stands on the list twice.
     """
     if not contributors or len(listed) != contributors:
         raise _no(f"{len(listed)} devices are on its list, and {contributors} are needed for one to be honest")
@@ -92,34 +92,34 @@ def check_list(contributors: int, trust: Trust, listed: Sequence[frame.Committed
 
 
 def valid_reveal(trust: Trust, fixed: bytes, listed: frame.Committed, run: str, value: bytes, signature: bytes) -> bool:
-    """Whether a device on a list has revealed what it committed to, for this list."""
+    """Tell whether a device on a list has revealed the value that it committed to, for this list."""
     public = trust.registry(listed.device)
     same = commitment(run, listed.device, value) == listed.commitment
     return same and public is not None and sign.verify(public, signature, reveal_digest(fixed, listed.device, value))
 
 
 def cohort(plan: Plan, trust: Trust, draw: frame.Draw | None, round: int, blob: bytes) -> frozenset[DeviceId]:
-    """The cohort of a round. ``draw``: of its invitation. ``blob``: the beacon that it names.
+    """Verify a beacon and draw the cohort of a round. ``draw``: of its invitation. ``blob``: the beacon that it names.
 
-    Raises DecodeError(E-BEACON): the blob is not the one that is named or not a beacon of this run, a reveal is missing
-        or is not the one committed to, or the round's key does not lead to the anchor.
+    Raises DecodeError(E-BEACON) where the blob is not the one named or not a beacon of this run, where a reveal is
+        missing or is not the one committed to, and where the round's key does not lead to the anchor.
     """
     if draw is None or vector.digest(blob) != draw.beacon:
         raise _no("the blob is not the one that the invitation names")
     value, committed_to = joint(plan.run, plan.contributors, trust, blob)
-    found = draw.key
+    first = draw.key
     for _ in range(round + 1):
-        found = _earlier(found)
-    if found != committed_to:
+        first = _earlier(first)
+    if first != committed_to:
         raise _no("the round's key is not the one that the server committed to")
     return drawn(plan.sampling, trust.roster, seed(plan.sampling, value, round, draw.key), round)
 
 
 @lru_cache(maxsize=8)
 def joint(run: str, contributors: int, trust: Trust, blob: bytes) -> tuple[bytes, bytes]:
-    """The joint value of a beacon, and the server's anchor.
+    """Verify a beacon. Returns its joint value and the server's anchor.
 
-    Raises DecodeError: E-BEACON as ``cohort``; E-FRAME where the bytes are no beacon at all.
+    Raises DecodeError: E-BEACON as ``cohort``, and E-FRAME where the bytes are no beacon at all.
     """
     beacon = frame.beacon(blob)
     if beacon.run != run:
@@ -137,9 +137,9 @@ def joint(run: str, contributors: int, trust: Trust, blob: bytes) -> tuple[bytes
 def verified(
     plan: Plan, trust: Trust | None, device: DeviceId, invite: frame.Invite, blob: bytes
 ) -> frozenset[DeviceId] | None:
-    """The cohort of an invitation, with this device in it; None where the server draws cohorts alone.
+    """Verify the cohort of an invitation, with this device in it. None where the server draws cohorts alone.
 
-    Raises DecodeError: E-BEACON as ``cohort``; E-COHORT where the device was not drawn.
+    Raises DecodeError: E-BEACON as ``cohort``, and E-COHORT where the device was not drawn.
     """
     if not plan.contributors:
         return None
@@ -152,9 +152,9 @@ def verified(
 
 
 def within(registry: Registry, members: frozenset[DeviceId] | None) -> Registry:
-    """The registry of a session whose cohort the device has verified; that of all devices where it is None.
+    """Restrict a registry to a cohort that the device has verified. With None it stays as it is.
 
-    Raises (when it is asked) DecodeError(E-COHORT) for a device outside: it has no place on a roster of keys.
+    The returned registry raises DecodeError(E-COHORT) for a device outside, which has no place on a roster of keys.
     """
     if members is None:
         return registry
@@ -168,8 +168,10 @@ def within(registry: Registry, members: frozenset[DeviceId] | None) -> Registry:
 
 
 def seed(sampling: Sampling, value: bytes, round: int, key: Key) -> bytes:
-    """What a round's cohort is drawn by. ``value``: ``joint``. ``key``: of the round; groups that take turns are dealt
-    once, without it."""
+    """Derive the seed that draws a round's cohort.
+
+    Args: value: ``joint``. key: of the round. Groups that take turns are dealt once, without it.
+    """
     if sampling.kind == "cyclic":
         return digest(b"turns", value)
     return digest(b"cohort", value, round.to_bytes(8, "little"), key)
@@ -177,8 +179,10 @@ def seed(sampling: Sampling, value: bytes, round: int, key: Key) -> bytes:
 
 @lru_cache(maxsize=8)
 def drawn(sampling: Sampling, roster: tuple[DeviceId, ...], seed: bytes, round: int) -> frozenset[DeviceId]:
-    """The cohort that a seed gives: the ``invite`` smallest tickets of the roster, or where groups take turns every
-    ``groups``-th one in the order of tickets, from the one of the round's turn on."""
+    """Draw the cohort of a seed: the devices with the ``invite`` smallest tickets.
+
+    Where groups take turns, it is every ``groups``-th device in the order of tickets, from the round's turn on.
+    """
     order = sorted(roster, key=lambda device: hashlib.sha256(seed + device.encode()).digest())
     if sampling.kind == "cyclic":
         return frozenset(order[round % sampling.groups :: sampling.groups])

@@ -1,8 +1,8 @@
-"""A device's part in the beacon of a run (``engine.beacon``): commit to a value, and reveal it for one list.
+"""Device side of the beacon of a run (``engine.beacon``): commit to a value, and reveal it for one list.
 
     state, effects = answer(plan, state, message, trust, entropy)
 
-What is kept is durable before a frame leaves. So a device that was killed gives the same commitment and the same reveal
+The state is durable before a frame leaves. So a device that was killed gives the same commitment and the same reveal
 again, and never a reveal for a second list.
 """
 
@@ -24,10 +24,11 @@ Out = tuple[Kept, tuple[Effect, ...]]
 
 
 def answer(plan: Plan, state: Kept, message: frame.Call | frame.Commitments, trust: Trust, entropy: Key) -> Out:
-    """The answer to a message about the beacon. ``entropy``: 32 fresh secret bytes, which nothing else is made of.
+    """Answer a message about the beacon.
 
-    A run whose server draws cohorts alone, and another run or round, get no answer. A list that this device cannot
-    reveal for gets a refusal, and changes nothing.
+    A message of another run or round, or of a run whose server draws cohorts alone, gets no answer. A list that this
+    device cannot reveal for gets a refusal and changes nothing.
+    Args: entropy: 32 fresh secret bytes that have no other use.
     """
     if (message.run, message.round) != (plan.run, plan.rounds) or not plan.contributors:
         return state, ()
@@ -52,9 +53,9 @@ def _revealed(plan: Plan, state: Kept, message: frame.Commitments, trust: Trust)
         beacon.check_list(plan.contributors, trust, message.listed)
         if lot is None:
             raise DecodeError("E-BEACON", "this device has committed to nothing in this run.")
-        mine = frame.Committed(device=me, commitment=beacon.commitment(plan.run, me, lot.value))
-        if mine not in message.listed:
-            raise DecodeError("E-BEACON", "the list does not have what this device committed to.")
+        own = frame.Committed(device=me, commitment=beacon.commitment(plan.run, me, lot.value))
+        if own not in message.listed:
+            raise DecodeError("E-BEACON", "the list does not have this device's commitment.")
         if lot.fixed not in (None, fixed):
             raise DecodeError("E-BEACON", "this device has revealed its value for another list of the run.")
     except DecodeError as e:
@@ -67,7 +68,7 @@ def _revealed(plan: Plan, state: Kept, message: frame.Commitments, trust: Trust)
 
 
 def _with(state: Kept, lot: Lot) -> tuple[Kept, tuple[Effect, ...]]:
-    """The state with a lot, and what saves it where it is another one."""
+    """Put a lot into the state, and save the state where the lot is new."""
     idle = state if isinstance(state, Idle) else state.idle
     if idle.lot == lot:
         return state, ()

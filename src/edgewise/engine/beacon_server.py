@@ -1,13 +1,14 @@
-"""The server's part in the beacon of a run (``engine.beacon``): commitments first, then the reveals of one list.
+"""Server side of the beacon of a run (``engine.beacon``): commitments first, then the reveals of one list.
 
     gathering = Gathering(plan, population, trust, anchor, cohort, shelf, tell)
     gathering.begin()
     receive(cohort, gathering)
-    gathering.blob                      the beacon; None where too few devices are left
+    gathering.blob                      the beacon, or None before there is one
 
-The first ``Plan.contributors`` devices that commit make a list, which is on the disk before any is asked to reveal. A
-list ends without a beacon when one of its devices refuses, is lost, or is silent until the deadline; its other devices
-have revealed for it and are no help to another list. The next list is of devices that have not been on one.
+The first ``Plan.contributors`` devices that commit make a list, which is on the disk before any of them is asked to
+reveal. A list ends without a beacon when one of its devices refuses, is lost, or is silent until the deadline. Its
+other devices may have revealed for it and cannot be on another list. The next list takes devices that have been on
+none.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from edgewise.engine.ports import Absent, Arrived, Cohort, Expired, Shelf, Trust
 from edgewise.plan.plan import Plan
 
 SILENT = "E-BEACON"
-PATIENCE = 3  # deadlines in a row at which nothing has come
+PATIENCE = 3  # Gathering ends after this many deadlines in a row without an arrival.
 
 
 class _Stored(msgspec.Struct, frozen=True):
-    """``used``: devices of earlier lists. ``asked``: the list whose reveals are waited for. ``blob``: the beacon."""
+    """Durable progress. ``used``: devices of earlier lists. ``asked``: the list that must reveal. ``blob``: beacon."""
 
     used: tuple[str, ...] = ()
     asked: tuple[tuple[str, bytes], ...] = ()
@@ -42,13 +43,13 @@ _stored = msgspec.msgpack.Decoder(_Stored)
 
 
 def stored(shelf: Shelf) -> bytes | None:
-    """The beacon of a run; None before there is one. Raises msgspec.DecodeError where it is damaged."""
+    """Load the beacon of a run. None before there is one. Raises msgspec.DecodeError where it is damaged."""
     raw = shelf.load()
     return None if raw is None else _stored.decode(raw).blob or None
 
 
 class Gathering:
-    """See the module; a ``loop.Listener``.
+    """Gathering of commitments and reveals, a ``loop.Listener`` (see the module).
 
     Args:
         anchor: the server's commitment to its keys of all rounds. tell: event sink.
@@ -69,19 +70,19 @@ class Gathering:
         self._place = plan.run, plan.rounds
         self.blob: bytes | None = None
         self.until_s: float | None = None
-        self._used: set[DeviceId] = set()  # were on a list that came to nothing
-        self._commitments: dict[DeviceId, bytes] = {}  # in the order in which they came, of devices on no list
+        self._used: set[DeviceId] = set()  # devices of lists that ended without a beacon
+        self._commitments: dict[DeviceId, bytes] = {}  # of devices on no list, in the order of arrival
         self._asked: tuple[frame.Committed, ...] = ()
         self._reveals: dict[DeviceId, frame.Reveal] = {}
-        self._idle = 0  # deadlines at which nothing had come since the last one
+        self._idle = 0  # number of deadlines in a row without an arrival
 
     def begin(self) -> None:
-        """Ask for what is missing, from where it stopped."""
+        """Ask for the missing commitments and reveals, after a stop from where it was."""
         raw = self._shelf.load()
         if raw is not None:
-            known = _stored.decode(raw)
-            self._used = set(known.used)
-            self._asked = tuple(frame.Committed(device=d, commitment=c) for d, c in known.asked)
+            progress = _stored.decode(raw)
+            self._used = set(progress.used)
+            self._asked = tuple(frame.Committed(device=d, commitment=c) for d, c in progress.asked)
         self.until_s = self._cohort.now_s() + self._plan.sampling.deadline_s
         call = frame.dump(frame.Call(run=self._plan.run, round=self._plan.rounds))
         listed = {one.device for one in self._asked}
@@ -91,7 +92,7 @@ class Gathering:
         self._ask()
 
     def take(self, record: Arrived | Absent | Expired) -> None:
-        """See ``Listener``. Raises RoundError(E-BEACON) where no list can come about any more."""
+        """Take a record, as a ``Listener``. Raises RoundError(E-BEACON) where too few devices remain for a list."""
         if isinstance(record, Expired):
             self._expired()
         elif isinstance(record, Absent):
@@ -113,7 +114,7 @@ class Gathering:
         elif isinstance(message, frame.Reveal):
             self._revealed(message)
         else:
-            code, reason = "E-FRAME", "not an answer about the run's beacon."
+            code, reason = "E-FRAME", "the message is no answer about the run's beacon."
             if isinstance(message, frame.Refusal):
                 code, reason = message.code if message.code in REGISTRY else code, frame.legible(message.reason)
             self._lost(record.device, code, reason)
@@ -125,12 +126,12 @@ class Gathering:
             self._list()
 
     def _list(self) -> None:
-        """Fix a list as soon as there can be one and none is waited for."""
+        """Fix a list as soon as enough devices have committed and no other list is open."""
         if self._asked or len(self._commitments) < self._plan.contributors:
             return
         chosen = sorted(list(self._commitments)[: self._plan.contributors])
         self._asked = tuple(frame.Committed(device=d, commitment=self._commitments.pop(d)) for d in chosen)
-        self._keep()  # devices reveal for one list: the server has to know it after a stop
+        self._keep()  # Devices reveal for one list, so the server must remember it after a stop.
         self._ask()
 
     def _ask(self) -> None:
@@ -148,7 +149,7 @@ class Gathering:
             return
         fixed = beacon.list_digest(self._plan.run, self._anchor, self._asked)
         if not beacon.valid_reveal(self._trust, fixed, listed, self._plan.run, message.value, message.signature):
-            self._lost(device, SILENT, "the device did not reveal what it had committed to.")
+            self._lost(device, SILENT, "the device did not reveal the value that it had committed to.")
             return
         self._reveals[device] = message
         if len(self._reveals) == len(self._asked):
@@ -184,7 +185,7 @@ class Gathering:
             self.until_s = self._cohort.now_s() + self._plan.sampling.deadline_s
 
     def _give_up(self) -> None:
-        """End the list that is waited for: whoever revealed for it can be on no other one."""
+        """End the open list. A device that revealed for it can be on no other one."""
         self._used |= {one.device for one in self._asked}
         self._asked, self._reveals = (), {}
         self._keep()

@@ -1,12 +1,12 @@
-"""The way down: what devices hold of the model, the deltas that lead there, and what each invitation makes download.
+"""Broadcast of the model to devices: compressed deltas or a snapshot, whichever is smaller, and the invitations.
 
-    m = C(w - v),  v' = v + decode(m)      w: the server's model, v: the one that devices hold ("shadow")
+    m = C(w - v),  v' = v + decode(m)      w: the server's model, v: the broadcast model ("shadow")
 
-Devices train from v, the server adds the aggregate to w. The difference w - v holds all that earlier deltas left out,
-so this is error feedback with its memory on the server: where C contracts, v stays near w.
+Devices train from v, and the server adds the aggregate to w. The difference w - v holds everything that earlier deltas
+left out. So this is error feedback with its memory on the server: where C contracts, v stays near w.
 
-A device that took part in round s holds the v of that round, and gets the deltas since then where they are fewer bytes
-than a snapshot of v. Decoding and adding is float32 in one fixed order, so both ways give the same bytes, and the
+A device that took part in round s holds the v of that round. It gets the deltas since then where they are fewer bytes
+than a snapshot of v. Decoding and adding is float32 in one fixed order, so deltas and snapshot give the same bytes. The
 invitation names their digest.
 Source: Tang et al. 2019, arXiv:1905.05957 (DoubleSqueeze); Gruntkowska et al. 2023, arXiv:2209.15218 (EF21-P).
 """
@@ -33,20 +33,20 @@ from edgewise.engine.round_states import Closed
 from edgewise.plan.plan import Plan
 
 STALE = "E-STALE"
-BEACON_BYTES = 512  # of one device in a run's beacon, at most
-SUPPORT = "support"  # in the child ``release`` of a phase's memory: int64[], increasing positions
+BEACON_BYTES = 512  # largest entry of one device in a run's beacon
+SUPPORT = "support"  # name in the child ``release`` of a phase's memory: int64[], increasing positions
 
 
 def start(initial: Vector) -> Downlink:
-    """Before the first round: devices will be given ``initial`` itself."""
+    """Begin the broadcast before the first round. Devices will download ``initial`` itself."""
     return Downlink(0, initial, vector.digest(vector.to_bytes(initial)), (), initial)
 
 
 def advance(plan: Plan, pipe: Pipeline, down: Downlink, model: Vector) -> Downlink:
-    """After a round: one delta more, towards ``model`` (float32[d], or more of it: ``Layout.given``).
+    """Add one delta after a round, towards ``model`` (float32 of ``Layout.given``).
 
     Drops the oldest deltas while the ring is at least as large as a snapshot. A device that far behind downloads the
-    snapshot instead. The newest delta always stays, so that a device with the model before it can go on.
+    snapshot instead. The newest delta always stays, so that a device with the model before it can follow.
     Deterministic: the same inputs give the same bytes.
     Raises TrainingError(E-NAN) where the difference or the new shadow is not finite.
     """
@@ -57,7 +57,7 @@ def advance(plan: Plan, pipe: Pipeline, down: Downlink, model: Vector) -> Downli
     shadow = follow(pipe, down.shadow, blob)
     if not np.isfinite(shadow).all():
         raise TrainingError(
-            "E-NAN", f"what devices hold of the model left float32 in round {turn.round}.", "compress less."
+            "E-NAN", f"the broadcast model left the range of float32 in round {turn.round}.", "compress less."
         )
     ring, anchor = [*down.ring, DeltaBlob(turn.round, vector.digest(blob), down.model, blob)], down.anchor
     while len(ring) > 1 and sum(len(d.blob) for d in ring) >= plan.snapshot_bytes:
@@ -66,13 +66,13 @@ def advance(plan: Plan, pipe: Pipeline, down: Downlink, model: Vector) -> Downli
 
 
 def follow(pipe: Pipeline, model: Vector, blob: vector.Buffer) -> Vector:
-    """Apply one delta, on a device or on the server: float32[d], new.
+    """Apply one delta, on a device or on the server. Returns a new float32[d].
 
-    Raises DecodeError (E-FRAME, E-PAYLOAD) on a blob that is no delta of this plan.
+    Raises DecodeError (E-FRAME, E-PAYLOAD) for a blob that is no delta of this plan.
     """
     message = frame.delta(blob)
     if len(message.public) != KEY_BYTES:
-        raise DecodeError("E-FRAME", "not a delta.")
+        raise DecodeError("E-FRAME", "the blob is no delta: its key has the wrong length.")
     payload = pack.unpack(message.payload, pipe.encoded)
     step = undo(pipe.stages, pipe.spaces, payload, Turn(message.round, message.public))
     out: Vector = np.array(model, np.float32)
@@ -84,7 +84,7 @@ def follow(pipe: Pipeline, model: Vector, blob: vector.Buffer) -> Vector:
 
 
 def since(down: Downlink, held: int) -> tuple[DeltaBlob, ...]:
-    """The deltas from the model of round ``held`` to the shadow; empty where the ring does not reach back so far."""
+    """Select the deltas from the model of round ``held`` to the shadow. Empty where the ring does not reach so far."""
     if not down.anchor_round <= held < down.round:
         return ()
     return down.ring[held - down.anchor_round :]
@@ -92,12 +92,12 @@ def since(down: Downlink, held: int) -> tuple[DeltaBlob, ...]:
 
 @dataclass(frozen=True)
 class Letters:
-    """A round's invitations.
+    """Invitations of a round.
 
     Attributes:
         frames: device -> its invitation, in the order of the cohort.
         sizes: device -> bytes that it has to download, invitation and blobs.
-        blobs: what must be available, without double.
+        blobs: blobs that must be available, each once.
     """
 
     frames: Mapping[DeviceId, bytes] = field(repr=False)
@@ -106,7 +106,8 @@ class Letters:
 
 
 def snapshot(plan: Plan, checkpoint: Checkpoint) -> vector.Buffer:
-    """What devices are given in the next round, the model to train from first, as a blob."""
+    """Make the blob that devices download in the next round: the model that they train from, then the strategy's
+    vectors beside it."""
     down = checkpoint.down
     return vector.to_bytes(plan.layout.broadcast(checkpoint.state) if down is None else down.shadow)
 
@@ -119,66 +120,72 @@ def letters(
     devices: Mapping[DeviceId, Standing],
     beacon: bytes = b"",
 ) -> Letters:
-    """The invitations of ``devices``, each by the way down that is fewer bytes for its device.
+    """Make the invitations of ``devices``, each with deltas or the snapshot, whichever is fewer bytes for the device.
 
-    All of the ring is among the blobs: a device that nobody asks may follow the model all the same.
-
+    All of the ring is among the blobs, so that devices which are not invited may follow the model too.
     Args:
-        common: what all invitations say. model: ``snapshot``. support: the blob that ``common.support`` names; empty
-            where it names none. beacon: likewise; a device whose update was accepted has it.
+        common: fields that all invitations share. model: ``snapshot``. support: the blob that ``common.support`` names,
+            empty where it names none. beacon: likewise. A device whose update was accepted has it already.
     """
     frames: dict[DeviceId, bytes] = {}
     sizes: dict[DeviceId, int] = {}
-    whole = down is None  # somebody needs the snapshot
+    needs_snapshot = down is None
     for device, standing in devices.items():
         letter = msgspec.structs.replace(common, accepted=standing.accepted)
         raw = frame.dump(letter)
         beside = len(support) + (len(beacon) if standing.accepted is None else 0)
         size = len(raw) + len(model) + beside
-        if down is not None and standing.held is not None and (way := since(down, standing.held)):
-            letter = msgspec.structs.replace(letter, base=way[0].base, deltas=tuple(d.digest for d in way))
+        if down is not None and standing.held is not None and (deltas := since(down, standing.held)):
+            letter = msgspec.structs.replace(letter, base=deltas[0].base, deltas=tuple(d.digest for d in deltas))
             shorter = frame.dump(letter)
-            if (least := len(shorter) + sum(len(d.blob) for d in way) + beside) < size:
-                raw, size = shorter, least
+            if (by_deltas := len(shorter) + sum(len(d.blob) for d in deltas) + beside) < size:
+                raw, size = shorter, by_deltas
             else:
-                whole = True
+                needs_snapshot = True
         else:
-            whole = True
+            needs_snapshot = True
         frames[device], sizes[device] = raw, size
     ring = () if down is None else tuple(d.blob for d in down.ring)
     named = tuple(blob for blob in (support, beacon) if blob)
-    return Letters(frames, sizes, (*((model,) if whole else ()), *ring, *named))
+    return Letters(frames, sizes, (*((model,) if needs_snapshot else ()), *ring, *named))
 
 
 def downloads(letter: frame.Invite) -> tuple[str, ...]:
-    """Digests of the blobs that an invited device has to download."""
+    """List the digests of the blobs that an invited device has to download."""
     named = tuple(digest for digest in (letter.support, letter.draw and letter.draw.beacon) if digest)
     return (*(letter.deltas if letter.base else (letter.model,)), *named)
 
 
 def most_bytes(plan: Plan) -> int:
-    """Bytes that all blobs of an invitation have at most, with room to spare: a snapshot is float32, deltas are smaller
-    together or one of them is the newest, and positions have 8 bytes each where they have most. A beacon has an entry
-    for each of its contributors."""
+    """Bound the bytes of all blobs of an invitation, with room to spare.
+
+    A snapshot is float32. Deltas are smaller together, or there is only the newest. Positions have 8 bytes each at
+    most. A beacon has an entry for each of its contributors.
+    """
     return 16 * plan.layout.given.dim + 2**17 + BEACON_BYTES * plan.contributors
 
 
 def change(closed: Closed) -> Change:
-    """What a round changes in who has what: those who sent an update of its model had it, and those who refused with
-    E-STALE have nothing to start from any more."""
+    """Derive the changes of devices' standing by a round.
+
+    Devices that sent an update of its model had that model. Devices that refused with E-STALE have no model that a
+    delta starts from any more.
+    """
     stale = tuple(device for device, code in closed.lost if code == STALE)
     return Change(closed.accepted if closed.met else (), closed.accepted, stale)
 
 
 def released(pipe: Pipeline, memory: Memory, mean: Vector) -> Memory:
-    """``memory`` with the positions of the release ``mean`` (float32[d]) that stages ask for."""
+    """Put the positions of the release ``mean`` (float32[d]) into ``memory``, where stages ask for them."""
     n = pipe.encoded.announced
     return memory.put("release", None, Memory({SUPPORT: largest(mean, n)})) if n else memory
 
 
 def largest(x: Vector, n: int) -> NDArray[np.int64]:
-    """Increasing positions of the n coordinates of largest magnitude, fewer where fewer are not zero; equal ones go to
-    the lowest positions."""
+    """Find the increasing positions of the n coordinates of largest magnitude.
+
+    Edge cases: fewer than n where fewer are not zero. Of equal magnitudes the lowest positions come first.
+    """
     n = min(n, int(np.count_nonzero(x)))
     if n == 0:
         return np.zeros(0, np.int64)

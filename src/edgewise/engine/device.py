@@ -1,4 +1,4 @@
-"""The device as a pure machine: an invitation becomes a training request, a trained update becomes a frame.
+"""Device side of a round, a pure state machine: turns invitations into training requests, and updates into frames.
 
     Idle ──Invited──► Training ──Trained──► Idle (with pending codec memory)
       │                   ├─────Trained───► InSecAgg, where masks hide the update ──Delivered──► ... ──Delivered──► Idle
@@ -6,16 +6,16 @@
       │                   └────Withheld───► Idle (memory as before), a Refusal is sent; InSecAgg ends by it too
       └────Unready──► Idle; an invitation that is refused changes nothing in any state, a Refusal is sent
 
-Its secrets come with each invitation from the driver (``core.keys.Secrets``). None is ever derived from the plan, which
-the server has too.
+The driver gives the device its secrets with each invitation (``core.keys.Secrets``). None is ever derived from the
+plan, which the server has too.
 
-Codec memory (error-feedback residuals), and what the strategy keeps (control variates), must match what the server
-really used. So the memory after a contribution is only *pending*; the next invitation says which round's contribution
-was accepted last, and the device then commits the pending memory or discards it. A device asked again for the same
-round starts from the same committed memory, and with the same secrets it sends the same bytes: retries and restarts are
-idempotent. Both memories carry their rounds. Where the invitation names neither, the device or the server lost state:
-the device refuses once with E-STALE and goes on with empty memory. What sums or the device's own noise hide leaves
-once per round (``engine.admission``).
+Codec memory (error-feedback residuals) and the strategy's memory (control variates) must match the contributions that
+the server really used. So the memory after a contribution is only *pending*. The next invitation names the round whose
+contribution was accepted last, and the device then commits the pending memory or discards it. A device that is asked
+again for the same round starts from the same committed memory. With the same secrets it sends the same bytes, so
+retries and restarts are idempotent. Both memories carry their rounds. Where the invitation names neither, the device or
+the server lost state: the device refuses once with E-STALE and goes on with empty memory. An update under secure
+aggregation, or under the device's own noise, leaves once per round (``engine.admission``).
 """
 
 from __future__ import annotations
@@ -67,16 +67,17 @@ from edgewise.plan.plan import Plan
 from edgewise.secagg import client, messages, two_server
 from edgewise.secagg.merge import residues
 
-STRATEGY, NOTHING = "strategy", Memory()  # child of a device's memory: what the strategy's client half keeps
+STRATEGY, NOTHING = "strategy", Memory()  # name of the child of a device's memory that the strategy's client half keeps
 OUT_OF_STEP = "this device's codec memory is not of the round that the server names; it goes on with empty memory"
 
 
 def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> tuple[State, tuple[Effect, ...]]:
-    """One input. An input that does not fit the state is the driver's mistake: ValueError.
+    """Take one event. Returns the next state and the effects.
 
-    ``trust`` is needed where contributions are hidden (``Plan.hides``). A device that takes another invitation while it
-    is in a session of secure aggregation leaves that session. The frame of a session that it answered last gets the
-    same answer again.
+    A device that takes another invitation while it is in a session of secure aggregation leaves that session. The
+    frame of a session that it answered last gets the same answer again.
+    Args: trust: needed under secure aggregation (``Plan.hides``).
+    Raises ValueError for an event that does not fit the state, which is the driver's mistake.
     """
     if isinstance(event, Delivered):
         return _letter(plan, state, event.message, trust)
@@ -89,7 +90,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     if not isinstance(state, Training):
         raise ValueError("not training")
     if plan.spend is not None and (isinstance(event, Failed) or not finite(event.update.x)):
-        # Who is in a sum must not depend on what text a device holds: it is in it with zeros.
+        # Whether a device is in a sum must not depend on its text, so it contributes zeros.
         event = replace(event, update=_nothing(plan)) if isinstance(event, Trained) else Trained(_nothing(plan))
     if isinstance(event, Failed):
         return state.idle, (Send(_refusal(state.device, state.invite, event.code, event.reason)),)
@@ -104,8 +105,8 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         payload, idle = _encoded(plan, pipe, state.idle, update, turn, memory)
     except EdgewiseError as e:
         return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
-    del event, update  # one vector less beside the packed payload and the frame; the driver keeps none either
-    if plan.promise.leaves_once and not plan.interactive:  # else when the masked update leaves
+    del event, update  # It frees one vector beside the packed payload and the frame.
+    if plan.promise.leaves_once and not plan.interactive:  # In a masked session this happens when the update leaves.
         idle = replace(idle, answered=invite.round)
     leaves: tuple[Effect, ...] = (Charge(invite.round),)
     if remembers(plan) or idle.answered == invite.round:
@@ -131,14 +132,17 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
 
 
 def _finished(plan: Plan, state: Training, event: Trained) -> tuple[Update, Memory]:
-    """What the strategy makes of a trained update: the vector that travels, and what the device keeps for it."""
+    """Apply the strategy's client half to a trained update.
+
+    Returns: the update that is sent, and the memory that the strategy keeps on the device.
+    """
     client, update = plan.strategy.client, event.update
     update = replace(update, head=plan.metrics.encoded(update.head))
     if client.finish is None:
         return update, Memory()
     number = state.invite.round
     work = plan.work(number, plan.rule(number).steps if event.steps is None else event.steps)
-    with np.errstate(all="ignore"):  # encoding refuses what is not finite
+    with np.errstate(all="ignore"):  # Encoding refuses values that are not finite.
         done = client.finished(update.x, _remembered(plan, state.base), state.given, work)
     x = plan.layout.outgoing(done.x, done.beside)
     kept = Memory({name: done.memory[name] for name in client.memory})
@@ -146,7 +150,7 @@ def _finished(plan: Plan, state: Training, event: Trained) -> tuple[Update, Memo
 
 
 def _remembered(plan: Plan, base: After) -> dict[str, Vector]:
-    """What the strategy keeps on the device; zeros before the first contribution."""
+    """Read the strategy's memory on the device. Zeros before the first contribution."""
     kept = base.memory.child(STRATEGY)
     if not kept:
         return {name: np.zeros(plan.spec.dim, np.float32) for name in plan.strategy.client.memory}
@@ -156,12 +160,12 @@ def _remembered(plan: Plan, base: After) -> dict[str, Vector]:
 def _encoded(
     plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.Turn, kept: Memory = NOTHING
 ) -> tuple[Payload, Idle]:
-    """An update on its way up, from the committed memory; the device with what this leaves.
+    """Encode an update from the committed memory. Returns the payload, and the device with its pending memory.
 
-    ``kept``: what the strategy keeps after it.
-
-    Raises EdgewiseError where the update cannot be encoded. With differential privacy zeros then take its place, as of
-    a device that remembers nothing, and the memory stays: whether a device is in a sum must not depend on its text.
+    With differential privacy an update that cannot be encoded is replaced by zeros, encoded as by a device without
+    memory, and the memory stays. Whether a device is in a sum must not depend on its text.
+    Args: kept: the strategy's memory after the update.
+    Raises EdgewiseError where the update cannot be encoded and the plan has no differential privacy.
     """
     base = idle.committed.memory
     try:
@@ -177,12 +181,12 @@ def _encoded(
 
 
 def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
-    """Keys, and the best rung that this device can send in time; the update waits for the rung of its group."""
+    """Send keys and the best rung that this device can send in time. The update waits for the rung of its group."""
     if trust is None:
         raise ValueError("hiding a contribution needs to know who is enrolled")
     invite, update, me = state.invite, event.update, state.device
     best = plan.best(event.elapsed_s, event.up_mbit)
-    try:  # a device that could not encode would cost its group a member after the keys
+    try:  # A device that could not encode would cost its group a member after the keys.
         plan.at(invite.round, best).checked(update.x, update.head)
     except EdgewiseError as e:
         if plan.spend is None:
@@ -199,17 +203,17 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
 
 
 def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int | None) -> InSecAgg:
-    """The session with the update encoded by the rung of the device's group: its own best one, or a smaller.
+    """Encode the update of a session by the rung of the device's group: its own best one, or a smaller one.
 
-    Raises EdgewiseError: E-RUNG for another one, E-STALE where codec memory got lost since the invitation, or whatever
-    encoding raises.
+    Raises EdgewiseError: E-RUNG for another rung, E-STALE where codec memory got lost since the invitation, and the
+        errors of encoding.
     """
     if rung is None or not unsent.best <= rung < len(plan.ways):
         raise DecodeError("E-RUNG", "the group's rung is not one that this device can send in time.")
     invite, pipe = frame.from_server(unsent.invite, len(unsent.invite)), plan.at(state.round, rung)
     assert isinstance(invite, Invite)
     assert isinstance(state.client, client.Advertised)
-    idle = settled(plan, state.idle, invite.accepted)  # a store may have kept the memory of before
+    idle = settled(plan, state.idle, invite.accepted)  # The store may have kept an older memory.
     if idle is None:
         raise DecodeError(STALE, OUT_OF_STEP)
     turn = keys.Turn(state.round, invite.public, unsent.private, clip=invite.clip, device=state.idle.device)
@@ -220,19 +224,19 @@ def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int | None) -> I
 
 
 def _nothing(plan: Plan) -> Update:
-    """An update of a device that has nothing to say; its metrics are at their lower bounds."""
+    """Make an update of zeros and of weight zero. Its metrics are at their lower bounds."""
     head = {metric.name: metric.lower for metric in plan.metrics}
     return Update(np.zeros(plan.layout.sent.dim, np.float32), head, 0.0)
 
 
 def _zeros(plan: Plan) -> Update:
-    """``_nothing`` as it travels."""
+    """Make the update of ``_nothing`` with its metrics encoded."""
     nothing = _nothing(plan)
     return replace(nothing, head=plan.metrics.encoded(nothing.head))
 
 
 def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
-    """A message to a session that this device is not in, or no longer, is not answered."""
+    """Answer a message of secure aggregation. A message to a session that this device is not in gets no answer."""
     if not isinstance(state, InSecAgg) or trust is None:
         return state, ()
     me = state.client.device
@@ -249,8 +253,8 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
     secagg = plan.secagg(state.round, state.rung)
     after, answer = client.step(secagg, state.client, message.body, beacon.within(trust.registry, state.cohort))
     idle, answered, charge = state.idle, state.idle.answered, tuple[Effect, ...]()
-    if isinstance(after, client.Waiting) and (answered is None or answered < state.round):  # the masked update leaves
-        idle, charge = replace(idle, answered=state.round), (Charge(state.round),)
+    if isinstance(after, client.Waiting) and (answered is None or answered < state.round):
+        idle, charge = replace(idle, answered=state.round), (Charge(state.round),)  # The masked update leaves now.
     over = isinstance(after, client.Finished | client.Aborted)
     said = frame.dump(msgspec.structs.replace(sent, body=answer))
     kept: Kept = idle if over else replace(state, client=after, idle=idle, heard=heard, said=said)
@@ -272,7 +276,7 @@ def _aborted(plan: Plan, state: InSecAgg, code: str) -> tuple[State, tuple[Effec
 
 
 def _invited(plan: Plan, state: State, event: Invited, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
-    """What is refused changes nothing: neither memory, nor training or a session that is under way."""
+    """Take an invitation. A refusal changes nothing: neither memory, nor training or a session that is under way."""
     invite, device = event.invite, state.device
     if isinstance(state, InSecAgg) and state.heard == _heard(invite):
         return state, (Send(state.said),)
@@ -298,8 +302,8 @@ def _invited(plan: Plan, state: State, event: Invited, trust: Trust | None) -> t
     work = plan.work(invite.round, rule.steps)
     correction = plan.strategy.client.correction(_remembered(plan, held.committed), given, work)
     request = FitRequest(device, invite.round, params, rule, key, event.secrets.training, correction)
-    left = () if state is before else (Save(before),)  # a session that the device leaves is not gone on with
-    return training, (Train(request), *left)
+    leaving = () if state is before else (Save(before),)  # The device never resumes a session that it leaves.
+    return training, (Train(request), *leaving)
 
 
 def _heard(message: Invite | frame.Step) -> str:

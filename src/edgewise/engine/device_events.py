@@ -1,4 +1,4 @@
-"""Events that a device's machine takes, and effects that it asks its driver for (``engine.device``)."""
+"""Events and effects of a device's machine (``engine.device``)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from edgewise.engine.device_state import Kept
 
 @dataclass(frozen=True, slots=True)
 class Invited:
-    """An invitation, the round's parameters and what the strategy gives beside them, float32 of ``Layout.given``, the
-    device's secrets for this attempt at the round, where stages ask for them the positions of the last release, and
-    where cohorts are verified the blob of the run's beacon.
+    """Event: an invitation and the blobs that it names.
+
+    Attributes:
+        params: the round's parameters and the strategy's vectors beside them, float32 of ``Layout.given``.
+        secrets: of the device, for this attempt at the round. support: positions of the last release, where stages ask
+        for them. beacon: blob of the run's beacon, where cohorts are verified.
     """
 
     invite: Invite
@@ -28,7 +31,7 @@ class Invited:
 
 @dataclass(frozen=True, slots=True)
 class Unready:
-    """An invitation that the driver refuses: what it names cannot be had, or ``engine.admission.refused``."""
+    """Event: an invitation that the driver refuses, because of ``engine.admission.refused`` or of a missing blob."""
 
     invite: Invite
     code: str
@@ -37,14 +40,14 @@ class Unready:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """Training is done; and what the driver measured, from which the device sets its own upload budget.
+    """Event: training is done. The driver's measurements set the device's own upload budget.
 
     Attributes:
-        elapsed_s: since the invitation came, with download and training; 0: not measured, the whole deadline counts.
-        steps: that the trainer took; None: as many as the rule says.
-        up_mbit: what the next upload will probably reach (``plan.upload_budget.link_estimate`` of the device's own
-            transfers);
-            inf: the link is no limit; 0: nothing is known of it, so the smallest rung is sent.
+        elapsed_s: time since the invitation arrived, with download and training. 0: not measured, so the whole deadline
+            counts.
+        steps: steps that the trainer took. None: as many as the rule says.
+        up_mbit: likely speed of the next upload, by ``plan.upload_budget.link_estimate`` of the device's own transfers.
+            inf: the link is no limit. 0: nothing is known of it, so the smallest rung is sent.
     """
 
     update: Update
@@ -55,8 +58,8 @@ class Trained:
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """Training is impossible; code and reason go to the server, data never does. With differential privacy neither
-    does: the device then sends zeros."""
+    """Event: training is impossible. Code and reason go to the server, data never does. With differential privacy
+    neither code nor reason goes: the device sends zeros."""
 
     code: str
     reason: str
@@ -64,8 +67,8 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Withheld:
-    """The frame of a ``Charge`` may not leave, since the round cannot be charged. The step that asked for it is undone:
-    this event goes to the state before it."""
+    """Event: the frame of a ``Charge`` may not leave, because the round cannot be charged. The driver undoes the step
+    that asked for it and gives this event to the state before it."""
 
     code: str
     reason: str
@@ -73,37 +76,37 @@ class Withheld:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A message of the round's secure aggregation came."""
+    """Event: a message of the round's secure aggregation arrived."""
 
     message: frame.Step
 
 
 @dataclass(frozen=True, slots=True)
 class Train:
-    """Please train."""
+    """Effect: train."""
 
     request: FitRequest
 
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """Please send this frame to the server."""
+    """Effect: send a frame to the server."""
 
     frame: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """Please charge the round to the owner's budget (``engine.owner_budget``), before the state is kept and the frame
-    leaves: the device's update goes with it."""
+    """Effect: charge the round to the owner's budget (``engine.owner_budget``). Do it before the state is saved and the
+    frame leaves, because the frame carries the device's update."""
 
     round: int
 
 
 @dataclass(frozen=True, slots=True)
 class Save:
-    """Please keep this state (``ports.DeviceStore``) before a frame leaves. No other state needs to be kept: a device
-    that goes on from the last one saved sends nothing that it would not have sent."""
+    """Effect: save a state (``ports.DeviceStore``) before a frame leaves. No other state needs to be saved: a device
+    that resumes from the last saved one sends nothing that it would not have sent otherwise."""
 
     state: Kept
 

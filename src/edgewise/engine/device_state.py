@@ -1,7 +1,7 @@
-"""The states of a device (``engine.device``), and the two parts in which a ``DeviceStore`` keeps them.
+"""States of a device (``engine.device``), and the two parts in which a ``DeviceStore`` keeps them.
 
-memory     named arrays: codec memory after the last contributions, and of which rounds it is
-session    bytes: the last round answered, and the device's side of a secure aggregation under way, secrets and all
+memory     named arrays: codec memory after the last contributions, and the rounds that it belongs to
+session    bytes: the last round answered, and the device's side of a secure aggregation under way, with its secrets
 
 state == resumed(idle_of(state.device, memory_of(state)), session_of(state))
 """
@@ -27,15 +27,15 @@ from edgewise.secagg import client
 
 @dataclass(frozen=True, slots=True)
 class After:
-    """Codec memory after the device's contribution to ``round``; None: before its first one."""
+    """Codec memory after the device's contribution to ``round``. With None: before its first one."""
 
     round: int | None
     memory: Memory = field(repr=False)
 
 
 class Lot(msgspec.Struct, frozen=True):
-    """What a device gave to the run's beacon. ``value``: 32 secret bytes. ``fixed``: digest of the one list that it
-    revealed them for; None before."""
+    """Device's random value for the run's beacon. ``value``: 32 bytes, secret until revealed. ``fixed``: digest of the
+    one list that it revealed them for, None before."""
 
     value: bytes
     fixed: bytes | None = None
@@ -45,14 +45,14 @@ class Lot(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Idle:
-    """Between rounds.
+    """State of a device between rounds.
 
     Attributes:
         committed: the memory after the last contribution that the server is known to have used.
-        pending: the memory that holds if the server used the newest contribution; None: there is no newer one.
+        pending: the memory that applies if the server used the newest contribution. None: there is no newer one.
         answered: the last round this device contributed to, where an update may leave once only
             (``engine.admission.refused``). None: there is no such round.
-        lot: its part in the run's beacon; None where it has none.
+        lot: its part in the run's beacon. None where it has none.
     """
 
     device: DeviceId
@@ -64,10 +64,13 @@ class Idle:
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """Waiting for the trainer. ``base``: the memory that the contribution will start from. ``given``: what the
-    strategy's server half gives it beside the model. ``support`` as in ``Turn``, ``answered`` and ``lot`` as in
-    ``Idle``. ``cohort``: of the round, where the device verifies it. No store keeps this state: a device that is
-    restarted here was never invited."""
+    """State of a device that waits for its trainer. No store keeps it: a device that restarts here was never invited.
+
+    Attributes:
+        base: the memory that the contribution will start from. given: vectors of the strategy's server half, sent
+        beside the model. support: as in ``Turn``. answered, lot: as in ``Idle``. cohort: the round's cohort, where the
+        device verifies it.
+    """
 
     device: DeviceId
     invite: Invite
@@ -81,13 +84,16 @@ class Training:
 
     @property
     def idle(self) -> Idle:
-        """The device without what was under way."""
+        """State of the device without the training under way."""
         return Idle(self.device, self.base, answered=self.answered, lot=self.lot)
 
 
 class Unsent(msgspec.Struct, frozen=True):
-    """An update that is encoded when the device's group and its rung are known. ``invite``: a frame. ``x``: float32[d],
-    little-endian. ``private``: ``Secrets.encoding``. ``best``: number of the rung that the device asked for."""
+    """Update that waits to be encoded until the device's group, and so its rung, is known.
+
+    Attributes: invite: a frame. x: float32[d], little-endian. private: ``Secrets.encoding``. best: number of the rung
+    that the device asked for.
+    """
 
     invite: bytes
     x: bytes
@@ -101,14 +107,14 @@ class Unsent(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class InSecAgg:
-    """In the round's secure aggregation.
+    """State of a device in the round's secure aggregation.
 
     Attributes:
-        client: state of its machine. idle: what holds after it.
+        client: state of its machine. idle: state of the device after the session.
         heard, said: digest of the server's frame that was answered last, and the answer. After a stop the server, or
-            the device, may not know that the answer came: the same frame gets the same answer again.
-        rung: of the device's group, None where the codec is fixed. unsent: until the group is known.
-        cohort: of the round, where the device verifies it: it exchanges secrets with nobody else.
+            the device, may not know that the answer arrived. So the same frame gets the same answer again.
+        rung: of the device's group, None where the codec is fixed. unsent: the update, until the group is known.
+        cohort: the round's cohort, where the device verifies it. The device exchanges secrets with no other device.
     """
 
     round: int
@@ -122,27 +128,30 @@ class InSecAgg:
 
     @property
     def device(self) -> DeviceId:
-        """Whose state it is."""
+        """Id of the device."""
         return self.idle.device
 
 
 State = Idle | Training | InSecAgg
-Kept = Idle | InSecAgg  # what stores keep
+Kept = Idle | InSecAgg  # the states that stores keep
 
 
 def join(plan: Plan, device: DeviceId) -> Idle:
-    """The state of a device that has never taken part."""
+    """Make the state of a device that has never taken part."""
     return Idle(device, After(None, plan.each(Pipeline.init)))
 
 
 def remembers(plan: Plan) -> bool:
-    """Whether devices keep memory between rounds, for the codec or for the strategy."""
+    """Tell whether devices keep memory between rounds, for the codec or for the strategy."""
     return bool(plan.strategy.client.memory) or any(pipe.encoded.memory for pipe in (*plan.pipelines, *plan.ways))
 
 
 def settled(plan: Plan, state: Idle, accepted: int | None) -> Idle | None:
-    """The device with the one codec memory that holds when the server last used its contribution to round ``accepted``
-    (None: to no round yet); None where the device has the memory of another round only."""
+    """Commit the codec memory that applies when the server last used the device's contribution to ``accepted``.
+
+    Args: accepted: a round. None: the server has used no contribution yet.
+    Returns: the device, or None where it has the memory of other rounds only.
+    """
     if state.pending is not None and accepted == state.pending.round:
         return replace(state, committed=state.pending, pending=None)
     if accepted == state.committed.round or not remembers(plan):
@@ -151,11 +160,11 @@ def settled(plan: Plan, state: Idle, accepted: int | None) -> Idle | None:
 
 
 def recalled(state: Kept, charged: int | None) -> Kept:
-    """The device with what its owner's ledger remembers beside its store. ``charged``: the last round of the run for
-    which an update left, by the ledger; None: there is none.
+    """Merge the owner's ledger into a device's stored state.
 
     A store that is older than the ledger (deleted, put back, or not yet replaced when the process died) has forgotten
     an update. Its device counts as having answered that round, and is in no session of it.
+    Args: charged: the last round of the run for which an update left, by the ledger. None: there is none.
     """
     idle = state if isinstance(state, Idle) else state.idle
     if charged is None or (idle.answered is not None and idle.answered >= charged):
@@ -189,8 +198,11 @@ _decoder = msgspec.msgpack.Decoder(_Kept)
 
 
 def memory_of(state: Kept) -> dict[str, Array]:
-    """Codec memory as named arrays, for a file: ``committed/PATH`` and ``pending/PATH`` (``core.memory.flat``), and
-    ``committed_round`` and ``pending_round``, int64[0] where there is no such round, else int64[1]."""
+    """Flatten codec memory to named arrays, for a file.
+
+    The names are ``committed/PATH`` and ``pending/PATH`` (``core.memory.flat``), and ``committed_round`` and
+    ``pending_round``, int64[0] where there is no such round, otherwise int64[1].
+    """
     idle = state if isinstance(state, Idle) else state.idle
     arrays, memory = dict[str, Array](), Memory()
     for name, held in (("committed", idle.committed), ("pending", idle.pending)):
@@ -202,7 +214,7 @@ def memory_of(state: Kept) -> dict[str, Array]:
 
 
 def session_of(state: Kept) -> bytes:
-    """The rest of a state. It holds the session's secret keys: a file of it is for its owner only."""
+    """Serialise the rest of a state. It holds the session's secret keys, so only the owner may read a file of it."""
     idle = state if isinstance(state, Idle) else state.idle
     session = None
     if isinstance(state, InSecAgg):
@@ -212,7 +224,7 @@ def session_of(state: Kept) -> bytes:
 
 
 def idle_of(device: DeviceId, memory: Mapping[str, Array]) -> Idle:
-    """The device with this memory, and nothing else. Raises KeyError for arrays that ``memory_of`` does not make."""
+    """Make an idle device with this memory only. Raises KeyError for arrays that ``memory_of`` does not make."""
     committed = _after(memory, "committed")
     if committed is None:
         raise KeyError("committed_round")
@@ -220,7 +232,7 @@ def idle_of(device: DeviceId, memory: Mapping[str, Array]) -> Idle:
 
 
 def resumed(idle: Idle, session: bytes) -> Kept:
-    """The device with the rest of its state. Raises msgspec.DecodeError for bytes that ``session_of`` does not make."""
+    """Restore the rest of a device's state. Raises msgspec.DecodeError for bytes that ``session_of`` does not make."""
     kept = _decoder.decode(session)
     idle = replace(idle, answered=kept.answered, lot=kept.lot)
     if kept.session is None:

@@ -1,5 +1,4 @@
-"""What the held-out losses of a run decide: which of its models counts, and when the run ends (``round.keep``,
-``round.patience``)."""
+"""Choice of the best model of a run and early stopping by its held-out losses (``round.keep``, ``round.patience``)."""
 
 from __future__ import annotations
 
@@ -12,16 +11,16 @@ from edgewise.core.errors import REGISTRY
 from edgewise.core.metric import HELD_OUT, HELD_SHARE
 from edgewise.plan.plan import Evaluations
 
-COHORT = "cohort"  # who measured a model, where its devices told no more than their mean
-BASE, FEDERATED = "base", "federated"  # the models that evaluations of a run measure
+COHORT = "cohort"  # name in place of a device, where devices send only their mean loss
+BASE, FEDERATED = "base", "federated"  # names of the models that a run evaluates
 
 
 class ModelThatCounts(NamedTuple):
-    """Which model of a run counts.
+    """Model of a run that counts.
 
     Attributes:
-        played: the model after so many rounds; 0: the base.
-        waited: evaluations since the one with the lowest loss.
+        played: number of rounds before the model. 0: the base.
+        waited: number of evaluations since the one with the lowest loss.
         stopped: ``round.patience`` has ended the run.
     """
 
@@ -30,26 +29,25 @@ class ModelThatCounts(NamedTuple):
     stopped: bool
 
 
-def kept(asked: Evaluations, told: Iterable[events.Evaluated], played: int) -> ModelThatCounts:
-    """What a run's evaluations decide, those of the base and of the federated model; of ``played`` rounds the last one
-    counts where ``round.keep`` is "last".
+def kept(rule: Evaluations, measured: Iterable[events.Evaluated], played: int) -> ModelThatCounts:
+    """Choose the model that counts, by the evaluations of the base and of the federated model.
 
-    The loss of an evaluation is sum(nll) / sum(tokens). One is better than another where its loss over the devices of
-    both is lower, and where no device failed at it that the other measured: a model that some devices cannot measure
-    any more has not improved. A device that did not answer in time says nothing of the model.
-
+    The loss of an evaluation is sum(nll) / sum(tokens). One evaluation is better than another where its loss over the
+    devices of both is lower, and where no device failed at it that the other measured. A model that some devices cannot
+    measure any more has not improved. A device that did not answer in time says nothing of the model.
+    Where ``round.keep`` is "last", the model after ``played`` rounds counts.
     Guarantees: a function of its arguments, so that a resumed run decides as the run would have.
     """
     best: events.Evaluated | None = None
     waited = 0
-    for e in sorted((e for e in told if e.model in (BASE, FEDERATED)), key=lambda e: e.round):
+    for e in sorted((e for e in measured if e.model in (BASE, FEDERATED)), key=lambda e: e.round):
         if best is None or _better(e, best):
             best, waited = e, 0
         else:
             waited += 1
-    stopped = bool(asked.patience) and waited >= asked.patience
+    stopped = bool(rule.patience) and waited >= rule.patience
     lowest = best.round + 1 if best is not None else played
-    return ModelThatCounts(lowest if asked.keep == "best" else played, waited, stopped)
+    return ModelThatCounts(lowest if rule.keep == "best" else played, waited, stopped)
 
 
 def _better(new: events.Evaluated, old: events.Evaluated) -> bool:
@@ -59,15 +57,15 @@ def _better(new: events.Evaluated, old: events.Evaluated) -> bool:
 
 
 def _loss(e: events.Evaluated, devices: Iterable[str]) -> float:
-    at = sorted(devices)
-    return math.fsum(e.nll[d] for d in at) / sum(e.tokens[d] for d in at)
+    names = sorted(devices)
+    return math.fsum(e.nll[d] for d in names) / sum(e.tokens[d] for d in names)
 
 
 def told_by_cohort(played: int, head: Mapping[str, float]) -> events.Evaluated | None:
-    """The evaluation that came with a round's sum: of the model after ``played`` rounds, from which the round trained.
+    """Make the evaluation that a round's sum contains: of the model after ``played`` rounds, from which it trained.
 
     Its loss is mean(held_out) / mean(held_share), the mean over the devices that have held-out text, weighted as their
-    updates are. None where nobody measured.
+    updates are. None where no device measured.
     """
     share = head.get(HELD_SHARE, 0.0)
     if share <= 0.0:

@@ -1,11 +1,11 @@
-"""The exchanges of secure aggregation, as states of the round (``engine.round``): a session for each group.
+"""Exchanges of secure aggregation, as states of the round (``engine.round``), with one session for each group.
 
-Most cohorts are one group. ``grouped`` deals several at random when the keys are in, ``codec = "adaptive"`` sorts them
-by what devices can send in time. Each session is the machine of ``secagg.server``; this module feeds it, ends its steps
-at their deadlines, and puts two effects between its messages:
+Most cohorts are one group. ``grouped`` deals several at random when the keys have arrived. ``codec = "adaptive"`` sorts
+devices into groups by the rung that they can send in time. Each session is a machine of ``secagg.server``. This module
+feeds it, ends its steps at their deadlines, and puts two effects between its messages:
 
-    Masking ─► Signing      Pin the survivors, then tell them: no other list is ever signed in this session
-    Signing ─► Unmasking    Charge the budget, then ask for the shares that open the sum
+    Masking ─► Signing      Pin the survivors, then send the list. No other list is ever signed in this session.
+    Signing ─► Unmasking    Charge the budget, then ask for the shares that open the sum.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from edgewise.engine.rung_groups import deal, sort
 from edgewise.secagg import events, server
 from edgewise.secagg.recovery import NAMED
 
-DROPPED = "dropped"  # a device that said nothing more
+DROPPED = "dropped"  # reason of a device that sent nothing more
 
 Out = tuple[Exchanging | Closed, tuple[Effect, ...]]
 
@@ -48,7 +48,7 @@ def begin(
     counted: Mapping[DeviceId, int | None],
     at_s: float,
 ) -> Out:
-    """Deal the devices whose keys came into groups and send each its roster. ``counted``: device -> rung."""
+    """Deal the devices whose keys arrived into groups, and send each its roster. ``counted``: device -> rung."""
     groups, member = list[Group](), dict[DeviceId, int]()
     for rung, devices in _dealt(masks, counted):
         params = masks.session.params if rung is None else masks.rungs[rung]
@@ -69,13 +69,13 @@ def _dealt(masks: Masks, counted: Mapping[DeviceId, int | None]) -> Sequence[tup
 
 
 def waits_for(state: Exchanging, device: DeviceId) -> bool:
-    """Whether a device's answer to the message of its group's step is waited for."""
+    """Tell whether the present step of a device's group still waits for the device."""
     number = state.member.get(device)
     return number is not None and server.waits_for(state.groups[number].state, device)
 
 
 def wanted(state: Exchanging, event: Event) -> bool:
-    """Whether an event changes anything: late mail of other rounds, copies and rubbish do not."""
+    """Tell whether an event changes the state. Late messages of other rounds, copies and rubbish do not."""
     match event:
         case Answered(device, round, Step()):
             return round == state.round and waits_for(state, device)
@@ -87,7 +87,7 @@ def wanted(state: Exchanging, event: Event) -> bool:
 
 
 def step(state: Exchanging, event: Event) -> Out:
-    """One event. Never raises for anything a device does."""
+    """Take one event. Never raises for anything that a device does."""
     if not wanted(state, event):
         return state, ()
     match event:
@@ -105,10 +105,10 @@ def step(state: Exchanging, event: Event) -> Out:
 
 
 def _stepped(state: Exchanging, number: int, event: events.Event, at_s: float) -> tuple[Exchanging, tuple[Effect, ...]]:
-    """One input to the session of a group."""
+    """Feed one event to the session of a group."""
     group = state.groups[number]
     after, effects = server.step(group.state, event)
-    if after is group.state and not effects:  # a copy that the network kept for a while
+    if after is group.state and not effects:  # The network delivered an older message again.
         return state, ()
     letters = list[Effect]()
     for effect in effects:
@@ -120,7 +120,7 @@ def _stepped(state: Exchanging, number: int, event: events.Event, at_s: float) -
         case server.Masking(), server.Signing():
             letters.insert(0, Pin(number, after.survivors))
         case server.Signing(), server.Unmasking() if not state.charged:
-            letters.insert(0, Charge())  # the letters behind it ask for the shares that open the first sum
+            letters.insert(0, Charge())  # The letters after it ask for the shares that open the first sum.
             state = replace(state, charged=True)
     until_s = group.until_s if type(after) is type(group.state) else at_s + state.masks.deadline_s
     changed = replace(group, state=after, until_s=until_s)
@@ -133,8 +133,11 @@ def _noted(state: Exchanging, device: DeviceId, code: str) -> Exchanging:
 
 
 def _ended(state: Exchanging, effects: tuple[Effect, ...]) -> Out:
-    """The end of the round, once every session has ended. With several groups the sum is of those that have one, if
-    these are enough for the rule between them, and their devices for a round."""
+    """End the round once every session has ended.
+
+    With several groups the round has the sums of those that opened. There must be enough of them for the rule between
+    groups, and enough devices in them for the round's minimum.
+    """
     if any(group.open for group in state.groups):
         return state, effects
     released = tuple((g.rung, g.state) for g in state.groups if isinstance(g.state, server.Released))
@@ -143,14 +146,14 @@ def _ended(state: Exchanging, effects: tuple[Effect, ...]) -> Out:
     met = len(released) >= state.masks.least and len(survivors) >= state.policy.minimum
     if not met:
         released, survivors = (), ()
-    faults, there = _faults(state, met), set(survivors)
-    lost = tuple((device, code) for device, code in faults.items() if device not in there)
+    faults, in_sum = _faults(state, met), set(survivors)
+    lost = tuple((device, code) for device, code in faults.items() if device not in in_sum)
     end = replace(
         state.collected,
         met=met,
         accepted=survivors,
         lost=(*state.collected.lost, *lost),
-        flagged=tuple((d, code) for d, code in faults.items() if d in there and code != DROPPED),
+        flagged=tuple((d, code) for d, code in faults.items() if d in in_sum and code != DROPPED),
         code=None if met else next(iter(failed), "E-SECAGG-FEW"),
         released=released,
         rungs={device: state.groups[number].rung for device, number in state.member.items()},
@@ -159,8 +162,8 @@ def _ended(state: Exchanging, effects: tuple[Effect, ...]) -> Out:
 
 
 def _faults(state: Exchanging, met: bool) -> dict[DeviceId, str]:
-    """Device -> how it was lost, or what it did. A liar that also vanishes stays one. Where the round has a sum,
-    devices whose group has none are lost with it."""
+    """Map each device at fault to its code. A liar that also vanishes keeps the code of its lie. Where the round has a
+    sum, devices whose group has none are lost with their group."""
     faults = dict[DeviceId, str]()
     for device, code in state.faults.values():
         if faults.get(device) not in NAMED:

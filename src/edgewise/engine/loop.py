@@ -1,7 +1,7 @@
-"""The only loop that receives: for rounds of every kind, and for whatever else waits for devices by its own clock.
+"""Receive loop of the engine, the only one: for rounds of every kind, and for every other listener with a deadline.
 
-It is one way to drive what listens. A server that is called by its network does the same from its handlers: ``take``
-for what arrives, ``take(Expired(until_s))`` by a timer.
+It is one way to drive a listener. A server that its network calls does the same from its handlers. It calls ``take``
+for each arrival, and ``take(Expired(until_s))`` from a timer.
 """
 
 from __future__ import annotations
@@ -12,23 +12,23 @@ from edgewise.engine.ports import Absent, Arrived, Cohort, Expired
 
 
 class Listener(Protocol):
-    """What waits for devices."""
+    """Part of a run that waits for devices until a deadline."""
 
     @property
     def until_s(self) -> float | None:
-        """Until when it waits; None: no longer."""
+        """Deadline of the present wait. None: it waits no longer."""
         ...
 
     def take(self, record: Arrived | Absent | Expired) -> None:
-        """Take what came, or note that the time ``until_s`` is over."""
+        """Take an arrival, or note that the time ``until_s`` is over."""
         ...
 
 
 def receive(cohort: Cohort, listener: Listener) -> None:
     """Feed a listener until it waits no longer.
 
-    What comes after a deadline is fed after the deadline, however much else there is to read: a device that floods the
-    mailbox cannot hold up a round or a step of one.
+    An arrival after a deadline is fed after the deadline, however much else there is to read. So a device that floods
+    the mailbox cannot delay a round or a step of one.
     """
     while (until_s := listener.until_s) is not None:
         item = cohort.receive(max(0.0, until_s - cohort.now_s()))
@@ -39,4 +39,4 @@ def receive(cohort: Cohort, listener: Listener) -> None:
             until_s = listener.until_s
         if item is not None:
             listener.take(item)
-            del item  # a frame as large as the model is not held beside the next one
+            del item  # A frame may be as large as the model. It is freed before the next one arrives.

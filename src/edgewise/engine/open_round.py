@@ -1,12 +1,12 @@
-"""A round in progress: the machine of ``engine.round``, its log, and everything that it asks for.
+"""Round in progress: drives the machine of ``engine.round``, writes its log and performs its effects.
 
     open_round = OpenRound(facts, cohort, log, aggregation, charge, tell, now_s)
-    open_round.begin(records)         fold the log, then invite, or go on where the log ends
-    open_round.take(record)           whenever something comes, or a deadline passes (``until_s``)
-    open_round.closed                 in the end
+    open_round.begin(records)         fold the log, then invite, or resume where the log ends
+    open_round.take(record)           for each arrival, and when a deadline passes (``until_s``)
+    open_round.closed                 at the end
 
-What comes is written to the log before it takes effect, and what changes nothing is not written. So what is left after
-a stop is a log that folds to the same state; devices that were asked and have not answered are asked again.
+A record is written to the log before it takes effect. A record that changes nothing is not written. So after a stop the
+log folds to the same state. Devices that were asked and have not answered are asked again.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ Input = Arrived | Absent | Expired
 
 @dataclass
 class Books:
-    """Bytes, seconds and events of a round. ``first``: what devices answered first, without the frame, and its size."""
+    """Bytes, seconds and events of a round. ``first``: each device's first answer without its frame, and its size."""
 
     bytes_down: Counter[DeviceId]
     first: dict[DeviceId, tuple[Arrived, int]] = field(default_factory=dict)
-    later: Counter[DeviceId] = field(default_factory=Counter)  # bytes of a device's messages after the first
+    later: Counter[DeviceId] = field(default_factory=Counter)  # device -> bytes of its messages after the first
     events: list[events.AnyEvent] = field(default_factory=list)
     bytes_up: int = 0
     train_s: float = 0.0
@@ -68,7 +68,7 @@ class Books:
 
 @dataclass
 class OpenRound:
-    """See the module.
+    """Round in progress, a ``loop.Listener`` (see the module).
 
     Attributes:
         charge: writes the round's charge to the privacy ledger, once however often it is called.
@@ -86,26 +86,26 @@ class OpenRound:
     def __post_init__(self) -> None:
         self.books = Books(Counter(self.facts.letters.sizes))
         self.state: State
-        self._since_s = self.facts.began.at_s  # when this server began to listen
-        self._outbox: list[Sent] | None = []  # while the log is folded; then effects take place
+        self._since_s = self.facts.began.at_s  # time at which this server began to listen
+        self._outbox: list[Sent] | None = []  # A list while the log is folded, then None: frames are sent at once.
         self._unpinned: deque[Pinned] = deque()
-        self._postponed: list[tuple[Charge | Open, Input]] = []  # while the log is folded
+        self._postponed: list[tuple[Charge | Open, Input]] = []  # effects that wait until the log is folded
         self._unsynced = False
 
     @property
     def until_s(self) -> float | None:
-        """When the next ``Expired`` is due; None once the round is closed."""
+        """Time at which the next ``Expired`` is due. None once the round is closed."""
         return machine.until_s(self.state)
 
     @property
     def closed(self) -> Closed:
-        """The end of the round. Raises ValueError before it."""
+        """End state of the round. Raises ValueError before it is closed."""
         if not isinstance(self.state, Closed):
             raise ValueError("the round is not closed")
         return self.state
 
     def sums(self) -> Sums:
-        """The sums of the closed round, once: nothing is kept of them here. Empty where the round has no sum."""
+        """Hand out the sums of the closed round, once. Nothing of them stays here. Empty where the round has no sum."""
         closed = self.closed
         sums = self.aggregation.sums(closed) if closed.met else ()
         self.state = replace(closed, released=())
@@ -113,9 +113,9 @@ class OpenRound:
         return sums
 
     def begin(self, records: Iterable[Record] | None) -> None:
-        """Start the round. ``records``: of a log from which it goes on; None: nothing was logged.
+        """Start the round, or resume it from the ``records`` of its log. None: nothing was logged.
 
-        Raises StoreError(E-CHECKPOINT) where the log does not agree with itself.
+        Raises StoreError(E-CHECKPOINT) where the log contradicts itself.
         """
         facts, number = self.facts, self.facts.round
         n_asked = len(facts.began.invited) if facts.asked else 0
@@ -133,7 +133,7 @@ class OpenRound:
             self._append(pinned)
         if records is not None and facts.session is not None:
             self.log.sync()
-        for effect, record in self._postponed:  # with the survivors on the disk, as when the log was written
+        for effect, record in self._postponed:  # The survivors are on the disk now, as when the log was written.
             self._perform((effect,), record)
         if records is None:
             for one in sent:
@@ -142,7 +142,7 @@ class OpenRound:
             self._go_on(sent, at_s)
 
     def _fold(self, record: Record, at_s: float) -> float:
-        """One record of the log; the time of the last one that had a time."""
+        """Fold one record of the log. Returns the time of the last record that had a time."""
         match record:
             case Resumed(by_s):
                 self.state = machine.postponed(self.state, by_s)
@@ -171,8 +171,11 @@ class OpenRound:
             self.state = machine.postponed(self.state, by_s)
 
     def take(self, record: Input) -> None:
-        """What came, or a deadline that passed. What came while no server listened comes now: a step that it ends is
-        followed by one with its full time."""
+        """Take an arrival, or a deadline that passed.
+
+        A frame that arrived while no server listened counts as arriving now. So a step that it ends is followed by one
+        with its full time.
+        """
         if not isinstance(record, Expired):
             record = replace(record, at_s=max(record.at_s, self._since_s))
         began, event = self.now_s(), self._read(record)
@@ -182,7 +185,7 @@ class OpenRound:
         self.books.aggregate_s += self.now_s() - began
 
     def _read(self, record: Input) -> Event:
-        """What a record means to the round. Anything unusable is ``Useless`` with its code, never an exception."""
+        """Translate a record to an event of the round. An unusable frame gives ``Useless``, never an exception."""
         number = self.facts.round
         if isinstance(record, Expired):
             return Deadline(record.at_s)
@@ -191,7 +194,7 @@ class OpenRound:
         try:
             message = frame.from_device(record.frame, self.facts.frame_limit_bytes)
             if isinstance(message, frame.Measurement | frame.Commitment | frame.Reveal):
-                raise DecodeError("E-FRAME", "not an answer to an invitation.")
+                raise DecodeError("E-FRAME", "the message is no answer to an invitation.")
             if message.device != record.device or message.run != self.facts.run:
                 raise DecodeError("E-FRAME", "the frame names another device or run than its sender.")
         except DecodeError as e:
@@ -242,7 +245,7 @@ class OpenRound:
                     self._tell_hidden(self.closed)
 
     def _send(self, device: DeviceId, raw: bytes, at_s: float) -> None:
-        if device in self.books.first:  # the invitation is in the books from the start
+        if device in self.books.first:  # The books count the invitation from the start.
             self.books.bytes_down[device] += len(raw)
         if self._outbox is None:
             self.cohort.send(device, raw)
@@ -254,15 +257,15 @@ class OpenRound:
         self._unsynced = True
 
     def _sync(self) -> None:
-        """Before anything leaves that hangs on the records so far: devices must not be ahead of the log, also after a
-        power cut."""
+        """Sync the log before a frame leaves that depends on its records. Devices must not be ahead of the log, even
+        after a power cut."""
         if self._outbox is None and self._unsynced and self.facts.session is not None:
             self.log.sync()
             self._unsynced = False
 
     def _pin(self, pinned: Pinned) -> None:
         if self._outbox is not None:
-            self._unpinned.append(pinned)  # the next record of the log says the same, or there is none
+            self._unpinned.append(pinned)  # The next record of the log must equal it, or the log ends here.
         else:
             self._append(pinned)
 
@@ -280,19 +283,19 @@ class OpenRound:
         return Opened()
 
     def _tell_hidden(self, closed: Closed) -> None:
-        """Who is in a sum that hides its parts is known at its end only."""
+        """Report the devices in a secure sum, which are known at its end only."""
         number = closed.round
         for device in closed.accepted if closed.met else ():
             self._accepted(device, closed.rungs.get(device))
         for device, code in closed.lost:
-            if device in self.books.first:  # the others were reported when they were lost
+            if device in self.books.first:  # The others were reported when they were lost.
                 self.books.bytes_up += self.books.later[device]
                 self._say(events.Lost(round=number, device=device, code=code, reason=REASON_LATER))
         for device, code in closed.flagged:
             self._say(events.Flagged(round=number, device=device, code=code))
 
     def _accepted(self, device: DeviceId, rung: int | None) -> None:
-        """Tell that a contribution is in the sum."""
+        """Report that a contribution is in the sum."""
         record, size = self.books.first[device]
         size += self.books.later[device]
         self.books.bytes_up += size

@@ -1,16 +1,16 @@
-"""The privacy budget of a device over all runs that it takes part in, beside each run's own.
+"""Owner's privacy budget of a device over all runs that it takes part in, beside each run's own budget.
 
     budget = OwnerBudget(Budget(epsilon=10.0, delta=1e-6), FileLedgers(folder))
-    charged = budget.last(device, plan)                        # what the store may have forgotten
-    reason = budget.refusal(device, plan, round, answered)     # asked when an invitation comes
+    charged = budget.last(device, plan)                        # round that the store may have forgotten
+    reason = budget.refusal(device, plan, round, answered)     # asked when an invitation arrives
     budget.charge(device, plan, round)                         # before the update of the round leaves
 
-A server knows what its own run spends. Only the device knows all runs, so its owner's cap is held here: an invitation
-whose charge would pass it is refused with E-BUDGET. The reason says nothing of other runs.
+A server knows what its own run spends. Only the device knows all runs, so the device enforces its owner's cap. It
+refuses an invitation whose charge would pass the cap with E-BUDGET. The reason says nothing of other runs.
 
-The ledger and the device's store (``engine.ports.DeviceStore``) remember which rounds an update has left for. Where
-they differ, one of them was deleted or put back from an older copy, and the device believes the later one: no round has
-noise drawn for it twice at a single charge.
+The ledger and the device's store (``engine.ports.DeviceStore``) both remember the rounds that an update has left for.
+Where they differ, one of them was deleted or put back from an older copy, and the device believes the later one. So no
+round has noise drawn for it twice at a single charge.
 """
 
 from __future__ import annotations
@@ -31,44 +31,43 @@ NO_EPSILON = "the owner of this device caps epsilon over all its runs, and this 
 
 
 class DeviceLedgers(Protocol):
-    """What devices gave away in all runs that they took part in. It outlives every run."""
+    """Durable charges of devices in all runs that they took part in. They outlive every run."""
 
     def charges(self, device: DeviceId) -> tuple[DeviceCharge, ...]:
-        """All charges of a device, in order; none for a device that has no ledger yet. Raises StoreError for a damaged
-        one."""
+        """Load all charges of a device, in order. None for a device without a ledger. Raises StoreError for a damaged
+        ledger."""
         ...
 
     def charge(self, device: DeviceId, new: DeviceCharge) -> None:
-        """Write a charge down; one that stands there already is not written again. Call it before a frame of the round
-        leaves.
+        """Write a charge, unless it is written already. Call it before a frame of the round leaves.
 
-        Raises StoreError where it cannot be kept: the frame must not leave then.
+        Raises StoreError where it cannot be saved. Then the frame must not leave.
         """
         ...
 
 
 @dataclass(frozen=True)
 class OwnerBudget:
-    """A cap on what devices give away over all runs.
+    """Owner's cap on the privacy loss of devices over all runs.
 
     Attributes:
-        cap: epsilon at delta, of all runs together. ledgers: where charges are kept.
+        cap: epsilon at delta, of all runs together. ledgers: durable charges.
     """
 
     cap: Budget
     ledgers: DeviceLedgers
 
     def last(self, device: DeviceId, plan: Plan) -> int | None:
-        """The last round of a run that was charged to a device; None: there is none.
+        """Find the last round of a run that was charged to a device. None: there is none.
 
         Raises StoreError where the ledger cannot be read.
         """
         return max((c.round for c in self.ledgers.charges(device) if c.run == plan.run), default=None)
 
     def refusal(self, device: DeviceId, plan: Plan, round: int, answered: int | None = None) -> str:
-        """Why a device takes no part in a round; empty where it may. Nothing is charged yet.
+        """Find the reason why a device takes no part in a round. Empty where it may. It charges nothing.
 
-        ``answered``: the last round that the device's store says was answered, where an update may leave once only.
+        Args: answered: the last round that the device answered, by its store, where an update may leave once only.
         Raises StoreError where the ledger cannot be read.
         """
         if plan.spend is None:
@@ -79,17 +78,17 @@ class OwnerBudget:
         return SPENT if isinstance(self._with(device, plan, round), OverBudget) else ""
 
     def charge(self, device: DeviceId, plan: Plan, round: int) -> None:
-        """Write the charge of a round down, once for each round of a run.
+        """Write the charge of a round, once for each round of a run.
 
-        Raises StoreError where it cannot be kept, BudgetError(E-BUDGET) where it would pass the cap: no frame may leave
-        then.
+        Raises StoreError where it cannot be saved, and BudgetError(E-BUDGET) where it would pass the cap. Then no frame
+        may leave.
         """
         if isinstance(self._with(device, plan, round), OverBudget):
             raise BudgetError("E-BUDGET", f"{SPENT}.", "raise the cap, or leave the run.")
         self.ledgers.charge(device, _of(plan, round))
 
     def spent(self, device: DeviceId) -> float:
-        """Epsilon of a device over all its runs so far."""
+        """Compute the epsilon of a device over all its runs so far."""
         return self._ledger(device).spent
 
     def _ledger(self, device: DeviceId) -> DeviceLedger:

@@ -1,4 +1,4 @@
-"""The privacy budget in the loop: asked before anyone trains, charged before anything is opened."""
+"""Privacy budget of a run: checked before anyone trains, and charged before anything is opened."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from edgewise.privacy.ledger import Ledger, LedgerEntry, OverBudget
 
 
 class Purse:
-    """What a run may still give away. Without differential privacy in the plan it costs nothing and says nothing.
+    """Privacy budget of a run. Without differential privacy in the plan it does nothing.
 
-    The stored ledger is read once. It grows only by what this purse writes into it: a store has one writer.
+    The stored ledger is read once. It grows only by the charges that this object writes, because a store has one
+    writer.
     """
 
     def __init__(self, plan: Plan, store: Store) -> None:
@@ -43,10 +44,10 @@ class Purse:
         self._charged = after
 
     def check(self, checkpoint: Checkpoint) -> None:
-        """Compare the stored ledger with what was released up to a checkpoint, before the run goes on from it.
+        """Compare the stored ledger with the releases up to a checkpoint, before the run resumes from it.
 
-        Raises StoreError(E-CHECKPOINT): a charge is not the plan's, or is of a round after this one; a round was
-        released without a charge; epsilon is less than it was.
+        Raises StoreError(E-CHECKPOINT) where a charge is not the plan's or is of a round after this one, where a round
+        was released without a charge, and where epsilon is less than it was.
         """
         if self._plan.spend is None:
             return
@@ -57,12 +58,12 @@ class Purse:
         needed = played if self._at_once else checkpoint.state.round
         if (charged := len({c.round for c in charges if c.round < played})) < needed:
             raise self._unsound(f"{needed} rounds were released, {charged} were charged")
-        if self.spent() * (1.0 + 1e-6) < checkpoint.epsilon:  # another machine may round otherwise
+        if self.spent() * (1.0 + 1e-6) < checkpoint.epsilon:  # Another machine may round differently.
             raise self._unsound(f"epsilon fell from {checkpoint.epsilon:.6g} to {self.spent():.6g}")
 
     @property
     def _at_once(self) -> bool:
-        """Whether devices send what others may read as it is."""
+        """Tell whether devices add their noise before they send, so that a charge is due before sending."""
         return self._plan.promise.noised_before_leaving
 
     def _unsound(self, how: str) -> StoreError:
@@ -72,8 +73,10 @@ class Purse:
         )
 
     def ask(self, round: int, attempt: str) -> None:
-        """Raises BudgetError(E-BUDGET) where the round would exceed the budget; charges it at once where devices send
-        what others may read as it is."""
+        """Check a round against the budget. Charge it at once where others may read what devices send.
+
+        Raises BudgetError(E-BUDGET) where the round would exceed the budget.
+        """
         if (new := self._of(round, attempt)) is None:
             return
         if self._at_once:
@@ -82,12 +85,12 @@ class Purse:
             self._with(new)
 
     def charge(self, round: int, attempt: str) -> None:
-        """Write the round's charge down: its sum is opened next. Raises as ``ask``."""
+        """Write the round's charge, before its sum is opened. Raises as ``ask``."""
         if (new := self._of(round, attempt)) is not None:
             self._write(new)
 
     def spent(self) -> float:
-        """Epsilon so far, 0.0 without differential privacy."""
+        """Compute epsilon so far. 0.0 without differential privacy."""
         return 0.0 if self._plan.spend is None else ledger.counted(self._ledger()).spent
 
     def _empty(self, round: int, refused: OverBudget) -> BudgetError:

@@ -1,13 +1,13 @@
-"""The record of released models: one line a round, each chained to the line before, and the replay of a line.
+"""Chain of released models: one record per round, each linked to the record before, and the replay of a record.
 
     chain = start(run, instance)
     for record in records:
         chain = link(chain, record)                         # equals the digest that is stored with the line
         state = replayed(plan, state, record, total)        # its parameters have the digest ``record.model``
 
-A line names the total of its round, the model that the server made of it, and how far the privacy ledger was then. A
-total is what left the privacy boundary: decoded, noised and divided. Who has the totals needs no device, no data and no
-secret to make the models again.
+A record names the total of its round, the model that the server made of it, and the length of the privacy ledger then.
+A total is the value that left the privacy boundary: decoded, noised and divided. With the totals, the models can be
+made again without any device, data or secret.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from edgewise.core.vector import Vector
 from edgewise.plan.plan import Plan
 from edgewise.strategies.base import State, hold
 
-BASE = -1  # the line of the model before the first round
+BASE = -1  # number of the record of the model before the first round
 
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """What is written of a round when it is committed; all digests are SHA-256, hexadecimal.
+    """Record of a committed round. All digests are SHA-256, hexadecimal.
 
     Attributes:
-        round: its number; ``BASE``: the model before the first round.
-        n: contributions to its total. weight: their summed weight. head: weighted means that came with the update.
-        total: digest of the total's mean; empty where the round released none, and the model stayed.
-        beside: name -> digest of what the strategy sends beside the update.
+        round: its number. ``BASE``: the model before the first round.
+        n: number of contributions to its total. weight: their summed weight. head: weighted means beside the update.
+        total: digest of the total's mean. Empty where the round released none, and the model stayed.
+        beside: name -> digest of a vector that the strategy sends beside the update.
         model: digest of the parameters after the round. slots: name -> digest of the optimizer's state.
-        step: rounds that the strategy has applied.
-        charges: lines of the privacy ledger then. ledger: digest of the last one.
+        step: number of rounds that the strategy has applied.
+        charges: number of charges in the privacy ledger then. ledger: digest of the last one.
     """
 
     round: int
@@ -53,29 +53,31 @@ class RoundRecord:
 
     @property
     def released(self) -> bool:
-        """Whether the server made a model of the round."""
+        """Tell whether the server made a model of the round."""
         return bool(self.total)
 
 
 def start(run: str, instance: str) -> str:
-    """The digest before the first line: of one run in one place only."""
+    """Compute the digest before the first record, of one run in one place only."""
     return hashlib.sha256(json.dumps(["edgewise rounds", run, instance]).encode()).hexdigest()
 
 
 def link(before: str, record: RoundRecord) -> str:
-    """The digest of a line; ``before``: that of the line before it. A line that is changed, removed, swapped or taken
-    from another run breaks all links after it."""
+    """Compute the digest of a record. ``before``: the digest of the record before it.
+
+    A record that is changed, removed, swapped or taken from another run breaks all links after it.
+    """
     return hashlib.sha256(json.dumps([before, asdict(record)], sort_keys=True).encode()).hexdigest()
 
 
 def replayed(plan: Plan, before: State, record: RoundRecord, mean: Vector, beside: Mapping[str, Vector]) -> State:
-    """The state that the strategy of ``plan`` makes of a round's total; ``mean`` and each of ``beside``: float32[d].
+    """Apply the strategy of ``plan`` to a round's total. ``mean`` and each of ``beside``: float32[d].
 
-    Guarantees: the bytes of the run itself on the same kind of processor and versions of libraries.
+    Guarantees: the same bytes as in the run itself, on the same kind of processor and versions of libraries.
     """
     return stepped(plan, before, record.round, Aggregate(mean, record.head, record.n, record.weight, beside))
 
 
 def stepped(plan: Plan, before: State, round: int, aggregate: Aggregate) -> State:
-    """The server's step of a round: the strategy's, and what neither trains nor moves stays."""
+    """Apply the server's step of a round: the strategy's step, with frozen segments held."""
     return hold(before, plan.strategy.apply(before, aggregate), plan.frozen(round))

@@ -1,4 +1,4 @@
-"""What is decided of a round before anyone is invited: once, from the plan and the checkpoint, and handed down.
+"""Facts of a round, decided once from the plan and the checkpoint before any device is invited.
 
 facts = decide(plan, checkpoint, began, standings, trust)
 """
@@ -29,20 +29,19 @@ from edgewise.secagg.params import Params
 
 @dataclass(frozen=True)
 class RoundFacts:
-    """A round, decided.
+    """Facts of one round.
 
     Attributes:
-        run: identity of the run. round: the number.
-        began: what the server drew for the round.
-        asked: whether the cohort is invited; one that sampling drew too small is not.
-        policy: goal, minimum and deadline. protocol: how contributions are hidden from the server.
+        run: identity of the run. round: the number. began: the values that the server drew for the round.
+        asked: the cohort is invited. A cohort that sampling drew below the minimum is not.
+        policy: goal, minimum and deadline. protocol: secure aggregation, if any.
         turn: the codec's view of the round. frozen: segments that are neither trained nor moved.
-        pipe: the update pipeline. rungs: the ways by rung of a hidden ladder; empty otherwise.
-        memory: what the server keeps for the codec, of the round's phase.
-        invite: what all invitations say. letters: the invitations.
-        secagg, session: parameters and id of secure aggregation with two servers, or of masks with a fixed codec; None
+        pipe: the update pipeline. rungs: pipelines by rung under secure aggregation. Empty where the codec is fixed.
+        memory: the server's codec memory of the round's phase.
+        invite: fields that all invitations share. letters: the invitations.
+        secagg, session: parameters and id of secure aggregation with two servers, or of masks with a fixed codec. None
             where the server sees each contribution.
-        frame_limit_bytes: no honest frame of a device is larger.
+        frame_limit_bytes: size of the largest honest frame of a device.
     """
 
     run: str
@@ -63,13 +62,13 @@ class RoundFacts:
     frame_limit_bytes: int
 
     def started(self, at_s: float) -> RoundFacts:
-        """The same round, begun at ``at_s`` on the cohort's clock."""
+        """Set the beginning of the round to ``at_s`` on the cohort's clock."""
         deadline_at_s = self.policy.deadline_at_s - self.began.at_s + at_s
         policy = replace(self.policy, deadline_at_s=deadline_at_s)
         return replace(self, began=replace(self.began, at_s=at_s), policy=policy)
 
     def at(self, rung: int | None) -> Pipeline:
-        """The update pipeline by a rung of ``rungs``, or where the codec is fixed."""
+        """Select the update pipeline of a rung. None: the codec is fixed."""
         return self.pipe if rung is None else self.rungs[rung]
 
 
@@ -82,11 +81,11 @@ def decide(
     draw: frame.Draw | None = None,
     beacon: bytes = b"",
 ) -> RoundFacts:
-    """The facts of round ``checkpoint.next_round``.
+    """Decide the facts of round ``checkpoint.next_round``.
 
     Args:
-        standings: of the devices that get an invitation, in order. trust: where contributions are hidden.
-        draw: what devices draw the cohort from, and the blob ``beacon`` that it names; None where the server draws it.
+        standings: of the devices that get an invitation, in order. trust: needed under secure aggregation.
+        draw: values that devices draw the cohort from. None where the server draws it. beacon: the blob that it names.
     """
     number, sampling = checkpoint.next_round, plan.sampling
     pipe, memory = plan.at(number), plan.phase_memory(checkpoint.memory, number)
@@ -148,9 +147,10 @@ def decide(
 
 
 def _support(pipe: Pipeline, memory: Memory) -> vector.Array | None:
-    """``Turn.support``: None where no stage of the pipeline asks for it, empty before the first release.
+    """Find ``Turn.support``. None where no stage of the pipeline asks for it, empty before the first release.
 
-    Where stages take turns over rounds, the last release is that of the same phase: it moved the same coordinates.
+    Where stages take turns over rounds, the last release of the same phase counts, because it moved the same
+    coordinates.
     """
     if not pipe.encoded.announced:
         return None
@@ -159,6 +159,6 @@ def _support(pipe: Pipeline, memory: Memory) -> vector.Array | None:
 
 
 def _clip(pipe: Pipeline, memory: Memory) -> float | None:
-    """``Turn.clip``: None where the clip is fixed."""
+    """Find ``Turn.clip``. None where the clip is fixed."""
     clip = None if pipe.served is None else memory.child("stage", pipe.served).get(CLIP)
     return None if clip is None else float(clip[0])

@@ -1,4 +1,4 @@
-"""Dividing a cohort into groups, each with a masked sum of its own: at random, or by what devices can send in time.
+"""Division of a cohort into groups, each with its own masked sum: at random, or by the rung that devices can send.
 
 deal(("a", "b", "c", "d"), 2, key)                        two random pairs
 sort({"a": 0, "b": 2, "c": 0, "d": 2}, sizes, 2, 2, key)  [(0, ["a", "c"]), (2, ["b", "d"])]
@@ -14,7 +14,7 @@ from edgewise.core.training import DeviceId
 
 
 def deal(devices: Sequence[DeviceId], groups: int, key: Key) -> list[list[DeviceId]]:
-    """``devices`` in random groups whose sizes differ by one at most; the order they come in does not matter."""
+    """Deal ``devices`` into random groups whose sizes differ by one at most. The order of ``devices`` has no effect."""
     shuffled = generator(key).permutation(sorted(devices)).tolist() if groups > 1 else list(devices)
     return [shuffled[i::groups] for i in range(groups)]
 
@@ -22,16 +22,16 @@ def deal(devices: Sequence[DeviceId], groups: int, key: Key) -> list[list[Device
 def sort(
     best: Mapping[DeviceId, int], sizes: Sequence[float], groups: int, least: int, key: Key
 ) -> list[tuple[int, list[DeviceId]]]:
-    """Devices in at most ``groups`` groups of ``least`` or more, each with the rung of its slowest member; so that as
-    many bytes as possible are sent: of all ways to cut the devices, in the order of their rungs, argmax of the sum over
-    groups of |group| x size of its rung. Groups with the same rung are one.
+    """Sort devices into at most ``groups`` groups of ``least`` or more, each with the rung of its slowest member.
 
+    Of all cuts of the devices, in the order of their rungs, it takes the one that sends the most bytes: argmax of the
+    sum over groups of |group| x size of its rung. Groups with the same rung are merged.
     Args: best: number of the rung that each device asks for. sizes: bytes of each rung, decreasing. key: decides which
-        of equals go with slower ones, where a group would be too small without.
-    Edge cases: fewer devices than ``least``, or than twice as many, are one group.
+        of equal devices join slower ones, where a group would otherwise be too small.
+    Edge cases: fewer devices than twice ``least`` are one group.
     """
     shuffled = generator(key).permutation(sorted(best)).tolist()
-    order = sorted(shuffled, key=lambda device: -best[device])  # the slowest first
+    order = sorted(shuffled, key=lambda device: -best[device])  # slowest device first
     n = len(order)
     starts = [i for i in range(n) if i == 0 or best[order[i]] != best[order[i - 1]]]
     cuts = sorted({at for i in starts for k in range(groups) if least <= (at := i + k * least) <= n - least})

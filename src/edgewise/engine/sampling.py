@@ -1,4 +1,4 @@
-"""Drawing a cohort. What each way earns for privacy is stated by ``plan.compile.Sampling.earns``."""
+"""Sampling of a cohort. ``plan.compile.Sampling.earns`` states the privacy amplification of each kind."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from edgewise.plan.sampling import Sampling
 
 
 def draw(sampling: Sampling, population: Sequence[DeviceId], key: Key, round: int) -> tuple[DeviceId, ...]:
-    """The devices invited to a round, in population order.
+    """Draw the devices invited to a round, in population order.
 
-    ``all``: everybody. ``fixed``: ``sampling.invite`` without replacement, uniformly. ``poisson``: each device
-    independently with probability ``sampling.rate``; may be empty. ``cyclic``: the devices are dealt once, at random,
-    into ``sampling.groups`` groups, and round r asks group r mod their number.
+    ``all``: every device. ``fixed``: ``sampling.invite`` devices without replacement, uniformly. ``poisson``: each
+    device independently with probability ``sampling.rate``. This cohort may be empty. ``cyclic``: the devices are dealt
+    once, at random, into ``sampling.groups`` groups, and round r asks group r mod their number.
 
     Args:
         population: sorted device ids, ``len == sampling.population``.
-        key: 32 bytes (``Coordinator.sampling_key``); the draw depends on it and the round only.
+        key: 32 bytes (``Coordinator.sampling_key``). The draw depends on it and the round only.
     """
     if sampling.kind == "all":
         return tuple(population)
@@ -29,6 +29,6 @@ def draw(sampling: Sampling, population: Sequence[DeviceId], key: Key, round: in
     cohort = derive(key, "cohort", round)
     if sampling.kind == "fixed":
         chosen = generator(cohort).choice(len(population), sampling.invite, replace=False)
-    else:  # privacy is amplified only where nobody can guess the draw
+    else:  # Sampling amplifies privacy only where nobody can guess the draw, so the coins are cryptographic.
         chosen = prg.coins(cohort, len(population), sampling.rate).nonzero()[0]
     return tuple(population[i] for i in sorted(chosen.tolist()))

@@ -1,6 +1,6 @@
-"""The trainer's port, and optional ones for what only some trainers can do.
+"""Port of trainers, and optional ports for abilities that only some trainers have.
 
-A trainer is registered once, where it is made. ``registered`` looks which optional ports it has; nobody asks later.
+A trainer is registered once, where it is made. ``registered`` finds its optional ports then, and no other code looks.
 
     trainer = registered(MyTrainer(recipe))
     if trainer.counts is not None:
@@ -33,7 +33,7 @@ from edgewise.core.vector import Spec, Vector
 
 
 class Trainer(Protocol):
-    """Everything that knows the model and the text. Lives beside the data; the server never has one.
+    """Trainer of a model on local text. It lives beside the data, and the server never has one.
 
     Raises edgewise errors only: TrainingError, DataError, ModelError.
     """
@@ -44,113 +44,113 @@ class Trainer(Protocol):
         ...
 
     def initial(self) -> Vector:
-        """float32[d]: the trainable parameters before round 0."""
+        """Make the trainable parameters before round 0, float32[d]."""
         ...
 
     def devices(self) -> Sequence[DeviceId]:
-        """The population, sorted; cheap: no text is read into memory for it."""
+        """List the population, sorted. It is cheap: no text is read into memory."""
         ...
 
     def fit(self, request: FitRequest) -> Update:
-        """Local training; ``request.device`` may be POOLED."""
+        """Train on a device's data. ``request.device`` may be POOLED."""
         ...
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
-        """Held-out loss of ``params`` on one device."""
+        """Measure the held-out loss of ``params`` on one device."""
         ...
 
     def sizes(self) -> Mapping[str, float]:
-        """For forecasts: ``parameters`` (whole model), ``trainable``, ``memory_bytes`` of one device in training."""
+        """Sizes for forecasts: ``parameters`` (whole model), ``trainable``, ``memory_bytes`` of one training device."""
         ...
 
 
 class Describes(Protocol):
-    """Says what decides its model, for the run's record."""
+    """Optional port of a trainer that describes its model and data, for the run's record."""
 
     def describe(self) -> dict[str, Any]:
-        """Facts as plain JSON. A run is resumed only where ``fingerprint`` (of the data) is what it was."""
+        """Return facts as plain JSON. A run resumes only where ``fingerprint`` (of the data) is unchanged."""
         ...
 
 
 class CountsRecords(Protocol):
-    """Knows how many records a device trains on."""
+    """Optional port of a trainer that knows the number of records of a device."""
 
     def records(self, device: DeviceId) -> int:
-        """Their number."""
+        """Count the records that a device trains on."""
         ...
 
 
 class NoisesSteps(CountsRecords, Protocol):
-    """Adds noise to every step for each record of a device (DP-SGD)."""
+    """Optional port of a trainer that adds noise to every step, for privacy of each record of a device (DP-SGD)."""
 
     def noise_steps(self, noise: StepNoise) -> None:
-        """Noise every step from now on. Raises TrainingError(E-BN) for a model that mixes records."""
+        """Add noise to every step from now on. Raises TrainingError(E-BN) for a model that mixes records."""
         ...
 
     def without_noise(self) -> AbstractContextManager[None]:
-        """Plain steps inside."""
+        """Take steps without noise inside the context."""
         ...
 
 
 class ReportsMetrics(Protocol):
-    """Measures more than losses. A recipe that declares a metric sends it; the others stay with the device."""
+    """Optional port of a trainer that measures more than losses. A metric is sent only where the recipe declares it."""
 
     def metrics(self) -> Sequence[str]:
-        """Names of what ``Update.head`` has beside the losses."""
+        """List the names of metrics in ``Update.head`` beside the losses."""
         ...
 
 
 class MeasuresSteps(Protocol):
-    """Can measure how long a step takes here."""
+    """Optional port of a trainer that can measure the duration of a step."""
 
     def step_s(self) -> float:
-        """Seconds of one optimizer step; 0.0 where no device can train."""
+        """Measure the seconds of one optimizer step. 0.0 where no device can train."""
         ...
 
 
 class ComputesProbe(Protocol):
-    """Has arithmetic of its own, by which a run is resumed on the same kind of processor only."""
+    """Optional port of a trainer whose arithmetic depends on the processor. A run resumes only on the same kind."""
 
     def arithmetic(self) -> bytes:
-        """What it makes of a small fixed computation."""
+        """Compute a small fixed probe, to compare processors by its bytes."""
         ...
 
 
 class ContinuesText(Protocol):
-    """Goes on with a device's text."""
+    """Optional port of a trainer whose model can continue a device's text."""
 
     def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
-        """The beginning of a held-out text, how it really goes on, and how the model does."""
+        """Sample the beginning of a held-out text, its true continuation, and the model's continuation."""
         ...
 
 
 class ReportsReading(Protocol):
-    """Says what it read and what it left out."""
+    """Optional port of a trainer that reports the data that it read and left out."""
 
     def reading(self, most_bytes: int = 0) -> dict[str, Any] | None:
-        """The record (``learn.text.reading``), or None where there is none; tokenizes up to so many bytes for it."""
+        """Make the record (``learn.text.reading``), or None without one. Tokenizes up to ``most_bytes`` for it."""
         ...
 
 
 class NotesMetrics(Protocol):
-    """Measures a person's own metrics beside the losses."""
+    """Optional port of a trainer that measures a user's own metrics beside the losses."""
 
     def noted(self) -> list[Note]:
-        """Those since it was asked last."""
+        """Return the measurements since the last call."""
         ...
 
 
 class TakesNotes(Protocol):
-    """Has remarks for who checks a recipe."""
+    """Optional port of a trainer with remarks for `edgewise check`."""
 
     def notes(self) -> tuple[str, ...]:
-        """One sentence each."""
+        """List the remarks, one sentence each."""
         ...
 
 
 @dataclass(frozen=True)
 class Registered:
-    """A trainer, and which optional ports it has; None for those that it does not have."""
+    """Trainer with its optional ports. A port that it does not have is None."""
 
     trainer: Trainer
     describes: Describes | None = None
@@ -165,25 +165,25 @@ class Registered:
     reports: ReportsMetrics | None = None
 
     def fit(self, request: FitRequest) -> Update:
-        """``Trainer.fit``. Raises TrainingError(E-TRAIN) also for what is no update."""
+        """Call ``Trainer.fit``. Raises TrainingError(E-TRAIN) also where the result is no update."""
         return as_update(self.trainer.fit(request), self.trainer.spec.dim, self._name)
 
     @cached_property
     def reported(self) -> frozenset[str]:
-        """Names of what its updates bring beside losses."""
+        """Names of the metrics in its updates beside losses."""
         return frozenset() if self.reports is None else frozenset(self.reports.metrics())
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
-        """``Trainer.evaluate``. Raises TrainingError(E-TRAIN) also for what is no measurement."""
+        """Call ``Trainer.evaluate``. Raises TrainingError(E-TRAIN) also where the result is no measurement."""
         return as_held_out(self.trainer.evaluate(device, params), self._name)
 
     def initial(self) -> Vector:
-        """``Trainer.initial``. Raises RecipeError(E-EXTENSION) for what is no vector of the layout."""
+        """Call ``Trainer.initial``. Raises RecipeError(E-EXTENSION) where the result is no vector of the layout."""
         return as_initial(self.trainer.initial(), self.trainer.spec.dim, self._name)
 
     def describe(self) -> dict[str, Any]:
-        """``Describes.describe``; empty where the trainer has no such port. Raises RecipeError(E-EXTENSION) for what is
-        not plain JSON."""
+        """Call ``Describes.describe``. Empty where the trainer lacks the port. Raises RecipeError(E-EXTENSION) where
+        the result is not plain JSON."""
         if self.describes is None:
             return {}
         given = self.describes.describe()
@@ -199,9 +199,9 @@ class Registered:
 
 
 def registered(trainer: Trainer) -> Registered:
-    """Look once what a trainer can do: it has a port where it has all methods of the port.
+    """Find the optional ports of a trainer, once. It has a port where it has all methods of the port.
 
-    Raises RecipeError(E-EXTENSION) for an object that is no trainer; the message names what it lacks.
+    Raises RecipeError(E-EXTENSION) for an object that is no trainer. The message names the missing methods.
     """
     if lacks := [name for name in _members(Trainer) if not hasattr(trainer, name)]:
         what = f"{type(trainer).__name__} cannot train: it lacks {', '.join(lacks)}."
@@ -222,7 +222,7 @@ def registered(trainer: Trainer) -> Registered:
 
 
 def _members(port: type[Any]) -> list[str]:
-    """What a port and those that it extends define, in order."""
+    """List the methods of a port and of those that it extends, in order."""
     kinds = [kind for kind in reversed(port.__mro__) if kind not in Protocol.__mro__]
     return [name for kind in kinds for name in vars(kind) if not name.startswith("_")]
 
