@@ -1,5 +1,5 @@
-"""Differential privacy: bounds, noise, accounting, and attacks that measure what was promised.
+"""Differential privacy: bounds, noise, accounting, and audits that measure the claims.
 
-``clip`` bounds, ``noise``, ``distributed`` and ``matrix`` draw, ``accountant`` gives epsilon, ``ledger`` is charged
-before a sum is opened, ``card`` says it to people, ``audit`` and ``one_run`` try it.
+``clip`` bounds an update. ``noise``, ``distributed`` and ``matrix`` draw noise. ``accountant`` computes epsilon.
+``ledger`` is charged before a sum is opened. ``card`` states the claim in words. ``audit`` and ``one_run`` test it.
 """

@@ -1,4 +1,8 @@
-"""Bound one contribution: its Euclidean norm, or every coordinate. Both are biased and both are cheap."""
+"""Clipping of one contribution: of its Euclidean norm, or of every coordinate. Both are biased and cheap.
+
+stage = clip(1.0)               L2 norm of the update at most 1.0
+stage = clamp(linf=0.1)         every coordinate within [-0.1, 0.1]
+"""
 
 from __future__ import annotations
 
@@ -18,8 +22,8 @@ from edgewise.core.space import Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec, Vector, norm_l2
 
-HAIR = 1.0 - 2.0**-23  # float32 rounding can lengthen a vector by 2^-24; this pays for it
-SMALLEST, LARGEST = 1e-30, 1e30  # bounds outside meet float32's own limits
+HAIR = 1.0 - 2.0**-23  # It makes up for float32 rounding, which can lengthen a vector by 2^-24.
+SMALLEST, LARGEST = 1e-30, 1e30  # Bounds outside this range would meet the limits of float32.
 
 
 def _keep(payload: Payload, space: Space, turn: Turn) -> Payload:
@@ -39,9 +43,9 @@ def _whole(space: Space, name: str) -> None:
 def clip(l2: Annotated[float, Ge(SMALLEST), Le(LARGEST), Doc("longest update, in model units")]) -> Stage:
     """Scale the update down to an L2 norm of at most ``l2``: ``x * min(1, l2 / ||x||)``.
 
-    Algebra: l2 -> min(l2, C), linf -> min(linf, C); biased unless the bound already held; the head is untouched.
+    Algebra: l2 -> min(l2, C), linf -> min(linf, C). Biased unless the bound already held. The head is untouched.
     Guarantees: the float64 norm of the float32 result is at most C (a clipped vector is shortened by 2^-23 more).
-    Edge cases: zero stays zero; a vector of norm exactly C is unchanged.
+    Edge cases: zero stays zero. A vector of norm exactly C is unchanged.
     Args:
         l2: C, model units, 1e-30 to 1e30.
     Raises:
@@ -73,10 +77,10 @@ def _shortened(x: Vector, l2: float) -> Vector:
 
 @part
 def clip_tensors(spec: Spec, l2: Annotated[float, Ge(SMALLEST), Le(LARGEST)]) -> Stage:
-    """Shrink every tensor of the update on its own to norm at most ``l2``, as ``clip`` does the whole.
+    """Scale every tensor of the update on its own down to an L2 norm of at most ``l2``.
 
-    One layer that moves far then does not silence all others, at the price of a longer whole for the same noise.
-    Algebra: l2 -> min(l2, C sqrt(tensors)), linf -> min(linf, C); biased unless the bound already held.
+    Then one layer that moves far does not silence all others. The price is a longer whole vector for the same noise.
+    Algebra: l2 -> min(l2, C sqrt(tensors)), linf -> min(linf, C). Biased unless the bound already held.
     Args:
         spec: the tensors of the update. l2: C, model units, 1e-30 to 1e30.
     Raises:
@@ -92,7 +96,7 @@ def clip_tensors(spec: Spec, l2: Annotated[float, Ge(SMALLEST), Le(LARGEST)]) ->
         if space.dim != spec.dim or space.sparse or space.rank or space.rotated:
             raise CompositionError(
                 "E-ORDER",
-                f"{name}: behind a stage that selects, turns or factors coordinates there are no tensors any more.",
+                f"{name}: after a stage that selects, rotates or factors coordinates there are no tensors any more.",
                 "put it first, or clip the update as one vector.",
             )
         unbiased = space.unbiased and space.l2 <= l2
@@ -118,19 +122,19 @@ def clamp(
         Doc("largest coordinate, in standard deviations l2 / sqrt(d) that the clip before it leaves"),
     ] = None,
 ) -> Stage:
-    """Cut every coordinate to ``[-c, c]``, with c = ``linf``, or c = ``stds`` l2 / sqrt(d).
+    """Clamp every coordinate to ``[-c, c]``, with c = ``linf``, or c = ``stds`` l2 / sqrt(d).
 
-    Algebra: linf -> min(linf, c), l2 -> min(l2, c sqrt(d)); biased unless the bound already held.
+    Algebra: linf -> min(linf, c), l2 -> min(l2, c sqrt(d)). Biased unless the bound already held.
     Guarantees: no coordinate of the float32 result exceeds c (c is rounded down to float32).
     Args:
         linf: c, model units, 1e-30 to 1e30. stds: c in standard deviations of a coordinate of a rotated vector of d
-            coordinates that is as long as its bound l2, 0.1 to 100. Exactly one of both.
+            coordinates that is as long as its bound l2, 0.1 to 100. Give exactly one of the two.
     Raises:
         RecipeError(E-VALUE); CompositionError: E-NOT-REAL after a quantizer, E-ORDER after low_rank, E-NO-BOUND for
             ``stds`` where nothing bounds l2.
     """
     if (linf is None) == (stds is None):
-        raise RecipeError("E-VALUE", "clamp: linf and stds both say where it cuts.", "give exactly one of them.")
+        raise RecipeError("E-VALUE", "clamp: linf and stds both set its bound.", "give exactly one of them.")
     name = f"clamp({linf:g})" if linf is not None else f"clamp({stds:g} std)"
 
     def bound(space: Space) -> float:

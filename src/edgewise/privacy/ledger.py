@@ -1,14 +1,14 @@
-"""The budget of a run: every release is written down before it happens, and the one that would exceed it is refused.
+"""Privacy ledger of a run: every release is charged before it happens, and one that exceeds the budget is refused.
 
-A ledger is a list of charges that only grows. A charge names the round, the attempt, the cohort that it was about, and
-the event. An attempt is a session with its own nonce: another one is charged again, for the sum of the first may have
-been seen. A simulation that goes on after a crash plays the same session with the same noise, and its devices with it,
-so that is the same attempt; devices that live on send an update to one session of a round only. Devices of different
-cohorts are disjoint (``round.sampling = "cyclic"``; one cohort otherwise), so the epsilon of a run is the largest over
-cohorts, not their sum. What it says can be recomputed from the rows alone: ``verify``.
+A ledger is an append-only list of charges. A charge names the round, the attempt, the cohort and the event. An attempt
+is a session with its own nonce. A second attempt is charged again, because the sum of the first may have been seen. A
+simulation that resumes after a crash plays the same session with the same noise, and its devices with it, so that is
+the same attempt. Devices that live on send an update to one session of a round only. Devices of different cohorts are
+disjoint (``round.sampling = "cyclic"``, one cohort otherwise), so the epsilon of a run is the largest over cohorts, not
+their sum. ``verify`` recomputes everything from the rows alone.
 
-Correlated noise ("matrix", "tree") is one release for its whole run: its rounds cost the event once, and a round more,
-or a second attempt of one, is not covered by it, whatever the budget.
+Correlated noise ("matrix", "tree") is one release for its whole run. Its rounds cost the event once. It does not cover
+a further round, or a second attempt of one, whatever the budget.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from edgewise.core.errors import CompositionError
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import PrivacyEvent
 
-RUN_LONG = ("matrix", "tree")  # kinds of which one event stands for all rounds
+RUN_LONG = ("matrix", "tree")  # kinds for which one event stands for all rounds
 _HAIR = 1.0 + 1e-9
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What may be spent in all: (epsilon, delta)."""
+    """Privacy budget of a run: (epsilon, delta)."""
 
     epsilon: float
     delta: float
 
     def holds(self, epsilon: float) -> bool:
-        """Whether so much may be spent: at most the budget, but for the last digits of a float64."""
+        """Tell whether ``epsilon`` is at most the budget, but for the last digits of a float64."""
         return epsilon <= self.epsilon * _HAIR
 
 
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
-    """One line. ``attempt``: names the session, e.g. by its nonce; ``cohort``: number of the disjoint group asked."""
+    """Charge of one round. ``attempt``: name of the session, e.g. its nonce. ``cohort``: number of the disjoint group
+    that was asked."""
 
     round: int
     attempt: str
@@ -53,13 +54,13 @@ class LedgerEntry:
 
 @dataclass(frozen=True, slots=True)
 class LedgerTally:
-    """What charges come to.
+    """Counts of charges.
 
     Attributes:
-        times: charges of each event, by cohort.
-        rounds: the rounds that were charged with each event that stands for a whole run.
-        twice: whether one of these rounds was charged with its event more than once.
-        at: the charge of each (round, attempt).
+        times: cohort -> event -> number of its charges.
+        rounds: event that stands for a whole run -> the rounds that were charged with it.
+        twice: one of these rounds was charged with its event more than once.
+        at: (round, attempt) -> its charge.
     """
 
     times: Mapping[int, Mapping[PrivacyEvent, int]] = field(default_factory=dict)
@@ -68,7 +69,7 @@ class LedgerTally:
     at: AppendMap[tuple[int, str], LedgerEntry] = field(default_factory=AppendMap)
 
     def plus(self, new: LedgerEntry) -> LedgerTally:
-        """With one charge more; the old one stays as it is. Takes the same time however many charges there are."""
+        """Count one charge more, in a new tally. Takes constant time for any number of charges."""
         cohort, event, name = new.cohort, new.event, (new.round, new.attempt)
         counts = self.times.get(cohort, {})
         times = {**self.times, cohort: {**counts, event: counts.get(event, 0) + 1}}
@@ -80,13 +81,13 @@ class LedgerTally:
         return LedgerTally(times, rounds, twice, self.at if name in self.at else self.at.plus(name, new))
 
     def epsilon(self, delta: float, grid: float, cohorts: Iterable[int] | None = None) -> float:
-        """Of the cohort that has given away most, among ``cohorts`` or all."""
+        """Compute the largest epsilon of a cohort, among ``cohorts`` or all."""
         chosen = self.times if cohorts is None else cohorts
         alike = {tuple(sorted(self._releases(cohort).items(), key=repr)) for cohort in chosen}
         return max((accountant.epsilon(dict(releases), delta, grid) for releases in alike), default=0.0)
 
     def overrun(self) -> bool:
-        """Whether correlated noise was asked to cover what it does not: more rounds than it has, or one twice."""
+        """Tell whether charges exceed the cover of correlated noise: more rounds than it has, or one round twice."""
         return self.twice or any(len(played) > event.rounds for event, played in self.rounds.items())
 
     def _releases(self, cohort: int) -> dict[PrivacyEvent, int]:
@@ -95,8 +96,8 @@ class LedgerTally:
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """The budget and what was charged against it. ``tally``, ``spent``: of ``charges``, where they were counted
-    (``counted``); epsilon as of the function ``spent``."""
+    """Budget of a run and the charges against it. ``tally``, ``spent``: counts and epsilon of ``charges``, once they
+    are counted (``counted``)."""
 
     budget: Budget
     charges: tuple[LedgerEntry, ...] = ()
@@ -106,59 +107,62 @@ class Ledger:
 
 @dataclass(frozen=True, slots=True)
 class OverBudget:
-    """The charge would exceed the budget; ``epsilon`` is what it would have come to, ``why`` if it is not that."""
+    """Refusal of a charge. ``epsilon``: the epsilon with the charge. ``why``: the reason where it is another than the
+    budget."""
 
     epsilon: float
     why: str = ""
 
     @property
     def code(self) -> str:
-        """Of the error that it becomes; exit status 7."""
+        """Code of the error that the caller raises. Exit status 7."""
         return "E-BUDGET"
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the rows alone say. ``epsilon``: recomputed, on the fine grid. ``problems``: none in an honest ledger."""
+    """Result of an audit of the rows. ``epsilon``: recomputed, on the fine grid. ``problems``: empty if honest."""
 
     epsilon: float
     problems: tuple[str, ...]
 
     @property
     def sound(self) -> bool:
-        """No problem was found."""
+        """Tell whether no problem was found."""
         return not self.problems
 
 
 def start(run: str, instance: str) -> str:
-    """The digest before the first row of a ledger, hex: of one run in one place only."""
+    """Compute the digest before the first row of a ledger, hex, of one run in one place only."""
     return hashlib.sha256(json.dumps(["edgewise ledger", run, instance]).encode()).hexdigest()
 
 
 def link(before: str, new: LedgerEntry) -> str:
-    """The digest of a row, hex; ``before``: that of the row before it. A row that is changed, removed, swapped or taken
-    from another ledger breaks all links after it."""
+    """Compute the digest of a row, hex. ``before``: the digest of the row before it.
+
+    A row that is changed, removed, swapped or taken from another ledger breaks all links after it.
+    """
     row = [before, new.round, new.attempt, new.cohort, new.event.to_plain()]
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
 
 
 def tally(charges: Iterable[LedgerEntry]) -> LedgerTally:
-    """Count charges; equal ones are counted as often as they stand there."""
+    """Count charges. Equal ones count as often as they occur."""
     return reduce(LedgerTally.plus, charges, LedgerTally())
 
 
 def spent(charges: Iterable[LedgerEntry], delta: float) -> float:
-    """Epsilon of all charges, recomputed from them; ``inf`` where correlated noise does not cover its rounds."""
+    """Compute the epsilon of all charges. ``inf`` where correlated noise does not cover its rounds."""
     return _spent(tally(charges), delta)
 
 
 def _spent(counted: LedgerTally, delta: float) -> float:
-    # The coarse grid: it is what budgets are calibrated with, an upper bound, and quick enough for every round.
+    # Budgets are calibrated with the coarse grid. It gives an upper bound and is quick enough for every round.
     return inf if counted.overrun() else counted.epsilon(delta, accountant.COARSE)
 
 
 def counted(ledger: Ledger) -> Ledger:
-    """The same ledger with ``tally`` and ``spent``. Raises CompositionError where its events cannot be added up."""
+    """Fill in ``tally`` and ``spent`` of a ledger. Raises CompositionError where its events cannot be added up."""
     if ledger.tally is not None:
         return ledger
     count = tally(ledger.charges)
@@ -166,12 +170,12 @@ def counted(ledger: Ledger) -> Ledger:
 
 
 def charge(ledger: Ledger, new: LedgerEntry) -> Ledger | OverBudget:
-    """The ledger with one charge more, or why not. The same round and attempt are charged once.
+    """Add one charge to a ledger, or refuse it. The same round and attempt are charged once.
 
-    Guarantees: a ledger that comes back holds at most its budget. Charging twice changes nothing; charging *another*
-    event under a name that is already charged is refused, since it would be free.
-    Cost: that of one composition of what the cohort has given away, kept for the next call with the same counts. A
-        charge moves the epsilon of its own cohort only, so the other cohorts' are not computed again.
+    Guarantees: a returned ledger holds at most its budget. Charging twice changes nothing. Charging *another* event
+        under a name that is already charged is refused, because it would be free.
+    Cost: one composition of the cohort's charges, cached for the next call with the same counts. A charge moves the
+        epsilon of its own cohort only, so the other cohorts' are not computed again.
     """
     try:
         ledger = counted(ledger)
@@ -184,7 +188,7 @@ def charge(ledger: Ledger, new: LedgerEntry) -> Ledger | OverBudget:
                 inf, "correlated noise covers each of its rounds once, and no others; leave the round out"
             )
         total = max(ledger.spent, after.epsilon(ledger.budget.delta, accountant.COARSE, (new.cohort,)))
-    except CompositionError as e:  # events that cannot be added up: no number would be true
+    except CompositionError as e:  # No number would be true for events that cannot be added up.
         return OverBudget(inf, e.what)
     if not ledger.budget.holds(total):
         return OverBudget(total)
@@ -192,10 +196,10 @@ def charge(ledger: Ledger, new: LedgerEntry) -> Ledger | OverBudget:
 
 
 def verify(charges: Iterable[LedgerEntry], budget: Budget) -> Verdict:
-    """Recompute everything from the rows, in order: for an auditor who trusts nothing but them.
+    """Recompute everything from the rows, in order, for an auditor who trusts nothing else.
 
-    Problems: an epsilon above the budget; a (round, attempt) that stands there twice; rounds that go back, which an
-    append-only list cannot; events that cannot be added up; correlated noise beyond its rounds.
+    Problems: an epsilon above the budget, a (round, attempt) that occurs twice, rounds that decrease, which cannot
+    happen in an append-only list, events that cannot be added up, and correlated noise beyond its rounds.
     """
     rows = tuple(charges)
     count, problems, latest = tally(rows), [], -1

@@ -1,4 +1,4 @@
-"""Gaussian noise on the total, sized by how much one device can move it, from a cryptographic generator."""
+"""Gaussian noise on the total, scaled to the sensitivity to one device, from a cryptographic generator."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from edgewise.core.stage import BELOW, WEIGHT, Post, Stage
 from edgewise.crypto.prg import Words
 from edgewise.privacy import grid
 
-_CHUNK = 1 << 18  # pairs drawn at a time: bounds the temporary memory
+_CHUNK = 1 << 18  # pairs drawn at a time, which bounds the temporary memory
 
 
 def normals(entropy: Key, n: int) -> NDArray[np.float64]:
-    """n standard normal float64 from 32 secret bytes: AES-256-CTR keystream, 53-bit uniforms, Box-Muller.
+    """Draw n standard normal float64 from 32 secret bytes: AES-256-CTR keystream, 53-bit uniforms, Box-Muller.
 
-    A stream must be used once: derive a fresh key for every draw.
+    A stream must be used once. Derive a fresh key for every draw.
     """
     stream = Words(entropy)
     out = np.empty(n + n % 2, np.float64)
@@ -44,10 +44,11 @@ def normals(entropy: Key, n: int) -> NDArray[np.float64]:
 
 @part
 def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
-    """Add N(0, (z C)^2) to every coordinate on the device, C the L2 bound before.
+    """Add N(0, (z C)^2) to every coordinate on the device, where C is the L2 bound before.
 
-    Algebra: noise_std -> z C; nothing bounds the body any more. Guarantees: the exact discrete Gaussian on a grid that
-    the update is rounded to first (``grid``), from AES-256-CTR keyed by the device; what leaves it hides it by itself.
+    Algebra: noise_std -> z C. Nothing bounds the body any more.
+    Guarantees: the exact discrete Gaussian on a grid that the update is rounded to first (``grid``), from AES-256-CTR
+        keyed by the device. The update is private by this noise alone, before it leaves the device.
     Args:
         z: noise multiplier, above 0.
     Raises: RecipeError(E-VALUE); CompositionError: E-NOT-REAL, E-NOISE-NOCLIP, E-STATS with metrics or weights beside,
@@ -83,22 +84,22 @@ def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
 
 
 def adds(before: Total, after: Total) -> str:
-    """What noise on a total does, for ``Post.says``."""
+    """Describe the noise on a total in words, for ``Post.says``."""
     clips = " clips" if BELOW in after.space.head else ""
     return f"adds Gaussian noise of std {after.noise_std:.4g}{clips} per coordinate"
 
 
 def moved(total: Total) -> float:
-    """How far apart neighbouring totals are when noise comes to them, L2: the sensitivity, and what was rounded."""
+    """Compute the L2 distance of neighbouring totals when noise is added: the sensitivity, and the rounding."""
     return total.sensitivity + total.rounding + total.space.sides * total.step / 2.0 * sqrt(total.dim)
 
 
 def bounded(total: Total, name: str) -> None:
-    """What noise on a total needs.
+    """Check that a total fulfils the conditions of noise on it.
 
-    Raises CompositionError: E-NOISE-NOCLIP and E-NORM-AFTER when nothing bounds what one device adds, E-WEIGHT when the
-        divisor would be a noisy sum of weights, E-PRECISION when the sum is rounded too coarsely, E-VALUE when it has
-        no room for what the clip allows: a device would be refused for what its text gives.
+    Raises CompositionError: E-NOISE-NOCLIP and E-NORM-AFTER when nothing bounds a device's contribution, E-WEIGHT when
+        the divisor would be a noisy sum of weights, E-PRECISION when the sum is rounded too coarsely, E-VALUE when the
+        sum has no room for every update that the clip allows. A device would then be refused because of its text.
     """
     if total.sensitivity == inf:
         if total.space.clipped:
@@ -135,7 +136,7 @@ def bounded(total: Total, name: str) -> None:
 
 
 def on_total(name: str, z: float, total: Total) -> grid.NoiseGrid:
-    """The grid for noise of z times ``moved`` on a total. Raises CompositionError(E-PRECISION)."""
+    """Fit the grid for noise of z times ``moved`` on a total. Raises CompositionError(E-PRECISION)."""
     return grid.fit(name, z, moved(total), total.dim, total.space.quorum.n_max * total.sensitivity)
 
 
@@ -144,8 +145,9 @@ def noise(z: Annotated[float, Gt(0), Doc("noise multiplier: standard deviation o
     """Add Gaussian noise of ``z`` times the sensitivity to the total: N(0, (z sensitivity)^2), body and head alike.
 
     Algebra: noise_std -> sqrt(noise_std^2 + (z sensitivity)^2), where rounding counts as sensitivity (``moved``).
-    Guarantees: the exact discrete Gaussian on a grid that the float64 total is rounded to first (``grid``); independent
-    of the data; the generator is AES-256-CTR keyed by ``entropy``, which must be secret and fresh for each release.
+    Guarantees: the exact discrete Gaussian on a grid that the float64 total is rounded to first (``grid``). It is
+        independent of the data. The generator is AES-256-CTR keyed by ``entropy``, which must be secret and fresh for
+        each release.
     Args:
         z: noise multiplier, above 0.
     Raises:

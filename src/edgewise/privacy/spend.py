@@ -1,4 +1,4 @@
-"""What one round gives away, as a value: the mechanism, how the cohort came about, and what neighbours are."""
+"""Privacy events: the mechanism of one round, its sampling and its neighbours, as a value."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Kind = Literal["gaussian", "zcdp", "matrix", "tree"]
 Sampling = Literal["every", "poisson", "truncated", "fixed"]
 Unit = Literal["device", "example"]
 
-# Whose neighbours a bound is proved for.
+# The adjacency for which each amplification bound is proved.
 _PROVED = {"poisson": "add_remove", "truncated": "add_remove", "fixed": "replace_one"}
 
 
@@ -22,19 +22,19 @@ class PrivacyEvent:
     """One release, or ``steps`` equal ones.
 
     Attributes:
-        kind: "gaussian" (noise of ``z`` times the sensitivity); "zcdp" (Renyi divergence of order a at most
-            ``xi + rho a``); "matrix" and "tree": all ``rounds`` of a run together, correlated noise. z of "matrix" is
-            the noise over the joint sensitivity, of "tree" the noise of one node over that of one round.
-        adjacency: what one unit's data may be in the neighbouring world: an update of zeros ("zero_out"), nobody
-            ("add_remove"), any other update ("replace_one": twice the clip, so z is half of noise over clip).
+        kind: "gaussian": noise of ``z`` times the sensitivity. "zcdp": Renyi divergence of order a at most
+            ``xi + rho a``. "matrix" and "tree": correlated noise, all ``rounds`` of a run together. z of "matrix" is
+            the noise over the joint sensitivity, of "tree" the noise of one node over the sensitivity of one round.
+        adjacency: one unit's data in the neighbouring world: an update of zeros ("zero_out"), nobody ("add_remove"),
+            or any other update ("replace_one": twice the clip, so z is half of noise over clip).
         sampling: "every": a unit is in each of its rounds and may be known to be. "poisson": independently with
-            probability ``rate``, unknown to who sees the release; "truncated": the same, at most ``cap`` of
-            ``population``; "fixed": ``cohort`` of ``population`` without replacement.
-        steps: how many such releases one charge stands for (the local steps of example-level privacy).
-        unit: who is protected.
+            probability ``rate``, unknown to readers of the release. "truncated": the same, at most ``cap`` of
+            ``population``. "fixed": ``cohort`` of ``population`` without replacement.
+        steps: number of such releases that one charge stands for (the local steps of example-level privacy).
+        unit: the protected unit.
         rounds, gap, takes: of "matrix": rounds of the run, least distance of two rounds that a device is in, and most
-            rounds that it is in; of "tree": rounds only, and a device is in one of them.
-    Raises: ValueError for values that cannot be; CompositionError(E-ADJ-MIX) for amplification without a proof.
+            rounds that it is in. Of "tree": rounds only, and a device is in one of them.
+    Raises: ValueError for impossible values; CompositionError(E-ADJ-MIX) for amplification without a proof.
     """
 
     kind: Kind
@@ -89,23 +89,23 @@ class PrivacyEvent:
 
     @property
     def amplified(self) -> bool:
-        """Whether it counts on nobody knowing who is in the cohort."""
+        """Tell whether the event relies on nobody knowing who is in the cohort."""
         return self.sampling != "every"
 
     @property
     def seen(self) -> PrivacyEvent:
-        """The same release for who sees which devices take part; which records a device draws, nobody sees."""
+        """The same release for a reader who sees which devices take part. Nobody sees which records a device draws."""
         if self.unit == "example" or not self.amplified:
             return self
         return replace(self, sampling="every", rate=1.0, population=0, cohort=0, cap=0)
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Convert to plain JSON types."""
         return asdict(self)
 
     @staticmethod
     def from_plain(plain: dict[str, Any]) -> PrivacyEvent:
-        """Inverse of ``to_plain``; fields that are missing have their defaults. Raises ValueError for other keys and
+        """Convert from plain JSON types. Missing fields have their defaults. Raises ValueError for other keys and
         types, and as ``PrivacyEvent``."""
         numbers: dict[str, tuple[type, ...]] = {"int": (int,), "float": (int, float)}
         types = {f.name: numbers.get(str(f.type), (str,)) for f in fields(PrivacyEvent)}
@@ -116,49 +116,51 @@ class PrivacyEvent:
 
 
 def gaussian(z: float, adjacency: Adjacency = "zero_out") -> PrivacyEvent:
-    """Everybody may be in, and be known to be: noise of ``z`` times the sensitivity of ``adjacency``."""
+    """Gaussian release without sampling: noise of ``z`` times the sensitivity of ``adjacency``. Every device may be in
+    the cohort, and be known to be."""
     return PrivacyEvent("gaussian", adjacency, z=z)
 
 
 def discrete(rho: float, xi: float = 0.0) -> PrivacyEvent:
-    """Distributed discrete Gaussian noise, (xi, rho)-zCDP (Bun and Steinke 2016, definition 8.1; arXiv:2102.06387)."""
+    """Release with distributed discrete Gaussian noise: (xi, rho)-zCDP (Bun, Steinke 2016, def. 8.1; 2102.06387)."""
     return PrivacyEvent("zcdp", "zero_out", rho=rho, xi=xi)
 
 
 def poisson(z: float, rate: float) -> PrivacyEvent:
-    """Every device with probability ``rate``; z: noise on the sum over the clip."""
+    """Gaussian release with Poisson sampling: every device with probability ``rate``. z: noise on the sum over clip."""
     return PrivacyEvent("gaussian", "add_remove", z=z, sampling="poisson", rate=rate)
 
 
 def truncated(z: float, rate: float, population: int, cap: int) -> PrivacyEvent:
-    """As ``poisson``, at most ``cap`` of ``population`` devices; ``accountant.safe_cap`` costs next to nothing."""
+    """Gaussian release as ``poisson``, with at most ``cap`` of ``population`` devices (see ``accountant.safe_cap``)."""
     return PrivacyEvent("gaussian", "add_remove", z=z, sampling="truncated", rate=rate, population=population, cap=cap)
 
 
 def fixed_size(z: float, population: int, cohort: int) -> PrivacyEvent:
-    """``cohort`` of ``population`` without replacement. z: noise over the *clip*; replacing moves the sum by two."""
+    """Gaussian release of ``cohort`` of ``population`` devices without replacement. z: noise over the *clip*. Replacing
+    a device moves the sum by two clips."""
     return PrivacyEvent("gaussian", "replace_one", z=z / 2.0, sampling="fixed", population=population, cohort=cohort)
 
 
 def matrix(z: float, rounds: int, gap: int, takes: int) -> PrivacyEvent:
-    """A run of ``rounds`` with correlated noise; z: noise over clip times ``matrix.sensitivity``."""
+    """Run of ``rounds`` with correlated noise. z: noise over clip times ``matrix.sensitivity``."""
     if rounds < 1 or gap < 1 or takes < 1:
         raise ValueError("rounds, gap and takes must be at least 1")
     return PrivacyEvent("matrix", "zero_out", z=z, rounds=rounds, gap=gap, takes=takes)
 
 
 def tree(z: float, rounds: int) -> PrivacyEvent:
-    """A run of ``rounds`` with tree noise of z per node over the clip, every device in one round (arXiv:2103.00039)."""
+    """Run of ``rounds`` with tree noise of z per node over the clip, every device in one round (arXiv:2103.00039)."""
     if rounds < 1:
         raise ValueError("rounds must be at least 1")
     return PrivacyEvent("tree", "zero_out", z=z, rounds=rounds)
 
 
 def local(z: float) -> PrivacyEvent:
-    """A device hides itself: noise over the *clip* of z on its own update, which might have been any other."""
+    """Release of one device's update under its own noise. z: noise over the *clip*. Any other update is a neighbour."""
     return PrivacyEvent("gaussian", "replace_one", z=z / 2.0)
 
 
 def record_level(z: float, rate: float, steps: int) -> PrivacyEvent:
-    """``steps`` of DP-SGD in a round, Poisson batches of a device's records; z: noise over the clip per record."""
+    """Release of ``steps`` of DP-SGD in a round, with Poisson batches of records. z: noise over the clip per record."""
     return PrivacyEvent("gaussian", "add_remove", z=z, sampling="poisson", rate=rate, unit="example", steps=steps)
