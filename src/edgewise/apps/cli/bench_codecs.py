@@ -1,9 +1,9 @@
-"""`edgewise bench codecs`: what each rung of the ladder costs and loses, on an update of one's own model.
+"""Measurements of ``edgewise bench codecs``: size, error and speed of each rung of the ladder on a real update.
 
-    encode_s    encode and pack one update (device); median
-    decode_s    unpack, decode and add it to the total (server); median
-    nmse        ||decoded - x||^2 / ||x||^2 of one contribution, with empty codec memory: inside feedback what is
-                missing is not lost, it is sent in later rounds
+    encode_s    seconds to encode and pack one update (device); median
+    decode_s    seconds to unpack, decode and add it to the total (server); median
+    nmse        ||decoded - x||^2 / ||x||^2 of one contribution with empty codec memory. Error feedback sends the
+                missing part in later rounds.
 
 MB/s are of the float32 update: 4 d bytes in 1e6 bytes per second.
 """
@@ -55,8 +55,10 @@ LINK_BIT_S = 1e6
 
 @dataclass(frozen=True)
 class Measured:
-    """One chain on one update: seconds (medians), the packed contribution, its error, and the codec memory that the
-    device keeps afterwards."""
+    """Measurement of one chain on one update.
+
+    It holds seconds (medians), the packed contribution, its error, and the size of the codec memory on the device.
+    """
 
     encode_s: float
     decode_s: float
@@ -68,15 +70,17 @@ class Measured:
 
 
 def chain(tables: Tables, spec: Spec, catalogue: Catalogue = BUILT_IN) -> Pipeline:
-    """The pipeline of ``[[stage]]`` tables under a visible sum. Raises as ``pipeline`` and ``catalogue.make``."""
+    """Build the pipeline of ``[[stage]]`` tables with a plain sum. Raises as ``pipeline`` and ``catalogue.make``."""
     start = Space(dim=spec.dim, quorum=Quorum(1, 64), head=LOSSES, head_l2=HEAD_BOUND * sqrt(len(LOSSES)))
     merge = make(catalogue.merges, "[merge]", {"kind": "sum"}, spec)
     return pipeline(start, build_stages(tables, spec, catalogue.stages), merge)
 
 
 def rung_tables(rung: Rung, spec: Spec, catalogue: Catalogue = BUILT_IN) -> list[Mapping[str, Any]]:
-    """A rung's ``[[stage]]`` tables as a recipe would have them: after ``weigh``, inside ``feedback`` where biased,
-    unless what they keep stands for all."""
+    """Build a rung's ``[[stage]]`` tables as in a recipe: after ``weigh``, and inside ``feedback`` if they are biased.
+
+    A biased rung stays without feedback if its sample is rescaled to stand for all coordinates.
+    """
     plain = [WEIGH, *rung.stages]
     encoded = chain(plain, spec, catalogue).encoded
     alone = encoded.unbiased or encoded.memory or is_rescaled_sample(chain([WEIGH], spec, catalogue).encoded, encoded)
@@ -84,9 +88,9 @@ def rung_tables(rung: Rung, spec: Spec, catalogue: Catalogue = BUILT_IN) -> list
 
 
 def measure(pipe: Pipeline, update: Update, repeats: int) -> Measured:
-    """Send ``update`` through a chain ``repeats`` times from empty memory, and once before to compile its kernels.
+    """Encode and decode ``update`` ``repeats`` times from empty memory, after one more time to compile the kernels.
 
-    Raises TrainingError(E-NAN) where the update is not finite, and whatever the stages raise.
+    Raises TrainingError(E-NAN) for an update that is not finite, and the errors of the stages.
     """
     total, up, down = pipe.start_sum(), [], []
     raw, after, turn = b"", pipe.init(), keys.Turn(0, b"", b"")
@@ -111,7 +115,7 @@ def measure(pipe: Pipeline, update: Update, repeats: int) -> Measured:
 
 
 def _nmse(pipe: Pipeline, raw: bytes, x: Vector, turn: keys.Turn) -> float:
-    """Of the update itself: the weight that travels with it is divided out."""
+    """Compute the error of the update itself. The weight that travels with it is divided out."""
     payload = pack.unpack(raw, pipe.encoded)
     names = pipe.encoded.head
     weight = float(payload.head[names.index(WEIGHT)]) if WEIGHT in names else 1.0
@@ -129,17 +133,19 @@ def examine(
     repeats: int = 5,
     screen: TextIO | None = None,
 ) -> dict[str, Any]:
-    """Load the recipe's model, train one device for one round (not with ``random``: normal numbers), measure all rungs.
+    """Load the recipe's model, train one device for one round, and measure all rungs on its update.
 
     Args:
-        recipe_dir: relative paths start here. screen: where progress is shown; None: nowhere.
+        recipe_dir: folder of relative paths.
+        random: use normal random numbers as the update instead of training.
+        screen: stream that shows progress; None shows nothing.
     Returns:
         Plain JSON: ``recipe_sha256``, ``model``, ``dim``, ``device`` (null with ``random``), ``repeats``, ``rungs``
         (from the ladder, then the recipe's own stages): ``name``, ``stages``, ``bits_per_parameter``, ``bytes`` (the
         frame of one contribution), ``times_smaller`` (than float32, 4 d), ``nmse`` (null where infinite),
         ``encode_mb_s``, ``decode_mb_s``, ``memory_bytes``, ``seconds_at_1_mbit_s``.
     Raises:
-        EdgewiseError: whatever would stop a run before its first round; DataError where no device can train.
+        EdgewiseError: the errors that stop a run before its first round. DataError: no device can train.
     """
     catalogue = with_extensions(extensions)
     with tempfile.TemporaryDirectory(prefix="edgewise-bench-") as scratch:
@@ -167,13 +173,13 @@ def _normal(plan: Plan) -> Update:
 
 
 def _local(trainer: Registered, plan: Plan) -> tuple[str, Update]:
-    """What the first device that can train would send in the first round."""
+    """Train the first device that can, and return its name and its update of the first round."""
     reason = DataError("E-DATA-EMPTY", "the trainer knows no device.", "check where its data comes from.")
     for device in trainer.trainer.devices():
         key, rule = plan.batch_key(device, 0), in_steps(trainer, plan, device, plan.rule(0))
         try:
             return device, trainer.fit(FitRequest(device, 0, trainer.initial(), rule, key, key))
-        except DataError as e:  # this device's text is too short or cannot be read: the next one
+        except DataError as e:  # The text of this device is too short or unreadable. The next one may do.
             reason = e
     raise reason
 
@@ -199,7 +205,7 @@ def _figures(
 
 
 def _told(rungs: Sequence[tuple[str, Tables]], screen: TextIO | None) -> Iterator[tuple[str, Tables]]:
-    """The rungs, with a bar on a terminal that is gone in the end."""
+    """Yield the rungs with a progress bar, which disappears at the end, on a terminal."""
     if screen is None:
         yield from rungs
         return
@@ -217,9 +223,9 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     what = f"a local update of device {found['device']}" if found["device"] else "normal random numbers"
-    said = f"{numbers.count(found['dim'])} trained parameters of {found['model']}, {what}"
-    console.print(Text(said, "dim"), soft_wrap=True)
-    roomy = console.width >= 96  # the narrow form fits into 80 columns
+    head = f"{numbers.count(found['dim'])} trained parameters of {found['model']}, {what}"
+    console.print(Text(head, "dim"), soft_wrap=True)
+    roomy = console.width >= 96  # The narrow form fits into 80 columns.
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, int(roomy)), collapse_padding=True)
     table.add_column("rung", overflow="fold")
     for name in ("bits", "bytes", "smaller", "NMSE", "encode\nMB/s", "decode\nMB/s", "device\nkeeps", "at 1\nMbit/s"):
@@ -241,5 +247,5 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
 
 
 def _link_time(seconds: float) -> str:
-    """Two digits below a minute: the smallest rungs take milliseconds."""
+    """Format seconds: two digits below a minute, because the smallest rungs take milliseconds."""
     return f"{numbers.figures(seconds, 2)} s" if seconds < 60 else numbers.clock(seconds)

@@ -1,4 +1,7 @@
-"""`edgewise doctor`: is this machine fit to run edgewise, and what to do where it is not. Imports nothing heavy."""
+"""Checks of ``edgewise doctor``: the state of this machine, and a fix for each fault.
+
+The module imports nothing heavy.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ CORE = ("numpy", "numba", "msgspec", "pydantic", "sqlalchemy", "safetensors", "r
 
 
 class Check(NamedTuple):
-    """One check: its state (``ok``, ``note`` = works with a limit, ``bad``), what was found, what to do."""
+    """Result of one check: its state (``ok``, ``note`` = works with a limit, ``bad``), the finding, and the fix."""
 
     name: str
     state: str
@@ -33,14 +36,14 @@ class Check(NamedTuple):
 
 
 def examine(folder: Path) -> list[Check]:
-    """All checks; ``folder`` is where runs would be written."""
+    """Run all checks of this machine. ``folder`` is the place of future runs."""
     return [
         _python(),
         _packages("core packages", CORE, BAD, "pip install edgewise"),
         _packages(
             "training packages", TRAIN, BAD, f"in a clone `make setup`, else {CPU_TORCH}, then the extra [train]"
         ),
-        Check("graphics card", NOTE, f"not used: training runs on the CPU, so torch without CUDA will do: {CPU_TORCH}"),
+        Check("graphics card", NOTE, f"not used: training runs on the CPU. torch without CUDA is enough: {CPU_TORCH}"),
         _cores(),
         _memory(),
         _disk(folder),
@@ -53,12 +56,12 @@ def examine(folder: Path) -> list[Check]:
 
 
 def healthy(findings: Iterable[Check]) -> bool:
-    """Nothing is bad."""
+    """Tell whether no check is bad."""
     return all(f.state != BAD for f in findings)
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """Count the processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -84,12 +87,12 @@ def _packages(name: str, wanted: Iterable[str], state: str, fix: str) -> Check:
 def _cores() -> Check:
     n = cores()
     if n == 1:
-        return Check("processors", NOTE, "1: everything runs one after the other", "use --engine inproc")
+        return Check("processors", NOTE, "1: devices are simulated one after another", "use --engine inproc")
     return Check("processors", OK, f"{n}: --engine pool --workers {n}")
 
 
 def memory_bytes() -> float | None:
-    """Memory that is free for programs, None where the system does not say; a container's limit counts."""
+    """Return the free memory in bytes, capped by a container's limit; None if the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         free = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
@@ -140,7 +143,7 @@ def _bfloat16() -> Check:
         return Check("bfloat16", NOTE, "this system does not tell; training uses float32")
     if flags & {"avx512_bf16", "amx_bf16", "bf16"}:
         return Check("bfloat16", OK, "in hardware: training is faster")
-    return Check("bfloat16", NOTE, "not in hardware: training uses float32, which is slower and just as good")
+    return Check("bfloat16", NOTE, "not in hardware: training uses float32, which is slower and as accurate")
 
 
 def _bundled_model() -> Check:
@@ -162,7 +165,7 @@ def _bundled_model() -> Check:
 
 
 def _plays() -> Check:
-    """The demo's text."""
+    """Check the text of the demonstration ``plays``."""
     path = Path(str(resources.files("edgewise"))) / "assets" / "plays" / "plays.jsonl.gz"
     try:
         with gzip.open(path) as f:
@@ -173,7 +176,7 @@ def _plays() -> Check:
 
 
 def _stdlib() -> Check:
-    """The text of `demo code`: source files of this Python's standard library."""
+    """Check the text of the demonstration ``code``: source files of Python's standard library."""
     root = Path(sysconfig.get_path("stdlib"))
     found = [n for n in ("asyncio", "email", "http", "json", "unittest", "xml") if any(root.glob(f"{n}/*.py"))]
     if len(found) < 2:
@@ -183,7 +186,7 @@ def _stdlib() -> Check:
 
 
 def lines(findings: Iterable[Check], mark: Callable[[str], str] | None = None) -> list[str]:
-    """One line per finding, a fix below where there is one; ``mark`` turns a state into its sign."""
+    """Format each finding as a line, followed by its fix. ``mark`` turns a state into its sign."""
     signs = {OK: "ok  ", NOTE: "note", BAD: "BAD "}
     out = []
     for f in findings:

@@ -1,4 +1,4 @@
-"""Commands for a start: shipped recipes, a recipe of one's own, and what an error, a page or a key means."""
+"""The commands ``edgewise recipes``, ``new``, ``explain`` and ``compare``."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ import typer
 
 from edgewise.apps.terminal.options import Debug, Json
 
-WORDS = ("none", "hidden", "central_dp", "distributed_dp", "local_dp")  # of privacy, as a recipe says it
+WORDS = ("none", "hidden", "central_dp", "distributed_dp", "local_dp")  # The words of a recipe's ``privacy``.
 
 
 def _recipes_like(incomplete: str) -> Iterable[str]:
-    """For the shell: shipped recipes that begin so."""
+    """Complete the names of shipped recipes in the shell."""
     from edgewise.apps.cli import shipped
 
     return [name for name in shipped.names() if name.startswith(incomplete)]
 
 
 def _topics_like(incomplete: str) -> Iterable[str]:
-    """For the shell: error codes and pages that begin so."""
+    """Complete error codes and page names in the shell."""
     from edgewise.apps.cli import manual
 
     return [one for one in [*manual.codes(), *manual.pages()] if one.lower().startswith(incomplete.lower())]
@@ -30,15 +30,18 @@ def _topics_like(incomplete: str) -> Iterable[str]:
 
 def recipes(
     name: Annotated[
-        str, typer.Argument(metavar="[NAME]", help="One of those listed.", autocompletion=_recipes_like)
+        str,
+        typer.Argument(
+            metavar="[NAME]", help="Name of a shipped recipe (default: list all).", autocompletion=_recipes_like
+        ),
     ] = "",
-    to: Annotated[Path | None, typer.Option("--to", help="Copy it to this file or folder.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", help="Copy the recipe to this file or folder.")] = None,
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """List the recipes that ship with edgewise, or copy one.
 
-    A name alone prints that recipe. No file is ever written over.
+    A name alone prints that recipe. Existing files are never overwritten.
     """
     from edgewise.apps.terminal.sessions import CommandSession
 
@@ -68,15 +71,17 @@ def recipes(
 
 
 def compare(
-    run_dirs: Annotated[list[Path], typer.Argument(metavar="RUN_DIR...", help="Run directories.", show_default=False)],
+    run_dirs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_DIR...", help="Two or more run directories.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option("--out", help="The page to write.")] = Path("compare.html"),
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Compare runs: a table, and a page with overlaid plots.
+    """Compare runs in a table and on a page with overlaid plots.
 
-    Perplexity, bytes, rounds, time, epsilon, and the settings in which the runs differ. Runs of other data or models
-    are named.
+    Shows perplexity, bytes, rounds, time and epsilon, and the settings in which the runs differ. Names the runs whose
+    perplexities cannot be compared, because their data or base models differ.
     """
     from edgewise.apps.terminal.sessions import CommandSession
 
@@ -104,7 +109,7 @@ def explain(
         str,
         typer.Argument(
             metavar="[TOPIC]",
-            help="An error code, a page, a recipe key or a word; all if none.",
+            help="An error code, a page, a recipe key or a glossary word (default: list all).",
             autocompletion=_topics_like,
         ),
     ] = "",
@@ -135,9 +140,9 @@ def explain(
 
 
 def new(
-    name: Annotated[str, typer.Argument(metavar="[NAME]", help="The recipe's file is NAME.toml.")] = "mine",
-    data: Annotated[str, typer.Option("--data", help="Folder of text, or table (jsonl, csv, parquet).")] = "",
-    owner: Annotated[str, typer.Option("--owner", help="Column whose values are the devices.")] = "",
+    name: Annotated[str, typer.Argument(metavar="[NAME]", help="Name of the recipe. Its file is NAME.toml.")] = "mine",
+    data: Annotated[str, typer.Option("--data", help="A folder of text, or a table (jsonl, csv, parquet).")] = "",
+    owner: Annotated[str, typer.Option("--owner", help="Column whose values name the devices.")] = "",
     text: Annotated[str, typer.Option("--text", help="Column to train on.")] = "",
     privacy: Annotated[
         str,
@@ -147,26 +152,26 @@ def new(
         bool | None,
         typer.Option(
             "--header/--no-header",
-            help="The first line of a CSV file names the columns, or it is data.",
+            help="Read the first line of a CSV file as column names, or as data.",
             show_default=False,
         ),
     ] = None,
     devices: Annotated[
-        int, typer.Option("--devices", min=0, help="Deal the text out to so many devices, without an owner.")
+        int, typer.Option("--devices", min=0, help="Deal the text out at random to this many devices.")
     ] = 0,
     base: Annotated[
-        str, typer.Option("--base", help="Model to start from: a folder or hub:owner/name; the bundled one if none.")
+        str, typer.Option("--base", help="Base model: a folder or hub:owner/name (default: bundled).")
     ] = "",
     unit: Annotated[
-        str, typer.Option("--unit", help="Whose data an epsilon is about: device, or example (with local_dp).")
+        str, typer.Option("--unit", help="Unit of privacy: device, or example (with local_dp).")
     ] = "device",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
     """Write an annotated recipe for your own data.
 
-    Looks into the data, proposes columns, and asks for what no option says; in a pipe it asks nothing. The recipe
-    passes `edgewise check`. No file is ever written over.
+    Reads a part of the data and proposes columns. Asks for the answers that no option gives, unless it runs in a pipe.
+    The recipe passes `edgewise check`. Existing files are never overwritten.
     """
     from edgewise.apps.terminal.sessions import CommandSession
 
@@ -178,17 +183,19 @@ def new(
 
         file = new_recipe.place(name)
         if file.exists():
-            raise StoreError("E-FILE-EXISTS", f"{file} exists already.", f"name another recipe: edgewise new {name}-2")
+            raise StoreError("E-FILE-EXISTS", f"{file} exists already.", f"choose another name: edgewise new {name}-2")
         asks = sys.stdin.isatty() and sys.stderr.isatty()
         path = data or (_ask("data: a folder of text, or a table (jsonl, csv, parquet)") if asks else "")
         if not path:
-            raise RecipeError("E-MISSING", "no data is named.", "say where it is: --data PATH.")
+            raise RecipeError("E-MISSING", "no data is named.", "name it by --data PATH.")
         ask = _ask if asks else None
         found, named = new_recipe.seen(path, "auto" if header is None else header, ask)
         columns = new_recipe.columns(found, path, new_recipe.Asked(text, owner, devices, base, named), ask)
         word = privacy or (_ask(f"privacy: {', '.join(WORDS)}", "hidden") if asks else "")
         if not word:
-            raise RecipeError("E-MISSING", "no privacy word is given.", f"--privacy with one of: {', '.join(WORDS)}.")
+            raise RecipeError(
+                "E-MISSING", "no privacy word is given.", f"add --privacy with one of: {', '.join(WORDS)}."
+            )
         answers = new_recipe.Answers(file, path, columns, word, base or "bundled", unit)
         written = new_recipe.write(answers, found)
         if not as_json:
@@ -200,20 +207,20 @@ def new(
 
 
 def _ask(question: str, proposed: str = "") -> str:
-    """Ask a person on the terminal; standard output stays free for what a command says."""
+    """Ask a person on standard error. Standard output stays free for the command's result."""
     return str(typer.prompt(question, default=proposed or None, err=True))
 
 
 def _said(columns: Mapping[str, Any]) -> str:
-    """The clause on reading a table: ``, by `ward`, text from `note` ``."""
+    """Make the clause on the columns of a table: ``, by `ward`, text from `note` ``."""
     by = ("owner", "by"), ("messages", "chats from"), ("prompt", "prompts from"), ("text", "text from")
     named = {key: [value] if isinstance(value, str) else value for key, value in columns.items() if key != "devices"}
-    said = [f", {words} {' and '.join(f'`{name}`' for name in named[key])}" for key, words in by if key in named]
-    return "".join([", dealt out at random" * ("devices" in columns), *said])
+    clauses = [f", {words} {' and '.join(f'`{name}`' for name in named[key])}" for key, words in by if key in named]
+    return "".join([", dealt out at random" * ("devices" in columns), *clauses])
 
 
 def _print_pairs(pairs: dict[str, str]) -> None:
-    """A table on a terminal, one line each in a pipe."""
+    """Print pairs as a table on a terminal, and as plain lines into a pipe."""
     from rich.console import Console
     from rich.table import Table
 
@@ -230,7 +237,7 @@ def _print_pairs(pairs: dict[str, str]) -> None:
 
 
 def _print_markdown(text: str, plain: bool) -> None:
-    """As it is into a pipe; laid out on a terminal."""
+    """Print Markdown with layout on a terminal, and unchanged into a pipe."""
     from rich.console import Console
     from rich.markdown import Markdown
 

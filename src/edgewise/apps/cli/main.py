@@ -1,7 +1,4 @@
-"""The command line: every command of ``edgewise``, and its entry point.
-
-The commands import everything beyond typer inside their bodies. So ``edgewise --help`` answers in under 0.3 s.
-"""
+"""The command line and its entry point. Commands import everything beyond typer inside, so that help is fast."""
 
 from __future__ import annotations
 
@@ -149,8 +146,7 @@ def sim(
 ) -> None:
     """Simulate a federation on this machine.
 
-    Runs all rounds of the recipe. Compares the result with devices that train alone, and with training on pooled text
-    if the recipe asks for it. Writes a report.
+    Trains all rounds, runs the recipe's comparisons (each device alone, pooled text), and writes a report.
     """
     _simulate("sim", recipe, overrides, out, resume, engine, workers, extension or [], as_json, quiet, debug)
 
@@ -189,9 +185,7 @@ def export(
     run_dir: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN_DIR",
-            help="A run directory. A server's folder stands for its promoted model.",
-            show_default=False,
+            metavar="RUN_DIR", help="A run directory, or a server's folder (promoted model).", show_default=False
         ),
     ],
     dest: Annotated[Path, typer.Option("--dest", help="A new or empty folder for the model.", show_default=False)],
@@ -205,16 +199,10 @@ def export(
     ] = None,
     base: Annotated[str, typer.Option("--base", help="Folder of the base model, if it has moved.")] = "",
     dtype: Annotated[
-        str,
-        typer.Option(
-            "--dtype", help="Type of a merged model: base (that of the base model), float32, bfloat16, float16."
-        ),
+        str, typer.Option("--dtype", help="Type of a merged model: base (as the base), float32, bfloat16, float16.")
     ] = "base",
     with_base: Annotated[
-        bool,
-        typer.Option(
-            "--with-base", help="Write the base model next to an adapter. The bundled model is always written."
-        ),
+        bool, typer.Option("--with-base", help="Write the base next to an adapter. The bundled one always is.")
     ] = False,
     as_json: Json = False,
     debug: Debug = False,
@@ -246,9 +234,7 @@ def codecs(
     ] = None,
     overrides: Set = None,
     extension: Extension = None,
-    random: Annotated[
-        bool, typer.Option("--random", help="Use normal random numbers as the update, without training.")
-    ] = False,
+    random: Annotated[bool, typer.Option("--random", help="Use random numbers as the update.")] = False,
     repeats: Annotated[int, typer.Option("--repeats", min=1, help="Repetitions; timings are their median.")] = 5,
     as_json: Json = False,
     debug: Debug = False,
@@ -285,9 +271,7 @@ def audit(
     recipe: RecipePath,
     overrides: Set = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.html and audit.json.")] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="Use fewer trials and devices. The bounds get weaker.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Use fewer trials, for weaker bounds.")] = False,
     extension: Extension = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -323,9 +307,7 @@ def audit(
 
 @app.command()
 def schema(
-    field: Annotated[
-        str, typer.Option("--field", help="Describe one key, e.g. training.lr or stage.quantize.bits.")
-    ] = "",
+    field: Annotated[str, typer.Option("--field", help="Describe one key, e.g. training.lr.")] = "",
     extension: Extension = None,
 ) -> None:
     """Print the JSON schema of recipes, or describe one key."""

@@ -1,5 +1,7 @@
-"""The pages of docs/, which ship with the package: `edgewise explain` shows an error code, a page, a recipe key or a
-word of the glossary."""
+"""Topics of ``edgewise explain``: error codes, pages of docs/, recipe keys and glossary words.
+
+The pages ship with the package.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ _ALSO = re.compile(r"\*Also:\* (.+)")
 
 
 class Topic(NamedTuple):
-    """Something that can be explained: ``kind`` is ``code``, ``page``, ``key`` or ``word``; ``text`` is Markdown."""
+    """A topic of the manual: ``kind`` is ``code``, ``page``, ``key`` or ``word``, and ``text`` is Markdown."""
 
     kind: str
     name: str
@@ -28,9 +30,9 @@ class Topic(NamedTuple):
 
 
 def folder() -> Path:
-    """The folder of the pages: in the installed package, or in a clone beside ``src``.
+    """Find the folder of the pages: in the installed package, or in a clone next to ``src``.
 
-    Raises EdgewiseError(E-UNKNOWN) where the installation lacks them.
+    Raises EdgewiseError(E-UNKNOWN) if the installation lacks them.
     """
     package = Path(str(resources.files("edgewise")))
     for place in (package / "docs", package.parents[1] / "docs"):
@@ -40,24 +42,26 @@ def folder() -> Path:
 
 
 def pages() -> dict[str, Path]:
-    """Page name -> file, e.g. ``threat-model``. The pages of all folders but ``adr``, and not the index of the site.
+    """Map page names such as ``threat-model`` to files: all pages except those of ``adr`` and the site's index.
 
-    No two pages have one name.
+    No two pages have the same name.
     """
     found = (path for path in folder().rglob("*.md") if path.parent.name != "adr" and path.stem != "index")
     return {path.stem: path for path in sorted(found, key=lambda path: path.stem)}
 
 
 def codes() -> list[str]:
-    """All error codes, as ``docs/errors.md`` orders them."""
+    """List all error codes in the order of ``docs/errors.md``."""
     return list(_sections())
 
 
 def find(asked: str) -> Topic:
-    """Find what ``asked`` names: an error code in any case, a page, a recipe key, a glossary word (in any case, in
-    the plural, with spaces or hyphens), or an error code without its ``E-``.
+    """Find a topic by its name.
 
-    Raises EdgewiseError(E-UNKNOWN) with the nearest of all that can be explained.
+    The name is an error code in any case, with or without ``E-``, or a page, a recipe key, or a glossary word in any
+    case, in the plural, with spaces or hyphens.
+
+    Raises EdgewiseError(E-UNKNOWN) with the nearest topics.
     """
     word = asked.strip().upper().replace("_", "-")
     code = word if word.startswith("E-") else f"E-{word}"
@@ -66,7 +70,7 @@ def find(asked: str) -> Topic:
     known = pages()
     if (page := asked.strip().lower().removesuffix(".md").rsplit("/", 1)[-1]) in known:
         return Topic("page", page, known[page].read_text(encoding="utf-8"))
-    from edgewise.apps.cli import recipe_schema as keys  # pydantic takes a third of a second
+    from edgewise.apps.cli import recipe_schema as keys  # Its import of pydantic takes a third of a second.
 
     if asked in keys.paths():
         return Topic("key", asked, keys.describe(asked))
@@ -90,9 +94,9 @@ def _hint(asked: str, code: str, known: Iterable[str], keys: Sequence[str]) -> s
         *dict.fromkeys(words[one] for one in get_close_matches(_plain(asked), words, n=3, cutoff=0.75)),
         *get_close_matches(asked.lower(), [*known, *keys], n=2, cutoff=0.7),
     ]
-    if not near:  # a word of a code: `secagg` of E-SECAGG-FEW
+    if not near:  # The name may be a part of a code, as `secagg` is of E-SECAGG-FEW.
         near = [c for c in REGISTRY if code[2:] in c][:3]
-    if not near:  # a word of a term
+    if not near:  # The name may be one word of a longer term.
         parts = {_plain(part) for part in asked.split()}
         near = [term for term in _glossary() if parts & {_plain(part) for part in term.split()}][:3]
     if near:
@@ -101,7 +105,7 @@ def _hint(asked: str, code: str, known: Iterable[str], keys: Sequence[str]) -> s
 
 
 def overview() -> str:
-    """All that can be explained, as lines for a terminal."""
+    """List all topics as lines for a terminal."""
     lines = [f"{code:<20} {REGISTRY[code].title}" for code in codes()]
     for name, path in pages().items():
         title = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
@@ -117,21 +121,21 @@ def overview() -> str:
 
 @cache
 def _sections() -> dict[str, str]:
-    """Code -> its section of the page, without the heading."""
+    """Map each code to its section of the page, without the heading."""
     page = (folder() / "errors.md").read_text(encoding="utf-8")
     return {code: text.strip().removesuffix("---").strip() for code, text in _SECTION.findall(page)}
 
 
 @cache
 def _glossary() -> dict[str, str]:
-    """Word -> its entry in the glossary, without the heading."""
+    """Map each word to its entry in the glossary, without the heading."""
     page = (folder() / "glossary.md").read_text(encoding="utf-8")
     return {term.strip(): text.strip() for term, text in _ENTRY.findall(page)}
 
 
 @cache
 def _words() -> dict[str, str]:
-    """Every word of the glossary and its other names (``_plain``) -> the word that has the entry."""
+    """Map every glossary word and its other names (``_plain``) to the word that has the entry."""
     out: dict[str, str] = {}
     for term, text in _glossary().items():
         also = _ALSO.match(text)
@@ -141,5 +145,5 @@ def _words() -> dict[str, str]:
 
 
 def _plain(word: str) -> str:
-    """A word without case, spaces, hyphens and the s of a plural."""
+    """Strip case, spaces, hyphens and the plural s from a word."""
     return re.sub(r"[\s_-]+", "", word.casefold()).removesuffix("s")

@@ -1,12 +1,12 @@
-"""The demonstration on real devices: a server, a gateway and five agents on this machine, over TLS.
+"""Demonstration of a real federation: a server, a gateway and five device agents on this machine, over TLS.
 
-    OUT/server      the server's folder; the run lies in OUT/server/runs
-    OUT/gateway     that of the gateway, by which the devices reach the server
-    OUT/devices     the homes of the devices: key, policy, own lines, and what left them
+    OUT/server      the server's folder, with the run in OUT/server/runs
+    OUT/gateway     the folder of the gateway, through which the devices reach the server
+    OUT/devices     the homes of the devices: key, policy, own lines, and the record of uploads
 
-Five characters of Shakespeare with the most lines are enrolled. Each device has the lines of its character alone.
-Gateway and devices are processes of their own. The server measures the models itself, since the text is public and
-lies on this machine: real devices are not asked.
+The devices are the five characters of Shakespeare with the most text. Each device has only the lines of its character.
+The gateway and the devices are separate processes. The server itself measures the models, because the text is public
+and lies on this machine. It does not ask the devices.
 """
 
 from __future__ import annotations
@@ -56,28 +56,28 @@ words = ["hidden"]
 cohort = 3
 """
 SAYS = (
-    "Five characters of Shakespeare are devices: processes of their own, enrolled at a server over TLS, which they "
-    "reach by a gateway. Each keeps its own lines, and the server gets masked updates, rounded to 4 bits."
+    "Five characters of Shakespeare are the devices. Each is a process that reaches its server over TLS through a "
+    "gateway. Each keeps its own lines. The server gets masked updates, rounded to 4 bits."
 )
 Tell = Callable[[events.AnyEvent], None]
 
 
 def recipe_of(out: Path, overrides: dict[str, Any]) -> Recipe:
-    """The demo's recipe over the lines of five characters, which are written into ``out``."""
+    """Load the demo's recipe over the lines of five characters, which it writes into ``out``."""
     _lines(out / LINES)
     here = {"name": "plays-network", "data.source": "jsonl", "data.path": LINES, "data.owner": "speaker"}
     return load(demos.recipe("plays"), {**here, **overrides}, BUILT_IN)
 
 
 def play(out: Path, recipe: Recipe, tell: Tell) -> tuple[Path, dict[str, Any]]:
-    """Enrol the devices, play the recipe with them, compare, and write the report.
+    """Enrol the devices, train with them, run the comparisons, and write the report.
 
     Args:
         out: a folder with the lines (``recipe_of``).
     Returns:
         The run directory and its summary.
     Raises:
-        EdgewiseError as a run.
+        EdgewiseError: the errors of a run.
     """
     tell(events.PhaseStarted(phase="load"))
     rows = _rows(out / LINES)
@@ -113,7 +113,7 @@ def play(out: Path, recipe: Recipe, tell: Tell) -> tuple[Path, dict[str, Any]]:
 
 
 def _lines(path: Path) -> None:
-    """Write the lines of the characters that have the most, as a table with a column ``speaker``."""
+    """Write the lines of the characters with the most text as a table with a column ``speaker``."""
     with gzip.open(shipped_plays(), "rt", encoding="utf-8") as f:
         rows = [json.loads(line) for line in f]
     sizes = Counter[str]()
@@ -134,7 +134,7 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 @contextmanager
 def _gateway(server: Server, folder: Path) -> Iterator[tuple[str, str]]:
-    """A gateway of the server, as a process: its address and its fingerprint."""
+    """Run a gateway of the server as a process. Yields its address and its fingerprint."""
     gateways.join(server.url, server.token(Grant("gateway", approved=True)), folder).close()
     command = [*EDGEWISE, "gateway", "serve", str(folder), "--listen", "127.0.0.1:0", "--json"]
     with _ended() as started:
@@ -142,14 +142,14 @@ def _gateway(server: Server, folder: Path) -> Iterator[tuple[str, str]]:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         started.append(process)
         assert process.stdout is not None
-        told = json.loads(process.stdout.readline() or "{}")
-        if "url" not in told:
+        status = json.loads(process.stdout.readline() or "{}")
+        if "url" not in status:
             raise TransportError("E-LISTEN", "the gateway did not start.", f"see {folder}.")
-        yield str(told["url"]), str(told["gateway"])
+        yield str(status["url"]), str(status["gateway"])
 
 
 def _device(url: str, gateway: str, token: str, home: Path, rows: Sequence[dict[str, Any]], name: str) -> Path:
-    """Enrol a device that has its own lines."""
+    """Enrol a device and write its own lines. Returns its home."""
     Link.join(url, token, home, name, gateway=gateway).close()
     _write(home / LINES, [{"text": row["text"]} for row in rows if row["speaker"] == name])
     (home / "policy.toml").write_text(POLICY, encoding="utf-8")
@@ -157,7 +157,7 @@ def _device(url: str, gateway: str, token: str, home: Path, rows: Sequence[dict[
 
 
 def _agent(home: Path) -> subprocess.Popen[bytes]:
-    """A device's agent, as a process of one thread: they share this machine."""
+    """Start a device's agent as a process of one thread, because all agents share this machine."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "EDGEWISE_TOKEN": ""}
     with open(home / "agent.log", "wb") as log:
         command = [*EDGEWISE, "device", "run", "--home", str(home)]
@@ -166,7 +166,7 @@ def _agent(home: Path) -> subprocess.Popen[bytes]:
 
 @contextmanager
 def _ended() -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes that end with the block."""
+    """Yield a list of processes that end with the block."""
     started: list[subprocess.Popen[bytes]] = []
     try:
         yield started

@@ -1,4 +1,4 @@
-"""`edgewise new`: an annotated recipe for one's own data, checked to compose before it is written."""
+"""Recipes of ``edgewise new``: annotated, for a person's own data, and validated before they are written."""
 
 from __future__ import annotations
 
@@ -28,18 +28,21 @@ from edgewise.plan.recipe.privacy import DP_WORDS, RENAMED, Privacy
 from edgewise.plan.recipe.sections import TrustSection
 from edgewise.secagg.merge import fewest
 
-EVERYBODY = 40  # devices up to which all are in every round
-COHORT, DP_COHORT = 20, 125  # contributions of a round beyond that; noise does not grow with a cohort, so it is larger
-MINIMUM = {"hidden": 0.75, "distributed_dp": 0.9}  # share of the cohort that masks and noise are sized for
-CORRUPT = {"hidden": 0.1, "distributed_dp": 0.02}  # share of the devices that may lie, where so many can be borne
-MOST_ROWS = 0.9  # share of the rows that a block holds with their prompts
-LONGEST_ROW = 512  # tokens of a block, which is what the bundled model reads at once
-FEW = 100  # devices below which device-level noise drowns what they say together
+EVERYBODY = 40  # Up to so many devices all take part in every round.
+COHORT, DP_COHORT = 20, 125  # Cohorts of larger federations. Noise does not grow with a cohort, so DP's is larger.
+MINIMUM = {"hidden": 0.75, "distributed_dp": 0.9}  # Masks and noise are sized for this share of the cohort.
+CORRUPT = {"hidden": 0.1, "distributed_dp": 0.02}  # Share of devices that may lie, if the cohort is large enough.
+MOST_ROWS = 0.9  # A block is long enough for this share of rows with their prompts.
+LONGEST_ROW = 512  # Tokens of the longest block: the context of the bundled model.
+FEW = 100  # With fewer devices, device-level noise is larger than their common signal.
 
 
 class Answers(NamedTuple):
-    """A person's answers: the recipe's file, the data as seen from here, the keys of ``[data]`` that name columns or
-    deal rows out (``columns``), the privacy word, the base model, and whose data an epsilon is about."""
+    """A person's answers.
+
+    They are the recipe's file, the path of the data from the current folder, the keys of ``[data]`` that name columns
+    or deal rows out (``columns``), the privacy word, the base model, and the unit of privacy.
+    """
 
     file: Path
     data: str
@@ -50,7 +53,7 @@ class Answers(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """The data as options describe it; empty or 0 where they say nothing."""
+    """The options on the data; empty or 0 if not given."""
 
     text: str = ""
     owner: str = ""
@@ -60,7 +63,7 @@ class Asked(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What was written: the file, the devices that it found, and what is worth knowing before a run."""
+    """A written recipe: its file, the number of devices in the data, and notes to read before a run."""
 
     file: Path
     devices: int
@@ -68,21 +71,24 @@ class Written(NamedTuple):
 
 
 def place(name: str) -> Path:
-    """The file of a recipe of that name: ``mine`` and ``mine.toml`` are ``mine.toml``."""
+    """Return the file of a recipe: ``mine.toml`` for both ``mine`` and ``mine.toml``."""
     return Path(name) if name.endswith(".toml") else Path(f"{name}.toml")
 
 
 def seen(data: str, header: Header, ask: Callable[[str, str], str] | None) -> tuple[Look, Header]:
-    """A first look into the data, and whether a first line names its columns: a person is asked where that is in doubt.
+    """Take a first look at the data, and decide whether the first line names its columns.
 
-    Raises: DataError as ``learn.text.look.look``. RecipeError: E-COMBO for a header of what is no CSV file.
+    A person is asked if that is in doubt.
+
+    Raises:
+        DataError: as ``learn.text.look.look``. RecipeError: E-COMBO for a header of data that is not CSV.
     """
     found = look(data, Path(), header)
     if header != "auto" and found.source != "csv":
         what = (
             f"--{'' if header else 'no-'}header: {data} is {'a folder of text' * (not found.columns) or found.source}."
         )
-        raise RecipeError("E-COMBO", what, "leave it out: it is for CSV files.")
+        raise RecipeError("E-COMBO", what, "leave the option out. It is for CSV files.")
     if ask and (doubtful := [c for c in found.columns if c.header]):
         line = ", ".join(c.name for c in found.columns)
         question = f"the first line is {line:.200} ({doubtful[0].header}): does it name the columns? yes or no"
@@ -92,14 +98,13 @@ def seen(data: str, header: Header, ask: Callable[[str, str], str] | None) -> tu
 
 
 def columns(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
-    """The keys of ``[data]`` that say how a table is read: columns that a person names, else the likeliest.
+    """Choose the keys of ``[data]`` for a table: columns that a person names, else the likeliest ones.
 
     Args:
-        ask: (question, what is proposed) -> a person's answer; None where nobody can be asked.
+        ask: (question, proposal) -> a person's answer; None if nobody can be asked.
     Raises:
-        DataError: E-DATA-COLUMN for a column that does not exist or where none is likely, E-DATA-FORMAT for a table
-        that seems to have no header. RecipeError: E-COMBO for columns of a folder, and for chats that the base cannot
-        read.
+        DataError: E-DATA-COLUMN if a column does not exist or none is likely, E-DATA-FORMAT for a table that seems to
+        have no header. RecipeError: E-COMBO for columns of a folder, and for chats that the base model cannot read.
     """
     read = _read(found, data, asked, ask)
     vouched = any(c.header for c in found.columns if c.name in (read.get("text"), read.get("owner")))
@@ -128,7 +133,7 @@ def _read(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str] |
             out["prompt"] = prompts if len(prompts) > 1 else prompts[0]
     if asked.devices:
         if asked.owner:
-            raise RecipeError("E-COMBO", "--owner and --devices both say whose the rows are.", "leave one of them out.")
+            raise RecipeError("E-COMBO", "--owner and --devices both assign rows to devices.", "leave one of them out.")
         return {**out, **_dealt(asked)}
     return {**out, "owner": _column(found, "owner", asked.owner, found.owners([out.get("text", ""), *prompts]), ask)}
 
@@ -169,12 +174,12 @@ def _column(found: Look, key: str, given: str, proposed: list[str], ask: Callabl
 
 
 def write(answers: Answers, found: Look) -> Written:
-    """Write the recipe where there is no file yet.
+    """Write the recipe to a new file.
 
     Guarantees: the recipe is valid, its data can be read, and its stages, privacy and cohorts compose for the bundled
-        model and the devices that are there.
+        model and the devices of the data.
     Raises:
-        RecipeError, CompositionError, DataError: what cannot be, as a run would say it. StoreError: E-FILE-EXISTS.
+        RecipeError, CompositionError, DataError: the errors that a run would raise. StoreError: E-FILE-EXISTS.
     """
     word, words = answers.privacy, get_args(Privacy)
     if word not in words:
@@ -223,8 +228,11 @@ def _relative(data: str, folder: Path) -> str:
 
 
 class _Held(NamedTuple):
-    """Amounts of text on devices. ``median_bytes``: of the median device. ``blocks``: of all devices, rather too many.
-    ``row_tokens``: of most rows with their prompts, about; 0 without prompts."""
+    """Amounts of text on devices.
+
+    ``median_bytes`` is that of the median device. ``blocks`` is an upper estimate over all devices. ``row_tokens`` is
+    about the length of most rows with their prompts, and 0 without prompts.
+    """
 
     devices: int
     median_bytes: int
@@ -233,7 +241,7 @@ class _Held(NamedTuple):
 
 
 def _devices(section: Mapping[str, Any], folder: Path) -> _Held:
-    """A token has a byte or more, about three, and a document a block of its own for what is left over."""
+    """Measure a sample of devices. A token has about three bytes, and each document has a partial block of its own."""
     with tempfile.TemporaryDirectory(prefix="edgewise-new-") as cache:
         listed = corpus.load(DataSection(**section), folder, Path(cache), keys.root(0))
         looked = listed.devices[:: max(1, len(listed.devices) // 25)]
@@ -255,15 +263,15 @@ def _size(text: str) -> int:
 def _some(listed: corpus.Corpus, device: str, refused: list[DataError]) -> list[corpus.Document]:
     try:
         return list(listed.documents(device))
-    except DataError as e:  # it cannot take part; the run says so and goes on without it
+    except DataError as e:  # This device cannot take part. A run says so and continues without it.
         refused.append(e)
         return []
 
 
 def _settings(word: str, example: bool, held: _Held) -> dict[str, Any]:
-    """Numbers of a first run: cohorts, rounds and steps by how many devices there are and how much text they hold."""
+    """Choose cohorts, rounds and steps of a first run from the number of devices and their amounts of text."""
     n = held.devices
-    units = max(2, n, held.blocks if example else 0)  # that delta is about
+    units = max(2, n, held.blocks if example else 0)  # Delta depends on the number of units.
     noisy = word in ("central_dp", "distributed_dp")
     cohort = 0 if n <= EVERYBODY else min(DP_COHORT, n // 2) if noisy else COHORT
     expected = cohort or n
@@ -300,7 +308,7 @@ def _settings(word: str, example: bool, held: _Held) -> dict[str, Any]:
 
 
 def _share(count: int, n: int) -> float:
-    """A short fraction f with floor(f n) = count."""
+    """Find a short decimal fraction f with floor(f n) = count."""
     digits = 2
     while int((share := round((count + 0.5) / n, digits)) * n) != count:
         digits += 1
@@ -308,7 +316,7 @@ def _share(count: int, n: int) -> float:
 
 
 def _composes(text: str, devices: int) -> None:
-    """Raises what `edgewise check` would, for the bundled model's whole layout."""
+    """Compile the recipe for the bundled model's whole layout. Raises the errors of ``edgewise check``."""
     from safetensors import safe_open
 
     with safe_open(STUDENT / "model.safetensors", framework="numpy") as f:
@@ -320,14 +328,14 @@ def _notes(word: str, example: bool, devices: int, settings: Mapping[str, Any]) 
     notes = []
     if word in DP_WORDS and not example and devices < FEW:
         notes.append(
-            f"{devices} devices are few for noise: it is the same for any number of them, and takes hundreds to learn "
-            "through. A run will hold its epsilon and learn little."
+            f"{devices} devices are few for this noise. It does not shrink with their number, and learning needs "
+            "hundreds of devices. A run will hold its epsilon and learn little."
         )
     if word == "local_dp" and not example:
-        notes.append("local noise hides each update by itself, which takes very much of it.")
+        notes.append("local noise hides each single update, so it is very large.")
     if word in CORRUPT and settings["fraction"] < CORRUPT[word]:
         notes.append(
-            f"at most {settings['corrupt']} of the {devices:,} devices may work with a lying server; a larger "
-            "round.cohort bears more."
+            f"at most {settings['corrupt']} of the {devices:,} devices may work with a lying server. A larger "
+            "round.cohort tolerates more."
         )
     return notes

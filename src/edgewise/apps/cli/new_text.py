@@ -1,4 +1,4 @@
-"""The text of a new recipe: every key that a first run may want to change, with what it means beside it."""
+"""Text of a new recipe: the keys that a first run may change, each with a comment on its meaning."""
 
 from __future__ import annotations
 
@@ -9,27 +9,31 @@ from typing import Any
 from edgewise.plan.recipe.privacy import DP_WORDS
 
 Facts = Mapping[str, Any]
-MEANS = {"owner": "its values are the devices", "text": "what is trained on"}
+MEANS = {"owner": "its values are the devices", "text": "the text to train on"}
 WORD = {
     "none": "the server sees each update",
     "hidden": "masks hide each update, the server sees sums only; sums are not noised (no epsilon)",
-    "central_dp": "the server, which is trusted, adds noise to the sum: readers of the models learn at most epsilon",
+    "central_dp": "the trusted server adds noise to the sum: readers of the models learn at most epsilon",
     "distributed_dp": "devices add noise under masks: server and readers learn at most epsilon",
-    "local_dp": "each device adds all the noise itself: the server learns at most epsilon of what it sends",
+    "local_dp": "each device adds all the noise itself: the server learns at most epsilon from its messages",
 }
-SEQUENCE_LEN = 64  # tokens, where rows have no prompts that are to be in sight
-AT = 34  # column of the comments
+SEQUENCE_LEN = 64  # Tokens of a block, unless blocks must also hold prompts.
+AT = 34  # Column of the comments.
 UNIT = {
-    "device": "epsilon is about all text of a device",
-    "example": "each step is noised (DP-SGD): epsilon is for single blocks of a device's text",
+    "device": "epsilon covers all text of a device",
+    "example": "each step is noised (DP-SGD): epsilon covers single blocks of a device's text",
 }
 
 
 def text(facts: Facts, s: Facts) -> str:
-    """The whole recipe. ``facts``: ``name``, ``privacy``, ``unit``, ``data``, ``devices``, ``hints``; ``s``: the
-    numbers."""
+    """Write the text of a whole recipe.
+
+    Args:
+        facts: ``name``, ``privacy``, ``unit``, ``data``, ``devices``, ``hints``.
+        s: the numbers of a first run (``new_recipe._settings``).
+    """
     word, example = facts["privacy"], facts["unit"] == "example"
-    noised = word in DP_WORDS and not example  # whole updates are
+    noised = word in DP_WORDS and not example  # Noise is added to whole updates.
     parts = [
         _head(facts),
         _model(facts),
@@ -62,14 +66,14 @@ def _table(head: str, lines: Sequence[tuple[str, str]]) -> str:
 def _head(facts: Facts) -> str:
     name, word = facts["name"], facts["privacy"]
     return (
-        f"# A federation of {facts['devices']:,} devices. Change what you like: `edgewise explain training.lr` says\n"
-        "# what a key means, and `edgewise schema` lists all of them.\n"
+        f"# A federation of {facts['devices']:,} devices. Change any key. `edgewise explain training.lr` explains a\n"
+        "# key, and `edgewise schema` lists all keys.\n"
         "#\n"
-        "#   edgewise check FILE               what it will do, cost and reveal\n"
-        "#   edgewise sim FILE --out DIR       play it; kill it anywhere, --resume goes on\n"
-        "#   edgewise export DIR --dest MODEL  the model, for transformers\n\n"
+        "#   edgewise check FILE               estimate its cost and privacy\n"
+        "#   edgewise sim FILE --out DIR       run it; after an interruption, --resume continues it\n"
+        "#   edgewise export DIR --dest MODEL  write the model for transformers\n\n"
         + _line("schema = 1", "version of the format")
-        + _line(f"name = {_value(name)}", "names the run's folder")
+        + _line(f"name = {_value(name)}", "name of the run's folder")
         + _line("seed = 0", "the same seed gives the same model")
         + _line(f"privacy = {_value(word)}", WORD[word])
     )
@@ -81,7 +85,7 @@ def _model(facts: Facts) -> str:
         [(f"base = {_value(facts['base'])}", '"bundled", a folder with a transformers model, or "hub:owner/name"')],
     )
     if facts["privacy"] in DP_WORDS:
-        kind = ('kind = "ffa_lora"', "adapters whose A is fixed: noise enters their product once")
+        kind = ('kind = "ffa_lora"', "adapters with a fixed factor A: noise enters their product only once")
     elif facts["base"] == "bundled":
         kind = ('kind = "full"', 'all parameters; "lora" (adapters) or "layers" for models above some 10 million')
     else:
@@ -91,49 +95,54 @@ def _model(facts: Facts) -> str:
 
 def _data(facts: Facts, s: Facts) -> str:
     d, hints = facts["data"], facts["hints"]
-    said = {
+    sources = {
         "text": "each sub-folder is a device, and each file beside them",
         "python-stdlib": "source text of this machine's Python",
     }
     lines = [
-        (f"source = {_value(d['source'])}", said.get(d["source"], "one row is one document")),
-        (f"path = {_value(d['path'])}", "from this file's folder; also a list or a pattern"),
+        (f"source = {_value(d['source'])}", sources.get(d["source"], "one row is one document")),
+        (f"path = {_value(d['path'])}", "relative to this file's folder; a list or a pattern works too"),
     ]
     if "header" in d:
-        said_of = "the first line names the columns" if d["header"] else "the first line is data: columns have numbers"
-        lines.append((f"header = {_value(d['header'])}", said_of))
+        first = "the first line names the columns" if d["header"] else "the first line is data: columns have numbers"
+        lines.append((f"header = {_value(d['header'])}", first))
     if d["source"] != "text":
         lines += _columns(d, hints)
     if "owner" in d:
         lines.append((f"owner = {_value(d['owner'])}", f"{MEANS['owner']}: {facts['devices']:,} here"))
     if "devices" in d:
         lines += [
-            (f"partition = {_value(d['partition'])}", "deals the text out at random; nobody owns a part of it"),
+            (f"partition = {_value(d['partition'])}", "deals the text out at random, without owners"),
             (f"devices = {d['devices']}", "to so many devices"),
         ]
     lines += [
         (f"sequence_len = {s['sequence_len']}", "tokens of a training block; more for long texts and large models"),
-        ("holdout = 0.1", "share of each device's text, its latest part, that only measures"),
+        ("holdout = 0.1", "share of each device's text, its latest part, that is held out for measuring"),
     ]
     return _table("[data]", lines)
 
 
 def _columns(d: Facts, hints: Facts) -> list[tuple[str, str]]:
-    """What is read of a row, and in which order."""
+    """List the keys that name the columns of a row, and their order."""
     names = {"prompt": "question", "time": "date"} if d.get("header", True) else {"prompt": "3", "time": "4"}
     if "messages" in d:
-        lines = [(f"messages = {_value(d['messages'])}", "chats, by the model's chat template; answers are trained on")]
+        lines = [
+            (f"messages = {_value(d['messages'])}", "chats in the model's chat template; training is on the answers")
+        ]
     elif "prompt" in d:
         lines = [
             (f"text = {_value(d['text'])}", MEANS["text"]),
-            (f"prompt = {_value(d['prompt'])}", "context that is read and not trained on"),
+            (f"prompt = {_value(d['prompt'])}", "context that the model reads but does not train on"),
         ]
     else:
         lines = [
             (f"text = {_value(d['text'])}", MEANS["text"]),
-            (f"# prompt = {_value(hints.get('prompt', names['prompt']))}", "context that is read and not trained on"),
+            (
+                f"# prompt = {_value(hints.get('prompt', names['prompt']))}",
+                "context that the model reads but does not train on",
+            ),
         ]
-    order = "the latest rows are held out; else the last of the file"
+    order = "the latest rows are held out; without it the last rows of the file"
     return [*lines, (f"# time = {_value(hints.get('time', names['time']))}", order)]
 
 
@@ -141,18 +150,18 @@ def _dp(word: str, example: bool, s: Facts) -> str:
     of = "one block's gradient" if example else "one device's update"
     lines = [
         *([('unit = "example"', UNIT["example"])] if example else []),
-        ("epsilon = 8.0", "budget of all rounds together; the noise multiplier follows from it"),
+        ("epsilon = 8.0", "budget for all rounds together; it decides the noise multiplier"),
         (f"delta = {s['delta']:g}", f"below 1 / (number of {'blocks' if example else 'devices'})^1.1"),
         ("clip_l2 = 1.0", f"largest L2 norm of {of}"),
     ]
     if example:
-        lines.append(("sample_rate = 0.1", "probability with which a step takes each block"))
+        lines.append(("sample_rate = 0.1", "probability that a step uses a block"))
     return _table("[dp]", lines)
 
 
 def _trust(facts: Facts, s: Facts) -> str:
-    said = f"{s['corrupt']:,} of {facts['devices']:,} devices may work with a lying server"
-    return _table("[trust]", [(f"malicious_fraction = {s['fraction']:g}", said)])
+    bound = f"{s['corrupt']:,} of {facts['devices']:,} devices may work with a lying server"
+    return _table("[trust]", [(f"malicious_fraction = {s['fraction']:g}", bound)])
 
 
 def _round(facts: Facts, s: Facts) -> str:
@@ -160,12 +169,12 @@ def _round(facts: Facts, s: Facts) -> str:
     if s["sampling"] == "all":
         lines.append(('sampling = "all"', 'every device in every round; "fixed" draws a cohort'))
     else:
-        drawn = "groups take turns" if s["sampling"] == "cyclic" else "a cohort is drawn anew for each round"
+        drawn = "groups take turns" if s["sampling"] == "cyclic" else "each round draws a new cohort"
         lines += [
             (f"sampling = {_value(s['sampling'])}", drawn),
             (f"cohort = {s['cohort']}", f"devices of a round, of {facts['devices']:,}"),
         ]
-    lines.append((f"minimum = {s['minimum']:g}", "share of them without which a round is abandoned"))
+    lines.append((f"minimum = {s['minimum']:g}", "a round with a smaller share of answers is abandoned"))
     return _table("[round]", lines)
 
 
@@ -173,15 +182,15 @@ def _training(noised: bool, s: Facts) -> str:
     if noised:
         lines = [
             ('optimizer = "sgd"', "one plain step: the update is the gradient, which the clip bounds"),
-            ("lr = 1.0", "its length is the clip's business; [strategy] sets the pace"),
+            ("lr = 1.0", "the clip bounds the update's length; [strategy] sets the step size"),
             ('schedule = "constant"', ""),
             ("local_steps = 1", "steps of a device in a round"),
             ("batch = 8", "blocks of a step"),
-            ("clip_grad = 0.0", "off: the clip of the whole update does it"),
+            ("clip_grad = 0.0", "off: the whole update is clipped instead"),
         ]
     else:
         lines = [
-            ('optimizer = "adamw"', '"muon" and "sgd" are there too'),
+            ('optimizer = "adamw"', 'or "muon" or "sgd"'),
             ("lr = 2e-3", "learning rate in round 0; 1e-2 suits adapters"),
             (f"local_steps = {s['steps']}", "steps of a device in a round"),
             ("batch = 4", "blocks of a step"),
@@ -205,12 +214,10 @@ def _merge() -> str:
 
 
 def _stages(word: str, noised: bool) -> list[str]:
-    """How an update travels, in order. Noise, its grid and its ring are put behind by the privacy word itself."""
+    """List the stages of an update, in order. The privacy word itself appends the noise, its grid and its ring."""
     if noised:
         return []
-    weigh = _table(
-        "[[stage]]", [('kind = "weigh"', "devices count by their tokens; leave it out to count all the same")]
-    )
+    weigh = _table("[[stage]]", [('kind = "weigh"', "weight devices by their tokens; leave it out for equal weights")])
     if word in DP_WORDS:
         weigh = ""
     if word != "hidden":
@@ -221,14 +228,14 @@ def _stages(word: str, noised: bool) -> list[str]:
         weigh,
         _table(
             "[[stage]]",
-            [('kind = "clip"', "masks need one grid for all: a bound on the whole update,"), ("l2 = 4.0", "")],
+            [('kind = "clip"', "masks need one grid for all, so the whole update is bounded"), ("l2 = 4.0", "")],
         ),
-        _table("[[stage]]", [('kind = "rotate"', "no coordinate stands out,")]),
+        _table("[[stage]]", [('kind = "rotate"', "spreads large coordinates evenly")]),
         _table(
             "[[stage]]",
             [
-                ('kind = "clamp"', "a bound on each coordinate:"),
-                ("stds = 4.0", "standard deviations that the clip and the number of parameters leave it"),
+                ('kind = "clamp"', "bounds each coordinate"),
+                ("stds = 4.0", "in standard deviations of a coordinate of a clipped update"),
             ],
         ),
         _table("[[stage]]", [('kind = "quantize"', ""), ("bits = 4", ""), ('grid = "shared"', "")]),
@@ -239,12 +246,15 @@ def _stages(word: str, noised: bool) -> list[str]:
 def _measuring(s: Facts) -> str:
     evaluate = [
         ("every = 2", "rounds between measurements on held-out text"),
-        (f"devices = {s['measured']}", "that are measured; 0 = all"),
-        ("max_tokens = 1024", "held-out tokens of each"),
+        (f"devices = {s['measured']}", "number of measured devices; 0 = all"),
+        ("max_tokens = 1024", "held-out tokens of each device"),
     ]
     compare = [
-        ("local_only = true", "each device alone: what federating has to beat"),
-        ("centralised = false", "all text in one place: what it costs to keep text apart; takes as long as the run"),
+        ("local_only = true", "each device alone: the baseline that federating has to beat"),
+        (
+            "centralised = false",
+            "all text in one place: shows the cost of keeping text apart; takes as long as the run",
+        ),
     ]
     return _table("[eval]", evaluate) + "\n" + _table("[compare]", compare)
 

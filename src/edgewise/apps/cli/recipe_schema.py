@@ -1,4 +1,7 @@
-"""`edgewise schema`: the recipe's JSON schema, or one key of it in words."""
+"""JSON schema of recipes, and descriptions of single keys, for ``edgewise schema`` and ``edgewise explain``.
+
+print(describe("training.lr"))
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from edgewise.core.errors import RecipeError
 from edgewise.plan.catalogue import BUILT_IN, Catalogue, schema
 from edgewise.plan.recipe.recipe import Recipe
 
-MOST_NAMED = 3  # keys in one suggestion
+MOST_NAMED = 3  # A suggestion names so many keys at most.
 
 
 class Key(NamedTuple):
-    """A key, a table or a part of a recipe, as its JSON schema has it.
+    """A key, a table or a part of a recipe, from its JSON schema.
 
-    ``path`` is ``training.lr`` or ``stage.quantize``. ``kind`` is its type and range in words. ``default`` is JSON, and
-    empty where there is none or where it is a table or a list of tables.
+    ``path`` is ``training.lr`` or ``stage.quantize``. ``kind`` is its type and range in words. ``default`` is JSON. It
+    is empty without a default, and for tables and lists of tables.
     """
 
     path: str
@@ -31,12 +34,12 @@ class Key(NamedTuple):
 
 
 def everything(catalogue: Catalogue = BUILT_IN) -> str:
-    """The whole schema as JSON text."""
+    """Return the whole schema as JSON text."""
     return json.dumps(_schema(catalogue), indent=2)
 
 
 def describe(field: str, catalogue: Catalogue = BUILT_IN) -> str:
-    """What a key means: ``training.lr``, a table ``training``, a part ``stage.quantize``, its ``stage.quantize.bits``.
+    """Describe a key: ``training.lr``, a table ``training``, a part ``stage.quantize`` or ``stage.quantize.bits``.
 
     Raises RecipeError(E-KEY) with the nearest known key.
     """
@@ -54,7 +57,7 @@ def describe(field: str, catalogue: Catalogue = BUILT_IN) -> str:
 def _hint(
     whole: dict[str, Any], known: Sequence[str], field: str, part: str, below: dict[str, Any], walked: str
 ) -> str:
-    """What a person may have meant: keys of that very name elsewhere, else the nearest one here, else anywhere."""
+    """Suggest keys: those of the same name in other tables, else the nearest one here, else the nearest anywhere."""
     last = field.rsplit(".", 1)[-1]
     everywhere = [dotted for dotted in known if dotted.rsplit(".", 1)[-1] == last]
     if not everywhere and (near := difflib.get_close_matches(part, below, n=1, cutoff=0.5)):
@@ -72,23 +75,23 @@ def _hint(
     return f"known here: {', '.join(below) or 'nothing'}."
 
 
-def _says(whole: dict[str, Any], field: str, said: str) -> bool:
-    """Whether a key's description begins with these words."""
+def _says(whole: dict[str, Any], field: str, words: str) -> bool:
+    """Tell whether a key's description begins with ``words``."""
     at = whole
     for part in field.split("."):
         at = _plain(whole, _below(whole, at)[part])
-    return str(at.get("description", "")).startswith(said)
+    return str(at.get("description", "")).startswith(words)
 
 
 def tree(catalogue: Catalogue = BUILT_IN) -> tuple[Key, ...]:
-    """All keys of a recipe, each with those below it, in the order of the schema."""
+    """Return all keys of a recipe, each with its nested keys, in the order of the schema."""
     whole = _schema(catalogue)
     return _key(whole, "", whole, False).below
 
 
 @cache
 def paths(catalogue: Catalogue = BUILT_IN) -> tuple[str, ...]:
-    """All keys of a recipe as ``training.lr`` or ``stage.quantize.bits``, tables and parts too, shallow ones first."""
+    """List all keys, tables and parts as ``training.lr`` or ``stage.quantize.bits``, the shallow ones first."""
     whole = _schema(catalogue)
     level, found = [("", whole)], list[str]()
     while level:
@@ -107,7 +110,7 @@ def _schema(catalogue: Catalogue) -> dict[str, Any]:
 
 
 def _plain(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
-    """The node with its reference followed; what stands beside the reference wins."""
+    """Follow a node's reference. Keys beside the reference win."""
     if "$ref" not in node:
         return node
     target = whole["$defs"][node["$ref"].rsplit("/", 1)[-1]]
@@ -115,7 +118,7 @@ def _plain(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
 
 
 def _below(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """Keys of a table, or parts of a slot (``strategy``, ``stage`` ...)."""
+    """Return the keys of a table, or the parts of a slot (``strategy``, ``stage`` ...)."""
     options = node.get("oneOf") or node.get("items", {}).get("oneOf")
     if options:
         return {one["title"]: one for one in options}
@@ -123,7 +126,7 @@ def _below(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, dict[str, A
 
 
 def _key(whole: dict[str, Any], path: str, node: dict[str, Any], required: bool) -> Key:
-    """The key ``path``, of which ``node`` is the schema, its reference followed."""
+    """Build the key ``path`` from its schema ``node``, whose reference is followed."""
     needed = node.get("required", [])
     below = tuple(
         _key(whole, f"{path}.{name}" if path else name, _plain(whole, child), name in needed)
@@ -136,7 +139,7 @@ def _key(whole: dict[str, Any], path: str, node: dict[str, Any], required: bool)
 
 
 def _words(key: Key) -> list[str]:
-    """What a terminal shows of a key and of those below it."""
+    """Format a key and its nested keys as lines for a terminal."""
     out = [f"{key.path}: {key.kind}"]
     if key.says:
         out.append(f"  {key.says}")
@@ -150,7 +153,7 @@ def _words(key: Key) -> list[str]:
 
 
 def _kind(node: dict[str, Any]) -> str:
-    """Type and range in words."""
+    """Describe a node's type and range in words."""
     if "enum" in node:
         return " | ".join(json.dumps(v) for v in node["enum"])
     if "const" in node:

@@ -1,4 +1,4 @@
-"""`edgewise doctor --server FOLDER`: is this folder's server in order, and what to do where it is not."""
+"""Checks of ``edgewise doctor --server FOLDER``: the state of a server's folder, and a fix for each fault."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from edgewise.drivers.http.limits import Limits
 
 RESTORE = "restore the folder from a backup (`edgewise restore`)"
 LOW_BYTES = 2**30
-AHEAD_S = 300.0  # of a time that the database has, beyond which a clock was set back
+AHEAD_S = 300.0  # A file that is newer than now by more than this means that the clock was set back.
 _UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
 
 
 def examine(folder: Path, listen: str, now_s: float) -> list[Check]:
-    """All checks of a server's folder; nothing is changed. ``listen``: HOST:PORT of the server."""
+    """Run all checks of a server's folder without changing it. ``listen`` is HOST:PORT of the server."""
     if not (folder / "server.key").is_file():
-        return [Check("server", BAD, f"{folder} is not the folder of a server", "name that of `edgewise serve`")]
+        return [Check("server", BAD, f"{folder} is not a server's folder", "name the FOLDER of `edgewise serve`")]
     held, database = _database(folder, now_s)
     return [
         _folder(folder),
@@ -49,7 +49,7 @@ def examine(folder: Path, listen: str, now_s: float) -> list[Check]:
 
 def _folder(folder: Path) -> Check:
     if os.name != "nt" and stat.S_IMODE(folder.stat().st_mode) & 0o077:
-        return Check("folder", BAD, f"others than its owner can enter {folder}", f"chmod 700 {folder}")
+        return Check("folder", BAD, f"other users can enter {folder}", f"chmod 700 {folder}")
     if not os.access(folder, os.W_OK):
         return Check("folder", BAD, f"{folder} cannot be written", "run as its owner")
     return Check("folder", OK, str(folder.resolve()))
@@ -60,7 +60,7 @@ def _identity(folder: Path) -> Check:
         path = folder / name
         if os.name != "nt" and path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
             fix = f"if nobody else has read it, chmod 600 {path}; else {RESTORE} and make new keys"
-            return Check("keys", BAD, f"others than its owner may read {path}", fix)
+            return Check("keys", BAD, f"other users may read {path}", fix)
     try:
         return Check("keys", OK, f"the server is {identity.load(folder / 'server.key').name}")
     except EdgewiseError as e:
@@ -70,22 +70,22 @@ def _identity(folder: Path) -> Check:
 def _certificate(folder: Path, now_s: float) -> Iterator[Check]:
     path, now = folder / "tls.pem", datetime.datetime.fromtimestamp(now_s, datetime.UTC)
     if not path.exists():
-        yield Check("certificate", NOTE, "none of its own here: one is made at the start, or --cert names yours")
+        yield Check("certificate", NOTE, "none yet: the server makes one at its start, unless --cert names yours")
         return
     try:
         certificates.server_context(path, folder / "tls.key")
         made = x509.load_pem_x509_certificate(path.read_bytes())
         names = made.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except (EdgewiseError, ValueError, OSError, x509.ExtensionNotFound) as e:
-        yield Check("certificate", BAD, str(e), "remove tls.pem and tls.key: the next start makes them anew")
+        yield Check("certificate", BAD, str(e), "remove tls.pem and tls.key: the next start makes new ones")
         return
     hosts = [*names.get_values_for_type(x509.DNSName), *map(str, names.get_values_for_type(x509.IPAddress))]
     days = (made.not_valid_after_utc - now).days
-    found = f"for {', '.join(hosts)}; it lasts {days} days"
+    found = f"for {', '.join(hosts)}; valid for {days} days"
     if made.not_valid_before_utc > now or days < 0:
-        yield Check("certificate", BAD, f"{found}: it is not valid now", "start the server again, or set the clock")
+        yield Check("certificate", BAD, f"{found}: it is not valid now", "restart the server, or set the clock")
     elif days < certificates.RENEW_DAYS:
-        yield Check("certificate", NOTE, found, "start the server again: it then makes another one")
+        yield Check("certificate", NOTE, found, "restart the server: it then makes a new one")
     else:
         yield Check("certificate", OK, found)
     if set(hosts) <= {"localhost", "127.0.0.1", "::1"}:
@@ -93,27 +93,29 @@ def _certificate(folder: Path, now_s: float) -> Iterator[Check]:
 
 
 def _database(folder: Path, now_s: float) -> tuple[bool, list[Check]]:
-    """Whether a server holds the lease, and what is to say of the database."""
+    """Check the database. Returns whether a server holds its lease, and the findings."""
     path = folder / "server.db"
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=5.0)) as c:
-            (said,) = c.execute("PRAGMA quick_check(1)").fetchone()
-            if said != "ok":
-                return False, [Check("database", BAD, f"{path} is damaged: {said}", RESTORE)]
+            (verdict,) = c.execute("PRAGMA quick_check(1)").fetchone()
+            if verdict != "ok":
+                return False, [Check("database", BAD, f"{path} is damaged: {verdict}", RESTORE)]
             (version,) = c.execute("SELECT version_num FROM alembic_version").fetchone()
             lease = c.execute("SELECT holder, number, until_s FROM leases").fetchone()
             runs = dict(c.execute("SELECT state, COUNT(*) FROM served GROUP BY state").fetchall())
             members = dict(c.execute("SELECT status, COUNT(*) FROM members GROUP BY status").fetchall())
     except (sqlite3.Error, TypeError) as e:
         if "no such table" in str(e):
-            return False, [Check("database", NOTE, f"of another version ({e})", "the next start brings it up to date")]
+            return False, [
+                Check("database", NOTE, f"of another version ({e})", "the next start of the server upgrades it")
+            ]
         return False, [Check("database", BAD, f"{path}: {e}", RESTORE)]
     held = lease is not None and lease[2] > now_s
     who = f"held by {lease[0]}, number {lease[1]}" if held else "free: no server works here"
     state = Check("database", OK, f"version {version}, {_counted(members)} members, {_counted(runs)} runs")
     if version != head():
         found = f"version {version}; this edgewise has {head()}"
-        state = Check("database", NOTE, found, "the next start brings it up to date; make a backup before")
+        state = Check("database", NOTE, found, "make a backup; the next start of the server upgrades it")
     findings = [state, Check("lease", OK, who)]
     if failed := runs.get("failed", 0):
         findings.append(Check("runs", NOTE, f"{failed} failed", "`edgewise run ls` says why"))
@@ -130,7 +132,9 @@ def _disk(folder: Path) -> Check:
     free = shutil.disk_usage(folder).free
     found = f"{free / 1e9:.1f} GB free"
     if free < Limits().reserve_bytes:
-        return Check("disk", BAD, f"{found}: frames are refused", "free some space; the server goes on by itself")
+        return Check(
+            "disk", BAD, f"{found}: frames are refused", "free some space; the server then continues by itself"
+        )
     if free < LOW_BYTES:
         return Check("disk", NOTE, found, "free some space: below 64 MiB frames are refused")
     return Check("disk", OK, found)
@@ -139,15 +143,16 @@ def _disk(folder: Path) -> Check:
 def _clock(folder: Path, now_s: float) -> Check:
     newest = max(path.stat().st_mtime for path in folder.iterdir())
     if newest > now_s + AHEAD_S:
-        found = f"files here are of {newest - now_s:.0f} s from now: the clock was set back"
-        return Check("clock", BAD, found, "set it: devices sign the time, and 60 s are allowed")
+        found = f"a file here is from {newest - now_s:.0f} s in the future: the clock was set back"
+        return Check("clock", BAD, found, "set the clock: devices sign the time, and 60 s of difference are allowed")
     if _unsynchronised():
-        return Check("clock", NOTE, "not kept by a time service", "run one (NTP): 60 s are allowed to devices' clocks")
+        fix = "run a time service (NTP): clocks of devices may differ by 60 s"
+        return Check("clock", NOTE, "not kept by a time service", fix)
     return Check("clock", OK, f"{datetime.datetime.fromtimestamp(now_s, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC")
 
 
 def _unsynchronised() -> bool:
-    """Whether the kernel knows that no time service keeps its clock; False where it does not say."""
+    """Tell whether the kernel knows that no time service keeps its clock; False if it does not tell."""
     if sys.platform != "linux":
         return False
     try:
@@ -159,7 +164,7 @@ def _unsynchronised() -> bool:
 def _port(listen: str, held: bool) -> Check:
     host, _, port = listen.rpartition(":")
     if not (host and port.isdigit() and 0 < int(port) < 2**16):
-        return Check("port", BAD, f"{listen} is not HOST:PORT", "write, say, --listen 0.0.0.0:8443")
+        return Check("port", BAD, f"{listen} is not HOST:PORT", "write for example --listen 0.0.0.0:8443")
     near = "127.0.0.1" if host in ("0.0.0.0", "::") else host
     try:
         with socket.create_connection((near, int(port)), 3.0):
@@ -167,7 +172,9 @@ def _port(listen: str, held: bool) -> Check:
     except OSError:
         taken = False
     if held and not taken:
-        return Check("port", NOTE, f"nobody answers at {listen}, and a server works here", "name its --listen")
+        return Check(
+            "port", NOTE, f"nobody answers at {listen}, but a server works here", "name its address by --listen"
+        )
     if taken and not held:
         return Check("port", BAD, f"{listen} is taken by another program", "stop it, or name another --listen")
     return Check("port", OK, f"{listen} {'answers' if taken else 'is free'}")
@@ -181,5 +188,5 @@ def _epoch(folder: Path) -> Iterator[Check]:
         return
     if found.number:
         when: Callable[[float], str] = lambda s: time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(s))  # noqa: E731
-        says = f"number {found.number}: restored {when(found.began_s)} from a backup of {when(found.backup_s)}"
-        yield Check("epoch", NOTE, says, "revoke again who was revoked in between")
+        sentence = f"number {found.number}: restored {when(found.began_s)} from a backup of {when(found.backup_s)}"
+        yield Check("epoch", NOTE, sentence, "revoke again each member that was revoked in between")

@@ -1,7 +1,4 @@
-"""Sections of the report on cost, participation, time, pipeline and provenance.
-
-Each function takes the result of ``summary.build`` and returns HTML.
-"""
+"""Sections of the report on cost, participation, time, pipeline and provenance: HTML from ``summary.build``."""
 
 from __future__ import annotations
 
