@@ -3,10 +3,10 @@
     which coordinates    select: segments, random_k, top_k, shared_top_k
     another basis        project: rotate, low_rank, sketch
     fewer bits           quantize: quantize (with eden, codebook, scales), mixed, wrap
-    what is lost         feedback: ef14 and ef21 (with inner, residual) bring it back later
+    error feedback       feedback: ef14 and ef21 (with inner, residual)
     which codec          ladder: each device chooses by its link
     bytes                wire: pack, golomb
 
-``weigh`` counts devices by their data. The bounds ``clip`` and ``clamp`` are stages too, and stand in ``privacy.clip``.
-To add one: docs/howto/own-codec.md.
+``weigh`` weights devices by their amount of data. The bounds ``clip`` and ``clamp`` are stages too, in
+``privacy.clip``. To add a codec: docs/howto/own-codec.md.
 """

@@ -1,4 +1,4 @@
-"""A ladder of codecs: each device takes the best rung that its own link and time allow."""
+"""Ladder of codecs: each device chooses the largest rung that its link and time allow."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from edgewise.core.stage import Stage, placed
 
 
 def pick(budget_bytes: float, sizes: Sequence[float]) -> int:
-    """The rung with the most bytes among those that fit: ``argmax {s_i : s_i <= budget}``, the first of equals; the
-    smallest one where none fits (it may be late, but its bytes are the best that the device can do).
+    """Choose the rung with the most bytes among those that fit: ``argmax {s_i : s_i <= budget}``, the first of equals.
+
+    If none fits, choose the smallest. It may be late, but it is the best that the device can do.
 
     Args:
-        budget_bytes: what may be sent; inf = everything fits. sizes: bytes of each rung, in any order, not empty.
+        budget_bytes: bytes that may be sent. inf means that everything fits.
+        sizes: bytes of each rung, in any order, not empty.
     Raises:
-        ValueError (own misuse): no sizes, or a budget that is not a number.
+        ValueError: no sizes, or a budget that is not a number (own misuse).
     """
     if not sizes or isnan(budget_bytes):
         raise ValueError("pick needs rungs and a budget that is a number")
@@ -36,8 +38,10 @@ def pick(budget_bytes: float, sizes: Sequence[float]) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Numbered:
-    """The layout (``core.space.Layout``): the rung's number, LEB128 in its shortest form, then the payload as its rung
-    writes it."""
+    """Layout (``core.space.Layout``) of a ladder: the rung's number, then the payload in the rung's own layout.
+
+    The number is LEB128 in its shortest form.
+    """
 
     rungs: tuple[Space, ...]
 
@@ -47,30 +51,33 @@ class Numbered:
         return tuple(len(_varint(i)) + pack.size_bytes(rung) for i, rung in enumerate(self.rungs))
 
     def size_bytes(self, space: Space) -> float:
-        """That of the largest rung."""
+        """Bytes of one packed payload of the largest rung."""
         return max(self.sizes)
 
     def pack(self, payload: Payload, space: Space) -> bytes:
-        """As ``core.space.Layout`` says."""
+        """Write a payload, as ``core.space.Layout`` says."""
         if payload.rung is None or not 0 <= payload.rung < len(self.rungs):
             raise ValueError(f"no rung {payload.rung} among {len(self.rungs)}")
         return _varint(payload.rung) + pack.pack(payload, self.rungs[payload.rung])
 
     def unpack(self, view: memoryview, space: Space) -> Payload:
-        """As ``core.space.Layout`` says."""
-        rung, at = _unpack_varint(view)
+        """Read a payload, as ``core.space.Layout`` says."""
+        rung, length = _unpack_varint(view)
         if rung >= len(self.rungs):
             pack.refuse(f"rung {rung} of {len(self.rungs)}")
-        return pack.unpack(view[at:], self.rungs[rung]).but(rung=rung)
+        return pack.unpack(view[length:], self.rungs[rung]).but(rung=rung)
 
 
 def rung_bytes(space: Space) -> tuple[float, ...]:
-    """Bytes of one packed payload of each rung, its number included; empty where there are no rungs."""
+    """List the bytes of one packed payload of each rung, its number included. Empty if there are no rungs."""
     return space.layout.sizes if isinstance(space.layout, Numbered) else ()
 
 
 def _varint(number: int) -> bytes:
-    """LEB128: seven bits a byte, least significant first; all but the last have the top bit."""
+    """Write a number as LEB128: seven bits a byte, least significant first.
+
+    All bytes but the last have the top bit set.
+    """
     out = bytearray()
     while number > 127:
         out.append(128 | (number & 127))
@@ -79,7 +86,7 @@ def _varint(number: int) -> bytes:
 
 
 def _unpack_varint(view: memoryview) -> tuple[int, int]:
-    """The number and the bytes that it took; at most two, and no encoding longer than needed."""
+    """Read a number, and count the bytes that it took: at most two, and no more than needed."""
     length = 1 if len(view) and view[0] < 128 else 2
     if len(view) < length or view[length - 1] > 127:
         pack.refuse("no rung number")
@@ -89,18 +96,21 @@ def _unpack_varint(view: memoryview) -> tuple[int, int]:
 
 
 def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
-    """Encode by one of ``rungs``, ``pick(turn.budget_bytes, sizes)``; its number travels in front.
+    """Encode by one of ``rungs``, ``pick(turn.budget_bytes, sizes)``. Its number travels in front.
 
-    Stands inside ``feedback``, so that one residual, a - decode(m), serves all rungs: what a small rung leaves out
-    today, a larger one sends tomorrow. A rung that stretches what it keeps leaves no residual.
-    Algebra: ``Space.rungs`` = the space after each rung; l2, linf, gain, quantized are the largest over the rungs;
-    unbiased when all are; not summable (different grids); the other fields are those of the rung with the most bytes.
-    Guarantees: given the same budget the choice is the same; the server learns the rung and nothing else of the budget.
+    A ladder stands inside ``feedback``. One residual, a - decode(m), then serves all rungs: a larger rung later sends
+    the part that a small one leaves out today. A rung that stretches the coordinates it keeps leaves no residual.
+
+    Algebra: ``Space.rungs`` = the space after each rung. l2, linf, gain and quantized are the largest over the rungs.
+    Unbiased if all rungs are. Not summable (different grids). The other fields are those of the rung with the most
+    bytes.
+    Guarantees: the same budget gives the same choice. The server learns the rung and nothing else of the budget.
     Args:
-        rungs: chains of stages, an empty one sends float32. At least one.
+        rungs: chains of stages, at least one. An empty chain sends float32.
     Raises:
-        RecipeError(E-VALUE) without rungs; CompositionError: E-NOT-REAL; E-ORDER for a rung with memory or a weight of
-            its own; E-RUNG where it is summed blind (``core.pipeline.pipeline``); whatever the stages raise.
+        RecipeError: E-VALUE without rungs.
+        CompositionError: E-NOT-REAL. E-ORDER for a rung with memory or a weight of its own. E-RUNG under a blind sum
+            (``core.pipeline.pipeline``). All errors of the stages.
     Source: Kimad, arXiv:2312.08053, section 3 (a compressor from the bandwidth of each worker and round).
     """
     chains = tuple(tuple(rung) for rung in rungs)
@@ -145,7 +155,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
         return payload.but(rung=chosen), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
-        assert payload.rung is not None, "a payload of this stage's own says by which rung"
+        assert payload.rung is not None, "a payload of a ladder names its rung"
         chain = chains[payload.rung]
         return undo(chain, fold(space, chain), payload.but(rung=None), turn)
 

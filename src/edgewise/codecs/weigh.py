@@ -1,4 +1,4 @@
-"""Weigh each contribution by how much data is behind it, with a cap, so that one device cannot own the mean."""
+"""Weights of contributions by their amount of data, with a cap, so that one device cannot dominate the mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import WEIGHT, Stage
 
-CAP_MAX = 2.0**24  # a contribution of one token still keeps 16 bits of a 2^-40 fixed-point sum
+CAP_MAX = 2.0**24  # A contribution of one token still keeps 16 bits of a 2^-40 fixed-point sum.
 
 
 @part
@@ -26,16 +26,18 @@ def weigh(
 ) -> Stage:
     """Weight contributions by their amount of training tokens, w = min(tokens, cap) / cap.
 
-    Body and head are multiplied by w, and w travels as one more exact scalar.
+    Body and head are multiplied by w, and w travels as one more exact scalar. The sum of ``w x`` is divided by the sum
+    of ``w`` as the very last step (``Pipeline.release``), so the result is ``sum min(n_i, cap) x_i / sum min(n_i,
+    cap)``.
 
-    The sum of ``w x`` is divided by the sum of ``w`` as the very last step (``Pipeline.release``), so the result is
-    ``sum min(n_i, cap) x_i / sum min(n_i, cap)``.
     Algebra: w <= 1, so l2 and linf stay and head_l2 -> sqrt(head_l2^2 + 1). Decoding keeps ``w x``.
-    Guarantees: no coordinate grows. Edge cases: count 0 gives w = 0 (a contribution that changes nothing).
+    Guarantees: no coordinate grows.
+    Edge cases: count 0 gives w = 0 (a contribution that changes nothing).
     Args:
-        cap: the count from which more data no longer counts more; finite, above 0.
+        cap: the count from which more data adds no more weight. Finite, above 0.
     Raises:
-        RecipeError(E-VALUE); CompositionError: E-ORDER (weighed twice), E-NOT-REAL (after a quantizer).
+        RecipeError: E-VALUE.
+        CompositionError: E-ORDER (weighed twice), E-NOT-REAL (after a quantizer).
     Source: McMahan et al. 2018, arXiv:1710.06963, section 3 (w_k = min(n_k / cap, 1)).
     """
     name = f"weigh({cap:g})"

@@ -1,1 +1,5 @@
-"""Error feedback: what a codec left out comes back in a later round."""
+"""Error feedback: a later round sends what a codec left out.
+
+``ef14`` keeps a residual on the device, ``ef21`` keeps mirrors on device and server. ``inner`` runs the codecs inside,
+and ``residual`` stores the error.
+"""

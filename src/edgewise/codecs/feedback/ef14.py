@@ -1,4 +1,4 @@
-"""What the compressor left out this round is added before it compresses the next one."""
+"""Error feedback: the part that the compressor left out this round is added before it compresses the next update."""
 
 from __future__ import annotations
 
@@ -28,58 +28,63 @@ def feedback(
     forget_after: Annotated[
         int | None,
         Ge(1),
-        Doc("absent rounds after which the memory is dropped (ef14; 10 where not given)"),
+        Doc("absent rounds after which the memory is dropped (ef14; default 10)"),
     ] = None,
     residual: Annotated[
         Literal["bfloat16", "int8", "float32"] | None,
-        Doc("how the memory is stored (ef14: bfloat16 where not given; the others: float32)"),
+        Doc("type in which the memory is stored (ef14: default bfloat16; the others: float32)"),
     ] = None,
     form: Annotated[
         Literal["ef14", "ef21", "ef21_sgdm"],
         Doc("residual on the device, or mirrors on device and server, without or with momentum"),
     ] = "ef14",
-    eta: Annotated[float | None, Gt(0), Le(1), Doc("momentum of ef21_sgdm (0.1 where not given)")] = None,
+    eta: Annotated[float | None, Gt(0), Le(1), Doc("momentum of ef21_sgdm (default 0.1)")] = None,
 ) -> Stage:
-    """Remember what the stages after this one leave out, and add it next time: error feedback, in one of three forms.
+    """Remember the part that the stages after this one leave out, and add it next time. Error feedback has three forms.
 
     ``"ef14"``: ``a = x + f e``, send ``m = inner(a)``, keep ``e' = a - decode(m)``. f = ``decay ** absent``, where
-    absent counts the rounds since the device last took part; from ``forget_after`` absent rounds on the residual is
-    dropped (f = 0): it is too stale to help. Where positions take turns (``Space.period`` p > 1) only the rounds that
-    visit them count: absent = (round - last) / p - 1. With decay 1 and no absence the decoded messages telescope: sum
-    of decode(m) = sum of x - e, as exactly as e is stored. After a rung of a ``ladder`` that stands for
-    all of a (``codecs.feedback.inner.is_rescaled_sample``) e' = 0.
-    ``"ef21"``, ``"ef21_sgdm"``: see ``ef21``; device and server keep mirrors instead of an error.
-    Algebra: what is compressed has no bound, so the inner stages see l2 = linf = inf (put a clip *inside* where a bound
-    is needed; what it cuts comes back next round); biased in one round; memory. Otherwise as ``inner``.
-    ``segments`` belongs before it: what never travels would only pile up in the residual.
+    absent counts the rounds since the device last took part. From ``forget_after`` absent rounds on the residual is
+    dropped (f = 0), because it is too stale to help. If positions take turns (``Space.period`` p > 1), only the rounds
+    that visit them count: absent = (round - last) / p - 1. With decay 1 and no absence the decoded messages telescope:
+    sum of decode(m) = sum of x - e, as exactly as e is stored. e' = 0 after a rung of a ``ladder`` that is a rescaled
+    random sample of a (``codecs.feedback.inner.is_rescaled_sample``).
+
+    ``"ef21"``, ``"ef21_sgdm"``: see ``ef21``. Device and server keep mirrors instead of an error.
+
+    Algebra: the compressed vector has no bound, so the inner stages see l2 = linf = inf. Put a clip *inside* if a bound
+    is needed. The part that it cuts is sent next round. Biased in one round. Memory. Otherwise as ``inner``.
+    ``segments`` belongs before it: coordinates that never travel would only pile up in the residual.
     Memory (ef14): ``residual`` of ``dim`` coordinates, in the units at this point of the pipeline: bfloat16 as uint16,
-    int8 with ``residual_scale`` float32 per 256, or float32; ``last`` int64[1], -1 = never; the child ``stage`` i
-    of inner stage i. The residual is personal data: it stays on the device.
-    Cost: where the first stage inside picks positions (``top_k``), no second float32 copy of the update is made.
+    int8 with ``residual_scale`` float32 per 256, or float32. ``last`` int64[1], -1 = never. The child ``stage`` i of
+    inner stage i. The residual is personal data, and stays on the device.
+    Cost: if the first stage inside picks positions (``top_k``), no second float32 copy of the update is made.
     Args:
         inner: the stages whose error is fed back, outermost first.
-        residual: "float32" is the only one of "ef21" and "ef21_sgdm".
+        residual: storage type. "ef21" and "ef21_sgdm" allow "float32" only.
     Raises:
-        RecipeError: E-VALUE; E-COMBO for a setting that the form cannot have. CompositionError: E-ORDER for a weigh or
-            feedback inside, or when positions before it are not the same every round, or take turns inside;
-            E-NOT-REAL; E-COMBO where ef21 does not know the population, or a quantizer inside does not
-            contract; whatever ``inner`` raises. TrainingError(E-RANGE) on float32 overflow.
-    Source: Seide et al. 2014; Karimireddy et al. 2019, arXiv:1901.09847, algorithm 2 ("EF14").
+        RecipeError: E-VALUE. E-COMBO for a setting that the form cannot have.
+        CompositionError: E-ORDER for a weigh or feedback inside, for positions before it that change every round, or
+            for positions that take turns inside. E-NOT-REAL. E-COMBO if ef21 does not know the population, or if a
+            quantizer inside does not contract. All errors of ``inner``.
+        TrainingError: E-RANGE on float32 overflow.
+    Source: Seide et al. 2014. Karimireddy et al. 2019, arXiv:1901.09847, algorithm 2 ("EF14").
     """
     stages = tuple(inner)
     label = "feedback" if form == "ef14" else f"feedback[{form}]"
     nest = InnerChain(f"{label}({', '.join(s.name for s in stages)})", stages, forgets=form == "ef14")
     name = nest.name
     if eta is not None and form != "ef21_sgdm":
-        raise RecipeError("E-COMBO", f"feedback: eta is the momentum of ef21_sgdm, the form is {form}.", "remove eta.")
+        what = f"feedback: eta is the momentum of ef21_sgdm, and the form is {form}."
+        raise RecipeError("E-COMBO", what, "remove eta.")
     if not stages:
-        raise RecipeError("E-VALUE", "feedback: there is nothing inside.", "name the stages whose error it feeds back.")
+        what = "feedback: it has no stages inside."
+        raise RecipeError("E-VALUE", what, "name the stages whose error it feeds back.")
     if form != "ef14":
         if residual in ("bfloat16", "int8") or decay < 1.0 or forget_after is not None:
             raise RecipeError(
                 "E-COMBO",
-                f"feedback: {form} keeps on device and server what must stay equal, so it is never rounded, decayed or "
-                "forgotten.",
+                f"feedback: {form} keeps mirrors on device and server that must stay equal, so they are never rounded, "
+                "decayed or forgotten.",
                 'remove residual, decay and forget_after, or use form = "ef14".',
             )
         return ef21(nest, None if form == "ef21" else 0.1 if eta is None else eta)
@@ -93,7 +98,7 @@ def feedback(
         a = residuals.Mixed(name, payload.body, memory, np.float32(decay**absent if absent < limit else 0.0))
         message, sent, after = nest.encode(payload, a, memory, space, turn)
 
-        def left(start: int, stop: int) -> Vector:
+        def remainder(start: int, stop: int) -> Vector:
             part = a.read(start, stop)
             if sent.support is None:
                 part -= sent.body[start:stop]
@@ -103,13 +108,13 @@ def feedback(
             return part
 
         if message.rung is not None and is_rescaled_sample(space, nest.spaces(space)[-1].rungs[message.rung]):
-            kept = residuals.start(kind, space.dim)
+            stored = residuals.start(kind, space.dim)
         else:
-            kept = residuals.store(kind, space.dim, left, turn.own("residual", turn.round))
-        return message, after.plus({**kept, "last": np.full(1, turn.round, np.int64)})
+            stored = residuals.store(kind, space.dim, remainder, turn.own("residual", turn.round))
+        return message, after.plus({**stored, "last": np.full(1, turn.round, np.int64)})
 
     def says(before: Space, after: Space) -> str:
-        stretched = " (but not what a random choice stands for)" if after.rungs else ""
-        return f"what the stages inside leave out{stretched} is remembered on the device and added next time"
+        stretched = " (but not after a rescaled random choice)" if after.rungs else ""
+        return f"remembers on the device the part that the stages inside leave out{stretched}, and adds it next time"
 
     return nest.stage(infer=nest.infer, encode=encode, says=says, init=init)

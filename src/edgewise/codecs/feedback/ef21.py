@@ -1,4 +1,4 @@
-"""Error feedback by mirrors: the device compresses what has changed since the server last heard of it."""
+"""Error feedback by mirrors: the device compresses the change since its last message to the server."""
 
 from __future__ import annotations
 
@@ -16,38 +16,40 @@ from edgewise.core.vector import Vector
 
 
 def ef21(inner: InnerChain, eta: float | None) -> Stage:
-    """Device i sends ``c = inner(v - g_i)`` and keeps ``g_i += decode(c)``; the server releases ``g``.
+    """Send ``c = inner(v - g_i)`` and keep ``g_i += decode(c)`` on device i. The server releases ``g``.
 
-    ``v = x`` (eta None: EF21), or ``v = (1 - eta) v + eta x``, at the device's first time ``v = x`` (EF21-SGDM).
-    Server: ``g += (n / N) mean_c``, n contributions of the round's, N = ``Space.population``. A device that is absent
+    ``v = x`` (eta None: EF21), or ``v = (1 - eta) v + eta x``, with ``v = x`` at the device's first time (EF21-SGDM).
+    Server: ``g += (n / N) mean_c``, with n contributions in the round and N = ``Space.population``. An absent device
     keeps g_i, and so does its share of g (EF21-PP).
-    Guarantees: without weights g is the mean of all g_i, those of devices that never took part being 0; a contribution
+
+    Guarantees: without weights g is the mean of all g_i, those of devices that never took part being 0. A contribution
     that the server did not use changes neither side. A device that loses its memory leaves its old g_i in g for good.
-    Algebra: as the inner stages; the bounds are those of one message, not of g; biased; memory on both sides.
-    Memory: device ``residual`` = g_i float32[dim]; EF21-SGDM also ``v`` float32[dim] and ``begun`` int64[1];
-    server ``g`` float32[dim]. Exact mirrors, so never rounded to fewer bits, decayed or forgotten.
+    Algebra: as the inner stages. The bounds are those of one message, not of g. Biased. Memory on both sides.
+    Memory: device ``residual`` = g_i float32[dim]. EF21-SGDM also ``v`` float32[dim] and ``begun`` int64[1]. Server
+    ``g`` float32[dim]. Mirrors are exact, so they are never rounded to fewer bits, decayed or forgotten.
     Args:
-        inner: the compressor. eta: above 0, at most 1 (``feedback`` checks it).
+        inner: the compressor.
+        eta: above 0, at most 1 (``feedback`` checks it).
     Raises:
-        CompositionError: E-COMBO without a population or after weigh, and as ``InnerChain.infer``;
-        TrainingError(E-RANGE) on float32 overflow.
-    Source: Richtárik et al. 2021, arXiv:2106.05203, algorithm 2; Fatkhullin et al. 2021, arXiv:2110.03294, algorithm 2
-        (partial participation); Fatkhullin et al. 2023, arXiv:2305.15155, algorithm 1.
+        CompositionError: E-COMBO without a population or after weigh, and as ``InnerChain.infer``.
+        TrainingError: E-RANGE on float32 overflow.
+    Source: Richtárik et al. 2021, arXiv:2106.05203, algorithm 2. Fatkhullin et al. 2021, arXiv:2110.03294, algorithm 2
+    (partial participation). Fatkhullin et al. 2023, arXiv:2305.15155, algorithm 1.
     """
 
     def infer(space: Space) -> Space:
         if not space.population:
             raise CompositionError(
                 "E-COMBO",
-                f"{inner.name}: the server's mirror is a mean over all devices, and their number is not known.",
+                f"{inner.name}: the server's mirror is a mean over all devices, and their number is unknown.",
                 "give the start space its population.",
             )
         if WEIGHT in space.head:
             raise CompositionError(
                 "E-COMBO",
-                f"{inner.name}: the mirrors are averaged over all devices, whatever each one weighs in its round, so "
-                "weights would be applied to the wrong mean.",
-                "leave out weigh: then all devices count the same.",
+                f"{inner.name}: the mirrors are averaged over all devices, whatever their weights in a round, so "
+                "weights would apply to the wrong mean.",
+                "leave out weigh. All devices then count the same.",
             )
         return inner.infer(space)
 
@@ -81,7 +83,7 @@ def ef21(inner: InnerChain, eta: float | None) -> Stage:
         return g, Memory({"g": g})
 
     def says(before: Space, after: Space) -> str:
-        return "the stages inside send what changed; device and server keep mirrors, and the server's are released"
+        return "the stages inside send what changed; device and server keep mirrors, and the server's is released"
 
     server = Server(start, absorb, encoded=False, mirrors=True)
     return inner.stage(infer=infer, encode=encode, says=says, init=init, server=server)

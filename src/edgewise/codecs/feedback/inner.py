@@ -1,4 +1,4 @@
-"""The stages inside error feedback: folded, run and undone as one."""
+"""Chain of stages inside error feedback, folded, run and undone as one."""
 
 from __future__ import annotations
 
@@ -18,37 +18,39 @@ from edgewise.core.stage import Server, Stage, placed
 
 
 def is_rescaled_sample(before: Space, after: Space) -> bool:
-    """Whether what is kept of ``before`` was chosen at random and is stretched by as much as was left out, so that it
-    is right in the mean and there is nothing to remember."""
+    """Return True if a stage chose coordinates at random and stretched them by as much as it left out.
+
+    The result is then right in the mean, and there is nothing to remember.
+    """
     return after.gain > before.gain and after.gain * after.dim >= before.gain * before.dim * 0.999
 
 
 def unbounded(space: Space) -> Space:
-    """What the stages inside are given: what is fed back has no bound."""
+    """Remove the bounds for the stages inside, because the sum of update and residual has none."""
     return space.but(l2=inf, linf=inf)
 
 
 @dataclass(frozen=True)
 class InnerChain:
-    """``stages`` inside the combinator ``name``, outermost first; at least one."""
+    """Stages inside the combinator ``name``, outermost first. There is at least one."""
 
     name: str
     stages: tuple[Stage, ...]
-    forgets: bool = False  # whether nothing is remembered after a rung that ``is_rescaled_sample``
+    forgets: bool = False  # True if nothing is remembered after a rung that ``is_rescaled_sample``.
 
     def spaces(self, space: Space) -> list[Space]:
-        """Before each stage, and after all."""
+        """List the spaces before each stage, and the one after all."""
         spaces = [unbounded(space)]
         for stage in self.stages:
             spaces.append(stage.infer(spaces[-1]))
         return spaces
 
     def infer(self, space: Space) -> Space:
-        """The space after all. Raises as ``feedback`` says."""
+        """Infer the space after all stages. Raises as ``feedback`` says."""
         name = self.name
         require.real(space, name)
         fix = "put the stage that chooses positions inside feedback."
-        require.still(space, name, "a residual would come back elsewhere", fix)
+        require.still(space, name, "a residual would be added at other positions", fix)
         if any(stage.server is not None for stage in self.stages):
             raise CompositionError(
                 "E-ORDER", f"{name}: a stage inside has its own memory on the server.", "use it without feedback."
@@ -56,9 +58,11 @@ class InnerChain:
         out = self.spaces(space)[-1]
         if out.period != space.period:
             raise CompositionError(
-                "E-ORDER", f"{name}: the segments inside take turns, the residual does not.", "put segments before it."
+                "E-ORDER",
+                f"{name}: the segments inside take turns, and the residual does not.",
+                "put segments before it.",
             )
-        # A support is chosen by size and other projections are drawn anew; what is fixed would only pile up.
+        # A support is chosen by size, and other projections are drawn anew. A fixed choice would never send the rest.
         if any(s.universe < space.dim and not s.moving for s in self.spaces(space)):
             raise CompositionError(
                 "E-ORDER",
@@ -68,7 +72,7 @@ class InnerChain:
         if out.noise.std > space.noise.std:
             raise CompositionError(
                 "E-ORDER",
-                f"{name}: what noise adds would count as an error of the codec, and be sent back in the next round.",
+                f"{name}: it would take the noise for an error of the codec, and undo it in the next round.",
                 "put noise after feedback.",
             )
         if space.residual or out.residual:
@@ -77,7 +81,7 @@ class InnerChain:
         if stretched and not (self.forgets and out.rungs and all(is_rescaled_sample(space, r) for r in stretched)):
             raise CompositionError(
                 "E-ORDER",
-                f"{name}: a stage inside stretches what it keeps {out.gain / space.gain:.3g} times: the residual grows",
+                f"{name}: a stage inside stretches coordinates {out.gain / space.gain:.3g} times. The residual grows.",
                 "set unbiased = false for random_k inside feedback.",
             )
         require.contracting(out, name)
@@ -88,7 +92,7 @@ class InnerChain:
         return out.but(unbiased=False, memory=True, residual=True)
 
     def init(self, space: Space) -> Memory:
-        """The memories of the stages, each as the child ``stage`` i."""
+        """Make the memories of the stages, each as the child ``stage`` i."""
         memory = Memory()
         for i, (stage, before) in enumerate(zip(self.stages, self.spaces(space), strict=False)):
             memory = memory.put("stage", i, stage.init(before))
@@ -97,9 +101,12 @@ class InnerChain:
     def encode(
         self, payload: Payload, body: Mixed, memory: Memory, space: Space, turn: Turn
     ) -> tuple[Payload, Payload, Memory]:
-        """Encode ``body`` (with the head of ``payload``): the message, what it decodes to, and the stages' memories.
+        """Encode ``body`` with the head of ``payload``.
 
-        Where the first stage can pick positions from parts, the body is never there as a whole.
+        If the first stage can pick positions from parts, the body is never in memory as a whole.
+
+        Returns:
+            The message, its decoded form, and the memories of the stages.
         """
         spaces, after = self.spaces(space), Memory()
         pick, first = self.stages[0].pick, 0
@@ -115,7 +122,7 @@ class InnerChain:
         return message, undo(self.stages, spaces, message, turn), after
 
     def decode(self, payload: Payload, space: Space, turn: Turn) -> Payload:
-        """Undo all."""
+        """Undo all stages."""
         return undo(self.stages, self.spaces(space), payload, turn)
 
     def stage(
@@ -126,7 +133,7 @@ class InnerChain:
         init: Callable[[Space], Memory],
         server: Server | None = None,
     ) -> Stage:
-        """The combinator as a stage."""
+        """Make the combinator a stage."""
         local = all(stage.pointwise for stage in self.stages)
         return Stage(
             self.name, infer, encode, self.decode, says, init, takes_support=True, pointwise=local, server=server,

@@ -1,4 +1,4 @@
-"""A random subset of the coordinates, the same on all devices of a round, so that contributions still add up."""
+"""Random subset of the coordinates, the same on all devices of a round, so that contributions can be added."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from edgewise.core.space import Space
 from edgewise.core.stage import Stage, keeps
 from edgewise.kernels.hashing import choose
 
-HAIR = 1.0 - 2.0**-24  # so that float32 rounding of x * d / k never passes the bound
+HAIR = 1.0 - 2.0**-24  # A factor that keeps the float32 rounding of x * d / k within the bound.
 
 
 @lru_cache(maxsize=4)
 def _positions(key: Key, dim: int, k: int) -> NDArray[np.int64]:
-    at = choose(dim, k, np.uint64(word(key)))
-    at.setflags(write=False)
-    return at
+    positions = choose(dim, k, np.uint64(word(key)))
+    positions.setflags(write=False)
+    return positions
 
 
 @part
@@ -37,31 +37,35 @@ def random_k(
     most: Annotated[float, Ge(0), Doc("largest factor of that scaling, from 1; 0 = no limit")] = 0.0,
     each: Annotated[bool, Doc("every device draws its own: less noise in the mean, but no blind sum")] = False,
 ) -> Stage:
-    """Send random coordinates, the same on all devices of a round or not.
+    """Send random coordinates, by default the same ones on all devices of a round.
 
-    ``k = max(1, round(fraction d))`` of them, drawn from the round's public key; no indices travel.
-    ``unbiased``: the kept coordinates are multiplied by d/k *before* they travel, so that the mean over supports is x
-    and every later clip or quantizer sees exactly what enters the sum.
-    Algebra: dim -> k; linear, summable; unbiased form l2 -> l2 d/k and linf -> linf d/k (all of x may sit on the
-    support), biased form keeps both. With m = ``most`` below d/k the factor is m: the mean over supports is x m k/d,
-    with a variance of m^2 k/d (1 - k/d) ||x||^2, which is at most m times, instead of d/k - 1 times. ``moving``:
-    positions change every round, so nothing after this may remember. ``each``: every device draws its own, from its
-    name too, so what the choice adds to a mean of n devices has an n-th of the variance; not summable.
-    Guarantees: uniform over supports; equal on every platform and library version (own counter-based sampler, O(d)
+    ``k = max(1, round(fraction d))`` coordinates are drawn from the round's public key. No indices travel. With
+    ``unbiased`` the kept coordinates are multiplied by d/k *before* they travel. The mean over supports is then x, and
+    every later clip or quantizer sees exactly what enters the sum.
+
+    Algebra: dim -> k. Linear and summable. The unbiased form has l2 -> l2 d/k and linf -> linf d/k (all of x may lie on
+    the support). The biased form keeps both. With m = ``most`` below d/k the factor is m. The mean over supports is
+    then x m k/d, with a variance of m^2 k/d (1 - k/d) ||x||^2, which is at most m times instead of d/k - 1 times.
+    ``moving``: positions change every round, so no later stage may keep memory per position. ``each``: every device
+    draws its own positions, from its name too. The variance that the choice adds to a mean of n devices is then divided
+    by n. Not summable.
+    Guarantees: uniform over supports. Equal on every platform and library version (own counter-based sampler, O(d)
     time, O(k) memory).
     Args:
-        most: only for the unbiased form; the other has no factor.
+        most: largest factor, for the unbiased form only. The biased form has no factor.
     Raises:
-        RecipeError(E-VALUE); CompositionError(E-NOT-REAL, E-ORDER); TrainingError(E-RANGE) when x d/k overflows.
-    Source: Konečný et al. 2016, arXiv:1610.05492, section 3 (random mask); variance d/k - 1 times ||x||^2.
+        RecipeError: E-VALUE.
+        CompositionError: E-NOT-REAL, E-ORDER.
+        TrainingError: E-RANGE if x d/k overflows.
+    Source: Konečný et al. 2016, arXiv:1610.05492, section 3 (random mask). Variance d/k - 1 times ||x||^2.
     """
     if most and not most >= 1.0:
-        raise RecipeError("E-VALUE", f"random_k: most is {most!r}, must be at least 1.", "leave it out: no limit.")
+        raise RecipeError("E-VALUE", f"random_k: most is {most!r}, must be at least 1.", "leave it out for no limit.")
     limit = f", at most {most:g} times" if most else ""
     limit += ", each its own" if each else ""
     name = f"random_k({fraction:g}{limit})" if unbiased else f"random_k({fraction:g}, biased{limit})"
     if most and not unbiased:
-        what = f"random_k: most = {most:g} limits a factor that unbiased = false does not have."
+        what = f"random_k: most = {most:g} limits a factor, and unbiased = false has no factor."
         raise RecipeError("E-VALUE", what, "leave out one of the two.")
 
     def size(space: Space) -> int:
@@ -73,7 +77,9 @@ def random_k(
     def infer(space: Space) -> Space:
         require.real(space, name)
         if space.sparse:
-            raise CompositionError("E-ORDER", f"{name}: stands after a per-device support.", f"put {name} first.")
+            raise CompositionError(
+                "E-ORDER", f"{name}: an earlier stage chose a per-device support.", f"put {name} first."
+            )
         k, g = size(space), gain(space)
         return space.but(
             dim=k,
@@ -104,8 +110,8 @@ def random_k(
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         if size(space) == space.dim:
             return payload
-        at = positions(space, turn)
-        return payload.but(support=at if payload.support is None else at[payload.support])
+        where = positions(space, turn)
+        return payload.but(support=where if payload.support is None else where[payload.support])
 
     def says(before: Space, after: Space) -> str:
         whose = "by each device for itself" if each else "the same on all devices"

@@ -28,19 +28,21 @@ Cycle = Annotated[int, Ge(1), Doc("groups of about equal size; round r moves and
 
 @part(turns=lambda keys, spec: groups(spec, **keys))
 def segments(spec: Spec, names: Names = ("*",), cycle: Cycle = 1, phase: int = 0) -> Stage:
-    """Send only some layers; with a cycle, send and train them in turn.
+    """Send only some layers. With a cycle, send and train them in turn.
 
-    Keeps the coordinates of group ``phase`` of the segments that match any of ``names``; the others decode to zero.
-    Round r moves group r mod ``cycle`` (``Plan.at``); with cycle 1 the one group is everything that matches.
-    Algebra: a public coordinate projection, so linear and summable; l2 and linf stay; dim is the kept length;
-    unbiased only when everything is kept; period is ``cycle``: what remembers per position comes back after so many
-    rounds.
+    Keeps the coordinates of group ``phase`` of the segments that match any of ``names``. The others decode to zero.
+    Round r moves group r mod ``cycle`` (``Plan.at``). With cycle 1 the one group is everything that matches.
+
+    Algebra: a public coordinate projection, so linear and summable. l2 and linf stay. dim is the kept length. Unbiased
+    only if everything is kept. period is ``cycle``: memory per position is used again after that many rounds.
     Args:
-        spec: layout of the update. names: segment names or shell patterns (``"model.layers.1.*"``).
-        cycle, phase: number of groups, and which of them (from 0).
+        spec: layout of the update.
+        names: segment names or shell patterns (``"model.layers.1.*"``).
+        cycle: number of groups.
+        phase: number of the group that this stage keeps, from 0.
     Raises:
-        RecipeError, CompositionError: as ``groups``; E-VALUE for a phase outside the cycle; E-ORDER when the vector is
-            no longer the whole update; E-NOT-REAL after a quantizer.
+        RecipeError, CompositionError: as ``groups``. E-VALUE for a phase outside the cycle. E-ORDER if the vector is no
+            longer the whole update. E-NOT-REAL after a quantizer.
     """
     require.between("segments: phase", phase, 0, cycle - 1)
     kept = groups(spec, names, cycle)[phase]
@@ -52,10 +54,11 @@ def segments(spec: Spec, names: Names = ("*",), cycle: Cycle = 1, phase: int = 0
 def factors(spec: Spec, phase: int = 0) -> Stage:
     """Send and train the factors of LoRA in turn, all B in even rounds and all A in odd ones (RoLoRA).
 
-    The others stay as they are.
-    The mean of products that share one factor is the product of the mean: with A fixed mean(B_i) A = mean(B_i A), which
-    does not hold where both move. Algebra as ``segments`` with a cycle of 2.
-    Raises: CompositionError(E-SEGMENT) where the update has no such factors; the others as ``segments``.
+    The other factors keep their values. The mean of products that share one factor is the product of the mean: with A
+    fixed, mean(B_i) A = mean(B_i A). This does not hold if both move. Algebra as ``segments`` with a cycle of 2.
+
+    Raises:
+        CompositionError: E-SEGMENT if the update has no such factors. Others as ``segments``.
     Source: Chen et al. 2024, arXiv:2409.02346 (RoLoRA).
     """
     require.between("factors: phase", phase, 0, 1)
@@ -63,22 +66,22 @@ def factors(spec: Spec, phase: int = 0) -> Stage:
 
 
 def factor_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
-    """The segments of all B, and those of all A. Raises as ``factors``."""
+    """List the segments of all B, and those of all A. Raises as ``factors``."""
     kinds = (re.compile(rf"\.lora_(embedding_)?{letter}(\.|$)") for letter in "BA")
-    found = tuple(tuple(s for s in spec.segments if kind.search(s.name)) for kind in kinds)
-    if not all(found) or sum(map(len, found)) != len(spec.segments):
+    by_factor = tuple(tuple(s for s in spec.segments if kind.search(s.name)) for kind in kinds)
+    if not all(by_factor) or sum(map(len, by_factor)) != len(spec.segments):
         raise CompositionError(
             "E-SEGMENT",
             "factors: the update is not made of the two factors of LoRA.",
             'train them: trainable.kind = "rolora".',
         )
-    return found
+    return by_factor
 
 
 def _keeping(spec: Spec, kept: Sequence[Segment], name: str, cycle: int) -> Stage:
-    """The stage that keeps these segments, of a cycle of so many rounds."""
+    """Make the stage that keeps these segments, of a cycle of that many rounds."""
     size = sum(s.size for s in kept)
-    stops = np.cumsum([s.size for s in kept])  # of each kept segment, among the kept coordinates
+    stops = np.cumsum([s.size for s in kept])  # The end of each kept segment among the kept coordinates.
     shift = np.array([s.stop for s in kept]) - stops
 
     def infer(space: Space) -> Space:
@@ -108,16 +111,17 @@ def _keeping(spec: Spec, kept: Sequence[Segment], name: str, cycle: int) -> Stag
 
 
 def groups(spec: Spec, names: Sequence[str], cycle: int) -> tuple[tuple[Segment, ...], ...]:
-    """The segments that match any of ``names``, cut into ``cycle`` contiguous groups of about equal size.
+    """Cut the segments that match any of ``names`` into ``cycle`` contiguous groups of about equal size.
 
     Rule: in the order of ``spec``, neighbours of one numbered layer (equal names up to the first number:
-    ``model.layers.3.``) hold together, every other segment stands alone. Cut j of 1..cycle-1 is made where the
-    coordinates so far are nearest to j / cycle of all (the earlier place of two), leaving something for each group. A
-    layer is cut only where there are fewer such units than groups.
-    Guarantees: a partition of what matches, without an empty group; the same on every machine.
+    ``model.layers.3.``) form one unit. Every other segment is a unit by itself. Cut j of 1..cycle-1 is made where the
+    coordinates so far are nearest to j / cycle of all (the earlier place of two), so that each group has something. A
+    layer is cut only if there are fewer units than groups.
+
+    Guarantees: a partition of the matching segments, without an empty group. The same on every machine.
     Raises:
-        CompositionError: E-SEGMENT when a name matches nothing. RecipeError: E-VALUE for a cycle below 1, or larger
-            than the number of segments (a segment is never cut).
+        CompositionError: E-SEGMENT if a name matches nothing.
+        RecipeError: E-VALUE for a cycle below 1, or above the number of segments (a segment is never cut).
     """
     matched = _matched(spec, names)
     if cycle > len(matched):
@@ -139,7 +143,7 @@ def groups(spec: Spec, names: Sequence[str], cycle: int) -> tuple[tuple[Segment,
 
 
 def _layer(segment: Segment) -> tuple[str, ...]:
-    """What holds neighbours together: the name up to its first number, or the whole name where it has none."""
+    """Name the unit of a segment: its name up to the first number, or the whole name if it has none."""
     parts = segment.name.split(".")
     return tuple(parts[: next((i for i, p in enumerate(parts) if p.isdecimal()), len(parts)) + 1])
 

@@ -1,4 +1,4 @@
-"""The coordinates that were largest in the last release, and some new ones: the same on all devices of a round."""
+"""Largest coordinates of the last release and some new ones, the same on all devices of a round."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Positions = NDArray[np.int64]
 
 
 class _Announced:
-    """A support as a key of the cache: equal where the digests are."""
+    """A support as a key of the cache. Two are equal if their digests are."""
 
     __slots__ = ("at", "digest")
 
@@ -42,11 +42,14 @@ class _Announced:
 
 @lru_cache(maxsize=4)
 def _positions(key: Key, dim: int, k: int, announced: _Announced) -> Positions:
-    """The announced positions and k minus their number of the others: ranks among those not announced, spread out."""
-    at = announced.at
-    ranks = choose(dim - at.size, k - at.size, np.uint64(word(key)))
-    others = ranks + np.searchsorted(at - np.arange(at.size), ranks, "right")
-    out = np.sort(np.concatenate([at, others]))
+    """Choose the announced positions, and k minus their number of the others.
+
+    The draw gives ranks among the positions that are not announced. They are then mapped to positions.
+    """
+    known = announced.at
+    ranks = choose(dim - known.size, k - known.size, np.uint64(word(key)))
+    others = ranks + np.searchsorted(known - np.arange(known.size), ranks, "right")
+    out = np.sort(np.concatenate([known, others]))
     out.setflags(write=False)
     return out
 
@@ -61,21 +64,24 @@ def shared_top_k(
 
     ``k = max(1, round(fraction d))`` public coordinates: ``k - e`` of the largest of the last release
     (``Turn.support``), and ``e = max(1, round(explore k))`` or more of the others, drawn from the round's public key.
-    Without exploration the support could never change: coordinates that do not travel are zero in every release.
-    Where less is announced (nothing before the first release; zeros are not) the rest is drawn too.
-    Algebra: a public coordinate projection, so linear and summable; l2 and linf stay; biased (use ``feedback``);
-    dim -> k; ``moving``; ``Space.announced`` = k - e, what the server has to announce at most.
+    Without exploration the support could never change, because coordinates that do not travel are zero in every
+    release. If fewer are announced (none before the first release, and zeros never), more are drawn.
+
+    Algebra: a public coordinate projection, so linear and summable. l2 and linf stay. Biased (use ``feedback``). dim ->
+    k. ``moving``. ``Space.announced`` = k - e, the largest number of positions that the server announces.
     Guarantees: devices and server derive the same positions from the same turn, with the sampler of ``random_k``, on
-    every platform; uniform over the others. No positions travel upwards.
-    Privacy: positions say nothing about one device under a blind sum, since they come from what everyone was sent.
-    They are free post-processing under differential privacy only if every release is itself private, and are then paid
-    for with it; a support from a release without noise is a function of the data like any other.
-    Edge cases: k = d is the identity and announces nothing; k = 1 always explores.
+    every platform. Uniform over the others. No positions travel upwards.
+    Privacy: under a blind sum, positions say nothing about one device, because they come from data that everyone was
+    sent. Under differential privacy they are free post-processing only if every release is itself private. They are
+    then paid for with it. A support from a release without noise is a function of the data like any other.
+    Edge cases: k = d is the identity and announces nothing. k = 1 always explores.
     Args:
-        spec: layout of the update, which must still be whole here. explore: 1 is ``random_k`` without its factor.
+        spec: layout of the update, which must still be whole here.
+        explore: share of the k coordinates that is drawn. 1 is ``random_k`` without its factor.
     Raises:
-        RecipeError(E-VALUE); CompositionError: E-NOT-REAL, E-ORDER where the body is not the whole update, or twice;
-            DecodeError(E-FRAME) for announced positions that do not increase inside the update or are too many.
+        RecipeError: E-VALUE.
+        CompositionError: E-NOT-REAL. E-ORDER if the body is not the whole update, or for a second such stage.
+        DecodeError: E-FRAME for announced positions that do not increase inside the update or are too many.
     Source: Ozfatura, Ozfatura, Gunduz 2021, arXiv:2101.08837 (time-correlated sparsification).
     """
     name = f"shared_top_k({fraction:g}, explore {explore:g})"
@@ -89,7 +95,7 @@ def shared_top_k(
         if space.sparse or space.moving or space.dim != spec.dim:
             raise CompositionError(
                 "E-ORDER",
-                f"{name}: the last release has {spec.dim} coordinates, and positions must mean the same here.",
+                f"{name}: its positions are those of the last release, which has all {spec.dim} coordinates.",
                 "put it before every stage that chooses coordinates.",
             )
         return space.but(
@@ -100,13 +106,17 @@ def shared_top_k(
         )
 
     def positions(turn: Turn) -> Positions:
-        at = np.zeros(0, np.int64) if turn.support is None else turn.support
-        inside = at.size == 0 or (at[0] >= 0 and at[-1] < spec.dim and bool((np.diff(at) > 0).all()))
-        if at.size > known or not inside:
+        support = np.zeros(0, np.int64) if turn.support is None else turn.support
+        inside = support.size == 0 or (
+            support[0] >= 0 and support[-1] < spec.dim and bool((np.diff(support) > 0).all())
+        )
+        if support.size > known or not inside:
             raise DecodeError(
-                "E-FRAME", f"{name}: {at.size} announced positions are not up to {known} increasing ones of the update."
+                "E-FRAME",
+                f"{name}: the server announced {support.size} positions. It may announce up to {known}, which must "
+                "increase and lie inside the update.",
             )
-        return _positions(derive(turn.public, "shared_top_k", turn.round), spec.dim, k, _Announced(at))
+        return _positions(derive(turn.public, "shared_top_k", turn.round), spec.dim, k, _Announced(support))
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         return payload if k == spec.dim else payload.but(body=payload.body[positions(turn)]), memory
@@ -114,8 +124,8 @@ def shared_top_k(
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         if k == spec.dim:
             return payload
-        at = positions(turn)
-        return payload.but(support=at if payload.support is None else at[payload.support])
+        where = positions(turn)
+        return payload.but(support=where if payload.support is None else where[payload.support])
 
     def says(before: Space, after: Space) -> str:
         how = "the largest of the last release and some drawn anew, the same on all devices"

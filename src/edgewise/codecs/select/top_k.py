@@ -1,4 +1,4 @@
-"""The k largest coordinates of this device's update, with their positions."""
+"""Largest coordinates of this device's update, with their positions."""
 
 from __future__ import annotations
 
@@ -21,17 +21,23 @@ from edgewise.kernels.compiled import compiled
 from edgewise.kernels.magnitudes import gather
 
 _PART = 1 << 15  # coordinates read at a time
-_SAMPLES, _SAMPLE = 256, 256  # stretches of the vector that are looked at first, and their length
+_SAMPLES, _SAMPLE = 256, 256  # number of the vector's stretches that are sampled first, and their length
 
 
 def largest(read: Read, dim: int, k: int) -> NDArray[np.int64]:
-    """Positions of the k largest magnitudes, increasing; the lowest of equals at the edge. O(dim) time, O(k) memory.
+    """Find the positions of the k largest magnitudes, in increasing order.
 
-    A sample guesses a magnitude somewhat below the k-th largest. One pass collects what is not below it; whenever the
-    room for 2 k + 4096 candidates is used up, the best k of them stay and the guess rises above the least of these.
-    Where the guess was too high, a second pass starts from 0. So the result is exact whatever the sample says.
+    Of equals at the edge, take the lowest positions.
+
+    A sample guesses a magnitude somewhat below the k-th largest. One pass collects all coordinates from that magnitude
+    on. Whenever the room for 2 k + 4096 candidates is used up, the k largest of them stay, and the guess rises above
+    the smallest of these. If the guess was too high, a second pass starts from 0. So the result is exact whatever the
+    sample says. O(dim) time, O(k) memory.
+
     Args:
-        read: start, stop -> float32, finite. k: 0 to dim.
+        read: start, stop -> float32, finite.
+        dim: length of the vector.
+        k: 0 to dim.
     """
     if k == 0:
         return np.zeros(0, np.int64)
@@ -40,19 +46,22 @@ def largest(read: Read, dim: int, k: int) -> NDArray[np.int64]:
 
 
 def _guess(read: Read, dim: int, k: int) -> int:
-    """Bits of a float32 that about 1.2 k coordinates reach; 0 where a sample would not pay."""
-    seen = _SAMPLES * _SAMPLE
-    hits = seen * k / dim
+    """Guess a magnitude, as bits of a float32, that about 1.2 k coordinates reach.
+
+    Return 0 if a sample would not pay.
+    """
+    sampled = _SAMPLES * _SAMPLE
+    hits = sampled * k / dim
     rank = ceil(1.2 * hits + 4.0 * sqrt(hits) + 8.0)
-    if dim < 4 * seen or rank >= seen:
+    if dim < 4 * sampled or rank >= sampled:
         return 0
     starts = [i * (dim - _SAMPLE) // (_SAMPLES - 1) for i in range(_SAMPLES)]
     bits = np.concatenate([read(i, i + _SAMPLE) for i in starts]).view(np.int32) & np.int32(0x7FFFFFFF)
-    return int(np.partition(bits, seen - rank)[seen - rank])
+    return int(np.partition(bits, sampled - rank)[sampled - rank])
 
 
 def _collect(read: Read, dim: int, k: int, floor: int) -> NDArray[np.int64]:
-    """The k largest of those that are not below ``floor``; all of them where there are fewer."""
+    """Collect the k largest of the coordinates that are not below ``floor``, or all of them if there are fewer."""
     room = min(dim, 2 * k + 4096)
     where, size, have = np.empty(room, np.int64), np.empty(room, np.int32), 0
     for start in range(0, dim, _PART):
@@ -62,19 +71,19 @@ def _collect(read: Read, dim: int, k: int, floor: int) -> NDArray[np.int64]:
             at += used
             if at == bits.size:
                 break
-            floor, have = _keep(where, size, have, k) + 1, k  # later equals lose against these
+            floor, have = _keep(where, size, have, k) + 1, k  # Of equal magnitudes, the earlier positions win.
     if have > k:
         _keep(where, size, have, k)
     return where[: min(have, k)].copy()
 
 
 def _keep(where: NDArray[np.int64], size: NDArray[np.int32], have: int, k: int) -> int:
-    """Move the k largest of ``have`` to the front, in order; returns the least of them."""
+    """Move the k largest of ``have`` entries to the front, in order. Return the smallest of them."""
     sizes = size[:have]
     edge = np.partition(sizes, have - k)[have - k]
-    good = sizes > edge
-    good[np.flatnonzero(sizes == edge)[: k - np.count_nonzero(good)]] = True
-    where[:k], size[:k] = where[:have][good], sizes[good]
+    chosen = sizes > edge
+    chosen[np.flatnonzero(sizes == edge)[: k - np.count_nonzero(chosen)]] = True
+    where[:k], size[:k] = where[:have][chosen], sizes[chosen]
     return int(edge)
 
 
@@ -82,7 +91,10 @@ def _keep(where: NDArray[np.int64], size: NDArray[np.int32], have: int, k: int) 
 def _at_least(
     magnitude: NDArray[np.float32], chunk: int, k: int, limits: NDArray[np.float32], first: int, out: NDArray[np.int64]
 ) -> None:
-    """Positions of the k magnitudes of each chunk that reach its limit, the k-th largest; of equal ones the lowest."""
+    """Find the k positions of each chunk whose magnitudes reach its limit, the k-th largest.
+
+    Of equals, take the lowest.
+    """
     for c in range(limits.size):
         part, limit = magnitude[c * chunk : (c + 1) * chunk], limits[c]
         level = k
@@ -100,7 +112,7 @@ def _at_least(
 
 
 def largest_of_chunks(read: Read, dim: int, chunk: int, k: int, k_rest: int) -> NDArray[np.int64]:
-    """As ``largest``, the k of each whole chunk and the ``k_rest`` of what is left behind them."""
+    """Find the k largest of each whole chunk, and the ``k_rest`` largest of the rest behind them. As ``largest``."""
     step = max(1, _PART // chunk) * chunk
     parts = [np.zeros(0, np.int64)]
     for start in range(0, dim, step):
@@ -123,33 +135,34 @@ def top_k(
     fraction: Annotated[float, Gt(0), Le(1), Doc("share of the coordinates that travels")],
     chunk: Annotated[int, Ge(0), Le(2**24), Doc("choose in each run of this many coordinates; 0 = in all of them")] = 0,
 ) -> Stage:
-    """Send each device's largest coordinates, and where they are.
+    """Send each device's largest coordinates, and their positions.
 
-    These are the ``k = max(1, round(fraction d))`` of largest magnitude.
-    ``chunk`` > 0: instead the ``max(1, round(fraction c))`` largest of every c = chunk consecutive coordinates (fewer
-    in a last, shorter chunk). Every part of the model then sends its share; selection needs one chunk at a time; and
-    where few of a chunk travel, positions inside it take fewer bits than a Golomb code.
+    These are the ``k = max(1, round(fraction d))`` coordinates of largest magnitude. With ``chunk`` > 0 they are
+    instead the ``max(1, round(fraction c))`` largest of every c = chunk consecutive coordinates (fewer in a last,
+    shorter chunk). Every part of the model then sends its share, and selection needs one chunk at a time. If few of a
+    chunk travel, positions inside it take fewer bits than a Golomb code.
 
-    Algebra: a projection, so l2 and linf stay; biased (use ``feedback``); positions differ per device, so not summable
-    and the positions themselves say something about the data.
-    Guarantees: exactly k coordinates (of every chunk); equal magnitudes go to the lowest positions; positions strictly
-    increase.
-    Decoding leaves the contribution sparse, so that a visible sum costs time by what was sent, not by d.
+    Algebra: a projection, so l2 and linf stay. Biased (use ``feedback``). Positions differ per device, so not summable,
+    and the positions themselves reveal something about the data.
+    Guarantees: exactly k coordinates (of every chunk). Of equal magnitudes the lowest positions are sent. Positions
+    strictly increase. Decoding leaves the contribution sparse, so the time of a visible sum grows with the coordinates
+    sent, not with d.
     Edge cases: a zero vector sends zeros at positions 0..k-1.
     Raises:
-        RecipeError(E-VALUE); CompositionError(E-SPARSE-TWICE, E-NOT-REAL).
-    Source: Aji and Heafield 2017, arXiv:1704.05021; ||x - top_k(x)||^2 <= (1 - k/d) ||x||^2.
-        Chunks: Sarfi et al. 2025 (SparseLoCo), arXiv:2508.15706, with c = 4096.
+        RecipeError: E-VALUE.
+        CompositionError: E-SPARSE-TWICE, E-NOT-REAL.
+    Source: Aji and Heafield 2017, arXiv:1704.05021. ||x - top_k(x)||^2 <= (1 - k/d) ||x||^2. Chunks: Sarfi et al. 2025
+    (SparseLoCo), arXiv:2508.15706, with c = 4096.
     """
     name = f"top_k({fraction:g}, chunk {chunk})" if chunk else f"top_k({fraction:g})"
     if chunk == 1:
-        raise RecipeError("E-VALUE", "top_k: a chunk of 1 leaves nothing to choose from.", "use 4096, or leave it out.")
+        raise RecipeError("E-VALUE", "top_k: a chunk of 1 leaves nothing to choose.", "use 4096, or leave it out.")
 
     def share(n: int) -> int:
         return min(n, max(1, round(fraction * n)))
 
     def sizes(space: Space) -> tuple[int, int, int]:
-        """Length of whole chunks, coordinates kept of each, coordinates kept of the rest."""
+        """Length of whole chunks, coordinates kept of each, and coordinates kept of the rest."""
         length = chunk or space.dim
         return length, share(length), share(space.dim % length) if length else 0
 
