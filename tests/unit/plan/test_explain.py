@@ -49,7 +49,7 @@ def test_stages_inside_feedback_are_shown_and_agree_with_it() -> None:
     assert inner[-1]["bytes"] == outer["bytes"]
     assert inner[-1]["l2"] == outer["l2"]
     assert outer["memory"] is True
-    assert "remembered on the device" in outer["does"]
+    assert "remembers on the device" in outer["does"]
     assert inner[0]["does"] == "keeps 5 % of the coordinates, the largest, and sends their positions"
 
 

@@ -1,4 +1,4 @@
-"""Matrices of the update as products of two thin factors."""
+"""Low-rank compression: matrices of the update as products of two thin factors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Matrix = NDArray[np.float32]
 
 
 class _Part(NamedTuple):
-    """A run of the update: a matrix of m rows and n columns, or (m = 0) what is sent as it is."""
+    """A run of the update: a matrix of m rows and n columns, or (m = 0) coordinates that are sent unchanged."""
 
     start: int
     stop: int
@@ -42,8 +42,13 @@ def _part(s: Segment, rank: int) -> _Part:
 
 
 def _power(matrix: Matrix, q: Matrix) -> tuple[Matrix, Matrix, Matrix]:
-    """One step of subspace iteration from ``q`` (n, r): P (m, r), Q (n, r) and the next start; P Q^T = U U^T M for an
-    orthonormal U, with columns of P and Q of equal lengths."""
+    """Do one step of subspace iteration from ``q`` (n, r).
+
+    P Q^T = U U^T M for an orthonormal U. The columns of P and Q have equal lengths.
+
+    Returns:
+        P (m, r), Q (n, r), and the start of the next step (n, r).
+    """
     with np.errstate(over="ignore", invalid="ignore"):
         image = (matrix @ q).astype(np.float64)
     if not np.isfinite(image).all():
@@ -52,9 +57,9 @@ def _power(matrix: Matrix, q: Matrix) -> tuple[Matrix, Matrix, Matrix]:
     with np.errstate(over="ignore", invalid="ignore"):
         factor = matrix.T @ p
     length = np.sqrt(np.square(factor, dtype=np.float64).sum(axis=0))
-    usable = (length > 0.0) & np.isfinite(length)  # where nothing came through, the old start serves again
+    usable = (length > 0.0) & np.isfinite(length)  # A column without a direction keeps its old start.
     start = np.where(usable, factor / np.where(usable, length, 1.0), q).astype(np.float32)
-    even = np.where(usable, np.sqrt(length), 1.0)  # both factors of one size, so that one grid suits both
+    even = np.where(usable, np.sqrt(length), 1.0)  # Both factors get one size, so that one grid suits both.
     return (p * even).astype(np.float32), (factor / even).astype(np.float32), start
 
 
@@ -70,32 +75,37 @@ def low_rank(
     rank: Annotated[int, Ge(1), Doc("columns of each factor")] = 4,
     method: Annotated[
         Literal["power", "svd"],
-        Doc("one step per round from where the last ended (inside feedback), or the best factors"),
+        Doc("power: one step per round, continued from the last (inside feedback); svd: the best factors"),
     ] = "power",
 ) -> Stage:
     """Send matrices as products of two thin factors.
 
-    Each matrix M (m, n) of the update travels as P (m, r) and Q (n, r), decoded to P Q^T; everything else as it is.
-    A segment of two or more dimensions is a matrix with its first dimension as rows; those that factors would not make
-    smaller, r (m + n) >= m n, stay as they are.
-    ``"power"`` (PowerSGD): P = orthonormal basis of M Q_last, Q = M^T P, both brought to equal lengths; the columns of
-    Q, normalised, are remembered on the device as the next start (first start: normal numbers of a fixed key). One
-    step costs 4 m n r operations; it finds the leading directions over rounds, so it is meant to stand inside
-    ``feedback``.
-    ``"svd"``: the best approximation, U sqrt(S) and V sqrt(S); min(m, n) m n operations; no memory.
-    Algebra: biased; not summable (every device has its own factors). P Q^T with exact factors is a projection of M and
-    no longer than it, but whatever happens to the factors afterwards is multiplied: an error of e in P moves the
-    product by up to e ||Q||. So l2 = linf = inf after it is the honest bound; nothing after it may remember per
-    position (``moving``). Memory: ``start`` float32[sum n r], personal data like a residual.
-    Edge cases: a zero matrix decodes to zero and leaves the start as it was; products beyond float32's range are cut to
+    Each matrix M (m, n) of the update travels as P (m, r) and Q (n, r), decoded to P Q^T. Everything else travels
+    unchanged. A segment of two or more dimensions is a matrix with its first dimension as rows. Matrices that factors
+    would not make smaller, r (m + n) >= m n, stay unchanged.
+
+    ``"power"`` (PowerSGD): P = orthonormal basis of M Q_last, Q = M^T P, both scaled to equal lengths. The device
+    remembers the columns of Q, normalised, as the next start (first start: normal numbers of a fixed key). One step
+    costs 4 m n r operations. It finds the leading directions over rounds, so it is meant to stand inside ``feedback``.
+
+    ``"svd"``: the best approximation, U sqrt(S) and V sqrt(S). It costs min(m, n) m n operations and needs no memory.
+
+    Algebra: biased. Not summable (every device has its own factors). P Q^T with exact factors is a projection of M and
+    no longer than it, but later changes of the factors are multiplied: an error of e in P moves the product by up to e
+    ||Q||. So l2 = linf = inf after it is the honest bound. No later stage may keep memory per position (``moving``).
+    Memory: ``start`` float32[sum n r], personal data like a residual.
+    Edge cases: a zero matrix decodes to zero and leaves the start unchanged. Products beyond float32's range are cut to
     it on decoding.
     Args:
-        spec: layout of the update. rank: r.
+        spec: layout of the update.
+        rank: r.
+        method: "power" or "svd".
     Raises:
-        RecipeError(E-VALUE), also when no matrix would become smaller; CompositionError: E-ORDER when the vector is no
-            longer the whole update, E-NOT-REAL after a quantizer; TrainingError(E-RANGE) on float32 overflow.
-    Source: Vogels, Karimireddy, Jaggi 2019 (PowerSGD), arXiv:1905.13727, algorithm 1 and section 4.2 (warm start);
-        Eckart and Young 1936 (svd).
+        RecipeError: E-VALUE, also if no matrix would become smaller.
+        CompositionError: E-ORDER if the vector is no longer the whole update. E-NOT-REAL after a quantizer.
+        TrainingError: E-RANGE on float32 overflow.
+    Source: Vogels, Karimireddy, Jaggi 2019 (PowerSGD), arXiv:1905.13727, algorithm 1 and section 4.2 (warm start).
+    Eckart and Young 1936 (svd).
     """
     name = f"low_rank({rank}, {method})"
     parts = _parts(spec, rank)
@@ -107,7 +117,9 @@ def low_rank(
         require.real(space, name)
         if space.sparse or space.moving or space.dim != spec.dim:
             raise CompositionError(
-                "E-ORDER", f"{name}: needs the whole update of {spec.dim} coordinates.", "put it before what selects."
+                "E-ORDER",
+                f"{name}: needs the whole update of {spec.dim} coordinates.",
+                "put it before stages that choose or mix coordinates.",
             )
         return space.but(
             dim=size,
@@ -164,7 +176,7 @@ def low_rank(
         return payload.but(body=out)
 
     def says(before: Space, after: Space) -> str:
-        start = "; remembers on the device where to start next time" if method == "power" else ""
+        start = "; the device remembers the start of the next step" if method == "power" else ""
         return f"sends matrices as factors of rank {rank}, {percent(before, after)} of the numbers{start}"
 
     return Stage(name, infer, encode, decode, says, init)

@@ -1,4 +1,4 @@
-"""A random rotation that all devices of a round share: no coordinate stands out afterwards."""
+"""Random rotation that all devices of a round share, so that no coordinate stands out afterwards."""
 
 from __future__ import annotations
 
@@ -21,18 +21,21 @@ from edgewise.core.stage import Stage
 from edgewise.kernels.compiled import compiled
 from edgewise.kernels.hashing import mix
 
-BLOCK = 2**15  # 128 KB of float32: stays in a core's cache
-SHORTEST = 64  # below, a block is too short to look normal; it is joined to the one before it
+BLOCK = 2**15  # 128 KB of float32 stay in a core's cache.
+SHORTEST = 64  # A shorter block would not look normal. It is joined to the one before it.
 _MOST = float(np.finfo(np.float32).max)
-_LIFT = 2.0**40  # blocks near the ends of float32's range are transformed this much smaller, or larger
-_HIGH, _LOW = np.int32((127 + 100) << 23), np.int32((127 - 80) << 23)  # bits of 2^100, 2^-80: sums of 2^20 of them are
-#   far from overflow, and their last bits far from the denormals
+_LIFT = 2.0**40  # Blocks near the ends of float32's range are transformed this many times smaller, or larger.
+# Bits of 2^100 and 2^-80. Sums of 2^20 such values are far from overflow, and their last bits far from the denormals.
+_HIGH, _LOW = np.int32((127 + 100) << 23), np.int32((127 - 80) << 23)
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 
 
 def edges(dim: int, block: int) -> NDArray[np.int64]:
-    """int64[n + 1]: the rotation's blocks are [e_i, e_i+1): whole blocks, then the rest, of at least 64 coordinates
-    (where dim has them): a shorter rest is joined to the last whole block."""
+    """Compute the edges of the rotation's blocks, int64[n + 1]. Block i is [e_i, e_i+1).
+
+    Whole blocks come first, then the rest. A rest of fewer than 64 coordinates is joined to the last whole block, if
+    there is one.
+    """
     full, rest = divmod(dim, block)
     if rest and (rest >= SHORTEST or not full):
         return np.append(np.arange(full + 1) * block, dim).astype(np.int64)
@@ -43,7 +46,10 @@ def edges(dim: int, block: int) -> NDArray[np.int64]:
 
 @compiled
 def _flip(x: NDArray[np.float32], first: int, seed: np.uint64) -> None:
-    """Random signs in place, 64 per SplitMix64 word. ``first``: position of x[0] in the vector, a multiple of 64."""
+    """Flip random signs in place, 64 per SplitMix64 word.
+
+    ``first``: position of x[0] in the vector, a multiple of 64.
+    """
     plus, minus = np.float32(1.0), np.float32(-1.0)
     for w in range((x.size + 63) // 64):
         flips = mix(seed, first // 64 + w)
@@ -54,8 +60,10 @@ def _flip(x: NDArray[np.float32], first: int, seed: np.uint64) -> None:
 
 @compiled
 def _hadamard(x: NDArray[np.float32]) -> None:
-    """Unnormalised Walsh-Hadamard transform in place, x.size a power of two, 8 or more: three levels in registers, then
-    two per pass."""
+    """Compute the unnormalised Walsh-Hadamard transform in place, with three levels in registers, then two per pass.
+
+    x.size is a power of two, 8 or more.
+    """
     n = x.size
     for i in range(0, n, 8):
         a0, a1, a2, a3 = x[i] + x[i + 1], x[i] - x[i + 1], x[i + 2] + x[i + 3], x[i + 2] - x[i + 3]
@@ -84,11 +92,14 @@ def _hadamard(x: NDArray[np.float32]) -> None:
 def _rotate_blocks(
     x: NDArray[np.float32], block: int, scale: float, seed: np.uint64, forward: bool, out: NDArray[np.float32]
 ) -> bool:
-    """All whole blocks; False where a coordinate passed float32's range and was cut to it."""
-    good = True
+    """Rotate all whole blocks. Return False if a coordinate exceeded float32's range and was cut to it."""
+    in_range = True
     for at in range(0, x.size, block):
         source, target = x[at : at + block], out[at : at + block]
-        bits, peak = source.view(np.int32), np.int32(0)  # magnitudes order like their bits, and integers compare faster
+        bits, peak = (
+            source.view(np.int32),
+            np.int32(0),
+        )  # Magnitudes have the order of their bits, which compare faster.
         for i in range(block):
             peak = max(peak, bits[i] & np.int32(0x7FFFFFFF))
         lift = 1.0
@@ -107,14 +118,18 @@ def _rotate_blocks(
         if lift != 1.0:
             for i in range(block):
                 y = np.float64(target[i]) / lift
-                good = good and bool(abs(y) <= _MOST)
+                in_range = in_range and bool(abs(y) <= _MOST)
                 target[i] = np.float32(min(max(y, -_MOST), _MOST))
-    return good
+    return in_range
 
 
 def hartley(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Orthonormal discrete Hartley transform, its own inverse, of any length n: sum_j x_j cas(2 pi j k / n) / sqrt(n),
-    cas = cos + sin. Source: Bracewell 1983."""
+    """Compute the orthonormal discrete Hartley transform, its own inverse, of any length n.
+
+        sum_j x_j cas(2 pi j k / n) / sqrt(n),  cas = cos + sin
+
+    Source: Bracewell 1983.
+    """
     n = x.size
     half = np.fft.rfft(x)
     out = np.empty(n)
@@ -133,49 +148,54 @@ def _tail_signs(seed: int, first: int, n: int) -> NDArray[np.float32]:
 
 
 def turned(x: NDArray[np.float32], block: int, key: Key, forward: bool) -> tuple[NDArray[np.float32], bool]:
-    """The rotation of ``x`` (or its inverse), and whether all coordinates stayed inside float32's range."""
+    """Rotate ``x``, or undo the rotation. Also return True if all coordinates stayed within float32's range."""
     seed, ends, out = word(key), edges(x.size, block), np.empty_like(x)
     last = int(ends[-2]) if ends.size > 1 and ends[-1] - ends[-2] != block else x.size
     scale = _hair(block) / sqrt(block)
-    good = bool(_rotate_blocks(x[:last], block, scale, np.uint64(seed), forward, out[:last]))
+    in_range = bool(_rotate_blocks(x[:last], block, scale, np.uint64(seed), forward, out[:last]))
     if last < x.size:
         signs = _tail_signs(seed, last, x.size - last)
         tail = x[last:].astype(np.float64)
         tail = (hartley(tail * signs) if forward else hartley(tail) * signs) * _hair(block)
-        good &= bool((np.abs(tail) <= _MOST).all())
+        in_range &= bool((np.abs(tail) <= _MOST).all())
         out[last:] = np.clip(tail, -_MOST, _MOST)
-    return out, good
+    return out, in_range
 
 
 def _hair(block: int) -> float:
-    """Shortens by what float32 may lengthen: 2^-24 per level of the transform, and for the scale and its product."""
+    """Compute the factor that offsets the lengthening by float32 rounding.
+
+    It shortens by 2^-24 per level of the transform, and for the scale and its product.
+    """
     return 1.0 - (block.bit_length() + 1) * 2.0**-24
 
 
 @part
 def rotate(
-    block: Annotated[int, Ge(SHORTEST), Le(2**20), Doc("coordinates that are mixed; a power of two")] = BLOCK,
+    block: Annotated[int, Ge(SHORTEST), Le(2**20), Doc("coordinates that are mixed together; a power of two")] = BLOCK,
 ) -> Stage:
-    """Rotate the update at random, the same on all devices of a round: no coordinate stands out afterwards.
+    """Rotate the update at random, the same on all devices of a round, so that no coordinate stands out afterwards.
 
-    A Hadamard transform in blocks: ``y = H D x / sqrt(B)``, D random signs from the round's public key.
-    What is left behind the last whole block is rotated by a Hartley transform of its own length (orthonormal for every
-    length, also with random signs), so nothing is padded. A rest of fewer than 64 coordinates is joined to the last
-    whole block, which then is a Hartley block too.
-    Algebra: orthonormal and linear, so summable, unbiased and l2 stay; linf -> min(l2, linf sqrt(B)), and decoding may
-    enlarge a coordinate as much (``spread``). ``moving``: what a coordinate means changes every round, so nothing after
-    it may remember per position. It evens out magnitudes: after it a coordinate of a block of norm r is near normal
-    with standard deviation r / sqrt(B), unless a few coordinates hold most of r.
-    Guarantees: equal signs on all devices of a round and on every platform; neither direction lengthens a vector: both
+    A Hadamard transform in blocks: ``y = H D x / sqrt(B)``, with D random signs from the round's public key. The rest
+    behind the last whole block is rotated by a Hartley transform of its own length (orthonormal for every length, also
+    with random signs), so nothing is padded. A rest of fewer than 64 coordinates is joined to the last whole block,
+    which then is a Hartley block too.
+
+    Algebra: orthonormal and linear, so summable, unbiased and l2 stay. linf -> min(l2, linf sqrt(B)), and decoding may
+    enlarge a coordinate as much (``spread``). ``moving``: the meaning of a coordinate changes every round, so no later
+    stage may keep memory per position. The rotation evens out magnitudes. After it a coordinate of a block of norm r is
+    near normal with standard deviation r / sqrt(B), unless a few coordinates hold most of r.
+    Guarantees: equal signs on all devices of a round and on every platform. Neither direction lengthens a vector. Both
     shorten it by (log2 B + 2) 2^-24, more than float32 rounding can add.
-    Edge cases: decoded coordinates beyond float32's range are cut to it; zero stays zero; one coordinate keeps its
+    Edge cases: decoded coordinates beyond float32's range are cut to it. Zero stays zero. A single coordinate keeps its
     magnitude.
     Args:
         block: B, a power of two, 64 to 2^20.
     Raises:
-        RecipeError(E-VALUE); CompositionError: E-NOT-REAL after a quantizer, E-ORDER after a per-device support or
-            another rotation; TrainingError(E-RANGE) where a rotated coordinate overflows float32.
-    Source: Ailon and Chazelle 2009 (fast Johnson-Lindenstrauss); Suresh et al. 2017, arXiv:1611.00429, section 3.
+        RecipeError: E-VALUE.
+        CompositionError: E-NOT-REAL after a quantizer. E-ORDER after a per-device support or another rotation.
+        TrainingError: E-RANGE if a rotated coordinate overflows float32.
+    Source: Ailon and Chazelle 2009 (fast Johnson-Lindenstrauss). Suresh et al. 2017, arXiv:1611.00429, section 3.
     """
     name = f"rotate({block})"
     if block & (block - 1):
@@ -186,9 +206,9 @@ def rotate(
         if space.sparse:
             raise CompositionError(
                 "E-ORDER",
-                f"{name}: stands after a per-device support (top_k).",
-                f'put {name} first; grid = "eden" cannot follow top_k in either order: use grid = "pair" after top_k, '
-                "or random_k or shared_top_k before rotate.",
+                f"{name}: an earlier stage chose a per-device support (top_k).",
+                f'put {name} first. grid = "eden" cannot follow top_k in either order, so use grid = "pair" after '
+                "top_k, or random_k or shared_top_k before rotate.",
             )
         if space.rotated:
             raise CompositionError("E-ORDER", f"{name}: the update is already rotated.", "keep one rotate stage.")
@@ -205,8 +225,8 @@ def rotate(
         return derive(turn.public, "rotate", turn.round)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        body, good = turned(payload.body, block, key(turn), True)
-        if not good:
+        body, in_range = turned(payload.body, block, key(turn), True)
+        if not in_range:
             raise TrainingError("E-RANGE", f"{name}: a rotated coordinate overflows float32.", "clip before it.")
         return payload.but(body=body), memory
 
@@ -214,6 +234,6 @@ def rotate(
         return payload.but(body=turned(payload.body, block, key(turn), False)[0])
 
     def says(before: Space, after: Space) -> str:
-        return f"turns runs of {block} coordinates at random, the same on all devices of a round"
+        return f"rotates runs of {block} coordinates at random, the same on all devices of a round"
 
     return Stage(name, infer, encode, decode, says)

@@ -1,4 +1,4 @@
-"""A count sketch of the update: the same linear map on all devices, undone by the server, which keeps the memory."""
+"""Count sketch of the update: the same linear map on all devices, undone by the server, which keeps the memory."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from edgewise.core.vector import Vector
 from edgewise.kernels.compiled import compiled
 from edgewise.kernels.hashing import uniform
 
-BLOCK = 1 << 18  # coordinates estimated at a time: bounds the temporary memory
-_HASHES = bytes(32)  # every run, device and round hashes alike: what the server remembers lives in these cells
+BLOCK = 1 << 18  # Coordinates estimated at a time. This bounds the temporary memory.
+_HASHES = bytes(32)  # Every run, device and round uses these hashes, because the server's memory lives in their cells.
 
 Positions = NDArray[np.int64]
 Seeds = NDArray[np.uint64]  # one hash function per row
@@ -31,13 +31,13 @@ Seeds = NDArray[np.uint64]  # one hash function per row
 
 @compiled
 def _cell(seed: np.uint64, i: int, cols: int) -> int:
-    """Twice the column of coordinate i, plus 1 where its sign is negative: one uniform number decides both."""
+    """Compute twice the column of coordinate i, plus 1 if its sign is negative. One uniform number decides both."""
     return int(uniform(seed, i) * np.float64(2 * cols))
 
 
 @compiled
 def _project(x: Vector, seeds: Seeds, cols: int) -> NDArray[np.float64]:
-    """S x, row after row."""
+    """Compute S x, row after row."""
     table = np.zeros(seeds.size * cols, np.float64)
     for r in range(seeds.size):
         for i in range(x.size):
@@ -48,26 +48,26 @@ def _project(x: Vector, seeds: Seeds, cols: int) -> NDArray[np.float64]:
 
 @compiled
 def _estimate(table: Vector, seeds: Seeds, cols: int, start: int, n: int, median: bool) -> Vector:
-    """Coordinates start..start+n-1 from their cells: median (of an odd number) or mean over the rows."""
+    """Estimate coordinates start..start+n-1 from their cells: median (of an odd number) or mean over the rows."""
     out = np.empty(n, np.float32)
-    seen = np.empty(seeds.size, np.float64)
+    cells = np.empty(seeds.size, np.float64)
     for i in range(n):
         for r in range(seeds.size):
             t = _cell(seeds[r], start + i, cols)
             v = np.float64(table[r * cols + (t >> 1)]) * (1 - 2 * (t & 1))
-            if median:  # insertion into the sorted ones without branches
+            if median:  # Insert into the sorted values without branches.
                 for j in range(r):
-                    low = min(seen[j], v)
-                    v = max(seen[j], v)
-                    seen[j] = low
-            seen[r] = v
-        out[i] = np.float32(seen[seeds.size // 2] if median else seen.sum() / seeds.size)
+                    low = min(cells[j], v)
+                    v = max(cells[j], v)
+                    cells[j] = low
+            cells[r] = v
+        out[i] = np.float32(cells[seeds.size // 2] if median else cells.sum() / seeds.size)
     return out
 
 
 @compiled
 def _take_out(table: Vector, at: Positions, values: Vector, seeds: Seeds, cols: int) -> None:
-    """table -= S(values at positions ``at``), in place."""
+    """Subtract S(values at positions ``at``) from the table, in place."""
     for r in range(seeds.size):
         for i in range(at.size):
             t = _cell(seeds[r], at[i], cols)
@@ -75,10 +75,11 @@ def _take_out(table: Vector, at: Positions, values: Vector, seeds: Seeds, cols: 
 
 
 def noise_factor(rows: int, dim: int) -> float:
-    """How many cell rms the largest of ``dim`` estimates of zeros is expected to reach, at most.
+    """Bound the expected largest of ``dim`` estimates of zeros, in units of the rms of the cells.
 
-    The median of ``rows`` normal numbers is above t only where h = (rows + 1) / 2 of them are, which has probability at
-    most C(rows, h) Q(t)^h; t is where this, twice and ``dim`` times, is 1. For 5 rows 2.3 at d = 5e4, 3.0 at 1e8.
+    The median of ``rows`` normal numbers is above t only if h = (rows + 1) / 2 of them are. This has probability at
+    most C(rows, h) Q(t)^h. t is the value at which this probability, times 2 and times ``dim``, is 1. For 5 rows it is
+    2.3 at d = 5e4 and 3.0 at 1e8.
     """
     h = (rows + 1) // 2
     return NormalDist().inv_cdf(1.0 - (2.0 * dim * comb(rows, h)) ** (-1.0 / h))
@@ -86,48 +87,50 @@ def noise_factor(rows: int, dim: int) -> float:
 
 @part
 def sketch(
-    ratio: Annotated[float, Gt(1), Doc("coordinates per cell of the sketch: how many times smaller it is")],
+    ratio: Annotated[float, Gt(1), Doc("coordinates per cell; the sketch is this many times smaller")],
     rows: Annotated[int, Ge(1), Le(15), Doc("independent hashes; odd")] = 5,
-    keep: Annotated[float, Gt(0), Le(1), Doc("share of coordinates released per round at most")] = 0.01,
+    keep: Annotated[float, Gt(0), Le(1), Doc("largest share of coordinates released per round")] = 0.01,
     momentum: Annotated[float, Ge(0), Lt(1), Doc("in the sketch, on the server; not together with fedavgm's")] = 0.0,
     floor: Annotated[float, Ge(0), Le(4), Doc("in units of the collision noise; 0 = as published, diverges")] = 1.0,
 ) -> Stage:
-    """Send a count sketch, the same linear map on all devices; the server finds what is large in it.
+    """Send a count sketch, the same linear map on all devices. The server finds the large coordinates in it.
 
-    ``S x`` is a table of ``rows`` x ``cols`` sums of signed coordinates, cols = max(1, floor(d / (ratio rows))).
-    Row r adds coordinate i with sign s_r(i) into the column h_r(i). The server does once a round, on the mean m of the
+    ``S x`` is a table of ``rows`` x ``cols`` sums of signed coordinates, cols = max(1, floor(d / (ratio rows))). Row r
+    adds coordinate i with sign s_r(i) into the column h_r(i). Once a round the server computes, on the mean m of the
     sketches, with momentum u and error e (both zero before the first round):
 
         u = rho u + m;   e = e + u;   release D = shrink(top-k(median over rows of s_r(i) e[r, h_r(i)]));   e -= S D
 
-    k = max(1, round(keep d)). ``shrink`` moves each estimate towards zero by ``floor * noise_factor * rms(e)`` and
-    drops what changes sign: the collision noise that the largest of d empty coordinates reaches. ``floor = 0`` is the
-    published step. It diverges, on a quadratic too, as soon as the top k are not all heavy hitters: with hashes that
-    never change, released noise lies where the sketch cannot see it and nothing takes it back. Shrinking by the noise
-    cannot lengthen the error; what stays below it waits in e, so dense updates without heavy coordinates move nothing.
-    The momentum of released cells is *not* zeroed, as the paper's code does: with the floor that only cost accuracy.
-    ``rho`` is a momentum of its own: a fedavgm or fedadam on top doubles it. The step tends to 1 / (1 - rho) times the
-    mean, so lower the strategy's lr when rho rises.
-    Algebra: linear, summable; dim -> rows cols; l2 = linf = inf (colliding coordinates add up): clip or clamp the
-    sketch. Biased. Contributions are merged as sketches; ``decode``, the mean over rows of s_r(i) cell, is linear and
-    unbiased over hash functions, and serves for comparing the blind and the visible way.
-    Memory: on the server, float32[rows cols] for the error and, with rho > 0, for the momentum; none on devices.
-    Guarantees: hashes are counter-based and the same in every run and round, so a restored memory fits; sums run in
-    float64 in the order of coordinates. They are public: a device that knows them can aim at any cell, as it can by
-    sending any table. Time O(rows d) on both sides; memory O(d) for the release, 2^18 estimates at a time.
-    Edge cases: zero estimates are never released; equal magnitudes go to the lowest positions.
+    k = max(1, round(keep d)). ``shrink`` moves each estimate towards zero by ``floor * noise_factor * rms(e)``, and
+    drops estimates that would change sign. This is the collision noise that the largest of d empty coordinates reaches.
+    ``floor = 0`` is the published step. It diverges, on a quadratic too, as soon as the top k are not all heavy
+    hitters. With hashes that never change, released noise lies where the sketch cannot see it, and nothing takes it
+    back. Shrinking by the noise cannot lengthen the error. Smaller coordinates wait in e, so dense updates without
+    heavy coordinates move nothing. The momentum of released cells is *not* zeroed, unlike in the paper's code. With the
+    floor that only cost accuracy. ``rho`` is a momentum of its own. A fedavgm or fedadam on top doubles it. The step
+    tends to 1 / (1 - rho) times the mean, so lower the strategy's lr when rho rises.
+
+    Algebra: linear, summable. dim -> rows cols. l2 = linf = inf (colliding coordinates add up), so clip or clamp the
+    sketch. Biased. Contributions are merged as sketches. ``decode``, the mean over rows of s_r(i) cell, is linear and
+    unbiased over hash functions, and serves to compare the blind and the visible merge.
+    Memory: on the server, float32[rows cols] for the error and, with rho > 0, for the momentum. None on devices.
+    Guarantees: hashes are counter-based and the same in every run and round, so a restored memory fits. Sums run in
+    float64 in the order of coordinates. Hashes are public. A device that knows them can aim at any cell, as it also can
+    by sending any table. Time O(rows d) on both sides. Memory O(d) for the release, 2^18 estimates at a time.
+    Edge cases: zero estimates are never released. Of equal magnitudes the lowest positions are released.
     Args:
         momentum: rho.
     Raises:
-        RecipeError(E-VALUE); CompositionError: E-NOT-REAL, E-ORDER where positions before it change every round (the
-            memory would mix them), E-VALUE for an update too small to be sketched; TrainingError(E-RANGE) when a cell
-            overflows float32.
-    Source: Rothchild et al. 2020 (FetchSGD), arXiv:2007.07682, algorithm 1; Charikar, Chen, Farach-Colton 2002 (count
-        sketch); Donoho 1995 (soft thresholding at the largest of d noises).
+        RecipeError: E-VALUE.
+        CompositionError: E-NOT-REAL. E-ORDER if positions before it change every round (the memory would mix them).
+            E-VALUE for an update too small to be sketched.
+        TrainingError: E-RANGE if a cell overflows float32.
+    Source: Rothchild et al. 2020 (FetchSGD), arXiv:2007.07682, algorithm 1. Charikar, Chen, Farach-Colton 2002 (count
+    sketch). Donoho 1995 (soft thresholding at the largest of d noises).
     """
     name = f"sketch({ratio:g}, {rows}x)"
     if rows % 2 == 0:
-        raise RecipeError("E-VALUE", f"sketch: rows is {rows}; a median needs an odd number.", f"use {rows + 1}.")
+        raise RecipeError("E-VALUE", f"sketch: rows is {rows}, and a median needs an odd number.", f"use {rows + 1}.")
     seeds = np.array([word(derive(_HASHES, "sketch", r)) for r in range(rows)], np.uint64)
     rho = np.float32(momentum)
 
@@ -141,7 +144,9 @@ def sketch(
         cells = rows * cols(space)
         if cells >= space.dim:
             raise CompositionError(
-                "E-VALUE", f"{name}: {cells} cells for an update of {space.dim}.", "sketch larger updates only."
+                "E-VALUE",
+                f"{name}: its {cells} cells are no fewer than the {space.dim} coordinates of the update.",
+                "sketch larger updates only.",
             )
         return space.but(dim=cells, l2=inf, linf=inf, unbiased=False)
 
@@ -171,7 +176,7 @@ def sketch(
         return released, Memory({"error": error, "momentum": u} if momentum else {"error": error})
 
     def _heaviest(table: Vector, width: int, space: Space, least: np.float32) -> tuple[Positions, Vector]:
-        """The k largest estimates above ``least``, moved towards zero by it, and their increasing positions."""
+        """Find the k largest estimates above ``least``, moved towards zero by it, and their increasing positions."""
         k = max(1, round(keep * space.dim))
         at, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
         for start in range(0, space.dim, BLOCK):
@@ -179,8 +184,8 @@ def sketch(
             loud = np.flatnonzero(np.abs(block) > least)
             at, values = np.concatenate([at, start + loud]), np.concatenate([values, block[loud]])
             if at.size > k:
-                kept = np.sort(np.argsort(-np.abs(values), kind="stable")[:k])
-                at, values = at[kept], values[kept]
+                largest = np.sort(np.argsort(-np.abs(values), kind="stable")[:k])
+                at, values = at[largest], values[largest]
         return at, values - np.copysign(least, values)
 
     def says(before: Space, after: Space) -> str:

@@ -1,7 +1,7 @@
-"""Grids of few values that are no integer multiples of a step: signs, NormalFloat, two magnitudes. All biased.
+"""Code books of few values that are no integer multiples of a step: signs, NormalFloat, two magnitudes. All are biased.
 
-They belong inside ``feedback``, or where a small systematic error is affordable. Encoded integers are the odd numbers
--L, ..., L with L = 2^bits - 1 (``Grid.stride`` 2): number i of the code book travels as 2 i - L.
+They belong inside ``feedback``, or where a small systematic error is acceptable. Encoded integers are the odd numbers
+-L, ..., L with L = 2^bits - 1 (``Grid.stride`` 2). Number i of the code book travels as 2 i - L.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ Encode = Callable[[Vector], tuple[NDArray[np.int8], scales.Scales]]
 Decode = Callable[[NDArray[np.int8], scales.Scales], Vector]
 MOST = np.finfo(np.float32).max
 
-# Quantiles of the normal distribution, an eighth of the mass per value on each side, zero among them, largest 1.
+# Quantiles of the normal distribution, with an eighth of the mass per value on each side. Zero is one of them, and the
+# largest is 1.
 NF4 = np.array(
     [
         -1.0,
@@ -53,7 +54,7 @@ _BETWEEN = (NF4[1:] + NF4[:-1]) / 2
 
 @compiled
 def look_up(levels: NDArray[Any], code: NDArray[np.float64], step: NDArray[np.float32], block: int) -> Any:
-    """code[(level + L) / 2] * step_b, cut to float32's range; float32[n]."""
+    """Compute code[(level + L) / 2] * step_b, cut to float32's range. Returns float32[n]."""
     out = np.empty(levels.size, np.float32)
     table = np.empty(code.size, np.float32)
     top = np.int64(code.size - 1)
@@ -80,7 +81,7 @@ def _signs(x: NDArray[np.float32], block: int, out: NDArray[np.int8], mean: NDAr
 def _count(
     x: NDArray[np.float32], inverse: NDArray[np.float64], limits: NDArray[np.float64], block: int, out: NDArray[np.int8]
 ) -> None:
-    """Twice the number of limits at or below x_i * inverse_b, less their number."""
+    """Count the limits at or below x_i * inverse_b: twice that number, minus the number of limits."""
     z = np.empty(block, np.float64)
     for b in range(inverse.size):
         part, o = x[b * block : (b + 1) * block], out[b * block : (b + 1) * block]
@@ -94,7 +95,7 @@ def _count(
 
 @compiled
 def _pairs(x: NDArray[np.float32], block: int, out: NDArray[np.int8], means: NDArray[np.float64]) -> None:
-    """Two means of magnitudes per block: split at the mean, then Lloyd's iteration, at most 8 steps."""
+    """Find two means of magnitudes per block: split at the mean, then Lloyd's iteration, at most 8 steps."""
     for b in range(means.size // 2):
         part, o = x[b * block : (b + 1) * block], out[b * block : (b + 1) * block]
         total = 0.0
@@ -130,11 +131,11 @@ def _unpair(levels: NDArray[np.int8], step: NDArray[np.float32], block: int) -> 
 
 
 def nearest_growth(code: NDArray[np.float64], block: int) -> float:
-    """Largest ||Q(x)|| / ||x|| over one block that is scaled by its largest magnitude and rounded to the nearest value.
+    """Bound ||Q(x)|| / ||x|| over one block that is scaled by its largest magnitude and rounded to the nearest value.
 
-    In units of the scale the largest coordinate is at least 1 / SLACK and becomes 1; the adversary puts the other
-    block - 1 just where a magnitude starts to become q, at t(q). As in ``quantize.block_growth`` one q for all of them
-    is worst: max_q sqrt((1 + (B-1) q^2) / (SLACK^-2 + (B-1) t(q)^2)).
+    In units of the scale the largest coordinate is at least 1 / SLACK and becomes 1. The adversary puts the other block
+    - 1 coordinates exactly where a magnitude starts to become q, at t(q). As in ``quantize.block_growth`` one q for all
+    of them is worst: max_q sqrt((1 + (B-1) q^2) / (SLACK^-2 + (B-1) t(q)^2)).
     """
     between = (code[1:] + code[:-1]) / 2
     positive, negative = code >= 0, code <= 0
@@ -145,7 +146,7 @@ def nearest_growth(code: NDArray[np.float64], block: int) -> float:
 
 
 def _stage(name: str, grown: Callable[[Space], Space], encoded: Encode, decoded: Decode) -> Stage:
-    """A quantizer without memory from what it does to the space, to a body, and to levels and scales."""
+    """Make a quantizer without memory from its effects on the space, on a body, and on levels and scales."""
 
     def infer(space: Space) -> Space:
         require.real(space, name)
@@ -163,8 +164,10 @@ def _stage(name: str, grown: Callable[[Space], Space], encoded: Encode, decoded:
 
 
 def coded(space: Space, bits: int, block: int, error: float, many: int = 1) -> Space:
-    """The space after a code book of 2^bits values whose ``many`` scales per block travel; bounds and bias stay.
-    ``error``: see ``Space.quantized``."""
+    """Infer the space after a code book of 2^bits values whose ``many`` scales per block travel. Bounds and bias stay.
+
+    ``error``: see ``Space.quantized``.
+    """
     return space.but(
         grid=Grid(Kind.INTEGER, float(bits), 0.0, level_max=2**bits - 1, stride=2, block=block, scales=many),
         quantized=error,
@@ -173,12 +176,13 @@ def coded(space: Space, bits: int, block: int, error: float, many: int = 1) -> S
 
 
 def sign(block: int) -> Stage:
-    """One bit per coordinate: ``sign(x) s``, s = the block's mean magnitude rounded down to bfloat16.
+    """Send one bit per coordinate: ``sign(x) s``, s = the block's mean magnitude rounded down to bfloat16.
 
-    Algebra: s sqrt(n) <= ||x|| and s <= max |x|, so l2 and linf stay; biased; not summable.
+    Algebra: s sqrt(n) <= ||x|| and s <= max |x|, so l2 and linf stay. Biased. Not summable.
     Guarantees: on normal coordinates ||Q(x) - x||^2 = (1 - 2/pi) ||x||^2 for long blocks, (1 - 1/n) of it for blocks of
-    n. Edge cases: zero counts as positive; a block of zeros stays zero.
-    Source: Bernstein et al. 2018, arXiv:1802.04434; the scale: Karimireddy et al. 2019, arXiv:1901.09847, section 3.
+    n.
+    Edge cases: zero counts as positive. A block of zeros stays zero.
+    Source: Bernstein et al. 2018, arXiv:1802.04434. The scale: Karimireddy et al. 2019, arXiv:1901.09847, section 3.
     """
 
     def encoded(x: Vector) -> tuple[NDArray[np.int8], scales.Scales]:
@@ -196,10 +200,11 @@ def sign(block: int) -> Stage:
 
 
 def nf4(block: int) -> Stage:
-    """Four bits: the nearest of 16 quantiles of the normal distribution, times the block's largest magnitude.
+    """Send four bits: the nearest of 16 quantiles of the normal distribution, times the block's largest magnitude.
 
-    Algebra: l2 times ``nearest_growth``, linf times 1 + 2^-7 (the scale is rounded up to bfloat16); biased; not
-    summable. Guarantees: zero stays zero; deterministic.
+    Algebra: l2 times ``nearest_growth``, linf times 1 + 2^-7 (the scale is rounded up to bfloat16). Biased. Not
+    summable.
+    Guarantees: zero stays zero. Deterministic.
     Source: Dettmers et al. 2023 (QLoRA), arXiv:2305.14314, section 3 and appendix E (the values).
     """
     growth = nearest_growth(NF4, block)
@@ -218,12 +223,14 @@ def nf4(block: int) -> Stage:
 
 
 def pair(block: int) -> Stage:
-    """Two bits: sign, and the smaller or the larger of two magnitudes, the means of the block's two halves.
+    """Send two bits: the sign, and one of two magnitudes, which are the means of the block's smaller and larger half.
 
-    The magnitudes are split where the two means are closest to their halves (Lloyd's iteration from the mean, at most
-    8 steps); both means are rounded down to bfloat16.
-    Algebra: means do not lengthen, so l2 and linf stay; biased; not summable. After ``top_k`` a block counts *kept*
-    coordinates. Edge cases: equal magnitudes use one of the two; zero counts as positive.
+    The magnitudes are split where the two means are closest to their halves (Lloyd's iteration from the mean, at most 8
+    steps). Both means are rounded down to bfloat16.
+
+    Algebra: means do not lengthen, so l2 and linf stay. Biased. Not summable. After ``top_k`` a block counts *kept*
+    coordinates.
+    Edge cases: equal magnitudes use one of the two. Zero counts as positive.
     Source: Sarfi et al. 2025 (SparseLoCo), arXiv:2508.15706 (2-bit values of kept coordinates).
     """
 

@@ -1,4 +1,4 @@
-"""The best few bits for a rotated vector: normal centroids, and a scale that makes the decoded vector unbiased."""
+"""EDEN quantization of rotated vectors: normal centroids, and a scale that makes the decoded vector unbiased."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
 from edgewise.kernels.compiled import compiled
 
-# Positive halves of the Lloyd-Max code books of N(0, 1): each value is the mean of its cell, each limit between two
-# cells lies halfway (Max 1960). A test holds them against both conditions.
+# Positive halves of the Lloyd-Max code books of N(0, 1). Each value is the mean of its cell, and each limit between two
+# cells lies halfway (Max 1960). A test checks both conditions.
 CENTROIDS = {
     1: np.array([0.7978845608028654]),
     2: np.array([0.45278003463649213, 1.510417608499096]),
@@ -38,8 +38,8 @@ CENTROIDS = {
     ),
 }
 NMSE = {1: np.pi / 2 - 1, 2: 0.1331, 3: 0.0358, 4: 0.0096}  # of normal blocks
-LONGEST = 2.0  # a decoded block is at most this many times as long as the block; 1.26 is what one bit needs
-_CHUNK = 128  # partial sums: enough for any vector unit, few enough to stay in registers and L1
+LONGEST = 2.0  # Largest length of a decoded block, in lengths of the block. One bit needs 1.26.
+_CHUNK = 128  # Partial sums: enough for any vector unit, few enough to stay in registers and L1.
 
 
 @compiled
@@ -63,7 +63,7 @@ def _nearest(
     steps: NDArray[np.float32],
     out: NDArray[np.int8],
 ) -> tuple[float, float]:
-    """Levels of the nearest centroids; <Q, x> and ||Q||^2, Q in units of the standard deviation."""
+    """Compute the levels of the nearest centroids, <Q, x> and ||Q||^2, with Q in units of the standard deviation."""
     inner, square, q = np.zeros(_CHUNK), np.zeros(_CHUNK), np.empty(_CHUNK, np.float32)
     for at in range(0, x.size, _CHUNK):
         part, o = x[at : at + _CHUNK], out[at : at + _CHUNK]
@@ -97,7 +97,7 @@ def _encode(
     scale: NDArray[np.float64],
     most: NDArray[np.float64],
 ) -> None:
-    """Per rotation block: levels, the unbiased scale ||x||^2 / <Q, x>, and the largest scale that is allowed."""
+    """Encode each rotation block: levels, the unbiased scale ||x||^2 / <Q, x>, and the largest scale allowed."""
     limits = (centroids[1:] + centroids[:-1]) / 2
     steps = (centroids[1:] - centroids[:-1]).astype(np.float32)
     for b in range(scale.size):
@@ -110,27 +110,29 @@ def _encode(
 
 
 def eden(bits: int) -> Stage:
-    """Nearest Lloyd-Max centroid of the normal distribution, per block of a rotation: decoded ``S Q(x)``.
+    """Encode each block of a rotation by nearest Lloyd-Max centroids of the normal distribution, decoded to ``S Q(x)``.
 
-    Q uses the block's own standard deviation ||x|| / sqrt(B), and ``S = ||x||^2 / <Q(x), x>``, so that the decoded
-    vector's part along x is x itself; over random rotations the rest averages out. S is rounded to bfloat16 at random
+    Q uses the block's own standard deviation ||x|| / sqrt(B), and ``S = ||x||^2 / <Q(x), x>``. The decoded vector's
+    part along x is then x itself, and the rest averages out over random rotations. S is rounded to bfloat16 at random
     with turn.private, without bias.
-    Algebra: unbiased over the rotation, where every block has at least 64 coordinates; not summable (a scale per
-    device); l2 -> 2 l2: S is limited so that no decoded block is longer than twice the block (after a rotation it is
-    sqrt(1 + NMSE) times as long); linf -> at most 2 c_max / c_min times itself.
-    Guarantees: NMSE of normal blocks pi/2 - 1, .1331, .0358, .0096 for 1 to 4 bits. A Hadamard rotation is no uniform
-    one: where few coordinates hold most of a block's length, their rotated shape is too regular and the rest is
-    shrunk. Measured with 1 bit, squared bias over squared length (expected value of what averages to zero excluded):
-    below .0005 for normal and Student t(1.5) blocks from 64 coordinates on, .025 where one coordinate is as long as all
-    others together, .13 where it is twice as long.
-    Edge cases: zero blocks stay zero; a rest that the rotation joined to its last whole block shares that block's scale
+
+    Algebra: unbiased over the rotation if every block has at least 64 coordinates. Not summable (a scale per device).
+    l2 -> 2 l2: S is limited so that no decoded block is longer than twice the block (after a rotation it is sqrt(1 +
+    NMSE) times as long). linf -> at most 2 c_max / c_min times itself.
+    Guarantees: NMSE of normal blocks pi/2 - 1, .1331, .0358, .0096 for 1 to 4 bits. A Hadamard rotation is not uniform.
+    If few coordinates hold most of a block's length, their rotated shape is too regular and the rest is shrunk.
+    Measured with 1 bit, squared bias over squared length (without the expected value of the part that averages to
+    zero): below .0005 for normal and Student t(1.5) blocks from 64 coordinates on, .025 if one coordinate is as long as
+    all others together, .13 if it is twice as long.
+    Edge cases: zero blocks stay zero. A rest that the rotation joined to its last whole block shares that block's scale
     and carries a copy of it.
     Args:
         bits: 1 to 4.
     Raises:
-        RecipeError(E-VALUE); CompositionError: E-NOT-REAL, E-ORDER unless the body is a rotated vector, all of it.
-    Source: Vargaftik et al. 2021 (DRIVE), arXiv:2105.08339, theorem 1 and section 4 (one bit); Vargaftik et al. 2022
-        (EDEN), arXiv:2108.08842, section 3; Max 1960 (centroids).
+        RecipeError: E-VALUE.
+        CompositionError: E-NOT-REAL. E-ORDER unless the body is a whole rotated vector.
+    Source: Vargaftik et al. 2021 (DRIVE), arXiv:2105.08339, theorem 1 and section 4 (one bit). Vargaftik et al. 2022
+    (EDEN), arXiv:2108.08842, section 3. Max 1960 (centroids).
     """
     name = f"quantize({bits}, eden)"
     require.between("quantize: bits on the eden grid", bits, 1, 4)
@@ -143,7 +145,7 @@ def eden(bits: int) -> Stage:
         if space.sparse or space.rotation is None or space.dim != space.rotation.dim:
             fix = "put rotate before it, and random_k or shared_top_k before rotate."
             if space.sparse:
-                fix = 'after top_k use grid = "pair"; or choose by random_k or shared_top_k, before rotate.'
+                fix = 'use grid = "pair" after top_k, or random_k or shared_top_k before rotate.'
             what = "its values fit coordinates that a rotation has made alike, block by block"
             raise CompositionError("E-ORDER", f"{name}: {what}{', so it cannot follow top_k' * space.sparse}.", fix)
         shortest = int(np.diff(edges(space.dim, space.rotated)).min(initial=SHORTEST))

@@ -1,4 +1,4 @@
-"""Bits where they help most: every part of the update gets a width of its own, under one budget of bytes."""
+"""Mixed precision: each part of the update gets a bit width of its own, under one budget of bytes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from edgewise.kernels.compiled import compiled
 from edgewise.kernels.rounding import round_levels, unround
 
 BLOCK = 64  # coordinates per scale
-WIDTHS = (0, 2, 3, 4, 5, 6, 7, 8)  # bits per coordinate that a part may have; 0 = it stays behind
+WIDTHS = (0, 2, 3, 4, 5, 6, 7, 8)  # Bits per coordinate that a part may have. A part with 0 is not sent.
 
 
 @part
@@ -36,24 +36,28 @@ def mixed(
     spec: Spec,
     bits: Annotated[float, Ge(0.1), Le(8.5), Doc("average per coordinate, scales included")] = 3.25,
 ) -> Stage:
-    """Send few bits per coordinate, more of them for the layers where they help most; inside feedback.
+    """Send few bits per coordinate, with more bits for the layers that need them most. Use it inside feedback.
 
     Block quantization with a width per segment: minimise ``sum_l E_l(b_l)`` under ``sum_l bytes_l(b_l) <= budget``.
-    E_l(b) is the expected squared error of rounding segment l to b bits, computed from its values:
-    ``sum_i step^2 f_i (1 - f_i)``, f_i the position of coordinate i between two grid points; E_l(0) = ||x_l||^2. The
-    budget is ``floor(bits d / 8)`` bytes for scales and integers, so ``bits = 3.25`` is what ``quantize(3)`` takes. The
+    E_l(b) is the expected squared error of rounding segment l to b bits, computed from its values: ``sum_i step^2 f_i
+    (1 - f_i)``, with f_i the position of coordinate i between two grid points. E_l(0) = ||x_l||^2. The budget is
+    ``floor(bits d / 8)`` bytes for scales and integers, so ``bits = 3.25`` equals the size of ``quantize(3)``. The
     widths travel in front, 4 bits a segment.
-    The search is greedy on error saved per byte (optimal on convex curves up to its last step), once from nothing and
-    once from the best width that fits all segments alike; the better of the two is taken.
-    Algebra: scale 0 (travels), not summable, biased (a segment may stay behind: use ``feedback``), l2 times the largest
-    ``block_growth``, linf times 1 + 2^-7.
-    Guarantees: its expected error is never above that of the best uniform width in the same bytes, nor above
-    ||x||^2; deterministic given turn.private.
+
+    The search is greedy on error saved per byte (optimal on convex curves up to its last step). It runs once from
+    nothing and once from the largest equal width that fits. The better result is taken.
+
+    Algebra: scale 0 (travels). Not summable. Biased (a segment may not be sent, so use ``feedback``). l2 times the
+    largest ``block_growth``, linf times 1 + 2^-7.
+    Guarantees: its expected error is never above that of the best uniform width in the same bytes, nor above ||x||^2.
+    Deterministic given turn.private.
     Edge cases: a zero vector sends widths of 0 and nothing else.
     Args:
         spec: layout of the vector before it.
+        bits: average bits per coordinate, scales included.
     Raises:
-        RecipeError(E-VALUE); CompositionError: E-NOT-REAL; E-ORDER where the vector is not the one of ``spec``.
+        RecipeError: E-VALUE.
+        CompositionError: E-NOT-REAL. E-ORDER if the vector is not the one of ``spec``.
     Source: Kimad (layer-wise budgets as a knapsack), arXiv:2312.08053, section 3.2.
     """
     name = f"mixed({bits:g})"
@@ -67,7 +71,9 @@ def mixed(
         require.real(space, name)
         if space.sparse or space.moving or space.dim != spec.dim:
             raise CompositionError(
-                "E-ORDER", f"{name}: needs whole segments, {spec.dim} coordinates.", "put it before sparsifiers."
+                "E-ORDER",
+                f"{name}: it needs whole segments, all {spec.dim} coordinates.",
+                "put it before stages that choose or mix coordinates.",
             )
         return space.but(
             grid=Grid(Kind.INTEGER, float(bits), 0.0, 127, block=BLOCK), layout=layout,
@@ -86,9 +92,8 @@ def mixed(
                 inverse = np.divide(top, scales[i], out=np.zeros(scales[i].size), where=scales[i] > 0, dtype=np.float64)
                 seed = np.uint64(word(turn.own("mixed", turn.round, i)))
                 round_levels(x[a:b], inverse, BLOCK, top, seed, body[a:b])
-        kept = [s for s, width in zip(scales, widths, strict=True) if width]
-        sent = np.concatenate([np.zeros(0, np.float32), *kept])
-        return payload.but(body=body, scales=sent, widths=widths), memory
+        sent = [s for s, width in zip(scales, widths, strict=True) if width]
+        return payload.but(body=body, scales=np.concatenate([np.zeros(0, np.float32), *sent]), widths=widths), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         assert payload.scales is not None
@@ -103,14 +108,18 @@ def mixed(
         return payload.but(body=x, scales=None, widths=None)
 
     def says(before: Space, after: Space) -> str:
-        return f"rounds to {bits:g} bits per coordinate, more of them for the layers where they help most"
+        return f"rounds to {bits:g} bits per coordinate on average, with more for the layers that need them most"
 
     return Stage(name, infer, encode, decode, says)
 
 
 @compiled
 def part_errors(x: NDArray[np.float32], scales: NDArray[np.float32], block: int) -> NDArray[np.float64]:
-    """float64[9]: expected squared error of rounding x to 0, 1, ..., 8 bits with these scales (1 bit: inf)."""
+    """Compute the expected squared error of rounding x to 0, 1, ..., 8 bits with these scales. 1 bit: inf.
+
+    Returns:
+        float64[9].
+    """
     out = np.zeros(9)
     out[1] = np.inf
     for b in range(scales.size):
@@ -130,7 +139,7 @@ def part_errors(x: NDArray[np.float32], scales: NDArray[np.float32], block: int)
 
 
 def part_bytes(sizes: Sequence[int], block: int = BLOCK) -> NDArray[np.int64]:
-    """int64[parts, 9]: bytes of scales and integers of each part at each width."""
+    """Compute the bytes of scales and integers of each part at each width: int64[parts, 9]."""
     out = np.zeros((len(sizes), 9), np.int64)
     for i, size in enumerate(sizes):
         for bits in range(1, 9):
@@ -139,10 +148,13 @@ def part_bytes(sizes: Sequence[int], block: int = BLOCK) -> NDArray[np.int64]:
 
 
 def allocate(errors: NDArray[np.float64], sizes: NDArray[np.int64], budget_bytes: int) -> NDArray[np.uint8]:
-    """uint8[parts]: a width for each part, of small total error within the budget (see ``mixed``).
+    """Choose a width for each part, of small total error within the budget (see ``mixed``).
 
     Args:
-        errors, sizes: [parts, 9], by width. budget_bytes: for all parts together; 0 gives widths of 0.
+        errors, sizes: [parts, 9], by width.
+        budget_bytes: for all parts together. 0 gives widths of 0.
+    Returns:
+        uint8[parts].
     """
     zero = np.zeros(len(errors), np.uint8)
     alike = [np.full(len(errors), b, np.uint8) for b in WIDTHS if sizes[:, b].sum() <= budget_bytes]
@@ -157,7 +169,7 @@ def _climb(
     """Widen one part after the other, where a byte saves the most error, until nothing fits or helps."""
     widths = start.copy()
     rows = np.arange(len(errors))
-    left = budget_bytes - int(sizes[rows, widths].sum())
+    remaining = budget_bytes - int(sizes[rows, widths].sum())
     heap: list[tuple[float, int, int]] = []
 
     def offer(i: int) -> None:
@@ -166,7 +178,7 @@ def _climb(
         for to in WIDTHS:
             more = int(sizes[i, to] - sizes[i, now])
             saved = float(errors[i, now] - errors[i, to])
-            if to > now and more <= left and saved > 0.0:
+            if to > now and more <= remaining and saved > 0.0:
                 best = min(best, (-saved / max(1, more), i, to))
         if best[2] > now:
             heapq.heappush(heap, best)
@@ -176,20 +188,22 @@ def _climb(
     while heap:
         _, i, to = heapq.heappop(heap)
         more = int(sizes[i, to] - sizes[i, widths[i]])
-        if more <= left:  # else less is left than when it was offered: what still fits is offered anew
+        if more <= remaining:  # Otherwise the budget has shrunk since the offer, and a smaller step is offered.
             widths[i] = to
-            left -= more
+            remaining -= more
         offer(i)
     return widths
 
 
 @dataclass(frozen=True, slots=True)
 class Widths:
-    """The layout (``core.space.Layout``): head, widths in 4 bits a part, scales of the parts that are there, and their
-    integers, each part padded to a byte.
+    """Layout (``core.space.Layout``) of mixed widths: head, widths, scales and integers of the parts that are sent.
+
+    Widths take 4 bits a part. The integers of each part are padded to a byte.
 
     Attributes:
-        sizes: lengths of the consecutive parts of the body. budget_bytes: for scales and integers, at most.
+        sizes: lengths of the consecutive parts of the body.
+        budget_bytes: largest number of bytes for scales and integers.
     """
 
     sizes: tuple[int, ...]
@@ -197,7 +211,7 @@ class Widths:
 
     @property
     def rungs(self) -> tuple[Space, ...]:
-        """None: all payloads are in the same space."""
+        """Empty, because all payloads are in the same space."""
         return ()
 
     @property
@@ -206,11 +220,11 @@ class Widths:
         return packed_bytes(len(self.sizes), 4)
 
     def size_bytes(self, space: Space) -> float:
-        """The most."""
+        """Largest number of bytes of a payload."""
         return 8 * len(space.head) + self.width_bytes + self.budget_bytes
 
     def pack(self, payload: Payload, space: Space) -> bytes:
-        """As ``core.space.Layout`` says."""
+        """Write a payload, as ``core.space.Layout`` says."""
         head, widths = pack.pack_head(payload, space), payload.widths
         if widths is None or widths.shape != (len(self.sizes),) or not np.isin(widths, WIDTHS).all():
             raise ValueError("widths missing, or not of this space")
@@ -229,7 +243,7 @@ class Widths:
         return b"".join([head, pack_bits(widths, 4), *out])
 
     def unpack(self, view: memoryview, space: Space) -> Payload:
-        """As ``core.space.Layout`` says."""
+        """Read a payload, as ``core.space.Layout`` says."""
         first = 8 * len(space.head)
         if not first + self.width_bytes <= len(view) <= self.size_bytes(space):
             pack.refuse(f"{len(view)} bytes, expected at most {self.size_bytes(space)}")
@@ -256,5 +270,5 @@ class Widths:
         return Payload(body, pack.unpack_head(view, space), None, scales, widths=widths)
 
     def _blocks(self, widths: NDArray[np.uint8]) -> int:
-        """Scales of the parts that are there."""
+        """Count the scales of the parts that are sent."""
         return sum(-(-size // BLOCK) for size, width in zip(self.sizes, widths.tolist(), strict=True) if width)

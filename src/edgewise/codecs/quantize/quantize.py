@@ -1,4 +1,4 @@
-"""Few bits per coordinate: the choice of a grid, and the evenly spaced ones with unbiased rounding at random."""
+"""Quantization to few bits per coordinate: the choice of a grid, and the evenly spaced grids with random rounding."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ from edgewise.kernels.rounding import flip_coins, round_blocks, round_levels, un
 
 
 def block_growth(block: int, level_max: int) -> float:
-    """Largest ||Q(x)|| / ||x|| over one block and all outcomes of the rounding.
+    """Bound ||Q(x)|| / ||x|| over one block and all outcomes of the rounding.
 
-    Per unit of the grid the largest coordinate is at least L / SLACK and at most L afterwards; the adversary puts the
+    In units of the grid the largest coordinate is at least L / SLACK, and at most L afterwards. The adversary puts the
     other block - 1 coordinates just above an integer n, which may round to n + 1. By Dinkelbach's argument one n for
     all of them is worst: max_n sqrt((L^2 + (B-1)(n+1)^2) / ((L/SLACK)^2 + (B-1) n^2)).
     """
@@ -39,10 +39,10 @@ def block_growth(block: int, level_max: int) -> float:
 
 
 def shared_l2(l2: float, step: float, dim: int, level_max: int) -> float:
-    """Worst case of ||Q(x)|| on a grid of ``step``: with r = l2/step, s^2 (r^2 + 2 min(r^2, r sqrt(d)) + d).
+    """Bound ||Q(x)|| on a grid of ``step``: with r = l2/step, sqrt(s^2 (r^2 + 2 min(r^2, r sqrt(d)) + d)).
 
-    Each |coordinate| n + f becomes at most n + 1, and sum n is at most sum n^2 (integers) and at most r sqrt(d); never
-    more than (l2 + step sqrt(d))^2. Source of the latter: Kairouz, Liu, Steinke 2021, arXiv:2102.06387, section 4.
+    Each |coordinate| n + f becomes at most n + 1. sum n is at most sum n^2 (integers) and at most r sqrt(d). The bound
+    is never more than l2 + step sqrt(d). Source of the latter: Kairouz, Liu, Steinke 2021, arXiv:2102.06387, section 4.
     """
     full = step * level_max * sqrt(dim)
     if l2 == inf:
@@ -53,11 +53,12 @@ def shared_l2(l2: float, step: float, dim: int, level_max: int) -> float:
 
 @lru_cache(maxsize=256)
 def block_error(bits: int, block: int, kept: float) -> float:
-    """Expected ||Q(x) - x||^2 / ||x||^2 of rounding at random on a block's grid, x the ``kept`` share of normal values
-    that is largest in magnitude: E[step^2 f (1 - f)] / E[x^2], f the position between two grid points.
+    """Expected ||Q(x) - x||^2 / ||x||^2 of random rounding on a block's grid.
 
-    Integrated over the block's largest magnitude s (64 quantiles of the largest of ``block``), which is exact itself,
-    and the other block - 1 magnitudes below it. Rounding of s to bfloat16 is left out (at most 2^-7 of s).
+    x is the ``kept`` share of normal values that is largest in magnitude. The result is E[step^2 f (1 - f)] / E[x^2],
+    with f the position between two grid points. It is integrated over the block's largest magnitude s (64 quantiles of
+    the largest of ``block``), which is exact itself, and over the other block - 1 magnitudes below it. Rounding of s to
+    bfloat16 is left out (at most 2^-7 of s).
     """
     least = NormalDist().inv_cdf(1.0 - kept / 2.0) if kept < 1.0 else 0.0
     edge = least + np.linspace(0.0, 9.0, 4097)
@@ -72,7 +73,7 @@ def block_error(bits: int, block: int, kept: float) -> float:
     return float(np.mean(errors)) * (block - 1) / block / float((mass * x**2).sum())
 
 
-# Bits that each grid has, from and to, and where none are given.
+# Smallest, largest and default number of bits of each grid.
 BITS: dict[str, tuple[int, int, int | None]] = {
     "block": (1, 8, 8),
     "shared": (1, 16, 8),
@@ -97,16 +98,19 @@ def quantize(
 ) -> Stage:
     """Send few bits per coordinate, on one of six grids.
 
-    ``"block"``, ``"shared"``: evenly spaced, unbiased rounding at random (``even``). ``"eden"``: behind ``rotate``,
+    ``"block"``, ``"shared"``: evenly spaced, with unbiased random rounding (``even``). ``"eden"``: after ``rotate``,
     unbiased over the rotation (``eden.eden``). ``"sign"``, ``"nf4"``, ``"pair"``: nearest values of a code book, biased
     (``codebook``).
+
     Args:
-        bits: 1 to 8 ("block", default 8), 1 to 16 ("shared", default 8), 1 to 4 ("eden"), 1 ("sign"), 4 ("nf4"),
-            2 ("pair").
-        block: coordinates that share travelling scales; "shared" has none, "eden" uses the rotation's.
+        bits: 1 to 8 ("block", default 8), 1 to 16 ("shared", default 8), 1 to 4 ("eden"), 1 ("sign"), 4 ("nf4"), 2
+            ("pair").
+        grid: one of the six.
+        block: coordinates that share travelling scales. "shared" has none, and "eden" uses the rotation's.
     Raises:
-        RecipeError: E-VALUE for what the grid does not have, with what it has; E-MISSING for "eden" without bits;
-            E-COMBO for a block that the grid does not use. CompositionError of the grid.
+        RecipeError: E-VALUE for bits that the grid does not have, with those that it has. E-MISSING for "eden" without
+            bits. E-COMBO for a block that the grid does not use.
+        CompositionError: as the grid.
     """
     low, high, usual = BITS[grid]
     many = usual if bits is None else bits
@@ -129,19 +133,21 @@ def quantize(
 def even(bits: int, shared: bool, block: int) -> Stage:
     """Round to integers of ``bits`` bits: ``q = floor(x / step + u)``, u uniform in [0, 1), so E[q step] = x.
 
-    With L = 2^(bits-1) - 1 levels on each side of zero; with one bit the two values are -1 and 1 (no zero), L = 1, and
-    1 is drawn with probability (1 + x / step) / 2.
-    ``block``: step = (largest magnitude of the block, rounded up to bfloat16) / L; 16 bits per block travel. Algebra:
+    There are L = 2^(bits-1) - 1 levels on each side of zero. With one bit the two values are -1 and 1 (no zero), L = 1,
+    and 1 is drawn with probability (1 + x / step) / 2.
+
+    ``block``: step = (largest magnitude of the block, rounded up to bfloat16) / L. 16 bits per block travel. Algebra:
     scale 0 (travels), not summable, l2 times ``block_growth``, linf times 1 + 2^-7.
-    ``shared``: step = linf / L from the space, nothing travels. Algebra: summable, l2 -> ``shared_l2``, linf stays.
-    Guarantees: unbiased; deterministic given turn.private; the rounding of coordinate i depends on i and the key only.
-    Edge cases: zero stays zero, but not with one bit on a shared grid (``Space.keeps_zero``); a block
-    below 2^-126 is sent as zeros; above the largest bfloat16 it saturates.
+
+    ``shared``: step = linf / L from the space. Nothing travels. Algebra: summable, l2 -> ``shared_l2``, linf stays.
+
+    Guarantees: unbiased. Deterministic given turn.private. The rounding of coordinate i depends on i and the key only.
+    Edge cases: zero stays zero, except with one bit on a shared grid (``Space.keeps_zero``). A block below 2^-126 is
+    sent as zeros. Above the largest bfloat16 it saturates.
     Raises:
-        CompositionError: E-NOT-REAL when quantized twice, E-NO-BOUND on a shared grid without a bound on each
-            coordinate.
-    Source: Alistarh et al. 2017 (QSGD), arXiv:1610.02132, section 3.1; variance at most step^2 / 4 per coordinate; one
-        bit: Suresh et al. 2017, arXiv:1611.00429, section 2.
+        CompositionError: E-NOT-REAL if quantized twice, E-NO-BOUND on a shared grid without a bound on each coordinate.
+    Source: Alistarh et al. 2017 (QSGD), arXiv:1610.02132, section 3.1. Variance at most step^2 / 4 per coordinate. One
+    bit: Suresh et al. 2017, arXiv:1611.00429, section 2.
     """
     name = f"quantize({bits}, {'shared' if shared else 'block'})"
     top, stride = (1, 2) if bits == 1 else (2 ** (bits - 1) - 1, 1)
@@ -151,8 +157,8 @@ def even(bits: int, shared: bool, block: int) -> Stage:
         require.real(space, name)
         grid = Grid(Kind.INTEGER, float(bits), 0.0, top, stride, block=block)
         if not shared:
-            # One bit has no zero: a block's largest value then is what small ones are sent as, after top_k too, and
-            # that error lives on in the memory (which diverges there, although the largest of normals are alike).
+            # One bit has no zero. Small values are then sent as large as the block's largest, after top_k too. That
+            # error stays in the memory, which diverges there, although the largest of normals have similar sizes.
             kept = space.dim / space.universe if space.sparse and bits > 1 else 1.0
             return space.but(
                 grid=grid, summable=False, quantized=block_error(bits, block, kept),

@@ -1,4 +1,4 @@
-"""A block's scale travels as bfloat16, the upper half of a float32: rounded up, down, or at random without bias."""
+"""Scales of blocks as bfloat16, the upper half of a float32: rounded up, down, or at random without bias."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from edgewise.core.space import Space
 from edgewise.kernels.hashing import uniform
 
-SLACK = 1.0 + 2.0**-7  # rounding up multiplies by at most this
-SMALLEST = np.float32(2.0**-126)  # below (float32 denormals) a scale is zero
+SLACK = 1.0 + 2.0**-7  # Largest factor by which rounding up enlarges a scale.
+SMALLEST = np.float32(2.0**-126)  # Smaller scales (float32 denormals) become zero.
 LARGEST = np.float32(2.0**127 * (2.0 - 2.0**-7))  # the largest finite bfloat16
 _HIGH, _LOW = np.uint32(0xFFFF0000), np.uint32(0xFFFF)
 
@@ -17,25 +17,28 @@ Scales = NDArray[np.float32]
 
 
 def rounded_up(values: NDArray[np.float32]) -> Scales:
-    """Non-negative float32[n] -> the next bfloat16 at or above, at most LARGEST."""
+    """Round non-negative float32[n] to the next bfloat16 at or above, at most LARGEST."""
     up = ((np.minimum(values, LARGEST).view(np.uint32) + _LOW) & _HIGH).view(np.float32)
     return np.where(values < SMALLEST, np.float32(0.0), up)
 
 
 def of_blocks(x: NDArray[np.float32], block: int) -> Scales:
-    """The largest magnitude of each block of ``block`` coordinates (the last may be shorter), rounded up."""
+    """Compute the largest magnitude of each block of ``block`` coordinates, rounded up.
+
+    The last block may be shorter.
+    """
     return rounded_up(np.maximum.reduceat(np.abs(x), np.arange(0, x.size, block)) if x.size else x)
 
 
 def rounded_down(values: NDArray[np.float64]) -> Scales:
-    """Non-negative float64[n] -> the next bfloat16 at or below."""
+    """Round non-negative float64[n] to the next bfloat16 at or below."""
     x = np.minimum(values, np.float64(LARGEST)).astype(np.float32)
     x = np.where(x > values, np.nextafter(x, np.float32(0.0)), x)
     return np.where(x < SMALLEST, np.float32(0.0), (x.view(np.uint32) & _HIGH).view(np.float32))
 
 
 def rounded_randomly(values: NDArray[np.float64], seed: np.uint64) -> Scales:
-    """Non-negative float64[n] -> the bfloat16 below or above, so that the mean is the value (to float32 precision)."""
+    """Round non-negative float64[n] to the bfloat16 below or above, with the value as mean (to float32 precision)."""
     x = np.minimum(values, np.float64(LARGEST)).astype(np.float32)
     coins = np.array([int(65536.0 * uniform(seed, i)) for i in range(x.size)], np.uint32)
     up = (np.minimum(x.view(np.uint32) + coins, LARGEST.view(np.uint32)) & _HIGH).view(np.float32)
@@ -43,7 +46,7 @@ def rounded_randomly(values: NDArray[np.float64], seed: np.uint64) -> Scales:
 
 
 def rounds(before: Space, after: Space) -> str:
-    """What a quantizer does, for ``Stage.says``."""
+    """Describe a quantizer, for ``Stage.says``."""
     many = "one scale" if after.grid.scales == 1 else f"{after.grid.scales} scales"
     grid = f"{many} per {after.grid.block} coordinates" if after.grid.block else "one public grid"
     return f"rounds to {after.grid.bits:g}-bit integers, {grid}"

@@ -1,7 +1,7 @@
 """Golomb codes of increasing positions, a machine word at a time.
 
-Gaps between positions chosen at random are geometric, and Golomb's code with the right parameter is the best prefix
-code for them. Source: Golomb 1966; Gallager and van Voorhis 1975.
+Gaps between positions chosen at random are geometric. Golomb's code with the right parameter is the best prefix code
+for them. Source: Golomb 1966. Gallager and van Voorhis 1975.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _bits(positions: NDArray[np.int64], m: int, low: int, cut: int) -> int:
 
 @compiled
 def _write(positions: NDArray[np.int64], m: int, low: int, cut: int, out: NDArray[np.uint8]) -> None:
-    acc = np.uint64(0)  # bits not yet written, fewer than 8 of them between two steps
+    acc = np.uint64(0)  # Bits not yet written. Between two steps they are fewer than 8.
     have = 0
     at = 0
     last = -1
@@ -48,7 +48,7 @@ def _write(positions: NDArray[np.int64], m: int, low: int, cut: int, out: NDArra
                 acc >>= np.uint64(8)
                 have -= 8
                 at += 1
-        have += 1  # the zero that ends the unary part
+        have += 1  # A zero ends the unary part.
         if rest < cut:
             acc |= np.uint64(rest) << np.uint64(have)
             have += low
@@ -66,14 +66,16 @@ def _write(positions: NDArray[np.int64], m: int, low: int, cut: int, out: NDArra
 
 
 def _truncated(m: int) -> tuple[int, int]:
-    """Of remainders below m: bits of the short ones, and how many are short; the others have one bit more."""
+    """Compute, for remainders below m, the bits of the short ones and their number. The others have one bit more."""
     width = (m - 1).bit_length()
     return max(0, width - 1), (1 << width) - m if m > 1 else 1
 
 
 def encode(positions: NDArray[np.int64], m: int) -> bytes:
-    """Gaps between strictly increasing positions: quotient by m in unary (ones, then a zero), remainder in truncated
-    binary (its last bit last). m: 1 to 2^40."""
+    """Encode gaps between strictly increasing positions.
+
+    The quotient by m is unary (ones, then a zero). The remainder is truncated binary (its last bit last). m: 1 to 2^40.
+    """
     low, cut = _truncated(m)
     out = np.zeros((_bits(positions, m, low, cut) + 7) // 8, np.uint8)
     _write(positions, m, low, cut, out)
@@ -124,14 +126,16 @@ def _read(data: NDArray[np.uint8], m: int, low: int, cut: int, universe: int, ou
         if at >= universe:
             return -1
         out[i] = at
-    spare = have & 7  # the rest of the last byte that was begun
+    spare = have & 7  # unused bits of the last byte that was started
     if acc & ((_ONE << np.uint64(spare)) - _ONE):
         return -1
     return byte - have // 8
 
 
 def decode(data: NDArray[np.uint8], m: int, universe: int, out: NDArray[np.int64]) -> int:
-    """Fill ``out`` with positions; returns the bytes read, or -1 when the data ends, leaves [0, universe), or pads
-    with ones. Time is linear in the bytes read."""
+    """Fill ``out`` with positions. Return the bytes read, or -1 for invalid data. Time is linear in the bytes read.
+
+    Data are invalid if they end too early, leave [0, universe), or pad with ones.
+    """
     low, cut = _truncated(m)
     return int(_read(data, m, low, cut, universe, out))

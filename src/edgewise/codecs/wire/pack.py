@@ -1,17 +1,19 @@
-"""Payload <-> bytes. The layout is fixed by the Space alone, so nothing in the bytes describes itself or can lie.
+"""Payloads as bytes. The Space alone fixes the layout, so nothing in the bytes describes itself or can lie.
 
     head     float64 little-endian, one per name
     scales   bfloat16 (upper half of a float32), one per block
-    support  Golomb code of the gaps, parameter from the density; a bitmap of the universe where that is shorter; where
-             chunks have few positions each, positions inside their chunk in log2(chunk) bits
-    body     REAL float32; INTEGER (level + level_max) / stride in ``bits`` bits; RING residue in log2(modulus) bits
+    support  Golomb code of the gaps, parameter from the density. A bitmap of the universe if that is shorter. If chunks
+             have few positions each: positions inside their chunk in log2(chunk) bits
+    body     REAL float32. INTEGER (level + level_max) / stride in ``bits`` bits. RING residue in log2(modulus) bits
 
-A stage whose payloads are written otherwise gives the Space a ``Layout`` (``mixed``, ``ladder``).
+A stage that writes its payloads otherwise gives the Space a ``Layout`` (``mixed``, ``ladder``).
+
 Integers are little-endian, bits least significant first, each part padded with zero bits to a byte. The decoder accepts
-exactly what the encoder can produce: a truncated, oversized or trailing byte, a nonzero padding bit, a level out of
-range, positions outside the universe, a float that is not finite, a head beyond its bound is a DecodeError(E-PAYLOAD).
-It checks the total length first and allocates nothing beyond what the Space announces.
-Source: Golomb 1966; best parameter for geometric gaps: Gallager and van Voorhis 1975. Within 0.6 % of the entropy of
+exactly the encoder's output. It raises DecodeError(E-PAYLOAD) for a truncated, oversized or trailing byte, a nonzero
+padding bit, a level out of range, positions outside the universe, a float that is not finite, and a head beyond its
+bound. It checks the total length first and allocates nothing beyond the size that the Space announces.
+
+Source: Golomb 1966. Best parameter for geometric gaps: Gallager and van Voorhis 1975. Within 0.6 % of the entropy of
 random positions at densities from 0.1 to 5 % (benchmarks/index_bytes.py).
 """
 
@@ -31,20 +33,23 @@ from edgewise.core.stage import WEIGHT
 from edgewise.core.vector import finite
 from edgewise.kernels.bits import pack_bits, packed_bytes, unpack_bits
 
-_COUNT_BYTES = 4  # of the number of positions that travel alone
+_COUNT_BYTES = 4  # bytes of the number of positions, for positions that travel alone
 
 
 def golomb_parameter(n: int, universe: int) -> int:
-    """m for n positions among ``universe``, m = ceil(log(2 - p) / -log(1 - p)); 1 means that a bitmap is used."""
+    """Compute m for n positions among ``universe``: m = ceil(log(2 - p) / -log(1 - p)). 1 means a bitmap."""
     if not n or n >= universe:
         return 1
     p = n / universe
-    return max(1, ceil(log(2.0 - p) / -log1p(-p) - 1e-9))  # the hair: logarithms may differ in their last bit
+    return max(1, ceil(log(2.0 - p) / -log1p(-p) - 1e-9))  # 1e-9, because logarithms may differ in their last bit.
 
 
 def size_bytes(space: Space) -> float:
-    """Bytes of one packed payload: exact, except Golomb-coded supports, where it is the expectation over random ones,
-    and where a ``Layout`` says otherwise."""
+    """Compute the bytes of one packed payload.
+
+    Exact, except for Golomb-coded supports, for which it is the expectation over random ones, and for a ``Layout``,
+    which says what it returns.
+    """
     if space.layout is not None:
         return space.layout.size_bytes(space)
     support = _positions_bytes(space)
@@ -52,7 +57,7 @@ def size_bytes(space: Space) -> float:
 
 
 def pack(payload: Payload, space: Space) -> bytes:
-    """The payload as bytes. Raises ValueError when it does not belong to ``space`` (own misuse)."""
+    """Write the payload as bytes. Raises ValueError if it does not belong to ``space`` (own misuse)."""
     if space.layout is not None:
         return space.layout.pack(payload, space)
     parts: list[bytes | memoryview] = [pack_head(payload, space)]
@@ -70,7 +75,7 @@ def pack(payload: Payload, space: Space) -> bytes:
 
 
 def pack_head(payload: Payload, space: Space) -> bytes:
-    """The head, with which every layout begins. Raises ValueError where body or head do not belong to ``space``."""
+    """Write the head, with which every layout begins. Raises ValueError if body or head do not belong to ``space``."""
     body, head = payload.body, payload.head
     if body.shape != (space.dim,) or head.shape != (len(space.head),):
         raise ValueError(f"body {body.shape} and head {head.shape} do not fit {space.dim} and {len(space.head)}")
@@ -78,7 +83,7 @@ def pack_head(payload: Payload, space: Space) -> bytes:
 
 
 def pack_scales(scales: NDArray[np.float32] | None, n: int) -> bytes:
-    """n travelling scales, bfloat16. Raises ValueError on others."""
+    """Write n travelling scales, bfloat16. Raises ValueError for others."""
     if scales is None or scales.shape != (n,):
         raise ValueError("scales missing or of the wrong length")
     words = scales.view(np.uint32)
@@ -88,14 +93,17 @@ def pack_scales(scales: NDArray[np.float32] | None, n: int) -> bytes:
 
 
 def _indices(body: NDArray[Any], space: Space) -> NDArray[Any]:
-    """Encoded integers as unsigned numbers of the packer. Raises ValueError on one that is no value of the grid."""
+    """Convert encoded integers to unsigned numbers of the packer.
+
+    Raises ValueError for one that is no value of the grid.
+    """
     if space.grid.kind is Kind.RING:
         if body.size and int(body.max()) >= space.grid.modulus:
             raise ValueError("level out of range")
         return body.astype(np.uint32)
     if body.size and not -space.grid.level_max <= int(body.min()) <= int(body.max()) <= space.grid.level_max:
         raise ValueError("level out of range")
-    small = body.dtype == np.int8  # wraps around, which is what adding level_max to a byte should do
+    small = body.dtype == np.int8  # Adding level_max to a byte wraps around, and gives the right unsigned byte.
     body = body if small else body.astype(np.int32, copy=False)
     levels: NDArray[Any] = (body + body.dtype.type(space.grid.level_max)).view(np.uint8 if small else np.uint32)
     if space.grid.stride == 1:
@@ -107,7 +115,7 @@ def _indices(body: NDArray[Any], space: Space) -> NDArray[Any]:
 
 
 def unpack(raw: bytes | memoryview, space: Space) -> Payload:
-    """Inverse of ``pack``. Raises DecodeError(E-PAYLOAD) on anything that ``pack`` cannot have produced."""
+    """Read a payload. Inverse of ``pack``. Raises DecodeError(E-PAYLOAD) for anything that ``pack`` does not write."""
     view = memoryview(raw).cast("B")
     if space.layout is not None:
         return space.layout.unpack(view, space)
@@ -131,7 +139,7 @@ def unpack(raw: bytes | memoryview, space: Space) -> Payload:
 
 
 def unpack_head(view: memoryview, space: Space) -> NDArray[np.float64]:
-    """The head from the start of ``view``. Raises DecodeError(E-PAYLOAD) beyond its bounds."""
+    """Read the head from the start of ``view``. Raises DecodeError(E-PAYLOAD) beyond its bounds."""
     head = np.frombuffer(view[: 8 * len(space.head)], "<f8").astype(np.float64)
     if not np.isfinite(head).all():
         refuse("a head value is not finite")
@@ -143,9 +151,9 @@ def unpack_head(view: memoryview, space: Space) -> NDArray[np.float64]:
 
 
 def unpack_scales(raw: memoryview) -> NDArray[np.float32]:
-    """bfloat16 words -> float32. Raises DecodeError(E-PAYLOAD) on a scale that no encoder sends."""
+    """Convert bfloat16 words to float32. Raises DecodeError(E-PAYLOAD) for a scale that no encoder sends."""
     words = np.frombuffer(raw, "<u2").astype(np.uint32)
-    if words.size and words.max() >= 0x7F80:  # infinities, NaN, and every negative number
+    if words.size and words.max() >= 0x7F80:  # These are infinities, NaN, and all negative numbers.
         refuse("a scale is negative or not finite")
     return (words << np.uint32(16)).view(np.float32)
 
@@ -172,14 +180,22 @@ def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
 
 
 def pack_support(support: NDArray[np.int64], universe: int) -> bytes:
-    """Positions alone (int64[n], strictly increasing, below ``universe``): n as little-endian uint32, then Golomb code,
-    or a bitmap where shorter. Raises ValueError on any other positions."""
+    """Write positions alone: n as little-endian uint32, then a Golomb code, or a bitmap if shorter.
+
+    Args:
+        support: int64[n], strictly increasing, below ``universe``.
+    Raises:
+        ValueError: other positions.
+    """
     return support.size.to_bytes(_COUNT_BYTES, "little") + _write_support(support, universe)
 
 
 def unpack_support(raw: bytes | memoryview, most: int, universe: int) -> NDArray[np.int64]:
-    """Inverse of ``pack_support`` for up to ``most`` positions. Raises DecodeError(E-PAYLOAD) on what it cannot have
-    produced."""
+    """Read up to ``most`` positions. Inverse of ``pack_support``.
+
+    Raises:
+        DecodeError: E-PAYLOAD for bytes that ``pack_support`` does not write.
+    """
     view = memoryview(raw).cast("B")
     n = int.from_bytes(view[:_COUNT_BYTES], "little")
     if len(view) < _COUNT_BYTES or n > min(most, universe):
@@ -191,7 +207,7 @@ def unpack_support(raw: bytes | memoryview, most: int, universe: int) -> NDArray
 
 
 def announced_bytes(n: int, universe: int) -> float:
-    """Expected bytes of ``pack_support`` for n random positions."""
+    """Compute the expected bytes of ``pack_support`` for n random positions."""
     return _COUNT_BYTES + _support_bytes(n, universe)
 
 
@@ -206,7 +222,7 @@ def _write_positions(support: NDArray[np.int64], space: Space) -> bytes | memory
 
 
 def _read_positions(view: memoryview, space: Space) -> tuple[NDArray[np.int64], int]:
-    """The payload's positions from the start of ``view``, and the bytes that they took."""
+    """Read the payload's positions from the start of ``view``, and count the bytes that they took."""
     if _inside(space):
         size = packed_bytes(space.dim, _offset_bits(space))
         offsets = unpack_bits(view[:size], _offset_bits(space), space.dim)
@@ -232,7 +248,7 @@ def _shares(support: NDArray[np.int64], space: Space) -> bool:
 
 
 def _starts(space: Space) -> NDArray[np.int64]:
-    """int64[dim]: where each position's chunk begins."""
+    """Compute the first coordinate of each position's chunk: int64[dim]."""
     whole = space.universe // _chosen(space).chunk
     counts = np.full(whole + 1, _chosen(space).chunk_k)
     counts[-1] = space.dim - whole * _chosen(space).chunk_k
@@ -244,7 +260,7 @@ def _offset_bits(space: Space) -> int:
 
 
 def _inside(space: Space) -> bool:
-    """Whether positions travel relative to their chunk: a choice that the Space alone makes."""
+    """Return True if positions travel relative to their chunk. The Space alone decides this."""
     if not _chosen(space).chunk:
         return False
     return packed_bytes(space.dim, _offset_bits(space)) < _support_bytes(space.dim, space.universe)
@@ -261,7 +277,7 @@ def _write_support(support: NDArray[np.int64], universe: int) -> bytes:
 
 
 def _read_support(view: memoryview, n: int, universe: int) -> tuple[NDArray[np.int64], int]:
-    """n positions from the start of ``view``, and the bytes that they took."""
+    """Read n positions from the start of ``view``, and count the bytes that they took."""
     if (m := golomb_parameter(n, universe)) > 1:
         support = np.empty(n, np.int64)
         used = golomb.decode(np.frombuffer(view, np.uint8), m, universe, support)
@@ -311,10 +327,10 @@ def _positions_limit(space: Space) -> int:
 
 
 def _support_bytes(n: int, universe: int) -> float:
-    """Expected bytes of ``pack_support`` for n random positions.
+    """Compute the expected bytes of ``pack_support`` for n random positions.
 
-    Geometric gaps of density p, q = 1 - p: 1 / (1 - q^m) bits of quotient and the mean remainder's bits for each; half
-    a byte of padding.
+    Gaps are geometric with density p, q = 1 - p. Each takes 1 / (1 - q^m) bits of quotient and the mean remainder's
+    bits. Padding takes half a byte.
     """
     m = golomb_parameter(n, universe)
     if m == 1:
@@ -327,7 +343,7 @@ def _support_bytes(n: int, universe: int) -> float:
 
 
 def _support_limit(n: int, universe: int) -> int:
-    """The longest support the encoder can write: all quotients together are at most universe / m."""
+    """Compute the longest support that the encoder can write. All quotients together are at most universe / m."""
     m = golomb_parameter(n, universe)
     if m == 1:
         return (universe + 7) // 8
@@ -335,5 +351,5 @@ def _support_limit(n: int, universe: int) -> int:
 
 
 def refuse(why: str) -> Never:
-    """Raise DecodeError(E-PAYLOAD)."""
+    """Raise DecodeError(E-PAYLOAD) with this reason."""
     raise DecodeError("E-PAYLOAD", f"not a valid payload: {why}.")
