@@ -1,4 +1,4 @@
-"""One recipe under several settings, a run for each, and a page that compares them: ``edgewise.sweep``."""
+"""Sweep a recipe over several settings, a run for each, and compare the runs on a page: ``edgewise.sweep``."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UNSAFE = re.compile(r"[^A-Za-z0-9._=,+-]")
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of a sweep: the ``settings`` by dotted key, and the folder."""
+    """One run of a sweep: its ``settings`` by dotted key, and its folder."""
 
     settings: Mapping[str, Any]
     run_dir: Path
@@ -30,7 +30,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A finished sweep. ``page``: compares its runs."""
+    """A finished sweep. ``page`` is the path of the page that compares its runs."""
 
     trials: tuple[Trial, ...]
     page: Path
@@ -38,7 +38,7 @@ class Sweep:
 
     @property
     def runs(self) -> list[Run]:
-        """One for each trial, in the order of the grid."""
+        """The runs of all trials, in the order of the grid."""
         return [Run(trial.run_dir) for trial in self.trials]
 
     @property
@@ -59,7 +59,7 @@ class Sweep:
 
     @property
     def best(self) -> Trial:
-        """The trial with the lowest held-out perplexity, of those that can be compared; else the first one."""
+        """The trial with the lowest held-out perplexity among comparable trials. Without one, the first trial."""
         from edgewise.apps.report import comparison
 
         names = [row["name"] for row in self.found["runs"]]
@@ -71,9 +71,9 @@ class Sweep:
 
 
 def trials(recipe: RecipeLike, grid: Mapping[str, Sequence[Any]], out: Path) -> list[Trial]:
-    """Each combination of the grid's values, the last key fastest.
+    """List the combinations of the grid's values. The last key varies fastest.
 
-    Raises RecipeError: E-MISSING for fewer than two combinations, or a key without values.
+    Raises RecipeError(E-MISSING) for fewer than two combinations, or a key without values.
     """
     for key, values in grid.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not values:
@@ -96,16 +96,16 @@ def _name(one: Mapping[str, Any]) -> str:
 def play(
     recipe: RecipeLike, planned: Sequence[Trial], objects: Mapping[str, Any], progress: bool | None = None
 ) -> Iterator[Run]:
-    """Play the trials one after the other. A run that is there goes on where it is: a finished one is only read."""
+    """Play the trials one after the other. An unfinished run is continued, and a finished one is only read."""
     beside = {"home": Path(recipe).parent} if isinstance(recipe, str | Path) else {}
     tables, given = settings.tables_of(recipe), {**beside, **objects}
-    federations = [Federation(settings.put(tables, t.settings), **given) for t in planned]  # all are checked first
+    federations = [Federation(settings.put(tables, t.settings), **given) for t in planned]  # checks all first
     for trial, fed in zip(planned, federations, strict=True):
         yield fed.run(trial.run_dir, resume=has_run(trial.run_dir), progress=progress)
 
 
 def compared(planned: Sequence[Trial], out: Path) -> Sweep:
-    """The sweep of trials that were played, with its page. Raises as ``apps.report.comparison``."""
+    """Make the sweep of trials that were played, with its page. Raises as ``apps.report.comparison``."""
     from edgewise.apps.report import comparison, comparison_page
 
     found = comparison.build([trial.run_dir for trial in planned])
@@ -126,10 +126,12 @@ def sweep(
         found.table.to_pandas(); found.best.settings; found.page
 
     Args:
-        grid: dotted key -> values. out: a folder for the runs and the page; runs that are in it go on.
-        objects: as of ``Federation``: model, data, stages ...
+        grid: dotted key -> values.
+        out: a folder for the runs and the page. Runs that are in it are continued.
+        objects: arguments of ``Federation``, such as model, data and stages.
     Raises:
-        RecipeError: E-MISSING for fewer than two combinations; as ``Federation`` for all trials, before any run.
+        RecipeError: E-MISSING for fewer than two combinations. All trials are checked as by ``Federation`` before any
+            run.
     """
     planned = trials(recipe, grid, Path(out))
     folder.claim(Path(out))

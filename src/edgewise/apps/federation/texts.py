@@ -1,7 +1,9 @@
-"""Texts and language models of a script, as files that a recipe names. Workers, resume, report and export read those.
+"""Write the texts and models of a script to files that a recipe names. Workers, resume, report and export read these.
 
-OUT/objects/data.jsonl    a row for each record: its device, and the columns that the recipe names; its owner's only
-OUT/objects/model/        the model and its tokenizer, as transformers saves them
+    OUT/objects/data.jsonl    a row for each record: its device and the columns that the recipe names
+    OUT/objects/model/        the model and its tokenizer, in the format of transformers
+
+Only the owner of the folder may read the texts.
 """
 
 from __future__ import annotations
@@ -21,8 +23,11 @@ DATA, MODEL, OWNER = "data.jsonl", "model", "edgewise_device"
 
 
 def records(given: Any, device: str) -> Iterator[Any]:
-    """The records of one device's data: a list, a dataset with ``len`` and numbers, any iterable, or a function of no
-    arguments that gives one of these. Raises DataError(E-DATA-FORMAT) for anything else."""
+    """Iterate over the records of one device.
+
+    They are given as a list, a dataset with ``len`` and numbers, any iterable, or a function without arguments that
+    returns one of these. Raises DataError(E-DATA-FORMAT) for anything else.
+    """
     if callable(given) and not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
         given = given()
     if isinstance(given, str | bytes | Mapping):
@@ -38,7 +43,10 @@ def records(given: Any, device: str) -> Iterator[Any]:
 
 
 def check_names(data: Mapping[str, Any]) -> None:
-    """Raises DataError: E-DATA-EMPTY without a device, E-DATA-FORMAT for a name that no device can have."""
+    """Check the names of devices.
+
+    Raises DataError: E-DATA-EMPTY without a device, E-DATA-FORMAT for a name that no device can have.
+    """
     if not data:
         raise DataError("E-DATA-EMPTY", "data names no device.", 'give data={"alice": [...], "bob": [...]}.')
     for name in data:
@@ -47,10 +55,12 @@ def check_names(data: Mapping[str, Any]) -> None:
 
 
 def lines(data: Mapping[str, Any], section: DataSection) -> Iterator[tuple[str, str]]:
-    """(device, line of JSON) of each record. A text is a row with the column ``data.text``. Of a row the columns that
-    the recipe names are taken.
+    """Yield each record as (device, line of JSON).
 
-    Raises DataError: E-DATA-FORMAT for a record that is neither; E-DATA-COLUMN for a row without a named column.
+    A text becomes a row with the column ``data.text``. A row keeps the columns that the recipe names.
+
+    Raises:
+        DataError: E-DATA-FORMAT for a record that is neither, E-DATA-COLUMN for a row without a named column.
     """
     wanted = [name for key, name in section.columns if key != "owner"]
     for device in sorted(data):
@@ -76,7 +86,7 @@ def lines(data: Mapping[str, Any], section: DataSection) -> Iterator[tuple[str, 
 
 
 def _plain(value: Any) -> Any:
-    """Numbers of numpy and torch as Python's, dates as ISO 8601."""
+    """Convert numbers of numpy and torch to Python's, and dates to ISO 8601."""
     if hasattr(value, "isoformat"):
         return value.isoformat()
     if hasattr(value, "item"):
@@ -85,7 +95,7 @@ def _plain(value: Any) -> Any:
 
 
 def write(rows: Iterable[tuple[str, str]], path: Path | None) -> dict[str, str]:
-    """Write the rows where ``path`` is given; returns what each device's data is called -> its digest."""
+    """Write the rows to ``path``, if it is given. Returns a digest for each device's data, by the name of the data."""
     digests: dict[str, Any] = {}
     file = None if path is None else open(path, "w", encoding="utf-8", opener=for_owner)  # noqa: SIM115
     try:
@@ -100,9 +110,9 @@ def write(rows: Iterable[tuple[str, str]], path: Path | None) -> dict[str, str]:
 
 
 def model_digests(model: Any, tokenizer: Any) -> dict[str, str]:
-    """What a model and its tokenizer are called -> digest of architecture and weights, of the tokenizer's file.
+    """Compute the digests of a model's architecture and weights, and of its tokenizer's file.
 
-    Raises ModelError(E-MODEL) for what transformers cannot save, and for a model without a fast tokenizer.
+    Raises ModelError(E-MODEL) for an object that transformers cannot save, and for a model without a fast tokenizer.
     """
     if not (hasattr(model, "save_pretrained") and hasattr(model, "config")):
         what = f"model is a {type(model).__name__}: no language model of transformers, and no task."
@@ -122,7 +132,7 @@ def model_digests(model: Any, tokenizer: Any) -> dict[str, str]:
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write both as transformers reads them."""
+    """Write model and tokenizer as transformers reads them."""
     folder.mkdir(FOLDER, parents=True, exist_ok=True)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -1,7 +1,10 @@
-"""Trackers of experiments as callbacks: each imports its package when it is made, and says how to install it.
+"""Experiment trackers as callbacks: TensorBoard, Trackio, MLflow, Weights & Biases.
 
-None of these packages is a dependency of edgewise. A tracker is given the figures of each round under their names in
-``Round.metrics`` and ``callbacks.figures``, and the settings of the recipe by dotted key.
+    fed = edgewise.Federation(recipe, data=data, callbacks=[edgewise.TensorBoard()])
+
+None of these packages is a dependency of edgewise. A tracker imports its package when it is made. Without the package
+it says how to install it. A tracker gets the figures of each round under their names in ``Round.metrics`` and
+``callbacks.figures``, and the settings of the recipe by dotted key.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from edgewise.core.errors import EdgewiseError
 
 
 def _package(name: str, who: str, install: str) -> Any:
-    """Raises EdgewiseError(E-DEPENDENCY) where the package is missing."""
+    """Import a tracker's package. Raises EdgewiseError(E-DEPENDENCY) if it is missing."""
     try:
         return import_module(name)
     except ImportError:
@@ -34,7 +37,7 @@ def _numbers(round: Round) -> dict[str, float]:
 
 
 class TensorBoard(Callback):
-    """Write scalars for TensorBoard into ``folder`` (None: ``tensorboard`` in the run's folder)."""
+    """Write scalars for TensorBoard into ``folder``. None: into ``tensorboard`` in the run's folder."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
         _package("tensorboard", "TensorBoard", "tensorboard")
@@ -63,7 +66,7 @@ class TensorBoard(Callback):
 
 
 class _Session(Callback):
-    """What Trackio and Weights & Biases have in common: ``init``, ``log``, ``finish``."""
+    """Base of trackers with ``init``, ``log`` and ``finish``: Trackio, Weights & Biases."""
 
     def __init__(self, module: Any, project: str, options: dict[str, Any]) -> None:
         self._module, self._project, self._options = module, project, options
@@ -88,21 +91,21 @@ class _Session(Callback):
 
 
 class Trackio(_Session):
-    """Log to Trackio. ``options``: further arguments of ``trackio.init``."""
+    """Log to Trackio. ``options`` are further arguments of ``trackio.init``."""
 
     def __init__(self, project: str, **options: Any) -> None:
         super().__init__(_package("trackio", "Trackio", "trackio"), project, options)
 
 
 class WandB(_Session):
-    """Log to Weights & Biases. ``options``: further arguments of ``wandb.init``, such as ``mode="offline"``."""
+    """Log to Weights & Biases. ``options`` are further arguments of ``wandb.init``, such as ``mode="offline"``."""
 
     def __init__(self, project: str, **options: Any) -> None:
         super().__init__(_package("wandb", "WandB", "wandb"), project, options)
 
 
 class MLflow(Callback):
-    """Log to MLflow. ``tracking_uri``: of its server or folder; None: MLflow's own setting."""
+    """Log to MLflow. ``tracking_uri`` is its server or folder. None: as MLflow is set."""
 
     def __init__(self, experiment: str, tracking_uri: str | None = None) -> None:
         self._mlflow = _package("mlflow", "MLflow", "mlflow")

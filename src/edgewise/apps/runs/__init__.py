@@ -1,4 +1,4 @@
-"""Recipes and runs as folders: read a recipe, place a run, open one, say which of its models counts.
+"""Recipes and runs as folders: read a recipe, choose a run's folder, open it, choose the model that counts.
 
 The lowest wing of ``apps``.
 """

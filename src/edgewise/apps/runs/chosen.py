@@ -1,4 +1,4 @@
-"""Which model of a run counts: the one that the report shows and that an export takes unless it is told another."""
+"""Choose the model of a run that counts. The report shows it, and an export takes it by default."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ class Chosen(NamedTuple):
     """The model that counts.
 
     Attributes:
-        played: it is the model after so many rounds; 0: the base.
+        played: the number of rounds after which it is the model; 0 for the base.
         digest: of its parameters; empty before there are any.
         reached: rounds played so far.
-        over: no round is left to play. stopped: ``round.patience`` ended the run before its last round.
+        over: no round remains to be played.
+        stopped: ``round.patience`` ended the run before its last round.
         waited: evaluations since the one with the lowest held-out loss.
     """
 
@@ -31,9 +32,9 @@ class Chosen(NamedTuple):
 
 
 def chosen(store: RunStore) -> Chosen:
-    """The model of the run in ``store`` that counts so far; its vector is ``store.blob(digest)``.
+    """Choose the model of the run in ``store`` that counts so far. Its vector is ``store.blob(digest)``.
 
-    Raises StoreError(E-RESUME) where there is no run; RecipeError for the recipe of an earlier version.
+    Raises StoreError(E-RESUME) for a store without a run, and RecipeError for the recipe of an earlier version.
     """
     run = store.run()
     if run is None:

@@ -1,4 +1,4 @@
-"""Where extensions are looked for: what Python can import, then the current folder and the recipe's."""
+"""Find the modules of extensions: on Python's path, in the current folder, and beside the recipe."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from edgewise.core.errors import RecipeError
 
 
 def importable(given: Sequence[str], recipe_dir: Path) -> list[str]:
-    """Module names for ``plan.catalogue.with_extensions``, importable from now on, also in worker processes.
+    """Make extension modules importable, also in worker processes.
+
+    Returns their names for ``plan.catalogue.with_extensions``.
 
     A given name may be a module (``signs``, ``my.codecs``) or a file (``signs.py``, ``parts/signs.py``). The current
-    folder and ``recipe_dir`` are put at the end of Python's path, so that nothing in them stands in the way of an
-    installed package; the folder of a file stands there too.
+    folder, ``recipe_dir`` and the folders of files are added at the end of Python's path, so they never hide an
+    installed package.
 
     Raises:
         RecipeError: E-EXTENSION for a file that does not exist, or that another module of its name hides.

@@ -1,10 +1,10 @@
-"""Parts of a recipe as Python objects: ``edgewise.clip(1.0)``, and one's own by ``@edgewise.part``.
+"""Parts of a recipe as Python objects: ``edgewise.clip(1.0)``, and your own by ``@edgewise.part``.
 
     stages=[ew.weigh(), ew.clip(1.0), my_codec(3)]      a part with its arguments
     strategy=ew.fedadam(lr=0.01)
 
-A part that is called here is not made yet: the plan gives it the layout of the update and the stages inside it. The
-call gives the part's table in a recipe, so it is checked, reported and resumed as any other.
+A call gives the part's table in a recipe, so the part is checked, reported and resumed as any other. The plan makes
+the part later, when it knows the layout of the update and the stages inside the part.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class ChosenPart:
 
 
 class Chooser:
-    """A part that waits for its arguments; calling it gives a ``ChosenPart``."""
+    """A part that waits for its arguments. Call it to get a ``ChosenPart``."""
 
     def __init__(self, part: AnyPart) -> None:
         self.part = part
@@ -59,8 +59,10 @@ class Chooser:
 
 
 def part(function: Callable[..., Any]) -> Chooser:
-    """Make a part of a function that returns a ``Stage``, ``Merge``, ``Post`` or ``Strategy``: its signature is its
-    schema (``core.part``). ``edgewise.Extension(parts=[...])`` takes it too.
+    """Make a part of a function that returns a ``Stage``, ``Merge``, ``Post`` or ``Strategy``.
+
+    The function's signature is the part's schema (``core.part``). ``edgewise.Extension(parts=[...])`` takes the part
+    too.
 
     Raises RecipeError(E-EXTENSION) for a function whose signature says too little.
     """
@@ -70,7 +72,7 @@ def part(function: Callable[..., Any]) -> Chooser:
 
 
 def shipped(name: str) -> Chooser:
-    """A part of edgewise by its name in a recipe. Raises KeyError for any other."""
+    """Return a part of edgewise by its name in a recipe. Raises KeyError for another name."""
     for parts in (BUILT_IN.stages, BUILT_IN.merges, BUILT_IN.posts, BUILT_IN.strategies):
         if name in parts:
             return Chooser(parts[name])
@@ -78,13 +80,13 @@ def shipped(name: str) -> Chooser:
 
 
 def is_shipped(given: AnyPart) -> bool:
-    """Whether a part comes with edgewise."""
+    """Tell whether a part comes with edgewise."""
     kinds = (BUILT_IN.stages, BUILT_IN.merges, BUILT_IN.posts, BUILT_IN.strategies)
     return any(given is one for parts in kinds for one in parts.values())
 
 
 def table(given: Any, where: str) -> tuple[dict[str, Any], AnyPart | None]:
-    """(a part's table in a recipe, the part itself where it was given as an object).
+    """Return a part's table in a recipe, and the part itself if it was given as an object.
 
         {"kind": "top_k", "fraction": 0.1}   "fedavg"   ew.top_k(0.1)   my_part   functools.partial(top_k, fraction=0.1)
 
@@ -103,7 +105,7 @@ def table(given: Any, where: str) -> tuple[dict[str, Any], AnyPart | None]:
 
 
 def part_of(given: Any) -> AnyPart | None:
-    """The part behind an object, without its arguments; None where there is none."""
+    """Return the part behind an object, without its arguments. None: the object is no part."""
     if isinstance(given, partial) and not given.args:
         given = given.func
     if isinstance(given, ChosenPart | Chooser):

@@ -1,4 +1,4 @@
-"""What a run's store keeps of its plan, for the summary and the report."""
+"""The record of a plan in a run's store, for the summary and the report."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgewise.plan.plan import Plan
 
 
 def planned(plan: Plan) -> dict[str, Any]:
-    """The fact ``plan`` of a run."""
+    """Make the fact ``plan`` of a run."""
     return {
         "trace": explain.trace(plan),
         "trace_down": explain.trace_down(plan),

@@ -1,4 +1,4 @@
-"""Read a recipe from its file, with the values that a command line sets over it."""
+"""Read a recipe from its file, with values that a command line replaces."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ if TYPE_CHECKING:
 
 
 def assignments(given: list[str] | None) -> dict[str, Any]:
-    """``["training.lr=0.01", "name=x"]`` -> ``{"training.lr": 0.01, "name": "x"}``.
+    """Parse ``["training.lr=0.01", "name=x"]`` to ``{"training.lr": 0.01, "name": "x"}``.
 
-    Values are TOML; what is not TOML is text. Raises RecipeError: E-VALUE without ``=``, E-RECIPE-SYNTAX for TOML that
-    is too deep or too long.
+    Values are TOML. A value that is not TOML is text.
+
+    Raises RecipeError: E-VALUE without ``=``, E-RECIPE-SYNTAX for TOML that is too deep or too long.
     """
     out: dict[str, Any] = {}
     for one in given or []:
@@ -30,7 +31,7 @@ def assignments(given: list[str] | None) -> dict[str, Any]:
 
 
 def read(path: Path, overrides: dict[str, Any], extensions: Sequence[str]) -> tuple[Recipe, list[str]]:
-    """A recipe from its file, and the names of the extensions' modules, importable from now on.
+    """Read a recipe from its file. Returns it, and the names of its extension modules, which become importable.
 
     Raises RecipeError as ``plan.recipe.loading.load``, ``extensions.importable`` and ``catalogue.with_extensions``.
     """

@@ -15,18 +15,22 @@ from edgewise.drivers.storage.blobs import Blobs
 
 @dataclass
 class Round:
-    """A round that is over and stored; the next one waits until the loop goes on. Prints as a line.
+    """A finished and stored round. The next round waits until the loop continues. Print it to see a line.
 
     Attributes:
-        number: from 0.
-        met: whether the model moved. An abandoned round leaves it as it was. ``code`` says why where secure aggregation
+        number: counted from 0.
+        met: whether the model moved. An abandoned round leaves it as it was. ``code`` says why if secure aggregation
             ended the round.
         metrics: the weighted means that travelled with the updates (losses, ``[[metric]]``), and beside them the
             figures of ``metrics=``. In a simulation these are simulator metrics, measured on each device. In
             ``Server`` they are measured on the server's data. No two of them share a name.
-        contributions: updates in the model. lost: device -> code, of those that gave nothing. bytes_up, bytes_down: of
-            the whole cohort. seconds: that the round took. epsilon: that the run has spent so far; None without noise.
-        digest: of the model. spec: its layout.
+        contributions: the number of updates in the model.
+        lost: device -> code, for each device that gave nothing.
+        bytes_up, bytes_down: of the whole cohort.
+        seconds: duration of the round.
+        epsilon: spent by the run so far. None without noise.
+        digest: of the model.
+        spec: the model's layout.
     """
 
     number: int

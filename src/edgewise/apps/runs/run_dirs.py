@@ -16,23 +16,24 @@ if TYPE_CHECKING:
 
 
 def place(recipe: Recipe, fresh: bool = False, resume: bool = False) -> Path:
-    """``runs/<name>-<hash>``; with ``fresh`` the first such folder without a run (or, to resume, the last with one).
+    """Return the default folder of a recipe's run, ``runs/<name>-<hash>``.
 
-    With ``fresh``, folders that edgewise did not make are passed over.
+    With ``fresh`` it is the first such folder without a run, or for resuming the last one with a run. Folders that
+    edgewise did not make are then skipped.
     """
     first = Path("runs") / f"{recipe.name}-{recipe.sha256()[:8]}"
     if not fresh:
         return first
     taken, at = first, first
     number = 1
-    while (foreign := folder.foreign(at)) or (at / "recipe.toml").exists():  # written when a run begins, not before
+    while (foreign := folder.foreign(at)) or (at / "recipe.toml").exists():  # The recipe is written when a run begins.
         taken, number = taken if foreign else at, number + 1
         at = first.with_name(f"{first.name}-{number}")
     return taken if resume else at
 
 
 def free(name: str) -> Path:
-    """The first folder of this name that is not there."""
+    """Return the first folder of this name that does not exist."""
     first = at = Path("runs") / name
     number = 1
     while at.exists():
@@ -43,9 +44,9 @@ def free(name: str) -> Path:
 
 @contextmanager
 def opened(run_dir: Path) -> Iterator[RunStore]:
-    """The store of an existing run (a RunStore alone would begin an empty one).
+    """Open the store of an existing run. (``RunStore`` alone would make an empty one.)
 
-    Raises StoreError(E-RESUME) where there is none.
+    Raises StoreError(E-RESUME) for a folder without a run.
     """
     from edgewise.drivers.storage.run_store import RunStore
 

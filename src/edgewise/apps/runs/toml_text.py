@@ -1,4 +1,4 @@
-"""A recipe as TOML text: the standard library reads TOML and does not write it."""
+"""Write a recipe as TOML text. The standard library reads TOML and does not write it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _BARE = re.compile("[A-Za-z0-9_-]+")
 
 
 def toml(recipe: Mapping[str, Any]) -> str:
-    """A recipe as TOML text that ``edgewise sim`` reads back to the same recipe (depth two, as recipes are)."""
+    """Write a recipe as TOML text that ``edgewise sim`` reads back to the same recipe. Recipes are two levels deep."""
     plain = [(k, v) for k, v in recipe.items() if not isinstance(v, dict) and not _is_tables(v)]
     lines = [f"{k} = {inline(v)}" for k, v in plain]
     for key, value in recipe.items():
@@ -28,12 +28,12 @@ def _is_tables(value: Any) -> bool:
 
 
 def inline(value: Any) -> str:
-    """One value as TOML in a line."""
+    """Write one value as TOML in a line."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{_key(k)} = {inline(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(inline(v) for v in value) + "]"
-    return json.dumps(value, ensure_ascii=False)  # strings, numbers and booleans are the same in both
+    return json.dumps(value, ensure_ascii=False)  # Strings, numbers and booleans look the same in JSON and TOML.
 
 
 def _key(name: str) -> str:

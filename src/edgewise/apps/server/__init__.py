@@ -1,4 +1,4 @@
-"""The server that devices enrol at: control plane, start, and the commands of its operators.
+"""The server that devices enrol at: its control plane, its start, and ``edgewise.Server`` for scripts.
 
-``commands`` is light; the rest needs the extra `server`.
+All of it needs the extra `server`.
 """

@@ -1,6 +1,7 @@
-"""The control plane under ``/v1``: enrolment, members, tokens, runs; described by ``/openapi.json``.
+"""The control plane under ``/v1``: enrolment, members, tokens, runs. ``/openapi.json`` describes it.
 
-Every request is signed (``drivers.http.signatures``) and has passed the guard, which knows the roles of each route.
+Every request is signed (``drivers.http.signatures``). The guard knows the roles of each route and refuses other
+members.
 """
 
 from __future__ import annotations
@@ -40,14 +41,14 @@ class _Body(BaseModel):
 
 
 class Joining(_Body):
-    """A request to enrol; signed by the key in the header ``edgewise-key``."""
+    """A request to enrol, signed by the key in the header ``edgewise-key``."""
 
     token: str = Field(max_length=200, repr=False, description="fedtok1_...")
     label: str = Field("", max_length=members.LABEL_CHARACTERS, description="How the owner calls the device.")
 
 
 class Standing(BaseModel):
-    """A member as the server knows it."""
+    """A member's state on the server."""
 
     id: str
     key: str = Field(description="The Ed25519 public key, of which the id is the fingerprint, in hexadecimal.")
@@ -60,13 +61,13 @@ class Standing(BaseModel):
 
 
 class Leaving(_Body):
-    """A device's wish to be revoked."""
+    """A device's request to be revoked."""
 
     device: str = Field(max_length=80, description="The id of the device that leaves: that of the signing key.")
 
 
 class NewToken(_Body):
-    """What a token shall give."""
+    """The rights that a new token gives."""
 
     role: str = "device"
     tags: list[str] = []
@@ -76,7 +77,7 @@ class NewToken(_Body):
 
 
 class MadeToken(BaseModel):
-    """A new token; its text is shown this once."""
+    """A new token. Its text is shown only this once."""
 
     id: str
     text: str = Field(repr=False)
@@ -105,7 +106,7 @@ def _standing(member: Member) -> Standing:
 
 
 class ControlPlane:
-    """The application of one service: ``app``, behind its guard."""
+    """The web application of a service. ``app`` is the application behind its guard."""
 
     def __init__(self, service: Service, hosting: Hosting) -> None:
         self._service = service
@@ -133,11 +134,11 @@ class ControlPlane:
         self.app: ASGIApp = Guard(api, service)
 
     async def metrics(self) -> Response:
-        """Counters for Prometheus; no member is named."""
+        """Counters for Prometheus. No member is named."""
         return Response(await self._service.aside(lambda: shown(self._service)), media_type=CONTENT_TYPE_LATEST)
 
     async def join(self, request: Request, wanted: Joining) -> Standing:
-        """Enrol the signing key by a token."""
+        """Enrol the signing key with a token."""
         found, now_s = caller(request), self._service.now_s()
         token = tokens.parse(wanted.token)
         if found.proof is None or token.server != self._service.identity.name:
@@ -147,11 +148,11 @@ class ControlPlane:
         return _standing(member)
 
     async def me(self, request: Request) -> Standing:
-        """The calling member; also while it waits for approval."""
+        """Show the calling member, also while it waits for approval."""
         return _standing(caller(request).signed()[0])
 
     async def leave(self, request: Request, wanted: Leaving) -> Standing:
-        """Revoke the calling device, at once and for good; its uploads and long polls end."""
+        """Revoke the calling device at once and for good. Its uploads and long polls end."""
         own, _ = caller(request).signed()
         if wanted.device != own.id:
             what = f"{wanted.device:.40} is not the device that signs."
@@ -162,20 +163,20 @@ class ControlPlane:
         return _standing(member)
 
     async def devices(self, status: str = "", after: str = "", limit: int = 1000) -> list[Standing]:
-        """Members in the order of their ids, a page at a time: ``after`` is the last id of the page before."""
+        """List members in the order of their ids, a page at a time. ``after`` is the last id of the previous page."""
         count = max(1, min(limit, 1000))
         return [_standing(x) for x in await self._service.read(lambda c: members.listed(c, status, after, count))]
 
     async def approve(self, request: Request, member: str) -> Standing:
-        """Let a pending member in."""
+        """Approve a pending member."""
         return await self._decide(request, member, members.approve)
 
     async def revoke(self, request: Request, member: str) -> Standing:
-        """Keep a member out, at once and for good; its uploads and long polls end."""
+        """Revoke a member at once and for good. Its uploads and long polls end."""
         return await self._decide(request, member, members.revoke)
 
     async def tokens(self) -> list[ListedToken]:
-        """All enrolment tokens, without their texts."""
+        """List all enrolment tokens, without their texts."""
         return [ListedToken(**token) for token in await self._service.read(members.list_tokens)]
 
     async def make_token(self, request: Request, wanted: NewToken) -> MadeToken:
@@ -188,7 +189,7 @@ class ControlPlane:
         return MadeToken(id=token.id, text=token.text)
 
     async def revoke_token(self, request: Request, token: str) -> dict[str, str]:
-        """Nobody enrols by this token any more. Operators revoke tokens for devices; administrators all."""
+        """Revoke an enrolment token. Operators revoke tokens for devices, administrators all tokens."""
         own, _ = caller(request).signed()
 
         def change(c: sa.Connection) -> None:
@@ -215,12 +216,12 @@ class ControlPlane:
 
     async def _once(self, request: Request, change: Callable[[sa.Connection], T]) -> T:
         proof = caller(request).proof
-        assert proof is not None  # the guard lets nothing unsigned to routes that change something
+        assert proof is not None  # The guard refuses unsigned requests to routes that change something.
         return await self._service.once(proof, change)
 
 
 def _may_make(member: Member, role: str) -> None:
-    """Raises TransportError(E-ROLE) where a member would decide about its equals or betters."""
+    """Check that a member may decide about a role. Raises TransportError(E-ROLE) if it may not."""
     if member.role != "admin" and role != "device":
         what = f"an {member.role} decides about devices, not about a {role:.20}."
         raise TransportError("E-ROLE", what, "ask an administrator.")

@@ -1,5 +1,8 @@
-"""The description of the API, ``/openapi.json``: FastAPI's of the control plane, the routes that FastAPI does not know,
-who may call each route, and the codes of all errors that it answers with."""
+"""The OpenAPI description of a server, ``/openapi.json``.
+
+It has FastAPI's description of the control plane, the routes that FastAPI does not know, the roles that may call each
+route, and the codes of all errors that it answers with.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ def _answers(status: int, text: str, content: Mapping[str, Any] | None = None) -
 _BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
 _TEXT = {"text/plain": {"schema": {"type": "string"}}}
 
-# What docs/reference/transport.md says at length: the routes that are not FastAPI's.
+# These routes are not FastAPI's. docs/reference/transport.md describes them at length.
 BARE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     ("GET", "/healthz"): {"summary": "The server answers.", "responses": _answers(200, "It does.", _TEXT)},
     ("GET", "/readyz"): {
@@ -93,7 +96,7 @@ _RUN = {
     "recipe": {"type": "object"}, "spec": {"type": "array"}, "initial": _HEX, "model": {"type": "string"},
     "facts": {"type": "object"}, "tags": {"type": "array", "items": {"type": "string"}},
 }  # fmt: skip
-BODIES: Mapping[tuple[str, str], Mapping[str, Any]] = {  # of FastAPI's routes that read them themselves
+BODIES: Mapping[tuple[str, str], Mapping[str, Any]] = {  # FastAPI does not read these bodies, so it does not know them.
     ("PUT", "/v1/staged/{digest}"): _BYTES,
     ("POST", "/v1/runs"): {
         "application/json": {
@@ -104,13 +107,13 @@ BODIES: Mapping[tuple[str, str], Mapping[str, Any]] = {  # of FastAPI's routes t
 
 
 def described(api: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document of a server."""
+    """Make the OpenAPI document of a server."""
     document: dict[str, Any] = get_openapi(
         title=api.title, version=api.version, routes=api.routes,
         description="Requests are signed: `edgewise explain transport`. `edgewise explain CODE` explains an error.",
     )  # fmt: skip
     components = document.setdefault("components", {})
-    for name in ("HTTPValidationError", "ValidationError"):  # they are answered as all errors are
+    for name in ("HTTPValidationError", "ValidationError"):  # These errors have the form of all others.
         components.setdefault("schemas", {}).pop(name, None)
     components["schemas"]["Error"] = {
         "type": "object",
@@ -140,7 +143,7 @@ def described(api: FastAPI) -> dict[str, Any]:
 
 
 def _name_path(rule: Rule, operation: dict[str, Any]) -> None:
-    """Describe what stands in braces in the path."""
+    """Describe the parameters in braces of a path."""
     given = {one["name"] for one in operation.get("parameters", ()) if one["in"] == "path"}
     for part in rule.path.split("/"):
         if part.startswith("{") and (name := part.strip("{}")) not in given:
@@ -153,7 +156,7 @@ def _without(responses: Mapping[str, Any], status: str) -> dict[str, Any]:
 
 
 def _errors(rule: Rule) -> dict[str, Any]:
-    """The error answers of a route, by status; ``x-codes`` has the codes of each."""
+    """Describe the error answers of a route by status. ``x-codes`` has the codes of each."""
     by_status: defaultdict[int, list[str]] = defaultdict(list)
     for code in sorted(rule.codes):
         by_status[STATUS.get(code, 503)].append(code)

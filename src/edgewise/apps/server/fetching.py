@@ -1,4 +1,4 @@
-"""Bring the promoted model from a server into a folder. Every byte is compared with the digest that names it."""
+"""Fetch the promoted model from a server into a folder. Every file is compared with the digest that names it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ PART_SUFFIX = ".part"
 
 
 def fetch(link: Link, dest: Path) -> dict[str, Any]:
-    """Write the promoted model into ``dest``, which is new; returns its lineage.
+    """Write the promoted model into a new folder ``dest``. Returns the model's lineage.
 
-    Raises TransportError: E-UNKNOWN-ID where none is promoted, E-BLOB for a blob that is not what it is named by;
-        DecodeError(E-FACTS) for a malformed list of files; StoreError: E-FILE-EXISTS, E-DISK.
+    Raises:
+        TransportError: E-UNKNOWN-ID if no model is promoted. E-BLOB for a blob that does not have its digest.
+        DecodeError(E-FACTS): for a malformed list of files.
+        StoreError: E-FILE-EXISTS, E-DISK.
     """
     if dest.exists():
         raise StoreError("E-FILE-EXISTS", f"{dest} exists already.", "name a new folder.")

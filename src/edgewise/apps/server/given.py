@@ -1,4 +1,4 @@
-"""What a script on the server gives in place of a recipe's parts, and functions that it wants called."""
+"""Parts, functions and figures that a script gives to ``edgewise.Server``."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from edgewise.plan.catalogue import AnyPart
 
 
 def table(given: Any, where: str) -> dict[str, Any]:
-    """A part's table, as ``apps.runs.parts.table``.
+    """Return a part's table, as ``apps.runs.parts.table``.
 
-    Raises RecipeError(E-EXTENSION) for what devices do not have, and for anything else.
+    Raises RecipeError(E-EXTENSION) for a part that devices do not have, and for an object that is no part.
     """
     found, part = parts.table(given, where)
     if part is not None and not parts.is_shipped(part) and not _entry_point(part):
@@ -26,14 +26,17 @@ def table(given: Any, where: str) -> dict[str, Any]:
 
 
 def modules(given: Iterable[Any]) -> list[str]:
-    """The entry points of installed packages that bring those of these parts which are given as objects."""
+    """List the entry points of installed packages that bring the parts given as objects."""
     found = [part for part in map(parts.part_of, given) if part is not None]
     own = {_entry_point(part) for part in found if not parts.is_shipped(part)}
     return sorted(own - {""})
 
 
 def functions(where: str, given: Iterable[Any]) -> None:
-    """Raises RecipeError(E-TYPE) for what cannot be called: before devices work for it."""
+    """Check functions before devices work for the script.
+
+    Raises RecipeError(E-TYPE) for an object that cannot be called.
+    """
     for one in given:
         if not callable(one):
             what = f"{where}: {one!r:.80} cannot be called."
@@ -41,9 +44,9 @@ def functions(where: str, given: Iterable[Any]) -> None:
 
 
 def figures(found: Any, taken: Mapping[str, float]) -> Mapping[str, float]:
-    """What a script's ``metrics`` gave for a round.
+    """Check the figures that a script's ``metrics`` returned for a round, and return them.
 
-    Raises RecipeError: E-TYPE for what is no mapping of names to numbers; E-VALUE for a name of devices' metrics.
+    Raises RecipeError: E-TYPE for anything but a mapping of names to numbers. E-VALUE for a name of devices' metrics.
     """
     if not isinstance(found, Mapping) or not all(isinstance(value, Real) for value in found.values()):
         what = f"metrics gave {type(found).__name__} for a round, and not numbers by name."

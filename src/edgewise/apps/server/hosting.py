@@ -1,12 +1,12 @@
-"""The runs that a server plays with its devices, each in a thread; what is running goes on when the server starts.
+"""The runs of a server, each in a thread. A server that starts again continues the runs that were running.
 
     hosting = Hosting(service)
-    hosting.submit(submission, made_by="...")          # its devices are invited at once
-    hosting.ask(run, served.PAUSED)                    # after the round under way
-    hosting.close()                                    # at once; rounds go on where they are at the next start
+    hosting.submit(submission, made_by="...")          # invites its devices at once
+    hosting.ask(run, served.PAUSED)                    # pauses after the current round
+    hosting.close()                                    # stops at once; rounds continue at the next start
 
-Randomness is the system's: who is invited follows from a key in the run's folder, which nobody else has; noise, nonces
-and what secure aggregation needs are drawn afresh.
+Randomness comes from the system. The cohorts follow from a secret key in the run's folder. Noise, nonces and the
+randomness of secure aggregation are drawn afresh.
 """
 
 from __future__ import annotations
@@ -44,23 +44,23 @@ from edgewise.plan.facts import parse
 from edgewise.plan.plan import Plan
 
 LOG = logging.getLogger("edgewise")
-HERE_S = 60.0  # a device that called within this time is here: idle ones call twice a minute, training ones more often
+HERE_S = 60.0  # a device that called within this time is present; idle ones call twice a minute or more
 LOOK_S = 0.5
-FULL_S = 2.0  # before a run tries again to write, on a disk that had no room; twice as long each time, up to
+FULL_S = 2.0  # wait before writing to a full disk again; it doubles up to LONGEST_FULL_S
 LONGEST_FULL_S = 60.0
 RESUME = "mend the package, install it everywhere, and submit the recipe again."
 Tell = Callable[[str, events.AnyEvent], None]
 
 
 class Hosting:
-    """Plays the runs of a service.
+    """The runs of a service, and the threads that play them.
 
     Args:
         tell: called with a run's id and each of its events, from the run's thread.
-        evaluator: measures the models of all runs on text of this machine; None: nobody does.
-        turn: whether a run may play its next round now; asked again and again while it may not, so it should wait a
-            little before it says no.
-        gateway: the second server of runs with shared sums; None: there is none.
+        evaluator: measures the models of all runs on text of this machine. None: nothing is measured here.
+        turn: tells whether a run may play its next round now. It is called again while it says no, so it should wait a
+            little before it does.
+        gateway: the second server of runs with shared sums. None: there is none.
     """
 
     def __init__(
@@ -75,26 +75,26 @@ class Hosting:
         self._turn, self._gateway = turn, gateway
         self._closing, self._lock, self._asking = Event(), Lock(), Lock()
         self._threads: dict[str, Thread] = {}
-        self._states: dict[str, str] = {}  # as asked for, of runs with a thread
-        self._waiting: dict[str, str] = {}  # why runs wait
-        self._noted: dict[str, str] = {}  # the same, as far as the database has it
+        self._states: dict[str, str] = {}  # the wanted state of each run with a thread
+        self._waiting: dict[str, str] = {}  # the reason why each run waits
+        self._noted: dict[str, str] = {}  # the reasons that the database has
 
     def start(self) -> None:
-        """Go on with all runs that were running when the server stopped."""
+        """Continue all runs that were running when the server stopped."""
         with self._service.database.read() as c:
             running = served.listed(c, served.RUNNING)
         for run in running:
             self._begin(run)
 
     def submit(self, wanted: Submission, made_by: str) -> ServedRun:
-        """Make a run, and begin to play it. Raises as ``submission.begin``."""
+        """Make a run and begin to play it. Raises as ``submission.begin``."""
         run = submission.begin(self._service, wanted, made_by, self._evaluator is not None, self._gateway)
         self._begin(run)
         return run
 
     def ask(self, run: str, state: str) -> ServedRun:
-        """Pause a run after its round, cancel it at once, or go on with it. Raises TransportError as ``served.ask``."""
-        with self._asking:  # of two who ask at once, the same one is the last in the database and here
+        """Pause a run after its round, cancel it at once, or continue it. Raises TransportError as ``served.ask``."""
+        with self._asking:  # Database and memory must see two simultaneous requests in one order.
             found = self._service.database.write(lambda c: served.ask(c, run, state))
             with self._lock:
                 self._states[run] = state
@@ -102,7 +102,7 @@ class Hosting:
         if state == served.RUNNING:
             self._begin(found)
         elif state == served.CANCELLED:
-            self._service.delivered()  # whoever waits for frames looks up
+            self._service.delivered()  # This wakes the threads that wait for frames.
             if thread is not None:
                 thread.join()
             self._withdraw(run)
@@ -110,17 +110,20 @@ class Hosting:
         return found
 
     def why(self, run: ServedRun) -> str:
-        """Why a run failed, or waits: also where a full disk keeps that out of the database."""
+        """Return the reason why a run failed or waits.
+
+        It is known here even if a full disk keeps it out of the database.
+        """
         return self._waiting.get(run.run, run.why) if run.state == served.RUNNING else run.why
 
     def wait(self, run: str, timeout_s: float | None = None) -> None:
-        """Wait until a run is not played any more."""
+        """Wait until a run is no longer played."""
         thread = self._threads.get(run)
         if thread is not None:
             thread.join(timeout_s)
 
     def close(self) -> None:
-        """Leave all runs where they are."""
+        """Stop playing. All runs stay where they are."""
         self._closing.set()
         self._service.delivered()
         for thread in list(self._threads.values()):
@@ -130,7 +133,7 @@ class Hosting:
         with self._lock:
             self._states[run.run] = served.RUNNING
             self._waiting.pop(run.run, None)
-            self._noted.pop(run.run, None)  # what the database has is of an earlier start, or was taken back
+            self._noted.pop(run.run, None)  # The reason in the database is stale.
             if run.run not in self._threads:
                 thread = Thread(target=self._play, args=(run,), name=f"edgewise-run-{run.run[:8]}", daemon=True)
                 self._threads[run.run] = thread
@@ -147,30 +150,30 @@ class Hosting:
         return self._closing.is_set() or self._states[run] != served.RUNNING
 
     def _rests(self, run: str, devices: Collection[DeviceId], least: int) -> bool:
-        """Wait until enough of the run's devices are here, and for its turn.
+        """Wait until enough of the run's devices are present and it is the run's turn.
 
-        A round that begins without them ends at its deadline with nothing, and counts as played.
-        Returns whether the run plays no further round for now.
+        A round that begins without them ends at its deadline with nothing, and still counts as played.
+        Returns whether the run pauses now.
         """
         while not self._paused(run):
             here = self._service.present(devices, HERE_S)
             self._says(run, "" if here >= least else f"waits for devices: {here} of at least {least} are here")
             if here < least:
                 time.sleep(LOOK_S)
-            elif self._turn(run):  # last, since it may be for one round alone
+            elif self._turn(run):  # It comes last, because a turn may be for one round only.
                 return self._paused(run)
         return True
 
     def _says(self, run: str, why: str) -> None:
-        """Note why a running run waits."""
+        """Record why a running run waits."""
         self._waiting[run] = why
         if self._noted.get(run) != why:
-            with suppress(StoreError):  # a full disk: it is noted when there is room
+            with suppress(StoreError):  # On a full disk it is recorded later.
                 self._service.database.write(lambda c: served.explain(c, run, why))
                 self._noted[run] = why
 
     def _waits_for_room(self, run: str, why: str, tried: int) -> None:
-        """Wait until the disk has room again, or may have it: what it cannot do shows when it is tried."""
+        """Wait until the disk may have room again. The next attempt shows whether it has."""
         limits, until_s = self._service.limits, time.monotonic() + min(FULL_S * 2**tried, LONGEST_FULL_S)
         while not self._paused(run):
             self._says(run, why)
@@ -180,7 +183,7 @@ class Hosting:
             time.sleep(LOOK_S)
 
     def _play(self, run: ServedRun) -> None:
-        full = 0  # how often in succession it met a full disk
+        full = 0  # consecutive attempts that met a full disk
         while True:
             full_before, full = full, 0
             try:
@@ -192,7 +195,7 @@ class Hosting:
                 self._waits_for_room(run.run, why, full_before)
             except Halted:
                 pass
-            with self._lock:  # it may have been resumed just now
+            with self._lock:  # Someone may just have resumed it.
                 if self._ends(run.run):
                     del self._threads[run.run]
                     return
@@ -205,7 +208,7 @@ class Hosting:
         return False
 
     def _attempt(self, run: ServedRun) -> None:
-        """Play a run until it ends, fails, or is paused. Raises Halted, and E-DISK where a full disk stops it."""
+        """Play a run until it ends, fails, or is paused. Raises Halted, and StoreError(E-DISK) on a full disk."""
         try:
             if self._played(run):
                 self._ended(run.run, served.FINISHED, "")
@@ -223,17 +226,17 @@ class Hosting:
             self._ended(run.run, served.FAILED, why)
 
     def _ended(self, run: str, state: str, why: str) -> None:
-        """Note how a run ended. Raises StoreError(E-DISK) where that cannot be written now."""
+        """Record how a run ended. Raises StoreError(E-DISK) if the disk is full."""
         try:
             self._service.database.write(lambda c: served.ended(c, run, state, why))
         except StoreError as e:
             if e.code == "E-DISK":
                 raise
-        self._states[run] = state  # where the server is closing, the run goes on at the next start
+        self._states[run] = state  # While the server closes, the run continues at the next start.
         self._service.ring(run)
 
     def _played(self, run: ServedRun) -> bool:
-        """Play a run from where it is. Returns whether it came to its end."""
+        """Play a run from where it is. Returns whether it reached its end."""
         out = submission.folder(self._service, run.run)
         with RunStore(out) as store, ExitStack() as links:
             known = store.run()
@@ -254,7 +257,7 @@ class Hosting:
             ))  # fmt: skip
             under_way = (out / "journal" / journal_name(checkpoint.next_round)).exists()
             devices = coordinator.population
-            # A round that is under way goes on, whoever is here.
+            # A round that has begun continues, whichever devices are present.
             first = [max(plan.contributors, plan.sampling.minimum)] * (beacon_server.stored(store.beacon) is None)
             least = chain([0] * under_way, first, repeat(max(1, plan.sampling.minimum)))
             reached = coordinator.run(checkpoint, lambda: self._rests(run.run, devices, next(least)))
@@ -292,7 +295,7 @@ class Hosting:
             self._service.ring(run)
 
     def _withdraw(self, run: str) -> None:
-        """Take the mail and the blobs of a run back."""
+        """Remove the mail and the blobs of a run."""
         service = self._service
 
         def change(c: submission.Connection) -> tuple[list[str], set[str]]:

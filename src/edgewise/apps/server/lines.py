@@ -1,4 +1,4 @@
-"""What happens in a run as lines of text, for who serves it and for who watches it."""
+"""Events of a run as lines of text, for the operator of a server and for `edgewise run watch`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgewise.core.events import AnyEvent
 
 
 def line(event: AnyEvent) -> str | None:
-    """An event as a line; None where there is nothing to say of it."""
+    """Write an event as a line. None: the event is not shown."""
     match event:
         case events.RunStarted(resumed_round=resumed):
             goes_on = f", goes on with round {resumed + 1}" if resumed is not None else ""

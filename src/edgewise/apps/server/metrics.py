@@ -1,4 +1,4 @@
-"""What ``/metrics`` shows: the counters of requests, and the state of the server at this moment. No member is named."""
+"""The content of ``/metrics``: counters of requests, and the present state of the server. No member is named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgewise.drivers.http.service import Service
 
 
 def shown(service: Service) -> bytes:
-    """All metrics in Prometheus' text format."""
+    """Write all metrics in Prometheus' text format."""
     now = CollectorRegistry()
     now.register(_State(service))
     return generate_latest(service.meter.registry) + generate_latest(now)
@@ -26,11 +26,11 @@ class _State(Collector):
         self._service = service
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        """Nothing: what would be collected is asked for when it is shown."""
+        """Yield nothing, because the metrics are collected when they are shown."""
         return iter(())
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        """See Collector."""
+        """Yield the present state as gauges."""
         service = self._service
         members = GaugeMetricFamily("edgewise_members", "Members by role and status.", labels=["role", "status"])
         frames = GaugeMetricFamily("edgewise_frames", "Frames that lie here, by direction.", labels=["direction"])

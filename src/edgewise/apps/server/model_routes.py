@@ -1,4 +1,4 @@
-"""The routes of promoted models: list, the one that stands, promote, roll back."""
+"""The routes of promoted models: list, show, promote, roll back."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from edgewise.drivers.http.service import Service
 
 
 class PromotedModel(BaseModel):
-    """A promoted model and where it comes from (``drivers.fleet.promotions``)."""
+    """A promoted model and its lineage (``drivers.fleet.promotions``)."""
 
     verb: str
     run: str
@@ -35,14 +35,14 @@ class PromotedModel(BaseModel):
 
 
 class Promoting(BaseModel):
-    """Which model to promote: of a run, after so many rounds; null: the one that counts."""
+    """The model to promote: of a run, after a number of rounds. Null: the model that counts."""
 
     run: str
     played: Annotated[int, Ge(1), Lt(2**31)] | None = None
 
 
 class ModelRoutes:
-    """The routes of promoted models. One verification at a time."""
+    """The routes of promoted models. Verifications run one at a time."""
 
     def __init__(self, service: Service) -> None:
         self._service, self._alone = service, asyncio.Lock()
@@ -55,23 +55,23 @@ class ModelRoutes:
         api.add_api_route("/v1/models/rollback", self.rollback, methods=["POST"])
 
     async def models(self) -> list[PromotedModel]:
-        """All promotions and rollbacks, the oldest first."""
+        """List all promotions and rollbacks, the oldest first."""
         return [_shown(one) for one in await self._service.read(promotions.history)]
 
     async def promoted(self) -> PromotedModel:
-        """The model that stands, for devices and gateways too."""
+        """Show the promoted model, also to devices and gateways."""
         return _shown(await self._service.read(promotions.current))
 
     async def promote(self, request: Request, wanted: Promoting) -> PromotedModel:
-        """Verify a run, and promote a model of it."""
+        """Verify a run, and promote one of its models."""
         return await self._done(request, lambda by: promoting.promote(self._service, wanted.run, wanted.played, by))
 
     async def rollback(self, request: Request) -> PromotedModel:
-        """Verify the run of the model that was promoted before, and return to that model."""
+        """Verify the run of the previously promoted model, and return to that model."""
         return await self._done(request, lambda by: promoting.rollback(self._service, by))
 
     async def _done(self, request: Request, work: Callable[[str], Promotion]) -> PromotedModel:
-        """Spend the request's nonce, and do what it asks for in a thread."""
+        """Spend the request's nonce, and do the work in a thread."""
         member, proof = caller(request).signed()
         await self._service.write(lambda c: self._service.spend(c, proof))
         async with self._alone:

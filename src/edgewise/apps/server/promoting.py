@@ -1,8 +1,8 @@
-"""Promote a released model to the one that devices use for inference, and go back to the one before.
+"""Promote a released model for inference, and roll back to the previous one.
 
-Both verify the model's run first, so that no model is promoted whose totals do not lead to it. What is promoted is on
-the disk before the row that names it, and row and publication are one transaction: a server that is killed has one
-model or the other.
+Both verify the model's run first, so a model whose totals do not lead to it is never promoted. The model's files are on
+the disk before the row that names them. Row and publication are one transaction, so a killed server has one model or
+the other.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from edgewise.plan.facts import parse
 
 
 def promote(service: Service, run: str, played: int | None, by: str) -> Promotion:
-    """Promote the model of a run after ``played`` rounds; None: the one that counts.
+    """Promote the model of a run after ``played`` rounds. None: the model that counts.
 
-    Raises TransportError(E-UNKNOWN-ID) for a run or a model that is not there; StoreError: E-VERIFY where it does not
-        verify, or no total of it is kept; E-DISK.
+    Raises:
+        TransportError(E-UNKNOWN-ID): for an unknown run or model.
+        StoreError: E-VERIFY if the run does not verify, or no total of it is stored. E-DISK.
     """
     with service.database.read() as c:
         name = served.find(c, run).name
@@ -44,13 +45,15 @@ def promote(service: Service, run: str, played: int | None, by: str) -> Promotio
     )  # fmt: skip
     _store(service, raws)
     service.database.write(lambda c: promotions.add(c, new))
-    _store(service, raws)  # a run that published meanwhile has swept what nothing named yet
+    _store(service, raws)  # A run that published meanwhile may have swept these unnamed blobs.
     return new
 
 
 def rollback(service: Service, by: str) -> Promotion:
-    """Return to the model that was promoted before. Raises TransportError(E-CONFLICT) where there is none; StoreError
-    as ``promote``."""
+    """Return to the previously promoted model.
+
+    Raises TransportError(E-CONFLICT) if there is none, and StoreError as ``promote``.
+    """
     with service.database.read() as c:
         old = promotions.former(c)
     record, chain = _verified(submission.folder(service, old.run), old.played)
@@ -81,7 +84,10 @@ _FIX = "promote a model of a run that `edgewise run verify` finds in order."
 
 
 def _verified(out: Path, played: int | None) -> tuple[RunRecord, str]:
-    """The record of a run whose model after ``played`` rounds was replayed, and where its verification ended."""
+    """Replay a run up to its model after ``played`` rounds.
+
+    Returns the run's record and the digest in which its verification ended.
+    """
     found, record = verification.verify(out), run_record.read(out)
     number = record.counts if played is None else played
     if not 1 <= number <= found.rounds:
@@ -99,9 +105,9 @@ def _base(record: RunRecord) -> str:
 
 
 def _blobs(record: RunRecord, out: Path, model: str) -> Mapping[str, bytes]:
-    """What a device needs for the model: digest -> bytes of parameters, layout and files of the base.
+    """Map the digests of the blobs that a device needs for the model to their contents: parameters, layout, base files.
 
-    Raises TransportError(E-UNKNOWN-ID) where the parameters are not on the disk any more.
+    Raises TransportError(E-UNKNOWN-ID) if the parameters are no longer on the disk.
     """
     layout = Spec.of(record.run["facts"]["spec"])
     if not record.blobs.path(model).is_file():

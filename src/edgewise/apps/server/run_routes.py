@@ -1,9 +1,9 @@
 """The routes of runs: stage blobs, submit, list, show, watch, pause, resume, cancel.
 
-A device sees the runs that it takes part in. Of others it hears the same as of a run that is not there. It asks for a
-run when it gets mail of one that it does not know: ``GET /v1/runs/RUN`` has the facts and the server's signature on
-them, and nothing that a device would have to believe. What became of its own contribution it may ask by
-``GET /v1/runs/RUN/rounds/ROUND``; that is the server's word, as ``accepted`` in the next invitation is.
+A device sees the runs that it takes part in. About other runs it gets the same answer as about unknown ones. A device
+that gets mail of an unknown run asks ``GET /v1/runs/RUN`` for the facts and the server's signature on them. Nothing in
+the answer has to be believed. ``GET /v1/runs/RUN/rounds/ROUND`` tells a device about its own contribution. That is the
+server's word, as is ``accepted`` in the next invitation.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from edgewise.drivers.http.service import Service
 
 VERBS = {"pause": served.PAUSED, "resume": served.RUNNING, "cancel": served.CANCELLED}
 TOLD_AT_ONCE = 500
-Whole = Annotated[int, Ge(0), Lt(2**63)]  # what SQLite can compare a number with
+Whole = Annotated[int, Ge(0), Lt(2**63)]  # SQLite compares numbers up to this.
 
 
 class Staged(BaseModel):
-    """How much of a blob is on the server."""
+    """The size of the part of a blob that is on the server."""
 
     received: int
 
@@ -54,8 +54,11 @@ class ShownRun(BaseModel):
 
 
 class PublishedRun(ShownRun):
-    """A run as devices get it. ``facts``: canonical JSON, as text; ``signature``: the server's on it, hexadecimal.
-    ``shares``: with two servers the keys to which devices seal, each signed by its server."""
+    """A run as devices get it.
+
+    ``facts`` is canonical JSON as text. ``signature`` is the server's signature on it, in hexadecimal. ``shares`` has,
+    with two servers, the keys to which devices seal, each signed by its server.
+    """
 
     facts: str
     signature: str
@@ -63,7 +66,7 @@ class PublishedRun(ShownRun):
 
 
 class Told(BaseModel):
-    """Events of a run that were committed, in order; ``after``: to ask for what comes next."""
+    """Committed events of a run, in order. Ask for the next ones with ``after``."""
 
     after: int
     state: str
@@ -71,11 +74,11 @@ class Told(BaseModel):
 
 
 class RoundOutcome(BaseModel):
-    """What became of a round, and in it of the device that asks.
+    """The outcome of a round, also for the device that asks.
 
-    ``state``: ``open``, ``released`` (a model was made of it), ``abandoned``, or ``halted``: its run was cancelled or
-    failed before. ``yours``: whether the device's contribution is in what was released. ``code``, ``reason``: why the
-    device gave nothing, or why the round has no sum; empty where nobody knows.
+    ``state``: ``open``, ``released`` (a model was made of it), ``abandoned``, or ``halted`` (its run was cancelled or
+    failed before). ``yours``: whether the device's contribution is in the released model. ``code``, ``reason``: why the
+    device gave nothing, or why the round has no sum; empty if that is unknown.
     """
 
     state: str
@@ -102,7 +105,7 @@ class RunRoutes:
         api.add_api_route("/v1/runs/{run}/{verb}", self.ask, methods=["POST"])
 
     async def staged(self, digest: str) -> Staged:
-        """How much of a blob is here."""
+        """Tell how much of a blob is on the server."""
         return Staged(received=await self._service.aside(lambda: self._service.staging.received(digest)))
 
     async def stage(self, request: Request, digest: str, offset: Whole, size: Whole) -> Staged:
@@ -114,11 +117,11 @@ class RunRoutes:
         )
 
     async def runs(self) -> list[ShownRun]:
-        """All runs, the oldest first."""
+        """List all runs, the oldest first."""
         return [self._shown(run) for run in await self._service.read(served.listed)]
 
     async def submit(self, request: Request) -> ShownRun:
-        """Begin a run; its blobs are staged before."""
+        """Begin a run. Its blobs were staged before."""
         found = caller(request)
         member, _ = found.signed()
         try:
@@ -130,7 +133,7 @@ class RunRoutes:
         return self._shown(await made)
 
     async def run(self, request: Request, run: str) -> PublishedRun:
-        """A run, and what devices need to join it."""
+        """Show a run, with the facts that devices need to join it."""
         member, _ = caller(request).signed()
         found = await self._service.read(lambda c: _seen(c, run, member))
         known = await self._service.aside(lambda: sharing.load(submission.folder(self._service, run)))
@@ -140,14 +143,14 @@ class RunRoutes:
         )  # fmt: skip
 
     async def told(self, run: str, after: Whole = 0) -> Told:
-        """What happened in a run after the event of that number."""
+        """List the events of a run after the event of that number."""
         found = await self._service.read(lambda c: served.find(c, run))
         rows = await self._service.aside(lambda: _events(self._service, run, after))
         last = rows[-1][0] if rows else after
         return Told(after=last, state=found.state, events=[json.loads(body) for _, body in rows])
 
     async def outcome(self, request: Request, run: str, round: Whole, wait: Whole = 0) -> RoundOutcome:
-        """What became of a round, and of the caller in it; waits up to ``wait`` seconds for its end."""
+        """Tell the outcome of a round, also for the caller. Waits up to ``wait`` seconds for its end."""
         member, _ = caller(request).signed()
         service, wait_s = self._service, min(float(wait), self._service.limits.wait_s)
 
@@ -179,13 +182,13 @@ class RunRoutes:
         )  # fmt: skip
 
     async def _spent(self, request: Request) -> None:
-        """Spend the request's nonce, before what it asks for is done."""
+        """Spend the request's nonce before the work is done."""
         _, proof = caller(request).signed()
         await self._service.write(lambda c: self._service.spend(c, proof))
 
 
 def _seen(c: sa.Connection, run: str, member: Member) -> ServedRun:
-    """A run, where this member may see it. Raises TransportError(E-UNKNOWN-ID)."""
+    """Return a run that this member may see. Raises TransportError(E-UNKNOWN-ID) for others."""
     if member.role == "device":
         mailboxes.check_part(c, run, member.id)
     return served.find(c, run)
@@ -210,13 +213,13 @@ def _outcome(service: Service, run: ServedRun, round: int, device: str) -> Round
 
 
 def _events(service: Service, run: str, after: int) -> list[tuple[int, str]]:
-    """Events of a run that were committed."""
+    """Read the committed events of a run."""
     query = "SELECT number, body FROM events WHERE number > ? ORDER BY number LIMIT ?"
     return [(int(n), str(b)) for n, b in _rows(service, run, query, after, TOLD_AT_ONCE)]
 
 
 def _rows(service: Service, run: str, query: str, *values: object) -> list[tuple[Any, ...]]:
-    """Rows of a run's store, read beside whoever plays it."""
+    """Read rows of a run's store while another thread plays the run."""
     path = submission.folder(service, run) / "run.db"
     try:
         c = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5.0)

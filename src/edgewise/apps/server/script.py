@@ -32,12 +32,12 @@ from edgewise.plan.recipe import loading
 from edgewise.plan.recipe.recipe import Recipe
 
 FOLDER, STATE = "edgewise-server", "script.json"
-LOOK_S = 0.25  # between two looks for devices, for the end of a run, for its turn
+LOOK_S = 0.25  # wait between two checks for devices, for the end of a run, and for its turn
 Metrics = Callable[[Round], Mapping[str, float]]
 
 
 class _Begun(msgspec.Struct, frozen=True):
-    """Which run a script began in this folder. ``asked``: digest of what it asked for."""
+    """The run that a script began in this folder. ``asked`` is the digest of the script's settings."""
 
     asked: str
     run: str
@@ -53,30 +53,35 @@ class Server:
             for round in server:                           # a round is played when the loop asks for it
                 print(round, round.metrics)
 
-    The same recipe runs on `edgewise serve` by `edgewise run submit`. In the same folder the same script goes on with
-    its run, after a crash too.
+    `edgewise run submit` runs the same recipe on `edgewise serve`. The same script in the same folder continues its
+    run, also after a crash.
 
     Args:
-        recipe: a recipe's file. model: a torch module, whose parameters with ``requires_grad`` are trained by scripts
-            that have the same module; or a folder or "bundled", as ``model.base``; None: the recipe's.
-        folder: the server's keys, database and runs. listen: HOST:PORT, port 0 takes a free one.
-        public_url: by which devices reach it; its name goes into the certificate. certificate, key: an operator's own
-            (PEM), in place of those that the server makes.
-        stages, merge, strategy: in place of the recipe's: tables, names, parts of the catalogue, or
-            ``functools.partial`` of a part with its keys.
+        recipe: a recipe's file.
+        model: a torch module. Its parameters with ``requires_grad`` are trained by scripts that have the same module.
+            Or a folder or "bundled", as ``model.base``. None: the recipe's model.
+        folder: the folder of the server's keys, database and runs.
+        listen: HOST:PORT. Port 0 takes a free one.
+        public_url: the URL by which devices reach the server. Its name goes into the certificate.
+        certificate, key: your own certificate and key (PEM). Without them the server makes its own.
+        stages, merge, strategy: replace the recipe's. Tables, names, parts of the catalogue, or ``functools.partial``
+            of a part with its keys.
         metrics: a function that is called with each round and returns numbers by name. They are added to
             ``Round.metrics``. It measures the released model on this machine's data, so it spends no epsilon. Numbers
             of devices are declared in the recipe as ``[[metric]]``, with bounds.
-        callbacks: called with each round after that.
-        extensions: modules with parts of one's own, of installed packages that devices have too (`edgewise explain
-            extend`); those of parts that are given as objects are found by themselves.
-        tags: of the devices that take part, all of them.
+        callbacks: called with each round after ``metrics``.
+        extensions: modules of installed packages with your own parts. Devices need these packages too (`edgewise
+            explain extend`). Modules of parts that are given as objects are found by themselves.
+        tags: only devices with all these tags take part.
     Attributes:
-        url: by which devices reach it. recipe: as it is played. run: the run's id, once it has begun; else empty.
+        url: the URL by which devices reach the server.
+        recipe: the recipe as it is played.
+        run: the run's id; empty before it begins.
     Raises:
-        RecipeError as ``edgewise check``, and E-EXTENSION for parts that devices do not have; ModelError: E-MODEL,
-        E-LAYOUT; StoreError(E-LEASE) where another server works in the folder; TransportError: E-LISTEN, E-REQUEST,
-        E-IDENTITY.
+        RecipeError: as ``edgewise check``, and E-EXTENSION for parts that devices do not have.
+        ModelError: E-MODEL, E-LAYOUT.
+        StoreError(E-LEASE): while another server works in the folder.
+        TransportError: E-LISTEN, E-REQUEST, E-IDENTITY.
     """
 
     def __init__(
@@ -131,24 +136,25 @@ class Server:
         return f"Server({self.recipe.name!r}, {self.url})"
 
     def close(self) -> None:
-        """Stop serving. A run that is not over goes on when the script runs again in the same folder."""
+        """Stop serving. An unfinished run continues when the script runs again in the same folder."""
         self._serving.close()
 
     def token(self, uses: int = 1, tags: Sequence[str] = (), approved: bool = True, expires_in_s: float = 3600) -> str:
-        """A token with which so many devices enrol. Who has it can enrol: hand it over in private.
+        """Make an enrolment token for ``uses`` devices. Anybody who has it can enrol, so hand it over in private.
 
         Args:
-            tags: that they get. approved: they may take part at once; else an operator approves each.
+            tags: the tags of devices that enrol with it.
+            approved: their devices take part at once. Otherwise an operator approves each.
         """
         return self._serving.token(Grant("device", tuple(tags), uses, approved, expires_in_s))
 
     def devices(self) -> list[str]:
-        """Names of the approved devices with the tags of this server's run."""
+        """List the names of the approved devices with the tags of this server's run."""
         with self._serving.service.database.read() as c:
             return sorted(submission.population(members.listed(c, members.APPROVED), self._tags))
 
     def wait_for(self, devices: int, timeout_s: float | None = None) -> None:
-        """Wait until so many devices are enrolled and approved. Raises RoundError(E-ROUND) after ``timeout_s``."""
+        """Wait until that many devices are enrolled and approved. Raises RoundError(E-ROUND) after ``timeout_s``."""
         until_s = None if timeout_s is None else time.monotonic() + timeout_s
         while (here := len(self.devices())) < devices:
             if until_s is not None and time.monotonic() > until_s:
@@ -157,11 +163,14 @@ class Server:
             time.sleep(LOOK_S)
 
     def __iter__(self) -> Iterator[Round]:
-        """Play the run, from where it is, a round for each turn of the loop.
+        """Play the run from where it is, one round for each turn of the loop.
 
-        The devices that are approved when the run begins take part. Raises RecipeError as ``submission.begin``
-        (E-QUORUM without devices), RoundError or another error of the run with its code; a failed run is gone on with
-        when the loop begins again.
+        The devices that are approved when the run begins take part. A failed run is continued when the loop begins
+        again.
+
+        Raises:
+            RecipeError: as ``submission.begin``, E-QUORUM without devices.
+            RoundError: or another error of the run, with its code.
         """
         run = self._begin()
         folder, lost = submission.folder(self._serving.service, run.run), dict[str, str]()
@@ -183,13 +192,13 @@ class Server:
         self._over(run.run)
 
     def cancel(self) -> None:
-        """End the run for good; its models stay in the folder."""
+        """End the run for good. Its models stay in the folder."""
         if self.run:
             self._serving.hosting.ask(self.run, served.CANCELLED)
 
     @property
     def run_dir(self) -> Path:
-        """The folder of the run, as of a simulation: `edgewise report`, `export` and `audit` work on it."""
+        """The folder of the run. `edgewise report`, `export` and `audit` work on it as on a simulation."""
         return submission.folder(self._serving.service, self.run)
 
     def _begin(self) -> ServedRun:
@@ -208,7 +217,7 @@ class Server:
         return begun
 
     def _next(self, run: str) -> events.AnyEvent | None:
-        """The next event of a run; None where it is not played any more and all was told."""
+        """Return the next event of a run. None: the run is no longer played, and all its events were returned."""
         while True:
             over = self._state(run).state != served.RUNNING
             try:
@@ -244,30 +253,30 @@ class Server:
 
 
 class _Turns:
-    """Lets one run play a round for each turn of the script's loop; other runs of the server play as they will."""
+    """Let one run play a round for each turn of the script's loop. Other runs of the server play freely."""
 
     def __init__(self, run: str | None) -> None:
         self._run, self._changed, self._left = run, Condition(), 0
 
     def watch(self, run: str) -> None:
-        """The script's run; empty: it begins now and has no name yet, so that every run waits for a moment."""
+        """Name the script's run. While its name is empty, every run waits for a moment."""
         with self._changed:
             self._run = run
             self._changed.notify_all()
 
     def allow(self) -> None:
-        """One round more."""
+        """Allow one more round."""
         with self._changed:
             self._left = 1
             self._changed.notify_all()
 
     def hold(self) -> None:
-        """No round more."""
+        """Allow no further round."""
         with self._changed:
             self._left = 0
 
     def may(self, run: str) -> bool:
-        """Whether a run may play a round now; takes it. Waits a little before it says no."""
+        """Tell whether a run may play a round now, and take the turn. Waits a little before it says no."""
         with self._changed:
             if not self._left and self._run in ("", run):
                 self._changed.wait(LOOK_S)
@@ -280,7 +289,7 @@ class _Turns:
 def _recipe(
     path: Path, model: Any, stages: Sequence[Any] | None, merge: Any, strategy: Any, catalogue: Catalogue
 ) -> Recipe:
-    """The recipe with what the script gives in place of its own."""
+    """Read the recipe, with the parts and the model that the script gives."""
     overrides: dict[str, Any] = {}
     if isinstance(model, str | Path):
         base = str(model)

@@ -1,10 +1,10 @@
-"""The second server of runs with shared sums: asking a gateway for its help, and what devices are told of it.
+"""The second server of runs with shared sums: ask a gateway for help, and tell devices its keys.
 
     gateway = sharing.address("3f2a...@https://gateway.example:9443")       # serve --gateway
     shares = sharing.arranged(service, gateway, plan, listing)              # when a run is made
     helper = sharing.helper(service, gateway, plan, listing, shares, stop)  # when it is played
 
-A run keeps its gateway. The gateway may move to another address, and has to keep its key and its folder.
+A run stays with its gateway. The gateway may move to another address, but must keep its key and its folder.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from edgewise.plan.plan import Plan
 
 LOG = logging.getLogger("edgewise")
 FILE, SECRET = "shares.json", "leader.key"
-SUBMIT_S = 20.0  # that a person who submits waits for the gateway
+SUBMIT_S = 20.0  # time that a person who submits waits for the gateway
 LOOK_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a gateway is. ``name``: fingerprint of its key. ``url``: https://HOST:PORT."""
+    """The address of a gateway. ``name`` is the fingerprint of its key. ``url`` is https://HOST:PORT."""
 
     name: str
     url: str
@@ -50,7 +50,7 @@ class Shares(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 @dataclass(frozen=True)
 class Arranged:
-    """What a run keeps. ``secret``: the leader's HPKE key."""
+    """The record of a run's second server. ``secret`` is the leader's HPKE key."""
 
     shares: Shares
     secret: bytes = field(repr=False)
@@ -72,7 +72,7 @@ def address(text: str) -> Address:
 
 
 def load(out: Path) -> Arranged | None:
-    """What a run's folder has; None where the run has one server. Raises StoreError(E-CHECKPOINT)."""
+    """Read the record from a run's folder. None: the run has one server. Raises StoreError(E-CHECKPOINT)."""
     if not (out / FILE).exists():
         return None
     try:
@@ -83,9 +83,9 @@ def load(out: Path) -> Arranged | None:
 
 
 def arranged(service: Service, gateway: Address | None, plan: Plan, listing: bytes) -> Arranged | None:
-    """Ask the gateway to help with a new run; None where the plan has one server.
+    """Ask the gateway to help with a new run. None: the plan has one server.
 
-    Raises RecipeError(E-COMBO) where there is no gateway; TransportError and others as ``RemoteHelper.connect``.
+    Raises RecipeError(E-COMBO) without a gateway, and TransportError and others as ``RemoteHelper.connect``.
     """
     if not plan.shared:
         return None
@@ -108,12 +108,12 @@ def helper(
     stop: Callable[[], None],
     patience_s: float = PATIENCE_S,
 ) -> RemoteHelper:
-    """The connection to the gateway of a run that is played.
+    """Connect to the gateway of a run that is played.
 
     Args:
-        stop: asked while the gateway is waited for; what it raises ends the waiting.
+        stop: called while the gateway is waited for. An error that it raises ends the waiting.
     Raises:
-        TransportError: E-SERVER-KEY where the gateway is not the one of the run, or has lost the run's key; E-CONNECT.
+        TransportError: E-SERVER-KEY if the gateway is another one, or has lost the run's key. E-CONNECT.
     """
     if gateway is None:
         what = "this run has a second server, and this server was started without one."

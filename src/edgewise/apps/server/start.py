@@ -1,4 +1,4 @@
-"""Starting a server: keys, certificate and database in one folder, made on the first start."""
+"""Start a server: keys, certificate and database in one folder, made on the first start."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from edgewise.engine.ports import Evaluator
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """How TLS is made: by an own authority for these ``names``, or with an operator's ``certificate`` and ``key``.
+    """The TLS of a server: an authority of its own for these ``names``, or an operator's ``certificate`` and ``key``.
 
-    ``off``: plain HTTP, which only loopback may have.
+    ``off`` is plain HTTP, which is allowed on loopback only.
     """
 
     names: Sequence[str] = ()
@@ -37,7 +37,7 @@ class Tls:
 
 
 def secured(service: Service, tls: Tls) -> ssl.SSLContext | None:
-    """The TLS of a server, whose authority it then names; None where it is off. Raises TransportError(E-IDENTITY)."""
+    """Set up the TLS of a server, and record its authority. None: TLS is off. Raises TransportError(E-IDENTITY)."""
     if tls.off:
         return None
     certificate, key = tls.certificate, tls.key
@@ -49,16 +49,23 @@ def secured(service: Service, tls: Tls) -> ssl.SSLContext | None:
 
 
 class Server:
-    """A running server; a context manager.
+    """A running server. It is a context manager.
 
     Args:
-        folder: its state. host, port: where it listens; port 0 takes a free one. tell: gets the events of its runs.
-        evaluator: measures their models on text of this machine; None: nobody does. turn: as in ``Hosting``.
+        folder: the folder of its state.
+        host, port: the address to listen at. Port 0 takes a free one.
+        tell: called with the events of its runs.
+        evaluator: measures their models on text of this machine. None: nothing is measured here.
+        turn: as in ``Hosting``.
         gateway: the second server of runs with shared sums.
     Attributes:
-        service: what its routes share. hosting: its runs. port: where it listens. url: for this machine.
+        service: the state that its routes share.
+        hosting: its runs.
+        port: the port that it listens at.
+        url: its URL on this machine.
     Raises:
-        StoreError(E-LEASE) where another server works in the folder; TransportError: E-LISTEN, E-IDENTITY.
+        StoreError(E-LEASE): while another server works in the folder.
+        TransportError: E-LISTEN, E-IDENTITY.
     """
 
     def __init__(
@@ -75,7 +82,7 @@ class Server:
         gateway: Address | None = None,
     ) -> None:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
-        with ExitStack() as undo:  # of a server that cannot start: its runs end, its port and its lease are given back
+        with ExitStack() as undo:  # If the start fails, its runs end, and its port and lease are released.
             self.service = Service(folder, limits, now_s)
             undo.callback(self.service.close)
             context = secured(self.service, tls)
@@ -95,20 +102,20 @@ class Server:
         self.close()
 
     def close(self) -> None:
-        """Stop serving and give back the database."""
+        """Stop serving and release the database."""
         self.hosting.close()
         self._listener.close(self.service.hang_up)
         self.service.close()
 
     def token(self, grant: Grant = Grant(), made_by: str = "server") -> str:  # noqa: B008 (frozen)
-        """Make an enrolment token; its text is not stored."""
+        """Make an enrolment token. Its text is not stored."""
         token = tokens.make(self.service.identity.name)
         now_s = self.service.now_s()
         self.service.database.write(lambda c: members.make_token(c, token, grant, made_by, now_s))
         return token.text
 
     def first_token(self) -> str:
-        """A token for the first administrator, where there is none yet; else empty."""
+        """Make a token for the first administrator. Empty: there is an administrator."""
         with self.service.database.read() as c:
             if any(member.role == "admin" for member in members.listed(c, members.APPROVED)):
                 return ""

@@ -1,7 +1,7 @@
-"""From a submitted recipe to a run that devices can join: its facts, signed, and its folder on the server's disk.
+"""Make a submitted recipe a run that devices can join: signed facts, and a folder on the server's disk.
 
-Nothing of a recipe that names places of the submitter's machine reaches a device: each device reads what its owner
-names, and the model is named by the digest of its files.
+No path of the submitter's machine reaches a device. Each device reads the text that its owner names. The model is named
+by the digest of its files.
 """
 
 from __future__ import annotations
@@ -38,18 +38,21 @@ from edgewise.plan.retention import window_of
 Connection = sa.Connection
 SAMPLING_KEY = "sampling.key"
 OWN = "module"
-MODEL = "model"  # folder of the model's files in that of a run
+MODEL = "model"  # folder of the model's files, in a run's folder
 
 
 class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a person submits.
+    """A submitted recipe with its model and its conditions.
 
     Attributes:
-        recipe: its tables. spec: layout of what is trained (``Spec.to_list``). initial: digest of its first values, raw
-            float32. model: digest of the manifest of its files (``drivers.http.package``); empty: the bundled one;
-            ``OWN``: a module of which devices have the code.
-        packages: installed ones that bring parts of the recipe, with the digests that the submitter has.
-        facts: what else the submitter tells of the model. tags: of the devices that take part, all of them.
+        recipe: its tables.
+        spec: layout of the trained parameters (``Spec.to_list``).
+        initial: digest of their first values, raw float32.
+        model: digest of the manifest of the model's files (``drivers.http.package``). Empty: the bundled model.
+            ``OWN``: a module whose code devices have.
+        packages: installed packages that bring parts of the recipe, with the digests that the submitter has.
+        facts: further facts about the model.
+        tags: only devices with all these tags take part.
     """
 
     recipe: dict[str, Any]
@@ -62,9 +65,13 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Recipe:
-    """The recipe as devices get it. ``model``: as in a submission. ``measured``: the server measures models itself.
+    """Make the recipe that devices get.
 
-    Raises RecipeError(E-COMBO) for what enrolled devices cannot do.
+    Args:
+        model: as in a submission.
+        measured: the server measures models itself.
+    Raises:
+        RecipeError(E-COMBO): for a setting that enrolled devices cannot carry out.
     """
     if not (measured or recipe.eval.on_devices) and (recipe.round.patience or recipe.round.keep == "best"):
         what = "round.patience and round.keep choose a model by held-out losses, which this server does not measure."
@@ -82,7 +89,7 @@ def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Rec
 
 
 def population(found: Sequence[Member], tags: Sequence[str]) -> dict[str, bytes]:
-    """The approved devices that have all these tags: name -> key."""
+    """Select the approved devices that have all these tags: name -> key."""
     asked = set(tags)
     return {m.id: m.public for m in found if m.role == "device" and asked <= set(m.tags)}
 
@@ -94,11 +101,14 @@ def begin(
     measured: bool = False,
     gateway: sharing.Address | None = None,
 ) -> ServedRun:
-    """Make a run of a submission: its folder, then its row. Nothing is left of one that is refused.
+    """Make a run of a submission: its folder, then its row. A refused submission leaves nothing behind.
 
-    ``gateway``: the second server of runs with shared sums.
-    Raises EdgewiseError: as ``from_plain``, ``compile`` and ``extension_packages.catalogue``; TransportError:
-    E-REQUEST, E-BLOB; StoreError(E-DISK).
+    Args:
+        gateway: the second server of runs with shared sums.
+    Raises:
+        EdgewiseError: as ``from_plain``, ``compile`` and ``extension_packages.catalogue``.
+        TransportError: E-REQUEST, E-BLOB.
+        StoreError(E-DISK).
     """
     spec, catalogue = _spec(wanted.spec), extension_packages.catalogue(sorted(wanted.packages))
     recipe = served_recipe(from_plain(wanted.recipe, "the submitted recipe"), wanted.model, spec, measured)
@@ -140,7 +150,7 @@ def begin(
 
 
 def folder(service: Service, run: str) -> Path:
-    """Where a run lies on the server."""
+    """Return the folder of a run on the server."""
     return service.folder / "runs" / run[:32]
 
 
@@ -163,7 +173,7 @@ def _files(service: Service, model: str) -> Mapping[str, str]:
 
 
 def _published(service: Service, model: str, files: Mapping[str, str], listing: bytes, spec: Spec) -> list[bytes]:
-    """What devices need beside the blobs of rounds: the list of their keys, the layout, the model's files."""
+    """Collect the blobs that devices need beside those of rounds: list of keys, layout, files of the model."""
     return [
         listing,
         spec.written(),
@@ -181,7 +191,7 @@ def _store(
     initial: vector.Vector,
     shares: sharing.Arranged | None,
 ) -> None:
-    """The run's folder, as a simulation would have it, with the first checkpoint."""
+    """Make the run's folder with the first checkpoint, as a simulation would."""
     out.parent.mkdir(FOLDER, exist_ok=True)
     tables = recipe.resolved()
     with RunStore(out) as store:
@@ -212,7 +222,7 @@ def _store(
 
 
 def report(store: RunStore) -> None:
-    """Write summary.json and report.html. `edgewise report` draws the plots: a server need not have matplotlib."""
+    """Write summary.json and report.html. `edgewise report` draws the plots, so a server does not need matplotlib."""
     from edgewise.apps.report import page as pages
     from edgewise.apps.report import summary
 

@@ -1,4 +1,4 @@
-"""Submitting a recipe to a server: the model's files and first values go ahead of it, in pieces."""
+"""Submit a recipe to a server. The model's files and first values are sent before it, in pieces."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PIECE_BYTES = 2**22
 
 @dataclass(frozen=True)
 class Prepared:
-    """A submission and the blobs that go ahead of it: digest, bytes or a file of them, size."""
+    """A submission, and the blobs to send before it: digest, bytes or a file of them, size."""
 
     wanted: Submission
     blobs: Sequence[tuple[str, bytes | Path, int]] = field(repr=False)
@@ -42,14 +42,16 @@ def submit(
     extensions: Sequence[str] = (),
     sent: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Any]:
-    """Begin a run of a recipe on the devices of a server; returns what the server says of it.
+    """Begin a run of a recipe on the devices of a server. Returns the server's answer.
 
     Args:
-        recipe_dir: relative paths of the recipe start here. tags: of the devices that take part. extensions: modules
-            with parts of one's own, of installed packages. sent: called with the bytes that are at the server, and with
-            all there are.
+        recipe_dir: the folder that relative paths of the recipe start from.
+        tags: only devices with all these tags take part.
+        extensions: modules of installed packages with your own parts.
+        sent: called with the number of bytes that have arrived and the number of all bytes.
     Raises:
-        RecipeError, ModelError as ``prepared``; RecipeError, TransportError as the server.
+        RecipeError, ModelError: as ``prepared``.
+        RecipeError, TransportError: as the server answers.
     """
     made = prepared(recipe, recipe_dir, tags, extension_packages.catalogue(extension_packages.named(extensions)))
     total, done = sum(size for _, _, size in made.blobs), 0
@@ -62,9 +64,9 @@ def submit(
 
 
 def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = (), catalogue: Catalogue = BUILT_IN) -> Prepared:
-    """What is to be sent of a recipe. ``catalogue``: with the packages that it uses.
+    """Collect the submission of a recipe and its blobs. ``catalogue`` holds the packages that the recipe uses.
 
-    Raises RecipeError(E-COMBO); ModelError as the trainer.
+    Raises RecipeError(E-COMBO), and ModelError as the trainer.
     """
     check(recipe)
     if catalogue.trainer is not None:
@@ -88,7 +90,7 @@ def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = (), catalog
 
 
 def _of_trainer(recipe: Recipe, recipe_dir: Path, tags: Sequence[str], catalogue: Catalogue) -> Prepared:
-    """The submission of a recipe whose trainer a package brings: layout and first values are the trainer's."""
+    """Make the submission of a recipe whose trainer comes from a package. The trainer gives layout and first values."""
     if recipe.model.base != "bundled":
         what = f"model.base = {recipe.model.base!r} with a trainer of a package: the package brings the model."
         raise RecipeError("E-COMBO", what, "leave out model.base; put the model's files into the package.")
@@ -111,8 +113,10 @@ def of_vector(
     tags: Sequence[str] = (),
     packages: Sequence[ExtensionPackage] = (),
 ) -> Prepared:
-    """The submission of a recipe and the first values of what it trains, float32 of ``spec``. ``model``, ``facts``,
-    ``tags`` and ``packages`` as in ``Submission``."""
+    """Make the submission of a recipe and the first values of the trained parameters, float32 of ``spec``.
+
+    ``model``, ``facts``, ``tags`` and ``packages`` are as in ``Submission``.
+    """
     raw = bytes(vector.to_bytes(initial))
     wanted = Submission(
         recipe=recipe.resolved(), spec=spec.to_list(), initial=vector.digest(raw), model=model, facts=facts,
@@ -122,21 +126,21 @@ def of_vector(
 
 
 def check(recipe: Recipe) -> None:
-    """Raises RecipeError(E-COMBO) for a recipe that no enrolled device can train."""
+    """Check that enrolled devices can train a recipe. Raises RecipeError(E-COMBO) if they cannot."""
     if recipe.strategy.get("kind") == "zeroth_order":
         what = 'strategy = "zeroth_order" trains along directions, which enrolled devices are not given yet.'
         raise RecipeError("E-COMBO", what, "take another strategy, or simulate the recipe.")
 
 
 def stage(staging: Staging, made: Prepared) -> None:
-    """Bring the blobs into a server of this process. Raises as ``Staging.put``."""
+    """Put the blobs into a server of this process. Raises as ``Staging.put``."""
     for digest, source, size in made.blobs:
         while (here := staging.received(digest)) < size:
             staging.put(digest, here, size, _piece(source, here))
 
 
 def _staged(link: Link, digest: str, source: bytes | Path, size: int) -> Iterator[int]:
-    """Bring a blob to the server, from where it stands; yields how much of it is there."""
+    """Send a blob to the server from where an earlier attempt stopped. Yields the number of bytes that have arrived."""
     path = f"/v1/staged/{digest}"
     here = int(link.call("GET", path)["received"])
     while here < size:
@@ -146,7 +150,7 @@ def _staged(link: Link, digest: str, source: bytes | Path, size: int) -> Iterato
         except TransportError as e:
             if e.code != "E-OFFSET":
                 raise
-            here = int(link.call("GET", path)["received"])  # an answer was lost: the server has the piece
+            here = int(link.call("GET", path)["received"])  # The answer was lost, so the server already has the piece.
         yield here
 
 

@@ -14,7 +14,7 @@ from edgewise.drivers.http.service import Service
 
 
 class VerifiedRun(BaseModel):
-    """What was verified of a run (``edgewise run verify``)."""
+    """The result of verifying a run (``edgewise run verify``)."""
 
     run: str
     name: str
@@ -35,7 +35,7 @@ class VerifiedRun(BaseModel):
 
 
 class VerifyingRoutes:
-    """The routes that replay a run. One replay at a time: it reads all totals of a run."""
+    """The routes that replay a run. Replays run one at a time, because each reads all totals of a run."""
 
     def __init__(self, service: Service) -> None:
         self._service, self._alone = service, asyncio.Lock()
@@ -45,8 +45,10 @@ class VerifyingRoutes:
         api.add_api_route("/v1/runs/{run}/verification", self.verify, methods=["GET"])
 
     async def verify(self, run: str, chain: str = "") -> VerifiedRun:
-        """Replay the released totals of a run, and check its records. Answers E-VERIFY at the first round that does
-        not follow."""
+        """Replay the released totals of a run, and check its records.
+
+        Answers E-VERIFY at the first round that does not follow.
+        """
         await self._service.read(lambda c: served.find(c, run))
         out = submission.folder(self._service, run)
         async with self._alone:
