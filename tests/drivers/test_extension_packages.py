@@ -41,7 +41,7 @@ def test_a_package_is_used_by_its_name_and_digest(module: Path) -> None:
     assert "the installed one has" in refused(packages)
     record.write_text(listed)
     module.write_text("raise SystemExit\n")
-    assert "installed here has" in refused(packages, {own_package.NAME: digest})
+    assert "the installed one has" in refused(packages, {own_package.NAME: digest})
 
 
 def test_a_module_that_hides_that_of_a_package_is_not_taken_for_it(
