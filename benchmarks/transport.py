@@ -32,10 +32,10 @@ from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.fleet.spool import Chunks
 from edgewise.drivers.fleet.uploads import CHUNK_BYTES, Upload, assembled
 from edgewise.drivers.http.cohort import HttpCohort
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 
-FREE = Limits(1e9, 1e9, 1e9, 1e9, 1e12, 1e12)
+FREE = ServerLimits(1e9, 1e9, 1e9, 1e9, 1e12, 1e12)
 BAR_MS, BAR_RECOVERY_S, BAR_MB_S = 5.0, 3.0, 400.0
 
 

@@ -17,11 +17,11 @@ from served import RUN, contribution, joined, running, send_invitation
 from edgewise.apps.server.start import Server
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.http import certificates
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 
 ELSEWHERE = "127.0.0.2"
-LIMITS = Limits(header_s=0.5, stall_s=0.5, holder_bytes=2**20)
+LIMITS = ServerLimits(header_s=0.5, stall_s=0.5, holder_bytes=2**20)
 TOGETHER, ROUND_TRIPS = 40, 10
 
 

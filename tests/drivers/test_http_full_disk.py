@@ -15,7 +15,7 @@ from edgewise.core import frame
 from edgewise.drivers import logs
 from edgewise.drivers.fleet import mailboxes, uploads
 from edgewise.drivers.http import link as links
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 
 CHUNK = 2**16
@@ -43,7 +43,7 @@ def test_what_is_acknowledged_stays_and_the_rest_waits(
     """Frames come until the disk is full, whole and in chunks. Then there is room, and all of them are there."""
     monkeypatch.setattr(uploads, "CHUNK_BYTES", CHUNK)
     monkeypatch.setattr(links, "INLINE_BYTES", 2 * CHUNK)
-    limits = Limits(reserve_bytes=2 * left)
+    limits = ServerLimits(reserve_bytes=2 * left)
     sizes = [CHUNK, 5 * CHUNK]
     taken: dict[int, bytes] = {}
     with Server(disk / "server", limits=limits) as server, logs.opened(disk / "server" / "server.log"):

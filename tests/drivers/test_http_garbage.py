@@ -23,11 +23,11 @@ from edgewise.core import frame
 from edgewise.core.errors import REGISTRY
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import ROLES
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.rules import RULES
 
-FREE = Limits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
+FREE = ServerLimits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from edgewise.apps.server.start import Server
 from edgewise.drivers.fleet import mailboxes, uploads
 from edgewise.drivers.fleet.tables import MAIL, PUBLICATIONS
 from edgewise.drivers.http import link as links
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 
 CHUNK = 2**16
@@ -27,7 +27,7 @@ SLACK = 2**14  # headers and TLS records of a transfer
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    with running(tmp_path_factory.mktemp("served"), Limits(stall_s=2.0)) as made:
+    with running(tmp_path_factory.mktemp("served"), ServerLimits(stall_s=2.0)) as made:
         yield made
 
 

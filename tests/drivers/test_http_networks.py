@@ -23,7 +23,7 @@ from edgewise.drivers.fleet import mailboxes, uploads
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import home
 from edgewise.drivers.http import link as links
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 
 CHUNK, SLACK = 2**16, 2**14
@@ -153,7 +153,7 @@ def test_an_answer_that_never_comes_costs_a_retry(
 def test_mail_of_a_partition_comes_when_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: bool) -> None:
     """A long poll is under way when the network parts; afterwards it flows on, or a router has forgotten it."""
     monkeypatch.setattr(links, "ANSWER_S", 0.5)
-    with running(tmp_path, Limits(wait_s=0.5)) as server, proxied(server.port) as proxy:
+    with running(tmp_path, ServerLimits(wait_s=0.5)) as server, proxied(server.port) as proxy:
         joined(server, tmp_path / "home").close()
         got: list[int] = []
         with Link(moved(tmp_path / "home", proxy.port, "https"), 30.0) as device:

@@ -23,7 +23,7 @@ from edgewise.drivers.fleet.members import ROLES, Grant
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.fleet.tables import MAIL
 from edgewise.drivers.http import tokens
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 
 OK, UNKNOWN, ROLE = "", "E-UNKNOWN-ID", "E-ROLE"
@@ -89,7 +89,7 @@ LISTS = {"/v1/devices", "/v1/tokens", "/v1/runs", "/v1/models"}  # of the operat
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    limits = Limits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
+    limits = ServerLimits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
     with running(tmp_path_factory.mktemp("objects"), limits) as made:
         yield made
 

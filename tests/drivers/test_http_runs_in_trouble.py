@@ -26,7 +26,7 @@ from edgewise.core import events, frame
 from edgewise.core.errors import StoreError
 from edgewise.drivers.http import home
 from edgewise.drivers.http import link as connection
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 
 PLAIN: dict[str, Any] = {"round.rounds": 2, "round.deadline_s": 60.0}
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_for_a_while_changes_nothing(
     write goes on from what was committed."""
     with (
         small_disk(tmp_path / "disk") as disk,
-        running(disk, Limits(reserve_bytes=2**16)) as server,
+        running(disk, ServerLimits(reserve_bytes=2**16)) as server,
         fleet(server, tmp_path, n, server.port) as links,
     ):
         names = [link.name for link in links]

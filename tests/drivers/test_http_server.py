@@ -21,11 +21,11 @@ from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import ROLES, Grant
 from edgewise.drivers.http import certificates, identity, signatures, tokens
-from edgewise.drivers.http.limits import Buckets, Gatekeeper, Limits
+from edgewise.drivers.http.limits import Buckets, Gatekeeper, ServerLimits
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.rules import RULES, Rule
 
-QUICK = Limits(header_s=1.0, stall_s=0.4, wait_s=5.0)
+QUICK = ServerLimits(header_s=1.0, stall_s=0.4, wait_s=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def test_a_server_that_cannot_start_its_runs_gives_all_back(tmp_path: Path, monk
 
 
 def test_rates_hold_by_address_and_key(tmp_path: Path) -> None:
-    limits = Limits(member_rate=0.001, member_burst=3.0, byte_rate=1.0, byte_burst=100.0)
+    limits = ServerLimits(member_rate=0.001, member_burst=3.0, byte_rate=1.0, byte_burst=100.0)
     with running(tmp_path, limits) as server:
         one, other = joined(server, tmp_path / "one"), joined(server, tmp_path / "two")
         one.patience_s = other.patience_s = 0.0
@@ -268,7 +268,7 @@ def test_rates_hold_by_address_and_key(tmp_path: Path) -> None:
     ],
 )
 def test_an_ipv6_network_counts_as_one_address(first: str, second: str, shared: bool) -> None:
-    gate = Gatekeeper(Limits(address_rate=0.001, address_burst=1.0))
+    gate = Gatekeeper(ServerLimits(address_rate=0.001, address_burst=1.0))
     gate.address(first, 0.0)
     assert code(gate.address, second, 0.0) == ("E-RATE" if shared else "")
 
@@ -357,7 +357,7 @@ def test_rules_match_whole_paths() -> None:
 
 
 def test_who_cannot_wait_is_told_when_to_come_back(tmp_path: Path) -> None:
-    with running(tmp_path, Limits(waiting=0, in_flight_bytes=1000)) as server:
+    with running(tmp_path, ServerLimits(waiting=0, in_flight_bytes=1000)) as server:
         pauses: list[float] = []
         joined(server, tmp_path / "home").close()
         with Link(tmp_path / "home", patience_s=0.0, sleep=pauses.append) as device:
@@ -373,7 +373,7 @@ def test_who_cannot_wait_is_told_when_to_come_back(tmp_path: Path) -> None:
 
 
 def test_a_key_does_not_fill_the_room_of_all_others() -> None:
-    gate = Gatekeeper(Limits(in_flight_bytes=100, holder_bytes=40))
+    gate = Gatekeeper(ServerLimits(in_flight_bytes=100, holder_bytes=40))
     gate.hold("one", 40)
     with pytest.raises(TransportError, match="E-BUSY"):
         gate.hold("one", 1)

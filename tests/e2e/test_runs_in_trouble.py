@@ -22,7 +22,7 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.fleet import served
 from edgewise.drivers.fleet.tables import MAIL, ROUNDS, UPLOADS
 from edgewise.drivers.http import link as connection
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 from edgewise.engine.trainer import Registered
 from edgewise.plan.recipe.recipe import Recipe
@@ -227,7 +227,7 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_by_itself(
     monkeypatch.setattr(hosting, "FULL_S", 0.2)
     with (
         small_disk(tmp_path / "disk") as disk,
-        Server(disk / "server", limits=Limits(reserve_bytes=2**16)) as server,
+        Server(disk / "server", limits=ServerLimits(reserve_bytes=2**16)) as server,
         joined(server, tmp_path / "admin", "admin") as admin,
     ):
         homes = [owned(server, tmp_path / f"home-{i}", OPEN) for i in range(3)]

@@ -29,7 +29,7 @@ from edgewise.apps.server.start import Server
 from edgewise.core import events, vector
 from edgewise.core.keys import Key
 from edgewise.drivers.fleet import mailboxes, members, roster
-from edgewise.drivers.http.attend import Part, attend
+from edgewise.drivers.http.attend import RunPart, attend
 from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.remote_helper import RemoteHelper
@@ -78,14 +78,14 @@ class Toy:
         root = simulated_root(plan, recipe.world, trainer.describe())
         return cls(plan, trainer, root, simulated_trust(root, names))
 
-    def part(self, folder: Path) -> Part:
+    def part(self, folder: Path) -> RunPart:
         """What one device needs to answer."""
         downloads = Downloads(self.plan.spec.dim, self.plan.downlink)
         store = FileDevices(folder, self.plan.run)
         secrets = partial(simulated_secrets, self.plan, self.root)
         trainer = registered(self.trainer)
         devices = Devices(self.plan, trainer, store, downloads, self.trust, secrets)
-        return Part(devices, downloads, folder / "blobs")
+        return RunPart(devices, downloads, folder / "blobs")
 
     def coordinator(
         self, cohort: Cohort, store: RunStore, tell: Callable[[events.AnyEvent], None], second: Helper | None = None

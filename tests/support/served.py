@@ -14,7 +14,7 @@ from edgewise.core import frame
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import certificates
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.meter import NOWHERE
 from edgewise.drivers.http.rules import RULES
@@ -45,7 +45,7 @@ def send_invitation(server: Server, device: str, round: int = 0, run: str = RUN)
 
 
 @contextmanager
-def running(folder: Path, limits: Limits = Limits()) -> Iterator[Server]:  # noqa: B008 (frozen)
+def running(folder: Path, limits: ServerLimits = ServerLimits()) -> Iterator[Server]:  # noqa: B008 (frozen)
     """A server over TLS. At its end: whatever it has refused, its description names the code for that route."""
     with Server(folder / "server", limits=limits) as server:
         yield server

@@ -22,7 +22,7 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.fleet import epoch
 from edgewise.drivers.fleet.database import head
 from edgewise.drivers.http import certificates, identity
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 
 RESTORE = "restore the folder from a backup (`edgewise restore`)"
 LOW_BYTES = 2**30
@@ -131,7 +131,7 @@ def _counted(by_state: dict[str, int]) -> str:
 def _disk(folder: Path) -> Check:
     free = shutil.disk_usage(folder).free
     found = f"{free / 1e9:.1f} GB free"
-    if free < Limits().reserve_bytes:
+    if free < ServerLimits().reserve_bytes:
         return Check(
             "disk", BAD, f"{found}: frames are refused", "free some space; the server then continues by itself"
         )

@@ -12,7 +12,7 @@ from edgewise.apps.device.joining import Make, Owner, Parts
 from edgewise.apps.device.record import LEDGERS, Record
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.http import home as homes
-from edgewise.drivers.http.attend import Part, Watch, attend
+from edgewise.drivers.http.attend import RunPart, Watch, attend
 from edgewise.drivers.http.link import WAIT_S, Link
 from edgewise.drivers.storage.device_ledgers import FileLedgers
 from edgewise.drivers.storage.files import FOLDER
@@ -44,10 +44,10 @@ class _Owner(Watch):
     def doing(self, state: str, run: str = "") -> None:
         self._agent.say(state, f"run {run[:12]}" if run else "for the server's mail")
 
-    def declines(self, part: Part) -> str:
+    def declines(self, part: RunPart) -> str:
         return self.refusal(largest_upload(part.devices.plan)) or self._follow.declines(part)
 
-    def leaving(self, part: Part | None, frame: bytes) -> None:
+    def leaving(self, part: RunPart | None, frame: bytes) -> None:
         budget, plan = self._owner.budget, None if part is None else part.devices.plan
         spent = None if budget is None else budget.spent(self._link.name)
         self._record.frame(self._link.home.server, plan, frame, spent)

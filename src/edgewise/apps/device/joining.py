@@ -24,7 +24,7 @@ from edgewise.core.vector import Spec
 from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import roster
 from edgewise.drivers.http import package, share_keys
-from edgewise.drivers.http.attend import Part
+from edgewise.drivers.http.attend import RunPart
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage.device_store import FileDevices
@@ -80,11 +80,11 @@ class Parts:
     def __init__(self, link: Link, home: Path, owner: Owner, make: Make | None = None) -> None:
         self._link, self._home, self._owner, self._make = link, home, owner, make
         self._run = ""
-        self._part: Part | None = None  # in the last one
+        self._part: RunPart | None = None  # in the last one
         self._store: FileDevices | None = None
         self._refused: dict[str, EdgewiseError] = {}
 
-    def __call__(self, run: str) -> Part:
+    def __call__(self, run: str) -> RunPart:
         """This device's part in a run. Raises EdgewiseError where it takes none; it says the same again later."""
         if run in self._refused:
             raise self._refused[run]
@@ -112,7 +112,7 @@ class Parts:
             self._store.close()
         self._part, self._store = None, None
 
-    def _join(self, run: str) -> Part:
+    def _join(self, run: str) -> RunPart:
         raw, signature, shares = self._published(run)
         stated = facts.parse(raw)
         if stated.digest() != run or stated.instance is None:
@@ -132,7 +132,7 @@ class Parts:
             plan=plan, trainer=trainer, store=self._store, downloads=downloads,
             trust=self._trust(plan, folder, shares), secrets=fresh, budget=self._owner.budget,
         )  # fmt: skip
-        return Part(devices, downloads, folder / "blobs")
+        return RunPart(devices, downloads, folder / "blobs")
 
     def _published(self, run: str) -> tuple[bytes, bytes, Mapping[str, Any]]:
         found = self._link.call("GET", f"/v1/runs/{run}")

@@ -15,7 +15,7 @@ from edgewise.apps.device.task import Left, Task
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
-from edgewise.drivers.http.attend import Part, Watch
+from edgewise.drivers.http.attend import RunPart, Watch
 from edgewise.drivers.http.link import Link
 from edgewise.engine.trainer import Registered
 from edgewise.plan.plan import Plan
@@ -139,7 +139,7 @@ class _Inbox(Watch):
         self.plan: Plan | None = None
         self.files: Path | None = None  # of the model
 
-    def declines(self, part: Part) -> str:
+    def declines(self, part: RunPart) -> str:
         self.plan = part.devices.plan
         return ""
 

@@ -32,16 +32,16 @@ from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.blob_cache import BlobCache
 from edgewise.drivers.http.guard import Guard, failed, refused
 from edgewise.drivers.http.helper_routes import LEADER, HelperPlane
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.naming import named
 from edgewise.drivers.http.relay import Relay
 from edgewise.drivers.http.service import Service
-from edgewise.drivers.http.serving import Listener
+from edgewise.drivers.http.serving import HttpsListener
 from edgewise.plan.acceptance import OwnerFloor
 
 CACHE_BYTES = 2**34
-LIMITS = Limits(member_rate=2000.0, member_burst=4000.0, holder_bytes=Limits().in_flight_bytes)
+LIMITS = ServerLimits(member_rate=2000.0, member_burst=4000.0, holder_bytes=ServerLimits().in_flight_bytes)
 
 
 def join(url: str, token: str, folder: Path, plain: bool = False, patience_s: float = 60.0) -> Link:
@@ -80,7 +80,7 @@ class Gateway:
         port: int = 0,
         tls: Tls = Tls(),  # noqa: B008 (frozen)
         floor: OwnerFloor = OwnerFloor(),  # noqa: B008 (frozen)
-        limits: Limits = LIMITS,
+        limits: ServerLimits = LIMITS,
         now_s: Callable[[], float] = time.time,
         cache_bytes: int = CACHE_BYTES,
         packages: Mapping[str, str] = MappingProxyType({}),
@@ -97,7 +97,7 @@ class Gateway:
                 exception_handlers={EdgewiseError: _answer, HTTPException: _answer, Exception: _answer},
             )
             guarded = Guard(app, self.service, (*helper_routes.RULES, *relay.RULES))
-            self._listener = Listener(guarded, host, port, secured(self.service, tls), limits)
+            self._listener = HttpsListener(guarded, host, port, secured(self.service, tls), limits)
         except Exception:  # goes on below, once the database and its lease are given back
             self.service.close()
             raise

@@ -16,9 +16,9 @@ from edgewise.apps.server.sharing import Address
 from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import certificates, tokens
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.service import Service
-from edgewise.drivers.http.serving import Listener
+from edgewise.drivers.http.serving import HttpsListener
 from edgewise.drivers.storage.files import FOLDER
 from edgewise.engine.ports import Evaluator
 
@@ -74,7 +74,7 @@ class Server:
         host: str = "127.0.0.1",
         port: int = 0,
         tls: Tls = Tls(),
-        limits: Limits = Limits(),  # noqa: B008 (frozen)
+        limits: ServerLimits = ServerLimits(),  # noqa: B008 (frozen)
         now_s: Callable[[], float] = time.time,
         tell: Tell = lambda run, event: None,
         evaluator: Evaluator | None = None,
@@ -87,7 +87,7 @@ class Server:
             undo.callback(self.service.close)
             context = secured(self.service, tls)
             self.hosting = Hosting(self.service, tell, evaluator, turn, gateway)
-            self._listener = Listener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)
+            self._listener = HttpsListener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)
             undo.callback(self._listener.close, self.service.hang_up)
             undo.callback(self.hosting.close)
             self.hosting.start()

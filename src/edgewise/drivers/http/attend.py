@@ -33,7 +33,7 @@ _OVER = ("E-CLOSED", "E-CONFLICT", "E-BLOB")  # the round continued without this
 
 
 @dataclass(frozen=True)
-class Part:
+class RunPart:
     """The parts that a device needs to join a run.
 
     ``downloads``: those of ``devices``. ``blobs``: a folder for downloaded blobs.
@@ -50,11 +50,11 @@ class Watch:
     def doing(self, state: str, run: str = "") -> None:
         """Report the device's activity: waiting, joining, training, answering, sending."""
 
-    def declines(self, part: Part) -> str:
+    def declines(self, part: RunPart) -> str:
         """Return the reason why the device takes no part in a round now; empty where it takes part."""
         return ""
 
-    def leaving(self, part: Part | None, frame: bytes) -> None:
+    def leaving(self, part: RunPart | None, frame: bytes) -> None:
         """Report a frame that is about to leave. ``part`` is None where the device refuses the whole run."""
 
     def refused(self, run: str, error: EdgewiseError) -> None:
@@ -63,7 +63,7 @@ class Watch:
 
 def attend(
     link: Link,
-    part: Callable[[str], Part],
+    part: Callable[[str], RunPart],
     until: Callable[[], bool],
     wait_s: float = WAIT_S,
     watch: Watch = Watch(),  # noqa: B008 (it has no state)
@@ -94,7 +94,7 @@ def attend(
             last_number = mail.number
 
 
-def _answer(link: Link, part: Callable[[str], Part], mail: Mail, watch: Watch) -> None:
+def _answer(link: Link, part: Callable[[str], RunPart], mail: Mail, watch: Watch) -> None:
     came_s = time.monotonic()
     message = frame.from_server(mail.raw, FRAME_BYTES)
     if isinstance(message, frame.Probe):

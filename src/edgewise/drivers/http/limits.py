@@ -15,7 +15,7 @@ KEYS = 100_000  # keys in a table; an address that gives way begins with a full 
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class ServerLimits:
     """The limits of a server. Rates are per second. Bursts are the amounts that may come at once after a pause.
 
     Attributes:
@@ -75,7 +75,7 @@ class Buckets:
 class Gatekeeper:
     """The buckets of a server."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServerLimits) -> None:
         self.limits = limits
         self._held = Counter[str]()  # bytes of bodies in memory by key
         self._addresses = Buckets(limits.address_rate, limits.address_burst)

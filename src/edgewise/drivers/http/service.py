@@ -20,7 +20,7 @@ from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.spool import Chunks
 from edgewise.drivers.http import identity
-from edgewise.drivers.http.limits import Gatekeeper, Later, Limits
+from edgewise.drivers.http.limits import Gatekeeper, Later, ServerLimits
 from edgewise.drivers.http.meter import Meter
 from edgewise.drivers.http.signatures import Proof
 from edgewise.drivers.http.staging import Staging
@@ -41,7 +41,7 @@ class Service:
     """
 
     def __init__(
-        self, folder: Path, limits: Limits, now_s: Callable[[], float] = time.time, key: str = "server.key"
+        self, folder: Path, limits: ServerLimits, now_s: Callable[[], float] = time.time, key: str = "server.key"
     ) -> None:
         self.folder, self.now_s, self.limits = folder, now_s, limits
         self._begun_s = now_s(), time.monotonic()

@@ -16,14 +16,14 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgewise.core.errors import TransportError
-from edgewise.drivers.http.limits import Limits
+from edgewise.drivers.http.limits import ServerLimits
 
 HEADER_BYTES = 2**14
 HANDSHAKE_S, FAREWELL_S = 10.0, 1.0
 KEEP_ALIVE_S = 75  # longer than a long poll, so that a device keeps its connection
 
 
-def protocol(limits: Limits) -> type[asyncio.Protocol]:
+def protocol(limits: ServerLimits) -> type[asyncio.Protocol]:
     """Make uvicorn's HTTP/1.1 protocol end connections whose request headers do not come within ``header_s``."""
 
     class Prompt(H11Protocol):
@@ -86,7 +86,7 @@ class _Uvicorn(uvicorn.Server):
             )
             return made
 
-        assert sockets is not None  # ``Listener`` opens it
+        assert sockets is not None  # ``HttpsListener`` opens it
         (sock,) = sockets
         listening = await loop.create_server(
             connect, sock=sock, ssl=config.ssl, backlog=config.backlog,
@@ -95,7 +95,7 @@ class _Uvicorn(uvicorn.Server):
         self.servers, self.started = [listening], True
 
 
-class Listener:
+class HttpsListener:
     """A listening server. Use as a context manager.
 
     Args:
@@ -108,7 +108,13 @@ class Listener:
     """
 
     def __init__(
-        self, app: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None, limits: Limits, ready_s: float = 10.0
+        self,
+        app: ASGIApp,
+        host: str,
+        port: int,
+        tls: ssl.SSLContext | None,
+        limits: ServerLimits,
+        ready_s: float = 10.0,
     ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         # With a named protocol, asyncio turns off Nagle's algorithm, which would delay answers by 40 ms.
@@ -143,7 +149,7 @@ class Listener:
                 raise TransportError("E-LISTEN", "the server did not start.", "read its log.")
             time.sleep(0.005)
 
-    def __enter__(self) -> Listener:
+    def __enter__(self) -> HttpsListener:
         return self
 
     def __exit__(self, *_: object) -> None:
