@@ -56,7 +56,7 @@ def test_noise_beyond_float32_ends_a_run_with_a_code(cli):
     [
         (PLAIN.replace("lr = 0.3", "lrr = 0.3"), "E-KEY", "lr"),
         (PLAIN.replace("lr = 0.3", 'lr = "fast"'), "E-TYPE", "number"),
-        (PLAIN.replace("lr = 0.3", "lr = -1"), "E-VALUE", "greater"),
+        (PLAIN.replace("lr = 0.3", "lr = -1"), "E-VALUE", "above 0"),
         (PLAIN.replace('privacy = "none"', ""), "E-MISSING", "privacy"),
         (PLAIN.replace('privacy = "none"', 'privacy = "total"'), "E-VALUE", "none"),
         (PLAIN.replace("devices = 8", ""), "E-MISSING", "devices"),

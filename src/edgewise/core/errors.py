@@ -26,6 +26,7 @@ An error says what was asked, what is needed, and what to do. Its ``code`` is st
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -152,12 +153,13 @@ REGISTRY: dict[str, Entry] = {
 
 
 LONGEST_WORD, LONGEST_TEXT = 250, 2000  # Characters of a message. A path counts as one word.
+MOST_FAULTS, LONGEST_LIST = 100, 8000  # Faults of a recipe in one error, and characters of their list.
 
 
-def _shown(text: str) -> str:
+def _shown(text: str, longest: int = LONGEST_TEXT) -> str:
     """Shorten a message and escape its control characters, so that a terminal can show it."""
-    if len(text) > LONGEST_TEXT:
-        text = f"{text[: LONGEST_TEXT // 2]} ... {text[-LONGEST_TEXT // 2 :]}"
+    if len(text) > longest:
+        text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
     text = re.sub(rf"\S{{{LONGEST_WORD + 1},}}", lambda m: f"{m[0][:120]}...{m[0][-120:]}", text)
     return re.sub(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", lambda m: repr(m[0])[1:-1], text)
 
@@ -191,8 +193,30 @@ class EdgewiseError(Exception):
         return REGISTRY[self.code].exit_status
 
 
+class Fault(NamedTuple):
+    """One fault of a recipe. ``file`` is empty and ``line`` is 0 if no line of a file has it."""
+
+    code: str
+    what: str
+    fix: str
+    file: str = ""
+    line: int = 0
+
+
 class RecipeError(EdgewiseError):
-    """A recipe asks for something that does not exist or cannot be done."""
+    """A recipe asks for something that does not exist or cannot be done.
+
+    Args:
+        faults: All faults that were found. The first is this error's own cause. Empty for other errors.
+    """
+
+    def __init__(self, code: str, what: str, fix: str = "", faults: Sequence[Fault] = ()) -> None:
+        super().__init__(code, what, fix)
+        if faults:
+            self.fix = _shown(fix, LONGEST_LIST)
+            self.args = (code, self.what, self.fix)
+        shown = (fault._replace(what=_shown(fault.what), fix=_shown(fault.fix)) for fault in faults[:MOST_FAULTS])
+        self.faults = tuple(shown)
 
 
 class CompositionError(RecipeError):

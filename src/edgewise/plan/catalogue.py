@@ -11,13 +11,12 @@ import it too, so nothing is pickled.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic import Field as KeyField
@@ -41,7 +40,9 @@ from edgewise.core.stage import Merge, Post, Stage
 from edgewise.core.vector import Spec
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.facts import ExtensionPackage
-from edgewise.plan.recipe.sections import MOVED
+from edgewise.plan.recipe import findings
+from edgewise.plan.recipe.findings import Finding
+from edgewise.plan.recipe.places import Origin
 from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise
 from edgewise.secagg.merge import grouped, secure_sum, shared_sum
@@ -180,22 +181,48 @@ def make(
 
 def look_up(parts: Mapping[str, AnyPart], where: str, table: Mapping[str, Any]) -> tuple[AnyPart, dict[str, Any]]:
     """Return the part that a table names, and its validated keys with their defaults. Raises as ``make``."""
-    kind = table.get("kind")
+    found = judge(parts, where, table)
+    if found.part is None or found.faults:
+        raise findings.error(found.faults, Origin())
+    return found.part, found.keys
+
+
+class Judged(NamedTuple):
+    """A table's part, its validated keys with their defaults, and its faults. The part is None if none has its name."""
+
+    part: AnyPart | None
+    keys: dict[str, Any]
+    faults: list[Finding]
+
+
+def judge(
+    parts: Mapping[str, AnyPart], where: str, table: Mapping[str, Any], elsewhere: Mapping[str, str] | None = None
+) -> Judged:
+    """Look up the part that a table names, and find everything that is wrong with the table.
+
+    Args:
+        elsewhere: the parts of other tables, each with the table that it belongs to.
+    Returns:
+        Findings with the codes of ``look_up``, whose places begin in the table.
+    """
+    kind, place = table.get("kind"), (("kind",),)
+    known = f"one of: {', '.join(parts)}."
     if kind is None:
-        raise RecipeError("E-MISSING", f"{where}: `kind` is required.", f"one of: {', '.join(parts)}.")
+        return Judged(None, {}, [Finding("E-MISSING", f"{where}: `kind` is required.", known, (*place, ()))])
     if not isinstance(kind, str):
-        raise RecipeError("E-TYPE", f"{where}: `kind` = {kind!r} is not text.", f"one of: {', '.join(parts)}.")
+        return Judged(None, {}, [Finding("E-TYPE", f"{where}: `kind` = {kind!r:.80} is not text.", known, place)])
     if kind not in parts:
-        near = difflib.get_close_matches(kind, parts, n=1)
-        hint = f"did you mean `{near[0]}`?" if near else f"one of: {', '.join(parts)}."
-        raise RecipeError("E-NAME", f"{where}: no part is called `{kind}`.", hint)
+        other, near = (elsewhere or {}).get(kind), findings.nearest(kind, parts)
+        fix = f"it belongs into {other}." if other else f"did you mean `{near}`?" if near else known
+        return Judged(None, {}, [Finding("E-NAME", f"{where}: no part is called `{kind}`.", fix, place)])
     part = parts[kind]
-    model = keys_of(part)
+    model, given = keys_of(part), {k: v for k, v in table.items() if k != "kind"}
     try:
-        keys = model.model_validate({k: v for k, v in table.items() if k != "kind"}, strict=True)
+        keys = model.model_validate(given, strict=True)
     except ValidationError as e:
-        raise _explain(e, where, kind, model) from None
-    return part, {name: getattr(keys, name) for name in part.fields}
+        path = f"{where.split()[0].strip('[]')}.{kind}"
+        return Judged(part, {}, findings.faults_of(e.errors(), model, given, f"{where} ({kind}): ", path)[0])
+    return Judged(part, {name: getattr(keys, name) for name in part.fields}, [])
 
 
 @cache
@@ -209,25 +236,6 @@ def keys_of(part: AnyPart) -> type[BaseModel]:
         fields[name] = (key.hint, KeyField(default, description=text))
     config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
     return create_model(part.name, __config__=config, __doc__=part.summary, **fields)
-
-
-def _explain(error: ValidationError, where: str, kind: str, model: type[BaseModel]) -> RecipeError:
-    # A misspelt key is also reported as a missing one. The misspelling is the cause, so it goes first.
-    first = next((e for e in error.errors() if e["type"] == "extra_forbidden"), error.errors()[0])
-    name = ".".join(map(str, first["loc"]))
-    known = list(model.model_fields)
-    if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"did you mean `{near[0]}`?" if near else f"{kind} knows: {', '.join(known) or 'no parameters'}."
-        moved = MOVED.get(f"{where.strip('[]')}.{name}")
-        hint = f"write `{moved}`." if moved else hint
-        return RecipeError("E-KEY", f"{where} ({kind}): unknown key `{name}`.", hint)
-    if first["type"] == "missing":
-        return RecipeError("E-MISSING", f"{where} ({kind}): `{name}` is required.", "add it.")
-    code = "E-TYPE" if first["type"].endswith(("_type", "_parsing")) else "E-VALUE"
-    return RecipeError(
-        code, f"{where} ({kind}): `{name}` = {first['input']!r}: {first['msg']}.", "see `edgewise schema`."
-    )
 
 
 def schema(catalogue: Catalogue, recipe_schema: dict[str, Any]) -> dict[str, Any]:

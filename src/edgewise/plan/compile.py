@@ -34,7 +34,7 @@ from edgewise.plan.plan import MESSAGE_LIMIT_BYTES, Plan
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled
 from edgewise.plan.strategy import strategy_of
-from edgewise.plan.sums import Sums, sums_of
+from edgewise.plan.sums import Sums, check_word, sums_of
 from edgewise.plan.trust import contributors
 from edgewise.secagg import messages
 from edgewise.strategies.base import Strategy
@@ -74,7 +74,7 @@ def compile(
     metrics = metrics_of(recipe, promise, strategy.client, sampling.kind)
     start = _start(metrics, layout, merge, sampling, sums, mechanism)
     chains = chains_of(recipe, layout.sent, start, sampling, catalogue, promise.hidden)
-    _check_word(recipe, merge)
+    check_word(recipe, merge)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, layout.sent) for i, table in enumerate(recipe.post)]
     stages, spend = chains.stages, None
     if mechanism is not None:
@@ -145,17 +145,6 @@ def _check_sizes(layout: VectorLayout, pipes: Sequence[Pipeline]) -> None:
                 "E-FRAME-SIZE", f"{what} has {size:.3g} bytes, one message holds {MESSAGE_LIMIT_BYTES}.",
                 'train less: trainable.kind = "lora" or "layers".',
             )  # fmt: skip
-
-
-def _check_word(recipe: Recipe, merge: Merge) -> None:
-    """Check that the privacy word and the merge agree. Raises RecipeError(E-COMBO)."""
-    kind = recipe.merge["kind"]
-    if recipe.privacy == "none" and merge.hides is not None:
-        what = f'privacy = "none", but [merge] {kind} hides single updates.'
-        raise RecipeError("E-COMBO", what, 'write privacy = "hidden".')
-    if recipe.privacy == "hidden" and merge.hides is None:
-        what = f'privacy = "hidden", but with [merge] {kind} the server sees single updates.'
-        raise RecipeError("E-COMBO", what, '[merge] kind = "secure_sum" (one server) or "shared_sum" (two).')
 
 
 def _check_directions(recipe: Recipe, strategy: Strategy, spec: Spec) -> None:

@@ -62,3 +62,14 @@ def sums_of(recipe: Recipe, merge: Merge, sampling: Sampling) -> Sums:
     if merge.hides.interactive:
         check_sessions(policy, least, -(-sampling.largest // merge.groups))
     return Sums(least, corrupt, policy, rungs)
+
+
+def check_word(recipe: Recipe, merge: Merge) -> None:
+    """Check that the privacy word and the merge agree. Raises RecipeError(E-COMBO)."""
+    kind = recipe.merge["kind"]
+    if recipe.privacy == "none" and merge.hides is not None:
+        what = f'privacy = "none", but [merge] {kind} hides single updates.'
+        raise RecipeError("E-COMBO", what, 'write privacy = "hidden".')
+    if recipe.privacy == "hidden" and merge.hides is None:
+        what = f'privacy = "hidden", but with [merge] {kind} the server sees single updates.'
+        raise RecipeError("E-COMBO", what, '[merge] kind = "secure_sum" (one server) or "shared_sum" (two).')

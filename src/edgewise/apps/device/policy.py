@@ -14,20 +14,23 @@ The keys are read as a recipe's: unknown ones are refused, with file, line and t
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from importlib.resources import files as resources
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
 from edgewise.drivers.storage.files import FOLDER, sync_folder, write_durably
 from edgewise.plan.recipe import findings, toml
 from edgewise.plan.recipe.data import SHIPPED, DataSection
+from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.privacy import Privacy
-from edgewise.plan.recipe.sections import LARGEST_EPSILON, Section, SettingError
+from edgewise.plan.recipe.rules import Section, SettingError, rule
+from edgewise.plan.recipe.sections import LARGEST_EPSILON
 
 if TYPE_CHECKING:  # numba comes with these, and takes a second: `edgewise device status` needs none of them
     from edgewise.engine.owner_budget import DeviceLedgers, OwnerBudget
@@ -58,11 +61,11 @@ class Data(Section):
         """Whether there is anything to train on."""
         return bool(self.path) or self.source in SHIPPED
 
-    @model_validator(mode="after")
-    def _as_in_a_recipe(self) -> Data:
+    @rule
+    def _as_in_a_recipe(self) -> Iterator[SettingError]:
         if self.given:
-            DataSection.model_validate({**_one_device(), **{key: getattr(self, key) for key in _HERE}})
-        return self
+            tables = {**_one_device(), **{key: getattr(self, key) for key in _HERE}}
+            yield from DataSection.model_construct(**tables).faults()
 
 
 class Limits(Section):
@@ -79,14 +82,12 @@ class When(Section):
     quiet: list[str] = Field([], max_length=48, description='local times without work, such as "22:00-06:30"')
     command: list[str] = Field([], description="a program and its arguments; exit status 0 allows work")
 
-    @field_validator("quiet")
-    @classmethod
-    def _ranges(cls, quiet: list[str]) -> list[str]:
-        for one in quiet:
+    @rule
+    def _ranges(self) -> Iterator[SettingError]:
+        for one in self.quiet:
             if not _RANGE.fullmatch(one) or one[:5] == one[6:]:
                 what = f'when.quiet has "{one:.20}", which is no range of local times'
-                raise SettingError("E-VALUE", what, 'write it like "22:00-06:30"')
-        return quiet
+                yield SettingError("E-VALUE", what, 'write it like "22:00-06:30"')
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
@@ -117,12 +118,11 @@ class Asked(Section):
         "", pattern=r"^([0-9a-f]{32})?$", description="fingerprint of the second server that shares may be sealed to"
     )
 
-    @model_validator(mode="after")
-    def _hidden_words(self) -> Asked:
+    @rule
+    def _hidden_words(self) -> Iterator[SettingError]:
         if self.hidden and not set(self.words) - {"none", "local_dp"}:
             what = f"privacy.hidden with privacy.words = {self.words}: no run of these words hides updates"
-            raise SettingError("E-COMBO", what, 'add "hidden" or "distributed_dp", or write hidden = false')
-        return self
+            yield SettingError("E-COMBO", what, 'add "hidden" or "distributed_dp", or write hidden = false')
 
 
 class Cap(Section):
@@ -131,12 +131,11 @@ class Cap(Section):
     epsilon: float | None = Field(None, gt=0, le=LARGEST_EPSILON, description="over all runs; absent = no cap")
     delta: float = Field(1e-5, gt=0, lt=1)
 
-    @model_validator(mode="after")
-    def _delta_of_something(self) -> Cap:
+    @rule
+    def _delta_of_something(self) -> Iterator[SettingError]:
         if self.epsilon is None and self.delta != type(self).model_fields["delta"].default:
             what = "budget.delta belongs to budget.epsilon, which is not given"
-            raise SettingError("E-COMBO", what, "give budget.epsilon, or leave out budget.delta")
-        return self
+            yield SettingError("E-COMBO", what, "give budget.epsilon, or leave out budget.delta")
 
 
 class Models(Section):
@@ -144,14 +143,12 @@ class Models(Section):
 
     allow: list[str] = Field([], description="as a run's facts name them: bundled, sha256:DIGEST; empty = any")
 
-    @field_validator("allow")
-    @classmethod
-    def _names(cls, allow: list[str]) -> list[str]:
-        for one in allow:
+    @rule
+    def _names(self) -> Iterator[SettingError]:
+        for one in self.allow:
             if not _MODEL.fullmatch(one):
                 what = f'model.allow has "{one:.80}", which names no model'
-                raise SettingError("E-VALUE", what, 'write "bundled", or "sha256:" and 64 hexadecimal digits')
-        return allow
+                yield SettingError("E-VALUE", what, 'write "bundled", or "sha256:" and 64 hexadecimal digits')
 
 
 class OwnPackage(Section):
@@ -173,11 +170,10 @@ class Policy(Section):
     model: Models = Models()
     package: list[OwnPackage] = Field([])
 
-    @model_validator(mode="after")
-    def _each_once(self) -> Policy:
+    @rule
+    def _each_once(self) -> Iterator[SettingError]:
         if len({package.name for package in self.package}) < len(self.package):
-            raise SettingError("E-COMBO", "[[package]] names one twice", "keep one of them")
-        return self
+            yield SettingError("E-COMBO", "[[package]] names one twice", "keep one of them")
 
     def floor(self) -> OwnerFloor:
         """What every run has to promise."""
@@ -250,11 +246,11 @@ def parse(text: str, where: str) -> Policy:
     """A policy from TOML text. Raises RecipeError as ``load``; a message names all faults."""
     plain = toml.read(text, where)
     toml.bounded(plain, where)
-    try:
-        return Policy.model_validate(plain, strict=True)
-    except ValidationError as e:
-        origin = findings.Origin(where, text, (), "see the comments that `edgewise device policy --print` shows.")
-        raise findings.explain(e, Policy, origin) from None
+    help = "see the comments that `edgewise device policy --print` shows."
+    result = findings.examined(Policy, plain, help)
+    if result.value is None:
+        raise findings.error(result.findings, Origin(where, text))
+    return result.value
 
 
 def template() -> str:

@@ -27,6 +27,7 @@ from edgewise.plan.catalogue import AnyPart, Extension
 from edgewise.plan.objects import Objects, catalogue
 from edgewise.plan.recipe import loading
 from edgewise.plan.recipe import recipe as recipes
+from edgewise.plan.recipe.places import Origin
 
 OBJECTS = "objects"  # the folder, in a run's folder, of files made from a script's objects
 RecipeLike = str | Path | Mapping[str, Any] | settings.Recipe | recipes.Recipe
@@ -149,10 +150,9 @@ class Federation:
 
     def _recipe(self, tables: Mapping[str, Any]) -> recipes.Recipe:
         """Make the recipe of some tables, and check its parts."""
-        where, text = ("recipe", "") if self._file is None else (str(self._file), recipes.read(self._file))
-        found = recipes.from_plain(settings.put(tables, {}), where, text)
-        loading.examine(found, catalogue(self._extensions, Objects(Extension(tuple(self._parts.values())))))
-        return found
+        where, text = ("", "") if self._file is None else (str(self._file), recipes.read(self._file))
+        known = catalogue(self._extensions, Objects(Extension(tuple(self._parts.values()))))
+        return loading.build(settings.put(tables, {}), known, Origin(where, text))
 
     @property
     def _given_model(self) -> bool:

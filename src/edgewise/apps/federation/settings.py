@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections import defaultdict
 from collections.abc import Mapping
 from functools import cache
@@ -18,7 +17,9 @@ from typing import Any
 from edgewise.core.errors import RecipeError
 from edgewise.plan.recipe import findings, toml
 from edgewise.plan.recipe import recipe as recipes
-from edgewise.plan.recipe.sections import Section
+from edgewise.plan.recipe.findings import Finding
+from edgewise.plan.recipe.places import Origin
+from edgewise.plan.recipe.rules import Section
 
 
 class Recipe:
@@ -40,9 +41,13 @@ class Recipe:
 
     def __init__(self, **settings: Any) -> None:
         self.tables: dict[str, Any] = {}
+        unplaced: list[Finding] = []
         for name, value in settings.items():
-            findings.put(self.tables, _place(name), copy.deepcopy(value) if isinstance(value, dict) else value)
-        recipes.from_plain(copy.deepcopy(self.tables))
+            place, wrong = _place(name)
+            unplaced += [wrong] if wrong is not None else []
+            if place:  # where a name is wrong too, so that the rest is judged as it was meant
+                findings.put(self.tables, place, copy.deepcopy(value) if isinstance(value, dict) else value)
+        recipes.build(copy.deepcopy(self.tables), Origin(), unplaced)
 
     def but(self, settings: Mapping[str, Any]) -> Recipe:
         """Copy the recipe with other settings, by dotted key: ``recipe.but({"training.lr": 0.01})``.
@@ -93,22 +98,19 @@ def put(tables: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
     return out
 
 
-def _place(name: str) -> str:
-    """Return the dotted key of a name that stands by itself."""
-    sections = _sections()
-    if name in sections or name in recipes.Recipe.model_fields or name == "schema":
-        return name
+def _place(name: str) -> tuple[str, Finding | None]:
+    """Return the dotted key that a name by itself stands for, and the fault of the name if it has one."""
+    if name in recipes.Recipe.model_fields or name == "schema":
+        return name, None
     places = _leaves().get(name, [])
     if len(places) == 1:
-        return places[0]
+        return places[0], None
     if places:
         tables = [place.partition(".")[0] for place in places]
         fix = f"write one of {', '.join(f'{table}={{{name!r}: ...}}' for table in tables)}."
-        raise RecipeError("E-KEY", f"`{name}` is a key of {len(places)} sections.", fix)
-    near = difflib.get_close_matches(name, [*_leaves(), *recipes.Recipe.model_fields], n=1, cutoff=0.5)
-    raise RecipeError(
-        "E-KEY", f"unknown key `{name}`.", f"did you mean `{near[0]}`?" if near else "see `edgewise schema`."
-    )
+        return "", Finding("E-KEY", f"`{name}` is a key of {len(places)} sections.", fix)
+    meant, fix = findings.key_hint(name, recipes.Recipe)
+    return meant[0] if len(meant) == 1 and "." in meant[0] else "", Finding("E-KEY", f"unknown key `{name}`.", fix)
 
 
 @cache

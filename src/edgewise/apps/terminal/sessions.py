@@ -22,7 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TextIO
 
-from edgewise.core.errors import EdgewiseError, Interrupted
+from edgewise.core.errors import EdgewiseError, Interrupted, RecipeError
 from edgewise.core.own_code import fault_of
 from edgewise.core.redacted import redacted
 from edgewise.drivers.captured_output import PrintedNoise
@@ -104,8 +104,7 @@ class CommandSession:
         if self.debug:
             traceback.print_exception(e)
         if self.as_json:
-            error = {"code": e.code, "what": e.what, "fix": e.fix}
-            print(json.dumps({"ok": False, "command": self.name, "error": error}))
+            print(json.dumps({"ok": False, "command": self.name, "error": _as_json(e)}))
         else:
             print(message(e, _width()), file=sys.stderr)
             if self.verdict and not isinstance(e, Interrupted):
@@ -127,6 +126,14 @@ class CommandSession:
             go_on = f"\n  then  {again(sys.argv)}" if self.resumable else ""
             print(f"{_bold('this is a bug in edgewise')}: {what}\n  see   {path}{go_on}", file=sys.stderr)
         return 1
+
+
+def _as_json(e: EdgewiseError) -> dict[str, Any]:
+    """The error as the envelope has it. ``faults`` lists everything that is wrong with a recipe."""
+    plain: dict[str, Any] = {"code": e.code, "what": e.what, "fix": e.fix}
+    if isinstance(e, RecipeError) and e.faults:
+        plain["faults"] = [{**fault._asdict(), "line": fault.line or None} for fault in e.faults]
+    return plain
 
 
 def message(e: EdgewiseError, width: int = 0) -> str:

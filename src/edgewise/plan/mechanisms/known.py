@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from edgewise.plan.mechanisms import central, correlated, distributed, example, local
 from edgewise.plan.mechanisms.base import Mechanism
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe.privacy import DP_WORDS, Privacy
-from edgewise.plan.recipe.sections import DpSection, SettingError
+from edgewise.plan.recipe.rules import UNKNOWN, SettingError, judged
+from edgewise.plan.recipe.sections import DpSection
 
 MECHANISMS: tuple[Mechanism, ...] = tuple(
     module.MECHANISM for module in (central, correlated, distributed, local, example)
@@ -34,46 +37,68 @@ def promised(word: Privacy, dp: DpSection, hidden: bool) -> Promise:
     return Promise(word, hidden, mechanism.who, dp.unit)
 
 
-def check(word: Privacy, dp: DpSection) -> None:
-    """Check that [dp] fits the recipe's word. Raises SettingError (E-COMBO, E-MISSING)."""
+def refused(word: Privacy, dp: DpSection) -> Iterator[SettingError]:
+    """Yield the faults (E-COMBO, E-MISSING) of a [dp] that does not fit the recipe's word."""
     mechanism = mechanism_of(word, dp)
     if mechanism is None:
         if dp != DpSection():
             what = f'[dp] is for privacy = {", ".join(DP_WORDS)}; here it is "{word}"'
-            raise SettingError("E-COMBO", what, "leave out [dp], or name one of these words")
+            yield SettingError("E-COMBO", what, "leave out [dp], or name one of these words")
         return
-    _check_numbers(word, dp)
+    for faults in (_numbers(word, dp), _unit(word, dp, mechanism), _clip(dp), _read(dp, mechanism)):
+        yield from judged(faults)
+
+
+def _unit(word: Privacy, dp: DpSection, mechanism: Mechanism) -> Iterator[SettingError]:
     if dp.example and not mechanism.chosen.get("unit"):
         what = f'dp.unit = "example" is for privacy = "local_dp"; here it is "{word}", whose noise is on updates'
-        raise SettingError("E-COMBO", what, 'write privacy = "local_dp", or leave out dp.unit')
+        yield SettingError("E-COMBO", what, 'write privacy = "local_dp", or leave out dp.unit')
+
+
+def _clip(dp: DpSection) -> Iterator[SettingError]:
     if dp.tensor_l2 and dp.adaptive_clip:
         what = "dp.tensor_l2 is for a clip that stays"
-        raise SettingError("E-COMBO", what, "leave it out, or dp.adaptive_clip")
+        yield SettingError("E-COMBO", what, "leave it out, or dp.adaptive_clip")
+
+
+def _read(dp: DpSection, mechanism: Mechanism) -> Iterator[SettingError]:
+    """Yield the faults of keys that the mechanism needs and of keys that it does not read."""
     for key in dict.fromkeys(key for one in MECHANISMS for key in one.keys):
-        given = getattr(dp, key) != DpSection.model_fields[key].default
-        if key in mechanism.keys and not given and not getattr(dp, key) and key in mechanism.required:
-            raise SettingError("E-MISSING", f"{mechanism.asked} needs dp.{key}", f"write {key} = 0.1 or the like")
+        value = getattr(dp, key)
+        if value is UNKNOWN:
+            continue
+        given = value != DpSection.model_fields[key].default
+        if key in mechanism.keys and not given and not value and key in mechanism.required:
+            yield SettingError("E-MISSING", f"{mechanism.asked} needs dp.{key}", f"write {key} = 0.1 or the like")
         if given and key not in mechanism.keys:
             by = " or ".join(one.asked for one in MECHANISMS if key in one.keys)
-            raise SettingError("E-COMBO", f"dp.{key} is for {by}; nothing reads it here", f"leave out dp.{key}")
+            yield SettingError("E-COMBO", f"dp.{key} is for {by}; nothing reads it here", f"leave out dp.{key}")
 
 
-def _check_numbers(word: Privacy, dp: DpSection) -> None:
-    """Check that [dp] has each number that only a person can decide. Raises SettingError (E-MISSING, E-COMBO)."""
-    if dp.epsilon and dp.noise_multiplier:
-        what = f"dp.epsilon = {dp.epsilon:g} and dp.noise_multiplier = {dp.noise_multiplier:g}: each follows from "
-        raise SettingError("E-COMBO", what + "the other", "give one, and leave out the other")
-    longest = "the largest L2 norm of a block's gradient" if dp.example else "the largest L2 norm of an update"
+def _numbers(word: Privacy, dp: DpSection) -> Iterator[SettingError]:
+    """Yield E-MISSING for a number that only a person can decide, E-COMBO for one too many."""
+    unit: object = dp.unit
+    by_block = unit is not UNKNOWN and dp.example
+    longest = "the largest L2 norm of a block's gradient" if by_block else "the largest L2 norm of an update"
     begins = "; with adaptive_clip = true the clip begins there and follows the updates" if word == "central_dp" else ""
     additions = {
         "epsilon": ("dp.epsilon (or dp.noise_multiplier)", "epsilon = 8.0 (of the whole run; smaller is stricter)"),
         "delta": ("dp.delta", "delta = 1e-5 (it must be below 1 / devices^1.1)"),
         "clip_l2": ("dp.clip_l2", f"clip_l2 = 1.0 ({longest}; try values on text that is not private{begins})"),
     }
-    if dp.noise_multiplier:
+    if not _absent(dp, "noise_multiplier"):
         del additions["epsilon"]
-    missing = [addition for key, addition in additions.items() if not getattr(dp, key)]
+    missing = [addition for key, addition in additions.items() if _absent(dp, key)]
     if missing:
         keys, lines = zip(*missing, strict=True)
         what = f'privacy = "{word}" needs {" and ".join(keys)}'
-        raise SettingError("E-MISSING", what, f"add to [dp]: {', '.join(lines)}. No default fits every model")
+        yield SettingError("E-MISSING", what, f"add to [dp]: {', '.join(lines)}. No default fits every model")
+    if dp.epsilon and dp.noise_multiplier:
+        what = f"dp.epsilon = {dp.epsilon:g} and dp.noise_multiplier = {dp.noise_multiplier:g}: each follows from "
+        yield SettingError("E-COMBO", what + "the other", "give one, and leave out the other")
+
+
+def _absent(dp: DpSection, key: str) -> bool:
+    """Tell whether a number is not given. One that is given and wrong is not absent."""
+    value = getattr(dp, key)
+    return value is not UNKNOWN and not value

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from edgewise.plan.recipe.sections import Section, SettingError
+from edgewise.plan.recipe.rules import Section, SettingError, rule
 
 Header = bool | Literal["auto"]
 SHIPPED = ("python-stdlib", "plays")  # sources that need no path: the text is on this machine
@@ -88,53 +89,79 @@ class DataSection(Section):
             source=OWN, sequence_len=self.sequence_len, holdout=self.holdout, max_tokens=self.max_tokens
         )  # fmt: skip
 
-    @model_validator(mode="after")
-    def _consistent(self) -> DataSection:
+    @rule
+    def _path_given(self) -> Iterator[SettingError]:
         if self.source not in _BARE and not (self.path and all(self.path)):
             what = f'data.path is required for data.source = "{self.source}"'
-            raise SettingError("E-MISSING", what, "name the folder or file, relative to the recipe")
+            yield SettingError("E-MISSING", what, "name the folder or file, relative to the recipe")
         if self.source in _BARE and self.path:
             what = f'data.path is not read with data.source = "{self.source}"'
-            raise SettingError(
+            yield SettingError(
                 "E-COMBO", what, 'leave it out, or say what is there: source = "text", "jsonl", "csv", "parquet"'
             )
+
+    @rule
+    def _columns_read(self) -> Iterator[SettingError]:
         if self.source in (*_BARE, "text"):
             for key in ("text", "prompt", "messages", "owner", "time", "label"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     what = f'data.{key} names a column of your own; data.source = "{self.source}" has none'
-                    raise SettingError(
+                    yield SettingError(
                         "E-COMBO", what, 'leave it out, or name a table: source = "jsonl", "csv" or "parquet"'
                     )
+
+    @rule
+    def _devices_given(self) -> Iterator[SettingError]:
         if self.partition not in WHOLE and not self.devices:
             what = f'data.devices is required for data.partition = "{self.partition}"'
-            raise SettingError("E-MISSING", what, "write the number of devices, e.g. devices = 20")
+            yield SettingError("E-MISSING", what, "write the number of devices, e.g. devices = 20")
         if self.partition in WHOLE and self.devices:
             what = 'data.devices is for "dirichlet" and "iid"; with "owner" the owners decide'
-            raise SettingError("E-COMBO", what, 'leave it out, or write partition = "iid"')
+            yield SettingError("E-COMBO", what, 'leave it out, or write partition = "iid"')
+
+    @rule
+    def _owner_named(self) -> Iterator[SettingError]:
         if self.partition == "owner" and self.source in ("jsonl", "csv", "parquet") and not self.owner:
             what = "data.owner is required: it names the column whose values are the devices"
-            raise SettingError("E-MISSING", what, 'name the column, or deal rows out: partition = "iid", devices = 20')
+            yield SettingError("E-MISSING", what, 'name the column, or deal rows out: partition = "iid", devices = 20')
+
+    @rule
+    def _messages_alone(self) -> Iterator[SettingError]:
         if self.messages and (self.prompt or self.text != "text" or self.source == "csv"):
             what = "data.messages holds prompts and answers, as lists in a JSON-lines or Parquet table"
-            raise SettingError("E-COMBO", what, "leave out data.text and data.prompt, or leave out data.messages")
+            yield SettingError("E-COMBO", what, "leave out data.text and data.prompt, or leave out data.messages")
+
+    @rule
+    def _prompts_named(self) -> Iterator[SettingError]:
         if isinstance(self.prompt, list) and not all(self.prompt):
-            raise SettingError(
+            yield SettingError(
                 "E-VALUE", "data.prompt lists a column without a name", "name each column, or leave it out"
             )
+
+    @rule
+    def _times_named(self) -> Iterator[SettingError]:
         if self.time_format and not self.time:
             what = "data.time_format says how data.time is written, and no column is named there"
-            raise SettingError("E-COMBO", what, "name the column in data.time, or leave out data.time_format")
+            yield SettingError("E-COMBO", what, "name the column in data.time, or leave out data.time_format")
+
+    @rule
+    def _csv_read(self) -> Iterator[SettingError]:
         if self.separator and self.source != "csv":
-            raise SettingError("E-COMBO", 'data.separator is for data.source = "csv"', "leave it out")
+            yield SettingError("E-COMBO", 'data.separator is for data.source = "csv"', "leave it out")
         if self.header != "auto" and self.source != "csv":
-            raise SettingError("E-COMBO", 'data.header is for data.source = "csv"', "leave it out")
+            yield SettingError("E-COMBO", 'data.header is for data.source = "csv"', "leave it out")
+
+    @rule
+    def _columns_numbered(self) -> Iterator[SettingError]:
         for key, name in self.columns if self.header is False else ():
             if not (name.isascii() and name.isdecimal() and name[0] != "0"):
                 what = f'data.{key} = "{name}" names a column, and with data.header = false columns have numbers'
-                raise SettingError(
+                yield SettingError(
                     "E-VALUE", what, f'write the number of the column, as in {key} = "2"; the first is "1"'
                 )
+
+    @rule
+    def _separator_short(self) -> Iterator[SettingError]:
         if self.separator and (len(self.separator) != 1 or self.separator in '"\r\n'):
             what = "data.separator is one character, and neither a quote nor a line end"
-            raise SettingError("E-VALUE", what, 'write ",", ";", "|" or a tab, or leave it out')
-        return self
+            yield SettingError("E-VALUE", what, 'write ",", ";", "|" or a tab, or leave it out')

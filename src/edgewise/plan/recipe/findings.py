@@ -1,43 +1,55 @@
-"""What is wrong with a recipe, where it stands, and what to do; all of it in one message."""
+"""Everything that is wrong with a recipe, in one message: each fault with its code, its line, and what to do.
+
+value, found = examined(Recipe, tables)
+raise error(found, Origin("recipe.toml", text))
+"""
 
 from __future__ import annotations
 
 import difflib
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from edgewise.core.errors import RecipeError
-from edgewise.plan.recipe import toml
+from edgewise.core.errors import LONGEST_LIST, Fault, RecipeError
+from edgewise.plan.recipe import toml, words
+from edgewise.plan.recipe.aliases import ALIASES, MOVED, PART_ALIASES
+from edgewise.plan.recipe.places import Origin, Place, located
 from edgewise.plan.recipe.privacy import RENAMED
-from edgewise.plan.recipe.sections import MOVED, SettingError
+from edgewise.plan.recipe.rules import UNKNOWN, BrokenRules, Section, SettingError
 
-LONGEST_NAME = 64  # of a key that is looked for among the known ones
-MOST_SHOWN = 5  # faults that one message tells
-UNION = ("str", "list[str]")  # pydantic names the type that it tried, which is no key
-Place = tuple[str | int, ...]
+LONGEST_NAME = 64  # characters of a key that is looked for among the known ones
+MOST_SHOWN = 24  # faults of one message
+LONGEST_FIX = LONGEST_LIST - 100  # characters of all faults after the first
+M = TypeVar("M", bound=Section)
 _KEY = re.compile(r"\b[a-z]+\.[a-z_0-9]+\b")
 
 
-class Origin(NamedTuple):
-    """Where the values of a recipe came from: the file's name and text, and the keys that ``--set`` put over them.
+class Finding(NamedTuple):
+    """One fault. ``places``: the keys that may be at fault, the likeliest first."""
 
-    ``help``: the next step for a value that cannot be, where it is not that of a recipe.
-    """
-
-    where: str
-    text: str
-    overrides: tuple[str, ...]
-    help: str = ""
-
-
-class _Finding(NamedTuple):
     code: str
     what: str
     fix: str
+    places: tuple[Place, ...] = ()
+
+
+class Examined(NamedTuple, Generic[M]):
+    """A validated value, or what is wrong.
+
+    Attributes:
+        value: None where there are findings.
+        judged: the value with ``UNKNOWN`` in place of what is wrong, for rules across sections.
+        tables: with the values that others imply.
+    """
+
+    value: M | None
+    judged: M | None
+    tables: Mapping[str, Any]
+    findings: list[Finding]
 
 
 def put(plain: dict[str, Any], dotted: str, value: Any) -> None:
@@ -64,17 +76,90 @@ def _number(at: list[Any], part: str, dotted: str) -> int:
     return int(part)
 
 
-def explain(error: ValidationError, model: type[BaseModel], origin: Origin) -> RecipeError:
-    """Everything that a validation found, as one error: the first cause; its fix has a line for each other fault.
+def error(found: Sequence[Finding], origin: Origin) -> RecipeError:
+    """One error for all findings, in the order of lines; those of the command line come last.
 
-    A misspelt key is also a missing one, so misspellings come first.
+    Its code, cause and first ``fix`` line are of the first finding. Each further line of ``fix`` is another one, and
+    ``RecipeError.faults`` lists all of them.
     """
-    each = sorted(error.errors(), key=lambda e: e["type"] != "extra_forbidden")
-    first, *others = [_finding(e, model, origin) for e in each]
-    told = [f"also {f.code}: {f.what} Fix: {f.fix}" for f in others[: MOST_SHOWN - 1]]
-    if len(others) >= MOST_SHOWN:
-        told.append(f"and {len(others) - MOST_SHOWN + 1} more.")
-    return RecipeError(first.code, first.what, "\n".join([first.fix, *told]))
+    faults = []
+    for finding in found:
+        label, line = located(origin, finding.places)
+        file = origin.where if line >= 0 else ""
+        what = f"{label}: {finding.what}" if label and not finding.what.startswith("--set ") else finding.what
+        faults.append(Fault(finding.code, what, finding.fix, file, max(0, line)))
+    first, *others = faults = sorted(faults, key=lambda fault: (not fault.file, fault.line))
+    lines, room = [first.fix], LONGEST_FIX - len(first.fix)
+    for fault in others[: MOST_SHOWN - 1]:
+        line_of_text = f"also {fault.code}: {fault.what} Fix: {fault.fix}"
+        room -= len(line_of_text) + 1
+        if room < 0:
+            break
+        lines.append(line_of_text)
+    if unshown := len(faults) - len(lines):
+        lines.append(f"and {unshown} more.")
+    return RecipeError(first.code, first.what, "\n".join(lines), faults)
+
+
+def examined(model: type[M], plain: Any, help: str = "") -> Examined[M]:
+    """Validate tables. Find everything that is wrong with them.
+
+    The rules of a section run although others of its values are wrong: those that read a wrong value make no
+    statement.
+
+    Args:
+        model: of the whole. help: the next step for a wrong value; empty for that of a recipe.
+    """
+    try:
+        return Examined(model.model_validate(plain, strict=True), None, plain, [])
+    except ValidationError as e:
+        errors = e.errors()
+    if not isinstance(plain, dict):
+        fix = help or "see `edgewise schema`."
+        return Examined(None, None, {}, [Finding("E-TYPE", f"{plain!r:.80} is not a table.", fix)])
+    found, unknown = faults_of(errors, model, plain, help=help)
+    tables = _renamed(plain, unknown)
+    judged = _lenient(model, tables, (), unknown)
+    for place, section in _sections(judged, ()):
+        found += [_broken(fault, place) for fault in section.faults()]
+    return Examined(None, judged, model.completed(tables), found)
+
+
+def faults_of(
+    errors: Sequence[Any], model: type[BaseModel], plain: Mapping[str, Any], label: str = "", path: str = "",
+    help: str = "",
+) -> tuple[list[Finding], set[Place]]:  # fmt: skip
+    """The faults of single values, and the keys whose value is not known because of them.
+
+    Args:
+        errors: of pydantic. label: the table's name in messages, if it is that of a part. path: of the part, as
+            ``edgewise schema --field`` takes it.
+    """
+    found: dict[Place, Finding] = {}
+    misspelt: set[Place] = set()
+    missing: list[Place] = []
+    kinds: dict[Place, set[str]] = {}
+    for e in errors:
+        cause = e.get("ctx", {}).get("error")
+        if isinstance(cause, BrokenRules):
+            continue
+        place = _cut(model, e["loc"])
+        kinds.setdefault(place, set()).add(e["type"])
+        if e["type"] == "extra_forbidden":
+            meant, fix = _meant(model, place, plain, label)
+            misspelt |= {key for key in meant if _get(plain, key) is None}
+            found[place] = Finding("E-KEY", f"{label}unknown key `{_dotted(place)}`.", fix, (place,))
+        elif e["type"] == "missing":
+            missing.append(place)
+        else:
+            found[place] = _wrong(model, place, kinds[place], _get(plain, place), label, path, help)
+    for place in missing:
+        if place not in misspelt:
+            fix = 'write `privacy = "none"` at the top.' if place == ("privacy",) else "add it."
+            found[place] = Finding(
+                "E-MISSING", f"{label}`{_dotted(place)}` is required.", fix, (place, ("kind",) if label else place[:-1])
+            )
+    return [*found.values()], {*found, *misspelt, *missing}
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -82,84 +167,192 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return next(iter(difflib.get_close_matches(word[:LONGEST_NAME], list(known), n=1, cutoff=0.5)), "")
 
 
-def _finding(e: Mapping[str, Any], model: type[BaseModel], origin: Origin) -> _Finding:
-    loc, kind = tuple(part for part in e["loc"] if part not in UNION), e["type"]
-    dotted = ".".join(map(str, loc))
-    at = _at(origin, loc)
-    if kind == "extra_forbidden":
-        known = _known(model, loc[:-1])
-        near = nearest(str(loc[-1]), known)
-        hint = f"did you mean `{near}`?" if near else f"known keys: {', '.join(known)}."
-        hint = f"write `{MOVED[dotted]}`." if dotted in MOVED else hint
-        return _Finding("E-KEY", f"{at}: unknown key `{dotted}`.", hint)
-    if kind == "missing":
-        hint = 'write `privacy = "none"` at the top.' if loc == ("privacy",) else "add it."
-        return _Finding("E-MISSING", f"{at}: `{dotted}` is required.", hint)
-    cause = e.get("ctx", {}).get("error")
-    if isinstance(cause, SettingError):
-        at = _at(origin, loc, cause.what)
-        return _Finding(cause.code, f"{at}: {cause.what}.", f"{cause.fix}.")
-    if loc == ("privacy",) and isinstance(e["input"], str) and e["input"] in RENAMED:
-        word, unit = RENAMED[e["input"]]
-        hint = f'write privacy = "{word}"' + (f', and unit = "{unit}" in [dp].' if unit != "device" else ".")
-        return _Finding("E-VALUE", f'{at}: privacy = "{e["input"]}" has another name now.', hint)
-    code = "E-TYPE" if kind.endswith(("_type", "_parsing")) else "E-VALUE"
-    got = repr(e["input"])[:80]
-    fix = origin.help or f"see `edgewise schema --field {'.'.join(map(str, loc[:2]))}`."
-    return _Finding(code, f"{at}: `{dotted}` = {got}: {e['msg']}.", fix)
+def key_hint(name: str, model: type[BaseModel]) -> tuple[tuple[str, ...], str]:
+    """The dotted keys that may be meant by a name that no key has, and the sentence that says so."""
+    leaves = _leaves(model)
+    meant = tuple(key for key in ALIASES.get(name, ()) if _exists(model, key)) or leaves.get(name, ())
+    if meant:
+        return meant, f"write {_or(meant)}."
+    if near := nearest(name, [*leaves, *model.model_fields]):
+        return leaves.get(near, (near,)), f"did you mean `{near}`?"
+    return (), "see `edgewise schema`."
 
 
-def _at(origin: Origin, loc: Place, said: str = "") -> str:
-    """``at`` of a fault; ``said``: of one in several keys, the sentence that names them."""
-    places: list[Place] = [tuple(key.split(".")) for key in _KEY.findall(said)]
-    return at(origin, loc, places or [loc])
+def _meant(model: type[BaseModel], place: Place, plain: Mapping[str, Any], label: str) -> tuple[list[Place], str]:
+    """The keys that an unknown one may stand for, and what to do."""
+    name, known = str(place[-1]), _known(model, place[:-1])
+    if label:
+        return _meant_of_part(name, known, label)
+    table = ".".join(str(part) for part in place[:-1] if isinstance(part, str))
+    dotted = f"{table}.{name}" if table else name
+    leaves = _leaves(model)
+    keys: tuple[str, ...] = (MOVED[dotted],) if dotted in MOVED and _exists(model, MOVED[dotted]) else ()
+    keys = keys or tuple(key for key in ALIASES.get(name, ()) if _exists(model, key))
+    keys = tuple(key for key in keys if key.rpartition(".")[0] == table) or keys  # one of this table is the answer
+    keys = keys or leaves.get(name, ())
+    if keys:
+        here = keys[0].removeprefix(f"{table}.") if table and len(keys) == 1 else ""
+        text = f"`{here}`" if here and here != keys[0] else _or(keys)
+        return [tuple(key.split(".")) for key in keys[:1]], f"write {text}."
+    if near := nearest(name, known):
+        return [(*place[:-1], near)], f"did you mean `{near}`?"
+    return [], f"known keys: {', '.join(known)}."
 
 
-def at(origin: Origin, loc: Place, places: Sequence[Place]) -> str:
-    """``--set training.lr`` for a key that the command line put there, else ``recipe.toml:14``, or the file alone.
+def _meant_of_part(name: str, known: Sequence[str], label: str) -> tuple[list[Place], str]:
+    where = label.split()[0].strip("[]")
+    if moved := MOVED.get(f"{where}.{name}"):
+        return [], f"write `{moved}`."
+    if same := [key for key in PART_ALIASES.get(name, ()) if key in known]:
+        return [(same[0],)], f"write `{same[0]}`."
+    if near := nearest(name, known):
+        return [(near,)], f"did you mean `{near}`?"
+    return [], f"it knows: {', '.join(known) or 'no parameters'}."
 
-    ``places``: the keys that may be at fault, the likeliest first; ``loc``: the one that is named where none of them
-    stands in the file.
-    """
-    for place in places:
-        for key in origin.overrides:
-            if f"{'.'.join(map(str, place))}.".startswith(f"{key}."):
-                return f"--set {key}"
-    inline = [loc[:1]] if len(loc) > 1 and isinstance(loc[1], int) else []  # stage = [{...}]
-    lines = (_line(origin.text, place) for place in [*places, loc, *inline])
-    return f"{origin.where}{next(filter(None, lines), '')}"
+
+def _or(keys: Sequence[str]) -> str:
+    return " or ".join(f"`{key}`" if "." in key or key in ("seed", "name") else f"[{key}]" for key in keys)
+
+
+def _wrong(
+    model: type[BaseModel], place: Place, kinds: set[str], got: Any, label: str, path: str, help: str
+) -> Finding:
+    """A value that its key does not take."""
+    node, dotted = words.node_of(model, place), _dotted(place)
+    typed = all(kind.endswith(("_type", "_parsing")) for kind in kinds)
+    code = "E-TYPE" if typed else "E-VALUE"
+    if place == ("privacy",) and isinstance(got, str) and got in RENAMED:
+        word, unit = RENAMED[got]
+        fix = f'write privacy = "{word}"' + (f', and unit = "{unit}" in [dp].' if unit != "device" else ".")
+        return Finding("E-VALUE", f'privacy = "{got}" has another name now.', fix, (place,))
+    what = f"{label}`{dotted}` = {repr(got)[:80]} is not {words.wanted(node)}."
+    field = f"{path}.{dotted}" if path else ".".join(map(str, place[:2]))
+    fix = help or f"see `edgewise schema --field {field}`."
+    if isinstance(got, str) and (near := nearest(got, words.choices(node))):
+        fix = f'did you mean "{near}"?'
+    return Finding(code, what, fix, (place,))
+
+
+def _broken(fault: SettingError, place: Place) -> Finding:
+    """A rule's fault; the keys that its sentence names are at fault."""
+    named = tuple(tuple(key.split(".")) for key in _KEY.findall(fault.what))
+    sections = tuple(key[:1] for key in named)
+    places: tuple[Place, ...] = (*named, place, *sections) if place else (*named, *sections) or (("privacy",),)
+    return Finding(fault.code, f"{fault.what}.", f"{fault.fix}.", places)
+
+
+def _dotted(place: Place) -> str:
+    return ".".join(map(str, place))
+
+
+def _get(plain: Any, place: Place) -> Any:
+    """The value at a place; None where there is none."""
+    for part in place:
+        if isinstance(plain, Mapping):
+            plain = plain.get(part)
+        elif isinstance(plain, list | tuple) and isinstance(part, int) and part < len(plain):
+            plain = plain[part]
+        else:
+            return None
+    return plain
+
+
+def _cut(model: type[BaseModel], loc: Sequence[Any]) -> Place:
+    """The place of a fault without the alternatives that pydantic tried, which are no keys."""
+    at: Any = model
+    place: list[str | int] = []
+    for i, part in enumerate(loc):
+        place.append(part)
+        if isinstance(part, int):
+            continue
+        names = {info.alias or name: info for name, info in at.model_fields.items()}
+        if part not in names:
+            break
+        section = _section_of(names[part].annotation)
+        if section is None:
+            place += [one for one in loc[i + 1 : i + 2] if isinstance(one, int)]
+            break
+        at = section
+    return tuple(place)
+
+
+def _section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section that a field holds, or holds a list of; None for any other."""
+    for one in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(one, type) and issubclass(one, BaseModel):
+            return one
+    return None
 
 
 def _known(model: type[BaseModel], path: Place) -> list[str]:
-    at: Any = model
+    at: type[BaseModel] | None = model
     for part in path:
-        info = at.model_fields.get(part) if isinstance(part, str) else None
-        at = info.annotation if info is not None else None
-        if not (isinstance(at, type) and issubclass(at, BaseModel)):
-            return []
-    return [f.alias or k for k, f in at.model_fields.items()]
+        if isinstance(part, str) and at is not None:
+            info = at.model_fields.get(part)
+            at = _section_of(info.annotation) if info is not None else None
+    return [f.alias or k for k, f in at.model_fields.items()] if at is not None else []
 
 
-def _line(text: str, loc: Place) -> str:
-    """``":14"`` where the key's line can be found in the text, else nothing. Tables of a list (``[[stage]]``) are
-    counted; a value in a list stands where its key does."""
-    if len(loc) > 2 and isinstance(loc[-1], int):
-        loc = loc[:-1]
-    if len(loc) > 1 and isinstance(loc[1], int):
-        header, nth, keys = f"[[{loc[0]}]]", loc[1], loc[2:]
-    else:
-        header, nth, keys = f"[{'.'.join(map(str, loc[:-1]))}]" if loc[:-1] else "", 0, loc[-1:]
-    names = ".".join(str(part) for part in loc if isinstance(part, str))
-    current, seen = "", Counter[str]()
-    for number, line in enumerate(text.splitlines(), 1):
-        stripped = line.split("#")[0].strip()
-        if stripped.startswith("["):
-            current = re.sub(r"[\s]", "", stripped)
-            seen[current] += 1
-            if (not keys and current == header and seen[header] == nth + 1) or current == f"[{names}]":
-                return f":{number}"
-            continue
-        here = current == header and (not header or seen[header] == nth + 1)
-        if keys and here and stripped.split("=")[0].strip().strip('"') == str(keys[-1]):
-            return f":{number}"
-    return ""
+@cache
+def _leaves(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
+    """Key of a section -> its dotted places."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, info in model.model_fields.items():
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            for key in section.model_fields:
+                found[key] = (*found.get(key, ()), f"{name}.{key}")
+    return found
+
+
+def _exists(model: type[BaseModel], dotted: str) -> bool:
+    return dotted in model.model_fields or dotted in _leaves(model).get(dotted.rpartition(".")[2], ())
+
+
+def _renamed(plain: dict[str, Any], unknown: set[Place]) -> dict[str, Any]:
+    """The tables with today's word for that of an earlier version, so that rules can judge them."""
+    word = plain.get("privacy")
+    if not (isinstance(word, str) and word in RENAMED):
+        return plain
+    unknown.discard(("privacy",))
+    unknown.add(("dp", "unit"))  # the message says which
+    return {**plain, "privacy": RENAMED[word][0]}
+
+
+def _lenient(model: type[Section], plain: dict[str, Any], at: Place, unknown: set[Place]) -> Any:
+    """The section with ``UNKNOWN`` in place of what is wrong. Values are taken as they are."""
+    tables, values = model.completed(plain), dict[str, Any]()
+    for name, info in model.model_fields.items():
+        key = info.alias or name
+        place = (*at, key)
+        section = _section_of(info.annotation)
+        given = tables.get(key)
+        if key not in tables:
+            if place in unknown or info.is_required():
+                values[name] = UNKNOWN
+        elif place in unknown:
+            values[name] = UNKNOWN
+        elif section is not None and issubclass(section, Section) and isinstance(given, dict):
+            values[name] = _lenient(section, given, place, unknown)
+        elif section is not None and issubclass(section, Section) and isinstance(given, list):
+            each = enumerate(given)
+            values[name] = [
+                _lenient(section, one, (*place, i), unknown) if isinstance(one, dict) else UNKNOWN for i, one in each
+            ]
+        elif any(one[: len(place)] == place for one in unknown):
+            values[name] = UNKNOWN  # an element of its list is wrong
+        else:
+            values[name] = given
+    return model.model_construct(**values)
+
+
+def _sections(section: Section, at: Place) -> Iterator[tuple[Place, Section]]:
+    """A section and those in it, the innermost first, each with its place."""
+    for name, value in vars(section).items():
+        each = [((*at, name), value)]
+        if isinstance(value, list):
+            each = [((*at, name, i), one) for i, one in enumerate(value)]
+        for place, one in each:
+            if isinstance(one, Section):
+                yield from _sections(one, place)
+    yield at, section

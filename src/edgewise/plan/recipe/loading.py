@@ -1,55 +1,79 @@
-"""From a recipe's file to a recipe whose parts exist: their kinds and keys are checked before a model is loaded, and a
-fault in a ``[[stage]]`` carries file and line as other faults do."""
+"""Read a recipe and look up its parts, before a model is loaded. One error names every fault with file and line."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgewise.core.errors import RecipeError
-from edgewise.plan.catalogue import AnyPart, Catalogue, look_up
-from edgewise.plan.recipe import findings, recipe
+from edgewise.plan import early
+from edgewise.plan.catalogue import AnyPart, Catalogue, judge
+from edgewise.plan.recipe import recipe
+from edgewise.plan.recipe.findings import Examined, Finding
+from edgewise.plan.recipe.places import Origin, Place
 from edgewise.plan.recipe.recipe import Recipe
 
-_NAMED = re.compile(r"`(\w+)`")
 
+def load(path: str | Path, overrides: Mapping[str, Any] | None, catalogue: Catalogue) -> Recipe:
+    """Read a recipe from its file.
 
-def load(path: str | Path, overrides: dict[str, Any] | None, catalogue: Catalogue) -> Recipe:
-    """``recipe.load``, with each part looked up in the catalogue.
-
-    Raises RecipeError as ``recipe.load`` and ``catalogue.look_up``, with the place of the fault.
+    Args:
+        overrides: ``{"training.lr": 0.01}``, put over the file's values.
+    Raises:
+        RecipeError: as ``recipe.load`` and ``catalogue.look_up``. It lists every fault (``RecipeError.faults``).
     """
     text = recipe.read(path)
-    found = recipe.parse(text, str(path), overrides)
-    examine(found, catalogue, findings.Origin(str(path), text, tuple(overrides or ())))
-    return found
+    plain, found = recipe.tables(text, str(path), overrides or {})
+    return build(plain, catalogue, Origin(str(path), text, tuple(overrides or ())), found)
 
 
-def examine(found: Recipe, catalogue: Catalogue, origin: findings.Origin | None = None) -> None:
-    """Look up each part of a recipe. Raises RecipeError as ``catalogue.look_up``, with the place in ``origin``."""
-    for place, where, parts, table in _tables(found, catalogue):
-        try:
-            look_up(parts, where, table)
-        except RecipeError as e:
-            if origin is None:
-                raise
-            keys = [(*place, name) for name in (*_NAMED.findall(e.what), "kind")]
-            raise RecipeError(e.code, f"{findings.at(origin, place, keys)}: {e.what}", e.fix) from None
+def build(plain: dict[str, Any], catalogue: Catalogue, origin: Origin, found: Sequence[Finding] = ()) -> Recipe:
+    """Make a recipe of plain tables.
+
+    Args:
+        origin: of the tables, for messages. found: faults that are known already.
+    Raises:
+        RecipeError: as ``load``.
+    """
+
+    def further(result: Examined[Recipe]) -> Iterator[Finding]:
+        faults = list(_parts(result.tables, catalogue))
+        yield from faults
+        judged = result.value or result.judged
+        if judged is not None:
+            yield from early.refusals(judged, catalogue)
+
+    return recipe.build(plain, origin, found, further)
+
+
+def _parts(tables: Mapping[str, Any], catalogue: Catalogue) -> Iterator[Finding]:
+    """Everything that is wrong with the parts of a recipe."""
+    for place, where, parts, table in _tables(tables, catalogue):
+        for one in judge(parts, where, table, _elsewhere(catalogue, parts)).faults:
+            yield one._replace(places=tuple((*place, *key) for key in (*one.places, ("kind",))))
+
+
+def _elsewhere(catalogue: Catalogue, parts: Mapping[str, AnyPart]) -> dict[str, str]:
+    """The parts of the other kinds, each with the table that it belongs to."""
+    kinds = (
+        ("[[stage]]", catalogue.stages),
+        ("[[post]]", catalogue.posts),
+        ("[merge]", catalogue.merges),
+        ("[strategy]", catalogue.strategies),
+    )
+    return {name: where for where, others in kinds if others is not parts for name in others}
 
 
 def _tables(
-    found: Recipe, catalogue: Catalogue
-) -> Iterator[tuple[findings.Place, str, Mapping[str, AnyPart], Mapping[str, Any]]]:
-    """(place, its name in messages, the parts to choose from, the table) of every part of a recipe."""
-    lists = (
-        ("stage", catalogue.stages, found.stage),
-        ("downlink", catalogue.stages, found.downlink),
-        ("post", catalogue.posts, found.post),
-    )
-    for name, stages, tables in lists:
-        for i, table in enumerate(tables):
-            yield (name, i), f"[[{name}]] {i + 1}", stages, table
-    yield ("merge",), "[merge]", catalogue.merges, found.merge
-    yield ("strategy",), "[strategy]", catalogue.strategies, found.strategy
+    tables: Mapping[str, Any], catalogue: Catalogue
+) -> Iterator[tuple[Place, str, Mapping[str, AnyPart], Mapping[str, Any]]]:
+    """(place, its name in messages, the parts to choose from, the table) of every part that a recipe gives."""
+    lists = (("stage", catalogue.stages), ("downlink", catalogue.stages), ("post", catalogue.posts))
+    for name, stages in lists:
+        given = tables.get(name)
+        for i, table in enumerate(given if isinstance(given, list | tuple) else ()):
+            if isinstance(table, Mapping):
+                yield (name, i), f"[[{name}]] {i + 1}", stages, table
+    for name, parts in (("merge", catalogue.merges), ("strategy", catalogue.strategies)):
+        if isinstance(table := tables.get(name), Mapping):
+            yield (name,), f"[{name}]", parts, table

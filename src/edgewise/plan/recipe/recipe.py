@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
-from edgewise.plan.mechanisms.known import check
+from edgewise.plan.mechanisms.known import refused
 from edgewise.plan.recipe import findings, toml
 from edgewise.plan.recipe.data import DataSection
+from edgewise.plan.recipe.findings import Examined, Finding
+from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.privacy import DP_WORDS, Privacy, chosen, filled
+from edgewise.plan.recipe.rules import Section, SettingError, rule
 from edgewise.plan.recipe.sections import (
     DpSection,
     RoundSection,
-    Section,
-    SettingError,
     SimulationSection,
     TrainingSection,
     TrustSection,
@@ -62,13 +63,12 @@ class TrainableSection(Section):
     targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
     layers: list[str] = Field([], description='parameter name patterns for kind = "layers", e.g. "model.layers.3.*"')
 
-    @model_validator(mode="after")
-    def _layers_named(self) -> TrainableSection:
+    @rule
+    def _layers_named(self) -> Iterator[SettingError]:
         if (self.kind == "layers") != bool(self.layers):
             what = 'trainable.layers goes with trainable.kind = "layers", and only with it'
             fix = "name layers" if self.kind == "layers" else 'write kind = "layers", or leave out trainable.layers'
-            raise SettingError("E-COMBO", what, fix)
-        return self
+            yield SettingError("E-COMBO", what, fix)
 
 
 class AdaptiveSection(Section):
@@ -108,12 +108,11 @@ class MetricSection(Section):
     lower: float = Field(0.0, ge=-1e12, le=1e12, description="a smaller value counts as this")
     upper: float = Field(1.0, ge=-1e12, le=1e12, description="a larger value counts as this")
 
-    @model_validator(mode="after")
-    def _ordered(self) -> MetricSection:
+    @rule
+    def _ordered(self) -> Iterator[SettingError]:
         if not self.lower < self.upper:
             what = f"metric.lower = {self.lower:g} is not below metric.upper = {self.upper:g}"
-            raise SettingError("E-VALUE", what, "give the least and the largest value that is worth telling apart")
-        return self
+            yield SettingError("E-VALUE", what, "give the least and the largest value that is worth telling apart")
 
 
 class ReportSection(Section):
@@ -197,23 +196,28 @@ class Recipe(Section):
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
-    @model_validator(mode="after")
-    def _ladder_used(self) -> Recipe:
+    @rule
+    def _ladder_used(self) -> Iterator[SettingError]:
         if self.codec == "stages" and self.adaptive != AdaptiveSection():
             what = 'the section [adaptive] is for codec = "adaptive"'
-            raise SettingError("E-COMBO", what, 'leave it out, or write codec = "adaptive" at the top')
-        if self.privacy != "hidden" and self.adaptive.groups != AdaptiveSection().groups:
+            yield SettingError("E-COMBO", what, 'leave it out, or write codec = "adaptive" at the top')
+        elif self.adaptive.deadline_s > self.round.deadline_s:
+            what = "adaptive.deadline_s is after round.deadline_s, when the round closes"
+            yield SettingError("E-COMBO", what, "lower adaptive.deadline_s, or raise round.deadline_s")
+
+    @rule
+    def _rungs_grouped(self) -> Iterator[SettingError]:
+        if self.codec == "adaptive" and self.privacy != "hidden" and self.adaptive.groups != AdaptiveSection().groups:
             what = 'adaptive.groups is for privacy = "hidden"; here each device chooses by itself'
-            raise SettingError("E-COMBO", what, "leave out adaptive.groups")
+            yield SettingError("E-COMBO", what, "leave out adaptive.groups")
+
+    @rule
+    def _patience_read(self) -> Iterator[SettingError]:
         untimed = self.privacy == "hidden" or self.dp.example
-        if untimed and self.adaptive.patience != AdaptiveSection().patience:
+        if self.codec == "adaptive" and untimed and self.adaptive.patience != AdaptiveSection().patience:
             what = "adaptive.patience compares with training time, which no choice depends on behind masks or with"
             fix = "leave it out; adaptive.deadline_s is the time of the upload there"
-            raise SettingError("E-COMBO", f'{what} dp.unit = "example"', fix)
-        if self.adaptive.deadline_s > self.round.deadline_s:
-            what = "adaptive.deadline_s is after round.deadline_s, when the round closes"
-            raise SettingError("E-COMBO", what, "lower adaptive.deadline_s, or raise round.deadline_s")
-        return self
+            yield SettingError("E-COMBO", f'{what} dp.unit = "example"', fix)
 
     _chosen: dict[str, Any] = PrivateAttr(default_factory=dict)
 
@@ -225,57 +229,68 @@ class Recipe(Section):
     @model_validator(mode="wrap")
     @classmethod
     def _choices_of_the_word(cls, plain: Any, build: ModelWrapValidatorHandler[Recipe]) -> Recipe:
-        """Fill in what the word chooses, so that it is validated as if the recipe had it."""
-        choices = chosen(plain) if isinstance(plain, dict) else {}
-        recipe = build(filled(plain, choices) if choices else plain)
-        recipe._chosen = choices
+        """Remember what the word has chosen."""
+        recipe = build(plain)
+        recipe._chosen = chosen(plain) if isinstance(plain, dict) else {}
         return recipe
 
-    @model_validator(mode="after")
-    def _minimum_given(self) -> Recipe:
+    @classmethod
+    def completed(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """The tables with what the word of ``privacy`` chooses for them."""
+        return filled(plain, chosen(plain))
+
+    @rule
+    def _minimum_given(self) -> Iterator[SettingError]:
         always = self.privacy == "central_dp" and self.round.sampling == "poisson"
         if not self.round.minimum and not always:
             what = 'round.minimum = 0 is for privacy = "central_dp" with round.sampling = "poisson"'
-            raise SettingError("E-COMBO", what, "leave it out (0.5), or choose another share above 0")
+            yield SettingError("E-COMBO", what, "leave it out (0.5), or choose another share above 0")
         if self.round.minimum and always:
             what = (
                 'privacy = "central_dp" with round.sampling = "poisson" hides whether a device is there, and an '
                 "abandoned round would tell how many came"
             )
-            raise SettingError("E-COMBO", what, "leave out round.minimum: every round is then released, with noise")
-        return self
+            yield SettingError("E-COMBO", what, "leave out round.minimum: every round is then released, with noise")
 
-    @model_validator(mode="after")
-    def _counted(self) -> Recipe:
-        """What depends on a device's own text is refused where an epsilon counts everything that does."""
-        noisy = self.privacy in DP_WORDS
-        if noisy and self.training.local_epochs:
+    @rule
+    def _time_counted(self) -> Iterator[SettingError]:
+        """Training time may not depend on a device's text where an epsilon counts everything."""
+        if self.privacy in DP_WORDS and self.training.local_epochs:
             what = (
                 f'training.local_epochs with privacy = "{self.privacy}": how long a device trains would tell how much '
                 "text it holds, and no epsilon counts when a device answers"
             )
-            raise SettingError("E-COMBO", what, "give training.local_steps")
-        if noisy and self.round.chooses:
+            yield SettingError("E-COMBO", what, "give training.local_steps")
+
+    @rule
+    def _choice_counted(self) -> Iterator[SettingError]:
+        """Held-out text may not choose the model where an epsilon counts everything."""
+        if self.privacy in DP_WORDS and self.round.chooses:
             what = (
                 f'round.patience and round.keep = "best" with privacy = "{self.privacy}": held-out text would decide '
                 "which model is released, and no epsilon counts that choice"
             )
-            raise SettingError("E-COMBO", what, "leave both out")
-        if noisy and self.report.samples:
+            yield SettingError("E-COMBO", what, "leave both out")
+
+    @rule
+    def _samples_counted(self) -> Iterator[SettingError]:
+        """A report may not print text where an epsilon counts everything."""
+        if self.privacy in DP_WORDS and self.report.samples:
             what = (
                 f'report.samples with privacy = "{self.privacy}": the report would print text of devices as it is, and '
                 "no epsilon counts that"
             )
-            raise SettingError("E-COMBO", what, "leave it out")
+            yield SettingError("E-COMBO", what, "leave it out")
+
+    @rule
+    def _choice_among_several(self) -> Iterator[SettingError]:
         if self.round.chooses and not self.eval.every:
             what = 'round.patience and round.keep = "best" compare evaluations, and with eval.every = 0 there is one'
-            raise SettingError("E-COMBO", what, "write eval.every = 1 or more")
-        return self
+            yield SettingError("E-COMBO", what, "write eval.every = 1 or more")
 
-    @model_validator(mode="after")
-    def _budget_given(self) -> Recipe:
-        check(self.privacy, self.dp)
-        return self
+    @rule
+    def _budget_given(self) -> Iterator[SettingError]:
+        yield from refused(self.privacy, self.dp)
 
     def resolved(self) -> dict[str, Any]:
         """All keys with their values, defaults filled in; plain JSON types. Without ``metric`` where there is none, so
@@ -312,18 +327,30 @@ def simulated_world(resolved: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in resolved["simulation"].items() if k not in ("engine", "workers")}
 
 
-def parse(text: str, where: str = "recipe", overrides: dict[str, Any] | None = None) -> Recipe:
-    """Recipe from TOML text.
+def parse(text: str, where: str = "recipe", overrides: Mapping[str, Any] | None = None) -> Recipe:
+    """Recipe from TOML text. Parts are not looked up: ``loading`` does that too.
 
     Args:
         text: TOML. where: file name for messages. overrides: ``{"training.lr": 0.01}``, applied before validation.
     Raises:
         RecipeError: E-RECIPE-SYNTAX, E-KEY (with the nearest known key), E-TYPE, E-VALUE, E-MISSING, E-COMBO.
     """
-    plain = toml.read(text, where)
-    for dotted, value in (overrides or {}).items():
-        findings.put(plain, dotted, value)
-    return from_plain(plain, where, text, overrides or {})
+    plain, found = tables(text, where, overrides or {})
+    return build(plain, Origin(where, text, tuple(overrides or ())), found)
+
+
+def tables(text: str, where: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
+    """The tables of TOML text with values put over them, and a finding for each value that has no place.
+
+    Raises RecipeError(E-RECIPE-SYNTAX).
+    """
+    plain, found = toml.read(text, where), list[Finding]()
+    for dotted, value in overrides.items():
+        try:
+            findings.put(plain, dotted, value)
+        except RecipeError as e:
+            found.append(Finding(e.code, e.what, e.fix, (tuple(dotted.split(".")),)))
+    return plain, found
 
 
 def read(path: str | Path) -> str:
@@ -332,20 +359,32 @@ def read(path: str | Path) -> str:
         return f.read(toml.LONGEST + 1)
 
 
-def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
     """Recipe from a TOML file. Raises RecipeError as ``read`` and ``parse``."""
     return parse(read(path), str(path), overrides)
 
 
-def from_plain(
-    plain: dict[str, Any], where: str = "recipe", text: str = "", overrides: Mapping[str, Any] | None = None
-) -> Recipe:
-    """Recipe from plain tables (the Python API). ``text`` and ``overrides``: where a key came from, for messages.
+def from_plain(plain: dict[str, Any], where: str = "recipe") -> Recipe:
+    """Recipe from plain tables. Raises RecipeError as ``parse``."""
+    return build(plain, Origin(where))
 
-    Raises RecipeError as ``parse``; a message names all faults that were found, the cause of the others first.
+
+def build(
+    plain: dict[str, Any],
+    origin: Origin,
+    found: Sequence[Finding] = (),
+    further: Callable[[Examined[Recipe]], Iterable[Finding]] | None = None,
+) -> Recipe:
+    """Recipe from plain tables.
+
+    Args:
+        origin: of the tables, for messages. found: faults that are known already. further: finds more.
+    Raises:
+        RecipeError: as ``parse``; it lists every fault, in the order of lines.
     """
-    toml.bounded(plain, where)
-    try:
-        return Recipe.model_validate(plain, strict=True)
-    except ValidationError as e:
-        raise findings.explain(e, Recipe, findings.Origin(where, text, tuple(overrides or ()))) from None
+    toml.bounded(plain, origin.where)
+    result = findings.examined(Recipe, plain)
+    faults = [*found, *result.findings, *(further(result) if further is not None else ())]
+    if faults or result.value is None:
+        raise findings.error(faults, origin)
+    return result.value

@@ -3,26 +3,14 @@ privacy."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field
+
+from edgewise.plan.recipe.rules import Section, SettingError, rule
 
 LARGEST_EPSILON = 1e6  # beyond, nothing is promised to anybody
-
-
-class SettingError(ValueError):
-    """Settings that cannot be, raised by a section's validator: the code, what was asked and why it cannot be, and what
-    to do, both without a full stop."""
-
-    def __init__(self, code: str, what: str, fix: str) -> None:
-        super().__init__(f"{code}: {what}")
-        self.code, self.what, self.fix = code, what, fix
-
-
-class Section(BaseModel):
-    """Base of all sections: immutable, no unknown keys, no silent conversions between kinds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RoundSection(Section):
@@ -45,17 +33,16 @@ class RoundSection(Section):
         "last", description="the model that counts: of the last round, or of the evaluation with the lowest loss"
     )
 
-    @model_validator(mode="after")
-    def _cohort_given(self) -> RoundSection:
+    @rule
+    def _cohort_given(self) -> Iterator[SettingError]:
         if self.sampling == "all" and self.cohort:
             what = (
                 f'round.cohort = {self.cohort} is not read with round.sampling = "all": all devices are in every round'
             )
-            raise SettingError("E-COMBO", what, 'leave out round.cohort, or write sampling = "fixed"')
+            yield SettingError("E-COMBO", what, 'leave out round.cohort, or write sampling = "fixed"')
         if self.sampling != "all" and not self.cohort:
             what = f'round.sampling = "{self.sampling}" needs round.cohort, the number of devices in a round'
-            raise SettingError("E-COMBO", what, 'write cohort = 10 or the like, or sampling = "all"')
-        return self
+            yield SettingError("E-COMBO", what, 'write cohort = 10 or the like, or sampling = "all"')
 
     @property
     def chooses(self) -> bool:
@@ -87,33 +74,33 @@ class TrainingSection(Section):
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.0, ge=0, lt=1, description="for sgd")
 
-    @model_validator(mode="before")
     @classmethod
-    def _epochs_given(cls, plain: Any) -> Any:
+    def completed(cls, plain: dict[str, Any]) -> dict[str, Any]:
         """Epochs take the place of steps, which have a default."""
-        if isinstance(plain, dict) and plain.get("local_epochs") and "local_steps" not in plain:
+        if plain.get("local_epochs") and "local_steps" not in plain:
             return {**plain, "local_steps": 0}
         return plain
 
-    @model_validator(mode="after")
-    def _one_length(self) -> TrainingSection:
+    @rule
+    def _one_length(self) -> Iterator[SettingError]:
         if bool(self.local_steps) == bool(self.local_epochs):
             what = "training.local_steps and training.local_epochs: exactly one of them says how long a device trains"
-            raise SettingError("E-COMBO", what, "give one, and leave out the other")
-        if not self.local_epochs and self.max_local_steps != type(self).model_fields["max_local_steps"].default:
+            yield SettingError("E-COMBO", what, "give one, and leave out the other")
+        elif not self.local_epochs and self.max_local_steps != type(self).model_fields["max_local_steps"].default:
             what = "training.max_local_steps bounds the steps of training.local_epochs, which is not given"
-            raise SettingError("E-COMBO", what, "leave it out, or write local_epochs = 1")
-        return self
+            yield SettingError("E-COMBO", what, "leave it out, or write local_epochs = 1")
 
-    @model_validator(mode="after")
-    def _divides(self) -> TrainingSection:
+    @rule
+    def _divides(self) -> Iterator[SettingError]:
         if self.batch % self.accumulate:
             what = f"training.accumulate = {self.accumulate} does not divide training.batch = {self.batch}"
-            raise SettingError("E-COMBO", what, "choose a divisor of training.batch")
+            yield SettingError("E-COMBO", what, "choose a divisor of training.batch")
+
+    @rule
+    def _momentum_read(self) -> Iterator[SettingError]:
         if self.momentum and self.optimizer != "sgd":
             what = f'training.momentum is not read with training.optimizer = "{self.optimizer}"'
-            raise SettingError("E-COMBO", what, 'leave it out, or write optimizer = "sgd"')
-        return self
+            yield SettingError("E-COMBO", what, 'leave it out, or write optimizer = "sgd"')
 
 
 class TrustSection(Section):
@@ -138,15 +125,6 @@ class TrustSection(Section):
     )
 
 
-# Keys of other sections that say the same as a key of [trust].
-MOVED = {
-    "dp.corrupt": "trust.malicious_fraction",
-    "merge.corrupt": "trust.malicious_fraction",
-    "merge.dropout": "trust.dropout_fraction",
-    "merge.server": "trust.server",
-}
-
-
 class SimulationSection(Section):
     """The simulated world; times are virtual seconds and decide who is late."""
 
@@ -167,17 +145,19 @@ class SimulationSection(Section):
         "", description="CSV file with columns trace,mbit: measured uplinks, one sample a round, instead of a spread"
     )
 
-    @model_validator(mode="after")
-    def _links(self) -> SimulationSection:
+    @rule
+    def _links(self) -> Iterator[SettingError]:
         drawn = ("link_mbit", "link_spread", "link_low_mbit", "link_high_mbit")
         fields = type(self).model_fields
         if self.link_trace and any(getattr(self, name) != fields[name].default for name in drawn):
             what = "with simulation.link_trace links are not drawn"
-            raise SettingError("E-COMBO", what, f"leave out {', '.join(drawn)}")
+            yield SettingError("E-COMBO", what, f"leave out {', '.join(drawn)}")
+
+    @rule
+    def _links_ordered(self) -> Iterator[SettingError]:
         if not self.link_low_mbit <= self.link_mbit <= self.link_high_mbit:
             what = f"simulation.link_mbit = {self.link_mbit:g} lies outside of link_low_mbit to link_high_mbit"
-            raise SettingError("E-COMBO", what, "set link_low_mbit and link_high_mbit too")
-        return self
+            yield SettingError("E-COMBO", what, "set link_low_mbit and link_high_mbit too")
 
 
 class DpSection(Section):

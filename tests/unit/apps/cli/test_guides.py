@@ -17,7 +17,7 @@ from edgewise.apps.runs import recipe_file
 from edgewise.apps.terminal import sessions
 from edgewise.core.errors import REGISTRY, EdgewiseError, Interrupted, RecipeError
 from edgewise.plan.recipe import recipe
-from edgewise.plan.recipe.sections import SettingError
+from edgewise.plan.recipe.rules import SettingError
 from support.commands import call
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -139,7 +139,8 @@ def test_a_fault_is_blamed_on_who_put_it_there() -> None:
     assert fault(text, round__cohort=3).what.startswith("--set round.cohort: ")
     assert fault(text, round__sampling="cyclic").what.startswith("--set round.sampling: ")
     assert fault(text + "cohort = 3\n", training__lr=0.2).what.startswith("mine.toml:6: round.cohort = 3 is not read")
-    assert fault(text + '[data]\nsource = "jsonl"\n').what.startswith("mine.toml:7: data.path is required")
+    table = fault(text + '[data]\nsource = "jsonl"\n').faults
+    assert [one.what[:30] for one in table] == ["mine.toml:6: data.owner is req", "mine.toml:7: data.path is requ"]
 
 
 @pytest.mark.parametrize(
@@ -182,20 +183,22 @@ def test_data_keys_that_nothing_reads_are_refused(data: str) -> None:
     assert (found.code, "leave it out" in found.fix) == ("E-COMBO", True)
 
 
-def test_all_faults_are_told_at_once_the_cause_of_others_first() -> None:
+def test_all_faults_are_told_at_once_in_the_order_of_lines() -> None:
     found = fault('privacy = "none"\n[training]\nlr = "x"\nbatsh = 3\n[round]\nrounds = 0\nminimum = 2.0\n')
-    first, *others = found.fix.split("\n")
-    assert (found.code, first) == ("E-KEY", "did you mean `batch`?")
-    assert [line.split(":")[0] for line in others] == ["also E-VALUE", "also E-VALUE", "also E-TYPE"]
+    others = found.fix.split("\n")[1:]
+    assert found.code == "E-TYPE"
+    assert [line.split(":")[0] for line in others] == ["also E-KEY", "also E-VALUE", "also E-VALUE"]
+    assert [one.line for one in found.faults] == [3, 4, 6, 7]
     lines = sessions.message(found).splitlines()
-    assert [line.split()[0] for line in lines] == ["E-KEY:", "fix", "also", "also", "also", "more"]
+    assert [line.split()[0] for line in lines] == ["E-TYPE:", "fix", "also", "also", "also", "more"]
 
 
 def test_every_refusal_of_a_section_says_what_to_do() -> None:
-    """A validator that raises a plain ValueError has no place for the fix."""
-    for name in ("recipe", "sections"):
+    """A plain ValueError has no place for the fix, and a rule that raises hides those after it."""
+    for name in ("recipe", "sections", "data"):
         text = (ROOT / "src" / "edgewise" / "plan" / "recipe" / f"{name}.py").read_text(encoding="utf-8")
         assert "raise ValueError" not in text
+        assert "raise SettingError" not in text
     assert SettingError("E-COMBO", "what", "fix").fix == "fix"
 
 

@@ -111,7 +111,9 @@ def test_errors_are_messages_with_their_status(folder: Path) -> None:
     error = envelope(call("sim", "toy.toml", "--set", "training.lrr=1", "--json"))
     assert error["ok"] is False
     assert error["error"]["code"] == "E-KEY"
-    assert set(error["error"]) == {"code", "what", "fix"}
+    fault = error["error"]["faults"][0]
+    assert (fault["code"], fault["file"], fault["line"]) == ("E-KEY", "", None)
+    assert set(error["error"]) == {"code", "what", "fix", "faults"}
     assert call("sim", "missing.toml").exit_code == 2
     assert "E-COMBO" in call("sim", "toy.toml", *TOY, "--engine", "inproc", "--workers", "3").stderr
     wrong = call("demo", "cod")

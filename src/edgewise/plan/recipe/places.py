@@ -1,0 +1,66 @@
+"""The place of a key: a line of the recipe's file, or the ``--set`` that put it there."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from typing import NamedTuple
+
+Place = tuple[str | int, ...]  # ("training", "lr"), ("stage", 0, "bits")
+
+
+class Origin(NamedTuple):
+    """The source of a recipe's values: the file's name and text, and the keys that ``--set`` put over them."""
+
+    where: str = ""
+    text: str = ""
+    overrides: tuple[str, ...] = ()
+
+
+class Located(NamedTuple):
+    """``label`` for a message (``recipe.toml:14``, ``--set training.lr``, or the file alone), and the line in the file.
+
+    ``line`` is 0 where no line has the key, and ``-1`` for a key of the command line.
+    """
+
+    label: str
+    line: int
+
+
+def located(origin: Origin, places: Sequence[Place]) -> Located:
+    """Find the first of the places that the command line or the file has. ``places``: the likeliest first."""
+    for place in places:
+        for key in origin.overrides:
+            if f"{'.'.join(map(str, place))}.".startswith(f"{key}."):
+                return Located(f"--set {key}", -1)
+    inline = [place[:1] for place in places if len(place) > 1 and isinstance(place[1], int)]  # stage = [{...}]
+    for place in (*places, *inline):
+        if line := _line(origin.text, place):
+            return Located(f"{origin.where}:{line}", line)
+    return Located(origin.where, 0)
+
+
+def _line(text: str, place: Place) -> int:
+    """The line that has a key, counted from 1; 0 where none has. Tables of a list (``[[stage]]``) are counted. A value
+    in a list stands where its key does."""
+    if len(place) > 2 and isinstance(place[-1], int):
+        place = place[:-1]
+    if len(place) > 1 and isinstance(place[1], int):
+        header, nth, keys = f"[[{place[0]}]]", place[1], place[2:]
+    else:
+        header, nth, keys = f"[{'.'.join(map(str, place[:-1]))}]" if place[:-1] else "", 0, place[-1:]
+    names = ".".join(str(part) for part in place if isinstance(part, str))
+    current, seen = "", Counter[str]()
+    for number, line in enumerate(text.splitlines(), 1):
+        stripped = line.split("#")[0].strip()
+        if stripped.startswith("["):
+            current = re.sub(r"[\s]", "", stripped)
+            seen[current] += 1
+            if (not keys and current == header and seen[header] == nth + 1) or current == f"[{names}]":
+                return number
+            continue
+        here = current == header and (not header or seen[header] == nth + 1)
+        if keys and here and stripped.split("=")[0].strip().strip('"') == str(keys[-1]):
+            return number
+    return 0

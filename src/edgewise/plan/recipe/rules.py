@@ -1,0 +1,111 @@
+"""Rules of a section: settings that do not go together, each judged by itself.
+
+    class RoundSection(Section):
+        rounds: int = 20
+
+        @rule
+        def _few(self) -> Iterator[SettingError]:
+            if self.rounds > 1000:
+                yield SettingError("E-VALUE", "round.rounds is large", "write fewer")
+
+A section that is built runs all of its rules and refuses with everything that they find. A recipe with a wrong value
+is judged too: ``UNKNOWN`` stands for that value, and a rule that reads it makes no statement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, NoReturn, TypeVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+Rule = Callable[[Any], "Iterator[SettingError]"]
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SettingError(ValueError):
+    """Settings that cannot be.
+
+    Args:
+        code: of the error registry. what: what was asked and why it cannot be. fix: what to do. Neither sentence has a
+            full stop at its end. Keys stand in ``what`` as ``section.key``.
+    """
+
+    def __init__(self, code: str, what: str, fix: str) -> None:
+        super().__init__(f"{code}: {what}")
+        self.code, self.what, self.fix = code, what, fix
+
+
+class BrokenRules(ValueError):
+    """Everything that the rules of one section refuse."""
+
+    def __init__(self, faults: Sequence[SettingError]) -> None:
+        super().__init__("; ".join(map(str, faults)))
+        self.faults = tuple(faults)
+
+
+class UnknownValue(Exception):
+    """A rule has read a value that is wrong or missing, so it cannot judge."""
+
+
+class Unknown:
+    """The place of a value that is wrong or missing. Whatever reads it raises ``UnknownValue``."""
+
+    def _unknown(self, *_: object) -> NoReturn:
+        raise UnknownValue
+
+    __bool__ = __len__ = __iter__ = __contains__ = __getattr__ = __getitem__ = _unknown
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __hash__ = _unknown
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __rmod__ = _unknown
+    __truediv__ = __rtruediv__ = __neg__ = __float__ = __int__ = __index__ = _unknown
+    __str__ = __format__ = _unknown
+
+
+UNKNOWN = Unknown()
+
+
+def rule(function: F) -> F:
+    """Mark a method of a section as a rule: it yields a ``SettingError`` for each fault."""
+    function.__dict__["is_rule"] = True
+    return function
+
+
+class Section(BaseModel):
+    """Base of all sections: immutable, no unknown keys, no silent conversions between kinds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def completed(cls, plain: dict[str, Any]) -> dict[str, Any]:
+        """Fill in the values that others imply, before any is validated. Changes nothing in place."""
+        return plain
+
+    @model_validator(mode="before")
+    @classmethod
+    def _complete(cls, plain: Any) -> Any:
+        return cls.completed(plain) if isinstance(plain, dict) else plain
+
+    def faults(self) -> list[SettingError]:
+        """Everything that the rules of this section refuse, as far as its values are known."""
+        return [fault for one in _rules(type(self)) for fault in judged(one(self))]
+
+    @model_validator(mode="after")
+    def _hold(self) -> Section:
+        if faults := self.faults():
+            raise BrokenRules(faults)
+        return self
+
+
+def judged(faults: Iterator[SettingError]) -> Iterator[SettingError]:
+    """The faults up to the first value that is unknown."""
+    try:
+        yield from faults
+    except UnknownValue:
+        return
+
+
+@cache
+def _rules(section: type[Section]) -> tuple[Rule, ...]:
+    own = {name: value for cls in reversed(section.__mro__) for name, value in vars(cls).items()}
+    return tuple(value for value in own.values() if getattr(value, "is_rule", False) is True)
