@@ -58,7 +58,7 @@ UNEVEN = {"training.local_steps": 0, "training.local_epochs": 1.0, "training.max
 
 @dataclass
 class Federation:
-    """Devices by number, and the server between them; nothing is lost on the way unless ``ignored``."""
+    """Devices by number, and the server between them. No contribution is lost unless it is in ``ignored``."""
 
     plan: Plan
     steps: tuple[int, ...] = (K,) * N
@@ -110,7 +110,7 @@ class Federation:
         return self
 
     def kept(self, device: int, name: str) -> Vector:
-        """What a device holds when the server has used all that it sent."""
+        """Read a device's memory after the server has used all its contributions."""
         settled = device_state.settled(self.plan, self.states[device], self.accepted.get(device))
         assert settled is not None
         x = settled.committed.memory.child(machine.STRATEGY).get(name)
@@ -208,7 +208,7 @@ def test_scaffold_begins_as_fedavg_to_the_bit_and_with_one_device_is_sgd() -> No
 
 
 def test_memory_counts_only_when_the_server_used_the_contribution() -> None:
-    """The server's control variate is the mean of the devices' as long as both speak of the same contributions."""
+    """The server's control variate is the mean of the devices' while both count the same contributions."""
     run = Federation(plan_of("scaffold"))
     for number, (devices, ignored) in enumerate([(ALL[0], (1,)), ((0, 1), ()), (ALL[0], (2, 3)), ((2, 3), (3,))]):
         run.round(number, devices, ignored)

@@ -1,4 +1,4 @@
-"""Every hidden sum, sized for the most corrupt devices that the recipe's server can bring into it."""
+"""Laws of counting: each hidden sum is sized for the most corrupt devices that its server can bring into it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def drawn(rng: np.random.Generator, population: int) -> dict[str, Any]:
 
 
 def plans(merge: str, server: str, seed: int, populations: tuple[int, int], tries: int = TRIES) -> list[Plan]:
-    """Those of random recipes that compile."""
+    """Compile random recipes, and give the plans of those that compile."""
     rng, found = np.random.default_rng(seed), []
     for _ in range(tries):
         population = int(rng.integers(*populations))
@@ -104,7 +104,7 @@ def test_the_smallest_sum_hides_honest_devices_and_its_policy_allows_for_all_cor
 
 @every
 def test_cohorts_and_groups_that_are_drawn_honestly_hold_more_corrupt_devices_never(merge: str) -> None:
-    """But for one draw in 2^40."""
+    """The bound fails for at most one draw in 2^40."""
     for plan in plans(merge, "curious", 3, (20, MOST)):
         s, bad = plan.sampling, exist(plan)
         most = (plan.ways or plan.pipelines)[0].encoded.quorum.corrupt
@@ -122,7 +122,7 @@ def test_cohorts_and_groups_that_are_drawn_honestly_hold_more_corrupt_devices_ne
 
 @pytest.mark.parametrize("merge", ["secure_sum", "grouped", "ladder"])
 def test_a_lying_server_cannot_have_both_secrets_of_a_device(merge: str) -> None:
-    """2 t > holders + corrupt holders: else it has the seed's shares of some and the key's shares of others."""
+    """2 t > holders + corrupt holders. Otherwise it could get seed shares from some and key shares from others."""
     graphs = 0
     for plan in plans(merge, "malicious", 4, (10, MOST)):
         rung = 0 if plan.ways else None

@@ -1,4 +1,4 @@
-"""Bytes from elsewhere: damaged payloads and frames are refused by code, or are exactly what they say."""
+"""Decoders under damaged bytes: payloads and frames are refused by code, or are exactly what they encode."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_decoding_allocates_by_what_was_announced(chain: Chain, traced: None) ->
     pipe, streams = streams_of(chain)
     noise = np.random.default_rng(1)
     tried = [*streams, *(noise.bytes(len(streams[0])) for _ in range(5)), b"", bytes(10**7), streams[1] * 9]
-    peak_bytes(streams[0], pipe.encoded)  # whatever is made once
+    peak_bytes(streams[0], pipe.encoded)  # This fills the caches first.
     for raw in tried:
         assert peak_bytes(raw, pipe.encoded) <= limit_bytes(pipe.encoded)
 

@@ -1,4 +1,4 @@
-"""Every noise mechanism: chosen by its words alone, priced by what it adds, read where it says, told on the card."""
+"""Laws of all noise mechanisms: chosen by their words alone, priced by their noise, described on the privacy card."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ every = pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: m
 
 
 def plan(mechanism: Mechanism, **more: Any) -> Plan:
-    """``more``: keys of [dp]."""
+    """Compile the plan of a mechanism. ``more`` holds keys of [dp]."""
     changes = {f"dp.{key}": value for key, value in more.items()}
     return compile(make_recipe({**COMMON, **RECIPES[mechanism.name], **changes}), SPEC, 8, BUILT_IN)
 
@@ -59,7 +59,7 @@ def test_more_noise_costs_less(mechanism: Mechanism) -> None:
 
 @every
 def test_the_noise_grows_with_its_multiplier(mechanism: Mechanism) -> None:
-    """In the sum, or in what each device sends; noise in the steps of training is no part of the pipeline."""
+    """Noise is in the sum or in each contribution. Noise in the steps of training is no part of the pipeline."""
     stds = []
     for z in (4.0, 8.0):
         pipe = plan(mechanism, noise_multiplier=z).at(0)

@@ -1,4 +1,4 @@
-"""Every merge of the catalogue keeps what a sum promises, through the pipeline that it stands in."""
+"""Laws of all merges of the catalogue: each keeps the promises of a sum, through the pipeline that it stands in."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def released(pipe: Pipeline, total: Sum) -> Aggregate:
 
 @every
 def test_the_mean_is_that_of_the_devices(merge: Merge) -> None:
-    """Of a sum it is the mean, to half a unit of the grid; between groups it lies among the means of the groups."""
+    """A sum releases the mean, to half a unit of the grid. A rule between groups releases a value among their means."""
     pipe, xs = pipe_of(merge), updates(N)
     found = released(pipe, added(pipe, sent(pipe, xs)))
     assert found.n == N
@@ -87,7 +87,7 @@ def test_the_mean_is_that_of_the_devices(merge: Merge) -> None:
 @settings(max_examples=10, deadline=None)
 @given(order=st.permutations(range(N)))
 def test_the_order_of_arrival_changes_no_bit(merge: Merge, order: list[int]) -> None:
-    """Also where the numbers are of all sizes, so that a sum of floats would depend on it."""
+    """The numbers are of all sizes, so that a sum of floats would depend on the order."""
     xs = [x * np.float32(10.0 ** (i - N + 1)) for i, x in enumerate(updates(N))]
     pipe = pipe_of(merge)
     payloads = sent(pipe, xs)
@@ -97,7 +97,7 @@ def test_the_order_of_arrival_changes_no_bit(merge: Merge, order: list[int]) -> 
 
 
 def spoiled(payload: Payload) -> list[tuple[Payload, type[Exception]]]:
-    """What no honest device sends: a head that is not finite, or beyond; a body that is not of the space."""
+    """List payloads that no honest device sends: a head that is not finite or too large, a body of another space."""
     bad: list[tuple[Payload, type[Exception]]] = [
         (payload.but(head=np.array([value])), DecodeError) for value in (np.nan, np.inf, 2.0**80)
     ]
@@ -155,7 +155,7 @@ def test_what_it_says_of_itself(merge: Merge) -> None:
 
 @every
 def test_a_blind_merge_refuses_what_it_cannot_add(merge: Merge) -> None:
-    """Reals in place of residues, and supports that devices choose; a visible merge takes both."""
+    """Blind merges refuse reals and supports that devices choose. A visible merge takes both."""
     if merge.blind:
         with pytest.raises(CompositionError, match="E-NOT-INTEGER"):
             pipeline(START, [clip(1.0)], merge)
@@ -168,7 +168,7 @@ def test_every_merge_of_the_catalogue_is_under_these_laws() -> None:
 
 
 def test_heads_are_summed_exactly() -> None:
-    """Beyond what any metric needs: 1e16 and -1e16 leave the 1.0 between them whole."""
+    """1e16 and -1e16 leave the 1.0 between them whole. No metric needs more."""
     merge, bare = plain_sum(), Space(DIM, Quorum(2, 16))
     acc: Any = merge.init(bare)
     for v in (1e16, 1.0, -1e16, 5e-324):

@@ -1,8 +1,8 @@
-"""Laws of neighbouring data sets: in every plan with differential privacy, what a device sends is no further from what
-it sends in the neighbouring data set than the noise is sized for, body and head as one vector.
+"""Laws of neighbouring data sets, in every plan with differential privacy.
 
-Chains are built from the catalogue and compiled as recipes; those that a recipe refuses are no plans. Noise that
-devices add is taken away, so that what it is added to can be seen; all else is the real chain.
+The distance between a device's messages in neighbouring data sets is at most the one that the noise is sized for, body
+and head as one vector. Chains are built from the catalogue and compiled as recipes. Those that a recipe refuses are no
+plans. Noise that devices add is removed, so that the vector under it can be seen. All else is the real chain.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ def vectors(dim: int) -> list[Vector]:
 
 
 def before_noise(pipe: Pipeline) -> tuple[Pipeline, float]:
-    """The chain up to where noise is added, and how far neighbours may be from each other there."""
+    """Cut the chain at the noise, and compute the largest distance of neighbours there."""
     for i, (space, after) in enumerate(zip(pipe.spaces, pipe.spaces[1:], strict=False)):
         if after.noise.std > 0.0 and not isfinite(after.l2):  # the device's own noise, all of it
             return pipeline(pipe.spaces[0], pipe.stages[:i], plain_sum()), space.sensitivity
@@ -182,14 +182,14 @@ def test_neighbours_are_as_near_as_the_noise_is_sized_for(name: str) -> None:
                     furthest = max(furthest, apart / bound)
             found += 1
     assert (found == 0) == (name in REFUSED)
-    # No slack that hides a mistake; hidden sums are of grids, whose worst case no vector here is.
+    # Slack would hide a mistake. Hidden sums use grids, and no vector here reaches their worst case.
     assert found == 0 or furthest > (0.7 if name == "central_dp, hidden" else 0.99)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SETTINGS if name not in REFUSED])
 def test_a_device_that_has_nothing_sends_nothing(name: str) -> None:
-    """Exactly, body and head, wherever the chain says so; and only a one-bit grid that all devices share says not."""
+    """Body and head are exactly zero in every chain with ``keeps_zero``. Only a shared one-bit grid lacks it."""
     for stages, plan in plans(name):
         for whole in plan.ways or plan.pipelines:
             pipe, _ = before_noise(whole)
@@ -202,7 +202,7 @@ def test_a_device_that_has_nothing_sends_nothing(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["central_dp", "central_dp, moving clip", "central_dp, cohorts in turn"])
 def test_a_device_that_cannot_train_sends_nothing_either(name: str) -> None:
-    """What leaves the device's machine, as the server decodes it."""
+    """The message that leaves the device decodes to zeros on the server."""
     plan = made(name, [])
     state, _ = machine.step(plan, states.join(plan, "d"), invited(plan, clip=C if "moving" in name else None))
     _, effects = machine.step(plan, state, device_events.Failed("E-DATA", "no text"))
@@ -220,7 +220,7 @@ def test_every_stage_is_tried() -> None:
 
 
 def test_a_one_bit_grid_is_counted_twice_where_a_device_may_be_zeroed() -> None:
-    """+-step for every coordinate, also of zeros; where a device is there or not, nothing stands in its place."""
+    """A one-bit grid sends +-step for zeros too. If neighbours differ by an absent device, nothing replaces it."""
     for name, factor in (("central_dp", 2.0), ("central_dp, Poisson", 1.0)):
         total = made(name, [CLIP, COARSE]).at(0).totals[0]
         assert total.sensitivity == pytest.approx(factor * total.space.l2)

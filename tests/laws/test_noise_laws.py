@@ -1,6 +1,6 @@
-"""Laws of chains that end in distributed noise: what is noised is bounded, sums decode to sums, rings are large enough.
+"""Laws of chains that end in distributed noise: vectors under noise are bounded, sums decode to sums, rings suffice.
 
-``quiet`` takes the noise away, so that what it is added to can be seen; all else is the real chain.
+``quiet`` removes the noise, so that the vector under it can be seen. All else is the real chain.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def encode(pipe: Pipeline, x: Vector, at: Turn) -> Payload:
 
 
 def lifted(pipe: Pipeline, body: NDArray[np.uint32]) -> NDArray[np.int64]:
-    """Centred integers of residues."""
+    """Lift residues to centred integers."""
     modulus = pipe.encoded.grid.modulus
     x = body.astype(np.int64)
     return np.where(x >= modulus // 2, x - modulus, x)
@@ -85,7 +85,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 @every
 @pytest.mark.usefixtures("quiet")
 def test_what_is_noised_is_within_the_bound(before: list[Stage], block: int, z: float, bits: int | None) -> None:
-    """Exactly, as integers: this bound is the sensitivity."""
+    """The bound holds exactly, in integers. It is the sensitivity."""
     pipe = build(before, block, z, bits)
     space, longest = pipe.encoded, 0.0
     for x in VECTORS.values():
@@ -101,7 +101,7 @@ def test_what_is_noised_is_within_the_bound(before: list[Stage], block: int, z: 
 @every
 @pytest.mark.usefixtures("quiet")
 def test_without_noise_an_update_comes_back(before: list[Stage], block: int, z: float, bits: int | None) -> None:
-    """Up to the rounding: less than one unit in every rotated coordinate."""
+    """The update comes back up to the rounding, less than one unit in every rotated coordinate."""
     pipe = build(before, block, z, bits)
     clipped = pipeline(START, pipe.stages[: len(before) + 1], plain_sum())
     for x in VECTORS.values():
@@ -115,7 +115,7 @@ def test_without_noise_an_update_comes_back(before: list[Stage], block: int, z: 
 def test_both_orders_agree(
     before: list[Stage], block: int, z: float, bits: int | None, noisy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Residues add up to the integers' sum exactly; decoding it once is decoding each and adding."""
+    """Residues add up exactly to the sum of the integers. Decoding it once equals decoding each and adding."""
     if not noisy:
         monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: np.zeros(n, np.int64))
     pipe = build(before, block, z, bits)
@@ -145,7 +145,7 @@ def test_the_merge_releases_the_decoded_sum(before: list[Stage], block: int, z: 
 @pytest.mark.slow
 @every
 def test_a_ring_holds_the_worst_sum(before: list[Stage], block: int, z: float, bits: int | None) -> None:
-    """All contributions alike and as long as they may be, with all the noise."""
+    """All contributions are equal and as long as allowed, with all the noise."""
     pipe = build(before, block, z, bits)
     for name in ("one-hot", "constant", "alternating", "heavy", "one giant"):
         x = VECTORS[name] / np.linalg.norm(VECTORS[name].astype(np.float64)).astype(np.float32) * np.float32(100)

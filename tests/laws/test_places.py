@@ -26,7 +26,7 @@ def turn(i: int = 0) -> Turn:
 
 
 class Probe:
-    """A stage that changes nothing and writes down the keys it is given, by what it is called."""
+    """Make a stage that changes nothing and records the keys that it gets, by its name."""
 
     def __init__(self) -> None:
         self.encoded: list[tuple[Key, Key]] = []

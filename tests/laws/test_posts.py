@@ -1,4 +1,4 @@
-"""Every post of the catalogue, and what privacy words put behind a sum, adds the noise that it claims and no other."""
+"""Laws of all posts of the catalogue and of privacy words: each adds the noise that it claims and no other."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ X = np.linspace(-1.0, 1.0, DIM + 1)  # body and head
 
 @every
 def test_the_noise_has_the_promised_size_in_every_coordinate(post: Post) -> None:
-    """Body and head alike: the standard deviation that ``infer`` says, and a mean of zero."""
+    """The noise on body and head has the standard deviation that ``infer`` says, and a mean of zero."""
     pipe = pipe_of(post)
     promised = pipe.total.noise_std
     assert promised > 0.5 * pipe.totals[0].sensitivity * (1 - 1e-9)
@@ -79,7 +79,7 @@ def test_what_goes_in_stays_as_it_is(post: Post) -> None:
 
 @every
 def test_two_posts_draw_for_themselves(post: Post) -> None:
-    """With one stream the standard deviation would double, where variances should add."""
+    """With one random stream for both posts the standard deviation would double. Variances should add."""
     pipe = pipe_of(post, post)
     payload, _ = pipe.encode(np.zeros(DIM, np.float32), {"loss": 0.0}, 1.0, Memory(), TURN)
     out = pipe.release(pipe.add(pipe.start_sum(), payload, TURN), TURN, root(3), pipe.start_memory())[0]

@@ -1,4 +1,4 @@
-"""What does not compose soundly is refused with its code, the reason, and the fix, before any data exists."""
+"""Refusals of chains that do not compose soundly: each has its code, the reason and the fix, before any data exists."""
 
 from __future__ import annotations
 

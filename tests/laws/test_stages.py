@@ -1,4 +1,4 @@
-"""Every stage, alone and in useful chains, keeps what its ``infer`` promises."""
+"""Laws of all stages, alone and in useful chains: each keeps the promises of its ``infer``."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ VECTORS = _vectors()
 
 
 def adversarial(test: Callable[[Chain, Vector], None]) -> Callable[[Chain], None]:
-    """The test with every vector, one after the other: as tests of their own they would mostly be pytest's work."""
+    """Run a test with every vector, one after the other. As separate cases, most of the time would be pytest's own."""
 
     def every_vector(chain: Chain) -> None:
         for name, x in VECTORS.items():
@@ -220,7 +220,7 @@ def test_infer_is_total_and_pure(chain: Chain) -> None:
 @every
 @adversarial
 def test_bounds_hold(chain: Chain, x: Vector) -> None:
-    """Where contributions are merged; also from the tightest start: the vector's own norms."""
+    """The bounds hold where contributions are merged, also from the tightest start: the vector's own norms."""
     own = START.but(l2=_norm(x) * (1 + 1e-12), linf=float(np.abs(x).max()))
     for start in (START, own):
         if start.linf == 0.0 and any("quantize" in s.name for s in chain.stages):
@@ -289,7 +289,7 @@ def test_pack_round_trip(chain: Chain, x: Vector) -> None:
 
 @pytest.mark.parametrize("chain", summable, ids=lambda c: c.name)
 def test_both_orders_agree(chain: Chain) -> None:
-    """Decode each then sum, or sum the encodings and decode once."""
+    """Decoding each and then summing equals summing the encodings and decoding once."""
     pipe = chain.at()
     xs = [VECTORS[n] for n in ("gaussian", "heavy", "alternating", "zeros", "one-hot", "constant")]
     payloads = [pipe.encode(x, LOSS, COUNT + i, pipe.init(), chain.turn(2, i))[0] for i, x in enumerate(xs)]
@@ -355,10 +355,10 @@ def test_laws_have_subjects() -> None:
 
 @pytest.mark.parametrize("chain", fed_back, ids=lambda c: c.name)
 def test_feedback_telescopes(chain: Chain) -> None:
-    """With decay 1 and no absence: sum of decoded messages + residual = sum of what went in.
+    """With decay 1 and no absence, the sum of decoded messages plus the residual equals the sum of the updates.
 
-    As exactly as the residual is stored: each round bfloat16 may lose 2^-7 of a coordinate and int8 1/127 of its
-    block's largest; float32 nothing but its own rounding.
+    This holds as exactly as the residual is stored. Each round bfloat16 may lose 2^-7 of a coordinate, int8 1/127 of
+    its block's largest, and float32 only its own rounding.
     """
     pipe = chain.at()
     at = next(i for i, s in enumerate(chain.stages) if s.name.startswith("feedback("))
@@ -383,7 +383,7 @@ def test_feedback_telescopes(chain: Chain) -> None:
 
 @every
 def test_every_stage_says_what_it_does(chain: Chain) -> None:
-    """Those inside others too, which name the space that they open with."""
+    """Stages inside others say it too. The outer stage names the space before its first inner one."""
     pipe = chain.at()
     waiting = list(zip(pipe.stages, pipe.spaces, strict=False))
     while waiting:

@@ -1,4 +1,4 @@
-"""Every strategy of the catalogue, with its defaults: a pure step of the server, and a pure half on devices."""
+"""Laws of all strategies with their defaults: a pure step of the server, and a pure half on devices."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ every = pytest.mark.parametrize("strategy", STRATEGIES.values(), ids=STRATEGIES)
 
 
 def aggregate(strategy: Strategy, mean: Vector, n: int = 4) -> Aggregate:
-    """Of a round with this mean, of whatever devices send."""
+    """Make the aggregate of a round in which everything that devices send has this mean."""
     client = strategy.client
     return Aggregate(mean, dict.fromkeys(client.head, 1.0), n, float(n), dict.fromkeys(client.sends, mean))
 
@@ -63,7 +63,7 @@ def test_the_model_moves_along_the_mean_update(strategy: Strategy) -> None:
 
 @every
 def test_coordinates_do_not_meet(strategy: Strategy) -> None:
-    """A step of a part of the model is the part of the step, so that blocks and phases may be computed apart."""
+    """A step of a part of the model is the part of the step. Blocks and phases may be computed separately."""
     whole, part = stepped(strategy), stepped(strategy, MEANS[:, 5:9], START[5:9])
     assert whole.params[5:9].tobytes() == part.params.tobytes()
 
@@ -130,7 +130,7 @@ def test_the_client_half_is_pure_and_says_what_it_gives(strategy: Strategy) -> N
 
 @every
 def test_a_first_round_has_nothing_to_correct_by(strategy: Strategy) -> None:
-    """From zeros: the shift is zero, and the update travels along itself."""
+    """From a memory of zeros, the shift is zero and the update keeps its direction."""
     client, nothing = strategy.client, np.zeros(DIM, np.float32)
     memory, given = dict.fromkeys(client.memory, nothing), dict.fromkeys(client.given, nothing)
     shift = client.correction(memory, given, WORK).shift

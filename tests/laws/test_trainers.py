@@ -1,4 +1,4 @@
-"""Every trainer, of text, of any torch module, along directions, and the toy, keeps what the port promises."""
+"""Laws of all trainers: of text, of any torch module, along directions, and the toy."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_an_update_has_the_layout_of_the_model(trainer: Trainer) -> None:
 
 
 def test_the_same_request_gives_the_same_bits(trainer: Trainer) -> None:
-    """Whatever was asked in between: nothing is remembered."""
+    """Requests in between change nothing, because a trainer remembers nothing."""
     one = trainer.fit(ask(trainer))
     trainer.fit(ask(trainer, device=1, seed=4))
     trainer.evaluate(trainer.devices()[1], one.x)
@@ -176,7 +176,7 @@ def test_training_helps_and_evaluating_does_not_train(trainer: Trainer) -> None:
 
 
 def test_gradients_are_corrected_as_the_request_says(trainer: Trainer) -> None:
-    """Along directions there are no gradients, and no strategy that corrects any."""
+    """The trainer along directions is left out. It has no gradients, and no strategy corrects any."""
     if isinstance(trainer, ZerothOrderTrainer):
         return
     request = ask(trainer)
@@ -188,7 +188,7 @@ def test_gradients_are_corrected_as_the_request_says(trainer: Trainer) -> None:
 
 
 def test_segments_that_do_not_travel_do_not_move(trainer: Trainer) -> None:
-    """Except along directions, which are segments of nothing."""
+    """The trainer along directions is left out, because its vector has no segments of the model."""
     if len(trainer.spec.segments) < 2:
         return
     moved = trainer.spec.segments[-1]

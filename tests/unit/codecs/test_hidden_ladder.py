@@ -1,4 +1,4 @@
-"""codec = "adaptive" behind masks: groups of one rung, bound to it, and nobody sends more than it can in time."""
+"""Adaptive codec under secure aggregation: groups of one rung, bound to it, and uploads that fit each device's time."""
 
 from __future__ import annotations
 
@@ -57,12 +57,14 @@ def test_every_rung_is_a_way_of_its_own() -> None:
     assert plan.pipelines == plan.ways[:1]
     for rung, way in enumerate(plan.ways):
         assert way.merge.blind
-        assert way.encoded.quorum.n_min == 5  # one device of 12 may be corrupt, and a tenth drop out: (3 + 1) / 0.8
-        assert way.encoded.quorum.n_max == 12  # all may ask for the same
+        assert (
+            way.encoded.quorum.n_min == 5
+        )  # (3 + 1) / 0.8: one device of 12 may be corrupt, and a tenth may drop out.
+        assert way.encoded.quorum.n_max == 12  # All devices may ask for the same rung.
         assert way.totals[0].sensitivity < inf
         assert plan.secagg(0, rung).rung == rung
         assert plan.answer_bytes(0, messages.dump(messages.Boxes(boxes={})), rung) == plan.sizes[rung]
-    assert plan.secagg(0, 0).policy.corrupt == 1 / 5  # all of a cohort's in one group
+    assert plan.secagg(0, 0).policy.corrupt == 1 / 5  # All corrupt devices of a cohort may be in one group.
     assert plan_of(adaptive={"groups": 1}).ways[0].encoded.quorum.n_min == 6
     found = explain.ladder(plan_of(adaptive={"deadline_s": 0.5}))
     assert found is not None
@@ -78,8 +80,10 @@ def test_every_rung_is_a_way_of_its_own() -> None:
     ("name", "share"), [("masked 4 bit", 1.0), ("masked 25 %, 8 bit", 1.0), ("masked 1 %, 8 bit", 0.2)]
 )
 def test_what_a_rung_sends_stands_for_all(name: str, share: float) -> None:
-    """An update at the clip comes through at its length, by a random choice of its coordinates too; of 1 %, stretched
-    20 times at most, a fifth does."""
+    """An update at the clip arrives at its length, also through a random choice of its coordinates.
+
+    With 1 % of the coordinates, stretched at most 20 times, a fifth of the length arrives.
+    """
     plan = plan_of()
     way = plan.ways[plan.rungs.index(name)]
     x = np.random.default_rng(5).standard_normal(SPEC.dim)
@@ -190,7 +194,7 @@ def trained(
 
 
 def asked(plan: Plan, up_mbit: float = 0.03) -> tuple[states.State, frame.Step, Trust]:
-    """A device that has sent its keys. A trainer may well give numbers of NumPy."""
+    """Make a device that has sent its keys. A trainer may return numbers of NumPy."""
     x = np.random.default_rng(0).standard_normal(SPEC.dim).astype(np.float32)
     state, sent, trust = trained(plan, up_mbit, x, {"loss_first": np.float64(1.0), "loss_last": np.float64(1.0)})
     assert isinstance(sent, frame.Step)
@@ -249,7 +253,7 @@ def test_a_device_asks_for_what_it_has_time_for_and_encodes_by_its_groups_rung()
 
 @pytest.mark.parametrize("rung", [None, 0, 10, 99])
 def test_a_rung_that_was_not_asked_for_ends_the_session(rung: int | None) -> None:
-    """A server cannot make a device send more than it said it could, or by a rung that there is not."""
+    """A server cannot make a device send more than the device offered, or use a rung that does not exist."""
     plan = plan_of()
     state, sent, trust = asked(plan)
     after, effects = machine.step(plan, state, device_events.Delivered(roster(plan, sent, rung)), trust)
@@ -271,8 +275,10 @@ def test_nothing_of_a_waiting_update_is_printed() -> None:
 
 
 def test_masks_of_devices_that_were_told_different_rungs_do_not_cancel() -> None:
-    """The same ring and dimension, and one device was told another number: its masked update is refused, since what it
-    signed is bound to its rung; and so are its masks."""
+    """A device that was told another rung, of the same ring and dimension, is refused.
+
+    Its signature and its masks are bound to its rung.
+    """
     params = [Params(TrustPolicy(), 2, 20, 5, 1, rung) for rung in (0, 1)]
     assert len({p.bound(SID) for p in [*params, Params(TrustPolicy(), 2, 20, 5, 1)]}) == 3
     s = Session(4)

@@ -1,4 +1,4 @@
-"""Choosing a rung: by budget alone, on the device; one rung for a group; one residual for all rungs."""
+"""Choice of a rung: by budget alone, on the device, one rung for a group, and one residual for all rungs."""
 
 from __future__ import annotations
 
@@ -65,8 +65,10 @@ def test_the_announced_size_decides_and_is_kept() -> None:
 
 
 def test_one_residual_serves_all_rungs() -> None:
-    """What small rungs leave out, a large one sends: after float32 nothing is owed."""
-    pipe = pipeline(START, [feedback([ladder(RUNGS)], residual="float32")], plain_sum())  # which stores it exactly
+    """A large rung sends the part that small rungs left out. After float32 the residual is empty."""
+    pipe = pipeline(
+        START, [feedback([ladder(RUNGS)], residual="float32")], plain_sum()
+    )  # float32 stores the residual exactly.
     memory, sent = pipe.init(), np.zeros(DIM)
     for round, budget in enumerate((0, 500, 2500, 100, inf)):
         payload, memory = pipe.encode(X, {}, 1.0, memory, turn(budget, round))
@@ -77,7 +79,7 @@ def test_one_residual_serves_all_rungs() -> None:
 
 
 def test_a_rung_that_stands_for_all_leaves_no_debt() -> None:
-    """What the largest 1 % left out travels with the next random share, stretched; then nothing is owed."""
+    """The part that top_k left out travels, stretched, with the next random share. Then the residual is empty."""
     rungs = [[random_k(0.2, each=True)], [top_k(0.01)]]
     pipe = pipeline(START, [feedback([ladder(rungs)], residual="float32")], plain_sum())
     _, memory = pipe.encode(X, {}, 1.0, pipe.init(), turn(0))
@@ -93,7 +95,7 @@ def test_a_rung_that_stands_for_all_leaves_no_debt() -> None:
 
 
 def test_stretched_rungs_need_a_memory_that_can_be_emptied() -> None:
-    """Mirrors on both sides cannot, and no more can feedback around a share without a ladder, which has no choice."""
+    """A stretched choice is refused if its memory cannot empty: in ef21, without a ladder, or with much left out."""
     stretched = random_k(0.2)
     start = START.but(population=4)
     for stages, form in (

@@ -1,4 +1,4 @@
-"""A contribution that is added while it is decoded: the same bits and the same refusals as one decoded first."""
+"""Contributions that are added while they are decoded: the same bits and refusals as those decoded first."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_misuse_is_refused_alike() -> None:
 
 
 def test_the_sum_rounds_half_to_even_at_every_size() -> None:
-    """Both ways from float to fixed point, against Python's integers."""
+    """Both conversions from float to fixed point agree with Python's integers."""
     g = np.random.default_rng(1)
     for top in (2.0**-30, 1.0, 1000.0, 2000.0, 2.0**19):
         x = (g.uniform(-top, top, DIM)).astype(np.float32)

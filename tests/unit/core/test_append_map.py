@@ -1,4 +1,4 @@
-"""The mapping that grows: every version stays as it was."""
+"""Mapping that grows by one entry at a time: every version keeps its entries."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan claims of one device is enforced where the server sees single updates; honest devices never notice."""
+"""Bounds that a plan claims for one device are enforced if the server sees single updates. Honest devices pass them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The boundary around foreign parsers, what messages may quote, and recipes that no parser likes."""
+"""Boundary around foreign parsers, quotes in messages, and recipes that no parser accepts."""
 
 from __future__ import annotations
 
@@ -72,12 +72,14 @@ def test_values_of_the_command_line_are_read_with_the_same_care() -> None:
         recipe.parse(PLAIN, overrides={".".join(["a"] * 50_000): 1})
     with pytest.raises(RecipeError, match="E-TYPE"):
         explained(recipe.parse(PLAIN, overrides={"stage.0.kind": [1]}))
-    assert assignments(["name=a\nprivacy = 1"]) == {"name": "a\nprivacy = 1"}  # no second key in a value
+    assert assignments(["name=a\nprivacy = 1"]) == {
+        "name": "a\nprivacy = 1"
+    }  # A line break in a value starts no second key.
 
 
 @pytest.mark.parametrize("part", ["w", '"', "'a'.", "a ", ".", "a.", "[", "\\"])
 def test_reading_ends_soon(part: str) -> None:
-    """A look at every place of a text from every place before it would take hours here."""
+    """Reading time is linear in the text. Comparing every position with every earlier one would take hours here."""
     with pytest.raises(RecipeError):
         toml.read(part * (toml.LONGEST // len(part)), "recipe")
 

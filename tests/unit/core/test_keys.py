@@ -15,7 +15,7 @@ LABEL = st.one_of(st.integers(-(2**70), 2**70), st.text(max_size=4), st.binary(m
 
 
 def test_golden_values() -> None:
-    """Runs are reproducible across versions of edgewise only while these hold."""
+    """Runs are reproducible across versions of edgewise only as long as these values stay."""
     assert root(0) == hashlib.blake2b(b"edgewise/seed/0", digest_size=32).digest()
     mac = hashlib.blake2b(b"\x07\0\0\0\0\0\0\0scohort\x02\0\0\0\0\0\0\0i3", key=root(0), digest_size=32)
     assert derive(root(0), "cohort", 3) == mac.digest()
@@ -63,7 +63,7 @@ def test_a_turn_does_not_show_its_private_key() -> None:
 
 @pytest.mark.parametrize("key", [b"", bytes(31), bytes(33), bytes(64)])
 def test_a_key_is_whole(key: bytes) -> None:
-    """An empty key would be hashed without one, and give everybody the same numbers."""
+    """An empty key would mean hashing without a key, and everybody would get the same numbers."""
     for use in (lambda: derive(key, "noise"), lambda: generator(key), lambda: word(key)):
         with pytest.raises(ValueError, match="32 bytes"):
             use()

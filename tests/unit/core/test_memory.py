@@ -1,4 +1,4 @@
-"""The tree of what parts of a pipeline remember: parts stay apart, a store gets all of it back."""
+"""Memory tree of pipeline parts: parts stay separate, and a store reads back everything it wrote."""
 
 from __future__ import annotations
 

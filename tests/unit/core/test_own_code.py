@@ -1,4 +1,4 @@
-"""What an extension raises, wherever it is called, is an error that names its line, and nothing committed is lost."""
+"""Errors of extensions: an exception anywhere becomes an error that names its line, and nothing committed is lost."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_fault_of_a_codec_is_told_with_its_line(place: str) -> None:
     ],
 )
 def test_what_a_codec_gives_is_looked_at(place: str, body: str, said: str) -> None:
-    """What a device encodes is its own loss, as everything that it cannot send."""
+    """A fault while a device encodes costs only that device's contribution. Other faults end the run."""
     _, error = sim(staged(**{place: body}), recipe=RECIPE + '[[stage]]\nkind = "mine"\n')
     assert error["code"] == ("E-ROUND" if place == "encode" else "E-EXTENSION")
     assert said.rstrip(".") in error["what"]
@@ -115,7 +115,7 @@ def test_what_a_codec_gives_is_looked_at(place: str, body: str, said: str) -> No
 
 @pytest.mark.slow
 def test_a_run_goes_on_once_the_fault_is_mended(tmp_path: Path) -> None:
-    """The first round is kept: its model is the one that a run without the fault has."""
+    """The first round is kept. Its model equals that of a run without the fault."""
     recipe = RECIPE + '[[stage]]\nkind = "mine"\n'
     status, error = sim(staged(encode="assert turn.round == 0"), recipe=recipe)
     assert (status, error["what"].split(": ")[1]) == (2, "AssertionError.")
@@ -189,7 +189,7 @@ def test_numbers_of_numpy_are_numbers() -> None:
 def raised(work: Callable[[], object]) -> BaseException:
     try:
         work()
-    except BaseException as e:  # whatever it is
+    except BaseException as e:  # A trainer may raise anything.
         return e
     raise AssertionError("nothing was raised")
 

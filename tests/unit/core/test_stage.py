@@ -1,4 +1,4 @@
-"""The pipeline: weighted means, order independence, posts, refusals; and both sums and the noise."""
+"""Pipeline: weighted means, order independence, posts, refusals, both sums, and noise."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_misuse() -> None:
 
 
 def test_memory_of_more_than_ten_stages_stays_apart() -> None:
-    """That of stage 1 from that of stage 11."""
+    """The memories of stage 1 and stage 11 have different paths in a store."""
 
     def counting(i: int) -> Stage:
         def encode(p: Payload, m: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:

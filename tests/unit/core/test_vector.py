@@ -1,4 +1,4 @@
-"""One flat vector and its layout."""
+"""Flat vectors and their layout."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_bytes_are_little_endian_and_content_addressed() -> None:
 
 
 def test_finite() -> None:
-    x = np.full(20_000, 3e38, np.float32)  # squares overflow, the numbers do not
+    x = np.full(20_000, 3e38, np.float32)  # The squares overflow float32. The numbers do not.
     assert vector.finite(x)
     assert vector.finite(x[:0])
     for bad in (np.nan, np.inf, -np.inf):

@@ -1,4 +1,4 @@
-"""The primitives' wiring: published vectors, exact rings, and what must be refused."""
+"""Use of the primitives: published vectors, exact rings, and refusals."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ SEED = bytes(range(32))
 
 
 def test_the_key_stream_is_aes_256_ctr() -> None:
-    """NIST SP 800-38A F.5.5 has another initial counter, so its first block is checked through AES itself: a zero
-    counter under the FIPS-197 key gives AES(key, 0)."""
+    """The first block is AES(key, 0).
+
+    NIST SP 800-38A F.5.5 uses another initial counter, so AES itself checks the stream.
+    """
     from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
     block = Cipher(algorithms.AES(SEED), modes.ECB()).encryptor()
@@ -39,7 +41,7 @@ def test_masks_cancel_and_stay_in_the_ring(bits: int) -> None:
     prg.add(acc, ((prg.Words(seed), 1) for seed in seeds), bits)
     assert not np.array_equal(acc, x)
     assert bits in (32, 64) or int(acc.max()) < 1 << bits
-    for seed in reversed(seeds):  # one by one: how many are added in one pass makes no difference
+    for seed in reversed(seeds):  # The number of streams added in one pass makes no difference.
         prg.add(acc, [(prg.Words(seed), -1)], bits)
     np.testing.assert_array_equal(acc, x)
     prg.add(acc, [(prg.Words(seed), s) for seed in seeds[:5] for s in (1, -1)], bits)
@@ -56,7 +58,7 @@ def test_expansion_does_not_depend_on_how_much_is_asked() -> None:
 
 
 def test_coins_are_read_off_the_key_stream() -> None:
-    """What amplification rests on: the draw is the cipher's, so nobody without the key can guess it."""
+    """Amplification by sampling needs a secret draw. The cipher makes it, so nobody without the key can guess it."""
     fractions = (prg.expand(SEED, 64, 64) >> np.uint64(11)).astype(np.float64) / 2.0**53
     assert prg.coins(SEED, 64, 0.3).tolist() == (fractions < 0.3).tolist()
     assert prg.coins(SEED, 1000, 1.0).all()
@@ -94,7 +96,7 @@ def test_any_threshold_of_shares_gives_the_secret(secret: bytes, threshold: int,
 
 
 def test_fewer_shares_say_nothing() -> None:
-    """With one share less every first byte of the secret is equally likely: a chi-square over fresh polynomials."""
+    """With one share too few, every first byte of the secret is equally likely (chi-square over fresh polynomials)."""
     seen: Counter[int] = Counter()
     for i in range(4096):
         shares = shamir.share(bytes(32), [1, 2, 3], 3, derive(root(3), i))

@@ -89,7 +89,7 @@ def released(pipe: Pipeline, xs: list[np.ndarray]) -> tuple[np.ndarray, float]:
 def test_a_release_is_the_rule_over_the_means_of_groups() -> None:
     xs = list(np.random.default_rng(2).standard_normal((6, 40)) * 0.3)
     pipe = chain(grouped(3, 1))
-    mean, loss = released(pipe, xs)  # contributions go to the groups in turn
+    mean, loss = released(pipe, xs)  # Contributions go to the groups in turn.
     pairs = [(xs[i] + xs[i + 3]) / 2 for i in range(3)]
     np.testing.assert_allclose(mean, np.median(pairs, axis=0), atol=3 * 4.0 / 2**11)
     assert loss == pytest.approx(2.5)  # of 1.5, 2.5, 3.5

@@ -1,4 +1,4 @@
-"""Server rules against scalar equations written out again, and against torch.optim where the rule is the same."""
+"""Server rules against scalar equations written out again, and against torch.optim for rules that it has."""
 
 from __future__ import annotations
 

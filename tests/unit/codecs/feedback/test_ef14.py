@@ -103,7 +103,7 @@ def test_a_stored_residual_is_near_and_right_on_average(kind: str, scale: float)
         errors.append(_kept(memory).astype(np.float64) - exact)
     top = np.repeat(np.abs(exact[: x.size // 256 * 256]).reshape(-1, 256).max(1), 256)
     top = np.concatenate([top, np.full(x.size % 256, np.abs(exact[-(x.size % 256) :]).max())])
-    # float32 has no number between two denormals: below, a step is absolute
+    # float32 has no number between two denormals. Below them the step is absolute.
     step = {"bfloat16": np.maximum(np.abs(exact) * 2.0**-7, 2.0**-133), "int8": top / 127 + 2.0**-149, "float32": 0.0}
     assert (np.abs(errors) <= np.asarray(step[kind]) * (1 + 1e-6)).all()
     if kind != "float32" and scale == 1.0:
@@ -114,7 +114,7 @@ def test_a_stored_residual_is_near_and_right_on_average(kind: str, scale: float)
 
 
 def test_small_updates_are_not_lost_against_a_large_residual() -> None:
-    """To nearest, 1 + 0.001 would stay 1 in bfloat16 for ever."""
+    """With rounding to nearest, 1 + 0.001 would stay 1 in bfloat16 for ever."""
     space = Space(4096, Quorum(1, 4))
     stage = feedback([top_k(1 / 4096)])
     memory = stage.init(space)
@@ -135,7 +135,7 @@ def test_stored_types() -> None:
 
 @pytest.mark.parametrize("kind", ["bfloat16", "int8", "float32"])
 def test_reading_in_parts_gives_the_bits_of_the_whole(kind: str) -> None:
-    """The fused way (positions picked from parts) and the general one, over rounds."""
+    """The fused path (positions picked from parts) equals the general one, over rounds."""
     g = np.random.default_rng(3)
     fused = feedback([top_k(0.01), quantize(4)], residual=kind)
     whole = feedback([replace(top_k(0.01), pick=None), quantize(4)], residual=kind)
@@ -154,7 +154,7 @@ NORMAL = Space(1 << 13, Quorum(1, 1), population=1)
 
 
 def _remembered(inner: list[Stage], form: str = "ef14") -> float:
-    """Root mean square of what is left to send after 41 rounds of normal updates, folded without the refusal."""
+    """Root mean square of the residual after 41 rounds of normal updates, folded without the refusal."""
     last = inner[-1]
     allowed = [*inner[:-1], replace(last, infer=lambda space: last.infer(space).but(quantized=0.0))]
     stage = feedback(allowed, residual="float32", form=form)
@@ -168,7 +168,7 @@ def _remembered(inner: list[Stage], form: str = "ef14") -> float:
 
 @pytest.mark.parametrize("form", ["ef14", "ef21"])
 def test_why_one_and_two_bits_are_refused(form: str) -> None:
-    """One bit diverges; two bits settle at more than came in; what is accepted remembers less than came in."""
+    """One bit diverges. Two bits settle above one update. The accepted quantizers remember less than one update."""
     assert _remembered([quantize(1)], form) > 1e6
     assert _remembered([quantize(2)], form) > 2.0
     assert _remembered([quantize(3)], form) < 0.7
@@ -179,7 +179,7 @@ def test_why_one_and_two_bits_are_refused(form: str) -> None:
 
 
 def test_two_bits_hold_after_top_k() -> None:
-    """Values that are all large suit a coarse grid: the memory stays near that of top_k alone; one bit diverges."""
+    """Values that are all large suit a coarse grid. The memory stays near that of top_k alone. One bit diverges."""
     assert _remembered([top_k(0.05), quantize(2)]) < 1.5 * _remembered([top_k(0.05)])
     assert _remembered([top_k(0.05), quantize(1)]) > 1e6
     feedback([top_k(0.05), quantize(2)]).infer(NORMAL)

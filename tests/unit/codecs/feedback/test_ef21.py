@@ -99,7 +99,7 @@ def test_the_servers_mirror_is_the_mean_of_the_devices_mirrors() -> None:
 
 
 def test_it_arrives_where_compression_alone_never_does() -> None:
-    """Constant updates: the mirror becomes their mean, exactly what is wanted of every later round."""
+    """With constant updates the mirror becomes their mean, the right release of every later round."""
     xs = {i: np.random.default_rng(i).standard_normal(DIM).astype(np.float32) for i in range(N)}
     fed = Federation([feedback([top_k(0.1)], form="ef21")])
     for r in range(11):

@@ -1,4 +1,4 @@
-"""Factors of matrices: exact where the rank suffices, the best ones, and the warm start."""
+"""Factors of matrices: exact if the rank suffices, the best factors, and the warm start."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _send(stage: Stage, x: Vector, memory: Memory) -> tuple[Vector, Memory]:
 
 
 def test_what_travels() -> None:
-    """w: (40 + 30) r; b, and s (2 x 9, rank 2 would take more), as they are; c as 8 x 12."""
+    """w takes (40 + 30) r. b and s (2 x 9, rank 2 would take more) are sent unchanged. c counts as 8 x 12."""
     out = low_rank(SPEC, 2).infer(SPACE)
     assert out.dim == 2 * 70 + 30 + 2 * 20 + 18
     assert (out.summable, out.unbiased, out.memory, out.moving, out.l2) == (False, False, True, True, np.inf)
@@ -62,7 +62,7 @@ def test_svd_is_the_best() -> None:
 
 
 def test_the_warm_start_finds_the_best_subspace() -> None:
-    """The same matrix again and again: subspace iteration ends where svd begins."""
+    """With the same matrix in every round, subspace iteration converges to the svd."""
     u, _ = np.linalg.qr(G.standard_normal((40, 30)))
     v, _ = np.linalg.qr(G.standard_normal((30, 30)))
     x = _made(1)

@@ -1,4 +1,4 @@
-"""The shared rotation: orthonormal, its own inverse, the same everywhere, even afterwards."""
+"""Shared rotation: orthonormal, invertible, the same on all devices, and with even magnitudes afterwards."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_it_evens_out() -> None:
 
 
 def test_signs_are_golden() -> None:
-    """Devices of different versions must turn alike."""
+    """Devices of different versions must rotate in the same way."""
     y, _ = turned(np.ones(64, np.float32), 64, KEY, True)
     np.testing.assert_allclose(y[:6] * 8, [2.0, 2.0, 2.0, -6.0, 2.0, -6.0], atol=1e-4)
 

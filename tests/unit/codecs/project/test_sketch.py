@@ -1,4 +1,4 @@
-"""The count sketch: the map itself, FetchSGD's step on the server, its memory, and the blind way."""
+"""Count sketch: the map itself, FetchSGD's step on the server, its memory, and the blind merge."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_heavy_hitters_are_recovered_exactly_when_the_sketch_is_wide() -> None:
 
 
 def test_what_is_below_the_floor_waits_and_comes_later() -> None:
-    """With the floor the same heavy hitters arrive over some rounds; nothing else is ever released."""
+    """With the floor the same heavy hitters arrive over some rounds. Nothing else is ever released."""
     x = np.zeros(DIM, np.float32)
     x[[3, 500, 1999]] = [5.0, -2.0, 0.25]
     out, memory = _run(sketch(4.0), [x] + [np.zeros(DIM, np.float32)] * 20)
@@ -154,7 +154,7 @@ def test_what_is_below_the_floor_waits_and_comes_later() -> None:
 
 
 def test_noise_alone_releases_next_to_nothing() -> None:
-    """Of 20,000 estimates of a dense update hardly one stands out; the memory holds the sketch of the rest."""
+    """Hardly one of 20,000 estimates of a dense update exceeds the floor. The memory holds the sketch of the rest."""
     dim = 20_000
     space, x = SPACE.but(dim=dim), _normal(5, dim)
     stage = sketch(10.0)
@@ -170,7 +170,7 @@ def test_noise_alone_releases_next_to_nothing() -> None:
 def test_a_quadratic_converges_with_the_floor_and_diverges_without(
     floor: float, converges: bool, momentum: float
 ) -> None:
-    """Why the floor exists: power-law target, x = lr (target - w), 60 rounds, a sketch 5 times smaller."""
+    """Without the floor the error grows: power-law target, x = lr (target - w), 60 rounds, a sketch 5 times smaller."""
     dim = 20_000
     space, g = SPACE.but(dim=dim), np.random.default_rng(0)
     target = g.permutation(np.sign(g.standard_normal(dim)) * np.arange(1, dim + 1) ** -0.8).astype(np.float32)
@@ -198,7 +198,7 @@ def test_overflow_is_the_devices_error() -> None:
 
 
 def _rounds(pipe: Pipeline) -> list[Vector]:
-    """Three rounds of four devices, the server's memory handed on."""
+    """Play three rounds of four devices, with the server's memory carried over."""
     memory, means = pipe.start_memory(), []
     for round in range(3):
         total = pipe.start_sum()
@@ -220,7 +220,7 @@ def test_the_blind_way_gives_what_the_visible_way_gives() -> None:
 
 
 def test_the_estimate_does_not_depend_on_the_block() -> None:
-    """More coordinates than one block: positions count on, and k holds over all blocks."""
+    """With more coordinates than one block, positions continue, and k holds over all blocks."""
     dim = (1 << 18) + 1000
     space = SPACE.but(dim=dim)
     x = np.zeros(dim, np.float32)

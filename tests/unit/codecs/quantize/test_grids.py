@@ -56,7 +56,7 @@ def test_centroids_are_the_fixed_point_of_lloyd(bits: int) -> None:
 
 
 def test_nf4_is_made_of_normal_quantiles() -> None:
-    """As the authors' create_normal_map: 8 quantiles above zero, 7 below, evenly spaced in probability."""
+    """The code book is that of the authors' create_normal_map: 8 quantiles above zero and 7 below, evenly spaced."""
     quantile, offset = NormalDist().inv_cdf, 0.9677083
     above = [quantile(p) for p in np.linspace(offset, 0.5, 9)[:-1]]
     below = [-quantile(p) for p in np.linspace(offset, 0.5, 8)[:-1]]

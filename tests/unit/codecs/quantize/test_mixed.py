@@ -1,4 +1,4 @@
-"""Bits over layers: never worse than one width for all in the same bytes, and near the best there is."""
+"""Mixed widths: never worse than one width for all segments in the same bytes, and near the optimum."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def error(stage: Stage, x: Vector, rounds: int = 12) -> tuple[float, float]:
 def test_at_equal_bytes_never_worse_than_one_width(bits: int, x: Vector, gain: float) -> None:
     uniform, uniform_bytes = error(quantize(bits), x)
     mine, mine_bytes = error(mixed(SPEC, 8 * uniform_bytes / SPEC.dim), x)
-    assert mine_bytes <= uniform_bytes + 3  # the widths: 4 bits for each of 6 parts
-    assert uniform >= gain * mine  # 2 %: two different roundings were drawn
+    assert mine_bytes <= uniform_bytes + 3  # 3 bytes for the widths, 4 bits for each of 6 parts
+    assert uniform >= gain * mine  # The two sides round by different random draws, which differ by up to 2 %.
 
 
 def test_expected_errors_are_those_of_the_rounding() -> None:
@@ -75,7 +75,7 @@ def test_expected_errors_are_those_of_the_rounding() -> None:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_near_the_best_of_all_assignments(seed: int) -> None:
-    """Against every assignment of four small parts; the greedy one may miss by its last step."""
+    """The search comes close to the best of all assignments of four small parts. Its last step may be suboptimal."""
     g = np.random.default_rng(seed)
     sizes = [64, 128, 192, 64]
     xs = [(g.lognormal(0, 1.5) * g.standard_normal(n)).astype(np.float32) for n in sizes]

@@ -1,4 +1,4 @@
-"""Which segments take turns, and that together they are everything that matches."""
+"""Groups of segments that take turns: together they are all matching segments."""
 
 from __future__ import annotations
 

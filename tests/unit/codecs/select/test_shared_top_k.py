@@ -1,4 +1,4 @@
-"""Shared positions: the announced ones, the drawn ones, and who may announce what."""
+"""Shared positions: announced ones, drawn ones, and announcements that are refused."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_an_announcement_that_no_server_makes_is_refused(support: object) -> Non
 
 
 def test_one_support_does_not_serve_another() -> None:
-    """The cache knows key and support."""
+    """The cache distinguishes keys and supports."""
     stage = shared_top_k(SPEC, 0.1)
     one, two = _sent(stage, _turn([1, 2, 3])), _sent(stage, _turn([1, 2, 4]))
     assert 3 in one
@@ -126,7 +126,7 @@ def test_decoding_puts_back_what_was_sent() -> None:
 
 
 def _follow(rounds: int, explore: float) -> Vector:
-    """A run of one device with feedback, whose server announces the largest of each release."""
+    """Run one device with feedback. The server announces the largest coordinates of each release."""
     stage = shared_top_k(SPEC, 0.2, explore)
     pipe = pipeline(SPACE, [feedback([stage])], plain_sum())
     target = np.where(np.arange(DIM) % 10 == 0, 3.0, 0.1).astype(np.float32)
@@ -142,7 +142,7 @@ def _follow(rounds: int, explore: float) -> Vector:
 
 
 def test_exploration_finds_what_is_large() -> None:
-    """A tenth of the coordinates is large; a fifth travels, a fifth of it drawn."""
+    """A tenth of the coordinates is large. A fifth travels, of which a fifth is drawn."""
     assert _follow(60, 0.2)[::10].max() < 0.3
 
 

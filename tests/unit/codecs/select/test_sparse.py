@@ -1,4 +1,4 @@
-"""The stages that send part of the vector: top_k, random_k, segments; and the ring's lift."""
+"""Stages that send a part of the vector (top_k, random_k, segments), and the lift out of a ring."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _large() -> dict[str, Vector]:
     layers = np.concatenate([layers, np.ones(d - layers.size)])
     peaks = np.zeros(d)
     peaks[1000:1400] = g.standard_normal(400)
-    seen = np.zeros(d)  # large exactly where the sample looks
+    seen = np.zeros(d)  # The sampled coordinates alone are large.
     for i in range(256):
         seen[i * (d - 256) // 255 :][:256] = 1.0
     return {
@@ -146,7 +146,7 @@ def test_chunks_choose_for_themselves(x: Vector, fraction: float, chunk: int) ->
 
 
 def test_chunks_cost_what_the_literature_says() -> None:
-    """research/methods.md 2.1: .14 bits per parameter at 1 %, chunks of 4096, 2-bit values."""
+    """Published figure: .14 bits per parameter at 1 %, chunks of 4096, 2-bit values."""
     x = np.random.default_rng(0).standard_normal(2**20).astype(np.float32)
     pipe = pipeline(_space(x.size), [top_k(0.01, 4096), quantize(2, "pair")], plain_sum())
     payload, _ = pipe.encode(x, {}, 1.0, Memory(), TURN)
@@ -165,7 +165,7 @@ def test_few_positions_per_chunk_travel_inside_it() -> None:
     assert (space.dim, space.support.chunk_k) == (257, 1)
     assert len(raw) == pack.size_bytes(space) == 257 * 4 + (257 * 12 + 7) // 8
     moved = bytearray(raw)
-    moved[385] = 0x0F  # the last position: behind the end of the last, shorter chunk
+    moved[385] = 0x0F  # This puts the last position behind the end of the last, shorter chunk.
     with pytest.raises(DecodeError, match="positions"):
         pack.unpack(bytes(moved), space)
 
@@ -212,7 +212,7 @@ def test_random_k_pays_before_it_travels() -> None:
 
 
 def test_random_k_variance_is_the_textbook_one() -> None:
-    """NMSE (1 - p) / p: 19 at 5 % (research/methods.md 2.1)."""
+    """The NMSE is (1 - p) / p, so 19 at 5 %."""
     x = np.random.default_rng(0).standard_normal(20_000).astype(np.float32)
     stage = random_k(0.05)
     y = stage.decode(_encode(stage, x), _space(x.size), TURN).dense(x.size).body
@@ -220,7 +220,7 @@ def test_random_k_variance_is_the_textbook_one() -> None:
 
 
 def test_random_k_with_a_limit_trades_variance_for_length() -> None:
-    """At 5 % and 8 times at most: a mean of 0.4 x, a variance of 64 0.05 0.95 = 3.04 ||x||^2."""
+    """At 5 % and a factor of 8 the mean is 0.4 x, and the variance is 64 0.05 0.95 = 3.04 ||x||^2."""
     x = np.ones(2000, np.float32)
     stage = random_k(0.05, most=8.0)
     y = np.array(
@@ -243,7 +243,7 @@ def test_random_k_with_a_limit_trades_variance_for_length() -> None:
 
 
 def test_random_k_of_each_device_is_its_own() -> None:
-    """A mean of n has an n-th of the variance, and a sum that is not decoded one by one cannot take it."""
+    """With draws of its own on each device, a mean of n has an n-th of the variance. A blind sum refuses them."""
     x, n = np.ones(2000, np.float32), 100
     turns = [Turn(5, root(1), root(2), device=f"d{i}") for i in range(n)]
     mine = random_k(0.1, each=True)
@@ -277,7 +277,7 @@ def test_the_server_knows_whose_choice_it_decodes() -> None:
 
 
 def test_a_device_draws_by_its_name() -> None:
-    """What its machine sends decodes, for its name and no other, to its own coordinates."""
+    """A device's message decodes to its own coordinates under its name, and under no other."""
     plain = {"schema": 1, "privacy": "none", "stage": [{"kind": "random_k", "fraction": 0.25, "each": True}]}
     spec = Spec.of([("w", (200,), "float32")])
     plan = compile_plan(from_plain(plain), spec, 2, BUILT_IN)

@@ -1,4 +1,4 @@
-"""The bytes of a payload: golden layouts, sizes, and what the strict decoder refuses."""
+"""Bytes of a payload: golden layouts, sizes, and refusals of the strict decoder."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_expected_size_of_random_supports(density: float) -> None:
 
 
 def test_published_index_cost() -> None:
-    """research/methods.md 2.2: 9.11 bits per index at .5 % density."""
+    """Published figure: 9.11 bits per index at .5 % density."""
     space = _space(5000, support=Support(1_000_000))
     assert 8 * (pack.size_bytes(space) - 16 - 20_000) / 5000 == pytest.approx(9.11, abs=0.03)
 
