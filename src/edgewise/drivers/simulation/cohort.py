@@ -162,11 +162,12 @@ class SimulatedCohort:
 
     def send(self, to: DeviceId, raw: bytes) -> None:
         """See Cohort. A probe is answered at once and is never lost."""
-        item = self._made(to, raw)
+        item = self._expect(to, raw)
         heapq.heappush(self._expected, item)
         heapq.heappush(self._unsent, item)
 
-    def _made(self, to: DeviceId, raw: bytes) -> _Expected:
+    def _expect(self, to: DeviceId, raw: bytes) -> _Expected:
+        """Compute when the answer to a frame will come, or that it is lost."""
         message = frame.from_server(raw, self._plan.frame_limit_bytes)
         fate = Fate(0.0, False)
         if isinstance(message, frame.Invite):
@@ -193,7 +194,7 @@ class SimulatedCohort:
             self._now_s = one.at_s
             if one.awaited:
                 self.send(one.device, one.frame)
-            elif not (item := self._made(one.device, one.frame)).fate.lost:
+            elif not (item := self._expect(one.device, one.frame)).fate.lost:
                 answered[one.device].append(item)
         if self._plan.interactive:
             for turn in zip_longest(*answered.values()):  # a device takes its frames one after the other
@@ -227,19 +228,21 @@ class SimulatedCohort:
             self._now_s = max(self._now_s, item.at_s)
             if item.fate.lost:
                 return Absent(item.device, DROPPED, item.at_s)
-            done = self._handled(item.order)
+            done = self._wait_for(item.order)
             if done.frame is not None:
                 return Arrived(item.device, done.frame, item.at_s, done.train_s, done.encode_s)
         self._now_s = until_s if timeout_s != inf else self._now_s
         return None
 
-    def _handled(self, order: int) -> jobs.Handled:
+    def _wait_for(self, order: int) -> jobs.Handled:
+        """Wait for the executor's answer to the frame of this order."""
         while order not in self._results:
             self._take()
             self._dispatch()
         return self._results.pop(order)
 
     def _take(self) -> None:
+        """Wait for any answer of the executor."""
         (result,) = checked([self._executor.result()])
         assert isinstance(result, jobs.Handled)
         self._results[result.id] = result

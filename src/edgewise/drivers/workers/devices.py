@@ -86,31 +86,31 @@ class Devices:
         """
         message = frame.from_server(raw, self.plan.frame_limit_bytes)
         if isinstance(message, frame.Probe):
-            return Answer(frame.dump(self._measured(device, message)))
-        known = self._known(device)
+            return Answer(frame.dump(self._measure(device, message)))
+        known = self._load(device)
         if isinstance(message, frame.Call | frame.Commitments):
             entropy = self.secrets(device, message.round, BEACON).session
-            return self._sent(device, beacon_device.answer(self.plan, known, message, self.trust, entropy)[1])
+            return self._finish(device, beacon_device.answer(self.plan, known, message, self.trust, entropy)[1])
         if isinstance(message, frame.Step):
             began = time.perf_counter()
             _, effects = machine.step(self.plan, known, device_events.Delivered(message), self.trust)
-            effects = self._charged(known, effects)
-            return self._sent(device, effects, encode_began_s=began)
-        state, effects = machine.step(self.plan, known, self._invited(known, message), self.trust)
+            effects = self._charge(known, effects)
+            return self._finish(device, effects, encode_began_s=began)
+        state, effects = machine.step(self.plan, known, self._resolve(known, message), self.trust)
         request = next((effect.request for effect in effects if isinstance(effect, device_events.Train)), None)
         if request is None:
             if self.out_of_step and any(isinstance(effect, device_events.Save) for effect in effects):
                 idle = known if isinstance(known, device_state.Idle) else known.idle
                 raise self.out_of_step(idle, message.accepted)
-            return self._sent(device, effects)
-        self._kept(device, effects)
+            return self._finish(device, effects)
+        self._save_states(device, effects)
         began = time.perf_counter()
         # The machine gets the only reference, so that the update is freed before the frame is made.
-        event = [self._trained(device, request, elapsed_s, up_mbit)]
+        event = [self._train(device, request, elapsed_s, up_mbit)]
         trained = time.perf_counter()
         _, effects = machine.step(self.plan, state, event.pop(), self.trust)
-        effects = self._charged(state, effects)
-        return self._sent(device, effects, train_s=trained - began, encode_began_s=trained)
+        effects = self._charge(state, effects)
+        return self._finish(device, effects, train_s=trained - began, encode_began_s=trained)
 
     def wanted(self, device: DeviceId, invite: frame.Invite) -> tuple[str, ...]:
         """List the digests of the blobs that an invitation names.
@@ -118,15 +118,16 @@ class Devices:
         The list is empty where the device will refuse the invitation, so that a server cannot make it download
         anything. Raises StoreError as ``answer``.
         """
-        return () if self._refused(self._known(device), invite) is not None else broadcast.downloads(invite)
+        return () if self._refusal(self._load(device), invite) is not None else broadcast.downloads(invite)
 
-    def _known(self, device: DeviceId) -> device_state.Kept:
+    def _load(self, device: DeviceId) -> device_state.Kept:
+        """Load a device's state, with the rounds that its owner's ledger knows."""
         known = self.store.load(device) or device_state.join(self.plan, device)
         if self.budget is None or not self.plan.promise.leaves_once:
             return known
         return device_state.recalled(known, self.budget.last(device, self.plan))
 
-    def _charged(
+    def _charge(
         self, state: device_state.State, effects: tuple[device_events.Effect, ...]
     ) -> tuple[device_events.Effect, ...]:
         """Charge the effects of a step from ``state`` where an update leaves. Return the effects of a refusal where
@@ -140,30 +141,31 @@ class Devices:
             return machine.step(self.plan, state, device_events.Withheld(e.code, e.what), self.trust)[1]
         return effects
 
-    def _kept(self, device: DeviceId, effects: Sequence[device_events.Effect]) -> None:
+    def _save_states(self, device: DeviceId, effects: Sequence[device_events.Effect]) -> None:
         for effect in effects:
             if isinstance(effect, device_events.Save):
                 self.store.save(device, effect.state)
 
-    def _sent(
+    def _finish(
         self,
         device: DeviceId,
         effects: Sequence[device_events.Effect],
         train_s: float = 0.0,
         encode_began_s: float | None = None,
     ) -> Answer:
+        """Save the states of a step and return its frame."""
         encode_s = 0.0 if encode_began_s is None else time.perf_counter() - encode_began_s
-        self._kept(device, effects)
+        self._save_states(device, effects)
         raw = next((effect.frame for effect in effects if isinstance(effect, device_events.Send)), None)
         return Answer(raw, train_s, encode_s)
 
-    def _invited(self, state: device_state.Kept, invite: frame.Invite) -> device_events.Invited | device_events.Unready:
+    def _resolve(self, state: device_state.Kept, invite: frame.Invite) -> device_events.Invited | device_events.Unready:
         """Collect the parts that an invitation names: the model, by snapshot or by deltas, and the last release's
         support.
 
         Nothing is looked up for an invitation that the device will refuse.
         """
-        if (refusal := self._refused(state, invite)) is not None:
+        if (refusal := self._refusal(state, invite)) is not None:
             return device_events.Unready(invite, *refusal)
         try:
             params = self.downloads.model(invite)
@@ -184,7 +186,7 @@ class Devices:
         secrets = self.secrets(state.device, invite.round, invite.nonce)
         return device_events.Invited(invite, params, secrets, support, beacon)
 
-    def _refused(self, state: device_state.Kept, invite: frame.Invite) -> admission.No | None:
+    def _refusal(self, state: device_state.Kept, invite: frame.Invite) -> admission.No | None:
         idle = state if isinstance(state, device_state.Idle) else state.idle
         if (refusal := admission.refused(self.plan, invite, idle.answered)) is not None:
             return refusal
@@ -192,18 +194,18 @@ class Devices:
             return admission.No("E-BUDGET", reason)
         return None
 
-    def _trained(
+    def _train(
         self, device: DeviceId, request: FitRequest, elapsed_s: float | Callable[[], float], up_mbit: float
     ) -> device_events.Trained | device_events.Failed:
         request = replace(request, rule=in_steps(self.trainer, self.plan, device, request.rule))
-        update = guarded(device, partial(self._fitted, request))
+        update = guarded(device, partial(self._fit, request))
         if isinstance(update, device_events.Failed):
             return update
         self._check_metrics(update)
         passed_s = elapsed_s() if callable(elapsed_s) else elapsed_s
         return device_events.Trained(update, passed_s, up_mbit, request.rule.steps)
 
-    def _fitted(self, request: FitRequest) -> Update:
+    def _fit(self, request: FitRequest) -> Update:
         """Train, and add the held-out loss of the round's model where the plan asks for it and the trainer did not
         report it.
         """
@@ -231,7 +233,7 @@ class Devices:
             what = f"{who}.fit gave {odd[0]} in its head, which {who}.metrics() does not name."
             raise TrainingError("E-TRAIN", what, "name it there, and declare it as [[metric]] in the recipe.")
 
-    def _measured(self, device: DeviceId, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
+    def _measure(self, device: DeviceId, probe: frame.Probe) -> frame.Measurement | frame.Refusal:
         run, number = probe.run, probe.round
         measured: HeldOut | device_events.Failed
         if run != self.plan.run or not -1 <= number < self.plan.rounds:
