@@ -154,8 +154,9 @@ def check(backup: Path) -> Manifest:
 
 
 def _begin_epoch(c: sqlite3.Connection, epoch: Epoch) -> tuple[tuple[str, ...], int]:
-    """End the runs and tokens that a restored server cannot vouch for. Return the ended runs and the number of
-    revoked tokens.
+    """End the runs and tokens that a restored server cannot vouch for.
+
+    Return the ended runs and the number of revoked tokens.
     """
     why = "E-RESTORED: restored from a backup; what the run released after it is not known."
     going_on = "state NOT IN ('finished', 'cancelled')"

@@ -254,8 +254,9 @@ def _of_all(c: sa.Connection, e: Exception) -> bool:
 
 
 def _reason(e: BaseException) -> str:
-    """Return SQLite's first message. On a full disk it ends the whole transaction, and the savepoint's end fails
-    after it.
+    """Return SQLite's first message.
+
+    On a full disk it ends the whole transaction, and the savepoint's end fails after it.
     """
     error, context = e, e.__context__
     while context is not None:

@@ -196,8 +196,9 @@ def admit(c: sa.Connection, run: str, devices: Collection[str]) -> None:
 
 
 def check_part(c: sa.Connection, run: str, device: str) -> None:
-    """Refuse a run that a device has no part in, with the same error as an unknown run. Raises
-    TransportError(E-UNKNOWN-ID).
+    """Refuse a run that a device has no part in, with the same error as an unknown run.
+
+    Raises TransportError(E-UNKNOWN-ID).
     """
     if c.execute(sa.select(sa.literal(1)).where(_part(sa.literal(run), device))).first() is None:
         what = f"this device has no part in a run {run:.64}."

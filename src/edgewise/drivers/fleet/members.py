@@ -46,8 +46,9 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """The rights that a token gives: a role and tags, for a number of uses, until it expires. ``approved``: without
-    approval.
+    """The rights that a token gives: a role and tags, for a number of uses, until it expires.
+
+    ``approved``: without approval.
     """
 
     role: str = "device"

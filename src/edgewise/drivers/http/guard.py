@@ -70,8 +70,9 @@ async def refused(request: Request, error: EdgewiseError, otherwise: int = 503) 
 
 
 def reply(error: EdgewiseError, otherwise: int = 503) -> Response:
-    """Turn an error into an answer: its code, what was asked, and what to do. ``retry-after`` where the error ends by
-    itself.
+    """Turn an error into an answer: its code, what was asked, and what to do.
+
+    ``retry-after`` where the error ends by itself.
 
     Args:
         otherwise: the status of an error without a status of its own.
@@ -177,8 +178,9 @@ class Guard:
         return Caller(member, proof, b"")
 
     def _fresh(self, proof: Proof) -> None:
-        """Refuse a request that may have been accepted before this server was restored. Raises
-        TransportError(E-BUSY).
+        """Refuse a request that may have been accepted before this server was restored.
+
+        Raises TransportError(E-BUSY).
         """
         began_s = self._service.epoch.began_s
         if proof.created_s <= began_s:
@@ -197,8 +199,9 @@ class Guard:
             raise TransportError("E-ROLE", what, f"roles that may: {', '.join(sorted(rule.roles - {'pending'}))}.")
 
     async def _body(self, receive: Receive, length: int, found: Caller) -> tuple[bytes, bytes]:
-        """Read a body of that many bytes. Return it with its SHA-256, which is made piece by piece so that others are
-        served.
+        """Read a body of that many bytes.
+
+        Return it with its SHA-256, which is made piece by piece so that others are served.
 
         Raises:
             TransportError: E-STALL where the body comes too slowly or breaks off. E-REVOKED where its sender is revoked

@@ -27,8 +27,9 @@ class Health:
         return PlainTextResponse("ok\n")
 
     async def ready(self, request: Request) -> Response:
-        """Answer whether the server can accept frames. Otherwise the status is 503, and a load balancer picks
-        another server.
+        """Answer whether the server can accept frames.
+
+        Otherwise the status is 503, and a load balancer picks another server.
         """
         checks = await self._service.aside(self._service.checks)
         sound = all(checks.values())

@@ -72,8 +72,9 @@ class _Wanted(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class _Registry:
-    """The keys of a run's devices that are on the operator's list. ``every``: all keys, for reports that were
-    counted before.
+    """The keys of a run's devices that are on the operator's list.
+
+    ``every``: all keys, for reports that were counted before.
     """
 
     def __init__(self, keys: Mapping[DeviceId, bytes], allowed: Allowed) -> None:
@@ -172,8 +173,9 @@ class HelperPlane:
         return await service.aside(alone)
 
     def _enlist(self, run: str, document: Any) -> ShareKey:
-        """Enlist a run. Raises DecodeError(E-FACTS), RecipeError and others as ``acceptance.accept``;
-        TransportError(E-REQUEST).
+        """Enlist a run.
+
+        Raises DecodeError(E-FACTS), RecipeError and others as ``acceptance.accept``; TransportError(E-REQUEST).
         """
         service = self._service
         try:

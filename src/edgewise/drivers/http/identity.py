@@ -48,8 +48,9 @@ class Identity:
         return fingerprint(self.public)
 
     def sign(self, message: bytes) -> bytes:
-        """Sign a message with 64 bytes. ``message`` must name its purpose, so that no other purpose can use the
-        signature.
+        """Sign a message with 64 bytes.
+
+        ``message`` must name its purpose, so that no other purpose can use the signature.
         """
         return sign.sign(self.secret, message)
 

@@ -158,8 +158,9 @@ class Link:
         return found
 
     def leave(self) -> None:
-        """Ask the server to revoke this device at once and for ever. A device that was revoked before counts as
-        left.
+        """Ask the server to revoke this device at once and for ever.
+
+        A device that was revoked before counts as left.
         """
         try:
             self.call("POST", "/v1/me/leave", document={"device": self.name})
@@ -290,8 +291,9 @@ class Link:
         return self._request(method, path, query or {}, body, run, round, headers).json()
 
     def fetch(self, method: str, path: str, body: bytes, run: str, round: int) -> bytes:
-        """Send a signed request about a round, and return the bytes of its answer. Raises TransportError as
-        ``call``.
+        """Send a signed request about a round, and return the bytes of its answer.
+
+        Raises TransportError as ``call``.
         """
         return self._request(method, path, {}, body, run, round).content
 

@@ -116,8 +116,9 @@ class Relay:
 
     @asynccontextmanager
     async def _alone(self, digest: str) -> AsyncIterator[None]:
-        """Handle one request for a blob at a time, so that only one fetches it. Raises TransportError(E-BUSY) after
-        a while.
+        """Handle one request for a blob at a time, so that only one fetches it.
+
+        Raises TransportError(E-BUSY) after a while.
         """
         lock = self._locks.setdefault(digest, asyncio.Lock())
         self._asking[digest] += 1

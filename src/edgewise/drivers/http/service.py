@@ -170,8 +170,9 @@ class Service:
                 del self._bells[device]
 
     def check_room(self, size: int) -> None:
-        """Refuse a frame where the disk lacks room for ``size`` bytes and the reserve. Raises
-        TransportError(E-DISK).
+        """Refuse a frame where the disk lacks room for ``size`` bytes and the reserve.
+
+        Raises TransportError(E-DISK).
         """
         if self.free_bytes() < size + self.limits.reserve_bytes:
             fix = "send it again when the operator has made room. The server has stored nothing."

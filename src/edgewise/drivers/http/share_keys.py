@@ -22,8 +22,9 @@ CONTEXT = b"edgewise share key 1\0"  # purpose of the signature; no other signed
 
 
 class ShareKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """A signed statement of a key, in hexadecimal. ``server``: Ed25519 key. ``key``: X25519 key. ``signature``: on
-    ``statement``.
+    """A signed statement of a key, in hexadecimal.
+
+    ``server``: Ed25519 key. ``key``: X25519 key. ``signature``: on ``statement``.
     """
 
     server: str

@@ -47,8 +47,9 @@ _FIX = "enrol with `edgewise join`, and use the client of this version of edgewi
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """The signed content of a request. ``path`` and ``query`` are as on the wire, percent-encoded. ``body``: its
-    SHA-256.
+    """The signed content of a request.
+
+    ``path`` and ``query`` are as on the wire, percent-encoded. ``body``: its SHA-256.
     """
 
     method: str
@@ -99,8 +100,9 @@ def _base(request: Request, server: str, parameters: str) -> bytes:
 
 
 def headers(identity: Identity, request: Request, server: str, created_s: int, nonce: bytes) -> dict[str, str]:
-    """Make the headers that sign a request. ``nonce``: 16 fresh random bytes. ``server``: the fingerprint of its
-    key.
+    """Make the headers that sign a request.
+
+    ``nonce``: 16 fresh random bytes. ``server``: the fingerprint of its key.
     """
     parameters = (
         f'({_NAMES});created={created_s};nonce="{nonce.hex()}";keyid="{identity.name}";alg="ed25519";tag="{TAG}"'

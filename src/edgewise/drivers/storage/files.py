@@ -17,8 +17,9 @@ FOLDER = 0o700  # the mode of a folder that only its owner may use
 
 
 def for_owner(path: str, flags: int) -> int:
-    """Open a file; a file that this creates can be read and written by its owner only. Pass it to ``open`` as
-    ``opener``.
+    """Open a file; a file that this creates can be read and written by its owner only.
+
+    Pass it to ``open`` as ``opener``.
     """
     return os.open(path, flags, 0o600)
 

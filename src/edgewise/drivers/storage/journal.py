@@ -133,8 +133,9 @@ class FileJournal:
         return item, self._boxes.open(rest, self._place(at, "frame")) if rest else b""
 
     def append(self, record: Record) -> None:
-        """See Journal. The record survives the death of the process. A power cut may remove the tail, which is then
-        asked again.
+        """See Journal.
+
+        The record survives the death of the process. A power cut may remove the tail, which is then asked again.
         """
         match record:
             case Arrived():
@@ -212,8 +213,9 @@ class FileJournal:
             self._file = None
 
     def discard(self) -> None:
-        """Close and delete the file after its round was committed. A file that cannot be deleted is skipped by later
-        replays.
+        """Close and delete the file after its round was committed.
+
+        A file that cannot be deleted is skipped by later replays.
         """
         self.close()
         discard(self._path)

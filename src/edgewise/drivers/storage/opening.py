@@ -143,8 +143,9 @@ def empty(out: Path, memory: Path) -> None:
 
 
 def clean(out: Path, next_round: int) -> None:
-    """Remove the files that a killed process left behind, and the sessions of devices. Only names that edgewise gives
-    are removed.
+    """Remove the files that a killed process left behind, and the sessions of devices.
+
+    Only names that edgewise gives are removed.
 
     The caller holds the lock, so nobody is writing.
     """

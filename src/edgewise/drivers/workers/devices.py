@@ -130,8 +130,9 @@ class Devices:
     def _charge(
         self, state: device_state.State, effects: tuple[device_events.Effect, ...]
     ) -> tuple[device_events.Effect, ...]:
-        """Charge the effects of a step from ``state`` where an update leaves. Return the effects of a refusal where
-        it may not.
+        """Charge the effects of a step from ``state`` where an update leaves.
+
+        Return the effects of a refusal where it may not.
         """
         try:
             for effect in effects:

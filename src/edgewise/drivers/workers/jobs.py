@@ -173,8 +173,9 @@ class Ready(_Base, frozen=True, tag="ready"):
 
 
 class Broken(_Base, frozen=True, tag="broken"):
-    """Answer to a job that failed with an edgewise error. ``stops``: the fault lies in the run directory and not in
-    the device, so the run cannot continue.
+    """Answer to a job that failed with an edgewise error.
+
+    ``stops``: the fault lies in the run directory and not in the device, so the run cannot continue.
     """
 
     code: str

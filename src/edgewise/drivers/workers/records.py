@@ -36,8 +36,9 @@ def records(trainer: Registered, device: DeviceId) -> int | None:
 
 
 def from_either_end(devices: Sequence[DeviceId]) -> Iterable[DeviceId]:
-    """Return all devices, in order or in reverse. Workers that share a cache begin at opposite ends and meet in the
-    middle.
+    """Return all devices, in order or in reverse.
+
+    Workers that share a cache begin at opposite ends and meet in the middle.
     """
     return devices if os.getpid() % 2 else reversed(devices)
 
