@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from edgewise.core.errors import RecipeError
-from edgewise.core.stage import Merge
-from edgewise.plan.catalogue import AnyPart, Catalogue, judge
+from edgewise.core.pipeline import pipeline
+from edgewise.core.space import Quorum, Space
+from edgewise.core.stage import Merge, Stage
+from edgewise.core.vector import Spec
+from edgewise.plan.catalogue import AnyPart, Catalogue, Judged, judge
 from edgewise.plan.client_rules import check_recipe
 from edgewise.plan.mechanisms.known import promised
 from edgewise.plan.metrics import metrics_of
@@ -15,15 +19,20 @@ from edgewise.plan.recipe.findings import Finding
 from edgewise.plan.recipe.places import Place
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.rules import UnknownValue
+from edgewise.plan.stages import build_stages
 from edgewise.plan.sums import check_word
 from edgewise.plan.trust import check_read
 from edgewise.strategies.base import Strategy
 
 Check = Callable[[], object]
+MODEL = Spec.of([("any", (1 << 20,), "float32")])  # Stands for a model where only the order of stages matters.
+MODEL_FREE = frozenset(
+    "E-TOPK-SECAGG E-NOT-SUMMABLE E-NOT-REAL E-NOT-INTEGER E-SPARSE-TWICE E-NO-BOUND E-ROBUST-SECAGG E-ORDER".split()
+)
 
 
 def refusals(recipe: Recipe, catalogue: Catalogue) -> Iterator[Finding]:
-    """Everything that the parts of a recipe, its word of privacy, its training and its metrics refuse together.
+    """Find everything that the parts of a recipe, its word of privacy, its training and its metrics rule out together.
 
     Args:
         recipe: it may hold ``UNKNOWN`` values. A check that reads one makes no statement.
@@ -53,10 +62,48 @@ def refusals(recipe: Recipe, catalogue: Catalogue) -> Iterator[Finding]:
             continue
         except RecipeError as e:
             yield Finding(e.code, e.what, e.fix, places)
+    if isinstance(merge, Merge):
+        with suppress(UnknownValue):
+            yield from _order(recipe, catalogue, merge)
+
+
+def _order(recipe: Recipe, catalogue: Catalogue, merge: Merge) -> Iterator[Finding]:
+    """Find stages that cannot stand where they stand, whatever the model is.
+
+    Only a recipe without noise of its own is judged, and only one whose stages do not ask for the layout of a model.
+    """
+    if (merge.hides is None) != (recipe.privacy == "none"):
+        return  # The word and the merge disagree, so no order of stages can be right.
+    tables = recipe.stage
+    if recipe.privacy not in ("none", "hidden") or recipe.codec != "stages" or recipe.trainable.kind == "rolora":
+        return
+    if not isinstance(tables, list):
+        return
+    each = [judge(catalogue.stages, "[[stage]]", table) for table in tables]
+    if any(one.part is None or one.faults or set(one.part.given) - {"inner"} for one in each):
+        return
+    space, i = Space(MODEL.dim, Quorum(2, 2)), 0
+    stages: list[Stage] = []
+    try:
+        for i, _ in enumerate(each):
+            made = build_stages(tables[i:] if not _alone(each[i]) else tables[i : i + 1], MODEL, catalogue.stages)
+            space = made[0].infer(space)
+            stages += made
+            if not _alone(each[i]):
+                break  # it has taken the stages after it
+        pipeline(Space(MODEL.dim, Quorum(2, 2)), stages, merge)
+    except RecipeError as e:
+        if e.code in MODEL_FREE:
+            last = i if len(stages) < len(each) else len(each) - 1
+            yield Finding(e.code, e.what, e.fix, (("stage", last, "kind"), ("merge", "kind"), ("privacy",)))
+
+
+def _alone(judged: Judged) -> bool:
+    return judged.part is not None and "inner" not in judged.part.given
 
 
 def _part(parts: Mapping[str, AnyPart], where: str, table: Callable[[], Mapping[str, Any]]) -> Any:
-    """The part that a table names; None where it is wrong, or where its part is made for the layout of a model."""
+    """Make the part that a table names. None if the table is wrong, or if the part asks for the layout of a model."""
     try:
         found = judge(parts, where, table())
         if found.part is None or found.faults or set(found.part.given) - {"population"}:

@@ -91,6 +91,11 @@ def test_everything_is_found_at_once_in_the_order_of_lines() -> None:
         ('privacy = "none"\n[trust]\nserver = "curious"\n[merge]\nkind = "sam"', ["5 E-NAME"]),
         ('privacy = "none"\n[trust]\nserver = "curious"', ["2 E-COMBO"]),
         ('privacy = "none"\n[[metric]]\nname = "loss"\nlower = 3.0\nupper = 1.0', ["2 E-VALUE", "2 E-VALUE"]),
+        ('privacy = "hidden"\n[training]\nlr = 0\n[[stage]]\nkind = "clip"\nl2 = 1.0\n[[stage]]\nkind = "top_k"\n'
+         "fraction = 0.1",
+         ["3 E-VALUE", "8 E-TOPK-SECAGG"]),
+        ('privacy = "none"\n[[stage]]\nkind = "quantize"\n[[stage]]\nkind = "rotate"\n[eval]\nevry = 1',
+         ["5 E-NOT-REAL", "7 E-KEY"]),
         ('privacy = "none"\n[[metric]]\nname = "A"\nlower = 3.0\nupper = 1.0', ["2 E-VALUE", "3 E-VALUE"]),
         ('privacy = "none"\n[data]\nsource = "x"\nseparator = ",,"\ntime_format = "a"',
          ["3 E-VALUE", "4 E-VALUE", "5 E-COMBO"]),
