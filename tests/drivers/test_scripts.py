@@ -60,7 +60,7 @@ def test_a_module_that_is_not_the_runs_is_refused_by_name() -> None:
     assert "0.weight has the shape (3, 5), and in the run (3, 4)" in refused(wider)
     assert "trains 1.weight, which the run does not" in refused(module().requires_grad_(True))
     assert "0.weight is bfloat16" in refused(module().to(torch.bfloat16))
-    assert "dict is no torch module" in refused({})
+    assert "dict is not a torch module" in refused({})
     good = module().requires_grad_(False)
     modules.load(good, spec, x + 1, ("0.bias",))
     assert [name for name, p in good.named_parameters() if p.requires_grad] == ["0.bias"]

@@ -1,8 +1,11 @@
-"""Seeded random directions: z_k in {-1, +1}^D, made where they are used and never stored.
+"""Seeded random directions z_k in {-1, +1}^D, generated on use and never stored.
 
-Entry i of z_k is +1 where bit (i mod 64) of word (i div 64) of the SplitMix64 stream ``seeds[k]`` is set, else -1. All
-arithmetic is one IEEE float32 product (exact, by +-1) and one sum per entry, in the order of k, so the same arguments
-give the same bits on every platform.
+    seeds = seeds_of(key, 4096)
+    w = expand(base, coefficients, seeds)        # base + sum_k a_k z_k
+
+Entry i of z_k is +1 where bit (i mod 64) of word (i div 64) of the SplitMix64 stream ``seeds[k]`` is set, else -1.
+Each entry takes one IEEE float32 product (exact, by +-1) and one sum for each k, in the order of k. Equal arguments
+therefore give equal bits on every platform.
 """
 
 from __future__ import annotations
@@ -16,23 +19,26 @@ from edgewise.kernels.compiled import compiled
 from edgewise.kernels.hashing import mix
 
 Seeds = NDArray[np.uint64]
-BLOCK = 2048  # coordinates that stay in the first-level cache while all directions pass over them; a multiple of 64
+# So many coordinates stay in the first-level cache while all directions pass over them. It is a multiple of 64.
+BLOCK = 2048
 _ONE, _LOW, _HALF = np.uint32(1), np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 def seeds_of(key: Key, count: int) -> Seeds:
-    """uint64[count]: a seed for each direction, from the run's key."""
+    """Derive a seed for each direction from the run's key: uint64[count]."""
     return np.array([word(derive(key, "direction", k)) for k in range(count)], np.uint64)
 
 
 def expand(base: Vector, a: Vector, seeds: Seeds) -> Vector:
-    """base + sum_k a_k z_k, a new float32[D].
+    """Compute base + sum_k a_k z_k as a new float32[D].
 
     Args:
-        base: float32[D]. a: float32[K]. seeds: uint64[K].
+        base: float32[D].
+        a: float32[K], the coefficients.
+        seeds: uint64[K].
     Guarantees:
-        The sum starts at zero and runs over ascending k, skipping a_k = 0; ``base`` comes last, so that small sums do
-        not lose their low bits to it term by term. Equal arguments, equal bits.
+        Equal arguments give equal bits. The sum starts at zero, runs over ascending k, and skips a_k = 0. ``base`` is
+        added last, so that small terms do not lose their low bits to it.
     """
     out = np.zeros_like(base)
     add(out, np.ascontiguousarray(a, np.float32), seeds)
@@ -41,13 +47,13 @@ def expand(base: Vector, a: Vector, seeds: Seeds) -> Vector:
 
 
 def move(w: Vector, step: float, seed: np.uint64) -> None:
-    """w += step z, in place; ``step`` is rounded to float32 first."""
+    """Add step z to w in place. ``step`` is rounded to float32 first."""
     add(w, np.array([step], np.float32), np.array([seed], np.uint64))
 
 
 @compiled
 def add(w: Vector, a: Vector, seeds: Seeds) -> None:
-    """w += sum_k a_k z_k, in place, k ascending for each coordinate."""
+    """Add sum_k a_k z_k to w in place, with k ascending for each coordinate."""
     words = np.empty(BLOCK // 32, np.uint32)
     for start in range(0, w.size, BLOCK):
         block = w[start : start + BLOCK]
@@ -69,5 +75,5 @@ def add(w: Vector, a: Vector, seeds: Seeds) -> None:
 
 @compiled
 def _sign(bits: np.uint32, i: int) -> np.float32:
-    """+1 or -1 by bit i. A product by it becomes vector instructions; a choice between c and -c does not."""
+    """Return +1 or -1 by bit i. Compilers vectorise a product by it, but not a choice between c and -c."""
     return np.float32(np.int32((bits >> np.uint32(i)) & _ONE) * np.int32(2) - np.int32(1))

@@ -2,13 +2,15 @@
 
     g = step (sum_(i in B) round(g_i min(1, C / ||g_i||) / step) + N_Z(0, S^2)) / (q n),   S step = z C
 
-B takes every block of text independently with probability q (Poisson), g_i is the gradient of block i alone, over all
-trained parameters. One block is one record. The gradient then goes to the optimizer as any other.
-g_i is a function of block i, its row number, the weights and the step's key: whoever else is in B. So dropout is drawn
-anew for each record, and what a forward pass leaves in the model's buffers or trained weights is taken back.
-Clipped gradients are rounded to one grid, one by one, and the noise is the exact discrete Gaussian on it
-(``privacy.grid``): the sum is one of integers, and whatever the optimizer makes of it in float32 is a function of them.
-Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1; Mironov 2012, why not in floating point.
+B takes every block of text independently with probability q (Poisson). One block is one record, and g_i is the
+gradient of block i alone, over all trained parameters. The optimizer takes g like any other gradient.
+
+g_i depends on block i, its row number, the weights and the step's key, and on no other record in B. Dropout is
+therefore drawn anew for each record, and a record's changes to the model's buffers or trained weights are undone.
+
+Each clipped gradient is rounded to one grid, and the noise is the exact discrete Gaussian on it (``privacy.grid``). The
+sum is one of integers, so everything that the optimizer computes from it in float32 is post-processing.
+Source: Abadi et al. 2016, arXiv:1607.00133, algorithm 1. Mironov 2012 shows why floating-point noise is unsafe.
 """
 
 from __future__ import annotations
@@ -33,36 +35,44 @@ from edgewise.learn.seeded import seeded
 from edgewise.privacy import grid
 
 LOG = logging.getLogger("edgewise")
-_CHUNK = 1 << 18  # coordinates rounded at a time: bounds the temporary memory
+_CHUNK = 1 << 18  # Rounding takes so many coordinates at a time, to bound its temporary memory.
 MIXING = (nn.modules.batchnorm._BatchNorm, nn.SyncBatchNorm)
-Record = tuple[int, Any]  # its row number on the device, and a batch of it alone
+Record = tuple[int, Any]  # A record's row number on the device, and a batch with this record alone.
 Loss = Callable[[nn.Module, Any], tuple[Tensor, float]]
 
 
 def check(model: nn.Module) -> None:
-    """Raises TrainingError(E-BN) for a model in which one record's gradient depends on others, or in which a record
-    changes weights by being read."""
+    """Check that a record's gradient depends on no other record, and that reading a record changes no weight.
+
+    Raises:
+        TrainingError: E-BN for batch normalisation, and for embeddings with ``max_norm``.
+    """
     for name, module in model.named_modules():
         if isinstance(module, MIXING):
             raise TrainingError(
                 "E-BN",
-                f"{name} normalises over the batch: one record's gradient depends on others, and no clip bounds it.",
+                f"{name} normalises over the batch. One record's gradient then depends on others, and no clip bounds "
+                "that.",
                 "use layer or group normalisation.",
             )
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.max_norm is not None:
             raise TrainingError(
                 "E-BN",
-                f"{name} shortens the rows that a record reads, in the forward pass and without noise (max_norm).",
+                f"{name} has max_norm. It changes the rows that a record reads in the forward pass, without noise.",
                 "leave out max_norm.",
             )
 
 
 def examine(model: nn.Module, loss: Loss, records: Sequence[Record], flat: Flat, key: Key) -> bool:
-    """Train on some records and see whether one leaves anything behind for the next; False where none could be trained.
+    """Train on some records and check that none leaves anything behind for the next.
 
-    The first record's gradient has to have the same bits again after the others, and no parameter or buffer may change.
-    Raises: TrainingError(E-BN) where something is carried from one record to the next.
-    Guarantees: buffers, and the gradient's place, are as they were.
+    The first record's gradient must have the same bits again after the others. No parameter or buffer may change.
+
+    Returns:
+        False where training could take none of the records.
+    Raises:
+        TrainingError: E-BN where a record changes a later record's gradient.
+    Guarantees: buffers and the gradient's storage are as they were before.
     """
     model.train()
     with unchanged(model):
@@ -76,15 +86,15 @@ def examine(model: nn.Module, loss: Loss, records: Sequence[Record], flat: Flat,
     if carrying:
         raise TrainingError(
             "E-BN",
-            f"{carrying} changes while a record is trained: later records' gradients depend on it, and no clip bounds "
-            "that.",
-            "use a model and a loss that remember nothing of a forward pass.",
+            f"{carrying} changes while a record is trained. Gradients of later records then depend on it, and no clip "
+            "bounds that.",
+            "use a model and a loss that keep no state between forward passes.",
         )
     return found[0] is not None
 
 
 def _digests(model: nn.Module) -> dict[str, bytes]:
-    """A digest of every parameter and buffer: no copy of a large model."""
+    """Compute a digest of every parameter and buffer, in place of a copy of the model."""
     return {name: _digest(x) for name, x in (*model.named_parameters(), *model.named_buffers())}
 
 
@@ -94,7 +104,7 @@ def _digest(x: Tensor) -> bytes:
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
-    """Buffers are afterwards what they were, and when what is given is called: the same tensors, the same values."""
+    """Restore a model's buffers on leaving, and on each call of the yielded function: same tensors, same values."""
     places = [m._buffers for m in model.modules()]
     buffers = [dict(place) for place in places]
     values = [{name: x.clone() for name, x in place.items() if x is not None} for place in places]
@@ -114,18 +124,21 @@ def unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
 
 
 def drawn(n: int, rate: float, key: Key) -> NDArray[np.int64]:
-    """The records of one step, int64[m]; may be empty. A function of the key, which only the device knows, by a
-    cryptographic generator: privacy is amplified only where nobody can guess the draw."""
+    """Draw the records of one step: int64[m], which may be empty.
+
+    The draw depends on the key alone, through a cryptographic generator. Only the device knows the key, because a draw
+    that others can guess amplifies no privacy.
+    """
     return np.flatnonzero(prg.coins(key, n, rate)).astype(np.int64)
 
 
 def taken(records: Callable[[NDArray[np.int64]], Sequence[Any]], rows: NDArray[np.int64]) -> Iterator[Record]:
-    """These records, each read by itself: what is lost to one that cannot be read is that record."""
+    """Read records one by one, so that an unreadable record is the only one that is lost."""
     for i in range(rows.size):
         try:
             [batch] = records(rows[i : i + 1])
         except Exception as e:  # boundary: reading foreign data may raise anything
-            LOG.warning("a record cannot be read, and counts as zero: %s", type(e).__name__)
+            LOG.warning("a record cannot be read and counts as zero: %s", type(e).__name__)
             continue
         yield int(rows[i]), batch
 
@@ -139,15 +152,20 @@ def gradient(
     expected: float,
     key: Key,
 ) -> tuple[float, float]:
-    """The noised gradient of one step into ``flat.g_D``; returns (summed loss, terms) of its records.
+    """Compute the noised gradient of one step into ``flat.g_D``.
 
     Args:
-        records: each once. expected: q n, the fixed divisor (how many were drawn is private).
-        key: 32 secret bytes of this step: of the noise, and with a record's row number of its dropout.
-    Guarantees: one record moves the sum before the noise by at most C, and by half a step per coordinate where it is
-        rounded, for which ``grid.fit`` has paid, whatever it holds. A record that training cannot take (its loss raises
-        or is not finite, as its gradient) counts as zero: nothing that leaves says that there was one.
-    Raises: CompositionError(E-PRECISION) as ``grid.fit``.
+        records: the records of the step, each once.
+        expected: q n, the fixed divisor. The number of drawn records is private.
+        key: 32 secret bytes of this step. The noise comes from it, and a record's dropout from it and its row number.
+    Returns:
+        The summed loss of the records and the number of terms.
+    Raises:
+        CompositionError: E-PRECISION as ``grid.fit``.
+    Guarantees:
+        Any record moves the sum before the noise by at most C, and by half a step per coordinate of rounding, which
+        ``grid.fit`` accounts for. A record counts as zero where its loss raises, or its loss or gradient is not finite.
+        Nothing that leaves the device reveals that there was such a record.
     """
     g_D, total_D = flat.g_D.numpy(), np.zeros(flat.g_D.numel(), np.int64)
     on = grid.fit("record noise", dp.z, dp.clip, total_D.size)
@@ -156,7 +174,7 @@ def gradient(
         for record in records:
             measured = _one(model, loss, record, flat, key)
             restore()
-            flat.w_D.copy_(weights_D)  # only a step moves weights, with noise
+            flat.w_D.copy_(weights_D)  # Only a noised step may change weights.
             if measured is None:
                 continue
             factor = min(1.0, dp.clip * (1.0 - 2.0**-20) / max(measured.norm, 1e-30))
@@ -171,7 +189,7 @@ def gradient(
 
 
 class _Measured(NamedTuple):
-    """Of one record: the gradient's L2 norm, its mean loss, and the number of terms of that mean."""
+    """The L2 norm of one record's gradient, its mean loss, and the number of terms of that mean."""
 
     norm: float
     loss: float
@@ -179,10 +197,10 @@ class _Measured(NamedTuple):
 
 
 def _one(model: nn.Module, loss: Loss, record: Record, flat: Flat, key: Key) -> _Measured | None:
-    """One record's own gradient into ``flat.g_D``; None where training cannot take it."""
+    """Compute one record's own gradient into ``flat.g_D``. None where its loss raises or anything is not finite."""
     row, batch = record
     flat.zero_grad()
-    if not model.training:  # the record before may have failed half-way
+    if not model.training:  # The record before may have failed half-way.
         model.train()
     with seeded(derive(key, "record", row)):
         try:
@@ -191,6 +209,6 @@ def _one(model: nn.Module, loss: Loss, record: Record, flat: Flat, key: Key) -> 
             norm = torch.linalg.vector_norm(flat.g_D, dtype=torch.float64)
             measured = _Measured(float(norm), mean.item(), float(n))
         except Exception as e:  # boundary: a loss is foreign code, and what it raises may depend on the record
-            LOG.warning("training fails on a record, which counts as zero: %s", type(e).__name__)
+            LOG.warning("training fails on a record, and it counts as zero: %s", type(e).__name__)
             return None
     return measured if np.isfinite(measured.norm) and np.isfinite(measured.loss) else None

@@ -1,4 +1,4 @@
-"""Held-out quality: summed negative log-likelihood over held-out predictions."""
+"""Measure a model on held-out data: its summed negative log-likelihood."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from edgewise.learn.train import Batch, Loss, mean_loss
 
 
 def evaluate(model: nn.Module, loss: Loss, batches: Iterable[Batch]) -> HeldOut:
-    """Sum of ``mean * n`` over the batches, without gradients and in evaluation mode (no dropout).
+    """Sum ``mean * n`` over the batches, without gradients and in evaluation mode (no dropout).
 
+    Args:
+        loss: (model, batch) -> mean loss and the number n of its terms.
     Raises:
         TrainingError: E-NAN where the model's loss is not finite.
     Guarantees:
-        Parameters, gradients and random state are untouched, so training before and after is not affected.
+        Parameters, gradients and random state stay as they are, so training before and after is not affected.
     """
     if model.training:
         model.eval()

@@ -1,4 +1,4 @@
-"""Training steps of a small fixed model: what this processor makes of them tells whether it trains as another one does.
+"""Train a small fixed model for a few steps, to compare the arithmetic of processors by the bytes of its update.
 
 Shape suffixes: B = batch, T = sequence, C = width, V = vocabulary.
 """
@@ -42,13 +42,14 @@ class _Block(nn.Module):
 
 
 def probe(training: TrainingSection) -> bytes:
-    """The update of two steps in float32, then in bfloat16, by a recipe's optimizer.
+    """Return the update of two steps in float32, then in bfloat16, by a recipe's optimizer.
 
-    Guarantees: same processor, same libraries, same optimizer: same bytes; torch's generator is left as it was.
+    Guarantees:
+        The same processor, libraries and optimizer give the same bytes. torch's generator is left as it was.
     """
     training = training.model_copy(update={"batch": B, "accumulate": 1})
     with torch.random.fork_rng(devices=[]):
-        model = nn.Sequential(_Block())  # named as a numbered layer, which Muon serves
+        model = nn.Sequential(_Block())  # The block has the name of a numbered layer, so that Muon trains it.
     flat = Flat([(n, p) for n, p in model.named_parameters()])
     start = ((np.arange(flat.spec.dim) * 617 % 1009) / 1009 - 0.5).astype(np.float32) / 8
     tokens_BT = (torch.arange(B * (T + 1)) * 31 % V).view(B, T + 1)

@@ -1,4 +1,4 @@
-"""torch's own chance (dropout, fresh adapters), decided by a key."""
+"""Seed torch's own randomness (dropout, fresh adapters) from a key."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgewise.core.keys import Key, derive, word
 
 @contextmanager
 def seeded(key: Key) -> Iterator[None]:
-    """torch's global CPU generator (dropout uses it) seeded from ``key`` inside, restored after."""
+    """Seed torch's global CPU generator from ``key`` inside, and restore it after. Dropout uses that generator."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(word(derive(key, "torch")))
         yield

@@ -1,4 +1,9 @@
-"""A torch module with a loss as a task of devices: ``edgewise.TorchTask(module, loss)``."""
+"""Federate a torch module with a loss.
+
+import edgewise as ew
+task = ew.TorchTask(net, lambda net, batch: cross_entropy(net(batch[0]), batch[1]), {"accuracy": accuracy})
+federation = ew.Federation(model=task, data={"alice": (x, y), "bob": dataset}, recipe=recipe)
+"""
 
 from __future__ import annotations
 
@@ -21,24 +26,24 @@ from edgewise.learn.torch_task import TorchTrainer, row_order
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.sections import TrainingSection
 
-EVAL_RECORDS = 256  # per forward pass of an evaluation
+EVAL_RECORDS = 256  # An evaluation takes so many records in a forward pass.
 
 
 @dataclass(frozen=True, eq=False)
 class TorchTask:
-    """What devices train where it is no language model.
+    """A training task for a torch module that is not a language model.
 
         ew.TorchTask(net, lambda net, batch: cross_entropy(net(batch[0]), batch[1]), {"accuracy": accuracy})
 
     Args:
-        module: its float32 parameters with ``requires_grad`` are trained; a copy of it, never itself.
-        loss: (module, batch) -> mean loss over the batch, or (mean, number of terms). A batch is what ``collate`` makes
-            of records; terms are as many as its first tensor has rows.
-        metrics: name -> (module, a device's held-out data) -> number, measured wherever the loss is. Held-out data is
-            a torch ``Dataset`` of the device's last records (``data.holdout`` of them).
-        loop: (module, a device's training data, ``LocalRound``) -> (module or update, n, metrics), in place of
-            edgewise's own training. An update is the change: name -> tensor, or one vector. n is the device's weight;
-            the metrics have a ``loss``.
+        module: the module to train. Its float32 parameters with ``requires_grad`` are trained, in a copy of it.
+        loss: (module, batch) -> mean loss over the batch, or (mean, number of terms). ``collate`` makes batches from
+            records. The default number of terms is the number of rows in the batch's first tensor.
+        metrics: name -> (module, a device's held-out data) -> number. They are measured together with the held-out
+            loss. Held-out data is a torch ``Dataset`` of the device's last records, a share of ``data.holdout``.
+        loop: (module, a device's training data, ``LocalRound``) -> (module or update, n, metrics). It replaces
+            edgewise's own training. An update is the change of the parameters, as name -> tensor or as one vector. n is
+            the device's weight. The metrics must contain a ``loss``.
         collate: list of records -> batch.
     """
 
@@ -50,7 +55,7 @@ class TorchTask:
 
 
 class DatasetShard:
-    """Some records of a dataset for training, and some held out."""
+    """A device's records, split into those for training and those held out."""
 
     def __init__(self, train: Dataset[Any], held: Dataset[Any], collate: Callable[[list[Any]], Any]) -> None:
         self.train, self.held, self._collate = train, held, collate
@@ -58,21 +63,21 @@ class DatasetShard:
 
     @property
     def size(self) -> int:
-        """Records for training."""
+        """The number of records for training."""
         return int(self.count)
 
     def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[Any]]:
-        """Records in random order, pass after pass."""
+        """Iterate over the micro-batches of each step, from records in random order, pass after pass."""
         size = max(1, training.batch // training.accumulate)
         for rows in row_order(self.size, steps, training.batch, key):
             yield [self._batch(self.train, rows[i : i + size]) for i in range(0, len(rows), size)]
 
     def records(self, rows: Array) -> list[Any]:
-        """These records, a batch of each."""
+        """Return these records, each as a batch of its own."""
         return [self._batch(self.train, [row]) for row in rows]
 
     def held_out(self) -> Iterator[Any]:
-        """All held-out records."""
+        """Iterate over batches of all held-out records."""
         n = len(self.held)  # type: ignore[arg-type]
         for at in range(0, n, EVAL_RECORDS):
             yield self._batch(self.held, range(at, min(n, at + EVAL_RECORDS)))
@@ -82,15 +87,19 @@ class DatasetShard:
 
 
 class TaskTrainer(TorchTrainer):
-    """A task's trainer over the devices' datasets."""
+    """The trainer of a task over the devices' datasets."""
 
     def __init__(self, task: TorchTask, data: Mapping[DeviceId, Any], recipe: Recipe) -> None:
-        """Raises DataError(E-DATA-FORMAT) for data that has no records by number; ModelError(E-LAYOUT) for a module
-        without a parameter to train."""
+        """Split each device's data and copy the module.
+
+        Raises:
+            DataError: E-DATA-FORMAT for data without numbered records.
+            ModelError: E-LAYOUT for a module without a parameter to train.
+        """
         if not any(p.requires_grad for p in task.module.parameters()):
             raise ModelError("E-LAYOUT", "no parameter of the module takes a gradient.", "set requires_grad on some.")
         holdout = recipe.data.holdout
-        shards = {device: _shard(_dataset(given, device), holdout, task.collate) for device, given in data.items()}
+        shards = {device: _shard(_dataset(found, device), holdout, task.collate) for device, found in data.items()}
         everyone: Dataset[Any] = ConcatDataset([shard.train for shard in shards.values()])
         shards[POOLED] = DatasetShard(everyone, Subset(everyone, []), task.collate)
         self.shards = shards
@@ -101,7 +110,7 @@ class TaskTrainer(TorchTrainer):
         self._name = type(task.module).__name__
 
     def describe(self) -> dict[str, Any]:
-        """Provenance: model, parameters, and each device's training records."""
+        """Describe the model, its parameters, and each device's number of training records."""
         sizes = self.sizes()
         counts = {device: int(shard.count) for device, shard in self.shards.items() if device != POOLED}
         return {
@@ -110,20 +119,20 @@ class TaskTrainer(TorchTrainer):
         }  # fmt: skip
 
 
-def _dataset(given: Any, device: DeviceId) -> Dataset[Any]:
-    """A device's data as records by number."""
-    if callable(given) and not hasattr(given, "__getitem__"):
-        given = given()
-    if isinstance(given, tuple) and given and all(isinstance(x, Tensor | np.ndarray) for x in given):
-        given = TensorDataset(*(torch.as_tensor(x) for x in given))
-    if isinstance(given, Sequence) or (hasattr(given, "__len__") and hasattr(given, "__getitem__")):
-        return given  # type: ignore[return-value]
-    what = f"the data of device {device!r:.60} is a {type(given).__name__}, whose records have no numbers."
+def _dataset(data: Any, device: DeviceId) -> Dataset[Any]:
+    """Return a device's data as a dataset with numbered records. Raises DataError(E-DATA-FORMAT)."""
+    if callable(data) and not hasattr(data, "__getitem__"):
+        data = data()
+    if isinstance(data, tuple) and data and all(isinstance(x, Tensor | np.ndarray) for x in data):
+        data = TensorDataset(*(torch.as_tensor(x) for x in data))
+    if isinstance(data, Sequence) or (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
+        return data  # type: ignore[return-value]
+    what = f"the data of device {device!r:.60} is a {type(data).__name__}, whose records have no numbers."
     raise DataError("E-DATA-FORMAT", what, "give a torch Dataset, tensors (x, y), or a list of records.")
 
 
 def _shard(data: Dataset[Any], holdout: float, collate: Callable[[list[Any]], Any]) -> DatasetShard:
-    """The last ``holdout`` of the records are held out: one at least, where there are two."""
+    """Hold out the last ``holdout`` share of the records: at least one where there are two."""
     n = len(data)  # type: ignore[arg-type]
     held = max(round(n * holdout), 1) if n > 1 else 0
     return DatasetShard(Subset(data, range(n - held)), Subset(data, range(n - held, n)), collate)
@@ -138,7 +147,7 @@ def _terms(loss: Callable[[nn.Module, Any], Any]) -> Callable[[nn.Module, Any], 
 
 
 def _rows(batch: Any) -> int:
-    """Rows of the first tensor in a batch."""
+    """Return the number of rows in the first tensor of a batch."""
     if isinstance(batch, Mapping):
         batch = next(iter(batch.values()))
     return _rows(batch[0]) if isinstance(batch, list | tuple) else len(batch)

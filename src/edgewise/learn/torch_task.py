@@ -1,6 +1,8 @@
-"""Federate any torch model: a module, a loss, and for each device its batches. The text trainer is one of these.
+"""Federate any torch model: a module, a loss, and the batches of each device.
 
-trainer = TorchTrainer(net, lambda m, b: (cross_entropy(m(b[0]), b[1]), len(b[0])), shards, recipe.training)
+    trainer = TorchTrainer(net, lambda m, b: (cross_entropy(m(b[0]), b[1]), len(b[0])), shards, recipe.training)
+
+The text trainer is a ``TorchTrainer`` (``learn.text.trainer``).
 """
 
 from __future__ import annotations
@@ -45,28 +47,28 @@ LOG = logging.getLogger("edgewise")
 
 
 class Shard(Protocol):
-    """What one device holds. ``count`` is its natural weight: training tokens, or examples."""
+    """The data of one device."""
 
     @property
     def count(self) -> float:
-        """Training tokens or examples; 0 means that the device cannot train."""
+        """The device's natural weight: its training tokens, or examples. A device with 0 cannot train."""
         ...
 
     def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterable[Sequence[Batch]]:
-        """The micro-batches of each of ``steps`` steps; a function of the arguments only."""
+        """Iterate over the micro-batches of each of ``steps`` steps. They depend on the arguments only."""
         ...
 
     def held_out(self) -> Iterable[Batch]:
-        """Batches that are never trained on; none where the device has no hold-out."""
+        """Iterate over batches that are never trained on. There are none without a hold-out."""
         ...
 
     @property
     def size(self) -> int:
-        """Records: what example-level privacy takes for one."""
+        """The number of records, the unit of example-level privacy."""
         ...
 
     def records(self, rows: Array) -> Sequence[Batch]:
-        """These records, a batch of each."""
+        """Return these records, each as a batch of its own."""
         ...
 
 
@@ -74,20 +76,23 @@ class TorchTrainer:
     """The ``Trainer`` port over one model instance, whose weights are overwritten for each device.
 
     Args:
-        model: its float32 parameters that require a gradient are trained, unless ``flat`` says which.
-        loss: (mean loss of a batch, number of terms).
-        shards: device -> shard: a mapping, or a function beside ``devices``.
-        devices: the population where ``shards`` is a function. POOLED is asked of ``shards`` as any other, and is no
-            device; without it there is no centralised comparison.
-        activation_bytes: memory of one micro-batch's activations, for forecasts. forward_bytes: the same without a
-            backward pass to keep them for.
-        arithmetic: of matrix work in the optimizer (Muon); the loss decides its own.
+        model: the module to train. Its float32 parameters that require a gradient are trained, unless ``flat`` names
+            others.
+        loss: (model, batch) -> mean loss of the batch, and the number of its terms.
+        shards: device -> shard, as a mapping, or as a function beside ``devices``. The key POOLED is not a device. Its
+            shard holds the data of all devices, for the centralised comparison, and may be absent.
+        training: the recipe's local training.
+        devices: the population, where ``shards`` is a function.
+        flat: the trained parameters. None trains all that require a gradient.
+        activation_bytes: memory of one micro-batch's activations in training, for forecasts.
+        arithmetic: dtype of matrix products in the optimizer (Muon). The loss chooses its own.
+        forward_bytes: memory of one micro-batch's activations in a forward pass, for forecasts.
     Attributes:
-        step_noise: of ``noise_steps``; None where steps are not noised.
-        own: a training loop and metrics of one's own; None without them.
+        step_noise: noise of every step (``noise_steps``). None without noise.
+        own: the user's training loop and metrics. None without them.
     Guarantees:
-        ``fit`` is a function of the request alone, the same bits in any process: it computes with one torch thread,
-        whatever is set outside, since sums over threads round differently. Not thread-safe: one instance per worker.
+        ``fit`` is a function of the request alone, with the same bits in any process. It always computes with one torch
+        thread, because sums over several threads round differently. An instance is not thread-safe. Use one per worker.
     """
 
     def __init__(
@@ -115,24 +120,26 @@ class TorchTrainer:
 
     @property
     def spec(self) -> Spec:
-        """Layout of the trainable vector."""
+        """The layout of the trainable vector."""
         return self.flat.spec
 
     def initial(self) -> Vector:
-        """float32[d]: the trainable parameters before round 0."""
+        """Return the trainable parameters before round 0: float32[d]."""
         return self._initial.copy()
 
     def devices(self) -> Sequence[DeviceId]:
-        """The population, sorted."""
+        """Return the population, sorted."""
         return self._devices
 
     def noise_steps(self, noise: StepNoise) -> None:
-        """Noise every step's gradient from now on (``learn.dp_sgd``). Who runs the devices asks for it, by the plan.
+        """Add noise to every step's gradient from now on (``learn.dp_sgd``). The driver of the devices calls it.
 
-        Raises: TrainingError(E-BN) for a model or a loss that carries something from one record to the next.
+        Raises:
+            TrainingError: E-BN for a model or a loss that carries state from one record to the next, E-TRAIN beside a
+                training loop of the user's own.
         """
         if self.own is not None and self.own.loop is not None:
-            what = 'dp.unit = "example" noises every step, and a training loop of your own takes its steps itself.'
+            what = 'dp.unit = "example" adds noise to every step, but your own training loop takes its steps itself.'
             raise TrainingError("E-TRAIN", what, 'leave out the loop, or dp.unit = "example".')
         dp_sgd.check(self.model)
         self.step_noise = noise
@@ -143,7 +150,7 @@ class TorchTrainer:
 
     @contextmanager
     def without_noise(self) -> Iterator[None]:
-        """Plain steps inside."""
+        """Train without step noise inside."""
         noise, self.step_noise = self.step_noise, None
         try:
             yield
@@ -151,15 +158,15 @@ class TorchTrainer:
             self.step_noise = noise
 
     def _examine(self, device: DeviceId, params: Vector, key: Key) -> None:
-        """Once per trainer, on the first device that can train. Raises as ``noise_steps``."""
+        """Examine model and loss once per trainer, on the first device that can train. Raises as ``noise_steps``."""
         if self._examined:
             return
         try:
             shard = self._shard(device)
             records = list(dp_sgd.taken(shard.records, np.unique([0, shard.size - 1]))) if shard.size else []
-        except StoreError:  # a disk that is full says nothing of the text, and ends the run by name
+        except StoreError:  # A full disk reveals nothing about the text, so it may end the run by name.
             raise
-        except Exception:  # boundary: text that cannot be read; ``fit`` answers for it
+        except Exception:  # boundary: text may be unreadable, and ``fit`` deals with that
             return
         if records:
             with computing(device):
@@ -167,17 +174,17 @@ class TorchTrainer:
                 self._examined = dp_sgd.examine(self.model, self.loss, records, self.flat, derive(key, "examine"))
 
     def fit(self, request: FitRequest) -> Update:
-        """Local training.
+        """Train one device from the round's model.
 
-        With ``step_noise`` a device that cannot train gives the update of steps without a record, noise alone: an
-        answer without noise, or none, would say what its text did. Its noise is as large as that of any device with as
-        many records as it has; where not even their number can be found out, there are none.
+        With ``step_noise`` a device that cannot train returns the update of steps without a record, which is noise
+        alone. An answer without noise, or no answer, would reveal the effect of its text. The noise is as large as that
+        of any device with the same number of records. An unknown number counts as none.
 
         Raises:
             DataError: E-DEVICE-DATA where the device has nothing to train on.
-            TrainingError: E-NAN; E-TRAIN for what torch refuses (out of memory, wrong shapes), with torch's own words
-                as its cause only: they may quote data. What else a loss of one's own raises passes through.
-                With ``step_noise``: E-BN; E-NAN where noise alone is not finite.
+            TrainingError: E-NAN where the loss or the update is not finite. E-TRAIN for an error of torch (out of
+                memory, wrong shapes), whose own words are the cause only, because they may quote data. Other errors of
+                a user's loss pass through. With ``step_noise`` also E-BN, and E-NAN where noise alone is not finite.
             StoreError: E-DISK where a shard cannot be written.
         """
         if self.own is not None and self.own.loop is not None:
@@ -188,18 +195,18 @@ class TorchTrainer:
         dp, steps = self.step_noise, range(request.rule.steps)
         dp_sgd.check(self.model)
         self._examine(request.device, request.params, request.secret)
-        expected = dp.rate  # of a device without a record, which is a neighbour of one with a single record
+        expected = dp.rate  # A device without a record is a neighbour of one with a single record.
         try:
             shard, key = self._shard(request.device), derive(request.secret, "records")
             expected *= max(1, shard.size)
             rows = (dp_sgd.drawn(shard.size, dp.rate, derive(key, i)) for i in steps)
             batches = (list(dp_sgd.taken(shard.records, at)) for at in rows)
             return self._fitted(request, batches, float(shard.count), dp, expected)
-        except StoreError:  # as in ``_examine``
+        except StoreError:  # The reason is that of ``_examine``.
             raise
         except Exception:  # boundary: a shard and a loss are foreign code, and what they raise may depend on the text
             LOG.warning("device %.60r: local training failed, its update is noise alone", request.device, exc_info=True)
-            blank = replace(request, secret=derive(request.secret, "blank"))  # no noise is drawn twice
+            blank = replace(request, secret=derive(request.secret, "blank"))  # No noise may be drawn twice.
             return self._fitted(blank, ([] for _ in steps), 0.0, dp, expected)
 
     def _fitted(
@@ -218,11 +225,11 @@ class TorchTrainer:
         return Update(fitted.x, {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}, count)
 
     def records(self, device: DeviceId) -> int:
-        """Records of a device, or of all together (POOLED): one pass over them is an epoch. Raises DataError."""
+        """Count the records of a device, or of all together (POOLED). An epoch is one pass. Raises DataError."""
         return int(self._shard(device).size)
 
     def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
-        """The micro-batches of each step, and the device's weight. Raises DataError(E-DEVICE-DATA) as ``fit``."""
+        """Return the micro-batches of each step, and the device's weight. Raises DataError as ``fit``."""
         shard = self._shard(request.device)
         if not shard.count:
             what = f"device {request.device!r:.60} has no token to predict; it needs two tokens of text."
@@ -231,10 +238,11 @@ class TorchTrainer:
         return batches, float(shard.count)
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
-        """Held-out loss of ``params`` on one device.
+        """Measure the held-out loss of ``params`` on one device.
 
         Raises:
-            DataError: E-DEVICE-DATA where the device has no hold-out. TrainingError: E-NAN, E-TRAIN.
+            DataError: E-DEVICE-DATA where the device has no hold-out.
+            TrainingError: E-NAN, E-TRAIN as ``fit``.
         """
         batches = self._shard(device).held_out()
         with computing(device):
@@ -248,28 +256,28 @@ class TorchTrainer:
         return measured
 
     def noted(self) -> list[Note]:
-        """One's own metrics since this was asked last."""
+        """Return the values of the user's metrics since the last call."""
         if self.own is None:
             return []
-        found, self.own.notes = self.own.notes, []
-        return found
+        notes, self.own.notes = self.own.notes, []
+        return notes
 
     def arithmetic(self) -> bytes:
-        """What torch makes of a small fixed training on this processor (``learn.probe``)."""
+        """Return the bytes of a small fixed training on this processor (``learn.probe``)."""
         with computing("probe"):
             return probe(self.training)
 
     def step_s(self) -> float:
-        """Seconds of one optimizer step here."""
+        """Measure the seconds of one optimizer step on this machine."""
         return measured_step_s(self, self.training.lr)
 
     def sizes(self) -> Mapping[str, float]:
-        """Forecasts: ``parameters``, ``trainable``, ``memory_bytes``.
+        """Forecast ``parameters``, ``trainable`` and ``memory_bytes``.
 
-        ``memory_bytes``: weights, gradient, optimizer state, the round's model and the update, activations; without
-        Python and torch themselves.
+        ``memory_bytes`` counts weights, gradient, optimizer state, the round's model, the update and activations. It
+        leaves out Python and torch themselves.
         """
-        vectors = 3 + len(self._optimizer.state)  # gradient, round's model, update
+        vectors = 3 + len(self._optimizer.state)  # Three are the gradient, the round's model and the update.
         return {
             "parameters": float(sum(p.numel() for p in self.model.parameters())),
             "trainable": float(self.spec.dim),
@@ -278,13 +286,15 @@ class TorchTrainer:
 
 
 def weights_bytes(model: nn.Module) -> int:
-    """Bytes of all parameters; shared ones count once."""
+    """Return the bytes of all parameters. Shared ones count once."""
     return sum({p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}.values())
 
 
 def measured_step_s(trainer: Trainer, lr: float) -> float:
-    """Seconds of one step on the first device that can train, the second of two so that caches are warm; 0.0 where
-    none can."""
+    """Measure the seconds of one step on the first device that can train. 0.0 where none can.
+
+    It times the second of two steps, so that caches are warm.
+    """
     who = type(trainer).__name__
     for device in trainer.devices():
         took = 0.0
@@ -296,7 +306,7 @@ def measured_step_s(trainer: Trainer, lr: float) -> float:
                 update = as_update(trainer.fit(request), trainer.spec.dim, who)
             except DataError:
                 break
-            if not update.count:  # with example-level noise a device without text takes its steps all the same
+            if not update.count:  # With example-level noise a device without text takes its steps all the same.
                 break
             took = time.perf_counter() - start
         if took:
@@ -318,7 +328,7 @@ def _of(shards: Mapping[DeviceId, Shard]) -> Callable[[DeviceId], Shard]:
 
 @contextmanager
 def computing(device: DeviceId) -> Iterator[None]:
-    """One torch thread inside; what torch refuses becomes TrainingError(E-TRAIN)."""
+    """Compute with one torch thread inside, and turn errors of torch into TrainingError(E-TRAIN)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -331,10 +341,10 @@ def computing(device: DeviceId) -> Iterator[None]:
 
 
 def row_order(n: int, steps: int, batch: int, key: Key) -> Iterator[Array]:
-    """Row numbers of each step: successive random permutations of ``n`` rows, dealt out ``batch`` at a time.
+    """Deal out the row numbers of each step: random permutations of ``n`` rows one after another, ``batch`` at a time.
 
-    A batch never has a row twice in one pass: with fewer rows than ``batch`` each step takes all of them once, since
-    repeating rows would cost time and change nothing in the mean.
+    With fewer rows than ``batch``, each step takes all of them once. Repeated rows would cost time and would not change
+    the mean.
     """
     rng, batch = generator(key), min(batch, n)
     waiting = np.zeros(0, np.int64)
@@ -346,11 +356,11 @@ def row_order(n: int, steps: int, batch: int, key: Key) -> Iterator[Array]:
 
 
 class TensorShard:
-    """A device's examples as tensors, rows first; a batch is the tuple of their rows.
+    """A device's examples as tensors with rows first. A batch is the tuple of their rows.
 
     Args:
-        train, held: equally long tensors, e.g. ``(x, y)``. shuffle: random order by key; else in order, from the start
-            in every round.
+        train, held: equally long tensors, for example ``(x, y)``.
+        shuffle: True takes rows in random order by key. False takes them in order, from the start in every round.
     """
 
     def __init__(self, train: Sequence[Tensor], held: Sequence[Tensor] = (), shuffle: bool = True) -> None:

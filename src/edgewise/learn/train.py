@@ -1,4 +1,4 @@
-"""Local training: some optimizer steps from the round's model, on one flat tensor.
+"""Train a device locally: some optimizer steps from the round's model, on one flat tensor.
 
 Shape suffixes: D = all trainable coordinates; n = matrices of one shape, r = rows, c = columns.
 """
@@ -24,11 +24,16 @@ from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe.sections import TrainingSection
 
 Batch = Any
-Loss = Callable[[nn.Module, Batch], tuple[Tensor, float]]  # (mean loss over the batch, how many terms it averages)
+Loss = Callable[[nn.Module, Batch], tuple[Tensor, float]]  # (mean loss over the batch, number of its terms)
 
 
 class Fitted(NamedTuple):
-    """``x = w_after - w_before`` (float32[d]); mean loss per term of the first and last quarter of the steps."""
+    """The result of local training.
+
+    Attributes:
+        x: w_after - w_before, float32[d].
+        loss_first, loss_last: mean loss per term of the first and of the last quarter of the steps.
+    """
 
     x: Vector
     loss_first: float
@@ -53,31 +58,37 @@ def fit(
     secret: Key | None = None,
     correction: Correction = Correction(),  # noqa: B008 (immutable)
 ) -> Fitted:
-    """``rule.steps`` steps of AdamW, Muon or SGD from ``params``, with fresh optimizer state, on the segments that
-    ``rule.segments`` names (all where it is empty).
+    """Take ``rule.steps`` steps of AdamW, Muon or SGD from ``params``, with fresh optimizer state.
 
-    Each step: g = sum_m n_m grad(loss_m) / sum_m n_m over its micro-batches; g += pull (w - params) + shift
-    (``correction``); g *= min(1, clip / ||g||); one optimizer step.
+    Each step computes, over its micro-batches m,
+
+        g = sum_m n_m grad(loss_m) / sum_m n_m
+        g += pull (w - params) + shift                (``correction``)
+        g *= min(1, clip / ||g||)
+
+    and takes one optimizer step. ``rule.segments`` names the segments that are trained; empty = all.
 
     Args:
-        loss: mean loss of a micro-batch and the number of terms n_m (tokens) that it is a mean of.
+        loss: mean loss of a micro-batch, and the number n_m of its terms (tokens).
         batches: for each step its micro-batches, at least one.
         flat: the trainable parameters of ``model``, all of which require a gradient.
-        params: float32[d], the round's model; not changed.
-        key: decides dropout (without ``dp``); torch's global generator is left as it was.
-        optimizer: buffers to reuse between calls (zeroed first); made where None.
-        dp: noise every step's gradient (``dp_sgd``); each micro-batch then is one record with its row number before it,
-            there may be none in a step, and ``expected`` is their mean number.
-        secret: decides that noise, and dropout record by record; needed with ``dp``.
-        correction: what the strategy adds to gradients; nothing by default.
+        params: float32[d], the round's model. It is not changed.
+        key: decides dropout without ``dp``. torch's global generator is left as it was.
+        optimizer: buffers to reuse between calls, zeroed first. None makes new ones.
+        dp: adds noise to every step's gradient (``dp_sgd``). Each micro-batch is then a row number and one record, and
+            a step may have none.
+        expected: mean number of records in a step, with ``dp``.
+        secret: decides the noise, and dropout record by record. ``dp`` needs it.
+        correction: the strategy's terms in the gradient. The default adds nothing.
     Returns:
         The difference and the losses.
     Raises:
-        TrainingError: E-NAN where a loss (without ``dp``) or the update is not finite (with the step), E-TRAIN where
-            the batches end too early. ValueError: ``dp`` without ``secret``.
+        TrainingError: E-NAN, with the step, where a loss (without ``dp``) or the update is not finite. E-TRAIN where
+            the batches end too early.
+        ValueError: for ``dp`` without ``secret``.
     Guarantees:
-        Same arguments, same number of torch threads: the same bits. Segments that are not named stay as they are to
-        the bit, and neither count in ||g|| nor cost a gradient.
+        Equal arguments and an equal number of torch threads give equal bits. Other segments keep their bits, do not
+        count in ||g||, and cost no gradient.
     """
     if dp is not None and secret is None:
         raise ValueError("noise on every step needs a secret of the device's own")
@@ -119,7 +130,7 @@ LOWER = "lower training.lr, or set training.clip_grad."
 
 
 def _backward(model: nn.Module, loss: Loss, micro: Sequence[Batch], g_D: Tensor) -> tuple[float, float]:
-    """Gradient of the mean over all micro-batches into ``g_D``; returns (summed loss, terms)."""
+    """Compute the gradient of the mean over all micro-batches into ``g_D``. Returns the summed loss and the terms."""
     if len(micro) == 1:
         mean, n = mean_loss(loss, model, micro[0])
         mean.backward()
@@ -134,13 +145,13 @@ def _backward(model: nn.Module, loss: Loss, micro: Sequence[Batch], g_D: Tensor)
 
 
 def mean_loss(loss: Loss, model: nn.Module, batch: Batch) -> tuple[Tensor, float]:
-    """(mean, terms) of a batch, the terms as a number: a loss may count them in a tensor, as of a mask."""
+    """Return the mean loss and the terms of a batch, the terms as a number. A loss may return them as a tensor."""
     mean, n = loss(model, batch)
     return mean, float(n)
 
 
 def dealt(batches: Iterable[Sequence[Batch]], steps: int) -> Iterator[Sequence[Batch]]:
-    """The micro-batches of each step. Raises TrainingError(E-TRAIN) where they end before ``steps``."""
+    """Iterate over the micro-batches of each step. Raises TrainingError(E-TRAIN) where they end before ``steps``."""
     stream = iter(batches)
     for step in range(steps):
         micro = next(stream, None)
@@ -150,7 +161,7 @@ def dealt(batches: Iterable[Sequence[Batch]], steps: int) -> Iterator[Sequence[B
 
 
 def quarters(seen: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Mean loss per term of the first and of the last quarter of the steps, from each step's (summed loss, terms)."""
+    """Compute the mean loss per term of the first and last quarter of steps, from (summed loss, terms) of each."""
     n = max(1, len(seen) // 4)
     first, last = ((sum(s for s, _ in part), sum(n for _, n in part)) for part in (seen[:n], seen[-n:]))
     return first[0] / max(first[1], 1e-30), last[0] / max(last[1], 1e-30)
@@ -159,31 +170,35 @@ def quarters(seen: Sequence[tuple[float, float]]) -> tuple[float, float]:
 class Optimizer:
     """AdamW (Loshchilov and Hutter 2019; betas 0.9, 0.999, eps 1e-8), Muon or SGD on the flat tensor.
 
-    The fused kernel that ``torch.optim.AdamW(fused=True)`` calls, called directly: measured for 1.2 M parameters on one
-    Zen 4 core 2 ms against 6.6 ms for the plain one, and ``torch.optim`` costs each process 2.9 s for importing
-    ``torch._dynamo``. Tests hold all to torch.optim's results.
+    AdamW calls the fused kernel of ``torch.optim.AdamW(fused=True)`` directly. Measured for 1.2 M parameters on one
+    Zen 4 core, it takes 2 ms against 6.6 ms for the plain one. ``torch.optim`` itself costs each process 2.9 s for the
+    import of ``torch._dynamo``. Tests hold all optimizers to the results of torch.optim.
 
-    Muon (Jordan et al. 2024) serves the matrices of numbered layers (``model.layers.0.mlp.up_proj.weight``; the factors
-    of LoRA are such too), AdamW the rest: embeddings, output head, gains, biases. m = 0.95 m + 0.05 g;
-    u = orthogonal(0.05 g + 0.95 m), in the recipe's ``model.precision``; w -= lr 0.2 sqrt(max(rows, columns)) u,
-    which is as large as a step of AdamW, so both share one lr (Liu et al. 2025, arXiv:2502.16982).
+    Muon (Jordan et al. 2024) trains the matrices of numbered layers (``model.layers.0.mlp.up_proj.weight``), LoRA's
+    factors among them. AdamW trains the rest: embeddings, output head, gains and biases.
+
+        m = 0.95 m + 0.05 g
+        u = orthogonal(0.05 g + 0.95 m)                     in the recipe's ``model.precision``
+        w -= lr 0.2 sqrt(max(rows, columns)) u
+
+    Such a step is as large as one of AdamW, so both share one lr (Liu et al. 2025, arXiv:2502.16982).
     """
 
     def __init__(self, training: TrainingSection, flat: Flat, arithmetic: torch.dtype = torch.float32) -> None:
-        self._arithmetic = arithmetic  # of Muon's orthogonalisation
+        self._arithmetic = arithmetic  # It is the dtype of Muon's orthogonalisation.
         self._training, self._flat, self._steps = training, flat, torch.zeros(())
         pairs = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
         self.state = [torch.zeros_like(flat.w_D) for _ in range(pairs)]
         self.reset()
 
     def reset(self, names: Collection[str] = ()) -> None:
-        """Fresh state, as at the start of every round; only the named segments will move (all where none is named)."""
+        """Zero the state, and let only the named segments move from now on. No name means all."""
         self._steps.zero_()
         for x_D in self.state:
             x_D.zero_()
-        columns = [self._flat.w_D, self._flat.g_D, *self.state]  # weights, gradients, moments
+        columns = [self._flat.w_D, self._flat.g_D, *self.state]  # They are weights, gradients and moments.
         self._pieces = [self._flat.runs(x_D, names) for x_D in columns]
-        self._muon: list[list[list[Tensor]]] = []  # for each shape: weights, gradients, momenta
+        self._muon: list[list[list[Tensor]]] = []  # Each shape has its weights, gradients and momenta.
         if self._training.optimizer == "muon":
             moving = [s for s in self._flat.spec.segments if not names or s.name in names]
             hidden = {s.name: s for s in moving if is_hidden_matrix(s.name, s.shape)}
@@ -194,7 +209,7 @@ class Optimizer:
                 self._muon.append([[view(x_D, s) for s in alike] for x_D in columns[:3]])
 
     def step(self, lr: float) -> None:
-        """w from g, in place; ``g_D`` may be changed."""
+        """Update w from g in place. ``g_D`` may change too."""
         decay = self._training.weight_decay
         if self._training.optimizer != "sgd":
             self._steps += 1
@@ -213,18 +228,18 @@ class Optimizer:
         for w, g, *momentum in zip(*self._pieces, strict=True):
             if decay:
                 g.add_(w, alpha=decay)
-            for m in momentum:  # from zero: the first step's momentum is the gradient itself, as in torch.optim.SGD
+            for m in momentum:  # From zero, the first momentum is the gradient itself, as in torch.optim.SGD.
                 g = m.mul_(self._training.momentum).add_(g)
             w.add_(g, alpha=-lr)
 
 
 def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
-    """Whether Muon trains this segment: a matrix inside a numbered layer, so neither embeddings nor output head."""
+    """Tell whether Muon trains this segment: a matrix in a numbered layer, so neither embeddings nor output head."""
     return len(shape) == 2 and any(part.isdecimal() for part in name.split("."))
 
 
 def orthogonal(x_nrc: Tensor) -> Tensor:
-    """Each matrix with its singular values moved to about 1 (0.7 to 1.2): five Newton-Schulz steps.
+    """Move each matrix's singular values to about 1 (0.7 to 1.2), by five Newton-Schulz steps.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with its coefficients.
     """

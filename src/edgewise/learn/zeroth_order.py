@@ -1,4 +1,4 @@
-"""Training without gradients along seeded directions, around any ``TorchTrainer``; coefficients in place of parameters.
+"""Train without gradients along seeded directions, with any ``TorchTrainer``. Coefficients travel, not parameters.
 
 Shape suffixes: D = trainable coordinates of the model, K = directions.
 """
@@ -30,7 +30,7 @@ from edgewise.strategies.base import Directions
 
 @runtime_checkable
 class TrainsModel(Trainer, CountsRecords, Protocol):
-    """The optional port of a trainer whose torch model can be moved along directions: ``TorchTrainer`` has it."""
+    """The optional port of a trainer whose torch model can move along directions. ``TorchTrainer`` has it."""
 
     model: nn.Module
     loss: Loss
@@ -39,14 +39,17 @@ class TrainsModel(Trainer, CountsRecords, Protocol):
     forward_bytes: float
 
     def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
-        """The batches of each step, and the device's weight."""
+        """Return the batches of each step, and the device's weight."""
         ...
 
 
 def wrapped(trainer: Registered, directions: Directions, root: Key) -> Registered:
-    """``trainer`` with coefficients for its vector where it has a torch model, else itself. root: the run's key.
+    """Wrap a trainer with a torch model into one whose vector is coefficients. Return any other trainer itself.
 
-    Steps along directions carry no noise, and compute nothing that a gradient does.
+    The wrapped trainer takes no step noise, and has no loop or metrics of the user's own.
+
+    Args:
+        root: the run's key.
     """
     if not isinstance(trainer.trainer, TrainsModel):
         return trainer
@@ -63,7 +66,7 @@ def wrapped(trainer: Registered, directions: Directions, root: Key) -> Registere
 
 
 def rebuilt(base_D: Vector, params: Vector, directions: Directions, root: Key) -> Vector:
-    """float32[D]: the parameters that a run's coefficients (float32[K]) stand for. Raises ValueError on another K."""
+    """Compute the parameters (float32[D]) from a run's coefficients (float32[K]). Raises ValueError on another K."""
     if params.shape != (directions.count,):
         raise ValueError(f"{params.shape} coefficients for {directions.count} directions")
     return expand(base_D, params, _seeds(directions, root))
@@ -74,7 +77,7 @@ def _seeds(directions: Directions, root: Key) -> Seeds:
 
 
 def base_digest(spec: Spec, base_D: Vector) -> str:
-    """SHA-256 over layout and values of the parameters that the coefficients start from."""
+    """Return the SHA-256 of layout and values of the parameters that the coefficients start from."""
     return vector.digest(spec.digest().encode() + vector.to_bytes(base_D))
 
 
@@ -90,23 +93,26 @@ def fit(
     eps: float,
     key: Key,
 ) -> Fitted:
-    """``rule.steps`` two-point steps from ``start_D``.
+    """Take ``rule.steps`` two-point steps from ``start_D``.
 
-    Each step: k uniform from the K directions; rho = (L(w + eps z_k) - L(w - eps z_k)) / (2 eps), both losses over the
-    same batch (all its micro-batches); rho is cut to +-clip; w -= lr rho z_k; x_k -= lr rho.
+    Each step draws k uniformly from the K directions and takes both losses over the same batch:
+
+        rho = (L(w + eps z_k) - L(w - eps z_k)) / (2 eps), cut to +-clip
+        w -= lr rho z_k;   x_k -= lr rho
 
     Args:
-        flat: the trainable parameters of ``model``; they hold w + sum_k x_k z_k afterwards, to float32 rounding.
-        clip: largest |rho|, 0 = off. rho is the gradient's part along z, and E rho^2 = ||gradient||^2, so this is the
-            recipe's ``clip_grad`` on the same scale as with gradients. (FedKSeed drops such a step; MeZO has no limit.)
+        flat: the trainable parameters of ``model``. They hold w + sum_k x_k z_k afterwards, to float32 rounding.
+        clip: largest |rho|; 0 = off. rho is the gradient's part along z, and E rho^2 = ||gradient||^2, so this is the
+            recipe's ``clip_grad`` on the same scale as with gradients. (FedKSeed drops such a step. MeZO has no limit.)
         key: decides the directions.
     Returns:
-        x: float32[K], the change of the coefficients; the losses are means of both points.
+        The change of the coefficients, float32[K]. The losses are means of both points.
     Raises:
         TrainingError: E-NAN, E-TRAIN as ``train.fit``.
     Guarantees:
-        No gradient, no optimizer state, no copy of the weights: they are moved in place, three times a step. Evaluation
-        mode: dropout would make the two losses incomparable. Same arguments, same bits.
+        Equal arguments give equal bits. There is no gradient, no optimizer state and no copy of the weights, which
+        move in place three times a step. The model is in evaluation mode, because dropout would make the two losses
+        incomparable.
     Source: Malladi et al. 2023, arXiv:2305.17333, algorithm 1; Qin et al. 2024, arXiv:2312.06353, algorithm 1.
     """
     flat.write(start_D)
@@ -134,7 +140,7 @@ def fit(
 
 
 def _loss(model: nn.Module, loss: Loss, micro: Sequence[Batch]) -> tuple[float, float]:
-    """Summed loss and terms over all micro-batches."""
+    """Sum the loss and the terms over all micro-batches."""
     total, terms = 0.0, 0.0
     for batch in micro:
         mean, n = mean_loss(loss, model, batch)
@@ -146,13 +152,13 @@ class ZerothOrderTrainer:
     """The ``Trainer`` port whose vector is the K coefficients of a ``TorchTrainer``'s directions.
 
     Args:
-        inner: model, data and loss; what it trains is what the directions move.
-        directions: how many, and how far apart the two losses are. root: the run's key, which the directions are made
-            from; it is no secret, everyone who has the recipe has it.
+        inner: the trainer with model, data and loss. The directions move its trained parameters.
+        directions: their number, and the distance of the two losses.
+        root: the run's key, from which the directions come. It is no secret, because everyone with the recipe has it.
     Guarantees:
-        ``fit`` and ``evaluate`` are functions of their arguments alone. The model is rebuilt from the coefficients once
-        for as long as they stay the same, so that all devices of a round share it; that takes O(K D) time (1.2 s for
-        D = 1.4 M and K = 4096 on one EPYC core with AVX2).
+        ``fit`` and ``evaluate`` are functions of their arguments alone. All devices of a round share one rebuilt model,
+        which is rebuilt only for new coefficients. That takes O(K D) time (1.2 s for D = 1.4 M and K = 4096 on one EPYC
+        core with AVX2).
     """
 
     def __init__(self, inner: TrainsModel, directions: Directions, root: Key) -> None:
@@ -160,24 +166,24 @@ class ZerothOrderTrainer:
         self.spec = directions.spec
         self._seeds_K = _seeds(directions, root)
         self._base_D = inner.initial()
-        self._known = self.initial(), self._base_D  # the last coefficients that were asked for, and their model
+        self._known = self.initial(), self._base_D  # These are the latest coefficients and their model.
 
     def initial(self) -> Vector:
-        """float32[K]: zeros, the model as it came."""
+        """Return zero coefficients (float32[K]), which stand for the model before round 0."""
         return np.zeros(self.directions.count, np.float32)
 
     def devices(self) -> Sequence[DeviceId]:
-        """The population, sorted."""
+        """Return the population, sorted."""
         return self.inner.devices()
 
     def weights(self, params: Vector) -> Vector:
-        """float32[D] from float32[K]; not to be changed."""
+        """Return the parameters (float32[D]) for coefficients (float32[K]). The caller must not change them."""
         if not np.array_equal(params, self._known[0]):
             self._known = np.array(params), expand(self._base_D, params, self._seeds_K)
         return self._known[1]
 
     def fit(self, request: FitRequest) -> Update:
-        """Local training. Raises as ``TorchTrainer.fit``."""
+        """Train one device from the round's coefficients. Raises as ``TorchTrainer.fit``."""
         batches, count = self.inner.work(request)
         inner, key = self.inner, derive(request.key, "directions")
         with computing(request.device):
@@ -188,36 +194,36 @@ class ZerothOrderTrainer:
         return Update(fitted.x, {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}, count)
 
     def records(self, device: DeviceId) -> int:
-        """As ``TorchTrainer.records``."""
+        """Count records as ``TorchTrainer.records``."""
         return self.inner.records(device)
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
-        """Held-out loss of the model that ``params`` stand for. Raises as ``TorchTrainer.evaluate``."""
+        """Measure the held-out loss of the model that ``params`` stand for. Raises as ``TorchTrainer.evaluate``."""
         return self.inner.evaluate(device, self.weights(params))
 
     def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
-        """As ``TextTrainer.sample``, of the model that ``params`` stand for."""
+        """Continue a held-out text as ``TextTrainer.sample``, with the model that ``params`` stand for."""
         if self._can.continues is None:
             raise TypeError(f"{type(self.inner).__name__} does not go on with text")
         return self._can.continues.sample(device, self.weights(params), key)
 
     def step_s(self) -> float:
-        """As ``TorchTrainer.step_s``, without the rebuilding of the model."""
+        """Measure the seconds of a step as ``TorchTrainer.step_s``, without rebuilding the model."""
         return measured_step_s(self, self.inner.training.lr)
 
     def sizes(self) -> Mapping[str, float]:
-        """As ``TorchTrainer.sizes``; ``trainable`` is D.
+        """Forecast sizes as ``TorchTrainer.sizes``. ``trainable`` is D.
 
-        ``memory_bytes``: weights, the parameters before round 0 and the round's rebuilt ones, the coefficients, and
-        activations of a forward pass: neither gradient nor optimizer state.
+        ``memory_bytes`` counts weights, the parameters before round 0, the round's rebuilt ones, the coefficients, and
+        activations of a forward pass. There is neither gradient nor optimizer state.
         """
-        dims = 2.0 * self.inner.spec.dim + 4.0 * self.directions.count  # round's, update, seeds (8 bytes)
+        dims = 2.0 * self.inner.spec.dim + 4.0 * self.directions.count  # Round's, update's, and seeds of 8 bytes.
         return {
             **self.inner.sizes(),
             "memory_bytes": weights_bytes(self.inner.model) + 4.0 * dims + self.inner.forward_bytes,
         }
 
     def describe(self) -> dict[str, Any]:
-        """What the inner trainer tells, where it does, and ``base_sha256``: see ``base_digest``."""
-        told = {} if self._can.describes is None else self._can.describes.describe()
-        return {**told, "base_sha256": base_digest(self.inner.spec, self._base_D)}
+        """Return the inner trainer's description, if it has one, with ``base_sha256`` (``base_digest``)."""
+        facts = {} if self._can.describes is None else self._can.describes.describe()
+        return {**facts, "base_sha256": base_digest(self.inner.spec, self._base_D)}

@@ -1,1 +1,1 @@
-"""Attacks on what leaves a device: reconstruction of text, canaries."""
+"""Attacks that measure the leakage of updates: reconstruction of text, membership inference, and canaries."""

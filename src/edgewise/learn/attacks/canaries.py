@@ -1,4 +1,4 @@
-"""Real steps of DP-SGD with canaries for records: what an attacker sees of each.
+"""Audit DP-SGD with canaries: take real steps on planted records and score each by an attacker's view.
 
 Shape suffixes: M = canaries, one coordinate each.
 """
@@ -19,12 +19,12 @@ from edgewise.learn.flat import Flat
 from edgewise.learn.train import fit
 from edgewise.plan.recipe.sections import TrainingSection
 
-LENGTH = 4.0  # of a canary's gradient, in clips: longer, so that a missing clip is seen
+LENGTH = 4.0  # A canary's gradient is so many clips long, so that a missing clip shows.
 _STEP = TrainingSection(optimizer="sgd", clip_grad=0.0)
 
 
 class _Line(nn.Module):
-    """One weight per canary."""
+    """A model with one weight per canary."""
 
     def __init__(self, m: int) -> None:
         super().__init__()
@@ -32,25 +32,30 @@ class _Line(nn.Module):
 
 
 def _along(model: nn.Module, canary: Any) -> tuple[Tensor, float]:
-    """A loss whose gradient is ``LENGTH`` clips long and points along the canary's own coordinate; with ``turns`` it
-    points back where the weight is not 0 any more."""
+    """Compute a loss whose gradient is ``LENGTH`` clips long and points along the canary's own coordinate.
+
+    With ``turns`` it points back once the weight is no longer 0.
+    """
     i, length, turns = canary
     back = turns and bool(model.w_M[i] != 0.0)
     return model.w_M[i] * (-length if back else length), 1.0
 
 
 def step(dp: StepNoise, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
-    """What one step of ``train.fit`` under ``dp`` gives away of every canary, in clips: the noised sum's coordinate.
+    """Score every canary by one step of ``train.fit`` under ``dp``: its coordinate of the noised sum, in clips.
 
         score_i = sum_j min(1, 4) e_j[i] [j present] + N(0, z^2)
 
-    so present moves a canary's score by 1, under noise of z: 1 / z is the mu of one step for one record. The canaries'
-    gradients are orthogonal, so the others' presence says nothing of one's own.
+    Presence moves a canary's score by 1 under noise of z, so 1 / z is the mu of one step for one record. The canaries'
+    gradients are orthogonal, so a canary's score does not depend on the presence of others.
+
     Args:
-        present: bool[M], which records the step has drawn.
-    Returns: float64[M].
-    Guarantees: the code is that of a device: ``fit`` with its ``dp``, and through it ``dp_sgd.gradient``. The divisor
-        is 1 and the optimizer plain SGD with a rate of 1, from weights of zero: all of it follows the noise.
+        present: bool[M], True for each record that the step has drawn.
+    Returns:
+        float64[M], the scores.
+    Guarantees:
+        The code is that of a device: ``fit`` with its ``dp``, and so ``dp_sgd.gradient``. The divisor is 1, and the
+        optimizer is plain SGD with a rate of 1 from weights of zero. Both come after the noise.
     """
     return _fitted(dp, present, np.zeros(present.size, bool), key, 1, 0.0)
 
@@ -58,13 +63,16 @@ def step(dp: StepNoise, present: NDArray[np.bool_], key: Key) -> NDArray[np.floa
 def pairs(
     dp: StepNoise, present: NDArray[np.bool_], turns: NDArray[np.bool_], one: Key, two: Key
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """As ``step``: of the first step of a round, of its second, and of the first step of another round.
+    """Score canaries as ``step``, by the first and second step of a round and the first step of another round.
 
     Args:
-        present: bool[M], the records that all three steps draw. turns: bool[M], canaries whose gradient points back in
-            the second and the third of them: a gradient may hang on the weights as it likes.
+        present: bool[M], the records that all three steps draw.
+        turns: bool[M], the canaries whose gradient points back in the second and the third step. A gradient may depend
+            on the weights in any way.
         one, two: a device's secrets of the two rounds.
-    Guarantees: the second step is what two steps of one fit give beyond one: the same secret has the same first step.
+    Guarantees:
+        The second step is the difference of a fit of two steps and a fit of one. Both share the first step, because
+        they share the secret.
     """
     first, both = (_fitted(dp, present, turns, one, steps, 0.0) for steps in (1, 2))
     return first, both - first, _fitted(dp, present, turns, two, 1, 1.0)
@@ -73,7 +81,7 @@ def pairs(
 def _fitted(
     dp: StepNoise, present: NDArray[np.bool_], turns: NDArray[np.bool_], key: Key, steps: int, start: float
 ) -> NDArray[np.float64]:
-    """The sum of some noised steps from weights that all are ``start``, in clips."""
+    """Return the sum of ``steps`` noised steps from weights that all are ``start``, in clips."""
     line = _Line(present.size)
     flat = Flat(list(line.named_parameters()))
     records = [(int(i), (int(i), LENGTH * dp.clip, bool(turns[i]))) for i in np.flatnonzero(present)]

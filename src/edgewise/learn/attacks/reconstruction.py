@@ -1,4 +1,4 @@
-"""What an update gives away about the text behind it: the attacks that a defence has to stop.
+"""Reconstruct text from an update, and infer membership from losses. A defence has to stop these attacks.
 
 Shape suffixes: V = vocabulary, H = hidden width, O = outputs of a layer, T = tokens of a batch, R = rank.
 """
@@ -19,12 +19,12 @@ Scores = NDArray[np.float64]
 
 
 class Leak(NamedTuple):
-    """How much of a batch's vocabulary an attack named.
+    """The share of a batch's vocabulary that an attack named.
 
     Attributes:
-        recall: share of the batch's distinct tokens among the attack's guesses, as many guesses as there are tokens.
-        base: the same for guessing the most frequent tokens, without any update.
-        tokens: distinct tokens of the batch.
+        recall: share of the batch's distinct tokens among an equal number of guesses.
+        base: recall of guesses without any update, which are the most frequent tokens.
+        tokens: number of distinct tokens in the batch.
     """
 
     recall: float
@@ -33,24 +33,25 @@ class Leak(NamedTuple):
 
 
 def first_layer(spec: Spec) -> str:
-    """The segment that reads the first block's normed embeddings: its query projection (or LoRA's A of it).
+    """Find the segment that reads the first block's normed embeddings: its query projection (or LoRA's A of it).
 
-    Returns the empty string where the update has none.
+    Returns:
+        Its name. Empty where the update has none.
     """
     names = [s.name for s in spec.segments if ".0." in s.name and "q_proj" in s.name and len(s.shape) == 2]
-    good = [n for n in names if "lora_B" not in n]
-    return good[0] if good else ""
+    inputs = [n for n in names if "lora_B" not in n]
+    return inputs[0] if inputs else ""
 
 
 def embedding(spec: Spec, vocabulary: int) -> str:
-    """The segment with one row per token; empty where the update has none."""
+    """Find the segment with one row per token. Empty where the update has none."""
     return next((s.name for s in spec.segments if len(s.shape) == 2 and s.shape[0] == vocabulary), "")
 
 
 def row_scores(update: Vector, spec: Spec, segment: str) -> Scores:
-    """Embedding-row attack: how far each token's row moved, relative to the median row. float64[V].
+    """Score tokens by the move of their embedding row, relative to the median row: float64[V].
 
-    A token that was read moves its own row through the input; every row moves a little through a tied output layer.
+    A token in the text moves its own row through the input. A tied output layer moves every row a little.
     """
     norms = np.linalg.norm(unpack(update, spec)[segment].astype(np.float64), axis=1)
     scores: Scores = norms / max(float(np.median(norms)), 1e-300)
@@ -58,11 +59,11 @@ def row_scores(update: Vector, spec: Spec, segment: str) -> Scores:
 
 
 def span_scores(update: Vector, spec: Spec, segment: str, inputs_VH: Tensor) -> Scores:
-    """Span check: how much of each token's layer input lies in the row space of a weight's gradient. float64[V], 0..1.
+    """Score tokens by the share of their layer input in the row space of a weight's gradient: float64[V], 0 to 1.
 
-    The gradient of y = x W^T is sum_t dy_t x_t^T: its rows are combinations of the inputs x_t, so while a batch has
-    fewer tokens than H, the inputs of its tokens lie in the row space and others do not. In the first block of a model
-    with rotary positions an input depends on its token alone, so every token of the vocabulary can be tried.
+    The gradient of y = x W^T is sum_t dy_t x_t^T, so its rows are combinations of the inputs x_t. While a batch has
+    fewer tokens than H, the inputs of its tokens lie in the row space, and others do not. In the first block of a model
+    with rotary positions an input depends on its token alone, so an attacker can try every token of the vocabulary.
     The row space is that of the singular vectors above 1e-3 of the largest, at most H - 1 of them.
     Source: Petrov et al. 2024, arXiv:2405.15586 (DAGER), section 4.
     """
@@ -75,9 +76,10 @@ def span_scores(update: Vector, spec: Spec, segment: str, inputs_VH: Tensor) -> 
 
 
 def layer_inputs(model: nn.Module) -> Tensor:
-    """What each token looks like to the first block's projections, [V, H]: its normed embedding.
+    """Return each token's input to the first block's projections, its normed embedding: [V, H].
 
-    Raises ValueError for a model that is not built like Llama (``model.layers[0].input_layernorm``).
+    Raises:
+        ValueError: for a model that is not built like Llama (``model.layers[0].input_layernorm``).
     """
     layers = [m for n, m in model.named_modules() if n.endswith("layers.0.input_layernorm")]
     if not layers:
@@ -87,7 +89,11 @@ def layer_inputs(model: nn.Module) -> Tensor:
 
 
 def leak(scores: Scores, batch: Sequence[int], frequencies: NDArray[np.float64]) -> Leak:
-    """How well the best-scored tokens name those of ``batch``. ``frequencies``: float64[V], of tokens in other text."""
+    """Compare the best-scored tokens with those of ``batch``.
+
+    Args:
+        frequencies: float64[V], frequencies of tokens in other text.
+    """
     true = np.unique(np.asarray(batch, np.int64))
     guessed = np.argsort(-scores, kind="stable")[: true.size]
     usual = np.argsort(-frequencies, kind="stable")[: true.size]
@@ -97,8 +103,13 @@ def leak(scores: Scores, batch: Sequence[int], frequencies: NDArray[np.float64])
 
 
 class Membership(NamedTuple):
-    """Loss-threshold membership inference: AUC, its standard deviation where both are alike (AUC 0.5), and true
-    positives at 1 % false positives."""
+    """The result of loss-threshold membership inference.
+
+    Attributes:
+        auc: area under the ROC curve.
+        chance: standard deviation of the AUC where members and others are alike (AUC 0.5).
+        tpr_at_1: true positive rate at 1 % false positives.
+    """
 
     auc: float
     chance: float
@@ -106,17 +117,19 @@ class Membership(NamedTuple):
 
 
 def membership(members: Scores, others: Scores) -> Membership:
-    """Tell trained text from text that was not by its score: a loss in nats per token, or how far it is above that of a
-    model that was not trained. Smaller: rather a member.
+    """Tell trained text from other text by a score. A smaller score speaks for a member.
 
-    chance = sqrt((m + n + 1) / (12 m n)) for m members and n others (Mann and Whitney 1947).
+    A score is a loss in nats per token, or its excess over the loss of an untrained model.
+
+        chance = sqrt((m + n + 1) / (12 m n))         for m members and n others (Mann and Whitney 1947)
+
     Source: Watson et al. 2022, arXiv:2111.08440 (the difference); Yeom et al. 2018, arXiv:1709.01604; TPR at low FPR:
         Carlini et al. 2022, arXiv:2112.03570.
     """
     both = np.concatenate([members, others])
     ranks = np.empty(both.size)
     ranks[np.argsort(both, kind="stable")] = np.arange(1, both.size + 1)
-    for value in np.unique(both):  # ties share their mean rank
+    for value in np.unique(both):  # Ties share their mean rank.
         same = both == value
         ranks[same] = ranks[same].mean()
     wins = members.size * others.size + members.size * (members.size + 1) / 2 - ranks[: members.size].sum()
@@ -126,8 +139,9 @@ def membership(members: Scores, others: Scores) -> Membership:
 
 
 def exposure(canary_loss: float, others: Scores) -> float:
-    """Bits by which a planted secret stands out among equally likely ones: log2(R) - log2(rank). 0 to log2(R), R = all.
+    """Return the bits by which a planted secret stands out among R equally likely ones: log2(R) - log2(rank).
 
+    The value is between 0 and log2(R).
     Source: Carlini et al. 2019, arXiv:1802.08232, section 4.2.
     """
     rank = 1 + int((others < canary_loss).sum())
@@ -135,7 +149,7 @@ def exposure(canary_loss: float, others: Scores) -> float:
 
 
 def losses(model: nn.Module, rows_NS: Tensor, bfloat16: bool = False) -> Scores:
-    """Mean loss of each row of tokens, nats per token, float64[N]. ``bfloat16``: whether the run computes in it."""
+    """Return the mean loss of each row of tokens in nats per token: float64[N]. ``bfloat16``: the run's arithmetic."""
     out = []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         for rows in rows_NS.split(16):
@@ -148,5 +162,5 @@ def losses(model: nn.Module, rows_NS: Tensor, bfloat16: bool = False) -> Scores:
 
 
 def named(leaks: Mapping[str, Leak]) -> dict[str, dict[str, float]]:
-    """As plain JSON types."""
+    """Convert leaks to plain JSON types."""
     return {name: dict(found._asdict()) for name, found in leaks.items()}

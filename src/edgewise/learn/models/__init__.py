@@ -1,4 +1,4 @@
-"""Base models and what of them is trained: load, describe, adapt, export.
+"""Base models and their trained parameters: load, describe, adapt and export.
 
-``load`` is the door.
+``load.load`` reads a model. ``adapters`` chooses the trained parameters. ``exported`` writes a trained model.
 """

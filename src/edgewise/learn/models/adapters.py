@@ -1,4 +1,4 @@
-"""Which parameters are trained and travel: all of them, named layers, or low-rank adapters (LoRA, Hu et al. 2021)."""
+"""Choose the trained parameters: all, named layers, or low-rank adapters (LoRA, Hu et al. 2021)."""
 
 from __future__ import annotations
 
@@ -23,22 +23,24 @@ from edgewise.plan.recipe.recipe import TrainableSection
 
 FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])(?:\.|$)")
 ALL_LINEAR = "all-linear"
-MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft adapts no output projection in these
+MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft adapts no output projection in these.
 
 
 def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: torch.dtype) -> tuple[nn.Module, Flat]:
-    """Choose, freeze, lay out.
+    """Choose the trained parameters of a model, freeze the others, and lay them out in one vector.
 
     Args:
-        key: decides the start of LoRA A (Kaiming uniform, as peft does); B starts at zero, so the adapted model equals
-            the base. Equal keys, equal starts.
-        frozen: dtype of everything that is not trained; the trained parameters are float32.
+        section: the recipe's [trainable].
+        key: decides the start of LoRA's A (Kaiming uniform, as in peft). B starts at zero, so the adapted model equals
+            the base. Equal keys give equal starts.
+        frozen: dtype of all parameters that are not trained. The trained ones are float32.
     Returns:
-        The model to run (wrapped for LoRA) and its flat parameters. Segment names are the model's own parameter names;
-        an adapter's are the ones of a saved PEFT file without ``base_model.model.``:
+        The model to run (wrapped for LoRA) and its flat parameters. Segments have the model's own parameter names. An
+        adapter's are those of a saved PEFT file without ``base_model.model.``, such as
         ``model.layers.0.self_attn.q_proj.lora_A.weight``.
     Raises:
-        ModelError: E-TARGETS where a target or pattern matches nothing that text runs through, or that LoRA can adapt.
+        ModelError: E-TARGETS where a target or pattern matches nothing, or only modules that text does not run through
+            or that LoRA cannot adapt.
     """
     if section.adapts:
         model = _with_lora(model, section, key)
@@ -49,15 +51,15 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
         if section.kind == "layers":
             _freeze_others(model, section.layers)
         named = _trained(model)
-    kept = {p for n, p in model.named_parameters() if is_factor_a(n)}  # half of an adapter, as exact as the other half
+    factors = {p for n, p in model.named_parameters() if is_factor_a(n)}  # Both halves of an adapter are float32.
     for p in model.parameters():
-        if not p.requires_grad and p.is_floating_point() and p not in kept:
+        if not p.requires_grad and p.is_floating_point() and p not in factors:
             p.data = p.data.to(frozen)
     return model, Flat(named)
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(n, p) for n, p in model.named_parameters() if p.requires_grad]  # tied weights come once
+    return [(n, p) for n, p in model.named_parameters() if p.requires_grad]  # Tied weights come once.
 
 
 def _freeze_others(model: nn.Module, patterns: list[str]) -> None:
@@ -70,7 +72,7 @@ def _freeze_others(model: nn.Module, patterns: list[str]) -> None:
 
 
 def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Module:
-    from peft import LoraConfig, get_peft_model  # seconds to import, and only LoRA needs it
+    from peft import LoraConfig, get_peft_model  # The import takes seconds, and only LoRA needs it.
 
     config = LoraConfig(
         r=section.rank,
@@ -83,16 +85,16 @@ def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Modu
     refused = f"trainable.targets = {section.targets}: peft refuses"
     fix = f'take others of these, or targets = ["{ALL_LINEAR}"]: {_listed(_linear(model))}.'
     with seeded(derive(key, "lora")), warnings.catch_warnings(), foreign(ModelError, "E-TARGETS", refused, fix):
-        warnings.simplefilter("ignore", FutureWarning)  # peft calls a deprecated name of transformers
+        warnings.simplefilter("ignore", FutureWarning)  # peft calls a deprecated name of transformers.
         return get_peft_model(model, config)
 
 
 def _targets(model: nn.Module, asked: list[str]) -> list[str] | str:
-    """Modules for LoRA: those that are asked for and that a text runs through.
+    """Choose the modules for LoRA among those that the recipe names: the ones that text runs through.
 
-    ``all-linear`` is every linear layer but the output head, as in peft, without those that peft refuses in Mamba.
-    A name stays as it was asked for where all its modules count; else the full names stand for it. (For ``all-linear``
-    as it is, peft also adapts the fused experts of the architectures that it knows.)
+    ``all-linear`` means every linear layer except the output head, as in peft, and except those that peft refuses in
+    Mamba. A name is passed on as it is where all its modules count. Otherwise their full names replace it. (For a
+    plain ``all-linear`` peft also adapts the fused experts of the architectures that it knows.)
     """
     able = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding) or _is_conv1d(m)]
     live, chosen = called(model), []
@@ -104,7 +106,7 @@ def _targets(model: nn.Module, asked: list[str]) -> list[str] | str:
             raise _no_match("trainable.targets", target, {n.rsplit(".", 1)[-1] for n in able})
         read = [n for n in found if pattern(n) in live]
         if not read:
-            what = f"trainable.targets: no text runs through `{target}`, so an adapter there would change nothing."
+            what = f"trainable.targets: no text runs through `{target}`. An adapter there would change nothing."
             known = [n for n in able if pattern(n) in live]
             raise ModelError("E-TARGETS", what, f"the model has: {_listed(known)}.")
         if asked == [ALL_LINEAR] and len(read) == len(found) and not _barred(model):
@@ -114,7 +116,7 @@ def _targets(model: nn.Module, asked: list[str]) -> list[str] | str:
 
 
 def _linear(model: nn.Module) -> list[str]:
-    """Names of the linear layers that ``all-linear`` means."""
+    """Return the names of the linear layers that ``all-linear`` means."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
     return [
         n for n, m in model.named_modules()
@@ -131,9 +133,9 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def without_adapter(model: nn.Module) -> dict[str, int]:
-    """Weights of an adapted model that no adapter changes: pattern of their name -> how many; matrices only.
+    """Count the weights of an adapted model that no adapter changes, by the pattern of their name. Matrices only.
 
-    Experts that share one tensor are often among them: LoRA adapts modules, and that tensor is none.
+    Experts that share one tensor are often among them, because LoRA adapts modules and that tensor is not one.
     """
     counts: Counter[str] = Counter()
     for name, p in model.named_parameters():
@@ -143,16 +145,16 @@ def without_adapter(model: nn.Module) -> dict[str, int]:
 
 
 def is_factor_a(name: str) -> bool:
-    """Whether a parameter is the factor A of an adapter, on a linear layer or an embedding."""
+    """Tell whether a parameter is the factor A of an adapter, on a linear layer or an embedding."""
     found = FACTOR.search(name)
     return found is not None and found[1] == "A"
 
 
 def _fix_a(model: nn.Module, key: Key) -> None:
-    """FFA-LoRA: A with orthonormal rows, the same on all devices, is never trained; only B moves and travels.
+    """Fix each factor A for FFA-LoRA: random with orthonormal rows, the same on all devices. Only B is trained.
 
     Then mean(B_i A) = mean(B_i) A exactly, noise on B enters the product once instead of squared, and half as much
-    travels. Rows are orthonormal (columns where the rank is larger than the layer is wide), so B's noise reaches the
+    travels. Rows are orthonormal (columns where the rank is larger than the layer's width), so B's noise reaches the
     product undistorted.
     Source: Sun et al. 2024, arXiv:2403.12313 (FFA-LoRA).
     """
@@ -160,18 +162,18 @@ def _fix_a(model: nn.Module, key: Key) -> None:
         for name, p in model.named_parameters():
             if not is_factor_a(name):
                 if FACTOR.search(name):
-                    p.zero_()  # B on an embedding starts at random in peft, since A starts at zero there
+                    p.zero_()  # peft starts B of an embedding at random, because A starts at zero there.
                 continue
             rng = generator(derive(key, "ffa", name.replace(PEFT_PREFIX, "")))
             draw = torch.from_numpy(rng.standard_normal((max(p.shape), min(p.shape))))
             q, r = torch.linalg.qr(draw)
-            q = q * torch.sign(torch.diagonal(r))  # one answer, whatever signs the library chooses
+            q = q * torch.sign(torch.diagonal(r))  # The result does not depend on the library's choice of signs.
             p.copy_(q.T if p.shape[0] <= p.shape[1] else q)
             p.requires_grad_(False)
 
 
 def _is_conv1d(module: nn.Module) -> bool:
-    return type(module).__name__ == "Conv1D"  # GPT-2's transposed linear layer
+    return type(module).__name__ == "Conv1D"  # This is GPT-2's transposed linear layer.
 
 
 def _no_match(where: str, asked: str, known: Iterable[str]) -> ModelError:

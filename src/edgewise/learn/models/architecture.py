@@ -1,4 +1,4 @@
-"""What a model is, whatever its architecture: sizes from its configuration, and causality from a forward pass.
+"""Describe a model of any architecture: read its sizes from its configuration, and test causality by a forward pass.
 
 Shape suffixes: B = batch, T = sequence, V = vocabulary.
 """
@@ -16,12 +16,20 @@ from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
 
 SPOKEN = "The cow went to the river, and 12 old stones were found there by a girl with a blue hat; nobody saw them."
-LARGE = 0.05  # of the largest logit: no rounding is that large, in bfloat16 neither
+LARGE = 0.05  # As a share of the largest logit. No rounding is that large, not even in bfloat16.
 UNREAD = 'lower data.sequence_len, or set model.precision = "float32".'
 
 
 class Sizes(NamedTuple):
-    """Numbers of the part that reads text. ``context``: most tokens that it reads, None where there is no limit."""
+    """Sizes of the part that reads text.
+
+    Attributes:
+        layers: number of blocks.
+        hidden: width between blocks.
+        inner: width inside a block's feed-forward part; the largest of all blocks.
+        vocabulary: number of token embeddings.
+        context: largest number of tokens that it reads at once. None without a limit.
+    """
 
     layers: int
     hidden: int
@@ -31,17 +39,17 @@ class Sizes(NamedTuple):
 
 
 def text_config(config: Any) -> Any:
-    """The configuration of the part that reads text: ``config`` itself, or a section of it (``text_config``)."""
+    """Return the configuration of the part that reads text: ``config`` itself, or its section ``text_config``."""
     with foreign(ModelError, "E-MODEL", "config.json describes no single text model", "take another model."):
         return config.get_text_config(decoder=True)
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """Sizes of a transformers model. Raises ModelError(E-MODEL) for one without token embeddings."""
+    """Return the sizes of a transformers model. Raises ModelError(E-MODEL) for one without token embeddings."""
     config = text_config(model.config)
     hidden = getattr(config, "hidden_size", None) or 0
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
-    if isinstance(inner, list | tuple):  # one for each layer
+    if isinstance(inner, list | tuple):  # Each layer has its own.
         inner = max(inner)
     longest = getattr(config, "max_position_embeddings", None)
     return Sizes(
@@ -54,7 +62,7 @@ def sizes(model: nn.Module) -> Sizes:
 
 
 def embeddings(model: nn.Module) -> Any:
-    """The module that turns token ids into vectors. Raises ModelError(E-MODEL) where there is none."""
+    """Return the module that turns token ids into vectors. Raises ModelError(E-MODEL) where there is none."""
     found = None
     with foreign(ModelError, "E-MODEL", "the model names no token embeddings", "take another model."):
         found = model.get_input_embeddings()
@@ -64,17 +72,22 @@ def embeddings(model: nn.Module) -> Any:
 
 
 def logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """Next-token logits [B, T, V] as training, evaluation and export compute them: all tokens are read, none is
-    padding, and nothing is cached."""
+    """Compute next-token logits [B, T, V], as training, evaluation and export need them.
+
+    The model reads all tokens. None counts as padding, and nothing is cached.
+    """
     out: Tensor = model(input_ids=ids_BT, use_cache=False).logits
     return out
 
 
 def probe_ids(tokens: Any, rows: int, length: int, vocabulary: int) -> Tensor:
-    """int64[rows, length] token ids that differ from row to row: ordinary words, so no token that stands for an image.
+    """Make token ids that differ from row to row, from ordinary words: int64[rows, length].
+
+    No id stands for an image or another special input.
 
     Args:
-        tokens: ``learn.text.tokens.Tokens``. vocabulary: most ids that the model knows.
+        tokens: ``learn.text.tokens.Tokens``.
+        vocabulary: number of ids that the model knows.
     """
     known = sorted({int(i) for i in tokens.encode([SPOKEN])[0] if i < vocabulary})
     known = known if len(known) > 4 else list(range(vocabulary))
@@ -83,11 +96,11 @@ def probe_ids(tokens: Any, rows: int, length: int, vocabulary: int) -> Tensor:
 
 
 def check_causal(model: nn.Module, tokens: Any, length: int, name: str) -> None:
-    """Refuse a model that sees the tokens which it is to predict.
+    """Refuse a model that sees the tokens which it has to predict.
 
-    Reads ``length`` tokens twice, the second time with other tokens in the second half. The logits of the first half
-    must not move. Where they move a little, the gradient decides whether that is rounding: a causal model's is exactly
-    zero. Costs two forward passes.
+    The model reads ``length`` tokens twice, the second time with other tokens in the second half. The logits of the
+    first half must not move. Where they move a little, the gradient tells whether that is rounding, because a causal
+    model's is exactly zero. The check costs two forward passes.
 
     Raises:
         ModelError: E-MODEL for such a model, and for one that cannot read so many tokens.
@@ -108,12 +121,12 @@ def check_causal(model: nn.Module, tokens: Any, length: int, name: str) -> None:
         model.train(mode)
     if moved:
         raise ModelError(
-            "E-MODEL", f"{name} is not causal: its logits of a token move with later tokens.", _cure(model)
+            "E-MODEL", f"{name} is not causal. Its logits of a token change with later tokens.", _cure(model)
         )
 
 
 def _influenced(model: nn.Module, ids_1T: Tensor, half: int) -> bool:
-    """Whether the logits of the first half have a gradient with respect to the embeddings of the second half."""
+    """Tell whether the logits of the first half have a gradient with respect to the second half's embeddings."""
     leaves: list[Tensor] = []
 
     def caught(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -128,7 +141,7 @@ def _influenced(model: nn.Module, ids_1T: Tensor, half: int) -> bool:
             found = torch.autograd.grad((out * weights).sum(), leaves, allow_unused=True)
     finally:
         handle.remove()
-    # One row: whichever of its first two axes is the sequence, the gradients of the tokens follow one another.
+    # With one row, the gradients of the tokens follow one another, whichever of the first two axes is the sequence.
     return not leaves or any(g is not None and bool(g.reshape(ids_1T.shape[1], -1)[half:].any()) for g in found)
 
 
@@ -143,14 +156,15 @@ def _cure(model: nn.Module) -> str:
 
 
 def pattern(name: str) -> str:
-    """A module's or parameter's name with ``*`` for each number: one for all layers and all experts."""
+    """Replace each number in a module's or parameter's name by ``*``, so that all layers and experts share one name."""
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
 def called(model: nn.Module) -> set[str]:
-    """Patterns of the modules whose forward method runs when the model reads text.
+    """Return the patterns of the modules whose forward method runs when the model reads text.
 
-    An adapter on another module changes nothing: it belongs to images or sound, or its weight is used without it.
+    An adapter on another module changes nothing. Such a module belongs to images or sound, or another module uses its
+    weight directly.
     """
     found: set[str] = set()
     names = {module: pattern(name) for name, module in model.named_modules()}
@@ -172,9 +186,10 @@ def called(model: nn.Module) -> set[str]:
 
 
 def unread(model: nn.Module) -> dict[str, int]:
-    """Trained parameters of parts that no text runs through (the image encoder of a multimodal model), by part.
+    """Count the trained parameters of parts that text does not run through, by part.
 
-    They travel and never move. Empty where the whole model reads text: its configuration is not nested then.
+    One such part is the image encoder of a multimodal model. Its parameters travel and never change. The result is
+    empty where the whole model reads text, which a configuration without sections tells.
     """
     if text_config(model.config) is model.config:
         return {}
@@ -187,7 +202,7 @@ def unread(model: nn.Module) -> dict[str, int]:
 
 
 def shares(parts: dict[str, int]) -> str:
-    """``{"model.layers.*.mlp.experts.gate_up_proj": 60, ...}`` as text, the largest first, in per cent of all."""
+    """Write the largest of some counts as text, in per cent of all: ``{"layers.*.mlp.up_proj.weight": 60, ...}``."""
     total = sum(parts.values()) or 1
     largest = sorted(parts.items(), key=lambda part: -part[1])[:3]
     return ", ".join(f"{re.sub(r'[.]weight$', '', name)} {100 * n / total:.0f} %" for name, n in largest)

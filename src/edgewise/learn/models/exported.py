@@ -1,4 +1,4 @@
-"""A run's vector as a model folder that others load, held against the trained model before anybody sees it.
+"""Export a run's vector as a model folder, and check the folder against the trained model.
 
 Shape suffixes: B = batch, T = sequence, V = vocabulary.
 """
@@ -34,18 +34,22 @@ from edgewise.strategies.base import Directions
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 TEMPLATES = ("chat_template*", "additional_chat_templates/*.jinja")
-BASE = "base"  # folder of the base beside an adapter
+BASE = "base"  # The folder of the base beside an adapter.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # as safetensors names them
-ROWS, LENGTH = 4, 32  # of the text that the logits are compared on
-FINEST, COARSEST = 1e-5, 1e-4  # of the largest logit: rounding of float32 in small and in deep models
+STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # The keys are the names in safetensors.
+ROWS, LENGTH = 4, 32  # Logits are compared on a text of this size.
+FINEST, COARSEST = 1e-5, 1e-4  # Rounding of float32 in small and in deep models, as shares of the largest logit.
 AGAIN = "put the base model back as it was when the run began, or name its folder with --base."
 
 
 class Checked(NamedTuple):
-    """Largest differences between logits on the same text: ``loaded``, of the model that was read back from the folder
-    against the one that was trained (as rounded to the folder's dtype); ``rounding``, by that dtype alone; ``moved``,
-    by training."""
+    """The largest differences between logits on the same text.
+
+    Attributes:
+        loaded: between the model that was read back from the folder and the trained one, rounded to the folder's dtype.
+        rounding: difference by that rounding alone.
+        moved: difference by training.
+    """
 
     loaded: float
     rounding: float
@@ -65,13 +69,17 @@ class TrainedModel(NamedTuple):
 def trained(
     recipe: Recipe, base: str, folder: Path, facts: Mapping[str, Any], params: Vector, directions: Directions | None
 ) -> TrainedModel:
-    """The model that a run's vector stands for, as the program itself evaluates it.
+    """Rebuild the model of a run's vector, as the program itself evaluates it.
 
     Args:
-        base: as ``model.base``; folder: where a relative one starts. facts: of the run; they say on which base it
-            trained. params: the run's vector. directions: what its coefficients belong to, if they are such.
+        base: the base model, as ``model.base``.
+        folder: the folder where a relative ``base`` starts.
+        facts: facts of the run, which identify the base that it trained on.
+        params: the run's vector.
+        directions: the directions, where the vector holds coefficients. None where it holds parameters.
     Raises:
-        EdgewiseError: E-EXPORT where the base is another one than the run's. ModelError: E-MODEL, E-MODEL-REMOTE.
+        EdgewiseError: E-EXPORT where the base is not the run's.
+        ModelError: E-MODEL, E-MODEL-REMOTE.
     """
     loaded, model, flat = _start(recipe, base, folder, torch.float32)
     if directions is not None:
@@ -81,9 +89,7 @@ def trained(
         raise EdgewiseError("E-EXPORT", what, AGAIN)
     arithmetic = getattr(torch, facts.get("precision") or "float32")
     same = [facts.get("model_fingerprint") in (None, frozen_digest(model, arithmetic))]
-    if (
-        not recipe.trainable.adapts and directions is None
-    ):  # all parameters are the run's, but not the rest of the model
+    if not recipe.trainable.adapts and directions is None:  # The fingerprint does not cover trained parameters.
         same.append(facts.get("initial_sha256") in (None, vector.digest(vector.to_bytes(flat.read()))))
     if not all(same):
         raise EdgewiseError("E-EXPORT", f"{loaded.name} has other weights than the run trained on.", AGAIN)
@@ -92,7 +98,7 @@ def trained(
     base_BTV = read_logits(model, ids_BT)
     flat.write(params)
     wanted_BTV = read_logits(model, ids_BT)
-    for p in model.parameters():  # off the shared storage, which a safetensors file cannot say
+    for p in model.parameters():  # A safetensors file cannot hold the shared storage.
         p.data, p.grad = p.data.clone(), None
     return TrainedModel(loaded, model, ids_BT, base_BTV, wanted_BTV)
 
@@ -105,8 +111,8 @@ def _start(recipe: Recipe, base: str, folder: Path, arithmetic: torch.dtype) -> 
 def _from_directions(
     recipe: Recipe, base: str, folder: Path, facts: Mapping[str, Any], params: Vector, directions: Directions
 ) -> Vector:
-    """The parameters that the run's coefficients stand for."""
-    # Read as the run read it: in bfloat16, the start of LoRA's A is drawn in that.
+    """Compute the parameters from the run's coefficients."""
+    # The model is read in the run's own arithmetic, because the start of LoRA's A is drawn in it.
     loaded, _, flat = _start(recipe, base, folder, getattr(torch, facts.get("precision") or "float32"))
     if facts.get("base_sha256") != base_digest(flat.spec, flat.read()):
         what = f"{loaded.name} has other parameters than the run's directions start from."
@@ -115,20 +121,20 @@ def _from_directions(
 
 
 def read_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
-    """float32[B, T, V], in evaluation mode."""
+    """Compute logits in evaluation mode: float32[B, T, V]."""
     with torch.no_grad():
         return logits(model.eval(), ids_BT).float()
 
 
 def write_merged(t: TrainedModel, folder: Path, dtype: str) -> Checked:
-    """Write the whole model: weights, configuration, tokenizer.
+    """Write the whole model with its configuration and tokenizer.
 
     Args:
-        dtype: ``float32``, ``bfloat16`` or ``float16``: of all weights.
+        dtype: dtype of all weights, ``float32``, ``bfloat16`` or ``float16``.
     Returns:
-        How close the folder is to the trained model.
+        The differences between the folder and the trained model.
     Raises:
-        EdgewiseError: E-EXPORT where the folder cannot be loaded, or gives other logits. Whatever writing raises.
+        EdgewiseError: E-EXPORT where the folder cannot be loaded or gives other logits. Errors of writing pass through.
     """
     model: Any = t.model
     if hasattr(model, "merge_and_unload"):
@@ -146,15 +152,19 @@ def write_merged(t: TrainedModel, folder: Path, dtype: str) -> Checked:
     del model
     rounding = _largest(rounded_BTV, merged_BTV)
     t = t._replace(model=nn.Identity(), loaded=t.loaded._replace(model=nn.Identity()), wanted_BTV=rounded_BTV)
-    gc.collect()  # a large model shall not be in memory twice
+    gc.collect()  # A large model must not be in memory twice.
     return _verified(_plain(folder), t, folder, rounding)
 
 
 def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, beside: bool) -> Checked:
-    """Write the adapter, its tokenizer, and with ``beside`` the base as it came in ``folder / "base"``.
+    """Write the adapter and its tokenizer. With ``beside`` also copy the base to ``folder / "base"``.
 
     Args:
-        base, revision: what the adapter names as its base. Returns, Raises: as ``write_merged``.
+        base, revision: the base that the adapter's configuration names.
+    Returns:
+        The differences between the folder and the trained model.
+    Raises:
+        EdgewiseError: as ``write_merged``.
     """
     from peft import PeftModel
 
@@ -179,7 +189,7 @@ def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, besid
 
 
 def _plain(folder: Path) -> nn.Module:
-    """A folder as any user of ``transformers`` reads it, in float32."""
+    """Load a folder in float32, as any user of ``transformers`` does."""
     from transformers import AutoModelForCausalLM
 
     with foreign(EdgewiseError, "E-EXPORT", "transformers cannot load the model that it wrote", "update transformers."):
@@ -195,9 +205,9 @@ def _verified(fresh: nn.Module, t: TrainedModel, folder: Path, rounding: float) 
 
 
 def _close(got_BTV: Tensor, t: TrainedModel, fix: str) -> float:
-    """The largest difference from the wanted logits. Raises EdgewiseError(E-EXPORT) where rounding does not explain it.
+    """Return the largest difference from the wanted logits. Raises EdgewiseError(E-EXPORT) above the limit.
 
-    Allowed is a tenth of what training moved, and of the largest logit at least 1e-5 and at most 1e-4.
+    The limit is a tenth of the change by training, but at least 1e-5 and at most 1e-4 of the largest logit.
     """
     found = _largest(got_BTV, t.wanted_BTV)
     scale, moved = float(t.wanted_BTV.abs().max()), _largest(t.wanted_BTV, t.base_BTV)
@@ -212,9 +222,9 @@ def _largest(a_BTV: Tensor, b_BTV: Tensor) -> float:
 
 
 def _untie(model: Any) -> None:
-    """Give each adapted layer weights of its own where it shares them with another one (tied embeddings).
+    """Give each adapted layer its own copy of weights that it shares with another layer (tied embeddings).
 
-    The adapter changed one use of the shared weights. Merged into them, it would change the other use too.
+    The adapter changed one use of the shared weights. A merge into them would change the other use too.
     """
     plain = model.get_base_model()
     users = Counter(id(p) for m in plain.modules() for p in m._parameters.values() if p is not None)
@@ -229,19 +239,19 @@ def _untie(model: Any) -> None:
 
 
 def stored_dtype(folder: Path) -> str:
-    """The dtype of most weights in a model's folder; ``float32`` for one that is none of ``DTYPES``."""
+    """Return the dtype of most weights in a model's folder. ``float32`` for a dtype that is not in ``DTYPES``."""
     counts: Counter[str] = Counter()
     for path in weight_files(folder):
         with safe_open(path, "pt") as f:
-            for name in f.keys():  # noqa: SIM118  (no dict)
+            for name in f.keys():  # noqa: SIM118  (f is not a dict)
                 piece = f.get_slice(name)
                 counts[piece.get_dtype()] += int(torch.tensor(piece.get_shape()).prod())
-    most = counts.most_common(1)
-    return STORED.get(most[0][0], "float32") if most else "float32"
+    commonest = counts.most_common(1)
+    return STORED.get(commonest[0][0], "float32") if commonest else "float32"
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that ``transformers`` reads weights from: one, or the parts that an index lists."""
+    """List the files from which ``transformers`` reads weights: one, or the parts that an index lists."""
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return [folder / "model.safetensors"]
@@ -249,10 +259,10 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def write_tokenizer(loaded: Loaded, folder: Path) -> None:
-    """Write a tokenizer that splits text as the base's does, its files as they are where they do.
+    """Write a tokenizer that splits text as the base's does. Its files are copied where that is enough.
 
-    Beside an adapter there is no config.json. Where the tokenizer depends on what that says of the architecture,
-    transformers writes it out in full.
+    Beside an adapter there is no config.json. Where the tokenizer depends on the architecture in that file, it is
+    written out in full by transformers.
     """
     copy_tokenizer(loaded.folder, folder)
     if tokens.load(folder).digest != loaded.tokens.digest:
@@ -262,7 +272,7 @@ def write_tokenizer(loaded: Loaded, folder: Path) -> None:
 
 
 def copy_tokenizer(origin: Path, folder: Path) -> None:
-    """Copy the tokenizer's files and chat templates; a folder of such a name is none of them."""
+    """Copy the tokenizer's files and chat templates. A folder of such a name is left out."""
     for pattern in (*TOKENIZER_FILES, *TEMPLATES):
         for file in origin.glob(pattern):
             if file.is_file():
@@ -272,7 +282,7 @@ def copy_tokenizer(origin: Path, folder: Path) -> None:
 
 
 def copy_base(origin: Path, folder: Path) -> None:
-    """Copy a model as it is: weights, settings, tokenizer, card and licence."""
+    """Copy a model unchanged: weights, settings, tokenizer, card and licence."""
     folder.mkdir()
     copy_tokenizer(origin, folder)
     settings = [p for pattern in ("*.json", "README.md", "LICENSE*") for p in origin.glob(pattern) if p.is_file()]

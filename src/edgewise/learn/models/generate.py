@@ -1,4 +1,4 @@
-"""Text that a model writes: how it goes on with the beginning of a held-out text.
+"""Let a model continue the beginning of a held-out text.
 
 Shape suffixes: S = tokens of a block, n = tokens of a beginning, V = vocabulary.
 """
@@ -14,22 +14,27 @@ from torch import nn
 from edgewise.core.keys import Key, generator
 from edgewise.core.vector import Array
 
-PROMPT, NEW = 32, 48  # tokens that are read, and that are written, at most
+PROMPT, NEW = 32, 48  # The largest numbers of tokens that a model reads and writes.
 TEMPERATURE, TOP = 0.8, 20
 
 
 class TextOpening(NamedTuple):
-    """The beginning of a held-out text and how it goes on: token ids."""
+    """The beginning of a held-out text and its true continuation, as token ids."""
 
     prompt: list[int]
     actual: list[int]
 
 
 def opening(block_S: Array) -> TextOpening | None:
-    """Cut a block (int32[S], ``~id`` is read and never predicted) after its first tokens: after what is read before
-    the first token that is predicted, of instruction data the prompt, or else after ``PROMPT`` tokens, at most half.
+    """Cut a block into a beginning and its continuation.
 
-    None where there is not one token after that.
+    Instruction data is cut after the prompt. Other text is cut after ``PROMPT`` tokens, or after half of it if it is
+    shorter.
+
+    Args:
+        block_S: int32[S]. ``~id`` stands for a token that is read and never predicted.
+    Returns:
+        None where no token would follow the cut.
     """
     predicted = np.flatnonzero(block_S >= 0)
     if not len(predicted):
@@ -45,12 +50,14 @@ def opening(block_S: Array) -> TextOpening | None:
 def continued(
     model: nn.Module, prompt: list[int], longest: int, end: int | None, arithmetic: torch.dtype, key: Key
 ) -> list[int]:
-    """At most ``NEW`` tokens after ``prompt``, each drawn from the ``TOP`` likeliest at ``TEMPERATURE``, up to the end
-    of the text (``end``).
+    """Generate at most ``NEW`` tokens after ``prompt``, up to the end of the text (``end``).
+
+    Each token is drawn from the ``TOP`` likeliest at ``TEMPERATURE``.
 
     Args:
-        longest: tokens that the model reads at once; of more, the last ones. key: decides the draws.
-    Guarantees: same arguments on the same processor, same tokens.
+        longest: largest number of tokens that the model reads at once. Of a longer text it reads the last ones.
+        key: decides the draws.
+    Guarantees: equal arguments give equal tokens on the same processor.
     Source: Fan et al. 2018, arXiv:1805.04833, section 5 (top-k sampling).
     """
     rng, ids = generator(key), list(prompt)

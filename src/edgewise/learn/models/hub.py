@@ -1,4 +1,4 @@
-"""Files of a model on the Hugging Face hub: the ones that training and export read, at one commit."""
+"""Download a model's files from the Hugging Face hub, at one commit."""
 
 from __future__ import annotations
 
@@ -10,23 +10,17 @@ from pathlib import Path
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
 
-# Settings, tokenizer, chat templates, and what the model card says about licence and language.
+# Training and export read settings, tokenizer and chat templates, and the model card for licence and language.
 SMALL = ["*.json", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*"]
-APART = [
-    "original/*",
-    "onnx/*",
-    "openvino/*",
-    "metal/*",
-    "coreml/*",
-    "checkpoint-*",
-]  # the same model for other programs
+# These folders hold the same model for other programs.
+APART = ["original/*", "onnx/*", "openvino/*", "metal/*", "coreml/*", "checkpoint-*"]
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 COMMIT = re.compile(r"[0-9a-f]{40}")
 FIX = "download it where there is a network and give the folder as model.base, or use the bundled model."
 
 
 def split(asked: str) -> tuple[str, str]:
-    """``"owner/name@revision"`` as (repository, revision); an empty revision is the repository's main branch."""
+    """Split ``"owner/name@revision"`` into repository and revision. An empty revision means the main branch."""
     repo, _, revision = asked.partition("@")
     return repo, revision
 
@@ -34,8 +28,8 @@ def split(asked: str) -> tuple[str, str]:
 def fetch(asked: str) -> Path:
     """Download a model, or find it in the cache of the hub's client.
 
-    Only the weights that ``transformers`` reads are taken: ``model.safetensors`` or the parts that its index lists.
-    Repositories often hold the same weights a second time (``consolidated.safetensors``, ``original/``).
+    Of the weights it takes only those that ``transformers`` reads: ``model.safetensors``, or the parts that its index
+    lists. Repositories often hold the same weights a second time (``consolidated.safetensors``, ``original/``).
 
     Args:
         asked: ``owner/name`` or ``owner/name@revision``. A revision is a branch, a tag or a commit.
@@ -54,7 +48,7 @@ def fetch(asked: str) -> Path:
 
 
 def commit(folder: Path) -> str:
-    """The commit that a folder of the hub's cache holds, 40 hexadecimal digits; empty for another folder."""
+    """Return the commit of a folder in the hub's cache, 40 hexadecimal digits. Empty for another folder."""
     return folder.name if COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots" else ""
 
 

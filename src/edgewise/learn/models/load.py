@@ -1,4 +1,7 @@
-"""From a recipe's ``model.base`` to a causal language model and its tokenizer. Safetensors only, no remote code.
+"""Load the causal language model of a recipe's ``model.base`` and its tokenizer. Safetensors only, no remote code.
+
+    loaded = load("hub:owner/name", recipe_dir)
+    loaded.model, loaded.tokens
 
 Shape suffixes: B = batch, S = block length + 1, T = block length, V = vocabulary.
 """
@@ -22,17 +25,24 @@ from edgewise.learn.models.architecture import logits
 from edgewise.learn.text import tokens
 
 CONFIG_BYTES = 1 << 22
-MOST_PARTS = 1 << 16  # layers times experts; the largest open models have some 25,000
+MOST_PARTS = 1 << 16  # Layers times experts. The largest open models have some 25,000.
 COUNTS = re.compile(r"^(num|n)_.*(layer|expert|block|head|label)")
-MADE = re.compile(r"^(num|n)_(hidden_)?layers?$|^(num|n)_(local_|routed_)?experts$")  # parts that are multiplied
-DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")  # stored by old versions, computed by new ones
+MADE = re.compile(r"^(num|n)_(hidden_)?layers?$|^(num|n)_(local_|routed_)?experts$")  # These counts multiply.
+DERIVED = re.compile(
+    r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$"
+)  # Old versions stored these, new ones compute them.
 FP32_ATTENTION = "edgewise_fp32_sdpa"
 
 
 class Loaded(NamedTuple):
-    """A model in the asked dtype, its tokenizer, a name for reports, and the folder that it came from.
+    """A loaded model.
 
-    ``commit``: of a model of the hub, 40 hexadecimal digits; else empty.
+    Attributes:
+        model: the model, in the requested dtype.
+        tokens: its tokenizer.
+        name: its name for reports.
+        folder: the folder that it came from.
+        commit: the commit of a model of the hub, 40 hexadecimal digits. Empty for other models.
     """
 
     model: nn.Module
@@ -43,12 +53,15 @@ class Loaded(NamedTuple):
 
 
 def load(base: str, recipe_dir: Path, dtype: torch.dtype = torch.float32) -> Loaded:
-    """Read a model: ``"bundled"``, ``"hub:owner/name"``, ``"hub:owner/name@revision"``, or a folder (relative to the
-    recipe's).
+    """Load a model and its tokenizer.
 
+    Args:
+        base: ``"bundled"``, ``"hub:owner/name"``, ``"hub:owner/name@revision"``, or a folder.
+        recipe_dir: the folder where a relative ``base`` starts.
+        dtype: dtype of the weights.
     Raises:
-        ModelError: E-MODEL (missing, damaged, pickled, incomplete, with an adapter beside it, needs remote code),
-            E-MODEL-REMOTE.
+        ModelError: E-MODEL for a model that is missing, damaged, pickled or incomplete, has an adapter beside it, or
+            needs remote code. E-MODEL-REMOTE where the hub cannot give it.
     """
     if base == "bundled":
         folder, name = Path(str(resources.files("edgewise"))) / "assets" / "student", "bundled student"
@@ -70,7 +83,7 @@ def _check(folder: Path) -> None:
         fix = f'check model.base; a model of the Hugging Face hub is "hub:{folder.name}"; "bundled" always works.'
         raise ModelError("E-MODEL", f"no model folder at {folder}.", fix)
     if (folder / "adapter_config.json").is_file():
-        # transformers would apply the adapter on loading, and nobody asked for it.
+        # transformers would apply the adapter on loading, which the recipe does not ask for.
         rest = "weights and an adapter" if (folder / "config.json").is_file() else "an adapter, not a whole model"
         fix = "merge the adapter into the model, or move adapter_config.json and its weights to another folder."
         raise ModelError("E-MODEL", f"{folder} has {rest}.", fix)
@@ -83,9 +96,10 @@ def _check(folder: Path) -> None:
 
 
 def _bounded(path: Path) -> None:
-    """Refuse a configuration of more parts than any model has, before they are made one by one.
+    """Refuse a configuration with more parts than any model has, before transformers makes them one by one.
 
-    Raises ModelError(E-MODEL), also where the file is no JSON object.
+    Raises:
+        ModelError: E-MODEL, also where the file cannot be read as JSON.
     """
     with foreign(ModelError, "E-MODEL", f"{path} cannot be read", "save the model again."):
         if path.stat().st_size > CONFIG_BYTES:
@@ -120,7 +134,7 @@ def _model(folder: Path, dtype: torch.dtype) -> nn.Module:
             local_files_only=True,
             output_loading_info=True,
         )
-    # transformers would fill missing and mismatched ones with random numbers, and drop unexpected ones.
+    # transformers would fill missing and mismatched weights with random numbers, and drop unexpected ones.
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if odd := sorted(str(key) for key in info.get(kind, ()) if not DERIVED.search(str(key))):
             what = f"{folder}: {len(odd)} {kind.replace('_', ' ')} ({', '.join(odd[:3])})."
@@ -129,7 +143,7 @@ def _model(folder: Path, dtype: torch.dtype) -> nn.Module:
 
 
 def bfloat16_in_hardware() -> bool:
-    """Whether this CPU multiplies bfloat16 matrices natively (AVX512-BF16, AMX, Arm BF16); False where unknown."""
+    """Tell whether this CPU multiplies bfloat16 matrices natively (AVX512-BF16, AMX, Arm BF16). False if unknown."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
     except OSError:
@@ -138,21 +152,26 @@ def bfloat16_in_hardware() -> bool:
 
 
 def autocast_dtype(precision: str) -> torch.dtype:
-    """The arithmetic of a recipe's ``model.precision``: ``auto`` is bfloat16 where the CPU has it in hardware.
+    """Return the arithmetic of a recipe's ``model.precision``. ``auto`` is bfloat16 where the CPU has it in hardware.
 
-    Measured on one Zen 4 core, training steps of 8 x 128 tokens, tokens per second, float32 / bfloat16 autocast /
-    bfloat16 autocast with float32 attention (what we do): hidden 64: 11.7k / 9.6k / 15.5k; 128 (the bundled model):
-    5.9k / 7.4k / 9.2k; 256: 1.5k / 2.6k / 2.8k; 512: 0.48k / 0.99k / 1.07k. So ``auto`` needs no smallest size.
+    Measured in tokens per second on one Zen 4 core, for training steps of 8 x 128 tokens:
+
+        hidden width                                     64       128 (bundled)    256      512
+        float32                                          11.7k    5.9k             1.5k     0.48k
+        bfloat16 autocast                                9.6k     7.4k             2.6k     0.99k
+        bfloat16 autocast, float32 attention (chosen)    15.5k    9.2k             2.8k     1.07k
+
+    The chosen one is the fastest at every width, so ``auto`` needs no smallest size.
     """
     fast = precision == "bfloat16" or (precision == "auto" and bfloat16_in_hardware())
     return torch.bfloat16 if fast else torch.float32
 
 
 def float32_attention(model: nn.Module) -> None:
-    """Let a model under autocast compute attention itself in float32.
+    """Let a model under autocast compute attention in float32. The projections around it stay in bfloat16.
 
-    torch's fused CPU attention is slow backwards in bfloat16 (14.8 ms against 3 ms in float32 for 8 x 4 heads of 128
-    tokens, a third of the whole step); the projections around it stay in bfloat16.
+    The backward pass of torch's fused CPU attention is slow in bfloat16: 14.8 ms against 3 ms in float32 for 8 x 4
+    heads of 128 tokens, which is a third of the whole step.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -172,13 +191,17 @@ def float32_attention(model: nn.Module) -> None:
 
 
 class TextLoss:
-    """Next-token loss of a causal LM on blocks in which ``~id`` marks a token that is read but never predicted."""
+    """The next-token loss of a causal model on blocks. ``~id`` marks a token that is read but never predicted."""
 
     def __init__(self, autocast: torch.dtype) -> None:
         self.autocast = autocast
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor, int]) -> tuple[Tensor, float]:
-        """(mean nll in nats over the batch's n predictions, n); ``batch = (s_BS, n)``, int64 and n >= 1."""
+        """Return the mean negative log-likelihood in nats over a batch's n predictions, and n.
+
+        Args:
+            batch: (s_BS, n), with int64 token ids and n >= 1.
+        """
         s_BS, n = batch
         y_BT = s_BS[:, 1:]
         x_BT = torch.where(s_BS < 0, ~s_BS, s_BS)[:, :-1]

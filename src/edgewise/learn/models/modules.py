@@ -1,12 +1,12 @@
-"""A torch module as a run sees it: named parameters, strictly those of a layout.
+"""Map the named parameters of a torch module to and from a run's vector, strictly by its layout.
 
-    spec = layout(model)                        # server: what a run of this module trains
-    load(model, spec, x)                        # device: the round's model; a module that does not fit is E-LAYOUT
+    spec = layout(model)                        # server: the layout of a run of this module
+    load(model, spec, x)                        # device: the round's model; E-LAYOUT for a module that does not fit
     x = read(model, spec)                       # after training
 
-Names are the module's own, without what ``peft`` and ``torch.compile`` put around them: an adapter's weights have the
-names of a saved adapter without ``base_model.model.``. So a module and its wrapped form have one layout. Buffers, as
-batch statistics, are no parameters: they stay where they are.
+Names are the module's own, without the prefixes of ``peft`` and ``torch.compile``. An adapter's weights have the names
+of a saved adapter without ``base_model.model.``. A module and its wrapped form therefore have one layout. Buffers, such
+as batch statistics, are not parameters and do not travel.
 """
 
 from __future__ import annotations
@@ -21,19 +21,20 @@ from edgewise.core.errors import ModelError
 from edgewise.core.training import Correction
 from edgewise.core.vector import Segment, Spec, Vector
 
-PEFT_PREFIX = "base_model.model."  # what peft puts before each name in memory and in a saved adapter
-SHOWN = 3  # names in a message
+PEFT_PREFIX = "base_model.model."  # peft puts it before each name in memory and in a saved adapter.
+SHOWN = 3  # A message lists so many names.
 
 
 def plain_name(name: str) -> str:
-    """A parameter's name as layouts have it."""
+    """Return a parameter's name as layouts have it."""
     return (name.replace("_orig_mod.", "") + ".").replace(PEFT_PREFIX, "").replace(".default.", ".")[:-1]
 
 
 def layout(model: nn.Module) -> Spec:
-    """The layout of a module's parameters that take a gradient.
+    """Return the layout of a module's parameters that take a gradient.
 
-    Raises ModelError(E-LAYOUT) where none do, or one is not float32.
+    Raises:
+        ModelError: E-LAYOUT where none do, or one is not float32.
     """
     named = [(name, p) for name, p in _named(model).items() if p.requires_grad]
     if not named:
@@ -43,18 +44,18 @@ def layout(model: nn.Module) -> Spec:
 
 
 def size(model: nn.Module) -> int:
-    """Number of all its parameters, frozen ones too."""
+    """Count all parameters of a module, with the frozen ones."""
     return sum(p.numel() for p in model.parameters())
 
 
 def load(model: nn.Module, spec: Spec, x: Vector, trained: Collection[str] = ()) -> None:
-    """Write float32[d] into a module, and let those of its parameters take a gradient that the round trains.
+    """Write float32[d] into a module, and let the parameters that the round trains take a gradient.
 
     Args:
-        trained: names of segments; empty: all of the layout.
+        trained: names of the round's trained segments. Empty means all of the layout.
     Raises:
-        ModelError(E-LAYOUT): a parameter of the layout is missing, or has another shape or dtype; the module trains one
-            that the layout does not have. Nothing is written then.
+        ModelError: E-LAYOUT where a parameter of the layout is missing or has another shape or dtype, or the module
+            trains one that is not in the layout. Nothing is written then.
     """
     found = _checked(model, spec)
     with torch.no_grad():
@@ -64,7 +65,7 @@ def load(model: nn.Module, spec: Spec, x: Vector, trained: Collection[str] = ())
 
 
 def read(model: nn.Module, spec: Spec) -> Vector:
-    """The module's parameters as float32[d]. Raises ModelError(E-LAYOUT) as ``load``."""
+    """Return the module's parameters as float32[d]. Raises ModelError(E-LAYOUT) as ``load``."""
     x = np.empty(spec.dim, np.float32)
     for s, p in zip(spec.segments, _checked(model, spec), strict=True):
         x[s.start : s.stop] = p.detach().cpu().reshape(-1).numpy()
@@ -74,7 +75,9 @@ def read(model: nn.Module, spec: Spec) -> Vector:
 def correct(model: nn.Module, spec: Spec, start: Vector, correction: Correction) -> None:
     """Add a strategy's correction to the gradients: g += pull (w - start) + shift.
 
-    Raises ModelError(E-LAYOUT) as ``load``. A parameter without a gradient is left alone.
+    Raises:
+        ModelError: E-LAYOUT as ``load``.
+    Edge cases: a parameter without a gradient stays as it is.
     """
     with torch.no_grad():
         for s, p in zip(spec.segments, _checked(model, spec), strict=True):
@@ -91,9 +94,9 @@ def _view(x: Vector, s: Segment) -> torch.Tensor:
 
 
 def _named(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Each parameter once, by its plain name; raises ModelError(E-LAYOUT) for what is no module."""
+    """Return each parameter once, by its plain name. Raises ModelError(E-LAYOUT) for anything but a module."""
     if not isinstance(model, nn.Module):
-        raise ModelError("E-LAYOUT", f"{type(model).__name__} is no torch module.", "give a torch.nn.Module.")
+        raise ModelError("E-LAYOUT", f"{type(model).__name__} is not a torch module.", "give a torch.nn.Module.")
     found: dict[str, nn.Parameter] = {}
     for name, p in model.named_parameters():
         if (plain := plain_name(name)) in found:
@@ -124,8 +127,8 @@ def _checked(model: nn.Module, spec: Spec) -> list[nn.Parameter]:
 def _check_kind(named: Sequence[tuple[str, nn.Parameter]]) -> None:
     for name, p in named:
         if p.dtype != torch.float32:
-            what = f"{name} is {str(p.dtype).removeprefix('torch.')}: small steps would be lost in its rounding."
-            raise ModelError("E-LAYOUT", what, "train it in float32; what is frozen may have any dtype.")
+            what = f"{name} is {str(p.dtype).removeprefix('torch.')}. Its rounding would lose small steps."
+            raise ModelError("E-LAYOUT", what, "train it in float32. Frozen parameters may have any dtype.")
 
 
 def _shown(names: Sequence[str]) -> str:

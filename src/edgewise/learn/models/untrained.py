@@ -1,4 +1,4 @@
-"""A recipe's model before any training, without text: what a run of it begins with, and the files that devices need."""
+"""Load a recipe's model before any training: its initial vector, and the files that devices need. It needs no text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ class Untrained:
     """A model before the first round.
 
     Attributes:
-        initial: what is trained, float32 of ``spec``. files: that ``transformers`` reads; none of the bundled model,
-            which every device has. facts: as ``learn.text.trainer.TextTrainer.describe`` tells them of the model.
+        spec: layout of the trained parameters.
+        initial: the trained parameters, float32 of ``spec``.
+        files: the files that ``transformers`` reads. None for the bundled model, which every device has.
+        facts: the model's part of ``learn.text.trainer.TextTrainer.describe``.
     """
 
     spec: Spec
@@ -30,7 +32,7 @@ class Untrained:
 
 
 def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
-    """The recipe's model. Raises ModelError as ``learn.text.trainer.make``."""
+    """Load the recipe's model. Raises ModelError as ``learn.text.trainer.make``."""
     loaded, flat = trainer.model(recipe, recipe_dir)
     facts = {
         "model": loaded.name,
@@ -44,7 +46,7 @@ def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
-    """Settings, tokenizer and the weights that are read: one file, or those of an index."""
+    """List settings, tokenizer and the weights that ``transformers`` reads: one file, or those of an index."""
     found = {path for pattern in SETTINGS for path in folder.glob(pattern)}
     whole = folder / WEIGHTS
     parts = [whole] if whole.is_file() and not (folder / INDEX).is_file() else folder.glob("*.safetensors")

@@ -1,4 +1,4 @@
-"""From files of a device to blocks of tokens: sources, tables, chats, partitions, tokens, blocks.
+"""Text of devices: find documents in files, tables and chats, share them out, and cut them into blocks of tokens.
 
-``corpus`` finds documents, ``blocks`` makes tokens of them, ``trainer`` is the text trainer.
+``corpus`` finds documents, ``blocks`` cuts them into blocks of tokens, and ``trainer`` is the text trainer.
 """

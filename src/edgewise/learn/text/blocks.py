@@ -1,16 +1,16 @@
-"""From documents to training and held-out blocks of tokens, cached as memory maps that all processes share.
+"""Cut documents into training and held-out blocks of tokens, cached as memory maps that all processes share.
 
-A block is int32[S], S = sequence_len + 1. ``~id`` (negative) is a token that is read but never predicted: prompts,
-padding, and the start of a piece of text. Successive blocks of a stream overlap by one token, so each token is
-predicted exactly once.
+A block is int32[S], S = sequence_len + 1. ``~id`` (negative) is a token that is read but never predicted. Such tokens
+are prompts, padding, and the start of a piece of text. Successive blocks of a stream overlap by one token, so each
+token is predicted exactly once.
 
-Blocks are packed with text of several documents, or cut from each document by itself (``apart``): then a block says
-nothing of other documents, and one that is missing takes its own blocks along and leaves the others' as they are. The
-hold-out still is of what there is where it is taken from the end of the device (tables): its border may move, and
-``data.max_tokens`` counts what is there.
+A block may hold text of several documents. With ``apart`` each document has blocks of its own, so a block reveals
+nothing of other documents, and a missing document changes no other document's blocks. Where the hold-out is taken from
+the end of the device (tables), its border may still move, and ``data.max_tokens`` still counts the documents that are
+there.
 
-The end of a text is predicted where the text ends: not where ``data.max_tokens`` cuts it, nor where a piece of a file
-goes on in another.
+The end of a text is predicted where the text itself ends. It is not predicted where ``data.max_tokens`` cuts the text,
+or where a piece of a file continues in another piece.
 
 Shape suffixes: N = blocks, S = tokens per block.
 """
@@ -35,12 +35,17 @@ from edgewise.learn.text.counts import Counts
 from edgewise.learn.text.tokens import Tokens
 from edgewise.plan.recipe.recipe import DataSection
 
-FORMAT = 2  # part of the cache key: raise it when the blocks of the same text change
+FORMAT = 2  # It is part of the cache key. Raise it when the blocks of the same text change.
 
 
 class Blocks(NamedTuple):
-    """A device's text: ``train_NS`` and ``held_NS``, int32; never both contain a predicted token of the same place.
-    ``counts``: ``Counts`` as int64, what became of the text."""
+    """A device's text as blocks.
+
+    Attributes:
+        train_NS: training blocks, int32.
+        held_NS: held-out blocks, int32. No token is predicted in both.
+        counts: ``Counts`` of the text, as int64.
+    """
 
     train_NS: Array
     held_NS: Array
@@ -51,26 +56,28 @@ class Blocks(NamedTuple):
 
     @property
     def train_tokens(self) -> int:
-        """Predicted tokens in training."""
+        """The number of predicted tokens for training."""
         return predictions(self.train_NS)
 
     @property
     def held_tokens(self) -> int:
-        """Predicted tokens held out."""
+        """The number of predicted tokens that are held out."""
         return predictions(self.held_NS)
 
 
 def predictions(blocks_NS: Array) -> int:
-    """How many tokens of these blocks are predicted."""
+    """Count the predicted tokens of some blocks."""
     return int(np.count_nonzero(blocks_NS[:, 1:] >= 0))
 
 
 class BlockStore:
-    """Blocks by device: tokenized on first use by any process, then mapped from ``cache_dir / "blocks"``.
+    """The blocks of each device, tokenized on first use by any process, then mapped from ``cache_dir / "blocks"``.
 
-    The key is the digest of tokenizer, data section and the device's text itself, so a stale file cannot be hit and
-    several runs share a folder. Memory does not grow with the population: maps are not kept here.
-    ``apart``: no block has text of two documents.
+    The key is the digest of tokenizer, data section and the device's text itself. No stale file can match it, and
+    several runs may share a folder. The store keeps no map open, so memory does not grow with the population.
+
+    Args:
+        apart: True where no block may have text of two documents.
     """
 
     def __init__(
@@ -83,7 +90,12 @@ class BlockStore:
         self._key = json.dumps([*parts, corpus.cut_each, apart, *chats])
 
     def open(self, device: DeviceId) -> Blocks:
-        """Blocks of one device; either array may have no rows. Raises DataError as ``Corpus.documents``, StoreError."""
+        """Open the blocks of one device. Either array may have no rows.
+
+        Raises:
+            DataError: as ``Corpus.documents``.
+            StoreError: E-DISK where the cache cannot be written.
+        """
         stem = hashlib.sha256(f"{self._key} {self._corpus.digest(device)}".encode()).hexdigest()[:40]
         paths = [self._folder / f"{stem}.{part}.npy" for part in Blocks._fields]
         maps = self._maps(*paths)
@@ -103,7 +115,7 @@ class BlockStore:
 
 
 def _map(path: Path, dtype: type, width: int, axes: int = 1) -> Array | None:
-    """The array in a cache file, or None where it is missing or damaged (then it is made again)."""
+    """Map the array in a cache file. None where the file is missing or damaged, so that it is made again."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -114,12 +126,17 @@ def _map(path: Path, dtype: type, width: int, axes: int = 1) -> Array | None:
 def build(
     documents: Iterable[Document], tokens: Tokens, section: DataSection, cut_each: bool, apart: bool = False
 ) -> Blocks:
-    """Tokenize and cut.
+    """Tokenize documents and cut them into blocks.
 
-    The hold-out is the last ``holdout`` share of the tokens: of each file (``cut_each``; what a file is too short to
-    give is owed by the next), or of the device's rows in order. A row of instruction data (``data.prompt``) is never
-    split: its whole rows from the end, at least one where there are two, and rows are packed whole into blocks.
-    ``apart``: every document has blocks of its own, and a file that is too short to give owes nothing to the next.
+    The hold-out is the last ``holdout`` share of the tokens. With ``cut_each`` it is the end of each file, and the next
+    file makes up for one that is too short. Otherwise it is the end of the device's rows in order. A row of instruction
+    data (``data.prompt``) is never split. Whole rows from the end are held out, at least one where there are two, and
+    rows are packed whole into blocks.
+
+    Args:
+        cut_each: True takes the hold-out from each document.
+        apart: True gives every document blocks of its own. A short file's share of the hold-out then does not pass to
+            the next.
     """
     encoded, counts = _encode(documents, tokens, section.max_tokens, section.messages != "")
     if section.prompt or section.messages:
@@ -144,8 +161,14 @@ def build(
 
 
 class Encoded(NamedTuple):
-    """A document's tokens, int32; ``ends``: where they end, the document does. ``learnt``: of a chat, which tokens of
-    ``text`` are learnt (bool), and its template has written what stands around messages; else None."""
+    """A document's tokens.
+
+    Attributes:
+        prompt, text: int32.
+        ends: True where the document ends with these tokens.
+        learnt: for a chat, the tokens of ``text`` that are learnt (bool). Its template has written the tokens around
+            messages. None for other documents.
+    """
 
     prompt: Array
     text: Array
@@ -155,12 +178,14 @@ class Encoded(NamedTuple):
     __repr__ = outline
 
 
-TOGETHER_CHARS = 1 << 20  # text given to the tokenizer at once: enough for its threads, little memory
+TOGETHER_CHARS = 1 << 20  # The tokenizer takes so much text at once. It occupies its threads and little memory.
 
 
 def _encode(documents: Iterable[Document], tokens: Tokens, limit: int, chats: bool) -> tuple[list[Encoded], Counts]:
-    """The documents that have text, up to ``limit`` tokens (0 = all) with their prompts, and what was counted. Those
-    behind the limit are read for their length, and not tokenized."""
+    """Tokenize the documents with text, up to ``limit`` tokens with their prompts, and count. A limit of 0 means all.
+
+    Documents after the limit are read for their length and not tokenized.
+    """
     encoded: list[Encoded] = []
     total = 0
     n: Counter[str] = Counter()
@@ -173,7 +198,7 @@ def _encode(documents: Iterable[Document], tokens: Tokens, limit: int, chats: bo
             n["empty"] += sum(not d.text for d in group)
             n["characters_beyond"] += sum(len(d.text) for d in group)
             continue
-        for d, rows in _tokenized(group, tokens, limit + 1 if limit else 0, chats):  # one more: is there more?
+        for d, rows in _tokenized(group, tokens, limit + 1 if limit else 0, chats):  # One more token tells of a cut.
             n["empty"] += not rows
             for e in rows:
                 room = max(0, limit - total - len(e.prompt)) if limit else len(e.text)
@@ -193,13 +218,15 @@ def _encode(documents: Iterable[Document], tokens: Tokens, limit: int, chats: bo
 def _tokenized(
     group: list[Document], tokens: Tokens, most: int, chats: bool
 ) -> Iterator[tuple[Document, list[Encoded]]]:
-    """Each document with its tokens, at least ``most`` of its text where there are so many (0 = all): no row where it
-    has none, and of a chat perhaps several."""
+    """Tokenize each document, up to at least ``most`` tokens of its text (0 = all).
+
+    A document without text has no row. A chat may have several.
+    """
     if chats:
         assert tokens.template is not None, "the trainer refuses chats without a template"
         for d in group:
             rows = tokens.template.rows(d.prompt, d.name) if d.text else []
-            at = [int(row.learnt.argmax()) for row in rows]  # where the first answer begins
+            at = [int(row.learnt.argmax()) for row in rows]  # The first answer begins here.
             yield d, [Encoded(r.ids[:i], r.ids[i:], True, r.learnt[i:]) for r, i in zip(rows, at, strict=True)]
         return
     prompts, texts = (tokens.encode([getattr(d, part) for d in group], most) for part in ("prompt", "text"))
@@ -208,7 +235,7 @@ def _tokenized(
 
 
 def _share(d: Document, e: Encoded, room: int, rows: int) -> int:
-    """About how many characters of a chat's answers are in the first ``room`` tokens of one of its rows."""
+    """Estimate the number of characters of a chat's answers in the first ``room`` tokens of one of its rows."""
     learnt = np.zeros(0, bool) if e.learnt is None else e.learnt
     return int(len(d.text) // rows * learnt[:room].sum() // max(1, learnt.sum()))
 
@@ -226,7 +253,7 @@ def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _cut_each(lengths: Sequence[int], holdout: float) -> list[int]:
-    """Per document, how many of its first tokens are trained; a tail is at least 2 tokens and at most half."""
+    """Return each document's number of trained tokens. A held-out tail has at least 2 tokens and at most half."""
     keep, owed = [], 0.0
     for n in lengths:
         owed += n * holdout
@@ -238,7 +265,7 @@ def _cut_each(lengths: Sequence[int], holdout: float) -> list[int]:
 
 
 def _cut_end(lengths: Sequence[int], holdout: float) -> list[int]:
-    """As ``_cut_each`` for one cut in the concatenation of all documents."""
+    """Return each document's number of trained tokens, by one cut in the concatenation of all documents."""
     total = sum(lengths)
     tail = round(total * holdout)
     at = total - tail if tail >= 2 and total - tail >= 2 else total
@@ -260,7 +287,7 @@ def _hold_rows(encoded: list[Encoded], holdout: float) -> tuple[list[Encoded], l
 
 
 def _piece(text: Array, tokens: Tokens, begins: bool, ends: bool) -> Array:
-    """Text with the tokens around a document. A first token without its context is not predicted."""
+    """Add the tokens around a document to its text. A first token without context is not predicted."""
     start = [np.array([~tokens.start], np.int32)] if begins and tokens.start is not None else []
     body = text if start else np.concatenate([~text[:1], text[1:]])
     end = [np.array([tokens.end], np.int32)] if ends and tokens.end is not None else []
@@ -268,7 +295,7 @@ def _piece(text: Array, tokens: Tokens, begins: bool, ends: bool) -> Array:
 
 
 def _joined(pieces: Sequence[Array], tokens: Tokens) -> Array:
-    """One stream; where a document ends with the token that starts the next one, it stands once."""
+    """Join pieces into one stream. A token that ends one document and starts the next one stands once."""
     parts: list[Array] = [np.zeros(0, np.int32)]
     for piece in pieces:
         doubled = tokens.start is not None and len(parts[-1]) and parts[-1][-1] == tokens.start
@@ -282,7 +309,7 @@ def _cut(pieces: Sequence[Array], tokens: Tokens, sequence_len: int, apart: bool
 
 
 def _stream(stream: Array, tokens: Tokens, sequence_len: int) -> Array:
-    """Windows of S tokens, each starting with the last token of the one before; the last is padded."""
+    """Cut a stream into windows of S tokens. Each starts with the last token of the one before. The last is padded."""
     n = -(-max(0, len(stream) - 1) // sequence_len)
     padded = np.full(n * sequence_len + 1, ~(tokens.end or 0), np.int32)
     padded[: len(stream)] = stream[: len(padded)]
@@ -292,19 +319,21 @@ def _stream(stream: Array, tokens: Tokens, sequence_len: int) -> Array:
 
 
 def _row(e: Encoded, tokens: Tokens) -> Array:
-    """A row of instruction data, or a chat, with what is only read as ``~id``."""
+    """Encode a row of instruction data, or a chat, with ``~id`` for tokens that are only read."""
     if e.learnt is None:
         row = _piece(np.concatenate([e.prompt, e.text]), tokens, begins=True, ends=e.ends)
         at = len(row) - len(e.text) - (e.ends and tokens.end is not None)
-        row[:at] = np.minimum(row[:at], ~row[:at])  # the negative one of x and ~x
+        row[:at] = np.minimum(row[:at], ~row[:at])  # The minimum is the negative one of x and ~x.
         return row
     row = np.concatenate([e.prompt, e.text])
     return np.where(np.concatenate([np.zeros(len(e.prompt), bool), e.learnt]), row, ~row)
 
 
 def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart: bool) -> Array:
-    """Whole rows into blocks, in order, as many as fit (one with ``apart``); a row longer than a block goes on in the
-    next ones."""
+    """Pack whole rows into blocks, in order, as many as fit (one with ``apart``).
+
+    A row that is longer than a block continues in the next ones.
+    """
     blocks: list[Array] = []
     waiting: list[Array] = []
     for e in encoded:
@@ -318,11 +347,11 @@ def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart:
 
 
 def _in_sight(encoded: list[Encoded], tokens: Tokens, sequence_len: int) -> Counts:
-    """How many answers, and how many tokens of them, are predicted with their prompt in the same block.
+    """Count the answers, and their tokens, that are predicted with their prompt in the same block.
 
-    A row of at most S + 1 tokens, S = ``sequence_len``, is packed whole. A longer one begins a stream: its token t is
-    predicted in the block that begins with token S ((t - 1) // S). The whole prompt is there in the first block, and
-    something of it where a token that is only read stands before t in t's block.
+    A row of at most S + 1 tokens, S = ``sequence_len``, is packed whole. A longer one begins a stream, and its token t
+    is predicted in the block that begins with token S ((t - 1) // S). The first block has the whole prompt. A later
+    block has a part of it if a token that is only read stands before t in that block.
     """
     n: Counter[str] = Counter()
     for e in encoded:

@@ -1,4 +1,4 @@
-"""Files that several processes may write at once: the last complete one wins, and nobody ever sees half of one."""
+"""Write files that several processes may write at once. The last complete one wins, and no reader sees half of one."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ from edgewise.core.errors import StoreError
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], sync: bool = True) -> None:
-    """Write to a temporary file beside ``path``, then rename. Equal contents written twice are harmless.
+    """Write to a temporary file beside ``path``, then rename it. Equal contents written twice are harmless.
 
-    Whoever finds the file may trust that it is whole: its bytes are on the disk before it has its name. What a killed
-    process leaves half-written is removed when the run directory is opened next (``drivers.storage.opening``).
+    Guarantees:
+        A file with this name is whole, because its bytes are on the disk before it has the name. A killed process may
+        leave a temporary file, and the next opening of the run directory removes it (``drivers.storage.opening``).
 
     Args:
-        write: is given the file. sync: False for many small files whose readers notice a damaged one.
+        write: writes the content to the file that it receives.
+        sync: False for many small files whose readers notice a damaged one.
     Raises:
-        StoreError: E-DISK where the folder cannot be written. Whatever ``write`` raises; nothing is left behind then.
+        StoreError: E-DISK where the folder cannot be written. Errors of ``write`` pass through, and no file remains.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

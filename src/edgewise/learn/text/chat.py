@@ -1,13 +1,13 @@
-"""Chats: a row's messages through the chat template of the model's tokenizer. Answers are learnt, all else is read.
+"""Render chats with the chat template of the model's tokenizer. Answers are learnt, and everything else is only read.
 
     messages            [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}]
-    the template's      <|user|>hi<|assistant|>yes?<|end|>
+    rendered            <|user|>hi<|assistant|>yes?<|end|>
     learnt              ^ read             ^ learnt
 
-An answer begins where the template's invitation to answer (``add_generation_prompt``) ends, as when the model is used.
-It ends where the next message begins: the token that ends a turn is learnt. A chat is one row with all of its answers.
-Where the template shows an earlier answer otherwise than the last one (some leave out what was thought), every answer
-is a row of its own, behind the messages before it.
+An answer begins where the template's generation prompt (``add_generation_prompt``) ends, as in use of the model. It
+ends where the next message begins, so the token that ends a turn is learnt. A chat is one row with all of its answers.
+Some templates render an earlier answer differently from the last one, for example without its reasoning. Then every
+answer is a row of its own, after the messages before it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Message = dict[str, Any]
 
 
 class Part(NamedTuple):
-    """A part of a rendered chat; ``learnt``: it is an answer."""
+    """A part of a rendered chat. ``learnt`` is True for an answer."""
 
     text: str
     learnt: bool
@@ -39,7 +39,7 @@ class Part(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A chat's tokens, int32, and which of them are learnt, bool; the first one is not."""
+    """A chat's tokens (int32), and the mask of those that are learnt (bool). The first token is never learnt."""
 
     ids: Array
     learnt: Array
@@ -48,11 +48,11 @@ class Row(NamedTuple):
 
 
 def messages(value: Any, name: str, where: str) -> list[Message]:
-    """The messages of a row. Raises DataError(E-DATA-FORMAT) where they are none."""
+    """Check the messages of a row and return them. Raises DataError(E-DATA-FORMAT) for anything else."""
     fix = 'write a list of {"role": ..., "content": ...}, both of them text.'
     if not isinstance(value, list) or not value:
         kind = "an empty list" if value == [] else type(value).__name__
-        raise DataError("E-DATA-FORMAT", f"{where}: `{name}` is {kind}, needs a list of messages.", fix)
+        raise DataError("E-DATA-FORMAT", f"{where}: `{name}` is {kind}, not a list of messages.", fix)
     for i, message in enumerate(value):
         for key in ("role", "content"):
             if not isinstance(message, dict) or not isinstance(message.get(key), str):
@@ -62,15 +62,16 @@ def messages(value: Any, name: str, where: str) -> list[Message]:
 
 
 def pack(found: Sequence[Message]) -> tuple[str, str]:
-    """(the messages as JSON, the text of the answers): what a document keeps of a chat."""
+    """Pack a chat into a document: its messages as JSON, and the text of its answers."""
     answers = [message["content"] for message in found if message["role"] == ANSWER]
     return msgspec.json.encode(found).decode(), "\n".join(answers)
 
 
 class Template:
-    """The chat template of a tokenizer, and its tokens with the special ones that the template writes.
+    """The chat template of a tokenizer.
 
-    A message cannot forge what the template writes: one that spells a special token is refused.
+    It encodes special tokens that the template writes. A message that spells one is refused, so no message can forge
+    the template's own tokens.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -80,7 +81,7 @@ class Template:
         self._special = {str(t) for t in added if t.special} | set(tokenizer.all_special_tokens)
 
     def rows(self, packed: str, where: str) -> list[Row]:
-        """The rows of one chat (``pack``): one, or one for each answer; none where there is no answer.
+        """Encode one packed chat (``pack``) as one row, or one row for each answer. There is none without an answer.
 
         Raises:
             DataError: E-DATA-FORMAT where the template refuses the messages, or one of them spells a special token.
@@ -100,13 +101,13 @@ class Template:
         return [self._row(pair) for pair in parts]
 
     def _parts(self, found: list[Message], where: str) -> list[Part]:
-        """What is read and what is learnt of a chat whose last message is an answer."""
+        """Split a chat whose last message is an answer into the part that is read and the part that is learnt."""
         whole = self._render(found, where)
         for invited in (True, False):
             before = self._render(found[:-1], where, invited) if found[:-1] or invited else ""
             if whole.startswith(before):
                 return [Part(before, False), Part(whole[len(before) :], True)]
-        what = f"{where}: the chat template rewrites what stands before message {len(found)}."
+        what = f"{where}: the chat template rewrites the messages before message {len(found)}."
         raise DataError("E-DATA-FORMAT", what, "write prompt and text columns in place of the messages.")
 
     def _render(self, found: list[Message], where: str, invited: bool = False) -> str:
@@ -115,7 +116,7 @@ class Template:
             return str(self._tokenizer.apply_chat_template(found, tokenize=False, add_generation_prompt=invited))
 
     def _row(self, parts: Sequence[Part]) -> Row:
-        """Each part by itself, as a model that is used is given what stands before an answer."""
+        """Encode each part by itself, because a model in use reads the text before an answer by itself."""
         self._backend.encode_special_tokens = False
         try:
             encoded = [self._backend.encode(part.text, add_special_tokens=False).ids for part in parts]
@@ -127,7 +128,7 @@ class Template:
 
 
 def _together(parts: Sequence[Sequence[Part]]) -> list[Part]:
-    """The parts of a chat whose answers stand one behind the other: of each, what the ones before do not have."""
+    """Join the parts of a chat's answers into one sequence. Each part leaves out the text of the parts before it."""
     out: list[Part] = []
     done = 0
     for before, answer in parts:

@@ -1,4 +1,4 @@
-"""Containers (PDF, Word, archives, pictures): files that are known by their first bytes and never read as text."""
+"""Recognise containers (PDF, Word, archives, pictures) by their first bytes. They are never read as text."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
 
 
 def refuse(name: str, raw: bytes) -> None:
-    """Raise DataError(E-DATA-FORMAT) where ``raw``, the beginning of a file or all of it, is a known container.
+    """Refuse the bytes of a known container, given a file's beginning or all of it. Raises DataError(E-DATA-FORMAT).
 
-    A byte-order mark of UTF-8 and white space may stand before a container's first bytes.
+    A UTF-8 byte-order mark and white space may come before a container's first bytes.
     """
     start = raw[:HEAD_BYTES].removeprefix(b"\xef\xbb\xbf").lstrip()
     for magic, kind, fix in _KINDS:
@@ -43,13 +43,18 @@ def refuse(name: str, raw: bytes) -> None:
 
 
 def refuse_file(path: Path, name: str) -> None:
-    """``refuse`` by the beginning of a file, unpacked. Raises as ``refuse`` and ``packed.chunks``, OSError."""
+    """Refuse a file by its unpacked beginning. Raises as ``refuse`` and ``packed.chunks``, and OSError."""
     refuse(name, next(packed.chunks(path), b""))
 
 
 def refuse_text(name: str, raw: bytes, first: bool) -> None:
-    """Raise DataError(E-DATA-FORMAT) where ``raw`` is no text: a container if it is the ``first`` part of its file, or
-    with NUL bytes. Bad UTF-8 is no reason."""
+    """Refuse bytes with NUL bytes, and a container if ``raw`` is the ``first`` part of its file.
+
+    Bad UTF-8 is not refused.
+
+    Raises:
+        DataError: E-DATA-FORMAT.
+    """
     if first:
         refuse(name, raw)
     if b"\0" in raw:

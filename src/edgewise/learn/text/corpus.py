@@ -1,4 +1,4 @@
-"""Whose text trains the model: an index of devices -> documents. Places, never text: 10,000 devices cost a few MB."""
+"""The corpus of a run: an index of each device's documents. It holds places, not text; 10,000 devices take a few MB."""
 
 from __future__ import annotations
 
@@ -25,11 +25,14 @@ LOG = logging.getLogger("edgewise")
 
 
 class Document(NamedTuple):
-    """``name`` is the place (``asyncio/base_events.py@0``, ``notes.jsonl@5120``); ``prompt`` is read, not learnt.
-    Of a chat, ``prompt`` has all messages and ``text`` the answers (``chat.pack``).
+    """A document of a device.
 
-    ``replaced``: bad bytes that stand in ``text`` as U+FFFD. ``ends``: the text ends here; else it is a piece, and goes
-    on in another document.
+    Attributes:
+        name: its place (``asyncio/base_events.py@0``, ``notes.jsonl@5120``).
+        prompt: text that is read and not learnt. All messages of a chat (``chat.pack``).
+        text: text that is learnt. The answers of a chat.
+        replaced: number of bad bytes that ``text`` has as U+FFFD.
+        ends: True where the text ends here. False for a piece that another document continues.
     """
 
     name: str
@@ -46,37 +49,40 @@ class Document(NamedTuple):
 
 @dataclass(frozen=True)
 class Corpus:
-    """Devices (sorted) and where their documents are; ``documents`` reads one device's, in time order.
+    """Devices, and the places of their documents. ``documents`` reads one device's text in time order.
 
-    ``cut_each`` says how the hold-out is taken: from the end of each document (files), or from the end of the device
-    (rows of a table). ``lenient``: a document that cannot be read is left out, and the others are as they were; else
-    its device cannot train.
+    Attributes:
+        devices: names of the devices, sorted.
+        cut_each: True takes the hold-out from the end of each document (files), False from the end of the device (rows
+            of a table).
+        lenient: True leaves out a document that cannot be read, and the others stay as they are. False lets its device
+            refuse to train.
     """
 
     devices: tuple[DeviceId, ...]
     cut_each: bool
     _found: DocumentIndex
-    _order: Array  # documents sorted by device, in time order within
-    _first: Array  # int64[n + 1]: device i has _order[_first[i] : _first[i + 1]]
+    _order: Array  # It lists documents by device, and by time within a device.
+    _first: Array  # int64[n + 1]. Device i has _order[_first[i] : _first[i + 1]].
     _section: DataSection
     lenient: bool = False
     _digests: dict[DeviceId, str] = field(default_factory=dict, repr=False)
     _lost: dict[DeviceId, int] = field(default_factory=dict, repr=False)
 
     def of(self, device: DeviceId) -> Corpus:
-        """The same corpus under the name of an enrolled device, whose text all of it is (``partition = "whole"``)."""
+        """Return the corpus with an enrolled device as the owner of all text (``partition = "whole"``)."""
         if len(self.devices) != 1:
             raise ValueError(f"a corpus of {len(self.devices)} devices is not that of one")
         return replace(self, devices=(device,))
 
     def documents(self, device: DeviceId, lost: list[Exception] | None = None) -> Iterator[Document]:
-        """Text of one device, document by document.
+        """Read the text of one device, document by document.
 
         Args:
-            lost: where ``lenient`` leaves a document out, why goes in here.
+            lost: receives the errors of documents that ``lenient`` leaves out.
         Raises:
-            DataError: E-DEVICE-DATA for an unknown device; unless ``lenient`` E-DEVICE-DATA for a file that is gone,
-                E-DATA-FORMAT for a binary file or a row without text.
+            DataError: E-DEVICE-DATA for an unknown device. Unless ``lenient``, also E-DEVICE-DATA for a file that is
+                gone, and E-DATA-FORMAT for a binary file or a row without text.
         """
         i = bisect_left(self.devices, device)
         if i == len(self.devices) or self.devices[i] != device:
@@ -107,7 +113,7 @@ class Corpus:
             raise e from None
         if lost is not None:
             lost.append(e)
-        LOG.warning("a document cannot be read, and counts as if it were not there: %s", e)
+        LOG.warning("a document cannot be read and is left out: %s", e)
 
     def _document(self, name: str, raw: bytes, at: int) -> Document:
         if self._found.rows:
@@ -123,15 +129,18 @@ class Corpus:
 
     @property
     def found(self) -> dict[str, Any]:
-        """What was found before any text was read: ``files`` and ``rows`` (None for text) as {"read": how many,
-        "left_out": {reason: how many}}, and ``pieces``, whether files are dealt out in pieces."""
+        """The files and rows that were found before any text was read.
+
+        ``files`` and ``rows`` (None for text) are {"read": number, "left_out": {reason: number}}. ``pieces`` is True
+        where files are dealt out in pieces.
+        """
         found = self._found
         files = {"read": len(found.files) - len(found.broken), "left_out": _counts(found.left_out)}
         rows = {"read": len(found.start), "left_out": _counts(found.rows_left_out)} if found.rows else None
         return {"files": files, "rows": rows, "pieces": not found.rows and self._section.partition not in WHOLE}
 
     def digest(self, device: DeviceId) -> str:
-        """SHA-256 over names, lengths and contents of a device's documents; remembered."""
+        """Return the SHA-256 of names, lengths and contents of a device's documents. The result is remembered."""
         if device not in self._digests:
             h, lost = hashlib.sha256(), []
             for document in self.documents(device, lost):
@@ -144,20 +153,19 @@ class Corpus:
         return self._digests[device]
 
     def lost(self, device: DeviceId) -> int:
-        """How many of a device's documents cannot be read and are left out; 0 unless ``lenient``. Raises as
-        ``documents``."""
+        """Count a device's documents that are left out as unreadable; 0 unless ``lenient``. Raises as ``documents``."""
         self.digest(device)
         return self._lost[device]
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of all documents as they stand in their files; of rows, with all that is needed of them."""
+        """The bytes of all documents in their files. Rows count with all the columns that the recipe needs."""
         return int((self._found.stop - self._found.start).sum())
 
     def fingerprint(self) -> str:
-        """SHA-256 over all devices' names and digests: what a run was trained on. Reads everything once.
+        """Return the SHA-256 of all devices' names and digests, which identifies the text of a run. It reads all text.
 
-        A device whose text cannot be read counts with the error's code: it will refuse to train, not stop the run.
+        A device with unreadable text counts with the error's code. It will refuse to train, and the run continues.
         """
         h = hashlib.sha256()
         for device in self.devices:
@@ -174,14 +182,16 @@ def _counts(found: Mapping[str, int]) -> dict[str, int]:
 
 
 def load(section: DataSection, recipe_dir: Path, cache_dir: Path, key: Key, lenient: bool = False) -> Corpus:
-    """Find, partition, index.
+    """Find the documents of a data section, share them out to devices, and index them.
 
     Args:
-        recipe_dir: relative paths start here. cache_dir: csv and parquet are normalised into it. key: of the partition.
-        lenient: see ``Corpus``.
+        recipe_dir: the folder where relative paths start.
+        cache_dir: folder for normalised copies of CSV and Parquet files.
+        key: decides the partition.
+        lenient: as in ``Corpus``.
     Raises:
-        DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-COLUMN, E-DATA-EMPTY. A device with too little text is no error
-            here: it refuses when it is asked to train.
+        DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-COLUMN, E-DATA-EMPTY. A device with too little text is not an
+            error here. It refuses when it is asked to train.
     """
     found = sources.find(section, recipe_dir, cache_dir)
     if not (found.stop - found.start > 1).any():

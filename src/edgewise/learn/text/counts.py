@@ -1,4 +1,4 @@
-"""What became of a device's text on its way into blocks: numbers that add up over devices."""
+"""Counts of a device's text on its way into blocks. They add up over devices."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from edgewise.core.vector import Array
 
 
 class Counts(NamedTuple):
-    """What became of a device's text.
+    """The counts of a device's text.
 
     Attributes:
-        documents: files, pieces of files or rows. empty: those without a token of text. cut: those of which
-            ``data.max_tokens`` leaves a part, beyond: those of which it leaves nothing. prompts_over: those beyond,
-            whose prompt alone is as long as that.
-        characters: of all text, without prompts. characters_beyond: those left out by ``data.max_tokens``.
-        replaced: bad bytes that stand as U+FFFD in the text.
-        tokens: of the text that is used, the tokens around documents not counted.
-        answers: rows for training that have a prompt. answers_short: those of which some token is predicted without
-            the whole prompt in its block.
-        answer_tokens: predicted in them. tokens_short: without the whole prompt, tokens_blind: with nothing of it.
+        documents: files, pieces of files, or rows.
+        empty: documents without a token of text.
+        cut: documents of which ``data.max_tokens`` leaves a part.
+        beyond: documents of which it leaves nothing.
+        prompts_over: documents of ``beyond`` whose prompt alone is as long as ``data.max_tokens``.
+        characters: characters of all text, without prompts.
+        characters_beyond: characters that ``data.max_tokens`` leaves out.
+        replaced: bad bytes that the text has as U+FFFD.
+        tokens: tokens of the used text, without those around documents.
+        answers: training rows with a prompt.
+        answers_short: answers with a token that is predicted without the whole prompt in its block.
+        answer_tokens: predicted tokens of answers.
+        tokens_short: predicted tokens of answers without the whole prompt in their block.
+        tokens_blind: predicted tokens of answers without any of the prompt in their block.
     """
 
     documents: int = 0
@@ -43,5 +48,5 @@ class Counts(NamedTuple):
         return Counts(*(a + b for a, b in zip(self, other, strict=True)))
 
     def array(self) -> Array:
-        """int64[14]."""
+        """Return the counts as int64[14]."""
         return np.array(self, np.int64)

@@ -1,4 +1,4 @@
-"""Where the documents of a data source are: byte ranges of files, without any text."""
+"""The index of a data source's documents, as byte ranges of files. It holds no text."""
 
 from __future__ import annotations
 
@@ -11,17 +11,24 @@ from edgewise.core.vector import Array
 
 @dataclass(frozen=True)
 class DocumentIndex:
-    """``m`` documents in time order: document i is bytes ``start[i]:stop[i]`` of ``files[file[i]]``.
+    """The places of ``m`` documents in time order. Document i is bytes ``start[i]:stop[i]`` of ``files[file[i]]``.
 
-    ``owner`` and ``label`` are codes into ``owners`` (sorted names) and of the label column (None where there is none).
-    ``rows`` says that a document is a line of JSON with the columns of the recipe, else it is plain text. ``ends[i]``
-    says that document i is the end of its text, not a piece from its middle. ``broken``: number of a file -> why it
-    cannot be read; its document is one byte that is not there. ``left_out``: reason -> how many files, and
-    ``rows_left_out`` -> how many rows are no data.
+    Attributes:
+        files: paths of the files.
+        names: names of the files for messages and fingerprints, the same on every machine.
+        file, start, stop: each document's file and bytes.
+        owners: names of the owners, sorted.
+        owner: each document's owner, as a code into ``owners``.
+        label: each document's code of the label column. None without one.
+        rows: True where a document is a line of JSON with the recipe's columns. False for plain text.
+        ends: True for each document that is the end of its text, not a piece from its middle.
+        broken: number of a file -> the reason that it cannot be read. Its document is one byte that does not exist.
+        left_out: reason -> number of files that are not data.
+        rows_left_out: reason -> number of rows that are not data.
     """
 
     files: tuple[Path, ...]
-    names: tuple[str, ...]  # of the files, for messages and fingerprints, the same on every machine
+    names: tuple[str, ...]
     file: Array
     start: Array
     stop: Array

@@ -1,7 +1,7 @@
-"""Which files ``data.path`` names.
+"""Find the files that ``data.path`` names.
 
-What is never data: hidden files and folders, pipes, sockets and devices, and what edgewise itself writes or reads:
-recipes, folders of runs and audits, model folders. All of these are counted (``Listing.left_out``).
+Some files are never data. These are hidden files and folders, pipes, sockets and devices, and the files of edgewise
+itself: recipes, folders of runs and audits, and model folders. All of them are counted (``Listing.left_out``).
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ EMPTY = "empty files"
 UNREADABLE = "files that cannot be read"
 NOT_TEXT = "files that are not text"
 
-LONGEST_RECIPE = 1 << 20  # bytes; a longer .toml file is somebody's text
+LONGEST_RECIPE = 1 << 20  # Bytes. A longer .toml file is somebody's text.
 
 
 @dataclass
 class Listing:
-    """Files and folders as data; ``left_out`` counts those that are none, by reason."""
+    """The listing of files and folders as data. ``left_out`` counts those that are not data, by reason."""
 
     left_out: Counter[str] = field(default_factory=Counter)
 
     def below(self, folder: Path) -> Iterator[Path]:
-        """Files below ``folder`` in the order of their names.
+        """Iterate over the files below ``folder`` in the order of their names.
 
-        Links are followed, but for those to a folder around ``folder`` or to one that is read already. A link that
-        leads nowhere is a file (that cannot be read). Raises OSError for a folder that cannot be read.
+        Links are followed, except those to a folder around ``folder`` or to one that was read already. A link that
+        leads nowhere counts as a file, which cannot be read. Raises OSError for a folder that cannot be read.
         """
         return self._below(folder, {_identity(p) for p in folder.resolve().parents})
 
@@ -57,7 +57,7 @@ class Listing:
                 yield path
 
     def entries(self, folder: Path) -> list[tuple[Path, bool]]:
-        """(path, whether it is a folder) of what stands in ``folder`` and may be data, by name."""
+        """List the entries of ``folder`` that may be data, by name: (path, True for a folder)."""
         found = []
         with os.scandir(folder) as listed:
             names = sorted(entry.name for entry in listed)
@@ -82,7 +82,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def kind_of(path: Path) -> str:
-    """``"folder"``, ``"file"``, ``"special"`` or, for a link that leads nowhere, ``"lost"``; links are followed."""
+    """Return ``"folder"``, ``"file"``, ``"special"``, or ``"lost"`` for a link that leads nowhere. Follows links."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -91,7 +91,7 @@ def kind_of(path: Path) -> str:
 
 
 def is_own(path: Path, kind: str) -> bool:
-    """Whether edgewise wrote or reads this itself: a recipe, the folder of a run, an audit or a model."""
+    """Tell whether a path is edgewise's own: a recipe, or the folder of a run, an audit or a model."""
     if kind == "file":
         return path.suffix == ".toml" and _is_recipe(path)
     if kind != "folder":
@@ -117,13 +117,13 @@ def _is_recipe(path: Path) -> bool:
 def named(
     path: str | Sequence[str], recipe_dir: Path, begins: str = "the folder of the recipe"
 ) -> tuple[list[Path], bool]:
-    """What ``data.path`` names, and whether it may be several things (a list or a pattern).
+    """Return the paths that ``data.path`` names, and True where it may name several (a list or a pattern).
 
-    A text with ``*``, ``?`` or ``[`` is a pattern unless something has that very name. ``**`` matches folders of any
-    depth. Matches come in the order of their names, and nothing twice. What edgewise wrote itself matches no pattern.
+    A text with ``*``, ``?`` or ``[`` is a pattern, unless a file or folder has that very name. ``**`` matches folders
+    of any depth. Matches come in the order of their names, each once. A pattern never matches edgewise's own files.
 
-    ``begins``: what ``recipe_dir`` is, for messages.
-
+    Args:
+        begins: description of ``recipe_dir`` for messages.
     Raises:
         DataError: E-DATA-MISSING where there is no such file or folder, or nothing matches.
     """
@@ -147,7 +147,7 @@ def named(
 
 
 def _matches(pattern: str, base: Path) -> list[Path]:
-    """What a pattern matches, by name, without what is edgewise's own or lies in a folder of its own."""
+    """Return the matches of a pattern by name, without edgewise's own files and folders."""
     pattern = str(Path(pattern).expanduser())
     fixed = base / Path(pattern)
     while glob.has_magic(str(fixed.relative_to(base)) if fixed.is_relative_to(base) else str(fixed)):
@@ -163,10 +163,10 @@ def _matches(pattern: str, base: Path) -> list[Path]:
 
 
 def shown(name: str) -> str:
-    r"""A file's name as text: bytes that are not UTF-8 stand as ``\xe9``, the same on every machine."""
+    r"""Return a file's name as text, the same on every machine. Bytes that are not UTF-8 become ``\xe9``."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def why(e: OSError | DataError) -> str:
-    """In few words, why a file cannot be read."""
+    """Return in few words the reason that a file cannot be read."""
     return e.what if isinstance(e, DataError) else reason(e)

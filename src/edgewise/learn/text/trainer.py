@@ -1,4 +1,7 @@
-"""The text trainer: recipe -> model, corpus, blocks -> the engine's ``Trainer`` port.
+"""Make the text trainer of a recipe from its model, corpus and blocks. It has the engine's ``Trainer`` port.
+
+    trainer = make(recipe, recipe_dir, cache_dir)
+    update = trainer.fit(request)
 
 Shape suffixes: N = blocks, B = blocks of a micro-batch, S = tokens per block (sequence_len + 1).
 """
@@ -38,22 +41,24 @@ from edgewise.learn.train import Batch
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.sections import TrainingSection
 
-EVAL_TOKENS = 2048  # per forward pass of an evaluation: larger batches gain nothing on a CPU and cost memory
-OPEN_DEVICES = 256  # memory maps kept open
-SAMPLED_DEVICES, SAMPLED_BLOCKS = 16, 32  # for the bytes of a token
+EVAL_TOKENS = 2048  # For a forward pass of an evaluation. Larger batches gain nothing on a CPU and cost memory.
+OPEN_DEVICES = 256  # The blocks of so many devices stay open as memory maps.
+SAMPLED_DEVICES, SAMPLED_BLOCKS = 16, 32  # Devices, and blocks of each, that estimate the bytes of a token.
 
 
 def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | None = None) -> TextTrainer:
-    """Everything that a recipe says about text and model.
+    """Make the trainer of a recipe's text and model.
 
     Args:
-        recipe_dir: relative paths in the recipe start here. cache_dir: tokenized blocks; may be shared by processes
-            and runs, and deleted at any time between runs. device: an enrolled one, whose text all of it is.
+        recipe_dir: the folder where relative paths in the recipe start.
+        cache_dir: folder for tokenized blocks. Processes and runs may share it. It may be deleted between runs.
+        device: an enrolled device, which owns all of the text. None shares the text out by the recipe.
     Raises:
-        ModelError: E-MODEL, E-MODEL-REMOTE, E-TARGETS. DataError: E-DATA-*.
+        ModelError: E-MODEL, E-MODEL-REMOTE, E-TARGETS.
+        DataError: E-DATA-*.
     """
     key = root(recipe.seed)
-    records = recipe.dp.example  # nothing may hang on one document but its own blocks
+    records = recipe.dp.example  # With records as the unit, a document may influence its own blocks only.
     corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"), lenient=records)
     if device is not None:
         corpus = corpus.of(device)
@@ -64,10 +69,9 @@ def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | N
 
 
 def model(recipe: Recipe, recipe_dir: Path) -> tuple[Loaded, Flat]:
-    """The recipe's model without any text: what is loaded, with adapters where the recipe asks for them, and what of it
-    is trained. Raises ModelError as ``make``."""
+    """Load the recipe's model, with its adapters, and lay out the trained parameters. Raises ModelError as ``make``."""
     arithmetic = autocast_dtype(recipe.model.precision)
-    lora = recipe.trainable.adapts  # nothing of the base is trained, so it can be read in 16 bits at once
+    lora = recipe.trainable.adapts  # The base of an adapter is not trained, so it can be read in 16 bits at once.
     loaded = load(recipe.model.base, recipe_dir, arithmetic if lora else torch.float32)
     _check(loaded, recipe)
     if arithmetic is torch.bfloat16:
@@ -82,7 +86,7 @@ def _check(loaded: Loaded, recipe: Recipe) -> None:
         what = f"{loaded.name} reads at most {found.context} tokens, data.sequence_len is {asked}."
         raise ModelError("E-MODEL", what, f"set data.sequence_len = {found.context} or less.")
     if recipe.data.messages and loaded.tokens.template is None:
-        what = f"{loaded.name} has no chat template, by which data.messages = {recipe.data.messages!r} is read."
+        what = f"{loaded.name} has no chat template, which data.messages = {recipe.data.messages!r} needs."
         raise ModelError("E-MODEL", what, "take a chat model, or write prompts and answers into two columns.")
     if loaded.tokens.size > found.vocabulary:
         what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {found.vocabulary}."
@@ -91,7 +95,7 @@ def _check(loaded: Loaded, recipe: Recipe) -> None:
 
 
 class TextTrainer(TorchTrainer):
-    """A causal language model over the devices' text. ``count`` of an update is the device's training tokens."""
+    """The trainer of a causal language model over the devices' text. An update's weight is its training tokens."""
 
     def __init__(
         self, recipe: Recipe, loaded: Loaded, flat: Flat, corpus: Corpus, store: BlockStore, loss: TextLoss
@@ -119,12 +123,12 @@ class TextTrainer(TorchTrainer):
         return PooledShard(self._open, self.devices())
 
     def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
-        """As ``TorchTrainer.work``; a device that ``data.max_tokens`` leaves nothing says so."""
+        """Return steps and weight as ``TorchTrainer.work``. Errors name ``data.max_tokens`` if that is the cause."""
         with self._explained(request.device):
             return super().work(request)
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
-        """As ``TorchTrainer.evaluate``; a device that ``data.max_tokens`` leaves nothing says so."""
+        """Evaluate as ``TorchTrainer.evaluate``. Its error names ``data.max_tokens`` if that is the cause."""
         with self._explained(device):
             return super().evaluate(device, params)
 
@@ -149,21 +153,29 @@ class TextTrainer(TorchTrainer):
         return None
 
     def text(self, device: DeviceId) -> TextShard:
-        """One device's blocks. Raises DataError(E-DEVICE-DATA, E-DATA-*) where they cannot be made."""
+        """Return one device's blocks. Raises DataError(E-DEVICE-DATA, E-DATA-*) where they cannot be made."""
         return self._open(device)
 
     @property
     def autocast(self) -> torch.dtype:
-        """In which arithmetic the model is run."""
+        """The dtype of the model's arithmetic."""
         return self.loss.autocast
 
     def fingerprint(self) -> str:
-        """SHA-256 over all documents' names, lengths and contents; reads all text once."""
+        """Return the SHA-256 of all documents' names, lengths and contents. It reads all text once."""
         return self.corpus.fingerprint()
 
     def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
-        """The beginning of a device's held-out text, how it goes on, and how the model with ``params`` (float32[d])
-        goes on. Raises DataError(E-DEVICE-DATA) where the device holds too little text out."""
+        """Continue the beginning of a device's held-out text with a model.
+
+        Args:
+            params: float32[d], the model.
+            key: decides the draws.
+        Returns:
+            The beginning, its true continuation, and the model's.
+        Raises:
+            DataError: E-DEVICE-DATA where the device's hold-out is too short.
+        """
         held_NS = self._open(device).blocks.held_NS
         found = generate.opening(np.array(held_NS[0])) if len(held_NS) else None
         if found is None:
@@ -179,12 +191,13 @@ class TextTrainer(TorchTrainer):
         return tokens.decode(found.prompt), tokens.decode(found.actual), tokens.decode(ids)
 
     def describe(self) -> dict[str, Any]:
-        """Provenance: model name, parameters, vocabulary, arithmetic, data fingerprint, what was read and what was left
-        out, and each device's training tokens and the bytes of a token (not for more than 1,000 devices: but for some
-        that are counted, only those that take part are ever tokenized then).
+        """Describe model, vocabulary, arithmetic, data and text of a run, as plain JSON.
+
+        Each device's training tokens and the bytes of a token are counted for up to 1,000 devices. Of more devices only
+        those that take part, and a sample, are ever tokenized.
         """
         sizes, listed = self.sizes(), self.devices() if len(self.devices()) <= MOST_DEVICES else ()
-        # Workers share the cache: half of them begin at the other end, so that they meet in the middle.
+        # Workers share the cache. Half of them begin at the other end, so that they meet in the middle.
         tokens = {d: self._train_tokens(d) for d in (listed if os.getpid() % 2 else reversed(listed))}
         return {
             "model": self.loaded.name,
@@ -202,8 +215,10 @@ class TextTrainer(TorchTrainer):
         }
 
     def _bytes_per_token(self, devices: Sequence[DeviceId]) -> float:
-        """Bytes of text (UTF-8) for each token that is predicted in training, from the beginnings of some devices'
-        text; 0 where there is none."""
+        """Estimate the bytes of UTF-8 text per predicted token, from the beginnings of some devices' text.
+
+        Edge cases: 0 where there is no text.
+        """
         size, count = 0, 0
         for device in devices[:: -(-len(devices) // SAMPLED_DEVICES) or 1]:
             try:
@@ -215,34 +230,42 @@ class TextTrainer(TorchTrainer):
         return round(size / count, 4) if count else 0.0
 
     def reading(self, most_bytes: int = 0) -> dict[str, Any]:
-        """See ``learn.text.reading``."""
+        """Count the text that was read and left out (``learn.text.reading``)."""
         return reading(self.corpus, self._data, lambda device: self._open(device).blocks, most_bytes)
 
     def notes(self) -> tuple[str, ...]:
-        """What a person should know before a run, a sentence each: what is read otherwise than the model's files say,
-        and what is never trained."""
-        said = self.loaded.tokens.notes
+        """Return sentences that a person should know before a run.
+
+        They name settings of the model's files that edgewise overrides, and parts of the model that are never trained.
+        """
+        sentences = self.loaded.tokens.notes
         bare = without_adapter(self.model) if self._adapts else {}
         if idle := {} if self._adapts else unread(self.model):
             share = 100 * sum(idle.values()) / self.spec.dim
             parts = ", ".join(sorted(idle))
-            said += (f"{share:.0f} % of the trained weights are where no text runs through ({parts}) and never move.",)
+            sentences += (
+                f"{share:.0f} % of the trained weights are where no text runs through ({parts}) and never move.",
+            )
         if bare:
             weights = sum(p.numel() for n, p in self.model.named_parameters() if not p.requires_grad)
             share = 100 * sum(bare.values()) / weights
-            said += (f"{share:.0f} % of the model's weights have no adapter and are never trained: {shares(bare)}.",)
-        return said
+            sentences += (
+                f"{share:.0f} % of the model's weights have no adapter and are never trained: {shares(bare)}.",
+            )
+        return sentences
 
     def _train_tokens(self, device: DeviceId) -> int:
         try:
             return int(self._open(device).count)
-        except DataError:  # a device with unreadable text cannot train; fit says why
+        except DataError:  # A device with unreadable text cannot train, and ``fit`` says why.
             return 0
 
 
 def frozen_digest(model: nn.Module, arithmetic: torch.dtype | None = None) -> str:
-    """SHA-256 over the weights that are not trained, as stored or rounded to ``arithmetic``. (The trained ones are the
-    run's initial vector, and a fixed factor A comes from the seed.)"""
+    """Return the SHA-256 of the weights that are not trained, as stored or rounded to ``arithmetic``.
+
+    The trained weights are the run's initial vector, and a fixed factor A comes from the seed. Both are left out.
+    """
     h = hashlib.sha256()
     for name, p in model.named_parameters():
         if not p.requires_grad and not is_factor_a(name):
@@ -252,44 +275,44 @@ def frozen_digest(model: nn.Module, arithmetic: torch.dtype | None = None) -> st
 
 
 class TextShard:
-    """One device's blocks (memory maps)."""
+    """One device's blocks, as memory maps."""
 
     def __init__(self, blocks: Blocks, eval_tokens: int) -> None:
         self.blocks, self._eval_tokens = blocks, eval_tokens
         self.count = float(blocks.train_tokens)
 
     def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
-        """Blocks in random order, pass after pass."""
+        """Iterate over the micro-batches of each step, from blocks in random order, pass after pass."""
         return _batches(self.blocks.train_NS.__getitem__, len(self.blocks.train_NS), steps, training, key)
 
     @property
     def size(self) -> int:
-        """Blocks of training text: the records of example-level privacy."""
+        """The number of blocks of training text, which are the records of example-level privacy."""
         return len(self.blocks.train_NS)
 
     def records(self, rows: Array) -> list[tuple[Tensor, int]]:
-        """These blocks, a batch of each."""
+        """Return these blocks, each as a batch of its own."""
         return [_batch(self.blocks.train_NS[int(r) : int(r) + 1]) for r in rows]
 
     def held_out(self) -> Iterator[tuple[Tensor, int]]:
-        """The first held-out predictions, at most ``eval_tokens``."""
-        held_NS, left = self.blocks.held_NS, self._eval_tokens
+        """Iterate over batches of the first held-out predictions, ``eval_tokens`` at most."""
+        held_NS, room = self.blocks.held_NS, self._eval_tokens
         size = max(1, EVAL_TOKENS // max(1, held_NS.shape[1] - 1))
         for at in range(0, len(held_NS), size):
-            if left <= 0:
+            if room <= 0:
                 return
             blocks_BS = np.array(held_NS[at : at + size])
-            beyond_BT = np.cumsum(blocks_BS[:, 1:] >= 0).reshape(blocks_BS[:, 1:].shape) > left
+            beyond_BT = np.cumsum(blocks_BS[:, 1:] >= 0).reshape(blocks_BS[:, 1:].shape) > room
             blocks_BS[:, 1:][beyond_BT] = np.minimum(blocks_BS[:, 1:], ~blocks_BS[:, 1:])[beyond_BT]
             batch = _batch(blocks_BS)
-            left -= batch[1]
+            room -= batch[1]
             yield batch
 
 
 class PooledShard:
-    """All devices' training blocks as one, for the centralised comparison. Nothing is copied: rows stay in their maps.
+    """The training blocks of all devices together, for the centralised comparison. Rows stay in their memory maps.
 
-    Devices whose text cannot be read or is too short have no part in it.
+    Devices with unreadable or too little text are left out.
     """
 
     def __init__(self, open_device: Any, devices: Sequence[DeviceId]) -> None:
@@ -306,17 +329,17 @@ class PooledShard:
         self._stops = list(accumulate(counts))
 
     def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
-        """As ``TextShard.batches`` over all rows."""
+        """Iterate over micro-batches as ``TextShard.batches``, from the rows of all devices."""
         return _batches(self._rows, self.size, steps, training, key)
 
     def held_out(self) -> Iterator[tuple[Tensor, int]]:
-        """All devices' hold-outs, one after the other."""
+        """Iterate over the hold-outs of all devices, one device after another."""
         for device in self._devices:
             yield from self._open(device).held_out()
 
     @property
     def size(self) -> int:
-        """Blocks of all devices together."""
+        """The number of blocks of all devices together."""
         return self._stops[-1] if self._stops else 0
 
     def _rows(self, rows: Array) -> Array:
@@ -336,19 +359,19 @@ def _batches(take: Any, n: int, steps: int, training: TrainingSection, key: Key)
 
 
 def _batch(blocks_BS: Array) -> tuple[Tensor, int]:
-    """Blocks as the loss takes them, without columns in which nothing is predicted any more (padding)."""
+    """Make a batch for the loss, without the last columns in which nothing is predicted (padding)."""
     used = np.flatnonzero((blocks_BS[:, 1:] >= 0).any(0))
     stop = int(used[-1]) + 2 if len(used) else 2
     return torch.from_numpy(blocks_BS[:, :stop].astype(np.int64)), predictions(blocks_BS)
 
 
 def _activation_bytes_per_token(found: Sizes) -> int:
-    """Rough: logits, their log-softmax and gradient in float32, and what each layer keeps for the backward pass."""
+    """Estimate the bytes of logits, their log-softmax and gradient in float32, and of each layer's activations."""
     return 14 * found.vocabulary + found.layers * _layer_bytes_per_token(found)
 
 
 def _forward_bytes_per_token(found: Sizes) -> int:
-    """Rough: logits and their log-softmax, and one layer at a time."""
+    """Estimate the bytes of logits, their log-softmax, and the activations of one layer at a time."""
     return 8 * found.vocabulary + _layer_bytes_per_token(found)
 
 

@@ -22,7 +22,7 @@ def build(setting: Setting, *, clip_l2: float, sample_rate: float) -> Built:
     A step takes each block with probability ``sample_rate``.
 
     Raises:
-        CompositionError: E-STATS for a weight, which would count blocks, and E-PRECISION as ``grid.fit``.
+        CompositionError: E-WEIGHT for a weight, which would count blocks, and E-PRECISION as ``grid.fit``.
     """
     rules.weight_of_records(any(WEIGHT in space.head for space in setting.before))
 

@@ -140,7 +140,7 @@ def test_a_long_chat_says_what_is_out_of_sight(tmp_path: Path, folder: Path) -> 
 @pytest.mark.parametrize(
     ("chat", "match"),
     [
-        ("hi", "is str, needs a list of messages"),
+        ("hi", "is str, not a list of messages"),
         ([], "is an empty list"),
         (["hi"], "message 1 of `talk` has no role"),
         ([ASK, {"from": "gpt", "value": "yes"}], "message 2 of `talk` has no role that is text"),
