@@ -163,7 +163,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
         sizes = rung_bytes(after)
         return (
             f"each device sends by one of {len(sizes)} rungs, {min(sizes):,.0f} to {max(sizes):,.0f} bytes, as its own "
-            "link and time allow; a random share of the coordinates is stretched, to stand for all"
+            "link and time allow; a random share of the coordinates is scaled up, so that the mean is right"
         )
 
     return Stage(name, infer, encode, decode, says, takes_support=True)

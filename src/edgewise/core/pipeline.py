@@ -97,8 +97,8 @@ class Pipeline:
         values = self.checked(x, head)
         payload, after = Payload(x, np.clip(values, 0.0, self.spaces[0].head_bound), count=count), Memory()
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
-            given = stage.encode(payload, memory.child("stage", i), space, placed(turn, self.stages, i))
-            payload, new = _of_kind(tuple, given, f"{stage.name}: encode")
+            result = stage.encode(payload, memory.child("stage", i), space, placed(turn, self.stages, i))
+            payload, new = _of_kind(tuple, result, f"{stage.name}: encode")
             payload = _of_kind(Payload, payload, f"{stage.name}: encode")
             after = after.put("stage", i, new)
         return payload, after
@@ -263,13 +263,13 @@ class Pipeline:
 
     def _settle(self, mean: Vector, n: int, memory: Memory, turn: Turn, head: Head) -> tuple[Vector, Memory]:
         """Map the mean from ``spaces[level]`` to ``spaces[0]``, through the one stage that has a server half."""
-        if (at := self.served) is None:
+        if (index := self.served) is None:
             return mean, memory
-        server, before = self.stages[at].server, memory.child("stage", at)
+        server, before = self.stages[index].server, memory.child("stage", index)
         assert server is not None
-        mean, after = server.absorb(mean, n, before, self.spaces[at], placed(turn, self.stages, at), head)
-        memory = memory.put("stage", at, after)
-        rest = undo(self.stages[:at], self.spaces[: at + 1], Payload(mean, np.zeros(0)), turn)
+        mean, after = server.absorb(mean, n, before, self.spaces[index], placed(turn, self.stages, index), head)
+        memory = memory.put("stage", index, after)
+        rest = undo(self.stages[:index], self.spaces[: index + 1], Payload(mean, np.zeros(0)), turn)
         return rest.dense(self.spaces[0].dim).body, memory
 
 
@@ -286,8 +286,8 @@ def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, tur
         stage, space = stages[i], spaces[i]
         if not stage.takes_support and payload.support is not None and not spaces[i + 1].sparse:
             payload = payload.dense(spaces[i + 1].dim)
-        given = stage.decode(payload, space, placed(turn, stages, i))
-        payload = _of_kind(Payload, given, f"{stage.name}: decode")
+        result = stage.decode(payload, space, placed(turn, stages, i))
+        payload = _of_kind(Payload, result, f"{stage.name}: decode")
     return payload
 
 
@@ -355,9 +355,8 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
             f"{merge.name}: a blind sum needs one grid for all devices. Here each device chooses its own codec.",
             'fix one codec for all: codec = "stages".',
         )
-    totals = [
-        merge.infer(spaces[-1])
-    ]  # The merge comes first, because its refusals are more specific than those below.
+    # The merge comes first, because its refusals are more specific than those below.
+    totals = [merge.infer(spaces[-1])]
     totals[0] = totals[0].but(dim=spaces[_level(stages)].dim + len(spaces[-1].head))
     if merge.blind and not spaces[-1].summable:
         raise CompositionError(

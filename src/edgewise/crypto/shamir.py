@@ -99,11 +99,11 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """
     if len(shares) < threshold:
         raise DecodeError("E-SHARE", f"there are {len(shares)} shares, and {threshold} are needed.")
-    at = tuple(sorted(shares))[:threshold]
-    if not all(is_element(shares[x]) for x in at):
+    points = tuple(sorted(shares))[:threshold]
+    if not all(is_element(shares[x]) for x in points):
         raise DecodeError("E-SHARE", "a share is no element of the field.")
-    values = [int.from_bytes(shares[x], "little") for x in at]
-    secret = sum(c * v for c, v in zip(lagrange(at), values, strict=True)) % PRIME
+    values = [int.from_bytes(shares[x], "little") for x in points]
+    secret = sum(c * v for c, v in zip(lagrange(points), values, strict=True)) % PRIME
     if secret >> 256:
         raise DecodeError("E-SHARE", "the shares belong to no secret.")
     return secret.to_bytes(SECRET_BYTES, "little")

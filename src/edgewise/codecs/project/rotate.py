@@ -96,10 +96,7 @@ def _rotate_blocks(
     in_range = True
     for at in range(0, x.size, block):
         source, target = x[at : at + block], out[at : at + block]
-        bits, peak = (
-            source.view(np.int32),
-            np.int32(0),
-        )  # Magnitudes have the order of their bits, which compare faster.
+        bits, peak = source.view(np.int32), np.int32(0)  # Magnitudes are ordered like their bits, which compare faster.
         for i in range(block):
             peak = max(peak, bits[i] & np.int32(0x7FFFFFFF))
         lift = 1.0

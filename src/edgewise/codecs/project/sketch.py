@@ -168,25 +168,25 @@ def sketch(
         u = rho * memory["momentum"] + mean if momentum else mean
         error: Vector = memory["error"] + u
         rms = sqrt(float(np.square(error, dtype=np.float64).mean()))
-        least = np.float32(floor * noise_factor(rows, space.dim) * rms)
-        at, values = _heaviest(error, cols(space), space, least)
-        _take_out(error, at, values, seeds, cols(space))
+        threshold = np.float32(floor * noise_factor(rows, space.dim) * rms)
+        positions, values = _heaviest(error, cols(space), space, threshold)
+        _take_out(error, positions, values, seeds, cols(space))
         released = np.zeros(space.dim, np.float32)
-        released[at] = values
+        released[positions] = values
         return released, Memory({"error": error, "momentum": u} if momentum else {"error": error})
 
-    def _heaviest(table: Vector, width: int, space: Space, least: np.float32) -> tuple[Positions, Vector]:
-        """Find the k largest estimates above ``least``, moved towards zero by it, and their increasing positions."""
+    def _heaviest(table: Vector, width: int, space: Space, threshold: np.float32) -> tuple[Positions, Vector]:
+        """Find the k largest estimates above ``threshold``, moved towards zero by it, and their positions."""
         k = max(1, round(keep * space.dim))
-        at, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        positions, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
         for start in range(0, space.dim, BLOCK):
             block = _estimate(table, seeds, width, start, min(BLOCK, space.dim - start), True)
-            loud = np.flatnonzero(np.abs(block) > least)
-            at, values = np.concatenate([at, start + loud]), np.concatenate([values, block[loud]])
-            if at.size > k:
+            large = np.flatnonzero(np.abs(block) > threshold)
+            positions, values = np.concatenate([positions, start + large]), np.concatenate([values, block[large]])
+            if positions.size > k:
                 largest = np.sort(np.argsort(-np.abs(values), kind="stable")[:k])
-                at, values = at[largest], values[largest]
-        return at, values - np.copysign(least, values)
+                positions, values = positions[largest], values[largest]
+        return positions, values - np.copysign(threshold, values)
 
     def says(before: Space, after: Space) -> str:
         size = percent(before, after)

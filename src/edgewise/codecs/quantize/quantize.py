@@ -60,8 +60,8 @@ def block_error(bits: int, block: int, kept: float) -> float:
     the largest of ``block``), which is exact itself, and over the other block - 1 magnitudes below it. Rounding of s to
     bfloat16 is left out (at most 2^-7 of s).
     """
-    least = NormalDist().inv_cdf(1.0 - kept / 2.0) if kept < 1.0 else 0.0
-    edge = least + np.linspace(0.0, 9.0, 4097)
+    smallest = NormalDist().inv_cdf(1.0 - kept / 2.0) if kept < 1.0 else 0.0
+    edge = smallest + np.linspace(0.0, 9.0, 4097)
     below = 1.0 - np.array([erfc(v / sqrt(2.0)) for v in edge.tolist()]) / kept
     x, mass = (edge[1:] + edge[:-1]) / 2.0, np.diff(below)
     top, errors = 2 ** (bits - 1) - 1, []

@@ -98,10 +98,10 @@ def _keeping(spec: Spec, kept: Sequence[Segment], name: str, cycle: int) -> Stag
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         if payload.support is not None:
             return payload.but(support=payload.support + shift[np.searchsorted(stops, payload.support, "right")])
-        x, at = np.zeros(spec.dim, np.float32), 0
+        x, start = np.zeros(spec.dim, np.float32), 0
         for s in kept:
-            x[s.start : s.stop] = payload.body[at : at + s.size]
-            at += s.size
+            x[s.start : s.stop] = payload.body[start : start + s.size]
+            start += s.size
         return payload.but(body=x)
 
     def says(before: Space, after: Space) -> str:

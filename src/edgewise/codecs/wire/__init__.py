@@ -1,1 +1,4 @@
-"""Payloads as bytes: layouts that a space fixes, and codes for positions."""
+"""Bytes of payloads.
+
+``pack`` writes and strictly reads the layout that a space fixes, and ``golomb`` codes increasing positions.
+"""
