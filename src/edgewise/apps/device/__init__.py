@@ -1,5 +1,4 @@
-"""The owner's side of a device: the policy, the conditions under which it works, the record of what left it, and the
-orders to pause, resume and leave. ``agent`` trains.
+"""The owner's side of a device: policy, conditions, the record of what was sent, orders to pause, resume and leave.
 
-Nothing here but ``agent`` and ``joining`` imports torch.
+``agent`` is the process that trains. Only ``agent`` and ``joining`` import torch.
 """

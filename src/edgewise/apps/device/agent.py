@@ -1,4 +1,4 @@
-"""The agent: a device that works for its owner until it is told to end. Imports torch when it first trains."""
+"""The agent: a process that works for a device's owner until told to end. It imports torch when it first trains."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from edgewise.drivers.storage.device_ledgers import FileLedgers
 from edgewise.drivers.storage.files import FOLDER
 from edgewise.plan.acceptance import largest_upload
 
-PATIENCE_S = 86400.0  # with a server that cannot be reached: it may be down for long
-APPROVAL_S = 10.0  # between two questions whether the device is approved
-SUM_S = 120.0  # in which the next message of a hidden sum comes, or none
+PATIENCE_S = 86400.0  # time to keep trying a server, which may be down for long
+APPROVAL_S = 10.0  # wait between two checks for approval
+SUM_S = 120.0  # The next message of a hidden sum comes within this time, or never.
 
 
 class _Owner(Watch):
-    """The owner's conditions and record, in the loop of the device."""
+    """The owner's conditions and record, applied in the device's loop."""
 
     def __init__(
         self,
@@ -59,12 +59,12 @@ class _Owner(Watch):
         self._follow.refused(run, error)
 
     def refusal(self, next_bytes: float = 0.0) -> str | None:
-        """Why the device does not work now; None: it may."""
+        """Return the reason why the device does not work now. None: it may work."""
         now_s = time.time()
         return self._conditions.refusal(now_s, self._record.today(now_s), next_bytes)
 
     def approved(self, until: Callable[[], bool]) -> bool:
-        """Wait until the operator has approved this device; whether to go on."""
+        """Wait until the operator has approved this device. Returns whether to continue."""
         self._agent.say("waiting", "for the server")
         while self._link.standing()["status"] == "pending":
             self._agent.say("waiting", "for the operator of the server to approve this device")
@@ -75,9 +75,9 @@ class _Owner(Watch):
         return True
 
     def rest(self, until: Callable[[], bool]) -> bool:
-        """Wait while the owner's conditions forbid work, or a pause does; whether to end.
+        """Wait while the owner's conditions or a pause forbid work. Returns whether to end.
 
-        A hidden sum that the device is in is finished first: who leaves in the middle costs the others their round.
+        A device finishes a hidden sum that it takes part in. Leaving in the middle would cost the others their round.
         """
         while not until():
             why = None if self._agent.open() else "paused by the owner"
@@ -100,15 +100,23 @@ def work(
 ) -> None:
     """Take part in the runs of the server that ``home`` is enrolled at, as its policy allows, until ``until()``.
 
-    Args:
-        make: as in ``Parts``: then the text is whatever trains reads, and the policy need not name any; None: the
-            recipe's trainer. wait_s: how long one poll lasts. patience_s: with a server that cannot be reached.
-        follow: told of invitations and refusals after the owner's conditions and record. sleep: pauses. began: called
-            when nothing stands in the way of work.
     The device waits until its operator has approved it.
+
+    Args:
+        home: folder of the enrolment.
+        until: tells whether to end.
+        make: as in ``Parts``. Its trainer reads its own text, so the policy need not name any. None: the recipe's
+            trainer.
+        wait_s: duration of one poll.
+        patience_s: time to keep trying a server that cannot be reached.
+        follow: called with invitations and refusals, after the owner's conditions and record.
+        sleep: waits that many seconds.
+        began: called when nothing stands in the way of work.
     Raises:
-        RecipeError as ``policy.load``; TransportError, StoreError as ``drivers.http.attend``; Interrupted where the
-        owner leaves the server. StoreError(E-RUN-EXISTS) where another agent works in ``home``.
+        RecipeError: as ``policy.load``.
+        TransportError, StoreError: as ``drivers.http.attend``.
+        Interrupted: the owner leaves the server.
+        StoreError(E-RUN-EXISTS): another agent works in ``home``.
     """
     homes.load(home)
     own = policy.load(home)

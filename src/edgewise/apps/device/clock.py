@@ -1,4 +1,4 @@
-"""Local times that people write."""
+"""Parse local times that people write."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from edgewise.core.errors import TransportError
 
 
 def next_time(text: str, now_s: float) -> float:
-    """The next local time that a person means, in seconds since 1970: ``HH:MM``, today or tomorrow, or a date and time.
+    """Parse a local time that lies ahead: ``HH:MM`` of today or tomorrow, or a date and time.
 
-    Raises TransportError(E-REQUEST) for anything else, and for a time that has passed.
+    Returns: seconds since 1970.
+    Raises:
+        TransportError(E-REQUEST): for other text, and for a time that has passed.
     """
     now = datetime.fromtimestamp(now_s)
     with suppress(ValueError):

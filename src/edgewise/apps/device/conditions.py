@@ -1,9 +1,9 @@
-"""When a device works: its owner's quiet hours, the command that the owner asks, text to train on, bytes of the day.
+"""The conditions under which a device works: quiet hours, the owner's command, text to train on, bytes per day.
 
     conditions = Conditions(policy)
     reason = conditions.refusal(now_s, sent_today=record.today(now_s), next_bytes=largest)      # None: it may work
 
-Local time decides, also where clocks change. Whatever goes wrong with the owner's command forbids work.
+Times are local, also when clocks change. Any failure of the owner's command forbids work.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ from collections.abc import Callable, Sequence
 
 from edgewise.apps.device.policy import MB, Policy
 
-ANSWER_S = 10.0  # that the owner's command may take
-FRESH_S = 30.0  # that its answer counts
+ANSWER_S = 10.0  # time limit of the owner's command
+FRESH_S = 30.0  # time for which its answer counts
 DAY = 24 * 60
 
 
 class Conditions:
-    """The conditions of one policy. ``ask``: runs the owner's command and returns why it forbids work, or None.
-    ``text``: whether the device trains on the text that the policy names."""
+    """The conditions of one policy.
+
+    Args:
+        ask: runs the owner's command. Returns why the command forbids work, or None.
+        text: whether the device trains on the text that the policy names.
+    """
 
     def __init__(
         self, policy: Policy, ask: Callable[[Sequence[str]], str | None] | None = None, text: bool = True
@@ -32,11 +36,12 @@ class Conditions:
         self._asked_s = float("-inf")
 
     def refusal(self, now_s: float, sent_today: float = 0.0, next_bytes: float = 0.0) -> str | None:
-        """Why the device does not work now, in words; None: it may.
+        """Return the reason why the device does not work now, in words. None: it may work.
 
         Args:
-            now_s: seconds since 1970. sent_today: bytes that left since midnight. next_bytes: what the next round may
-                send.
+            now_s: seconds since 1970.
+            sent_today: bytes sent since midnight.
+            next_bytes: the most that the next round may send.
         """
         if self._text and not self._policy.data.given:
             return "the policy names no text: data.path is empty"
@@ -53,7 +58,7 @@ class Conditions:
 
 
 def quiet(ranges: Sequence[tuple[int, int]], now_s: float) -> int | None:
-    """The minute of the day at which the quiet hours end that it is now; None where it is none."""
+    """Return the minute of the day at which the present quiet hours end. None: it is no quiet hour."""
     local = time.localtime(now_s)
     now = 60 * local.tm_hour + local.tm_min
     ends = [end for start, end in ranges if (now - start) % DAY < (end - start) % DAY]
@@ -61,7 +66,10 @@ def quiet(ranges: Sequence[tuple[int, int]], now_s: float) -> int | None:
 
 
 def asked(command: Sequence[str]) -> str | None:
-    """Run the owner's command, which gets no input and whose output goes nowhere; why it forbids work, or None."""
+    """Run the owner's command, and return why it forbids work. None: it allows work.
+
+    The command gets no input, and its output is dropped.
+    """
     name = os.path.basename(command[0])[:100]
     try:
         done = subprocess.run(

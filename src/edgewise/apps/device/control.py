@@ -1,14 +1,14 @@
-"""Orders of the owner to the agent of a home folder, and what the agent says that it does.
+"""Orders from the owner to the agent of a home folder, and the agent's state.
 
-    HOME/order.json     PAUSE, with or without an end, or LEAVE; absent: work
-    HOME/agent.json     what the agent does, and why
+    HOME/order.json     pause, with or without an end, or leave; absent: work
+    HOME/agent.json     the agent's work, and the reason for it
     HOME/agent.lock     held by the agent as long as it runs
 
-    with Agent(home) as agent:                 # E-RUN-EXISTS where another one works there
+    with Agent(home) as agent:                 # E-RUN-EXISTS if another one works there
         while not (order := agent.order()).leave:
             agent.say("waiting", "quiet hours until 06:30")
 
-An agent asks for its order before it sends anything, and between the pieces of what it sends.
+An agent reads its order before it sends anything, and between the pieces of what it sends.
 """
 
 from __future__ import annotations
@@ -27,21 +27,24 @@ from edgewise.core.errors import EdgewiseError, Interrupted, StoreError
 from edgewise.drivers.storage import files
 
 ORDER, SAYS, LOCK = "order.json", "agent.json", "agent.lock"
-POLL_S = 0.5  # an agent that waits asks this often
-LOOK_S = 0.2  # between two looks at the order while something leaves
+POLL_S = 0.5  # interval at which a waiting agent reads its order
+LOOK_S = 0.2  # interval at which a sending agent reads its order
 GLANCES, GLANCE_S = 5, 0.05
 Word = Literal["work", "pause", "leave"]
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the owner wants. ``until_s``: of a pause, seconds since 1970; None: until `edgewise device resume`."""
+    """An order from the owner.
+
+    ``until_s`` is the end of a pause in seconds since 1970. None: `edgewise device resume` ends the pause.
+    """
 
     word: Word = "work"
     until_s: float | None = None
 
     @property
     def pause(self) -> bool:
-        """Whether nothing may leave now."""
+        """Whether the agent may send nothing now."""
         return self.word == "pause"
 
     @property
@@ -51,9 +54,15 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Said(msgspec.Struct, frozen=True):
-    """What an agent said last. ``state``: one word, such as waiting, training, sending. ``why``: a sentence or empty.
-    ``since_s``: seconds since 1970. ``pid``: of its process, which a signal may end; 0 for one that does other work
-    too, such as a script or a notebook."""
+    """The agent's latest state.
+
+    Attributes:
+        state: one word, such as waiting, training, sending.
+        why: a sentence, or empty.
+        since_s: seconds since 1970.
+        pid: the agent's process, which a signal may end. 0 if the process does other work too, as a script or a
+            notebook.
+    """
 
     state: str
     why: str
@@ -62,7 +71,7 @@ class Said(msgspec.Struct, frozen=True):
 
 
 def order(home: Path, now_s: float) -> Order:
-    """The order that holds now. A file that cannot be read is a pause: nothing leaves by mistake."""
+    """Read the order that holds now. An unreadable file counts as a pause, so that nothing is sent by mistake."""
     try:
         found = msgspec.json.decode((home / ORDER).read_bytes(), type=Order)
     except FileNotFoundError:
@@ -73,7 +82,7 @@ def order(home: Path, now_s: float) -> Order:
 
 
 def give(home: Path, wanted: Order) -> None:
-    """Give an order; it is on the disk when this returns. Raises StoreError(E-DISK)."""
+    """Give an order. It is on the disk when this returns. Raises StoreError(E-DISK)."""
     if wanted.word == "work":
         files.discard(home / ORDER)
     else:
@@ -82,7 +91,7 @@ def give(home: Path, wanted: Order) -> None:
 
 
 class Agent:
-    """The one process that works for a home folder; a context manager.
+    """The one process that works for a home folder. It is a context manager.
 
     Raises StoreError: E-RUN-EXISTS while another process works there, E-DISK.
     """
@@ -102,18 +111,18 @@ class Agent:
         self.close()
 
     def close(self) -> None:
-        """Let other processes have the folder."""
+        """Release the folder to other processes."""
         files.discard(self._home / SAYS)
         self._release()
 
     def order(self) -> Order:
-        """The owner's order now."""
+        """Read the owner's present order."""
         return order(self._home, self._now_s())
 
     def open(self) -> bool:
-        """Whether anything may leave now; for ``drivers.http.link.Link``. The files are looked at a few times a second.
+        """Tell ``drivers.http.link.Link`` whether anything may be sent now. The files are read a few times a second.
 
-        Raises Interrupted(E-INTERRUPTED) where the owner leaves.
+        Raises Interrupted(E-INTERRUPTED) if the owner leaves.
         """
         now = time.monotonic()
         if now - self._looked_s >= LOOK_S:
@@ -123,20 +132,20 @@ class Agent:
         return not self._order.pause
 
     def say(self, state: str, why: str = "") -> None:
-        """Tell the owner what is done now, and why; nothing is written where it is what was said last."""
+        """Write the agent's state and the reason for it. An unchanged state is not written again."""
         if self._said != (state, why):
             said = Said(state, why, self._now_s(), self._pid)
             files.replace(self._home / SAYS, msgspec.json.encode(said))
             self._said = (state, why)
 
     def troubled(self, error: EdgewiseError) -> None:
-        """Tell the owner what keeps a waiting agent from its server."""
+        """Write the trouble that keeps a waiting agent from its server."""
         if self._said is not None and self._said[0] == "waiting":
             self.say("waiting", f"{error.code}: {error.what}")
 
 
 def _locked(path: Path) -> Callable[[], None]:
-    """Take the lock; `edgewise device status` may have it for a moment (``running``)."""
+    """Take the lock. `edgewise device status` may hold it for a moment (``running``)."""
     for _ in range(GLANCES):
         with suppress(StoreError):
             return files.lock(path)
@@ -145,7 +154,7 @@ def _locked(path: Path) -> Callable[[], None]:
 
 
 def running(home: Path) -> Said | None:
-    """What the agent of a home folder does; None where none runs."""
+    """Read the state of a home folder's agent. None: no agent runs."""
     if not (home / LOCK).exists():
         return None
     try:
@@ -158,7 +167,7 @@ def running(home: Path) -> Said | None:
 
 
 def ended(home: Path, within_s: float, sleep: Callable[[float], None] = time.sleep) -> bool:
-    """Whether no agent runs, after waiting for its end at most so long."""
+    """Wait for the agent's end, at most that long. Returns whether no agent runs."""
     left_s = within_s
     while running(home) is not None:
         if left_s <= 0.0:

@@ -2,10 +2,10 @@
 
     desk = Desk()
     Handover(spec, device, desk)               # the Trainer port of the device's loop
-    request = desk.next()                      # script: what is asked for; waits
+    request = desk.next()                      # the script waits for a request
     desk.answer(update)                        # or an error, with which the device refuses the round
 
-The machines of rounds and of secure aggregation stay as they are: to them this is a trainer that takes its time.
+The machines of rounds and of secure aggregation do not change. They see a trainer that takes its time.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from edgewise.engine.trainer import Registered, registered
 
 
 class Stopped(BaseException):
-    """The script is gone. Nothing is answered, so that the round can be gone on with at the next start.
+    """Raised when the script has ended. Nothing is answered, so the round can be continued at the next start.
 
-    No Exception: whatever a trainer raises besides would be told to the server.
+    It is no Exception, because the server is told of every Exception of a trainer.
     """
 
 
 class Desk:
-    """Where one request at a time waits for its update. Used by two threads: the device's loop and the script."""
+    """A place where one request at a time waits for its update. Device loop and script use it in two threads."""
 
     def __init__(self) -> None:
         self._asked: SimpleQueue[FitRequest | BaseException] = SimpleQueue()
         self._answers: SimpleQueue[Update | BaseException] = SimpleQueue()
         self.closed = Event()
-        self.failure: BaseException | None = None  # of the device's loop
+        self.failure: BaseException | None = None  # the error that ended the device's loop
 
     def update(self, request: FitRequest) -> Update:
-        """The update that the script makes. Raises what it answers instead; Stopped where it is gone."""
+        """Wait for the script's update. Raises the error that it answers instead, or Stopped if it has ended."""
         self._asked.put(request)
         answer = self._answers.get()
         if isinstance(answer, BaseException):
@@ -48,30 +48,33 @@ class Desk:
         return answer
 
     def next(self) -> FitRequest:
-        """The next request; waits for it. Raises what ended the device's loop."""
+        """Wait for the next request. Raises the error that ended the device's loop."""
         asked = self._asked.get()
         if isinstance(asked, BaseException):
             raise asked
         return asked
 
     def answer(self, answer: Update | EdgewiseError) -> None:
-        """Give the update, or an error for the server: its code and sentence."""
+        """Answer with the update, or with an error whose code and sentence the server gets."""
         self._answers.put(answer)
 
     def close(self) -> None:
-        """The script asks for nothing more."""
+        """Tell the loop that the script asks for nothing more."""
         self.closed.set()
         self._answers.put(Stopped())
 
     def fail(self, error: BaseException) -> None:
-        """The device's loop has ended by an error."""
+        """Tell the script that the device's loop has ended with an error."""
         self.failure = error
         self._asked.put(error)
 
 
 class Handover:
-    """The Trainer port over a desk, for a run of this layout. ``examples``: that the script's device trains on.
-    ``metrics``: names of those that the recipe declares."""
+    """The Trainer port over a desk, for a run of this layout.
+
+    ``examples`` is the number of examples that the script's device trains on. ``metrics`` names the metrics that the
+    recipe declares.
+    """
 
     def __init__(self, spec: Spec, device: DeviceId, desk: Desk, examples: int, metrics: Sequence[str] = ()) -> None:
         self._spec, self._device, self._desk, self._examples = spec, device, desk, examples
@@ -83,11 +86,11 @@ class Handover:
         return self._spec
 
     def initial(self) -> Vector:
-        """Zeros: a device gets its first model from the server."""
+        """Return zeros. A device gets its first model from the server."""
         return np.zeros(self._spec.dim, np.float32)
 
     def devices(self) -> Sequence[DeviceId]:
-        """This one."""
+        """List this device only."""
         return (self._device,)
 
     def fit(self, request: FitRequest) -> Update:
@@ -95,28 +98,28 @@ class Handover:
         return self._desk.update(request)
 
     def metrics(self) -> Sequence[str]:
-        """What a script gives beside losses: all that the recipe declares (``Task.submit``)."""
+        """Name the numbers that a script gives beside losses: all that the recipe declares (``Task.submit``)."""
         return self._metrics
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
-        """A script is not asked. Raises TrainingError(E-TRAIN)."""
+        """Refuse: a script does not evaluate. Raises TrainingError(E-TRAIN)."""
         raise TrainingError("E-TRAIN", "a script measures no held-out loss for the server.")
 
     def sizes(self) -> Mapping[str, float]:
-        """See Trainer; nothing is known of the rest of the script's model."""
+        """See Trainer. The rest of the script's model is unknown here."""
         return {"parameters": float(self._spec.dim), "trainable": float(self._spec.dim), "memory_bytes": 0.0}
 
     def records(self, device: DeviceId) -> int:
-        """How many examples the script says that there are."""
+        """Return the number of examples that the script gave."""
         return self._examples
 
 
 def handover(
     spec: Spec, device: DeviceId, desk: Desk, examples: int, passes: float, metrics: Sequence[str] = ()
 ) -> Registered:
-    """A handover, registered; it counts records where the script says how many examples it has.
+    """Make a registered handover. It counts records if the script gave its number of examples.
 
-    Raises RecipeError(E-COMBO) where the recipe counts ``passes`` and the script does not say it.
+    Raises RecipeError(E-COMBO) if the recipe counts ``passes`` and the script gave no number.
     """
     if passes and not examples:
         what = f"the recipe asks for {passes:g} passes over a device's examples, and the script does not say how many."

@@ -1,10 +1,10 @@
-"""A device joins a run that its server plays: it checks the facts, fetches the model, reads its own text.
+"""Join a run that a server plays: check the facts, fetch the model, read the owner's text.
 
     parts = Parts(link, home, owner)
     attend(link, parts, until)                 # parts(run) is this device's part in a run
 
-In this order, so that nothing is done for a run that will be refused: the server's signature on the facts, the owner's
-choice of packages and models, the model, the floor of the owner, the owner's text.
+The order of checks avoids work for a run that will be refused: the server's signature on the facts, the owner's choice
+of packages and models, the model, the owner's floor, the owner's text.
 """
 
 from __future__ import annotations
@@ -44,20 +44,22 @@ from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 
 RUNS, MODELS = "runs", "models"  # folders in the device's home
-LIST_BYTES, MODEL_BYTES = 2**24, 2**36  # of a layout and of a file of a model, at most
+LIST_BYTES, MODEL_BYTES = 2**24, 2**36  # limits of a layout and of a model's file
 Make = Callable[[Recipe, Path, DeviceId, Spec], Registered]
 
 
 @dataclass(frozen=True)
 class Owner:
-    """What a device's owner decides.
+    """The decisions of a device's owner.
 
     Attributes:
-        data: the keys of [data] that say where the text lies and how it is read. folder: relative paths start there.
-        floor: what every run has to promise. budget: over all runs; None: no cap.
-        packages: name -> digest of the installed packages that runs may use. always: names of those whose trainer
-            trains where no package of a run brings one.
-        gateway: fingerprint of the second server that shares may be sealed to; empty: none.
+        data: the keys of [data] that say where the text lies and how it is read.
+        folder: the folder that relative paths start from.
+        floor: the promises that every run has to make.
+        budget: the epsilon over all runs. None: no cap.
+        packages: name -> digest of the installed packages that runs may use.
+        always: names of the packages whose trainer trains in runs without a trainer of their own.
+        gateway: fingerprint of the second server that shares may be sealed to. Empty: none.
     """
 
     data: Mapping[str, Any]
@@ -70,26 +72,30 @@ class Owner:
 
 
 class Parts:
-    """A device's part in each run, made when its mail first comes; one is kept ready.
+    """A device's parts in runs. A part is made when the first mail of its run comes. The latest one stays ready.
 
     Args:
-        home: folder of the enrolment. make: (recipe, folder of the run, device, layout of what is trained) -> trainer,
-            for a model that the device has; None: the recipe's, on the owner's text.
+        home: folder of the enrolment.
+        make: (recipe, folder of the run, device, layout of the trained parameters) -> trainer, for a model that the
+            device has. None: the recipe's trainer, on the owner's text.
     """
 
     def __init__(self, link: Link, home: Path, owner: Owner, make: Make | None = None) -> None:
         self._link, self._home, self._owner, self._make = link, home, owner, make
         self._run = ""
-        self._part: RunPart | None = None  # in the last one
+        self._part: RunPart | None = None  # this device's part in the latest run
         self._store: FileDevices | None = None
         self._refused: dict[str, EdgewiseError] = {}
 
     def __call__(self, run: str) -> RunPart:
-        """This device's part in a run. Raises EdgewiseError where it takes none; it says the same again later."""
+        """Return this device's part in a run.
+
+        Raises EdgewiseError if the device takes no part. A later call for that run raises the same error.
+        """
         if run in self._refused:
             raise self._refused[run]
         if run != self._run or self._part is None:
-            self.close()  # its model leaves memory first
+            self.close()  # This frees its model's memory first.
             try:
                 part, self._run = self._join(run), run
             except (DecodeError, EdgewiseError) as e:
@@ -107,7 +113,7 @@ class Parts:
         self.close()
 
     def close(self) -> None:
-        """Let go of the part that is kept ready."""
+        """Release the part that stays ready."""
         if self._store is not None:
             self._store.close()
         self._part, self._store = None, None
@@ -142,9 +148,9 @@ class Parts:
             raise facts.refused("the server sent something else") from None
 
     def _trainer(self, stated: PlanFacts, folder: Path, catalogue: Catalogue) -> Registered:
-        """The recipe's trainer on this device's text and model."""
+        """Make the recipe's trainer on this device's text and model."""
         tables = stated.settings()
-        check_model(self._owner.floor, str(tables["model"]["base"]))  # before it is downloaded
+        check_model(self._owner.floor, str(tables["model"]["base"]))  # The check comes before the download.
         own = from_plain(
             {**tables, "data": self._data(tables), "model": self._model(tables, folder)}, "the run's facts"
         )
@@ -153,7 +159,7 @@ class Parts:
         return make_trainer(own, self._owner.folder, folder, catalogue, self._link.name)
 
     def _layout(self, stated: PlanFacts, folder: Path) -> Spec:
-        """The layout that the facts name by its digest."""
+        """Download the layout that the facts name by its digest."""
         raw = self._link.download(stated.spec, folder / "blobs", LIST_BYTES).read_bytes()
         try:
             spec = Spec.of(json.loads(raw))
@@ -164,13 +170,13 @@ class Parts:
         return spec
 
     def _data(self, tables: Mapping[str, Any]) -> dict[str, Any]:
-        """How text is cut as the recipe says, and where it lies as the owner says; a script reads its own."""
+        """Make [data]: the recipe says how text is cut, the owner where it lies. A script reads its own."""
         if self._make is not None:
             return dict(tables["data"])
         return {**tables["data"], **self._owner.data, "partition": "whole"}
 
     def _model(self, tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-        """[model] with a folder of this device, where the facts name a package."""
+        """Make [model], with a folder of this device if the facts name a package."""
         model = dict(tables["model"])
         manifest = package.digest_in(model["base"])
         if manifest is not None:
@@ -184,8 +190,10 @@ class Parts:
         return model
 
     def _unpacked(self, manifest: str, folder: Path) -> Path:
-        """The folder of a model's files, each with the digest that the manifest names, also where it came long ago: a
-        damaged file would be another model, and of frozen weights nothing else tells."""
+        """Download a model's files into a folder. Each file, also an old one, is compared with its digest.
+
+        A damaged file would be another model, and nothing else would show damage of frozen weights.
+        """
         blobs, out = folder / "blobs", self._home / MODELS / manifest
         files = package.parse(self._link.download(manifest, blobs, package.MANIFEST_BYTES).read_bytes())
         out.mkdir(FOLDER, parents=True, exist_ok=True)
@@ -195,9 +203,9 @@ class Parts:
         return out
 
     def _trust(self, plan: Plan, folder: Path, shares: Mapping[str, Any]) -> Trust:
-        """The keys of the run's devices, where they speak to each other, and the own one; of two servers theirs."""
+        """Collect the keys that this device trusts in a run: its own, and those of other devices or of two servers."""
         instance, me = plan.facts.instance, self._link.identity
-        assert instance is not None  # ``accept`` takes no others
+        assert instance is not None  # ``accept`` refuses facts without an instance.
         keys: Mapping[str, bytes] = {me.name: me.public}
         if plan.hides is not None:
             path = folder / "roster"
@@ -211,7 +219,7 @@ class Parts:
         return self._sealing(trust, plan, shares) if plan.shared else trust
 
     def _sealing(self, trust: Trust, plan: Plan, shares: Mapping[str, Any]) -> Trust:
-        """With the keys that two servers have signed for this run: the own server, and the gateway of the owner."""
+        """Add the keys that the server and the owner's gateway have signed for this run."""
         gateway, server = self._owner.gateway, self._link.home.server
         if not gateway or gateway == server:
             what = "the run has a second server, and the owner of this device has named none to trust."
@@ -222,5 +230,5 @@ class Parts:
 
 
 def fresh(device: DeviceId, round: int, nonce: bytes | None) -> Secrets:
-    """Secrets of the system's generator: no two attempts at a round have the same."""
+    """Draw secrets from the system's generator. No two attempts at a round have the same."""
     return Secrets.of(secrets.token_bytes(32))

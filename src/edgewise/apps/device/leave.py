@@ -1,6 +1,6 @@
-"""The end of an enrolment: the server is told, and what edgewise made on this device is removed.
+"""End an enrolment: tell the server, and remove the files that edgewise made on this device.
 
-The owner's text is never touched, nor the policy, which the owner wrote. Files that edgewise did not make stay.
+The owner's text and policy are never touched. Files that edgewise did not make stay.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage import files
 
-PATIENCE_S = 30.0  # with the server
-POLITE_S, LONGEST_S = 5.0, 25.0  # that an agent has to end by itself, and after a signal
+PATIENCE_S = 30.0  # time to keep trying the server
+POLITE_S, LONGEST_S = 5.0, 25.0  # time that an agent gets to end by itself, and after a signal
 STATE = (RUNS, MODELS, CACHE, control.SAYS, control.ORDER)
 SECRETS = (homes.KEY, homes.SERVER)
 RECORDS = (record.FILE, record.LEDGERS)
 
 
 def leave(home: Path, keep_records: bool = False, offline: bool = False) -> dict[str, Any]:
-    """End the agent, have the server revoke this device, and remove its key and state.
+    """End the agent, let the server revoke this device, and remove its key and state.
 
     Args:
-        keep_records: what left this device, and its privacy ledger, stay. offline: do not tell the server, which then
-            still lists the device.
-    Returns: ``told`` whether the server knows; ``removed`` and ``stays``: paths.
+        keep_records: keep the record of what was sent, and the privacy ledger.
+        offline: do not tell the server, which then still lists the device.
+    Returns:
+        ``told``: whether the server knows. ``removed`` and ``stays``: paths.
     Raises:
-        TransportError: E-IDENTITY where the folder holds no enrolment; E-CONNECT where the server cannot be told, and
-            nothing is removed. StoreError: E-RUN-EXISTS where the agent does not end, E-DISK.
+        TransportError: E-IDENTITY for a folder without an enrolment. E-CONNECT if the server cannot be told. Nothing is
+            removed then.
+        StoreError: E-RUN-EXISTS if the agent does not end. E-DISK.
     """
     homes.load(home)
     _end_agent(home)
@@ -55,7 +57,7 @@ def _gone(keep_records: bool) -> tuple[str, ...]:
 
 
 def _end_agent(home: Path) -> None:
-    """Raises StoreError(E-RUN-EXISTS)."""
+    """End the agent, at first by an order, then by a signal. Raises StoreError(E-RUN-EXISTS)."""
     if control.running(home) is None:
         return
     control.give(home, control.Order("leave"))
@@ -71,7 +73,7 @@ def _end_agent(home: Path) -> None:
 
 
 def _remove(path: Path) -> bool:
-    """Whether there was anything. Raises StoreError(E-DISK)."""
+    """Remove a file or a folder. Returns whether there was one. Raises StoreError(E-DISK)."""
     if not path.exists():
         return False
     try:
@@ -85,7 +87,7 @@ def _remove(path: Path) -> bool:
 
 
 def words(done: dict[str, Any], home: Path) -> list[str]:
-    """What happened, for a screen."""
+    """Describe the result for a screen."""
     told = "the server has revoked this device" if done["told"] else "the server was not told, and still lists it"
     out = [f"left: {told}", f"  removed  {len(done['removed'])} of its files and folders: key, state, models"]
     ours = {str(home / name) for name in (policy.FILE, *RECORDS)}

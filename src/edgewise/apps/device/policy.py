@@ -1,14 +1,13 @@
-"""The policy of a device's owner, ``policy.toml`` in the device's home folder: which text, under which conditions, how
-much, and the least privacy.
+"""The policy of a device's owner, ``policy.toml`` in the home folder: text, conditions, limits, and the least privacy.
 
-    first_policy(home)                        # join: writes the file with its comments; never over one that is there
+    first_policy(home)                        # join writes the file, unless there is one
     policy = load(home)
     accept(raw, signature, server, spec, policy.floor(), catalogue)
     Devices(..., budget=policy.owner_budget(ledgers))
     tables = {**facts.settings()["data"], **policy.data_keys(home)}     # the text is the owner's
     extension_packages.catalogue(facts.packages, policy.packages(), policy.always())
 
-The keys are read as a recipe's: unknown ones are refused, with file, line and the nearest known one.
+Keys are read as in a recipe. An unknown key is refused, with file, line and the nearest known one.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from edgewise.plan.recipe.privacy import Privacy
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 from edgewise.plan.recipe.sections import LARGEST_EPSILON
 
-if TYPE_CHECKING:  # numba comes with these, and takes a second: `edgewise device status` needs none of them
+if TYPE_CHECKING:  # These import numba, which takes a second, and `edgewise device status` needs none of them.
     from edgewise.engine.owner_budget import DeviceLedgers, OwnerBudget
     from edgewise.plan.acceptance import OwnerFloor
 
@@ -45,7 +44,7 @@ _HERE = ("source", "path", "text", "prompt", "messages", "time", "time_format", 
 
 
 class Data(Section):
-    """The text that this device trains on. The keys mean what they mean in a recipe's [data]."""
+    """The text that this device trains on. The keys have the meaning of a recipe's [data]."""
 
     source: Literal["text", "jsonl", "csv", "parquet", "plays", "python-stdlib"] = "text"
     path: str | list[str] = Field("", description="file or folder, from this file's folder; empty: no work yet")
@@ -58,7 +57,7 @@ class Data(Section):
 
     @property
     def given(self) -> bool:
-        """Whether there is anything to train on."""
+        """Whether there is any text to train on."""
         return bool(self.path) or self.source in SHIPPED
 
     @rule
@@ -69,7 +68,7 @@ class Data(Section):
 
 
 class Limits(Section):
-    """How much a run may take of this device."""
+    """The resources of this device that a run may take."""
 
     upload_mb: float = Field(100.0, gt=0, le=1e6, description="of one round at most, 10^6 bytes")
     upload_mb_per_day: float = Field(1000.0, gt=0, le=1e9, description="of all rounds of a day, by local time")
@@ -77,7 +76,7 @@ class Limits(Section):
 
 
 class When(Section):
-    """When this device works."""
+    """The times at which this device works."""
 
     quiet: list[str] = Field([], max_length=48, description='local times without work, such as "22:00-06:30"')
     command: list[str] = Field([], description="a program and its arguments; exit status 0 allows work")
@@ -91,7 +90,7 @@ class When(Section):
 
     @property
     def ranges(self) -> tuple[tuple[int, int], ...]:
-        """Minutes of the day: from the first up to the second, over midnight where the second is smaller."""
+        """The quiet hours in minutes of the day, from the first up to the second. A smaller second crosses midnight."""
         return tuple((_minute(one[:5]), _minute(one[6:])) for one in self.quiet)
 
 
@@ -126,7 +125,7 @@ class Asked(Section):
 
 
 class Cap(Section):
-    """What all runs together may learn of this device."""
+    """The privacy budget of this device over all runs."""
 
     epsilon: float | None = Field(None, gt=0, le=LARGEST_EPSILON, description="over all runs; absent = no cap")
     delta: float = Field(1e-5, gt=0, lt=1)
@@ -139,7 +138,7 @@ class Cap(Section):
 
 
 class Models(Section):
-    """Which models this device trains."""
+    """The models that this device trains."""
 
     allow: list[str] = Field([], description="as a run's facts name them: bundled, sha256:DIGEST; empty = any")
 
@@ -152,7 +151,7 @@ class Models(Section):
 
 
 class OwnPackage(Section):
-    """An installed package whose trainer, codecs and strategies may be used."""
+    """An installed package whose trainer, codecs and strategies runs may use."""
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="as pip knows it")
     sha256: str = Field(..., pattern=_DIGEST, description="of its files (`edgewise device digest NAME`)")
@@ -176,7 +175,7 @@ class Policy(Section):
             yield SettingError("E-COMBO", "[[package]] names one twice", "keep one of them")
 
     def floor(self) -> OwnerFloor:
-        """What every run has to promise."""
+        """Return the promises that every run has to make."""
         from edgewise.plan.acceptance import OwnerFloor
         from edgewise.secagg.params import Floor
 
@@ -197,8 +196,10 @@ class Policy(Section):
         )
 
     def owner_budget(self, ledgers: DeviceLedgers) -> OwnerBudget | None:
-        """What all runs together may spend, with the charges of this device (``drivers.workers.devices.Devices``);
-        None: the owner does not cap it."""
+        """Make the budget over all runs, with the charges of this device (``drivers.workers.devices.Devices``).
+
+        None: the owner does not cap it.
+        """
         from edgewise.engine.owner_budget import OwnerBudget
         from edgewise.privacy.ledger import Budget
 
@@ -207,18 +208,17 @@ class Policy(Section):
         return OwnerBudget(Budget(self.budget.epsilon, self.budget.delta), ledgers)
 
     def packages(self) -> dict[str, str]:
-        """Name -> digest of the packages that runs may use."""
+        """Map the names of the packages that runs may use to their digests."""
         return {package.name: package.sha256 for package in self.package}
 
     def always(self) -> tuple[str, ...]:
-        """Names of those whose trainer trains in runs that bring none."""
+        """Name the packages whose trainer trains in runs without a trainer of their own."""
         return tuple(package.name for package in self.package if package.every_run)
 
     def data_keys(self, home: Path) -> dict[str, Any]:
-        """The keys of a recipe's [data] that the owner decides: where the text lies, with absolute paths, and how it is
-        read.
+        """Return the keys of [data] that the owner decides: the text's absolute paths, and how it is read.
 
-        Raises RecipeError(E-MISSING) where the policy names no text.
+        Raises RecipeError(E-MISSING) if the policy names no text.
         """
         if not self.data.given:
             what = f"{home / FILE} names no text: data.path is empty."
@@ -230,10 +230,11 @@ class Policy(Section):
 
 
 def load(home: Path) -> Policy:
-    """The policy of a home folder.
+    """Read the policy of a home folder.
 
-    Raises RecipeError: E-RECIPE-READ where there is none, and as a recipe (E-RECIPE-SYNTAX, E-KEY, E-TYPE, E-VALUE,
-    E-MISSING, E-COMBO), with file and line.
+    Raises:
+        RecipeError: E-RECIPE-READ without a policy. E-RECIPE-SYNTAX, E-KEY, E-TYPE, E-VALUE, E-MISSING and E-COMBO as
+            for a recipe, with file and line.
     """
     path = home / FILE
     fix = "write one: `edgewise device policy` writes it with all keys and their meaning."
@@ -243,7 +244,7 @@ def load(home: Path) -> Policy:
 
 
 def parse(text: str, where: str) -> Policy:
-    """A policy from TOML text. Raises RecipeError as ``load``; a message names all faults."""
+    """Parse a policy from TOML text. Raises RecipeError as ``load``. A message names all faults."""
     plain = toml.read(text, where)
     toml.bounded(plain, where)
     help = "see the comments that `edgewise device policy --print` shows."
@@ -254,12 +255,12 @@ def parse(text: str, where: str) -> Policy:
 
 
 def template() -> str:
-    """The policy that ``join`` writes: every key with its meaning and its default."""
+    """Write the policy that ``join`` begins with: every key with its meaning and its default."""
     return (resources("edgewise") / "assets" / FILE).read_text(encoding="utf-8")
 
 
 def first_policy(home: Path) -> bool:
-    """Write the template into a home folder that has no policy; returns whether it did. Raises StoreError(E-DISK)."""
+    """Write the template into a home folder without a policy. Returns whether it did. Raises StoreError(E-DISK)."""
     if (home / FILE).exists():
         return False
     home.mkdir(FOLDER, parents=True, exist_ok=True)

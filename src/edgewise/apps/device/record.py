@@ -1,13 +1,13 @@
-"""The record of what left this device, ``left.jsonl`` in its home folder: JSON lines that are only added to.
+"""The record of what this device sent, ``left.jsonl`` in its home folder: JSON lines that are only appended.
 
     record = Record(home)
-    record.frame(server, plan, raw, epsilon)       # before a frame leaves; the same frame again is the same line
-    record.refused(server, run, error)             # a run that was refused: nothing of the device left
+    record.frame(server, plan, raw, epsilon)       # before a frame is sent; a repeated frame adds no line
+    record.refused(server, run, error)             # a refused run, to which nothing was sent
     rows(home); summary(rows(home), now_s)
 
-A line is on the disk before its frame leaves. So the record may hold a frame that a crash kept here, and lacks none
-that left. Retries of a frame are not counted. A line without its end was being written when the process died; its
-frame had not left, and it is cut off.
+A line is on the disk before its frame is sent. So the record may list a frame that a crash held back, and it lacks no
+frame that was sent. Retries of a frame are not counted. A line without its end was being written when the process died.
+Its frame was not sent, so the line is cut off.
 """
 
 from __future__ import annotations
@@ -26,21 +26,27 @@ from edgewise.core import frame
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.storage import files
 
-if TYPE_CHECKING:  # numba comes with it, and takes a second: `edgewise device status` only reads
+if TYPE_CHECKING:  # This imports numba, which takes a second, and `edgewise device status` only reads.
     from edgewise.plan.plan import Plan
 
-FILE, LEDGERS = "left.jsonl", "ledgers"  # of frames; folder of what they cost
+FILE, LEDGERS = "left.jsonl", "ledgers"  # the record of frames, and the folder of their privacy costs
 REFUSAL, RUN_REFUSED = "refusal", "refused run"
 
 
 class Row(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One line.
+    """One line of the record.
 
     Attributes:
-        at_s: seconds since 1970. server: its fingerprint. run: id. round: -1 for a run that was refused.
-        kind: in plain words. size: bytes of the frame, 0 where none left. digest: SHA-256 of the frame.
-        epsilon: that the device has spent in all its runs, this frame with it; None where no cap counts it.
-        reason: of a refusal, with its code. promise: of its run, as this device's own plan has it (``promise``).
+        at_s: seconds since 1970.
+        server: fingerprint of the server.
+        run: id of the run.
+        round: -1 for a refused run.
+        kind: in plain words.
+        size: bytes of the frame; 0 if none was sent.
+        digest: SHA-256 of the frame.
+        epsilon: spent by the device in all its runs, with this frame. None if no cap counts it.
+        reason: of a refusal, with its code.
+        promise: of the run, as this device's own plan states it (``promise``).
     """
 
     at_s: float
@@ -69,10 +75,10 @@ class Record:
         self._today = _Today([(row.at_s, row.size) for row in whole])
 
     def frame(self, server: str, plan: Plan | None, raw: bytes, epsilon: float | None = None) -> None:
-        """Write down a frame that is about to leave; once, however often it leaves.
+        """Record a frame that is about to be sent. A repeated frame is recorded once.
 
         Args:
-            plan: of its run; None for the refusal of a run.
+            plan: of its run. None for the refusal of a run.
         """
         message, digest = frame.load(raw, len(raw)), hashlib.sha256(raw).hexdigest()
         if isinstance(message, _FROM_SERVER) or (message.run, digest) in self._known:
@@ -88,21 +94,21 @@ class Record:
         self._today.add(row.at_s, row.size)
 
     def refused(self, server: str, run: str, error: EdgewiseError) -> None:
-        """Write down that this device takes no part in a run; once for each reason."""
+        """Record that this device takes no part in a run, once for each reason."""
         reason = f"{error.code}: {error.what}"
         if (run, reason) not in self._refused:
             self._append(Row(self._now_s(), server, run, -1, RUN_REFUSED, 0, reason=reason))
             self._refused.add((run, reason))
 
     def today(self, now_s: float) -> int:
-        """Bytes that left since midnight, by local time."""
+        """Return the bytes sent since midnight, by local time."""
         return self._today.bytes(now_s)
 
     def _append(self, row: Row) -> None:
         fresh, line = not self._path.exists(), msgspec.json.encode(row) + b"\n"
         try:
             with open(self._path, "ab", opener=files.for_owner) as f:
-                f.truncate(self._size)  # a line that a crash or a full disk cut short
+                f.truncate(self._size)  # A crash or a full disk cut this line short.
                 f.write(line)
                 f.flush()
                 os.fsync(f.fileno())
@@ -130,7 +136,7 @@ class _Today:
 
 
 def kind(message: frame.Message, plan: Plan | None) -> str:
-    """What a frame of this device is, in plain words."""
+    """Describe a frame of this device in plain words."""
     match message:
         case frame.Contribution() if plan is not None:
             if plan.hides is not None:
@@ -148,7 +154,7 @@ def kind(message: frame.Message, plan: Plan | None) -> str:
 
 
 def promise(plan: Plan) -> str:
-    """What a run promises about what leaves, in plain words: an epsilon of all its rounds, or none."""
+    """State a run's privacy promise in plain words: an epsilon of all its rounds, or none."""
     if plan.spend is None:
         return "no epsilon"
     card = plan.spend.card
@@ -160,7 +166,7 @@ def promise(plan: Plan) -> str:
 
 
 def _step(body: bytes) -> tuple[str, str]:
-    """What a message of a hidden sum is, and why the device left the sum; empty where it did not."""
+    """Describe a message of a hidden sum, and why the device left the sum. Empty if it did not."""
     from edgewise.secagg import messages
 
     match messages.load(body):
@@ -180,14 +186,14 @@ def _step(body: bytes) -> tuple[str, str]:
 
 
 def rows(home: Path) -> list[Row]:
-    """The lines so far, also while an agent works. Raises StoreError: E-CHECKPOINT for a damaged file, E-DISK."""
+    """Read the lines so far, also while an agent works. Raises StoreError: E-CHECKPOINT for a damaged file, E-DISK."""
     return _read(home / FILE)[0]
 
 
 def summary(lines: Iterable[Row], now_s: float) -> dict[str, Any]:
-    """What left, counted: today (by local time), in all, by run, and the refusals with their last time.
+    """Count what was sent: today (by local time), in all, by run. Also count refusals, with the time of the latest.
 
-    ``epsilon``: after the newest line that has one; None where no cap counts it.
+    ``epsilon`` is that of the newest line that has one. None if no cap counts it.
     """
     totals = {"today": _Count(), "all": _Count()}
     runs: dict[str, _Count] = {}
@@ -233,7 +239,7 @@ class _Count:
 
 
 def _read(path: Path) -> tuple[list[Row], int]:
-    """The whole lines, and the bytes that they have."""
+    """Read the whole lines. Returns them and their number of bytes."""
     try:
         raw = path.read_bytes() if path.exists() else b""
     except OSError as e:

@@ -1,4 +1,4 @@
-"""A device whose training is a script's: ``edgewise.Device``."""
+"""A device whose training is done by a script: ``edgewise.Device``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe
 
 HOME = "~/.edgewise"
-POLL_S = 5.0  # of a long poll, which a script that ends waits for
-WAIT_S = 10  # of a question for the end of a round; a loop that failed meanwhile is found out after it
-APPROVAL_S = 5.0  # between two looks whether the operator has approved the device
-PATIENCE_S = 86400.0  # with a server that cannot be reached
+POLL_S = 5.0  # duration of a long poll; a script that ends waits for it
+WAIT_S = 10  # duration of a question for a round's end; a failed loop is noticed after it
+APPROVAL_S = 5.0  # wait between two checks for approval
+PATIENCE_S = 86400.0  # time to keep trying a server that cannot be reached
 
 
 class Device:
@@ -38,11 +38,13 @@ class Device:
             loss = train(model, my_texts)                  # own epochs, own optimizer, texts that stay here
             print(task.submit(model, examples=len(my_texts), metrics={"loss": loss}))
 
-    The home folder is that of the commands: its ``policy.toml`` is the owner's, ``edgewise device status`` tells what
-    left, ``edgewise device pause`` holds it. Only [data] of the policy is not read: the texts are the script's.
+    The home folder is shared with the commands. Its ``policy.toml`` is the owner's, ``edgewise device status`` shows
+    what was sent, and ``edgewise device pause`` holds it. Only [data] of the policy is not read, because the script has
+    its texts.
 
     Attributes:
-        home: the folder. refusals: run -> why this device takes no part in it.
+        home: the folder.
+        refusals: run -> the reason why this device takes no part in it.
     """
 
     def __init__(self, home: Path, poll_s: float = POLL_S) -> None:
@@ -52,11 +54,14 @@ class Device:
 
     @classmethod
     def join(cls, url: str, token: str, home: str | Path = HOME, label: str = "", plain: bool = False) -> Device:
-        """Enrol this machine at a server, and open the device. The same call again is harmless.
+        """Enrol this machine at a server, and open the device. Calling it again is harmless.
 
         Makes a key that never leaves the home folder, and writes the owner's first ``policy.toml``.
+
         Args:
-            token: from the server's operator. label: what you call this device. plain: plain HTTP, to this machine.
+            token: from the server's operator.
+            label: your name for this device.
+            plain: use plain HTTP, only for a server on this machine.
         Raises:
             TransportError: E-TOKEN, E-SERVER-KEY, E-CONNECT, E-REVOKED, E-IDENTITY as ``drivers.http.link.Link.join``.
         """
@@ -67,7 +72,7 @@ class Device:
 
     @classmethod
     def open(cls, home: str | Path = HOME) -> Device:
-        """Open a device that is enrolled. Raises TransportError(E-IDENTITY) where the folder holds no enrolment."""
+        """Open an enrolled device. Raises TransportError(E-IDENTITY) for a folder without an enrolment."""
         return cls(Path(home).expanduser())
 
     def __enter__(self) -> Device:
@@ -85,20 +90,22 @@ class Device:
 
     @property
     def name(self) -> DeviceId:
-        """The id by which server and fleet know this device: the fingerprint of its key."""
+        """The id of this device at the server: the fingerprint of its key."""
         return self._link.name
 
     def tasks(self, examples: int = 0) -> Iterator[Task]:
-        """The rounds that the server asks this device for, one after the other; waits for them, without end.
+        """Wait for the rounds that the server asks this device for, and yield them one after the other, without end.
 
-        A thread answers the server meanwhile: it keeps the device's place while the loop trains, and does its part in
-        secure aggregation. A round whose task is not submitted is refused when the loop goes on; one that the loop
-        leaves (``break``, an error, a killed process) comes again at the next start, if it is still open.
+        A thread answers the server meanwhile. It keeps the device's place while the loop trains, and takes the device's
+        part in secure aggregation. A round whose task is not submitted is refused when the loop continues. A round that
+        the loop leaves (``break``, an error, a killed process) comes again at the next start, if it is still open.
+
         Args:
-            examples: on this device, for recipes that count passes (training.local_epochs).
+            examples: the number of examples on this device, for recipes that count passes (training.local_epochs).
         Raises:
-            StoreError(E-RUN-EXISTS) while another process works in the home folder; RecipeError where the policy cannot
-            be read; TransportError: E-REVOKED, E-CONNECT after a day.
+            StoreError(E-RUN-EXISTS): while another process works in the home folder.
+            RecipeError: for an unreadable policy.
+            TransportError: E-REVOKED, and E-CONNECT after a day.
         """
         desk = Desk()
         inbox = _Inbox(self, desk, examples)
@@ -108,7 +115,7 @@ class Device:
             while True:
                 request = desk.next()
                 plan = inbox.plan
-                assert plan is not None  # an invitation came before it
+                assert plan is not None  # An invitation came before.
                 task = Task(plan, inbox.files, request, desk, self._end(plan.run), self._left(plan.run))
                 yield task
                 task.refuse("the script gave no update")
@@ -132,12 +139,12 @@ class Device:
 
 
 class _Inbox(Watch):
-    """The thread that answers the server; it leaves training to the desk."""
+    """The thread that answers the server. It passes training to the desk."""
 
     def __init__(self, device: Device, desk: Desk, examples: int) -> None:
         self._device, self._desk, self._examples = device, desk, examples
         self.plan: Plan | None = None
-        self.files: Path | None = None  # of the model
+        self.files: Path | None = None  # folder of the model's files
 
     def declines(self, part: RunPart) -> str:
         self.plan = part.devices.plan
@@ -160,11 +167,11 @@ class _Inbox(Watch):
             work(self._device.home, closed.is_set, self.make, self._device._poll_s, follow=self, sleep=self._pause)
         except Stopped:
             return
-        except BaseException as e:  # boundary: raised again in the script's thread
+        except BaseException as e:  # boundary: it is raised again in the script's thread
             self._desk.fail(e)
 
     def _pause(self, seconds: float) -> None:
-        if self._desk.closed.wait(seconds):  # also between two attempts at a server that is gone
+        if self._desk.closed.wait(seconds):  # This also waits between two attempts to reach a server.
             raise Stopped
 
     def _approved(self, closed: Event) -> None:

@@ -1,4 +1,4 @@
-"""What an owner sees of a device: where it is enrolled, what it does and why, what left it, and what it refused."""
+"""The status of a device for its owner: enrolment, present work, what was sent, and refused runs."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from edgewise.apps.device import control, policy, record
 from edgewise.core.errors import RecipeError
 from edgewise.drivers.http import home as homes
 
-SHOWN = 12  # characters of a run's id
-RUNS, REFUSALS = 5, 5  # that a screen shows, the newest
+SHOWN = 12  # characters of a run's id that a screen shows
+RUNS, REFUSALS = 5, 5  # the number of newest ones that a screen shows
 
 
 def found(home: Path, now_s: float) -> dict[str, Any]:
-    """The status of a device as plain JSON. Asks no server.
+    """Collect the status of a device as plain JSON, without asking a server.
 
-    Raises TransportError(E-IDENTITY) where the folder holds no enrolment; StoreError as ``record.rows``.
+    Raises TransportError(E-IDENTITY) for a folder without an enrolment, and StoreError as ``record.rows``.
     """
     enrolled = homes.load(home)
     said, order = control.running(home), control.order(home, now_s)
@@ -40,7 +40,7 @@ def found(home: Path, now_s: float) -> dict[str, Any]:
 
 
 def lines(status: Mapping[str, Any]) -> list[str]:
-    """The status for a screen."""
+    """Write the status for a screen."""
     left, why = status["left"], f": {status['why']}" if status["why"] else ""
     since = f"  since {moment(status['since_s'])}" if status["since_s"] is not None else ""
     out = [f"device   {status['device']}  of {status['server']}", f"now      {status['state']}{why}{since}"]
@@ -67,19 +67,19 @@ def lines(status: Mapping[str, Any]) -> list[str]:
 
 
 def amount(count: Mapping[str, Any]) -> str:
-    """Frames and bytes in words."""
+    """Write a number of frames and bytes in words."""
     size = count["bytes"]
     unit, by = next((u, b) for u, b in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1)) if size >= b or b == 1)
     return f"{plural(count['frames'], 'frame')}, {size / by:.3g} {unit}"
 
 
 def plural(count: int, word: str) -> str:
-    """A count with its word."""
+    """Write a count with its noun."""
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
 def moment(at_s: float) -> str:
-    """A point in local time."""
+    """Write a point in time, in local time."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at_s))
 
 

@@ -1,4 +1,4 @@
-"""A round that a script trains, and what became of its update."""
+"""A round that a script trains, and the outcome of its update."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ from edgewise.plan.metrics import LOSS
 from edgewise.plan.plan import Plan
 from edgewise.privacy import card
 
-LOOK_S = 0.25  # between two questions for the end of a round, each of which the server answers when it has ended
+LOOK_S = 0.25  # wait between two questions for a round's end; the server answers each at the end
 
 
 @dataclass(frozen=True)
 class Left:
-    """What has left the device in one round, by its record. ``refusal``: code and reason of one; empty."""
+    """The total of the frames that the device sent in one round, by its record.
+
+    ``refusal`` is the code and reason of a refusal, or empty.
+    """
 
     bytes: int = 0
     epsilon: float | None = None
@@ -35,14 +38,17 @@ class Left:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a script's update; prints as a sentence.
+    """The outcome of a script's update. Print it to see a sentence.
 
     Attributes:
-        run, round: which. released: whether a model was made with it, by the word of the server.
-        why: with its code, where it was dropped. bytes: that left this device in the round, all frames together.
-        epsilon: spent. By ``counted`` that is what all runs of this device have spent together, where its owner's
-            policy has a budget; else what this run may spend in all its rounds. None where no noise is added.
-        metrics: those that travelled.
+        run, round: the round.
+        released: whether the released model contains the update. This is the server's word.
+        why: the reason with its code, if the update was dropped.
+        bytes: sent by this device in the round, all frames together.
+        epsilon: spent. By ``counted`` this is the epsilon that all runs of this device have spent together, if its
+            owner's policy has a budget. Otherwise it is the most that this run may spend in all its rounds. None: no
+            noise is added.
+        metrics: the numbers that travelled.
     """
 
     run: str
@@ -68,18 +74,18 @@ class Task:
         for _ in range(task.steps): ...             # own data, own loss, own optimizer
         print(task.submit(model, examples=len(texts), metrics={"loss": loss}))
 
-    Printed, it says what the server asked: local training, the way of the update, the privacy card, the deadline.
+    Print it to see the server's request: local training, the update pipeline, the privacy card, the deadline.
 
     Attributes:
-        plan: what the server and this device agreed on. files: folder with the model's files, each with the digest that
-            the server has signed; None where no files travel.
+        plan: the plan that the server and this device agreed on.
+        files: folder of the model's files, each with the digest that the server has signed. None: no files travel.
     """
 
     plan: Plan
     files: Path | None
     _request: FitRequest = field(repr=False)
     _desk: Desk = field(repr=False)
-    _end: Callable[[int], Mapping[str, Any]] = field(repr=False)  # what the server says of a round
+    _end: Callable[[int], Mapping[str, Any]] = field(repr=False)  # asks the server for a round's outcome
     _left: Callable[[int], Left] = field(repr=False)
     _loaded: bool = field(default=False, repr=False)
     _corrected: int = field(default=0, repr=False)
@@ -92,12 +98,12 @@ class Task:
 
     @property
     def round(self) -> int:
-        """From 0."""
+        """The number of the round, from 0."""
         return self._request.round
 
     @property
     def spec(self) -> Spec:
-        """What is trained: names, shapes."""
+        """The layout of the trained parameters: names, shapes."""
         return self.plan.spec
 
     @property
@@ -107,7 +113,7 @@ class Task:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that the server asks for. With a plain average a script may take others."""
+        """The optimizer steps that the server asks for. With a plain average a script may take others."""
         return self._request.rule.steps
 
     @property
@@ -117,20 +123,21 @@ class Task:
 
     @property
     def trains(self) -> tuple[str, ...]:
-        """Names of the segments that move in this round; empty: all."""
+        """Names of the segments that are trained in this round. Empty: all."""
         return self._request.rule.segments
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of the metrics that travel, in the sum and hidden as the update is; others are refused.
+        """Names of the metrics that travel in the sum of updates, hidden as the update is. Others are refused.
 
-        ``held_out`` is the mean loss of the round's model on examples that are not trained on. Who has none leaves it
-        out."""
+        ``held_out`` is the mean loss of the round's model on examples that are not trained on. A script without such
+        examples leaves it out.
+        """
         return tuple(name for name in self.plan.metrics.names if name != HELD_SHARE)
 
     @property
     def corrects(self) -> bool:
-        """Whether the strategy corrects gradients: then ``correct`` is to be called before each step."""
+        """Whether the strategy corrects gradients. Then call ``correct`` before each step."""
         correction = self._request.correction
         return bool(correction.pull) or correction.shift is not None
 
@@ -154,12 +161,14 @@ class Task:
         return "\n".join(lines)
 
     def load_into(self, model: Any) -> None:
-        """Write the round's model into a torch module, and let those parameters take a gradient that the round trains.
+        """Write the round's model into a torch module, and let the round's trained parameters take a gradient.
 
-        A module of ``peft`` is given its adapter's weights; what is frozen stays as it is, and is not compared.
+        A module of ``peft`` gets its adapter's weights. Frozen weights stay as they are, and are not compared.
+
         Raises:
-            ModelError(E-LAYOUT): the module is not the run's: a parameter is missing, has another shape or is not
-                float32, or the module trains one more. Nothing is written then.
+            ModelError(E-LAYOUT): the module is not the run's. A parameter is missing, has another shape or is not
+            float32, or
+                the module trains one more. Nothing is written then.
         """
         from edgewise.learn.models import modules
 
@@ -167,9 +176,9 @@ class Task:
         self._loaded = True
 
     def correct(self, model: Any) -> None:
-        """Add the strategy's correction to the gradients: call it between ``backward()`` and the optimizer's step.
+        """Add the strategy's correction to the gradients. Call it between ``backward()`` and the optimizer's step.
 
-        FedProx, SCAFFOLD and FedDyn need it; with other strategies it adds nothing. Raises ModelError as ``load_into``.
+        FedProx, SCAFFOLD and FedDyn need it. With other strategies it adds nothing. Raises ModelError as ``load_into``.
         """
         from edgewise.learn.models import modules
 
@@ -179,21 +188,23 @@ class Task:
     def submit(
         self, model: Any, examples: float, metrics: Mapping[str, float] | None = None, steps: int | None = None
     ) -> Outcome:
-        """Send what the script trained, and wait until the round has released or dropped it.
+        """Send the trained update, and wait until the round has released or dropped it.
 
-        The change of the module since ``load_into`` is clipped, compressed, noised and hidden as the plan says; it
-        leaves in no other form.
+        The change of the module since ``load_into`` is clipped, compressed, noised and hidden as the plan says. It is
+        sent in no other form.
+
         Args:
-            examples: that were trained on: the natural weight of this device.
-            metrics: numbers that travel with the update where the recipe has them (``Task.metrics``), cut to the bounds
-                that it declares. ``loss`` stands for ``loss_last``, and for ``loss_first`` where that is not given.
-                Where the recipe asks for no losses, a loss stays here.
+            examples: number of examples that were trained on. This is the natural weight of this device.
+            metrics: numbers that travel with the update if the recipe has them (``Task.metrics``). They are cut to the
+                bounds that the recipe declares. ``loss`` stands for ``loss_last``, and for ``loss_first`` if that is
+                not given. If the recipe asks for no losses, a loss stays here.
             steps: optimizer steps that were taken, for strategies whose equations need them.
         Raises:
-            TrainingError(E-TASK): the task was not loaded, or was submitted before; a metric that does not travel, or
-                one that is missing; ``correct`` was not called where the strategy needs it; a part of the model moved
-                that rests in this round.
-            ModelError(E-LAYOUT) as ``load_into``. TransportError, StoreError: what ended the device's loop.
+            TrainingError(E-TASK): the task was not loaded, or was submitted before; a metric does not travel, or one is
+                missing; ``correct`` was not called though the strategy needs it; a part of the model moved that rests
+                in this round.
+            ModelError(E-LAYOUT): as ``load_into``.
+            TransportError, StoreError: the error that ended the device's loop.
         """
         from edgewise.learn.models import modules
 
@@ -211,7 +222,7 @@ class Task:
         return self._outcome(tuple(head))
 
     def refuse(self, why: str) -> None:
-        """Give nothing in this round; the server gets the sentence, so it must not quote data."""
+        """Contribute nothing in this round. The server gets the sentence, so it must not quote data."""
         if not self._done:
             self._done = True
             self._desk.answer(TrainingError("E-TRAIN", why))
@@ -233,7 +244,7 @@ class Task:
             )
         if odd := [name for name, value in head.items() if not isfinite(value)]:
             raise refused(f"metric {odd[0]} = {head[odd[0]]} is not a finite number")
-        if HELD_OUT in names:  # of a device that has none both are zero
+        if HELD_OUT in names:  # Both are zero for a device without held-out examples.
             head = {**head, HELD_OUT: head.get(HELD_OUT, 0.0), HELD_SHARE: float(HELD_OUT in head)}
         return head
 
@@ -275,5 +286,5 @@ class Task:
 
 
 def refused(why: str) -> TrainingError:
-    """The error for a script that does not use a task as it is meant."""
+    """Make the error for a script that misuses a task."""
     return TrainingError("E-TASK", f"{why}.", "see `edgewise explain coming-from`.")

@@ -1,10 +1,10 @@
-"""A systemd user unit that runs a device's agent, with as little of the machine as it needs.
+"""A systemd user unit that runs a device's agent, with access to little of the machine.
 
     print(text(program(), home, policy))
     path = install(text, folder)                 # ~/.config/systemd/user/edgewise-device.service
 
-The agent sees the machine read-only but for its home folder, and its owner's text read-only too. A unit of a user's own
-manager can do so where the kernel allows user namespaces; ``NoNewPrivileges`` holds everywhere.
+The agent may write its home folder only. It may read the machine and its owner's text. A user's own systemd can enforce
+this if the kernel allows user namespaces. ``NoNewPrivileges`` holds everywhere.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from edgewise.drivers.storage import files
 
 NAME = "edgewise-device.service"
 NEXT = ("systemctl --user daemon-reload", f"systemctl --user enable --now {NAME}", "loginctl enable-linger")
-CACHE = "cache"  # in the home folder: compiled kernels are kept there, since all else is read-only
-NOT_AUTHORISED, USAGE = 4, 2  # exit statuses after which another start would end the same
+CACHE = "cache"  # folder of compiled kernels in the home folder, since all else is read-only
+NOT_AUTHORISED, USAGE = 4, 2  # After these exit statuses another start would end the same.
 
 _UNIT = """\
 # The agent of an edgewise device. Written by `edgewise device unit`.
@@ -61,13 +61,13 @@ WantedBy=default.target
 
 
 def program() -> tuple[str, ...]:
-    """The command that is this program."""
+    """Return the command that starts this program."""
     found = shutil.which("edgewise")
     return (str(Path(found).absolute()),) if found else (sys.executable, "-m", "edgewise.apps.cli.main")
 
 
 def text(command: Sequence[str], home: Path, policy: Policy) -> str:
-    """The unit for a home folder.
+    """Write the unit for a home folder.
 
     Raises RecipeError(E-VALUE) for a path that no unit can hold (with a line break).
     """
@@ -83,19 +83,19 @@ def text(command: Sequence[str], home: Path, policy: Policy) -> str:
 
 
 def place() -> Path:
-    """Where the user's systemd looks for it."""
+    """Return the folder in which the user's systemd looks for units."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "systemd" / "user" / NAME
 
 
 def install(unit: str, at: Path) -> Path:
-    """Write the unit where systemd looks for it. Raises StoreError: E-FILE-EXISTS, E-DISK."""
+    """Write the unit into the folder of the user's systemd. Raises StoreError: E-FILE-EXISTS, E-DISK."""
     at.parent.mkdir(parents=True, exist_ok=True)
     files.write_new(at, unit.encode())
     return at
 
 
 def _part_without_patterns(path: str) -> str:
-    """The folder above the first pattern such as ``*``: systemd knows none."""
+    """Return the folder above the first pattern such as ``*``, because systemd knows no patterns."""
     at = Path(path)
     while glob.has_magic(str(at)):
         at = at.parent
@@ -103,7 +103,7 @@ def _part_without_patterns(path: str) -> str:
 
 
 def _quoted(word: str, before: str = "", dollars: bool = False) -> str:
-    """A word of a unit, in quotes, with nothing in it that systemd would expand."""
+    """Quote a word of a unit, so that systemd expands nothing in it."""
     if any(ord(c) < 32 for c in word):
         raise RecipeError("E-VALUE", f"{word!r:.80} has a line break, which no unit can hold.", "rename it.")
     word = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")

@@ -1,4 +1,4 @@
-"""A gateway: a process near the devices, of another operator than the orchestrator's.
+"""A gateway: a process near the devices, run by another operator than the server's.
 
-``start`` joins it to an orchestrator and serves, ``commands`` are those of its operator.
+``start`` joins it to its orchestrator and serves.
 """

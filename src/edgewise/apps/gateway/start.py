@@ -1,9 +1,11 @@
-"""Joining a gateway to its orchestrator, and serving: one folder has keys, database and the list of devices.
+"""Join a gateway to its orchestrator, and serve. One folder has keys, database and the list of devices.
 
-FOLDER/device.key, server.json    its identity, and the orchestrator that it belongs to (``drivers.http.home``)
-FOLDER/server.db, blobs/          what it must not forget (``drivers.fleet.helped``)
-FOLDER/cache/                     blobs of devices that reach the orchestrator through it
-FOLDER/devices.txt                the devices whose reports it counts
+    FOLDER/device.key, server.json    its identity, and the orchestrator that it belongs to (``drivers.http.home``)
+    FOLDER/server.db, blobs/          its lasting state (``drivers.fleet.helped``)
+    FOLDER/cache/                     blobs for devices that reach the orchestrator through it
+    FOLDER/devices.txt                the devices whose reports it counts
+
+The folder belongs to one gateway.
 """
 
 from __future__ import annotations
@@ -45,9 +47,9 @@ LIMITS = ServerLimits(member_rate=2000.0, member_burst=4000.0, holder_bytes=Serv
 
 
 def join(url: str, token: str, folder: Path, plain: bool = False, patience_s: float = 60.0) -> Link:
-    """Enrol a gateway at its orchestrator, and remember the orchestrator's key: it alone may ask for shares.
+    """Enrol a gateway at its orchestrator, and pin the orchestrator's key. Only that orchestrator may ask for shares.
 
-    Raises TransportError as ``Link.join``; StoreError(E-LEASE) while the gateway serves.
+    Raises TransportError as ``Link.join``, and StoreError(E-LEASE) while the gateway serves.
     """
     link = Link.join(url, token, folder, "gateway", plain, patience_s)
     key, _ = named(url, link.home.server, patience_s)
@@ -60,17 +62,22 @@ def join(url: str, token: str, folder: Path, plain: bool = False, patience_s: fl
 
 
 class Gateway:
-    """A running gateway; a context manager.
+    """A running gateway. It is a context manager.
 
     Args:
-        folder: of a gateway that has joined. host, port: where it listens; port 0 takes a free one. floor: what its
-        operator asks of every run. cache_bytes: of blobs that are kept for devices. packages: name -> digest of the
-        installed packages that runs may use.
+        folder: of a gateway that has joined.
+        host, port: the address to listen at. Port 0 takes a free one.
+        floor: the promises that its operator asks of every run.
+        cache_bytes: size of the cache of blobs for devices.
+        packages: name -> digest of the installed packages that runs may use.
     Attributes:
-        relay: what devices reach their server by. service: what its routes share. port: where it listens. url: for this
-        machine.
+        relay: passes requests of devices to their server.
+        service: the state that its routes share.
+        port: the port that it listens at.
+        url: its URL on this machine.
     Raises:
-        TransportError: E-IDENTITY where the folder has joined nothing; E-LISTEN. StoreError(E-LEASE).
+        TransportError: E-IDENTITY for a folder that has joined nothing. E-LISTEN.
+        StoreError(E-LEASE): while another process serves from the folder.
     """
 
     def __init__(
@@ -98,7 +105,7 @@ class Gateway:
             )
             guarded = Guard(app, self.service, (*helper_routes.RULES, *relay.RULES))
             self._listener = HttpsListener(guarded, host, port, secured(self.service, tls), limits)
-        except Exception:  # goes on below, once the database and its lease are given back
+        except Exception:  # Whatever stops the start must release database and lease.
             self.service.close()
             raise
         self.port = self._listener.port
@@ -116,12 +123,12 @@ class Gateway:
         self.close()
 
     async def _metrics(self, request: Request) -> Response:
-        """Counters for Prometheus; no device is named."""
+        """Counters for Prometheus. No device is named."""
         text = (await self.service.aside(lambda: shown(self.service))).decode() + self.relay.counters()
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     def close(self) -> None:
-        """Stop serving and give back the database."""
+        """Stop serving and release the database."""
         self.relay.close()
         self._listener.close()
         self.service.close()

@@ -1,4 +1,4 @@
-"""A run's model as files that others load: export and its model card.
+"""A run's model as files that other programs load: export, model card, verification.
 
 ``export`` is the door.
 """

@@ -1,6 +1,7 @@
-"""`edgewise export`: a run's model as a plain transformers folder, a PEFT adapter, or tensors by name, with a card that
-says how it came to be. What is written is read back and compared with the trained model. The folder appears whole or
-not at all."""
+"""Export a run's model: a transformers folder, a PEFT adapter, or tensors by name, with a model card.
+
+The written files are read back and compared with the trained model. The folder appears whole or not at all.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +37,15 @@ FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class Wanted(NamedTuple):
-    """A request for an export. ``to``: one of ``FORMATS``. ``played``: the model after so many rounds; where None, the
-    one that counts in a complete run. ``base``: a folder, or ``hub:owner/name``, that takes the place of the recipe's
-    ``model.base``; empty: as in the recipe. ``dtype``: of a merged model's weights; ``base``: as the base has them.
-    ``with_base``: write a base folder beside the adapter."""
+    """A request for an export.
+
+    Attributes:
+        to: one of ``FORMATS``.
+        played: the number of rounds after which the model is wanted. None: the model that counts in a complete run.
+        base: a folder, or ``hub:owner/name``, that replaces the recipe's ``model.base``. Empty: as in the recipe.
+        dtype: of a merged model's weights. ``base``: as the base has them.
+        with_base: write a base folder beside the adapter.
+    """
 
     to: str = "merged"
     played: int | None = None
@@ -52,20 +58,20 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
     """Write the model of a run.
 
     Args:
-        run_dir: the folder of a run, or that of a server, whose promoted model is then taken. dest: a folder that does
-            not exist or is empty.
+        run_dir: the folder of a run, or of a server, whose promoted model is then taken.
+        dest: a folder that does not exist or is empty.
     Returns:
-        Plain JSON: ``dest``, ``to``, ``rounds``, ``model_sha256``, ``files``; ``dtype`` and ``logits`` (the largest
-        differences: ``loaded``, ``rounding``, ``moved``) of models and adapters.
+        Plain JSON: ``dest``, ``to``, ``rounds``, ``model_sha256``, ``files``. For models and adapters also ``dtype``
+            and
+        ``logits``, the largest differences (``loaded``, ``rounding``, ``moved``).
     Raises:
-        EdgewiseError: E-EXPORT with the reason; E-RESUME without a run; E-MODEL where the base cannot be loaded;
-            E-DISK.
+        EdgewiseError: E-EXPORT with the reason. E-RESUME without a run. E-MODEL if the base cannot be loaded. E-DISK.
     Guarantees:
-        A model that transformers or peft loads from ``dest`` gives the logits of the trained model, or nothing is left
-        there.
+        A model that transformers or peft loads from ``dest`` gives the logits of the trained model. Otherwise nothing
+        is written.
     """
     _possible(wanted)
-    dest = dest.resolve()  # "." has no name of its own
+    dest = dest.resolve()  # The path "." has no name.
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise _refused(f"{dest} is not empty", "give a new folder; nothing is ever overwritten.")
     promoted = _promoted(run_dir, wanted)
@@ -92,7 +98,7 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
 
 
 class _Promoted(NamedTuple):
-    """The promoted model of a server. ``run``: it is of; then as ``_params``."""
+    """The promoted model of a server. ``run`` is its run. The other fields are as in ``_params``."""
 
     run: str
     played: int
@@ -101,7 +107,7 @@ class _Promoted(NamedTuple):
 
 
 def _promoted(folder: Path, wanted: Wanted) -> _Promoted | None:
-    """The model that a server's operators promoted, where ``folder`` is a server's; None where it is a run's."""
+    """Return the promoted model if ``folder`` is a server's. None: it is a run's."""
     if not (folder / "server.db").is_file():
         return None
     from edgewise.drivers.fleet import promotions
@@ -130,7 +136,7 @@ def _possible(wanted: Wanted) -> None:
 
 
 def _params(store: RunStore, recipe: Recipe, played: int | None) -> tuple[int, str, Vector]:
-    """(rounds played, digest, vector) of the wanted model version."""
+    """Return (rounds played, digest, vector) of the wanted model version."""
     models, which = store.models(), chosen(store)
     if played is None:
         if not which.over:
@@ -146,9 +152,9 @@ def _params(store: RunStore, recipe: Recipe, played: int | None) -> tuple[int, s
 
 @contextmanager
 def _folder(dest: Path) -> Iterator[Path]:
-    """A folder beside ``dest`` that becomes ``dest`` when all went well, and is gone otherwise.
+    """Make a folder beside ``dest`` that becomes ``dest`` on success, and is removed otherwise.
 
-    Raises StoreError(E-DISK) for what the disk refuses, whichever library met it.
+    Raises StoreError(E-DISK) for an error of the disk, whichever library met it.
     """
     from safetensors import SafetensorError
 
@@ -162,7 +168,7 @@ def _folder(dest: Path) -> Iterator[Path]:
         if dest.exists():
             dest.rmdir()
         part.rename(dest)
-    except (OSError, SafetensorError) as e:  # safetensors tells of a full disk in an exception of its own
+    except (OSError, SafetensorError) as e:  # safetensors reports a full disk with its own exception.
         full = getattr(e, "errno", None) in FULL or "No space left" in str(e) or "too large" in str(e)
         where = "free some space" if full else "give another --dest"
         raise StoreError("E-DISK", f"cannot write {dest}: {reason(e)}.", f"{where}; the run is whole.") from e
@@ -172,7 +178,7 @@ def _folder(dest: Path) -> Iterator[Path]:
 
 
 def _open_to_others(folder: Path) -> None:
-    """Give a folder and all in it the modes that the umask asks for: some libraries write for the owner only."""
+    """Give a folder and its files the modes that the umask asks for. Some libraries write for the owner only."""
     mask = os.umask(0)
     os.umask(mask)
     for path in (folder, *folder.rglob("*")):
@@ -180,7 +186,7 @@ def _open_to_others(folder: Path) -> None:
 
 
 def _tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_card.ModelCard) -> dict[str, Any]:
-    """Write the trained tensors by name: for a trainer of one's own, and for tools of one's own."""
+    """Write the trained tensors by name, for your own trainers and tools."""
     from safetensors.numpy import save_file
 
     if not facts.get("spec"):
@@ -197,7 +203,8 @@ def _model(
     recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], params: Vector, part: Path, wanted: Wanted,
     card: model_card.ModelCard,
 ) -> dict[str, Any]:  # fmt: skip
-    if (facts.get("extensions") or facts.get("objects")) and "vocabulary" not in facts:  # a fact of the text trainer
+    # The fact "vocabulary" is of the text trainer alone.
+    if (facts.get("extensions") or facts.get("objects")) and "vocabulary" not in facts:
         own = f"its extension ({', '.join(facts['extensions'])})" if facts.get("extensions") else "a script's own"
         raise _refused(
             f"the run trained a model of {own}, which edgewise cannot rebuild",
@@ -227,9 +234,10 @@ def _plain(checked: Checked) -> dict[str, float]:
 
 
 def _base(recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], given: str) -> tuple[str, Path]:
-    """(what to load, where a relative path starts): the model that the run began with, also where the project moved.
+    """Return the model that the run began with, and the folder that its relative path starts from.
 
-    The recipe's folder is looked for from the run's folder first: a project moves as a whole. Raises E-EXPORT.
+    The recipe's folder is first looked for relative to the run's folder, so a project can move as a whole. Raises
+    E-EXPORT.
     """
     if given:
         hub = given.startswith("hub:") or given == "bundled"
@@ -250,9 +258,9 @@ def _base(recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], given: str) -
 
 
 def _directions(recipe: Recipe) -> Directions | None:
-    """The directions whose coefficients the run's vector holds; None where it holds parameters.
+    """Return the directions whose coefficients the run's vector holds. None: it holds parameters.
 
-    An extension's strategy is not known here: its vector is taken for parameters, and refused where it is too short.
+    A strategy of an extension is unknown here. Its vector is taken for parameters, and refused if it is too short.
     """
     if recipe.strategy["kind"] not in BUILT_IN.strategies:
         return None

@@ -1,4 +1,4 @@
-"""The README.md of an exported model: how to load it, where it comes from, who learnt what, how it was checked."""
+"""The README.md of an exported model: how to load it, its origin, its privacy, its checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgewise.learn.models.exported import Checked
 
 HEAD = "| model | weighted mean | median | worst 10 % |\n| --- | ---: | ---: | ---: |\n"
-PASSED_ON = ("license", "license_name", "license_link", "language")  # from the base's card to this one
+PASSED_ON = ("license", "license_name", "license_link", "language")  # These keys are copied from the base's card.
 KINDS = {
     "full": "all parameters",
     "layers": "some layers",
@@ -26,9 +26,12 @@ KINDS = {
 
 
 class About(NamedTuple):
-    """What only the export knows. ``base``: as ``model.base``; ``name``: for people, without a path of this machine;
-    ``commit``: of a base of the hub; ``beside``: the base lies beside the adapter; ``dtype``: of the weights;
-    ``card``: what the base's own card says."""
+    """Facts that only the export knows.
+
+    ``base`` is as ``model.base``. ``name`` is for people, without a path of this machine. ``commit`` is that of a base
+    of the hub. ``beside``: the base lies beside the adapter. ``dtype`` is that of the weights. ``card`` is the text of
+    the base's own card.
+    """
 
     base: str
     name: str
@@ -40,7 +43,7 @@ class About(NamedTuple):
 
 
 class ModelCard(NamedTuple):
-    """A card in the making. ``run``: the run's summary; figures stand only where they are of this model version."""
+    """A model card in the making. ``run`` is the run's summary. Figures of other model versions are left out."""
 
     run: Mapping[str, Any]
     recipe: Recipe
@@ -50,7 +53,7 @@ class ModelCard(NamedTuple):
     coefficients: bool = False
 
     def text(self, about: About | None = None) -> str:
-        """Markdown with the metadata of the hub in front. about: None for tensors without a model."""
+        """Write Markdown after the metadata of the hub. ``about`` is None for tensors without a model."""
         s, recipe, t = self.run, self.recipe, self.recipe.training
         trained = KINDS[recipe.trainable.kind].format(recipe.trainable.rank)
         own = s["facts"].get("extensions") or ("objects" in s["facts"] and "precision" not in s["facts"])
@@ -120,19 +123,19 @@ Data: {self._data()}.{fingerprint}
 
 
 def base_name(base: str) -> str:
-    """What the base is called in exported files: no path of this machine."""
+    """Return the name of the base in exported files, without a path of this machine."""
     if base == "bundled":
         return "edgewise bundled student"
     return base[4:].partition("@")[0] if base.startswith("hub:") else Path(base).name
 
 
 def said_of(folder: Path) -> Mapping[str, Any]:
-    """The metadata of a model's own card; empty where it has none that can be read."""
+    """Read the metadata of a model's own card. Empty if there is none that can be read."""
     from huggingface_hub import metadata_load
 
     try:
         found = metadata_load(folder / "README.md")
-    except (OSError, ValueError):  # no card, or one that is not what a card should be
+    except (OSError, ValueError):  # The card is missing or malformed.
         return {}
     return found or {}
 

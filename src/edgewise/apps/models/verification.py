@@ -1,10 +1,10 @@
-"""Verify a run: replay the released totals that its folder keeps, and check what is chained.
+"""Verify a run: replay the stored released totals, and check the chained records.
 
     found = verify(Path("runs/demo-1a2b3c4d"))          # raises E-VERIFY at the first round that does not follow
-    print("\\n".join(verified.lines(found)))
+    print("\n".join(verified.lines(found)))
 
-Nothing is trusted but the plan: it is compiled from the run's facts, whose digest is the run's id. Of parts that are no
-part of edgewise, those of installed packages are used where the facts name them by digest, and those that are given.
+Only the plan is trusted. It is compiled from the run's facts, whose digest is the run's id. Parts from outside edgewise
+are those of installed packages that the facts name by digest, and those that are given.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from edgewise.plan.retention import oldest
 from edgewise.privacy import ledger
 from edgewise.strategies.base import State
 
-ATTEMPTS = 5  # to replay a run that drops old totals meanwhile
+ATTEMPTS = 5  # attempts to replay a run that drops old totals meanwhile
 KIND = "replay it on the kind of machine that played it: bits are promised per kind of processor. Else {}"
 FIX = "use a whole copy of the folder from a backup, or no model from this round on."
 
 
 def verify(out: Path, chain: str = "", catalogue: Catalogue = BUILT_IN) -> Verified:
-    """Verify the run in a folder; it may be under way.
+    """Verify the run in a folder, also while it is being played.
 
     Args:
-        chain: a digest that an earlier verification ended in; the record has to pass through it. catalogue: with parts
-            of one's own, where the run has some.
+        chain: a digest in which an earlier verification ended. The record has to pass through it.
+        catalogue: your own parts, if the run has some.
     Raises:
-        StoreError: E-VERIFY, naming the first round that does not follow; as ``run_record.read``.
-        EdgewiseError: where the facts of the run give no plan.
+        StoreError: E-VERIFY with the first round that does not follow. As ``run_record.read``.
+        EdgewiseError: if the facts of the run give no plan.
     """
     for attempt in range(ATTEMPTS):
         record = run_record.read(out)
@@ -96,7 +96,7 @@ def _plan(record: RunRecord, catalogue: Catalogue) -> Plan:
 
 
 def _lines(record: RunRecord) -> tuple[list[RoundRecord], list[str]]:
-    """The lines of the record up to the newest checkpoint, and their digests."""
+    """Read the lines of the record up to the newest checkpoint, and their digests."""
     link, lines, links = released.start(record.run["id"], record.run["instance"]), list[RoundRecord](), list[str]()
     for row, number in zip(record.rounds, range(BASE, record.run["next_round"]), strict=False):
         if row.round != number:
@@ -118,7 +118,7 @@ def _lines(record: RunRecord) -> tuple[list[RoundRecord], list[str]]:
 
 
 def _charges(record: RunRecord) -> tuple[list[ledger.LedgerEntry], list[str]]:
-    """The charges of the privacy ledger, and the digests of its chain; both end before the first wrong line."""
+    """Read the charges of the privacy ledger, and the digests of its chain. Both end before the first wrong line."""
     link, found, chain = ledger.start(record.run["id"], record.run["instance"]), list[ledger.LedgerEntry](), list[str]()
     for row in record.charges:
         try:
@@ -137,7 +137,7 @@ def _followed(
     record: RunRecord, plan: Plan, line: RoundRecord, before: RoundRecord | None,
     charges: Sequence[ledger.LedgerEntry], chain: Sequence[str],
 ) -> None:  # fmt: skip
-    """What the tables say of a round has to agree with its line."""
+    """Check that the tables agree with a round's line."""
     if not line.charges < len(chain) or chain[line.charges] != line.ledger:
         raise _fault(record, line.round, "the privacy ledger up to it is not the one that was written.")
     model = record.models.get(line.round + 1)
@@ -156,7 +156,7 @@ def _followed(
 
 
 def _file(record: RunRecord, line: RoundRecord) -> int:
-    """Check the file of a round's model where it is kept; how many there are."""
+    """Check the file of a round's model if it is stored. Returns the number of files."""
     path = record.blobs.path(line.model)
     if not path.is_file():
         return 0
@@ -165,7 +165,7 @@ def _file(record: RunRecord, line: RoundRecord) -> int:
 
 
 def _state(record: RunRecord, plan: Plan, line: RoundRecord) -> State:
-    """The state that a replay starts from, after a line."""
+    """Return the state after a line, from which a replay starts."""
     params = _vector(record, plan, line, line.model, "its model")
     if line.round == BASE:
         state = plan.strategy.init(params)
@@ -213,7 +213,7 @@ def _whole(
     record: RunRecord, lines: Sequence[RoundRecord], links: Sequence[str], charges: Sequence[object],
     chain: Sequence[str],
 ) -> None:  # fmt: skip
-    """The database has to be as new as the witness, and its ledger whole to the last line."""
+    """Check that the database is as new as the witness, and its ledger complete to the last line."""
     if len(charges) < len(record.charges):
         number = record.charges[len(charges)].round
         raise _fault(record, number, f"line {len(charges)} of the privacy ledger is not the one that was written.")
@@ -227,7 +227,7 @@ def _whole(
 
 
 def _overdrawn(charges: Sequence[ledger.LedgerEntry], plan: Plan) -> int:
-    """The first round whose charge passes the budget."""
+    """Find the first round whose charge exceeds the budget."""
     assert plan.spend is not None
     for i, entry in enumerate(charges):
         if not ledger.verify(charges[: i + 1], plan.spend.budget).sound:
@@ -241,7 +241,7 @@ def _fault(record: RunRecord, round: int, what: str, fix: str = FIX) -> StoreErr
 
 
 def _open(plan: Plan, record: RunRecord, played: Sequence[RoundRecord], first: int, anchored: bool) -> tuple[str, ...]:
-    """What a verification leaves open, in sentences."""
+    """List in sentences what a verification leaves open."""
     hidden = "nobody has single contributions of a hidden sum" if plan.promise.hidden else "contributions are not kept"
     said = [f"whether a total is the sum of what devices sent: {hidden}"]
     if plan.spend is not None:

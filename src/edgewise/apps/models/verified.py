@@ -1,4 +1,4 @@
-"""What a verification of a run found, in words and as JSON."""
+"""The result of verifying a run, in words and as JSON."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Verified:
-    """What was verified of a run.
+    """The result of verifying a run.
 
     Attributes:
-        run, name: of the run. rounds: that were played. released: of these, how many made a model. first: of the first
-            round whose total was replayed. replayed: totals that were. server: what the server does with a total.
-        lines, chain: of the record of rounds: how many, and the digest of the last one.
-        charges: lines of the privacy ledger. epsilon: recomputed from them; None without differential privacy.
-        budget: the epsilon that the run may spend. files: models on the disk that have their digests.
-        model: digest of the newest model. open: sentences that say what was not verified, and why.
+        run, name: the run.
+        rounds: rounds that were played.
+        released: how many of them made a model.
+        first: the first round whose total was replayed.
+        replayed: the number of replayed totals.
+        server: what the server does with a total.
+        lines, chain: the number of lines in the record of rounds, and the digest of the last one.
+        charges: lines of the privacy ledger.
+        epsilon: recomputed from the charges. None without differential privacy.
+        budget: the epsilon that the run may spend.
+        files: models on the disk that have their digests.
+        model: digest of the newest model.
+        open: sentences that say what was not verified, and why.
     """
 
     run: str
@@ -38,27 +45,27 @@ class Verified:
 
     @property
     def ok(self) -> bool:
-        """Whether any model was replayed, or there was none to replay."""
+        """Whether a model was replayed, or there was none to replay."""
         return bool(self.replayed or not self.released)
 
     def to_plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to plain JSON."""
         return {**asdict(self), "ok": self.ok}
 
 
 def from_plain(plain: Mapping[str, Any]) -> Verified:
-    """Inverse of ``Verified.to_plain``."""
+    """Convert from plain JSON, as the inverse of ``Verified.to_plain``."""
     known = {field.name: plain[field.name] for field in fields(Verified)}
     return Verified(**{**known, "open": tuple(known["open"])})
 
 
 def counted(n: int, what: str) -> str:
-    """A number with its noun."""
+    """Write a number with its noun."""
     return f"{n} {what}{'s' * (n != 1)}"
 
 
 def lines(found: Verified) -> list[str]:
-    """A verification in words."""
+    """Write a verification in words."""
     gone = found.rounds - found.released
     replay = f"{found.replayed} of {counted(found.released, 'released total')}, from round {found.first} on"
     out = [f"run {found.run[:12]} of {found.name}: {'verified' if found.ok else 'not verified'}"]

@@ -1,4 +1,4 @@
-"""Figures of devices that trained by themselves: stored one by one as they come, then told as one evaluation."""
+"""Held-out losses of devices that trained alone. They are stored one by one, and then reported as one evaluation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from edgewise.drivers.workers import jobs
 
 
 def keep(store: RunStore, model: str, last: int, result: jobs.TrainedAlone) -> str:
-    """Store a device's held-out loss after round ``last``; returns the note of its progress.
+    """Store a device's held-out loss after round ``last``. Returns the note of its progress.
 
-    A device without held-out text has no figure, and a loss that is not finite is none: the note says so.
+    A device without held-out text has no figure. A loss that is not finite is no figure either, and the note says so.
     """
     if result.tokens and isfinite(result.nll):
         store.measure(model, last, result.device, result.nll, result.tokens)
@@ -24,7 +24,7 @@ def keep(store: RunStore, model: str, last: int, result: jobs.TrainedAlone) -> s
 
 
 def conclude(store: RunStore, tell: Callable[[events.AnyEvent], None], model: str, last: int, seconds: float) -> None:
-    """Tell and store the evaluation of all figures that were kept. It is then not measured again."""
+    """Report and store the evaluation of all stored figures. They are not measured again."""
     measured = sorted(store.measures(model, last).items())
     event = events.Evaluated(
         round=last,
@@ -38,7 +38,7 @@ def conclude(store: RunStore, tell: Callable[[events.AnyEvent], None], model: st
 
 
 def without(store: RunStore, tell: Callable[[events.AnyEvent], None], model: str, last: int, code: str) -> None:
-    """Tell and store that the trainer has no data of all devices together, so that ``model`` has no figure here."""
+    """Report and store that ``model`` has no figure, because the trainer has no data of all devices together."""
     event = events.Evaluated(round=last, model=model, nll={}, tokens={}, seconds=0.0, missing={POOLED: code})
     store.append(event)
     tell(event)

@@ -1,15 +1,15 @@
-"""What the federated model is compared with, at equal steps: every device alone, and all text in one place.
+"""Baselines of the federated model at equal steps: every device alone, and all text in one place.
 
 Equal steps. A device takes part in rounds x expected / population rounds on average, where the round wants ``expected``
-contributions; so a device alone trains that many rounds, spread evenly over the schedule of learning rates (all of
-them where every device is in every round). The centralised run takes ``expected`` times the steps in every round.
+contributions. So a device alone trains that many rounds, spread evenly over the schedule of learning rates. (It trains
+all of them if every device is in every round.) The centralised run takes ``expected`` times the steps in every round.
 
 The centralised run is one chain of optimizer steps and cannot be split over workers, so it is started first and runs
-beside the devices' own training. Its progress is kept after every chunk, and each device's figure as soon as it is
-there, so a killed run goes on from both.
+beside the devices' own training. Its progress is stored after every chunk, and each device's figure at once, so a
+killed run continues from both.
 
-Time. The wall-clock seconds of both together are in local_only's event, and in centralised's where local_only was not
-run beside it; what was spent before a crash or Ctrl-C is missing.
+Time. The event of local_only has the wall-clock seconds of both together. The event of centralised has them if
+local_only was not run beside it. Time spent before a crash or Ctrl-C is missing.
 """
 
 from __future__ import annotations
@@ -43,12 +43,16 @@ def compare(
     """Run the comparisons that the recipe wants and that are not stored yet.
 
     local_only: each device that evaluations measure repeats its federated schedule (same steps, rates and batches) on
-    its own model. centralised: rounds x expected x local_steps steps on the pooled text, same schedule over rounds;
-    with local_epochs, expected / population x local_epochs passes over it in every round, about as many steps.
-    ``rounds``: those that the federation played, which ``round.patience`` may have ended before its last one.
-    What cannot train has no figure, and a Progress note says why; nothing is put in its place. A trainer without data
-    of all devices together has no centralised figure, and the run is complete without it.
-    Raises EdgewiseError only where the run directory or a worker fails.
+    its own model. centralised: rounds x expected x local_steps steps on the pooled text, with the same schedule over
+    rounds. With local_epochs it makes expected / population x local_epochs passes in every round, about as many steps.
+
+    A model that cannot train has no figure, and a Progress note says why. Nothing replaces the figure. If the trainer
+    has no data of all devices together, there is no centralised figure, and the run is complete without it.
+
+    Args:
+        rounds: the rounds that the federation played. ``round.patience`` may have ended it early.
+    Raises:
+        EdgewiseError: only if the run directory or a worker fails.
     """
     plan, last = probes.plan, rounds - 1
     wants_locals = wanted.local_only and not store.evaluated(LOCAL_ONLY, last)
@@ -77,7 +81,7 @@ def compare(
     under_way: dict[int, str] = {}
     alone = plan.rounds_alone(rounds)
     while chain_left or locals_left or under_way:
-        # One place belongs to the chain while it lasts; the devices share the others.
+        # The chain occupies one place while it lasts. The devices share the others.
         places = max(1, executor.parallel - 1) if chain_left else executor.parallel
         while locals_left and len(under_way) < places:
             ids += 1
@@ -93,7 +97,7 @@ def compare(
             else:
                 note = f"{CENTRALISED}: {result.code}: {result.what}"
                 done, chain_left, pooled = done + chain_left - 1, 0, False
-                if result.code == "E-DEVICE-DATA":  # and it will be so when the run is resumed
+                if result.code == "E-DEVICE-DATA":  # A resumed run would meet the same error.
                     baseline_figures.without(store, tell, CENTRALISED, last, result.code)
             tell(events.Progress(phase="compare", done=done, total=total, note=note))
             continue
@@ -119,5 +123,5 @@ def compare(
 
 
 def timed(event: events.Evaluated, trained_s: float) -> events.Evaluated:
-    """The evaluation of a model that trained for ``trained_s`` before, with both in its seconds."""
+    """Make the evaluation of a model that trained for ``trained_s`` before, with both in its seconds."""
     return msgspec.structs.replace(event, seconds=event.seconds + trained_s)

@@ -1,4 +1,4 @@
-"""The beginning of a simulated run, or its going on: whose folder it is, what is loaded, whether that is the same."""
+"""Begin or resume a simulated run: claim the folder, load trainers and plan, compare them with the record."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, simulation_digest
 
 Tell = Callable[[events.AnyEvent], None]
-# What a resumed run must still have, or it would go on as another one: fact -> what it is.
+# A resumed run needs the same facts, or it would be another run: fact -> its description.
 SAME = {
     "fingerprint": "the data",
     "model_fingerprint": "the model's weights",
@@ -48,8 +48,11 @@ BACK = "go on where it began: on the same kind of processor, with the same versi
 
 @dataclass(frozen=True)
 class LoadedRun:
-    """Facts on which the executor's trainers agree. ``initial``: the initial vector. It is taken out where the run
-    begins, so that memory does not hold it beside the models that follow it."""
+    """Facts on which the executor's trainers agree.
+
+    ``initial`` is the initial vector. It is taken out when the run begins, so that it does not fill memory beside the
+    models that follow it.
+    """
 
     plan: Plan
     devices: tuple[str, ...]
@@ -59,9 +62,9 @@ class LoadedRun:
 
 
 def claim(store: RunStore, recipe: Recipe, resume: bool) -> Any:
-    """The run that the folder holds, None where it is new.
+    """Return the record of the run in the folder. None: the folder is new.
 
-    Raises StoreError: E-RESUME where there is nothing to go on with, E-RUN-EXISTS where another run is in the way.
+    Raises StoreError: E-RESUME without a run to resume. E-RUN-EXISTS if another run is in the folder.
     """
     known = store.run()
     if known is None:
@@ -82,12 +85,12 @@ def claim(store: RunStore, recipe: Recipe, resume: bool) -> Any:
 
 
 def no_run(out: Path) -> StoreError:
-    """The error of a folder that holds no run to go on with."""
+    """Make the error of a folder without a run to resume."""
     return StoreError("E-RESUME", f"there is no run in {out}.", "leave out --resume (resume=True).")
 
 
 def check_same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raises StoreError(E-RESUME) where something that decides the model is not what it was when the run began."""
+    """Raise StoreError(E-RESUME) if a fact that decides the model has changed since the run began."""
     then, commit = (str(facts.get("model_commit") or "") for facts in (known, now))
     if then != commit:
         raise StoreError(
@@ -109,7 +112,7 @@ def check_same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 
 
 def _check_objects(known: Mapping[str, str], now: Mapping[str, str]) -> None:
-    """Raises StoreError(E-RESUME) by the name of an object that is missing, new or not what it was."""
+    """Raise StoreError(E-RESUME) with the name of an object that is missing, new or changed."""
     if known and not now:
         what = f"this run began from Python objects: {_some(known)}."
         raise StoreError("E-RESUME", what, "go on from the script that began it, with fed.run(out, resume=True).")
@@ -139,10 +142,12 @@ def load(
     known: Mapping[str, Any] | None,
     objects: Objects = NO_OBJECTS,
 ) -> LoadedRun:
-    """Make trainers and plan, on the executor's workers and here. ``known``: the run that goes on.
+    """Make trainers and plan, on the executor's workers and here. ``known`` is the record of a resumed run.
 
-    Raises: EdgewiseError as ``plan.compile`` and the trainer; StoreError(E-WORKER) where workers disagree;
-        DataError(E-DATA-EMPTY) without devices.
+    Raises:
+        EdgewiseError: as ``plan.compile`` and the trainer.
+        StoreError(E-WORKER): if workers disagree.
+        DataError(E-DATA-EMPTY): without devices.
     """
     setup = jobs.Setup(
         recipe=json.dumps(recipe.resolved()),
@@ -165,7 +170,7 @@ def load(
     if not first.devices:
         raise DataError("E-DATA-EMPTY", "the trainer knows no device.", "check where its data comes from.")
     spec = Spec.of([(name, shape, dtype) for name, shape, dtype in first.spec])
-    begun = None if known is None else known["facts"].get("plan_facts")  # a run of an earlier program has none
+    begun = None if known is None else known["facts"].get("plan_facts")  # A run of an earlier version has none.
     stated = None if begun is None else stated_noise(begun)
     plan = compile_plan(recipe, spec, len(first.devices), catalogue(extensions, objects), stated)
     published = canonical(plan.facts)
@@ -193,17 +198,17 @@ def load(
 
 
 def places(recipe_dir: Path, out: Path) -> dict[str, str]:
-    """Where the recipe lies: from the root of this machine, and from the run, so that both may move together."""
+    """Return the recipe's path, absolute and relative to the run. The second survives a move of both."""
     here, run = recipe_dir.resolve(), out.resolve()
     try:
         return {"recipe_dir": str(here), "recipe_from_run": Path(os.path.relpath(here, run)).as_posix()}
-    except ValueError:  # on another drive of Windows
+    except ValueError:  # The path is on another drive of Windows.
         return {"recipe_dir": str(here)}
 
 
 @cache
 def versions() -> Mapping[str, str]:
-    """Versions of Python, of this machine's system, and of what decides a model."""
+    """Return the versions of Python, of this machine's system, and of the packages that decide a model."""
     found = {"python": platform.python_version(), "platform": platform.platform(terse=True)}
     for name in ("edgewise", "numpy", "torch", "transformers", "peft"):
         try:
@@ -214,7 +219,7 @@ def versions() -> Mapping[str, str]:
 
 
 def tell_forecast(executor: Executor, plan: Plan, tell: Tell) -> None:
-    """Tell how long the run will take, where a step can be measured and the recipe counts steps."""
+    """Report how long the run will take, if a step can be measured and the recipe counts steps."""
     timed = [t for t in executor.broadcast(jobs.Time()) if isinstance(t, jobs.Timed) and t.step_s]
     if not timed or plan.rule(0).epochs:
         return

@@ -28,13 +28,13 @@ from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.retention import ALL, window_of
 from edgewise.privacy.card import FEWER, fewer, promises, rests_on, without
 
-WIDE = 100  # columns of a screen from which the numbers of a pipeline stand in columns of their own
+WIDE = 100  # from this screen width on, the numbers of a pipeline stand in columns of their own
 COUNTED = 64  # devices whose steps are counted where the recipe counts passes
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-MOST_BYTES = 1 << 26  # of text that is tokenized to be counted: seconds
+MOST_BYTES = 1 << 26  # limit of the text that is tokenized for counting; it takes seconds
 
 
 def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, fast: bool = False) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
     parameters = sizes.get("parameters", 0.0)
     workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
     forecast = explain.forecast(plan, step_s, workers, steps["mean"], encode_s)
-    trained = sizes.get("trainable") or plan.spec.dim  # of the model; the run's vector may be shorter
+    trained = sizes.get("trainable") or plan.spec.dim  # The run's vector may be shorter than the model's.
     cost = explain.cost(plan, parameters, trained, names)
     turns = [plan.phase(number) for number in range(plan.rounds)]
     up_total = forecast["contributions_per_round"] * sum(traffic(plan, names)[phase].up for phase in turns)
@@ -109,13 +109,13 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
 
 
 def _client_bytes(plan: Plan) -> float:
-    """Bytes that the strategy's client half holds while a device trains, beside what the trainer holds."""
+    """Return the bytes that the strategy's client half holds while a device trains, beside what the trainer holds."""
     client = plan.strategy.client
     return 4.0 * plan.spec.dim * (len((*client.memory, *client.given, *client.sends)) + (client.shift is not None))
 
 
 def _local_steps(trainer: Registered, plan: Plan) -> dict[str, Any]:
-    """Optimizer steps of a device and round; where the recipe counts passes, of ``COUNTED`` devices spread evenly."""
+    """Count the optimizer steps of a device and round. With passes, ask ``COUNTED`` devices, spread evenly."""
     rule, known = plan.rule(0), trainer.trainer.devices()
     n = min(COUNTED, len(known)) if rule.epochs else 0
     each = [in_steps(trainer, plan, known[i * len(known) // n], rule).steps for i in range(n)] or [rule.steps]
@@ -142,7 +142,7 @@ def _reading(trainer: Registered) -> dict[str, Any] | None:
 
 
 def show(console: Console, found: Mapping[str, Any], path: str) -> None:
-    """Print what ``examine`` found."""
+    """Print the result of ``examine``."""
     from rich.table import Table
     from rich.text import Text
 
@@ -174,7 +174,7 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
 
 
 def verdict(found: Mapping[str, Any]) -> str:
-    """The last line: that the recipe runs, and what a person wants to know before starting it."""
+    """Write the last line: that the recipe runs, with the figures to know before starting it."""
     b, f = found["bytes"], found["forecast"]
     said = [f"{found['rounds']} rounds", f"{numbers.count(found['population'])} devices"]
     said.append(f"{numbers.size(b['up'])} up per device and round")
@@ -184,7 +184,7 @@ def verdict(found: Mapping[str, Any]) -> str:
 
 
 def privacy_table(p: Mapping[str, Any]) -> Any:
-    """Who could see what, and below it what the promise rests on, as a rich group."""
+    """Show what each party could see, and below it the assumptions of the promise, as a rich group."""
     from rich import box
     from rich.console import Group
     from rich.table import Table
@@ -225,7 +225,7 @@ def _chosen(word: str, chosen: Mapping[str, Any]) -> Any:
 
 
 def ladder_tables(found: Mapping[str, Any]) -> tuple[Any, Any]:
-    """The rungs with their bytes, and what devices on some links would send, as rich tables."""
+    """Show the rungs with their bytes, and the upload of devices on some links, as rich tables."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -295,12 +295,12 @@ def trace_table(rows: Sequence[Mapping[str, Any]], title: str = "the update pipe
 
 
 def _seen(r: Mapping[str, Any]) -> str:
-    """Whether the server sees single updates, in a part that says it."""
+    """Tell whether the server sees single updates, in a part that says it."""
     return {True: "server sees each", False: "blind", None: ""}[r.get("visible")]
 
 
 def _below(r: Mapping[str, Any]) -> str:
-    """A part's numbers and properties in one line."""
+    """Write a part's numbers and properties in one line."""
     if r["role"] in ("merge", "post", "strategy"):
         return _seen(r)
     bounds = [f"{name} {_bound(r[key])}" for name, key in (("L2", "l2"), ("Linf", "linf")) if r[key] is not None]
@@ -309,7 +309,7 @@ def _below(r: Mapping[str, Any]) -> str:
 
 
 def _ends(recipe: Recipe) -> str:
-    """The decisions that rest on held-out losses; empty where there are none."""
+    """List the decisions that rest on held-out losses. Empty if there are none."""
     n, said = recipe.round.patience, []
     if n:
         said.append(f"ends after {n} evaluation{'s' * (n != 1)} in a row without a lower held-out loss")
@@ -319,7 +319,7 @@ def _ends(recipe: Recipe) -> str:
 
 
 def _local_work(steps: Mapping[str, Any], epochs: float | None) -> str:
-    """The optimizer steps of a device and round."""
+    """Write the optimizer steps of a device and round."""
     if epochs is None:
         return f"{numbers.local_work(steps['most'], 0.0)} per device and round"
     fewest, most = (numbers.count(steps[k]) for k in ("fewest", "most"))
@@ -333,7 +333,7 @@ def _local_work(steps: Mapping[str, Any], epochs: float | None) -> str:
 
 
 def _totals(kept: Mapping[str, int]) -> str:
-    """How much of the run `edgewise run verify` can replay, and the room that it takes."""
+    """Write how much of the run `edgewise run verify` can replay, and the disk space of the totals."""
     rounds, most = kept["rounds"], numbers.size(kept["most_bytes"])
     if rounds == 0:
         return "no round can be replayed: store.totals_mb has no room for one released total"

@@ -1,4 +1,4 @@
-"""Training alone for longer: does a device that goes on by itself get as far as the federation?
+"""Compare the federation with devices that train alone for longer.
 
 Some devices train alone for ``compare.longer`` times the steps that they take in the federation. The schedule of
 learning rates is stretched over them: each of its rounds is played that many times, with other batches each time.
@@ -27,11 +27,15 @@ def longer(
     tell: Callable[[events.AnyEvent], None],
     rounds: int,
 ) -> None:
-    """Run the comparison where the recipe wants it and it is not stored yet.
+    """Run the comparison if the recipe wants it and it is not stored yet.
 
-    ``rounds``: those that the federation played. Each device's figure is kept as soon as it is there, so a killed run
-    goes on with the others. What cannot train has no figure, and a Progress note says why.
-    Raises EdgewiseError only where the run directory or a worker fails.
+    Each device's figure is stored at once, so a killed run continues with the others. A device that cannot train has no
+    figure, and a Progress note says why.
+
+    Args:
+        rounds: the rounds that the federation played.
+    Raises:
+        EdgewiseError: only if the run directory or a worker fails.
     """
     plan, last = probes.plan, rounds - 1
     if not wanted.longer or store.evaluated(LONGER, last):
@@ -59,6 +63,6 @@ def longer(
 
 
 def sample(devices: list[str], most: int) -> list[str]:
-    """At most ``most`` of the devices, spread evenly over them."""
+    """Choose at most ``most`` of the devices, spread evenly over them."""
     n, limit = len(devices), min(most, len(devices))
     return [devices[i * n // limit] for i in range(limit)]

@@ -1,9 +1,9 @@
-"""Measures models of a served run on text of this machine: by a simulation of the recipe whose devices are asked.
+"""Measure the models of a served run on text of this machine, with a simulation of the recipe's devices.
 
     with Measuring(recipe, recipe_dir, scratch) as here:
         here.probes.evaluate("federated", 3, params)       # the port ``engine.ports.Evaluator``
 
-No enrolled device is asked for anything. What is measured is the held-out text of the recipe's [data].
+No enrolled device is asked. The measured text is the held-out text of the recipe's [data].
 """
 
 from __future__ import annotations
@@ -26,14 +26,16 @@ from edgewise.plan.recipe.recipe import Recipe
 
 
 class Measuring:
-    """The simulated devices of a recipe; a context manager.
+    """The simulated devices of a recipe. It is a context manager.
 
     Args:
-        recipe_dir: relative paths of the recipe start here. scratch: folder for blocks of text; it may be removed.
+        recipe_dir: the folder that relative paths of the recipe start from.
+        scratch: folder for blocks of text. It may be removed.
     Attributes:
-        executor: has the devices. probes: measures models on their held-out text.
+        executor: has the devices.
+        probes: measures models on their held-out text.
     Raises:
-        EdgewiseError as the recipe's trainer and ``compile``.
+        EdgewiseError: as the recipe's trainer and ``compile``.
     """
 
     def __init__(self, recipe: Recipe, recipe_dir: Path, scratch: Path) -> None:

@@ -1,6 +1,6 @@
-"""Samples of text for the report: what the base and the model that counts make of the beginning of held-out texts.
+"""Samples of text for the report: the base and the model that counts continue the beginning of held-out texts.
 
-They print text of devices, so nothing is sampled unless the recipe says so (``report.samples``), and nowhere with
+Samples print text of devices. So they are made only if the recipe asks for them (``report.samples``), and never with
 differential privacy.
 """
 
@@ -19,8 +19,10 @@ from edgewise.engine.evaluation import BASE, FEDERATED
 def sample(
     store: RunStore, executor: Executor, wanted: int, devices: Sequence[str], tell: Callable[[events.AnyEvent], None]
 ) -> None:
-    """Store ``wanted`` samples (``events.Sampled``), of devices spread evenly over ``devices``; those that are stored
-    already are not made again. A device whose hold-out is too short has none."""
+    """Store ``wanted`` samples (``events.Sampled``), of devices spread evenly over ``devices``.
+
+    Stored samples are not made again. A device whose held-out text is too short has none.
+    """
     told = {(e.device, e.model) for e in store.events("sampled") if isinstance(e, events.Sampled)}
     n = min(wanted, len(devices))
     vectors = {BASE: store.models()[0], FEDERATED: chosen(store).digest}

@@ -1,4 +1,4 @@
-"""The whole simulated job: load, federate, compare, report. Wires the engine to an executor and a run directory."""
+"""The whole simulated job: load, federate, compare, report. It connects engine, executor and run directory."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def run(
     forecast: bool = False,
     objects: Objects = NO_OBJECTS,
 ) -> Path:
-    """Play a recipe to its end in ``out`` and write the report. Returns ``out``; the rest as ``play``."""
+    """Play a recipe to its end in ``out`` and write the report. Returns ``out``. Arguments as of ``play``."""
     for _ in play(
         recipe, out=out, recipe_dir=recipe_dir, resume=resume, extensions=extensions, sinks=sinks, wrap=wrap,
         report=report, forecast=forecast, objects=objects,
@@ -83,20 +83,23 @@ def play(
     objects: Objects = NO_OBJECTS,
     until: Callable[[], bool] = lambda: False,
 ) -> Generator[Spec, None, None]:
-    """Play a recipe in ``out``, a round for each step of the iterator, then the comparisons and the report.
+    """Play a recipe in ``out``, one round for each step of the iterator, then the comparisons and the report.
 
     Args:
-        out: the run directory; new, or holding this recipe's unfinished run together with ``resume``.
-        recipe_dir: relative data paths start here. extensions: importable modules with parts of one's own.
-        sinks: called with every event. wrap: put something around the cohort (faults). report: write summary.json,
-            plots and report.html at the end. forecast: measure the speed of a step and tell a Forecast before the first
-            round. objects: parts, trainer and data of this process, for the engine "inproc".
-        until: asked between two rounds; where it says True, the run rests: the report is written, without comparisons.
+        out: the run directory. It is new, or it holds this recipe's unfinished run together with ``resume``.
+        recipe_dir: the folder that relative data paths start from.
+        extensions: importable modules with your own parts.
+        sinks: called with every event.
+        wrap: wraps the cohort, for example with faults.
+        report: write summary.json, plots and report.html at the end.
+        forecast: measure the speed of a step and report a Forecast before the first round.
+        objects: parts, trainer and data of this process, for the engine "inproc".
+        until: called between two rounds. If it returns True, the run rests. The report is written without comparisons.
     Yields:
         The layout of the model, after each round that is committed and measured. An iterator that is closed early
-        leaves a run that ``resume`` goes on with.
+        leaves a run that ``resume`` continues.
     Raises:
-        EdgewiseError: with a code; whatever was committed before stays, and ``resume`` goes on from it.
+        EdgewiseError: with a code. Committed rounds stay, and ``resume`` continues from them.
     """
     resumable = False
 
@@ -180,14 +183,14 @@ def _run(
 
 
 def write_report(store: RunStore, out: Path) -> dict[str, Any]:
-    """summary.json, plots and report.html from what the store holds; devices.json with differential privacy."""
+    """Write summary.json, plots and report.html from the store. With differential privacy also write devices.json."""
     from edgewise.apps.report import page as report
     from edgewise.apps.report import png, summary
 
     data = summary.build(store)
     summary.write(out, data)
     summary.write_devices(store, data, out)
-    report.write(store, data, out)  # before the plots: they need more that can fail
+    report.write(store, data, out)  # The plots come later, because more can fail in them.
     png.write(store, data, out)
     return data
 
@@ -212,7 +215,7 @@ def _play(
     tell: Tell,
     until: Callable[[], bool],
 ) -> Generator[Spec, None, bool]:
-    """Rounds, then comparisons; returns whether the run is over."""
+    """Play rounds, then comparisons. Returns whether the run is over."""
     plan = loaded.plan
     simulated = SimulatedCohort(executor, plan, World(recipe.simulation, plan.key, loaded.traces))
     cohort: Cohort = simulated if wrap is None else wrap(simulated)
