@@ -1,11 +1,14 @@
-"""Epsilon from events, with dp-accounting underneath and one convention on top.
+"""Privacy accountant: epsilon of events, computed by dp-accounting under one convention for the noise multiplier.
 
     noise multiplier z = (standard deviation of the noise on the sum) / (most that one device can move the sum)
 
-The sensitivity that goes with z is that of the event's adjacency: C for zero_out and add_remove, 2 C for replace_one.
+The sensitivity behind z is that of the event's adjacency: C for zero_out and add_remove, 2 C for replace_one.
 dp-accounting's own ``REPLACE_ONE`` halves z in one accountant and not in the other (google/differential-privacy#378),
-so nothing here relies on it: a Gaussian is accounted by its z, whoever the neighbours are, and only sampling without
-replacement, which exists for replacement alone, is given z in the form that its RDP bound is written for.
+so nothing here relies on it. A Gaussian is accounted by its z, whoever the neighbours are. Only sampling without
+replacement, which exists for replacement alone, gets z in the form that its RDP bound is written for.
+
+    epsilon({spend.gaussian(1.1): 20}, delta=1e-6)      20 releases that the same device may have been in
+
 Sources: Balle and Wang 2018 (exact Gaussian); Koskela et al. 2020 and Doroshenko et al. 2022 (PLD, Poisson); Wang et
 al. 2019 (without replacement); Bun and Steinke 2016 (zCDP); Kairouz et al. 2021, arXiv:2103.00039 (tree).
 """
@@ -24,30 +27,32 @@ from numpy.typing import NDArray
 from edgewise.core.errors import CompositionError
 from edgewise.privacy.spend import PrivacyEvent
 
-# Of the privacy loss distribution; epsilon is an upper bound whatever it is, and tighter with the finer one.
+# Steps of privacy loss distributions. Epsilon is an upper bound with either, and tighter with the finer one.
 FINE, COARSE = 1e-4, 1e-3
-CELLS = 10**7  # steps of a privacy loss distribution that may have an epsilon of 10^4, or on the fine grid 10^3
-LEAST = 1e-3  # noise multiplier of one Gaussian with an epsilon of some 500,000
+CELLS = 10**7  # Most steps of a privacy loss distribution: an epsilon of 10^4, or of 10^3 on the fine grid.
+LEAST = 1e-3  # Smallest noise multiplier considered. One Gaussian with it has an epsilon of some 500,000.
 Reader = Literal["release", "server"]
 _Counted = tuple[tuple[PrivacyEvent, int], ...]
 
-# An order at which dp-accounting's series does not converge is left out: looser, never wrong, nothing a user can mend.
+# dp-accounting leaves out orders at which its series does not converge. Epsilon is then looser but never wrong, and a
+# user cannot change it, so its warning is dropped.
 logging.getLogger("absl").addFilter(lambda record: "Excluding this order" not in record.getMessage())
 
 
 def epsilon(events: Mapping[PrivacyEvent, int], delta: float, grid: float = FINE, against: Reader = "release") -> float:
-    """The epsilon of all events together, each as often as it says.
+    """Compute the epsilon of all events together.
 
-    Gaussian without amplification: exact, whatever mixture of multipliers. Poisson and truncated Poisson: privacy loss
-    distributions. Anything with zCDP, trees or sampling without replacement: Renyi. So is an epsilon of more than
-    ``CELLS`` steps of the grid, whose distribution would not fit in memory; ``inf`` for a truncated one, which Renyi
-    does not bound. ``inf`` where there is no noise.
+    Gaussian without amplification: exact, for any mixture of multipliers. Poisson and truncated Poisson: privacy loss
+    distributions. Anything with zCDP, trees or sampling without replacement: Renyi divergences. An epsilon of more than
+    ``CELLS`` steps of the grid also comes from Renyi divergences, because its distribution would not fit in memory.
+    Edge cases: ``inf`` for such an epsilon of a truncated event, which Renyi divergences do not bound. ``inf`` where
+        there is no noise.
     Args:
         events: event -> times that the same device may have been in one. delta: in (0, 1).
         grid: step of privacy loss distributions, where there are some.
-        against: who looks: readers of the "release", or the "server", which sees the devices that take part.
+        against: the reader: of the "release", or the "server", which sees the devices that take part.
     Raises: CompositionError: E-ADJ-MIX for events of different neighbours or units, E-AMP-VISIBLE for amplification by
-        sampling of devices against the server (``PrivacyEvent.seen`` is what it gets).
+        sampling of devices against the server. Account ``PrivacyEvent.seen`` against the server instead.
     """
     counted = _counted(events)
     if against == "server" and any(event.seen is not event for event, _ in counted):
@@ -60,12 +65,12 @@ def epsilon(events: Mapping[PrivacyEvent, int], delta: float, grid: float = FINE
 
 
 def together(events: Mapping[PrivacyEvent, int], delta: float, grid: float = COARSE) -> float:
-    """The epsilon of events of different neighbours and units, at one ``delta``.
+    """Compute the epsilon of events of different neighbours and units, at one ``delta``.
 
-    It holds for two worlds that are neighbours in the sense of each event: an update replaced in the one run, zeroed in
+    It holds for two worlds that are neighbours in the sense of each event: an update replaced in one run, zeroed in
     another, a record that is in both of two more or in neither. Each mechanism's privacy loss is bounded by that of its
-    dominating pair, whatever came out before, and dominating pairs compose (Zhu, Dong, Wang 2022, theorem 10). With
-    deltas of their own the events would come to the sum of them.
+    dominating pair, whatever came out before, and dominating pairs compose (Zhu, Dong, Wang 2022, theorem 10). With a
+    delta for each event, the total delta would be their sum.
     Args: as of ``epsilon``. Gaussians without amplification count as one, which is exact.
     """
     counted = _steps(events)
@@ -91,14 +96,17 @@ def _composed(counted: _Counted, delta: float, grid: float) -> float:
 
 
 def renyi(events: Mapping[PrivacyEvent, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(orders, Renyi divergence at each) of all events together: looser than ``epsilon`` where there is Poisson
-    sampling. Truncation is left out, so for "truncated" it bounds nothing. Raises as ``epsilon``.
-    ``events``: at least one."""
+    """Compute the Renyi divergences of all events together: (orders, divergence at each).
+
+    They are looser than ``epsilon`` where there is Poisson sampling. Truncation is left out, so for "truncated" they
+    bound nothing. Raises as ``epsilon``.
+    Args: events: at least one.
+    """
     return _renyi(_counted(events))
 
 
 def epsilon_renyi(events: Mapping[PrivacyEvent, int], delta: float) -> float:
-    """Epsilon by Renyi divergences alone (see ``renyi``); milliseconds where ``epsilon`` takes a tenth of a second."""
+    """Compute epsilon by Renyi divergences alone (see ``renyi``), in milliseconds instead of a tenth of a second."""
     counted = _counted(events)
     if any(_bare(event) for event, _ in counted):
         return inf
@@ -106,12 +114,12 @@ def epsilon_renyi(events: Mapping[PrivacyEvent, int], delta: float) -> float:
 
 
 def _steps(events: Mapping[PrivacyEvent, int]) -> _Counted:
-    """Sorted, with steps counted in, without events that never happen."""
+    """Sort events, multiply their counts by their steps, and drop those with count 0."""
     return tuple(sorted(((event, n * event.steps) for event, n in events.items() if n), key=repr))
 
 
 def _counted(events: Mapping[PrivacyEvent, int]) -> _Counted:
-    """The same of one kind of neighbours and one unit. Raises E-ADJ-MIX."""
+    """Do as ``_steps`` for events of one kind of neighbours and one unit. Raises CompositionError(E-ADJ-MIX)."""
     counted = _steps(events)
     for what in ("adjacency", "unit"):
         if len(kinds := sorted({getattr(event, what) for event, _ in counted})) > 1:
@@ -137,7 +145,7 @@ def _exact(counted: _Counted) -> bool:
 
 @lru_cache(maxsize=4096)
 def gaussian(z: float, delta: float) -> float:
-    """Exact epsilon of one Gaussian release with noise multiplier z."""
+    """Compute the exact epsilon of one Gaussian release with noise multiplier z."""
     import dp_accounting
 
     return float(dp_accounting.get_epsilon_gaussian(z, delta))
@@ -154,7 +162,7 @@ def _by_loss(counted: _Counted, delta: float, grid: float) -> float:
 
 @lru_cache(maxsize=16)
 def _loss(event: PrivacyEvent, grid: float) -> Any:
-    """The privacy loss distribution of one event; most of the time of a round's charge if it were not kept."""
+    """Compute the privacy loss distribution of one event. It is cached, because it takes most of a charge's time."""
     from dp_accounting.pld import privacy_loss_distribution as loss
 
     if event.sampling == "truncated":
@@ -173,17 +181,17 @@ def _by_renyi(counted: _Counted, delta: float) -> float:
 
 
 def _renyi(counted: _Counted) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Divergences add up, order by order."""
+    """Add up the divergences of all events, order by order."""
     parts = [(n, _divergences(event)) for event, n in counted]
     return parts[0][1][0], np.sum([n * divergences for n, (_, divergences) in parts], axis=0)
 
 
 @lru_cache(maxsize=64)
 def _divergences(event: PrivacyEvent) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(orders, divergence at each) of one event; most of the time of a round's charge if it were not kept."""
+    """Compute (orders, divergence at each) of one event. It is cached, because it takes most of a charge's time."""
     from dp_accounting import NeighboringRelation, rdp
 
-    # What the library wants to hear for each; it changes none of the numbers.
+    # The library asks for the relation that each event is defined for. The relation changes none of the numbers.
     relation = NeighboringRelation.ADD_OR_REMOVE_ONE
     if event.sampling == "fixed":
         relation = NeighboringRelation.REPLACE_ONE
@@ -191,7 +199,7 @@ def _divergences(event: PrivacyEvent) -> tuple[NDArray[np.float64], NDArray[np.f
         relation = NeighboringRelation.REPLACE_SPECIAL
     accountant = rdp.RdpAccountant(neighboring_relation=relation).compose(_native(event))
     orders, divergences = np.array(accountant.orders, np.float64), np.array(accountant.rdp, np.float64)
-    orders.flags.writeable = divergences.flags.writeable = False  # they are shared
+    orders.flags.writeable = divergences.flags.writeable = False  # The cache shares them.
     return orders, divergences
 
 
@@ -205,7 +213,7 @@ def _native(event: PrivacyEvent) -> Any:
         return dp_event.SingleEpochTreeAggregationDpEvent(event.z, event.rounds)
     if event.sampling in ("poisson", "truncated"):
         return dp_event.PoissonSampledDpEvent(event.rate, inner)
-    if event.sampling == "fixed":  # its bound is for noise over the distance of two updates, which z is already
+    if event.sampling == "fixed":  # Its bound takes noise over the distance of two updates, which z is already.
         return dp_event.SampledWithoutReplacementDpEvent(event.population, event.cohort, inner)
     return inner
 
@@ -217,12 +225,13 @@ def calibrate(
     tolerance: float = 5e-4,
     grid: float = COARSE,
 ) -> float:
-    """The smallest noise multiplier z (relative error ``tolerance``, from above) whose ``make(z)`` keeps epsilon <=
-    target. Renyi divergences find the neighbourhood, the exact accountant is asked near the answer only, since privacy
-    loss distributions of very little noise take minutes.
+    """Find the smallest noise multiplier z (relative error ``tolerance``, from above) with epsilon(make(z)) <= target.
 
-    ``epsilon(make(z))`` must fall as z grows. z is ``LEAST`` where a budget would be kept with less. Raises ValueError
-    where no z up to 10^6 will do.
+    Renyi divergences find the neighbourhood. The exact accountant is asked near the answer only, because privacy loss
+    distributions of very little noise take minutes.
+    Args: make: z -> events. ``epsilon(make(z))`` must fall as z grows.
+    Edge cases: z is ``LEAST`` where less noise would do.
+    Raises ValueError where no z up to 10^6 will do.
     """
 
     def quick(z: float) -> bool:
@@ -246,7 +255,7 @@ def calibrate(
     # The secant starts with the slope that Renyi's epsilon has there.
     steeper = epsilon_renyi(make(1.05 * high), delta) / epsilon_renyi(make(high), delta)
     fine = _answers(exact, target, high, log(steeper) / log(1.05), tolerance)
-    while not fine(high):  # truncation costs what Renyi does not see
+    while not fine(high):  # Renyi divergences do not include the cost of truncation.
         high *= 1.25
         if high > 1e6:
             raise ValueError(f"no noise up to a multiplier of {high:g} reaches epsilon {target:g}")
@@ -254,7 +263,7 @@ def calibrate(
     while low > LEAST and fine(low):
         low, high = 0.8 * low, low
     found = _between(fine, low, high, tolerance)
-    while exact(found) > target:  # where rounding makes epsilon rise by a hair
+    while exact(found) > target:  # Rounding can make epsilon rise slightly.
         found *= 1.0 + tolerance
     return found
 
@@ -269,12 +278,12 @@ def _between(enough: Callable[[float], bool], low: float, high: float, tolerance
 def _answers(
     measure: Callable[[float], float], target: float, start: float, slope: float, tolerance: float
 ) -> Callable[[float], bool]:
-    """The question ``measure(z) <= target`` of a falling function, measured only where earlier answers leave it open.
+    """Build the predicate ``measure(z) <= target`` of a falling function, which measures only where it must.
 
     A secant in logarithms encloses the answer first, mostly with three or four measurements, to a fifth of
-    ``tolerance``. A bisection then takes every step that it would take without, and measures one or two of them. Where
-    the function is infinite or zero there is no secant, and the bisection measures for itself.
-    Args: start: the first z of the secant. slope: d log(measure) / d log(z) there, roughly; below 0.
+    ``tolerance``. A bisection with the predicate then takes the same steps as without it, and measures only one or two
+    of them. Where the function is infinite or zero there is no secant, and the bisection measures for itself.
+    Args: start: the first z of the secant. slope: d log(measure) / d log(z) there, roughly, below 0.
     """
     fails, holds = 0.0, inf
 
@@ -303,13 +312,16 @@ def _answers(
 
 
 def safe_cap(population: int, rate: float, rounds: int, delta: float) -> int:
-    """The smallest limit of a Poisson cohort that costs next to nothing: P[B >= cap] < delta / rounds, B ~
-    Binomial(population, rate); ``population`` where no smaller one will do. Smaller caps are sound but dear."""
+    """Find the smallest limit of a Poisson cohort that costs next to nothing.
+
+    It has P[B >= cap] < delta / rounds, B ~ Binomial(population, rate). It is ``population`` where no smaller one will
+    do. Smaller caps are sound but cost more epsilon.
+    """
     if not 0.0 < rate < 1.0:
         return population
     mean = population * rate
     tail = 0.0
-    for k in range(min(population, ceil(mean + 40.0 * sqrt(mean) + 200.0)), 0, -1):  # beyond: below e^-400
+    for k in range(min(population, ceil(mean + 40.0 * sqrt(mean) + 200.0)), 0, -1):  # Terms beyond are below e^-400.
         choose = lgamma(population + 1) - lgamma(k + 1) - lgamma(population - k + 1)
         tail += exp(choose + k * log(rate) + (population - k) * log1p(-rate))
         if tail >= delta / rounds:

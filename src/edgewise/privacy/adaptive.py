@@ -1,14 +1,14 @@
-"""A clip that follows the updates: the bound that a given share of them is below, found privately.
+"""Adaptive clipping: a clip that follows a quantile of the updates' norms, which it estimates privately.
 
     b_i = 1 if ||x_i|| <= C else 0;   C <- C exp(-eta (mean b - gamma)),  the mean from a noised sum
     z_delta = (z^-2 - (r / sigma_b)^2)^(-1/2),   sigma_b = m / 20
 
-A bit is sent as b - r, and r is how far that lies from what is sent in its place in the neighbouring data set. Where a
-device is there or not ("add_remove"), r = 1/2. Where its update is zero or not ("zero_out"), r = 1: the zero update is
-below C and has b = 1, so that it sends 0.
-The update travels in units of C, and b - r as one more coordinate, times s = z_delta / sigma_b. One noise of z times
-the joint bound sqrt(1 + r^2 s^2) then is z_delta on the update and sigma_b on the sum of bits, and the two together
-cost exactly what z alone would. A device that was expected and sends nothing counts as a bit of r.
+A device sends its bit as b - r. Here r is the distance of b - r from the value sent in its place in the neighbouring
+data set. Where a device is there or not ("add_remove"), r = 1/2. Where its update is zero or not ("zero_out"), r = 1:
+the zero update is below C and has b = 1, so it sends 0.
+A device sends the update in units of C, and b - r as one more coordinate, times s = z_delta / sigma_b. One noise of z
+times the joint bound sqrt(1 + r^2 s^2) then is z_delta on the update and sigma_b on the sum of bits. The two together
+cost exactly as much as z alone. A device that was expected and sends nothing counts as a bit of r.
 Source: Andrew, Thakkar, McMahan, Ramaswamy 2021, arXiv:1905.03871, algorithm 1 and theorem 1 (for r = 1/2).
 """
 
@@ -28,22 +28,22 @@ from edgewise.core.stage import BELOW, Head, Server, Stage
 from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy.clip import HAIR, LARGEST, SMALLEST
 
-CLIP = "clip"  # in the server's memory: float64[1], C of the next round
+CLIP = "clip"  # name in the server's memory: float64[1], C of the next round
 QUANTILE, RATE = 0.5, 0.2
 
 
 def bit_noise(cohort: float) -> float:
-    """sigma_b: standard deviation of the noise on the sum of bits, for a cohort of m."""
+    """Compute sigma_b, the standard deviation of the noise on the sum of bits, for a cohort of m."""
     return cohort / 20.0
 
 
 def reach(adjacency: Adjacency) -> float:
-    """r: a device sends b - r, which lies within r of what is sent in its place (see the module)."""
+    """Compute r. A device sends b - r, which lies within r of the value sent in its place (see the module)."""
     return 1.0 if adjacency == "zero_out" else 0.5
 
 
 def split(z: float, sigma_b: float, adjacency: Adjacency) -> float:
-    """z_delta: the update's multiplier, so that update and bit together cost what z alone does.
+    """Compute z_delta, the update's multiplier with which update and bit together cost as much as z alone.
 
     Raises CompositionError(E-VALUE) where the bit alone would cost more: z must be below sigma_b / r.
     """
@@ -59,7 +59,7 @@ def split(z: float, sigma_b: float, adjacency: Adjacency) -> float:
 
 
 def reachable(start: float, releases: int, quantile: float = QUANTILE, rate: float = RATE) -> tuple[float, float]:
-    """Least and largest C after at most ``releases`` releases: every mean b is 1, or every one 0."""
+    """Compute the least and largest C after at most ``releases`` releases: every mean b is 1, or every one 0."""
     least, most = (start * exp(min(rate * releases * toward, 700.0)) for toward in (quantile - 1.0, quantile))
     return max(least, SMALLEST), min(most, LARGEST)
 
@@ -67,19 +67,19 @@ def reachable(start: float, releases: int, quantile: float = QUANTILE, rate: flo
 def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANTILE, rate: float = RATE) -> Stage:
     """Clip to the round's C, which begins at ``start`` and follows the ``quantile`` of the updates' norms.
 
-    Algebra: the body is in units of C from here on: l2 -> 1; one head scalar more, within r s; zeros stay zeros where
+    Algebra: the body is in units of C from here on: l2 -> 1. One head scalar more, within r s. Zeros stay zeros where
     neighbours are at zero. The server multiplies the mean by C again (``Server``), after noise and division.
     Guarantees: the float64 norm of the clipped body is at most 1. C depends on noised sums only.
     Args:
         start: C of round 0, model units. z: the noise multiplier that body and bit share. cohort: m, expected.
-        quantile: gamma, share of updates that should stay whole. rate: eta.
+        quantile: gamma, the target share of updates below C. rate: eta.
     Raises: CompositionError (when folded): E-VALUE (see ``split``), E-NOT-REAL after a quantizer.
     """
     require.between("dp.clip_l2", start, SMALLEST, LARGEST)
     name = f"adaptive_clip({start:g})"
 
     def weight(space: Space) -> float:
-        """s."""
+        """Compute s."""
         return split(z, bit_noise(cohort), space.adjacency) / bit_noise(cohort)
 
     def infer(space: Space) -> Space:

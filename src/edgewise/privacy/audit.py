@@ -1,13 +1,13 @@
-"""Does it hold? A lower bound of mu from many runs of what a mechanism really puts out.
+"""Audit of a privacy claim: a lower bound of mu from many runs of a mechanism's real output.
 
-*Mechanism audit*: many runs with and without one worst-case device; a threshold test between the two worlds has false
+*Mechanism audit*: many runs with and without one worst-case device. A threshold test between the two worlds has false
 positive and negative rates that no mu-GDP mechanism can have for a mu below a bound (Dong, Roth, Su 2019):
     mu >= Phi^-1(1 - FPR) - Phi^-1(FNR)
-``mechanism_audit`` has the many runs in the coordinates of one large release, through the real pipeline.
-*Length audit*: how far apart two neighbours' contributions are where the noise is added; without statistics,
+``mechanism_audit`` takes the coordinates of one large release as the many runs, through the real pipeline.
+*Length audit*: the distance of two neighbours' contributions where the noise is added. Without statistics,
 mu >= distance / noise_std.
-Body and head are scored as one vector, since one noise is on both, and the other world has what a neighbour really
-sends: the encoding of zeros, nothing, or the encoding of the opposite update (``neighbour``).
+Body and head are scored as one vector, because one noise is on both. The other world has the neighbour's real message:
+the encoding of zeros, nothing, or the encoding of the opposite update (``neighbour``).
 The audit with many devices and a single release is in ``privacy.one_run``.
 """
 
@@ -32,16 +32,16 @@ from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy import accountant
 from edgewise.privacy.spend import PrivacyEvent
 
-FULL_WEIGHT = 1e9  # amount of data: whatever the cap, every update counts in full
-REPEATED = 1e3  # mu of noise that is there twice: the difference of two releases has none, so any bound would do
+FULL_WEIGHT = 1e9  # amount of data with which every update counts in full, whatever the cap
+REPEATED = 1e3  # mu of repeated noise. The difference of two releases then has no noise, so any large bound holds.
 SLACK = 1.0 + 1e-5  # float32 rounding of an honest encoder, as ``Pipeline.add`` allows it
 _NORMAL = NormalDist()
 
 
 @dataclass(frozen=True, slots=True)
 class Guessed:
-    """What a one-run audit rests on: ``right`` of ``guesses`` were, from which the plain form, which does not use the
-    Gaussian's curve, has the bound ``epsilon_plain``."""
+    """Guesses of a one-run audit: ``right`` of ``guesses`` were right. ``epsilon_plain`` is the bound of the plain
+    form, which does not use the Gaussian's curve."""
 
     guesses: int
     right: int
@@ -50,12 +50,13 @@ class Guessed:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A claim and what was measured against it.
+    """Claim and the measurement against it.
 
     Attributes:
         claimed: mu. lower: bound of mu that holds with ``confidence``. epsilon_claimed, epsilon_lower: the same as
-        epsilon at the claim's delta. runs: of each world, canaries, or updates. guessed: of a one-run audit.
-        of: what was played, in words: the claim is of that and of nothing larger. left_out: what was not.
+        epsilon at the claim's delta. runs: number of runs of each world, canaries, or updates. guessed: of a one-run
+        audit. of: the audited part, in words. The finding is about that and nothing larger. left_out: parts that were
+        not audited.
     """
 
     name: str
@@ -71,17 +72,18 @@ class Finding:
 
     @property
     def holds(self) -> bool:
-        """Whether the measurement is consistent with the claim."""
+        """Tell whether the measurement is consistent with the claim."""
         return self.lower <= self.claimed
 
     @property
     def tight(self) -> bool:
-        """Whether at least 0.8 of the claim was reached: an audit that finds much less may look at the wrong thing."""
+        """Tell whether the bound reaches 0.8 of the claim. An audit that finds much less may test the wrong thing."""
         return self.lower >= 0.8 * self.claimed
 
 
 def upper_rate(failures: int, n: int, confidence: float) -> float:
-    """Clopper-Pearson: the largest rate with which so few failures in n have probability 1 - confidence."""
+    """Compute the Clopper-Pearson upper bound: the largest rate at which so few failures in n have probability
+    1 - confidence."""
     if failures >= n:
         return 1.0
     low, high = failures / n, 1.0
@@ -92,21 +94,21 @@ def upper_rate(failures: int, n: int, confidence: float) -> float:
 
 
 def _binomial_below(k: int, n: int, p: float) -> float:
-    """P[Binomial(n, p) <= k]."""
+    """Compute P[Binomial(n, p) <= k]."""
     if p <= 0.0:
         return 1.0
     if p >= 1.0:
         return float(k >= n)
-    reach = 2000 + 12 * int(sqrt(n))  # further terms are far below what matters: 24 standard deviations and more
+    reach = 2000 + 12 * int(sqrt(n))  # Terms beyond are 24 standard deviations away or more, and negligible.
     i = np.arange(max(0, k - reach), k + 1)
     gammas = np.array([lgamma(x + 1) + lgamma(n - x + 1) for x in i.tolist()])
     return float(np.exp(lgamma(n + 1) - gammas + i * log(p) + (n - i) * log1p(-p)).sum())
 
 
 def gaussian_mu(without: NDArray[np.float64], with_: NDArray[np.float64], confidence: float = 0.95) -> float:
-    """Lower bound of mu from scores of runs without and with the device (larger: more likely with it).
+    """Compute a lower bound of mu from scores of runs without and with the device (larger: more likely with it).
 
-    The threshold is chosen on the first quarter of the runs and tested on the others, so that choosing costs nothing.
+    The threshold is chosen on the first quarter of the runs and tested on the others, so the choice costs nothing.
     """
     n = min(without.size, with_.size)
     quarter = n // 4
@@ -122,7 +124,7 @@ def gaussian_mu(without: NDArray[np.float64], with_: NDArray[np.float64], confid
 
 
 def mu_of_test(without: NDArray[np.bool_], with_: NDArray[np.bool_], confidence: float = 0.95) -> float:
-    """Lower bound of mu from a test that was fixed beforehand: whether it said "with" in runs without and with."""
+    """Compute a lower bound of mu from a test that was fixed beforehand: its answers "with" in both kinds of runs."""
     n, side = min(without.size, with_.size), 1 - (1 - confidence) / 2
     fpr_up = upper_rate(int(without[:n].sum()), n, side)
     fnr_up = upper_rate(n - int(with_[:n].sum()), n, side)
@@ -132,31 +134,31 @@ def mu_of_test(without: NDArray[np.bool_], with_: NDArray[np.bool_], confidence:
 
 
 def mechanism(name: str, mu: float, delta: float, without: NDArray[np.float64], with_: NDArray[np.float64]) -> Finding:
-    """The finding of a mechanism audit with a claim of ``mu``."""
+    """Make the finding of a mechanism audit with a claim of ``mu``."""
     return measured(name, mu, delta, gaussian_mu(without, with_), min(without.size, with_.size))
 
 
 def grain(name: str, mu: float, delta: float, without: Vector, with_: Vector, moved: float) -> Finding:
-    """Whether the last bits of small values say that something of ``moved`` is in them (Mironov 2012).
+    """Test whether the last bits of small values reveal an added ``moved`` (Mironov 2012).
 
     Where y = t + n was added in floating point, n is about -t where y is small, and y is a multiple of the last bit of
-    t: what n alone is as small as y has finer bits. The test says "with" where 0 < |y| < |t| / 64 is such a multiple.
+    t. Noise alone of the size of y has finer bits. The test says "with" where 0 < |y| < |t| / 64 is such a multiple.
     Args:
-        mu: claimed. without, with_: float32, a run each. moved: t, by which a run with it is moved.
-    Guarantees: ``lower`` holds with 95 %; values on one grid in both worlds show nothing.
+        mu: claimed. without, with_: float32, one run each. moved: t, by which a run with the device is moved.
+    Guarantees: ``lower`` holds with 95 %. Values on one grid in both worlds show nothing.
     """
-    unit = float(np.spacing(np.float32(moved))) / 2.0  # half: n may be just below a power of two
+    unit = float(np.spacing(np.float32(moved))) / 2.0  # It is half a spacing, as n may be just below a power of two.
 
-    def told(y: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def on_grid(y: NDArray[np.float64]) -> NDArray[np.bool_]:
         found: NDArray[np.bool_] = (y != 0.0) & (np.abs(y) < moved / 64.0) & (np.rint(y / unit) == y / unit)
         return found
 
-    lower = mu_of_test(told(without.astype(np.float64)), told(with_.astype(np.float64)))
+    lower = mu_of_test(on_grid(without.astype(np.float64)), on_grid(with_.astype(np.float64)))
     return measured(name, mu, delta, lower, min(without.size, with_.size))
 
 
 def measured(name: str, mu: float, delta: float, lower: float, runs: int) -> Finding:
-    """The finding of a claim of ``mu`` where ``lower`` holds with 95 %."""
+    """Make the finding of a claim of ``mu`` where ``lower`` holds with 95 %."""
     return Finding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), runs, 0.95)
 
 
@@ -165,10 +167,11 @@ def _epsilon(mu: float, delta: float) -> float:
 
 
 def event_mu(event: PrivacyEvent) -> float:
-    """What the accountant charges for ``event`` where it is known who takes part, as mu: 1 / z, or sqrt(2 rho).
+    """Compute the accountant's charge for ``event``, with known participation, as mu: 1 / z, or sqrt(2 rho).
 
-    The noise of distributed sums is no Gaussian; of its zCDP the Gaussian with the same rho is taken (xi is far below
-    what an audit can see). Correlated noise: of the whole run. Raises ValueError for trees and for no noise at all.
+    The noise of distributed sums is no Gaussian. Its zCDP is represented by the Gaussian with the same rho (xi is far
+    below the resolution of an audit). Correlated noise: mu of the whole run. Raises ValueError for trees and without
+    noise.
     """
     size = sqrt(2.0 * event.rho) if event.kind == "zcdp" else 1.0 / event.z if event.z > 0.0 else 0.0
     if event.kind == "tree" or size <= 0.0:
@@ -177,9 +180,9 @@ def event_mu(event: PrivacyEvent) -> float:
 
 
 def release(pipe: Pipeline, updates: Iterable[Vector], key: Key) -> Vector:
-    """What the server has after one round with these updates: the decoded sum, after all stages and posts.
+    """Compute the server's release of one round with these updates: the decoded sum, after all stages and posts.
 
-    Masks and shares are left out: they cancel exactly, whoever looks at the sum.
+    Masks and shares are left out, because they cancel exactly in the sum.
     """
     return released(pipe, updates, key, 0, pipe.start_memory())[0]
 
@@ -187,8 +190,8 @@ def release(pipe: Pipeline, updates: Iterable[Vector], key: Key) -> Vector:
 def released(
     pipe: Pipeline, updates: Iterable[Vector], key: Key, round: int, memory: Memory, public: Key = b""
 ) -> tuple[Vector, Memory]:
-    """As ``release``, of any round of a run: with what the server keeps for stages and posts, before and after it.
-    ``public``: the round's public key; of ``key`` where empty."""
+    """Compute ``release`` for any round of a run, with the server's memory of stages and posts before and after it.
+    ``public``: the round's public key. It is derived from ``key`` where empty."""
     public, total = public or derive(key, "public"), pipe.start_sum()
     for i, x in enumerate(updates):
         turn = Turn(round, public, derive(key, "device", i), device=str(i))
@@ -199,8 +202,10 @@ def released(
 
 
 def neighbour(x: Vector, adjacency: Adjacency) -> Vector | None:
-    """The update in place of ``x`` in the neighbouring data set, the furthest of those that ``adjacency`` allows; None
-    where the device is not there at all."""
+    """Make the update in place of ``x`` in the neighbouring data set, the furthest that ``adjacency`` allows.
+
+    None where the device is absent.
+    """
     match adjacency:
         case "zero_out":
             return np.zeros_like(x)
@@ -210,7 +215,7 @@ def neighbour(x: Vector, adjacency: Adjacency) -> Vector | None:
 
 
 def claimed_mu(pipe: Pipeline) -> float:
-    """What ``pipe`` says of itself: sensitivity / noise_std. Raises ValueError where nothing bounds or hides one."""
+    """Compute the claim of ``pipe`` itself: sensitivity / noise_std. Raises ValueError without a bound or noise."""
     claim = pipe.total
     if not (0.0 < claim.noise_std < inf and claim.sensitivity < inf):
         raise ValueError("this pipeline claims nothing")
@@ -226,17 +231,17 @@ def mechanism_audit(
     mu: float = 0.0,
     adjacency: Adjacency | None = None,
 ) -> Finding:
-    """Two real releases of ``pipe``, with one device's ``update`` and with its ``neighbour``'s, every coordinate a run.
+    """Audit two real releases of ``pipe``, with one device's ``update`` and with its ``neighbour``'s.
 
-    The claim is the pipeline's own, mu = sensitivity / noise_std, or ``mu``; divided by sqrt(m) for one of the m
-    coordinates that travel, which is what an update of equal magnitudes at the bound moves it by. Only the
-    contributions whose noise is counted on are in the sum: others may come without.
+    Every coordinate is a run. The claim is the pipeline's own, mu = sensitivity / noise_std, or ``mu``. It is divided
+    by sqrt(m) for one of the m coordinates that are sent, because an update of equal magnitudes at the bound moves a
+    coordinate by that share. Only contributions whose noise is counted on are in the sum, as others may lack noise.
     Args:
-        update: float32[d], |update_i| all alike and not 0; longer than the clip, so that a missing one is seen. For mu
-            near 1: z = 1 / sqrt(m).
-        mu, adjacency: what is claimed, where it is not the pipeline's own. A device whose neighbour sends another
-            update hides itself, and is alone in the sum.
-    Raises ValueError on another update, or where nothing bounds or hides one.
+        update: float32[d], |update_i| all alike and not 0. It is longer than the clip, so that a missing clip shows.
+            For mu near 1: z = 1 / sqrt(m).
+        mu, adjacency: the claim, where it is not the pipeline's own. A device whose neighbour sends another update is
+            protected by its own noise, and is alone in the sum.
+    Raises ValueError for another update, and without a bound or noise.
     Guarantees: ``lower`` holds with 95 % where the noise of different coordinates is independent. After a rotation it
         is uncorrelated and nearly normal, which is as good once S is 10 or so.
     """
@@ -247,9 +252,9 @@ def mechanism_audit(
     other, alone = neighbour(update, adjacency), adjacency == "replace_one"
     others = [] if alone else [np.zeros_like(update)] * ((counted_on(space) or space.quorum.n_min) - 1)
     sides, scores = np.sign(update).astype(np.float64), []
-    public, start = derive(key, "public"), pipe.start_memory()  # neighbours share what everybody knows
-    for world, mine in (("with", update), ("without", other)):
-        sent = others if mine is None else [mine, *others]
+    public, start = derive(key, "public"), pipe.start_memory()  # Neighbours share public values.
+    for world, own in (("with", update), ("without", other)):
+        sent = others if own is None else [own, *others]
         seen, _ = released(pipe, sent, derive(key, world), 0, start, public)
         scores.append(sides * seen)
     travels = contribution(pipe, update, Turn(0, public, derive(key, "travels"), device="0")) != 0.0
@@ -257,22 +262,29 @@ def mechanism_audit(
 
 
 def counted_on(space: Space) -> int:
-    """Contributions to the smallest sum whose noise can be counted on, 0 where none add any. Worked out anew from who
-    is in it and who may be corrupt, so that a stage that counts more of them adds too little noise and is found out."""
+    """Count the contributions to the smallest sum whose noise can be counted on, 0 where none add any.
+
+    The number is computed anew from the quorum and its corrupt devices. So a stage that counts more of them adds too
+    little noise and is detected.
+    """
     return max(0, space.quorum.n_min - space.quorum.corrupt) if space.noise.honest else 0
 
 
 def fresh(found: Finding, delta: float, one: NDArray[Any], two: NDArray[Any]) -> Finding:
-    """``found``, or the same broken where two releases of nothing with different secret keys are equal: their noise
-    then follows from something that others may know, and whoever has both takes it off."""
+    """Mark ``found`` as broken where two releases of nothing with different secret keys are equal.
+
+    Their noise then follows from something that others may know, and whoever has both can remove it.
+    """
     if np.array_equal(one, two):
         return replace(found, lower=REPEATED, epsilon_lower=_epsilon(REPEATED, delta))
     return found
 
 
 def contribution(pipe: Pipeline, x: Vector, turn: Turn) -> Vector:
-    """What ``x`` adds to the decoded sum, float32[d], with the noise that its device adds; as the server merges it
-    where a stage has a half on the server, float32[m] then."""
+    """Compute the contribution of ``x`` to the decoded sum, float32[d], with the noise of its device.
+
+    Where a stage has a half on the server, it is the contribution as the server merges it, float32[m].
+    """
     return pipe.decode(pipe.encode(x, _no_head(pipe), FULL_WEIGHT, pipe.init(), turn)[0], turn, pipe.level).body
 
 
@@ -286,28 +298,28 @@ def releases_audit(
     mu: float = 0.0,
     adjacency: Adjacency | None = None,
 ) -> Finding:
-    """Many real releases of ``pipe``, body and head, with ``update`` and with its ``neighbour``'s: each is a run.
+    """Audit many real releases of ``pipe``, body and head, with ``update`` and with its ``neighbour``'s.
 
-    For pipelines whose head carries something, which is one number of a release and no run of its own. The score is the
-    inner product of a release with the difference of the two contributions. The server's noise is on the sum, so
-    nobody else has to be in it.
+    Each release is a run. It is for pipelines with head scalars, which are one number of a release and no run of their
+    own. The score is the inner product of a release with the difference of the two contributions. The server's noise is
+    on the sum, so no other device has to be in it.
     Args:
-        runs: releases of each world. mu, adjacency: what is claimed, where it is not the pipeline's own.
+        runs: releases of each world. mu, adjacency: the claim, where it is not the pipeline's own.
     Raises ValueError as ``claimed_mu``.
     Guarantees: ``lower`` holds with 95 %.
     """
-    stages = tuple(_bare(stage) for stage in pipe.stages)  # what a server makes of the noised mean hides nothing more
+    stages = tuple(_bare(stage) for stage in pipe.stages)  # Later work on the noised mean hides nothing more.
     pipe, mu = replace(pipe, stages=stages), mu or claimed_mu(pipe)
     other = neighbour(update, adjacency or pipe.spaces[0].adjacency)
     public, start = derive(key, "public"), pipe.start_memory()
     turn = Turn(0, public, derive(key, "apart"), device="0")
     apart = _joint(pipe, update, turn) - (0.0 if other is None else _joint(pipe, other, turn))
     scores = []
-    for world, mine in (("without", other), ("with", update)):
-        seen = np.zeros(runs)
+    for world, own in (("without", other), ("with", update)):
+        world_scores = np.zeros(runs)
         for i in range(runs):
-            seen[i] = apart @ _release(pipe, mine, derive(key, world, i), start, public)
-        scores.append(seen)
+            world_scores[i] = apart @ _release(pipe, own, derive(key, world, i), start, public)
+        scores.append(world_scores)
     return mechanism(name, mu, delta, scores[0], scores[1])
 
 
@@ -316,7 +328,7 @@ def _bare(stage: Stage) -> Stage:
 
 
 def _release(pipe: Pipeline, x: Vector | None, key: Key, start: Memory, public: Key) -> NDArray[np.float64]:
-    """Body and head of a noised sum with one contribution, or with none."""
+    """Compute body and head of a noised sum with one contribution, or with none."""
     turn, total = Turn(0, public, derive(key, "device"), device="0"), pipe.start_sum()
     if x is not None:
         payload, _ = pipe.encode(x, _no_head(pipe), FULL_WEIGHT, pipe.init(), turn)
@@ -342,15 +354,15 @@ def length_audit(
     """Measure the largest distance of ``updates`` from their ``neighbour`` at the place of the noise, body and head as
     one vector. Compare it with the distance that the claim of ``mu`` counts with: ``mu noise_std``.
 
-    On devices that add noise that is before they do, else after the server has decoded the contribution. Two worlds
-    that differ by a distance of l under noise of sigma are told apart as those of mu = l / sigma, so a clip that is
-    missing shows here, whether or not the code after it refuses what is too long; and so does an encoding of zeros that
-    is not zero.
+    The place is before the noise of devices that add noise, otherwise after the server has decoded the contribution.
+    Two worlds that differ by a distance of l under noise of sigma are as distinguishable as those of mu = l / sigma. So
+    a missing clip shows here, whether or not later code refuses long updates. An encoding of zeros that is not zero
+    shows too.
     Args:
-        mu: claimed. updates: float32[d] each, as bad as they come. noise_std: what hides them by the fold; where it is
-            0, mu is claimed of the fold's own bound, ``Space.sensitivity``. adjacency: the fold's where None.
-    Guarantees: exact for these updates; ``confidence`` is 1. A distance within float32 rounding of the bound is taken
-        for it.
+        mu: claimed. updates: float32[d] each, worst cases. noise_std: of the noise by the fold. Where it is 0, mu is
+            claimed for the fold's own bound, ``Space.sensitivity``. adjacency: the fold's where None.
+    Guarantees: exact for these updates. ``confidence`` is 1. A distance within float32 rounding of the bound counts as
+        the bound.
     Raises ValueError where the pipeline has no bound.
     """
     longest, space = 0.0, pipe.encoded
@@ -369,14 +381,16 @@ def length_audit(
 
 
 def _joint(pipe: Pipeline, x: Vector, turn: Turn) -> NDArray[np.float64]:
-    """Body and head of a contribution as the server merges it."""
+    """Compute body and head of a contribution as the server merges it."""
     payload = pipe.decode(pipe.encode(x, _no_head(pipe), FULL_WEIGHT, pipe.init(), turn)[0], turn, pipe.level)
     return np.concatenate([payload.body, payload.head])
 
 
 def _before_noise(pipe: Pipeline, x: Vector, turn: Turn) -> tuple[NDArray[np.float64], Space]:
-    """A contribution, body and head, where noise is added to it, or to the sum of it with others; and the space with
-    its bounds."""
+    """Compute a contribution, body and head, at the place where noise is added to it or to its sum with others.
+
+    Returns also the space with its bounds.
+    """
     memory, payload = pipe.init(), Payload(x, np.zeros(len(pipe.spaces[0].head)), count=FULL_WEIGHT)
     for i, stage in enumerate(pipe.stages):
         if pipe.spaces[i + 1].noise.std > 0.0:

@@ -1,4 +1,4 @@
-"""The privacy card: what is promised, to whom, and on what it rests; the same words in check, report and model card."""
+"""Privacy card: the promises of a run, their readers and their assumptions, in the same words wherever it appears."""
 
 from __future__ import annotations
 
@@ -9,34 +9,34 @@ from typing import Any, Literal
 
 from edgewise.privacy import accountant
 
-Plain = Mapping[str, Any]  # of ``Card.to_plain``, as a run records it
+Plain = Mapping[str, Any]  # ``Card.to_plain``, as a run records it
 OUTSIDE = (
     "perplexities, losses, counts of devices, bytes, times and who took part are told exactly: no epsilon is about them"
 )
 ADD_UP = "epsilons of several runs over the same devices add up: each run counts its own rounds only"
 REPEATED = "A server that lies can send one model twice, to cohorts that differ by one device, and subtract the sums."
 NOT_COVERED = "Computed from devices' text without noise: not covered by epsilon."
-FEWER = ("If fewer of them add their noise", "honest devices", "epsilon of one round")  # a table's caption and heads
+FEWER = ("If fewer of them add their noise", "honest devices", "epsilon of one round")  # caption and heads of a table
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """What a run promises.
+    """Privacy promises of a run.
 
     Attributes:
         word: the recipe's privacy word. summary: one sentence.
-        against_server, of_release: epsilon at ``delta`` after all rounds that the budget allows, against who runs the
-            server and against who sees the models; None: nothing is promised.
-        delta, unit, adjacency: of both. below: with what delta was compared.
-        sampling: what is assumed of how devices take part. noise: who adds it, and how much.
+        against_server, of_release: epsilon at ``delta`` after all rounds that the budget allows, against whoever runs
+            the server and against whoever sees the models. None: nothing is promised.
+        delta, unit, adjacency: of both. below: the bound that delta was compared with.
+        sampling: assumption on the participation of devices. noise: its source and its size.
         honest: devices per round whose noise is counted on, 0 where none add any.
-        rounds_each: rounds that one device is in at most.
+        rounds_each: largest number of rounds that one device is in.
         fewer: (honest devices, epsilon against the server of one round) if fewer than ``honest`` are.
-        budget: epsilon that is enforced; None without.
-        continuous: where devices add discrete shares, epsilon of continuous noise of that size after all rounds; 0
+        budget: the enforced epsilon. None without.
+        continuous: where devices add discrete shares, epsilon of continuous noise of that size after all rounds. 0
             elsewhere.
-        z: noise multiplier; None in runs that did not record it.
-        derived: which of epsilon and noise multiplier follows from the other, which the recipe gives.
+        z: noise multiplier. None in runs that did not record it.
+        derived: "epsilon" or "noise_multiplier", whichever follows from the other, which the recipe gives.
     """
 
     word: str
@@ -58,20 +58,20 @@ class Card:
     derived: Literal["epsilon", "noise_multiplier"] = "noise_multiplier"
 
     def to_plain(self) -> dict[str, Any]:
-        """Plain JSON types."""
+        """Convert to plain JSON types."""
         plain = asdict(self)
         plain["fewer"] = [list(pair) for pair in self.fewer]
         return plain
 
 
 def degradation(z: float, honest: int, delta: float) -> tuple[tuple[int, float], ...]:
-    """Epsilon of one round if only h of the honest devices are: z_eff = z sqrt(h / honest), exact Gaussian."""
+    """Compute the epsilon of one round if only h devices are honest: z_eff = z sqrt(h / honest), exact Gaussian."""
     steps = sorted({honest, max(1, honest * 5 // 7), max(1, honest * 2 // 7), max(1, honest // 14), 1}, reverse=True)
     return tuple((h, round(accountant.gaussian(z * sqrt(h / honest), delta), 3)) for h in steps)
 
 
 def promises(c: Plain) -> list[tuple[str, str]]:
-    """What a card promises after all rounds, as names and sentences."""
+    """List the promises of a card after all rounds, as names and sentences."""
     budget = []
     if c["budget"] is not None:
         given = ", derived from dp.noise_multiplier" if c.get("derived") == "epsilon" else ""
@@ -84,8 +84,8 @@ def promises(c: Plain) -> list[tuple[str, str]]:
 
 
 def rests_on(c: Plain) -> list[tuple[str, str]]:
-    """What those promises rest on, as names and sentences: unit, delta, neighbours, sampling, rounds of a device,
-    noise and its multiplier, honest devices; what other runs add, and what is not covered."""
+    """List the assumptions of the promises, as names and sentences: unit, delta, neighbours, sampling, rounds of a
+    device, noise and its multiplier, honest devices, the effect of other runs, and values that are not covered."""
     each = f"{c['rounds_each']:,} round{'s' * (c['rounds_each'] != 1)}"
     honest = [("honest devices", f"{c['honest']:,} are counted on in every round")] if c["honest"] else []
     if continuous := c.get("continuous"):
@@ -109,23 +109,23 @@ def rests_on(c: Plain) -> list[tuple[str, str]]:
 
 
 def fewer(c: Plain) -> list[tuple[str, str]]:
-    """The rows of ``FEWER``; none where no devices' noise is counted on."""
+    """List the rows of ``FEWER``. None where no devices' noise is counted on."""
     return [(f"{honest:,}", f"{epsilon:.3g}") for honest, epsilon in c["fewer"]]
 
 
 def without(servers: int) -> str:
-    """What is said in a card's place where there is no epsilon; ``servers``: how many hide updates, 0 = none."""
+    """Say in place of a card that there is no epsilon. ``servers``: number of servers that hide updates, 0 = none."""
     seen, more = ("Individual updates are hidden.", f" {REPEATED}") if servers else ("The server sees each update.", "")
     return f"{seen} No epsilon is claimed.{more}"
 
 
 def limit(epsilon: float, given: str = "") -> str:
-    """What a budget means. ``given``: where it comes from."""
+    """Describe a budget in words. ``given``: its origin."""
     return f"epsilon {epsilon:.6g}{given}; the round that would exceed it is not played"
 
 
 def words(epsilon: float | None, delta: float) -> str:
-    """``"epsilon 2.1 at delta 1e-06"``, or that nothing is promised."""
+    """Format a promise: ``"epsilon 2.1 at delta 1e-06"``, or that nothing is promised."""
     if epsilon is None or not isfinite(epsilon):
         return "nothing is promised"
     return f"epsilon {epsilon:.3g} at delta {delta:g}"

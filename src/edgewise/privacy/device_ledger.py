@@ -1,17 +1,16 @@
-"""What a device has given away in all runs that it took part in, and whether one round more fits its owner's cap.
+"""Privacy ledger of a device over all runs that it took part in, against its owner's cap.
 
     ledger = DeviceLedger(Budget(epsilon=10.0, delta=1e-6))
-    after = charge(ledger, DeviceCharge(run, round, event))      # a DeviceLedger, or Refused
+    after = charge(ledger, DeviceCharge(run, round, event))      # a DeviceLedger, or OverBudget
 
     epsilon = epsilon(all events together, delta)
 
-A run counts its own rounds and no others (``privacy.ledger``). Here the rounds of all runs are composed, also those of
-different neighbours and units (``accountant.together``): the number is for two worlds that differ by the device in the
-way of each run. Whoever reads the
-device's part of a round, or the models after it, knows that it took part. So sampling of devices amplifies nothing here
-(``PrivacyEvent.seen``), and a round without the device costs it nothing.
+A run counts its own rounds only (``privacy.ledger``). Here the rounds of all runs are composed, also those of different
+neighbours and units (``accountant.together``). The epsilon is for two worlds that differ by the device in the sense of
+each run. A reader of the device's part of a round, or of the models after it, knows that the device took part. So
+sampling of devices amplifies nothing here (``PrivacyEvent.seen``), and a round without the device costs it nothing.
 
-Correlated noise is one release for its whole run: its rounds cost the event once, up to as many as it was sized for.
+Correlated noise is one release for its whole run. Its rounds cost the event once, up to as many as it was sized for.
 Source: Kairouz, Oh, Viswanath 2015 (composition); Zhu, Dong, Wang 2022 (of different neighbours).
 """
 
@@ -29,7 +28,7 @@ from edgewise.privacy.spend import PrivacyEvent
 
 @dataclass(frozen=True, slots=True)
 class DeviceCharge:
-    """One round of one run that a device takes part in. ``event``: what a release of it gives away."""
+    """Charge of one round of one run that a device takes part in. ``event``: the privacy event of its release."""
 
     run: str
     round: int
@@ -38,22 +37,22 @@ class DeviceCharge:
 
 @dataclass(frozen=True, slots=True)
 class DeviceLedger:
-    """The owner's cap over all runs, and what was charged against it."""
+    """Owner's cap over all runs, and the charges against it."""
 
     cap: Budget
     charges: tuple[DeviceCharge, ...] = ()
 
     @property
     def spent(self) -> float:
-        """Epsilon of all charges; ``inf`` where they cannot be composed."""
+        """Epsilon of all charges. ``inf`` where they cannot be composed."""
         return spent(self.charges, self.cap.delta)
 
 
 def spent(charges: Iterable[DeviceCharge], delta: float) -> float:
-    """Epsilon of a device's rounds in all its runs, recomputed from them.
+    """Compute the epsilon of a device's rounds in all its runs.
 
-    Each is charged once, however often it stands there. ``inf`` where correlated noise was not sized for so many rounds
-    of one device, or where an event has no noise.
+    Each charge counts once, however often it occurs. ``inf`` where correlated noise was not sized for so many rounds of
+    one device, or where an event has no noise.
     """
     events: Counter[PrivacyEvent] = Counter()
     rounds: Counter[tuple[str, PrivacyEvent]] = Counter()
@@ -70,10 +69,10 @@ def spent(charges: Iterable[DeviceCharge], delta: float) -> float:
 
 
 def charge(ledger: DeviceLedger, new: DeviceCharge) -> DeviceLedger | OverBudget:
-    """The ledger with one charge more, or why not. The same round of the same run is charged once.
+    """Add one charge to a ledger, or refuse it. The same round of the same run is charged once.
 
-    Guarantees: a ledger that comes back holds at most its cap. Another event for a round that is charged already is
-    refused, since it would be free.
+    Guarantees: a returned ledger holds at most its cap. Another event for a round that is charged already is refused,
+        because it would be free.
     """
     for old in ledger.charges:
         if (old.run, old.round) == (new.run, new.round):

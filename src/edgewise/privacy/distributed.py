@@ -1,4 +1,4 @@
-"""Distributed discrete Gaussian noise: every device adds a share, the server never sees an update without noise.
+"""Distributed discrete Gaussian noise: every device adds a share, so the server never sees an update without noise.
 
     device:  clip to C, rotate, q = round(scale x) with ||q||_2 <= D2, q + N_Z(0, S^2), mod 2^b
     sum:     lift, / scale, rotate back
@@ -10,9 +10,10 @@
     tau   = 10 sum_(j=1)^(h-1) exp(-2 pi^2 S^2 j / (j+1))
     one release is (xi = tau d)-approximately (rho = D2^2 / (2 h S^2))-zCDP, zero-out adjacency
 
-n: contributions possible, d: coordinates, B: such that a coordinate of a rotated vector of length r has a standard
-deviation of at most r / sqrt(B) over the random signs, whatever the vector (``evenness``). With B = d these are the
-paper's formulas. Blocks change the room in the ring only: rho and tau do not depend on B, so neither does privacy.
+Here n is the number of possible contributions and d the number of coordinates. B is such that a coordinate of a rotated
+vector of length r has a standard deviation of at most r / sqrt(B) over the random signs, for any vector (``evenness``).
+With B = d these are the paper's formulas. Blocks change the room in the ring only. rho and tau do not depend on B, so
+neither does privacy.
 Source: Kairouz, Liu, Steinke 2021, arXiv:2102.06387, theorem 5 and section 4; Canonne et al. 2020, arXiv:2004.00010.
 """
 
@@ -37,15 +38,15 @@ from edgewise.core.space import Grid, Kind, Noise, Space
 from edgewise.core.stage import Stage
 from edgewise.privacy.samplers import LARGEST, discrete_gaussian, round_within
 
-BETA = exp(-0.5)  # a rounding is repeated with at most this probability
-INFLATION = 1.01  # D2 / L at most: what rounding may cost, as if the update were that much longer
-WRAPPED = 0.01  # coordinates of a sum, expected per round, that may leave the ring
+BETA = exp(-0.5)  # largest probability that a rounding is repeated
+INFLATION = 1.01  # largest D2 / L: rounding may cost as much as an update that is longer by this factor
+WRAPPED = 0.01  # largest expected number of coordinates of a sum that leave the ring, per round
 MOST_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Sizing:
-    """The numbers of one round (see the module). ``z``: noise of h shares / C. ``rho``, ``xi``: of its release."""
+    """Parameters of one round (see the module). ``z``: noise of h shares / C. ``rho``, ``xi``: of its release."""
 
     n: int
     honest: int
@@ -61,31 +62,32 @@ class Sizing:
 
     @property
     def inflation(self) -> float:
-        """D2 / L."""
+        """Ratio D2 / L."""
         return self.d2 / (self.scale * self.clip_l2)
 
 
 def rounded_norm(l: float, dim: int) -> float:  # noqa: E741 (the paper's L)
-    """D2: a vector of norm L rounds to one within it with probability at least 1 - BETA."""
+    """Compute D2: a vector of norm L rounds to one of norm at most D2 with probability at least 1 - BETA."""
     return min(l + sqrt(dim), sqrt(l * l + dim / 4 + 1.0 * (l + sqrt(dim) / 2)))  # sqrt(2 ln(1/BETA)) = 1
 
 
 def gap(s: float, honest: int) -> float:
-    """tau: how far a sum of discrete Gaussians is from a discrete Gaussian, per coordinate."""
+    """Compute tau: the distance of a sum of discrete Gaussians from a discrete Gaussian, per coordinate."""
     return 10.0 * sum(exp(-2.0 * pi**2 * s * s * j / (j + 1)) for j in range(1, honest))
 
 
 def wrap_k(dim: int) -> float:
-    """Standard deviations that half a ring must hold so that at most WRAPPED coordinates of ``dim`` leave it.
+    """Compute k, the standard deviations that half a ring must hold so that at most WRAPPED of ``dim`` coordinates
+    leave it.
 
-    Of normal sums, which rotated updates and noise nearly are. For any vector a sum of random signs and noise is
-    sub-Gaussian: 2 dim exp(-k^2 / 2), some 15 times as many.
+    This is for normal sums, which rotated updates and noise nearly are. For any vector a sum of random signs and noise
+    is sub-Gaussian: at most 2 dim exp(-k^2 / 2) coordinates, some 15 times as many.
     """
     return NormalDist().inv_cdf(1.0 - WRAPPED / (2.0 * dim))
 
 
 def size(n: int, honest: int, z: float, clip_l2: float, dim: int, bits: int, k: float, block: int = 0) -> Sizing:
-    """All numbers for a ring of ``bits`` bits; ``block``: B, d where 0.
+    """Compute the parameters for a ring of ``bits`` bits. ``block``: B, or 0 for d.
 
     Raises ValueError where the ring is too small for k standard deviations of n units.
     """
@@ -103,10 +105,10 @@ def size(n: int, honest: int, z: float, clip_l2: float, dim: int, bits: int, k: 
 
 @lru_cache(maxsize=4096)
 def fit(n: int, honest: int, z: float, clip_l2: float, dim: int, block: int, bits: int | None) -> Sizing:
-    """``size`` with the smallest ring in which rounding costs at most INFLATION, or with ``bits``.
+    """Compute ``size`` for the smallest ring in which rounding costs at most INFLATION, or for ``bits``.
 
-    Raises CompositionError: E-WRAP where the ring is too small, the fix names the smallest; E-VALUE where it is so
-        large that S is beyond the sampler.
+    Raises CompositionError: E-WRAP where the ring is too small, with the smallest in the fix. E-VALUE where the ring is
+        so large that S is beyond the sampler.
     """
     k = wrap_k(dim)
     least = None
@@ -135,10 +137,10 @@ def fit(n: int, honest: int, z: float, clip_l2: float, dim: int, block: int, bit
 
 
 def evenness(space: Space) -> int:
-    """B of a rotated space: the shortest block's length, and half of it where a Hartley block is among them.
+    """Compute B of a rotated space: the shortest block's length, or half of it where one block is a Hartley block.
 
-    A coordinate is sum_j s_j x_j t_j with random signs s, so its variance is sum_j x_j^2 t_j^2: t_j^2 = 1 / B in a
-    Hadamard block, up to 2 / B in a Hartley block (cas^2 <= 2), and an adversary puts x where it is that much.
+    A coordinate is sum_j s_j x_j t_j with random signs s, so its variance is sum_j x_j^2 t_j^2. Here t_j^2 is 1 / B in
+    a Hadamard block and up to 2 / B in a Hartley block (cas^2 <= 2). An adversary puts x where it is that much.
     """
     rotation = space.rotation
     assert rotation is not None
@@ -152,16 +154,17 @@ def discrete_gaussian_noise(
 ) -> Stage:
     """Round to integers and add this device's share of the noise: exact discrete Gaussian of std S.
 
-    Corrupt devices may leave theirs out. Together the shares of ``quorum.honest`` others have standard deviation >= z C
-    in every coordinate of the sum, C the L2 bound before (put ``clip`` in front, and ``rotate`` after it).
-    Algebra: kind -> INTEGER for a ring of ``bits`` bits; l2 -> D2 / scale; noise: std S / scale,
-    and ``rho``, ``xi`` of a round.
-    Guarantees: the integers that the noise is added to have norm <= D2, whatever the update; both randomnesses come
+    Corrupt devices may leave their shares out. Together the shares of ``quorum.honest`` other devices have standard
+    deviation >= z C in every coordinate of the sum, where C is the L2 bound before. Put ``clip`` in front, and
+    ``rotate`` after it.
+    Algebra: kind -> INTEGER for a ring of ``bits`` bits. l2 -> D2 / scale. noise: std S / scale, and ``rho``, ``xi`` of
+        a round.
+    Guarantees: the integers that the noise is added to have norm <= D2, whatever the update. Both randomnesses come
         from a CSPRNG keyed by the device. A sum of n encodings decodes to the sum of the inputs plus noise, except
         where it leaves the ring: at most 0.01 coordinates per round, each an error of the ring's size.
     Args:
         z: noise multiplier, above 0.
-        bits: of the ring, None: the smallest in which rounding lengthens the bound by at most 1 %.
+        bits: of the ring. None: the smallest in which rounding lengthens the bound by at most 1 %.
     Raises:
         CompositionError: E-ADJ-MIX where neighbours are not zero_out, or zeros are not sent as zeros;
             E-NOISE-NOCLIP without an L2 bound; E-ORDER without rotate right before it, and inside
@@ -182,12 +185,14 @@ def discrete_gaussian_noise(
         if space.l2 == inf:
             raise CompositionError(
                 "E-NOISE-NOCLIP",
-                f"{name}: nothing bounds how long an update is, so no noise hides it.",
+                f"{name}: nothing bounds the length of an update, so no noise hides it.",
                 "put clip before rotate.",
             )
         if space.sparse or space.rank:
             raise CompositionError(
-                "E-TOPK-SECAGG", f"{name}: what a device chooses to send would show beside the noise.", "use random_k."
+                "E-TOPK-SECAGG",
+                f"{name}: a device's choice of coordinates would show beside the noise.",
+                "use random_k.",
             )
         if "weight" in space.head:
             raise CompositionError(
@@ -203,7 +208,7 @@ def discrete_gaussian_noise(
             raise CompositionError(
                 "E-ORDER",
                 f"{name}: one large coordinate would leave the ring.",
-                "put rotate right before it, after clip and after what shortens the vector.",
+                "put rotate right before it, after clip and after stages that shorten the vector.",
             )
         q = space.quorum
         if not q.honest:

@@ -1,14 +1,14 @@
-"""Noise on a grid: what is hidden and what hides it are integer multiples of one step, so no low bit tells them apart.
+"""Noise on a grid: value and noise are integer multiples of one step, so no low bit tells them apart.
 
-    q = round(x / step) + N_Z(0, S^2),  what leaves is a function of q;   step = 2^k,  2^23 < S <= 2^24
+    q = round(x / step) + N_Z(0, S^2),  the output is a function of q;   step = 2^k,  2^23 < S <= 2^24
 
-Added as floating point, noise gives itself away: where x + n is much smaller than x, its bits say on which grid of x it
-lies. Integers have one grid.
+Floating point noise gives x away: where x + n is much smaller than x, its low bits show the grid of x. Integers have
+one grid.
 
-Accounting. Rounding moves neighbours apart by up to step sqrt(d) more, and S counts that. If the noise were a rounded
-Gaussian, round(N(0, S^2)), then q would be round(x / step + N(0, S^2)) of an integer x / step: a function of what the
-continuous Gaussian gives, so every figure of that mechanism, with sampling and over rounds, would hold as it is. The
-exact discrete Gaussian is as good as that one: at each integer k the two differ by a factor of
+Accounting. Rounding moves neighbours apart by up to step sqrt(d) more, and S includes that. If the noise were a rounded
+Gaussian, round(N(0, S^2)), then q would be round(x / step + N(0, S^2)) for an integer x / step. This is a function of
+the continuous Gaussian mechanism's output, so every figure of that mechanism, with sampling and over rounds, would hold
+as it is. The exact discrete Gaussian is as good as the rounded one. At each integer k the two differ by a factor of
 
     1 + (k^2 / S^2 - 1) / (24 S^2) + O(S^-4),
 
@@ -29,14 +29,14 @@ from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Key
 from edgewise.privacy.samplers import LARGEST, discrete_gaussian
 
-COST = 0.1  # rounding may move neighbours apart by this share of what a device does, at most
-_CHUNK = 1 << 18  # coordinates at a time: bounds the temporary memory
-_EXACT = 2.0**52  # steps up to which float64 counts one by one, with room for the noise
+COST = 0.1  # Rounding may move neighbours apart by at most this share of a device's own move.
+_CHUNK = 1 << 18  # coordinates at a time, which bounds the temporary memory
+_EXACT = 2.0**52  # Up to this number of steps float64 holds every integer, with room for the noise.
 
 
 @dataclass(frozen=True, slots=True)
 class NoiseGrid:
-    """``step``: a power of two, model units. ``s``: standard deviation of the noise, steps."""
+    """Grid and size of the noise. ``step``: a power of two, model units. ``s``: standard deviation in steps."""
 
     step: float
     s: int
@@ -48,11 +48,11 @@ class NoiseGrid:
 
 
 def fit(name: str, z: float, moved: float, dim: int, largest: float = 0.0) -> NoiseGrid:
-    """The grid for noise of at least z (``moved`` + step sqrt(dim)).
+    """Find the grid for noise of at least z (``moved`` + step sqrt(dim)).
 
     Args:
-        name: who asks, for the error. moved: how far apart neighbours are before they are rounded, L2, model units.
-        dim: coordinates that are rounded. largest: bound of one, model units.
+        name: of the part, for the error. moved: L2 distance of neighbours before rounding, model units.
+        dim: number of rounded coordinates. largest: bound of one coordinate, model units.
     Raises:
         CompositionError(E-PRECISION) where rounding would move neighbours by more than a tenth of ``moved``, or where
         float64 does not hold every multiple of the step up to ``largest``.
@@ -77,20 +77,20 @@ def fit(name: str, z: float, moved: float, dim: int, largest: float = 0.0) -> No
 
 
 def rounded(x: NDArray[np.floating], step: float) -> NDArray[np.int64]:
-    """x as whole steps, half to even."""
+    """Round x to whole steps, half to even."""
     steps: NDArray[np.int64] = np.rint(np.divide(x, step, dtype=np.float64)).astype(np.int64)
     return steps
 
 
 def noise(grid: NoiseGrid, n: int, entropy: Key) -> NDArray[np.int64]:
-    """The noise of n coordinates, steps. ``entropy``: 32 fresh secret bytes."""
+    """Draw the noise of n coordinates, in steps. ``entropy``: 32 fresh secret bytes."""
     return discrete_gaussian(grid.s, n, entropy)
 
 
 def hidden(x: NDArray[np.floating], grid: NoiseGrid, entropy: Key) -> NDArray[np.float64]:
-    """x on the grid with its noise, float64 in model units: exact multiples of the step."""
+    """Round x to the grid and add noise. Returns float64 in model units, exact multiples of the step."""
     steps = noise(grid, x.size, entropy)
-    out: NDArray[np.float64] = steps.view(np.float64)  # the same memory, part by part
+    out: NDArray[np.float64] = steps.view(np.float64)  # It reuses the memory of ``steps``, part by part.
     for at in range(0, x.size, _CHUNK):
         part = slice(at, at + _CHUNK)
         out[part] = (steps[part] + rounded(x[part], grid.step)) * grid.step

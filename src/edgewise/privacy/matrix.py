@@ -1,16 +1,16 @@
-"""Correlated noise: what one round adds the next ones partly take back, so that sums over rounds are less noisy.
+"""Correlated noise by matrix factorization: later rounds cancel part of earlier noise, so sums are less noisy.
 
     noise of all rounds = C^-1 z,  z independent;  C lower triangular, Toeplitz:  c_0 = 1, c_t = sum_j w_j theta_j^(t-1)
     y_t = z_t - sum_j w_j s_j(t),   s_j(t + 1) = theta_j s_j(t) + y_t,   s_j(0) = 0
 
-so a stream of noise needs as many buffers as there are theta, whatever the number of rounds. Nothing is assumed of who
-is in a round, only that two rounds of one device are at least ``gap`` apart and that it is in at most ``takes``:
+So a stream of noise needs one buffer for each theta, for any number of rounds. The only assumptions on participation
+are that two rounds of one device are at least ``gap`` apart, and that it is in at most ``takes`` rounds:
 
     sensitivity = || sum_(j < takes) C[:, j gap] ||_2        for columns that never rise and are never negative
     a whole run with noise sigma z is Gaussian(sigma / (sensitivity clip)): ``spend.matrix``
 
-A prefix sum of the rounds' totals, which is what a model is, carries the noise (A C^-1 z)_t, A all ones below the
-diagonal: ``loss``. The buffers give away all noise so far: who stores them must treat them as secret.
+A model is a prefix sum of the rounds' totals. It carries the noise (A C^-1 z)_t, where A is all ones on and below the
+diagonal (``loss``). The buffers give away all noise so far, so they must be stored as secrets.
 Source: Dvijotham et al. 2024, arXiv:2404.16706 (the algorithm); McMahan et al. 2024, arXiv:2408.08868 (participation).
 """
 
@@ -42,10 +42,10 @@ Factors = tuple[tuple[float, ...], tuple[float, ...]]  # theta, w
 
 @dataclass(frozen=True, slots=True)
 class Blt:
-    """A buffered linear Toeplitz matrix for a run.
+    """Buffered linear Toeplitz matrix of a run.
 
-    Attributes: theta, w: see the module. rounds: rows of C. gap, takes: how devices take part.
-    Raises: ValueError where a column of C would rise or be negative: ``sensitivity`` would be too small.
+    Attributes: theta, w: see the module. rounds: rows of C. gap, takes: bounds on the participation of devices.
+    Raises: ValueError where a column of C would rise or be negative, because ``sensitivity`` would be too small.
     """
 
     theta: tuple[float, ...]
@@ -64,19 +64,21 @@ class Blt:
 
 
 def column(blt: Blt) -> Array:
-    """The first column of C, float64[rounds]."""
+    """Compute the first column of C, float64[rounds]."""
     powers = np.asarray(blt.theta)[:, None] ** np.arange(blt.rounds - 1)
     return np.concatenate([[1.0], np.asarray(blt.w) @ powers]) if blt.theta else np.eye(1, blt.rounds)[0]
 
 
 def sensitivity(blt: Blt) -> float:
-    """How far one device of clip 1 moves C times the rounds' totals (L2), at worst."""
+    """Compute the largest L2 distance by which one device of clip 1 moves C times the rounds' totals."""
     return participation_norm(column(blt), blt.gap, blt.takes)
 
 
 def participation_norm(first: Array, gap: int, takes: int) -> float:
-    """``||sum_(j < takes) C[:, j gap]||_2`` of the lower triangular Toeplitz matrix with that first column; it is the
-    sensitivity only where columns never rise and are never negative."""
+    """Compute ``||sum_(j < takes) C[:, j gap]||_2`` of the lower triangular Toeplitz matrix with that first column.
+
+    It is the sensitivity only where columns never rise and are never negative.
+    """
     total = np.zeros_like(first)
     for start in range(0, min(first.size, gap * takes), gap):
         total[start:] += first[: first.size - start]
@@ -84,9 +86,10 @@ def participation_norm(first: Array, gap: int, takes: int) -> float:
 
 
 def loss(blt: Blt) -> tuple[float, float]:
-    """(largest, root mean square) standard deviation of the noise on a prefix sum, for ``sensitivity`` noise 1.
+    """Compute the (largest, root mean square) standard deviation of the noise on a prefix sum, for ``sensitivity``
+    noise 1.
 
-    The identity matrix has ``sqrt(takes rounds)`` for the largest: independent noise.
+    The identity matrix, which is independent noise, has ``sqrt(takes rounds)`` for the largest.
     """
     noise = np.zeros(blt.rounds)
     state = start(blt, 1)
@@ -100,22 +103,23 @@ def loss(blt: Blt) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """How far the noise of a run has come. ``round``: the next one. ``buffers``: float64[buffers, d], secret."""
+    """State of the noise of a run. ``round``: the next one. ``buffers``: float64[buffers, d], secret."""
 
     round: int
     buffers: Array = field(repr=False)
 
 
 def start(blt: Blt, dim: int) -> Stream:
-    """Before the first round, for vectors of ``dim``."""
+    """Make the state before the first round, for vectors of ``dim``."""
     return Stream(0, np.zeros((len(blt.theta), dim)))
 
 
 def step(blt: Blt, state: Stream, z: Array) -> tuple[Stream, Array]:
-    """The noise of one round from fresh independent normals ``z`` (float64[d]): row ``state.round`` of C^-1 z.
+    """Compute the noise of one round from fresh independent normals ``z`` (float64[d]): row ``state.round`` of C^-1 z.
 
-    Guarantees: the state that is given stays as it is; memory is that of the buffers. A round that was played with some
-    noise must not be played again with the same: go on from the new state, also where the round is abandoned.
+    A round that was played with some noise must not be played again with the same. Continue from the new state, also
+    where the round is abandoned.
+    Guarantees: the given state is unchanged. Memory is that of the buffers.
     Raises: BudgetError(E-BUDGET) beyond the rounds that ``sensitivity`` was taken over.
     """
     if state.round >= blt.rounds:
@@ -128,14 +132,14 @@ def step(blt: Blt, state: Stream, z: Array) -> tuple[Stream, Array]:
 
 @part
 def correlated_noise(z: Annotated[float, Gt(0), Doc("noise multiplier")], blt: Blt) -> Post:
-    """Add row ``round`` of C^-1 z to the total, times z ``sensitivity`` times what one device of one round can move it.
+    """Add row ``round`` of C^-1 z to the total, times z ``sensitivity`` times one device's largest move of one round.
 
     Algebra: noise_std -> as if the noise of the rounds were independent, so it is not below that of any prefix.
-    Guarantees: the run as a whole is ``event(blt, z)``. Rounds that were abandoned are passed over: their noise is
-    drawn and never shown, so that later rounds keep their distance to earlier ones. The memory (``buffers``, float64)
-    gives away all noise so far: who stores it must treat it as secret. Total and noise are rounded to one grid before
-    they are added (``grid``), the noise from float64 with 2^-29 of a step to spare: as the total then is a multiple of
-    the step, what leaves is the continuous mechanism's, rounded.
+    Guarantees: the run as a whole is ``event(blt, z)``. The noise of abandoned rounds is drawn and never shown, so that
+        later rounds keep their distance to earlier ones. Total and noise are rounded to one grid before they are added
+        (``grid``), the noise from float64 with 2^-29 of a step to spare. As the total then is a multiple of the step,
+        the result is the continuous mechanism's, rounded.
+    The memory (``buffers``, float64) gives away all noise so far, so it must be stored as a secret.
     Args: z: noise multiplier, above 0. blt: for at least as many rounds as are played.
     Raises: RecipeError(E-VALUE); CompositionError as ``noise.bounded``; BudgetError(E-BUDGET) as ``step``, and for a
         round that comes twice.
@@ -154,7 +158,7 @@ def correlated_noise(z: Annotated[float, Gt(0), Doc("noise multiplier")], blt: B
         stream = Stream(int(memory["round"][0]), memory["buffers"])
         if round < stream.round:
             raise BudgetError("E-BUDGET", f"the noise of round {round} was given already.", "start another run.")
-        while True:  # one step, more after abandoned rounds
+        while True:  # It takes one step, and one more for each abandoned round before.
             number = stream.round
             stream, y = step(blt, stream, normals(derive(entropy, "correlated", number), x.size))
             if number == round:
@@ -168,14 +172,15 @@ def correlated_noise(z: Annotated[float, Gt(0), Doc("noise multiplier")], blt: B
 
 
 def event(blt: Blt, z: float) -> PrivacyEvent:
-    """The whole run, with noise of ``z sensitivity clip`` times what ``step`` gives for standard normals."""
+    """Make the event of a whole run with noise of ``z sensitivity clip`` times that of ``step`` on standard normals."""
     return spend.matrix(z, blt.rounds, blt.gap, blt.takes)
 
 
 def choose(rounds: int, gap: int, takes: int, buffers: int = 3) -> Blt:
-    """The best shipped factors of at most ``buffers`` buffers for these numbers, by the largest loss of a prefix sum.
+    """Choose the best shipped factors of at most ``buffers`` buffers, by the largest loss of a prefix sum.
 
-    Sound for all numbers: sensitivity is computed for them. Best for those that the factors were optimised for.
+    They are sound for all numbers, because sensitivity is computed for them. They are best for the numbers that they
+    were optimised for.
     """
     shipped = [f for some in SHIPPED.values() for f in some if len(f[0]) <= buffers]
     found = [Blt(theta, w, rounds, gap, takes) for theta, w in [*shipped, ((), ())]]

@@ -1,7 +1,7 @@
-"""A lower bound of mu, and so of epsilon, from a single release: canaries, guesses, and how many can be right.
+"""Privacy audit in one run: a lower bound of mu, and so of epsilon, from guesses about canaries in a single release.
 
 *Game* (Steinke, Nasr, Jagielski 2023, arXiv:2305.08846): each of m canaries is in with probability 1/2, independently.
-The guesser looks at the release and says "in" or "out" of c' canaries of its choice; c of its guesses are right.
+The guesser looks at the release and says "in" or "out" of c' canaries of its choice. c of its guesses are right.
 
 *Bound* (Mahloujifar, Melis, Chaudhuri 2024, arXiv:2410.22235, theorem 3.1 and algorithm 3, for two options a canary).
 Let f be the trade-off function of the mechanism and F(x) = 1 - f(x). For the mu-GDP family
@@ -18,18 +18,18 @@ others are right". Averaged over j (F is concave) this is r_{i+1} <= F(h_i), so 
     h_i >= max(h_{i+1}, F^-1(r_{i+1})),    r_i = r_{i+1} + i / (c' - i) (h_i - h_{i+1}),    i = c - 1, ..., 0
 
 If c or more right guesses had probability tau, then r_c >= tau c / m and r_c + h_c = tau c' / m. The recursion from the
-smallest such r_c gives the smallest r_0 + h_0 (both are monotone in r_c, and in tau); where that is more than c' / m,
-c or more right guesses are less probable than tau in any mechanism with this f. With 1 - tau the confidence, that f is
-rejected, and mu, being monotone too, is found by bisection. Once h_i stays, it stays to the end: p_i is 0 from there.
+smallest such r_c gives the smallest r_0 + h_0 (both are monotone in r_c, and in tau). Where that is more than c' / m,
+c or more right guesses are less probable than tau in any mechanism with this f. Then f is rejected with confidence
+1 - tau. mu is monotone too, and is found by bisection. Once h_i stays, it stays to the end: p_i is 0 from there.
 
 *Number of guesses*: fixed by m alone (``count``), or by m and the claim (``telling``), before a score is seen, so that
-nothing is paid for choosing it. If c' guesses are all right, the bound is ``mu_lower(m, c', c')``, and no more can be
-shown: 1.5 for 320 of 4,096, 2.0 for 1,024, 2.3 for 2,048.
+its choice costs nothing. If c' guesses are all right, the bound is ``mu_lower(m, c', c')``, and no larger one is
+possible: 1.5 for 320 of 4,096, 2.0 for 1,024, 2.3 for 2,048.
 
 *Plain form* (Steinke et al., theorem 5.2): of an (epsilon, delta)-DP mechanism c or more right guesses have probability
 at most
     min(1, P[B >= c] + 2 m delta max_i P[c - i <= B < c] / i),    B ~ Binomial(c', 1 / (1 + e^-epsilon))
-It is weaker, since it knows one point of the curve only, and is reported beside the other because it needs no curve.
+It is weaker, because it uses one point of the curve only. It is reported beside the other because it needs no curve.
 """
 
 from __future__ import annotations
@@ -44,24 +44,24 @@ from numpy.typing import NDArray
 from edgewise.privacy import accountant
 from edgewise.privacy.audit import Finding, Guessed
 
-_GUESSES = 5.0  # times sqrt(m): within 5 % of the best number for epsilon 1 to 8 and m from 100 to 100,000
-_ROOM = 1.4  # times the claim: what all guesses right should show at least
+_GUESSES = 5.0  # guesses over sqrt(m): within 5 % of the best number for epsilon 1 to 8 and m from 100 to 100,000
+_ROOM = 1.4  # least bound over the claim that all right guesses should show
 _ROOT_2, _ROOT_2_PI = sqrt(2.0), sqrt(2.0 * pi)
 
 
 def count(m: int) -> int:
-    """How many guesses are made about ``m`` canaries: 5 sqrt(m), even, at most m.
+    """Choose the number of guesses about ``m`` canaries: 5 sqrt(m), even, at most m.
 
-    More guesses have a smaller statistical error, but the further ones are less certain; the best number hardly depends
+    More guesses have a smaller statistical error, but the further ones are less certain. The best number hardly depends
     on epsilon. 0 for fewer than two canaries.
     """
     return 2 * min(m // 2, round(_GUESSES * sqrt(m) / 2.0))
 
 
 def right(scores: NDArray[np.float64], present: NDArray[np.bool_], guesses: int) -> int:
-    """Right ones of ``guesses`` (even): "in" of the half with the highest scores, "out" of that with the lowest.
+    """Count the right ones of ``guesses`` (even): "in" for the half with the highest scores, "out" for the lowest.
 
-    scores, present: [m]. Equal scores are taken in the order of the canaries, which says nothing about their presence.
+    scores, present: [m]. Equal scores are taken in the order of the canaries, which is independent of their presence.
     """
     order, half = np.argsort(scores, kind="stable"), guesses // 2
     return int(present[order[scores.size - half :]].sum() + (~present[order[:half]]).sum())
@@ -69,13 +69,13 @@ def right(scores: NDArray[np.float64], present: NDArray[np.bool_], guesses: int)
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _rejected(m: int, guesses: int, right: int, mu: float, tau: float) -> bool:
-    """Whether the recursion of the module ends above c' / m. 1 <= right <= guesses <= m, mu >= 0, 0 < tau < 1."""
+    """Tell whether the recursion of the module ends above c' / m. 1 <= right <= guesses <= m, mu >= 0, 0 < tau < 1."""
     all_of_it = guesses / m
     r, h = tau * right / m, tau * (guesses - right) / m
-    z = -37.0  # Phi^-1(r): r only grows, and Newton's method for log Phi(z) = log r, which is concave, comes from below
+    z = -37.0  # Phi^-1(r). r only grows, and Newton's method for the concave log Phi(z) = log r converges from below.
     for i in range(right - 1, -1, -1):
         step = 1.0
-        while step > 1e-12:  # 2 or 3 times, but for the first r
+        while step > 1e-12:  # It takes 2 or 3 steps, except for the first r.
             phi = 0.5 * erfc(-z / _ROOT_2)
             step = log(r / phi) * phi * _ROOT_2_PI * exp(0.5 * z * z)
             z += step
@@ -85,21 +85,23 @@ def _rejected(m: int, guesses: int, right: int, mu: float, tau: float) -> bool:
         r += i / (guesses - i) * (below - h)
         h = below
         if r + h > all_of_it:
-            return True  # it only grows
+            return True  # The sum only grows.
     return bool(r + h > all_of_it)
 
 
 def mu_lower(m: int, guesses: int, right: int, confidence: float = 0.95) -> float:
-    """The largest mu whose mu-GDP mechanisms are this good with probability at most 1 - ``confidence``; 0.0 if none.
+    """Compute the largest mu whose mu-GDP mechanisms allow so many right guesses with probability at most
+    1 - ``confidence``. 0.0 if none.
 
     Args:
-        m: canaries. guesses: how many were made, fixed before the scores were seen. right: how many of them were right.
+        m: number of canaries. guesses: number of guesses, fixed before the scores were seen. right: number of right
+        ones.
     Raises: ValueError unless 0 <= right <= guesses <= m and 0 < confidence < 1.
-    Guarantees: of a mechanism that is mu-GDP for flipping one canary, the result exceeds mu with probability at most
-        1 - confidence, whatever the guesser does. Rises with ``right``; falls with ``confidence``. Always finite.
-    Edge cases: no guesses, none right or half of them right give 0.0; fewer than 5 guesses cannot show anything at 95 %
+    Guarantees: for a mechanism that is mu-GDP for flipping one canary, the result exceeds mu with probability at most
+        1 - confidence, whatever the guesser does. It rises with ``right`` and falls with ``confidence``. Always finite.
+    Edge cases: no guesses, none right or half of them right give 0.0. Fewer than 5 guesses cannot show anything at 95 %
         (2^-4 > 0.05).
-    Cost: about 0.2 us for each right guess and step of the bisection; 10 ms for 500 guesses.
+    Cost: about 0.2 us for each right guess and step of the bisection, 10 ms for 500 guesses.
     """
     if not 0 <= right <= guesses <= m or not 0.0 < confidence < 1.0:
         raise ValueError(f"{right} right of {guesses} guesses about {m} canaries, at confidence {confidence}")
@@ -116,10 +118,11 @@ def mu_lower(m: int, guesses: int, right: int, confidence: float = 0.95) -> floa
 
 
 def telling(m: int, claimed: float) -> int:
-    """How many guesses about ``m`` canaries can tell that a claim of mu = ``claimed`` is false: ``count``, or a quarter
-    or half of the canaries where even all of so few right would show less than 1.4 times the claim. Even.
+    """Choose the number of guesses about ``m`` canaries that can refute a claim of mu = ``claimed``. It is even.
 
-    More guesses are less certain: the bound of what holds is lower then. 0 for fewer than two canaries.
+    It is ``count``, or a quarter or half of the canaries where even ``count`` right guesses would show less than 1.4
+    times the claim. More guesses are less certain, so their bound on a true claim is lower. 0 for fewer than two
+    canaries.
     """
     few = (count(m), 2 * (m // 8), 2 * (m // 4))
     choices = sorted(n for n in few if n >= count(m))
@@ -127,7 +130,7 @@ def telling(m: int, claimed: float) -> int:
 
 
 def plain_p_value(m: int, guesses: int, right: int, epsilon: float, delta: float) -> float:
-    """Largest probability of ``right`` or more right guesses of an (epsilon, delta)-DP mechanism: the plain form."""
+    """Bound the probability of ``right`` or more right guesses on an (epsilon, delta)-DP mechanism, in plain form."""
     q = 1.0 / (1.0 + exp(-epsilon))
     i = np.arange(guesses + 1)
     gammas = np.array([lgamma(x + 1) + lgamma(guesses - x + 1) for x in i.tolist()])
@@ -140,7 +143,8 @@ def plain_p_value(m: int, guesses: int, right: int, epsilon: float, delta: float
 
 
 def plain_epsilon(m: int, guesses: int, right: int, delta: float, confidence: float = 0.95) -> float:
-    """The largest epsilon that the plain form rejects at this confidence and ``delta``; 0.0 where none, at most 64."""
+    """Compute the largest epsilon that the plain form rejects at this confidence and ``delta``: 0.0 where none, at
+    most 64."""
     if plain_p_value(m, guesses, right, 0.0, delta) > 1 - confidence:
         return 0.0
     low, high = 0.0, 64.0
@@ -160,31 +164,34 @@ def one_run(
     confidence: float = 0.95,
     guesses: int = 0,
 ) -> Finding:
-    """The finding of a one-run audit with a claim of ``mu``.
+    """Make the finding of a one-run audit with a claim of ``mu``.
 
     Args:
-        mu: of flipping one canary: how far that moves the release, over the standard deviation of its noise.
-        delta: at which mu is told as an epsilon. scores: [m], larger: more likely in. present: [m], who was in; drawn
-            with probability 1/2 each, and not used for the scores. guesses: even, chosen without the scores; ``count``
-            where 0.
-    Guarantees: of a mu-GDP release the finding fails to hold with probability at most 1 - confidence. Noise that is not
-        normal is compared by a curve that is not its own; sums of discrete Gaussians are close enough that no audit of
-        this size sees the difference.
+        mu: of flipping one canary: the distance by which that moves the release, over the standard deviation of its
+            noise. delta: at which mu is converted to an epsilon. scores: [m], larger: more likely in.
+        present: [m], the canaries that were in, drawn with probability 1/2 each, and not used for the scores.
+        guesses: even, chosen without the scores. ``count`` where 0.
+    Guarantees: for a mu-GDP release the finding fails to hold with probability at most 1 - confidence. Noise that is
+        not normal is compared by a curve that is not its own. Sums of discrete Gaussians are close enough that no audit
+        of this size sees the difference.
     """
     m, guesses = scores.size, guesses or count(scores.size)
-    good = right(scores, present, guesses)
-    lower = mu_lower(m, guesses, good, confidence)
-    guessed = Guessed(guesses, good, plain_epsilon(m, guesses, good, delta, confidence))
+    n_right = right(scores, present, guesses)
+    lower = mu_lower(m, guesses, n_right, confidence)
+    guessed = Guessed(guesses, n_right, plain_epsilon(m, guesses, n_right, delta, confidence))
     eps = [accountant.gaussian(1.0 / x, delta) if x > 0.0 else 0.0 for x in (mu, lower)]
     return Finding(name, mu, lower, eps[0], eps[1], m, confidence, guessed)
 
 
 def played(mu: float, delta: float, scores: NDArray[np.float64], present: NDArray[np.bool_]) -> Finding:
-    """As ``one_run``, with as many guesses as can contradict the claim (``telling``). Where none can, ``left_out`` says
-    so."""
+    """Make the finding of ``one_run`` with as many guesses as can refute the claim (``telling``).
+
+    Where no number can, ``left_out`` says so.
+    """
     m = scores.size
     guesses = telling(m, mu)
     found = one_run("one run", mu, delta, scores, present, guesses=guesses)
-    if (most := mu_lower(m, guesses, guesses)) > mu:
+    if (largest := mu_lower(m, guesses, guesses)) > mu:
         return found
-    return replace(found, left_out=(f"breaches: {m:,} canaries show a mu of {most:.2g} at most, {mu:.3g} is claimed",))
+    breaches = f"breaches: {m:,} canaries show a mu of {largest:.2g} at most, {mu:.3g} is claimed"
+    return replace(found, left_out=(breaches,))

@@ -1,8 +1,8 @@
-"""What is refused before anyone trains because the privacy claim would be false: each rule is one function.
+"""Rules that refuse a plan before anyone trains, because its privacy claim would be false. Each rule is one function.
 
-A rule takes what a plan declares, says nothing where it is sound, and raises CompositionError with a stable code, the
-reason and the fix where it is not. The rules that the algebra of spaces enforces by itself (noise without a clip, a
-ring too small, per-device supports under a blind sum) are in the stages; those about adding up are in the accountant.
+A rule takes declarations of a plan. Where they are unsound it raises CompositionError with a stable code, the reason
+and the fix. The stages have the rules that the algebra of spaces enforces by itself (noise without a clip, a ring too
+small, per-device supports under a blind sum). The accountant has those about adding up.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _ROUNDING = 1.0 + 1e-6
 
 
 def metrics(names: Iterable[str], by_server: bool, sampler: str) -> None:
-    """E-STATS: numbers about a device's data leave it beside the private sum.
+    """Refuse numbers about a device's data that leave it beside the private sum (E-STATS).
 
     Args:
-        names: of those that do. by_server: the server adds the noise, to body and head of the sum alike. sampler: how
-            cohorts come about; where that is by chance ("poisson"), nobody may learn how many came.
+        names: of these numbers. by_server: the server adds the noise, to body and head of the sum alike. sampler: of
+            cohorts. With "poisson" nobody may learn how many devices took part.
     """
     asked = ", ".join(sorted(set(names)))
     if not asked or (by_server and sampler != "poisson"):
@@ -39,12 +39,12 @@ def metrics(names: Iterable[str], by_server: bool, sampler: str) -> None:
 
 
 def amplification(asked: str, sampler: str, seen_by_reader: bool) -> None:
-    """E-AMP-VISIBLE: amplification by Poisson sampling is asked for where it does not happen, or can be watched.
+    """Refuse amplification by Poisson sampling where it does not happen, or where the reader sees it (E-AMP-VISIBLE).
 
     Args:
-        asked: "poisson", or anything else for nothing. sampler: how cohorts come about ("poisson", "fixed", "cyclic",
-            "all"); every other one amplifies nothing. seen_by_reader: who is to be kept from learning runs the server
-            and sees which devices take part.
+        asked: "poisson", or anything else for none. sampler: of cohorts ("poisson", "fixed", "cyclic", "all"). Only
+            "poisson" amplifies. seen_by_reader: the claim is against whoever runs the server and sees which devices
+            take part.
     """
     if asked != "poisson":
         return
@@ -65,7 +65,7 @@ def amplification(asked: str, sampler: str, seen_by_reader: bool) -> None:
 
 
 def per_tensor(tensors: int, each_l2: float, accounted_l2: float) -> None:
-    """E-PERTENSOR: ``tensors`` clipped to ``each_l2`` are up to sqrt(tensors) each_l2 long, less is accounted."""
+    """Refuse an accounted length below sqrt(tensors) each_l2, which tensors clipped one by one reach (E-PERTENSOR)."""
     total = sqrt(tensors) * each_l2
     if not total <= accounted_l2 * _ROUNDING:
         raise CompositionError(
@@ -78,23 +78,24 @@ def per_tensor(tensors: int, each_l2: float, accounted_l2: float) -> None:
 
 
 def weight_of_records(weighed: bool) -> None:
-    """E-WEIGHT: a device says how much it has to say, which its records decide, together with example-level privacy."""
+    """Refuse weights, which a device's records decide, together with example-level privacy (E-WEIGHT)."""
     if weighed:
         raise CompositionError(
             "E-WEIGHT",
-            "the weight of an update is how many tokens its device predicts: one record changes it, without noise.",
+            "the weight of an update is the number of tokens that its device predicts: one record changes it, without "
+            "noise.",
             "leave out weigh: then all devices count the same.",
         )
 
 
 def delta(value: float, n: int, unit: Unit) -> None:
-    """E-VALUE: a delta that promises nothing.
+    """Refuse a delta that promises nothing (E-VALUE).
 
-    A mechanism that shows each unit whole with probability delta keeps the promise (0, delta), and of n units shows
-    n delta on average. So delta must be below 1 / n, and by more for many: 1 / n^1.1.
+    A mechanism that shows each unit whole with probability delta keeps the promise (0, delta). Of n units it shows
+    n delta on average. So delta must be below 1 / n, and by more for many units: 1 / n^1.1.
     Args:
-        n: how many units exist; 0: not known. unit: what epsilon and delta are about. For "example", n is the number
-            of blocks of text on all devices at hand: a device by itself counts its own.
+        n: number of units that exist. 0: not known. unit: the protected unit. For "example", n is the number of blocks
+            of text on all devices at hand. A device by itself counts its own.
     Source: Dwork and Roth 2014, section 2.3 (less than any inverse polynomial in the size of the database).
     """
     if n and value >= (most := n**-1.1):
@@ -109,9 +110,10 @@ def delta(value: float, n: int, unit: Unit) -> None:
 
 
 def correlated_noise(word: str, by_server: bool) -> None:
-    """E-MF-LOCAL: correlated noise by anyone but the one who holds the sum and the buffers of all rounds.
+    """Refuse correlated noise unless the holder of the sum and of all rounds' buffers adds it (E-MF-LOCAL).
 
-    ``word``: of privacy, for the message. ``by_server``: whether the server adds the noise."""
+    Args: word: the recipe's privacy word, for the message. by_server: the server adds the noise.
+    """
     if not by_server:
         raise CompositionError(
             "E-MF-LOCAL",
@@ -122,10 +124,10 @@ def correlated_noise(word: str, by_server: bool) -> None:
 
 
 def participation_gap(gap: int, sampler: str) -> None:
-    """E-MF-GAP: nobody makes sure that more than one round lies between two of one device.
+    """Refuse correlated noise where a device may be in two rounds in a row (E-MF-GAP).
 
-    Correlated noise without a gap would be sized for a device in every round, and hide no more than independent noise.
-    ``gap``: rounds from one of a device to its next, at least, by the sampler that the plan enforces.
+    Without a gap it would be sized for a device in every round, and hide no more than independent noise.
+    Args: gap: least distance of two rounds of a device, by the sampler that the plan enforces.
     """
     if gap <= 1:
         raise CompositionError(
@@ -137,22 +139,25 @@ def participation_gap(gap: int, sampler: str) -> None:
 
 
 def divisor(by_count: bool, adjacency: Adjacency, noised_before_leaving: bool) -> None:
-    """E-DIV-N: a noised sum is divided by how many came, and that is private.
+    """Refuse to divide a noised sum by the number of contributions where that number is private (E-DIV-N).
 
-    The number of contributions is public where who takes part is ("zero_out"). Where each device hides itself
-    before anything leaves it, being there at all is no secret either.
+    The number is public where participation is public ("zero_out"). Where each device adds noise before anything leaves
+    it, participation is no secret either.
     """
     if by_count and adjacency != "zero_out" and not noised_before_leaving:
         raise CompositionError(
             "E-DIV-N",
-            "the mean would be divided by how many devices came, and one device more or less would show in it.",
+            "the mean would be divided by the number of devices that took part, and one device more or less would show "
+            "in it.",
             "divide by the expected number of devices, which is public.",
         )
 
 
 def robust(rule: str, least: int, byzantine: int) -> None:
-    """E-ROBUST-SECAGG: a rule that looks at single updates, behind a sum that hides them. ``least``: devices of the
-    smallest group, of which ``byzantine`` know their own part of the sum."""
+    """Refuse a robust rule between masked groups that are too small to hide single updates (E-ROBUST-SECAGG).
+
+    Args: least: devices of the smallest group. byzantine: of them, devices that know their own part of the sum.
+    """
     if least < byzantine + 2:
         raise CompositionError(
             "E-ROBUST-SECAGG",

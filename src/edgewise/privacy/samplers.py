@@ -2,7 +2,7 @@
 
     P[X = x] proportional to exp(-x^2 / (2 S^2)),  x integer
 
-Only integers are compared, so nothing is rounded and the low bits of floating point cannot give anything away.
+Only integers are compared, so nothing is rounded, and the low bits of floating point cannot give anything away.
 Source: Canonne, Kamath, Steinke 2020, arXiv:2004.00010, algorithms 1 to 3, with Laplace scale t = S.
 """
 
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from edgewise.core.keys import Key
 from edgewise.crypto.prg import Words
 
-LARGEST = 1 << 24  # S: its square times what is compared stays far inside 64 bits
-_BUFFER = 1 << 15  # words drawn at a time: 256 KiB
-_SPARE = 4096  # words left below which no sample is begun; one takes about 15, and more than these never (< 2^-1000)
+LARGEST = 1 << 24  # largest S. All compared products with S^2 stay far inside 64 bits.
+_BUFFER = 1 << 15  # words drawn at a time, 256 KiB
+_SPARE = 4096  # No sample begins with fewer words. One takes about 15, and more than 4096 never (< 2^-1000).
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _below(words: NDArray[np.uint64], at: int, n: np.uint64) -> Any:
-    """(uniform in [0, n), next position): as many low bits as n needs, drawn again where they are too large."""
+    """Draw (uniform in [0, n), next position): as many low bits as n needs, drawn again where they are too large."""
     mask = n - np.uint64(1)
     mask |= mask >> np.uint64(1)
     mask |= mask >> np.uint64(2)
@@ -41,7 +41,7 @@ def _below(words: NDArray[np.uint64], at: int, n: np.uint64) -> Any:
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _chance(words: NDArray[np.uint64], at: int, top: np.uint64, bottom: np.uint64) -> Any:
-    """(Bernoulli(exp(-top / bottom)), next position), top <= bottom: algorithm 1, gamma in [0, 1]."""
+    """Draw (Bernoulli(exp(-top / bottom)), next position), top <= bottom: algorithm 1, gamma in [0, 1]."""
     k = np.uint64(1)
     while True:
         u, at = _below(words, at, bottom * k)
@@ -52,7 +52,7 @@ def _chance(words: NDArray[np.uint64], at: int, top: np.uint64, bottom: np.uint6
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
 def _sample(words: NDArray[np.uint64], at: int, s: np.uint64) -> Any:
-    """(one sample, next position): algorithm 3 around algorithm 2."""
+    """Draw (one sample, next position): algorithm 3 around algorithm 2."""
     one, square = np.uint64(1), np.uint64(2) * s * s
     while True:
         u, at = _below(words, at, s)
@@ -92,11 +92,11 @@ def _fill(words: NDArray[np.uint64], s: np.uint64, out: NDArray[np.int64], done:
 
 
 def discrete_gaussian(s: int, n: int, entropy: Key) -> NDArray[np.int64]:
-    """n independent samples of N_Z(0, s^2), int64.
+    """Draw n independent samples of N_Z(0, s^2), int64.
 
     Args:
         s: standard deviation parameter, an integer from 1 to 2^24. entropy: 32 fresh secret bytes, used for this only.
-    Guarantees: exactly distributed if the key stream is uniform; the same samples for the same key.
+    Guarantees: exactly distributed if the key stream is uniform. The same key gives the same samples.
     """
     if not 1 <= s <= LARGEST:
         raise ValueError(f"S is {s}, must be from 1 to {LARGEST}")
@@ -105,7 +105,7 @@ def discrete_gaussian(s: int, n: int, entropy: Key) -> NDArray[np.int64]:
     while done < n:
         fresh = np.empty(min(_BUFFER, _SPARE + 20 * (n - done)), np.uint64)
         stream.fill(fresh)
-        words = np.concatenate([words, fresh])  # what was left over comes first: no word is skipped
+        words = np.concatenate([words, fresh])  # Words left over come first, so that none is skipped.
         done, at = _fill(words, np.uint64(s), out, done, _SPARE)
         words = words[at:]
     return out
@@ -124,10 +124,10 @@ def _round(y: NDArray[np.float64], words: NDArray[np.uint64], out: NDArray[np.in
 
 
 def round_within(y: NDArray[np.float64], limit: float, entropy: Key) -> NDArray[np.int64]:
-    """Round every coordinate up or down at random, E[q] = y, again until ||q||_2 <= limit.
+    """Round every coordinate up or down at random, E[q] = y, and repeat until ||q||_2 <= limit.
 
-    The norm is that of the integers, exact. A limit as of ``distributed.rounded_norm`` is met with probability at least
-    1 - exp(-1/2) each time; given that it is met the rounding is slightly biased.
+    The norm is that of the integers, exact. With a limit from ``distributed.rounded_norm`` each try succeeds with
+    probability at least 1 - exp(-1/2). Given success, the rounding is slightly biased.
     Args:
         y: float64[d], |y_i| < 2^31 and sum y_i^2 < 2^62.
     Raises ValueError where y itself is beyond the limit by more than rounding can repair.
