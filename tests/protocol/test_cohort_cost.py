@@ -24,7 +24,7 @@ SMALL, LARGE, LAST = 64, 1024, 32
 
 
 def answers(n: int) -> list[round_states.Event]:
-    """Of n devices: every fourth is lost, half of these answer after all, every eighth answers twice."""
+    """Make the events of n devices. Every fourth is lost, half of these answer later, every eighth answers twice."""
     out: list[round_states.Event] = []
     for i in range(n):
         device = Name(f"d{i:05d}")
@@ -119,7 +119,7 @@ def test_two_servers_take_the_same_per_report_in_any_batch() -> None:
 
 @pytest.mark.slow
 def test_the_server_of_masks_takes_the_same_per_message_in_any_session(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keys and signatures, which are of one size; shares and masked updates name all neighbours."""
+    """Select keys and signatures, which have one size. Shares and masked updates name all neighbours."""
     plain = server.step
 
     def cost(n: int) -> dict[type, float]:

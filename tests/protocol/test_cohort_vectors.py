@@ -36,8 +36,8 @@ def test_groups_that_take_turns_are_everybody_once() -> None:
 
 @pytest.mark.parametrize(("population", "fraction", "kind"), [(1000, 0.05, "fixed"), (300, 0.1, "cyclic")])
 def test_corrupt_devices_of_a_verified_cohort_have_the_stated_odds(population: int, fraction: float, kind: str) -> None:
-    """The tail by whole numbers, times all draws that a server can choose from, is 2^-40 at most, and for one device
-    less it is more."""
+    """The exact tail times the number of draws that a server can choose from is at most 2^-40. For one device less it
+    is above 2^-40."""
     rounds, groups, invite = 50, 10 if kind == "cyclic" else 1, population // 10
     sampling = Sampling(kind, population, invite, invite, invite, invite, 60.0, 0.1, groups)
     trust = TrustSection(malicious_fraction=fraction, cohorts="verified")

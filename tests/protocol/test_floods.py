@@ -20,16 +20,16 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.secagg import client
 
-MOST = 200_000  # frames after which a loop that does not end is stopped
+MOST = 200_000  # A loop that does not end is stopped after this many frames.
 
 
 class Endless(Exception):
-    """The loop read on and on."""
+    """Error of a loop that does not end."""
 
 
 @dataclass
 class Flood:
-    """A mailbox with the keys of a cohort, and then nothing but rubbish of one device."""
+    """Mailbox with the keys of a cohort, followed by nothing but rubbish of one device."""
 
     script: list[Arrived]
     clock: float = 0.0
@@ -78,4 +78,4 @@ def test_a_step_of_secure_aggregation_ends_at_its_deadline_under_a_flood() -> No
     receive(mailbox, open_round)
     assert open_round.closed.code == "E-SECAGG-FEW"
     assert mailbox.clock <= plan.sampling.deadline_s + 1.0
-    assert len(log.records) == 12 + 1  # the flood is not written down
+    assert len(log.records) == 12 + 1  # The flood is not logged.

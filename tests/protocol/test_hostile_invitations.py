@@ -57,7 +57,7 @@ PLANS = {
 
 
 def asked(plan: Plan, state: states.State, event: device_events.Event) -> tuple[states.State, tuple[Any, ...]]:
-    """A step after the invitation has been over the wire."""
+    """Take a step with an invitation that was encoded and decoded."""
     if isinstance(event, device_events.Invited):
         message = frame.load(frame.dump(event.invite))
         assert isinstance(message, frame.Invite)
@@ -66,7 +66,7 @@ def asked(plan: Plan, state: states.State, event: device_events.Event) -> tuple[
 
 
 def honest(plan: Plan, number: int = 0, /, secrets: Secrets = SECRETS, **lies: Any) -> device_events.Invited:
-    """What an honest server sends but for the ``lies``."""
+    """Make an honest server's invitation with some fields replaced by ``lies``."""
     support = np.zeros(0, np.int64) if plan.at(number).encoded.announced else None
     event = invited(
         plan,
@@ -79,7 +79,7 @@ def honest(plan: Plan, number: int = 0, /, secrets: Secrets = SECRETS, **lies: A
 
 
 def refusal(effects: tuple[Any, ...]) -> frame.Refusal | None:
-    """What was refused; None where training was asked for."""
+    """Return the refusal, or None where the device asked for training."""
     if any(isinstance(effect, device_events.Train) for effect in effects):
         return None
     message = frame.load(effects[-1].frame)
@@ -130,7 +130,7 @@ def test_whatever_an_invitation_says(name: str, data: st.DataObject) -> None:
     if (refused := refusal(effects)) is not None:
         assert refused.code in REGISTRY
         later = honest(plan, 4)
-        if refused.code == "E-STALE":  # codec memory that the server does not know of begins anew, and says so once
+        if refused.code == "E-STALE":  # The device drops codec memory that the server does not know, and refuses once.
             later = honest(plan, 4, accepted=event.invite.accepted)
             assert states.remembers(plan)
         else:
@@ -212,7 +212,7 @@ def plan_with_cosine() -> Plan:
 
 @pytest.mark.parametrize("name", ["none", "hidden", "two servers"])
 def test_the_model_is_the_one_that_the_invitation_names(name: str) -> None:
-    """Two devices that train from two models in one session of masks would tell the server about one of them."""
+    """Two devices that train from two models in one masked session would reveal something about one of them."""
     plan, other = PLANS[name], np.full(64, 7, np.float32)
     for params in (other, other[:63], other.astype(np.float64), np.zeros((8, 8), np.float32)):
         state = states.join(plan, "d")
@@ -279,7 +279,7 @@ def test_letters_of_any_kind(data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("word", ["none", "hidden", "local_dp", "example", "central_dp"])
 def test_secrets_come_from_the_driver(word: str) -> None:
-    """Nothing that the plan gives away decides what hides a device: the same recipe, other secrets, other noise."""
+    """No public part of the plan decides a device's noise. The same recipe with other secrets gives other noise."""
     plan, other = PLANS[word], Secrets.of(bytes(32))
     sent, fits = [], []
     for secrets in (SECRETS, other, SECRETS):

@@ -43,7 +43,7 @@ def test_the_file_is_what_we_do() -> None:
 
 
 def test_canonical_json() -> None:
-    """By way of facts, whose recipe may hold anything."""
+    """Load a recipe by way of plan facts, whose recipe may hold anything."""
     found = VECTORS["canonical"]
     cases = [("".join(map(chr, case["code points"])), case["json"]) for case in found["texts"]]
     cases += [(struct.unpack(">d", bytes.fromhex(case["bytes"]))[0], case["json"]) for case in found["doubles"]]

@@ -10,7 +10,7 @@ from long import examples
 
 
 def tried(machine: type[Lying], few: int, longest: int) -> None:
-    """Play so many servers of up to so many moves."""
+    """Play a number of servers, each of up to a number of moves."""
     name = st.sampled_from(NAMES)
     move = st.builds(
         Move,
@@ -45,7 +45,7 @@ def test_an_update_leaves_once_and_at_a_charge_whatever_a_server_and_a_disk_do(m
 @pytest.mark.slow
 @pytest.mark.long
 def test_no_lies_and_no_restarts_open_a_masked_update() -> None:
-    """No two updates of a round, no two lists of survivors, and never both secrets of a device."""
+    """A device never sends two updates of a round, never signs two survivor lists, and never reveals both secrets."""
     tried(Masks, 40, 8)
     assert Lying.told["Masks", "updates"] > 30
     assert Lying.told["Masks", "revealed"] > 10

@@ -34,7 +34,7 @@ def plan(name: str) -> Plan:
 
 
 def alike(found: Any, stored: Any) -> bool:
-    """The same numbers, but for the last digits of another processor."""
+    """Compare numbers up to the last digits, which differ between processors."""
     if isinstance(stored, float) and isinstance(found, int | float):
         return math.isclose(found, stored, rel_tol=1e-9)
     if isinstance(stored, dict):
@@ -47,11 +47,11 @@ def alike(found: Any, stored: Any) -> bool:
 
 
 def test_the_inputs_are_the_shipped_recipes_and_each_codec() -> None:
-    """A codec or a recipe that is new belongs into ``plan_vectors``; ``secagg_vectors.py`` writes the file."""
+    """Add a new codec or recipe to ``plan_vectors``. ``secagg_vectors.py`` writes the file."""
     made = json.loads(json.dumps(plan_vectors.inputs()))
     assert {name: {k: v for k, v in one.items() if k != "plan"} for name, one in PLANS.items()} == made
     kinds = {table["kind"] for one in PLANS.values() for table in one["recipe"].get("stage", [])}
-    assert set(BUILT_IN.stages) - kinds == {"factors"}  # which `trainable.kind = "rolora"` puts in front
+    assert set(BUILT_IN.stages) - kinds == {"factors"}  # `trainable.kind = "rolora"` puts this one in front.
     assert {one["recipe"].get("merge", {"kind": "sum"})["kind"] for one in PLANS.values()} == set(BUILT_IN.merges)
 
 
@@ -64,7 +64,7 @@ def test_a_plan_follows_from_its_facts(name: str) -> None:
 
 @pytest.mark.parametrize("name", PLANS)
 def test_the_formulas_of_the_page_give_the_numbers(name: str) -> None:
-    """What the page writes down of sums, rings, noise and bytes, computed here without the program."""
+    """The page's formulas for sums, rings, noise and bytes, computed without the program, give the same numbers."""
     numbers, recipe = PLANS[name]["plan"], PLANS[name]["recipe"]
     given = any("bits" in table for table in recipe.get("stage", []) if table["kind"] == "wrap")
     hidden = recipe.get("merge", {"kind": "sum"})["kind"] != "sum"
@@ -93,7 +93,7 @@ def test_the_formulas_of_the_page_give_the_numbers(name: str) -> None:
 
 
 def expected_corrupt(recipe: dict[str, Any], population: int, numbers: dict[str, Any]) -> int:
-    """A, of a run that invites whole cohorts."""
+    """Compute A for a run that invites whole cohorts."""
     trust, invited = recipe.get("trust", {}), numbers["cohort"]["invite"]
     exist = math.floor(trust.get("malicious_fraction", 0.1) * population + 1e-9)
     if trust.get("server", "malicious") == "malicious":
@@ -102,7 +102,7 @@ def expected_corrupt(recipe: dict[str, Any], population: int, numbers: dict[str,
 
 
 def most(n: int, p: float) -> int:
-    """Chernoff's bound at 2^-40."""
+    """Compute Chernoff's bound at 2^-40."""
     if p >= 1.0:
         return n
     for m in range(math.floor(n * p), n - 1):
@@ -113,7 +113,7 @@ def most(n: int, p: float) -> int:
 
 
 def noised(dp: dict[str, Any], z: float, numbers: dict[str, Any], way: dict[str, Any]) -> tuple[float, ...]:
-    """Bits of the ring, step, noise of a device and norm of what is rounded, for devices that noise their sum."""
+    """Compute ring bits, step, noise of a device and rounded norm, for distributed noise."""
     d, n, clip, honest = way["dim"], way["n_max"], dp["clip_l2"], numbers["n_min"] - numbers["corrupt"]
     block = max(64, min(2**15, 2 ** (d.bit_length() - 1)))
     lengths = [block] * (d // block) + ([d % block] if d % block else [])
@@ -171,7 +171,7 @@ def test_blobs() -> None:
 
 
 def by_the_page(positions: list[int], universe: int, m: int) -> bytes:
-    """The bytes of a support blob, as the page says."""
+    """Count the bytes of a support blob by the page's formula."""
     bits: list[int] = []
     if m == 1:
         bits = [int(i in set(positions)) for i in range(universe)]

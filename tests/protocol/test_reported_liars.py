@@ -1,4 +1,4 @@
-"""What the round reports of a device that lies and then vanishes: that it lied."""
+"""Reports of a device that lies and then vanishes: the round reports the lie."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LIAR = "d03"
 
 
 class Devices:
-    """Twelve devices behind a mailbox. ``LIAR`` deals junk to all, and answers fewer than ``leaves`` messages."""
+    """Mailbox of twelve devices. ``LIAR`` deals junk to all, and answers fewer than ``leaves`` messages."""
 
     def __init__(self, plan: Plan, leaves: int) -> None:
         self.plan, self.leaves, self.trust = plan, leaves, simulated_trust(plan.key)
@@ -99,7 +99,11 @@ def play(leaves: int) -> tuple[Closed, list[str]]:
 
 
 def test_a_liar_that_vanishes_is_reported_as_one_and_charged_for_only_where_it_stayed() -> None:
-    for leaves, charges in ((2, 0), (3, 1), (4, 1)):  # before its update, before it signs, before it reveals
+    for leaves, charges in (
+        (2, 0),
+        (3, 1),
+        (4, 1),
+    ):  # before its update, its signature, its shares
         closed, charged = play(leaves)
         assert closed.code == "E-SECAGG-FEW"
         assert closed.lost == ((LIAR, "E-SHARE"),)

@@ -34,7 +34,7 @@ ORDER = ("", "Collecting", "Opening", "Sharing", "Masking", "Signing", "Unmaskin
 
 
 class End(NamedTuple):
-    """How a round ended: digest of the model, rows of the ledger, phases when killed and when gone on with."""
+    """End of a round: digest of the model, rows of the ledger, phases when the server was killed and resumed."""
 
     model: str
     charges: int
@@ -52,8 +52,8 @@ def fleet_of(kind: str) -> Fleet:
 
 
 def play(fleet: Fleet, out: Path, at: int = 0, power_cut: bool = False) -> End:
-    """One round; a server that is dropped at operation ``at`` is followed by another one, which for every second ``at``
-    does not get far either."""
+    """Play one round. A server that stops at operation ``at`` is followed by another one. For every second ``at`` that
+    one stops soon too."""
     fuse, again, died, went_on = Fuse(), Fuse(at % 2 * (12 + at % 5)), "", ""
     with Server(fleet, out, fuse) as server:
         checkpoint = server.begin()
@@ -85,7 +85,7 @@ def calm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 def gone_on(kind: str, calm: End, out: Path, at: int, power_cut: bool = False) -> str:
-    """What is wrong with a round whose server died at an operation; empty where nothing is."""
+    """Describe the faults of a round whose server died at an operation. Empty where there are none."""
     fleet = fleet_of(kind)
     fleet.keeps = power_cut
     end = play(fleet, out, at, power_cut)
@@ -104,7 +104,7 @@ def gone_on(kind: str, calm: End, out: Path, at: int, power_cut: bool = False) -
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_server_killed_at_any_operation_goes_on_where_it_was(calm: tuple[str, End], tmp_path: Path) -> None:
-    """Before and after each frame it sends or takes, each record of its log, each charge, and its commit."""
+    """The server dies before and after each frame, each record of its log, each charge, and its commit."""
     kind, undisturbed = calm
     n = len(undisturbed.operations)
     chosen = range(1, n + 1) if LONG else range(1 + n // 16, n + 1, n // 8)
@@ -115,7 +115,7 @@ def test_a_server_killed_at_any_operation_goes_on_where_it_was(calm: tuple[str, 
 @pytest.mark.slow
 @pytest.mark.long
 def test_a_power_cut_costs_what_was_not_synced_and_nothing_else(calm: tuple[str, End], tmp_path: Path) -> None:
-    """The network has the mail of a round until it is closed, as the mailboxes of a server have."""
+    """Network that keeps the frames of a round until it is closed, as the mailboxes of a server do."""
     kind, undisturbed = calm
     n = len(undisturbed.operations)
     chosen = range(1, n + 1) if LONG else range(1 + n // 12, n + 1, n // 6)
@@ -124,7 +124,7 @@ def test_a_power_cut_costs_what_was_not_synced_and_nothing_else(calm: tuple[str,
 
 
 def killed_in(phase: str, fleet: Fleet, out: Path) -> None:
-    """Play a round until its server is in a phase, and drop it there while it waits."""
+    """Play a round until its server is in a phase, and stop the server there while it waits."""
     server = Server(fleet, out, Fuse(before="receive", wanted=lambda: phase in server.phase.split(" ")))
     with server, pytest.raises(Killed):
         server.play(server.begin())
@@ -173,7 +173,7 @@ def test_a_crash_does_not_open_a_second_sum(tmp_path: Path) -> None:
 
 
 def test_survivors_are_on_the_disk_before_a_device_hears_of_them(tmp_path: Path) -> None:
-    """Also after a power cut, which costs what was not synced."""
+    """The guarantee holds after a power cut, which loses every record that was not synced."""
     fuse = Fuse()
     with Server(fleet_of("secure_sum"), tmp_path, fuse) as server:
         server.play(server.begin())
@@ -192,7 +192,7 @@ def test_survivors_are_on_the_disk_before_a_device_hears_of_them(tmp_path: Path)
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_can_drive_a_round_by_events(kind: str, tmp_path: Path) -> None:
-    """Without a loop that receives: what comes is taken when it comes, and a timer fires at ``until_s``."""
+    """Drive a round without a receive loop. Arrivals are taken as they come, and a timer fires at ``until_s``."""
     fleet = fleet_of(kind)
     with Server(fleet, tmp_path / "a") as server:
         checkpoint = server.begin()
@@ -204,7 +204,7 @@ def test_a_network_can_drive_a_round_by_events(kind: str, tmp_path: Path) -> Non
 
 
 def test_a_round_goes_on_with_the_cohort_that_was_asked(tmp_path: Path) -> None:
-    """Whoever the next server would draw."""
+    """The resumed round keeps its cohort, whichever one the next server would draw."""
     some = {"metrics": "none", "stage": [], "round.sampling": "fixed", "round.cohort": 3, "round.overselect": 1.0}
     fleet = Fleet(plan_of("sum", some))
     killed_in("Collecting", fleet, tmp_path)
@@ -264,7 +264,7 @@ def test_a_server_process_that_is_killed_is_followed_by_another_one(kind: str, t
 
 
 def test_a_helper_opens_after_a_stop_only_what_is_pinned_on_the_disk(tmp_path: Path) -> None:
-    """Else a power cut just after it would leave a log that leads to other devices, of whose sum it knows."""
+    """Otherwise a power cut after the opening could leave a log that leads to other devices than the helper opened."""
     fleet, fuse = Fleet(plan_of("shared_sum")), Fuse()
     with Server(fleet, tmp_path / "calm", fuse) as server:
         checkpoint = server.begin()

@@ -54,7 +54,7 @@ def contribution(device, number=0, run=PLAN.run, claimed=""):
 
 
 class MemoryStore:
-    """A Store in lists, whose journal survives the loop that wrote it."""
+    """Store in lists, whose journal survives the loop that wrote it."""
 
     def __init__(self):
         self.checkpoint, self.events, self.records = None, [], []
@@ -181,7 +181,7 @@ def test_a_crash_between_any_two_arrivals_changes_nothing(script, cut):
     try:
         play([*script[:cut], *([CRASH] if cut < len(script) else script[cut:])], store)
     except Crashed:
-        # What had been delivered is in the journal; the rest is still to come.
+        # Delivered frames are in the journal. The others are still to come.
         mailbox = Mailbox(script[cut:])
         loop = federation(mailbox, store)
         loop.round(loop.begin(np.zeros(DIM, np.float32)))
@@ -336,7 +336,7 @@ DOWN = compile_plan(
 
 
 def downloaded(device, number, code=""):
-    """An answer to an invitation of the plan with a downlink: a contribution, or a refusal."""
+    """Make an answer to an invitation of the plan with a downlink: a contribution, or a refusal."""
     if code:
         raw = frame.dump(frame.Refusal(run=DOWN.run, round=number, device=device, code=code, reason=""))
         return Arrived(device, raw, 1.0)
@@ -352,7 +352,7 @@ def downloaded(device, number, code=""):
 @given(st.lists(st.lists(st.sampled_from(["answers", "answers", "stale", "NaN", "silent"]), min_size=6, max_size=6),
                 min_size=2, max_size=6))  # fmt: skip
 def test_devices_get_deltas_from_the_model_they_certainly_hold(rounds):
-    """Whoever answered holds that round's model, in met and abandoned rounds; who is stale holds nothing."""
+    """A device that answered holds that round's model, in met and abandoned rounds. A stale device holds nothing."""
     store, holds, shadows = MemoryStore(), {}, []
     mailbox = Mailbox([])
     loop = Coordinator(DOWN, DEVICES, mailbox, store, lambda e: None, lambda: 0.0, lambda n: bytes(32), DOWN.key)
@@ -429,15 +429,15 @@ def test_three_unmet_rounds_in_a_row_stop_the_run():
         loop.round(Checkpoint(0, checkpoint.state, unmet=2))
 
 
-MOST = 200_000  # frames after which a loop that does not end is stopped
+MOST = 200_000  # A loop that does not end is stopped after this many frames.
 
 
 class Endless(Exception):
-    """The loop read on and on."""
+    """Error of a loop that does not end."""
 
 
 class Flooded(Mailbox):
-    """Delivers a script, and then rubbish of one device for ever, a hundred frames a second."""
+    """Mailbox that delivers a script, and then rubbish of one device for ever, a hundred frames a second."""
 
     def __init__(self, script, device, raw=b"rubbish"):
         super().__init__(script)

@@ -1,4 +1,4 @@
-"""Masks with one server: what a server that lies is refused, and what devices that lie cannot spoil."""
+"""Masks with one server: devices refuse a server that lies, and devices that lie cannot spoil a sum."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def test_sparse_graph_with_drop_outs() -> None:
 
 
 def _to_masks(s: Session) -> list[tuple[str, bytes]]:
-    """Until all masked updates are with the server: the survivor lists."""
+    """Play a session until all masked updates are with the server. Returns the survivor lists."""
     for device, raw in s.advertise():
         s.give(device, raw)
     mail = s.close()
@@ -37,7 +37,7 @@ def _to_masks(s: Session) -> list[tuple[str, bytes]]:
 @pytest.mark.parametrize(("n", "own"), [(66, 0), (9, 1)])
 @pytest.mark.parametrize("junk", [False, True])
 def test_a_device_goes_on_with_boxes_of_t_holders_and_not_with_one_fewer(n: int, own: int, junk: bool) -> None:
-    """In the complete graph it is a holder itself, in the sparse one it is not; boxes may lack, or not open."""
+    """A device holds its own shares in the complete graph only. Boxes may be missing or fail to open."""
     s = Session(n, policy=TrustPolicy(0.02, 0.02))
     k, t = s.policy.shape(n)
     assert t < k == 8
@@ -68,14 +68,14 @@ def _code(raw: bytes) -> str:
 
 
 def test_devices_given_other_models_reveal_nothing() -> None:
-    """A server that tells devices different models: their keys are signed for another session."""
+    """A server that gives devices different models finds their keys signed for different sessions."""
     s = Session(5)
     odd = messages.session_id("task", 3, "another model", "config", bytes(32))
     s.sid = lambda d: odd if d == "d002" else SID
     for device, raw in s.advertise():
         s.give(device, raw)
     assert s.refused == [("d002", "E-SECAGG-KEYS")]
-    # Even a server that leaves that out: the device itself does not accept keys signed for another session.
+    # A server may skip this check, but the device itself refuses keys that are signed for another session.
     keys = {d: messages.load(raw).keys for d, raw in s.advertise()}  # type: ignore[union-attr]
     roster = messages.dump(messages.Roster(keys=messages.ordered(keys)))
     assert _code(s.answer("d002", roster)) == "E-SECAGG-KEYS"
@@ -93,7 +93,7 @@ def test_forged_rosters_are_refused(what: str) -> None:
     code = "E-SECAGG-KEYS"
     if what == "stranger":
         keys["zz"] = keys["d000"]
-    elif what == "swapped":  # the server in the middle of two devices
+    elif what == "swapped":  # The server stands between two devices.
         keys["d002"] = msgspec.structs.replace(keys["d002"], seal=keys["d003"].seal)
     elif what == "forged":
         keys["d002"] = msgspec.structs.replace(keys["d002"], signature=bytes(64))
@@ -103,7 +103,7 @@ def test_forged_rosters_are_refused(what: str) -> None:
         keys, code = dict(list(keys.items())[:3]), "E-SECAGG-FEW"
     elif what == "unsorted":
         keys, code = dict(reversed(keys.items())), "E-FRAME"
-    else:  # one device under two enrolled names
+    else:  # One device has two enrolled names.
         first = keys["d000"]
         signature = sign.sign(IDENTITIES["d002"].secret, first.signed(SID, "d002"))
         keys["d002"] = msgspec.structs.replace(first, signature=signature)
@@ -148,7 +148,7 @@ def test_only_one_answer_and_never_both_shares() -> None:
         assert isinstance(revealed, messages.Revealed)
         assert not set(revealed.seeds) & set(revealed.keys)
         assert set(revealed.seeds) | set(revealed.keys) == set(s.devices)
-        assert s.answer(d, raw) == b""  # the state is gone
+        assert s.answer(d, raw) == b""  # The state is gone.
         assert isinstance(s.clients[d], client.Finished)
 
 
@@ -186,7 +186,7 @@ def test_no_secret_is_ever_printed_or_sent_in_the_clear() -> None:
         assert secret.hex() not in text
         assert repr(secret)[2:-1] not in text
         assert secret not in sent
-    for d in s.devices:  # nor the update itself
+    for d in s.devices:  # The update itself does not leave either.
         assert s.xs[d].astype("<u4").tobytes() not in sent
 
 
@@ -195,5 +195,5 @@ def test_the_registry_is_who_may_take_part() -> None:
     s = Session(3)
     [(_, raw), *_] = s.advertise()
     s.give("zz", raw)
-    s.give("d001", raw)  # another's keys under one's own name
+    s.give("d001", raw)  # The device sends another one's keys under its own name.
     assert s.refused == [("zz", "E-SECAGG-KEYS"), ("d001", "E-SECAGG-KEYS")]

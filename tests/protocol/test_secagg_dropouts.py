@@ -1,4 +1,4 @@
-"""Who may leave when: every pattern at small n gives the exact sum of the right devices, or the one named end."""
+"""Drop-outs: every pattern at small n gives the exact sum of the right devices, or the one named end."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STAYS = 5
 
 
 def expect(end: server.State, leaves: Mapping[str, int], n_min: int = 2) -> None:
-    """Device d leaves before it answers message ``leaves[d]``: 1 roster, 2 boxes, 3 survivors, 4 proofs; 5 never."""
+    """Device d leaves before it answers message ``leaves[d]``: 1 roster, 2 boxes, 3 survivors, 4 proofs; 5: never."""
     pattern = leaves.values()
     shares, masked = (sum(p > step for p in pattern) for step in (1, 2))
     signed, revealed = (sum(p > step for p in pattern) for step in (3, 4))
@@ -77,7 +77,7 @@ def test_larger_cohorts_with_a_minimum(pattern: list[int], n_min: int) -> None:
 
 @pytest.mark.slow
 def test_a_sparse_graph_with_drop_outs_at_every_step() -> None:
-    """80 devices with fewer neighbours than everybody; against a server that lies, as the default is."""
+    """80 devices in a sparse graph, against a server that lies, which is the default policy."""
     policy = TrustPolicy(0.05, 0.05)
     s = Session(80, n_min=40, policy=policy)
     k, t = policy.shape(80)
@@ -105,7 +105,7 @@ def test_a_sum_is_never_opened_below_the_threshold() -> None:
 
 
 def test_a_cohort_for_which_there_is_no_graph_is_a_named_end() -> None:
-    """Such policies exist at the edge of what recipes may say; how many came is not known before."""
+    """Some policies of recipes have no graph for some numbers of devices, and the number is not known before."""
     s = Session(67, policy=TrustPolicy(0.33, 0.33))
     for device, raw in s.advertise():
         s.give(device, raw)

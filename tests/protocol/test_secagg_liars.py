@@ -1,4 +1,4 @@
-"""Devices that deal or reveal wrong shares: they are named, nobody else is, and the sum comes."""
+"""Devices that deal or reveal wrong shares are named, no other device is, and the sum opens."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ DEALT, TOLD = "E-SHARE", "E-SECAGG-REVEAL"
 def play(
     n: int, lies: dict[int, str], told: list[int] | None = None, **session: object
 ) -> tuple[server.State, dict[str, str]]:
-    """How a session ends, and who is reported. ``told`` is given the numbers of the messages that devices were sent."""
+    """Play a session. Returns its end and the reports. ``told`` collects the numbers of messages sent to devices."""
     s = Session(n, **session)  # type: ignore[arg-type]
     lying = Lies(s, {D[i]: lie for i, lie in lies.items()})
     end = lying.play()
     if told is not None:
         told += range(1, lying.number + 1)
-    # Everybody once; but who accused too many and then reveals something wrong is reported for both.
+    # Each device is reported once, unless it accused too many and then revealed something wrong.
     assert len(set(s.refused)) == len(s.refused)
     return end, dict(s.refused)
 
@@ -36,7 +36,7 @@ def play(
     ("n", "liars"), [(12, (0,)), (12, (0, 6)), (32, (0, 16)), (16, (1, 4, 8, 12, 15)), (7, (0, 3))]
 )
 def test_holders_that_reveal_wrong_shares_are_named_and_the_sum_comes(n: int, liars: tuple[int, ...]) -> None:
-    """Wherever they stand in the order, up to n - t of them; also where shares are needed, since a device vanished."""
+    """Up to n - t liars at any place in the order are named, also where a vanished device makes shares necessary."""
     for vanished in ({}, {n - 2: "@4"} if len(liars) < n - (2 * n // 3 + 1) else {}):
         end, named = play(n, dict.fromkeys(liars, "wrong") | vanished)
         assert isinstance(end, server.Released)
@@ -56,7 +56,7 @@ def test_a_device_that_deals_wrong_shares_is_named_and_the_sum_comes(n: int, lie
 
 @pytest.mark.parametrize(("lie", "code"), [("seed@4", DEALT), ("key@2", DEALT), ("boxes@4", DEALT)])
 def test_a_device_that_deals_wrong_shares_and_vanishes_ends_the_session_and_is_named(lie: str, code: str) -> None:
-    """Its mask cannot be taken off: nobody can know before the masked updates are there."""
+    """The vanished dealer's mask cannot be removed. Nobody can know this before the masked updates have arrived."""
     end, named = play(9, {1: lie})
     assert isinstance(end, server.Aborted)
     assert end.code == "E-SECAGG-FEW"
@@ -65,7 +65,7 @@ def test_a_device_that_deals_wrong_shares_and_vanishes_ends_the_session_and_is_n
 
 
 def test_two_devices_at_odds_are_not_named() -> None:
-    """A box that does not open: its dealer lies or its holder does, and nobody can tell. It costs one share."""
+    """When a box does not open, its dealer or its holder lies, and nobody can tell which. It costs one share."""
     assert play(9, {1: "one"})[1] == {}
     end, named = play(12, {1: "one@4", 5: "wrong"})
     assert isinstance(end, server.Released)
@@ -85,14 +85,14 @@ def test_a_device_that_reveals_another_seed_is_named_and_its_own_is_found() -> N
 
 
 def test_too_many_liars_are_a_named_end() -> None:
-    """Where a device vanished and fewer than t others reveal the truth of it."""
+    """The session ends where a device vanished and fewer than t others reveal true shares of it."""
     end, named = play(7, {0: "wrong", 3: "wrong", 5: "wrong", 6: "@4"})  # t = 4 of 7
     assert isinstance(end, server.Aborted)
     assert end.code == "E-SECAGG-FEW"
     assert named == {D[0]: TOLD, D[3]: TOLD, D[5]: TOLD}
 
 
-TIGHT = {  # n -> a policy under which the shares of n devices are just enough
+TIGHT = {  # n -> policy under which the shares of n devices are just enough
     9: TrustPolicy(0.12, 0.23),  # 1 corrupt, 2 drop out, t = 6
     10: TrustPolicy(0.3, 0.0),  # 3 corrupt, t = 7
     12: TrustPolicy(0.25, 0.09),  # 3 corrupt, 1 drops out, t = 8
@@ -115,8 +115,8 @@ def test_the_tight_policies_are(n: int) -> None:
 @pytest.mark.parametrize("n", TIGHT)
 @pytest.mark.parametrize("leaves", ["@1", "@2", "@3", "@4"])
 def test_junk_and_drop_outs_at_once_leave_enough_shares(n: int, leaves: str) -> None:
-    """All corrupt devices deal boxes of which none opens, or accuse whom they can, and others drop out: no honest
-    device gives up for want of boxes, nobody honest is reported, and the sum comes."""
+    """All corrupt devices deal boxes that do not open, or accuse every device that they can, and others drop out. No
+    honest device ends its session for want of boxes, none is reported, and the sum opens."""
     corrupt, dropped = counts(n)
     for lie in ("boxes", "checks", "accuse one", "nothing", "wrong"):
         gone = dict.fromkeys(range(corrupt, corrupt + dropped), leaves)
@@ -128,7 +128,7 @@ def test_junk_and_drop_outs_at_once_leave_enough_shares(n: int, leaves: str) -> 
 
 @pytest.mark.parametrize(("lie", "gone"), [("one@2", (4, 8, 12)), ("two@2", (4, 8))])
 def test_a_dealer_of_junk_to_as_many_as_may_lie_ends_nothing_by_itself(lie: str, gone: tuple[int, ...]) -> None:
-    """Two of 14 may lie, so nobody can say whether two accusations are true; 14 - 5 = t are left all the same."""
+    """Two of 14 may lie, so nobody can tell whether two accusations are true. Still 14 - 5 = t holders remain."""
     end, named = play(14, {0: lie} | dict.fromkeys(gone, "@2"), policy=TIGHT[14])
     assert isinstance(end, server.Released)
     assert not named
@@ -145,7 +145,7 @@ def test_junk_to_few_that_ends_a_session_is_suspect(leaves: str, helps: bool) ->
     assert isinstance(end, server.Aborted)
     assert end.code == "E-SECAGG-FEW"
     assert named == {D[0]: "E-SECAGG-ODDS"}
-    assert len(told) == int(leaves[1])  # nobody is asked for shares where the dealer vanished before
+    assert len(told) == int(leaves[1])  # The server asks no device for shares where the dealer vanished before.
 
 
 def test_junk_to_more_than_may_lie_is_named_before_anything_is_revealed() -> None:
@@ -161,7 +161,7 @@ def test_junk_to_more_than_may_lie_is_named_before_anything_is_revealed() -> Non
     ("policy", "most"), [(TrustPolicy(0.0, 0.0), 1), (TrustPolicy(0.1, 0.0), 1), (TrustPolicy(0.2, 0.0), 2)]
 )
 def test_as_many_as_may_lie_name_nobody_and_one_more_do(policy: TrustPolicy, most: int) -> None:
-    """As a dealer and as a holder; one accusation names nobody, whatever the policy says."""
+    """A device is not named by one accusation, as a dealer or as a holder, whatever the policy says."""
     words = {1: "one", 2: "two", 3: "three"}
     for lie, code in (("{}", DEALT), ("accuse {}", TOLD)):
         for count in (most, most + 1):
@@ -171,7 +171,7 @@ def test_as_many_as_may_lie_name_nobody_and_one_more_do(policy: TrustPolicy, mos
 
 
 def test_a_share_that_a_holder_has_and_does_not_reveal_is_its_lie() -> None:
-    """It accused nobody when it could."""
+    """The holder is named, because it accused nobody when it could."""
     for lie, expected in (("without one", {D[2]: TOLD}), ("accuse one", {}), ("accuse one+without one", {D[2]: TOLD})):
         end, named = play(10, {2: lie}, policy=TrustPolicy(0.2, 0.0))
         assert isinstance(end, server.Released)
@@ -186,7 +186,7 @@ def test_a_share_that_a_holder_has_and_does_not_reveal_is_its_lie() -> None:
 def test_within_the_policy_there_is_a_sum_or_a_liar_is_reported_and_nobody_else(
     n: int, data: st.DataObject | None
 ) -> None:
-    """Whatever so many corrupt devices do, and whoever of so many others leaves at any time."""
+    """The promise holds for any behaviour of the allowed corrupt devices, and any allowed drop-outs at any time."""
     corrupt, dropped = counts(n)
     lies, leaving = {0: "seed@4"}, {4: "@2", 5: "@3"}
     if data is not None:
@@ -209,7 +209,7 @@ def test_within_the_policy_there_is_a_sum_or_a_liar_is_reported_and_nobody_else(
 
 @pytest.mark.slow
 def test_liars_in_a_sparse_graph() -> None:
-    """Each has a few neighbours; some of them lie, one device deals wrong shares, and one vanishes."""
+    """In a sparse graph some neighbours lie, one device deals wrong shares, and one vanishes."""
     policy = TrustPolicy(0.05, 0.05)
     end, named = play(80, {3: "wrong", 40: "half", 77: "wrong", 10: "seed", 20: "boxes", 30: "@4"}, policy=policy)
     assert isinstance(end, server.Released)

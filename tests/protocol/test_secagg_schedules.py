@@ -1,4 +1,4 @@
-"""Any schedule, any lie: the exact sum or a named end. And what a server that lies to each device apart can learn."""
+"""Random schedules and lies end with the exact sum or a named end. Servers that lie to devices learn no update."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_any_schedule_gives_the_exact_sum_or_a_named_end(n: int, faults: dict[in
 
 @pytest.mark.slow
 def test_schedules_reach_both_ends_and_every_fault() -> None:
-    """The test above means something: many of its schedules end with a sum in spite of their faults."""
+    """The test above is not vacuous: many of its schedules end with a sum in spite of their faults."""
     rng, ends, done = Random(3), Counter[str](), Counter[str]()
     for _ in range(200):
         run = drawn(rng)
@@ -71,7 +71,7 @@ def test_a_damaged_masked_update_costs_its_sender_its_place(field: str) -> None:
 
 
 def test_a_device_that_was_given_fewer_boxes_is_not_in_the_sum() -> None:
-    """Its masks would not cancel with the others'."""
+    """The server leaves it out, because its masks would not cancel with the others'."""
     s = Session(6)
     for i, (device, raw) in enumerate(_boxes(s)):
         boxes = messages.load(raw)
@@ -102,14 +102,14 @@ def test_one_device_with_a_key_of_small_order_cannot_end_the_session(field: str)
 
 
 def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
-    """A server tells every device its own roster, boxes, survivors and proofs, with fewer than a third of any roster on
-    its side. Who could be unmasked how, by counting shares; and how many devices revealed anything."""
+    """Play a server that sends every device another roster, boxes, survivors and proofs, with fewer than a third of any
+    roster on its side. Returns the ways to unmask devices, by counting shares, and the number that revealed any."""
     rng = Random(seed)
     s = Session(n, n_min=4, policy=TrustPolicy(0.33, 0.0))
     corrupt = set(s.devices[n - (n - 1) // 3 :])
     keys = messages.ordered({d: messages.load(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]
     split, careful = rng.random() < 0.5, rng.random() < 0.5
-    hidden = rng.sample(s.devices, rng.randint(0, 2))  # left out of some rosters
+    hidden = rng.sample(s.devices, rng.randint(0, 2))  # These are missing from some rosters.
     rosters = [keys, {d: k for d, k in keys.items() if d not in hidden}]
     told = {d: rosters[rng.random() < 0.4] if split else keys for d in s.devices}
 
@@ -142,7 +142,7 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
         said = answer(d, messages.Survivors(devices=lists[believes[d]]))
         if isinstance(said, messages.Consistent):
             signatures[believes[d]][d] = said.signature
-    for d in corrupt & set(inside):  # those on the server's side sign everything
+    for d in corrupt & set(inside):  # Devices on the server's side sign everything.
         for i, roster in enumerate(rosters):
             view = messages.roster_digest(SID, roster)
             for j in range(2):
@@ -183,7 +183,7 @@ def test_a_lying_server_never_gets_both_secrets_of_an_honest_device(n: int, seed
 
 @pytest.mark.slow
 def test_lying_servers_are_answered_sometimes() -> None:
-    """The test above means something: devices do reveal, where what they are told is consistent."""
+    """The test above is not vacuous: devices do reveal shares where their messages are consistent."""
     answered = [lying_server(4 + seed % 5, seed)[1] for seed in range(60)]
     assert sum(a > 0 for a in answered) >= 5
     assert sum(a == 0 for a in answered) >= 5

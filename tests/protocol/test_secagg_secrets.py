@@ -1,4 +1,4 @@
-"""Nothing that is printed, and nothing that others read, shows a secret: every state and message of a whole session."""
+"""No printed text and no message shows a secret, over every state and message of a whole session."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgewise.secagg.secrets import coins, mask
 
 
 def _spellings(secret: bytes) -> tuple[str, ...]:
-    """Ways in which printing shows bytes."""
+    """List the ways in which printing shows bytes."""
     return secret.hex(), repr(secret)[2:-1], str(list(secret))[1:-1]
 
 
@@ -64,7 +64,7 @@ def test_no_state_and_no_message_prints_a_secret() -> None:
             ]
         letters = after
     assert isinstance(s.server, server.Released)
-    assert len(kinds) == 8  # all but Advertise, whose parts are on the roster, and Abort
+    assert len(kinds) == 8  # All kinds but Advertise, whose parts are on the roster, and Abort.
     text = "\n".join(shown)
     assert len(secrets) > 80
     for secret in secrets:
@@ -76,7 +76,7 @@ def test_no_state_and_no_message_prints_a_secret() -> None:
 
 
 def test_a_search_like_this_would_find_one() -> None:
-    """The test above can fail."""
+    """The test above fails for a leaking state."""
     share = derive(ROOT, "share") + b"\1"
 
     class Loud(msgspec.Struct):
@@ -105,7 +105,7 @@ def test_an_aborted_session_keeps_no_secret() -> None:
 
 
 def test_masks_of_another_model_do_not_cancel() -> None:
-    """Even if nobody checked a signature: devices that were told different models derive different pairwise masks."""
+    """Devices that received different models derive different pairwise masks, even if nobody checked a signature."""
     models = ["model", "another model"]
     sids = [messages.session_id("task", 3, model, "config", bytes(32)) for model in models]
     sums = []
@@ -152,7 +152,7 @@ def test_a_device_takes_no_part_below_its_owners_floor(floor: Floor, allowed: bo
 
 
 def _started(sid: bytes, device: str) -> client.Advertised:
-    """With the same entropy each time, as after a restored snapshot."""
+    """The entropy is the same each time, as after a restored snapshot."""
     state, _ = client.start(_params(), sid, device, IDENTITIES[device].secret, np.ones(5, np.uint32),
                             np.zeros(0, np.uint64), derive(ROOT, "repeated"))  # fmt: skip
     assert isinstance(state, client.Advertised)
@@ -160,7 +160,7 @@ def _started(sid: bytes, device: str) -> client.Advertised:
 
 
 def test_entropy_that_repeats_gives_no_key_twice() -> None:
-    """Neither in two sessions nor on two devices; nor in one session for two purposes."""
+    """No key repeats in two sessions, on two devices, or for two purposes of one session."""
     other = messages.session_id("run", 4, "model", "config", bytes(32))
     drawn = [_started(sid, device).own for sid in (SID, other) for device in ("d000", "d001")]
     secrets = [getattr(own, field) for own in drawn for field in ("seal", "mask", "seed", "shares")]
@@ -174,7 +174,7 @@ def test_entropy_that_repeats_gives_no_key_twice() -> None:
 
 
 def test_a_second_roster_seals_nothing_under_an_old_key() -> None:
-    """A device answers one roster; if it ever answered two (a restored snapshot), their boxes, shares and masks would
+    """A device answers one roster. If it ever answered two (a restored snapshot), their boxes, shares and masks would
     have nothing in common."""
     s = Session(5)
     keys = messages.ordered({d: messages.load(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]

@@ -68,14 +68,14 @@ def same(line: dict[str, Any], raw: bytes) -> bool:
 
 @pytest.mark.slow
 def test_the_files_are_what_we_do() -> None:
-    """Another version of the protocol has another label; ``python tests/support/secagg_vectors.py`` writes them."""
+    """Another version of the protocol has another label. ``python tests/support/secagg_vectors.py`` writes them."""
     for name, contents in secagg_vectors.made().items():
         assert contents == FILES[name], name
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in SESSIONS])
 def test_devices_say_what_was_recorded(name: str) -> None:
-    """Every message of every device, but for those that are marked as lies, from its secrets and what it was sent."""
+    """Every device's messages, but for marked lies, follow from its secrets and the messages that it received."""
     session = SESSIONS[name]
     with secagg_vectors.quick():
         _say(session)
@@ -88,7 +88,7 @@ def _say(session: dict[str, Any]) -> None:
         said = [line for line in session["lines"] if line.get("from") == device]
         for line in session["lines"]:
             if device in line.get("to", ()):
-                if "hex" not in line:  # of a large session: only those of d000 are there in full
+                if "hex" not in line:  # A large session has only the messages of d000 in full.
                     break
                 state, raw = client.step(params_of(session), state, hexed(line["hex"]), registry_of(session))
                 answers = iter([raw])
@@ -128,7 +128,7 @@ def test_the_server_says_what_was_recorded(name: str) -> None:
 
 
 class Play:
-    """A session, played from the devices' secrets: also one whose messages are there as digests."""
+    """Session that is played from the devices' secrets, also where its messages are recorded as digests."""
 
     def __init__(self, session: dict[str, Any]) -> None:
         self.session, self.params, self.registry = session, params_of(session), registry_of(session)
@@ -140,18 +140,18 @@ class Play:
         self.mail: dict[str, bytes] = {}
 
     def to(self, line: dict[str, Any]) -> None:
-        """What the server sends, and what the devices answer."""
+        """Deliver the server's messages, and collect the devices' answers."""
         for d in line["to"]:
             raw = self.mail.pop(d)
             assert same(line, raw)
             self.states[d], self.outbox[d] = client.step(self.params, self.states[d], raw, self.registry)
 
     def event(self, line: dict[str, Any]) -> None:
-        """What a device sends, or a deadline."""
+        """Take a device's message, or a deadline."""
         event: events.Event = events.Close()
         if "from" in line:
             raw = self.outbox.pop(line["from"])
-            if "lie" in line:  # this one reveals other shares than it has
+            if "lie" in line:  # This device reveals other shares than it has.
                 message = messages.load(raw)
                 assert isinstance(message, messages.Revealed)
                 wrong = [{d: bytes([v[0] ^ 1]) + v[1:] for d, v in t.items()} for t in (message.seeds, message.keys)]
@@ -164,7 +164,7 @@ class Play:
         self.mail |= {e.device: e.raw for e in effects if isinstance(e, events.Send)}
 
     def lines(self, step: int = len(KINDS)) -> server.State:
-        """The server after all lines of the steps before ``step``."""
+        """Play the server up to all lines of the steps before ``step``."""
         for line in self.session["lines"]:
             if step_of(self.server) >= step:
                 break
@@ -185,7 +185,7 @@ def step_of(state: server.State) -> int:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
 def test_a_sparse_session_is_played_from_its_secrets(name: str) -> None:
-    """Its messages are there as digests: every one follows from the devices' secrets."""
+    """Its messages are recorded as digests. Every one follows from the devices' secrets."""
     with secagg_vectors.quick():
         state, session = Play(SESSIONS[name]).lines(), SESSIONS[name]
     if "code" in session["end"]:
@@ -204,12 +204,12 @@ def test_there_is_no_graph_of_these() -> None:
 
 
 def recorded(session: dict[str, Any]) -> list[str]:
-    """What the server sent d000."""
+    """List the messages that the server sent to d000."""
     return [line["hex"] for line in session["lines"] if "d000" in line.get("to", ())]
 
 
 def _told(case: dict[str, Any]) -> client.State:
-    """d000, before the message of the case's step."""
+    """Make the state of d000 before the message of the case's step."""
     session = SESSIONS[case["session"]]
     state, _ = started(session, "d000")
     for text in case.get("told", recorded(session)[: case["step"] - 1]):
@@ -224,7 +224,7 @@ def test_devices_refuse(case: dict[str, Any]) -> None:
     state, answer = client.step(params_of(session), _told(case), hexed(case["hex"]), registry_of(session))
     assert state == client.Aborted(device="d000", code=case["code"])
     assert messages.load(answer) == messages.Abort(code=case["code"])
-    for text in recorded(session)[case["step"] - 1 :]:  # also not to the right message
+    for text in recorded(session)[case["step"] - 1 :]:  # The device does not answer the right message either.
         state, answer = client.step(params_of(session), state, hexed(text), registry_of(session))
         assert answer == b""
 
@@ -248,7 +248,7 @@ def test_owners_refuse(case: dict[str, Any]) -> None:
 
 
 def before(case: dict[str, Any]) -> server.State:
-    """The server before the messages of a case."""
+    """Make the server before the messages of a case."""
     session = SESSIONS[case["session"]]
     if len(session["devices"]) > 10:
         return Play(session).lines(case["step"])
@@ -294,8 +294,8 @@ def _half(hidden: secrets.Hidden) -> dict[str, Any]:
 
 
 def test_two_servers_open_the_recorded_sum() -> None:
-    """A report follows from its entropy and the two ephemeral keys. Sealing draws fresh ones, so what ``split`` makes
-    again is the same but for the two sealed keys."""
+    """A report follows from its entropy and the two ephemeral keys. Sealing draws fresh ones, so a second ``split``
+    gives the same report but for the two sealed keys."""
     v, leader, helper = TWO["session"], _leader(), _helper()
     for device, r in v["reports"].items():
         raw = hexed(r["report"])
@@ -372,7 +372,7 @@ READ = {"device": frame.from_server, "server": frame.from_device}
 def test_frames_are_read_and_written(case: dict[str, Any]) -> None:
     raw, fields = hexed(case["hex"]), case["fields"]
     message = READ[case["to"]](raw, case["limit"])
-    assert case["limit"] == len(raw)  # as large as may be
+    assert case["limit"] == len(raw)  # The report has the largest allowed size.
     assert frame.dump(message) == raw
     for name, value in msgspec.msgpack.decode(raw[4:]).items():
         assert fields[name] == (value.hex() if isinstance(value, bytes) else value)
@@ -404,7 +404,7 @@ def test_an_invitation_alone_gives_its_session() -> None:
 
 
 def test_pieces_can_be_put_together() -> None:
-    """What a file says of one piece is what another piece uses."""
+    """Pieces of a file agree with the other pieces that use them."""
     p = FILES["pieces.json"]
     shares = {int(x): hexed(y) for x, y in p["polynomial"]["2 of 3"].items()}
     assert shamir.combine(shares, 2).hex() == p["polynomial"]["secret"]
@@ -419,7 +419,7 @@ def test_pieces_can_be_put_together() -> None:
 
 @pytest.mark.parametrize("case", FILES["pieces.json"]["signatures"], ids=lambda case: case["what"])
 def test_a_signature_on_which_libraries_differ(case: dict[str, Any]) -> None:
-    """One that the server takes and devices refuse would end a round, with nobody to name."""
+    """A key that the server takes and devices refuse would end a round with no device to name."""
     public, signature, message = (hexed(case[name]) for name in ("public", "signature", "message"))
     assert sign.verify(public, signature, message) is case["good"]
 

@@ -87,7 +87,7 @@ def test_other_models_and_configurations_are_refused() -> None:
 
 
 def test_a_leader_cannot_invent_reports() -> None:
-    """Neither under a device's name with another key, nor by moving one device's box to another."""
+    """A forged report is refused: one under a device's name with another key, or with another device's box."""
     lead, helper = servers()
     ticket, _ = two_server.open_report(lead, DEVICES[0], report(DEVICES[0]))
     refused("E-SECAGG-KEYS", lambda: two_server.admit(helper, msgspec.structs.replace(ticket, device=DEVICES[1])))
@@ -97,7 +97,7 @@ def test_a_leader_cannot_invent_reports() -> None:
 
 
 def test_damage_is_refused() -> None:
-    """Every bit that a report has counts, and nothing may follow it."""
+    """Every bit of a report counts, and nothing may follow it."""
     lead, helper = servers()
     raw = bytes(report(DEVICES[0]))
     codes = set()
@@ -113,7 +113,7 @@ def test_damage_is_refused() -> None:
 
 
 def test_a_share_of_another_size_is_refused() -> None:
-    """Signed and sealed as it should be, by a device that was told of another dimension."""
+    """A well signed and sealed report of another dimension is refused."""
     lead, _ = servers()
     other = Params(P.policy, P.n_min, P.bits, P.dim + 1, P.heads)
     raw = two_server.split(
