@@ -1,5 +1,7 @@
-"""Names of columns: what people call an owner, a text, a prompt or a time, and how to tell a name from a row of data
-that stands where the names of a CSV file belong."""
+"""Recognise columns by their names, and a row of data in place of a CSV file's header.
+
+The word lists are the usual names of owners, texts, prompts and times.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +9,14 @@ import re
 from collections.abc import Sequence
 from statistics import fmean
 
-ROWS = 200  # whose values are compared with the names above them
-LONGEST_OWNER = 80  # characters; a longer value names nobody
-PROSE = 4.0  # words; a longer value is a text and names nobody
+ROWS = 200  # The values of so many rows are compared with the names above them.
+LONGEST_OWNER = 80  # Characters. A longer value is not the name of an owner.
+PROSE = 4.0  # Words. A longer value is a text and not the name of an owner.
 OWNERS = (
     "owner user speaker author patient ward device client site hospital customer account person member name".split()
 )
 TEXTS = "text content note body message utterance document answer response output completion summary".split()
-ANSWERS = "answer response output completion summary".split()  # which belong to a prompt where there is one
+ANSWERS = "answer response output completion summary".split()  # These texts answer a prompt.
 PROMPTS = "prompt question instruction dialogue context input".split()
 TIMES = "time date timestamp datetime created created_at day".split()
 STOPS = (".", "!", "…", "。")
@@ -23,34 +25,36 @@ _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b")
 
 
 def known(name: str, words: Sequence[str]) -> bool:
-    """Whether a column is called by one of these words."""
+    """Tell whether a column has one of these words for a name."""
     return rank(name, words) < len(words)
 
 
 def rank(name: str, words: Sequence[str]) -> int:
-    """Place of the first word that is the name or a part of it (``user_id``, ``meta.user``); ``len(words)`` where none
-    is."""
+    """Return the place of the first word that is the name or a part of it (``user_id``, ``meta.user``).
+
+    Edge cases: ``len(words)`` where none is.
+    """
     parts = name.lower().replace("-", "_").replace(".", "_").split("_")
     return next((i for i, word in enumerate(words) if word in parts), len(words))
 
 
 def is_date(value: str) -> bool:
-    """Whether a value is written as a date: ``2024-01-31``, ``31.1.24 10:00``."""
+    """Tell whether a value looks like a date: ``2024-01-31``, ``31.1.24 10:00``."""
     return _DATE.match(value) is not None
 
 
 def numbers(width: int) -> list[str]:
-    """Names of the columns of a table without a header: ``"1"``, ``"2"``, ..."""
+    """Return the column names of a table without a header: ``"1"``, ``"2"``, ..."""
     return [str(number) for number in range(1, width + 1)]
 
 
 def as_data(name: str, values: Sequence[str]) -> str:
-    """Why the name of a column seems to be a row of data, by the values below it; empty where it does not.
+    """Return the reason that a column's name seems to be data, from the values below it. Empty where it does not.
 
-    A guess, which a person who knows better overrules: a first row whose owner and text are short, and do not occur
+    This is a guess, and ``data.header`` overrules it. A first row whose owner and text are short, and do not occur
     again, looks like names.
     """
-    digits = any(c.isdigit() for c in name)  # user_1 is somebody, user is a column
+    digits = any(c.isdigit() for c in name)  # "user_1" is a person, and "user" is a column.
     if not digits and known(name, [*OWNERS, *TEXTS, *PROMPTS, *TIMES]) and len(name.split()) < PROSE:
         return ""
     given = [v for v in values if v]

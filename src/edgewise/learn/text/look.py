@@ -1,5 +1,7 @@
-"""A first look into data that nobody has described yet: its format, its columns, and which of them may be the owner and
-the text. Reads the first rows of some files, and keeps no text."""
+"""Inspect data that nobody has described yet: guess its format, and the columns of owner, text and prompt.
+
+It reads the first rows of some files, and stores no text.
+"""
 
 from __future__ import annotations
 
@@ -19,19 +21,24 @@ from edgewise.learn.text.tables import ENDINGS, decode
 from edgewise.plan.recipe.data import Header
 from edgewise.plan.recipe.recipe import DataSection
 
-ROWS = 5000  # that are looked at
-LEAST_TEXT = 8  # characters on average; a column of shorter values is text by its name only
-LEAST_REPEATS = 1.5  # rows of an owner on average; a column of rarer values is an owner by its name only
+ROWS = 5000  # So many rows are read.
+LEAST_TEXT = 8  # Characters on average. A column of shorter values is text only if its name says so.
+LEAST_REPEATS = 1.5  # Rows of an owner on average. A column of rarer values has owners only if its name says so.
 
 
 class Column(NamedTuple):
     """A column of a table.
 
     Attributes:
-        distinct: different values. repeats: rows of each on average. characters, words: of its text on average, 0 where
-            it has other values than text. names: its values can name devices. chat: ``"messages"`` where its values are
-            lists of role and content, ``"other"`` for lists of objects of another kind, else empty. dates: its values
-            are. header: why its name seems to be a row of data; empty where it does not.
+        name: its name.
+        distinct: number of different values.
+        repeats: rows of each value on average.
+        characters, words: length of its text on average; 0 where some values are not text.
+        names: True where its values can name devices.
+        chat: ``"messages"`` where its values are lists of role and content, ``"other"`` for lists of other objects,
+            else empty.
+        dates: True where its values are dates.
+        header: the reason that its name seems to be data. Empty where it does not.
     """
 
     name: str
@@ -46,13 +53,18 @@ class Column(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What was found: ``source`` as in a recipe, and the columns (none in folders of text)."""
+    """The format and columns of some data.
+
+    Attributes:
+        source: format, as ``data.source`` of a recipe.
+        columns: its columns. Empty for folders of text.
+    """
 
     source: str
     columns: tuple[Column, ...] = ()
 
     def texts(self) -> list[str]:
-        """Columns that may be the text, the likeliest first: known names, then the longest that are no prompts."""
+        """Return the columns that may be the text: those with known names first, then the longest before prompts."""
         fit = [c for c in self.columns if c.characters >= (0.1 if headers.known(c.name, headers.TEXTS) else LEAST_TEXT)]
         asked = {c.name for c in fit if headers.known(c.name, headers.PROMPTS)}
         return [
@@ -61,8 +73,11 @@ class Look(NamedTuple):
         ]
 
     def owners(self, read: Collection[str]) -> list[str]:
-        """Columns whose values may be the devices, the likeliest first: known names, then those with most values.
-        ``read``: columns that are the text or its prompt."""
+        """Return the columns that may name the devices: those with known names first, then those with most values.
+
+        Args:
+            read: columns that are the text or its prompt.
+        """
         fit = [c for c in self.columns if c.names and c.distinct > 1 and c.name not in read]
         known = [c for c in fit if headers.known(c.name, headers.OWNERS)]
         likely = [
@@ -77,7 +92,7 @@ class Look(NamedTuple):
         return [c.name for c in found]
 
     def prompts(self, text: str) -> list[str]:
-        """Columns that may be what ``text`` answers, the likeliest first; none where it is no answer by its name."""
+        """Return the columns that may be the prompt of ``text``, the likeliest first, if its name is an answer's."""
         if not headers.known(text, headers.ANSWERS):
             return []
         fit = [
@@ -86,18 +101,21 @@ class Look(NamedTuple):
         return [c.name for c in sorted(fit, key=lambda c: headers.rank(c.name, headers.PROMPTS))]
 
     def chats(self, kind: str) -> list[str]:
-        """Columns of chats of this kind (``Column.chat``)."""
+        """Return the columns of chats of this kind (``Column.chat``)."""
         return [c.name for c in self.columns if c.chat == kind]
 
     def like(self, known: list[str]) -> str:
-        """The first column with one of these names; empty where there is none."""
+        """Return the first column with one of these names. Empty where there is none."""
         return min((c.name for c in self.columns if headers.known(c.name, known)), default="")
 
 
 def look(path: str, base: Path, header: Header = "auto") -> Look:
-    """What ``data.path`` holds, by the endings of its files and the first rows of its tables. ``header`` is that of the
-    recipe.
+    """Inspect the data at ``path`` by the endings of its files and the first rows of its tables.
 
+    Args:
+        path: as ``data.path`` of a recipe.
+        base: the folder where a relative path starts.
+        header: as ``data.header`` of a recipe.
     Raises:
         DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-EMPTY.
     """
@@ -128,7 +146,7 @@ def look(path: str, base: Path, header: Header = "auto") -> Look:
 def _source(file: Path) -> str:
     plain = file.with_suffix("") if packed.is_packed(file) else file
     ending = plain.suffix.lower()
-    if ending == ".txt":  # a table only where a recipe says so
+    if ending == ".txt":  # Such a file is a table only where a recipe says so.
         return "text"
     return next((source for source, endings in ENDINGS.items() if ending in endings), "text")
 
@@ -154,7 +172,7 @@ def _rows(source: str, file: Path, header: Header) -> Iterator[dict[str, Any]]:
 
 
 def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row with the values of objects inside it by their paths, as a recipe names them (``meta.shop``)."""
+    """Flatten a row, so that values of nested objects have their paths for names (``meta.shop``)."""
     out: dict[str, Any] = {}
     for name, value in row.items():
         inner = _flat(value) if isinstance(value, dict) else {"": value}
@@ -179,9 +197,9 @@ def _column(name: str, values: list[Any]) -> Column:
 
 
 def _chat(values: list[Any]) -> str:
-    """``Column.chat`` of a column: by its first values."""
+    """Return the ``Column.chat`` of a column, by its first values."""
     first = [v for v in values[:20] if v != []]
     if not first or not all(isinstance(v, list) and all(isinstance(one, dict) for one in v) for v in first):
         return ""
-    said = all(isinstance(one.get(key), str) for v in first for one in v for key in ("role", "content"))
-    return "messages" if said else "other"
+    complete = all(isinstance(one.get(key), str) for v in first for one in v for key in ("role", "content"))
+    return "messages" if complete else "other"

@@ -1,4 +1,4 @@
-"""A device's text as one's own training loop and metrics take it."""
+"""Give a device's text to a user's own training loop and metrics."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from edgewise.learn.text.trainer import TextTrainer
 
 
 class Passage(NamedTuple):
-    """Held-out text: ``prompt`` is read (empty without one), ``text`` goes on from it."""
+    """A held-out text. ``prompt`` is only read, and may be empty. ``text`` continues it."""
 
     prompt: str
     text: str
 
 
 def own_text(trainer: TextTrainer, loop: Loop | None, metrics: Mapping[str, Metric]) -> OwnWork:
-    """Loop and metrics for a text trainer. A loop is given int64[n, sequence_len + 1], a row for each block, in which a
-    negative number ~id is a token that is read and not learnt; a metric is given a list of ``Passage``."""
+    """Make the loop and metrics of a text trainer.
+
+    A loop receives int64[n, sequence_len + 1] with a row for each block. A negative number ~id stands for a token that
+    is read and not learnt. A metric receives a list of ``Passage``.
+    """
 
     def blocks(device: DeviceId) -> torch.Tensor:
         return torch.from_numpy(np.array(trainer.text(device).blocks.train_NS, np.int64))
@@ -31,11 +34,11 @@ def own_text(trainer: TextTrainer, loop: Loop | None, metrics: Mapping[str, Metr
         decode = trainer.loaded.tokens.decode
         found = []
         for row in np.array(trainer.text(device).blocks.held_NS, np.int64):
-            starts = np.flatnonzero((row[1:] < 0) & (row[:-1] >= 0)) + 1  # a prompt behind an answer
+            starts = np.flatnonzero((row[1:] < 0) & (row[:-1] >= 0)) + 1  # A prompt starts here, after an answer.
             for part in np.split(row, starts):
-                said = decode(part[part >= 0])
-                if said:
-                    found.append(Passage(decode(~part[part < 0]), said))
+                text = decode(part[part >= 0])
+                if text:
+                    found.append(Passage(decode(~part[part < 0]), text))
         return found
 
     return OwnWork(blocks, passages, loop, metrics)

@@ -1,4 +1,4 @@
-"""The bytes of files, unpacked where their name says that they are compressed (.gz, .bz2, .xz, .zst)."""
+"""Read the bytes of files, and unpack those whose name ends in .gz, .bz2, .xz or .zst."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ PACKED: dict[str, Callable[[Path], IO[bytes]]] = {
 
 
 def is_packed(path: Path) -> bool:
-    """Whether the name says that the file is compressed."""
+    """Tell whether a file is compressed, by its name."""
     return path.suffix.lower() in PACKED
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, unpacked. Raises DataError(E-DATA-FORMAT) for what cannot be unpacked, OSError."""
+    """Read the unpacked bytes of a file in chunks. Raises DataError(E-DATA-FORMAT) for a broken archive, OSError."""
     if not is_packed(path):
         with path.open("rb") as f:
             while chunk := f.read(CHUNK):
                 yield chunk
         return
-    with path.open("rb"):  # what cannot be opened is an OSError, not a broken archive
+    with path.open("rb"):  # A file that cannot be opened is an OSError, not a broken archive.
         pass
     broken = foreign(DataError, "E-DATA-FORMAT", f"{shown(path.name)} cannot be unpacked", "pack it again.")
     with broken:
@@ -64,7 +64,7 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, unpacked, with their ends. Raises as ``chunks``."""
+    """Read the unpacked lines of a file with their line ends. Raises as ``chunks``."""
     rest = b""
     for chunk in chunks(path):
         *parts, rest = (rest + chunk).split(b"\n")
@@ -74,13 +74,13 @@ def lines(path: Path) -> Iterator[bytes]:
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file as it stands on disk."""
+    """Return the SHA-256 of a file's bytes on disk."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def unpacked(path: Path, cache_dir: Path) -> Path:
-    """The file itself or, of a compressed one, its unpacked copy in the cache folder. Raises as ``chunks``."""
+    """Return the file itself, or the unpacked copy of a compressed one in the cache folder. Raises as ``chunks``."""
     if not is_packed(path):
         return path
     target = cache_dir / "unpacked" / digest(path)

@@ -1,4 +1,4 @@
-"""How documents come to devices: by owner, evenly at random, or skewed (Dirichlet over labels, Hsu et al. 2019)."""
+"""Share documents out to devices: by owner, evenly at random, or skewed (Dirichlet over labels, Hsu et al. 2019)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from edgewise.plan.recipe.recipe import DataSection
 
 
 def assign(found: DocumentIndex, section: DataSection, key: Key) -> tuple[tuple[str, ...], Array]:
-    """Device names (sorted) and each document's device as a code, int32[m]. Deterministic from ``key``.
+    """Assign each document to a device.
 
-    ``dirichlet``: for each label value, p ~ Dirichlet(alpha 1_n), and its documents, shuffled, are cut at the cumulated
-    shares of p. Without a label column the documents in order are cut in as many equal chunks as there are devices, and
-    the chunk is the label. A device that would stay empty gets one document of the fullest.
+    ``dirichlet`` draws p ~ Dirichlet(alpha 1_n) for each label value, shuffles its documents, and cuts them at the
+    cumulated shares of p. Without a label column, documents in order are cut into as many equal chunks as there are
+    devices, and the chunk is the label. An empty device gets one document of the fullest device.
 
+    Returns:
+        The device names, sorted, and each document's device as a code, int32[m]. Both depend on the arguments only.
     Raises:
         DataError: E-DATA-EMPTY where there are fewer documents than devices.
     """

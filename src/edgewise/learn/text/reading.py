@@ -1,4 +1,4 @@
-"""The record of what was read and what was not: one set of counts for ``check``, the run and its report."""
+"""Count the text that was read and left out, once for ``check``, the run and its report."""
 
 from __future__ import annotations
 
@@ -15,25 +15,28 @@ from edgewise.learn.text.corpus import Corpus
 from edgewise.learn.text.counts import Counts
 from edgewise.plan.recipe.recipe import DataSection
 
-MOST_DEVICES = 1000  # that are all tokenized to be counted
-SOME_DEVICES = 200  # of more, spread evenly over their names
+MOST_DEVICES = 1000  # Up to so many devices are all tokenized to be counted.
+SOME_DEVICES = 200  # Of more devices, so many are counted, spread evenly over their names.
 
 
 def reading(
     corpus: Corpus, section: DataSection, blocks: Callable[[DeviceId], Blocks], most_bytes: int = 0
 ) -> dict[str, Any]:
-    """What was read and what was left out, as plain JSON.
+    """Count the text that was read and left out, as plain JSON.
 
     Args:
-        blocks: of a device. most_bytes: tokenize about so much text at most; 0 = that of up to 1,000 devices, and of
+        blocks: device -> its blocks.
+        most_bytes: about the largest amount of text to tokenize. 0 takes the text of up to 1,000 devices, and that of
             200 where there are more.
     Returns:
-        ``files``, ``rows``, ``pieces`` (``Corpus.found``); ``devices``, and ``examined``, of how many of them the rest
-        is counted; ``text`` (``Counts``); ``train_tokens``, ``held_tokens`` (predicted); ``unread_documents``;
-        ``cannot``: reason -> devices that cannot train (``too_little``, ``unreadable``) or cannot be measured
-        (``no_holdout``), and ``example``, why one of the unreadable ones cannot be read and what to do; ``alike``:
-        ``names``, how many devices are named as another one but for case, spaces or Unicode form, and one ``example``,
-        a list of such names; the recipe's ``sequence_len``, ``max_tokens``, ``holdout`` and ``time``.
+        ``files``, ``rows``, ``pieces``: as ``Corpus.found``. ``devices``: number of devices.
+        ``examined``: number of devices behind the counts that follow. ``text``: ``Counts``.
+        ``train_tokens``, ``held_tokens``: predicted tokens. ``unread_documents``: documents that are left out.
+        ``cannot``: reason -> number of devices that cannot train (``too_little``, ``unreadable``) or cannot be measured
+        (``no_holdout``). ``example``: the error and fix of one unreadable device.
+        ``alike``: ``names``, the number of devices whose names differ only in case, spaces or Unicode form, and
+        ``example``, a list of such names. Some keys of the recipe: ``sequence_len``, ``max_tokens``, ``holdout``,
+        ``time``, and ``prompt``, True for instruction data and chats.
     """
     examined = _chosen(corpus, most_bytes)
     total, train, held, lost = Counts(), 0, 0, 0
@@ -71,7 +74,7 @@ def reading(
 
 
 def _alike(devices: Sequence[DeviceId]) -> dict[str, Any]:
-    """Devices that may be one owner whose name is written in several ways."""
+    """Find devices that may be one owner, whose name is written in several ways."""
     spelt: dict[str, list[DeviceId]] = {}
     for device in devices:
         spelt.setdefault(" ".join(normalize("NFKC", device).casefold().split()), []).append(device)

@@ -1,5 +1,7 @@
-"""Readers of CSV and Parquet: row by row, the columns of a recipe as text and numbers. What a value means is kept or
-the row is refused: nothing is rounded, cut or spelt another way."""
+"""Read the recipe's columns from CSV and Parquet files, row by row, as text and numbers.
+
+Each value keeps its meaning, or its row is refused. No value is rounded, cut or rewritten.
+"""
 
 from __future__ import annotations
 
@@ -21,20 +23,25 @@ from edgewise.learn.text.times import stamp
 from edgewise.plan.recipe.recipe import DataSection
 
 SEPARATORS = (",", ";", "\t", "|")
-SAME_WIDTH = 50  # rows without a header that a separator has to fit
+SAME_WIDTH = 50  # Without a header, a separator has to fit so many rows.
 _QUOTES = 'a " that belongs to the text is written twice (""), and its field stands in quotes.'
 Row = dict[str, Any]
-Rows = Iterator[tuple[str, Row | None]]  # (place for messages, row; None for a blank line)
+Rows = Iterator[tuple[str, Row | None]]  # (place for messages, row or None for a blank line)
 
 
 def columns(section: DataSection) -> list[str]:
-    """The columns that a recipe names, sorted."""
+    """Return the columns that a recipe names, sorted."""
     return sorted({name for _, name in section.columns})
 
 
 def need_columns(section: DataSection, row: Iterable[str], where: str, header: bool = False) -> None:
-    """Raises DataError(E-DATA-COLUMN) where a column of the recipe is not among those of ``row``; ``header``: these
-    stand in a line of the file, which may lack it."""
+    """Check that ``row`` has every column of the recipe.
+
+    Args:
+        header: True where ``row`` is the first line of a file, which may have no header.
+    Raises:
+        DataError: E-DATA-COLUMN where a column is missing.
+    """
     known = list(row)
     for key, name in section.columns:
         if name not in known:
@@ -55,14 +62,20 @@ def _once(names: Sequence[str], wanted: Sequence[str], where: str) -> None:
 
 
 def csv_rows(section: DataSection, path: Path, name: str) -> Rows:
-    """Rows of a CSV file. The separator is ``data.separator``, else ``separator``. Where ``data.header`` is False, the
-    first line is a row and columns have numbers. Raises DataError: E-DATA-FORMAT with the line, E-DATA-COLUMN,
-    E-DATA-EMPTY; where ``data.header`` is "auto" also for names that seem to be a row of data."""
+    """Read the rows of a CSV file.
+
+    The separator is ``data.separator``, or the one that ``separator`` finds. With ``data.header = false`` the first
+    line is a row, and columns have numbers.
+
+    Raises:
+        DataError: E-DATA-FORMAT with the line, E-DATA-COLUMN, E-DATA-EMPTY. With ``data.header = "auto"`` E-DATA-FORMAT
+            also for a header that seems to be a row of data.
+    """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     between = section.separator or separator(section, path, name)
     reader = csv.reader(_lines(path, name), strict=True, delimiter=between)
     first = _next(reader, name) or []
-    while first == [] and (again := _next(reader, name)) is not None:  # blank lines above
+    while first == [] and (again := _next(reader, name)) is not None:  # Blank lines may come first.
         first = again
     if not first:
         raise DataError("E-DATA-EMPTY", f"{name} is empty: it has no header.", "give a table with one row or more.")
@@ -76,8 +89,8 @@ def csv_rows(section: DataSection, path: Path, name: str) -> Rows:
     while (values := _next(reader, name)) is not None:
         where = f"{name}:{reader.line_num}"
         if values and len(values) != len(header):
-            said = f"{where}: {len(values)} fields, the {of} has {len(header)} (separated by {between!r})."
-            raise DataError("E-DATA-FORMAT", said, f"quote fields that contain {between!r}, or set data.separator.")
+            what = f"{where}: {len(values)} fields, the {of} has {len(header)} (separated by {between!r})."
+            raise DataError("E-DATA-FORMAT", what, f"quote fields that contain {between!r}, or set data.separator.")
         row = dict(zip(header, values, strict=True)) if values else None
         if section.header and values == header and len(header) > 1:
             raise DataError("E-DATA-FORMAT", f"{where}: the header stands here again.", "take this line out.")
@@ -88,7 +101,7 @@ def csv_rows(section: DataSection, path: Path, name: str) -> Rows:
 
 
 class _Seen:
-    """The first rows of a table whose header nobody has vouched for: do they say that it is a row of data?"""
+    """A check of the first rows of a table: tell whether its header is a row of data."""
 
     def __init__(self, section: DataSection, header: Sequence[str], at: str) -> None:
         self._section, self._header, self._at = section, header, at
@@ -96,7 +109,7 @@ class _Seen:
         self._open = section.header == "auto"
 
     def add(self, row: Row, where: str) -> None:
-        """Raises DataError(E-DATA-FORMAT) as soon as the header is found out."""
+        """Add a row. Raises DataError(E-DATA-FORMAT) as soon as the header proves to be data."""
         owner = self._section.owner
         if self._section.header == "auto" and owner and row[owner] == owner:
             raise self._refused(f"{where}: {owner!r} is an owner here, and the name of the column in {self._at}")
@@ -106,7 +119,7 @@ class _Seen:
                 self.judge()
 
     def judge(self) -> None:
-        """Raises DataError(E-DATA-FORMAT) where a column of the recipe has a name that seems to be data."""
+        """Check the names of the recipe's columns. Raises DataError(E-DATA-FORMAT) for one that seems to be data."""
         rows, self._rows = self._rows, []
         for key, column in self._section.columns if self._open else ():
             if why := headers.as_data(column, [row[column] for row in rows]):
@@ -114,12 +127,12 @@ class _Seen:
         self._open = False
 
     def _refused(self, what: str) -> DataError:
-        said = what + ", so the first line seems to be a row of data and no header."
-        return DataError("E-DATA-FORMAT", said, no_header(self._section, self._header))
+        what += ", so the first line seems to be a row of data and no header."
+        return DataError("E-DATA-FORMAT", what, no_header(self._section, self._header))
 
 
 def no_header(section: DataSection, header: Sequence[str]) -> str:
-    """What to write for a table without a header: the numbers of the columns that a recipe names by their first row."""
+    """Return the keys to write for a table without a header: numbers in place of the names in its first row."""
     place = {name: f'"{number}"' for name, number in zip(header, headers.numbers(len(header)), strict=True)}
     named: dict[str, list[str]] = {}
     for key, name in section.columns:
@@ -129,8 +142,14 @@ def no_header(section: DataSection, header: Sequence[str]) -> str:
 
 
 def separator(section: DataSection, path: Path, name: str) -> str:
-    """The first of , ; tab | by which the header has all columns of the recipe, else most fields. Without a header: the
-    one by which all of the first rows have as many fields. Raises DataError(E-DATA-FORMAT) where several do that."""
+    """Find the separator of a CSV file among , ; tab and |.
+
+    It is the first by which the header has all columns of the recipe, or else most fields. Without a header it is the
+    one by which all of the first rows have equally many fields.
+
+    Raises:
+        DataError: E-DATA-FORMAT where several separators fit rows without a header.
+    """
     wanted = set(columns(section))
     found = {between: _first_rows(path, name, between, 1 if section.header else SAME_WIDTH) for between in SEPARATORS}
     width = {between: len(rows[0]) if rows else 0 for between, (rows, _) in found.items()}
@@ -148,8 +167,11 @@ def separator(section: DataSection, path: Path, name: str) -> str:
 
 
 def _first_rows(path: Path, name: str, between: str, n: int) -> tuple[list[list[str]], bool]:
-    """The first ``n`` rows, none where they cannot be separated by ``between``, and whether a field that is not quoted
-    holds a quote: each in a quoted field is written twice, and two are around it."""
+    """Return the first ``n`` rows, and True where an unquoted field holds a quote.
+
+    A quote in a quoted field is written twice, and two are around the field. There are no rows where ``between`` cannot
+    separate them.
+    """
     quotes = 0
 
     def lines() -> Iterator[str]:
@@ -167,7 +189,7 @@ def _first_rows(path: Path, name: str, between: str, n: int) -> tuple[list[list[
 
 
 def _lines(path: Path, name: str) -> Iterator[str]:
-    """The lines of a text file in UTF-8, their ends as they are. Raises DataError(E-DATA-FORMAT) with the line."""
+    """Read the lines of a UTF-8 file with their line ends. Raises DataError(E-DATA-FORMAT) with the line."""
     for number, raw in enumerate(packed.lines(path), 1):
         with foreign(DataError, "E-DATA-FORMAT", f"{name}:{number}", "save it as UTF-8 CSV."):
             text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
@@ -175,7 +197,7 @@ def _lines(path: Path, name: str) -> Iterator[str]:
 
 
 def _next(reader: Any, name: str) -> list[str] | None:
-    """The next row of a csv reader, None at the end. Raises DataError(E-DATA-FORMAT) with the lines of the row."""
+    """Read the next row of a csv reader, or None at the end. Raises DataError(E-DATA-FORMAT) with its lines."""
     first = reader.line_num + 1
     try:
         row: list[str] | None = next(reader, None)
@@ -195,7 +217,7 @@ def _next(reader: Any, name: str) -> list[str] | None:
 
 
 def parquet_rows(section: DataSection, path: Path, name: str) -> Rows:
-    """Rows of a Parquet file. Raises DataError: E-DATA-FORMAT with the row, E-DATA-COLUMN."""
+    """Read the rows of a Parquet file. Raises DataError: E-DATA-FORMAT with the row, E-DATA-COLUMN."""
     try:
         from pyarrow import parquet
     except ImportError:
@@ -223,7 +245,11 @@ def parquet_rows(section: DataSection, path: Path, name: str) -> Rows:
 
 
 def _values(section: DataSection, column: str, array: Any, name: str, first: int) -> list[Any]:
-    """A column of a batch as Python values: bytes decoded, times exact (``times.stamp``), other times as text."""
+    """Convert a column of a batch to Python values.
+
+    Bytes are decoded as UTF-8. Values of the recipe's time column stay exact (``times.stamp``), and other times become
+    text.
+    """
     from pyarrow import types
 
     kind = array.type
@@ -243,7 +269,7 @@ def _values(section: DataSection, column: str, array: Any, name: str, first: int
             raise DataError("E-DATA-FORMAT", what, "correct it, or drop the row.")
     try:
         values = array.to_pylist()
-    except Exception:  # boundary: whatever pyarrow raises about a value is said with its row
+    except Exception:  # boundary: pyarrow may raise anything about a value, and the error has to name its row
         values = [_value(array, i, column, f"{name} row {first + i + 1}") for i in range(len(array))]
     return [
         _decoded(v, column, f"{name} row {first + i + 1}") if isinstance(v, bytes | bytearray) else v
@@ -268,7 +294,7 @@ def _decoded(raw: bytes, column: str, where: str) -> str:
 
 
 def _stamps(array: Any, column: str, name: str) -> list[str | None]:
-    """Times of any unit and year as ``times.stamp``; lengths of time and times of day as numbers of seconds."""
+    """Convert times of any unit and year as ``times.stamp``. Durations and times of day become seconds."""
     from pyarrow import types
 
     kind = array.type

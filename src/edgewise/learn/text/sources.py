@@ -1,8 +1,8 @@
-"""Where text comes from: each source finds its documents as byte ranges of files, without keeping any text.
+"""Find the documents of each data source as byte ranges of files. It stores no text.
 
-Non-UTF-8 bytes: in text files (people's notes, old source code) each bad byte becomes U+FFFD, because one stray byte
-must not lock a device out, and the report counts them; in a table they are an error with the line, because a table is
-an export and a bad byte there means that the export is wrong.
+Bytes that are not UTF-8 become U+FFFD in text files (people's notes, old source code), because one stray byte must not
+lock a device out. The report counts them. In a table they are an error with the line, because a table is an export, and
+a bad byte there means that the export is wrong.
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ STDLIB_PACKAGES = (
     "asyncio", "collections", "concurrent", "ctypes", "email", "html", "http", "importlib", "json", "logging",
     "multiprocessing", "re", "unittest", "urllib", "wsgiref", "xml", "xmlrpc",
 )  # fmt: skip
-STDLIB_LEAST_BYTES = 8192  # a package with less source than this (about 2,400 tokens) is not a device
+STDLIB_LEAST_BYTES = 8192  # A package with less source than this (about 2,400 tokens) is not a device.
 TEST_FOLDERS = {"test", "tests", "idle_test", "__pycache__"}
-PLAYS = {"source": "jsonl", "owner": "speaker", "text": "text"}  # as a table
-PIECE_BYTES = 2048  # where files are dealt out to devices in pieces ("dirichlet", "iid"): at least this, whole lines
+PLAYS = {"source": "jsonl", "owner": "speaker", "text": "text"}  # The plays as a table.
+PIECE_BYTES = 2048  # Pieces of files ("dirichlet", "iid") have at least so many bytes, in whole lines.
 
 
 def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentIndex:
-    """The documents of a data section.
+    """Find the documents of a data section.
 
+    Args:
+        recipe_dir: the folder where relative paths start.
+        cache_dir: folder for unpacked and normalised copies.
     Raises:
         DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-COLUMN, E-DATA-EMPTY.
     """
     whole = section.partition in WHOLE
     listing = Listing()
     if section.source == OWN:
-        what = 'data.source = "own" is read by enrolled devices, each what its owner names.'
+        what = 'data.source = "own" is for enrolled devices, each of which reads the text that its owner names.'
         raise DataError("E-DATA-MISSING", what, "name data of this machine, or submit the recipe to a server.")
     if section.source == "python-stdlib":
         return _plain(*_stdlib(), whole, cache_dir, listing)
@@ -69,12 +72,12 @@ def _stdlib() -> tuple[Path, dict[str, list[Path]]]:
 
 
 def shipped_plays() -> Path:
-    """The demo's text, which ships with edgewise (``assets/plays/README.md``)."""
+    """Return the path of the demo's text, which ships with edgewise (``assets/plays/README.md``)."""
     return Path(str(resources.files("edgewise"))) / "assets" / "plays" / "plays.jsonl.gz"
 
 
 def _sources(folder: Path) -> Iterator[Path]:
-    """Python source below, without hidden files and tests."""
+    """Iterate over Python source below a folder, without hidden files and tests."""
 
     def unreadable(e: OSError) -> None:
         raise e
@@ -85,10 +88,13 @@ def _sources(folder: Path) -> Iterator[Path]:
 
 
 def _texts(paths: list[Path], several: bool, listing: Listing) -> tuple[Path, dict[str, list[Path]]]:
-    """(root, device -> its files). In a folder, each sub-folder and each file is a device; so is each of several paths;
-    a single file is one device, named without its ending.
+    """Return the root, and the files of each device.
 
-    Raises DataError(E-DATA-FORMAT) where two devices would have one name.
+    In a folder, each sub-folder and each file is a device. Each of several paths is a device too. A single file is one
+    device, named without its ending.
+
+    Raises:
+        DataError: E-DATA-FORMAT where two devices would have one name.
     """
     if several:
         root = Path(os.path.commonpath([p.parent for p in paths]))
@@ -105,10 +111,10 @@ def _texts(paths: list[Path], several: bool, listing: Listing) -> tuple[Path, di
         before = sum(listing.left_out.values())
         files = list(listing.below(path)) if is_folder else [path]
         if not files and sum(listing.left_out.values()) > before:
-            continue  # a folder of nothing but runs, or the like, is nobody's
+            continue  # A folder with nothing but runs, or the like, is not a device.
         name = shown(path.stem if single and not several else path.name)
         if name in devices or name == POOLED:
-            what = f"{root}: two devices are called {name!r}." if name in devices else f"{path}: no device's name."
+            what = f"{root}: two devices are called {name!r}." if name in devices else f"{path}: the name is reserved."
             raise DataError("E-DATA-FORMAT", what, "rename one of the folders or files.")
         devices[name] = files
     return root, devices
@@ -124,14 +130,14 @@ def _plain(
         try:
             file = packed.unpacked(path, cache_dir)
             size = file.stat().st_size
-            if not whole and _is_container(file):  # its device would refuse it; pieces of it have no device of theirs
+            if not whole and _is_container(file):  # A whole file's own device would refuse it. Pieces have none.
                 listing.left_out[NOT_TEXT] += 1
                 continue
             cuts = [(0, size)] if whole else list(_pieces(file))
         except (OSError, DataError) as e:
             listing.left_out[UNREADABLE] += 1
             if not whole:
-                continue  # it would be a random device's
+                continue  # The file would go to a random device.
             broken[len(files)] = e.what if isinstance(e, DataError) else f"{shown(str(path))}: {e.strerror or e}."
             file, size, cuts = path, 1, [(0, 1)]
         pieces += [(len(files), start, stop, code, stop == size) for start, stop in cuts if stop > start]

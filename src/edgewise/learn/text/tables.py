@@ -1,8 +1,8 @@
-"""Tables (jsonl, csv, parquet): one row is one document.
+"""Find the documents of tables (jsonl, csv, parquet). One row is one document.
 
-CSV and Parquet are turned once, row by row, into a JSON-lines file with the needed columns in the cache folder, and
-compressed JSON lines are unpacked there. So there is one reader, any row is a seek away, and no table is ever held in
-memory. Several files, and the files of a folder, are one table.
+CSV and Parquet files are converted once, row by row, into JSON lines with the needed columns in the cache folder.
+Compressed JSON lines are unpacked there. So one reader serves all formats, any row is one seek away, and no table is
+ever held in memory. Several files, and the files of a folder, are one table.
 """
 
 from __future__ import annotations
@@ -35,13 +35,17 @@ ENDINGS = {
     "parquet": (".parquet", ".pq", ".parq"),
 }
 BLANK, EMPTY = "blank lines", "rows with empty text"
-FORMAT = 2  # part of the cache key: raise it when the rows of the same table change
+FORMAT = 2  # It is part of the cache key. Raise it when the rows of the same table change.
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
 def find(section: DataSection, paths: list[Path], cache_dir: Path, listing: Listing) -> DocumentIndex:
-    """Documents of a table, in the order of the time column, else of the files. Raises DataError as ``sources.find``,
-    OSError."""
+    """Find the documents of a table, in the order of the time column, or else of the files.
+
+    Raises:
+        DataError: as ``sources.find``.
+        OSError: for a file that cannot be read.
+    """
     files = _files(section, paths, listing)
     root = Path(*_common([p.parent for p in files]))
     names = [shown(p.relative_to(root).as_posix()) for p in files]
@@ -68,7 +72,7 @@ def _common(folders: list[Path]) -> list[str]:
 
 
 def _files(section: DataSection, paths: list[Path], listing: Listing) -> list[Path]:
-    """Files as they are named; of a folder those with an ending of the format, at any depth."""
+    """List the named files, and those in named folders with an ending of the format, at any depth."""
     files = []
     for path in paths:
         kind = kind_of(path)
@@ -86,14 +90,14 @@ def _files(section: DataSection, paths: list[Path], listing: Listing) -> list[Pa
                 other[plain.suffix.lower() or "none"] += 1
         listing.left_out[OTHER] += sum(other.values())
         if not files:
-            said = f"{path} has no file that ends in {', '.join(ENDINGS[section.source])}"
-            seen = f"; endings there: {', '.join(e for e, _ in other.most_common(5))}" if other else ""
-            raise DataError("E-DATA-MISSING", f"{said}{seen}.", "check data.source and data.path.")
+            what = f"{path} has no file that ends in {', '.join(ENDINGS[section.source])}"
+            endings = f"; endings there: {', '.join(e for e, _ in other.most_common(5))}" if other else ""
+            raise DataError("E-DATA-MISSING", f"{what}{endings}.", "check data.source and data.path.")
     return files
 
 
 class _Index:
-    """Places, owners, labels and times of rows, file after file."""
+    """The places, owners, labels and times of rows, collected file after file."""
 
     def __init__(self, section: DataSection) -> None:
         self._section = section
@@ -116,9 +120,9 @@ class _Index:
             if new:
                 need_columns(section, row, where)
                 new = False
-            _, said = check(section, row, where)
-            self._left_out[EMPTY] += not said
-            self.some_text |= bool(said.strip())
+            _, learnt = check(section, row, where)
+            self._left_out[EMPTY] += not learnt
+            self.some_text |= bool(learnt.strip())
             self._owner.add(_name(row, section.owner, where) if section.owner else "all")
             if section.label:
                 self._label.add(_name(row, section.label, where))
@@ -150,7 +154,7 @@ class _Index:
 
 
 class _Codes:
-    """Strings to small integers, in one pass."""
+    """A coding of strings as small integers, in one pass."""
 
     def __init__(self) -> None:
         self._code: dict[str, int] = {}
@@ -167,7 +171,7 @@ class _Codes:
 
 
 def _scan(file: Path, name: str, lines: bool) -> Iterator[tuple[int, int, str, bytes | None]]:
-    """(start, stop, "file:line" for messages, bytes) of each row; None for a blank line."""
+    """Iterate over (start, stop, "file:line" for messages, bytes) of each row. A blank line has None for bytes."""
     at = 0
     with file.open("rb") as f:
         for number, raw in enumerate(f, 1):
@@ -179,10 +183,10 @@ def _scan(file: Path, name: str, lines: bool) -> Iterator[tuple[int, int, str, b
 
 
 def decode(raw: bytes, where: str) -> dict[str, Any]:
-    """One row; E-DATA-FORMAT where it is not a JSON object in UTF-8.
+    """Decode one row. Raises DataError(E-DATA-FORMAT) where it is not a JSON object in UTF-8.
 
-    NaN and Infinity are no JSON, but Python writes them: they are read as missing, so that only a row which needs the
-    value is refused.
+    NaN and Infinity are not JSON, but Python writes them. They count as missing, so that only a row whose needed value
+    is one of them is refused.
     """
     fix = "one JSON object per line."
     if raw.strip() in (b"[", b"{") or raw.lstrip().startswith(b"["):
@@ -198,9 +202,9 @@ def decode(raw: bytes, where: str) -> dict[str, Any]:
 
 
 def lifted(section: DataSection, row: dict[str, Any]) -> dict[str, Any]:
-    """A row of JSON lines with the nested values that the recipe names by a path.
+    """Add the nested values that the recipe names by a path to a row of JSON lines.
 
-    ``meta.shop`` is ``row["meta"]["shop"]`` where no column has that very name. What is not there stays missing.
+    ``meta.shop`` is ``row["meta"]["shop"]`` where no column has that very name. A path that leads nowhere adds nothing.
     """
     for _, name in section.columns:
         if "." in name and name not in row:
@@ -220,7 +224,7 @@ def _value(row: dict[str, Any], name: str, where: str) -> Any:
 
 
 def text(row: dict[str, Any], name: str, where: str) -> str:
-    """A column's text; E-DATA-FORMAT where there is none."""
+    """Return a column's text. Raises DataError(E-DATA-FORMAT) where it is not text."""
     value = _value(row, name, where)
     if isinstance(value, str):
         return value
@@ -232,7 +236,7 @@ def text(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def check(section: DataSection, row: dict[str, Any], where: str) -> tuple[str, str]:
-    """(prompt, text) of a row, of chats as ``chat.pack`` gives them; E-DATA-FORMAT where they are none."""
+    """Return prompt and text of a row, or those of ``chat.pack`` for a chat. Raises DataError(E-DATA-FORMAT)."""
     if section.messages:
         return chat.pack(chat.messages(_value(row, section.messages, where), section.messages, where))
     prompts = [text(row, name, where) for name in section.prompts]
@@ -247,9 +251,11 @@ def _name(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def _as_jsonl(section: DataSection, path: Path, name: str, cache_dir: Path) -> Path:
-    """The rows of a CSV or Parquet file as JSON lines, from the cache. Each is checked here, where its line is known;
-    a blank line stays one."""
-    kept = columns(section)
+    """Convert a CSV or Parquet file to JSON lines in the cache, and return their path.
+
+    Each row is checked here, where its line is known. A blank line stays one.
+    """
+    names_read = columns(section)
     asked = section.model_dump(
         include={"source", "text", "prompt", "messages", "owner", "time", "time_format", "separator", "header", "label"}
     )
@@ -269,7 +275,7 @@ def _as_jsonl(section: DataSection, path: Path, name: str, cache_dir: Path) -> P
                 yield b"\n"
                 continue
             with foreign(DataError, "E-DATA-FORMAT", where, "convert it to text or numbers."):
-                plain = msgspec.json.encode({c: row[c] for c in kept})
+                plain = msgspec.json.encode({c: row[c] for c in names_read})
             read = decode(plain, where)
             check(section, read, where)
             for names in (section.owner, section.label):

@@ -1,12 +1,12 @@
-"""Times of rows: what a column says is compared as what it means, or refused with the row.
+"""Read and order the times of rows. Values compare by their meaning, and other values are refused with their row.
 
     numbers         10 and "10", exactly, whatever their number of digits
     dates           ISO 8601: 2024-01-31, 2024-01-31T10:00:00.5, 2024-01, 2024-W05-3; a space instead of the T
     with a zone     2024-01-31T10:00Z, ...+05:30, ... UTC: compared as instants
     another form    data.time_format, a pattern of Python's strptime
 
-A column has values of one kind. Anything else could be read in more than one way (01/02/2024) or would sort as letters
-do (Apr 2024 before Jan 2024), and the hold-out would not be the latest text.
+All values of a column must be of one kind. Other forms have more than one reading (01/02/2024) or would sort as letters
+(Apr 2024 before Jan 2024), and the hold-out would not be the latest text.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgewise.core.errors import DataError
 from edgewise.core.vector import Array
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,6})?")
-INSTANT = re.compile(r"@([+-]?\d+)\.?(\d*)(Z?)")  # seconds since 1970 (``stamp``)
+INSTANT = re.compile(r"@([+-]?\d+)\.?(\d*)(Z?)")  # Seconds since 1970 (``stamp``).
 MONTH = re.compile(r"\d{4}-\d{2}")
 DATE = re.compile(r"\d{4}-\d{2}-\d{2}|\d{4}-W\d{2}(-\d)?")
 MOMENT = re.compile(
@@ -42,10 +42,11 @@ Key = int | float | Decimal
 
 
 class Times:
-    """The times of rows, in the order in which they are added; memory: one number a row.
+    """The times of rows, in the order in which they are added. Memory is one number a row.
 
     Args:
-        name: of the column. form: ``data.time_format``.
+        name: name of the column.
+        form: ``data.time_format``. Empty for numbers and ISO 8601.
     """
 
     def __init__(self, name: str, form: str = "") -> None:
@@ -54,8 +55,13 @@ class Times:
         self._keys: list[Key] = []
 
     def add(self, value: Any, where: str) -> None:
-        """The next row's time; ``where`` names the row. Raises DataError(E-DATA-FORMAT) where it is no time, or of
-        another kind than the ones before."""
+        """Add the next row's time.
+
+        Args:
+            where: the row's place, for messages.
+        Raises:
+            DataError: E-DATA-FORMAT for a value that is not a time, or is of another kind than those before it.
+        """
         key, kind = self.read(value, where)
         if not self._kind:
             self._kind, self._first = kind, where
@@ -65,11 +71,11 @@ class Times:
         self._keys.append(key)
 
     def order(self) -> Array:
-        """int64[m]: the rows from the earliest to the latest; equal times stay as they were."""
+        """Return the rows from the earliest to the latest, int64[m]. Equal times keep their order."""
         return np.array(sorted(range(len(self._keys)), key=self._keys.__getitem__), np.int64)
 
     def read(self, value: Any, where: str) -> tuple[Key, str]:
-        """(what to compare, its kind). Raises as ``add``."""
+        """Read a time into a key to compare, and its kind. Raises as ``add``."""
         found = _declared(str(value), self._form) if self._form else _plain(value)
         if found is not None:
             return found
@@ -83,13 +89,13 @@ class Times:
 
 
 def stamp(seconds: str, zone: bool) -> str:
-    """Seconds since 1970 as a table's reader passes them on, exact and of any year; ``zone``: an instant."""
+    """Write seconds since 1970 as text that ``Times`` reads exactly, of any year. ``zone``: True for an instant."""
     return f"@{seconds}{'Z' * zone}"
 
 
 def _plain(value: Any) -> tuple[Key, str] | None:
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        return (value, "number") if value == value else None  # not NaN
+        return (value, "number") if value == value else None  # NaN has no order.
     if not isinstance(value, str):
         return None
     text = value.strip()
@@ -108,7 +114,7 @@ def _plain(value: Any) -> tuple[Key, str] | None:
 
 
 def _iso(text: str, fraction: str) -> tuple[Key, str] | None:
-    """The fraction stands apart: Python reads six digits of it and leaves out the rest."""
+    """Read an ISO 8601 date. The fraction comes apart, because Python reads only six digits of one."""
     try:
         return _key(datetime.fromisoformat(text), int(f"{fraction:0<18.18}"))
     except (ValueError, OverflowError):
@@ -118,7 +124,7 @@ def _iso(text: str, fraction: str) -> tuple[Key, str] | None:
 def _declared(value: str, form: str) -> tuple[Key, str] | None:
     try:
         return _key(datetime.strptime(value.strip(), form), 0)
-    except (ValueError, OverflowError, re.error):  # also a pattern that is none
+    except (ValueError, OverflowError, re.error):  # A malformed pattern ends here too.
         return None
 
 

@@ -1,4 +1,4 @@
-"""Text to token ids. Nothing here needs torch, so a corpus can be cut into blocks without it."""
+"""Convert text to token ids and back. It does not import torch, so a corpus can be cut into blocks without it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from edgewise.learn.text import chat
 
 
 class Tokens:
-    """A fast tokenizer as the corpus needs it: text -> ids, the ids around a document, a digest for cache keys.
+    """A fast tokenizer for a corpus.
 
-    Special tokens that happen to stand in a text are encoded as ordinary text: data cannot forge a document boundary.
-    A tokenizer's file may keep settings of an earlier use. They are reset: every text is read whole, and always alike.
+    Special tokens in a text are encoded as ordinary text, so data cannot forge the end of a document. Settings of an
+    earlier use in a tokenizer's file are reset, so every text is read whole, and always in the same way.
 
     Attributes:
-        notes: what was reset, as sentences for people.
+        notes: sentences about the settings that were reset.
+        start, end: ids before and after a document. None where the tokenizer has none.
+        size: number of tokens that it knows.
+        template: its chat template. None without one.
+        digest: digest of the tokenizer, for cache keys.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -36,27 +40,29 @@ class Tokens:
         self.digest = hashlib.sha256(f"{self.start} {self.end} {self._backend.to_str()}".encode()).hexdigest()
 
     def encode(self, texts: Sequence[str], limit: int = 0) -> list[Array]:
-        """int32[n] for each text, without special tokens.
+        """Encode each text to int32[n], without special tokens.
 
-        A text of more than a megabyte goes in parts, cut after a line, so that memory stays small. ``limit``: of each
-        text's tokens at least so many are wanted, and the parts after them may be left out; 0 = all.
+        A text above a megabyte is encoded in parts, cut after a line, so that memory stays small.
+
+        Args:
+            limit: number of tokens that are needed of each text. Parts after them may be left out. 0 = all.
         """
         ids: list[list[Array]] = [[] for _ in texts]
-        left = {i: _parts(text) for i, text in enumerate(texts)}
-        while left:
-            parts = {i: part for i, more in left.items() if (part := next(more, None)) is not None}
+        waiting = {i: _parts(text) for i, text in enumerate(texts)}
+        while waiting:
+            parts = {i: part for i, more in waiting.items() if (part := next(more, None)) is not None}
             encodings = self._backend.encode_batch_fast(list(parts.values()), add_special_tokens=False)
             for i, encoding in zip(parts, encodings, strict=True):
                 ids[i].append(np.array(encoding.ids, np.int32))
-            left = {i: left[i] for i in parts if not limit or sum(map(len, ids[i])) < limit}
+            waiting = {i: waiting[i] for i in parts if not limit or sum(map(len, ids[i])) < limit}
         return [np.concatenate(p) if p else np.zeros(0, np.int32) for p in ids]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of some tokens; special ones are left out."""
+        """Decode tokens to text. Special tokens are left out."""
         return str(self._backend.decode(list(map(int, ids)), skip_special_tokens=True))
 
     def characters(self, text: str, n: int) -> int:
-        """Of how many characters of ``text`` its first ``n`` tokens are; a character that is cut in two counts."""
+        """Count the characters of ``text`` in its first ``n`` tokens. A character that is cut in two counts."""
         done = 0
         for part in _parts(text):
             encoding = self._backend.encode(part, add_special_tokens=False)
@@ -67,7 +73,7 @@ class Tokens:
 
 
 def _reset(backend: Any) -> tuple[str, ...]:
-    """Switch off what would cut, fill or vary a text, and say so.
+    """Switch off settings that would cut, pad or vary a text, and return a sentence for each.
 
     One call such as ``tokenizer(text, truncation=True, padding="max_length")`` before ``save_pretrained`` leaves
     truncation and padding in tokenizer.json.
@@ -80,7 +86,7 @@ def _reset(backend: Any) -> tuple[str, ...]:
     if backend.padding:
         notes.append("tokenizer.json asks to fill texts up with padding; edgewise adds none.")
         backend.no_padding()
-    for knob in ("dropout", "alpha", "nbest_size"):  # BPE-dropout; sampling of a unigram model
+    for knob in ("dropout", "alpha", "nbest_size"):  # These are BPE-dropout, and sampling of a unigram model.
         if getattr(backend.model, knob, None):
             setattr(backend.model, knob, None)
             notes.append(f"tokenizer.json asks to split words at random ({knob}); edgewise always splits them alike.")
@@ -98,7 +104,7 @@ def _parts(text: str, size: int = 1 << 20) -> Iterator[str]:
 
 
 def load(folder: Path) -> Tokens:
-    """The fast tokenizer of a model folder. Raises ModelError: E-MODEL."""
+    """Load the fast tokenizer of a model folder. Raises ModelError(E-MODEL)."""
     from transformers import AutoTokenizer
 
     with foreign(ModelError, "E-MODEL", f"{folder}: no usable fast tokenizer", "the folder needs a tokenizer.json."):

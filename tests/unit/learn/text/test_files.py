@@ -145,7 +145,7 @@ def test_names_that_are_not_utf8_are_escaped(tmp_path: Path) -> None:
 
 def test_no_folder_is_called_as_all_devices_together(tmp_path: Path) -> None:
     (tmp_path / "n" / "*").mkdir(parents=True)
-    with pytest.raises(DataError, match=r"E-DATA-FORMAT.*no device's name"):
+    with pytest.raises(DataError, match=r"E-DATA-FORMAT.*the name is reserved"):
         corpus(tmp_path, source="text", path="n")
 
 
