@@ -138,7 +138,7 @@ def test_a_package_that_an_owner_does_not_allow_is_refused_and_nothing_is_sent(
         with working(late, make=None):
             assert seen(lambda: refusals(late))
     reasons = [refusals(home)[0] for home in (homes[0], tmp_path / "other", late)]
-    causes = ("does not allow", "owner of this machine allows 000", "installed here has")
+    causes = ("does not allow", "owner of this machine allows 000", "the installed one has")
     for reason, why in zip(reasons, causes, strict=True):
         assert reason.startswith("E-PACKAGE")
         assert own_package.NAME in reason
