@@ -54,7 +54,7 @@ class World:
     """The simulated devices and links.
 
     A device's speed is exp(speed_spread N(0, 1)), with 10 % log-normal jitter in every round. Its uplink is a sequence
-    of samples. With traces, the samples are those of one trace, from a random start and in a circle. Without traces,
+    of samples. With traces, the samples are those of one trace, from a random start, repeated at the end. Without them,
     they are link_mbit exp(link_spread N(0, 1)) per device, with 10 % jitter per sample, within the limits. In round r
     the device downloads at ``link_down`` times sample r and uploads at sample r + 1. It measures its uplink once a
     round. So it knows samples 0 to r when it decides what to send, and never the sample of its own upload. It can

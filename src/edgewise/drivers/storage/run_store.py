@@ -4,7 +4,7 @@
     OUT/run.db      the tables of ``drivers.storage.schema``; WAL, full sync
     OUT/recipe.toml the resolved recipe
     OUT/blobs/      parameter vectors and optimizer slots (raw float32), released totals (``round_record``), the codec's
-                    memory on the server (safetensors), and the broadcast deltas; written before anything names them
+                    memory on the server (safetensors), broadcast deltas; named by SHA-256, written before use
     OUT/journal/    the write-ahead log of the round in progress, sealed under a key that run.db has until its commit
     OUT/devices/    codec memory of simulated devices, in a folder whose name changes at every opening
     OUT/witness.json the progress of run.db (``drivers.storage.witness``)
