@@ -11,7 +11,7 @@ from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Merge, Stage
 from edgewise.core.vector import Spec
-from edgewise.plan.catalogue import AnyPart, Catalogue, Judged, judge
+from edgewise.plan.catalogue import BUILT_IN, AnyPart, Catalogue, Judged, judge
 from edgewise.plan.client_rules import check_recipe
 from edgewise.plan.mechanisms.known import promised
 from edgewise.plan.metrics import metrics_of
@@ -80,7 +80,7 @@ def _order(recipe: Recipe, catalogue: Catalogue, merge: Merge) -> Iterator[Findi
     if not isinstance(tables, list):
         return
     each = [judge(catalogue.stages, "[[stage]]", table) for table in tables]
-    if any(one.part is None or one.faults or set(one.part.given) - {"inner"} for one in each):
+    if any(not _ours(one) or set(one.part.given if one.part else ()) - {"inner"} for one in each):
         return
     space, i = Space(MODEL.dim, Quorum(2, 2)), 0
     stages: list[Stage] = []
@@ -98,6 +98,12 @@ def _order(recipe: Recipe, catalogue: Catalogue, merge: Merge) -> Iterator[Findi
             yield Finding(e.code, e.what, e.fix, (("stage", last, "kind"), ("merge", "kind"), ("privacy",)))
 
 
+def _ours(found: Judged) -> bool:
+    """Tell whether a table is right and its part built in. Nobody's own code runs before its run."""
+    kinds = (BUILT_IN.stages, BUILT_IN.merges, BUILT_IN.strategies)
+    return not found.faults and any(found.part is one for parts in kinds for one in parts.values())
+
+
 def _alone(judged: Judged) -> bool:
     return judged.part is not None and "inner" not in judged.part.given
 
@@ -106,7 +112,7 @@ def _part(parts: Mapping[str, AnyPart], where: str, table: Callable[[], Mapping[
     """Make the part that a table names. None if the table is wrong, or if the part asks for the layout of a model."""
     try:
         found = judge(parts, where, table())
-        if found.part is None or found.faults or set(found.part.given) - {"population"}:
+        if found.part is None or not _ours(found) or set(found.part.given) - {"population"}:
             return None
         return found.part(**found.keys, **dict.fromkeys(found.part.given, 2))
     except (RecipeError, UnknownValue):
