@@ -1,4 +1,4 @@
-"""The recipe's section on data: whose text trains the model, where it is and how it is read."""
+"""The [data] section of a recipe: the text that trains the model, its place and its format."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pydantic import Field
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 
 Header = bool | Literal["auto"]
-SHIPPED = ("python-stdlib", "plays")  # sources that need no path: the text is on this machine
-OWN = "own"  # what the owner of each enrolled device names in its policy; no recipe says where that is
-WHOLE = ("owner", "whole")  # partitions that cut no text into pieces
+SHIPPED = ("python-stdlib", "plays")  # These sources need no path. Their text is on this machine.
+OWN = "own"  # The text that the owner of each enrolled device names in its policy. No recipe says where it is.
+WHOLE = ("owner", "whole")  # These partitions cut no text into pieces.
 _BARE = (*SHIPPED, OWN)
 
 
 class DataSection(Section):
-    """Whose text trains the model."""
+    """The text that trains the model."""
 
     source: Literal["python-stdlib", "plays", "text", "jsonl", "csv", "parquet", "own"] = Field(
         "python-stdlib",
@@ -72,19 +72,19 @@ class DataSection(Section):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The columns that make the prompt, in order; none without one."""
+        """Columns that make the prompt, in order. Empty without a prompt."""
         return tuple(self.prompt if isinstance(self.prompt, list) else [self.prompt] if self.prompt else [])
 
     @property
     def columns(self) -> list[tuple[str, str]]:
-        """(key, the column that it names) of those that are read."""
+        """Pairs of a key and the column that it names, for the columns that are read."""
         texts = [("messages", self.messages)] if self.messages else [("text", self.text)]
         prompts = [] if self.messages else [("prompt", name) for name in self.prompts]
         rest = [(key, getattr(self, key)) for key in ("owner", "time", "label")]
         return [(key, name) for key, name in (*texts, *prompts, *rest) if name]
 
     def served(self) -> DataSection:
-        """What enrolled devices are told of this section: how text is cut. Where it lies is their owners' business."""
+        """Keep the keys that enrolled devices need: how text is cut. Their owners decide where it lies."""
         return DataSection(
             source=OWN, sequence_len=self.sequence_len, holdout=self.holdout, max_tokens=self.max_tokens
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a recipe, in one message: each fault with its code, its line, and what to do.
+"""Collect all faults of a recipe in one error. Each has its code, its line, and what to do.
 
 value, found = examined(Recipe, tables)
 raise error(found, Origin("recipe.toml", text))
@@ -21,9 +21,9 @@ from edgewise.plan.recipe.places import Origin, Place, located
 from edgewise.plan.recipe.privacy import RENAMED
 from edgewise.plan.recipe.rules import UNKNOWN, BrokenRules, Section, SettingError
 
-LONGEST_NAME = 64  # characters of a key that is looked for among the known ones
-MOST_SHOWN = 24  # faults of one message
-LONGEST_FIX = LONGEST_LIST - 100  # characters of all faults after the first
+LONGEST_NAME = 64  # Characters of a name that is compared with known ones.
+MOST_SHOWN = 24  # Faults that one message shows.
+LONGEST_FIX = LONGEST_LIST - 100  # Characters of the list of faults in one message.
 M = TypeVar("M", bound=Section)
 _KEY = re.compile(r"\b[a-z]+\.[a-z_0-9]+\b")
 
@@ -38,12 +38,12 @@ class Finding(NamedTuple):
 
 
 class Examined(NamedTuple, Generic[M]):
-    """A validated value, or what is wrong.
+    """A validated value, or the faults that were found.
 
     Attributes:
         value: None where there are findings.
-        judged: the value with ``UNKNOWN`` in place of what is wrong, for rules across sections.
-        tables: with the values that others imply.
+        judged: The value with ``UNKNOWN`` in place of wrong ones, for rules across sections. None if value is given.
+        tables: The tables with the values that others imply.
     """
 
     value: M | None
@@ -77,7 +77,7 @@ def _number(at: list[Any], part: str, dotted: str) -> int:
 
 
 def error(found: Sequence[Finding], origin: Origin) -> RecipeError:
-    """One error for all findings, in the order of lines; those of the command line come last.
+    """Make one error of all findings, in the order of lines. Those of the command line come last.
 
     Its code, cause and first ``fix`` line are of the first finding. Each further line of ``fix`` is another one, and
     ``RecipeError.faults`` lists all of them.
@@ -129,7 +129,7 @@ def faults_of(
     errors: Sequence[Any], model: type[BaseModel], plain: Mapping[str, Any], label: str = "", path: str = "",
     help: str = "",
 ) -> tuple[list[Finding], set[Place]]:  # fmt: skip
-    """The faults of single values, and the keys whose value is not known because of them.
+    """Find the faults of single values, and the keys whose value is not known because of them.
 
     Args:
         errors: of pydantic. label: the table's name in messages, if it is that of a part. path: of the part, as
@@ -163,12 +163,12 @@ def faults_of(
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word that a person may have meant; empty where none is near."""
+    """Return the known word that a person may have meant. Empty if none is near."""
     return next(iter(difflib.get_close_matches(word[:LONGEST_NAME], list(known), n=1, cutoff=0.5)), "")
 
 
 def key_hint(name: str, model: type[BaseModel]) -> tuple[tuple[str, ...], str]:
-    """The dotted keys that may be meant by a name that no key has, and the sentence that says so."""
+    """Return the dotted keys that an unknown name may stand for, and the sentence that says so."""
     leaves = _leaves(model)
     meant = tuple(key for key in ALIASES.get(name, ()) if _exists(model, key)) or leaves.get(name, ())
     if meant:
@@ -179,7 +179,7 @@ def key_hint(name: str, model: type[BaseModel]) -> tuple[tuple[str, ...], str]:
 
 
 def _meant(model: type[BaseModel], place: Place, plain: Mapping[str, Any], label: str) -> tuple[list[Place], str]:
-    """The keys that an unknown one may stand for, and what to do."""
+    """Return the keys that an unknown one may stand for, and what to do."""
     name, known = str(place[-1]), _known(model, place[:-1])
     if label:
         return _meant_of_part(name, known, label)
@@ -217,7 +217,7 @@ def _or(keys: Sequence[str]) -> str:
 def _wrong(
     model: type[BaseModel], place: Place, kinds: set[str], got: Any, label: str, path: str, help: str
 ) -> Finding:
-    """A value that its key does not take."""
+    """Describe a value that its key does not take."""
     node, dotted = words.node_of(model, place), _dotted(place)
     typed = all(kind.endswith(("_type", "_parsing")) for kind in kinds)
     code = "E-TYPE" if typed else "E-VALUE"
@@ -234,7 +234,7 @@ def _wrong(
 
 
 def _broken(fault: SettingError, place: Place) -> Finding:
-    """A rule's fault; the keys that its sentence names are at fault."""
+    """Make a finding of a rule's fault. Its places are the keys that its sentence names."""
     named = tuple(tuple(key.split(".")) for key in _KEY.findall(fault.what))
     sections = tuple(key[:1] for key in named)
     places: tuple[Place, ...] = (*named, place, *sections) if place else (*named, *sections) or (("privacy",),)
@@ -246,7 +246,7 @@ def _dotted(place: Place) -> str:
 
 
 def _get(plain: Any, place: Place) -> Any:
-    """The value at a place; None where there is none."""
+    """Return the value at a place. None if there is none."""
     for part in place:
         if isinstance(plain, Mapping):
             plain = plain.get(part)
@@ -258,7 +258,7 @@ def _get(plain: Any, place: Place) -> Any:
 
 
 def _cut(model: type[BaseModel], loc: Sequence[Any]) -> Place:
-    """The place of a fault without the alternatives that pydantic tried, which are no keys."""
+    """Return the place of a fault without the alternatives that the validator tried. They are no keys."""
     at: Any = model
     place: list[str | int] = []
     for i, part in enumerate(loc):
@@ -277,7 +277,7 @@ def _cut(model: type[BaseModel], loc: Sequence[Any]) -> Place:
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section that a field holds, or holds a list of; None for any other."""
+    """Return the section that a field holds, or holds a list of. None for any other field."""
     for one in (annotation, *getattr(annotation, "__args__", ())):
         if isinstance(one, type) and issubclass(one, BaseModel):
             return one
@@ -295,7 +295,7 @@ def _known(model: type[BaseModel], path: Place) -> list[str]:
 
 @cache
 def _leaves(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
-    """Key of a section -> its dotted places."""
+    """Map each key of a section to its dotted places."""
     found: dict[str, tuple[str, ...]] = {}
     for name, info in model.model_fields.items():
         section = info.annotation
@@ -310,17 +310,17 @@ def _exists(model: type[BaseModel], dotted: str) -> bool:
 
 
 def _renamed(plain: dict[str, Any], unknown: set[Place]) -> dict[str, Any]:
-    """The tables with today's word for that of an earlier version, so that rules can judge them."""
+    """Put today's word for that of an earlier version, so that rules can judge the tables."""
     word = plain.get("privacy")
     if not (isinstance(word, str) and word in RENAMED):
         return plain
     unknown.discard(("privacy",))
-    unknown.add(("dp", "unit"))  # the message says which
+    unknown.add(("dp", "unit"))  # The message says which unit to write.
     return {**plain, "privacy": RENAMED[word][0]}
 
 
 def _lenient(model: type[Section], plain: dict[str, Any], at: Place, unknown: set[Place]) -> Any:
-    """The section with ``UNKNOWN`` in place of what is wrong. Values are taken as they are."""
+    """Build a section with ``UNKNOWN`` in place of wrong values. Other values are not validated again."""
     tables, values = model.completed(plain), dict[str, Any]()
     for name, info in model.model_fields.items():
         key = info.alias or name
@@ -340,14 +340,14 @@ def _lenient(model: type[Section], plain: dict[str, Any], at: Place, unknown: se
                 _lenient(section, one, (*place, i), unknown) if isinstance(one, dict) else UNKNOWN for i, one in each
             ]
         elif any(one[: len(place)] == place for one in unknown):
-            values[name] = UNKNOWN  # an element of its list is wrong
+            values[name] = UNKNOWN  # An element of its list is wrong.
         else:
             values[name] = given
     return model.model_construct(**values)
 
 
 def _sections(section: Section, at: Place) -> Iterator[tuple[Place, Section]]:
-    """A section and those in it, the innermost first, each with its place."""
+    """Yield a section and those in it, the innermost first, each with its place."""
     for name, value in vars(section).items():
         each = [((*at, name), value)]
         if isinstance(value, list):

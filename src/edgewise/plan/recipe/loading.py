@@ -47,14 +47,14 @@ def build(plain: dict[str, Any], catalogue: Catalogue, origin: Origin, found: Se
 
 
 def _parts(tables: Mapping[str, Any], catalogue: Catalogue) -> Iterator[Finding]:
-    """Everything that is wrong with the parts of a recipe."""
+    """Yield the faults of the parts of a recipe."""
     for place, where, parts, table in _tables(tables, catalogue):
         for one in judge(parts, where, table, _elsewhere(catalogue, parts)).faults:
             yield one._replace(places=tuple((*place, *key) for key in (*one.places, ("kind",))))
 
 
 def _elsewhere(catalogue: Catalogue, parts: Mapping[str, AnyPart]) -> dict[str, str]:
-    """The parts of the other kinds, each with the table that it belongs to."""
+    """Map the parts of the other kinds to the tables that they belong to."""
     kinds = (
         ("[[stage]]", catalogue.stages),
         ("[[post]]", catalogue.posts),
@@ -67,7 +67,7 @@ def _elsewhere(catalogue: Catalogue, parts: Mapping[str, AnyPart]) -> dict[str, 
 def _tables(
     tables: Mapping[str, Any], catalogue: Catalogue
 ) -> Iterator[tuple[Place, str, Mapping[str, AnyPart], Mapping[str, Any]]]:
-    """(place, its name in messages, the parts to choose from, the table) of every part that a recipe gives."""
+    """Yield (place, its name in messages, the parts to choose from, the table) for every part of a recipe."""
     lists = (("stage", catalogue.stages), ("downlink", catalogue.stages), ("post", catalogue.posts))
     for name, stages in lists:
         given = tables.get(name)

@@ -1,4 +1,4 @@
-"""The place of a key: a line of the recipe's file, or the ``--set`` that put it there."""
+"""Find the place of a key: a line of the recipe's file, or the ``--set`` that put it there."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Origin(NamedTuple):
 
 
 class Located(NamedTuple):
-    """``label`` for a message (``recipe.toml:14``, ``--set training.lr``, or the file alone), and the line in the file.
+    """A place for a message (``recipe.toml:14``, ``--set training.lr``, or the file alone), and the line in the file.
 
-    ``line`` is 0 where no line has the key, and ``-1`` for a key of the command line.
+    ``line`` is 0 if no line has the key, and -1 for a key of the command line.
     """
 
     label: str
@@ -42,8 +42,10 @@ def located(origin: Origin, places: Sequence[Place]) -> Located:
 
 
 def _line(text: str, place: Place) -> int:
-    """The line that has a key, counted from 1; 0 where none has. Tables of a list (``[[stage]]``) are counted. A value
-    in a list stands where its key does."""
+    """Find the line of a key, counted from 1. Returns 0 if no line has it.
+
+    Tables of a list (``[[stage]]``) are counted. A value in a list stands on the line of its key.
+    """
     if len(place) > 2 and isinstance(place[-1], int):
         place = place[:-1]
     if len(place) > 1 and isinstance(place[1], int):

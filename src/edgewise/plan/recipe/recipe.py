@@ -1,9 +1,11 @@
 """The recipe: one TOML file that describes a run completely. Unknown keys are errors with a suggestion.
 
-Depth at most two, units in names, the safe choice is the default, and the unsafe one needs its word
-(``privacy = "none"``). The *resolved* recipe has all defaults filled in; ``plan.facts`` makes a run's identity of it.
-Parts with their own parameters (``[[stage]]``, ``[[downlink]]``, ``[[post]]``, ``[strategy]``, ``[merge]``) keep them
-as plain tables here; ``plan.catalogue`` validates them against the part's own model.
+    parse('privacy = "none"', "my.toml", {"training.lr": 0.01}).training.lr      # 0.01
+
+Tables are at most two deep, and units stand in names. The safe choice is the default, and the unsafe one needs its
+word (``privacy = "none"``). The *resolved* recipe has all defaults filled in. ``plan.facts`` makes a run's identity of
+it. Parts with their own keys (``[[stage]]``, ``[[downlink]]``, ``[[post]]``, ``[strategy]``, ``[merge]``) stay plain
+tables here. ``plan.catalogue`` validates them against the part's own model.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from edgewise.plan.recipe.sections import (
 
 
 class ModelSection(Section):
-    """Which model is federated."""
+    """The model that is federated."""
 
     base: str = Field(
         "bundled", description='"bundled", a local directory, or "hub:owner/name@revision"; safetensors only'
@@ -46,11 +48,11 @@ class ModelSection(Section):
 
 
 class TrainableSection(Section):
-    """Which parameters are trained and travel."""
+    """The parameters that are trained and travel."""
 
     @property
     def adapts(self) -> bool:
-        """Whether adapters are trained, and nothing of the model itself."""
+        """True if adapters are trained, and nothing of the model itself."""
         return "lora" in self.kind
 
     kind: Literal["full", "lora", "ffa_lora", "rolora", "layers"] = Field(
@@ -72,7 +74,7 @@ class TrainableSection(Section):
 
 
 class AdaptiveSection(Section):
-    """For ``codec = "adaptive"``: which codecs a device may choose from, and how much it may send."""
+    """The codecs that a device may choose from with ``codec = "adaptive"``, and the size of its upload."""
 
     max_upload_mb: float = Field(5.0, gt=0, description="largest upload of one device and round, 10^6 bytes")
     deadline_s: float = Field(0.0, ge=0, description="when an upload has to be complete; 0 = round.deadline_s")
@@ -89,7 +91,7 @@ class AdaptiveSection(Section):
 
 
 class EvalSection(Section):
-    """Measuring held-out text (a simulator can; a server cannot)."""
+    """Evaluation on held-out text. A simulator can measure it; a server cannot."""
 
     on_devices: bool = Field(
         False,
@@ -102,7 +104,7 @@ class EvalSection(Section):
 
 
 class MetricSection(Section):
-    """A number of each device that travels with its update, summed and hidden as the update is."""
+    """A number of each device that travels with its update. It is summed and hidden as the update is."""
 
     name: str = Field(..., pattern=r"^[a-z][a-z0-9_]{0,31}$", description="as trainers and scripts call it")
     lower: float = Field(0.0, ge=-1e12, le=1e12, description="a smaller value counts as this")
@@ -116,7 +118,7 @@ class MetricSection(Section):
 
 
 class ReportSection(Section):
-    """What the report shows of the data itself: nothing, unless it is asked for."""
+    """Data that the report shows. By default it shows none."""
 
     samples: int = Field(
         0,
@@ -127,7 +129,7 @@ class ReportSection(Section):
 
 
 class CompareSection(Section):
-    """What the federated model is compared with; the first two cost about as much compute as the federation each."""
+    """Models that the federated one is compared with. The first two cost about as much compute as the run, each."""
 
     local_only: bool = Field(True, description="each device alone, same steps")
     centralised: bool = Field(True, description="all text in one place, same number of steps in total")
@@ -136,7 +138,7 @@ class CompareSection(Section):
 
 
 class StoreSection(Section):
-    """What a run's folder keeps."""
+    """Files that a run's folder keeps."""
 
     totals_mb: float = Field(
         500.0,
@@ -223,20 +225,20 @@ class Recipe(Section):
 
     @property
     def chosen(self) -> dict[str, Any]:
-        """The values that the word of ``privacy`` chose, by dotted key: those that the recipe did not give."""
+        """Values that the word of ``privacy`` chose, by dotted key. Values that the recipe gives are not among them."""
         return self._chosen
 
     @model_validator(mode="wrap")
     @classmethod
     def _choices_of_the_word(cls, plain: Any, build: ModelWrapValidatorHandler[Recipe]) -> Recipe:
-        """Remember what the word has chosen."""
+        """Remember the values that the word chooses."""
         recipe = build(plain)
         recipe._chosen = chosen(plain) if isinstance(plain, dict) else {}
         return recipe
 
     @classmethod
     def completed(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """The tables with what the word of ``privacy`` chooses for them."""
+        """Fill in the values that the word of ``privacy`` chooses."""
         return filled(plain, chosen(plain))
 
     @rule
@@ -254,7 +256,7 @@ class Recipe(Section):
 
     @rule
     def _time_counted(self) -> Iterator[SettingError]:
-        """Training time may not depend on a device's text where an epsilon counts everything."""
+        """Refuse a training time that depends on text. No epsilon counts it."""
         if self.privacy in DP_WORDS and self.training.local_epochs:
             what = (
                 f'training.local_epochs with privacy = "{self.privacy}": how long a device trains would tell how much '
@@ -264,7 +266,7 @@ class Recipe(Section):
 
     @rule
     def _choice_counted(self) -> Iterator[SettingError]:
-        """Held-out text may not choose the model where an epsilon counts everything."""
+        """Refuse a model that held-out text chooses. No epsilon counts the choice."""
         if self.privacy in DP_WORDS and self.round.chooses:
             what = (
                 f'round.patience and round.keep = "best" with privacy = "{self.privacy}": held-out text would decide '
@@ -274,7 +276,7 @@ class Recipe(Section):
 
     @rule
     def _samples_counted(self) -> Iterator[SettingError]:
-        """A report may not print text where an epsilon counts everything."""
+        """Refuse a report that prints text. No epsilon counts it."""
         if self.privacy in DP_WORDS and self.report.samples:
             what = (
                 f'report.samples with privacy = "{self.privacy}": the report would print text of devices as it is, and '
@@ -293,42 +295,44 @@ class Recipe(Section):
         yield from refused(self.privacy, self.dp)
 
     def resolved(self) -> dict[str, Any]:
-        """All keys with their values, defaults filled in; plain JSON types. Without ``metric`` where there is none, so
-        that identities of runs are those of before there were any."""
+        """Return all keys with their values and defaults, in plain JSON types.
+
+        ``metric`` is left out if there is none, so that older runs keep their identities.
+        """
         plain = self.model_dump(mode="json", by_alias=True)
         return plain if self.metric else {key: value for key, value in plain.items() if key != "metric"}
 
     @property
     def world(self) -> str:
-        """Digest of what is simulated around the run. The noise of a simulation depends on it, no identity does."""
+        """Digest of the simulated world. The noise of a simulation depends on it. No identity does."""
         return digest(simulated_world(self.resolved()))
 
     def sha256(self) -> str:
-        """``simulation_digest`` of the resolved recipe."""
+        """Return the ``simulation_digest`` of the resolved recipe."""
         return simulation_digest(self.resolved())
 
 
 def digest(plain: Mapping[str, Any]) -> str:
-    """SHA-256 of the canonical JSON of plain tables, 64 hexadecimal digits."""
+    """Hash plain tables: SHA-256 of their canonical JSON, as 64 hexadecimal digits."""
     return hashlib.sha256(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def simulation_digest(resolved: Mapping[str, Any]) -> str:
-    """Digest of everything in a resolved recipe that decides the results of a simulation.
+    """Hash everything in a resolved recipe that decides the results of a simulation.
 
-    ``simulation.engine`` and ``simulation.workers`` are left out: they decide how fast, never what. Resuming a run
-    directory and its name go by this digest. A run's identity on the wire is ``plan.facts``.
+    ``simulation.engine`` and ``simulation.workers`` are left out. They decide the speed and no result. The name of a
+    run directory and its resumption go by this digest. A run's identity on the wire is ``plan.facts``.
     """
     return digest({**resolved, "simulation": simulated_world(resolved)})
 
 
 def simulated_world(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The [simulation] section of a resolved recipe without ``engine`` and ``workers``."""
+    """Return the [simulation] section of a resolved recipe without ``engine`` and ``workers``."""
     return {k: v for k, v in resolved["simulation"].items() if k not in ("engine", "workers")}
 
 
 def parse(text: str, where: str = "recipe", overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Recipe from TOML text. Parts are not looked up: ``loading`` does that too.
+    """Make a recipe of TOML text. Parts are not looked up. ``loading`` looks them up too.
 
     Args:
         text: TOML. where: file name for messages. overrides: ``{"training.lr": 0.01}``, applied before validation.
@@ -340,7 +344,7 @@ def parse(text: str, where: str = "recipe", overrides: Mapping[str, Any] | None 
 
 
 def tables(text: str, where: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Any], list[Finding]]:
-    """The tables of TOML text with values put over them, and a finding for each value that has no place.
+    """Read the tables of TOML text and put values over them. Adds a finding for each value that has no place.
 
     Raises RecipeError(E-RECIPE-SYNTAX).
     """
@@ -354,18 +358,18 @@ def tables(text: str, where: str, overrides: Mapping[str, Any]) -> tuple[dict[st
 
 
 def read(path: str | Path) -> str:
-    """The text of a recipe's file. Raises RecipeError(E-RECIPE-READ) where it cannot be read."""
+    """Read the text of a recipe's file. Raises RecipeError(E-RECIPE-READ) if that fails."""
     with foreign(RecipeError, "E-RECIPE-READ", str(path), "check the path."), open(path, encoding="utf-8") as f:
         return f.read(toml.LONGEST + 1)
 
 
 def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> Recipe:
-    """Recipe from a TOML file. Raises RecipeError as ``read`` and ``parse``."""
+    """Read a recipe from a TOML file. Raises RecipeError as ``read`` and ``parse``."""
     return parse(read(path), str(path), overrides)
 
 
 def from_plain(plain: dict[str, Any], where: str = "recipe") -> Recipe:
-    """Recipe from plain tables. Raises RecipeError as ``parse``."""
+    """Make a recipe of plain tables. Raises RecipeError as ``parse``."""
     return build(plain, Origin(where))
 
 
@@ -375,12 +379,12 @@ def build(
     found: Sequence[Finding] = (),
     further: Callable[[Examined[Recipe]], Iterable[Finding]] | None = None,
 ) -> Recipe:
-    """Recipe from plain tables.
+    """Make a recipe of plain tables.
 
     Args:
-        origin: of the tables, for messages. found: faults that are known already. further: finds more.
+        origin: Source of the tables, for messages. found: Faults that are known already. further: Finds more faults.
     Raises:
-        RecipeError: as ``parse``; it lists every fault, in the order of lines.
+        RecipeError: As ``parse``. It lists every fault, in the order of lines.
     """
     toml.bounded(plain, origin.where)
     result = findings.examined(Recipe, plain)

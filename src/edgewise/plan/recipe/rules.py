@@ -1,4 +1,4 @@
-"""Rules of a section: settings that do not go together, each judged by itself.
+"""Rules of a recipe's section. Each rule finds one kind of settings that do not go together.
 
     class RoundSection(Section):
         rounds: int = 20
@@ -38,7 +38,7 @@ class SettingError(ValueError):
 
 
 class BrokenRules(ValueError):
-    """Everything that the rules of one section refuse."""
+    """All faults that the rules of one section find."""
 
     def __init__(self, faults: Sequence[SettingError]) -> None:
         super().__init__("; ".join(map(str, faults)))
@@ -87,7 +87,7 @@ class Section(BaseModel):
         return cls.completed(plain) if isinstance(plain, dict) else plain
 
     def faults(self) -> list[SettingError]:
-        """Everything that the rules of this section refuse, as far as its values are known."""
+        """Return all faults that the rules of this section find in its known values."""
         return [fault for one in _rules(type(self)) for fault in judged(one(self))]
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class Section(BaseModel):
 
 
 def judged(faults: Iterator[SettingError]) -> Iterator[SettingError]:
-    """The faults up to the first value that is unknown."""
+    """Yield the faults up to the first value that is unknown."""
     try:
         yield from faults
     except UnknownValue:

@@ -1,5 +1,4 @@
-"""The base of a recipe's sections, and those on rounds, local training, trust, the simulated world and differential
-privacy."""
+"""Sections of a recipe: rounds, local training, trust, the simulated world and differential privacy."""
 
 from __future__ import annotations
 
@@ -10,11 +9,11 @@ from pydantic import Field
 
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 
-LARGEST_EPSILON = 1e6  # beyond, nothing is promised to anybody
+LARGEST_EPSILON = 1e6  # A larger epsilon promises nothing to anybody.
 
 
 class RoundSection(Section):
-    """Who takes part, and when a round is over."""
+    """The cohort of a round, and the end of a round."""
 
     rounds: int = Field(20, ge=1, le=1_000_000, description="rounds")
     sampling: Literal["all", "fixed", "poisson", "cyclic"] = Field(
@@ -46,12 +45,12 @@ class RoundSection(Section):
 
     @property
     def chooses(self) -> bool:
-        """Whether held-out losses decide when the run ends, or which of its models counts."""
+        """True if held-out losses decide when the run ends, or which of its models counts."""
         return bool(self.patience) or self.keep == "best"
 
 
 class TrainingSection(Section):
-    """Local training; optimizer state starts fresh in every round."""
+    """Local training. Optimizer state starts fresh in every round."""
 
     optimizer: Literal["adamw", "muon", "sgd"] = Field(
         "adamw", description="muon: for the matrices of numbered layers, adamw for the rest; same lr as adamw"
@@ -76,7 +75,7 @@ class TrainingSection(Section):
 
     @classmethod
     def completed(cls, plain: dict[str, Any]) -> dict[str, Any]:
-        """Epochs take the place of steps, which have a default."""
+        """Set the steps to 0 where epochs are given, since steps have a default."""
         if plain.get("local_epochs") and "local_steps" not in plain:
             return {**plain, "local_steps": 0}
         return plain
@@ -104,7 +103,7 @@ class TrainingSection(Section):
 
 
 class TrustSection(Section):
-    """What everybody assumes of devices and servers; masks and noise are sized by it alike."""
+    """Assumptions about devices and servers. Masks and noise are both sized by them."""
 
     malicious_fraction: float = Field(
         0.1,
@@ -126,7 +125,7 @@ class TrustSection(Section):
 
 
 class SimulationSection(Section):
-    """The simulated world; times are virtual seconds and decide who is late."""
+    """The simulated world. Times are virtual seconds and decide which devices are late."""
 
     engine: Literal["inproc", "pool"] = Field("inproc", description="one process, or worker processes")
     workers: int = Field(2, ge=1, le=256, description="worker processes of the pool")
@@ -161,7 +160,7 @@ class SimulationSection(Section):
 
 
 class DpSection(Section):
-    """Differential privacy: whose data is protected, by how much, and how far one contribution can reach."""
+    """Differential privacy: the unit that is protected, its budget, and the bound of one contribution."""
 
     unit: Literal["device", "example"] = Field(
         "device",
@@ -201,5 +200,5 @@ class DpSection(Section):
 
     @property
     def example(self) -> bool:
-        """Whether single blocks of text are protected, by noise in every step of training."""
+        """True if single blocks of text are protected, by noise in every step of training."""
         return self.unit == "example"

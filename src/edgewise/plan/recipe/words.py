@@ -1,4 +1,4 @@
-"""The values that a key takes, in words: ``a whole number from 1 to 16``."""
+"""Describe the values that a key takes in words: ``a whole number from 1 to 16``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _TYPES = {
 
 
 def choices(node: Mapping[str, Any]) -> list[str]:
-    """The words that a key may have, of its JSON schema; empty where it takes others too."""
+    """Return the words that a key may have, by its JSON schema. Empty if it takes other values."""
     return [word for word in node.get("enum", []) if isinstance(word, str)]
 
 
 def wanted(node: Mapping[str, Any]) -> str:
-    """The values that a key takes, of its JSON schema."""
+    """Describe the values that a key takes, by its JSON schema."""
     if "enum" in node:
         return f"one of {', '.join(json.dumps(one) for one in node['enum'])}"
     if "const" in node:
@@ -63,12 +63,12 @@ def _range(node: Mapping[str, Any]) -> str:
 
 @cache
 def schema_of(model: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a model."""
+    """Return the JSON schema of a model."""
     return model.model_json_schema()
 
 
 def node_of(model: type[BaseModel], path: tuple[str | int, ...]) -> Mapping[str, Any]:
-    """The JSON schema of one key; empty where there is none. References are followed but for the last."""
+    """Return the JSON schema of one key. Empty if there is none. The last reference is not followed."""
     whole = schema_of(model)
     node: Mapping[str, Any] = whole
     for part in path:
