@@ -26,7 +26,7 @@ def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monke
     assert not found.holds
     assert found.lower > 4 * found.claimed
     assert found.epsilon_lower > found.epsilon_claimed == pytest.approx(honest.epsilon_claimed)
-    assert found.left_out == ("mechanism, rounds and one run: not tried where lengths do not hold",)
+    assert found.left_out == ("mechanism, rounds and one run (not tried if lengths do not hold)",)
 
 
 @pytest.mark.slow

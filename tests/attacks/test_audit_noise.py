@@ -125,8 +125,8 @@ def test_the_recipes_stages_are_played():
     assert mechanism.runs == RUNS // 4
     assert mechanism.holds
     assert mechanism.tight
-    rounds = "how a device's rounds add up"
-    assert mechanism.left_out == ("quantize: behind it coordinates are not runs of their own", rounds)
+    rounds = "composition of a device's rounds"
+    assert mechanism.left_out == ("quantize (behind it coordinates are not separate runs)", rounds)
     found = epsilon.one_run(it, 512, quiet)
     assert found.holds
     assert 0.25 * found.claimed < found.lower, found  # scored along what the stages leave of a canary

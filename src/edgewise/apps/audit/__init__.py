@@ -1,4 +1,4 @@
-"""Attack a recipe's own code path: empirical epsilon from trials, text leakage, and the page about both.
+"""Audit of a recipe's own code path: empirical epsilon from trials, text leakage, and a page on both.
 
-``audit`` is the door.
+``audit`` is the entry point.
 """

@@ -1,10 +1,13 @@
-"""`edgewise audit`: the recipe's own code path under attack. What is claimed, what is measured, what leaks.
+"""Audit of a recipe, for ``edgewise audit``: attacks on the code that a run executes, and a report of the results.
 
-Length      how far a device can be from its neighbour before the noise
+Length      the largest distance of a device's update from its neighbour's, before the noise
 Mechanism   many releases by the recipe's stages and noise, with and without one worst-case device or record
-One run     one play of many canaries by the compiled plan, at the recipe's own noise
-Leakage     token recall from what the server sees: each update, the cohort's sum, the noised sum
+One run     one run of the compiled plan with many canaries, at the recipe's own noise
+Leakage     token recall from each update, the cohort's sum, and the noised sum
 Memory      membership inference and canary exposure of the model after an update, and after the release
+
+    found = examine(recipe, Path("recipes"), out=Path("audit"), quick=True)
+    found["findings"][0]["holds"]
 """
 
 from __future__ import annotations
@@ -36,17 +39,21 @@ def examine(
     step: Step | None = None,
     catalogue: Catalogue = BUILT_IN,
 ) -> dict[str, Any]:
-    """All audits that the recipe's words allow.
+    """Run all audits that apply to the recipe's privacy word.
 
+    Args:
+        recipe_dir: folder of relative paths.
+        out: folder for ``audit.json`` and ``audit.html``; None writes no files.
+        quick: use fewer trials and devices, for weaker bounds.
+        step: called with (name, done, total).
     Returns:
-        Plain JSON: ``privacy``, ``claim`` (of the whole run: epsilon, delta, noise multiplier; null without
-        differential privacy), ``findings`` (claimed and measured, of what, what was left out), ``not_tried`` (by
-        any of them), ``leaks``, ``memory`` (both empty where a finding does not hold); the same as ``audit.json`` and
-        a page ``audit.html`` in ``out``.
+        Plain JSON. ``claim`` holds epsilon, delta and noise multiplier of the whole run (null without differential
+        privacy). ``findings`` hold the claimed and the measured value, the attacked thing and the omissions.
+        ``not_tried`` lists what no audit tries. ``leaks`` and ``memory`` are empty if a finding does not hold.
     Raises:
-        AuditError(E-AUDIT): more was measured than is claimed. The files are written first. RecipeError,
-        CompositionError: what ``compile`` refuses; E-COMBO for an extension's trainer. StoreError(E-FOLDER): ``out``
-        holds files and edgewise did not make it.
+        AuditError: E-AUDIT if more was measured than is claimed. The files are written first.
+        RecipeError, CompositionError: refusals of ``compile``, and E-COMBO for an extension's trainer.
+        StoreError: E-FOLDER if ``out`` holds files and edgewise did not make it.
     """
     if out is not None:
         folder.claim(out)
@@ -59,7 +66,7 @@ def examine(
         noise_steps(plan, registered(trainer))
         findings = epsilon.examine(plan, quick, say, catalogue)
         leaks: dict[str, Any] = {"leaks": [], "memory": [], "tokens": 0}
-        if all(f.holds for f in findings):  # what is broken already may not even release what it should
+        if all(f.holds for f in findings):  # Broken code may release something else than it should.
             leaks = leakage.examine(recipe, plan, trainer, recipe_dir, Path(scratch), quick, say, catalogue)
     found: dict[str, Any] = {
         "recipe": recipe.name,
@@ -80,13 +87,13 @@ def examine(
                 "E-AUDIT",
                 f"{f.name}, {f.of}: mu {f.claimed:.4g} claimed, at least {f.lower:.4g} measured "
                 f"(epsilon {f.epsilon_claimed:.3g} claimed, {f.epsilon_lower:.3g} measured).",
-                "do not run this recipe: the code gives away more than it says. Report it.",
+                "do not run this recipe. The code discloses more than it claims. Report it.",
             )
     return found
 
 
 def _claim(plan: Plan) -> dict[str, Any] | None:
-    """What the recipe claims of its whole run."""
+    """Return the claim of the whole run; None without differential privacy."""
     if plan.spend is None:
         return None
     return {"epsilon": plan.spend.card.of_release, "delta": plan.spend.card.delta, "noise_multiplier": plan.spend.z}
@@ -114,8 +121,8 @@ def show(console: Any, found: Mapping[str, Any]) -> None:
         add("epsilon: claimed and measured (lower bound)", ("audit", "claimed", "measured", "runs", ""), claims)
         whole = found["claim"]
         console.print(
-            f"Claimed of the whole run: epsilon {whole['epsilon']:.3g} at delta {whole['delta']:g}. The audits compare "
-            "with what is claimed of what they played:"
+            f"Claimed of the whole run: epsilon {whole['epsilon']:.3g} at delta {whole['delta']:g}. Each audit "
+            "compares with the claim for the part that it attacked:"
         )
         for f in found["findings"]:
             console.print(f"- {f['name']}: {f['of']}." + _guesses(f) + _left_out(f))
@@ -127,7 +134,7 @@ def show(console: Any, found: Mapping[str, Any]) -> None:
         for x in found["leaks"]
     ]
     add("tokens of one device's batch that an attacker names", ("from", "span check", "rows", "guessing"), rows)
-    console.print("* what the server sees under this recipe\n")
+    console.print("* the server sees this under the recipe\n")
     memory = [
         (
             x["what"],
@@ -141,12 +148,12 @@ def show(console: Any, found: Mapping[str, Any]) -> None:
 
 
 def _remembered(memory: Sequence[Mapping[str, Any]]) -> str:
-    """The title of what models remember."""
+    """Make the title of the table on memory."""
     title = "what the model remembers"
     if not memory:
         return title
     n, m = memory[0]["members"], memory[0]["others"]
-    return f"{title}: {n} pieces of a device's text that its update trained on, of {n + m}, by how far their loss fell"
+    return f"{title}: find the {n} of {n + m} pieces of text that an update trained on, by the fall of their loss"
 
 
 def _share(x: float | None) -> str:
@@ -157,7 +164,7 @@ def _guesses(f: Mapping[str, Any]) -> str:
     if (g := f["guessed"]) is None:
         return ""
     return (
-        f" {g['right']} of {g['guesses']} guesses were right; without the Gaussian's curve that shows "
+        f" {g['right']} of {g['guesses']} guesses were right. Without the Gaussian curve they show epsilon "
         f"{g['epsilon_plain']:.3g}."
     )
 

@@ -1,8 +1,9 @@
-"""What a plan claims, tried on its own code: lengths before the noise, two worlds, one play with many canaries.
+"""Empirical epsilon of a plan's own code: update lengths before the noise, two worlds, and one run with many canaries.
 
-Each finding says of what it is (``Finding.of``), compares with the claim of exactly that, and names what was left out.
-A recipe's epsilon is of all rounds together; a trial is of one release, or, where noise is correlated over rounds, of
-the run. Canaries have updates that no training would give: dense random signs, far longer than the clip.
+Each finding names the attacked part (``Finding.of``), compares with the claim for exactly that part, and lists the
+omissions. A recipe's epsilon covers all rounds together. A trial attacks one release, or the whole run if noise is
+correlated over rounds. Canaries have updates that no training would produce: dense random signs, far longer than the
+clip.
 """
 
 from __future__ import annotations
@@ -44,28 +45,28 @@ from edgewise.privacy.audit import Finding, contribution, neighbour, release, re
 from edgewise.privacy.distributed import MOST_BITS
 from edgewise.privacy.matrix import Blt
 
-CANARIES = {True: 512, False: 4096}  # quick or not
+CANARIES = {True: 512, False: 4096}  # By ``quick``, as in the tables below.
 RUNS = {True: 1 << 14, False: 1 << 17}
-PAIRS = 1 << 13  # of steps: four are taken for each
-RELEASES = 8  # runs that a whole release costs, where it is one run
-HEADED = 0.9  # noise multiplier of whole releases: mu is about 1, and an adaptive clip's bit can be paid from it
-WORK = {True: 1 << 27, False: 1 << 29}  # coordinates that canaries, and their noise, may have in all
-NOT_TRIED = (  # by any trial, whatever the recipe
-    "who knows the keys of noise: they are the audit's own, or a simulated run's where two rounds or steps are played",
-    "the device's machine: that it answers a round once, sends zeros where it cannot train, and counts rounds",
-    "the recipe's own model and text: canaries are made, and under record noise the model is one linear layer",
-    "the wiring: that the trainer gets the plan's noise, clip and rate, and that a release waits for its charge",
-    "how more than two rounds or steps, and secret draws, add up: that rests on the accountant",
+PAIRS = 1 << 13  # Pairs of steps. Each takes four steps.
+RELEASES = 8  # A run that is a whole release costs as much as so many runs of a coordinate.
+HEADED = 0.9  # Noise multiplier of whole releases: mu is about 1, and an adaptive clip's bit can be paid from it.
+WORK = {True: 1 << 27, False: 1 << 29}  # Largest number of coordinates of all canaries and their noise.
+NOT_TRIED = (  # No trial covers these, whatever the recipe.
+    "secrecy of the noise keys (the trials use their own keys, or those of a simulated run for two rounds or steps)",
+    "the device's state machine, which answers a round once, sends zeros if it cannot train, and counts rounds",
+    "the recipe's own model and text (canaries are artificial, and under record noise the model is one linear layer)",
+    "the wiring, which gives the plan's noise, clip and rate to the trainer and charges before a release",
+    "composition of more than two rounds or steps, and of secret draws, which rests on the accountant",
 )
-GROUPS = 8  # of the groups that take turns, at most so many have canaries: each needs a sum of all rounds
-BY_COORDINATE = ("clip", "clamp", "segments", "factors", "random_k", "rotate")  # decode coordinates one by one
-Step = Callable[[str, int, int], None]  # what is done, of how many
+GROUPS = 8  # At most so many of the groups that take turns have canaries. Each needs a sum over all rounds.
+BY_COORDINATE = ("clip", "clamp", "segments", "factors", "random_k", "rotate")  # These decode each coordinate alone.
+Step = Callable[[str, int, int], None]  # (name, done, total)
 
 
 def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN) -> list[Finding]:
-    """All trials of a plan that claims an epsilon; none of one that does not.
+    """Run all trials of a plan. Returns no finding for a plan that claims no epsilon.
 
-    Where an update is longer than its bound, nothing else is tried: the code refuses such updates later on.
+    If an update is longer than its bound, the other trials are skipped, because later code refuses such updates.
     """
     if plan.spend is None:
         return []
@@ -77,17 +78,19 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
         ]
     first = length(plan)
     if not first.holds:
-        return [replace(first, left_out=("mechanism, rounds and one run: not tried where lengths do not hold",))]
+        return [replace(first, left_out=("mechanism, rounds and one run (not tried if lengths do not hold)",))]
     released_once = mechanism(plan, RUNS[quick], step, catalogue)
     whole = one_run(plan, CANARIES[quick], step, WORK[quick])
-    if spend_of(plan).correlated:  # then that is of all rounds
+    if spend_of(plan).correlated:  # Then ``whole`` covers all rounds.
         return [first, released_once, whole]
     return [first, released_once, round_trials.rounds(plan, RUNS[quick], step, catalogue), whole]
 
 
 def length(plan: Plan) -> Finding:
-    """Measure the largest distance of an update from its neighbour's at the place of the noise. Returns the worst
-    finding of all phases."""
+    """Measure the largest distance of an update from its neighbour's at the place of the noise.
+
+    Returns the worst finding of all phases.
+    """
     dim, size = plan.spec.dim, LONG * clip_of(plan)
     spike, found = np.zeros(dim, np.float32), []
     spike[dim // 2] = size
@@ -99,23 +102,24 @@ def length(plan: Plan) -> Finding:
                 "length", pipe, mu, updates, spend_of(plan).delta, key, _noise_std(plan, pipe), promised(plan)
             )
         )
-    of = f"one release at noise multiplier {_z(plan):.4g}: how far a device can be from its neighbour before the noise"
+    of = f"distance of an update from its neighbour's before the noise, one release at noise multiplier {_z(plan):.4g}"
     return replace(max(found, key=lambda f: f.lower / f.claimed), of=of)
 
 
 def _noise_std(plan: Plan, pipe: Pipeline) -> float:
-    """What hides a device in one release by the fold; 0 where noise is correlated, and the claim is of the run."""
+    """Return the noise std of one release; 0 if noise is correlated, because the claim is then for the whole run."""
     if spend_of(plan).correlated:
         return 0.0
     return pipe.encoded.noise.std if plan.promise.who_noises is Noiser.DEVICE else pipe.total.noise_std
 
 
 def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
-    """One worst-case device or its neighbour in a release of ``runs`` coordinates, every one a run; where a number
-    travels beside the update, in ``runs / RELEASES`` releases with it, each of which is a run.
+    """Release one worst-case device or its neighbour, with every one of ``runs`` coordinates as a run.
 
-    The recipe's stages, clip and share of corrupt devices, on tensors of the model's names and of one length. The noise
-    multiplier is chosen so that mu is about 1 for one run, where an audit is most telling; the code is the same.
+    If numbers travel beside the update, there are ``runs / RELEASES`` releases with them instead, and each is a run.
+    The trial has the recipe's stages, clip and share of corrupt devices, on tensors with the model's names and equal
+    lengths. The noise multiplier gives a mu of about 1 for one run, where an audit is most sensitive. The code is the
+    same.
     """
     step("mechanism", 0, 1)
     spec = layout(plan.spec, runs)
@@ -149,28 +153,30 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     found = audit.fresh(found, delta, one, two)
     spend, others = spend_of(plan), [table["kind"] for table in plan.stage_tables if not _by_coordinate(table)]
     left = {
-        **{f"{kind}: behind it coordinates are not runs of their own": True for kind in others},
-        "how noise correlates over the rounds": spend.correlated,
-        "corrupt devices: too few for this small a cohort": plan.promise.who_noises is Noiser.COHORT
+        **{f"{kind} (behind it coordinates are not separate runs)": True for kind in others},
+        "correlation of noise over the rounds": spend.correlated,
+        "corrupt devices (the trial's cohort is too small for one)": plan.promise.who_noises is Noiser.COHORT
         and uncounted(plan),
-        "dp.bits: so little noise needs another ring": spend.bits > 0,
-        "phases but the first": len(plan.pipelines) > 1,
+        "dp.bits (the scaled noise needs another ring)": spend.bits > 0,
+        "phases after the first": len(plan.pipelines) > 1,
         "the rungs of the ladder": bool(plan.rungs),
     }
-    of += f", its noise scaled for a mu of {found.claimed:.3g}"
+    of += f", with noise scaled to a mu of {found.claimed:.3g}"
     return replace(found, of=of, left_out=tuple(dict.fromkeys([*those(left), *_left_out(plan)])))
 
 
 def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> Finding:
-    """The plan itself, at its own noise: devices of which each is in with probability 1/2, and a score of each.
+    """Run the plan at its own noise with many canary devices, each present with probability 1/2, and score each.
 
-    The canaries are dealt to releases of the plan's stages, each with noise of its own: together they are one play, and
-    flipping a canary changes one release. Where one is out, its ``neighbour`` is in. With ``local`` noise a release is
-    one message. With correlated noise a play is the run itself: a canary is in all the rounds that a device of its
-    group is in, and its score is the sum of all releases with the weights of a matched filter (``_play``).
+    The canaries are dealt to releases of the plan's stages, each with its own noise. Together they are one run, and
+    flipping a canary changes one release. The ``neighbour`` of an absent canary takes its place. With ``local`` noise a
+    release is one message. With correlated noise the trial is the run itself. A canary is then in all rounds of its
+    group, and its score is the sum of all releases with the weights of a matched filter (``_play``).
+
     Args:
-        canaries: as many, or as ``work`` allows (at least 64): coordinates of all that is encoded. Long runs of
-            correlated noise are cut likewise; the claim is then that of their beginning.
+        canaries: number of canaries, reduced to fit into ``work`` (at least 64).
+        work: largest number of encoded coordinates. Long runs of correlated noise are cut to fit. The claim is then
+            that of their beginning.
     """
     pipes, blt = ways_of(plan), _blt(plan)
     rounds = min(blt.rounds, max(1, work // (4 * plan.spec.dim)))
@@ -184,8 +190,8 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> F
         scores = np.zeros(canaries)
         for play, start in enumerate(range(0, canaries, each)):
             step("canaries", start, canaries)
-            mine = range(start, min(canaries, start + each))
-            scores[start : mine.stop] = _play(plan, pipes[play % len(pipes)], blt, rounds, mine, present)
+            dealt = range(start, min(canaries, start + each))
+            scores[start : dealt.stop] = _play(plan, pipes[play % len(pipes)], blt, rounds, dealt, present)
     mu, of = max(mu_of(plan, phase) for phase in range(len(pipes))), f"one release at noise multiplier {_z(plan):.4g}"
     if blt.rounds > 1:
         column = matrix.column(blt)
@@ -193,20 +199,20 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> F
         mu /= matrix.participation_norm(column, blt.gap, blt.takes)
         of = f"{rounds} of {blt.rounds} rounds of correlated noise at multiplier {_z(plan):.4g}, a device in {takes}"
     head = pipes[0].encoded.head
-    beside = {f"{' and '.join(head)} beside the update: all canaries move the same number": bool(head)}
+    beside = {f"{' and '.join(head)} beside the update (all canaries move the same number)": bool(head)}
     found = guessing.played(mu, spend_of(plan).delta, scores, present)
     return replace(found, of=of, left_out=(*_left_out(plan), *those(beside), *found.left_out))
 
 
 def _play(
-    plan: Plan, pipe: Pipeline, blt: Blt, rounds: int, mine: range, present: NDArray[np.bool_]
+    plan: Plan, pipe: Pipeline, blt: Blt, rounds: int, dealt: range, present: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
-    """Scores of the canaries ``mine``, dealt to groups, from one play of ``rounds``.
+    """Score the canaries ``dealt``, spread over groups, in one run of ``rounds``.
 
-    The noise of all rounds is C^-1 z with z independent, so C times the releases has a canary of group g with length
-    C u_g in white noise, u_g[t] = 1 in its rounds. The best score is sum_t (C^T C u_g)[t] <canary, release_t>, less
-    half of what a canary that is in has there, since groups have different lengths. With rounds = 1 it is the inner
-    product with the release.
+    The noise of all rounds is C^-1 z with independent z. So C times the releases shows a canary of group g with length
+    C u_g in white noise, where u_g[t] = 1 in its rounds. The best score is sum_t (C^T C u_g)[t] <canary, release_t>,
+    less half of its expected value for a present canary, because groups have different lengths. With rounds = 1 it is
+    the inner product with the release.
     """
     groups = min(blt.gap, rounds, GROUPS)
     column = matrix.column(blt)[:rounds]
@@ -218,25 +224,27 @@ def _play(
     weights, half = u @ c.T @ c, 0.5 * pipe.encoded.l2 * np.square(u @ c.T).sum(1)
     sums, memory = np.zeros((groups, plan.spec.dim)), pipe.start_memory()
     for t in range(rounds):
-        key = derive(keys.root(7), "one run", mine.start, t)
-        seen, memory = released(pipe, _cohort(plan, pipe, mine, u[:, t], present), key, t, memory)
+        key = derive(keys.root(7), "one run", dealt.start, t)
+        seen, memory = released(pipe, _cohort(plan, pipe, dealt, u[:, t], present), key, t, memory)
         for g in range(groups):
             sums[g] += weights[g, t] * seen
-    public = derive(derive(keys.root(7), "one run", mine.start, 0), "public") if rounds == 1 else b""
-    scores = np.zeros(len(mine))
-    for at, i in enumerate(mine):
+    public = derive(derive(keys.root(7), "one run", dealt.start, 0), "public") if rounds == 1 else b""
+    scores = np.zeros(len(dealt))
+    for at, i in enumerate(dealt):
         along = _seen(plan, pipe, i, Turn(0, public, derive(keys.root(7), "seen", i), device=str(at)))
         scores[at] = along @ sums[i % groups] - half[i % groups]
     return scores
 
 
 def _cohort(
-    plan: Plan, pipe: Pipeline, mine: range, turn: NDArray[np.float64], present: NDArray[np.bool_]
+    plan: Plan, pipe: Pipeline, dealt: range, turn: NDArray[np.float64], present: NDArray[np.bool_]
 ) -> Iterator[Vector]:
-    """Updates of one round: canaries or their neighbours from devices whose turn it is, and zeros from other devices
-    whose noise is counted."""
+    """Yield the updates of one round.
+
+    They are canaries or their neighbours from the devices in turn, and zeros from other devices whose noise counts.
+    """
     n = 0
-    for i in mine:
+    for i in dealt:
         if turn[i % turn.size]:
             x = _canary(plan, i)
             if (sent := x if present[i] else neighbour(x, promised(plan))) is not None:
@@ -247,7 +255,7 @@ def _cohort(
 
 
 def _message(plan: Plan, pipe: Pipeline, i: int, present: NDArray[np.bool_], step: Step) -> float:
-    """The score of a device that hides itself, from its own message."""
+    """Score a canary from its device's own noised message."""
     step("canaries", i, present.size)
     x = _canary(plan, i)
     sent = x if present[i] else neighbour(x, promised(plan))
@@ -256,7 +264,7 @@ def _message(plan: Plan, pipe: Pipeline, i: int, present: NDArray[np.bool_], ste
 
 
 def _each(pipe: Pipeline) -> int:
-    """Canaries of one release: with more than an eighth of the coordinates they would be in each other's way."""
+    """Return the number of canaries of one release: at most an eighth of the coordinates, so that they stay apart."""
     space = pipe.total.space
     return min(audit.counted_on(space) or space.quorum.n_max, max(8, pipe.spaces[0].dim // 8))
 
@@ -266,17 +274,20 @@ def _canary(plan: Plan, i: int) -> Vector:
 
 
 def _seen(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray[np.float64]:
-    """The direction, of length 1, in which a canary moves the release: what the stages make of it in this round, which
-    anyone can compute that knows the canary; where devices add noise or rounds are weighted, the canary's own."""
+    """Return the direction, of length 1, in which a canary moves the release.
+
+    It is the output of the stages in this round, which anyone who knows the canary can compute. If devices add noise or
+    rounds are weighted, it is the canary's own direction.
+    """
     if turn.public and not pipe.encoded.noise.std:
-        mine = contribution(pipe, _canary(plan, i), turn).astype(np.float64)
-        if mine.size == plan.spec.dim and (norm := float(np.linalg.norm(mine))):
-            return np.asarray(mine / norm)
+        moved = contribution(pipe, _canary(plan, i), turn).astype(np.float64)
+        if moved.size == plan.spec.dim and (norm := float(np.linalg.norm(moved))):
+            return np.asarray(moved / norm)
     return _along(plan, i)
 
 
 def _along(plan: Plan, i: int) -> NDArray[np.float64]:
-    """The direction of a canary behind the clip, of length 1; a clip for each tensor makes all of them alike."""
+    """Return a canary's direction behind the clip, of length 1. A clip per tensor gives all tensors equal length."""
     shape = _signs(plan.spec.dim, i).astype(np.float64)
     if spend_of(plan).clipping.tensor_l2:
         for s in plan.spec.segments:
@@ -290,7 +301,7 @@ def _signs(dim: int, i: int) -> Vector:
 
 
 def _blt(plan: Plan) -> Blt:
-    """How noise correlates over the run's rounds; a run of one round where it does not."""
+    """Return the correlation of noise over the rounds; that of a one-round run if noise is independent."""
     event = spend_of(plan).events[0]
     if event.kind != "matrix":
         return Blt((), (), 1, 1, 1)
@@ -306,19 +317,19 @@ def _by_coordinate(table: Mapping[str, Any]) -> bool:
 
 
 def _left_out(plan: Plan) -> tuple[str, ...]:
-    """What no trial of the plan's releases looks at."""
+    """List the parts of the plan that no trial of its releases covers."""
     pipe, spend, event = ways_of(plan)[0], spend_of(plan), spend_of(plan).events[0]
     space = pipe.encoded
     halves = [stage.name for stage in pipe.stages if stage.server is not None and not spend.clipping.follows]
     found = {
-        f"the noised sum before the server's half of {', '.join(halves)}: scores are of what leaves it": bool(halves),
-        "sampling: the attacker knows who takes part, and the claim is without it": event.amplified,
-        "how a device's rounds add up": event.kind != "matrix" and spend.rounds_each > 1,
-        "what error feedback keeps from earlier rounds": space.residual,
+        f"the noised sum before the server's half of {', '.join(halves)} (scores use its output)": bool(halves),
+        "sampling (the attacker knows who takes part, and the claim is without it)": event.amplified,
+        "composition of a device's rounds": event.kind != "matrix" and spend.rounds_each > 1,
+        "residuals of error feedback from earlier rounds": space.residual,
         "positions that earlier releases chose": space.announced > 0,
-        "how the clip moves over the rounds": spend.clipping.follows,
-        "rungs of the ladder but the one for the fastest link": bool(plan.rungs) and not plan.ways,
-        "the rule between the groups: the server sees each group's sum": plan.pipelines[0].merge.groups > 1,
-        "masks and shares: they cancel in the sum": plan.hides is not None,
+        "changes of the clip over the rounds": spend.clipping.follows,
+        "all rungs of the ladder except that of the fastest link": bool(plan.rungs) and not plan.ways,
+        "the rule between the groups (the server sees each group's sum)": plan.pipelines[0].merge.groups > 1,
+        "masks and shares (they cancel in the sum)": plan.hides is not None,
     }
     return those(found)

@@ -1,4 +1,4 @@
-"""The part of an audit that needs the model: what one device's text gives away, behind each defence."""
+"""Leakage part of an audit: token recall, membership and exposure of one device's text behind each defence."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.strategy import strategy_of
 from edgewise.privacy.audit import FULL_WEIGHT, release
 
-TOKENS = 48  # of the attacked batch: fewer than the bundled model is wide
-OTHERS = 255  # random strings that a canary is compared with
-PIECES = 96  # pieces of a device's text at most, half of which are trained for the membership test
-LEAVES = {  # what stands between the update in the clear and what leaves a device, by who adds noise
+TOKENS = 48  # Tokens of the attacked batch. The span check needs fewer than the model's width.
+OTHERS = 255  # Random strings that a canary is compared with.
+PIECES = 96  # Largest number of pieces of a device's text. The membership test trains on half of them.
+LEAVES = {  # Change of an update on its way out of a device, by the party that adds noise.
     Noiser.COHORT: ", with its share of the noise, before it is hidden",
     Noiser.DEVICE: ", with its noise",
     Noiser.STEPS: ", every step noised",
@@ -44,10 +44,13 @@ Step = Callable[[str, int, int], None]
 
 
 def text_trainer(recipe: Recipe, recipe_dir: Path, scratch: Path, catalogue: Catalogue) -> TextTrainer:
-    """The recipe's own trainer. Raises RecipeError(E-COMBO) for an extension's: the attacks know text models."""
+    """Make the recipe's own trainer.
+
+    Raises RecipeError(E-COMBO) for an extension's trainer, because the attacks need a text model.
+    """
     trainer = None if catalogue.trainer is not None else text.make(recipe, recipe_dir, scratch / "cache")
     if trainer is None or strategy_of(recipe, catalogue, trainer.spec, len(trainer.devices())).directions is not None:
-        what = "an audit attacks a text model, and this trainer is an extension's or wrapped."
+        what = "an audit attacks a text model. This trainer is an extension's, or it is wrapped."
         raise RecipeError("E-COMBO", what, "audit a recipe of the text trainer.")
     return trainer
 
@@ -62,9 +65,14 @@ def examine(
     step: Step,
     catalogue: Catalogue,
 ) -> dict[str, Any]:
-    """``leaks``: token recall from one update in the clear, as it leaves the device, from the cohort's sum, and from
-    the release; ``memory``: membership and exposure of the models after them. With ``dp.unit = "example"``
-    devices train by the recipe's DP-SGD wherever a row does not say "in the clear".
+    """Run all attacks on one device's text.
+
+    With ``dp.unit = "example"`` devices train by the recipe's DP-SGD in every row that does not say "in the clear".
+
+    Returns:
+        ``leaks``: token recall from one update in the clear, from the update that leaves the device, from the cohort's
+        sum, and from the release. ``memory``: membership and exposure of the models after them. ``tokens``: the number
+        of distinct tokens in the attacked batch.
     """
     cohort = 8 if quick else 32
     whole = recipe.model_copy(update={"trainable": type(recipe.trainable)(kind="full")})
@@ -76,12 +84,12 @@ def examine(
 
 
 class _Probe:
-    """One device's batch, and what can be said of it."""
+    """Attacks on one device's batch."""
 
     def __init__(self, plan: Plan, recipe: Recipe, trainer: TextTrainer, cohort: int, step: Step) -> None:
         self.plan, self.training, self.trainer, self.step = plan, recipe.training, trainer, step
         self.registered = registered(trainer)
-        noise_steps(plan, self.registered)  # as a host of devices does
+        noise_steps(plan, self.registered)  # A host of devices does the same.
         self.devices = _with_text(trainer, cohort)
         self.rows = rows = self._first(self.devices[0])
         self.tokens = np.where(rows < 0, ~rows, rows)[0, :-1]
@@ -92,17 +100,19 @@ class _Probe:
         self.usual = np.bincount(text.astype(np.int64), minlength=vocabulary).astype(np.float64)
 
     def _first(self, device: str) -> np.ndarray[Any, Any]:
-        """The beginning of a device's text, one row."""
+        """Return the beginning of a device's text as one row, int64[1, <= TOKENS + 1]."""
         found: np.ndarray[Any, Any] = np.array(self.trainer.text(device).blocks.train_NS[:1])[:, : TOKENS + 1]
         return found.astype(np.int64)
 
     def single(self) -> Vector:
-        """The update of one plain gradient step on the batch: what federated SGD would send."""
+        """Compute the update of one plain gradient step on the batch, as federated SGD sends it."""
         return self._trained(self.rows, 1, sgd=True)
 
     def _trained(self, rows: np.ndarray[Any, Any], steps: int, sgd: bool, own: bool = False, device: int = 0) -> Vector:
-        """The update of some steps on ``rows``; ``own``: noised as the recipe's devices do it, each row a record that
-        is in every step (the worst case; the device's other records are left out).
+        """Compute the update of some steps on ``rows``.
+
+        With ``own`` the steps are noised as on the recipe's devices. Each row is then a record that is in every step
+        (the worst case), and the device's other records are left out.
         """
         training = self.training
         if sgd:
@@ -122,7 +132,7 @@ class _Probe:
         ).x  # fmt: skip
 
     def row(self, what: str, update: Vector, seen: bool = False) -> dict[str, Any]:
-        """Both attacks on one vector; None where its layout gives them nothing to work on."""
+        """Run both attacks on one vector. A result is None if the vector's layout has no segment for the attack."""
         spec = self.trainer.spec
         span, rows = self._leak(update, spec, "span"), self._leak(update, spec, "rows")
         base = reconstruction.leak(self.usual, self.tokens.tolist(), self.usual)
@@ -144,13 +154,13 @@ class _Probe:
             scores = reconstruction.row_scores(update, spec, segment)
         else:
             width = next(s.shape[1] for s in spec.segments if s.name == segment)
-            if width != self.inputs.shape[1]:  # the second factor of an adapter: it never sees the inputs themselves
+            if width != self.inputs.shape[1]:  # An adapter's second factor never sees the inputs.
                 return None
             scores = reconstruction.span_scores(update, spec, segment, self.inputs)
         return reconstruction.leak(scores, self.tokens.tolist(), self.usual)
 
     def whole(self) -> list[dict[str, Any]]:
-        """The attacks where they are strongest, on one gradient step of all weights: alone, in a sum, in a release."""
+        """Attack one gradient step of all weights, where attacks are strongest: alone, in a sum, in a release."""
         batches = [self._first(d) for d in self.devices]
         plain = [self._trained(rows, 1, sgd=True) for rows in batches]
         total = np.asarray(np.sum(plain, axis=0, dtype=np.float64), np.float32)
@@ -164,14 +174,14 @@ class _Probe:
         ]
 
     def _noise(self, word: str) -> str:
-        """The recipe's noise in words; empty where there is none."""
+        """Name the recipe's noise after ``word``; empty without noise."""
         promise = self.plan.promise
         if promise.who_noises is Noiser.NOBODY:
             return ""
         return word + ("the noise of every step" if promise.noises_steps else "the recipe's noise")
 
     def _others(self) -> list[Vector]:
-        """What the other devices of the cohort send, by the recipe's own training."""
+        """Compute the updates of the cohort's other devices by the recipe's own training."""
         out = []
         for i, device in enumerate(self.devices[1:]):
             self.step("training a cohort", i, len(self.devices) - 1)
@@ -182,20 +192,20 @@ class _Probe:
         return out
 
     def _quiet(self, like: Vector, n: int) -> list[Vector]:
-        """The rest of the cohort sends nothing but its noise: no fewer devices than the plan counts on."""
+        """Fill the cohort up to the plan's minimum with zero updates, which carry only noise."""
         return [np.zeros_like(like)] * max(0, min(self.plan.sampling.minimum, 256) - n)
 
     def behind(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """The rows of the recipe's own way: leaks, and what models remember."""
+        """Attack the recipe's own pipeline. Returns the rows on leaks and those on memory."""
         plan, promise = self.plan, self.plan.promise
         steps = min(in_steps(self.registered, plan, self.devices[0], plan.rule(0)).steps, 8)
         taken, left = self._halves()
         plain = self._trained(self.rows, steps, sgd=False)
-        mine = self._trained(self.rows, steps, sgd=False, own=True) if promise.noises_steps else plain
-        updates = [mine, *self._others()]
+        update = self._trained(self.rows, steps, sgd=False, own=True) if promise.noises_steps else plain
+        updates = [update, *self._others()]
         hidden, noisy = promise.hidden, promise.who_noises is not Noiser.NOBODY
         total = np.asarray(np.sum(updates, axis=0, dtype=np.float64), np.float32)
-        quiet = self._quiet(mine, len(updates))
+        quiet = self._quiet(update, len(updates))
         seen = release(plan.at(0), [*updates, *quiet], derive(root(3), "release"))
         n, with_secret = len(updates), [self._planted(taken, steps), *updates[1:], *quiet]
         remembered = release(plan.at(0), with_secret, derive(root(3), "release"))
@@ -203,7 +213,7 @@ class _Probe:
         leaks = [
             self.row("one update, one SGD step, in the clear", self.single()),
             self.row(f"one update, this recipe's {steps} local steps, in the clear", plain, not hidden and not noisy),
-            self.row(f"the same as it leaves the device{between}", self._sent(mine),
+            self.row(f"the same as it leaves the device{between}", self._sent(update),
                      not hidden and noisy),
             self.row(f"the sum of {n} updates", total, False),
             self.row(f"the release: sum of {n}{self._noise(' with ')}", seen, hidden),
@@ -215,9 +225,9 @@ class _Probe:
         return leaks, [self._remembers(name, x, (taken, left), before) for name, x in models]
 
     def _halves(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        """Two random halves of the device's text, int64[., S]: one that its update trains on and one that it does not.
+        """Split the device's text into two random halves, int64[., S]: one to train on, and one to leave out.
 
-        Blocks of training and held-out text would differ in more than that: held-out text is the end of a document.
+        The training and held-out blocks would not do. Held-out text is the end of a document, so it differs anyway.
         """
         blocks = self.trainer.text(self.devices[0]).blocks
         whole = np.concatenate([np.array(blocks.train_NS), np.array(blocks.held_NS)]).astype(np.int64)
@@ -225,7 +235,7 @@ class _Probe:
         return whole[order[: len(order) // 2]], whole[order[len(order) // 2 :]]
 
     def _planted(self, taken: np.ndarray[Any, Any], steps: int) -> Vector:
-        """The update of the device where its text is one half, and a secret of random tokens."""
+        """Compute the device's update on one half of its text plus a secret of random tokens."""
         rows = np.concatenate([taken, self._secret(taken.shape[1])])
         return self._trained(rows, steps, sgd=False, own=True)
 
@@ -245,7 +255,7 @@ class _Probe:
         return reconstruction.losses(self.trainer.model.eval(), rows, self.trainer.autocast is torch.bfloat16)
 
     def _at(self, params: Vector, rows_NS: np.ndarray[Any, Any]) -> reconstruction.Scores:
-        """The losses of rows under a model."""
+        """Compute the losses of rows under a model."""
         self.trainer.flat.write(params.astype(np.float32))
         return self._losses(rows_NS)
 
@@ -256,10 +266,13 @@ class _Probe:
         halves: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]],
         before: tuple[reconstruction.Scores, reconstruction.Scores],
     ) -> dict[str, Any]:
-        """Membership of the half that was trained, and exposure of a canary trained with it. ``before``: the losses of
-        both halves under the base model."""
+        """Measure membership of the trained half, and exposure of the canary trained with it.
+
+        Args:
+            before: losses of both halves under the base model.
+        """
         self.step("what models remember", 0, 1)
-        # Some text is easier than other text for every model. What training did is how far its loss fell.
+        # Some text is easier for every model. The fall of its loss shows the effect of training.
         fell = [self._at(params, rows) - start for rows, start in zip(halves, before, strict=True)]
         found = reconstruction.membership(fell[0], fell[1])
         length = halves[0].shape[1]
@@ -279,17 +292,17 @@ class _Probe:
 
 
 def _with_text(trainer: TextTrainer, cohort: int) -> list[str]:
-    """The first devices that can train. Raises DataError(E-DATA-EMPTY) where fewer than two can."""
-    good: list[str] = []
+    """List the first devices that can train. Raises DataError(E-DATA-EMPTY) if fewer than two can."""
+    usable: list[str] = []
     for device in trainer.devices():
-        if len(good) == cohort:
+        if len(usable) == cohort:
             break
         try:
             shard = trainer.text(device)
         except DataError:
             continue
         if len(shard.blocks.train_NS) and len(shard.blocks.held_NS):
-            good.append(device)
-    if len(good) < 2:
+            usable.append(device)
+    if len(usable) < 2:
         raise DataError("E-DATA-EMPTY", "an audit needs two devices with text.", "check data.path.")
-    return good
+    return usable

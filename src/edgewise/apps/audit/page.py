@@ -1,4 +1,4 @@
-"""The audit as one self-contained HTML page, in the report's clothes."""
+"""HTML page of an audit: one self-contained file in the style of the report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgewise.apps.report.svg import Bar, bars
 
 
 def page(a: Mapping[str, Any]) -> str:
-    """The whole page, from what ``audit.examine`` found."""
+    """Build the HTML of the whole page from the result of ``audit.examine``."""
     css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
@@ -22,24 +22,24 @@ def page(a: Mapping[str, Any]) -> str:
 <title>{escape(a["recipe"])} · edgewise audit</title><style>{css}</style></head><body>
 <div class="page"><header><p class="kind">edgewise audit</p><h1>{escape(a["recipe"])}</h1>
 <p class="lead">{_lead(a)}</p></header><main>{_claims(a)}{_leaks(a)}{_memory(a)}</main>
-<footer>Made by <code>edgewise audit</code>; the same numbers are in <code>audit.json</code>.</footer></div></body>
-</html>
+<footer><code>edgewise audit</code> made this page. The same numbers are in <code>audit.json</code>.</footer>
+</div></body></html>
 """
 
 
 def _lead(a: Mapping[str, Any]) -> str:
     seen = next((x for x in a["leaks"] if x["seen"]), None)
-    first = "No epsilon is claimed." if not a["findings"] else "Nothing that was measured is above its claim."
+    first = "No epsilon is claimed." if not a["findings"] else "No measurement exceeds its claim."
     if any(not f["holds"] for f in a["findings"]):
-        first = "<b>More was measured than is claimed: this recipe must not run.</b>"
+        first = "<b>A measurement exceeds its claim. This recipe must not run.</b>"
     if seen is None:
         return first
     most = max((x for x in (seen["span"], seen["rows"]) if x is not None), default=None)
     if most is None:
-        return f"{first} From what the server sees, the token attacks have nothing to work on."
+        return f"{first} The token attacks cannot use anything that the server sees."
     return (
-        f"{first} From what the server sees, the best attack names <b>{100 * most:.0f} %</b> of one batch's tokens; "
-        f"guessing frequent ones names {100 * seen['base']:.0f} %."
+        f"{first} The best attack on the server's view names <b>{100 * most:.0f} %</b> of one batch's tokens. "
+        f"Guessing frequent tokens names {100 * seen['base']:.0f} %."
     )
 
 
@@ -50,7 +50,7 @@ def _claims(a: Mapping[str, Any]) -> str:
         card(
             f["name"].capitalize(),
             f"{f['epsilon_lower']:.3g} of {f['epsilon_claimed']:.3g}",
-            f"epsilon measured ({_sure(f)}) of claimed, {_measured(f)}: {'holds' if f['holds'] else 'BROKEN'}",
+            f"measured epsilon ({_sure(f)}) of claimed, {_measured(f)}: {'holds' if f['holds'] else 'BROKEN'}",
         )
         for f in a["findings"]
     ]
@@ -60,9 +60,9 @@ def _claims(a: Mapping[str, Any]) -> str:
         for f in a["findings"]
     ]
     note = (
-        f"<p>The recipe claims epsilon {whole['epsilon']:.3g} at delta {whole['delta']:g} of its whole run, at noise "
-        f"multiplier {whole['noise_multiplier']:.4g}. Every audit compares with what is claimed of what it played.</p>"
-        f"{table(('audit', 'what was played', 'left out'), rows, plain=(0, 1))}"
+        f"<p>The recipe claims epsilon {whole['epsilon']:.3g} at delta {whole['delta']:g} for its whole run, at noise "
+        f"multiplier {whole['noise_multiplier']:.4g}. Each audit compares with the claim for the part that it "
+        f"attacked.</p>{table(('audit', 'attacked', 'left out'), rows, plain=(0, 1))}"
         f"<p>Not tried by any audit: {escape('; '.join(a['not_tried']))}.</p>"
         "<p class=hint>A lower bound can show that a claim is false, never that it is true.</p>"
     )
@@ -70,19 +70,19 @@ def _claims(a: Mapping[str, Any]) -> str:
 
 
 def _sure(f: Mapping[str, Any]) -> str:
-    """How sure the bound is."""
+    """Name the confidence of a bound."""
     return "exact" if f["confidence"] == 1.0 else f"{100 * f['confidence']:.0f} % lower bound"
 
 
 def _measured(f: Mapping[str, Any]) -> str:
-    """From what."""
+    """Name the trials behind a bound."""
     if f["name"] == "length":
         return f"{f['runs']:,} updates"
     if (g := f["guessed"]) is None:
         return f"{f['runs']:,} runs"
     return (
         f"{f['runs']:,} canaries, {g['right']:,} of {g['guesses']:,} guesses right "
-        f"({g['epsilon_plain']:.3g} without the Gaussian's curve)"
+        f"({g['epsilon_plain']:.3g} without the Gaussian curve)"
     )
 
 
@@ -105,7 +105,7 @@ def _leaks(a: Mapping[str, Any]) -> str:
         for x in a["leaks"]
     ]
     made = table(("from", "span check", "embedding rows", "guessing"), rows)
-    hint = f"distinct tokens of one batch ({a['tokens']}) that an attacker names with as many guesses"
+    hint = f"Share of the {a['tokens']} distinct tokens of one batch that an attacker names with as many guesses."
     return f"<section><h2>Leakage</h2>{panel('Token recall', hint, chart)}{made}</section>"
 
 
@@ -126,8 +126,8 @@ def _memory(a: Mapping[str, Any]) -> str:
     made = table(("model after", "membership AUC", "TPR at 1 % FPR", "canary exposure"), rows)
     n, m = a["memory"][0]["members"], a["memory"][0]["others"]
     hint = (
-        f"membership: which of {n + m} random pieces of one device's text the {n} are that its update trained on, by "
-        "how far their loss fell below the base model's; an exposure of 1 bit is chance for a planted secret"
+        f"Membership: the attacker looks for the {n} of {n + m} random pieces of one device's text that its update "
+        "trained on. It compares their losses with the base model's. For a planted secret, 1 bit of exposure is chance."
     )
     return f"<section><h2>Memory</h2>{pair(panel('What the model remembers', hint, made))}</section>"
 

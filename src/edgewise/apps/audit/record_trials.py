@@ -1,4 +1,4 @@
-"""Trials of example-level privacy: one step of DP-SGD, played with the code that devices train with."""
+"""Trials of example-level privacy: steps of DP-SGD by the code that devices train with."""
 
 from __future__ import annotations
 
@@ -25,20 +25,19 @@ if TYPE_CHECKING:
     from edgewise.core.training import StepNoise
 
 NONCE = b"two rounds"
-STEP_RECORDS = 2048  # canaries of one step of DP-SGD
+STEP_RECORDS = 2048  # Canaries of one step of DP-SGD.
 LEFT_OUT = (
-    "the draw of records: the attacker knows who is in the step, and the claim is without it",
-    "how steps and rounds add up",
+    "the draw of records (the attacker knows the records of the step, and the claim is without it)",
+    "composition of steps and rounds",
 )
-Step = Callable[[str, int, int], None]  # what is done, of how many
+Step = Callable[[str, int, int], None]  # (name, done, total)
 
 
 def mechanism(plan: Plan, runs: int, step: Step) -> tuple[Finding, Finding]:
-    """DP-SGD's step at the recipe's noise multiplier and clip: one record in or out, many times. What its size tells,
-    and what its last bits do (``audit.grain``).
+    """Take many steps of DP-SGD at the recipe's noise multiplier and clip, with and without a record.
 
-    Every record of a step is a run of its own: its gradient has a coordinate to itself
-    (``learn.attacks.reconstruction.canaries``).
+    Returns one finding on the size of the released values, and one on their last bits (``audit.grain``). Every record
+    of a step is a run, because its gradient has a coordinate to itself (``learn.attacks.canaries``).
     """
     spend, plays = _spend(plan), -(-runs // STEP_RECORDS)
     clip, delta = spend.clipping.l2, spend.delta
@@ -50,20 +49,20 @@ def mechanism(plan: Plan, runs: int, step: Step) -> tuple[Finding, Finding]:
     out, in_ = (np.concatenate(scores[world])[:runs] for world in (False, True))
     one, two = (_record_step(plan, np.zeros(64, bool), derive(keys.root(7), "fresh", i)) for i in range(2))
     size = audit.fresh(audit.mechanism("mechanism", _mu(plan), delta, out, in_), delta, one, two)
-    # As they left the step: the float32 that the scores in clips were made of.
+    # The scores are in units of the clip. These are the float32 values that left the step.
     bits = audit.grain(
         "grain", _mu(plan), delta, (out * clip).astype(np.float32), (in_ * clip).astype(np.float32), clip
     )
     of = _one_step(plan)
-    return replace(size, of=of, left_out=LEFT_OUT), replace(bits, of=f"{of}: the last bits", left_out=LEFT_OUT)
+    return replace(size, of=of, left_out=LEFT_OUT), replace(bits, of=f"the last bits of {of}", left_out=LEFT_OUT)
 
 
 def steps(plan: Plan, runs: int, step: Step) -> Finding:
-    """Two steps of one device, of one round and of two rounds: what their difference and their sum tell of a record
-    that is in both or in neither. As ``round_trials``, and with the keys of a simulated run.
+    """Attack the difference and the sum of two steps of one device, of one round and of two rounds.
 
-    Every step counts as if it were seen, so the attacker has both of them. The worst of four bounds is taken: each is
-    as sure as it takes for all of them to hold with 95 %.
+    A record is in both steps or in neither. The method and the keys of a simulated run are those of ``round_trials``.
+    The accountant counts every step as visible, so the attacker sees both. The finding is the worst of four bounds,
+    which hold together with 95 %.
     """
     from edgewise.learn.attacks import canaries  # imports torch
 
@@ -84,11 +83,12 @@ def steps(plan: Plan, runs: int, step: Step) -> Finding:
         lower = max(lower, audit.gaussian_mu(out, in_, 1.0 - 0.05 / 4))
     found = audit.measured("steps", mu, _spend(plan).delta, lower, part.size)
     of = _one_step(plan).replace("one of", "two of", 1)
-    return replace(found, of=f"{of}: of one round and of two", left_out=(LEFT_OUT[0], "how more of them add up"))
+    left_out = (LEFT_OUT[0], "composition of more than two steps")
+    return replace(found, of=f"{of}, within one round and in two rounds", left_out=left_out)
 
 
 def one_run(plan: Plan, canaries: int, step: Step) -> Finding:
-    """DP-SGD's step with canaries for records, each drawn with probability 1/2."""
+    """Take steps of DP-SGD with canaries as records, each present with probability 1/2."""
     present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
     starts = range(0, canaries, STEP_RECORDS)
     scores = []

@@ -1,13 +1,14 @@
-"""Two rounds of one device: what a difference or a sum of two releases tells, where each is noised as it should be.
+"""Trials of two rounds of one device: attacks on the difference and the sum of two noised releases.
 
-Noise that comes again is taken off by a difference, and noise that comes back with the other sign by a sum. So the
+A difference removes noise that is repeated, and a sum removes noise that is repeated with the opposite sign. So the
 device sends u and then p u, with random signs p_j of coordinates, and the attacker looks at
 
     s_j = sign(u_j) (r_j + p_j r'_j)
 
-of the two releases r, r' at the place of the noise. u moves s_j by twice as much as r_j, independent noise makes it
-sqrt(2) as uncertain. That is a mu of sqrt(2) times that of one release, which is what two of them claim together.
-Keys are those of a simulated run: of its devices, its server, and two rounds with one nonce, as a server may repeat it.
+of the two releases r, r' at the place of the noise. u moves s_j by twice as much as r_j. Independent noise makes it
+only sqrt(2) times as uncertain. So mu is sqrt(2) times that of one release, which is the joint claim of two releases.
+The keys are those of a simulated run: of its devices, of its server, and of two rounds with one nonce, because a server
+may repeat a nonce.
 """
 
 from __future__ import annotations
@@ -49,10 +50,10 @@ from edgewise.privacy.distributed import MOST_BITS
 
 
 def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
-    """Two rounds of one worst-case device or its neighbour, every one of ``runs`` coordinates a run.
+    """Play two rounds of one worst-case device or its neighbour, with every one of ``runs`` coordinates as a run.
 
-    The recipe's clip, noise and merge, without its stages, at a noise multiplier for a mu of about 1, as in
-    ``mechanism``. A clip that follows the updates stays where it begins.
+    The trial has the recipe's clip, noise and merge without its stages. Its noise multiplier gives a mu of about 1, as
+    in ``mechanism``. A clip that follows the updates stays at its initial value.
     """
     step("rounds", 0, 1)
     spec, whole = layout(plan.spec, runs), 2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0
@@ -63,21 +64,24 @@ def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -
     update = np.full(spec.dim, LONG * clip_of(plan), np.float32)
     found = _played(small, first_way(small, plan), mu_of(small, 0), update, promised(plan))
     left = {
-        **{f"{kind}: rounds are played without it": True for kind in stages},
-        "how more than two rounds of a device add up": spend_of(plan).rounds_each > 2,
-        "a clip that moves": spend_of(plan).clipping.follows,
-        "masks and shares: they cancel in the sum": plan.hides is not None,
+        **{f"{kind} (the two rounds run without it)": True for kind in stages},
+        "composition of more than two rounds of a device": spend_of(plan).rounds_each > 2,
+        "changes of the clip": spend_of(plan).clipping.follows,
+        "masks and shares (they cancel in the sum)": plan.hides is not None,
     }
-    of = f"one coordinate of two releases in a row, their noise scaled for a mu of {found.claimed:.3g}"
+    of = f"one coordinate of two releases in a row, with noise scaled to a mu of {found.claimed:.3g}"
     return replace(found, of=of, left_out=those(left))
 
 
 def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Adjacency) -> Finding:
-    """Two rounds with one device's updates, and with its neighbour's; every coordinate is a run.
+    """Play two rounds with one device's updates, and with its neighbour's. Every coordinate is a run.
 
     Args:
-        plan: whose keys are used. pipe: its stages, merge and noise, without a head and without a server's half.
-        mu: claimed of one release. update: float32[d], |update_i| all alike and not 0. adjacency: promised.
+        plan: source of the keys.
+        pipe: its stages, merge and noise, without a head and without a server's half.
+        mu: claim for one release.
+        update: float32[d] with equal |update_i| > 0.
+        adjacency: the promised neighbours.
     Guarantees: ``lower`` holds with 95 %.
     """
     signs = 1.0 - 2.0 * keys.generator(derive(keys.root(7), "signs")).integers(0, 2, update.size)
@@ -87,32 +91,32 @@ def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Ad
         for number, by in ((0, np.ones(update.size)), (1, signs)):
             turn = Turn(number, derive(keys.root(7), "public", number))
             x = _sent_as(pipe, (update * by).astype(np.float32), turn)
-            mine = x if world == "with" else neighbour(x, adjacency)
+            own = x if world == "with" else neighbour(x, adjacency)
             others = 0 if adjacency == "replace_one" else (counted_on(pipe.total.space) or pipe.spaces[0].quorum.n_min)
-            updates = [] if mine is None else [mine]
+            updates = [] if own is None else [own]
             updates += [np.zeros_like(update)] * (others - len(updates))
             score += by * _noised(plan, pipe, updates, turn, root)
         scores.append(np.sign(update) * score)
     lower, claimed = 0.0, sqrt(2.0 / update.size) * mu
-    for part in (signs < 0.0, signs > 0.0):  # differences, sums: both have to hold, so each is half as sure
+    for part in (signs < 0.0, signs > 0.0):  # Differences and sums. Both bounds hold together with 95 %.
         lower = max(lower, audit.gaussian_mu(scores[0][part], scores[1][part], 0.975))
     return audit.measured("rounds", claimed, spend_of(plan).delta, lower, update.size)
 
 
 def _place(pipe: Pipeline) -> int:
-    """The stage in which devices add noise; -1 where the server does."""
+    """Return the index of the stage in which devices add noise; -1 if the server does."""
     return next((i for i in range(len(pipe.stages)) if pipe.spaces[i + 1].noise.std > 0.0), -1)
 
 
 def _sent_as(pipe: Pipeline, shape: Vector, turn: Turn) -> Vector:
-    """The update that the stages before the noise turn into ``shape``, up to its length."""
+    """Find the update that the stages before the noise turn into ``shape``, up to its length."""
     at = max(0, _place(pipe))
     before = Payload(shape, np.zeros(0), count=FULL_WEIGHT)
     return undo(pipe.stages[:at], pipe.spaces[: at + 1], before, turn).dense(pipe.spaces[0].dim).body
 
 
 def _noised(plan: Plan, pipe: Pipeline, updates: list[Vector], turn: Turn, root: keys.Key) -> NDArray[np.float64]:
-    """The sum of one round where it is noised: in a hidden sum's or a message's own units, or as it is released."""
+    """Return the noised sum of one round: in units of the hidden sum or the message, or as it is released."""
     at, total, payload = _place(pipe), pipe.start_sum(), None
     for payload in _encoded(plan, pipe, updates, turn, root):
         total = pipe.add(total, payload, turn)
