@@ -1,8 +1,8 @@
-"""Is it better than training alone? The sentence that a report begins with, and the picture of going on alone.
+"""Comparison of the federated model with training alone: a report's first sentence, and a chart of longer training.
 
-against_alone   the devices that were measured under both models: perplexities (weighted means) of the federated
-                model and of each device alone, and on how many devices the federated one is better, worse or equal
-longer          of the devices that trained alone for ``times`` as many steps: perplexities (weighted means) of the
+against_alone   over the devices measured under both models: perplexities (weighted means) of the federated model and
+                of each device alone, and the numbers of devices on which the federated one is better, worse or equal
+longer          over the devices that trained alone for ``times`` as many steps: perplexities (weighted means) of the
                 base, of training alone for the same and for more steps, and of the federated model
 """
 
@@ -16,18 +16,17 @@ from edgewise.apps.report import numbers, svg
 from edgewise.apps.report.html import panel
 
 Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)
-# What the data of a source means for this comparison.
-LONGER = "longer"  # model of the measures and of the event
-NOTES = {
+LONGER = "longer"  # Name of the model in measures and events.
+NOTES = {  # Properties of a data source that explain the comparison.
     "python-stdlib": (
-        "Each package of the library has names that no other uses: one vocabulary per owner favours training alone. "
-        "The federated model is one model for all of them."
+        "Each package of the library has names that no other uses. Such vocabularies favour training alone. "
+        "The federated model is one model for all packages."
     )
 }
 
 
 def share_improved(new: Measures, old: Measures) -> float | None:
-    """Share of the devices in both whose perplexity is lower under ``new``; None where there is no such device."""
+    """Compute the share of common devices whose perplexity is lower under ``new``; None without common devices."""
     common = new.keys() & old.keys()
     if not common:
         return None
@@ -35,7 +34,7 @@ def share_improved(new: Measures, old: Measures) -> float | None:
 
 
 def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None:
-    """See the module; None where no device was measured both ways."""
+    """Compute ``against_alone`` (see the module); None if no device was measured under both models."""
     common = sorted(federated.keys() & alone.keys())
     if not common:
         return None
@@ -54,7 +53,7 @@ def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None
 
 
 def longer(times: int, measures: Mapping[str, Measures], going_on: Measures) -> dict[str, Any] | None:
-    """See the module; None where it was not run."""
+    """Compute ``longer`` (see the module); None if the comparison was not run."""
     if not going_on:
         return None
     names = ("base", "local_only", "federated")
@@ -64,7 +63,7 @@ def longer(times: int, measures: Mapping[str, Measures], going_on: Measures) -> 
 
 
 def _nats(measure: tuple[float, int]) -> float:
-    """Per token."""
+    """Return the loss in nats per token."""
     nll, tokens = measure
     return nll / tokens if tokens else math.inf
 
@@ -77,7 +76,7 @@ def _mean(measures: Measures) -> float:
 
 
 def sentence(s: Mapping[str, Any], mark: Callable[[str], str] = str) -> str:
-    """The comparison of federated with training alone, in one sentence; ``mark`` sets figures apart."""
+    """Compare the federated model with training alone in words. ``mark`` formats the figures."""
     c = s["against_alone"]
     if c is None:
         if not s["recipe"]["compare"]["local_only"]:
@@ -99,33 +98,33 @@ def sentence(s: Mapping[str, Any], mark: Callable[[str], str] = str) -> str:
 
 
 def note(s: Mapping[str, Any]) -> str:
-    """Why training alone did better, where the data tells; else empty."""
+    """Explain why training alone did better, if the data source is known to favour it; else empty."""
     data, c, facts = s["recipe"]["data"], s["against_alone"], s["facts"]
     if c is None or (c["change_percent"] or 0.0) <= 0.0:
         return ""
     if (
         facts.get("extensions") or "objects" in facts
-    ) and "precision" not in facts:  # a fact of the text trainer: others read other data
+    ) and "precision" not in facts:  # The text trainer reports its precision. Other trainers read other data.
         return ""
     return NOTES.get(data["source"], "") if data["partition"] == "owner" else ""
 
 
 def going_on(s: Mapping[str, Any]) -> str:
-    """The result of training alone for longer, in one sentence; empty where it was not run."""
+    """Summarise training alone for longer in one sentence; empty if it was not run."""
     g = s["longer"]
     if g is None:
         return ""
-    said = f"{numbers.devices(g['devices'])} alone, {g['times']} times the steps: "
-    said += numbers.measured(g["perplexity"])
+    sentence = f"{numbers.devices(g['devices'])} alone, {g['times']} times the steps: "
+    sentence += numbers.measured(g["perplexity"])
     if g["local_only"] is not None:
-        said += f", for the same steps {numbers.measured(g['local_only'])}"
+        sentence += f", for the same steps {numbers.measured(g['local_only'])}"
     if g["federated"] is not None:
-        said += f"; federated, on the same: {numbers.measured(g['federated'])}"
-    return said
+        sentence += f"; federated, on the same: {numbers.measured(g['federated'])}"
+    return sentence
 
 
 def picture(s: Mapping[str, Any]) -> str:
-    """The panel on training alone for longer; empty where it was not run."""
+    """Draw the panel on training alone for longer; empty if it was not run."""
     g = s["longer"]
     if g is None or None in (g["perplexity"], g["base"]):
         return ""
@@ -140,7 +139,7 @@ def picture(s: Mapping[str, Any]) -> str:
     name = "multiples of the federation's steps"
     chart = svg.lines("Perplexity of training alone for longer", series, x_name=name, unit=numbers.perplexity)
     of = f"{numbers.count(g['devices'])} of {numbers.count(s['population'] or g['devices'])} devices, spread evenly"
-    hint = f"{of}. The schedule of learning rates is stretched over the steps."
+    hint = f"{of}. The learning-rate schedule is stretched over the steps."
     if g["local_only"] is not None and g["perplexity"] > g["local_only"]:
-        hint += " A device soon learns its few words by heart, and then its held-out text gets worse."
-    return panel("Could a device not train longer alone?", hint, chart)
+        hint += " A device soon overfits its little text, and its held-out perplexity rises."
+    return panel("Training alone for longer", hint, chart)

@@ -1,7 +1,10 @@
-"""Several runs side by side: their figures, the settings in which they differ, and which of them can be compared.
+"""Comparison of several runs: their figures, their differing settings, and the runs that cannot be compared.
 
-Perplexities can be compared where runs begin with one base model and measure one text: the same data, and the same
-held-out tokens of the same devices. What differs in one of these is told for each run, against the first.
+Perplexities can be compared if the runs begin with the same base model and measure the same text: the same data, and
+the same held-out tokens of the same devices. For each run the differences from the first run are listed.
+
+    found = build([Path("runs/a"), Path("runs/b")])
+    comparison_page.write(found, Path("compare.html"))
 """
 
 from __future__ import annotations
@@ -21,25 +24,25 @@ if TYPE_CHECKING:
 
     from edgewise.drivers.storage.run_store import RunStore
 
-# Settings that decide how fast a simulation is, or what it is called, and never what it finds.
+# These settings decide the speed or the name of a simulation, and never its result.
 UNTOLD = ("name", "simulation.engine", "simulation.workers")
 
 
 def build(folders: Sequence[Path]) -> dict[str, Any]:
-    """Everything about the runs in ``folders``, as plain JSON.
+    """Compare the runs in ``folders``, as plain JSON.
 
     Returns:
         ``runs``: a row each: ``name`` (short and unique), ``run_dir``, ``complete``, ``rounds``, ``perplexity``
-        (weighted mean by model; null where it was not measured), ``worst_decile`` (federated),
+        (weighted mean by model; null if it was not measured), ``worst_decile`` (federated),
         ``up_per_device_round``, ``up_total``, ``seconds``, ``epsilon`` (spent so far; null without a budget),
         ``share_over_local_only``, ``curve`` (``played``, ``perplexity``, ``up``), ``loss`` (``round``, ``loss``).
-        ``settings``: recipe key -> its value in each run, of keys that differ.
-        ``not_comparable``: name of a run -> why its perplexities are not those of the first.
+        ``settings``: recipe key -> its value in each run, for keys that differ.
+        ``not_comparable``: name of a run -> its differences from the first run.
     Raises:
-        RecipeError: E-MISSING for fewer than two runs. StoreError: E-RESUME where a folder holds none.
+        RecipeError: E-MISSING for fewer than two runs. StoreError: E-RESUME if a folder holds no run.
     """
     if len(folders) < 2:
-        raise RecipeError("E-MISSING", "a comparison takes two runs or more.", "name their folders: runs/a runs/b.")
+        raise RecipeError("E-MISSING", "a comparison needs two runs or more.", "name their folders: runs/a runs/b.")
     names = _names(folders)
     rows, recipes, grounds = [], [], []
     for folder, name in zip(folders, names, strict=True):
@@ -58,19 +61,22 @@ def build(folders: Sequence[Path]) -> dict[str, Any]:
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell the runs apart."""
+    """Return the shortest ends of the paths that are unique."""
     parts = [Path(os.path.abspath(folder)).parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["/".join(p[-depth:]) for p in parts]
         if len(set(names)) == len(names):
             return names
-    return [f"{'/'.join(p[-1:])} ({i + 1})" for i, p in enumerate(parts)]  # one folder, named twice
+    return [f"{'/'.join(p[-1:])} ({i + 1})" for i, p in enumerate(parts)]  # A person named one folder twice.
 
 
 def _ground(store: RunStore) -> dict[str, Any]:
-    """The ground of a run's perplexities. ``base_loss``: the base's on the held-out text, nats a token, or None."""
+    """Collect the facts that two runs must share: data, held-out tokens and base model.
+
+    ``base_loss`` is the base model's loss on the held-out text in nats per token, or None.
+    """
     run = store.run()
-    assert run is not None  # ``run_dirs.opened`` has seen to it
+    assert run is not None  # ``run_dirs.opened`` ensures it.
     facts, recipe = run["facts"], run["recipe"]
     data = {k: v for k, v in recipe["data"].items() if k != "path"}
     measures = store.measures("base")
@@ -85,8 +91,10 @@ def _ground(store: RunStore) -> dict[str, Any]:
 
 
 def _apart(one: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
-    """Why perplexities of two runs cannot be compared. Names of bases say little: a base is another one where its
-    loss on the same text is another, by more than rounding."""
+    """List the reasons why perplexities of two runs cannot be compared.
+
+    Names of base models say little. Two bases differ if their losses on the same text differ by more than rounding.
+    """
     why = ["other data"] if one["data"] != first["data"] else []
     why += ["other held-out text"] if one["held"] != first["held"] else []
     losses = (one["base_loss"], first["base_loss"])
@@ -125,7 +133,7 @@ def _row(s: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
 
 
 def flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """``{"training": {"lr": 1}}`` -> ``{"training.lr": 1}``; lists of parts as a line: ``weigh, quantize(bits=4)``."""
+    """Flatten ``{"training": {"lr": 1}}`` to ``{"training.lr": 1}``, and lists of parts to a line: ``weigh, wrap``."""
     out: dict[str, Any] = {}
     for key, value in recipe.items():
         if isinstance(value, Mapping):
@@ -143,7 +151,7 @@ def _part(part: Mapping[str, Any]) -> str:
 
 
 def setting(value: Any) -> str:
-    """A recipe's value as people read it."""
+    """Format a recipe's value for a person."""
     if value is None:
         return numbers.NOTHING
     if isinstance(value, bool):
@@ -154,17 +162,17 @@ def setting(value: Any) -> str:
 
 
 def apart(name: str, why: Sequence[str]) -> str:
-    """The sentence on a run whose perplexities are of something else."""
-    return f"{name} has {' and '.join(why)} than the first run: their perplexities cannot be compared."
+    """Say why the perplexities of a run cannot be compared with those of the first."""
+    return f"{name} has {' and '.join(why)} than the first run. Their perplexities cannot be compared."
 
 
 HEADS = ("base", "alone", "federated", "together", "up/round", "up in all", "rounds", "time", "epsilon")
-PERPLEXITIES, WIDE = 4, 110  # of the heads; columns from which all stand in one table
+PERPLEXITIES, WIDE = 4, 110  # Number of heads on perplexity. A screen of WIDE columns holds all heads in one table.
 SHOWN = ("base", "local_only", "federated", "centralised")
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:
-    """One run's figures under ``HEADS``, as people read them."""
+    """Format one run's figures under ``HEADS``."""
     perplexities = [row["perplexity"].get(model) for model in SHOWN]
     return [
         *(numbers.NOTHING if p is None else numbers.perplexity(p) for p in perplexities),
@@ -177,7 +185,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def best(found: Mapping[str, Any]) -> str:
-    """Name of the run with the lowest federated perplexity among those that can be compared; empty where none can."""
+    """Name the comparable run with the lowest federated perplexity; empty if fewer than two can be compared."""
     fit = [
         r
         for r in found["runs"]
@@ -187,7 +195,7 @@ def best(found: Mapping[str, Any]) -> str:
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:
-    """Print what ``build`` found: figures, differing settings, and what cannot be compared."""
+    """Print the result of ``build``: figures, differing settings, and runs that cannot be compared."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

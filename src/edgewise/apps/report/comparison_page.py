@@ -1,4 +1,4 @@
-"""One self-contained page on several runs: their figures, differing settings, and their curves in one frame."""
+"""HTML page that compares several runs: figures, differing settings and overlaid curves, self-contained."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from edgewise.core.errors import StoreError
 from edgewise.drivers.storage.files import write_durably
 
 MARK = '<meta name="generator" content="edgewise compare">'
-# Near Okabe and Ito's colours, which people of any colour vision tell apart; darker for text, lighter in the dark.
+# Close to Okabe and Ito's colours, which people with any colour vision tell apart. Text is darker, dark mode lighter.
 LIGHT = ("0072b2", "d55e00", "009e73", "b0588c", "b58900", "2f8fc7", "7a5c2e", "5f666f")
 LIGHT_TEXT = ("00609a", "a84a00", "00795a", "8f3f70", "7d5f00", "1f6f9e", "634a24", "4d545c")
 DARK = ("4aa8e8", "f0824a", "1fb58a", "d98bb8", "e0b341", "7cc4ee", "b8935a", "9aa4ae")
 
 
 def write(found: Mapping[str, Any], path: Path) -> Path:
-    """Write the page, over an older one of its kind only. Raises StoreError: E-FILE-EXISTS, E-DISK."""
+    """Write the page. It overwrites only an older page of its kind. Raises StoreError: E-FILE-EXISTS, E-DISK."""
     try:
         with path.open("rb") as f:
             ours = MARK.encode() in f.read(2048)
@@ -32,14 +32,14 @@ def write(found: Mapping[str, Any], path: Path) -> Path:
         raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "choose another --out.") from None
     if not ours:
         raise StoreError(
-            "E-FILE-EXISTS", f"{path} exists, and is no page of edgewise compare.", "choose another --out."
+            "E-FILE-EXISTS", f"{path} exists and is not a page of edgewise compare.", "choose another --out."
         )
     write_durably(path, page(found).encode())
     return path
 
 
 def page(found: Mapping[str, Any]) -> str:
-    """The whole page, from ``comparison.build``."""
+    """Build the HTML of the whole page from ``comparison.build``."""
     css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     names = ", ".join(r["name"] for r in found["runs"])
     return f"""<!doctype html>
@@ -51,7 +51,7 @@ def page(found: Mapping[str, Any]) -> str:
 <p class="lead">{_lead(found)}</p>{_apart(found)}</header><main>
 <section aria-label="Figures"><div class="panel">{_figures(found)}</div>{_settings(found)}</section>
 <section aria-label="Curves">{_curves(found)}</section></main>
-<footer>Made from the databases of {escape(names)} by <code>edgewise compare</code>.</footer></div></body></html>
+<footer><code>edgewise compare</code> made this page from the databases of {escape(names)}.</footer></div></body></html>
 """
 
 
@@ -73,16 +73,18 @@ def _lead(found: Mapping[str, Any]) -> str:
         return "No two of these runs have a federated perplexity that can be compared."
     top = next(r for r in found["runs"] if r["name"] == wins)
     lowest = numbers.perplexity(top["perplexity"]["federated"])
-    said = f"<b>{escape(wins)}</b> has the lowest held-out perplexity: <b>{lowest}</b>"
+    winner = f"<b>{escape(wins)}</b> has the lowest held-out perplexity: <b>{lowest}</b>"
     sent = (
-        f", for {numbers.size(top['up_per_device_round'])} per device and round" if top["up_per_device_round"] else ""
+        f", with uploads of {numbers.size(top['up_per_device_round'])} per device and round"
+        if top["up_per_device_round"]
+        else ""
     )
-    return f"{said}{sent}."
+    return f"{winner}{sent}."
 
 
 def _apart(found: Mapping[str, Any]) -> str:
-    said = "<br>".join(escape(comparison.apart(name, why)) for name, why in found["not_comparable"].items())
-    return f'<p class="note-box" role="note">{said}</p>' if said else ""
+    notes = "<br>".join(escape(comparison.apart(name, why)) for name, why in found["not_comparable"].items())
+    return f'<p class="note-box" role="note">{notes}</p>' if notes else ""
 
 
 def _figures(found: Mapping[str, Any]) -> str:
@@ -97,7 +99,8 @@ def _figures(found: Mapping[str, Any]) -> str:
     ]
     unfinished = "" if all(r["complete"] for r in found["runs"]) else " * not complete."
     caption = (
-        f"Held-out perplexity: weighted mean over tokens, lower is better. Up: bytes that devices sent.{unfinished}"
+        "Held-out perplexity is the weighted mean over tokens. Lower is better. Up is the number of bytes that devices "
+        f"sent.{unfinished}"
     )
     return table(("run", *comparison.HEADS), rows, caption)
 
@@ -148,7 +151,7 @@ def _curves(found: Mapping[str, Any]) -> str:
         + panel("Held-out perplexity by bytes", "Lower and further left is better.", by_bytes)
     )
     return f"{quality}<div class=gap></div>" + pair(
-        panel("Training loss", "Nats per token in the last quarter of the local steps, over devices.", loss)
+        panel("Training loss", "Nats per token in the last quarter of the local steps, averaged over devices.", loss)
         + panel("Federated against alone", "Lower is better.", _bars(found))
     )
 

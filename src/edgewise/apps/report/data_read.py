@@ -1,5 +1,7 @@
-"""What was read and what was not, in words: ``learn.text.reading`` in; lines for ``check``, a run's start and report
-out."""
+"""Sentences on the data that was read or left out, for ``check``, the start of a run, and the report.
+
+The counts come from ``learn.text.reading``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ Reading = Mapping[str, Any]
 
 
 def table(r: Reading) -> Any:
-    """``rows`` as a rich table without lines."""
+    """Format ``rows`` as a rich table without lines."""
     from rich.table import Table
     from rich.text import Text
 
@@ -26,33 +28,35 @@ def table(r: Reading) -> Any:
 
 
 def rows(r: Reading) -> list[tuple[str, str]]:
-    """(name, sentence) of each thing that can be said; what is nothing is left out."""
+    """List (name, sentence) of each count. A count of nothing is left out."""
     t = r["text"]
-    said = [("files", _read(r["files"])), ("rows", _read(r["rows"]) if r["rows"] else "")]
+    found = [("files", _read(r["files"])), ("rows", _read(r["rows"]) if r["rows"] else "")]
     some = "" if r["examined"] == r["devices"] else f" on {numbers.count(r['examined'])} of the devices"
     tokens = f"{numbers.count(r['train_tokens'])} to train, {numbers.count(r['held_tokens'])} held out{some}"
-    said += [("tokens", tokens), ("held out", held_out(r)), ("max_tokens", _beyond(r))]
+    found += [("tokens", tokens), ("held out", held_out(r)), ("max_tokens", _beyond(r))]
     if t["replaced"]:
-        said.append(("not UTF-8", f"{numbers.count(t['replaced'])} bad bytes stand as U+FFFD in the text"))
+        found.append(("not UTF-8", f"{numbers.count(t['replaced'])} bad bytes became U+FFFD in the text"))
     if t["empty"] and not r["rows"]:
-        said.append(("empty", _some(t["empty"], "document has", "documents have") + " no token"))
+        found.append(("empty", _some(t["empty"], "document has", "documents have") + " no token"))
     if n := r["unread_documents"]:
-        said.append(("unread", _some(n, "document", "documents") + " cannot be read, and are left out"))
-    said += [("devices", _cannot(r)), ("names", _alike(r)), ("prompts", prompts(r)), ("long prompts", prompts_over(r))]
-    return [(name, sentence) for name, sentence in said if sentence]
+        found.append(("unread", _some(n, "document", "documents") + " cannot be read and are left out"))
+    found += [("devices", _cannot(r)), ("names", _alike(r)), ("prompts", prompts(r)), ("long prompts", prompts_over(r))]
+    return [(name, sentence) for name, sentence in found if sentence]
 
 
 def notes(r: Reading) -> list[str]:
-    """What a person should know before a run begins: text that is left out, and prompts out of sight. Hidden files and
-    those of edgewise itself are what everybody expects."""
+    """List the notes for the start of a run: omitted text, and prompts that were cut.
+
+    Hidden files and files of edgewise itself are not mentioned, because everybody expects their omission.
+    """
     sentences = [prompts(r), prompts_over(r), _beyond(r), _cannot(r), _alike(r)]
-    if left := {reason: n for reason, n in r["files"]["left_out"].items() if reason not in (HIDDEN, OWN)}:
-        sentences.append(f"Files left out: {_reasons(left)}")
+    if omitted := {reason: n for reason, n in r["files"]["left_out"].items() if reason not in (HIDDEN, OWN)}:
+        sentences.append(f"Files left out: {_reasons(omitted)}")
     return [s[0].upper() + s[1:] + "." for s in sentences if s]
 
 
 def prompts(r: Reading) -> str:
-    """How many answers are trained without their whole prompt in sight; empty where all are."""
+    """Count the answers that are trained without their whole prompt in the block; empty without any."""
     t = r["text"]
     if not t["answers_short"]:
         return ""
@@ -66,7 +70,7 @@ def prompts(r: Reading) -> str:
 
 
 def prompts_over(r: Reading) -> str:
-    """How many rows are not used for the length of their prompts; empty where there are none."""
+    """Count the rows that are not used because their prompts are too long; empty without any."""
     n = r["text"]["prompts_over"]
     if not n:
         return ""
@@ -78,7 +82,7 @@ def prompts_over(r: Reading) -> str:
 
 
 def held_out(r: Reading) -> str:
-    """The rule of the hold-out."""
+    """State the rule of the hold-out."""
     share = f"the last {numbers.percent(100 * r['holdout'], signed=False)}"
     order = f" by `{r['time']}`" if r["time"] else ""
     if r["rows"]:

@@ -1,4 +1,4 @@
-"""The run's figures as PNG files in ``out/plots``, for slides and papers; the report draws its own in SVG."""
+"""PNG plots of a run in ``out/plots``, for slides and papers. The report has its own charts in SVG."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgewise.apps.report.svg import clipped, is_wide, log_ticks
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.storage.run_store import RunStore
 
-# Okabe and Ito's palette, told apart with every kind of colour vision; each model also has a marker of its own.
+# Okabe and Ito's palette, which people with any colour vision tell apart. Each model also has its own marker.
 COLOUR = {
     "base": "#7a828c",
     "local_only": "#d98300",
@@ -46,8 +46,8 @@ STYLE: dict[str, Any] = {
     "figure.constrained_layout.h_pad": 0.12,
     "savefig.dpi": 160,
 }
-LINE = 0.062  # height of a label, as a share of the axis
-MANY = 60  # devices above which the spread is drawn by rank
+LINE = 0.062  # Height of a label, as a share of the axis.
+MANY = 60  # With more devices the spread is drawn by rank.
 
 Summary = Mapping[str, Any]
 
@@ -78,13 +78,13 @@ def write(store: RunStore, summary: Summary, out: Path) -> list[Path]:
             if drawn:
                 written.append(path)
             else:
-                path.unlink(missing_ok=True)  # of an earlier report, which drew what this one leaves out
+                path.unlink(missing_ok=True)  # An earlier report may have drawn a figure that this one leaves out.
     return written
 
 
 @contextmanager
 def _figure(path: Path, name: str, s: Summary) -> Iterator[Any]:
-    """A figure without any global state (no pyplot), saved where something was drawn on it."""
+    """Make a figure without global state (no pyplot), and save it if something was drawn on it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -101,20 +101,20 @@ def _figure(path: Path, name: str, s: Summary) -> Iterator[Any]:
 
 
 def _label_ends(axes: Any, ends: Sequence[tuple[str, str, float]], x: float) -> None:
-    """Names at the right end of lines, moved apart where they would touch."""
+    """Write names at the right end of lines, moved apart if they would touch."""
     is_log = axes.get_yscale() == "log"
     low, high = axes.get_ylim()
     at = -inf
     for label, colour, y in sorted(ends, key=lambda e: e[2]):
         above = at * (high / low) ** LINE if is_log else at + LINE * (high - low)
-        at = max(y, above)  # upwards only: the lowest stays where it is
+        at = max(y, above)  # Labels move upwards only. The lowest stays in place.
         axes.annotate(
             label, (x, at), xytext=(8, 0), textcoords="offset points", va="center", color=colour, weight="bold"
         )
 
 
 def _whole(axes: Any) -> None:
-    """Ticks at whole rounds only."""
+    """Put ticks at whole rounds only."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
@@ -195,7 +195,7 @@ def _devices(figure: Any, s: Summary) -> bool:
 
 
 def _plain(name: str) -> str:
-    """A name from data or an extension: cut to fit, and its ``$`` no mathematics."""
+    """Cut a name from data or an extension to fit, and escape its ``$``, which would start mathematics."""
     return clipped(name, 230).replace("$", r"\$")
 
 
@@ -206,7 +206,7 @@ def _mark(axes: Any, model: str, x: Sequence[float], y: Sequence[float]) -> None
 
 
 def _each(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
-    """One row per device."""
+    """Draw one row per device."""
     for i, r in enumerate(rows):
         ends = [r[m] for m in models if r.get(m)]
         axes.plot([min(ends), max(ends)], [i, i], color=COLOUR["quiet"], lw=1.6, zorder=1)
@@ -218,7 +218,7 @@ def _each(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
 
 
 def _ranked(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
-    """Too many devices for rows: each model's perplexities in order."""
+    """Draw each model's perplexities in order, for too many devices to have rows."""
     for m in models:
         values = sorted(r[m] for r in rows if r.get(m))
         share = [100 * i / max(1, len(values) - 1) for i in range(len(values))]
@@ -228,7 +228,7 @@ def _ranked(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
 
 
 def _bars(axes: Any, rows: Sequence[tuple[str, float, str, str]], title: str) -> None:
-    """Horizontal bars (name, value, shown, colour), first on top, labelled directly."""
+    """Draw horizontal bars (name, value, shown, colour), the first on top, with direct labels."""
     at = range(len(rows))
     axes.barh(at, [r[1] for r in rows], color=[COLOUR[r[3]] for r in rows], height=0.62)
     axes.set_yticks(at, [_plain(r[0]) for r in rows])
@@ -253,7 +253,7 @@ def _bytes(figure: Any, s: Summary) -> bool:
 
 def _quality_for_bytes(figure: Any, s: Summary) -> bool:
     lines = sections.moved(s)
-    if not lines or len(lines[0][2]) < 2:  # one point draws no line, and the report says it in words
+    if not lines or len(lines[0][2]) < 2:  # One point draws no line. The report states it in words.
         return False
     axes = figure.subplots()
     for name, colour, points in lines:
@@ -282,7 +282,7 @@ def _participation(figure: Any, s: Summary) -> bool:
     if not p["invited"]:
         return False
     reasons = [(numbers.lost(code), n, numbers.count(n), "lost") for code, n in sections.reasons(p)]
-    if not reasons and p["accepted"] == p["invited"]:  # bars that are all the same
+    if not reasons and p["accepted"] == p["invited"]:  # All bars would be the same.
         return False
     axes = figure.subplots(1, 2 if reasons else 1, squeeze=False)[0]
     funnel = [(n, v, f"{numbers.count(v)}  {100 * v / p['invited']:.0f} %", "federated") for n, v in sections.funnel(p)]

@@ -1,4 +1,4 @@
-"""summary.json: every number of a run, computed from what its store measured, and nothing else.
+"""Summary of a run for ``summary.json``: every figure, computed from the measurements in the run's store alone.
 
 Definitions. ``nll`` is a device's summed negative log-likelihood (nats) over its held-out ``tokens``.
 
@@ -10,63 +10,64 @@ Definitions. ``nll`` is a device's summed negative log-likelihood (nats) over it
     share_improved            share of the devices measured under both models whose perplexity is lower with the
                               federated one
 
-``against_alone`` and ``longer``: see ``apps.report.alone_or_together``.
+``against_alone`` and ``longer`` are defined in ``apps.report.alone_or_together``.
 
-Of a run on real devices with ``eval.on_devices`` the loss is the mean that came with the sums, of the model that the
-last round trained from; single devices are not known, so ``devices`` is 0 and median and worst decile are null.
+A run on real devices with ``eval.on_devices`` knows only the mean loss that came with the sums, of the model before its
+last round. Single devices are not known. So ``devices`` is 0, and median and worst decile are null.
 
-``base`` is the model as it came, ``federated`` after the last round that was measured (with ``round.keep = "best"``
-after the one that counts), ``local_only`` every device alone, ``centralised`` all text in one place. What was not run
-is null; a figure that is not finite is null too. ``no_pooled_data``: the trainer has no data of all devices together,
-so there is no ``centralised``, and the run is complete without it.
+``base`` is the model before training. ``federated`` is the model after the last measured round (with
+``round.keep = "best"`` after the one that counts). ``local_only`` is each device alone, and ``centralised`` all text in
+one place. A model that was not run is null, as is a figure that is not finite. ``no_pooled_data`` is true if the
+trainer has no data of all devices together. The run is then complete without ``centralised``.
 
-Participation: ``accepted`` are the contributions that moved the model, ``unused`` those that came to a round which was
-abandoned for too few. Rounds: ``played`` are ``met`` (the model moved) and ``abandoned`` ones. The model that counts is
-the one after ``kept`` rounds, and ``model_sha256`` is its digest; ``waited`` evaluations came after the one with the
-lowest held-out loss; ``stopped``: ``round.patience`` ended the run before its last round.
+Participation: ``accepted`` counts the contributions that changed the model. ``unused`` counts those to a round that was
+abandoned for too few. Rounds: ``played`` are ``met`` (the model changed) plus ``abandoned`` ones. The model that counts
+is the one after ``kept`` rounds, and ``model_sha256`` is its digest. ``waited`` evaluations came after the one with the
+lowest held-out loss. ``stopped`` is true if ``round.patience`` ended the run before its last round.
 
-Rungs: where devices choose their codec, one row per rung: ``accepted`` contributions by it, ``devices`` that gave one,
-``bytes_up`` mean size of such a contribution's frame (null where there is none). As in participation, only those that
-moved the model count, so the rows add up to its ``accepted``. Empty where the codec is fixed.
+Rungs: if devices choose their codec, one row per rung: its ``accepted`` contributions, the ``devices`` that gave one,
+and ``bytes_up``, the mean size of a contribution's frame (null without one). As in participation, only contributions
+that changed the model count, so the rows add up to its ``accepted``. The list is empty if the codec is fixed.
 
-Bytes: ``up_per_device_round`` is the mean size of an accepted contribution's frame, ``down_per_device_round`` the mean
-over invitations of all that the invited device downloads: the frame, and the model or its changes since the device last
-had it. ``float32_model`` is 4 bytes for each parameter of the model (null where the
-trainer does not tell), ``float32_update`` 4 bytes for each trained one. ``up_ratio`` and ``down_ratio`` are against the
-whole model (the trained part where that is not known), ``up_ratio_update`` against the trained part.
-``quality_for_bytes`` is the curve over bytes: the federated model's weighted mean at each evaluation beside the bytes
-that one device has sent (``up``) and received (``down``) until then, the mean over the whole population. In the curve
-``missing_by_code`` counts the devices that an evaluation asked and that did not measure the model.
-``text_total`` is the text that devices train on, in UTF-8, about (tokens times the bytes of a token), and
-``text_per_device`` the mean over devices; ``up_per_device`` is what a device of the population sent in all rounds. The
-first two are null where the tokens of devices are not known, and with differential privacy.
+Bytes: ``up_per_device_round`` is the mean size of an accepted contribution's frame. ``down_per_device_round`` is the
+mean over invitations of the invited device's download: the frame, and the model or its changes since the device last
+had it. ``float32_model`` is 4 bytes for each parameter of the model (null if the trainer does not report them), and
+``float32_update`` 4 bytes for each trained one. ``up_ratio`` and ``down_ratio`` compare with the whole model (with the
+trained part if that is unknown), and ``up_ratio_update`` with the trained part.
+``quality_for_bytes`` is the curve over bytes: the federated model's weighted mean at each evaluation, and the bytes
+that one device has sent (``up``) and received (``down``) until then, as means over the population. In the curve
+``missing_by_code`` counts the devices that were asked for an evaluation and did not measure the model.
+``text_total`` is about the size of the training text in UTF-8 (tokens times the bytes of a token), and
+``text_per_device`` its mean over devices. ``up_per_device`` is the upload of one device in all rounds. The first two
+are null if the tokens of devices are not known, and with differential privacy.
 
 ``simulator_metrics``: measured by the simulator (``summary_types.SimulatorMetric``), of the models ``base`` and
-``federated`` on held-out data, and of the devices' own ``training``. Each device counts alike in ``mean``.
+``federated`` on held-out data, and of the devices' own ``training``. Each device has the same weight in ``mean``.
 
-Samples: where the recipe asks for them (``report.samples``), of some devices the beginning of the held-out text
-(``prompt``), how it goes on (``actual``), and how the ``base`` and the ``federated`` model that counts go on.
+Samples: if the recipe asks for them (``report.samples``), the beginning of some devices' held-out text (``prompt``),
+its continuation (``actual``), and the continuations by ``base`` and by the ``federated`` model that counts.
 
-Seconds: ``train`` and ``encode`` are device seconds, summed over contributions, and can exceed wall-clock time when
-workers run side by side; ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds
-and ``total`` is their sum: loading and the report itself are not in it, and what a crash repeated counts once.
+Seconds: ``train`` and ``encode`` are device seconds, summed over contributions. They can exceed wall-clock time if
+workers run in parallel. ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds,
+and ``total`` is their sum. It excludes loading and the report itself, and counts work that a crash repeated once.
 
 Summed metrics (``summary_types.SummedMetric``): ``per_round`` has their means, weighted as updates are; null in a round
 without a sum. With noise they can lie outside of the bounds.
 
-Reading: what was read and what was left out, by reason (``learn.text.reading``); null where the trainer does not tell.
+Reading: counts of the data that was read or left out, by reason (``learn.text.reading``); null if the trainer reports
+none.
 
-Facts that are used where the run has them: ``model``, ``parameters``, ``trainable``, ``devices`` (name -> training
+Facts that are used if the run has them: ``model``, ``parameters``, ``trainable``, ``devices`` (name -> training
 tokens), ``bytes_per_token``, ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan``
 (``trace``, ``trace_down``, ``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir``,
 ``recipe_from_run`` and ``spec`` (``edgewise export`` finds a relative ``model.base`` and the names of tensors by them;
 they are not part of the summary, but ``recipe_folder`` has the latter where it is around the run). Every other fact is
 passed on under ``facts``.
 
-With differential privacy the summary is for others than the run's owner too, so ``per_device`` is empty, the
-``fingerprint`` is left out (an unsalted hash of all text tells who knows the rest of it whether one document is there),
-as is ``reading`` (exact counts of it), and ``not_covered`` says what no epsilon is about. ``devices.json`` has all
-three, for its owner only.
+With differential privacy other people than the run's owner may read the summary. So ``per_device`` is empty,
+``fingerprint`` is left out (an unsalted hash of all text tells a person who knows all other documents whether one is
+there), and ``reading`` is left out (it has exact counts). ``not_covered`` names the figures that no epsilon covers.
+``devices.json`` has all three, for its owner only.
 """
 
 from __future__ import annotations
@@ -94,12 +95,12 @@ from edgewise.plan.recipe.recipe import simulation_digest
 from edgewise.privacy.card import OUTSIDE
 
 MODELS = ("base", "local_only", "federated", "centralised")
-_PLACES = {"recipe_dir", "recipe_from_run"}  # folders of a machine
+_PLACES = {"recipe_dir", "recipe_from_run"}  # Folders of a machine.
 _SHOWN_APART = {"versions", "plan", "devices", "bytes_per_token", "reading", "spec"} | _PLACES
 
 
 def perplexity(nll: float, tokens: float) -> float:
-    """exp(nll / tokens); inf where that overflows or nothing was measured."""
+    """Compute exp(nll / tokens); inf if it overflows or nothing was measured."""
     try:
         return math.exp(nll / tokens)
     except (OverflowError, ZeroDivisionError):
@@ -107,13 +108,13 @@ def perplexity(nll: float, tokens: float) -> float:
 
 
 def quality(measures: Measures) -> dict[str, Any] | None:
-    """The figures of one model over devices (see the module's definitions); None where nothing was measured."""
+    """Compute the figures of one model over devices, as the module defines them; None if nothing was measured."""
     if not measures:
         return None
     each = sorted(perplexity(*m) for m in measures.values())
     worst = each[-math.ceil(len(each) / 10) :]
     tokens = sum(t for _, t in measures.values())
-    alone = set(measures) == {COHORT}  # a mean of single devices that nobody knows
+    alone = set(measures) == {COHORT}  # Then only the mean over devices is known.
     return {
         "weighted_mean": perplexity(sum(nll for nll, _ in measures.values()), tokens),
         "median": None if alone else statistics.median(each),
@@ -128,7 +129,7 @@ def quality(measures: Measures) -> dict[str, Any] | None:
 
 
 def build(store: RunStore) -> dict[str, Any]:
-    """The summary of the run in ``store``, finished or not. Raises StoreError(E-RESUME) where there is no run."""
+    """Build the summary of the run in ``store``, finished or not. Raises StoreError(E-RESUME) if there is no run."""
     run = store.run()
     if run is None:
         raise StoreError("E-RESUME", f"there is no run in {store.out}.", "check the path of the run directory.")
@@ -138,11 +139,11 @@ def build(store: RunStore) -> dict[str, Any]:
     measures = {name: store.measures(name) for name in MODELS}
     models = store.models()
     plan = facts.get("plan") or {}
-    trained = facts.get("trainable") or plan.get("dim")  # of the model; the run's vector may be shorter
+    trained = facts.get("trainable") or plan.get("dim")  # Of the model. The run's vector may be shorter.
     noised = promises_epsilon(recipe)
     which = chosen(store)
     played = which.reached
-    if which.played < played:  # of an earlier round than the last one
+    if which.played < played:  # A model before the last round counts.
         earlier = ("federated", which.played - 1) if which.played else ("base", -1)
         measures["federated"] = store.measures(*earlier)
     single = {d: m for d, m in measures["federated"].items() if d != COHORT}
@@ -225,9 +226,11 @@ def write(out: Path, summary: Mapping[str, Any]) -> Path:
 
 
 def write_devices(store: RunStore, summary: Mapping[str, Any], out: Path) -> None:
-    """Write what the ``summary`` of a run with differential privacy leaves out to ``out/devices.json``, for its owner
-    only: ``per_device``, the data's ``fingerprint`` and its ``reading``. Without differential privacy nothing is left
-    out."""
+    """Write the figures that a summary with differential privacy leaves out to ``out/devices.json``.
+
+    They are ``per_device``, the data's ``fingerprint`` and its ``reading``. Only the owner can read the file. Without
+    differential privacy nothing is left out, and no file is written.
+    """
     run = store.run()
     if not summary["not_covered"] or run is None:
         return
@@ -239,7 +242,7 @@ def write_devices(store: RunStore, summary: Mapping[str, Any], out: Path) -> Non
 
 
 def _facts(facts: Mapping[str, Any], noised: bool) -> dict[str, Any]:
-    """What is passed on. With differential privacy no digest of data: that of the whole, those of objects."""
+    """Return the facts that are passed on. With differential privacy they hold no digest of data or objects."""
     shown = {k: v for k, v in facts.items() if k not in _SHOWN_APART and not (noised and k == "fingerprint")}
     return {**shown, "objects": {}} if noised and "objects" in shown else shown
 
@@ -270,8 +273,10 @@ def _participation(told: Sequence[events.AnyEvent]) -> dict[str, Any]:
 
 
 def _rungs(told: Sequence[events.AnyEvent], names: Sequence[str]) -> list[dict[str, Any]]:
-    """One row per rung that devices could choose, from the most bytes to the fewest; empty where the codec is fixed.
-    Contributions to rounds that were met."""
+    """Make one row per rung that devices could choose, from the most bytes to the fewest.
+
+    Only contributions to rounds that were met count. The list is empty if the codec is fixed.
+    """
     met = {e.round for e in told if isinstance(e, events.RoundFinished) and e.met}
     chosen: dict[int | None, list[events.Accepted]] = defaultdict(list)
     for e in told:
@@ -307,7 +312,7 @@ def _seconds(told: Sequence[events.AnyEvent]) -> dict[str, float]:
 
 
 def _samples(told: Sequence[events.AnyEvent]) -> list[dict[str, str]]:
-    """One row per device whose held-out text was sampled, by both models."""
+    """Make one row per device whose held-out text both models continued."""
     by: dict[str, dict[str, events.Sampled]] = defaultdict(dict)
     for e in told:
         if isinstance(e, events.Sampled):
@@ -353,7 +358,7 @@ def _round_row(e: events.RoundFinished, metrics: Sequence[str]) -> dict[str, Any
 def _devices(
     told: Sequence[events.AnyEvent], measures: Mapping[str, Measures], facts: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """One row per device that was heard of: what it gave, and its perplexity under each model."""
+    """Make one row per known device: its contributions, and its perplexity under each model."""
     accepted: dict[str, list[events.Accepted]] = defaultdict(list)
     lost: dict[str, list[events.Lost]] = defaultdict(list)
     flagged: dict[str, dict[str, str]] = defaultdict(dict)
@@ -384,7 +389,7 @@ def _devices(
 
 
 def _finite(x: Any) -> Any:
-    """Plain JSON values; a number that is not finite becomes null."""
+    """Convert to plain JSON values. A number that is not finite becomes null."""
     if isinstance(x, float):
         return x if math.isfinite(x) else None
     if isinstance(x, Mapping):

@@ -1,11 +1,10 @@
-"""The form of ``summary.json``, for type checkers and other programs. ``apps.report.summary`` says what each
-figure means."""
+"""Types of ``summary.json``, for type checkers and other programs. ``apps.report.summary`` defines each figure."""
 
 from __future__ import annotations
 
 from typing import Any, TypedDict
 
-Figure = float | None  # null: not measured, or not finite
+Figure = float | None  # null means not measured, or not finite.
 
 
 class Quality(TypedDict):
@@ -23,7 +22,7 @@ class Quality(TypedDict):
 
 
 class Perplexities(TypedDict):
-    """By model; null for one that was not measured."""
+    """Held-out perplexity by model; null for a model that was not measured."""
 
     base: Quality | None
     local_only: Quality | None
@@ -32,7 +31,7 @@ class Perplexities(TypedDict):
 
 
 class RoundRow(TypedDict):
-    """One round."""
+    """Figures of one round."""
 
     round: int
     met: bool
@@ -53,7 +52,7 @@ class RoundRow(TypedDict):
 
 
 class Bytes(TypedDict):
-    """What travels."""
+    """Sizes of uploads, downloads, models and text."""
 
     up_per_device_round: Figure
     down_per_device_round: Figure
@@ -70,7 +69,7 @@ class Bytes(TypedDict):
 
 
 class Rounds(TypedDict):
-    """How many rounds: see ``apps.report.summary``."""
+    """Numbers of rounds, defined in ``apps.report.summary``."""
 
     planned: int
     played: int
@@ -102,7 +101,7 @@ class SummedMetric(TypedDict):
     """A metric that the recipe declares as ``[[metric]]``: devices send it within bounds, and its mean travels with the
     sum of updates.
 
-    ``noise_std``: standard deviation of the noise on its mean over a whole cohort.
+    ``noise_std`` is the standard deviation of the noise on its mean over a whole cohort.
     """
 
     name: str
@@ -112,7 +111,7 @@ class SummedMetric(TypedDict):
 
 
 class Summary(TypedDict):
-    """The whole file."""
+    """The whole file ``summary.json``."""
 
     schema: int
     name: str
@@ -153,7 +152,7 @@ class Summary(TypedDict):
 
 
 def summary_schema() -> dict[str, Any]:
-    """The JSON schema (2020-12) of ``summary.json``."""
+    """Return the JSON schema (2020-12) of ``summary.json``."""
     import msgspec
 
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **msgspec.json.schema(Summary)}

@@ -24,33 +24,35 @@ class Series(NamedTuple):
 
 
 Scale = Callable[[float], float]
-NARROW = 320  # pixels that a phone has for a chart
-WIDE = 30.0  # largest over smallest value of a line, beyond which the small ones lie on the axis
+NARROW = 320  # Width of a chart on a phone, in pixels.
+WIDE = 30.0  # With a larger ratio of largest to smallest value, the small ones lie on a linear axis.
 
 
 def text(x: float, y: float, s: str, cls: str = "", anchor: str = "start", colour: str = "", more: str = "") -> str:
-    """One text element; ``cls`` adds CSS classes, ``more`` follows in a softer voice."""
+    """Make one text element. ``cls`` adds CSS classes, and ``more`` follows in a softer colour."""
     style = f' style="fill:var(--{colour}-text)"' if colour else ""
     after = f'<tspan dx="6" class="note">{escape(more)}</tspan>' if more else ""
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{cls}"{style}>{escape(s)}{after}</text>'
 
 
 def clipped(name: str, pixels: float) -> str:
-    """``name``, cut to what fits into ``pixels`` at label size."""
+    """Cut ``name`` to fit into ``pixels`` at label size."""
     most = int(pixels / 6.6)
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def both(draw: Callable[[bool], str], large: bool = False) -> str:
-    """A chart for wide and one for narrow screens; empty where there is nothing to draw. ``large``: the wide one needs
-    more than a column."""
+    """Join a chart for wide and one for narrow screens; empty if there is nothing to draw.
+
+    ``large`` means that the wide chart needs more than a column.
+    """
     wide, narrow = draw(False), draw(True)
     size = " large" if large else ""
     return f'<div class="wide{size}">{wide}</div><div class="narrow{size}">{narrow}</div>' if wide else ""
 
 
 def apart(at: Sequence[float], scale: Scale, pixels: float) -> list[float]:
-    """Of some ticks in order those whose labels stay that far from the one before."""
+    """Select the ticks whose labels stay far enough from the one before."""
     out: list[float] = []
     for t in at:
         if not out or abs(scale(t) - scale(out[-1])) >= pixels:
@@ -59,7 +61,7 @@ def apart(at: Sequence[float], scale: Scale, pixels: float) -> list[float]:
 
 
 def frame(width: int, height: float, title: str, body: Iterable[str]) -> str:
-    """The svg element; ``title`` is what a screen reader says."""
+    """Make the svg element. A screen reader says ``title``."""
     return (
         f'<svg viewBox="0 0 {width} {height:.0f}" role="img" aria-label="{escape(title)}" style="max-width:{width}px">'
         + "".join(body)
@@ -68,7 +70,7 @@ def frame(width: int, height: float, title: str, body: Iterable[str]) -> str:
 
 
 def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
-    """Round numbers (1, 2, 2.5, 5 times a power of ten) inside [low, high]."""
+    """List round numbers (1, 2, 2.5, 5 times a power of ten) inside [low, high]."""
     if not high > low:
         return [low]
     rough = (high - low) / wanted
@@ -79,25 +81,25 @@ def ticks(low: float, high: float, wanted: int = 5) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """1, 2, 5 times powers of ten inside [low, high]; evenly spaced round numbers where those are fewer than two."""
+    """List 1, 2, 5 times powers of ten inside [low, high]; evenly spaced round numbers if those are fewer than two."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     found = [m * 10.0**p for p in powers for m in (1, 2, 5) if low <= m * 10.0**p <= high]
     return found if len(found) > 1 else ticks(low, high)
 
 
 def is_wide(values: Sequence[float]) -> bool:
-    """Whether the largest of positive values is so many times the smallest that a linear axis hides the small ones."""
+    """Tell whether the range of positive values is so wide that a linear axis hides the small ones."""
     return min(values) > 0 and max(values) > WIDE * min(values)
 
 
 def linear(low: float, high: float, start: float, stop: float) -> Scale:
-    """Data -> pixels."""
+    """Map data to pixels."""
     span = (high - low) or 1.0
     return lambda v: start + (v - low) / span * (stop - start)
 
 
 def spread_labels(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Positions near ``wanted`` at least ``gap`` apart, inside [low, high] as far as there is room."""
+    """Find positions near ``wanted`` that are ``gap`` apart, inside [low, high] as far as there is room."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     out = list(wanted)
     for before, i in zip([None, *order], order, strict=False):
@@ -217,7 +219,7 @@ def _line(s: Series, x: Scale, y: Scale) -> list[str]:
 
 
 def marker(model: str, x: float, y: float) -> str:
-    """A model's own shape, so that colour is never the only sign."""
+    """Draw a model's own marker, so that colour is never the only sign."""
     at, style = f'transform="translate({x:.1f},{y:.1f})"', f'style="--c:var(--{model})"'
     shapes = {
         "base": '<circle r="4" class="hollow" {}/>',
@@ -229,7 +231,7 @@ def marker(model: str, x: float, y: float) -> str:
 
 
 def dumbbells(title: str, rows: Sequence[Mapping[str, Any]], models: Sequence[str], width: int = 1000) -> str:
-    """Each device's perplexity under each model on a log axis; rows in the given order, ``device`` names them."""
+    """Draw each device's perplexity under each model on a log axis, in the given order. ``device`` names a row."""
     return both(lambda narrow: _dumbbells(title, rows, models, NARROW if narrow else width, narrow), large=True)
 
 
@@ -275,7 +277,7 @@ class Bar(NamedTuple):
 
 
 def bars(title: str, rows: Sequence[Bar], *, width: int = 520, left: int = 170) -> str:
-    """Horizontal bars from zero, labelled directly; no axis is needed. On a narrow screen the labels are above them."""
+    """Draw horizontal bars from zero with direct labels and no axis. On a narrow screen the labels are above them."""
     return both(lambda narrow: _bars_below(title, rows) if narrow else _bars_beside(title, rows, width, left))
 
 
@@ -309,7 +311,7 @@ def _bars_beside(title: str, rows: Sequence[Bar], width: int, left: int) -> str:
 
 
 def stack(title: str, parts: Sequence[Bar], width: int = 520) -> str:
-    """One bar divided into parts, each labelled below with its share; parts of zero are left out."""
+    """Draw one bar divided into parts, each labelled below with its share. Parts of zero are left out."""
     return both(lambda narrow: _stack(title, parts, NARROW if narrow else width))
 
 
@@ -336,7 +338,7 @@ def _stack(title: str, parts: Sequence[Bar], width: int) -> str:
 
 
 def matrix(title: str, rows: Sequence[tuple[str, Sequence[str]]], rounds: int, width: int = 1000) -> str:
-    """Devices by rounds: ``accepted`` filled, ``lost`` crossed, ``late`` hollow, ``""`` not invited or unknown."""
+    """Draw devices by rounds: ``accepted`` filled, ``lost`` crossed, ``late`` hollow, ``""`` not invited or unknown."""
     return both(lambda narrow: _matrix(title, rows, rounds, NARROW if narrow else width, narrow), large=True)
 
 

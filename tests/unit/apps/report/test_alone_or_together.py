@@ -107,7 +107,7 @@ def test_data_whose_owners_have_words_of_their_own_is_said_to_favour_training_al
     make_run(tmp_path)  # packages of the standard library, one an owner
     with RunStore(tmp_path) as store:
         s = summary.build(store)
-    said = "one vocabulary per owner favours training alone"
+    said = "Such vocabularies favour training alone"
     assert said not in report.page(s), "it did not win"
     s["against_alone"]["change_percent"] = 3.0
     assert said in report.page(s)
@@ -134,7 +134,7 @@ def test_training_alone_for_longer_is_drawn_beside_the_same_devices(tmp_path: Pa
         assert q is not None
         assert s["longer"][model] == pytest.approx(q["weighted_mean"])
     page = report.page(s)
-    assert "Could a device not train longer alone?" in page
+    assert "Training alone for longer" in page
     assert "2 of 17 devices" in page
     assert "2 devices alone, 3 times the steps: 1,097" in alone_or_together.going_on(s)
 

@@ -66,7 +66,7 @@ def test_text_is_counted_by_hand(tmp_path: Path) -> None:
     assert r["example"].startswith("dan: dan/1.txt@0: not text (it has NUL bytes). Fix: keep only text")
     lines = dict(said.rows(r))
     assert lines["files"] == "7 read; left out: empty files (1)"
-    assert lines["not UTF-8"] == "5 bad bytes stand as U+FFFD in the text"
+    assert lines["not UTF-8"] == "5 bad bytes became U+FFFD in the text"
     assert lines["held out"] == "the last 10 % of each file"
     assert lines["max_tokens"].startswith(
         "45 % of the text is beyond data.max_tokens = 40 of a device, about 68 tokens"
@@ -135,7 +135,7 @@ def test_documents_that_are_left_out_one_by_one_are_counted(tmp_path: Path) -> N
     for _ in range(2):
         r = reading(corpus, section, store.open)
         assert (r["unread_documents"], r["cannot"]["unreadable"]) == (2, 0)
-    assert dict(said.rows(r))["unread"] == "2 documents cannot be read, and are left out"
+    assert dict(said.rows(r))["unread"] == "2 documents cannot be read and are left out"
 
 
 def test_a_device_that_the_limit_leaves_nothing_says_so(tmp_path: Path) -> None:
