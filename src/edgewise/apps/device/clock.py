@@ -26,4 +26,4 @@ def next_time(text: str, now_s: float) -> float:
             if (then_s := time.mktime(datetime.strptime(text.strip(), form).timetuple())) > now_s:
                 return then_s
             raise TransportError("E-REQUEST", f"{text:.40} has passed.", "name a time to come.")
-    raise TransportError("E-REQUEST", f"{text:.40} is no time.", "write HH:MM, or YYYY-MM-DD HH:MM.")
+    raise TransportError("E-REQUEST", f"{text:.40} is not a time.", "write HH:MM, or YYYY-MM-DD HH:MM.")

@@ -128,14 +128,16 @@ class Agent:
         if now - self._looked_s >= LOOK_S:
             self._order, self._looked_s = self.order(), now
         if self._order.leave:
-            raise Interrupted("E-INTERRUPTED", "the owner leaves this server.", "nothing more leaves this device.")
+            raise Interrupted(
+                "E-INTERRUPTED", "the owner leaves this server.", "nothing more is sent from this device."
+            )
         return not self._order.pause
 
     def say(self, state: str, why: str = "") -> None:
         """Write the agent's state and the reason for it. An unchanged state is not written again."""
         if self._said != (state, why):
-            said = Said(state, why, self._now_s(), self._pid)
-            files.replace(self._home / SAYS, msgspec.json.encode(said))
+            report = Said(state, why, self._now_s(), self._pid)
+            files.replace(self._home / SAYS, msgspec.json.encode(report))
             self._said = (state, why)
 
     def troubled(self, error: EdgewiseError) -> None:

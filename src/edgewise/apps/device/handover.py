@@ -122,7 +122,9 @@ def handover(
     Raises RecipeError(E-COMBO) if the recipe counts ``passes`` and the script gave no number.
     """
     if passes and not examples:
-        what = f"the recipe asks for {passes:g} passes over a device's examples, and the script does not say how many."
+        what = (
+            f"the recipe asks for {passes:g} passes over a device's examples, and the script did not give their number."
+        )
         raise RecipeError("E-COMBO", what, "give their number: device.tasks(examples=n).")
     made = registered(Handover(spec, device, desk, examples, metrics))
     return made if examples else replace(made, counts=None)

@@ -183,7 +183,7 @@ class Parts:
             model["base"] = str(self._unpacked(manifest, folder).resolve())
         elif model["base"].startswith(package.OWN):
             if self._make is None:
-                what = "the run trains a module of which no files travel: only a script that has its code can."
+                what = "the run trains a module whose files do not travel. Only a script with its code can train it."
                 raise ModelError("E-MODEL", what, "join it by edgewise.Device, from Python.")
         elif model["base"] != "bundled":
             raise facts.refused(f"their model {model['base']!r:.80} has no digest")

@@ -63,12 +63,12 @@ def _end_agent(home: Path) -> None:
     control.give(home, control.Order("leave"))
     if control.ended(home, POLITE_S):
         return
-    said = control.running(home)
-    if said is not None and said.pid > 0:
+    agent = control.running(home)
+    if agent is not None and agent.pid > 0:
         with suppress(OSError):
-            os.kill(said.pid, signal.SIGTERM)
+            os.kill(agent.pid, signal.SIGTERM)
     if not control.ended(home, LONGEST_S):
-        what = f"what works in {home} has not ended yet; it sends nothing any more."
+        what = f"the agent in {home} has not ended yet. It sends nothing any more."
         raise StoreError("E-RUN-EXISTS", what, "wait for it, or end your script, and leave again.")
 
 

@@ -21,8 +21,8 @@ def found(home: Path, now_s: float) -> dict[str, Any]:
     Raises TransportError(E-IDENTITY) for a folder without an enrolment, and StoreError as ``record.rows``.
     """
     enrolled = homes.load(home)
-    said, order = control.running(home), control.order(home, now_s)
-    state, why, since_s = ("not running", "", None) if said is None else (said.state, said.why, said.since_s)
+    agent, order = control.running(home), control.order(home, now_s)
+    state, why, since_s = ("not running", "", None) if agent is None else (agent.state, agent.why, agent.since_s)
     if order.pause:
         state, why, since_s = "paused", _until(order.until_s), None
     budget: dict[str, float] | None = None
@@ -34,7 +34,7 @@ def found(home: Path, now_s: float) -> dict[str, Any]:
         trouble = str(e)
     return {
         "device": enrolled.name, "server": enrolled.url, "server_key": enrolled.server, "state": state, "why": why,
-        "since_s": since_s, "running": said is not None, "policy": str(home / policy.FILE), "policy_error": trouble,
+        "since_s": since_s, "running": agent is not None, "policy": str(home / policy.FILE), "policy_error": trouble,
         "budget": budget, "left": record.summary(record.rows(home), now_s), "home": str(home),
     }  # fmt: skip
 

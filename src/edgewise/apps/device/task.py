@@ -213,7 +213,7 @@ class Task:
             raise refused(f"the task {why}")
         head = self._head(metrics or {})
         if not (isfinite(examples) and examples > 0):
-            raise refused(f"examples = {examples:g} is no number of examples")
+            raise refused(f"examples = {examples:g} is not a number of examples")
         x = modules.read(model, self.spec) - self.params
         self._check(x, steps)
         self._done = True
@@ -265,24 +265,24 @@ class Task:
         while True:
             if self._desk.failure is not None:
                 raise self._desk.failure
-            if (left := self._left(self.round)).refusal:
-                return self._told(left, False, left.refusal, metrics)
+            if (sent := self._left(self.round)).refusal:
+                return self._result(sent, False, sent.refusal, metrics)
             end = self._end(self.round)
             if end["state"] != "open":
                 why = ": ".join(filter(None, (str(end["code"]), str(end["reason"]))))
                 if not end["yours"] and not why and end["state"] == "abandoned":
                     why = "the round was abandoned"
-                return self._told(self._left(self.round), bool(end["yours"]), why, metrics)
+                return self._result(self._left(self.round), bool(end["yours"]), why, metrics)
             time.sleep(LOOK_S)
 
-    def _told(self, left: Left, released: bool, why: str, metrics: tuple[str, ...]) -> Outcome:
-        epsilon, counted = left.epsilon, "in all runs of this device"
+    def _result(self, sent: Left, released: bool, why: str, metrics: tuple[str, ...]) -> Outcome:
+        epsilon, counted = sent.epsilon, "in all runs of this device"
         if epsilon is None and self.plan.spend is not None:
             found = self.plan.spend.card
             epsilon = found.of_release if found.against_server is None else found.against_server
             counted = f"at most in all {self.plan.rounds} rounds of this run"
         counted = "" if epsilon is None else counted
-        return Outcome(self.run, self.round, released, "" if released else why, left.bytes, epsilon, counted, metrics)
+        return Outcome(self.run, self.round, released, "" if released else why, sent.bytes, epsilon, counted, metrics)
 
 
 def refused(why: str) -> TrainingError:

@@ -168,8 +168,8 @@ class Run:
             number = chosen(store).played if played is None else played
             if number not in models or not (self.run_dir / "blobs" / models[number]).is_file():
                 stored = [str(n) for n, digest in models.items() if (self.run_dir / "blobs" / digest).is_file()]
-                what = f"{self.run_dir} keeps no model after {number} rounds."
-                raise StoreError("E-CHECKPOINT", what, f"it keeps those after {', '.join(stored)} rounds.")
+                what = f"{self.run_dir} has no stored model after {number} rounds."
+                raise StoreError("E-CHECKPOINT", what, f"it stores those after {', '.join(stored)} rounds.")
             return store.blob(models[number])
 
         return self._read(ask)

@@ -31,7 +31,7 @@ def records(given: Any, device: str) -> Iterator[Any]:
     if callable(given) and not hasattr(given, "__iter__") and not hasattr(given, "__getitem__"):
         given = given()
     if isinstance(given, str | bytes | Mapping):
-        what = f"the data of device {device!r:.60} is one {type(given).__name__}, needs several records."
+        what = f"the data of device {device!r:.60} is a single {type(given).__name__}, and records are needed."
         raise DataError("E-DATA-FORMAT", what, "give a list of texts, a list of rows, or a dataset.")
     if hasattr(given, "__iter__"):
         yield from given
@@ -115,10 +115,10 @@ def model_digests(model: Any, tokenizer: Any) -> dict[str, str]:
     Raises ModelError(E-MODEL) for an object that transformers cannot save, and for a model without a fast tokenizer.
     """
     if not (hasattr(model, "save_pretrained") and hasattr(model, "config")):
-        what = f"model is a {type(model).__name__}: no language model of transformers, and no task."
+        what = f"model is a {type(model).__name__}. It is neither a language model of transformers nor a task."
         raise ModelError("E-MODEL", what, "give a folder, a transformers model, or edgewise.TorchTask(module, loss).")
     if not hasattr(tokenizer, "backend_tokenizer"):
-        what = f"a model needs its fast tokenizer, tokenizer is {type(tokenizer).__name__}."
+        what = f"a model needs its fast tokenizer, and tokenizer is a {type(tokenizer).__name__}."
         raise ModelError("E-MODEL", what, "give tokenizer=AutoTokenizer.from_pretrained(...).")
     import torch
 

@@ -143,10 +143,10 @@ def _params(store: RunStore, recipe: Recipe, played: int | None) -> tuple[int, s
             what = f"the run has played {which.reached} of {recipe.round.rounds} rounds"
             raise _refused(what, f"finish it with --resume, or take what is there with --round {which.reached}.")
         played = which.played
-    kept = [n for n, digest in models.items() if (store.out / "blobs" / digest).exists()]
-    if played not in kept:
+    stored = [n for n, digest in models.items() if (store.out / "blobs" / digest).exists()]
+    if played not in stored:
         what = f"there is no model after {played} rounds any more" if played in models else f"no round {played} yet"
-        raise _refused(what, f"kept: --round {', '.join(map(str, kept)) or 'none'}.")
+        raise _refused(what, f"these are stored: --round {', '.join(map(str, stored)) or 'none'}.")
     return played, models[played], store.blob(models[played])
 
 

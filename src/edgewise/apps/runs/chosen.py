@@ -40,7 +40,7 @@ def chosen(store: RunStore) -> Chosen:
     if run is None:
         raise StoreError("E-RESUME", f"there is no run in {store.out}.", "check the path of the run directory.")
     recipe, reached = from_plain(run["recipe"], f"the recipe of {store.out}"), max(0, run["next_round"])
-    told = kept(evaluations(recipe), store.evaluations(), reached)
-    stopped = told.stopped and reached < recipe.round.rounds
+    choice = kept(evaluations(recipe), store.evaluations(), reached)
+    stopped = choice.stopped and reached < recipe.round.rounds
     over = stopped or reached >= recipe.round.rounds
-    return Chosen(told.played, store.models().get(told.played, ""), reached, over, stopped, told.waited)
+    return Chosen(choice.played, store.models().get(choice.played, ""), reached, over, stopped, choice.waited)

@@ -94,7 +94,7 @@ def _verified(out: Path, played: int | None) -> tuple[RunRecord, str]:
         what = f"run {found.run:.12} has played {found.rounds} rounds, so it released no model after {number}."
         raise TransportError("E-UNKNOWN-ID", what, "name a round that it has played with --round.")
     if not found.ok or number <= found.first:
-        what = f"the model after {number} rounds cannot be replayed: the totals that led to it are not kept."
+        what = f"the model after {number} rounds cannot be replayed. The totals that led to it are not stored."
         raise StoreError("E-VERIFY", what, "promote a later model, or raise store.totals_mb in the recipe.")
     return record, found.chain
 

@@ -195,13 +195,13 @@ def _seen(c: sa.Connection, run: str, member: Member) -> ServedRun:
 
 
 def _outcome(service: Service, run: ServedRun, round: int, device: str) -> RoundOutcome:
-    told = "SELECT body FROM events WHERE round = ? AND kind "
-    end = [json.loads(body) for (body,) in _rows(service, run.run, f"{told} = 'round_finished'", round)]
+    query = "SELECT body FROM events WHERE round = ? AND kind "
+    end = [json.loads(body) for (body,) in _rows(service, run.run, f"{query} = 'round_finished'", round)]
     if not end:
         halted = run.state in (served.CANCELLED, served.FAILED)
         return RoundOutcome(state="halted", reason=f"the run is {run.state}") if halted else RoundOutcome(state="open")
-    mine = f"{told} IN ('accepted', 'lost') AND json_extract(body, '$.device') = ?"
-    found = [json.loads(body) for (body,) in _rows(service, run.run, mine, round, device)]
+    of_device = f"{query} IN ('accepted', 'lost') AND json_extract(body, '$.device') = ?"
+    found = [json.loads(body) for (body,) in _rows(service, run.run, of_device, round, device)]
     yours = end[0]["met"] and any(one["event"] == "accepted" for one in found)
     why: dict[str, str] = next((one for one in found if one["event"] == "lost"), {})
     return RoundOutcome(

@@ -282,8 +282,8 @@ class _Turns:
                 self._changed.wait(LOOK_S)
             if self._run is None or (self._run and self._run != run):
                 return True
-            mine, self._left = bool(self._run and self._left), 0 if self._run else self._left
-            return mine
+            granted, self._left = bool(self._run and self._left), 0 if self._run else self._left
+            return granted
 
 
 def _recipe(

@@ -94,9 +94,9 @@ def arranged(service: Service, gateway: Address | None, plan: Plan, listing: byt
         raise RecipeError("E-COMBO", what, 'start it with `--gateway NAME@URL`, or write kind = "secure_sum".')
     secret = secrets.token_bytes(32)
     with RemoteHelper.connect(gateway.name, gateway.url, service.identity, plan, listing, SUBMIT_S) as helper:
-        said = msgspec.convert(helper.statement, ShareKey)
+        helper_key = msgspec.convert(helper.statement, ShareKey)
     leader = share_keys.made(service.identity, share_keys.LEADER, plan.run, public(secret))
-    return Arranged(Shares(leader=leader, helper=said), secret)
+    return Arranged(Shares(leader=leader, helper=helper_key), secret)
 
 
 def helper(

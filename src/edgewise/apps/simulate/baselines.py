@@ -62,8 +62,8 @@ def compare(
         return
     began, ids = time.perf_counter(), 0
     start = vector.to_bytes(store.blob(store.models()[0]))  # the initial vector
-    kept = store.kept(CENTRALISED) if pooled else None
-    chain, played = (vector.to_bytes(kept[0]), kept[1]) if kept else (start, 0)
+    checkpoint = store.kept(CENTRALISED) if pooled else None
+    chain, played = (vector.to_bytes(checkpoint[0]), checkpoint[1]) if checkpoint else (start, 0)
     chain_left = rounds - played if pooled else 0
     total = len(locals_left) + (rounds if pooled else 0)
     tell(events.PhaseStarted(phase="compare", steps=total))

@@ -310,12 +310,12 @@ def _below(r: Mapping[str, Any]) -> str:
 
 def _ends(recipe: Recipe) -> str:
     """List the decisions that rest on held-out losses. Empty if there are none."""
-    n, said = recipe.round.patience, []
+    n, decisions = recipe.round.patience, []
     if n:
-        said.append(f"ends after {n} evaluation{'s' * (n != 1)} in a row without a lower held-out loss")
+        decisions.append(f"ends after {n} evaluation{'s' * (n != 1)} in a row without a lower held-out loss")
     if recipe.round.keep == "best":
-        said.append("the model with the lowest held-out loss counts")
-    return "; ".join(said)
+        decisions.append("the model with the lowest held-out loss counts")
+    return "; ".join(decisions)
 
 
 def _local_work(steps: Mapping[str, Any], epochs: float | None) -> str:

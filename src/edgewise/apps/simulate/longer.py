@@ -43,18 +43,18 @@ def longer(
     began = time.perf_counter()
     devices = sample(probes.devices, wanted.longer_devices)
     stored = store.measures(LONGER, last)
-    left = [d for d in devices if d not in stored]
+    remaining = [d for d in devices if d not in stored]
     tell(events.PhaseStarted(phase=LONGER, steps=len(devices)))
     start = vector.to_bytes(store.blob(store.models()[0]))  # the initial vector
     stretched = tuple(number for number in plan.rounds_alone(rounds) for _ in range(wanted.longer))
-    for i, device in enumerate(left):
+    for i, device in enumerate(remaining):
         executor.submit(jobs.Solo(id=i, device=device, params=start, rounds=stretched, measure=True))
-    for done in range(len(devices) - len(left) + 1, len(devices) + 1):
+    for done in range(len(devices) - len(remaining) + 1, len(devices) + 1):
         result = executor.result()
         if isinstance(result, jobs.Broken):
             if result.stops:
                 checked([result])
-            note = f"{left[result.id]}: {result.code}"
+            note = f"{remaining[result.id]}: {result.code}"
         else:
             assert isinstance(result, jobs.TrainedAlone)
             note = baseline_figures.keep(store, LONGER, last, result)
@@ -62,7 +62,7 @@ def longer(
     baseline_figures.conclude(store, tell, LONGER, last, time.perf_counter() - began)
 
 
-def sample(devices: list[str], most: int) -> list[str]:
-    """Choose at most ``most`` of the devices, spread evenly over them."""
-    n, limit = len(devices), min(most, len(devices))
-    return [devices[i * n // limit] for i in range(limit)]
+def sample(devices: list[str], limit: int) -> list[str]:
+    """Choose at most ``limit`` of the devices, spread evenly over them."""
+    n, count = len(devices), min(limit, len(devices))
+    return [devices[i * n // count] for i in range(count)]

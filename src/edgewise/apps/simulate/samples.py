@@ -23,19 +23,19 @@ def sample(
 
     Stored samples are not made again. A device whose held-out text is too short has none.
     """
-    told = {(e.device, e.model) for e in store.events("sampled") if isinstance(e, events.Sampled)}
+    stored = {(e.device, e.model) for e in store.events("sampled") if isinstance(e, events.Sampled)}
     n = min(wanted, len(devices))
     vectors = {BASE: store.models()[0], FEDERATED: chosen(store).digest}
-    left = [(devices[i * len(devices) // n], model) for model in vectors for i in range(n)]
-    left = [one for one in left if one not in told]
-    if not left:
+    remaining = [(devices[i * len(devices) // n], model) for model in vectors for i in range(n)]
+    remaining = [one for one in remaining if one not in stored]
+    if not remaining:
         return
-    tell(events.PhaseStarted(phase="samples", steps=len(left)))
-    params = {model: vector.to_bytes(store.blob(vectors[model])) for _, model in left}
-    for number, (device, model) in enumerate(left):
+    tell(events.PhaseStarted(phase="samples", steps=len(remaining)))
+    params = {model: vector.to_bytes(store.blob(vectors[model])) for _, model in remaining}
+    for number, (device, model) in enumerate(remaining):
         executor.submit(jobs.Sample(id=number, device=device, params=params[model]))
-    results = {result.id: result for result in (executor.result() for _ in left)}
-    for number, (device, model) in enumerate(left):
+    results = {result.id: result for result in (executor.result() for _ in remaining)}
+    for number, (device, model) in enumerate(remaining):
         result = results[number]
         if isinstance(result, jobs.Broken) and not result.stops:
             continue
