@@ -32,7 +32,7 @@ from edgewise.engine.aggregation import Sums, aggregation
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound, Tell
 from edgewise.engine.ports import Began, Checkpoint, Cohort, Evaluator, Helper, Record, Store, Trust
-from edgewise.engine.privacy_budget import Purse
+from edgewise.engine.privacy_budget import PrivacyBudget
 from edgewise.engine.released import stepped
 from edgewise.engine.round_facts import RoundFacts, decide
 from edgewise.plan.plan import Plan
@@ -80,14 +80,14 @@ class Coordinator:
     _losses: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     @cached_property
-    def purse(self) -> Purse:
-        """The privacy budget."""
-        return Purse(self.plan, self.store)
+    def privacy_budget(self) -> PrivacyBudget:
+        """Privacy budget of the run."""
+        return PrivacyBudget(self.plan, self.store)
 
     def begin(self, initial: vector.Vector) -> Checkpoint:
         """Load the stored checkpoint, or commit a fresh one from ``initial`` (float32[d])."""
         if (stored := self.store.load()) is not None:
-            self.purse.check(stored)
+            self.privacy_budget.verify(stored)
             return stored
         fresh = first(self.plan, initial)
         self.store.commit(fresh, ())
@@ -180,9 +180,9 @@ class Coordinator:
             if facts.session is not None or self.plan.spend is not None:
                 log.sync()  # The record names the session, or the attempt that the ledger is charged for.
         attempt = facts.began.attempt
-        self.purse.ask(number, attempt)
+        self.privacy_budget.begin_round(number, attempt)
         sums = aggregation(facts, self.trust, self.secret, self.helper)
-        charge = partial(self.purse.charge, number, attempt)
+        charge = partial(self.privacy_budget.charge, number, attempt)
         open_round = OpenRound(facts, self.cohort, log, sums, charge, self.tell, self.now_s)
         open_round.begin(None if logged is None else records)
         return open_round
@@ -258,7 +258,7 @@ class Coordinator:
             state, unmet = self._applied(state, facts, aggregate), 0
         if down is not None and self.plan.downlink is not None:
             down = broadcast.advance(self.plan, self.plan.downlink, down, self.plan.layout.broadcast(state))
-        return Checkpoint(facts.round + 1, state, unmet, memory, down, self.purse.spent())
+        return Checkpoint(facts.round + 1, state, unmet, memory, down, self.privacy_budget.epsilon())
 
     def _applied(self, before: State, facts: RoundFacts, aggregate: Aggregate) -> State:
         with np.errstate(over="ignore", invalid="ignore"):  # The check below finds every value that is not finite.

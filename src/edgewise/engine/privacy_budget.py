@@ -9,7 +9,7 @@ from edgewise.privacy import ledger
 from edgewise.privacy.ledger import Ledger, LedgerEntry, OverBudget
 
 
-class Purse:
+class PrivacyBudget:
     """Privacy budget of a run. Without differential privacy in the plan it does nothing.
 
     The stored ledger is read once. It grows only by the charges that this object writes, because a store has one
@@ -43,7 +43,7 @@ class Purse:
         self._store.charge(new)
         self._charged = after
 
-    def check(self, checkpoint: Checkpoint) -> None:
+    def verify(self, checkpoint: Checkpoint) -> None:
         """Compare the stored ledger with the releases up to a checkpoint, before the run resumes from it.
 
         Raises StoreError(E-CHECKPOINT) where a charge is not the plan's or is of a round after this one, where a round
@@ -58,8 +58,8 @@ class Purse:
         needed = played if self._at_once else checkpoint.state.round
         if (charged := len({c.round for c in charges if c.round < played})) < needed:
             raise self._unsound(f"{needed} rounds were released, {charged} were charged")
-        if self.spent() * (1.0 + 1e-6) < checkpoint.epsilon:  # Another machine may round differently.
-            raise self._unsound(f"epsilon fell from {checkpoint.epsilon:.6g} to {self.spent():.6g}")
+        if self.epsilon() * (1.0 + 1e-6) < checkpoint.epsilon:  # Another machine may round differently.
+            raise self._unsound(f"epsilon fell from {checkpoint.epsilon:.6g} to {self.epsilon():.6g}")
 
     @property
     def _at_once(self) -> bool:
@@ -72,7 +72,7 @@ class Purse:
             "E-CHECKPOINT", what, "put a whole copy of the folder in its place, or start again with another --out."
         )
 
-    def ask(self, round: int, attempt: str) -> None:
+    def begin_round(self, round: int, attempt: str) -> None:
         """Check a round against the budget. Charge it at once where others may read what devices send.
 
         Raises BudgetError(E-BUDGET) where the round would exceed the budget.
@@ -85,11 +85,11 @@ class Purse:
             self._with(new)
 
     def charge(self, round: int, attempt: str) -> None:
-        """Write the round's charge, before its sum is opened. Raises as ``ask``."""
+        """Write the round's charge, before its sum is opened. Raises as ``begin_round``."""
         if (new := self._of(round, attempt)) is not None:
             self._write(new)
 
-    def spent(self) -> float:
+    def epsilon(self) -> float:
         """Compute epsilon so far. 0.0 without differential privacy."""
         return 0.0 if self._plan.spend is None else ledger.counted(self._ledger()).spent
 

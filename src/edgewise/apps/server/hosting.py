@@ -248,7 +248,7 @@ class Hosting:
             checkpoint = store.load()
             if checkpoint is None:
                 raise StoreError("E-CHECKPOINT", f"{out} has no checkpoint.", "restore it from a backup.")
-            coordinator.purse.check(checkpoint)
+            coordinator.privacy_budget.verify(checkpoint)
             resumed = checkpoint.next_round or None
             cohort = plan.sampling.goal
             self._told(run.run, events.RunStarted(
