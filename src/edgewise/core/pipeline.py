@@ -54,7 +54,7 @@ class Pipeline:
 
     @cached_property
     def level(self) -> int:
-        """Index of the space in which contributions are merged: 0, or the stage at which a ``Server`` takes over."""
+        """Index of the space that contributions are merged in: 0, or the stage at which a ``ServerHalf`` takes over."""
         return _level(self.stages)
 
     @cached_property

@@ -51,7 +51,7 @@ def _nothing(total: Total, size: int) -> Memory:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerHalf:
     """The server half of a stage: its memory between rounds, and its effect on the mean of a round.
 
     Attributes:
@@ -105,7 +105,7 @@ class Stage:
     takes_support: bool = False
     pointwise: bool = False
     pick: Callable[[Read, Space], NDArray[np.int64]] | None = None
-    server: Server | None = None
+    server: ServerHalf | None = None
     inner: tuple[Stage, ...] = ()
     opens: Callable[[Space], Space] = _same
 

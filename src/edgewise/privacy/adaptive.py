@@ -24,7 +24,7 @@ from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Adjacency, Space
-from edgewise.core.stage import BELOW, Head, Server, Stage
+from edgewise.core.stage import BELOW, Head, ServerHalf, Stage
 from edgewise.core.vector import Vector, norm_l2
 from edgewise.privacy.clip import HAIR, LARGEST, SMALLEST
 
@@ -68,7 +68,7 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
     """Clip to the round's C, which begins at ``start`` and follows the ``quantile`` of the updates' norms.
 
     Algebra: the body is in units of C from here on: l2 -> 1. One head scalar more, within r s. Zeros stay zeros where
-    neighbours are at zero. The server multiplies the mean by C again (``Server``), after noise and division.
+    neighbours are at zero. The server multiplies the mean by C again (``ServerHalf``), after noise and division.
     Guarantees: the float64 norm of the clipped body is at most 1. C depends on noised sums only.
     Args:
         start: C of round 0, model units. z: the noise multiplier that body and bit share. cohort: m, expected.
@@ -120,4 +120,4 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
             "server undoes it on the mean, with memory"
         )
 
-    return Stage(name, infer, encode, decode, says, server=Server(init, absorb, encoded=False))
+    return Stage(name, infer, encode, decode, says, server=ServerHalf(init, absorb, encoded=False))

@@ -15,7 +15,7 @@ def test_every_version_stays_as_it_was_whichever_is_added_to(additions):
     for where, key in additions:
         version, plain = versions[where % len(versions)]
         if key in plain:
-            with pytest.raises(ValueError, match="there already"):
+            with pytest.raises(ValueError, match="has the key already"):
                 version.plus(key, where)
         else:
             versions.append((version.plus(key, where), {**plain, key: where}))

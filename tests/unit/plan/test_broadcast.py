@@ -18,7 +18,7 @@ from edgewise.core.memory import Memory
 from edgewise.core.part import part
 from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space
-from edgewise.core.stage import Server, Stage
+from edgewise.core.stage import ServerHalf, Stage
 from edgewise.core.vector import Spec
 from edgewise.drivers.workers.held_models import Following
 from edgewise.engine import broadcast
@@ -238,7 +238,10 @@ def test_refused(stages, code, said):
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        ({"server": Server(lambda s: Memory(), lambda m, n, e, s, t: (m, e), encoded=False)}, "memory on the server"),
+        (
+            {"server": ServerHalf(lambda s: Memory(), lambda m, n, e, s, t: (m, e), encoded=False)},
+            "memory on the server",
+        ),
         ({"init": lambda space: Memory({"e": np.zeros(space.dim, np.float32)})}, "comes back by itself"),
         ({"infer": lambda space: space.but(announced=5)}, "positions of the last release"),
     ],

@@ -11,7 +11,7 @@ from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import WEIGHT, Head, Server, Stage
+from edgewise.core.stage import WEIGHT, Head, ServerHalf, Stage
 from edgewise.core.vector import Vector
 
 
@@ -85,5 +85,5 @@ def ef21(inner: InnerChain, eta: float | None) -> Stage:
     def says(before: Space, after: Space) -> str:
         return "the stages inside send what changed; device and server keep mirrors, and the server's is released"
 
-    server = Server(start, absorb, encoded=False, mirrors=True)
+    server = ServerHalf(start, absorb, encoded=False, mirrors=True)
     return inner.stage(infer=infer, encode=encode, says=says, init=init, server=server)

@@ -14,7 +14,7 @@ from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.pipeline import undo
 from edgewise.core.space import Space
-from edgewise.core.stage import Server, Stage, placed
+from edgewise.core.stage import ServerHalf, Stage, placed
 
 
 def is_rescaled_sample(before: Space, after: Space) -> bool:
@@ -131,7 +131,7 @@ class InnerChain:
         encode: Callable[[Payload, Memory, Space, Turn], tuple[Payload, Memory]],
         says: Callable[[Space, Space], str],
         init: Callable[[Space], Memory],
-        server: Server | None = None,
+        server: ServerHalf | None = None,
     ) -> Stage:
         """Make the combinator a stage."""
         local = all(stage.pointwise for stage in self.stages)

@@ -17,7 +17,7 @@ from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
-from edgewise.core.stage import Head, Server, Stage, percent
+from edgewise.core.stage import Head, ServerHalf, Stage, percent
 from edgewise.core.vector import Vector
 from edgewise.kernels.compiled import compiled
 from edgewise.kernels.hashing import uniform
@@ -192,4 +192,4 @@ def sketch(
         size = percent(before, after)
         return f"sums of coordinates, {size} of their number; the server undoes it on the mean, with memory"
 
-    return Stage(name, infer, encode, decode, says, server=Server(init, absorb, encoded=True))
+    return Stage(name, infer, encode, decode, says, server=ServerHalf(init, absorb, encoded=True))
