@@ -105,12 +105,12 @@ def planned(facts: PlanFacts, spec: Spec, catalogue: Catalogue) -> Plan:
     if noise is not None:
         if not all(0.0 < number < inf for number in (noise.multiplier, noise.epsilon)):
             raise refused("noise multiplier and epsilon are finite numbers above 0")
-        for name, given, stated in (
+        for name, requested, stated in (
             ("epsilon", recipe.dp.epsilon, noise.epsilon),
             ("noise multiplier", recipe.dp.noise_multiplier, noise.multiplier),
         ):
-            if given and given != stated:
-                raise refused(f"they state the {name} {stated!r}, and their recipe gives {given!r}")
+            if requested and requested != stated:
+                raise refused(f"they state the {name} {stated!r}, and their recipe gives {requested!r}")
     plan = compile(recipe, spec, facts.population, catalogue, noise, facts.instance)
     theirs, own = msgspec.to_builtins(facts), msgspec.to_builtins(plan.facts)
     for name, value in own.items():
@@ -130,7 +130,7 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
     bound, multiplier = _largest_update(plan), 0.0 if plan.spend is None else plan.spend.z
     words = ", ".join(floor.words)
     check_model(floor, plan.recipe.model.base)
-    for asked, met, what in (
+    for required, met, what in (
         (
             bool(floor.words),
             promise.word in floor.words,
@@ -184,7 +184,7 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
             f"may be corrupt, against a server that is {floor.secagg.server}; here it is over {plan.facts.n_min}",
         ),
     ):
-        if asked and not met:
+        if required and not met:
             raise _below(what)
 
 
@@ -195,7 +195,9 @@ def check_model(floor: OwnerFloor, base: str) -> None:
 
 
 def _below(what: str) -> RecipeError:
-    return RecipeError("E-FLOOR", f"the owner of this device asks that {what}.", "leave the run, or lower it.")
+    return RecipeError(
+        "E-FLOOR", f"the owner of this device asks that {what}.", "leave the run, or lower what the owner asks."
+    )
 
 
 def _largest_update(plan: Plan) -> float:

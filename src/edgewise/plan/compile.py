@@ -123,11 +123,11 @@ def _start(
     metrics: Metrics, layout: VectorLayout, merge: Merge, sampling: Sampling, sums: Sums, mechanism: Mechanism | None
 ) -> Space:
     """Return the space of a trained update, before the first stage."""
-    most = sampling.population if sampling.kind == "poisson" else sampling.invite
+    largest = sampling.population if sampling.kind == "poisson" else sampling.invite
     head = (*metrics.names, *layout.client.head)
     return Space(
         dim=layout.sent.dim,
-        quorum=Quorum(sums.least, -(-most // merge.groups), sums.corrupt),
+        quorum=Quorum(sums.least, -(-largest // merge.groups), sums.corrupt),
         head=head,
         head_l2=metrics.bound * math.sqrt(len(head)),
         head_bound=metrics.bound,

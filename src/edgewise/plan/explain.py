@@ -251,10 +251,10 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN, local_steps: float = 0.0
 
 
 def _shared_choice(plan: Plan) -> str:
-    sizes, most = plan.sizes, plan.recipe.adaptive.groups
+    sizes, groups = plan.sizes, plan.recipe.adaptive.groups
     return (
         f"the largest of {len(sizes)} rungs, {min(sizes):,.0f} to {max(sizes):,.0f} bytes: a cohort is sorted into "
-        f"{most} groups or fewer by what each device can send in time, and a group sends by the rung of its slowest; "
+        f"{groups} groups or fewer by what each device can send in time, and a group sends by the rung of its slowest; "
         "rungs of a share of the coordinates stretch them, to stand for all"
     )
 

@@ -76,8 +76,8 @@ class Evaluations:
 
 def evaluations(recipe: Recipe) -> Evaluations:
     """Return the evaluations that a recipe asks for."""
-    asked, round = recipe.eval, recipe.round
-    return Evaluations(asked.every, asked.devices, round.patience, round.keep, asked.on_devices)
+    section, round = recipe.eval, recipe.round
+    return Evaluations(section.every, section.devices, round.patience, round.keep, section.on_devices)
 
 
 @dataclass(frozen=True)

@@ -36,8 +36,8 @@ class Window(NamedTuple):
 def window(rounds: int, dim: int, vectors: int, limit_bytes: int) -> Window:
     """Return the largest window within ``limit_bytes``, for ``vectors`` of ``dim`` float32 coordinates each round."""
     each = 4 * dim * vectors
-    most = limit_bytes // max(1, each)
-    return Window(ALL, rounds * each) if most >= rounds else Window(most, most * each)
+    fitting = limit_bytes // max(1, each)
+    return Window(ALL, rounds * each) if fitting >= rounds else Window(fitting, fitting * each)
 
 
 def window_of(plan: Plan) -> Window:

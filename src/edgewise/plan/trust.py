@@ -68,13 +68,13 @@ def corrupt_most(trust: TrustSection, sampling: Sampling, rounds: int, groups: i
 
 def check_read(recipe: Recipe, merge: Merge) -> None:
     """Check that the run reads every key that [trust] gives. Raises RecipeError(E-COMBO)."""
-    given = {key for key, field in TrustSection.model_fields.items() if getattr(recipe.trust, key) != field.default}
+    found = {key for key, field in TrustSection.model_fields.items() if getattr(recipe.trust, key) != field.default}
     if merge.hides is None:
-        unread, by = given, "merges that hide single updates"
+        unread, by = found, "merges that hide single updates"
     else:
-        unread, by = given & (set() if merge.hides.interactive else {"dropout_fraction", "cohorts"}), "masks"
+        unread, by = found & (set() if merge.hides.interactive else {"dropout_fraction", "cohorts"}), "masks"
     if unread:
-        what = f"trust.{sorted(unread)[0]} is for {by}; nothing reads it with [merge] {recipe.merge['kind']}."
+        what = f"trust.{sorted(unread)[0]} is for {by}. Nothing reads it with [merge] {recipe.merge['kind']}."
         raise RecipeError("E-COMBO", what, "leave it out.")
     if recipe.trust.cohorts == "verified":
         _check_verified(recipe)
@@ -82,12 +82,12 @@ def check_read(recipe: Recipe, merge: Merge) -> None:
 
 def _check_verified(recipe: Recipe) -> None:
     """Check that verified cohorts have something to verify, and reveal no secret. Raises RecipeError(E-COMBO)."""
-    asked, fix = 'trust.cohorts = "verified"', 'leave it out, or write round.sampling = "fixed" or "cyclic".'
+    key, fix = 'trust.cohorts = "verified"', 'leave it out, or write round.sampling = "fixed" or "cyclic".'
     if recipe.trust.server == "curious":
-        what = f'{asked} is against a server that lies about who it drew, and with trust.server = "curious" none does.'
+        what = f'{key} is against a server that lies about its draw, and with trust.server = "curious" none does.'
         raise RecipeError("E-COMBO", what, 'leave it out, or write trust.server = "malicious".')
     if recipe.round.sampling == "all":
-        raise RecipeError("E-COMBO", f"{asked} has nothing to verify: all devices are in every round.", fix)
+        raise RecipeError("E-COMBO", f"{key} has nothing to verify. All devices are in every round.", fix)
     if recipe.round.sampling == "poisson":
-        what = f"{asked} tells every device who is in a cohort, and Poisson sampling rests on that nobody knows."
+        what = f"{key} tells every device who is in a cohort. Poisson sampling needs that secret."
         raise RecipeError("E-COMBO", what, fix)

@@ -64,11 +64,11 @@ def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
 
 def _freeze_others(model: nn.Module, patterns: list[str]) -> None:
     names = [n for n, _ in model.named_parameters()]
-    for asked in patterns:
-        if not any(fnmatchcase(n, asked) for n in names):
-            raise _no_match("trainable.layers", asked, names)
+    for wanted in patterns:
+        if not any(fnmatchcase(n, wanted) for n in names):
+            raise _no_match("trainable.layers", wanted, names)
     for name, p in model.named_parameters():
-        p.requires_grad_(any(fnmatchcase(name, asked) for asked in patterns))
+        p.requires_grad_(any(fnmatchcase(name, wanted) for wanted in patterns))
 
 
 def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Module:

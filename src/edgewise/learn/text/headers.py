@@ -57,23 +57,23 @@ def as_data(name: str, values: Sequence[str]) -> str:
     digits = any(c.isdigit() for c in name)  # "user_1" is a person, and "user" is a column.
     if not digits and known(name, [*OWNERS, *TEXTS, *PROMPTS, *TIMES]) and len(name.split()) < PROSE:
         return ""
-    given = [v for v in values if v]
-    if not given:
+    filled = [v for v in values if v]
+    if not filled:
         return ""
     if len(name) > LONGEST_OWNER or "\n" in name:
         return f"it has {len(name)} characters"
-    if name in given:
+    if name in filled:
         return "it is a value of the column too"
     words = len(name.split())
-    if words >= PROSE and not name.endswith("?") and len(name) >= fmean(map(len, given)) / 2:
+    if words >= PROSE and not name.endswith("?") and len(name) >= fmean(map(len, filled)) / 2:
         return "it is as long as the texts below it"
-    if words > 1 and name.endswith(STOPS) and sum(v.endswith(STOPS) for v in given) > len(given) / 2:
+    if words > 1 and name.endswith(STOPS) and sum(v.endswith(STOPS) for v in filled) > len(filled) / 2:
         return "it ends as the sentences below it do"
     for pattern, kind in ((_NUMBER, "number"), (_DATE, "date")):
         if pattern.match(name):
-            every = all(map(pattern.match, given))
+            every = all(map(pattern.match, filled))
             return f"it is a {kind}, as all values below it are" if every else ""
-    if digits and {_shape(v) for v in given} == {_shape(name)}:
+    if digits and {_shape(v) for v in filled} == {_shape(name)}:
         return "it is spelt as all values below it are"
     return ""
 

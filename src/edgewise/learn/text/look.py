@@ -66,10 +66,10 @@ class Look(NamedTuple):
     def texts(self) -> list[str]:
         """Return the columns that may be the text: those with known names first, then the longest before prompts."""
         fit = [c for c in self.columns if c.characters >= (0.1 if headers.known(c.name, headers.TEXTS) else LEAST_TEXT)]
-        asked = {c.name for c in fit if headers.known(c.name, headers.PROMPTS)}
+        prompts = {c.name for c in fit if headers.known(c.name, headers.PROMPTS)}
         return [
             c.name
-            for c in sorted(fit, key=lambda c: (headers.rank(c.name, headers.TEXTS), c.name in asked, -c.characters))
+            for c in sorted(fit, key=lambda c: (headers.rank(c.name, headers.TEXTS), c.name in prompts, -c.characters))
         ]
 
     def owners(self, read: Collection[str]) -> list[str]:
@@ -182,18 +182,18 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
 
 def _column(name: str, values: list[Any]) -> Column:
     plain = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
-    given = [v for v in plain if v is not None]
-    texts = [v for v in given if isinstance(v, str)]
+    filled = [v for v in plain if v is not None]
+    texts = [v for v in filled if isinstance(v, str)]
     names = all(
         isinstance(v, str | int) and not isinstance(v, bool) and 0 < len(str(v)) <= headers.LONGEST_OWNER for v in plain
     )
-    distinct = len({str(v) for v in given})
-    whole = bool(given) and len(texts) == len(plain)
+    distinct = len({str(v) for v in filled})
+    whole = bool(filled) and len(texts) == len(plain)
     length = fmean(map(len, texts)) if whole else 0.0
     words = fmean(len(v.split()) for v in texts) if whole else 0.0
     dates = whole and all(map(headers.is_date, texts))
-    repeats = len(given) / max(1, distinct)
-    return Column(name, distinct, repeats, length, words, bool(given) and names, _chat(given), dates)
+    repeats = len(filled) / max(1, distinct)
+    return Column(name, distinct, repeats, length, words, bool(filled) and names, _chat(filled), dates)
 
 
 def _chat(values: list[Any]) -> str:

@@ -144,8 +144,10 @@ def _plain(
         files.append((file, path))
         listing.left_out[EMPTY] += not size
     if not pieces:
-        left = "".join(f"; {n} {reason}" for reason, n in listing.left_out.items() if n)
-        raise DataError("E-DATA-EMPTY", f"no text in {root}{left}.", "put text files there, one sub-folder per device.")
+        reasons = "".join(f"; {n} {reason}" for reason, n in listing.left_out.items() if n)
+        raise DataError(
+            "E-DATA-EMPTY", f"no text in {root}{reasons}.", "put text files there, one sub-folder per device."
+        )
     number, start, stop, owner, ends = np.array(pieces, np.int64).T
     return DocumentIndex(
         files=tuple(file for file, _ in files),

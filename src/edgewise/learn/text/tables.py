@@ -256,10 +256,10 @@ def _as_jsonl(section: DataSection, path: Path, name: str, cache_dir: Path) -> P
     Each row is checked here, where its line is known. A blank line stays one.
     """
     names_read = columns(section)
-    asked = section.model_dump(
+    keys = section.model_dump(
         include={"source", "text", "prompt", "messages", "owner", "time", "time_format", "separator", "header", "label"}
     )
-    key = hashlib.sha256(json.dumps(["table", FORMAT, asked, packed.digest(path), path.suffix]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps(["table", FORMAT, keys, packed.digest(path), path.suffix]).encode()).hexdigest()
     target = cache_dir / "tables" / f"{key[:32]}.jsonl"
     if target.is_file():
         return target

@@ -81,9 +81,9 @@ def model(recipe: Recipe, recipe_dir: Path) -> tuple[Loaded, Flat]:
 
 
 def _check(loaded: Loaded, recipe: Recipe) -> None:
-    found, asked = sizes(loaded.model), recipe.data.sequence_len
-    if found.context is not None and asked > found.context:
-        what = f"{loaded.name} reads at most {found.context} tokens, data.sequence_len is {asked}."
+    found, length = sizes(loaded.model), recipe.data.sequence_len
+    if found.context is not None and length > found.context:
+        what = f"{loaded.name} reads at most {found.context} tokens, data.sequence_len is {length}."
         raise ModelError("E-MODEL", what, f"set data.sequence_len = {found.context} or less.")
     if recipe.data.messages and loaded.tokens.template is None:
         what = f"{loaded.name} has no chat template, which data.messages = {recipe.data.messages!r} needs."
@@ -91,7 +91,7 @@ def _check(loaded: Loaded, recipe: Recipe) -> None:
     if loaded.tokens.size > found.vocabulary:
         what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {found.vocabulary}."
         raise ModelError("E-MODEL", what, "model and tokenizer do not belong together.")
-    check_causal(loaded.model, loaded.tokens, asked, loaded.name)
+    check_causal(loaded.model, loaded.tokens, length, loaded.name)
 
 
 class TextTrainer(TorchTrainer):
