@@ -71,11 +71,10 @@ def _costs(s: Mapping[str, Any]) -> Any:
     grid.add_column()
     if share["over_base"] is not None:
         over = share["over_local_only"]
-        more = f", {numbers.percent(100 * over, signed=False)} better than alone" if over is not None else ""
+        more = f", training alone on {numbers.percent(100 * over, signed=False)}" if over is not None else ""
         grid.add_row(
             "devices",
-            f"{numbers.percent(100 * share['over_base'], signed=False)} of the measured ones are better than the base"
-            f"{more}",
+            f"the federated model beats the base on {numbers.percent(100 * share['over_base'], signed=False)}{more}",
         )
     if sentence := alone_or_together.going_on(s):
         grid.add_row("longer", sentence)

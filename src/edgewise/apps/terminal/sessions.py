@@ -129,7 +129,7 @@ class CommandSession:
 
 
 def _as_json(e: EdgewiseError) -> dict[str, Any]:
-    """The error as the envelope has it. ``faults`` lists everything that is wrong with a recipe."""
+    """Convert an error for the JSON object. ``faults`` lists all faults of a recipe."""
     plain: dict[str, Any] = {"code": e.code, "what": e.what, "fix": e.fix}
     if isinstance(e, RecipeError) and e.faults:
         plain["faults"] = [{**fault._asdict(), "line": fault.line or None} for fault in e.faults]
