@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from edgewise.core.errors import RecipeError
 from edgewise.plan.recipe import toml
 from edgewise.plan.recipe.recipe import Recipe
-
-if TYPE_CHECKING:
-    pass
 
 
 def assignments(given: list[str] | None) -> dict[str, Any]:
