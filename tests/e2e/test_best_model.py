@@ -76,7 +76,7 @@ def test_a_run_ends_when_waiting_is_over_and_its_best_model_counts(tmp_path):
     for said in (" ".join(page.split()), " ".join(screen.export_text().split())):
         assert "nded after 6 of 12 rounds: no lower held-out loss in 3 evaluations in a row" in said
         assert "the model after 3 rounds counts" in said
-    assert "flatter it" in page
+    assert "slightly optimistic" in page
 
 
 def test_the_best_of_all_rounds_counts_without_patience(tmp_path):
