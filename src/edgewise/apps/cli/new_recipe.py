@@ -328,7 +328,7 @@ def _notes(word: str, example: bool, devices: int, settings: Mapping[str, Any]) 
     notes = []
     if word in DP_WORDS and not example and devices < FEW:
         notes.append(
-            f"{devices} devices are few for this noise. It does not shrink with their number, and learning needs "
+            f"{devices} devices are few for noise. It does not shrink with their number, and learning needs "
             "hundreds of devices. A run will hold its epsilon and learn little."
         )
     if word == "local_dp" and not example:
