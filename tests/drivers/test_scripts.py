@@ -289,7 +289,7 @@ def test_an_agent_refuses_a_module_of_which_it_has_no_code(server: Server, tmp_p
     server.hosting.submit(submission({**RECIPE, "round": {"rounds": 1, "deadline_s": 20}}, server), "test")
     deadline = time.monotonic() + 60
     work(home, lambda: bool(record.rows(home)) or time.monotonic() > deadline, wait_s=1.0)
-    assert "only a script that has its code can" in record.rows(home)[0].reason
+    assert "Only a script with its code can" in record.rows(home)[0].reason
 
 
 @pytest.mark.slow

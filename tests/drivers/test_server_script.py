@@ -168,10 +168,10 @@ def test_figures_of_a_script_do_not_take_the_place_of_devices_metrics() -> None:
 
 
 def test_parts_are_given_as_tables_names_or_parts(recipe: Path, tmp_path: Path) -> None:
-    given = [{"kind": "weigh"}, partial(top_k, fraction=0.5), "rotate"]
+    given = [{"kind": "weigh"}, "rotate", partial(top_k, fraction=0.5)]
     with edgewise.Server(recipe, module(), folder=tmp_path / "s", stages=given, strategy=fedavg) as server:
-        assert [table["kind"] for table in server.recipe.stage] == ["weigh", "top_k", "rotate"]
-        assert server.recipe.stage[1]["fraction"] == 0.5
+        assert [table["kind"] for table in server.recipe.stage] == ["weigh", "rotate", "top_k"]
+        assert server.recipe.stage[2]["fraction"] == 0.5
         assert server.recipe.strategy == {"kind": "fedavg"}
         with pytest.raises(EdgewiseError, match="E-QUORUM"):
             next(iter(server))
