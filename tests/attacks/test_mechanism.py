@@ -44,7 +44,7 @@ def _pass(payload: Payload, memory: Memory, space: Space, turn: object) -> tuple
     return payload, memory
 
 
-def examined(pipe: Pipeline, update: NDArray[np.float32] = UPDATE) -> audit.Finding:
+def examined(pipe: Pipeline, update: NDArray[np.float32] = UPDATE) -> audit.AuditFinding:
     return audit.mechanism_audit("mechanism", pipe, update, DELTA, KEY)
 
 

@@ -8,7 +8,7 @@ import pytest
 from played import play, story
 
 from edgewise.core import events
-from edgewise.drivers.simulation.faults import Fault, Faulty
+from edgewise.drivers.simulation.faults import Faulty, ScriptedFault
 
 SETTINGS = {
     "everybody": {},
@@ -94,9 +94,9 @@ def test_an_update_with_nan_is_a_lost_device(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_duplicates_and_corruption_on_the_way_change_nothing_or_are_counted(tmp_path):
     clean, _, _ = play(tmp_path / "a", {})
-    twice, _, _ = play(tmp_path / "b", {}, wrap=lambda c: Faulty(c, lambda device, n: Fault(copies=2)))
+    twice, _, _ = play(tmp_path / "b", {}, wrap=lambda c: Faulty(c, lambda device, n: ScriptedFault(copies=2)))
     assert clean == twice
-    script = lambda device, n: Fault(corrupt=device == "d00001")  # noqa: E731
+    script = lambda device, n: ScriptedFault(corrupt=device == "d00001")  # noqa: E731
     bent, told, _ = play(tmp_path / "c", {}, wrap=lambda c: Faulty(c, script))
     assert bent[4] != clean[4]
     lost = [e for e in told if isinstance(e, events.Lost)]
@@ -105,7 +105,7 @@ def test_duplicates_and_corruption_on_the_way_change_nothing_or_are_counted(tmp_
 
 
 def test_silent_loss_ends_at_the_deadline(tmp_path):
-    script = lambda device, n: Fault(lose=device == "d00004")  # noqa: E731
+    script = lambda device, n: ScriptedFault(lose=device == "d00004")  # noqa: E731
     _, told, _ = play(tmp_path, {"compare.local_only": False}, wrap=lambda c: Faulty(c, script))
     rounds = [e for e in told if isinstance(e, events.RoundFinished)]
     assert all((e.accepted, e.late) == (7, 1) for e in rounds)
@@ -113,7 +113,7 @@ def test_silent_loss_ends_at_the_deadline(tmp_path):
 
 def test_reordering_by_delay_gives_the_same_sum(tmp_path):
     clean, _, _ = play(tmp_path / "a", {})
-    script = lambda device, n: Fault(delay_s=float((7 * int(device[1:]) + n) % 11))  # noqa: E731
+    script = lambda device, n: ScriptedFault(delay_s=float((7 * int(device[1:]) + n) % 11))  # noqa: E731
     mixed, told, _ = play(tmp_path / "b", {}, wrap=lambda c: Faulty(c, script))
     assert clean == mixed
     order = [e.device for e in told if isinstance(e, events.Accepted)]

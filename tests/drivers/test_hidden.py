@@ -14,7 +14,7 @@ from edgewise.core import events, frame
 from edgewise.core.errors import BudgetError, EdgewiseError, RoundError
 from edgewise.core.memory import flat
 from edgewise.crypto import sign
-from edgewise.drivers.simulation.faults import Fault, Faulty
+from edgewise.drivers.simulation.faults import Faulty, ScriptedFault
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine import device
 from edgewise.engine.ports import Absent, Arrived
@@ -242,14 +242,14 @@ def test_too_many_leaving_abandon_the_round_by_name(tmp_path):
 @pytest.mark.parametrize("settings", [MASKS, SHARES], ids=["masks", "shares"])
 def test_copies_and_delays_change_nothing(tmp_path, settings):
     clean, _, _ = play(tmp_path / "a", settings)
-    twice, _, _ = play(tmp_path / "b", settings, wrap=lambda c: Faulty(c, lambda device, n: Fault(copies=2)))
-    script = lambda device, n: Fault(delay_s=float((7 * int(device[1:]) + n) % 11))  # noqa: E731
+    twice, _, _ = play(tmp_path / "b", settings, wrap=lambda c: Faulty(c, lambda device, n: ScriptedFault(copies=2)))
+    script = lambda device, n: ScriptedFault(delay_s=float((7 * int(device[1:]) + n) % 11))  # noqa: E731
     mixed, _, _ = play(tmp_path / "c", settings, wrap=lambda c: Faulty(c, script))
     assert clean == twice == mixed
 
 
 def test_damage_costs_a_device_its_place_only(tmp_path):
-    script = lambda device, n: Fault(corrupt=device == "d00001" and n % 5 == 2)  # noqa: E731
+    script = lambda device, n: ScriptedFault(corrupt=device == "d00001" and n % 5 == 2)  # noqa: E731
     _, told, _ = play(tmp_path, MASKS, wrap=lambda c: Faulty(c, script))
     assert all(r.met and r.accepted >= 7 for r in rounds(told))
     assert {e.device for e in told if isinstance(e, events.Lost)} == {"d00001"}
@@ -259,7 +259,7 @@ class _Lying(Faulty):
     """Devices whose messages of secure aggregation ``lie`` changes, and which sign that; None: it never arrives."""
 
     def __init__(self, inner, liars, lie, monkeypatch):
-        super().__init__(inner, lambda device, n: Fault())
+        super().__init__(inner, lambda device, n: ScriptedFault())
         self._liars, self._lie = liars, lie
         self._signers, honest = {}, device.client.step
 

@@ -36,6 +36,7 @@ FULL_WEIGHT = 1e9  # amount of data with which every update counts in full, what
 REPEATED = 1e3  # mu of repeated noise. The difference of two releases then has no noise, so any large bound holds.
 SLACK = 1.0 + 1e-5  # float32 rounding of an honest encoder, as ``Pipeline.add`` allows it
 _NORMAL = NormalDist()
+Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Guessed:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditFinding:
     """Claim and the measurement against it.
 
     Attributes:
@@ -105,7 +106,7 @@ def _binomial_below(k: int, n: int, p: float) -> float:
     return float(np.exp(lgamma(n + 1) - gammas + i * log(p) + (n - i) * log1p(-p)).sum())
 
 
-def gaussian_mu(without: NDArray[np.float64], with_: NDArray[np.float64], confidence: float = 0.95) -> float:
+def gaussian_mu(without: Scores, with_: Scores, confidence: float = 0.95) -> float:
     """Compute a lower bound of mu from scores of runs without and with the device (larger: more likely with it).
 
     The threshold is chosen on the first quarter of the runs and tested on the others, so the choice costs nothing.
@@ -133,12 +134,12 @@ def mu_of_test(without: NDArray[np.bool_], with_: NDArray[np.bool_], confidence:
     return max(0.0, _NORMAL.inv_cdf(1 - fpr_up) - _NORMAL.inv_cdf(fnr_up))
 
 
-def mechanism(name: str, mu: float, delta: float, without: NDArray[np.float64], with_: NDArray[np.float64]) -> Finding:
+def mechanism(name: str, mu: float, delta: float, without: Scores, with_: Scores) -> AuditFinding:
     """Make the finding of a mechanism audit with a claim of ``mu``."""
     return measured(name, mu, delta, gaussian_mu(without, with_), min(without.size, with_.size))
 
 
-def grain(name: str, mu: float, delta: float, without: Vector, with_: Vector, moved: float) -> Finding:
+def grain(name: str, mu: float, delta: float, without: Vector, with_: Vector, moved: float) -> AuditFinding:
     """Test whether the last bits of small values reveal an added ``moved`` (Mironov 2012).
 
     Where y = t + n was added in floating point, n is about -t where y is small, and y is a multiple of the last bit of
@@ -157,9 +158,9 @@ def grain(name: str, mu: float, delta: float, without: Vector, with_: Vector, mo
     return measured(name, mu, delta, lower, min(without.size, with_.size))
 
 
-def measured(name: str, mu: float, delta: float, lower: float, runs: int) -> Finding:
+def measured(name: str, mu: float, delta: float, lower: float, runs: int) -> AuditFinding:
     """Make the finding of a claim of ``mu`` where ``lower`` holds with 95 %."""
-    return Finding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), runs, 0.95)
+    return AuditFinding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), runs, 0.95)
 
 
 def _epsilon(mu: float, delta: float) -> float:
@@ -230,7 +231,7 @@ def mechanism_audit(
     key: Key,
     mu: float = 0.0,
     adjacency: Adjacency | None = None,
-) -> Finding:
+) -> AuditFinding:
     """Audit two real releases of ``pipe``, with one device's ``update`` and with its ``neighbour``'s.
 
     Every coordinate is a run. The claim is the pipeline's own, mu = sensitivity / noise_std, or ``mu``. It is divided
@@ -270,7 +271,7 @@ def counted_on(space: Space) -> int:
     return max(0, space.quorum.n_min - space.quorum.corrupt) if space.noise.honest else 0
 
 
-def fresh(found: Finding, delta: float, one: NDArray[Any], two: NDArray[Any]) -> Finding:
+def fresh(found: AuditFinding, delta: float, one: NDArray[Any], two: NDArray[Any]) -> AuditFinding:
     """Mark ``found`` as broken where two releases of nothing with different secret keys are equal.
 
     Their noise then follows from something that others may know, and whoever has both can remove it.
@@ -297,7 +298,7 @@ def releases_audit(
     runs: int,
     mu: float = 0.0,
     adjacency: Adjacency | None = None,
-) -> Finding:
+) -> AuditFinding:
     """Audit many real releases of ``pipe``, body and head, with ``update`` and with its ``neighbour``'s.
 
     Each release is a run. It is for pipelines with head scalars, which are one number of a release and no run of their
@@ -350,7 +351,7 @@ def length_audit(
     key: Key,
     noise_std: float = 0.0,
     adjacency: Adjacency | None = None,
-) -> Finding:
+) -> AuditFinding:
     """Measure the largest distance of ``updates`` from their ``neighbour`` at the place of the noise, body and head as
     one vector. Compare it with the distance that the claim of ``mu`` counts with: ``mu noise_std``.
 
@@ -377,7 +378,7 @@ def length_audit(
     longest = longest if longest > space.sensitivity * SLACK else min(longest, space.sensitivity)
     lower = longest / noise_std if noise_std else mu * (longest / space.sensitivity)
     lower = lower if lower > mu * SLACK else min(lower, mu)
-    return Finding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), len(updates), 1.0)
+    return AuditFinding(name, mu, lower, _epsilon(mu, delta), _epsilon(lower, delta), len(updates), 1.0)
 
 
 def _joint(pipe: Pipeline, x: Vector, turn: Turn) -> NDArray[np.float64]:

@@ -42,7 +42,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from edgewise.privacy import accountant
-from edgewise.privacy.audit import Finding, Guessed
+from edgewise.privacy.audit import AuditFinding, Guessed
 
 _GUESSES = 5.0  # guesses over sqrt(m): within 5 % of the best number for epsilon 1 to 8 and m from 100 to 100,000
 _ROOM = 1.4  # least bound over the claim that all right guesses should show
@@ -163,7 +163,7 @@ def one_run(
     present: NDArray[np.bool_],
     confidence: float = 0.95,
     guesses: int = 0,
-) -> Finding:
+) -> AuditFinding:
     """Make the finding of a one-run audit with a claim of ``mu``.
 
     Args:
@@ -180,10 +180,10 @@ def one_run(
     lower = mu_lower(m, guesses, n_right, confidence)
     guessed = Guessed(guesses, n_right, plain_epsilon(m, guesses, n_right, delta, confidence))
     eps = [accountant.gaussian(1.0 / x, delta) if x > 0.0 else 0.0 for x in (mu, lower)]
-    return Finding(name, mu, lower, eps[0], eps[1], m, confidence, guessed)
+    return AuditFinding(name, mu, lower, eps[0], eps[1], m, confidence, guessed)
 
 
-def played(mu: float, delta: float, scores: NDArray[np.float64], present: NDArray[np.bool_]) -> Finding:
+def played(mu: float, delta: float, scores: NDArray[np.float64], present: NDArray[np.bool_]) -> AuditFinding:
     """Make the finding of ``one_run`` with as many guesses as can refute the claim (``telling``).
 
     Where no number can, ``left_out`` says so.

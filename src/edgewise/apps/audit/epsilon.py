@@ -41,7 +41,7 @@ from edgewise.plan.promise import Noiser
 from edgewise.plan.scaled import scaled
 from edgewise.privacy import audit, matrix
 from edgewise.privacy import one_run as guessing
-from edgewise.privacy.audit import Finding, contribution, neighbour, release, released
+from edgewise.privacy.audit import AuditFinding, contribution, neighbour, release, released
 from edgewise.privacy.distributed import MOST_BITS
 from edgewise.privacy.matrix import Blt
 
@@ -63,7 +63,7 @@ BY_COORDINATE = ("clip", "clamp", "segments", "factors", "random_k", "rotate")  
 Step = Callable[[str, int, int], None]  # (name, done, total)
 
 
-def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN) -> list[Finding]:
+def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN) -> list[AuditFinding]:
     """Run all trials of a plan. Returns no finding for a plan that claims no epsilon.
 
     If an update is longer than its bound, the other trials are skipped, because later code refuses such updates.
@@ -86,7 +86,7 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
     return [first, released_once, round_trials.rounds(plan, RUNS[quick], step, catalogue), whole]
 
 
-def length(plan: Plan) -> Finding:
+def length(plan: Plan) -> AuditFinding:
     """Measure the largest distance of an update from its neighbour's at the place of the noise.
 
     Returns the worst finding of all phases.
@@ -113,7 +113,7 @@ def _noise_std(plan: Plan, pipe: Pipeline) -> float:
     return pipe.encoded.noise.std if plan.promise.who_noises is Noiser.DEVICE else pipe.total.noise_std
 
 
-def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
+def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> AuditFinding:
     """Release one worst-case device or its neighbour, with every one of ``runs`` coordinates as a run.
 
     If numbers travel beside the update, there are ``runs / RELEASES`` releases with them instead, and each is a run.
@@ -165,7 +165,7 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     return replace(found, of=of, left_out=tuple(dict.fromkeys([*those(left), *_left_out(plan)])))
 
 
-def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> Finding:
+def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> AuditFinding:
     """Run the plan at its own noise with many canary devices, each present with probability 1/2, and score each.
 
     The canaries are dealt to releases of the plan's stages, each with its own noise. Together they are one run, and

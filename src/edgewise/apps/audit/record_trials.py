@@ -19,7 +19,7 @@ from edgewise.plan.noise import Spend
 from edgewise.plan.plan import Plan
 from edgewise.privacy import audit
 from edgewise.privacy import one_run as guessing
-from edgewise.privacy.audit import Finding, event_mu
+from edgewise.privacy.audit import AuditFinding, event_mu
 
 if TYPE_CHECKING:
     from edgewise.core.training import StepNoise
@@ -33,7 +33,7 @@ LEFT_OUT = (
 Step = Callable[[str, int, int], None]  # (name, done, total)
 
 
-def mechanism(plan: Plan, runs: int, step: Step) -> tuple[Finding, Finding]:
+def mechanism(plan: Plan, runs: int, step: Step) -> tuple[AuditFinding, AuditFinding]:
     """Take many steps of DP-SGD at the recipe's noise multiplier and clip, with and without a record.
 
     Returns one finding on the size of the released values, and one on their last bits (``audit.grain``). Every record
@@ -57,7 +57,7 @@ def mechanism(plan: Plan, runs: int, step: Step) -> tuple[Finding, Finding]:
     return replace(size, of=of, left_out=LEFT_OUT), replace(bits, of=f"the last bits of {of}", left_out=LEFT_OUT)
 
 
-def steps(plan: Plan, runs: int, step: Step) -> Finding:
+def steps(plan: Plan, runs: int, step: Step) -> AuditFinding:
     """Attack the difference and the sum of two steps of one device, of one round and of two rounds.
 
     A record is in both steps or in neither. The method and the keys of a simulated run are those of ``round_trials``.
@@ -87,7 +87,7 @@ def steps(plan: Plan, runs: int, step: Step) -> Finding:
     return replace(found, of=f"{of}, within one round and in two rounds", left_out=left_out)
 
 
-def one_run(plan: Plan, canaries: int, step: Step) -> Finding:
+def one_run(plan: Plan, canaries: int, step: Step) -> AuditFinding:
     """Take steps of DP-SGD with canaries as records, each present with probability 1/2."""
     present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
     starts = range(0, canaries, STEP_RECORDS)

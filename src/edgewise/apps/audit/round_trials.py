@@ -45,11 +45,11 @@ from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
 from edgewise.plan.scaled import scaled
 from edgewise.privacy import audit
-from edgewise.privacy.audit import FULL_WEIGHT, Finding, counted_on, neighbour
+from edgewise.privacy.audit import FULL_WEIGHT, AuditFinding, counted_on, neighbour
 from edgewise.privacy.distributed import MOST_BITS
 
 
-def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> Finding:
+def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> AuditFinding:
     """Play two rounds of one worst-case device or its neighbour, with every one of ``runs`` coordinates as a run.
 
     The trial has the recipe's clip, noise and merge without its stages. Its noise multiplier gives a mu of about 1, as
@@ -73,7 +73,7 @@ def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -
     return replace(found, of=of, left_out=those(left))
 
 
-def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Adjacency) -> Finding:
+def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Adjacency) -> AuditFinding:
     """Play two rounds with one device's updates, and with its neighbour's. Every coordinate is a run.
 
     Args:

@@ -190,7 +190,7 @@ def new(
             raise RecipeError("E-MISSING", "no data is named.", "name it by --data PATH.")
         ask = _ask if asks else None
         found, named = new_recipe.seen(path, "auto" if header is None else header, ask)
-        columns = new_recipe.columns(found, path, new_recipe.Asked(text, owner, devices, base, named), ask)
+        columns = new_recipe.columns(found, path, new_recipe.DataOptions(text, owner, devices, base, named), ask)
         word = privacy or (_ask(f"privacy: {', '.join(WORDS)}", "hidden") if asks else "")
         if not word:
             raise RecipeError(

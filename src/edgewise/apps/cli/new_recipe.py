@@ -52,7 +52,7 @@ class Answers(NamedTuple):
     unit: str = "device"
 
 
-class Asked(NamedTuple):
+class DataOptions(NamedTuple):
     """The options on the data; empty or 0 if not given."""
 
     text: str = ""
@@ -97,7 +97,7 @@ def seen(data: str, header: Header, ask: Callable[[str, str], str] | None) -> tu
     return found, header
 
 
-def columns(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
+def columns(found: Look, data: str, asked: DataOptions, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
     """Choose the keys of ``[data]`` for a table: columns that a person names, else the likeliest ones.
 
     Args:
@@ -111,7 +111,7 @@ def columns(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str]
     return {**read, "header": True if vouched else asked.header} if vouched or asked.header != "auto" else read
 
 
-def _read(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
+def _read(found: Look, data: str, asked: DataOptions, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
     if not found.columns:
         for option, given in (("text", asked.text), ("owner", asked.owner)):
             if given:
@@ -138,7 +138,7 @@ def _read(found: Look, data: str, asked: Asked, ask: Callable[[str, str], str] |
     return {**out, "owner": _column(found, "owner", asked.owner, found.owners([out.get("text", ""), *prompts]), ask)}
 
 
-def _dealt(asked: Asked) -> dict[str, Any]:
+def _dealt(asked: DataOptions) -> dict[str, Any]:
     return {"partition": "iid", "devices": asked.devices}
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 from edgewise.apps.cli import result
 from edgewise.apps.runs import run_dirs
 from edgewise.apps.terminal import sessions
-from edgewise.apps.terminal.progress import Progress
+from edgewise.apps.terminal.progress import ProgressScreen
 from edgewise.core import events
 from edgewise.core.errors import RecipeError, StoreError
 from edgewise.drivers.storage.files import FOLDER
@@ -44,7 +44,7 @@ def play(
         sessions.interrupts() as listeners,
         sessions.quiet_screen(out / "log.txt", session.debug) as screen,
         _introduced(screen, "" if quiet else says),
-        Progress(recipe, screen, quiet=quiet) as progress,
+        ProgressScreen(recipe, screen, quiet=quiet) as progress,
     ):
         from edgewise.apps.simulate import simulation  # The import takes seconds, so the screen comes first.
 
@@ -82,7 +82,10 @@ def play_network(
         from edgewise.apps.cli import network_demo
 
         recipe = network_demo.recipe_of(at, overrides)
-        with _introduced(screen, "" if quiet else network_demo.SAYS), Progress(recipe, screen, quiet=quiet) as progress:
+        with (
+            _introduced(screen, "" if quiet else network_demo.SAYS),
+            ProgressScreen(recipe, screen, quiet=quiet) as progress,
+        ):
             listeners.append(progress.stopping)
             run_dir, summary = network_demo.play(at, recipe, progress)
     if not session.as_json and not quiet:

@@ -44,12 +44,12 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def pause(self) -> bool:
-        """Whether the agent may send nothing now."""
+        """True while the agent may send nothing."""
         return self.word == "pause"
 
     @property
     def leave(self) -> bool:
-        """Whether the agent ends for good."""
+        """True if the agent ends for good."""
         return self.word == "leave"
 
 

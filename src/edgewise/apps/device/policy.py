@@ -57,7 +57,7 @@ class Data(Section):
 
     @property
     def given(self) -> bool:
-        """Whether there is any text to train on."""
+        """True if there is text to train on."""
         return bool(self.path) or self.source in SHIPPED
 
     @rule
@@ -94,7 +94,7 @@ class When(Section):
         return tuple((_minute(one[:5]), _minute(one[6:])) for one in self.quiet)
 
 
-class Asked(Section):
+class LeastPrivacy(Section):
     """The least privacy that a run must promise."""
 
     words: list[Privacy] = Field(
@@ -164,7 +164,7 @@ class Policy(Section):
     data: Data = Data()
     limits: Limits = Limits()
     when: When = When()
-    privacy: Asked = Asked()
+    privacy: LeastPrivacy = LeastPrivacy()
     budget: Cap = Cap()
     model: Models = Models()
     package: list[OwnPackage] = Field([])

@@ -33,7 +33,7 @@ FILE, LEDGERS = "left.jsonl", "ledgers"  # the record of frames, and the folder 
 REFUSAL, RUN_REFUSED = "refusal", "refused run"
 
 
-class Row(msgspec.Struct, frozen=True, omit_defaults=True):
+class RecordLine(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of the record.
 
     Attributes:
@@ -85,7 +85,7 @@ class Record:
             return
         reason = f"{message.code}: {message.reason}" if isinstance(message, frame.Refusal) else ""
         reason = _step(message.body)[1] if isinstance(message, frame.Step) else reason
-        row = Row(
+        row = RecordLine(
             self._now_s(), server, message.run, message.round, kind(message, plan), len(raw), digest, epsilon, reason,
             "" if plan is None else promise(plan),
         )  # fmt: skip
@@ -97,14 +97,14 @@ class Record:
         """Record that this device takes no part in a run, once for each reason."""
         reason = f"{error.code}: {error.what}"
         if (run, reason) not in self._refused:
-            self._append(Row(self._now_s(), server, run, -1, RUN_REFUSED, 0, reason=reason))
+            self._append(RecordLine(self._now_s(), server, run, -1, RUN_REFUSED, 0, reason=reason))
             self._refused.add((run, reason))
 
     def today(self, now_s: float) -> int:
         """Return the bytes sent since midnight, by local time."""
         return self._today.bytes(now_s)
 
-    def _append(self, row: Row) -> None:
+    def _append(self, row: RecordLine) -> None:
         fresh, line = not self._path.exists(), msgspec.json.encode(row) + b"\n"
         try:
             with open(self._path, "ab", opener=files.for_owner) as f:
@@ -185,12 +185,12 @@ def _step(body: bytes) -> tuple[str, str]:
     return "message of a hidden sum", ""
 
 
-def rows(home: Path) -> list[Row]:
+def rows(home: Path) -> list[RecordLine]:
     """Read the lines so far, also while an agent works. Raises StoreError: E-CHECKPOINT for a damaged file, E-DISK."""
     return _read(home / FILE)[0]
 
 
-def summary(lines: Iterable[Row], now_s: float) -> dict[str, Any]:
+def summary(lines: Iterable[RecordLine], now_s: float) -> dict[str, Any]:
     """Count what was sent: today (by local time), in all, by run. Also count refusals, with the time of the latest.
 
     ``epsilon`` is that of the newest line that has one. None if no cap counts it.
@@ -225,7 +225,7 @@ class _Count:
         self.frames, self.size, self.rounds, self.last_s = 0, 0, set[tuple[str, int]](), 0.0
         self.kinds: dict[str, int] = {}
 
-    def add(self, row: Row) -> None:
+    def add(self, row: RecordLine) -> None:
         self.frames, self.size, self.last_s = self.frames + 1, self.size + row.size, row.at_s
         self.kinds[row.kind] = self.kinds.get(row.kind, 0) + 1
         if row.kind != REFUSAL:
@@ -238,17 +238,17 @@ class _Count:
         }  # fmt: skip
 
 
-def _read(path: Path) -> tuple[list[Row], int]:
+def _read(path: Path) -> tuple[list[RecordLine], int]:
     """Read the whole lines. Returns them and their number of bytes."""
     try:
         raw = path.read_bytes() if path.exists() else b""
     except OSError as e:
         raise StoreError("E-DISK", f"cannot read {path}: {e.strerror}.", "check the disk.") from None
     whole, end, _ = raw.rpartition(b"\n")
-    found: list[Row] = []
+    found: list[RecordLine] = []
     for number, line in enumerate(whole.split(b"\n") if whole else [], 1):
         try:
-            found.append(msgspec.json.decode(line, type=Row))
+            found.append(msgspec.json.decode(line, type=RecordLine))
         except msgspec.DecodeError as e:
             what = f"line {number} of {path} cannot be read: {e}."
             fix = "put the newest copy of the file in its place, or move it away: a new one begins then."

@@ -137,7 +137,7 @@ class Task:
 
     @property
     def corrects(self) -> bool:
-        """Whether the strategy corrects gradients. Then call ``correct`` before each step."""
+        """True if the strategy corrects gradients. Then call ``correct`` before each step."""
         correction = self._request.correction
         return bool(correction.pull) or correction.shift is not None
 

@@ -58,9 +58,9 @@ class Shown:
     """A context that shows the progress of a run on standard error and yields its sinks."""
 
     def __init__(self, recipe: Recipe) -> None:
-        from edgewise.apps.terminal.progress import Progress
+        from edgewise.apps.terminal.progress import ProgressScreen
 
-        self._progress = Progress(recipe, sys.stderr, quiet=False)
+        self._progress = ProgressScreen(recipe, sys.stderr, quiet=False)
 
     def __enter__(self) -> tuple[Callable[[events.AnyEvent], None], ...]:
         return (self._progress.__enter__(),)

@@ -28,7 +28,7 @@ from edgewise.plan.strategy import strategy_of
 from edgewise.strategies.base import Directions
 
 if TYPE_CHECKING:
-    from edgewise.learn.models.exported import Checked
+    from edgewise.learn.models.exported import LogitDifferences
 
 FORMATS = ("peft", "merged", "tensors")
 DTYPES = ("base", "float32", "bfloat16", "float16")
@@ -229,7 +229,7 @@ def _model(
     return {"dtype": dtype, "logits": _plain(checked)}
 
 
-def _plain(checked: Checked) -> dict[str, float]:
+def _plain(checked: LogitDifferences) -> dict[str, float]:
     return dict(checked._asdict())
 
 

@@ -12,7 +12,7 @@ from edgewise.plan.recipe.recipe import Recipe
 from edgewise.privacy.card import NOT_COVERED
 
 if TYPE_CHECKING:
-    from edgewise.learn.models.exported import Checked
+    from edgewise.learn.models.exported import LogitDifferences
 
 HEAD = "| model | weighted mean | median | worst 10 % |\n| --- | ---: | ---: | ---: |\n"
 PASSED_ON = ("license", "license_name", "license_link", "language")  # These keys are copied from the base's card.
@@ -38,7 +38,7 @@ class About(NamedTuple):
     commit: str
     beside: bool
     dtype: str
-    checked: Checked
+    checked: LogitDifferences
     card: Mapping[str, Any]
 
 

@@ -45,7 +45,7 @@ class Verified:
 
     @property
     def ok(self) -> bool:
-        """Whether a model was replayed, or there was none to replay."""
+        """True if a model was replayed, or if there was none to replay."""
         return bool(self.replayed or not self.released)
 
     def to_plain(self) -> dict[str, Any]:

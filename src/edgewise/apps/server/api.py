@@ -47,7 +47,7 @@ class Joining(_Body):
     label: str = Field("", max_length=members.LABEL_CHARACTERS, description="How the owner calls the device.")
 
 
-class Standing(BaseModel):
+class MemberState(BaseModel):
     """A member's state on the server."""
 
     id: str
@@ -98,8 +98,8 @@ class ListedToken(BaseModel):
     made_s: float
 
 
-def _standing(member: Member) -> Standing:
-    return Standing(
+def _standing(member: Member) -> MemberState:
+    return MemberState(
         id=member.id, key=member.public.hex(), role=member.role, status=member.status, tags=list(member.tags),
         label=member.label, token=member.token, joined_s=member.joined_s,
     )  # fmt: skip
@@ -137,7 +137,7 @@ class ControlPlane:
         """Counters for Prometheus. No member is named."""
         return Response(await self._service.aside(lambda: shown(self._service)), media_type=CONTENT_TYPE_LATEST)
 
-    async def join(self, request: Request, wanted: Joining) -> Standing:
+    async def join(self, request: Request, wanted: Joining) -> MemberState:
         """Enrol the signing key with a token."""
         found, now_s = caller(request), self._service.now_s()
         token = tokens.parse(wanted.token)
@@ -147,11 +147,11 @@ class ControlPlane:
         self._service.changed(member)
         return _standing(member)
 
-    async def me(self, request: Request) -> Standing:
+    async def me(self, request: Request) -> MemberState:
         """Show the calling member, also while it waits for approval."""
         return _standing(caller(request).signed()[0])
 
-    async def leave(self, request: Request, wanted: Leaving) -> Standing:
+    async def leave(self, request: Request, wanted: Leaving) -> MemberState:
         """Revoke the calling device at once and for good. Its uploads and long polls end."""
         own, _ = caller(request).signed()
         if wanted.device != own.id:
@@ -162,16 +162,16 @@ class ControlPlane:
         self._service.changed(member)
         return _standing(member)
 
-    async def devices(self, status: str = "", after: str = "", limit: int = 1000) -> list[Standing]:
+    async def devices(self, status: str = "", after: str = "", limit: int = 1000) -> list[MemberState]:
         """List members in the order of their ids, a page at a time. ``after`` is the last id of the previous page."""
         count = max(1, min(limit, 1000))
         return [_standing(x) for x in await self._service.read(lambda c: members.listed(c, status, after, count))]
 
-    async def approve(self, request: Request, member: str) -> Standing:
+    async def approve(self, request: Request, member: str) -> MemberState:
         """Approve a pending member."""
         return await self._decide(request, member, members.approve)
 
-    async def revoke(self, request: Request, member: str) -> Standing:
+    async def revoke(self, request: Request, member: str) -> MemberState:
         """Revoke a member at once and for good. Its uploads and long polls end."""
         return await self._decide(request, member, members.revoke)
 
@@ -200,7 +200,7 @@ class ControlPlane:
 
     async def _decide(
         self, request: Request, name: str, decide: Callable[[sa.Connection, str, float], Member]
-    ) -> Standing:
+    ) -> MemberState:
         own, _ = caller(request).signed()
         now_s = self._service.now_s()
 

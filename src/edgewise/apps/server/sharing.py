@@ -41,7 +41,7 @@ class Address:
     url: str
 
 
-class Shares(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ShareKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The keys to which devices of a run seal their shares, each signed by its server."""
 
     leader: ShareKey
@@ -52,7 +52,7 @@ class Shares(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 class Arranged:
     """The record of a run's second server. ``secret`` is the leader's HPKE key."""
 
-    shares: Shares
+    shares: ShareKeys
     secret: bytes = field(repr=False)
 
     def write(self, out: Path) -> None:
@@ -76,7 +76,7 @@ def load(out: Path) -> Arranged | None:
     if not (out / FILE).exists():
         return None
     try:
-        shares = msgspec.json.decode((out / FILE).read_bytes(), type=Shares)
+        shares = msgspec.json.decode((out / FILE).read_bytes(), type=ShareKeys)
         return Arranged(shares, (out / SECRET).read_bytes())
     except (OSError, msgspec.DecodeError) as e:
         raise StoreError("E-CHECKPOINT", f"the keys of {out} cannot be read: {e}.", "restore the folder.") from None
@@ -96,7 +96,7 @@ def arranged(service: Service, gateway: Address | None, plan: Plan, listing: byt
     with RemoteHelper.connect(gateway.name, gateway.url, service.identity, plan, listing, SUBMIT_S) as helper:
         helper_key = msgspec.convert(helper.statement, ShareKey)
     leader = share_keys.made(service.identity, share_keys.LEADER, plan.run, public(secret))
-    return Arranged(Shares(leader=leader, helper=helper_key), secret)
+    return Arranged(ShareKeys(leader=leader, helper=helper_key), secret)
 
 
 def helper(

@@ -1,6 +1,6 @@
 """Live progress of a run: an event sink that draws with rich on a terminal and prints plain lines elsewhere.
 
-with Progress(recipe, sys.stderr) as progress:
+with ProgressScreen(recipe, sys.stderr) as progress:
     simulation.run(recipe, out=out, recipe_dir=folder, sinks=(progress,))
 """
 
@@ -179,7 +179,7 @@ class Board:
         return self.train_s / self.played_here * self.rounds
 
 
-class Progress:
+class ProgressScreen:
     """Event sink that shows a run's progress. Use it as a context manager around the run.
 
     Args:
@@ -197,7 +197,7 @@ class Progress:
         self._live: Any = None
         self._console: Console | None = None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressScreen:
         if self._draw and not self._quiet:
             from rich.console import Console
             from rich.live import Live

@@ -1,6 +1,6 @@
 """A cohort with scripted faults: loss, delay, duplication and corruption between devices and server.
 
-    Faulty(cohort, lambda device, number: Fault(lose=number == 3))
+    Faulty(cohort, lambda device, number: ScriptedFault(lose=number == 3))
 
 For tests and drills, wrap any Cohort. The script sees the device and the running number of its arrival, and returns a
 fault. The wrapped cohort notices nothing.
@@ -19,7 +19,7 @@ from edgewise.engine.ports import Absent, Arrived, Cohort, Sent
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class ScriptedFault:
     """The fault of one arrival.
 
     Attributes:
@@ -35,7 +35,7 @@ class Fault:
     corrupt: bool = False
 
 
-Script = Callable[[DeviceId, int], Fault]
+Script = Callable[[DeviceId, int], ScriptedFault]
 
 
 class Faulty:

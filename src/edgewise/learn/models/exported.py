@@ -42,7 +42,7 @@ FINEST, COARSEST = 1e-5, 1e-4  # Rounding of float32 in small and in deep models
 AGAIN = "put the base model back as it was when the run began, or name its folder with --base."
 
 
-class Checked(NamedTuple):
+class LogitDifferences(NamedTuple):
     """The largest differences between logits on the same text.
 
     Attributes:
@@ -126,7 +126,7 @@ def read_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
         return logits(model.eval(), ids_BT).float()
 
 
-def write_merged(t: TrainedModel, folder: Path, dtype: str) -> Checked:
+def write_merged(t: TrainedModel, folder: Path, dtype: str) -> LogitDifferences:
     """Write the whole model with its configuration and tokenizer.
 
     Args:
@@ -156,7 +156,7 @@ def write_merged(t: TrainedModel, folder: Path, dtype: str) -> Checked:
     return _verified(_plain(folder), t, folder, rounding)
 
 
-def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, beside: bool) -> Checked:
+def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, beside: bool) -> LogitDifferences:
     """Write the adapter and its tokenizer. With ``beside`` also copy the base to ``folder / "base"``.
 
     Args:
@@ -197,11 +197,11 @@ def _plain(folder: Path) -> nn.Module:
     return model
 
 
-def _verified(fresh: nn.Module, t: TrainedModel, folder: Path, rounding: float) -> Checked:
+def _verified(fresh: nn.Module, t: TrainedModel, folder: Path, rounding: float) -> LogitDifferences:
     loaded = _close(read_logits(fresh, t.ids_BT), t, "please report it: the run itself is whole.")
     if tokens.load(folder).digest != t.loaded.tokens.digest:
         raise EdgewiseError("E-EXPORT", "the exported tokenizer is not the base's.", "please report it.")
-    return Checked(loaded, rounding, _largest(t.wanted_BTV, t.base_BTV))
+    return LogitDifferences(loaded, rounding, _largest(t.wanted_BTV, t.base_BTV))
 
 
 def _close(got_BTV: Tensor, t: TrainedModel, fix: str) -> float:

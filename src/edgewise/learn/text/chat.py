@@ -28,7 +28,7 @@ ANSWER = "assistant"
 Message = dict[str, Any]
 
 
-class Part(NamedTuple):
+class ChatPart(NamedTuple):
     """A part of a rendered chat. ``learnt`` is True for an answer."""
 
     text: str
@@ -38,7 +38,7 @@ class Part(NamedTuple):
         return f"Part(text=<{len(self.text)} characters>, learnt={self.learnt})"
 
 
-class Row(NamedTuple):
+class ChatTokens(NamedTuple):
     """A chat's tokens (int32), and the mask of those that are learnt (bool). The first token is never learnt."""
 
     ids: Array
@@ -80,7 +80,7 @@ class Template:
         self.digest = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()  # for cache keys
         self._special = {str(t) for t in added if t.special} | set(tokenizer.all_special_tokens)
 
-    def rows(self, packed: str, where: str) -> list[Row]:
+    def rows(self, packed: str, where: str) -> list[ChatTokens]:
         """Encode one packed chat (``pack``) as one row, or one row for each answer. There is none without an answer.
 
         Raises:
@@ -100,13 +100,13 @@ class Template:
             return [self._row(_together(parts))]
         return [self._row(pair) for pair in parts]
 
-    def _parts(self, found: list[Message], where: str) -> list[Part]:
+    def _parts(self, found: list[Message], where: str) -> list[ChatPart]:
         """Split a chat whose last message is an answer into the part that is read and the part that is learnt."""
         whole = self._render(found, where)
         for invited in (True, False):
             before = self._render(found[:-1], where, invited) if found[:-1] or invited else ""
             if whole.startswith(before):
-                return [Part(before, False), Part(whole[len(before) :], True)]
+                return [ChatPart(before, False), ChatPart(whole[len(before) :], True)]
         what = f"{where}: the chat template rewrites the messages before message {len(found)}."
         raise DataError("E-DATA-FORMAT", what, "write prompt and text columns in place of the messages.")
 
@@ -115,7 +115,7 @@ class Template:
         with foreign(DataError, "E-DATA-FORMAT", why, fix):
             return str(self._tokenizer.apply_chat_template(found, tokenize=False, add_generation_prompt=invited))
 
-    def _row(self, parts: Sequence[Part]) -> Row:
+    def _row(self, parts: Sequence[ChatPart]) -> ChatTokens:
         """Encode each part by itself, because a model in use reads the text before an answer by itself."""
         self._backend.encode_special_tokens = False
         try:
@@ -124,14 +124,14 @@ class Template:
             self._backend.encode_special_tokens = True
         learnt = np.repeat([part.learnt for part in parts], [len(ids) for ids in encoded])
         learnt[:1] = False
-        return Row(np.concatenate([np.array(ids, np.int32) for ids in encoded]), learnt)
+        return ChatTokens(np.concatenate([np.array(ids, np.int32) for ids in encoded]), learnt)
 
 
-def _together(parts: Sequence[Sequence[Part]]) -> list[Part]:
+def _together(parts: Sequence[Sequence[ChatPart]]) -> list[ChatPart]:
     """Join the parts of a chat's answers into one sequence. Each part leaves out the text of the parts before it."""
-    out: list[Part] = []
+    out: list[ChatPart] = []
     done = 0
     for before, answer in parts:
-        out += [Part(before.text[done:], False), answer]
+        out += [ChatPart(before.text[done:], False), answer]
         done = len(before.text) + len(answer.text)
     return out

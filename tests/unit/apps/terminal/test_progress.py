@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from edgewise.apps.simulate.baselines import timed
-from edgewise.apps.terminal.progress import Board, Progress
+from edgewise.apps.terminal.progress import Board, ProgressScreen
 from edgewise.core import events
 from unit.made_run import made_plan
 
@@ -126,7 +126,7 @@ def whole() -> list[events.AnyEvent]:
 def test_a_forecast_stands_before_the_first_round_and_is_counted_down() -> None:
     stream, told = io.StringIO(), events.Forecast(rounds_s=31.0, compare_s=22.0)
     recipe = made_plan(4, compare={"centralised": False}).recipe
-    with Progress(recipe, stream) as progress:
+    with ProgressScreen(recipe, stream) as progress:
         for e in (told, RUN, FEDERATED):
             progress(e)
     assert stream.getvalue().startswith("about 55 s from here: rounds 30 s, comparisons 20 s\n")
@@ -160,7 +160,7 @@ def test_training_alone_for_longer_is_in_the_time_left() -> None:
 )
 def test_comparisons_are_called_what_they_are(compare: dict[str, bool], title: str) -> None:
     stream = io.StringIO()
-    with Progress(made_plan(4, compare=compare).recipe, stream) as progress:
+    with ProgressScreen(made_plan(4, compare=compare).recipe, stream) as progress:
         progress(events.PhaseStarted(phase="compare", steps=2))
     assert stream.getvalue() == f"{title}\n"
 
@@ -168,7 +168,7 @@ def test_comparisons_are_called_what_they_are(compare: dict[str, bool], title: s
 @pytest.mark.parametrize("compare", [{}, {"centralised": False}, {"local_only": False}])
 @pytest.mark.parametrize("phase", ["load", "federated", "compare", "longer", "evaluate", "report"])
 def test_the_bar_and_its_title_fit_into_80_columns(compare: dict[str, bool], phase: str) -> None:
-    progress = Progress(made_plan(4, compare=compare).recipe, io.StringIO(), live=False)
+    progress = ProgressScreen(made_plan(4, compare=compare).recipe, io.StringIO(), live=False)
     for e in (RUN, events.PhaseStarted(phase=phase, steps=2), events.Progress(phase=phase, done=1, total=2)):
         progress.board.take(e)
     screen = io.StringIO()
@@ -179,7 +179,7 @@ def test_the_bar_and_its_title_fit_into_80_columns(compare: dict[str, bool], pha
 
 def test_lines_where_there_is_no_terminal() -> None:
     stream = io.StringIO()
-    with Progress(made_plan(4).recipe, stream) as progress:
+    with ProgressScreen(made_plan(4).recipe, stream) as progress:
         for e in whole():
             progress(e)
     text = stream.getvalue()
@@ -193,7 +193,7 @@ def test_lines_where_there_is_no_terminal() -> None:
 
 def test_the_live_part_draws_every_state_and_cleans_up() -> None:
     stream = io.StringIO()
-    with Progress(made_plan(4).recipe, stream, live=True) as progress:
+    with ProgressScreen(made_plan(4).recipe, stream, live=True) as progress:
         drawn = []
         for e in whole():
             progress(e)
@@ -209,7 +209,7 @@ def test_the_live_part_draws_every_state_and_cleans_up() -> None:
 
 def test_quiet_is_quiet() -> None:
     stream = io.StringIO()
-    with Progress(made_plan(4).recipe, stream, quiet=True, live=True) as progress:
+    with ProgressScreen(made_plan(4).recipe, stream, quiet=True, live=True) as progress:
         for e in whole():
             progress(e)
     assert stream.getvalue() == ""
@@ -223,7 +223,7 @@ def test_ci_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("CI", "true")
     stream = Terminal()
-    with Progress(made_plan(4).recipe, stream) as progress:
+    with ProgressScreen(made_plan(4).recipe, stream) as progress:
         progress(FEDERATED)
     assert stream.getvalue() == "federated rounds\n"
 
