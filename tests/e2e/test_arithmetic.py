@@ -66,7 +66,7 @@ def test_other_instructions_show_in_the_probe():
 @pytest.mark.slow
 def test_a_run_is_not_resumed_where_bits_differ(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    changed = other("from edgewise.drivers import arithmetic\nprint(arithmetic.digest(None))", OTHERS)
+    changed = other("from edgewise.drivers.workers import arithmetic\nprint(arithmetic.digest(None))", OTHERS)
     Path("toy.toml").write_text(toy_recipe.TEXT, encoding="utf-8")
     Path("stops.py").write_text(
         "import sys, toy\nfrom edgewise.plan.catalogue import Extension\n"

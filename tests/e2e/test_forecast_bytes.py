@@ -11,6 +11,7 @@ import pytest
 from edgewise.apps.report import summary
 from edgewise.apps.simulate import check, simulation
 from edgewise.drivers.storage.run_store import RunStore
+from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.recipe import recipe
 
 GRID = [
@@ -60,7 +61,7 @@ def test_bytes_are_as_forecast(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
         **KINDS[kind],
     }
     read = recipe.from_plain(json.loads(json.dumps(plain)))
-    told = check.examine(read, tmp_path, ["toy"], fast=True)["bytes"]
+    told = check.examine(read, tmp_path, with_extensions(["toy"]), fast=True)["bytes"]
     out = simulation.run(read, out=tmp_path / "run", recipe_dir=tmp_path, extensions=["toy"], report=False)
     with RunStore(out) as store:
         measured = summary.build(store)["bytes"]

@@ -78,7 +78,7 @@ def endpoint() -> Iterator[str]:
 
 def fetched(asked: str, cache: Path, endpoint: str, offline: str = "0") -> subprocess.CompletedProcess[str]:
     """Fetch in a process of its own: the hub's client reads its settings once."""
-    code = f"from edgewise.learn import hub; f = hub.fetch({asked!r}); print(f); print(hub.commit(f))"
+    code = f"from edgewise.learn.models import hub; f = hub.fetch({asked!r}); print(f); print(hub.commit(f))"
     env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": offline}
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
 
