@@ -11,6 +11,7 @@ from played import play
 from served import joined, running
 
 from edgewise.core import events
+from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.http.cohort import HttpCohort
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.open_round import OpenRound
@@ -55,14 +56,16 @@ def test_a_coordinator_goes_on_in_the_phase_that_the_last_one_died_in(
         with working(links, toy, tmp_path):
             with RunStore(out) as store:
                 store.create(toy.plan.run, "toy", toy.plan.recipe.resolved(), {"initial_sha256": ""})
+                server.service.database.write(lambda c: mailboxes.admit(c, toy.plan.run, toy.trainer.devices()))
                 cohort = HttpCohort(server.service, toy.plan.run, toy.plan.frame_limit_bytes)
                 coordinator = toy.coordinator(cohort, store, told.append)
                 opened = coordinator.open(coordinator.begin(toy.trainer.initial()))
                 taken = 0
                 while phase not in phases(opened) or taken < 2:
-                    if (item := cohort.receive(30.0)) is not None:
-                        opened.take(item)
-                        taken = taken + 1 if phase in phases(opened) else 0
+                    item = cohort.receive(30.0)
+                    assert item is not None, f"no device answers in {phases(opened)}"
+                    opened.take(item)
+                    taken = taken + 1 if phase in phases(opened) else 0
             assert phase in phases(opened)
             assert played(server, toy, out, told.append) == expected
         for link in links:
