@@ -201,9 +201,8 @@ class Database:
             self._commit(batch)
 
     def _commit(self, batch: list[tuple[Change, Future[Any]]]) -> None:
-        batch = [
-            item for item in batch if item[1].set_running_or_notify_cancel()
-        ]  # without the changes of callers that cancelled
+        # Leave out the changes of callers that cancelled.
+        batch = [item for item in batch if item[1].set_running_or_notify_cancel()]
         results: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             with self._guard(), self._writing() as c:
@@ -211,7 +210,8 @@ class Database:
                 for change, future in batch:
                     try:
                         with c.begin_nested():
-                            results.append((future, change(c), None))
+                            value = change(c)
+                        results.append((future, value, None))  # after the savepoint: a change has one result
                     except Exception as e:  # boundary: an error of one change must not fail the others
                         if _of_all(c, e):
                             raise
