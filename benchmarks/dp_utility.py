@@ -30,17 +30,22 @@ LORA = {"kind": "lora", "rank": 8}
 ARMS: dict[str, dict[str, Any]] = {
     "distributed, FFA-LoRA": {
         "privacy": "distributed_dp",
-        "trainable": LORA | {"kind": "ffa_lora"},
+        "trainable": LORA | {"rule": "ffa"},
         "clip": 1.0,
         "server_lr": 1e-2,
     },
     "central, FFA-LoRA": {
         "privacy": "central_dp",
-        "trainable": LORA | {"kind": "ffa_lora"},
+        "trainable": LORA | {"rule": "ffa"},
         "clip": 1.0,
         "server_lr": 1e-2,
     },
-    "distributed, LoRA": {"privacy": "distributed_dp", "trainable": LORA, "clip": 1.0, "server_lr": 1e-2},
+    "distributed, LoRA": {
+        "privacy": "distributed_dp",
+        "trainable": LORA | {"rule": "fedit"},
+        "clip": 1.0,
+        "server_lr": 1e-2,
+    },
     "distributed, layers": {
         "privacy": "distributed_dp",
         "trainable": {"kind": "layers", "layers": ["model.layers.*"]},

@@ -9,7 +9,7 @@ fed = ew.Federation(
     ew.Recipe(
         privacy="distributed_dp",  # devices add noise; the server sees masked sums only
         epsilon=8.0, delta=1e-5, clip_l2=1.0, rounds=2, local_steps=2, batch=4, sequence_len=32, name="private",
-        trainable={"kind": "ffa_lora", "rank": 2},
+        trainable={"kind": "lora", "rule": "ffa", "rank": 2},
         compare={"local_only": False, "centralised": False},
     ),
     data=texts,

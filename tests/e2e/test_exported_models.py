@@ -50,7 +50,7 @@ CASES = [
     *(("qwen2-tied", "lora", targets) for targets in (LM_HEAD, EMBED)),
     *(("gpt2", "lora", targets) for targets in (LM_HEAD, '["wte", "c_attn"]')),
     ("gemma3", "lora", LM_HEAD),
-    ("llama-tied", "ffa_lora", EMBED),
+    ("llama-tied", "ffa", EMBED),
     ("llama-tied", "rolora", EMBED),
 ]
 
@@ -61,6 +61,8 @@ def test_exported_is_trained(name: str, kind: str, targets: str, tmp_path: Path)
     tiny_models.project(tmp_path)
     tiny_models.save(name, tmp_path / "model")
     more = {"trainable__targets": targets, "trainable__rank": 2, "round__rounds": 2} if targets else {}
+    if kind not in ("full", "lora"):
+        kind, more = "lora", {**more, "trainable__rule": kind}
     summary = sim(trainable__kind=kind, **more)["summary"]
     merged = done("export", "run", "--dest", "merged")
     assert merged["dtype"] == "float32", merged

@@ -48,7 +48,7 @@ def chains_of(
             take turns; and as ``build_stages``.
         CompositionError: as ``schedule`` and ``adaptive``.
     """
-    tables = [{"kind": "factors"}, *recipe.stage] if recipe.trainable.kind == "rolora" else recipe.stage
+    tables = [{"kind": turns}, *recipe.stage] if (turns := recipe.trainable.turns) else recipe.stage
     groups = schedule(tables, spec, catalogue.stages)
     phases = [build_stages(tables, spec, catalogue.stages, phase) for phase in range(max(1, len(groups)))]
     needed = sampling.groups * len(phases)

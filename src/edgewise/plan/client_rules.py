@@ -53,7 +53,7 @@ def check_pipelines(recipe: Recipe, client: Client, pipes: Sequence[Pipeline], r
             f'strategy "{kind}" cannot be used where parts of the model take turns: what devices keep of a part that '
             "rests would be of another round."
         )
-        raise RecipeError("E-COMBO", what, 'train all parts together: no cycle, and lora or ffa_lora for "rolora".')
+        raise RecipeError("E-COMBO", what, 'train all parts together: no cycle, and trainable.rule = "fedit" or "ffa".')
     if client.memory and rungs:
         what = (
             f'strategy "{kind}" cannot be used with codec = "adaptive" behind masks: a device encodes when the round '

@@ -75,7 +75,7 @@ def _order(recipe: Recipe, catalogue: Catalogue, merge: Merge) -> Iterator[Findi
     if (merge.hides is None) != (recipe.privacy == "none"):
         return  # The word and the merge disagree, so no order of stages can be right.
     tables = recipe.stage
-    if recipe.privacy not in ("none", "hidden") or recipe.codec != "stages" or recipe.trainable.kind == "rolora":
+    if recipe.privacy not in ("none", "hidden") or recipe.codec != "stages" or recipe.trainable.turns:
         return
     if not isinstance(tables, list):
         return

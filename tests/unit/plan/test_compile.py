@@ -99,10 +99,10 @@ def test_with_noise_factors_are_trained_unless_the_recipe_says_so(word):
     dp = {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0}
     dp |= {"unit": "example", "sample_rate": 0.1} if word == "example" else {}
     plain = {"schema": 1, "privacy": "local_dp" if word == "example" else word, "dp": dp}
-    assert from_plain(plain).trainable.kind == "ffa_lora"
+    assert from_plain(plain).trainable.rule == "ffa"
     assert (
         from_plain({**plain, "trainable": {"rank": 2}}).trainable
-        == from_plain({**plain, "trainable": {"kind": "ffa_lora", "rank": 2}}).trainable
+        == from_plain({**plain, "trainable": {"kind": "lora", "rule": "ffa", "rank": 2}}).trainable
     )
     assert from_plain({**plain, "trainable": {"kind": "full"}}).trainable.kind == "full"
     named = {"kind": "layers", "layers": ["w"]}
@@ -198,3 +198,30 @@ def test_a_session_hangs_on_all_that_its_devices_are_told_alike() -> None:
     assert {plan.session(msgspec.structs.replace(one, **{name: value})) for name, value in own.items()} == {
         plan.session(one)
     }
+
+
+@pytest.mark.parametrize(("word", "rule"), [("none", "fedit"), ("hidden", "fedit"), ("central_dp", "ffa")])
+def test_the_word_of_privacy_chooses_the_rule_of_adapters(word, rule):
+    plain = {"privacy": word, "trainable": {"kind": "lora"}, "dp": {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0}}
+    plain |= {} if word == "central_dp" else {"dp": {}}
+    for section in ({"kind": "lora"}, {"kind": "lora", "rule": "auto"}):
+        made = from_plain({**plain, "trainable": section})
+        assert (made.trainable.rule, made.chosen["trainable.rule"]) == (rule, rule)
+        assert made.resolved()["trainable"]["rule"] == rule
+    given = from_plain({**plain, "trainable": {"kind": "lora", "rule": "rolora"}})
+    assert given.trainable.rule == "rolora"
+    assert "trainable.rule" not in given.chosen
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"kind": "ffa_lora"}, 'write kind = "lora" and rule = "ffa" in [trainable].'),
+        ({"kind": "rolora"}, 'write kind = "lora" and rule = "rolora" in [trainable].'),
+        ({"kind": "full", "rule": "ffa"}, 'write kind = "lora", or leave out trainable.rule.'),
+    ],
+)
+def test_a_rule_without_adapters_and_old_kinds_are_refused(section, words):
+    with pytest.raises(RecipeError) as caught:
+        from_plain({"privacy": "none", "trainable": section})
+    assert words in caught.value.fix

@@ -85,7 +85,10 @@ def _model(facts: Facts) -> str:
         [(f"base = {_value(facts['base'])}", '"bundled", a folder with a transformers model, or "hub:owner/name"')],
     )
     if facts["privacy"] in DP_WORDS:
-        kind = ('kind = "ffa_lora"', "adapters with a fixed factor A: noise enters their product only once")
+        kind = (
+            'kind = "lora"',
+            "adapters; with noise, factor A is fixed, so that noise enters their product only once",
+        )
     elif facts["base"] == "bundled":
         kind = ('kind = "full"', 'all parameters; "lora" (adapters) or "layers" for models above some 10 million')
     else:

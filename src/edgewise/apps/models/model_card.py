@@ -16,13 +16,6 @@ if TYPE_CHECKING:
 
 HEAD = "| model | weighted mean | median | worst 10 % |\n| --- | ---: | ---: | ---: |\n"
 PASSED_ON = ("license", "license_name", "license_link", "language")  # These keys are copied from the base's card.
-KINDS = {
-    "full": "all parameters",
-    "layers": "some layers",
-    "lora": "LoRA adapters of rank {}",
-    "ffa_lora": "LoRA adapters of rank {}, B only (FFA-LoRA)",
-    "rolora": "LoRA adapters of rank {}, B and A in turn (RoLoRA)",
-}
 
 
 class About(NamedTuple):
@@ -55,7 +48,7 @@ class ModelCard(NamedTuple):
     def text(self, about: About | None = None) -> str:
         """Write Markdown after the metadata of the hub. ``about`` is None for tensors without a model."""
         s, recipe, t = self.run, self.recipe, self.recipe.training
-        trained = KINDS[recipe.trainable.kind].format(recipe.trainable.rank)
+        trained = recipe.trainable.says
         own = s["facts"].get("extensions") or ("objects" in s["facts"] and "precision" not in s["facts"])
         of = f"`{about.name}`" if about else "a model of one's own" if own else "the base model"
         work, noised = numbers.local_work(t.local_steps, t.local_epochs), bool(s["not_covered"])

@@ -9,21 +9,14 @@ from pydantic import BaseModel
 
 from edgewise.apps.report import numbers
 from edgewise.plan.recipe.recipe import Recipe
-
-TRAINED = {
-    "full": "all parameters",
-    "layers": "some layers",
-    "lora": "LoRA adapters of rank {rank}",
-    "ffa_lora": "LoRA adapters of rank {rank}, B only (FFA-LoRA)",
-    "rolora": "LoRA adapters of rank {rank}, B and A in turn (RoLoRA)",
-}
+from edgewise.plan.recipe.trainable import TrainableSection
 
 
 def training(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List the names and values of the training settings, from ``summary.build``."""
     recipe = s["recipe"]
     t, cohort = recipe["training"], recipe["round"]
-    what = TRAINED[recipe["trainable"]["kind"]].format(**recipe["trainable"])
+    what = TrainableSection(**recipe["trainable"]).says
     rate = f"learning rate {t['lr']:g}"
     if t["schedule"] == "cosine":
         rate += ", falling to a tenth over the rounds (cosine)"

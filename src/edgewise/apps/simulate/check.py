@@ -1,5 +1,4 @@
-"""`edgewise check`: a recipe against its real model and text, without running it: what happens, who learns what, what
-it costs, how long it takes."""
+"""`edgewise check`: validate a recipe on its real model and text without a run, and forecast its cost."""
 
 from __future__ import annotations
 
@@ -24,6 +23,7 @@ from edgewise.plan.compile import compile
 from edgewise.plan.disclosure import privacy_facts
 from edgewise.plan.frames import traffic
 from edgewise.plan.plan import Plan
+from edgewise.plan.recipe.privacy import reason
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.retention import ALL, window_of
 from edgewise.privacy.card import FEWER, fewer, promises, rests_on, without
@@ -220,7 +220,7 @@ def _chosen(word: str, chosen: Mapping[str, Any]) -> Any:
     grid.add_column(style="dim")
     grid.add_column()
     for key, value in chosen.items():
-        grid.add_row(key, inline(value))
+        grid.add_row(key, inline(value), reason(word, key))
     return Group(Text(f'chosen by privacy = "{word}"', "bold"), grid)
 
 

@@ -73,7 +73,7 @@ def factor_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
         raise CompositionError(
             "E-SEGMENT",
             "factors: the update is not made of the two factors of LoRA.",
-            'train them: trainable.kind = "rolora".',
+            'train them: trainable.kind = "lora", and trainable.rule = "rolora".',
         )
     return by_factor
 

@@ -19,7 +19,7 @@ from edgewise.learn.flat import Flat
 from edgewise.learn.models.architecture import called, pattern
 from edgewise.learn.models.modules import PEFT_PREFIX, plain_name
 from edgewise.learn.seeded import seeded
-from edgewise.plan.recipe.recipe import TrainableSection
+from edgewise.plan.recipe.trainable import TrainableSection
 
 FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])(?:\.|$)")
 ALL_LINEAR = "all-linear"
@@ -43,8 +43,10 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
             or that LoRA cannot adapt.
     """
     if section.adapts:
+        if section.rule == "auto":
+            raise ValueError('a recipe puts a rule in the place of "auto"')
         model = _with_lora(model, section, key)
-        if section.kind == "ffa_lora":
+        if section.rule == "ffa":
             _fix_a(model, key)
         named = [(plain_name(n), p) for n, p in _trained(model)]
     else:

@@ -20,6 +20,7 @@ from edgewise.plan.recipe.aliases import ALIASES, MOVED, PART_ALIASES
 from edgewise.plan.recipe.places import Origin, Place, located
 from edgewise.plan.recipe.privacy import RENAMED
 from edgewise.plan.recipe.rules import UNKNOWN, BrokenRules, Section, SettingError
+from edgewise.plan.recipe.trainable import RENAMED_KINDS
 
 LONGEST_NAME = 64  # Characters of a name that is compared with known ones.
 MOST_SHOWN = 24  # Faults that one message shows.
@@ -225,6 +226,9 @@ def _wrong(
         word, unit = RENAMED[got]
         fix = f'write privacy = "{word}"' + (f', and unit = "{unit}" in [dp].' if unit != "device" else ".")
         return Finding("E-VALUE", f'privacy = "{got}" has another name now.', fix, (place,))
+    if place == ("trainable", "kind") and isinstance(got, str) and got in RENAMED_KINDS:
+        what = f'trainable.kind = "{got}" has another name now.'
+        return Finding("E-VALUE", what, f"write {RENAMED_KINDS[got]} in [trainable].", (place,))
     what = f"{label}`{dotted}` = {repr(got)[:80]} is not {words.wanted(node)}."
     field = f"{path}.{dotted}" if path else ".".join(map(str, place[:2]))
     fix = help or f"see `edgewise schema --field {field}`."

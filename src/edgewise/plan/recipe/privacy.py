@@ -16,6 +16,8 @@ from typing import Any, Literal
 Privacy = Literal["none", "hidden", "central_dp", "distributed_dp", "local_dp"]
 DP_WORDS = ("central_dp", "distributed_dp", "local_dp")  # These words promise an epsilon.
 
+AUTO = "auto"  # the value of a key that the recipe leaves to the word of privacy
+
 # Words of earlier versions. Each has the word, and ``dp.unit``, that replace it.
 RENAMED = {
     "central": ("central_dp", "device"),
@@ -37,6 +39,14 @@ _MASKED: list[dict[str, Any]] = [
 ]
 
 
+# The rule that averages adapters, where the recipe leaves it to the word (`trainable.rule = "auto"`), and the reason.
+RULES = {
+    "none": ("fedit", "both factors train, and the error of averaging them apart is small at usual learning rates"),
+    "hidden": ("fedit", "it is linear, as a hidden sum needs; both factors train"),
+    **dict.fromkeys(DP_WORDS, ("ffa", "A is fixed, so noise enters the product of the factors once")),
+}
+
+
 def chosen(plain: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values that a recipe's word chooses, by dotted key. Keys that the recipe gives are left out.
 
@@ -51,9 +61,12 @@ def chosen(plain: Mapping[str, Any]) -> dict[str, Any]:
     elif word in DP_WORDS:
         # Only the noised update may leave a device. With a fixed factor A, noise enters the product of an adapter once.
         out |= {"metrics": "none", "stage": []}
-        trainable = plain.get("trainable", {})
-        if isinstance(trainable, dict) and "layers" not in trainable:
-            out["trainable.kind"] = "ffa_lora"
+    trainable = plain.get("trainable", {})
+    if isinstance(trainable, dict):
+        if word in DP_WORDS and "layers" not in trainable:
+            out["trainable.kind"] = "lora"
+        if isinstance(word, str) and word in RULES and trainable.get("kind", out.get("trainable.kind")) == "lora":
+            out["trainable.rule"] = RULES[word][0]
     if word in ("hidden", "distributed_dp"):
         out["merge.kind"] = "secure_sum"
     drawn = plain.get("round")
@@ -71,8 +84,16 @@ def filled(plain: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, An
     return out
 
 
+def reason(word: str, key: str) -> str:
+    """Return why a word chooses the value of a key, where that is not plain from the word itself. Else empty."""
+    return RULES[word][1] if key == "trainable.rule" else ""
+
+
 def _given(plain: Mapping[str, Any], key: str) -> bool:
-    """Tell whether the recipe gives the key. A wrong value in the section's place counts, and validation refuses it."""
+    """Tell whether the recipe gives the key. "auto" leaves it to the word.
+
+    A wrong value in the section's place counts as given, and validation refuses it.
+    """
     section, _, name = key.partition(".")
     table = plain.get(section)
-    return section in plain and (not name or not isinstance(table, dict) or name in table)
+    return section in plain and (not name or not isinstance(table, dict) or table.get(name, AUTO) != AUTO)

@@ -34,6 +34,7 @@ from edgewise.plan.recipe.sections import (
     TrainingSection,
     TrustSection,
 )
+from edgewise.plan.recipe.trainable import TrainableSection
 
 
 class ModelSection(Section):
@@ -45,32 +46,6 @@ class ModelSection(Section):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="arithmetic of training and evaluation; auto = bfloat16 where the CPU has it in hardware"
     )
-
-
-class TrainableSection(Section):
-    """The parameters that are trained and travel."""
-
-    @property
-    def adapts(self) -> bool:
-        """True if adapters are trained, and nothing of the model itself."""
-        return "lora" in self.kind
-
-    kind: Literal["full", "lora", "ffa_lora", "rolora", "layers"] = Field(
-        "full",
-        description="all; named layers; adapters of low rank, of which ffa_lora trains B only (A is fixed; the default "
-        "with differential privacy) and rolora B and A in turn",
-    )
-    rank: int = Field(8, ge=1, le=1024, description="LoRA rank")
-    alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
-    targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
-    layers: list[str] = Field([], description='parameter name patterns for kind = "layers", e.g. "model.layers.3.*"')
-
-    @rule
-    def _layers_named(self) -> Iterator[SettingError]:
-        if (self.kind == "layers") != bool(self.layers):
-            what = 'trainable.layers goes with trainable.kind = "layers", and only with it'
-            fix = "name layers" if self.kind == "layers" else 'write kind = "layers", or leave out trainable.layers'
-            yield SettingError("E-COMBO", what, fix)
 
 
 class AdaptiveSection(Section):
@@ -297,9 +272,11 @@ class Recipe(Section):
     def resolved(self) -> dict[str, Any]:
         """Return all keys with their values and defaults, in plain JSON types.
 
-        ``metric`` is left out if there is none, so that older runs keep their identities.
+        ``metric`` is left out if there is none, and keys of adapters where there are none, so that older runs keep
+        their identities.
         """
         plain = self.model_dump(mode="json", by_alias=True)
+        plain["trainable"] = self.trainable.resolved()
         return plain if self.metric else {key: value for key, value in plain.items() if key != "metric"}
 
     @property

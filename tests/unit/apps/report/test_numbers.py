@@ -121,6 +121,12 @@ def test_check_prints_what_the_word_chose_as_a_recipe_would_have_it(tmp_path: Pa
     assert 'chosen by privacy = "hidden"' in said
     assert 'merge.kind  "secure_sum"' in said
     assert '[{kind = "weigh"}, {kind = "clip", l2 = 4.0}, {kind = "rotate"}, {kind = "clamp", stds = 4.0}, ' in said
+    adapters = check.examine(
+        from_plain({**asked, "trainable": {"kind": "lora"}}), tmp_path, with_extensions(["toy"]), fast=True
+    )
+    check.show(console, adapters, "r.toml")
+    assert 'trainable.rule  "fedit"' in console.file.getvalue()  # type: ignore[attr-defined]
+    assert "linear, as a hidden sum needs" in console.file.getvalue()  # type: ignore[attr-defined]
     plain = check.examine(from_plain({**asked, "privacy": "none"}), tmp_path, with_extensions(["toy"]), fast=True)
     assert plain["chosen"] == {}
 

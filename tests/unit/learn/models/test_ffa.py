@@ -17,7 +17,8 @@ from edgewise.core.vector import Spec
 from edgewise.learn.models.adapters import trainable
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
-from edgewise.plan.recipe.recipe import TrainableSection, parse
+from edgewise.plan.recipe.recipe import parse
+from edgewise.plan.recipe.trainable import TrainableSection
 
 
 def model() -> nn.Module:
@@ -31,8 +32,8 @@ def model() -> nn.Module:
         )  # fmt: skip
 
 
-def adapted(kind: str, key: int = 0, rank: int = 4):
-    return trainable(model(), TrainableSection(kind=kind, rank=rank, alpha=8.0), root(key), torch.float32)
+def adapted(rule: str, key: int = 0, rank: int = 4):
+    return trainable(model(), TrainableSection(kind="lora", rule=rule, rank=rank, alpha=8.0), root(key), torch.float32)
 
 
 def a_of(wrapped: nn.Module) -> dict[str, np.ndarray]:
@@ -42,9 +43,9 @@ def a_of(wrapped: nn.Module) -> dict[str, np.ndarray]:
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [4, 20])  # also wider than the layer
 def test_a_is_orthonormal_fixed_and_the_same_for_all(rank):
-    wrapped, flat = adapted("ffa_lora", rank=rank)
+    wrapped, flat = adapted("ffa", rank=rank)
     assert all("lora_B" in s.name for s in flat.spec.segments)
-    first, second, other = a_of(wrapped), a_of(adapted("ffa_lora", rank=rank)[0]), a_of(adapted("ffa_lora", 1, rank)[0])
+    first, second, other = a_of(wrapped), a_of(adapted("ffa", rank=rank)[0]), a_of(adapted("ffa", 1, rank)[0])
     assert first
     for name, a in first.items():
         short = a if a.shape[0] <= a.shape[1] else a.T
@@ -64,7 +65,7 @@ def test_rolora_takes_turns():
     _, flat = adapted("rolora")
     b, a = factor_groups(flat.spec)
     assert {s.name for s in (*a, *b)} == {s.name for s in flat.spec.segments}
-    text = 'privacy = "none"\n[trainable]\nkind = "rolora"\nrank = 4\n[round]\nrounds = 4\n'
+    text = 'privacy = "none"\n[trainable]\nkind = "lora"\nrule = "rolora"\nrank = 4\n[round]\nrounds = 4\n'
     plan = compile(parse(text), flat.spec, 3, BUILT_IN)
     for round in range(4):
         names = set(plan.rule(round).segments)

@@ -17,7 +17,7 @@ from edgewise.core.keys import root
 from edgewise.learn.models import load as models
 from edgewise.learn.models.adapters import trainable
 from edgewise.learn.models.load import TextLoss, autocast_dtype, float32_attention, load
-from edgewise.plan.recipe.recipe import TrainableSection
+from edgewise.plan.recipe.trainable import TrainableSection
 
 KEY = root(0)
 
@@ -33,7 +33,8 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 
 def chosen(saved: Path, frozen: torch.dtype = torch.float32, seed: int = 0, **section: object):
-    return trainable(load(str(saved), saved).model, TrainableSection(**section), root(seed), frozen)
+    rule = {"rule": "fedit"} if section["kind"] == "lora" else {}
+    return trainable(load(str(saved), saved).model, TrainableSection(**rule, **section), root(seed), frozen)
 
 
 def test_local_folder_relative_to_the_recipe(saved: Path) -> None:
@@ -187,7 +188,9 @@ def test_bfloat16_gradients_are_close_to_float32(saved: Path, kind: str) -> None
         if dtype is torch.bfloat16:
             float32_attention(loaded.model)
             assert loaded.model.config._attn_implementation == models.FP32_ATTENTION
-        model, flat = trainable(loaded.model, TrainableSection(kind=kind), KEY, dtype)
+        model, flat = trainable(
+            loaded.model, TrainableSection(kind=kind, rule="fedit" if kind == "lora" else "auto"), KEY, dtype
+        )
         flat.write(flat.read() + np.float32(0.01) * (kind == "lora"))
         flat.zero_grad()
         TextLoss(dtype)(model, batch())[0].backward()
