@@ -31,7 +31,7 @@ from typing import Any
 
 import bench
 
-from edgewise.apps.report.summary import perplexity
+from edgewise.apps.report.quality import perplexity
 from edgewise.apps.simulate import simulation
 from edgewise.core import events, frame
 from edgewise.core.errors import RoundError

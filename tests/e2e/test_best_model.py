@@ -12,7 +12,7 @@ from edgewise.apps.cli import result
 from edgewise.apps.report import page as report
 from edgewise.apps.report import summary
 from edgewise.apps.runs.chosen import chosen
-from edgewise.apps.simulate import check, simulation
+from edgewise.apps.simulate import check, check_screen, simulation
 from edgewise.core import events, vector
 from edgewise.core.errors import RecipeError
 from edgewise.drivers.storage.run_store import RunStore
@@ -166,7 +166,7 @@ def test_check_and_the_claims_say_what_decides(tmp_path):
     found = check.examine(make_recipe(BEST), tmp_path, with_extensions(["toy"]), fast=True)
     assert any("they decide when the run ends, or which model counts" in claim for claim in found["claims"])
     screen = Console(width=80, file=io.StringIO(), record=True)
-    check.show(screen, found, "toy.toml")
+    check_screen.show(screen, found, "toy.toml")
     text = " ".join(screen.export_text().split())
     assert "ends after 3 evaluations in a row without a lower held-out loss" in text
     assert "the model with the lowest held-out loss counts" in text

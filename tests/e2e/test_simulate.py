@@ -15,7 +15,7 @@ from toy_recipe import make_recipe
 
 from edgewise.apps.report import page as report
 from edgewise.apps.report import summary
-from edgewise.apps.simulate import check, simulation
+from edgewise.apps.simulate import check, check_screen, simulation
 from edgewise.core import events, frame
 from edgewise.core.errors import DataError, EdgewiseError, StoreError
 from edgewise.core.training import POOLED, FitRequest
@@ -75,7 +75,7 @@ def test_check_tells_of_the_turns_within_80_columns(tmp_path):
     assert found["bytes"]["up_largest"] > found["bytes"]["up"]
     assert found["bytes"]["up_total"] == pytest.approx(4 * 8 * found["bytes"]["up"])
     console = Console(width=80, record=True, file=io.StringIO())
-    check.show(console, found, "toy.toml")
+    check_screen.show(console, found, "toy.toml")
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     flat = " ".join(text.split())

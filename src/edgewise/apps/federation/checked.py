@@ -30,8 +30,8 @@ class Checked:
     def _page(self, width: int) -> str:
         from rich.console import Console
 
-        from edgewise.apps.simulate import check
+        from edgewise.apps.simulate import check_screen
 
         out = io.StringIO()
-        check.show(Console(file=out, width=width, no_color=True), self.facts, self._name)
+        check_screen.show(Console(file=out, width=width, no_color=True), self.facts, self._name)
         return out.getvalue()

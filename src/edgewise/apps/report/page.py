@@ -18,8 +18,10 @@ from typing import Any
 
 from edgewise.apps.report import (
     alone_or_together,
+    cost,
     data_read,
     numbers,
+    participation,
     privacy,
     sections,
     settings,
@@ -83,8 +85,8 @@ def page(s: Mapping[str, Any]) -> str:
         _verdict(s),
         _quality(s),
         privacy.privacy(s),
-        sections.cost(s),
-        sections.participation(s),
+        cost.section(s),
+        participation.section(s),
         sections.time(s),
         sections.pipeline(s),
         sections.provenance(s),

@@ -8,7 +8,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps.report import numbers, sections, simulator_metrics
+from edgewise.apps.report import cost, numbers, participation, simulator_metrics
 from edgewise.apps.report.svg import clipped, is_wide, log_ticks
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.storage.run_store import RunStore
@@ -244,7 +244,7 @@ def _bars(axes: Any, rows: Sequence[tuple[str, float, str, str]], title: str) ->
 
 
 def _bytes(figure: Any, s: Summary) -> bool:
-    rows = [(name, value, numbers.size(value), colour) for name, value, colour in sections.byte_stages(s)]
+    rows = [(name, value, numbers.size(value), colour) for name, value, colour in cost.byte_stages(s)]
     if not rows:
         return False
     _bars(figure.subplots(), rows, "Bytes of one contribution, stage by stage")
@@ -252,7 +252,7 @@ def _bytes(figure: Any, s: Summary) -> bool:
 
 
 def _quality_for_bytes(figure: Any, s: Summary) -> bool:
-    lines = sections.moved(s)
+    lines = cost.moved(s)
     if not lines or len(lines[0][2]) < 2:  # One point draws no line. The report states it in words.
         return False
     axes = figure.subplots()
@@ -281,11 +281,13 @@ def _participation(figure: Any, s: Summary) -> bool:
     p = s["participation"]
     if not p["invited"]:
         return False
-    reasons = [(numbers.lost(code), n, numbers.count(n), "lost") for code, n in sections.reasons(p)]
+    reasons = [(numbers.lost(code), n, numbers.count(n), "lost") for code, n in participation.reasons(p)]
     if not reasons and p["accepted"] == p["invited"]:  # All bars would be the same.
         return False
     axes = figure.subplots(1, 2 if reasons else 1, squeeze=False)[0]
-    funnel = [(n, v, f"{numbers.count(v)}  {100 * v / p['invited']:.0f} %", "federated") for n, v in sections.funnel(p)]
+    funnel = [
+        (n, v, f"{numbers.count(v)}  {100 * v / p['invited']:.0f} %", "federated") for n, v in participation.funnel(p)
+    ]
     _bars(axes[0], funnel, "Invitations over all rounds")
     if reasons:
         _bars(axes[1], reasons, "Lost, by reason")

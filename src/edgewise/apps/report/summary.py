@@ -74,15 +74,15 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from edgewise.apps.report import alone_or_together as alone
-from edgewise.apps.report import repeat, simulator_metrics, traffic
-from edgewise.apps.report.alone_or_together import LONGER, Measures, share_improved
+from edgewise.apps.report import participation, quality, repeat, simulator_metrics, traffic
+from edgewise.apps.report.alone_or_together import LONGER, share_improved
+from edgewise.apps.report.quality import MODELS, change_percent
 from edgewise.apps.runs.chosen import chosen
 from edgewise.core import events
 from edgewise.core.errors import StoreError
@@ -94,38 +94,8 @@ from edgewise.plan.promise import promises_epsilon
 from edgewise.plan.recipe.recipe import simulation_digest
 from edgewise.privacy.card import OUTSIDE
 
-MODELS = ("base", "local_only", "federated", "centralised")
 _PLACES = {"recipe_dir", "recipe_from_run"}  # Folders of a machine.
 _SHOWN_APART = {"versions", "plan", "devices", "bytes_per_token", "reading", "spec"} | _PLACES
-
-
-def perplexity(nll: float, tokens: float) -> float:
-    """Compute exp(nll / tokens); inf if it overflows or nothing was measured."""
-    try:
-        return math.exp(nll / tokens)
-    except (OverflowError, ZeroDivisionError):
-        return math.inf
-
-
-def quality(measures: Measures) -> dict[str, Any] | None:
-    """Compute the figures of one model over devices, as the module defines them; None if nothing was measured."""
-    if not measures:
-        return None
-    each = sorted(perplexity(*m) for m in measures.values())
-    worst = each[-math.ceil(len(each) / 10) :]
-    tokens = sum(t for _, t in measures.values())
-    alone = set(measures) == {COHORT}  # Then only the mean over devices is known.
-    return {
-        "weighted_mean": perplexity(sum(nll for nll, _ in measures.values()), tokens),
-        "median": None if alone else statistics.median(each),
-        "worst_decile": None if alone else statistics.fmean(worst),
-        "best": each[0],
-        "worst": each[-1],
-        "low": each[(len(each) - 1) // 10],
-        "high": each[-1 - (len(each) - 1) // 10],
-        "devices": 0 if alone else len(each),
-        "tokens": tokens,
-    }
 
 
 def build(store: RunStore) -> dict[str, Any]:
@@ -134,8 +104,8 @@ def build(store: RunStore) -> dict[str, Any]:
     if run is None:
         raise StoreError("E-RESUME", f"there is no run in {store.out}.", "check the path of the run directory.")
     recipe, facts = run["recipe"], dict(run["facts"])
-    told = store.events()
-    rounds = [e for e in told if isinstance(e, events.RoundFinished)]
+    log = store.events()
+    rounds = [e for e in log if isinstance(e, events.RoundFinished)]
     measures = {name: store.measures(name) for name in MODELS}
     models = store.models()
     plan = facts.get("plan") or {}
@@ -147,8 +117,8 @@ def build(store: RunStore) -> dict[str, Any]:
         earlier = ("federated", which.played - 1) if which.played else ("base", -1)
         measures["federated"] = store.measures(*earlier)
     single = {d: m for d, m in measures["federated"].items() if d != COHORT}
-    ppl = {name: quality(m) for name, m in measures.items()}
-    missing = {e.model: e.missing.get(POOLED, "") for e in told if isinstance(e, events.Evaluated)}
+    ppl = {name: quality.figures(m) for name, m in measures.items()}
+    missing = {e.model: e.missing.get(POOLED, "") for e in log if isinstance(e, events.Evaluated)}
     never = {name: missing.get(name, "") for name in ("local_only", "centralised")}
     wanted = recipe.get("compare", {})
     out: dict[str, Any] = {
@@ -177,29 +147,29 @@ def build(store: RunStore) -> dict[str, Any]:
         },
         "perplexity": ppl,
         "no_pooled_data": bool(never["centralised"]),
-        "change_percent": {n: _change(ppl[n], ppl["base"]) for n in MODELS if n != "base"},
+        "change_percent": {n: change_percent(ppl[n], ppl["base"]) for n in MODELS if n != "base"},
         "share_improved": {f"over_{name}": share_improved(single, measures[name]) for name in ("base", "local_only")},
         "against_alone": alone.against_alone(measures["federated"], measures["local_only"]),
         "longer": alone.longer(wanted.get("longer", 0), measures, store.measures(LONGER)),
-        "bytes": traffic.sizes(told, facts, trained, noised),
-        "participation": _participation(told),
-        "rungs": _rungs(told, plan.get("rungs") or []),
-        "seconds": _seconds(told),
+        "bytes": traffic.sizes(log, facts, trained, noised),
+        "participation": participation.figures(log),
+        "rungs": participation.rungs(log, plan.get("rungs") or []),
+        "seconds": _seconds(log),
         "summed_metrics": _metrics(recipe, plan),
         "per_round": [_round_row(e, [m["name"] for m in recipe.get("metric", ())]) for e in rounds],
         "curve": [
             {
                 "played": e.round + 1,
-                **(quality({d: (e.nll[d], e.tokens[d]) for d in e.nll}) or {}),
+                **(quality.figures({d: (e.nll[d], e.tokens[d]) for d in e.nll}) or {}),
                 "missing_by_code": dict(Counter(e.missing.values()).most_common()),
             }
-            for e in told
+            for e in log
             if isinstance(e, events.Evaluated) and e.model in ("base", "federated")
         ],
-        "simulator_metrics": simulator_metrics.rows(told, noised),
+        "simulator_metrics": simulator_metrics.rows(log, noised),
         "quality_for_bytes": [],
-        "per_device": [] if noised else _devices(told, measures, facts),
-        "samples": [] if noised else _samples(told),
+        "per_device": [] if noised else participation.devices(log, measures, facts),
+        "samples": [] if noised else _samples(log),
         "population": plan.get("population") or len(facts.get("devices") or {}) or None,
         "plan": {
             "trace": plan.get("trace") or [],
@@ -235,9 +205,9 @@ def write_devices(store: RunStore, summary: Mapping[str, Any], out: Path) -> Non
     if not summary["not_covered"] or run is None:
         return
     measures = {name: store.measures(name) for name in MODELS}
-    rows = _finite(_devices(store.events(), measures, run["facts"]))
-    told = {key: run["facts"].get(key) for key in ("fingerprint", "reading")}
-    owners = {"per_device": rows, **told, "not_covered": OUTSIDE}
+    rows = _finite(participation.devices(store.events(), measures, run["facts"]))
+    apart = {key: run["facts"].get(key) for key in ("fingerprint", "reading")}
+    owners = {"per_device": rows, **apart, "not_covered": OUTSIDE}
     write_durably(out / "devices.json", _json(owners), owner_only=True)
 
 
@@ -251,52 +221,9 @@ def _json(plain: Mapping[str, Any]) -> bytes:
     return (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _change(new: Mapping[str, Any] | None, old: Mapping[str, Any] | None) -> float | None:
-    if new is None or old is None or not math.isfinite(old["weighted_mean"]):
-        return None
-    return float(100.0 * (new["weighted_mean"] / old["weighted_mean"] - 1.0))
-
-
-def _participation(told: Sequence[events.AnyEvent]) -> dict[str, Any]:
-    finished = [e for e in told if isinstance(e, events.RoundFinished)]
-    answered = {(e.round, e.device) for e in told if isinstance(e, events.Accepted)}
-    gone = [e for e in told if isinstance(e, events.Lost) and (e.round, e.device) not in answered]
-    met = [e for e in finished if e.met]
-    return {
-        "invited": traffic.invited(told),
-        "accepted": sum(e.accepted for e in met),
-        "unused": sum(e.accepted for e in finished if not e.met),
-        "lost": sum(e.lost for e in finished),
-        "late": sum(e.late for e in finished),
-        "lost_by_code": dict(Counter(e.code for e in gone).most_common()),
-    }
-
-
-def _rungs(told: Sequence[events.AnyEvent], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Make one row per rung that devices could choose, from the most bytes to the fewest.
-
-    Only contributions to rounds that were met count. The list is empty if the codec is fixed.
-    """
-    met = {e.round for e in told if isinstance(e, events.RoundFinished) and e.met}
-    chosen: dict[int | None, list[events.Accepted]] = defaultdict(list)
-    for e in told:
-        if isinstance(e, events.Accepted) and e.round in met:
-            chosen[e.rung].append(e)
-    return [
-        {
-            "rung": i,
-            "name": name,
-            "accepted": len(chosen[i]),
-            "devices": len({e.device for e in chosen[i]}),
-            "bytes_up": statistics.fmean(e.bytes_up for e in chosen[i]) if chosen[i] else None,
-        }
-        for i, name in enumerate(names)
-    ]
-
-
-def _seconds(told: Sequence[events.AnyEvent]) -> dict[str, float]:
-    finished = [e for e in told if isinstance(e, events.RoundFinished)]
-    measured = [e for e in told if isinstance(e, events.Evaluated)]
+def _seconds(log: Sequence[events.AnyEvent]) -> dict[str, float]:
+    finished = [e for e in log if isinstance(e, events.RoundFinished)]
+    measured = [e for e in log if isinstance(e, events.Evaluated)]
     rounds = math.fsum(e.seconds for e in finished)
     compare = math.fsum(e.seconds for e in measured if e.model in ("local_only", "centralised", LONGER))
     evaluate = math.fsum(e.seconds for e in measured if e.model in ("base", "federated"))
@@ -311,10 +238,10 @@ def _seconds(told: Sequence[events.AnyEvent]) -> dict[str, float]:
     }
 
 
-def _samples(told: Sequence[events.AnyEvent]) -> list[dict[str, str]]:
+def _samples(log: Sequence[events.AnyEvent]) -> list[dict[str, str]]:
     """Make one row per device whose held-out text both models continued."""
     by: dict[str, dict[str, events.Sampled]] = defaultdict(dict)
-    for e in told:
+    for e in log:
         if isinstance(e, events.Sampled):
             by[e.device][e.model] = e
     return [
@@ -353,39 +280,6 @@ def _round_row(e: events.RoundFinished, metrics: Sequence[str]) -> dict[str, Any
         "seconds": e.seconds,
         "summed_metrics": {name: e.head.get(name) for name in metrics},
     }
-
-
-def _devices(
-    told: Sequence[events.AnyEvent], measures: Mapping[str, Measures], facts: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """Make one row per known device: its contributions, and its perplexity under each model."""
-    accepted: dict[str, list[events.Accepted]] = defaultdict(list)
-    lost: dict[str, list[events.Lost]] = defaultdict(list)
-    flagged: dict[str, dict[str, str]] = defaultdict(dict)
-    for e in told:
-        if isinstance(e, events.Accepted):
-            accepted[e.device].append(e)
-        elif isinstance(e, events.Lost):
-            lost[e.device].append(e)
-        elif isinstance(e, events.Flagged):
-            flagged[e.device][str(e.round)] = e.code
-    text = facts.get("devices") if isinstance(facts.get("devices"), dict) else {}
-    names = sorted({*accepted, *lost, *(text or {}), *(d for m in measures.values() for d in m)})
-    return [
-        {
-            "device": d,
-            "tokens": (text or {}).get(d),
-            "held_out_tokens": next((m[d][1] for m in measures.values() if d in m), None),
-            "rounds": [e.round for e in accepted[d]],
-            "lost": {str(e.round): e.code for e in lost[d] if e.round not in {a.round for a in accepted[d]}},
-            "flagged": flagged[d],
-            "bytes_up": sum(e.bytes_up for e in accepted[d]),
-            "bytes_down": sum(e.bytes_down for e in accepted[d]),
-            "train_s": sum(e.train_s for e in accepted[d]),
-            **{name: perplexity(*m[d]) if d in m else None for name, m in measures.items()},
-        }
-        for d in names
-    ]
 
 
 def _finite(x: Any) -> Any:

@@ -112,7 +112,7 @@ class Board:
                     self.losses.append(loss)
             case events.Evaluated():
                 if e.model in ("base", "federated"):
-                    from edgewise.apps.report.summary import perplexity
+                    from edgewise.apps.report.quality import perplexity
 
                     self.perplexities.append(perplexity(sum(e.nll.values()), sum(e.tokens.values())))
             case events.Progress():
@@ -269,7 +269,7 @@ class ProgressScreen:
                     f"  {numbers.duration(e.seconds)}{gone}"
                 )
             case events.Evaluated():
-                from edgewise.apps.report.summary import perplexity
+                from edgewise.apps.report.quality import perplexity
 
                 value = perplexity(sum(e.nll.values()), sum(e.tokens.values()))
                 without = f"  without {len(e.missing)} devices that did not measure it" if e.missing else ""

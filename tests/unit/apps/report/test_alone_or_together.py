@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 
 from edgewise.apps.cli import result
-from edgewise.apps.report import alone_or_together, summary
+from edgewise.apps.report import alone_or_together, quality, summary
 from edgewise.apps.report import page as report
 from edgewise.core import events
 from edgewise.drivers.storage.run_store import RunStore
@@ -126,7 +126,7 @@ def test_training_alone_for_longer_is_drawn_beside_the_same_devices(tmp_path: Pa
         nll = {d: 7.0 * n for d, n in tokens.items()}
         store.append(events.Evaluated(round=11, model="longer", nll=nll, tokens=tokens, seconds=1.0))
         s = summary.build(store)
-        means = {m: summary.quality({d: store.measures(m)[d] for d in devices}) for m in ("local_only", "federated")}
+        means = {m: quality.figures({d: store.measures(m)[d] for d in devices}) for m in ("local_only", "federated")}
     assert s["complete"] is True
     assert (s["longer"]["times"], s["longer"]["devices"]) == (3, 2)
     assert s["longer"]["perplexity"] == pytest.approx(1096.63, rel=1e-4)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from edgewise.apps.simulate import check
+from edgewise.apps.simulate import check, check_screen
 from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN, with_extensions
@@ -116,7 +116,7 @@ def test_check_prints_what_the_word_chose_as_a_recipe_would_have_it(tmp_path: Pa
     asked = {"privacy": "hidden", "data": {"partition": "iid", "devices": 8}}
     found = check.examine(from_plain(asked), tmp_path, with_extensions(["toy"]), fast=True)
     console = Console(width=200, file=StringIO())
-    check.show(console, found, "r.toml")
+    check_screen.show(console, found, "r.toml")
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert 'chosen by privacy = "hidden"' in said
     assert 'merge.kind  "secure_sum"' in said

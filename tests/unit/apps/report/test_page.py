@@ -16,7 +16,7 @@ import pytest
 from rich.console import Console
 
 from edgewise.apps.cli import result
-from edgewise.apps.report import numbers, png, sections, settings, summary, svg
+from edgewise.apps.report import cost, numbers, png, settings, summary, svg
 from edgewise.apps.report import page as report
 from edgewise.apps.runs.toml_text import toml
 from edgewise.drivers.storage.run_store import RunStore
@@ -240,7 +240,7 @@ def test_names_from_data_are_no_mathematics_and_fit(tmp_path: Path) -> None:
 def test_quality_is_drawn_over_bytes_one_way_and_both_ways(tmp_path: Path) -> None:
     s, page = made(tmp_path)
     series = s["quality_for_bytes"]
-    lines = {name: points for name, _, points in sections.moved(s)}
+    lines = {name: points for name, _, points in cost.moved(s)}
     assert lines["sent"] == [(p["up"] / 1e6, p["perplexity"]) for p in series[1:]], "nothing was sent before round 1"
     assert lines["both ways"] == [((p["up"] + p["down"]) / 1e6, p["perplexity"]) for p in series[1:]]
     assert "Quality for bytes" in page

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from edgewise.apps.models import model_card
 from edgewise.apps.report import privacy, summary
-from edgewise.apps.simulate import check
+from edgewise.apps.simulate import check_screen
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.plan.disclosure import privacy_facts
 from edgewise.privacy.card import rests_on
@@ -30,7 +30,7 @@ def written(out: Path, **recipe: Any) -> dict[str, str]:
     with RunStore(out) as store:
         s = summary.build(store)
     screen = Console(file=io.StringIO(), width=1000)
-    screen.print(check.privacy_table(privacy_facts(made_plan(**recipe))))
+    screen.print(check_screen.privacy_table(privacy_facts(made_plan(**recipe))))
     told = {
         "check": screen.file.getvalue(),  # type: ignore[attr-defined]
         "report": unescape(privacy.privacy(s)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +27,6 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     out = tmp_path_factory.mktemp("full")
     make_run(out)
     return built(out)
-
-
-def test_definitions_on_numbers_that_can_be_checked_by_hand() -> None:
-    q = summary.quality({"a": (100 * math.log(10), 100), "b": (300 * math.log(20), 300), "c": (0.0, 100)})
-    assert q is not None
-    assert q["weighted_mean"] == pytest.approx(math.exp((100 * math.log(10) + 300 * math.log(20)) / 500))
-    assert q["median"] == pytest.approx(10)
-    assert q["worst_decile"] == pytest.approx(20), "ceil(3 / 10) = 1 device"
-    assert (q["devices"], q["tokens"]) == (3, 500)
-
-
-def test_worst_decile_rounds_up() -> None:
-    q = summary.quality({f"d{i:02}": (math.log(i + 1), 1) for i in range(21)})
-    assert q is not None
-    assert q["worst_decile"] == pytest.approx((19 + 20 + 21) / 3), "ceil(21 / 10) = 3 devices"
-
-
-def test_nothing_measured_is_none_and_overflow_is_infinite() -> None:
-    assert summary.quality({}) is None
-    assert summary.perplexity(1e6, 1) == math.inf
-    assert summary.perplexity(1.0, 0) == math.inf
 
 
 def test_share_improved_looks_at_common_devices_only() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from invited import invited
 
-from edgewise.apps.simulate import check
+from edgewise.apps.simulate import check_screen
 from edgewise.codecs.ladder import rung_bytes
 from edgewise.codecs.wire import pack
 from edgewise.core import frame
@@ -170,7 +170,7 @@ def test_the_table_of_links_is_what_devices_do() -> None:
     assert by_link[0.1]["rung"] == "top 0.02 %, 2 bit"
     assert by_link[0.3]["total_s"] == pytest.approx(12.8 + 10 + 8 * by_link[0.3]["bytes"] / 3e5)
     assert explain.ladder(plan_of(codec="stages")) is None
-    for table in check.ladder_tables(found):
+    for table in check_screen.ladder_tables(found):
         assert table.row_count in (len(RUNGS), len(by_link))
 
 

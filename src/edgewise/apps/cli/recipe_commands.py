@@ -1,0 +1,150 @@
+"""The commands ``edgewise check``, ``audit``, ``schema`` and ``bench``: examinations of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from edgewise.apps.terminal.options import Debug, Extension, Json, RecipePath, Set
+
+bench = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+
+
+def check(
+    recipe: RecipePath,
+    overrides: Set = None,
+    extension: Extension = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Skip the measured training step.")] = False,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Validate a recipe and estimate its cost and privacy.
+
+    Loads the real model and text. Runs one training step to measure its speed, and nothing else.
+    """
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    verdict = "not ok: this recipe does not run"
+    session = CommandSession("check", as_json=as_json, debug=debug, verdict=verdict, extensions=extension)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.runs import recipe_file
+        from edgewise.apps.terminal import sessions
+
+        parsed, parts = recipe_file.read(recipe, recipe_file.assignments(overrides), extension or ())
+        with sessions.interrupts(), sessions.quiet_screen(None, debug):
+            from edgewise.apps.simulate import check as checker
+            from edgewise.apps.simulate import check_screen as screens
+            from edgewise.plan.catalogue import with_extensions
+
+            found = checker.examine(parsed, recipe.parent, with_extensions(parts), fast)
+        if not as_json:
+            from rich.console import Console
+
+            screens.show(Console(), found, str(recipe))
+        return found
+
+    raise typer.Exit(session.run(body))
+
+
+def audit(
+    recipe: RecipePath,
+    overrides: Set = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.html and audit.json.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Use fewer trials, for weaker bounds.")] = False,
+    extension: Extension = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Attack a recipe to test its epsilon and measure leakage.
+
+    Runs the compiled recipe at its own noise: single releases, or single steps with example-level privacy. Compares
+    the measured epsilon with the claimed one, and measures what an attacker learns behind each defence. Every finding
+    says what was attacked and what was left out. Exit status 8 means that more was measured than is claimed.
+    """
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    session = CommandSession("audit", as_json=as_json, debug=debug, extensions=extension)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.runs import recipe_file
+        from edgewise.apps.terminal import sessions
+        from edgewise.plan.catalogue import with_extensions
+
+        parsed, parts = recipe_file.read(recipe, recipe_file.assignments(overrides), extension or ())
+        with sessions.interrupts(), sessions.quiet_screen(None, debug) as screen:
+            from edgewise.apps.audit import audit as auditor
+            from edgewise.apps.terminal.progress_bar import steps
+
+            with steps(None if as_json else screen) as step:
+                found = auditor.examine(parsed, recipe.parent, out, quick, step, with_extensions(parts))
+        if not as_json:
+            from rich.console import Console
+
+            auditor.show(Console(), found)
+        return found
+
+    raise typer.Exit(session.run(body))
+
+
+def schema(
+    field: Annotated[str, typer.Option("--field", help="Describe one key, e.g. training.lr.")] = "",
+    extension: Extension = None,
+) -> None:
+    """Print the JSON schema of recipes, or describe one key."""
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    session = CommandSession("schema", as_json=False, debug=False, extensions=extension)
+
+    def body() -> None:
+        from edgewise.apps.cli import recipe_schema
+        from edgewise.apps.runs.extensions import importable
+        from edgewise.plan.catalogue import with_extensions
+
+        parts = with_extensions(importable(extension or (), Path()))
+        print(recipe_schema.describe(field, parts) if field else recipe_schema.everything(parts))
+
+    raise typer.Exit(session.run(body))
+
+
+@bench.command()
+def codecs(
+    recipe: Annotated[
+        Path | None, typer.Argument(metavar="[RECIPE]", help="A recipe file (default: the recipe of `demo code`).")
+    ] = None,
+    overrides: Set = None,
+    extension: Extension = None,
+    random: Annotated[bool, typer.Option("--random", help="Use random numbers as the update.")] = False,
+    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Repetitions; timings are their median.")] = 5,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure the bytes, error and speed of each codec.
+
+    Trains one device for one round on the recipe's model. Encodes its update with each rung of the codec ladder.
+    """
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    session = CommandSession("bench codecs", as_json=as_json, debug=debug, extensions=extension)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.cli import shipped
+        from edgewise.apps.runs import recipe_file
+        from edgewise.apps.terminal import sessions
+
+        path = recipe or shipped.FOLDER / "code.toml"
+        parsed, parts = recipe_file.read(path, recipe_file.assignments(overrides), extension or ())
+        with sessions.interrupts(), sessions.quiet_screen(None, debug) as screen:
+            from edgewise.apps.cli import bench_codecs as measuring
+
+            shown = None if as_json else screen
+            found = measuring.examine(parsed, path.parent, parts, random, repeats, shown)
+        if not as_json:
+            from rich.console import Console
+
+            measuring.show(Console(), found)
+        return found
+
+    raise typer.Exit(session.run(body))
