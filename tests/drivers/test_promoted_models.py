@@ -21,7 +21,7 @@ from edgewise.apps.server import fetching, promoting, submission
 from edgewise.apps.server.start import Server
 from edgewise.apps.simulate import simulation
 from edgewise.core import vector
-from edgewise.drivers.fleet import backup, mailboxes, served
+from edgewise.drivers.fleet import backup, served
 from edgewise.drivers.fleet.promotions import KEPT, PROMOTE, ROLLBACK, Promotion, standing
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.link import Link
@@ -140,11 +140,11 @@ def test_a_server_that_is_killed_has_one_model_or_the_other(
         with pytest.raises(KeyboardInterrupt):
             promoting.promote(server.service, id, 3, "me")
         monkeypatch.undo()
-        server.service.blobs.sweep(server.service.database.write(mailboxes.published))
+        server.service.sweep_blobs()
     with running(tmp_path) as server, joined(server, tmp_path / "device") as device:
         assert fetching.fetch(device, tmp_path / "first")["played"] == 2
         promoting.promote(server.service, id, 3, "me")
-        server.service.blobs.sweep(server.service.database.write(mailboxes.published))
+        server.service.sweep_blobs()
         assert fetching.fetch(device, tmp_path / "second")["played"] == 3
 
 

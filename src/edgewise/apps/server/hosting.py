@@ -298,14 +298,13 @@ class Hosting:
         """Remove the mail and the blobs of a run."""
         service = self._service
 
-        def change(c: submission.Connection) -> tuple[list[str], set[str]]:
+        def change(c: submission.Connection) -> list[str]:
             gone = mailboxes.close(c, run)
             mailboxes.publish(c, run, {})
-            return gone, mailboxes.published(c)
+            return gone
 
-        gone, published = service.database.write(change)
-        service.drop_chunks(gone)
-        service.blobs.sweep(published)
+        service.drop_chunks(service.database.write(change))
+        service.sweep_blobs()
         service.database.scrub()
 
 

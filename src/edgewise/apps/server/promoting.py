@@ -43,9 +43,11 @@ def promote(service: Service, run: str, played: int | None, by: str) -> Promotio
         layout=record.run["facts"]["spec_sha256"], base=_base(record),
         blobs={digest: len(raw) for digest, raw in raws.items()}, by=by, at_s=service.now_s(),
     )  # fmt: skip
-    _store(service, raws)
-    service.database.write(lambda c: promotions.add(c, new))
-    _store(service, raws)  # A run that published meanwhile may have swept these unnamed blobs.
+    with service.blobs.kept() as put:
+        for raw in raws.values():
+            put(raw)
+        service.blobs.sync()
+        service.database.write(lambda c: promotions.add(c, new))
     return new
 
 
@@ -124,9 +126,3 @@ def _blobs(record: RunRecord, out: Path, model: str) -> Mapping[str, bytes]:
             raise StoreError("E-VERIFY", f"the files of the base in {out / submission.MODEL} were changed.", _FIX)
         found |= {manifest: raw, **named}
     return found
-
-
-def _store(service: Service, raws: Mapping[str, bytes]) -> None:
-    for raw in raws.values():
-        service.blobs.put(raw)
-    service.blobs.sync()

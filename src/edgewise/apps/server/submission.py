@@ -129,20 +129,21 @@ def begin(
     run = plan.run
     out = folder(service, run)
     _store(out, plan, recipe, wanted, files, service, initial, shares)
-    blobs = {service.blobs.put(raw): len(raw) for raw in _published(service, packed, files, listing, spec)}
-    service.blobs.sync()
     facts = canonical(plan.facts)
-    row = ServedRun(
-        run=run, name=recipe.name, state=served.RUNNING, why="", rounds=plan.rounds, facts=facts,
-        signature=sign(service.identity.secret, facts), kept=blobs, made_by=made_by, made_s=service.now_s(),
-    )  # fmt: skip
+    with service.blobs.kept() as put:
+        blobs = {put(raw): len(raw) for raw in _published(service, packed, files, listing, spec)}
+        service.blobs.sync()
+        row = ServedRun(
+            run=run, name=recipe.name, state=served.RUNNING, why="", rounds=plan.rounds, facts=facts,
+            signature=sign(service.identity.secret, facts), kept=blobs, made_by=made_by, made_s=service.now_s(),
+        )  # fmt: skip
 
-    def change(c: sa.Connection) -> None:
-        served.add(c, row)
-        mailboxes.admit(c, run, devices)
-        mailboxes.publish(c, run, dict(blobs))
+        def change(c: sa.Connection) -> None:
+            served.add(c, row)
+            mailboxes.admit(c, run, devices)
+            mailboxes.publish(c, run, dict(blobs))
 
-    service.database.write(change)
+        service.database.write(change)
     for digest in (wanted.initial, packed, *files.values()):
         if digest:
             service.staging.drop(digest)

@@ -105,7 +105,7 @@ class HelpedRun:
             c.execute(TICKETS.update().where(self._mine).values(ticket=b""))
             return {row.share for row in c.execute(sa.select(HELPED.c.share).where(HELPED.c.share != ""))}
 
-        self._blobs.sweep(self._database.write(change))
+        self._blobs.sweep(lambda: self._database.write(change))
 
     def answer(self, answer: TicketAnswer, id: bytes) -> None:
         """See HelperRecord."""

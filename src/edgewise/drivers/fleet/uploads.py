@@ -14,7 +14,7 @@ import sqlalchemy as sa
 
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes, spool
-from edgewise.drivers.fleet.tables import UPLOADS
+from edgewise.drivers.fleet.tables import MAIL, UPLOADS
 
 CHUNK_BYTES = 2**22
 OPEN_BYTES = 2**28  # the largest size of one device's open uploads
@@ -134,9 +134,10 @@ def assembled(upload: Upload, key: bytes, chunks: spool.Chunks) -> bytes:
     return raw
 
 
-def abandon(c: sa.Connection, id: str) -> None:
-    """Forget an upload."""
-    c.execute(UPLOADS.delete().where(UPLOADS.c.id == id))
+def abandon(c: sa.Connection, id: str) -> bool:
+    """Forget an upload, unless an accepted frame lies in it. Return whether it is forgotten."""
+    accepted = sa.exists().where(MAIL.c.upload == id)
+    return bool(c.execute(UPLOADS.delete().where(UPLOADS.c.id == id, sa.not_(accepted))).rowcount)
 
 
 def in_use(c: sa.Connection) -> set[str]:

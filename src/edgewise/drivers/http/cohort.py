@@ -72,15 +72,12 @@ class HttpCohort:
     def publish(self, blobs: Sequence[vector.Buffer]) -> Sequence[str]:
         """See Cohort. Removes blobs that no run publishes any more."""
         service = self._service
-        digests = tuple(service.blobs.put(blob) for blob in blobs)
-        service.blobs.sync()
-        sizes = {**self._kept, **dict(zip(digests, map(len, blobs), strict=True))}
-
-        def change(c: sa.Connection) -> set[str]:
-            mailboxes.publish(c, self._run, sizes)
-            return mailboxes.published(c)
-
-        service.blobs.sweep(service.database.write(change))
+        with service.blobs.kept() as put:
+            digests = tuple(put(blob) for blob in blobs)
+            service.blobs.sync()
+            sizes = {**self._kept, **dict(zip(digests, map(len, blobs), strict=True))}
+            service.database.write(lambda c: mailboxes.publish(c, self._run, sizes))
+        service.sweep_blobs()
         self._zero_s = time.monotonic()
         return digests
 

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 
 import httpx2
 from starlette.requests import Request
@@ -28,6 +27,7 @@ from edgewise.drivers.http.limits import Later
 from edgewise.drivers.http.naming import CONNECT_S
 from edgewise.drivers.http.rules import ANYONE, Rule
 from edgewise.drivers.http.service import Service
+from edgewise.drivers.http.turns import Turns
 
 ANSWER_S = 65.0  # the limit for an answer, longer than a long poll
 PATIENCE_S = 10.0  # the longest wait of a device for a blob that is being fetched
@@ -58,8 +58,7 @@ class Relay:
         self.down_bytes, self.hits = 0, 0
         self._client: httpx2.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._locks: dict[str, asyncio.Lock] = {}
-        self._asking: Counter[str] = Counter()
+        self._fetching = Turns()
 
     def routes(self) -> list[Route]:
         """Return the routes for a router behind the guard."""
@@ -99,45 +98,23 @@ class Relay:
         digest = request.path_params["digest"]
         if not _DIGEST.fullmatch(digest):
             return await self.passed(request)
-        async with self._alone(digest):
-            path = await self._service.aside(
-                lambda: self._cache.path(digest)
-            )  # a thread, as this may read the whole file
-            if path is None:
-                refusal = await self._fetched(request, digest)
-                path = self._cache.path(digest)
-                if refusal is not None or path is None:
-                    return refusal or await self._streamed(request)
-                return _file(path, digest)
+        try:
+            async with self._fetching.of(digest, PATIENCE_S):
+                path = await self._service.aside(
+                    lambda: self._cache.path(digest)
+                )  # a thread, as this may read the whole file
+                if path is None:
+                    refusal = await self._fetched(request, digest)
+                    path = self._cache.path(digest)
+                    if refusal is not None or path is None:
+                        return refusal or await self._streamed(request)
+                    return _file(path, digest)
+        except TimeoutError:
+            raise Later("E-BUSY", "the gateway is fetching this blob.", "come back.", 2.0) from None
         if (refusal := await self._asked(request)) is not None:
             return refusal
         self.hits += 1
         return _file(path, digest)
-
-    @asynccontextmanager
-    async def _alone(self, digest: str) -> AsyncIterator[None]:
-        """Handle one request for a blob at a time, so that only one fetches it.
-
-        Raises TransportError(E-BUSY) after a while.
-        """
-        lock = self._locks.setdefault(digest, asyncio.Lock())
-        self._asking[digest] += 1
-        try:
-            try:
-                async with asyncio.timeout(PATIENCE_S):
-                    await lock.acquire()
-            except TimeoutError:
-                raise Later("E-BUSY", "the gateway is fetching this blob.", "come back.", 2.0) from None
-            try:
-                yield
-            finally:
-                lock.release()
-        finally:
-            self._asking[digest] -= 1
-            if not self._asking[
-                digest
-            ]:  # waiting requests hold this lock, so nobody may get another one in the meantime
-                del self._asking[digest], self._locks[digest]
 
     async def _asked(self, request: Request) -> Response | None:
         """Ask the server for the blob's first byte, as the device. Return its refusal, or None."""

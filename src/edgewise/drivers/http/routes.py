@@ -34,6 +34,7 @@ from edgewise.drivers.http.health import Health
 from edgewise.drivers.http.rules import VIEWER
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
+from edgewise.drivers.http.turns import Turns
 
 ASSEMBLING = 2  # number of uploads joined at a time, because each is in memory as a whole
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
@@ -46,6 +47,7 @@ class DataPlane:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._assembling = asyncio.Semaphore(ASSEMBLING)
+        self._turns = Turns()
 
     def routes(self) -> list[Route]:
         """Return the routes for a router behind the guard."""
@@ -90,7 +92,7 @@ class DataPlane:
         service.check_room(len(raw))
         if not upload:
             return await self._accept(member, proof, raw, proof.body, "")
-        async with self._assembling:
+        async with self._turns.of(f"{member.id}/{upload}"), self._assembling:
             begun = await service.read(lambda c: uploads.find(c, upload, member.id))
             return await self._accept(member, proof, await self._assemble(begun), begun.digest, upload)
 
@@ -141,10 +143,11 @@ class DataPlane:
             begun = uploads.find(c, id, member.id)
             return begun, mailboxes.round_key(c, begun.run, begun.round)
 
-        begun, key = await service.read(look)
-        uploads.check_chunk(begun, offset, len(found.body))
-        await service.aside(lambda: service.chunks.put(key, id, offset // begun.chunk, found.body))
-        received = await self._service.once(proof, lambda c: uploads.advance(c, begun, len(found.body)))
+        async with self._turns.of(f"{member.id}/{id}"):  # a chunk that is counted is never written again
+            begun, key = await service.read(look)
+            uploads.check_chunk(begun, offset, len(found.body))
+            await service.aside(lambda: service.chunks.put(key, id, offset // begun.chunk, found.body))
+            received = await service.once(proof, lambda c: uploads.advance(c, begun, len(found.body)))
         service.advanced(member.id)
         return JSONResponse({"received": received})
 
@@ -172,8 +175,7 @@ class DataPlane:
         try:
             return await self._service.aside(lambda: uploads.assembled(upload, key, self._service.chunks))
         except TransportError as e:
-            if e.code == "E-BLOB":
-                await self._service.write(lambda c: uploads.abandon(c, upload.id))
+            if e.code == "E-BLOB" and await self._service.write(lambda c: uploads.abandon(c, upload.id)):
                 self._service.chunks.drop(upload.id)
             raise
 

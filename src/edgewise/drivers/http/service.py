@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import sqlalchemy as sa
 
-from edgewise.drivers.fleet import epoch, members, nonces, uploads
+from edgewise.drivers.fleet import epoch, mailboxes, members, nonces, uploads
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.spool import Chunks
@@ -215,6 +215,15 @@ class Service:
         """Wait until ``deliveries`` differs from ``seen``, or the time is over."""
         with self._arrived:
             self._arrived.wait_for(lambda: self.deliveries != seen, timeout_s)
+
+    def sweep_blobs(self) -> None:
+        """Remove the blobs that no run publishes any more."""
+
+        def published() -> set[str]:
+            with self.database.read() as c:
+                return mailboxes.published(c)
+
+        self.blobs.sweep(published)
 
     def drop_chunks(self, gone: list[str]) -> None:
         """Remove the chunks of finished uploads."""

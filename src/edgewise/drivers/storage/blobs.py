@@ -5,14 +5,21 @@
     blobs.sync()
     assert blobs.get(digest) == raw
 
-A killed process leaves at most a temporary file beside them.
+A killed process leaves at most a temporary file beside them. Where several threads put and sweep, put within ``kept``:
+
+    with blobs.kept() as put:
+        digest = put(raw)
+        ...                                # name the digest durably
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection
+import threading
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from edgewise.core import vector
@@ -20,7 +27,8 @@ from edgewise.core.errors import StoreError
 from edgewise.drivers.storage.files import TEMPORARY, discard, sync_folder, write_durably
 
 PIECE = 2**20  # bytes compared at a time
-_DIGEST = re.compile(r"[0-9a-f]{64}")
+_LENGTH = 64  # characters of a digest
+_DIGEST = re.compile(rf"[0-9a-f]{{{_LENGTH}}}")
 
 
 class Blobs:
@@ -28,17 +36,43 @@ class Blobs:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._held = Counter[str]()  # digests of the blobs that are kept from sweeps
+        self._lock, self._sweeping = threading.Lock(), threading.Lock()
 
     def put(self, raw: vector.Buffer) -> str:
         """Store bytes and return their digest.
 
         A stored file whose bytes have changed is written again. Call ``sync`` before anything durable names the digest.
         """
-        digest = vector.digest(raw)
+        return self._put(raw, vector.digest(raw))
+
+    def _put(self, raw: vector.Buffer, digest: str) -> str:
         path = self._folder / digest
         if not _holds(path, raw):
             write_durably(path, raw, owner_only=True)
         return digest
+
+    @contextmanager
+    def kept(self) -> Iterator[Callable[[vector.Buffer], str]]:
+        """Give a ``put`` whose blobs no sweep of another thread removes before the block ends.
+
+        Name the blobs durably within the block. Sweeps that begin later find their names.
+        """
+        held: list[str] = []
+
+        def put(raw: vector.Buffer) -> str:
+            digest = vector.digest(raw)
+            with self._lock:
+                self._held[digest] += 1
+            held.append(digest)
+            return self._put(raw, digest)
+
+        try:
+            yield put
+        finally:
+            # A sweep that is under way may have asked for the names before these blobs had theirs.
+            with self._sweeping, self._lock:
+                self._held = +(self._held - Counter(held))
 
     def sync(self) -> None:
         """Make the names of all stored blobs survive a power cut."""
@@ -65,12 +99,21 @@ class Blobs:
         """Return the file of a stored blob, for a caller that sends the file itself."""
         return self._folder / digest
 
-    def sweep(self, named: Collection[str]) -> None:
-        """Remove all blobs that are not ``named``, and the partial blobs of killed processes. Other files stay."""
-        for path in self._folder.iterdir():
-            ours = _DIGEST.fullmatch(path.name) or TEMPORARY.fullmatch(path.name)
-            if ours and path.name not in named:
-                discard(path)
+    def sweep(self, named: Callable[[], Collection[str]]) -> None:
+        """Remove all blobs that nothing names, and the partial blobs of killed processes. Other files stay.
+
+        Args:
+            named: returns the digests that are named now.
+        """
+        with self._sweeping:
+            found = named()
+            for path in self._folder.iterdir():
+                whole = _DIGEST.fullmatch(path.name)
+                if path.name in found or not (whole or TEMPORARY.fullmatch(path.name)):
+                    continue
+                with self._lock:  # a ``put`` looks for the file after it has taken hold of the digest
+                    if (path.name if whole else path.name[1 : 1 + _LENGTH]) not in self._held:
+                        discard(path)
 
 
 def _holds(path: Path, raw: vector.Buffer) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -50,7 +51,7 @@ def replace(path: Path, raw: Buffer) -> None:
 
 
 def _replace(path: Path, raw: Buffer, owner_only: bool, durable: bool) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{threading.get_native_id()}.tmp")  # of this thread alone
     try:
         with open(temporary, "wb", opener=for_owner if owner_only else None) as f:
             f.write(raw)

@@ -169,7 +169,7 @@ class RunStore:
         with self._write() as c:
             c.execute(RUNS.update().values(finished=True, journal_key=opening.journal_key()))
         opening.clean(self.out, number := self._known()["next_round"])
-        self._blobs.sweep(self._named(number))
+        self._blobs.sweep(lambda: self._named(number))
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
@@ -181,7 +181,7 @@ class RunStore:
             return None
         opening.check_goes_on(self.out)
         self._in_step(run)
-        self._blobs.sweep(self._named(run["next_round"]))  # a killed process may have left some
+        self._blobs.sweep(lambda: self._named(run["next_round"]))  # a killed process may have left some
         if run["next_round"] < 0:
             return None
         with self._sound("the newest checkpoint"):
@@ -291,7 +291,7 @@ class RunStore:
             if self._journal.synced:  # the round hides its updates
                 self._scrub()
             self._journal = None
-        self._blobs.sweep(self._named(checkpoint.next_round))
+        self._blobs.sweep(lambda: self._named(checkpoint.next_round))
 
     def _scrub(self) -> None:
         """Remove the key of the last round's journal from the database's log. The database overwrites its own copy
@@ -326,7 +326,7 @@ class RunStore:
             row = upsert(VECTORS).values(name=name, digest=digest, note=note)
             c.execute(row.on_conflict_do_update(index_elements=["name"], set_={"digest": digest, "note": note}))
         rows = self._rows(sa.select(RUNS.c.next_round))
-        self._blobs.sweep(self._named(rows[0].next_round if rows else 0))
+        self._blobs.sweep(lambda: self._named(rows[0].next_round if rows else 0))
 
     def kept(self, name: str) -> tuple[vector.Vector, int] | None:
         """Return the vector and note kept under a name."""
