@@ -2,7 +2,7 @@
 
 loss(w) = mean((w - target)^2) / 2 + 1, whose gradient step is exact; held-out loss is the same function. Used as an
 extension module (``EDGEWISE``), so that worker processes make it too. ``TOY_*`` variables script misbehaviour and the
-speed that it claims. Recipes for it: ``toy_recipe``.
+speed that it claims. ``TOY_RANK`` makes the first segment a factor B of that many columns. Recipes: ``toy_recipe``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ class ToyTrainer:
         self._n = recipe.data.devices or 6
         self._dim = int(os.environ.get("TOY_DIM", "50"))
         self._seed = recipe.seed
-        self.spec = Spec.of([("w", (self._dim - 10,), "float32"), ("b", (10,), "float32")])
+        rank = int(os.environ.get("TOY_RANK", "0"))
+        matrix = ("q.lora_B.weight", ((self._dim - 10) // rank, rank)) if rank else ("w", (self._dim - 10,))
+        self.spec = Spec.of([(*matrix, "float32"), ("b", (10,), "float32")])
 
     def initial(self) -> Vector:
         return np.zeros(self._dim, np.float32)

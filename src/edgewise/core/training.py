@@ -43,6 +43,8 @@ class FitRequest:
             it.
         secret: decides the noise and the draw of records if training is differentially private (``Secrets``).
         correction: of the gradients. A trainer that ignores it trains another algorithm than the recipe says.
+        rank: only the first ``rank`` columns of each adapter train (``core.factors.columns``), and the update is zero
+            in the others. 0: all train.
 
     Guarantees: the same ``key`` and ``secret`` give the same update, on any driver.
     """
@@ -54,6 +56,7 @@ class FitRequest:
     key: Key = field(repr=False)
     secret: Key = field(repr=False)
     correction: Correction = Correction()
+    rank: int = 0
 
 
 @dataclass(frozen=True, slots=True)

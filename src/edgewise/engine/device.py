@@ -141,7 +141,8 @@ def _finished(plan: Plan, state: Training, event: Trained) -> tuple[Update, Memo
     if client.finish is None:
         return update, Memory()
     number = state.invite.round
-    work = plan.work(number, plan.rule(number).steps if event.steps is None else event.steps)
+    steps = plan.rule(number).steps if event.steps is None else event.steps
+    work = plan.work(number, steps, state.device)
     with np.errstate(all="ignore"):  # Encoding refuses values that are not finite.
         done = client.finished(update.x, _remembered(plan, state.base), state.given, work)
     x = plan.layout.outgoing(done.x, done.beside)
@@ -299,9 +300,9 @@ def _invited(plan: Plan, state: State, event: Invited, trust: Trust | None) -> t
         device, invite, held.committed, event.secrets, event.support, held.answered, given, held.lot, cohort
     )
     key, rule = plan.batch_key(device, invite.round), plan.rule(invite.round)
-    work = plan.work(invite.round, rule.steps)
+    work = plan.work(invite.round, rule.steps, device)
     correction = plan.strategy.client.correction(_remembered(plan, held.committed), given, work)
-    request = FitRequest(device, invite.round, params, rule, key, event.secrets.training, correction)
+    request = FitRequest(device, invite.round, params, rule, key, event.secrets.training, correction, work.rank)
     leaving = () if state is before else (Save(before),)  # The device never resumes a session that it leaves.
     return training, (Train(request), *leaving)
 

@@ -220,7 +220,7 @@ class TorchTrainer:
         with computing(request.device):
             fitted = fit(
                 self.model, self.loss, batches, self.flat, request.params, request.rule, self.training, request.key,
-                self._optimizer, dp, expected, request.secret, request.correction,
+                self._optimizer, dp, expected, request.secret, request.correction, request.rank,
             )  # fmt: skip
         return Update(fitted.x, {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}, count)
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.core.errors import TrainingError
+from edgewise.core.factors import columns
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive
 from edgewise.core.safe_repr import outline
@@ -57,6 +58,7 @@ def fit(
     expected: float = 0.0,
     secret: Key | None = None,
     correction: Correction = Correction(),  # noqa: B008 (immutable)
+    rank: int = 0,
 ) -> Fitted:
     """Take ``rule.steps`` steps of AdamW, Muon or SGD from ``params``, with fresh optimizer state.
 
@@ -64,6 +66,7 @@ def fit(
 
         g = sum_m n_m grad(loss_m) / sum_m n_m
         g += pull (w - params) + shift                (``correction``)
+        g = 0 beyond column ``rank`` of each adapter  (where a rank is given)
         g *= min(1, clip / ||g||)
 
     and takes one optimizer step. ``rule.segments`` names the segments that are trained; empty = all.
@@ -80,6 +83,7 @@ def fit(
         expected: mean number of records in a step, with ``dp``.
         secret: decides the noise, and dropout record by record. ``dp`` needs it.
         correction: the strategy's terms in the gradient. The default adds nothing.
+        rank: number of columns of each adapter that train. The update is zero in the others. 0: all train.
     Returns:
         The difference and the losses.
     Raises:
@@ -102,6 +106,7 @@ def fit(
     if not model.training:
         model.train()
     seen: list[tuple[float, float]] = []  # per step: summed loss, terms
+    beyond = torch.from_numpy(columns(flat.spec) >= rank) if rank else None
     with seeded(key), flat.only(rule.segments):
         for micro in dealt(batches, rule.steps):
             flat.zero_grad()
@@ -116,11 +121,15 @@ def fit(
                 g.add_(w, alpha=correction.pull).sub_(anchor, alpha=correction.pull)
             for g, shift in shifted:
                 g.add_(shift)
+            if beyond is not None:
+                flat.g_D[beyond] = 0.0
             if training.clip_grad:
                 norm = torch.linalg.vector_norm(flat.g_D)
                 flat.g_D.mul_((training.clip_grad / (norm + 1e-6)).clamp_(max=1.0))
             optimizer.step(rule.lr)
     x = flat.minus(params)
+    if beyond is not None:
+        x[beyond.numpy()] = 0.0  # Weight decay moves weights without a gradient.
     if not all(map(math.isfinite, torch.aminmax(torch.from_numpy(x)))):
         raise TrainingError("E-NAN", f"the update is not finite after local step {rule.steps}.", LOWER)
     return Fitted(x, *quarters(seen))

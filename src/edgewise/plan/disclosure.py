@@ -71,6 +71,13 @@ def claims(
         sentences.append(
             f"{recipe.strategy['kind']} asks devices for {', '.join(client.head)}: exact scalars, which {seen}"
         )
+    if recipe.trainable.ranks and not visible:
+        ranks, least = recipe.trainable.levels, pipe.spaces[0].quorum.n_min
+        few = f"{least * recipe.trainable.shares[ranks[-1]]:.3g} of {least}"
+        sentences.append(
+            f"columns of the adapters above {ranks[0]} are sums over the devices of higher rank alone, in the smallest "
+            f"sum some {few} for the last ones; which device has which rank follows from the public seed"
+        )
     if recipe.codec == "adaptive":
         fast = "its link and training were" if visible and not promise.noises_steps else "its link is"
         sentences.append(f"which rung a device chose tells the server roughly how fast {fast}")

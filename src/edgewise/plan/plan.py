@@ -280,11 +280,12 @@ class Plan:
             epochs=t.local_epochs,
         )
 
-    def work(self, round: int, steps: int) -> LocalWork:
-        """Describe to the strategy's client half the work of a device that takes ``steps`` steps in this round."""
+    def work(self, round: int, steps: int, device: str = "") -> LocalWork:
+        """Describe to the strategy's client half the work of ``device``, which takes ``steps`` steps in this round."""
         rule, t = self.rule(round), self.recipe.training
         momentum = t.momentum if t.optimizer == "sgd" else 0.0
-        return LocalWork(steps=steps, most=rule.steps, lr=rule.lr, base_lr=t.lr, momentum=momentum)
+        rank = self.recipe.trainable.rank_of(device, self.key)
+        return LocalWork(steps=steps, most=rule.steps, lr=rule.lr, base_lr=t.lr, momentum=momentum, rank=rank)
 
     def clips(self, round: int) -> tuple[float, float] | None:
         """Return the smallest and largest clip that an invitation can name. None where the recipe fixes the clip."""

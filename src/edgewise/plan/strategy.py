@@ -6,10 +6,13 @@ strategy.directions      # None where the run's vector holds parameters
 
 from __future__ import annotations
 
+from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue, make
+from edgewise.plan.recipe.privacy import DP_WORDS
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.base import Strategy
+from edgewise.strategies.ranks import of_ranks
 
 
 def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: int) -> Strategy:
@@ -19,9 +22,33 @@ def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: in
         spec: layout of the trained vector, for strategies that ask for it.
         population: number of devices, for strategies that ask for it.
     Raises:
-        RecipeError: as ``plan.catalogue.make``.
+        RecipeError: as ``plan.catalogue.make``. E-COMBO where the strategy or the word of privacy does not go with
+            devices of unequal rank.
     Guarantees:
         The number of directions, or their absence, follows from the recipe's keys alone.
     """
     made: Strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec, population=population)
-    return made
+    section = recipe.trainable
+    if not section.ranks:
+        return made
+    if made.client.memory or made.client.sends:
+        what = f'strategy "{recipe.strategy["kind"]}" cannot be used with trainable.ranks: its vectors are means of all'
+        raise RecipeError("E-COMBO", f"{what} devices.", "use fedavg, fedprox or a server optimizer.")
+    return of_ranks(made, spec, section.levels, _denominators(recipe))
+
+
+def _denominators(recipe: Recipe) -> dict[int, float] | None:
+    """Return the public share of devices at each rank or more, where noise forbids exact scalars. None: they travel.
+
+    Raises RecipeError(E-COMBO) where updates are hidden or noised and the recipe gives patterns instead of shares.
+    """
+    if recipe.privacy == "none":
+        return None
+    section = recipe.trainable
+    if not section.shares:
+        what = f'trainable.ranks by patterns of ids cannot be used with privacy = "{recipe.privacy}". Nobody could say '
+        what += "beforehand how many devices of a sum train a column, and it may be one alone."
+        raise RecipeError("E-COMBO", what, 'give shares of the devices: ranks = {"75 %" = 4, "25 %" = 16}.')
+    if recipe.privacy not in DP_WORDS:
+        return None
+    return {rank: sum(s for r, s in section.shares.items() if r >= rank) for rank in section.levels}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from edgewise.core.errors import RecipeError
+from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.stage import Merge
 from edgewise.plan.codec_choice.choice import sorting
 from edgewise.plan.recipe.recipe import Recipe
@@ -58,6 +58,14 @@ def sums_of(recipe: Recipe, merge: Merge, sampling: Sampling) -> Sums:
     corrupt = corrupt_most(trust, sampling, recipe.round.rounds, merge.groups)
     if recipe.codec == "adaptive":
         rungs, least = sorting(recipe, merge, sampling.minimum, corrupt)
+    if recipe.trainable.shares and least * recipe.trainable.shares[recipe.trainable.rank] - corrupt < 2.0:
+        raise CompositionError(
+            "E-NMIN",
+            f"trainable.ranks: the smallest sum has {least} devices, of which {corrupt} may be corrupt, and "
+            f"{100 * recipe.trainable.shares[recipe.trainable.rank]:g} % have rank {recipe.trainable.rank}. The last "
+            "columns would hide less than two honest devices.",
+            "take larger cohorts, raise round.minimum, or give more devices that rank.",
+        )
     policy = assured(merge, least, corrupt, trust.dropout_fraction, trust.server)
     if merge.hides.interactive:
         check_sessions(policy, least, -(-sampling.largest // merge.groups))

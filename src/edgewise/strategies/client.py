@@ -46,6 +46,7 @@ class LocalWork(NamedTuple):
         lr: eta of the round.
         base_lr: eta before the schedule, the same in all rounds.
         momentum: momentum of plain SGD. 0 for other optimizers.
+        rank: number of columns of each adapter that the device trains. 0 where there are none, or where all train all.
     """
 
     steps: int
@@ -53,6 +54,7 @@ class LocalWork(NamedTuple):
     lr: float
     base_lr: float
     momentum: float
+    rank: int = 0
 
     @property
     def unit(self) -> float:

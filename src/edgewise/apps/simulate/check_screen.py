@@ -96,7 +96,7 @@ def _chosen(word: str, chosen: Mapping[str, Any]) -> Any:
     grid.add_column(style="dim")
     grid.add_column()
     for key, value in chosen.items():
-        grid.add_row(key, inline(value), reason(word, key))
+        grid.add_row(key, inline(value), reason(word, key, value))
     return Group(Text(f'chosen by privacy = "{word}"', "bold"), grid)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -14,6 +13,7 @@ from annotated_types import Ge, MinLen
 
 from edgewise.core import require
 from edgewise.core.errors import CompositionError, RecipeError
+from edgewise.core.factors import factor
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
@@ -67,8 +67,7 @@ def factors(spec: Spec, phase: int = 0) -> Stage:
 
 def factor_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
     """List the segments of all B, and those of all A. Raises as ``factors``."""
-    kinds = (re.compile(rf"\.lora_(embedding_)?{letter}(\.|$)") for letter in "BA")
-    by_factor = tuple(tuple(s for s in spec.segments if kind.search(s.name)) for kind in kinds)
+    by_factor = tuple(tuple(s for s in spec.segments if factor(s.name) == letter) for letter in "BA")
     if not all(by_factor) or sum(map(len, by_factor)) != len(spec.segments):
         raise CompositionError(
             "E-SEGMENT",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -13,6 +12,7 @@ import torch
 from torch import nn
 
 from edgewise.core.errors import ModelError
+from edgewise.core.factors import factor
 from edgewise.core.foreign import foreign
 from edgewise.core.keys import Key, derive, generator
 from edgewise.learn.flat import Flat
@@ -21,7 +21,6 @@ from edgewise.learn.models.modules import PEFT_PREFIX, plain_name
 from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe.trainable import TrainableSection
 
-FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])(?:\.|$)")
 ALL_LINEAR = "all-linear"
 MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft adapts no output projection in these.
 
@@ -141,15 +140,14 @@ def without_adapter(model: nn.Module) -> dict[str, int]:
     """
     counts: Counter[str] = Counter()
     for name, p in model.named_parameters():
-        if p.ndim > 1 and not FACTOR.search(name) and ".base_layer." not in name:
+        if p.ndim > 1 and not factor(name) and ".base_layer." not in name:
             counts[pattern(name.replace(PEFT_PREFIX, ""))] += p.numel()
     return dict(counts)
 
 
 def is_factor_a(name: str) -> bool:
     """Tell whether a parameter is the factor A of an adapter, on a linear layer or an embedding."""
-    found = FACTOR.search(name)
-    return found is not None and found[1] == "A"
+    return factor(name) == "A"
 
 
 def _fix_a(model: nn.Module, key: Key) -> None:
@@ -163,7 +161,7 @@ def _fix_a(model: nn.Module, key: Key) -> None:
     with torch.no_grad():
         for name, p in model.named_parameters():
             if not is_factor_a(name):
-                if FACTOR.search(name):
+                if factor(name):
                     p.zero_()  # peft starts B of an embedding at random, because A starts at zero there.
                 continue
             rng = generator(derive(key, "ffa", name.replace(PEFT_PREFIX, "")))

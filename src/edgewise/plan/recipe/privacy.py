@@ -66,7 +66,7 @@ def chosen(plain: Mapping[str, Any]) -> dict[str, Any]:
         if word in DP_WORDS and "layers" not in trainable:
             out["trainable.kind"] = "lora"
         if isinstance(word, str) and word in RULES and trainable.get("kind", out.get("trainable.kind")) == "lora":
-            out["trainable.rule"] = RULES[word][0]
+            out["trainable.rule"] = "ffa" if trainable.get("ranks") else RULES[word][0]
     if word in ("hidden", "distributed_dp"):
         out["merge.kind"] = "secure_sum"
     drawn = plain.get("round")
@@ -84,9 +84,11 @@ def filled(plain: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, An
     return out
 
 
-def reason(word: str, key: str) -> str:
-    """Return why a word chooses the value of a key, where that is not plain from the word itself. Else empty."""
-    return RULES[word][1] if key == "trainable.rule" else ""
+def reason(word: str, key: str, value: Any) -> str:
+    """Return why a word chooses this value of a key, where that is not plain from the word itself. Else empty."""
+    if key != "trainable.rule":
+        return ""
+    return RULES[word][1] if value == RULES[word][0] else "devices of unequal rank share one A"
 
 
 def _given(plain: Mapping[str, Any], key: str) -> bool:

@@ -5,11 +5,14 @@ TrainableSection(kind="lora", rule="ffa").says        # 'LoRA adapters of rank 8
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 from pydantic import Field
 
+from edgewise.core import keys
 from edgewise.plan.recipe.rules import Section, SettingError
 from edgewise.plan.recipe.rules import rule as checked
 
@@ -28,6 +31,10 @@ _RULES = {
 }
 
 
+SHARED_A = ("ffa",)  # rules under which A is the same on all devices and in all rounds of an adapter
+_SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")  # 75 %
+
+
 class TrainableSection(Section):
     """The parameters that are trained and travel."""
 
@@ -40,7 +47,13 @@ class TrainableSection(Section):
         "privacy, as `edgewise check` shows; fedit: mean of A, mean of B; ffa: A is fixed, mean of B (the choice with "
         "differential privacy); rolora: B and A in turn",
     )
-    rank: int = Field(8, ge=1, le=1024, description="LoRA rank")
+    rank: int = Field(8, ge=1, le=1024, description="LoRA rank, the largest where devices have unequal ones")
+    ranks: dict[str, int] = Field(
+        {},
+        description="devices of lower rank, which train the first columns of each B only: patterns of device ids, "
+        '{"phone-*" = 4}, where all others have `rank`; or shares of the devices, {"75 %" = 4, "25 %" = 16}, dealt out '
+        "by the seed; rule = ffa",
+    )
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
     targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
     layers: list[str] = Field([], description='parameter name patterns for kind = "layers", e.g. "model.layers.3.*"')
@@ -55,15 +68,47 @@ class TrainableSection(Section):
         """The stage that lets parts of the adapters take turns, as a recipe names it. Empty if all train together."""
         return "factors" if self.rule == "rolora" else ""
 
+    @property
+    def shares(self) -> dict[int, float]:
+        """The ranks with their shares of all devices, increasing. Empty where ``ranks`` gives none."""
+        found: dict[int, float] = {}
+        for text, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
+            if share := _SHARE.fullmatch(text):
+                found[rank] = found.get(rank, 0.0) + float(share[1]) / 100
+        return found
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """All ranks that devices may have, increasing."""
+        return tuple(sorted({*self.ranks.values(), self.rank}))
+
+    def rank_of(self, device: str, key: keys.Key) -> int:
+        """Return the rank of a device. 0 where all have one. ``key``: the run's public key, which deals out shares."""
+        if not self.ranks:
+            return 0
+        if not (shares := self.shares):
+            return next((rank for wanted, rank in self.ranks.items() if fnmatchcase(device, wanted)), self.rank)
+        lot, stop = keys.word(keys.derive(key, "rank", device)) / 2**63, 0.0
+        for rank, share in shares.items():
+            stop += share
+            if lot < stop:
+                return rank
+        return self.rank
+
     def resolved(self) -> dict[str, Any]:
-        """Return the keys with their values, in plain JSON types. ``rule`` is left out where no adapters are."""
+        """Return the keys with their values, in plain JSON types.
+
+        ``rule`` is left out where no adapters are, and ``ranks`` where all devices have one.
+        """
         plain = self.model_dump(mode="json")
-        return plain if self.adapts else {key: value for key, value in plain.items() if key != "rule"}
+        left_out = {"rule"} if not self.adapts else set()
+        return {key: plain[key] for key in plain if key not in left_out | (set() if self.ranks else {"ranks"})}
 
     @property
     def says(self) -> str:
         """The trained parameters in words, for reports and model cards."""
-        return _SAYS[self.kind].format(rank=self.rank) + _RULES[self.rule]
+        rank = " or ".join(map(str, self.levels)) if self.ranks else str(self.rank)
+        return _SAYS[self.kind].format(rank=rank) + _RULES[self.rule]
 
     @checked
     def _layers_named(self) -> Iterator[SettingError]:
@@ -73,7 +118,30 @@ class TrainableSection(Section):
             yield SettingError("E-COMBO", what, fix)
 
     @checked
+    def _ranks_held(self) -> Iterator[SettingError]:
+        if not self.ranks:
+            return
+        if self.rule not in ("auto", *SHARED_A):
+            what = f'trainable.ranks needs one A on all devices, and trainable.rule = "{self.rule}" trains it'
+            yield SettingError("E-COMBO", what, f"write rule = {' or '.join(map(repr, SHARED_A))}".replace("'", '"'))
+        wrong = [rank for rank in self.ranks.values() if not 1 <= rank <= self.rank]
+        if wrong:
+            what = f"trainable.ranks holds {wrong[0]}, and trainable.rank = {self.rank} is the largest"
+            yield SettingError("E-VALUE", what, "raise trainable.rank, or lower that one")
+        shares = [bool(_SHARE.fullmatch(text)) for text in self.ranks]
+        if any(shares) and not all(shares):
+            yield SettingError("E-VALUE", "trainable.ranks mixes shares and patterns of device ids", "give one of them")
+        elif all(shares) and (abs(sum(self.shares.values()) - 1.0) > 1e-9 or self.rank not in self.shares):
+            what = f"the shares of trainable.ranks are {100 * sum(self.shares.values()):g} % together"
+            if self.rank not in self.shares:
+                what = f"trainable.ranks gives no share of devices with trainable.rank = {self.rank}"
+            yield SettingError("E-VALUE", what, f"they make 100 %, with some devices of rank {self.rank}")
+
+    @checked
     def _rule_of_adapters(self) -> Iterator[SettingError]:
+        if self.ranks and self.kind != "lora":
+            what = f'trainable.ranks is of adapters, and trainable.kind = "{self.kind}" trains none'
+            yield SettingError("E-COMBO", what, 'write kind = "lora", or leave out trainable.ranks')
         if self.rule != "auto" and self.kind != "lora":
             what = f'trainable.rule = "{self.rule}" averages adapters, and trainable.kind = "{self.kind}" trains none'
             yield SettingError("E-COMBO", what, 'write kind = "lora", or leave out trainable.rule')

@@ -9,15 +9,19 @@ from torch import nn
 
 from edgewise.codecs.select.segments import factor_groups, factors
 from edgewise.core.errors import CompositionError
+from edgewise.core.factors import columns
+from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Turn, root
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
 from edgewise.core.vector import Spec
 from edgewise.learn.models.adapters import trainable
+from edgewise.learn.train import fit
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.recipe.recipe import parse
+from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.plan.recipe.trainable import TrainableSection
 
 
@@ -91,3 +95,17 @@ def test_factors_need_factors():
     with pytest.raises(CompositionError) as caught:
         factors(Spec.of([("w", (4,), "float32")]))
     assert caught.value.code == "E-SEGMENT"
+
+
+def test_a_device_of_lower_rank_trains_its_columns_only():
+    wrapped, flat = adapted("ffa")
+    ids = torch.arange(10)[None]
+
+    def loss(m: nn.Module, batch: torch.Tensor):
+        return m(input_ids=batch, labels=batch).loss, 9
+
+    training = TrainingSection(lr=0.1, weight_decay=0.1)
+    start = np.full(flat.spec.dim, 0.1, np.float32)
+    rule = LocalRule(steps=2, lr=0.1)
+    x = fit(wrapped, loss, [[ids], [ids]], flat, start, rule, training, root(0), rank=3).x
+    np.testing.assert_array_equal(x != 0, columns(flat.spec) < 3)
