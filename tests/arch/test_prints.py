@@ -26,11 +26,12 @@ SPELLINGS = (SECRET.hex(), repr(SECRET)[2:-1], str(list(SECRET))[1:-1], str(MARK
 # What anybody may see. A field that is not here, also a new one, is taken for a secret.
 PUBLIC: dict[str, set[str]] = {
     "apps.simulate.beginning.LoadedRun": {"initial"},  # a model before training
-    "apps.models.export._Promoted": {"params"},  # a released model
+    "apps.models.released.ReleasedModel": {"params"},  # a released model
     "core.keys.Turn": {"public"},
     "core.training.FitRequest": {"params"},  # the round's model
     "crypto.agree.Pair": {"public"},
     "engine.ports.Trust": {"leader", "helper"},  # public keys
+    "learn.models.rebuilt.RebuiltModel": {"params"},  # a released model
     "learn.text.corpus.Corpus": {"_order", "_first"},  # which document is whose
     "learn.text.documents.DocumentIndex": {"file", "start", "stop", "owner", "label", "ends"},  # where documents are
     "secagg.messages.Keys": {"seal", "mask", "commitment", "signature"},  # public keys, signed

@@ -82,6 +82,7 @@ def test_devices_and_gateways_fetch_the_model_that_stands(
         tensors = safetensors.numpy.load_file(tmp_path / f"model-{role}" / "trained.safetensors")
         assert vector.digest(np.concatenate([tensors["w"], tensors["b"]]).tobytes()) == models[3].params
         assert json.loads((tmp_path / f"model-{role}" / "lineage.json").read_text()) == fetched
+        assert vector.digest((tmp_path / f"model-{role}" / "facts.json").read_bytes()) == id
     written = export.write(server.service.folder, tmp_path / "exported", export.Wanted("tensors"))
     assert (written["rounds"], written["model_sha256"]) == (3, models[3].params)
     back = links["operator"].call("POST", "/v1/models/rollback")

@@ -19,6 +19,7 @@ from edgewise.apps.cli import (
     run_commands,
     simulation_commands,
     sweeping,
+    use_commands,
 )
 from edgewise.apps.cli import server_commands as operators
 
@@ -59,7 +60,9 @@ for command in (
     simulation_commands.report,
     sweeping.sweep,
     guides.compare,
-    model_commands.export,
+    use_commands.chat,
+    use_commands.generate,
+    use_commands.export,
     recipe_commands.audit,
     recipe_commands.schema,
     guides.explain,

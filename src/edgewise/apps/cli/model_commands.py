@@ -1,4 +1,4 @@
-"""The commands ``edgewise export``, and ``edgewise models`` with ls, show, promote, rollback and fetch."""
+"""The commands ``edgewise models``: ls, show, promote, rollback and fetch."""
 
 from __future__ import annotations
 
@@ -15,54 +15,6 @@ if TYPE_CHECKING:
     from edgewise.drivers.http.link import Link
 
 models = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-
-
-def export(
-    run_dir: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN_DIR", help="A run directory, or a server's folder (promoted model).", show_default=False
-        ),
-    ],
-    dest: Annotated[Path, typer.Option("--dest", help="A new or empty folder for the model.", show_default=False)],
-    to: Annotated[
-        str,
-        typer.Option("--to", help="merged (whole model), peft (LoRA adapter) or tensors (trained tensors by name)."),
-    ] = "merged",
-    played: Annotated[
-        int | None,
-        typer.Option("--round", min=0, help="Number of rounds after which to take the model (default: all rounds)."),
-    ] = None,
-    base: Annotated[str, typer.Option("--base", help="Folder of the base model, if it has moved.")] = "",
-    dtype: Annotated[
-        str, typer.Option("--dtype", help="Type of a merged model: base (as the base), float32, bfloat16, float16.")
-    ] = "base",
-    with_base: Annotated[
-        bool, typer.Option("--with-base", help="Write the base next to an adapter. The bundled one always is.")
-    ] = False,
-    as_json: Json = False,
-    debug: Debug = False,
-) -> None:
-    """Export a run's model for transformers or peft.
-
-    Reads the written model back and compares its logits with those of the trained model. Fails if they differ.
-    """
-    from edgewise.apps.terminal.sessions import CommandSession
-
-    session = CommandSession("export", as_json=as_json, debug=debug)
-
-    def body() -> dict[str, Any]:
-        from edgewise.apps.terminal import sessions
-
-        with sessions.interrupts(), sessions.quiet_screen(run_dir / "log.txt", debug):
-            from edgewise.apps.models import export as exporter
-
-            written = exporter.write(run_dir, dest, exporter.Wanted(to, played, base, dtype, with_base))
-        if not as_json:
-            print(f"{to} model after {written['rounds']} rounds: {dest}")
-        return written
-
-    raise typer.Exit(session.run(body))
 
 
 @models.command("ls")
@@ -139,7 +91,8 @@ def fetch(
     """Fetch the promoted model to a device, a gateway or your machine.
 
     DEST holds the trained tensors by name (trained.safetensors), the files of the base model if the server has them
-    (base), and lineage.json. DEST appears complete or not at all.
+    (base), the facts of the run (facts.json) and lineage.json. `edgewise generate DEST` and `edgewise chat DEST` use
+    it. DEST appears complete or not at all.
     """
 
     def ask(link: Link) -> dict[str, Any]:

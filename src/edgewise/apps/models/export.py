@@ -14,18 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from edgewise.apps.models import model_card
+from edgewise.apps.models import model_card, released
+from edgewise.apps.models.released import ReleasedModel
 from edgewise.apps.report import summary
-from edgewise.apps.runs.chosen import chosen
 from edgewise.apps.runs.run_dirs import opened
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.foreign import reason
-from edgewise.core.vector import Spec, Vector, from_bytes, unpack
-from edgewise.drivers.storage.run_store import RunStore
-from edgewise.plan.catalogue import BUILT_IN
-from edgewise.plan.recipe.recipe import Recipe, from_plain
-from edgewise.plan.strategy import strategy_of
-from edgewise.strategies.base import Directions
+from edgewise.core.vector import Spec, Vector, unpack
 
 if TYPE_CHECKING:
     from edgewise.learn.models.exported import LogitDifferences
@@ -74,50 +69,26 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
     dest = dest.resolve()  # The path "." has no name.
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise _refused(f"{dest} is not empty", "give a new folder; nothing is ever overwritten.")
-    promoted = _promoted(run_dir, wanted)
-    if promoted is not None:
-        run_dir = run_dir / "runs" / promoted.run[:32]
-    with opened(run_dir) as store:
-        run = store.run()
-        assert run is not None
-        recipe = from_plain(run["recipe"], f"the recipe of {run_dir}")
-        if wanted.to == "peft" and not recipe.trainable.adapts:
-            what = f'a PEFT adapter needs trainable.kind = "lora"; this run trained "{recipe.trainable.kind}"'
-            raise _refused(what, "--to merged.")
-        number, digest, params = _params(store, recipe, wanted.played) if promoted is None else promoted[1:]
+    one = released.of(run_dir, wanted.played)
+    if wanted.to == "peft" and not one.recipe.trainable.adapts:
+        what = f'a PEFT adapter needs trainable.kind = "lora"; this run trained "{one.recipe.trainable.kind}"'
+        raise _refused(what, "--to merged.")
+    with opened(one.run_dir) as store:
         found = summary.build(store)
-    card = model_card.ModelCard(found, recipe, wanted.to, number, digest, _directions(recipe) is not None)
+    card = model_card.ModelCard(found, one.recipe, wanted.to, one.played, one.digest, one.directions is not None)
     with _folder(dest) as part:
         more = (
-            _tensors(run["facts"], params, part, card)
-            if wanted.to == "tensors"
-            else _model(recipe, run_dir, run["facts"], params, part, wanted, card)
+            _tensors(one.facts, one.params, part, card) if wanted.to == "tensors" else _model(one, part, wanted, card)
         )
     files = sorted(str(p.relative_to(dest)) for p in dest.rglob("*") if p.is_file())
-    return {"dest": str(dest), "to": wanted.to, "rounds": number, "model_sha256": digest, "files": files, **more}
-
-
-class _Promoted(NamedTuple):
-    """The promoted model of a server. ``run`` is its run. The other fields are as in ``_params``."""
-
-    run: str
-    played: int
-    digest: str
-    params: Vector
-
-
-def _promoted(folder: Path, wanted: Wanted) -> _Promoted | None:
-    """Return the promoted model if ``folder`` is a server's. None: it is a run's."""
-    if not (folder / "server.db").is_file():
-        return None
-    from edgewise.drivers.fleet import promotions
-    from edgewise.drivers.storage.blobs import Blobs
-
-    if wanted.played is not None:
-        raise _refused("--round is for the folder of a run; of a server its promoted model is taken", "leave it out.")
-    found = promotions.read(folder)
-    raw = Blobs(folder / "blobs").get(found.model)
-    return _Promoted(found.run, found.played, found.model, from_bytes(raw, len(raw) // 4))
+    return {
+        "dest": str(dest),
+        "to": wanted.to,
+        "rounds": one.played,
+        "model_sha256": one.digest,
+        "files": files,
+        **more,
+    }
 
 
 def _refused(what: str, fix: str) -> EdgewiseError:
@@ -133,21 +104,6 @@ def _possible(wanted: Wanted) -> None:
         raise _refused("--dtype is for --to merged; what was trained is written in float32", "leave out --dtype.")
     if wanted.with_base and wanted.to != "peft":
         raise _refused("--with-base is for --to peft; a merged model needs no base", "leave out --with-base.")
-
-
-def _params(store: RunStore, recipe: Recipe, played: int | None) -> tuple[int, str, Vector]:
-    """Return (rounds played, digest, vector) of the wanted model version."""
-    models, which = store.models(), chosen(store)
-    if played is None:
-        if not which.over:
-            what = f"the run has played {which.reached} of {recipe.round.rounds} rounds"
-            raise _refused(what, f"finish it with --resume, or take what is there with --round {which.reached}.")
-        played = which.played
-    stored = [n for n, digest in models.items() if (store.out / "blobs" / digest).exists()]
-    if played not in stored:
-        what = f"there is no model after {played} rounds any more" if played in models else f"no round {played} yet"
-        raise _refused(what, f"these are stored: --round {', '.join(map(str, stored)) or 'none'}.")
-    return played, models[played], store.blob(models[played])
 
 
 @contextmanager
@@ -199,21 +155,12 @@ def _tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_c
     return {}
 
 
-def _model(
-    recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], params: Vector, part: Path, wanted: Wanted,
-    card: model_card.ModelCard,
-) -> dict[str, Any]:  # fmt: skip
-    # The fact "vocabulary" is of the text trainer alone.
-    if (facts.get("extensions") or facts.get("objects")) and "vocabulary" not in facts:
-        own = f"its extension ({', '.join(facts['extensions'])})" if facts.get("extensions") else "a script's own"
-        raise _refused(
-            f"the run trained a model of {own}, which edgewise cannot rebuild",
-            f"--to tensors writes what was trained by name; load_state_dict takes {TENSORS}.",
-        )
+def _model(one: ReleasedModel, part: Path, wanted: Wanted, card: model_card.ModelCard) -> dict[str, Any]:
+    one.refuse_own_models("--to tensors writes what was trained by name; load_state_dict takes " + TENSORS + ".")
     from edgewise.learn.models import exported
 
-    base, place = _base(recipe, run_dir, facts, wanted.base)
-    t = exported.trained(recipe, base, place, facts, params, _directions(recipe))
+    base, place = one.base(wanted.base)
+    t = exported.trained(one.recipe, base, place, one.facts, one.params, one.directions)
     origin, bundled = t.loaded.folder, base == "bundled"
     beside = wanted.to == "peft" and (bundled or wanted.with_base)
     name = model_card.base_name(base)
@@ -231,37 +178,3 @@ def _model(
 
 def _plain(checked: LogitDifferences) -> dict[str, float]:
     return dict(checked._asdict())
-
-
-def _base(recipe: Recipe, run_dir: Path, facts: Mapping[str, Any], given: str) -> tuple[str, Path]:
-    """Return the model that the run began with, and the folder that its relative path starts from.
-
-    The recipe's folder is first looked for relative to the run's folder, so a project can move as a whole. Raises
-    E-EXPORT.
-    """
-    if given:
-        hub = given.startswith("hub:") or given == "bundled"
-        return given if hub else str(Path(given).resolve()), Path()
-    base = recipe.model.base
-    if base == "bundled":
-        return base, Path()
-    if base.startswith("hub:"):
-        pinned = facts.get("model_commit")
-        return f"{base.partition('@')[0]}@{pinned}" if pinned else base, Path()
-    places = [run_dir / facts["recipe_from_run"]] if facts.get("recipe_from_run") else []
-    places.append(Path(facts.get("recipe_dir") or "."))
-    for place in places:
-        if (place / Path(base).expanduser()).is_dir():
-            return base, place
-    looked = " and ".join(str((place / base).resolve()) for place in places)
-    raise _refused(f"the run's base {base!r} is not at {looked}", "name its folder with --base FOLDER.")
-
-
-def _directions(recipe: Recipe) -> Directions | None:
-    """Return the directions whose coefficients the run's vector holds. None: it holds parameters.
-
-    A strategy of an extension is unknown here. Its vector is taken for parameters, and refused if it is too short.
-    """
-    if recipe.strategy["kind"] not in BUILT_IN.strategies:
-        return None
-    return strategy_of(recipe, BUILT_IN, Spec(()), population=1).directions

@@ -19,7 +19,7 @@ from edgewise.drivers.http import package
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage.files import sync_folder
 
-TRAINED, BASE, LINEAGE = "trained.safetensors", "base", "lineage.json"
+TRAINED, BASE, LINEAGE, FACTS = "trained.safetensors", "base", "lineage.json", "facts.json"
 PART_SUFFIX = ".part"
 
 
@@ -53,6 +53,7 @@ def _write(link: Link, one: Mapping[str, Any], blobs: Path, part: Path) -> None:
     def get(digest: str) -> Path:
         return link.download(digest, blobs, int(one["blobs"].get(digest, 0)))
 
+    shutil.move(get(one["run"]), part / FACTS)  # The digest of its facts is the id of a run.
     spec = Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in json.loads(get(one["layout"]).read_bytes())])
     raw = get(one["model"]).read_bytes()
     if len(raw) != 4 * spec.dim:

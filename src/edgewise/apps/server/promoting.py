@@ -107,7 +107,8 @@ def _base(record: RunRecord) -> str:
 
 
 def _blobs(record: RunRecord, out: Path, model: str) -> Mapping[str, bytes]:
-    """Map the digests of the blobs that a device needs for the model to their contents: parameters, layout, base files.
+    """Map the digests of the blobs that a device needs for the model to their contents: facts of the run, parameters,
+    layout, base files. The digest of its facts is the run's id.
 
     Raises TransportError(E-UNKNOWN-ID) if the parameters are no longer on the disk.
     """
@@ -118,6 +119,7 @@ def _blobs(record: RunRecord, out: Path, model: str) -> Mapping[str, bytes]:
         )
         raise TransportError("E-UNKNOWN-ID", what, "promote a later one, without --round the one that counts.")
     found = {model: record.blobs.get(model), layout.digest(): layout.written()}
+    found[str(record.run["id"])] = record.run["facts"]["plan_facts"].encode()
     if (manifest := package.digest_in(_base(record))) is not None:
         files = {path.name: path.read_bytes() for path in sorted((out / submission.MODEL).iterdir())}
         named = {vector.digest(raw): raw for raw in files.values()}

@@ -17,18 +17,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from edgewise.core import vector
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.foreign import foreign
-from edgewise.core.keys import derive, root
 from edgewise.core.vector import Vector
-from edgewise.learn.flat import Flat
-from edgewise.learn.models.adapters import trainable
 from edgewise.learn.models.architecture import logits, probe_ids, sizes, text_config
-from edgewise.learn.models.load import Loaded, load
+from edgewise.learn.models.load import Loaded
+from edgewise.learn.models.rebuilt import rebuild
 from edgewise.learn.text import tokens
-from edgewise.learn.text.trainer import frozen_digest
-from edgewise.learn.zeroth_order import base_digest, rebuilt
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.base import Directions
 
@@ -39,7 +34,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # The keys are the names in safetensors.
 ROWS, LENGTH = 4, 32  # Logits are compared on a text of this size.
 FINEST, COARSEST = 1e-5, 1e-4  # Rounding of float32 in small and in deep models, as shares of the largest logit.
-AGAIN = "put the base model back as it was when the run began, or name its folder with --base."
 
 
 class LogitDifferences(NamedTuple):
@@ -69,30 +63,8 @@ class TrainedModel(NamedTuple):
 def trained(
     recipe: Recipe, base: str, folder: Path, facts: Mapping[str, Any], params: Vector, directions: Directions | None
 ) -> TrainedModel:
-    """Rebuild the model of a run's vector, as the program itself evaluates it.
-
-    Args:
-        base: the base model, as ``model.base``.
-        folder: the folder where a relative ``base`` starts.
-        facts: facts of the run, which identify the base that it trained on.
-        params: the run's vector.
-        directions: the directions, where the vector holds coefficients. None where it holds parameters.
-    Raises:
-        EdgewiseError: E-EXPORT where the base is not the run's.
-        ModelError: E-MODEL, E-MODEL-REMOTE.
-    """
-    loaded, model, flat = _start(recipe, base, folder, torch.float32)
-    if directions is not None:
-        params = _from_directions(recipe, base, folder, facts, params, directions)
-    if params.shape != (flat.spec.dim,):
-        what = f"the run trained {params.size} parameters, {loaded.name} has {flat.spec.dim}."
-        raise EdgewiseError("E-EXPORT", what, AGAIN)
-    arithmetic = getattr(torch, facts.get("precision") or "float32")
-    same = [facts.get("model_fingerprint") in (None, frozen_digest(model, arithmetic))]
-    if not recipe.trainable.adapts and directions is None:  # The fingerprint does not cover trained parameters.
-        same.append(facts.get("initial_sha256") in (None, vector.digest(vector.to_bytes(flat.read()))))
-    if not all(same):
-        raise EdgewiseError("E-EXPORT", f"{loaded.name} has other weights than the run trained on.", AGAIN)
+    """Rebuild the trained model as ``rebuild`` does, with the same errors, and read its logits."""
+    loaded, model, flat, params = rebuild(recipe, base, folder, facts, params, directions)
     found = sizes(model)
     ids_BT = probe_ids(loaded.tokens, ROWS, min(LENGTH, found.context or LENGTH), found.vocabulary)
     base_BTV = read_logits(model, ids_BT)
@@ -101,23 +73,6 @@ def trained(
     for p in model.parameters():  # A safetensors file cannot hold the shared storage.
         p.data, p.grad = p.data.clone(), None
     return TrainedModel(loaded, model, ids_BT, base_BTV, wanted_BTV)
-
-
-def _start(recipe: Recipe, base: str, folder: Path, arithmetic: torch.dtype) -> tuple[Loaded, nn.Module, Flat]:
-    loaded = load(base, folder, arithmetic if recipe.trainable.adapts else torch.float32)
-    return loaded, *trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), arithmetic)
-
-
-def _from_directions(
-    recipe: Recipe, base: str, folder: Path, facts: Mapping[str, Any], params: Vector, directions: Directions
-) -> Vector:
-    """Compute the parameters from the run's coefficients."""
-    # The model is read in the run's own arithmetic, because the start of LoRA's A is drawn in it.
-    loaded, _, flat = _start(recipe, base, folder, getattr(torch, facts.get("precision") or "float32"))
-    if facts.get("base_sha256") != base_digest(flat.spec, flat.read()):
-        what = f"{loaded.name} has other parameters than the run's directions start from."
-        raise EdgewiseError("E-EXPORT", what, AGAIN)
-    return rebuilt(flat.read(), params, directions, root(recipe.seed))
 
 
 def read_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:

@@ -87,10 +87,7 @@ class Template:
             DataError: E-DATA-FORMAT where the template refuses the messages, or one of them spells a special token.
         """
         found: list[Message] = msgspec.json.decode(packed)
-        for i, message in enumerate(found):
-            if spelt := next((token for token in self._special if token in message["content"]), None):
-                what = f"{where}: message {i + 1} spells {spelt!r}, which the chat template writes between messages."
-                raise DataError("E-DATA-FORMAT", what, "take it out of the text, or drop the row.")
+        self._refuse_forged(found, where)
         at = [i for i, message in enumerate(found) if message["role"] == ANSWER]
         if not at:
             return []
@@ -99,6 +96,35 @@ class Template:
         if all(whole.startswith("".join(p.text for p in pair)) for pair in parts):
             return [self._row(_together(parts))]
         return [self._row(pair) for pair in parts]
+
+    def asked(self, found: Sequence[Message]) -> list[int]:
+        """Encode a chat up to the place where the next answer begins, as the model read it in training.
+
+        Raises:
+            DataError: E-DATA-FORMAT as ``rows``.
+        """
+        self._refuse_forged(found, "the chat")
+        return self._encoded(self._render(list(found), "the chat", invited=True))
+
+    def ends(self) -> list[int]:
+        """Return the special token that the template writes after an answer. Empty where it writes none there."""
+        turn = [{"role": "user", "content": "a"}, {"role": ANSWER, "content": "b"}]
+        after = self._encoded(self._parts(turn, "the chat")[1].text.rpartition("b")[2])
+        return [token for token in after[:1] if self._tokenizer.convert_ids_to_tokens(token) in self._special]
+
+    def _refuse_forged(self, found: Sequence[Message], where: str) -> None:
+        for i, message in enumerate(found):
+            if spelt := next((token for token in self._special if token in message["content"]), None):
+                what = f"{where}: message {i + 1} spells {spelt!r}, which the chat template writes between messages."
+                raise DataError("E-DATA-FORMAT", what, "take it out of the text, or drop the row.")
+
+    def _encoded(self, text: str) -> list[int]:
+        """Encode rendered text with the special tokens that the template wrote."""
+        self._backend.encode_special_tokens = False
+        try:
+            return list(self._backend.encode(text, add_special_tokens=False).ids)
+        finally:
+            self._backend.encode_special_tokens = True
 
     def _parts(self, found: list[Message], where: str) -> list[ChatPart]:
         """Split a chat whose last message is an answer into the part that is read and the part that is learnt."""
@@ -117,11 +143,7 @@ class Template:
 
     def _row(self, parts: Sequence[ChatPart]) -> ChatTokens:
         """Encode each part by itself, because a model in use reads the text before an answer by itself."""
-        self._backend.encode_special_tokens = False
-        try:
-            encoded = [self._backend.encode(part.text, add_special_tokens=False).ids for part in parts]
-        finally:
-            self._backend.encode_special_tokens = True
+        encoded = [self._encoded(part.text) for part in parts]
         learnt = np.repeat([part.learnt for part in parts], [len(ids) for ids in encoded])
         learnt[:1] = False
         return ChatTokens(np.concatenate([np.array(ids, np.int32) for ids in encoded]), learnt)

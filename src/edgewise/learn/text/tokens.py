@@ -61,6 +61,15 @@ class Tokens:
         """Decode tokens to text. Special tokens are left out."""
         return str(self._backend.decode(list(map(int, ids)), skip_special_tokens=True))
 
+    def piece(self, decoding: Any, token: int) -> str | None:
+        """Decode one more token of a text that appears token by token. None while a character is incomplete.
+
+        Args:
+            decoding: ``tokenizers.decoders.DecodeStream``, which keeps the tokens before it.
+        """
+        piece: str | None = decoding.step(self._backend, int(token))
+        return piece
+
     def characters(self, text: str, n: int) -> int:
         """Count the characters of ``text`` in its first ``n`` tokens. A character that is cut in two counts."""
         done = 0

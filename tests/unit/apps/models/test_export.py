@@ -196,12 +196,12 @@ def refused(*arguments: Any) -> str:
 def test_refusals_say_why(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     make_run(run, rounds_played=4, params=np.ones(8, np.float32))
-    assert 'needs trainable.kind = "lora"' in refused(run, out, "peft")
+    assert 'needs trainable.kind = "lora"' in refused(run, out, "peft", 4)
     assert "has played 4 of 12 rounds" in refused(run, out, "merged")
     assert "--round 4" in refused(run, out, "merged")
     assert "no round 9 yet" in refused(run, out, "merged", 9)
     assert "any more" in refused(run, out, "merged", 1), "old versions are swept"
-    assert "no format 'gguf'" in refused(run, out, "gguf")
+    assert "no format 'onnx'" in refused(run, out, "onnx")
     out.mkdir()
     (out / "mine.txt").touch()
     assert "is not empty" in refused(run, out, "merged")
@@ -265,7 +265,7 @@ def test_an_export_asks_for_the_commit_that_the_run_trained_on(
     model: str, given: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model of the hub may have moved since. ``--base`` says another one."""
-    from edgewise.learn.models import exported
+    from edgewise.learn.models import rebuilt
 
     read: list[str] = []
 
@@ -273,7 +273,7 @@ def test_an_export_asks_for_the_commit_that_the_run_trained_on(
         read.append(base)
         raise EdgewiseError("E-MODEL-REMOTE", "there is no network.")
 
-    monkeypatch.setattr(exported, "load", load)
+    monkeypatch.setattr(rebuilt, "load", load)
     make_run(tmp_path / "run", facts={"model_commit": "f" * 40}, model={"base": model})
     with pytest.raises(EdgewiseError, match="no network"):
         write(tmp_path / "run", tmp_path / "out", base=given)

@@ -1,0 +1,155 @@
+"""Open a model to use it: of a run, of a server, of an exported folder, or one that ``edgewise models fetch`` brought.
+
+    used = open_model(Path("runs/plays-1a2b3c4d"))
+    used.turn_to("base")                # the same module has the base's parameters now
+    used.model, used.tokens
+
+All models of a run share one module, so global, personal and base together need the memory of one.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgewise.apps.models import released
+from edgewise.core.errors import EdgewiseError, ModelError
+from edgewise.core.foreign import foreign
+from edgewise.drivers.storage import folder as folders
+from edgewise.learn.models import rebuilt
+from edgewise.learn.models.exported import BASE as BASE_FOLDER
+from edgewise.learn.models.load import Loaded, load
+from edgewise.learn.text.tokens import Tokens
+from edgewise.plan.facts import parse
+from edgewise.plan.recipe.recipe import from_plain
+
+GLOBAL, PERSONAL, BASE = "global", "personal", "base"
+NAMES = (GLOBAL, PERSONAL, BASE)
+ADAPTER = "adapter_config.json"
+TRAINED, LINEAGE, FACTS = "trained.safetensors", "lineage.json", "facts.json"  # in a fetched folder
+
+
+class UsedModel:
+    """An open model, in float32.
+
+    Attributes:
+        loaded: the base as it was read, with its tokenizer.
+        model: the module to run.
+        title: its origin in words, for people.
+        names: the models that it can be, of ``NAMES``.
+    """
+
+    def __init__(self, loaded: Loaded, model: Any, title: str, turns: Mapping[str, Callable[[], object]]) -> None:
+        self.loaded, self.model, self.title = loaded, model, title
+        self._turns = dict(turns)
+        model.eval()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The models that it can be."""
+        return tuple(self._turns)
+
+    @property
+    def tokens(self) -> Tokens:
+        """The tokenizer."""
+        return self.loaded.tokens
+
+    def turn_to(self, name: str) -> None:
+        """Give the module the parameters of a model. Raises EdgewiseError(E-USE) for one that is not here."""
+        if name not in self._turns:
+            what = f"{self.title} has no {name} model." if name in NAMES else f"there is no model {name!r:.60}."
+            raise EdgewiseError("E-USE", what, f"take --model {' or '.join(self._turns)}.")
+        self._turns[name]()
+
+
+def open_model(place: Path, *, played: int | None = None, base: str = "") -> UsedModel:
+    """Open a model. It has the global model's parameters.
+
+    Args:
+        place: the folder of a run, of a server (its promoted model), of a whole model or an adapter as
+            ``edgewise export`` writes them, or of a fetched model.
+        played: of a run, the number of rounds after which to take the model. None: the model that counts, or the newest
+            of an unfinished run.
+        base: the base model in place of the recipe's or the adapter's, as in ``ReleasedModel.base``.
+    Raises:
+        EdgewiseError: E-USE for a folder without a model, a run without a finished round, or a base that is missing.
+            E-EXPORT for a base that is not the run's.
+        ModelError: E-MODEL, E-MODEL-REMOTE.
+    """
+    run = (place / "server.db").is_file() or ((place / "run.db").is_file() and folders.made(place))
+    if not run and played is not None:
+        raise EdgewiseError("E-USE", f"--round is for the folder of a run, and {place} is none.", "leave it out.")
+    if run:
+        used = _of_run(place, played, base)
+    elif (place / LINEAGE).is_file():
+        used = _fetched(place, base)
+    elif (place / ADAPTER).is_file():
+        used = _adapter(place, base)
+    elif (place / "config.json").is_file():
+        loaded = load(str(place.resolve()), Path())
+        used = UsedModel(loaded, loaded.model, str(place), {GLOBAL: lambda: None})
+    else:
+        what = f"{place} holds no model: no run, no exported and no fetched one."
+        raise EdgewiseError("E-USE", what, "give the folder of a run, or one that `edgewise export` wrote.")
+    used.turn_to(GLOBAL)
+    return used
+
+
+def _of_run(place: Path, played: int | None, base: str) -> UsedModel:
+    one = released.of(place, played, code="E-USE", unfinished=True)
+    if not one.played and played is None:
+        what = f"the run in {place} has finished no round, so it has no model of its own."
+        raise EdgewiseError("E-USE", what, "finish a round with --resume, or use the base with --round 0.")
+    one.refuse_own_models("load it with your own code: `edgewise export --to tensors` writes what was trained.")
+    model = rebuilt.rebuild(one.recipe, *one.base(base), one.facts, one.params, one.directions)
+    return _of_vectors(model, f"{one.recipe.name} after {one.played} rounds")
+
+
+def _of_vectors(one: rebuilt.RebuiltModel, title: str) -> UsedModel:
+    initial = one.flat.read()  # With adapters it is the base too, because one factor begins at zero.
+    turns = {GLOBAL: lambda: one.flat.write(one.params), BASE: lambda: one.flat.write(initial)}
+    return UsedModel(one.loaded, one.model, title, turns)
+
+
+def _fetched(place: Path, base: str) -> UsedModel:
+    """Open the folder of ``edgewise models fetch``. The run's facts say which parameters were trained."""
+    from safetensors.numpy import load_file
+
+    with foreign(ModelError, "E-MODEL", f"{place} is not a whole fetched model", "fetch it again."):
+        lineage = json.loads((place / LINEAGE).read_bytes())
+        tensors = load_file(place / TRAINED)
+        facts = parse((place / FACTS).read_bytes())
+    recipe = from_plain(facts.settings(), f"the recipe of {place}")
+    own = str((place / BASE_FOLDER).resolve()) if (place / BASE_FOLDER).is_dir() else ""
+    named = base or own or recipe.model.base
+    if released.directions_of(recipe) is not None:
+        what = "a fetched model of coefficients (zeroth-order training) cannot be rebuilt from what was fetched."
+        raise EdgewiseError("E-USE", what, "export it where the run is: `edgewise export`.")
+    one = rebuilt.rebuild(recipe, named, Path(), {}, tensors, None)
+    return _of_vectors(one, f"{lineage['name']} after {lineage['played']} rounds")
+
+
+def _adapter(place: Path, base: str) -> UsedModel:
+    """Open a PEFT adapter. Its base lies beside it, is on the hub, or is given."""
+    from peft import PeftModel
+
+    if not (place / "adapter_model.safetensors").is_file():
+        what = f"{place} has no adapter_model.safetensors."
+        raise ModelError("E-MODEL", what, "save the adapter as safetensors: pickled weights can run code.")
+    with foreign(ModelError, "E-MODEL", f"{place / ADAPTER} cannot be read", "export the adapter again."):
+        config = json.loads((place / ADAPTER).read_bytes())
+        named, revision = str(config["base_model_name_or_path"]), config.get("revision")
+    if not base and (place / named).is_dir():
+        base = str((place / named).resolve())
+    elif not base and named.count("/") == 1 and not named.startswith((".", "/")):
+        base = f"hub:{named}" + (f"@{revision}" if revision else "")
+    if not base:
+        what = f"the base of this adapter, {named!r:.80}, is not in {place}."
+        raise EdgewiseError("E-USE", what, "name its folder with --base FOLDER.")
+    loaded = load(base, Path())
+    with foreign(ModelError, "E-MODEL", f"{place} does not fit its base", "name the adapter's base with --base."):
+        model = PeftModel.from_pretrained(loaded.model, place)
+    turns = {GLOBAL: model.enable_adapter_layers, BASE: model.disable_adapter_layers}
+    return UsedModel(loaded, model, str(place), turns)

@@ -1,0 +1,100 @@
+"""Rebuild the model of a run from its base and the run's vector, and refuse a base that is not the run's.
+
+one = rebuild(recipe, base, recipe_dir, facts, params, directions)
+one.flat.write(one.params)              # one.model is the trained model
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from edgewise.core import vector
+from edgewise.core.errors import EdgewiseError
+from edgewise.core.keys import derive, root
+from edgewise.core.vector import Array, Vector, pack
+from edgewise.learn.flat import Flat
+from edgewise.learn.models.adapters import trainable
+from edgewise.learn.models.load import Loaded, load
+from edgewise.learn.text.trainer import frozen_digest
+from edgewise.learn.zeroth_order import base_digest, rebuilt
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.strategies.base import Directions
+
+AGAIN = "put the base model back as it was when the run began, or name its folder with --base."
+
+
+class RebuiltModel(NamedTuple):
+    """A run's model in float32 with the base's parameters, and the trained parameters to write into it.
+
+    Attributes:
+        loaded: the base as it was read.
+        model: the module to run, with adapters where the run trained them.
+        flat: the trained parameters of ``model``. They still have the base's values.
+        params: float32[d], the trained values.
+    """
+
+    loaded: Loaded
+    model: nn.Module
+    flat: Flat
+    params: Vector
+
+
+def rebuild(
+    recipe: Recipe,
+    base: str,
+    folder: Path,
+    facts: Mapping[str, Any],
+    params: Vector | Mapping[str, Array],
+    directions: Directions | None,
+) -> RebuiltModel:
+    """Rebuild the model of a run's vector, as the program itself evaluates it.
+
+    Args:
+        base: the base model, as ``model.base``.
+        folder: the folder where a relative ``base`` starts.
+        facts: facts of the run, which identify the base that it trained on. What they lack is not compared.
+        params: the run's vector, or its trained tensors by name.
+        directions: the directions, where the vector holds coefficients. None where it holds parameters.
+    Raises:
+        EdgewiseError: E-EXPORT where the base is not the run's.
+        ModelError: E-MODEL, E-MODEL-REMOTE.
+    """
+    loaded, model, flat = _start(recipe, base, folder, torch.float32)
+    if isinstance(params, Mapping):
+        if {name: x.shape for name, x in params.items()} != {s.name: s.shape for s in flat.spec.segments}:
+            raise EdgewiseError("E-EXPORT", f"the trained tensors are not those of {loaded.name}.", AGAIN)
+        params = pack(params, flat.spec)
+    if directions is not None:
+        params = _from_directions(recipe, base, folder, facts, params, directions)
+    if params.shape != (flat.spec.dim,):
+        what = f"the run trained {params.size} parameters, {loaded.name} has {flat.spec.dim}."
+        raise EdgewiseError("E-EXPORT", what, AGAIN)
+    arithmetic = getattr(torch, facts.get("precision") or "float32")
+    same = [facts.get("model_fingerprint") in (None, frozen_digest(model, arithmetic))]
+    if not recipe.trainable.adapts and directions is None:  # The fingerprint does not cover trained parameters.
+        same.append(facts.get("initial_sha256") in (None, vector.digest(vector.to_bytes(flat.read()))))
+    if not all(same):
+        raise EdgewiseError("E-EXPORT", f"{loaded.name} has other weights than the run trained on.", AGAIN)
+    return RebuiltModel(loaded, model, flat, params)
+
+
+def _start(recipe: Recipe, base: str, folder: Path, arithmetic: torch.dtype) -> tuple[Loaded, nn.Module, Flat]:
+    loaded = load(base, folder, arithmetic if recipe.trainable.adapts else torch.float32)
+    return loaded, *trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), arithmetic)
+
+
+def _from_directions(
+    recipe: Recipe, base: str, folder: Path, facts: Mapping[str, Any], params: Vector, directions: Directions
+) -> Vector:
+    """Compute the parameters from the run's coefficients."""
+    # The model is read in the run's own arithmetic, because the start of LoRA's A is drawn in it.
+    loaded, _, flat = _start(recipe, base, folder, getattr(torch, facts.get("precision") or "float32"))
+    if facts.get("base_sha256") != base_digest(flat.spec, flat.read()):
+        what = f"{loaded.name} has other parameters than the run's directions start from."
+        raise EdgewiseError("E-EXPORT", what, AGAIN)
+    return rebuilt(flat.read(), params, directions, root(recipe.seed))

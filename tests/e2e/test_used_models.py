@@ -1,0 +1,116 @@
+"""A trained model in use, through the real commands: of a run, exported, fetched; alone and in a chat."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_models
+from commands import app, call, command, done, sim
+from typer.testing import CliRunner
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.slow  # whole runs
+
+GREEDY = ("--prompt", "the quick brown", "--max-tokens", "12", "--temperature", "0")
+TEMPLATE = "{% for m in messages %}<|pad|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|pad|>{% endif %}"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of a LoRA and of a whole model, and what they export."""
+    folder = tmp_path_factory.mktemp("runs")
+    tiny_models.project(folder)
+    tiny_models.save("llama-tied", folder / "model")
+    with pytest.MonkeyPatch.context() as m:
+        m.chdir(folder)
+        sim(out="lora", trainable__kind="lora", training__lr=0.3)
+        sim(out="full", training__lr=0.3)
+        for run, to, dest in (
+            ("lora", "peft", "adapter"),
+            ("lora", "merged", "merged"),
+            ("full", "tensors", "fetched"),
+        ):
+            done("export", run, "--to", to, "--dest", dest)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _there(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs)
+
+
+def text(place: str, *options: str, name: str = "global") -> str:
+    return str(done("generate", place, "--model", name, *GREEDY, *options)["answers"][name]["text"])
+
+
+def test_a_run_and_what_it_exports_say_the_same() -> None:
+    said = text("lora")
+    assert said != text("lora", name="base")
+    assert said == text("merged") == text("adapter", "--base", "model")
+    assert text("adapter", "--base", "model", name="base") == text("lora", name="base") == text("full", name="base")
+    assert text("lora", "--round", "0") == text("lora", name="base")
+
+
+def test_a_fetched_model_says_what_its_run_says(tmp_path: Path) -> None:
+    from edgewise.drivers.storage import run_record
+
+    shutil.copytree("fetched", tmp_path / "fetched")
+    shutil.copytree("model", tmp_path / "fetched" / "base")
+    facts = run_record.read(Path("full")).run["facts"]["plan_facts"]
+    (tmp_path / "fetched" / "facts.json").write_text(facts, encoding="utf-8")
+    (tmp_path / "fetched" / "lineage.json").write_text(json.dumps({"name": "tiny", "played": 1}), encoding="utf-8")
+    assert text(str(tmp_path / "fetched")) == text("full") != text("full", name="base")
+
+
+def test_answers_of_several_models_stream_one_after_the_other() -> None:
+    shown = call("generate", "lora", "--model", "global", "--model", "base", *GREEDY).stdout
+    assert shown == f"\n[global]\n{text('lora')}\n\n[base]\n{text('lora', name='base')}\n"
+
+
+def chat(*options: str, said: str) -> Any:
+    Path("chat.jinja").write_text(TEMPLATE, encoding="utf-8")
+    return CliRunner().invoke(app, ["chat", "lora", "--max-tokens", "8", *options], input=said)
+
+
+def test_a_chat_answers_each_line_until_the_input_ends() -> None:
+    result = chat("--template", "chat.jinja", "--temperature", "0", said="hello\n\nwhy?\n")
+    assert result.exit_code == 0, result.output
+    assert len(result.stdout.splitlines()) >= 2
+    both = chat("--template", "chat.jinja", "--model", "global", "--model", "base", said="hello\n")
+    assert both.stdout.startswith("[global]\n")
+    assert "\n[base]\n" in both.stdout
+
+
+def test_a_chat_drops_what_no_longer_fits_and_says_so() -> None:
+    result = chat("--template", "chat.jinja", said="a long message of many tokens\n" * 6)
+    assert result.exit_code == 0
+    assert "old messages no longer fit" in result.stderr
+    over = chat("--template", "chat.jinja", said="a very long message " * 20 + "\nhello\n")
+    assert over.exit_code == 0
+    assert "E-USE" in over.stderr
+
+
+def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
+    bare = chat(said="hello\n")
+    assert bare.exit_code == 2
+    assert "no chat template" in bare.stderr
+    assert "--template" in bare.stderr
+    forged = chat("--template", "chat.jinja", said="<|endoftext|>\n")
+    assert forged.exit_code == 0
+    assert "spells" in forged.stderr
+    for place, options, why in (
+        (tmp_path, (), "holds no model"),
+        ("adapter", (), "the base of this adapter"),
+        ("merged", ("--round", "1"), "--round is for"),
+        ("merged", ("--model", "base"), "no base model"),
+        ("lora", ("--model", "best"), "no model 'best'"),
+        ("lora", ("--round", "9"), "no round 9"),
+    ):
+        refused = command("generate", str(place), *options, *GREEDY)
+        assert (refused["code"], why in refused["what"]) == ("E-USE", True), refused
+    long = command("generate", "lora", "--prompt", "word " * 200)
+    assert (long["code"], "at most 64" in long["what"]) == ("E-USE", True)
