@@ -29,6 +29,7 @@ PLAIN: dict[str, Any] = {
     "name": "made",
     "seed": 7,
     "privacy": "none",
+    "personal": {"method": "fine_tune"},
     "round": {"rounds": 12},
     "training": {"local_steps": 8, "lr": 2e-3},
     "strategy": {"kind": "fedavgm"},
@@ -125,6 +126,10 @@ def make_run(
                 measure("local_only", played - 1, 0.93, 0.35)
             if plan.recipe.compare.centralised:
                 measure("centralised", played - 1, 1.52)
+            if plan.recipe.personal.method != "none":
+                measure("local_personal", played - 1, 0.9, 0.4)
+                measure("personal_elsewhere", played - 1, 1.2)
+                measure("personal", played - 1, 1.6)
             store.finish()
     return plan
 

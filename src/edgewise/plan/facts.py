@@ -127,11 +127,14 @@ def decisive(resolved: Mapping[str, Any]) -> str:
     """Return canonical JSON of the part of a resolved recipe that decides the model and the protocol.
 
     It leaves out [simulation], [compare], [report] and [store]. It leaves out [eval], unless held-out losses decide
-    which model counts or come with the updates. It leaves out ``trust.cohorts`` where the server draws cohorts.
+    which model counts or come with the updates. It leaves out ``trust.cohorts`` where the server draws cohorts, and
+    ``personal.keep_mb``.
     """
     evaluated = resolved["round"]["patience"] or resolved["round"]["keep"] == "best" or resolved["eval"]["on_devices"]
     left_out = {"simulation", "compare", "report", "store"} | (set() if evaluated else {"eval"})
     tables = {key: value for key, value in resolved.items() if key not in left_out}
+    if personal := tables.get("personal"):
+        tables["personal"] = {key: value for key, value in personal.items() if key != "keep_mb"}
     if resolved["trust"]["cohorts"] == "server":  # The protocol without verified cohorts does not depend on this key.
         tables["trust"] = {key: value for key, value in resolved["trust"].items() if key != "cohorts"}
     return _json(tables)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.apps.report import alone_or_together, numbers
+from edgewise.apps.report import alone_or_together, numbers, personal
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -48,7 +48,7 @@ def _quality(s: Mapping[str, Any], wide: bool) -> Any:
     table.add_column("model")
     for head in ("weighted mean", "median", "worst 10 %", "change"):
         table.add_column(head, justify="right")
-    for name in numbers.MODELS:
+    for name in numbers.shown(s):
         q, style = s["perplexity"][name], "bold" if name == "federated" else ""
         label = Text(numbers.MODELS[name], style)
         if wide:
@@ -78,6 +78,8 @@ def _costs(s: Mapping[str, Any]) -> Any:
         )
     if sentence := alone_or_together.going_on(s):
         grid.add_row("longer", sentence)
+    if sentence := personal.sentence(s):
+        grid.add_row("personal", sentence)
     for key, name in (("up", "upload"), ("down", "download")):
         size = numbers.size(b[f"{key}_per_device_round"])
         ratio = numbers.against(b[f"{key}_ratio"], b["up_ratio_update"] if key == "up" else None)

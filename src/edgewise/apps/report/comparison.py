@@ -166,9 +166,9 @@ def apart(name: str, why: Sequence[str]) -> str:
     return f"{name} has {' and '.join(why)} than the first run. Their perplexities cannot be compared."
 
 
-HEADS = ("base", "alone", "federated", "together", "up/round", "up in all", "rounds", "time", "epsilon")
-PERPLEXITIES, WIDE = 4, 110  # Number of heads on perplexity. A screen of WIDE columns holds all heads in one table.
-SHOWN = ("base", "local_only", "federated", "centralised")
+HEADS = ("base", "alone", "federated", "personal", "together", "up/round", "up in all", "rounds", "time", "epsilon")
+PERPLEXITIES, WIDE = 5, 120  # Number of heads on perplexity. A screen of WIDE columns holds all heads in one table.
+SHOWN = ("base", "local_only", "federated", "personal", "centralised")
 
 
 def cells(row: Mapping[str, Any]) -> list[str]:

@@ -10,11 +10,21 @@ from collections.abc import Mapping, Sequence
 from math import floor, inf, isfinite
 from typing import Any
 
-MODELS = {"base": "base", "local_only": "local only", "federated": "federated", "centralised": "centralised"}
+MODELS = {
+    "base": "base",
+    "local_only": "local only",
+    "local_personal": "local, then personal",
+    "federated": "federated",
+    "personal": "federated, then personal",
+    "centralised": "centralised",
+}
+DRAWN = tuple(model for model in MODELS if model != "local_personal")  # More models in one chart cannot be told apart.
 MEANS = {
     "base": "the model before training",
     "local_only": "each device alone, same steps",
+    "local_personal": "each device alone, steps of rounds and personal model",
     "federated": "devices together, text stays apart",
+    "personal": "each device goes on for itself",
     "centralised": "all text in one place, same steps",
 }
 LOST = {
@@ -188,6 +198,9 @@ def sparkline(values: Sequence[float], width: int = 24) -> str:
 def unfinished(s: Mapping[str, Any]) -> str:
     """Say how many rounds of an unfinished run are played, and which measurements are missing."""
     r, wanted = s["rounds"], s["recipe"].get("compare", {})
+    if "personal" not in s["recipe"]:
+        wanted = {**wanted, "personal": False}
+    wanted = {**wanted, "local_personal": False}  # It is measured with local_only.
     missing = [MODELS[m] for m, q in s["perplexity"].items() if m in MODELS and q is None and wanted.get(m, True)]
     sentence = f"{r['played']} of {r['planned']} rounds are played"
     if missing:
@@ -196,6 +209,11 @@ def unfinished(s: Mapping[str, Any]) -> str:
     if never and r["played"] == r["planned"]:
         sentence += " (if the trainer cannot measure it, switch it off in [compare])"
     return sentence
+
+
+def shown(s: Mapping[str, Any]) -> list[str]:
+    """List the models of a summary that a table has a row for. ``local_personal`` has one only if it was measured."""
+    return [m for m in MODELS if m != "local_personal" or s["perplexity"][m]]
 
 
 def lost(code: str) -> str:

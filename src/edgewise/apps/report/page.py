@@ -22,6 +22,7 @@ from edgewise.apps.report import (
     data_read,
     numbers,
     participation,
+    personal,
     privacy,
     sections,
     settings,
@@ -221,7 +222,14 @@ def _verdict(s: Mapping[str, Any]) -> str:
                 f"{numbers.count(p['accepted'])} of {numbers.count(p['invited'])}; {missing}",
             )
         )
-    return f'<div class="cards">{"".join(cards)}</div><div class="panel models">{_models_table(s)}</div>{_training(s)}'
+    models = f'<div class="panel models">{_models_table(s)}{_personal(s)}</div>'
+    return f'<div class="cards">{"".join(cards)}</div>{models}{_training(s)}'
+
+
+def _personal(s: Mapping[str, Any]) -> str:
+    """Say whom personal models help, and what they forget."""
+    said = personal.sentence(s)
+    return f'<p class="hint">{escape(said[0].upper() + said[1:])}.</p>' if said else ""
 
 
 def _training(s: Mapping[str, Any]) -> str:
@@ -235,7 +243,7 @@ def _share(x: float) -> str:
 
 def _models_table(s: Mapping[str, Any]) -> str:
     body = []
-    for name in numbers.MODELS:
+    for name in numbers.shown(s):
         q = s["perplexity"][name]
         key = f'<span class="key" style="--c:var(--{name})"></span>'
         head = f"{key}{numbers.MODELS[name]} <small>{numbers.MEANS[name]}</small>"
@@ -277,7 +285,7 @@ def _quality(s: Mapping[str, Any]) -> str:
     curve = [c for c in s["curve"] if c.get("weighted_mean") is not None]
     last = max((c["played"] for c in curve), default=0)
     series = [svg.Series("federated", "federated", [(c["played"], c["weighted_mean"]) for c in curve], dots=True)]
-    for name in ("base", "local_only", "centralised"):
+    for name in ("base", "local_only", "centralised", "personal"):
         if (q := s["perplexity"][name]) and curve and q["weighted_mean"] is not None:
             ends = [(0.0, q["weighted_mean"]), (last, q["weighted_mean"])]
             series.append(svg.Series(numbers.MODELS[name], name, ends, dashed=True))
@@ -316,7 +324,7 @@ def _spread(s: Mapping[str, Any]) -> str:
 
     Few devices have a row each. More than 60 are drawn by rank.
     """
-    models = [m for m in numbers.MODELS if s["perplexity"][m]]
+    models = [m for m in numbers.DRAWN if s["perplexity"][m]]
     order = "federated" if "federated" in models else "base"
     rows = sorted((r for r in s["per_device"] if r.get(order)), key=lambda r: -r[order])
     if not rows:

@@ -18,11 +18,12 @@ COLOUR = {
     "base": "#7a828c",
     "local_only": "#d98300",
     "federated": "#0072b2",
+    "personal": "#a3527f",
     "centralised": "#009e73",
     "lost": "#c8502b",
     "quiet": "#c3c8cf",
 }
-MARKER = {"base": "o", "local_only": "D", "federated": "o", "centralised": "^"}
+MARKER = {"base": "o", "local_only": "D", "federated": "o", "personal": "s", "centralised": "^"}
 STYLE: dict[str, Any] = {
     "font.size": 10,
     "axes.titlesize": 12,
@@ -132,7 +133,7 @@ def _quality(figure: Any, s: Summary) -> bool:
         x, [c["low"] or 0 for c in curve], [c["high"] or 0 for c in curve], color=COLOUR["federated"], alpha=0.13, lw=0
     )
     ends = [("federated", curve[-1]["weighted_mean"])]
-    for name in ("base", "local_only", "centralised"):
+    for name in ("base", "local_only", "centralised", "personal"):
         if (q := s["perplexity"][name]) and q["weighted_mean"] is not None:
             left.plot([x[0], x[-1]], [q["weighted_mean"]] * 2, color=COLOUR[name], lw=1.8, ls=(0, (4, 3)))
             ends.append((name, q["weighted_mean"]))
@@ -177,7 +178,7 @@ def _metrics(figure: Any, s: Summary) -> bool:
 
 
 def _devices(figure: Any, s: Summary) -> bool:
-    models = [m for m in numbers.MODELS if s["perplexity"][m]]
+    models = [m for m in numbers.DRAWN if s["perplexity"][m]]
     order = "federated" if "federated" in models else "base"
     rows = sorted((r for r in s["per_device"] if r.get(order)), key=lambda r: r[order])
     if not rows:

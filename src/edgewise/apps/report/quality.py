@@ -10,10 +10,11 @@ import statistics
 from collections.abc import Mapping
 from typing import Any
 
+from edgewise.apps.report import numbers
 from edgewise.apps.report.alone_or_together import Measures
 from edgewise.engine.evaluation import COHORT
 
-MODELS = ("base", "local_only", "federated", "centralised")
+MODELS = tuple(numbers.MODELS)
 
 
 def perplexity(nll: float, tokens: float) -> float:

@@ -17,8 +17,9 @@ last round. Single devices are not known. So ``devices`` is 0, and median and wo
 
 ``base`` is the model before training. ``federated`` is the model after the last measured round (with
 ``round.keep = "best"`` after the one that counts). ``local_only`` is each device alone, and ``centralised`` all text in
-one place. A model that was not run is null, as is a figure that is not finite. ``no_pooled_data`` is true if the
-trainer has no data of all devices together. The run is then complete without ``centralised``.
+one place. ``personal`` and ``local_personal`` are defined in ``apps.report.personal``. A model that was not run is
+null, as is a figure that is not finite. ``no_pooled_data`` is true if the trainer has no data of all devices together.
+The run is then complete without ``centralised``.
 
 Participation: ``accepted`` counts the contributions that changed the model. ``unused`` counts those to a round that was
 abandoned for too few. Rounds: ``played`` are ``met`` (the model changed) plus ``abandoned`` ones. The model that counts
@@ -54,15 +55,13 @@ and ``total`` is their sum. It excludes loading and the report itself, and count
 Summed metrics (``summary_types.SummedMetric``): ``per_round`` has their means, weighted as updates are; null in a round
 without a sum. With noise they can lie outside of the bounds.
 
-Reading: counts of the data that was read or left out, by reason (``learn.text.reading``); null if the trainer reports
-none.
+Reading: counts of the data that was read or left out (``learn.text.reading``); null if the trainer reports none.
 
 Facts that are used if the run has them: ``model``, ``parameters``, ``trainable``, ``devices`` (name -> training
 tokens), ``bytes_per_token``, ``fingerprint``, ``versions``, ``engine``, ``workers``, ``started_at``, ``plan``
-(``trace``, ``trace_down``, ``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``), ``recipe_dir``,
-``recipe_from_run`` and ``spec`` (``edgewise export`` finds a relative ``model.base`` and the names of tensors by them;
-they are not part of the summary, but ``recipe_folder`` has the latter where it is around the run). Every other fact is
-passed on under ``facts``.
+(``trace``, ``trace_down``, ``claims``, ``dim``, ``upload_bytes``, ``population``, ``rungs``). ``recipe_dir``,
+``recipe_from_run`` and ``spec`` are for ``edgewise export``. They are not part of the summary, but ``recipe_folder``
+has the second where it is around the run. Every other fact is passed on under ``facts``.
 
 With differential privacy other people than the run's owner may read the summary. So ``per_device`` is empty,
 ``fingerprint`` is left out (an unsalted hash of all text tells a person who knows all other documents whether one is
@@ -80,7 +79,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps.report import alone_or_together as alone
-from edgewise.apps.report import participation, quality, repeat, simulator_metrics, traffic
+from edgewise.apps.report import participation, personal, quality, repeat, simulator_metrics, traffic
 from edgewise.apps.report.alone_or_together import LONGER, share_improved
 from edgewise.apps.report.quality import MODELS, change_percent
 from edgewise.apps.runs.chosen import chosen
@@ -127,7 +126,8 @@ def build(store: RunStore) -> dict[str, Any]:
         "complete": which.over
         and (store.evaluated("federated", played - 1) or facts.get("engine") == "devices")
         and all(ppl[name] is not None or not wanted.get(name) or never[name] for name in never)
-        and (store.evaluated(LONGER, played - 1) or not wanted.get("longer")),
+        and (store.evaluated(LONGER, played - 1) or not wanted.get("longer"))
+        and (store.evaluated("personal", played - 1) or "personal" not in recipe),
         "run": run["id"],
         "recipe_sha256": simulation_digest(recipe),
         "recipe_folder": repeat.folder(facts),
@@ -150,6 +150,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "change_percent": {n: change_percent(ppl[n], ppl["base"]) for n in MODELS if n != "base"},
         "share_improved": {f"over_{name}": share_improved(single, measures[name]) for name in ("base", "local_only")},
         "against_alone": alone.against_alone(measures["federated"], measures["local_only"]),
+        "personal": personal.figures(recipe, measures, store.measures(personal.ELSEWHERE)),
         "longer": alone.longer(wanted.get("longer", 0), measures, store.measures(LONGER)),
         "bytes": traffic.sizes(log, facts, trained, noised),
         "participation": participation.figures(log),
@@ -225,7 +226,7 @@ def _seconds(log: Sequence[events.AnyEvent]) -> dict[str, float]:
     finished = [e for e in log if isinstance(e, events.RoundFinished)]
     measured = [e for e in log if isinstance(e, events.Evaluated)]
     rounds = math.fsum(e.seconds for e in finished)
-    compare = math.fsum(e.seconds for e in measured if e.model in ("local_only", "centralised", LONGER))
+    compare = math.fsum(e.seconds for e in measured if e.model in ("local_only", "centralised", LONGER, "personal"))
     evaluate = math.fsum(e.seconds for e in measured if e.model in ("base", "federated"))
     return {
         "total": rounds + evaluate + compare,

@@ -26,7 +26,9 @@ class Perplexities(TypedDict):
 
     base: Quality | None
     local_only: Quality | None
+    local_personal: Quality | None
     federated: Quality | None
+    personal: Quality | None
     centralised: Quality | None
 
 
@@ -110,6 +112,15 @@ class SummedMetric(TypedDict):
     noise_std: float
 
 
+class PersonalFigures(TypedDict):
+    """Figures of personal models, defined in ``apps.report.personal``."""
+
+    method: str
+    devices: int
+    share_improved: dict[str, Figure]
+    elsewhere: dict[str, Figure] | None
+
+
 class Summary(TypedDict):
     """The whole file ``summary.json``."""
 
@@ -130,6 +141,7 @@ class Summary(TypedDict):
     change_percent: dict[str, Figure]
     share_improved: dict[str, Figure]
     against_alone: dict[str, Any] | None
+    personal: PersonalFigures | None
     longer: dict[str, Any] | None
     bytes: Bytes
     participation: dict[str, Any]

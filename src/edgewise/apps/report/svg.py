@@ -225,6 +225,7 @@ def marker(model: str, x: float, y: float) -> str:
         "base": '<circle r="4" class="hollow" {}/>',
         "local_only": '<path d="M0-5.4 5.4 0 0 5.4-5.4 0z" class="solid" {}/>',
         "federated": '<circle r="5" class="solid" {}/>',
+        "personal": '<path d="M-4.4-4.4h8.8v8.8h-8.8z" class="solid" {}/>',
         "centralised": '<path d="M0-5.2 5 4-5 4z" class="solid" {}/>',
     }
     return shapes[model].format(f"{at} {style}")

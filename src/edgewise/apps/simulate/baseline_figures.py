@@ -6,21 +6,20 @@ from collections.abc import Callable
 from math import isfinite
 
 from edgewise.core import events
-from edgewise.core.training import POOLED
+from edgewise.core.training import POOLED, DeviceId
 from edgewise.drivers.storage.run_store import RunStore
-from edgewise.drivers.workers import jobs
 
 
-def keep(store: RunStore, model: str, last: int, result: jobs.TrainedAlone) -> str:
+def keep(store: RunStore, model: str, last: int, device: DeviceId, nll: float, tokens: int) -> str:
     """Store a device's held-out loss after round ``last``. Returns the note of its progress.
 
     A device without held-out text has no figure. A loss that is not finite is no figure either, and the note says so.
     """
-    if result.tokens and isfinite(result.nll):
-        store.measure(model, last, result.device, result.nll, result.tokens)
-    elif result.tokens:
-        return f"{result.device}: E-NAN: its held-out loss is not finite."
-    return result.device
+    if tokens and isfinite(nll):
+        store.measure(model, last, device, nll, tokens)
+    elif tokens:
+        return f"{device}: E-NAN: its held-out loss is not finite."
+    return device
 
 
 def conclude(store: RunStore, tell: Callable[[events.AnyEvent], None], model: str, last: int, seconds: float) -> None:

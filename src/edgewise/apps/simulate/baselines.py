@@ -30,6 +30,7 @@ from edgewise.drivers.workers.executor import Executor, checked
 from edgewise.plan.recipe.recipe import CompareSection
 
 CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
+LOCAL_PERSONAL = "local_personal"  # each device alone, with the steps of the rounds and of the personal model together
 
 
 def compare(
@@ -39,18 +40,22 @@ def compare(
     wanted: CompareSection,
     tell: Callable[[events.AnyEvent], None],
     rounds: int,
+    personal: bool = False,
 ) -> None:
     """Run the comparisons that the recipe wants and that are not stored yet.
 
     local_only: each device that evaluations measure repeats its federated schedule (same steps, rates and batches) on
-    its own model. centralised: rounds x expected x local_steps steps on the pooled text, with the same schedule over
-    rounds. With local_epochs it makes expected / population x local_epochs passes in every round, about as many steps.
+    its own model. Where the recipe asks for personal models, each device then takes their steps too, and is measured
+    again (local_personal). centralised: rounds x expected x local_steps steps on the pooled text, by the same schedule
+    over rounds. With local_epochs it makes expected / population x local_epochs passes in every round, about as many
+    steps.
 
     A model that cannot train has no figure, and a Progress note says why. Nothing replaces the figure. If the trainer
     has no data of all devices together, there is no centralised figure, and the run is complete without it.
 
     Args:
         rounds: the rounds that the federation played. ``round.patience`` may have ended it early.
+        personal: the recipe asks for personal models.
     Raises:
         EdgewiseError: only if the run directory or a worker fails.
     """
@@ -86,7 +91,9 @@ def compare(
         while locals_left and len(under_way) < places:
             ids += 1
             under_way[ids] = device = locals_left.popleft()
-            executor.submit(jobs.Solo(id=ids, device=device, params=start, rounds=alone, measure=True))
+            executor.submit(
+                jobs.Solo(id=ids, device=device, params=start, rounds=alone, measure=True, personal=personal)
+            )
         result = executor.result()
         done += 1
         if isinstance(result, jobs.Broken):
@@ -110,8 +117,12 @@ def compare(
                 submit_chain()
         else:
             del under_way[result.id]
-            note = baseline_figures.keep(store, LOCAL_ONLY, last, result)
+            if personal:
+                baseline_figures.keep(store, LOCAL_PERSONAL, last, result.device, *result.personal)
+            note = baseline_figures.keep(store, LOCAL_ONLY, last, result.device, result.nll, result.tokens)
         tell(events.Progress(phase="compare", done=done, total=total, note=note))
+    if had_locals and personal:
+        baseline_figures.conclude(store, tell, LOCAL_PERSONAL, last, 0.0)
     if had_locals:
         baseline_figures.conclude(store, tell, LOCAL_ONLY, last, time.perf_counter() - began)
     if pooled:

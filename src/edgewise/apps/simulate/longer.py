@@ -57,7 +57,7 @@ def longer(
             note = f"{remaining[result.id]}: {result.code}"
         else:
             assert isinstance(result, jobs.TrainedAlone)
-            note = baseline_figures.keep(store, LONGER, last, result)
+            note = baseline_figures.keep(store, LONGER, last, result.device, result.nll, result.tokens)
         tell(events.Progress(phase=LONGER, done=done, total=len(devices), note=note))
     baseline_figures.conclude(store, tell, LONGER, last, time.perf_counter() - began)
 

@@ -18,6 +18,7 @@ from edgewise.apps.runs.toml_text import toml
 from edgewise.apps.simulate.baselines import compare
 from edgewise.apps.simulate.beginning import LoadedRun, Tell, check_same, claim, load, no_run, places, tell_forecast
 from edgewise.apps.simulate.longer import longer
+from edgewise.apps.simulate.personal import personalise
 from edgewise.apps.simulate.samples import sample
 from edgewise.core import events
 from edgewise.core.errors import EdgewiseError, RecipeError, StoreError
@@ -245,8 +246,10 @@ def _play(
         yield plan.spec
     if reached.next_round < plan.rounds and until():
         return False
-    compare(store, executor, probes, recipe.compare, tell, reached.next_round)
+    personal = recipe.personal.method != "none"
+    compare(store, executor, probes, recipe.compare, tell, reached.next_round, personal)
     longer(store, executor, probes, recipe.compare, tell, reached.next_round)
+    personalise(store, executor, probes, recipe.personal, tell, reached.next_round)
     if wanted := recipe.report.samples:
         sample(store, executor, wanted, probes.devices, tell)
     return True

@@ -26,6 +26,7 @@ PHASES = {
     "load": "loading model and text",
     "federated": "federated rounds",
     "longer": "comparison: alone for longer",
+    "personal": "personal models",
     "evaluate": "measuring",
     "samples": "samples of text",
     "report": "writing the report",

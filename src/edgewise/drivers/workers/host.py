@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from edgewise.core import frame, keys, vector
-from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.errors import DataError, EdgewiseError, StoreError
 from edgewise.core.own_code import fault_of
 from edgewise.core.training import FitRequest
 from edgewise.drivers.simulation.keys import simulated_root, simulated_secrets, simulated_trust
@@ -25,6 +25,7 @@ from edgewise.drivers.storage.device_store import SimulatedDevices, out_of_step
 from edgewise.drivers.workers import arithmetic, jobs, speed
 from edgewise.drivers.workers.devices import Devices, guarded, in_steps
 from edgewise.drivers.workers.held_models import Downloads
+from edgewise.drivers.workers.personal import personalised
 from edgewise.drivers.workers.records import noise_steps, records, without_noise
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.device_events import Failed
@@ -102,7 +103,9 @@ class Host:
                 done = self._devices.answer(job.device, job.frame, job.elapsed_s, job.up_mbit)
                 return jobs.Handled(id=job.id, frame=done.frame, train_s=done.train_s, encode_s=done.encode_s)
             case jobs.Solo():
-                return self._solo(job)
+                return self._guarded(job, partial(self._train_alone, job))
+            case jobs.Personalise():
+                return self._guarded(job, partial(self._personalise, job))
             case jobs.Time():
                 return self._timed(job)
             case jobs.Count():
@@ -153,8 +156,8 @@ class Host:
         )
         noise_steps(plan, self._trainer)
 
-    def _solo(self, job: jobs.Solo) -> jobs.Result:
-        done = guarded(job.device, partial(self._train_alone, job))
+    def _guarded(self, job: jobs.Solo | jobs.Personalise, work: Callable[[], jobs.Result]) -> jobs.Result:
+        done = guarded(job.device, work)
         if isinstance(done, Failed):
             return jobs.Broken(id=job.id, code=done.code, what=done.reason, fix="")
         return done
@@ -187,11 +190,35 @@ class Host:
                 params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
         seconds = time.perf_counter() - began
         if job.measure:
-            measured = self._trainer.evaluate(job.device, params)
+            measured, further = self._trainer.evaluate(job.device, params), (0.0, 0)
+            if job.personal:
+                further = self._measured(job.device, self._personal_model(job.device, params))
             return jobs.TrainedAlone(
-                id=job.id, device=job.device, nll=measured.nll, tokens=measured.tokens, seconds=seconds
-            )
+                id=job.id, device=job.device, nll=measured.nll, tokens=measured.tokens, seconds=seconds,
+                personal=further,
+            )  # fmt: skip
         return jobs.TrainedAlone(id=job.id, device=job.device, params=vector.to_bytes(params), seconds=seconds)
+
+    def _personalise(self, job: jobs.Personalise) -> jobs.Personalised:
+        given = vector.from_bytes(job.params, self._trainer.trainer.spec.dim)
+        params = self._personal_model(job.device, given)
+        elsewhere = [self._measured(device, params) for device in job.elsewhere]
+        return jobs.Personalised(
+            id=job.id, device=job.device, params=vector.to_bytes(params), own=self._measured(job.device, params),
+            elsewhere=(sum(nll for nll, _ in elsewhere), sum(tokens for _, tokens in elsewhere)),
+        )  # fmt: skip
+
+    def _personal_model(self, device: str, params: vector.Vector) -> vector.Vector:
+        secret = keys.derive(self._root, "personal", device)
+        return personalised(self._plan, self._trainer, device, params, secret)
+
+    def _measured(self, device: str, params: vector.Vector) -> tuple[float, int]:
+        """Measure the held-out loss of a model. No tokens where the device has no held-out text."""
+        try:
+            measured = self._trainer.evaluate(device, params)
+        except DataError:
+            return 0.0, 0
+        return measured.nll, measured.tokens
 
     def _timed(self, job: jobs.Time) -> jobs.Timed:
         """Measure speeds for a forecast. No failure stops a run, except a disk that cannot be written."""

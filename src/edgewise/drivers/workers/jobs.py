@@ -78,7 +78,8 @@ class Solo(_Base, frozen=True, tag="solo"):
     """Train without a federation, from ``params`` (raw float32), over the given rounds of the schedule in order.
 
     ``scale`` multiplies the steps. ``epochs`` replaces them where it is not 0. A round that is given again takes other
-    batches. ``measure``: return the device's held-out loss instead of the parameters.
+    batches. ``measure``: return the device's held-out loss instead of the parameters. ``personal``: measure also after
+    the further steps of the recipe's [personal] section.
     """
 
     device: str
@@ -87,6 +88,18 @@ class Solo(_Base, frozen=True, tag="solo"):
     scale: int = 1
     epochs: float = 0.0
     measure: bool = False
+    personal: bool = False
+
+
+class Personalise(_Base, frozen=True, tag="personalise"):
+    """Make the personal model of a device from ``params`` (raw float32), and measure it.
+
+    ``elsewhere``: other devices, on whose held-out text the model is measured too.
+    """
+
+    device: str
+    params: memoryview
+    elsewhere: tuple[str, ...] = ()
 
 
 class Count(_Base, frozen=True, tag="count"):
@@ -110,7 +123,7 @@ class TakeMetrics(_Base, frozen=True, tag="take_metrics"):
     """Collect a person's own metrics that the trainer measured since the last such job."""
 
 
-Job = Setup | Compile | Blob | Held | Handle | Solo | Count | Sample | Time | TakeMetrics
+Job = Setup | Compile | Blob | Held | Handle | Solo | Personalise | Count | Sample | Time | TakeMetrics
 SILENT = Blob | Held  # jobs without an answer
 
 
@@ -132,13 +145,27 @@ class Handled(_Base, frozen=True, tag="handled"):
 
 
 class TrainedAlone(_Base, frozen=True, tag="trained"):
-    """Answer to Solo: the parameters (raw float32), or the held-out measure."""
+    """Answer to Solo: the parameters (raw float32), or the held-out measure.
+
+    ``personal``: (summed loss, tokens) after the further steps.
+    """
 
     device: str
     params: memoryview = memoryview(b"")
     nll: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
+    personal: tuple[float, int] = (0.0, 0)
+
+
+class Personalised(_Base, frozen=True, tag="personalised"):
+    """Answer to Personalise: the parameters (raw float32), and (summed loss, tokens) on the device's own held-out text
+    and on that of the devices ``elsewhere``."""
+
+    device: str
+    params: memoryview
+    own: tuple[float, int]
+    elsewhere: tuple[float, int]
 
 
 class CountedRecords(_Base, frozen=True, tag="counted"):
@@ -184,7 +211,18 @@ class Broken(_Base, frozen=True, tag="broken"):
     stops: bool = False
 
 
-Result = Described | Handled | TrainedAlone | CountedRecords | Continued | Timed | MetricNotes | Ready | Broken
+Result = (
+    Described
+    | Handled
+    | TrainedAlone
+    | Personalised
+    | CountedRecords
+    | Continued
+    | Timed
+    | MetricNotes
+    | Ready
+    | Broken
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _jobs: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Job)

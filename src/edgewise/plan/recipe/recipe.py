@@ -24,6 +24,7 @@ from edgewise.plan.mechanisms.known import refused
 from edgewise.plan.recipe import findings, toml
 from edgewise.plan.recipe.data import DataSection
 from edgewise.plan.recipe.findings import Examined, Finding
+from edgewise.plan.recipe.personal import PersonalSection
 from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.privacy import DP_WORDS, Privacy, chosen, filled
 from edgewise.plan.recipe.rules import Section, SettingError, rule
@@ -165,6 +166,7 @@ class Recipe(Section):
     metric: list[MetricSection] = Field(
         [], max_length=32, description="further numbers of devices that travel with updates, each within its bounds"
     )
+    personal: PersonalSection = PersonalSection()
     eval: EvalSection = EvalSection()
     compare: CompareSection = CompareSection()
     report: ReportSection = ReportSection()
@@ -272,12 +274,13 @@ class Recipe(Section):
     def resolved(self) -> dict[str, Any]:
         """Return all keys with their values and defaults, in plain JSON types.
 
-        ``metric`` is left out if there is none, and keys of adapters where there are none, so that older runs keep
-        their identities.
+        ``metric`` and ``personal`` are left out where there are none, and keys of adapters where there are none, so
+        that older runs keep their identities.
         """
         plain = self.model_dump(mode="json", by_alias=True)
         plain["trainable"] = self.trainable.resolved()
-        return plain if self.metric else {key: value for key, value in plain.items() if key != "metric"}
+        present = {"metric": self.metric, "personal": self.personal.method != "none"}
+        return {key: value for key, value in plain.items() if present.get(key, True)}
 
     @property
     def world(self) -> str:

@@ -380,7 +380,7 @@ def test_codecs_that_devices_chose_are_shown(tmp_path: Path) -> None:
 def test_a_model_of_ones_own_is_called_the_base(tmp_path: Path) -> None:
     """The shipped model's name stands nowhere in the figures of a run that starts from another one."""
     s, page = made(tmp_path, model={"base": "own-model"}, facts={"model": "own-model"})
-    assert list(s["perplexity"]) == ["base", "local_only", "federated", "centralised"]
+    assert list(s["perplexity"]) == [*numbers.MODELS]
     for row in s["perplexity"].values():
         assert {"weighted_mean", "median", "worst_decile"} <= row.keys()
     screen = Console(width=120, record=True, file=io.StringIO())

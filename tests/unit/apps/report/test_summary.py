@@ -198,4 +198,6 @@ def test_an_unfinished_run_says_which_measurement_is_missing(tmp_path: Path) -> 
         )
     with RunStore(tmp_path / "unmeasured") as store:
         said = numbers.unfinished(summary.build(store))
-    assert said.startswith("12 of 12 rounds are played; not measured: local only, centralised (if the trainer")
+    assert said.startswith(
+        "12 of 12 rounds are played; not measured: local only, federated, then personal, centralised (if the trainer"
+    )

@@ -1,0 +1,129 @@
+"""Personal models of a simulated run: made after the rounds, measured beside everything else, kept for their owner."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+import toy
+from toy_recipe import make_recipe
+
+from edgewise.apps.simulate import simulation
+from edgewise.core.errors import RecipeError, StoreError
+from edgewise.core.training import FitRequest
+from edgewise.drivers.storage.personal_models import personal_model, personal_models, personal_params
+from edgewise.drivers.storage.run_store import RunStore
+from edgewise.plan.recipe.recipe import from_plain
+
+FINE_TUNE = {"personal": {"method": "fine_tune", "steps": 20, "lr": 0.1}}
+
+
+def play(out, overrides=None, *, resume=False, report=True, sinks=()):
+    recipe = make_recipe({"compare.centralised": False, **(overrides or {})})
+    simulation.run(recipe, out=out, recipe_dir=out, resume=resume, extensions=["toy"], report=report, sinks=sinks)
+    return json.loads((out / "summary.json").read_text()) if report else {}
+
+
+def released(out):
+    with RunStore(out) as store:
+        return store.blob(store.models()[4])
+
+
+def test_personal_models_gain_on_the_federated_model_which_is_the_same_without_them(tmp_path):
+    plain, found = play(tmp_path / "plain"), play(tmp_path / "personal", FINE_TUNE)
+    assert found["model_sha256"] == plain["model_sha256"]
+    assert plain["perplexity"]["personal"] is None
+    assert plain["personal"] is None
+    ppl = found["perplexity"]
+    for figure in ("weighted_mean", "median", "worst_decile"):
+        assert ppl["personal"][figure] < ppl["federated"][figure] < ppl["base"][figure]
+    shares = found["personal"]["share_improved"]
+    assert shares["over_federated"] == 1.0
+    assert set(shares) == {f"over_{m}" for m in ("base", "federated", "local_only", "local_personal", "both")}
+    assert found["personal"]["elsewhere"]["personal"] > ppl["personal"]["weighted_mean"], "it knows others less"
+    assert found["personal"]["elsewhere"]["federated"] == ppl["federated"]["weighted_mean"]
+    assert found["complete"]
+    page = (tmp_path / "personal" / "report.html").read_text()
+    assert "federated, then personal" in page
+    assert "local, then personal" in page
+    assert "local, then personal" not in (tmp_path / "plain" / "report.html").read_text()
+
+
+def test_a_personal_model_is_kept_for_its_owner_and_found_by_its_device(tmp_path):
+    play(tmp_path, {"personal": {**FINE_TUNE["personal"], "method": "interpolate", "weight": 0.25}}, report=False)
+    (tmp_path / "whole").mkdir()
+    play(tmp_path / "whole", FINE_TUNE, report=False)
+    w = released(tmp_path)
+    assert np.array_equal(w, released(tmp_path / "whole"))
+    v, mixed = (personal_params(at, "d00003") for at in (tmp_path / "whole", tmp_path))
+    assert np.allclose(mixed, w + 0.25 * (v - w), atol=1e-6)
+    assert not np.allclose(mixed, v)
+    model = personal_model(tmp_path, "d00003")
+    with RunStore(tmp_path) as store:
+        assert (model.method, model.made_from) == ("interpolate", store.models()[4])
+    assert personal_params(tmp_path, "nobody") is None
+    assert len(list(personal_models(tmp_path))) == 8
+    if os.name != "nt":
+        modes = {stat.S_IMODE(p.stat().st_mode) for p in (tmp_path / "personal").iterdir()}
+        assert modes == {0o600}
+        assert stat.S_IMODE((tmp_path / "personal").stat().st_mode) == 0o700
+
+
+def test_only_as_many_models_are_kept_as_there_is_room_for(tmp_path):
+    found = play(tmp_path, {"personal": {**FINE_TUNE["personal"], "keep_mb": 2.5 * 200 / 1e6}})
+    assert {m.device for m in personal_models(tmp_path)} == {"d00000", "d00001"}
+    assert found["perplexity"]["personal"]["devices"] == 8
+
+
+def test_a_killed_run_makes_only_the_models_that_are_missing(tmp_path, monkeypatch):
+    made: list[FitRequest] = []
+    fit = toy.ToyTrainer.fit
+
+    def counted(self, request):
+        if request.round == 4:  # the round after the last
+            made.append(request)
+            if len(made) == 3:
+                raise KeyboardInterrupt
+        return fit(self, request)
+
+    monkeypatch.setattr(toy.ToyTrainer, "fit", counted)
+    tables = {**FINE_TUNE, "compare.local_only": False}
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path, tables)
+    found = play(tmp_path, tables, resume=True)
+    assert [r.device for r in made] == [f"d{i:05d}" for i in (0, 1, 2, 2, 3, 4, 5, 6, 7)]
+    assert found["perplexity"]["personal"]["devices"] == 8
+    assert found["complete"]
+
+
+def test_a_damaged_model_is_an_error(tmp_path):
+    play(tmp_path, FINE_TUNE, report=False)
+    (first, *_) = (tmp_path / "personal").iterdir()
+    first.write_bytes(first.read_bytes()[:-9])
+    with pytest.raises(StoreError, match="personal model") as e:
+        list(personal_models(tmp_path))
+    assert e.value.code == "E-CHECKPOINT"
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"method": "fine_tune", "weight": 0.7}, "personal.weight is not read"),
+        ({"steps": 5}, "makes no model"),
+        ({"method": "fine_tune", "steps": 5, "epochs": 1.0}, "exactly one"),
+    ],
+)
+def test_settings_that_do_nothing_are_refused(section, words):
+    with pytest.raises(RecipeError, match=words):
+        from_plain({"privacy": "none", "personal": section})
+
+
+def test_a_run_without_personal_models_keeps_its_identity():
+    plain, named = from_plain({"privacy": "none"}), from_plain({"privacy": "none", "personal": {"method": "none"}})
+    assert plain.sha256() == named.sha256()
+    assert "personal" not in plain.resolved()
+    again = from_plain(from_plain({"privacy": "none", "personal": {"method": "fine_tune"}}).resolved())
+    assert again.personal.method == "fine_tune"
