@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from proxy import PIECE, Way, proxied
-from served import RUN, code, contribution, joined, running, send_invitation
+from served import RUN, code, contribution, joined, running, send_invitation, travelling
 
 from edgewise.apps.server.start import Server
 from edgewise.drivers.fleet import mailboxes, uploads
@@ -270,8 +270,8 @@ def test_a_server_says_when_to_come_back(folder: Path, server: Server, after: st
 
     def answer(request: httpx2.Request) -> httpx2.Response:
         status = answers.pop(0)
-        said = {"code": "E-BUSY" if status == 503 else "E-RATE", "what": "w.", "fix": "f."}
-        return httpx2.Response(status, json=said, headers={"retry-after": after})
+        said = {"status": "approved", "code": "E-BUSY" if status == 503 else "E-RATE", "what": "w.", "fix": "f."}
+        return travelling(httpx2.Response(status, json=said, headers={"retry-after": after}))
 
     device = Link(folder, 1e5, now_s=lambda: 1_796_126_400.0, sleep=pauses.append)
     device.close()

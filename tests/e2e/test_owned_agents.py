@@ -17,6 +17,7 @@ from edgewise.apps.device.conditions import Conditions
 from edgewise.apps.server.start import Server
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec
+from edgewise.drivers.http.limits import Later
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.workers.devices import Devices
 from edgewise.engine.trainer import Registered
@@ -81,6 +82,26 @@ def test_a_limit_of_the_owner_holds_in_the_agent(
         admin.call("POST", f"/v1/runs/{run}/cancel")
     updates = [kind for kind in kinds(home) if kind.startswith("update")]
     assert len(updates) == (1 if "today" in said else 0)
+
+
+def test_a_server_that_refuses_an_update_again_and_again_gets_no_more_than_a_days_bytes(
+    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its frame has some 350 bytes: of a day with 1000, it leaves twice more at most."""
+    bodies: list[int] = []
+
+    def refuse(size: int) -> None:
+        bodies.append(size)
+        raise Later("E-RATE", "not now.", "wait.", 0.0)
+
+    monkeypatch.setattr(server.service, "check_room", refuse)
+    home = owned(server, tmp_path / "home", OPEN + "[limits]\nupload_mb_per_day = 0.001\n")
+    submitted(server, admin, **{"round.minimum": 0.1})
+    with working(home) as threads:
+        assert seen(lambda: "MB have left today" in done("device", "status", "--home", str(home))["why"])
+        assert 0 < sum(bodies) <= 1000
+        control.give(home, control.Order("leave"))
+        threads[0].join(10.0)
 
 
 @pytest.mark.parametrize(

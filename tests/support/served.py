@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import httpx2
+
 from edgewise.apps.server.start import Server
 from edgewise.core import frame
 from edgewise.drivers.fleet import mailboxes
@@ -75,6 +77,11 @@ def code(call: object, *arguments: object) -> str:
     except EdgewiseError as e:
         return e.code
     return ""
+
+
+def travelling(answer: httpx2.Response) -> httpx2.Response:
+    """A made-up answer as one from the network: its bytes have still to be read."""
+    return httpx2.Response(answer.status_code, headers=answer.headers, stream=httpx2.ByteStream(answer.content))
 
 
 def connected(server: Server) -> ssl.SSLSocket:

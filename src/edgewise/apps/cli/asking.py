@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from edgewise.drivers.http.link import Link
 
 PATIENCE_S = 30.0  # An operator waits at the terminal for so long at most.
+LIST_BYTES = 2**28  # the largest list that an operator may get, such as the events of a large cohort
 
 
 def identifier(text: str) -> str:
@@ -57,7 +58,7 @@ def asked_server(home: Path, ask: Callable[[Link], Mapping[str, Any]]) -> Mappin
     """Return the answer of the server of ``home``."""
     from edgewise.drivers.http.link import Link
 
-    with Link(home.expanduser(), PATIENCE_S) as link:
+    with Link(home.expanduser(), PATIENCE_S, answer_bytes=LIST_BYTES) as link:
         return ask(link)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from edgewise.apps.device import control, policy
@@ -88,6 +90,21 @@ class _Owner(Watch):
         return True
 
 
+def _may_send(agent: control.Agent, conditions: Conditions, record: Record) -> bool:
+    """Return whether anything may leave now: no pause, and the day's limit is not used up by what is sent again.
+
+    A server that refuses an update again and again could have it sent without end. Raises Interrupted as
+    ``control.Agent.open``.
+    """
+    if not agent.open():
+        return False
+    now_s = time.time()
+    why = conditions.too_much(record.today(now_s)) if record.again(now_s) else ""
+    if why:
+        agent.say("waiting", why)
+    return not why
+
+
 def work(
     home: Path,
     until: Callable[[], bool] = lambda: False,
@@ -121,12 +138,16 @@ def work(
     homes.load(home)
     own = policy.load(home)
     data = own.data_keys(home) if make is None else {}
+    conditions = Conditions(own, text=make is None)
     (home / LEDGERS).mkdir(FOLDER, exist_ok=True)
-    with (
-        control.Agent(home) as agent,
-        Link(home, patience_s, sleep=sleep, open=agent.open, troubled=agent.troubled) as link,
-        FileLedgers(home / LEDGERS) as ledgers,
-    ):
+    with ExitStack() as held:
+        agent = held.enter_context(control.Agent(home))
+        record = Record(home)  # read under the agent's lock, since another agent may just have ended
+        may_send = partial(_may_send, agent, conditions, record)
+        link = held.enter_context(
+            Link(home, patience_s, sleep=sleep, open=may_send, troubled=agent.troubled, repeats=record.repeated)
+        )
+        ledgers = held.enter_context(FileLedgers(home / LEDGERS))
         owner = Owner(
             data=data,
             folder=home,
@@ -136,7 +157,7 @@ def work(
             always=own.always(),
             gateway=own.privacy.gateway or link.home.gateway,
         )
-        watch = _Owner(agent, link, owner, Conditions(own, text=make is None), Record(home), follow, sleep)
+        watch = _Owner(agent, link, owner, conditions, record, follow, sleep)
         with Parts(link, home, owner, make) as parts:
             began()
             if watch.approved(until):

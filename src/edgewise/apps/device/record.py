@@ -6,7 +6,7 @@
     rows(home); summary(rows(home), now_s)
 
 A line is on the disk before its frame is sent. So the record may list a frame that a crash held back, and it lacks no
-frame that was sent. Retries of a frame are not counted. A line without its end was being written when the process died.
+frame that was sent. Retries of a frame have no lines. A line without its end was being written when the process died.
 Its frame was not sent, so the line is cut off.
 """
 
@@ -72,7 +72,7 @@ class Record:
         whole, self._size = _read(self._path)
         self._known = {(row.run, row.digest) for row in whole if row.digest}
         self._refused = {(row.run, row.reason) for row in whole if row.kind == RUN_REFUSED}
-        self._today = _Today([(row.at_s, row.size) for row in whole])
+        self._today, self._again = _Today([(row.at_s, row.size) for row in whole]), _Today(())
 
     def frame(self, server: str, plan: Plan | None, raw: bytes, epsilon: float | None = None) -> None:
         """Record a frame that is about to be sent. A repeated frame is recorded once.
@@ -100,8 +100,18 @@ class Record:
             self._append(RecordLine(self._now_s(), server, run, -1, RUN_REFUSED, 0, reason=reason))
             self._refused.add((run, reason))
 
+    def repeated(self, size: int) -> None:
+        """Count bytes that leave once more, for the limit of a day. No line has them."""
+        if size:
+            self._today.add(self._now_s(), size)
+            self._again.add(self._now_s(), size)
+
+    def again(self, now_s: float) -> int:
+        """Return the bytes that this process has sent again since midnight, by local time."""
+        return self._again.bytes(now_s)
+
     def today(self, now_s: float) -> int:
-        """Return the bytes sent since midnight, by local time."""
+        """Return the bytes sent since midnight, by local time, also those that this process sent again."""
         return self._today.bytes(now_s)
 
     def _append(self, row: RecordLine) -> None:

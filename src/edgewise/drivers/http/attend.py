@@ -20,14 +20,13 @@ from threading import Event, Thread
 from edgewise.core import frame
 from edgewise.core.errors import EdgewiseError, Interrupted, StoreError, TrainingError, TransportError
 from edgewise.core.own_code import type_and_line
-from edgewise.drivers.http.link import WAIT_S, Link, Mail
+from edgewise.drivers.http.link import FRAME_BYTES, WAIT_S, Link, Mail
 from edgewise.drivers.storage.files import discard
 from edgewise.drivers.workers.devices import Devices
 from edgewise.drivers.workers.held_models import Downloads
 from edgewise.engine import broadcast
 
 TOUCH_S = 20.0  # seconds between two calls of a training device, far below the silence that costs its place
-FRAME_BYTES = 2**26  # the largest frame from a server, for any run
 LOG = logging.getLogger("edgewise")
 _OVER = ("E-CLOSED", "E-CONFLICT", "E-BLOB")  # the round continued without this device
 

@@ -23,31 +23,31 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlencode
 
 import httpx2
 
-from edgewise.core.errors import REGISTRY, TransportError
-from edgewise.drivers.http import certificates, home, identity, signatures, tokens
+from edgewise.core.errors import TransportError
+from edgewise.drivers.http import answers, certificates, home, identity, partial_blob, signatures, tokens
+from edgewise.drivers.http.answers import Answer, Wait, entry
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
 from edgewise.drivers.http.link_speed import Speed
 from edgewise.drivers.http.naming import ANSWER_S, named, timeout, unreachable
-from edgewise.drivers.storage.files import discard, is_blob
+from edgewise.drivers.storage.files import is_blob
 
 _DIGEST = re.compile("[0-9a-f]{64}")
+_NUMBER = re.compile("[0-9]{1,18}")
 T = TypeVar("T")
 WAIT_S = 25.0  # duration of a long poll
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0  # short enough to find a restarted server in seconds
 INLINE_BYTES = 2**20  # the largest frame that goes in one request
 PIECE_BYTES = 2**16  # bytes of a body between two checks of ``open``
 CLOSED_S = 0.25  # seconds until the next check of ``open``
-LONGEST_WAIT_S = 3600.0  # the longest wait that a server can ask for
-# Refusals that end by themselves. A request that was delivered twice (E-REPLAY) is signed anew.
-_PAUSES = ("E-RATE", "E-BUSY", "E-STALL", "E-REPLAY")
+FRAME_BYTES = 2**26  # the largest frame from a server, for any run
+LEAST_CHUNK = 2**12  # bytes of a chunk; a server that asks for smaller ones costs a device more than its frames
 _IN_DISORDER = ("E-OFFSET",)
 
 
@@ -69,6 +69,8 @@ class Link:
         sleep: pauses for some seconds.
         open: whether anything may leave now. An error that it raises ends the call.
         troubled: called for every attempt that failed and is repeated.
+        repeats: called with the number of bytes of a body that leaves once more.
+        answer_bytes: the largest answer to a ``call``.
     Raises:
         TransportError: E-IDENTITY where the folder holds no enrolment.
     """
@@ -81,12 +83,14 @@ class Link:
         sleep: Callable[[float], None] = time.sleep,
         open: Callable[[], bool] = lambda: True,
         troubled: Callable[[TransportError], None] = lambda e: None,
+        repeats: Callable[[int], None] = lambda size: None,
+        answer_bytes: int = answers.ANSWER_BYTES,
     ) -> None:
         if isinstance(folder, Path):
             folder = home.load(folder), identity.load(folder / home.KEY)
         self.home, self._me = folder
         self.patience_s, self._now_s, self._sleep, self._open = patience_s, now_s, sleep, open
-        self._troubled = troubled
+        self._troubled, self._repeats, self._answer_bytes = troubled, repeats, answer_bytes
         self.speed = Speed()
         self.requests = 0
         verify = certificates.client_context(self.home.authority.encode()) if self.home.secure else False
@@ -155,6 +159,7 @@ class Link:
     def standing(self) -> Mapping[str, Any]:
         """Return the server's record of this member: id, role, status, tags."""
         found: Mapping[str, Any] = self.call("GET", "/v1/me")
+        entry(found, "status", str)
         return found
 
     def leave(self) -> None:
@@ -176,11 +181,14 @@ class Link:
         Where the server asks to come back later, this waits that long before it returns None.
         """
         query = {"after": after, "wait": int(wait_s)}
-        answer = self._request("GET", "/v1/inbox", query, timeout_s=wait_s + ANSWER_S)
-        if answer.status_code == 204:
-            self._sleep(self._retry_after(answer))
+        answer = self._attempts(self._attempt("GET", "/v1/inbox", FRAME_BYTES, query, timeout_s=wait_s + ANSWER_S))
+        if answer.status == 204:
+            self._sleep(answer.retry_after_s(self._now_s))
             return None
-        return Mail(int(answer.headers["edgewise-number"]), answer.content)
+        number = answer.headers.get("edgewise-number", "")
+        if not _NUMBER.fullmatch(number):
+            raise answers.foreign("its frame has no number")
+        return Mail(int(number), answer.content)
 
     def send(self, run: str, round: int, raw: bytes) -> int:
         """Put a frame into the outbox and return its number there. It is durable at the server when this returns.
@@ -197,14 +205,16 @@ class Link:
         else:
             upload = self._upload(run, round, raw)
             answer = self.call("POST", "/v1/outbox", {"upload": upload}, run=run, round=round)
-        return int(answer["number"])
+        return entry(answer, "number", int)
 
     def _upload(self, run: str, round: int, raw: bytes) -> str:
         """Send the missing chunks of a frame to the server. Return the upload."""
         announced = {"digest": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
         state = self.call("POST", "/v1/uploads", document=announced, run=run, round=round)
-        upload, chunk, received = str(state["upload"]), int(state["chunk"]), int(state["received"])
+        upload, chunk = entry(state, "upload", str), entry(state, "chunk", int, LEAST_CHUNK)
+        received, sent = entry(state, "received", int), 0
         while received < len(raw):
+            self._repeats(max(0, sent - received))
             piece, begun = raw[received : received + chunk], time.monotonic()
             try:
                 query = {"offset": received}
@@ -214,7 +224,7 @@ class Link:
                 if e.code not in _IN_DISORDER:
                     raise
                 state = self.call("GET", f"/v1/uploads/{upload}")  # an answer was lost, and the server has the chunk
-            received = int(state["received"])
+            sent, received = received + len(piece), entry(state, "received", int)
         return upload
 
     def download(self, digest: str, folder: Path, limit_bytes: int) -> Path:
@@ -227,24 +237,20 @@ class Link:
         Raises:
             TransportError: E-BLOB where ``digest`` is no digest, the server has no such blob, the blob is too large, or
                 its bytes have another digest.
+            StoreError: E-DISK.
         """
         if not _DIGEST.fullmatch(digest):
             raise TransportError("E-BLOB", f"{digest!r:.80} is not the name of a blob.", "leave the run.")
         path, part = folder / digest, folder / f"{digest}.part"
         if is_blob(path, digest):
             return path
-        folder.mkdir(parents=True, exist_ok=True)
         self._attempts(lambda: self._continue(digest, part, limit_bytes))
-        if not is_blob(part, digest):
-            discard(part)
-            raise TransportError("E-BLOB", f"the server sent other bytes than {digest}.", "try again.")
-        part.replace(path)
+        partial_blob.finish(part, path, digest)
         return path
 
     def _continue(self, digest: str, part: Path, limit_bytes: int) -> None:
         """Try once to get the rest of a blob."""
-        have = part.stat().st_size if part.exists() else 0
-        begun = time.monotonic()
+        have, begun = partial_blob.begin(part), time.monotonic()
         headers = self._signed("GET", f"/v1/blobs/{digest}", "", b"", signatures.NONE, signatures.NONE)
         if have:
             headers["range"] = f"bytes={have}-"
@@ -252,19 +258,8 @@ class Link:
             if answer.status_code == 416:  # all bytes are here
                 return
             if answer.status_code not in (200, 206):
-                answer.read()
-                raise self._refusal(answer)
-            got = 0
-            with part.open("ab" if answer.status_code == 206 else "wb") as f:
-                size = have if answer.status_code == 206 else 0
-                for (
-                    piece
-                ) in answer.iter_raw():  # written as it comes, because unwritten bytes are lost with the connection
-                    got += len(piece)
-                    if size + got > limit_bytes:
-                        f.truncate(0)
-                        raise TransportError("E-BLOB", f"{digest} has more than {limit_bytes} bytes.", "leave the run.")
-                    f.write(piece)
+                raise answers.received(answer, self._answer_bytes).refusal(self._now_s)
+            got = partial_blob.append(part, answer, have if answer.status_code == 206 else 0, limit_bytes)
         self.speed.down.note(got, time.monotonic() - begun)
 
     # -- requests ------------------------------------------------------------------------------------------------
@@ -288,50 +283,53 @@ class Link:
         headers = dict(extra or {})
         if document is not None:
             body, headers["content-type"] = json.dumps(document).encode(), "application/json"
-        return self._request(method, path, query or {}, body, run, round, headers).json()
+        attempt = self._attempt(method, path, self._answer_bytes, query or {}, body, run, round, headers)
+        return self._attempts(lambda: attempt().document(), len(body))
 
-    def fetch(self, method: str, path: str, body: bytes, run: str, round: int) -> bytes:
-        """Send a signed request about a round, and return the bytes of its answer.
+    def fetch(self, method: str, path: str, body: bytes, run: str, round: int, limit_bytes: int) -> bytes:
+        """Send a signed request about a round, and return the bytes of its answer, at most ``limit_bytes``.
 
         Raises TransportError as ``call``.
         """
-        return self._request(method, path, {}, body, run, round).content
+        return self._attempts(self._attempt(method, path, limit_bytes, {}, body, run, round), len(body)).content
 
-    def _request(
+    def _attempt(
         self,
         method: str,
         path: str,
+        limit_bytes: int,
         query: Mapping[str, object],
         body: bytes = b"",
         run: str = signatures.NONE,
         round: int | None = None,
         extra: Mapping[str, str] | None = None,
         timeout_s: float = ANSWER_S,
-    ) -> httpx2.Response:
-        text, number = (
-            urlencode({k: str(v) for k, v in query.items()}),
-            signatures.NONE if round is None else str(round),
-        )
+    ) -> Callable[[], Answer]:
+        """Make the function that sends a request once, signed anew each time."""
+        text = urlencode({k: str(v) for k, v in query.items()})
+        number = signatures.NONE if round is None else str(round)
 
-        def attempt() -> httpx2.Response:
+        def attempt() -> Answer:
             headers = {**self._signed(method, path, text, body, run, number), **(extra or {})}
             url, content = f"{path}?{text}" if text else path, body if len(body) <= PIECE_BYTES else self._pieces(body)
             if body:
                 headers["content-length"] = str(len(body))
-            answer = self._http.request(method, url, content=content, headers=headers, timeout=timeout(timeout_s))
-            if answer.status_code >= 400:
-                raise self._refusal(answer)
+            limits = timeout(timeout_s)
+            with self._http.stream(method, url, content=content, headers=headers, timeout=limits) as begun:
+                answer = answers.received(begun, limit_bytes)
+            if answer.status >= 400:
+                raise answer.refusal(self._now_s)
             return answer
 
-        return self._attempts(attempt)
+        return attempt
 
     def _signed(self, method: str, path: str, query: str, body: bytes, run: str, round: str) -> dict[str, str]:
         request = signatures.Request(method, path, query, signatures.sha256(body), run, round)
         nonce = secrets.token_bytes(signatures.NONCE_BYTES)
         return signatures.headers(self._me, request, self.home.server, int(self._now_s()), nonce)
 
-    def _attempts(self, attempt: Callable[[], T]) -> T:
-        """Try until an attempt succeeds, the server refuses, or patience ends."""
+    def _attempts(self, attempt: Callable[[], T], size: int = 0) -> T:
+        """Try until an attempt succeeds, the server refuses, or patience ends. ``size``: bytes that each one sends."""
         began, pause_s = time.monotonic(), FIRST_PAUSE_S
         while True:
             while not self._open():
@@ -341,15 +339,17 @@ class Link:
             try:
                 return attempt()
             except _Closed:
+                self._repeats(size)
                 continue
             except httpx2.TransportError as e:
                 error, least_s = unreachable(self.home.url, e), 0.0
-            except _Wait as e:
+            except Wait as e:
                 error, least_s = e.error, e.least_s
             wait_s = least_s + pause_s * secrets.randbelow(1000) / 1000
             if time.monotonic() + wait_s > began + self.patience_s:
                 raise error
             self._troubled(error)
+            self._repeats(size)
             self._sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
@@ -359,35 +359,6 @@ class Link:
                 raise _Closed
             yield body[start : start + PIECE_BYTES]
 
-    def _refusal(self, answer: httpx2.Response) -> Exception:
-        """Turn the server's refusal into an error."""
-        try:
-            refusal = answer.json()
-            code, what, fix = str(refusal["code"]), str(refusal["what"]), str(refusal["fix"])
-        except (ValueError, KeyError, TypeError):
-            code, what, fix = "", f"the server answered with status {answer.status_code}.", "ask its operator."
-        error = TransportError(code if code in REGISTRY else "E-CONNECT", what, fix)
-        if code in _PAUSES or answer.status_code >= 500:
-            return _Wait(error, self._retry_after(answer))
-        return error
-
-    def _retry_after(self, answer: httpx2.Response) -> float:
-        """Return the seconds that ``Retry-After`` asks for, as a number or as a date; 0 without the header."""
-        text = answer.headers.get("retry-after", "0")
-        try:
-            wait_s = float(text) if text.isdigit() else parsedate_to_datetime(text).timestamp() - self._now_s()
-        except (ValueError, OverflowError):
-            wait_s = 0.0
-        return min(max(0.0, wait_s), LONGEST_WAIT_S)
-
 
 class _Closed(Exception):
     """The link was closed in the middle of a body."""
-
-
-class _Wait(Exception):
-    """A refusal that ends by itself."""
-
-    def __init__(self, error: TransportError, least_s: float) -> None:
-        super().__init__(str(error))
-        self.error, self.least_s = error, least_s

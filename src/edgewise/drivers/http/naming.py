@@ -7,9 +7,10 @@ import secrets
 import httpx2
 
 from edgewise.core.errors import TransportError
-from edgewise.drivers.http import certificates
+from edgewise.drivers.http import answers, certificates
 
 CONNECT_S, ANSWER_S = 10.0, 30.0
+IDENTIFICATION_BYTES = 2**16  # the largest answer of a server that nothing is known of yet
 
 
 def named(url: str, server: str, patience_s: float, path: str = "/v1/server") -> tuple[bytes, str]:
@@ -22,14 +23,16 @@ def named(url: str, server: str, patience_s: float, path: str = "/v1/server") ->
     """
     nonce = secrets.token_bytes(32)
     try:
-        with httpx2.Client(base_url=url, verify=False, timeout=timeout(min(patience_s, ANSWER_S))) as client:
-            answer = client.get(path, params={"nonce": nonce.hex()})
-        identification = answer.json()
+        with (
+            httpx2.Client(base_url=url, verify=False, timeout=timeout(min(patience_s, ANSWER_S))) as client,
+            client.stream("GET", path, params={"nonce": nonce.hex()}) as answer,
+        ):
+            identification = answers.received(answer, IDENTIFICATION_BYTES).document()
         key, signature = bytes.fromhex(identification["key"]), bytes.fromhex(identification["signature"])
         authority = str(identification["authority"])
     except httpx2.TransportError as e:
         raise unreachable(url, e) from None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, answers.Wait):
         raise TransportError("E-SERVER-KEY", f"{url} is no edgewise server.", "check the address.") from None
     certificates.pin(server, key, authority.encode(), nonce, signature)
     return key, authority

@@ -19,11 +19,13 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from edgewise.core.errors import TransportError
-from edgewise.drivers.http import certificates, rules
+from edgewise.drivers.http import answers, certificates, rules
+from edgewise.drivers.http.answers import Answer, Wait
 from edgewise.drivers.http.blob_cache import BlobCache
 from edgewise.drivers.http.guard import caller
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.limits import Later
+from edgewise.drivers.http.link import FRAME_BYTES
 from edgewise.drivers.http.naming import CONNECT_S
 from edgewise.drivers.http.rules import ANYONE, Rule
 from edgewise.drivers.http.service import Service
@@ -85,13 +87,7 @@ class Relay:
 
     async def passed(self, request: Request) -> Response:
         """Pass a request on to the server, and its answer back."""
-        try:
-            answer = await self._http().request(
-                request.method, _target(request), content=caller(request).body, headers=_headers(request)
-            )
-        except httpx2.TransportError as e:
-            raise self._silent(e) from None
-        return self._answer(answer)
+        return self._answer(await self._sent(request, caller(request).body, _headers(request)))
 
     async def blob(self, request: Request) -> Response:
         """Answer with a blob: from the cache where it has the blob and the server lets this device have it."""
@@ -118,12 +114,8 @@ class Relay:
 
     async def _asked(self, request: Request) -> Response | None:
         """Ask the server for the blob's first byte, as the device. Return its refusal, or None."""
-        headers = {**_headers(request), "range": "bytes=0-0"}
-        try:
-            answer = await self._http().get(_target(request), headers=headers)
-        except httpx2.TransportError as e:
-            raise self._silent(e) from None
-        if answer.status_code in (206, 416):  # 416: an empty blob has no first byte
+        answer = await self._sent(request, b"", {**_headers(request), "range": "bytes=0-0"})
+        if answer.status in (206, 416):  # 416: an empty blob has no first byte
             self.down_bytes += len(answer.content)
             return None
         return self._answer(answer)
@@ -144,8 +136,7 @@ class Relay:
                     await self._service.aside(lambda: self._cache.keep(digest))
                     return None
                 if answer.status_code not in (200, 206):
-                    await answer.aread()
-                    return self._answer(answer)
+                    return self._answer(await answers.received_async(answer, FRAME_BYTES))
                 goes_on = answer.status_code == 206
                 length = int(answer.headers.get("content-length", "0"))
                 if (have if goes_on else 0) + length > self._cache.limit_bytes:
@@ -157,6 +148,8 @@ class Relay:
                     self._cache.append(digest, piece, False)
         except httpx2.TransportError as e:
             raise self._silent(e) from None
+        except Wait as e:
+            raise e.error from None
         await self._service.aside(lambda: self._cache.keep(digest))
         return None
 
@@ -180,9 +173,19 @@ class Relay:
         headers = _kept(answer.headers, (*_DOWN, "content-length"))
         return StreamingResponse(pieces(), answer.status_code, headers)
 
-    def _answer(self, answer: httpx2.Response) -> Response:
+    async def _sent(self, request: Request, body: bytes, headers: Mapping[str, str]) -> Answer:
+        """Send a request to the server and read its answer, which a frame's size bounds."""
+        try:
+            async with self._http().stream(request.method, _target(request), content=body, headers=headers) as answer:
+                return await answers.received_async(answer, FRAME_BYTES)
+        except httpx2.TransportError as e:
+            raise self._silent(e) from None
+        except Wait as e:
+            raise e.error from None
+
+    def _answer(self, answer: Answer) -> Response:
         self.down_bytes += len(answer.content)
-        return Response(answer.content, answer.status_code, _kept(answer.headers, _DOWN))
+        return Response(answer.content, answer.status, _kept(answer.headers, _DOWN))
 
     def _silent(self, e: Exception) -> TransportError:
         return Later("E-CONNECT", f"the gateway does not reach the server: {type(e).__name__}.", "wait a moment.", 2.0)

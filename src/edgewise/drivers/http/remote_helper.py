@@ -47,6 +47,8 @@ class RemoteHelper:
         self._link, self._plan, self.statement = link, plan, statement
         self.key = share_keys.checked(statement, share_keys.HELPER, plan.run, link.home.server)
         self._round = 0
+        secagg = plan.secagg(0)
+        self._limit_bytes = 2**16 + 8 * (secagg.dim + secagg.heads)  # more than any share of the run's sums has
 
     @classmethod
     def connect(
@@ -112,7 +114,7 @@ class RemoteHelper:
         """
         body = json.dumps(sorted(devices)).encode()
         try:
-            raw = self._link.fetch("POST", "/v1/shares/batch", body, self._plan.run, self._round)
+            raw = self._link.fetch("POST", "/v1/shares/batch", body, self._plan.run, self._round, self._limit_bytes)
         except TransportError as e:
             if e.code in REFUSALS:
                 raise DecodeError(e.code, e.what) from None
