@@ -52,6 +52,7 @@ CASES = [
     ("gemma3", "lora", LM_HEAD),
     ("llama-tied", "ffa", EMBED),
     ("llama-tied", "rolora", EMBED),
+    ("llama-tied", "reffa", EMBED),
 ]
 
 
@@ -62,7 +63,7 @@ def test_exported_is_trained(name: str, kind: str, targets: str, tmp_path: Path)
     tiny_models.save(name, tmp_path / "model")
     more = {"trainable__targets": targets, "trainable__rank": 2, "round__rounds": 2} if targets else {}
     if kind not in ("full", "lora"):
-        kind, more = "lora", {**more, "trainable__rule": kind}
+        kind, more = "lora", {**more, "trainable__rule": kind, **({"trainable__folds": 2} if kind == "reffa" else {})}
     summary = sim(trainable__kind=kind, **more)["summary"]
     merged = done("export", "run", "--dest", "merged")
     assert merged["dtype"] == "float32", merged

@@ -20,12 +20,23 @@ from numpy.typing import NDArray
 from edgewise.core.vector import Spec
 
 _FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])(?:\.|$)")
+_FOLD = re.compile(r"\.fold(\d+)(?:\.|$)")
 
 
 def factor(name: str) -> str:
     """Return ``"A"`` or ``"B"`` for a factor's segment, on a linear layer or an embedding. Empty for any other name."""
     found = _FACTOR.search(name)
     return found[1] if found else ""
+
+
+def fold(name: str) -> int:
+    """Return the number of the adapter that a segment belongs to, where several come one after another (ReFFA).
+
+    >>> fold("q_proj.lora_B.weight"), fold("q_proj.lora_B.fold2.weight")
+    (0, 2)
+    """
+    found = _FOLD.search(name)
+    return int(found[1]) if found else 0
 
 
 def columns(spec: Spec) -> NDArray[np.int32]:

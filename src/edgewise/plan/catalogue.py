@@ -29,7 +29,7 @@ from edgewise.codecs.quantize.mixed import mixed
 from edgewise.codecs.quantize.quantize import quantize
 from edgewise.codecs.quantize.wrap import wrap
 from edgewise.codecs.select.random_k import random_k
-from edgewise.codecs.select.segments import factors, segments
+from edgewise.codecs.select.segments import factors, folds, segments
 from edgewise.codecs.select.shared_top_k import shared_top_k
 from edgewise.codecs.select.top_k import top_k
 from edgewise.codecs.weigh import weigh
@@ -122,7 +122,7 @@ def _kind(part: AnyPart) -> str:
 BUILT_IN = Catalogue().extended(
     Extension(
         parts=(
-            *(clip, clamp, weigh, segments, factors, rotate, random_k, shared_top_k, top_k, low_rank, sketch),
+            *(clip, clamp, weigh, segments, factors, folds, rotate, random_k, shared_top_k, top_k, low_rank, sketch),
             *(quantize, mixed, feedback, wrap),
             *(plain_sum, secure_sum, grouped, shared_sum),
             noise,

@@ -43,20 +43,18 @@ def traffic(plan: Plan, names: Sequence[str] = ()) -> tuple[Traffic, ...]:
 def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
     asked = _asked(plan, phase)
     device = sorted(cohort, key=len)[len(cohort) // 2]
-    encoded = plan.at(phase * plan.sampling.groups).encoded
+    encoded = plan.at(plan.turns.first(phase)).encoded
     if plan.hides is None:
         return Traffic(pack.size_bytes(encoded) + _around(plan, device), asked)
     if plan.shared:
-        return Traffic(
-            two_server.report_bytes(plan.secagg(phase * plan.sampling.groups)) + _around(plan, device), asked
-        )
+        return Traffic(two_server.report_bytes(plan.secagg(plan.turns.first(phase))) + _around(plan, device), asked)
     rung = 0 if plan.ways else None
 
     def framed(body: bytes) -> int:
         return len(dump(Step(run=_HEX, round=100, device=device, body=body, rung=rung)))
 
     group = cohort[: max(2, ceil(len(cohort) / plan.hides.groups))]
-    up, down = sizes.letters(plan.secagg(phase * plan.sampling.groups, rung), group, framed)
+    up, down = sizes.letters(plan.secagg(plan.turns.first(phase), rung), group, framed)
     return Traffic(up, asked + down)
 
 
@@ -83,10 +81,10 @@ def _invite(plan: Plan, phase: int, known: bool) -> Invite:
         public=bytes(KEY_BYTES),
         accepted=99 if known else None,
         deadline_s=plan.sampling.deadline_s,
-        rule=plan.rule(phase * plan.sampling.groups),
+        rule=plan.rule(plan.turns.first(phase)),
         base=_HEX if deltas else None,
         deltas=(_HEX,) if deltas else (),
-        support=_HEX if known and plan.at(phase * plan.sampling.groups).encoded.announced else None,
+        support=_HEX if known and plan.at(plan.turns.first(phase)).encoded.announced else None,
         nonce=bytes(KEY_BYTES) if plan.hides is not None else None,
         draw=Draw(beacon=_HEX, key=bytes(KEY_BYTES)) if plan.contributors else None,
         clip=None if (clips := plan.clips(0)) is None else max(clips),

@@ -3,7 +3,6 @@
 Nothing outside ``plan/`` reads the recipe. Server, devices, simulation and reports ask the plan.
 
     plan = compile(recipe, spec, population, BUILT_IN)
-    plan.run                        # the run's identity
     plan.at(3).encode(...)          # the update pipeline of round 3
     plan.rule(3)                    # the local training of round 3
 """
@@ -35,6 +34,7 @@ from edgewise.plan.noise import Spend
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.sampling import Sampling
+from edgewise.plan.turns import Turns
 from edgewise.plan.upload_budget import upload_budget
 from edgewise.privacy.adaptive import reachable
 from edgewise.secagg import messages
@@ -89,8 +89,7 @@ class Plan:
         facts: the identity of the run. Their digest is ``run``.
         layout: layout of the model, and of the vectors that devices send and receive.
         metrics: the metrics that travel with updates.
-        pipelines: the update pipeline of each phase. Round r has phase r mod their number, as ``phase`` says exactly.
-            There is one phase, unless a stage has a schedule.
+        pipelines: the update pipeline of each phase. There is one phase, unless a stage has a schedule (``turns``).
         strategy: the server algorithm and its client half.
         sampling: the rule that draws cohorts.
         promise: the privacy that the run promises, and the means.
@@ -135,12 +134,14 @@ class Plan:
         return self.facts.digest()
 
     def phase(self, round: int) -> int:
-        """Return the number of the pipeline that a round uses.
+        """Return the number of the pipeline that a round uses."""
+        return self.turns.at(round)
 
-        Pipelines take turns. Where cohorts take turns too, a phase lasts until each cohort has had a round, so that
-        every device trains every part of the model.
-        """
-        return round // self.sampling.groups % len(self.pipelines)
+    @property
+    def turns(self) -> Turns:
+        """The schedule of the pipelines."""
+        in_order = self.recipe.trainable.turns == "folds"
+        return Turns(len(self.pipelines), self.sampling.groups, self.rounds if in_order else 0)
 
     def at(self, round: int, rung: int | None = None) -> Pipeline:
         """Return the update pipeline of a round, or that of a ``rung`` of ``ways``."""

@@ -59,7 +59,15 @@ NOT_TRIED = (  # No trial covers these, whatever the recipe.
     "composition of more than two rounds or steps, and of secret draws, which rests on the accountant",
 )
 GROUPS = 8  # At most so many of the groups that take turns have canaries. Each needs a sum over all rounds.
-BY_COORDINATE = ("clip", "clamp", "segments", "factors", "random_k", "rotate")  # These decode each coordinate alone.
+BY_COORDINATE = (
+    "clip",
+    "clamp",
+    "segments",
+    "factors",
+    "folds",
+    "random_k",
+    "rotate",
+)  # These decode each coordinate alone.
 Step = Callable[[str, int, int], None]  # (name, done, total)
 
 

@@ -13,7 +13,7 @@ from annotated_types import Ge, MinLen
 
 from edgewise.core import require
 from edgewise.core.errors import CompositionError, RecipeError
-from edgewise.core.factors import factor
+from edgewise.core.factors import factor, fold
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
 from edgewise.core.part import Doc, part
@@ -63,6 +63,29 @@ def factors(spec: Spec, phase: int = 0) -> Stage:
     """
     require.between("factors: phase", phase, 0, 1)
     return _keeping(spec, factor_groups(spec)[phase], f"factors({'BA'[phase]})", 2)
+
+
+@part(turns=lambda keys, spec: fold_groups(spec))
+def folds(spec: Spec, phase: int = 0) -> Stage:
+    """Send and train the adapters of ReFFA one after another. An adapter whose rounds are over stays as it is.
+
+    Each has its own fixed A, so W = W_0 + scale sum_j B_j A_j is linear in all B_j, and the mean over devices is exact.
+    A frozen adapter is the same as one that is folded into the weights, without a change to them. Algebra as
+    ``segments``.
+
+    Raises:
+        CompositionError: as ``segments``.
+    Source: FFA-LoRA (Sun et al. 2024, arXiv:2403.12313), begun anew every few rounds.
+    """
+    by_fold = fold_groups(spec)
+    require.between("folds: phase", phase, 0, len(by_fold) - 1)
+    return _keeping(spec, by_fold[phase], f"folds({phase + 1} of {len(by_fold)})", 1)
+
+
+def fold_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
+    """List the segments of each adapter of ReFFA, the first one first."""
+    count = 1 + max(fold(s.name) for s in spec.segments)
+    return tuple(tuple(s for s in spec.segments if fold(s.name) == i) for i in range(count))
 
 
 def factor_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:

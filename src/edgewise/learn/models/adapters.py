@@ -19,7 +19,7 @@ from edgewise.learn.flat import Flat
 from edgewise.learn.models.architecture import called, pattern
 from edgewise.learn.models.modules import PEFT_PREFIX, plain_name
 from edgewise.learn.seeded import seeded
-from edgewise.plan.recipe.trainable import TrainableSection
+from edgewise.plan.recipe.trainable import SHARED_A, TrainableSection
 
 ALL_LINEAR = "all-linear"
 MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft adapts no output projection in these.
@@ -45,7 +45,7 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
         if section.rule == "auto":
             raise ValueError('a recipe puts a rule in the place of "auto"')
         model = _with_lora(model, section, key)
-        if section.rule == "ffa":
+        if section.rule in SHARED_A:
             _fix_a(model, key)
         named = [(plain_name(n), p) for n, p in _trained(model)]
     else:
@@ -87,7 +87,23 @@ def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Modu
     fix = f'take others of these, or targets = ["{ALL_LINEAR}"]: {_listed(_linear(model))}.'
     with seeded(derive(key, "lora")), warnings.catch_warnings(), foreign(ModelError, "E-TARGETS", refused, fix):
         warnings.simplefilter("ignore", FutureWarning)  # peft calls a deprecated name of transformers.
-        return get_peft_model(model, config)
+        adapted = get_peft_model(model, config)
+        names = [f"fold{i}" for i in range(1, section.folds if section.rule == "reffa" else 1)]
+        for name in names:
+            adapted.add_adapter(name, config)
+        if names:
+            adapted.base_model.set_adapter([*adapted.active_adapters, *names])
+    _check_rank(adapted, section.rank)
+    return adapted
+
+
+def _check_rank(adapted: nn.Module, rank: int) -> None:
+    """Refuse a rank above that of every adapted matrix. Raises ModelError(E-TARGETS)."""
+    bases = [m.base_layer.weight for m in adapted.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
+    largest = max((min(w.shape) for w in bases if w.ndim == 2), default=rank)
+    if rank > largest:
+        what = f"trainable.rank = {rank} is above the rank of every matrix that gets an adapter, {largest} at most."
+        raise ModelError("E-TARGETS", what, f"write rank = {largest} or less; a sixteenth of it is common.")
 
 
 def _targets(model: nn.Module, asked: list[str]) -> list[str] | str:
@@ -151,11 +167,11 @@ def is_factor_a(name: str) -> bool:
 
 
 def _fix_a(model: nn.Module, key: Key) -> None:
-    """Fix each factor A for FFA-LoRA: random with orthonormal rows, the same on all devices. Only B is trained.
+    """Fix each factor A for FFA-LoRA and ReFFA: random with orthonormal rows, the same on all devices.
 
-    Then mean(B_i A) = mean(B_i) A exactly, noise on B enters the product once instead of squared, and half as much
-    travels. Rows are orthonormal (columns where the rank is larger than the layer's width), so B's noise reaches the
-    product undistorted.
+    Only B is trained. Then mean(B_i A) = mean(B_i) A exactly, noise on B enters the product once instead of squared,
+    and half as much travels. Rows are orthonormal (columns where the rank is larger than the layer's width), so B's
+    noise reaches the product undistorted.
     Source: Sun et al. 2024, arXiv:2403.12313 (FFA-LoRA).
     """
     with torch.no_grad():

@@ -29,6 +29,7 @@ from edgewise.strategies.base import Directions
 
 TOKENIZER_FILES = ("tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "*.model")
 TEMPLATES = ("chat_template*", "additional_chat_templates/*.jinja")
+BESIDE = "joined"  # The name of one adapter in the place of several.
 BASE = "base"  # The folder of the base beside an adapter.
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 STORED = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # The keys are the names in safetensors.
@@ -124,7 +125,10 @@ def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, besid
     from peft import PeftModel
 
     model: Any = t.model
-    model.save_pretrained(folder)
+    if len(model.active_adapters) > 1:
+        _save_joined(model, folder)
+    else:
+        model.save_pretrained(folder)
     config = folder / "adapter_config.json"
     plain = json.loads(config.read_text(encoding="utf-8"))
     plain |= {"base_model_name_or_path": base, "revision": revision or None}
@@ -141,6 +145,16 @@ def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, besid
     with foreign(EdgewiseError, "E-EXPORT", "peft cannot load the adapter that it wrote", "take --to merged."):
         fresh = PeftModel.from_pretrained(plain_model, folder)
     return _verified(fresh, t, folder, 0.0)
+
+
+def _save_joined(model: Any, folder: Path) -> None:
+    """Write several adapters of one rank as one adapter of their summed rank: B A = sum_j B_j A_j."""
+    names = model.active_adapters
+    model.add_weighted_adapter(names, [1.0] * len(names), BESIDE, combination_type="cat")
+    model.save_pretrained(folder, selected_adapters=[BESIDE])
+    for file in (folder / BESIDE).iterdir():
+        file.rename(folder / file.name)
+    (folder / BESIDE).rmdir()
 
 
 def _plain(folder: Path) -> nn.Module:

@@ -176,6 +176,12 @@ class Recipe(Section):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     @rule
+    def _folds_have_rounds(self) -> Iterator[SettingError]:
+        if self.trainable.rule == "reffa" and self.round.rounds < self.trainable.folds:
+            what = f"trainable.folds = {self.trainable.folds} adapters need a round each, and round.rounds = "
+            yield SettingError("E-COMBO", f"{what}{self.round.rounds}", "play more rounds, or write fewer folds")
+
+    @rule
     def _ladder_used(self) -> Iterator[SettingError]:
         if self.codec == "stages" and self.adaptive != AdaptiveSection():
             what = 'the section [adaptive] is for codec = "adaptive"'

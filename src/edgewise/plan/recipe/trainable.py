@@ -27,11 +27,12 @@ _RULES = {
     "auto": "",
     "fedit": "",
     "ffa": ", B only (FFA-LoRA)",
+    "reffa": ", B only, {folds} times anew (ReFFA)",
     "rolora": ", B and A in turn (RoLoRA)",
 }
 
 
-SHARED_A = ("ffa",)  # rules under which A is the same on all devices and in all rounds of an adapter
+SHARED_A = ("ffa", "reffa")  # rules under which A is the same on all devices and in all rounds of an adapter
 _SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")  # 75 %
 
 
@@ -41,18 +42,21 @@ class TrainableSection(Section):
     kind: Literal["full", "lora", "layers"] = Field(
         "full", description="all; named layers; adapters of low rank (the default with differential privacy)"
     )
-    rule: Literal["auto", "fedit", "ffa", "rolora"] = Field(
+    rule: Literal["auto", "fedit", "ffa", "reffa", "rolora"] = Field(
         "auto",
         description='with kind = "lora": how adapters W + alpha / rank B A become one. auto = chosen by the word of '
         "privacy, as `edgewise check` shows; fedit: mean of A, mean of B; ffa: A is fixed, mean of B (the choice with "
-        "differential privacy); rolora: B and A in turn",
+        "differential privacy); reffa: ffa with a new A and a new B, `folds` times in a run; rolora: B and A in turn",
+    )
+    folds: int = Field(
+        4, ge=1, le=64, description="reffa: adapters that are trained one after another, for equally many rounds each"
     )
     rank: int = Field(8, ge=1, le=1024, description="LoRA rank, the largest where devices have unequal ones")
     ranks: dict[str, int] = Field(
         {},
         description="devices of lower rank, which train the first columns of each B only: patterns of device ids, "
         '{"phone-*" = 4}, where all others have `rank`; or shares of the devices, {"75 %" = 4, "25 %" = 16}, dealt out '
-        "by the seed; rule = ffa",
+        "by the seed; rule = ffa or reffa",
     )
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
     targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
@@ -66,7 +70,7 @@ class TrainableSection(Section):
     @property
     def turns(self) -> str:
         """The stage that lets parts of the adapters take turns, as a recipe names it. Empty if all train together."""
-        return "factors" if self.rule == "rolora" else ""
+        return {"rolora": "factors", "reffa": "folds" if self.folds > 1 else ""}.get(self.rule, "")
 
     @property
     def shares(self) -> dict[int, float]:
@@ -98,17 +102,17 @@ class TrainableSection(Section):
     def resolved(self) -> dict[str, Any]:
         """Return the keys with their values, in plain JSON types.
 
-        ``rule`` is left out where no adapters are, and ``ranks`` where all devices have one.
+        Keys that nothing reads are left out: ``rule`` without adapters, ``ranks`` where all devices have one, ``folds``
+        with another rule.
         """
-        plain = self.model_dump(mode="json")
-        left_out = {"rule"} if not self.adapts else set()
-        return {key: plain[key] for key in plain if key not in left_out | (set() if self.ranks else {"ranks"})}
+        read = {"rule": self.adapts, "ranks": bool(self.ranks), "folds": self.rule == "reffa"}
+        return {key: value for key, value in self.model_dump(mode="json").items() if read.get(key, True)}
 
     @property
     def says(self) -> str:
         """The trained parameters in words, for reports and model cards."""
         rank = " or ".join(map(str, self.levels)) if self.ranks else str(self.rank)
-        return _SAYS[self.kind].format(rank=rank) + _RULES[self.rule]
+        return _SAYS[self.kind].format(rank=rank) + _RULES[self.rule].format(folds=self.folds)
 
     @checked
     def _layers_named(self) -> Iterator[SettingError]:
@@ -136,6 +140,12 @@ class TrainableSection(Section):
             if self.rank not in self.shares:
                 what = f"trainable.ranks gives no share of devices with trainable.rank = {self.rank}"
             yield SettingError("E-VALUE", what, f"they make 100 %, with some devices of rank {self.rank}")
+
+    @checked
+    def _folds_read(self) -> Iterator[SettingError]:
+        if self.rule != "reffa" and self.folds != type(self).model_fields["folds"].default:
+            what = f'trainable.folds is of rule = "reffa", and trainable.rule = "{self.rule}" has one adapter'
+            yield SettingError("E-COMBO", what, 'leave it out, or write rule = "reffa"')
 
     @checked
     def _rule_of_adapters(self) -> Iterator[SettingError]:

@@ -1,4 +1,4 @@
-"""FFA-LoRA and RoLoRA: which factor moves, and that the other one stays to the bit."""
+"""FFA-LoRA, ReFFA and RoLoRA: which factors move, and that the others stay to the bit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from edgewise.codecs.select.segments import factor_groups, factors
-from edgewise.core.errors import CompositionError
-from edgewise.core.factors import columns
+from edgewise.core.errors import CompositionError, ModelError, RecipeError
+from edgewise.core.factors import columns, fold
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Turn, root
 from edgewise.core.memory import Memory
@@ -20,7 +20,7 @@ from edgewise.learn.models.adapters import trainable
 from edgewise.learn.train import fit
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
-from edgewise.plan.recipe.recipe import parse
+from edgewise.plan.recipe.recipe import from_plain, parse
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.plan.recipe.trainable import TrainableSection
 
@@ -32,7 +32,7 @@ def model() -> nn.Module:
         torch.manual_seed(0)
         return LlamaForCausalLM(
             LlamaConfig(vocab_size=50, hidden_size=16, intermediate_size=24, num_hidden_layers=1,
-                        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=32)
+                        num_attention_heads=2, num_key_value_heads=2, head_dim=4, max_position_embeddings=32)
         )  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def a_of(wrapped: nn.Module) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [4, 20])  # also wider than the layer
+@pytest.mark.parametrize("rank", [4, 12])  # also wider than the layer: o_proj has 8 inputs
 def test_a_is_orthonormal_fixed_and_the_same_for_all(rank):
     wrapped, flat = adapted("ffa", rank=rank)
     assert all("lora_B" in s.name for s in flat.spec.segments)
@@ -109,3 +109,60 @@ def test_a_device_of_lower_rank_trains_its_columns_only():
     rule = LocalRule(steps=2, lr=0.1)
     x = fit(wrapped, loss, [[ids], [ids]], flat, start, rule, training, root(0), rank=3).x
     np.testing.assert_array_equal(x != 0, columns(flat.spec) < 3)
+
+
+REFFA = 'privacy = "none"\n[trainable]\nkind = "lora"\nrule = "reffa"\nrank = 4\nfolds = 3\n[round]\nrounds = 7\n'
+
+
+def test_reffa_trains_one_adapter_after_another():
+    recipe = parse(REFFA)
+    wrapped, flat = trainable(model(), recipe.trainable, root(0), torch.float32)
+    plan = compile(recipe, flat.spec, 3, BUILT_IN)
+    assert [plan.phase(r) for r in range(7)] == [0, 0, 0, 1, 1, 2, 2]
+    assert [plan.turns.first(p) for p in range(3)] == [0, 3, 5]
+    for round in range(7):
+        assert {fold(name) for name in plan.rule(round).segments} == {plan.phase(round)}
+        assert plan.at(round).encoded.dim == flat.spec.dim // 3
+        assert len(plan.frozen(round)) == 2 * len(plan.rule(round).segments)
+    starts = [a for name, a in a_of(wrapped).items() if "q_proj" in name]
+    assert len(starts) == 3
+    assert not np.array_equal(starts[0], starts[1])
+
+
+def test_frozen_adapters_are_the_same_as_folded_weights():
+    """Training the second adapter beside a frozen first one equals training one adapter on a base with it folded in."""
+    recipe = parse(REFFA)
+    wrapped, flat = trainable(model(), recipe.trainable, root(0), torch.float32)
+    rng, x = np.random.default_rng(1), np.zeros(flat.spec.dim, np.float32)
+    for s in flat.spec.segments:
+        if fold(s.name) < 2:
+            x[s.start : s.stop] = rng.normal(0, 0.1, s.size)
+    flat.write(x)
+    ids = torch.arange(10)[None]
+    wanted = wrapped(input_ids=ids).logits.detach().numpy()
+    plain = model()
+    for s in flat.spec.segments:
+        if fold(s.name) < 2:
+            word = "default" if not fold(s.name) else f"fold{fold(s.name)}"
+            name = s.name.split(".lora_B")[0]
+            a = a_of(wrapped)[f"base_model.model.{name}.lora_A.{word}.weight"]
+            b = x[s.start : s.stop].reshape(s.shape)
+            plain.get_parameter(f"{name}.weight").data += torch.from_numpy(16 / 4 * b @ a)
+    np.testing.assert_allclose(plain(input_ids=ids).logits.detach().numpy(), wanted, atol=1e-5)
+
+
+def test_a_rank_above_every_matrix_is_refused():
+    with pytest.raises(ModelError, match=r"rank = 17 is above .* 16 at most"):
+        adapted("fedit", rank=17)
+
+
+@pytest.mark.parametrize(
+    ("section", "rounds", "words"),
+    [
+        ({"rule": "reffa", "folds": 8}, 4, "need a round each, and round.rounds = 4"),
+        ({"rule": "ffa", "folds": 8}, 20, "has one adapter"),
+    ],
+)
+def test_folds_that_cannot_be(section, rounds, words):
+    with pytest.raises(RecipeError, match=words):
+        from_plain({"privacy": "none", "trainable": {"kind": "lora", **section}, "round": {"rounds": rounds}})
