@@ -80,7 +80,8 @@ class Hosting:
         self._noted: dict[str, str] = {}  # the reasons that the database has
 
     def start(self) -> None:
-        """Continue all runs that were running when the server stopped."""
+        """Continue all runs that were running when the server stopped, and remove what it left of a submission."""
+        submission.clean(self._service)
         with self._service.database.read() as c:
             running = served.listed(c, served.RUNNING)
         for run in running:

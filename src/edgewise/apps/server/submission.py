@@ -2,12 +2,17 @@
 
 No path of the submitter's machine reaches a device. Each device reads the text that its owner names. The model is named
 by the digest of its files.
+
+A run's folder is made before its row. While it is made, the file ``RUN.submitting`` stands beside it. A server that was
+killed in between removes the folder at its next start (``clean``).
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +31,7 @@ from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http import package
 from edgewise.drivers.http.service import Service
-from edgewise.drivers.storage.files import FOLDER, write_durably
+from edgewise.drivers.storage.files import FOLDER, discard, sync_folder, write_durably, write_new
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.coordinator import first
 from edgewise.plan.compile import compile
@@ -37,6 +42,7 @@ from edgewise.plan.retention import window_of
 
 Connection = sa.Connection
 SAMPLING_KEY = "sampling.key"
+SUBMITTING = ".submitting"
 OWN = "module"
 MODEL = "model"  # folder of the model's files, in a run's folder
 
@@ -127,23 +133,23 @@ def begin(
     files = _files(service, packed)
     initial = vector.from_bytes(service.staging.take(wanted.initial), spec.dim)
     run = plan.run
-    out = folder(service, run)
-    _store(out, plan, recipe, wanted, files, service, initial, shares)
-    facts = canonical(plan.facts)
-    with service.blobs.kept() as put:
-        blobs = {put(raw): len(raw) for raw in _published(service, packed, files, listing, spec)}
-        service.blobs.sync()
-        row = ServedRun(
-            run=run, name=recipe.name, state=served.RUNNING, why="", rounds=plan.rounds, facts=facts,
-            signature=sign(service.identity.secret, facts), kept=blobs, made_by=made_by, made_s=service.now_s(),
-        )  # fmt: skip
+    with _submitting(service, run) as out:
+        _store(out, plan, recipe, wanted, files, service, initial, shares)
+        facts = canonical(plan.facts)
+        with service.blobs.kept() as put:
+            blobs = {put(raw): len(raw) for raw in _published(service, packed, files, listing, spec)}
+            service.blobs.sync()
+            row = ServedRun(
+                run=run, name=recipe.name, state=served.RUNNING, why="", rounds=plan.rounds, facts=facts,
+                signature=sign(service.identity.secret, facts), kept=blobs, made_by=made_by, made_s=service.now_s(),
+            )  # fmt: skip
 
-        def change(c: sa.Connection) -> None:
-            served.add(c, row)
-            mailboxes.admit(c, run, devices)
-            mailboxes.publish(c, run, dict(blobs))
+            def change(c: sa.Connection) -> None:
+                served.add(c, row)
+                mailboxes.admit(c, run, devices)
+                mailboxes.publish(c, run, dict(blobs))
 
-        service.database.write(change)
+            service.database.write(change)
     for digest in (wanted.initial, packed, *files.values()):
         if digest:
             service.staging.drop(digest)
@@ -153,6 +159,42 @@ def begin(
 def folder(service: Service, run: str) -> Path:
     """Return the folder of a run on the server."""
     return service.folder / "runs" / run[:32]
+
+
+def clean(service: Service) -> None:
+    """Remove the folders of submissions that ended before the run's row was written: of a server that was killed.
+
+    A folder without its mark stays, whatever the database says. It may be newer than a restored database.
+    """
+    for mark in sorted((service.folder / "runs").glob(f"*{SUBMITTING}")):
+        _settle(service, mark)
+
+
+@contextmanager
+def _submitting(service: Service, run: str) -> Iterator[Path]:
+    """Mark the folder of a new run until its row is written. On an error the folder is removed at once."""
+    out = folder(service, run)
+    out.parent.mkdir(FOLDER, exist_ok=True)
+    mark = out.with_suffix(SUBMITTING)
+    try:
+        write_new(mark, b"")
+        sync_folder(out.parent)
+        yield out
+    except Exception:
+        _settle(service, mark)
+        raise
+    discard(mark)
+
+
+def _settle(service: Service, mark: Path) -> None:
+    """Remove a mark, and its folder where no run of the database has it. A folder that cannot go keeps its mark."""
+    out = mark.with_suffix("")
+    with service.database.read() as c:
+        known = any(folder(service, row.run) == out for row in served.listed(c))
+    if not known:
+        shutil.rmtree(out, ignore_errors=True)
+    if known or not out.exists():
+        discard(mark)
 
 
 def _spec(plain: list[Any]) -> Spec:
@@ -193,7 +235,6 @@ def _store(
     shares: sharing.Arranged | None,
 ) -> None:
     """Make the run's folder with the first checkpoint, as a simulation would."""
-    out.parent.mkdir(FOLDER, exist_ok=True)
     tables = recipe.resolved()
     with RunStore(out) as store:
         if files:
