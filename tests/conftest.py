@@ -38,28 +38,38 @@ settings.register_profile("thorough", max_examples=1000, **_CALM)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "fast"))
 
 
+@pytest.hookimpl(tryfirst=True)  # before ``-m`` chooses by markers
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of the cases of a test marked ``long(sample=n)`` leave n, evenly spread; ``make test-long`` walks all of them.
+    """Keep a sample of the cases of a test: ``long(sample=n)`` in ``make test``, ``quick(sample=n)`` in ``make check``.
 
-    It gives each hours, since a busy machine takes long over a thousand examples.
+    The n cases are evenly spread. ``make test-long`` walks all cases of the long tests and gives each hours, because a
+    busy machine takes long over a thousand examples.
     """
     if LONG:
         for item in items:
             if item.get_closest_marker("long") and not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(4 * 3600))
         return
-    cases: dict[tuple[str, int], list[pytest.Item]] = {}
-    for item in items:
-        mark = item.get_closest_marker("long")
-        if mark is not None and "sample" in mark.kwargs:
-            cases.setdefault((item.nodeid.split("[")[0], mark.kwargs["sample"]), []).append(item)
-    left_out = set()
-    for (_, sample), group in cases.items():
-        chosen = {i * len(group) // sample for i in range(sample)}
-        left_out |= {item for i, item in enumerate(group) if i not in chosen}
+    left_out = set(_beyond(items, "long"))
     if left_out and not any("::" in argument for argument in config.args):  # a test that is asked for by name is played
         config.hook.pytest_deselected(items=[item for item in items if item in left_out])
         items[:] = [item for item in items if item not in left_out]
+    for item in _beyond(items, "quick"):
+        item.add_marker(pytest.mark.slow)
+
+
+def _beyond(items: list[pytest.Item], marker: str) -> list[pytest.Item]:
+    """List the cases beyond the sample that ``marker(sample=n)`` of their test names."""
+    cases: dict[tuple[str, int], list[pytest.Item]] = {}
+    for item in items:
+        mark = item.get_closest_marker(marker)
+        if mark is not None and "sample" in mark.kwargs:
+            cases.setdefault((item.nodeid.split("[")[0], mark.kwargs["sample"]), []).append(item)
+    beyond: list[pytest.Item] = []
+    for (_, sample), group in cases.items():
+        chosen = {i * len(group) // sample for i in range(sample)}
+        beyond += [item for i, item in enumerate(group) if i not in chosen]
+    return beyond
 
 
 def pytest_collection_finish() -> None:

@@ -18,7 +18,7 @@ SAID = {
     "own_codec": "bytes up instead of",
     "private_texts": "epsilon spent [",
 }
-pytestmark = pytest.mark.long(sample=2)
+pytestmark = [pytest.mark.slow, pytest.mark.long(sample=2)]
 
 
 @pytest.mark.parametrize("name", SAID)
