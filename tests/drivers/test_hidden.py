@@ -536,7 +536,7 @@ def test_correlated_noise_of_a_run_costs_what_is_promised_whatever_happens_to_it
         card = store.run()["facts"]["plan"]["privacy"]["card"]
         assert card["of_release"] == pytest.approx(20.0, rel=1e-3)
         assert "take back" in card["noise"]
-        assert card["sampling"] == "2 groups take turns: a device is in one of 2 rounds, no amplification"
+        assert card["sampling"] == "2 groups take turns, so a device is in one of 2 rounds, which amplifies nothing"
         assert card["rounds_each"] == 3
     _, independent, _ = play(tmp_path / "b", turns)
     assert rounds(independent)[0].epsilon < spent[0]

@@ -48,91 +48,97 @@ def claims(
     if spend is not None:
         c = spend.card
         sentences.append(c.summary)
-        sentences.append(f"against the server: {card.words(c.against_server, c.delta)}, for one {c.unit}")
-        sentences.append(
-            f"against readers of the models: {card.words(c.of_release, c.delta)}; neighbours: {c.adjacency}"
-        )
-        sentences.append(f"budget: {card.limit(spend.budget.epsilon)}")
+        sentences.append(_promised("the server", c.against_server, c))
+        sentences.append(_promised("readers of the models", c.of_release, c))
+        sentences.append(f"neighbouring data sets are those in which {c.adjacency}")
+        sentences.append(f"the budget is {card.limit(spend.budget.epsilon)}")
     elif not visible:
+        sentences.append("the sum has no noise, so no epsilon bounds what it reveals about one device")
         sentences.append(
-            "the sum is not noised: what it says about one device is not bounded (no epsilon); a server that lies can "
-            f"send one model in up to {recipe.round.rounds} rounds to cohorts that differ by one device, and subtract "
-            "the sums"
+            f"a server that lies can send one model in up to {recipe.round.rounds} rounds to cohorts that differ by "
+            "one device, and subtract the sums"
         )
     shown = f", but for {n} held-out texts that the report prints" if (n := recipe.report.samples) else ""
     staying = (
         "raw text and codec memory never leave" if any(p.encoded.memory for p in pipes) else "raw text never leaves"
     )
     sentences.append(f"{staying} a device{shown}")
-    sentences.append(f"cohort: {earns}")
+    sentences.append(earns)
     sentences.append(_metrics(recipe, visible, noisy))
     if client.head:
         seen = "are visible to the server beside a device's update" if visible else "leave devices only as a sum"
         sentences.append(
-            f"{recipe.strategy['kind']} asks devices for {', '.join(client.head)}: exact scalars, which {seen}"
+            f"{recipe.strategy['kind']} asks devices for {', '.join(client.head)} as exact scalars, which {seen}"
         )
     if recipe.trainable.ranks and not visible:
         ranks, least = recipe.trainable.levels, pipe.spaces[0].quorum.n_min
         few = f"{least * recipe.trainable.shares[ranks[-1]]:.3g} of {least}"
         sentences.append(
-            f"columns of the adapters above {ranks[0]} are sums over the devices of higher rank alone, in the smallest "
-            f"sum some {few} for the last ones; which device has which rank follows from the public seed"
+            f"columns of the adapters above {ranks[0]} are sums over the devices of higher rank alone, and the last "
+            f"columns of the smallest sum have some {few} devices"
         )
+        sentences.append("the public seed decides which device has which rank")
     if recipe.codec == "adaptive":
         fast = "its link and training were" if visible and not promise.noises_steps else "its link is"
-        sentences.append(f"which rung a device chose tells the server roughly how fast {fast}")
-    held_out = "held-out losses of single devices are collected by evaluations: a simulation's instrument"
+        sentences.append(f"the rung that a device chose tells the server roughly how fast {fast}")
     if recipe.eval.on_devices:
-        held_out = "the mean of the devices' held-out losses leaves them as train losses do; " + held_out
-    chosen = "; they decide when the run ends, or which model counts" if recipe.round.chooses else ""
-    sentences.append(held_out + (", outside every epsilon" if noisy else chosen))
+        sentences.append("the mean of the devices' held-out losses leaves them as train losses do")
+    chosen = ", and they decide when the run ends, or which model counts" if recipe.round.chooses else ""
+    held_out = "the evaluations of a simulation collect held-out losses of single devices"
+    sentences.append(held_out + (", which no epsilon covers" if noisy else chosen))
     if recipe.training.local_epochs:
         sentences.append("how long a device trains tells the server roughly how much text it holds (local_epochs)")
     if not visible:
-        sentences.append("who takes part, when, and how many bytes it sends is visible to the server")
+        sentences.append("the server sees who takes part, when, and how many bytes each device sends")
     clips = " clips" if BELOW in pipe.encoded.head else ""
     if math.isfinite(pipe.total.sensitivity):
         moved = f"moves the summed update by at most {pipe.total.sensitivity:.4g}{clips} (L2)"
         sentences.append(
-            f"one device {moved}" if visible else f"an honest device {moved}; a corrupt one sends anything"
+            f"one device {moved}" if visible else f"an honest device {moved}, and a corrupt one sends anything"
         )
     elif hides is not None and hides.groups > 1:
         f = (hides.minimum - 1) // 2
         sentences.append(
-            f"up to {f} devices of a cohort may send anything: the mean stays within that of the other groups"
+            f"up to {f} devices of a cohort may send anything, and the mean stays within that of the other groups"
         )
     elif not noisy:
         sentences.append("one device can move the sum without limit (no clip)")
     if pipe.total.noise_std:
         stds = sorted({f"{p.total.noise_std:.4g}" for p in pipes}, key=float)
         sentences.append(
-            f"noise of std {' or '.join(stds)}{clips} on the sum" + ("" if noisy else "; no epsilon is derived")
+            f"the sum has noise of std {' or '.join(stds)}{clips}" + ("" if noisy else ", and no epsilon is derived")
         )
     if noisy:
         sentences.append(card.ADD_UP)
         sentences.append(
-            "in a simulation all noise follows from the recipe, its seed and the data: who knows or guesses them can "
-            "take it off; the same run played again has the same noise, another run has its own"
+            "in a simulation all noise follows from the recipe, its seed and the data, and a person who knows or "
+            "guesses them can remove it"
         )
+        sentences.append("a run that is played again has the same noise, and another run has its own")
     return tuple(sentences)
+
+
+def _promised(reader: str, epsilon: float | None, c: card.Card) -> str:
+    """Write the promise of a run against one reader."""
+    if epsilon is None or not math.isfinite(epsilon):
+        return f"nothing is promised against {reader}"
+    return f"the promise against {reader} is {card.words(epsilon, c.delta)}, for one {c.unit}"
 
 
 def _updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str:
     if (hides := pipe.merge.hides) is not None:
         text = hides.says
+        least = pipe.encoded.quorum.n_min
         if sorted_into > 1:
-            least = pipe.encoded.quorum.n_min
-            text += f"; it sees the sums of at most {sorted_into} groups of like links, each of {least} or more"
+            text += f", and it sees sums of at most {sorted_into} groups of like links, each of {least} or more"
         if pipe.merge.groups > 1:
-            text += (
-                f"; it sees the sums of {pipe.merge.groups} random groups, each of {pipe.encoded.quorum.n_min} or more"
-            )
+            text += f", and it sees the sums of {pipe.merge.groups} random groups, each of {least} or more"
         return text
     word = f'privacy = "{promise.word}"'
     if promise.noised_before_leaving:
         return f"the server sees every device's update, with the noise that the device added ({word})"
     promised = "nothing is promised about privacy against it" if promise.who_noises is Noiser.SERVER else None
-    return f"the server sees every device's update: {promised or 'nothing is promised about privacy'} ({word})"
+    return f"the server sees every device's update, and {promised or 'nothing is promised about privacy'} ({word})"
 
 
 def _assumed(recipe: Recipe, pipe: Pipeline) -> str:
@@ -142,8 +148,8 @@ def _assumed(recipe: Recipe, pipe: Pipeline) -> str:
     text = f"this holds while at most {exist:,} of the {space.population:,} devices are corrupt "
     if trust.cohorts == "verified":
         return text + (
-            f"(up to {space.quorum.corrupt:,} in a sum, but for odds of 2^-40 in a run), chosen before its cohorts are "
-            "drawn; devices verify each cohort"
+            f"(up to {space.quorum.corrupt:,} in a sum, but for odds of 2^-40 in a run) and were chosen before its "
+            "cohorts are drawn, which devices verify"
         )
     if trust.server == "malicious":
         return text + f"(up to {space.quorum.corrupt:,} in a sum), whichever of them the server invites"
@@ -155,15 +161,13 @@ def _metrics(recipe: Recipe, visible: bool, noisy: bool) -> str:
     names = [*(["train losses"] if recipe.metrics == "sum" else []), *([own] if own else [])]
     if noisy and (names or recipe.eval.on_devices):
         names += ["held-out losses"] if recipe.eval.on_devices else []
-        return (
-            f"the server sees each device's {' and '.join(names)}; the noise covers them with the update, as one vector"
-        )
+        return f"the server sees each device's {' and '.join(names)}, and one noise covers them and the update"
     if own:
         seen = "are visible to the server beside its update" if visible else "leave devices only as a sum"
-        return f"each device's {' and '.join(names)}, and its weight where a stage weighs, {seen}"
+        return f"each device's {' and '.join(names)}, and its weight if a stage weighs, {seen}"
     if recipe.metrics == "none":
-        bit = "; whether an update is below the clip does" if recipe.dp.adaptive_clip else ""
-        return f"no train losses leave devices; the weight of an update does, where a stage weighs{bit}"
+        bit = ", and so does a bit that says if the update is below the clip" if recipe.dp.adaptive_clip else ""
+        return f"no train losses leave devices, but the weight of an update does if a stage weighs{bit}"
     if visible:
         return "each device's train losses and weight are visible to the server beside its update"
     return "train losses and weights leave devices only as a sum"
@@ -180,7 +184,7 @@ def witnesses(promise: Promise, hides: Hiding | None, spend: Spend | None, group
     server = card.words(c.against_server, c.delta) if c is not None else "nothing is promised"
     reader = card.words(c.of_release, c.delta) if c is not None else "nothing is promised"
     if c is None and hides is not None:
-        server, reader = "sums alone are seen; no epsilon", "no epsilon"
+        server, reader = "sums only, no epsilon", "no epsilon"
     noisy = {Noiser.NOBODY: "as it is", Noiser.SERVER: "before noise"}
     noised = noisy.get(promise.who_noises, "with noise") + (f", of each of up to {groups} groups" if groups > 1 else "")
     each = "each, with its noise" if promise.noised_before_leaving else "each"
@@ -197,7 +201,9 @@ def witnesses(promise: Promise, hides: Hiding | None, spend: Spend | None, group
                 {"who": "both together", "updates": both, "sum": noised, "promised": "nothing is promised"},
             ]
     rows.append({"who": "other devices", "updates": "hidden", "sum": "what the models show", "promised": reader})
-    rows.append({"who": "who reads the models", "updates": "hidden", "sum": "what the models show", "promised": reader})
+    rows.append(
+        {"who": "readers of the models", "updates": "hidden", "sum": "what the models show", "promised": reader}
+    )
     rows.append(
         {"who": "the network", "updates": "who, when, how many bytes", "sum": "hidden", "promised": "needs TLS outside"}
     )

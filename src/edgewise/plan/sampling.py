@@ -49,11 +49,12 @@ class Sampling:
     @property
     def earns(self) -> str:
         """The assumption about sampling that a privacy accountant may make, in words."""
+        turns, rate = self.groups, f"{self.rate:.4g}"
         return {
-            "all": "no amplification: every device is in every round",
-            "fixed": f"sampling without replacement, {self.invite} of {self.population}; not Poisson",
-            "cyclic": f"{self.groups} groups take turns: a device is in one of {self.groups} rounds, no amplification",
-            "poisson": f"Poisson sampling at rate {self.rate:.4g}; against the release only, never against the server",
+            "all": "every device is in every round, so sampling amplifies nothing",
+            "fixed": f"each round draws {self.invite} of {self.population} devices, which amplifies nothing",
+            "cyclic": f"{turns} groups take turns, so a device is in one of {turns} rounds, which amplifies nothing",
+            "poisson": f"Poisson sampling at rate {rate} can amplify privacy against readers, not against the server",
         }[self.kind]
 
 

@@ -10,10 +10,8 @@ from typing import Any, Literal
 from edgewise.privacy import accountant
 
 Plain = Mapping[str, Any]  # ``Card.to_plain``, as a run records it
-OUTSIDE = (
-    "perplexities, losses, counts of devices, bytes, times and who took part are told exactly: no epsilon is about them"
-)
-ADD_UP = "epsilons of several runs over the same devices add up: each run counts its own rounds only"
+OUTSIDE = "no epsilon covers perplexities, losses, counts of devices, bytes, times and participants, which are exact"
+ADD_UP = "epsilons of several runs over the same devices add up, because each run counts only its own rounds"
 REPEATED = "A server that lies can send one model twice, to cohorts that differ by one device, and subtract the sums."
 NOT_COVERED = "Computed from devices' text without noise: not covered by epsilon."
 FEWER = ("If fewer of them add their noise", "honest devices", "epsilon of one round")  # caption and heads of a table
@@ -89,7 +87,9 @@ def rests_on(c: Plain) -> list[tuple[str, str]]:
     each = f"{c['rounds_each']:,} round{'s' * (c['rounds_each'] != 1)}"
     honest = [("honest devices", f"{c['honest']:,} are counted on in every round")] if c["honest"] else []
     if continuous := c.get("continuous"):
-        counted = "as zCDP, which holds for sums of discrete, rounded shares; continuous noise of this size would take "
+        counted = (
+            "as zCDP, which holds for sums of discrete, rounded shares, where continuous noise of this size would take "
+        )
         honest.append(("counted", f"{counted}epsilon {continuous:.3g} after all rounds"))
     multiplier = []
     if (z := c.get("z")) is not None:
@@ -99,7 +99,8 @@ def rests_on(c: Plain) -> list[tuple[str, str]]:
         ("unit", c["unit"]),
         ("delta", f"{c['delta']:g}, {c['below']}"),
         ("neighbours", c["adjacency"]),
-        ("taking part", f"{c['sampling']}; a device is in at most {each}"),
+        ("taking part", c["sampling"]),
+        ("rounds of a device", f"at most {each}"),
         ("noise", c["noise"]),
         *multiplier,
         *honest,
@@ -121,7 +122,7 @@ def without(servers: int) -> str:
 
 def limit(epsilon: float, given: str = "") -> str:
     """Describe a budget in words. ``given``: its origin."""
-    return f"epsilon {epsilon:.6g}{given}; the round that would exceed it is not played"
+    return f"epsilon {epsilon:.6g}{given}, and the round that would exceed it is not played"
 
 
 def words(epsilon: float | None, delta: float) -> str:

@@ -108,7 +108,7 @@ def test_claims_name_the_loosest_bound() -> None:
     stages = [{"kind": "segments", "cycle": 2}, {"kind": "clip", "l2": 2.0}]
     assert "one device moves the summed update by at most 2 (L2)" in plan(stages, metrics="none").claims
     p = plan(stages, metrics="none", post=[{"kind": "noise", "z": 0.5}])
-    assert any(c.startswith("noise of std 1 on the sum") for c in p.claims)
+    assert any(c.startswith("the sum has noise of std 1") for c in p.claims)
 
 
 def test_a_second_schedule_is_refused() -> None:

@@ -346,7 +346,9 @@ def test_claims_of_one_device_name_the_unit_and_the_honest() -> None:
     assert any("clips (L2)" in c for c in moving.claims)
     assert any("below the clip" in c for c in moving.claims)
     hidden = plan(DISTRIBUTED).claims
-    assert any(c.startswith("an honest device moves") and c.endswith("a corrupt one sends anything") for c in hidden)
+    assert any(
+        c.startswith("an honest device moves") and c.endswith("and a corrupt one sends anything") for c in hidden
+    )
     assert not any(c.startswith("one device moves") for c in hidden)
     for settings in (CENTRAL, DISTRIBUTED, LOCAL, EXAMPLE):
         assert any("knows or guesses them" in c for c in plan(settings).claims)

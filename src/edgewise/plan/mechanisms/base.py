@@ -30,7 +30,7 @@ from edgewise.privacy.spend import PrivacyEvent
 
 UNIT = "device: all its text, in all rounds"
 ADJACENT = {
-    "zero_out": "one device's updates are all zero or not; who takes part is public",
+    "zero_out": "one device's updates are all zero or not, while participation is public",
     "add_remove": "one device is in the population or not",
     "replace_one": "one device has other text",
 }

@@ -40,7 +40,7 @@ def build(setting: Setting, *, clip_l2: float, sample_rate: float) -> Built:
         return Sentences(
             f"each device in each step, {z:.4g} times the clip of {clip_l2:g} of one block's gradient",
             unit="block of text of one device, in all rounds",
-            adjacency="one block is on the device or not; how many there are is public",
+            adjacency="one block is on the device or not, while the number of blocks is public",
             sampling=f"each step takes each block with probability {sample_rate:g}, unknown to others",
             blocks=" and for the n blocks of text on them, counted before the first step",
         )

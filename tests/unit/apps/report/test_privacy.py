@@ -46,7 +46,7 @@ def test_every_part_of_the_card_is_in_all_three(word: str, tmp_path: Path) -> No
     assert spend is not None
     card = spend.card
     told = written(tmp_path, **recipe)
-    parts = [card.unit, card.adjacency, card.sampling, card.noise, f"in at most {card.rounds_each} round"]
+    parts = [card.unit, card.adjacency, card.sampling, card.noise, f"at most {card.rounds_each} round"]
     parts += [f"{epsilon:.3g}" for _, epsilon in card.fewer]
     parts += [f"{card.delta:g}", f"{card.z:.4g}, derived from dp.epsilon"]
     if word == "distributed_dp":
@@ -59,7 +59,7 @@ def test_every_part_of_the_card_is_in_all_three(word: str, tmp_path: Path) -> No
         for part in parts:
             assert part in text, (where, part)
     for where in ("check", "model card"):  # the report says it in large figures
-        assert f"epsilon {recipe['dp']['epsilon']:g}; the round that would exceed it is not played" in told[where]
+        assert f"epsilon {recipe['dp']['epsilon']:g}, and the round that would exceed it is not played" in told[where]
         assert f"epsilon {card.of_release:.3g} at delta 0.001" in told[where]
         assert ("against the server nothing is promised" in told[where].replace("| ", "")) == (word == "central_dp")
 
@@ -116,7 +116,7 @@ def test_epsilon_is_drawn_of_a_dozen_rounds_each_once_and_of_the_last(rounds: in
 def test_hidden_sums_say_what_they_hide_and_distributed_noise_where_epsilon_went() -> None:
     hidden = privacy_facts(made_plan(**RECIPES["hidden"]))
     promised = {w["promised"] for w in hidden["seen"]}
-    assert promised == {"sums alone are seen; no epsilon", "no epsilon", "needs TLS outside"}
+    assert promised == {"sums only, no epsilon", "no epsilon", "needs TLS outside"}
     plain = privacy_facts(made_plan())
     assert plain["seen"][0]["promised"] == "nothing is promised"
     noised = privacy_facts(made_plan(**RECIPES["distributed_dp"]))["card"]

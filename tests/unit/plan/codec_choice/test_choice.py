@@ -135,8 +135,10 @@ def test_with_noise_on_records_the_rung_says_nothing_of_training() -> None:
     found = explain.ladder(plan)
     assert found is not None
     assert found["patience"] == 0.0
-    assert "which rung a device chose tells the server roughly how fast its link is" in plan.claims
-    assert "which rung a device chose tells the server roughly how fast its link and training were" in plan_of().claims
+    assert "the rung that a device chose tells the server roughly how fast its link is" in plan.claims
+    assert (
+        "the rung that a device chose tells the server roughly how fast its link and training were" in plan_of().claims
+    )
 
 
 def test_without_time_or_knowledge_it_sends_the_smallest() -> None:
@@ -180,7 +182,7 @@ def test_the_trace_says_what_a_ladder_does() -> None:
     assert [r["role"] for r in (outer, row)] == ["stage", "inner"]
     assert outer["bytes"] == row["bytes"] == plan.upload_bytes(0)
     assert f"one of {len(RUNGS)} rungs" in row["does"]
-    assert any("which rung a device chose" in claim for claim in plan.claims)
+    assert any("the rung that a device chose" in claim for claim in plan.claims)
 
 
 def test_the_recipe_for_slow_links_compiles() -> None:
