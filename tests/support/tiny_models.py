@@ -53,6 +53,12 @@ BUILDERS: dict[str, Callable[[], Any]] = {
                eos_index=0, pad_index=1),
     "xlnet": _of("XLNet", vocab_size=300, d_model=16, n_layer=2, n_head=2, d_inner=24),
 }  # fmt: skip
+WIDE: dict[str, Callable[[], Any]] = {  # Widths that NF4 accepts, and weights whose rounding shows.
+    "llama-wide": _of("Llama", **{**SMALL, "hidden_size": 64, "intermediate_size": 128}, initializer_range=0.2),
+    "llama-odd": _of("Llama", **{**SMALL, "hidden_size": 64, "intermediate_size": 88}),
+    "gpt2-wide": _of("GPT2", vocab_size=300, n_embd=64, n_layer=2, n_head=2, n_positions=64, bos_token_id=0,
+                     eos_token_id=0),
+}  # fmt: skip
 CAUSAL = [name for name in BUILDERS if name not in ("bert", "electra", "xlm", "xlnet")]
 
 
@@ -62,7 +68,7 @@ def save(name: str, folder: Path, dtype: str = "float32") -> Path:
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = BUILDERS[name]()
+        model = {**BUILDERS, **WIDE}[name]()
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     tiny_model.tokenizer().save_pretrained(folder)
     return folder

@@ -38,6 +38,7 @@ from edgewise.engine.trainer import Trainer
 from edgewise.learn import dp_sgd
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
+from edgewise.learn.models import quantized
 from edgewise.learn.own_work import OwnWork
 from edgewise.learn.probe import probe
 from edgewise.learn.train import Batch, Loss, Optimizer, fit
@@ -279,15 +280,16 @@ class TorchTrainer:
         """
         vectors = 3 + len(self._optimizer.state)  # Three are the gradient, the round's model and the update.
         return {
-            "parameters": float(sum(p.numel() for p in self.model.parameters())),
+            "parameters": float(sum(quantized.count(p) for p in self.model.parameters())),
             "trainable": float(self.spec.dim),
             "memory_bytes": weights_bytes(self.model) + 4.0 * self.spec.dim * vectors + self._activation_bytes,
         }
 
 
 def weights_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters. Shared ones count once."""
-    return sum({p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}.values())
+    """Return the bytes of all parameters, and of the scales of quantized ones. Shared ones count once."""
+    codes = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
+    return sum(codes.values()) + quantized.scale_bytes(model)
 
 
 def measured_step_s(trainer: Trainer, lr: float) -> float:

@@ -51,6 +51,7 @@ class ModelCard(NamedTuple):
         trained = recipe.trainable.says
         own = s["facts"].get("extensions") or ("objects" in s["facts"] and "precision" not in s["facts"])
         of = f"`{about.name}`" if about else "a model of one's own" if own else "the base model"
+        of += f", whose linear layers were stored as {recipe.model.quantize}" if recipe.model.quantized else ""
         work, noised = numbers.local_work(t.local_steps, t.local_epochs), bool(s["not_covered"])
         fingerprint = "" if noised else f" Fingerprint: `{s['facts'].get('fingerprint', 'not recorded')}`."
         seed = "" if noised else f"| seed | {s['seed']} |\n"

@@ -18,6 +18,7 @@ from edgewise.core.keys import Key, derive, generator
 from edgewise.learn.flat import Flat
 from edgewise.learn.models.architecture import called, pattern
 from edgewise.learn.models.modules import PEFT_PREFIX, plain_name
+from edgewise.learn.models.quantized import count
 from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe.trainable import SHARED_A, TrainableSection
 
@@ -157,7 +158,7 @@ def without_adapter(model: nn.Module) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for name, p in model.named_parameters():
         if p.ndim > 1 and not factor(name) and ".base_layer." not in name:
-            counts[pattern(name.replace(PEFT_PREFIX, ""))] += p.numel()
+            counts[pattern(name.replace(PEFT_PREFIX, ""))] += count(p)
     return dict(counts)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.foreign import foreign
 from edgewise.core.vector import Vector
+from edgewise.learn.models import quantized
 from edgewise.learn.models.architecture import logits, probe_ids, sizes, text_config
 from edgewise.learn.models.load import Loaded
 from edgewise.learn.models.rebuilt import rebuild
@@ -52,13 +53,18 @@ class LogitDifferences(NamedTuple):
 
 
 class TrainedModel(NamedTuple):
-    """The trained model in float32, and its logits before and after training: float32[B, T, V] for ``ids_BT``."""
+    """The trained model in float32, and its logits before and after training: float32[B, T, V] for ``ids_BT``.
+
+    A quantized base has its decoded weights, which are those that the adapters were trained on. ``quantize`` says how
+    it was quantized.
+    """
 
     loaded: Loaded
     model: nn.Module
     ids_BT: Tensor
     base_BTV: Tensor
     wanted_BTV: Tensor
+    quantize: str = "none"
 
 
 def trained(
@@ -73,7 +79,7 @@ def trained(
     wanted_BTV = read_logits(model, ids_BT)
     for p in model.parameters():  # A safetensors file cannot hold the shared storage.
         p.data, p.grad = p.data.clone(), None
-    return TrainedModel(loaded, model, ids_BT, base_BTV, wanted_BTV)
+    return TrainedModel(loaded, model, ids_BT, base_BTV, wanted_BTV, recipe.model.quantize)
 
 
 def read_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
@@ -83,7 +89,7 @@ def read_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
 
 
 def write_merged(t: TrainedModel, folder: Path, dtype: str) -> LogitDifferences:
-    """Write the whole model with its configuration and tokenizer.
+    """Write the whole model with its configuration and tokenizer. A quantized base is merged in its decoded weights.
 
     Args:
         dtype: dtype of all weights, ``float32``, ``bfloat16`` or ``float16``.
@@ -141,7 +147,7 @@ def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, besid
     del model
     t = t._replace(model=nn.Identity(), loaded=t.loaded._replace(model=nn.Identity()))
     gc.collect()
-    plain_model = _plain(origin)
+    plain_model = _plain(origin) if t.quantize == "none" else quantized.load_decoded(origin, t.quantize)
     with foreign(EdgewiseError, "E-EXPORT", "peft cannot load the adapter that it wrote", "take --to merged."):
         fresh = PeftModel.from_pretrained(plain_model, folder)
     return _verified(fresh, t, folder, 0.0)

@@ -20,17 +20,15 @@ from torch.nn import functional as F
 
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
-from edgewise.learn.models import hub
+from edgewise.learn.models import hub, quantized
 from edgewise.learn.models.architecture import logits
+from edgewise.learn.models.weights import read_weights
 from edgewise.learn.text import tokens
 
 CONFIG_BYTES = 1 << 22
 MOST_PARTS = 1 << 16  # Layers times experts. The largest open models have some 25,000.
 COUNTS = re.compile(r"^(num|n)_.*(layer|expert|block|head|label)")
 MADE = re.compile(r"^(num|n)_(hidden_)?layers?$|^(num|n)_(local_|routed_)?experts$")  # These counts multiply.
-DERIVED = re.compile(
-    r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$"
-)  # Old versions stored these, new ones compute them.
 FP32_ATTENTION = "edgewise_fp32_sdpa"
 
 
@@ -52,16 +50,26 @@ class Loaded(NamedTuple):
     commit: str = ""
 
 
-def load(base: str, recipe_dir: Path, dtype: torch.dtype = torch.float32) -> Loaded:
+def load(
+    base: str,
+    recipe_dir: Path,
+    dtype: torch.dtype = torch.float32,
+    quantize: str = "none",
+    cache_dir: Path | None = None,
+) -> Loaded:
     """Load a model and its tokenizer.
 
     Args:
         base: ``"bundled"``, ``"hub:owner/name"``, ``"hub:owner/name@revision"``, or a folder.
         recipe_dir: the folder where a relative ``base`` starts.
-        dtype: dtype of the weights.
+        dtype: dtype of the weights, of those that are not quantized.
+        quantize: ``model.quantize`` of a recipe (``learn.models.quantized``).
+        cache_dir: folder for quantized copies. None keeps none.
     Raises:
         ModelError: E-MODEL for a model that is missing, damaged, pickled or incomplete, has an adapter beside it, or
-            needs remote code. E-MODEL-REMOTE where the hub cannot give it.
+            needs remote code. E-MODEL-REMOTE where the hub cannot give it. E-QUANTIZE where it cannot be quantized, or
+            is quantized in another way.
+        EdgewiseError: E-DEPENDENCY where quantizing needs a package.
     """
     if base == "bundled":
         folder, name = Path(str(resources.files("edgewise"))) / "assets" / "student", "bundled student"
@@ -75,7 +83,12 @@ def load(base: str, recipe_dir: Path, dtype: torch.dtype = torch.float32) -> Loa
         name = folder.name
     _check(folder)
     _bounded(folder / "config.json")
-    return Loaded(_model(folder, dtype), tokens.load(folder), name, folder, hub.commit(folder))
+    quantized.check_stored(folder, quantize)
+    if quantize == "none":
+        model = read_weights(folder, dtype=dtype)
+    else:
+        model = quantized.load(folder, quantize, dtype, cache_dir)
+    return Loaded(model, tokens.load(folder), name, folder, hub.commit(folder))
 
 
 def _check(folder: Path) -> None:
@@ -117,29 +130,6 @@ def _bounded(path: Path) -> None:
                         what = f"{path}: {key} = {n:.3g} makes more than {MOST_PARTS} parts."
                         raise ModelError("E-MODEL", what, "save the model again.")
         level = inner
-
-
-def _model(folder: Path, dtype: torch.dtype) -> nn.Module:
-    from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    with foreign(ModelError, "E-MODEL", f"{folder} cannot be loaded", "check that it is complete."):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            output_loading_info=True,
-        )
-    # transformers would fill missing and mismatched weights with random numbers, and drop unexpected ones.
-    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if odd := sorted(str(key) for key in info.get(kind, ()) if not DERIVED.search(str(key))):
-            what = f"{folder}: {len(odd)} {kind.replace('_', ' ')} ({', '.join(odd[:3])})."
-            raise ModelError("E-MODEL", what, "config.json and weights must be of one model: save it again.")
-    return model
 
 
 def bfloat16_in_hardware() -> bool:

@@ -18,6 +18,7 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.core.keys import derive, root
 from edgewise.core.vector import Array, Vector, pack
 from edgewise.learn.flat import Flat
+from edgewise.learn.models import quantized
 from edgewise.learn.models.adapters import trainable
 from edgewise.learn.models.load import Loaded, load
 from edgewise.learn.text.trainer import frozen_digest
@@ -30,6 +31,8 @@ AGAIN = "put the base model back as it was when the run began, or name its folde
 
 class RebuiltModel(NamedTuple):
     """A run's model in float32 with the base's parameters, and the trained parameters to write into it.
+
+    A quantized base has its decoded weights, which are those that the adapters were trained on.
 
     Attributes:
         loaded: the base as it was read.
@@ -80,11 +83,16 @@ def rebuild(
         same.append(facts.get("initial_sha256") in (None, vector.digest(vector.to_bytes(flat.read()))))
     if not all(same):
         raise EdgewiseError("E-EXPORT", f"{loaded.name} has other weights than the run trained on.", AGAIN)
+    if recipe.model.quantized:
+        plain = quantized.decode(loaded.folder, model.unload())
+        model, flat = trainable(plain, recipe.trainable, derive(root(recipe.seed), "model"), torch.float32)
+        loaded = loaded._replace(model=plain)
     return RebuiltModel(loaded, model, flat, params)
 
 
 def _start(recipe: Recipe, base: str, folder: Path, arithmetic: torch.dtype) -> tuple[Loaded, nn.Module, Flat]:
-    loaded = load(base, folder, arithmetic if recipe.trainable.adapts else torch.float32)
+    dtype = arithmetic if recipe.trainable.adapts else torch.float32
+    loaded = load(base, folder, dtype, recipe.model.quantize)
     return loaded, *trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), arithmetic)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgewise.core.vector import Spec, Vector
 from edgewise.learn.models.hub import INDEX, WEIGHTS
+from edgewise.learn.models.quantized import count
 from edgewise.learn.text import trainer
 from edgewise.plan.recipe.recipe import Recipe
 
@@ -36,7 +37,7 @@ def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
     loaded, flat = trainer.model(recipe, recipe_dir)
     facts = {
         "model": loaded.name,
-        "parameters": sum(p.numel() for p in loaded.model.parameters()),
+        "parameters": sum(count(p) for p in loaded.model.parameters()),
         "trainable": flat.spec.dim,
         "vocabulary": loaded.tokens.size,
         **({"model_commit": loaded.commit} if loaded.commit else {}),

@@ -27,7 +27,7 @@ from edgewise.core.keys import Key, derive, root
 from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut
 from edgewise.core.vector import Array, Vector
 from edgewise.learn.flat import Flat
-from edgewise.learn.models import generate
+from edgewise.learn.models import generate, quantized
 from edgewise.learn.models.adapters import is_factor_a, trainable, without_adapter
 from edgewise.learn.models.architecture import Sizes, check_causal, shares, sizes, unread
 from edgewise.learn.models.load import Loaded, TextLoss, autocast_dtype, float32_attention, load
@@ -54,7 +54,7 @@ def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | N
         cache_dir: folder for tokenized blocks. Processes and runs may share it. It may be deleted between runs.
         device: an enrolled device, which owns all of the text. None shares the text out by the recipe.
     Raises:
-        ModelError: E-MODEL, E-MODEL-REMOTE, E-TARGETS.
+        ModelError: E-MODEL, E-MODEL-REMOTE, E-QUANTIZE, E-TARGETS.
         DataError: E-DATA-*.
     """
     key = root(recipe.seed)
@@ -62,17 +62,22 @@ def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | N
     corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"), lenient=records)
     if device is not None:
         corpus = corpus.of(device)
-    loaded, flat = model(recipe, recipe_dir)
+    loaded, flat = model(recipe, recipe_dir, cache_dir)
     store = BlockStore(corpus, loaded.tokens, recipe.data, cache_dir, apart=records)
     loss = TextLoss(autocast_dtype(recipe.model.precision))
     return TextTrainer(recipe, loaded, flat, corpus, store, loss)
 
 
-def model(recipe: Recipe, recipe_dir: Path) -> tuple[Loaded, Flat]:
-    """Load the recipe's model, with its adapters, and lay out the trained parameters. Raises ModelError as ``make``."""
+def model(recipe: Recipe, recipe_dir: Path, cache_dir: Path | None = None) -> tuple[Loaded, Flat]:
+    """Load the recipe's model, with its adapters, and lay out the trained parameters. Raises ModelError as ``make``.
+
+    Args:
+        cache_dir: folder for a quantized copy of the base. None keeps none.
+    """
     arithmetic = autocast_dtype(recipe.model.precision)
     lora = recipe.trainable.adapts  # The base of an adapter is not trained, so it can be read in 16 bits at once.
-    loaded = load(recipe.model.base, recipe_dir, arithmetic if lora else torch.float32)
+    dtype = arithmetic if lora else torch.float32
+    loaded = load(recipe.model.base, recipe_dir, dtype, recipe.model.quantize, cache_dir)
     _check(loaded, recipe)
     if arithmetic is torch.bfloat16:
         float32_attention(loaded.model)
@@ -247,7 +252,7 @@ class TextTrainer(TorchTrainer):
                 f"{share:.0f} % of the trained weights are where no text runs through ({parts}) and never move.",
             )
         if bare:
-            weights = sum(p.numel() for n, p in self.model.named_parameters() if not p.requires_grad)
+            weights = sum(quantized.count(p) for p in self.model.parameters() if not p.requires_grad)
             share = 100 * sum(bare.values()) / weights
             sentences += (
                 f"{share:.0f} % of the model's weights have no adapter and are never trained: {shares(bare)}.",
@@ -270,8 +275,16 @@ def frozen_digest(model: nn.Module, arithmetic: torch.dtype | None = None) -> st
     for name, p in model.named_parameters():
         if not p.requires_grad and not is_factor_a(name):
             h.update(name.encode())
-            h.update(p.detach().to(arithmetic or p.dtype).contiguous().view(torch.uint8).numpy().data)
+            dtype = (p.is_floating_point() and arithmetic) or p.dtype  # Codes of a quantized base are whole numbers.
+            h.update(_bytes(p.detach().to(dtype)))
+    for name, scale in quantized.scales(model):
+        h.update(name.encode())
+        h.update(_bytes(scale.detach()))
     return h.hexdigest()
+
+
+def _bytes(x: Tensor) -> Any:
+    return x.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class TextShard:

@@ -24,6 +24,8 @@ from edgewise.plan.mechanisms.known import refused
 from edgewise.plan.recipe import findings, toml
 from edgewise.plan.recipe.data import DataSection
 from edgewise.plan.recipe.findings import Examined, Finding
+from edgewise.plan.recipe.later import without_unused
+from edgewise.plan.recipe.model import ModelSection
 from edgewise.plan.recipe.personal import PersonalSection
 from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.privacy import DP_WORDS, Privacy, chosen, filled
@@ -36,17 +38,6 @@ from edgewise.plan.recipe.sections import (
     TrustSection,
 )
 from edgewise.plan.recipe.trainable import TrainableSection
-
-
-class ModelSection(Section):
-    """The model that is federated."""
-
-    base: str = Field(
-        "bundled", description='"bundled", a local directory, or "hub:owner/name@revision"; safetensors only'
-    )
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="arithmetic of training and evaluation; auto = bfloat16 where the CPU has it in hardware"
-    )
 
 
 class AdaptiveSection(Section):
@@ -225,6 +216,15 @@ class Recipe(Section):
         return filled(plain, chosen(plain))
 
     @rule
+    def _base_frozen(self) -> Iterator[SettingError]:
+        if self.model.quantized and not self.trainable.adapts:
+            what = (
+                f'model.quantize = "{self.model.quantize}" with trainable.kind = "{self.trainable.kind}": rounded '
+                "weights cannot take the small steps of training"
+            )
+            yield SettingError("E-COMBO", what, 'train adapters, as in kind = "lora", or leave out model.quantize')
+
+    @rule
     def _minimum_given(self) -> Iterator[SettingError]:
         always = self.privacy == "central_dp" and self.round.sampling == "poisson"
         if not self.round.minimum and not always:
@@ -278,15 +278,14 @@ class Recipe(Section):
         yield from refused(self.privacy, self.dp)
 
     def resolved(self) -> dict[str, Any]:
-        """Return all keys with their values and defaults, in plain JSON types.
+        """Return all keys with their values and defaults, in plain JSON types, without unused later keys (``later``).
 
-        ``metric`` and ``personal`` are left out where there are none, and keys of adapters where there are none, so
-        that older runs keep their identities.
+        Keys of adapters are left out where there are none, for the same reason.
         """
-        plain = self.model_dump(mode="json", by_alias=True)
+        defaults = Recipe(privacy="none").model_dump(mode="json", by_alias=True)
+        plain = without_unused(self.model_dump(mode="json", by_alias=True), defaults)
         plain["trainable"] = self.trainable.resolved()
-        present = {"metric": self.metric, "personal": self.personal.method != "none"}
-        return {key: value for key, value in plain.items() if present.get(key, True)}
+        return plain
 
     @property
     def world(self) -> str:

@@ -1,0 +1,29 @@
+"""Keys that came after the first recipes. A resolved recipe leaves them out while they have their default.
+
+The run id, the digest of a simulation and a stored recipe are made of the resolved recipe. A recipe that does not use a
+later key therefore keeps the identity that it had before the key existed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+LATER = ("metric", "model.quantize", "personal")  # Dotted keys, at most two parts. A section may stand here as a whole.
+
+
+def without_unused(plain: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Leave out the later keys that have their default.
+
+    Args:
+        plain, defaults: all keys of a recipe, and of one that gives none, in plain JSON types.
+    """
+    out = dict(plain)
+    for key in LATER:
+        section, _, name = key.partition(".")
+        if not name:
+            if out[section] == defaults[section]:
+                del out[section]
+        elif out[section][name] == defaults[section][name]:
+            out[section] = {k: v for k, v in out[section].items() if k != name}
+    return out
