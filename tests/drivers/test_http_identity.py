@@ -45,6 +45,22 @@ def test_a_key_is_made_once_and_is_for_its_owner_only(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / "home" / "device.key").stat().st_mode) == 0o600
 
 
+def test_a_key_whose_making_was_cut_short_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, or a kill, before the key is on the disk: no part of it stands in its place."""
+    folder = tmp_path / "home"
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert refused(identity.make, folder / "device.key") == "E-IDENTITY"
+    assert list(folder.iterdir()) == []
+    monkeypatch.undo()
+    made = identity.make(folder / "device.key")
+    assert [path.name for path in folder.iterdir()] == ["device.key"]
+    assert identity.load(folder / "device.key") == made
+
+
 @pytest.mark.skipif(os.name == "nt", reason="modes are those of POSIX")
 def test_a_key_that_others_may_read_is_refused(tmp_path: Path) -> None:
     identity.make(tmp_path / "device.key")

@@ -111,6 +111,7 @@ def test_who_leaves_is_revoked_and_only_what_edgewise_made_is_gone(home: Path, s
     for folder in ("runs", "models", "cache", LEDGERS):
         (home / folder / "deep").mkdir(parents=True)
     (home / "left.jsonl").write_bytes(b"")
+    (home / ".device.key.77.tmp").write_bytes(b"what a killed process left")
     (home / "mine.txt").write_text("the owner's")
     copy = Link(home, 5.0)
     found = done("device", "leave", *at(home), *(["--keep-records"] if keep else []))

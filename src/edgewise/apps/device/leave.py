@@ -45,6 +45,9 @@ def leave(home: Path, keep_records: bool = False, offline: bool = False) -> dict
     if not offline:
         with Link(home, PATIENCE_S) as link:
             link.leave()
+    for path in home.iterdir():  # unfinished files of a killed process; one can be a copy of the key
+        if files.TEMPORARY.fullmatch(path.name):
+            _remove(path)
     removed = [str(home / name) for name in _gone(keep_records) if _remove(home / name)]
     files.sync_folder(home)
     files.discard(home / control.LOCK)

@@ -7,6 +7,7 @@ members.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import version
 from typing import TypeVar
 
@@ -129,7 +130,7 @@ class ControlPlane:
         RunRoutes(service, hosting).add_to(api)
         VerifyingRoutes(service).add_to(api)
         ModelRoutes(service).add_to(api)
-        api.openapi = lambda: described(api)  # type: ignore[method-assign]
+        api.openapi = cache(lambda: described(api))  # type: ignore[method-assign]
         self.api = api
         self.app: ASGIApp = Guard(api, service)
 

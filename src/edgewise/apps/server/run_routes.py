@@ -158,7 +158,7 @@ class RunRoutes:
             found = await service.read(lambda c: _seen(c, run, member))
             return await service.aside(lambda: _outcome(service, found, round, member.id))
 
-        with service.listening(run) as bell:
+        with service.listening(run, member.id) as bell:
             found = await now()
             if found.state == "open" and bell is not None and wait_s > 0.0:
                 with suppress(TimeoutError):

@@ -26,7 +26,7 @@ from edgewise.core.errors import EdgewiseError, TransportError
 from edgewise.drivers.fleet.members import APPROVED, PENDING, REVOKED, Member, revoked
 from edgewise.drivers.http import rules, signatures
 from edgewise.drivers.http.identity import fingerprint
-from edgewise.drivers.http.limits import Later
+from edgewise.drivers.http.limits import Later, customer
 from edgewise.drivers.http.meter import Visit
 from edgewise.drivers.http.rules import Rule
 from edgewise.drivers.http.service import Service
@@ -109,7 +109,7 @@ class Guard:
                 self._fresh(found.proof)
             if found.member is not None:
                 self._service.gate.member(found.member.id, length, time.monotonic())
-            holder = found.member.id if found.member is not None else ""
+            holder = found.member.id if found.member is not None else customer((scope.get("client") or ("?", 0))[0])
             self._service.gate.hold(holder, length)
             reserved_bytes = length
             body, digest = await self._body(receive, length, found)

@@ -25,7 +25,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from edgewise.core.errors import TransportError
 from edgewise.crypto import sign
-from edgewise.drivers.storage.files import FOLDER, for_owner
+from edgewise.drivers.storage.files import FOLDER, write_first
 
 NAME_CHARACTERS = 32
 
@@ -58,7 +58,7 @@ class Identity:
 def make(path: Path) -> Identity:
     """Make a key in a file that only its owner can read, and open it. An existing key is opened as it is.
 
-    The key is on the disk before this returns.
+    The key is on the disk before this returns. A process that is killed meanwhile leaves no part of a key.
 
     Raises:
         TransportError: E-IDENTITY where the file cannot be written, or as ``load``.
@@ -69,17 +69,16 @@ def make(path: Path) -> Identity:
     )
     try:
         path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
-        with open(path, "xb", opener=for_owner) as f:
-            f.write(pem)
-            f.flush()
-            os.fsync(f.fileno())
-    except FileExistsError:
-        return load(path)
+        if not path.exists():
+            write_first(path, pem)
+            return Identity(pair.public, pair.secret)
+    except FileExistsError:  # another process was first
+        pass
     except OSError as e:
         raise TransportError(
             "E-IDENTITY", f"the key {path} cannot be written: {e.strerror}.", "choose another folder."
         ) from None
-    return Identity(pair.public, pair.secret)
+    return load(path)
 
 
 def load(path: Path) -> Identity:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from edgewise.core.errors import TransportError
 
 KEYS = 100_000  # keys in a table; an address that gives way begins with a full bucket again
+FINE = 40.0  # requests that a forged one counts as at a gateway
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,11 @@ class Buckets:
             self._level.popitem(last=False)
         return max(0.0, short / self._rate)
 
+    def charge(self, key: str, amount: float, now_s: float) -> None:
+        """Take ``amount`` also where it is not available. The key then waits until the debt is paid."""
+        self.take(key, 0.0, now_s)
+        self._level[key] = (max(-self._burst, self._level[key][0] - amount), now_s)
+
 
 class Gatekeeper:
     """The buckets of a server."""
@@ -88,13 +94,19 @@ class Gatekeeper:
         return self._held.total()
 
     def hold(self, holder: str, length: int) -> None:
-        """Reserve room for a body of a key, so that no key fills the room of the others.
+        """Reserve room for a body of a key, or of an address without a key.
+
+        A holder has at most as much room as it leaves free, so that no few of them fill the room of the others: with n
+        that take all they can, a share of 1 / (n + 1) stays free.
 
         Raises:
             TransportError: E-BUSY.
+
+        Source: Choudhury and Hahne, "Dynamic queue length thresholds for shared-memory packet switches" (1998).
         """
         limits = self.limits
-        if self._held[holder] + length > limits.holder_bytes or self.in_flight + length > limits.in_flight_bytes:
+        free = limits.in_flight_bytes - self.in_flight
+        if length and self._held[holder] + length > min(limits.holder_bytes, free):
             raise Later("E-BUSY", "the server holds too many requests in memory.", "wait a moment.", 1.0)
         self._held[holder] += length
 
@@ -110,7 +122,11 @@ class Gatekeeper:
         Raises:
             TransportError: E-RATE.
         """
-        _refuse(self._addresses.take(_customer(address), 1.0, now_s), "requests from this address")
+        _refuse(self._addresses.take(customer(address), 1.0, now_s), "requests from this address")
+
+    def fine(self, address: str, now_s: float) -> None:
+        """Count a request of an address that another server had to refuse as ``FINE`` requests."""
+        self._addresses.charge(customer(address), FINE, now_s)
 
     def member(self, name: str, size: int, now_s: float) -> None:
         """Count a request of a member with a body of ``size`` bytes.
@@ -122,7 +138,7 @@ class Gatekeeper:
         _refuse(self._bytes.take(name, size, now_s), "bytes from this key")
 
 
-def _customer(address: str) -> str:
+def customer(address: str) -> str:
     """Return the network of one customer: an IPv4 address, or an IPv6 /64, in which a customer has any number of
     addresses.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 
@@ -87,7 +88,10 @@ class Relay:
 
     async def passed(self, request: Request) -> Response:
         """Pass a request on to the server, and its answer back."""
-        return self._answer(await self._sent(request, caller(request).body, _headers(request)))
+        answer = await self._sent(request, caller(request).body, _headers(request))
+        if answer.status == 401 and request.client is not None:  # who sends forgeries uses up the rate of all who pass
+            self._service.gate.fine(request.client.host, time.monotonic())
+        return self._answer(answer)
 
     async def blob(self, request: Request) -> Response:
         """Answer with a blob: from the cache where it has the blob and the server lets this device have it."""

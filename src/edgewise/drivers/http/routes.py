@@ -71,7 +71,7 @@ class DataPlane:
         """Return the oldest frame with a number above ``after``. Waits up to ``wait`` seconds for it."""
         service, (member, _) = self._service, caller(request).signed()
         after, wait_s = _whole(request, "after"), min(float(_whole(request, "wait")), service.limits.wait_s)
-        with service.listening(member.id) as bell:
+        with service.listening(member.id, member.id) as bell:
             letter = await service.read(lambda c: mailboxes.next_letter(c, member.id, after))
             if letter is None and bell is not None and wait_s > 0.0:
                 with suppress(TimeoutError):

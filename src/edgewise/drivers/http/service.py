@@ -32,6 +32,7 @@ FRESH_S = 1.0  # seconds for which a member is cached; a revocation by another p
 REMEMBERED = 65536
 DISK_S = 5.0  # seconds until a caller may return to a full disk
 READERS = 4
+POLLS = 8  # long polls of a member at a time: a retry may come before its first attempt is known to be lost
 
 
 class Service:
@@ -60,6 +61,7 @@ class Service:
         self.authority = b""
         self._members: OrderedDict[str, tuple[Member | None, float]] = OrderedDict()
         self._bells: dict[str, set[asyncio.Event]] = {}
+        self._polls: dict[str, list[asyncio.Event]] = {}  # those of each member, the oldest first
         self._waiting = 0
         self._free = (0, -1.0)  # free bytes of the disk, and the time of the measurement
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -150,20 +152,30 @@ class Service:
         self.ring(member.id)
 
     @contextmanager
-    def listening(self, device: str) -> Iterator[asyncio.Event | None]:
+    def listening(self, device: str, member: str) -> Iterator[asyncio.Event | None]:
         """Return an event that is set when a device has mail, or when a round of a run has ended.
 
-        None where too many requests wait already. ``device``: the name of a device or of a run.
+        None where too many requests wait already.
+
+        Args:
+            device: the name of a device or of a run.
+            member: who waits. A member's oldest poll ends where it begins one more than ``POLLS``.
         """
         if self._waiting >= self.limits.waiting:
             yield None
             return
-        bell = asyncio.Event()
+        bell, polls = asyncio.Event(), self._polls.setdefault(member, [])
         self._waiting += 1
         self._bells.setdefault(device, set()).add(bell)
+        polls.append(bell)
+        if len(polls) > POLLS:
+            polls[-1 - POLLS].set()
         try:
             yield bell
         finally:
+            polls.remove(bell)
+            if not polls:
+                del self._polls[member]
             self._waiting -= 1
             self._bells[device].discard(bell)
             if not self._bells[device]:

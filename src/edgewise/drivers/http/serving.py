@@ -16,11 +16,13 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgewise.core.errors import TransportError
+from edgewise.drivers.http.door import Door, room
 from edgewise.drivers.http.limits import ServerLimits
 
 HEADER_BYTES = 2**14
 HANDSHAKE_S, FAREWELL_S = 10.0, 1.0
 KEEP_ALIVE_S = 75  # longer than a long poll, so that a device keeps its connection
+ADDRESS_SHARE = 0.75  # of all connections for one address, which may be a gateway or a site with many devices
 
 
 def protocol(limits: ServerLimits) -> type[asyncio.Protocol]:
@@ -117,8 +119,8 @@ class HttpsListener:
         ready_s: float = 10.0,
     ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        # With a named protocol, asyncio turns off Nagle's algorithm, which would delay answers by 40 ms.
-        self._socket = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        most = room(limits.connections)
+        self._socket = Door(family, most, max(1, int(most * ADDRESS_SHARE)))
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind((host, port))
@@ -134,7 +136,7 @@ class HttpsListener:
         context: dict[str, Any] = {} if tls is None else {"ssl_context_factory": lambda *_: tls}
         config = uvicorn.Config(
             app, http=protocol(limits), ws="none", lifespan="off", loop="asyncio", log_config=None, access_log=False,
-            proxy_headers=False, server_header=False, limit_concurrency=limits.connections, backlog=1024,
+            proxy_headers=False, server_header=False, limit_concurrency=most + 1, backlog=1024,
             timeout_keep_alive=KEEP_ALIVE_S, timeout_graceful_shutdown=2, h11_max_incomplete_event_size=HEADER_BYTES,
             **context,
         )  # fmt: skip

@@ -50,8 +50,13 @@ def replace(path: Path, raw: Buffer) -> None:
     _replace(path, raw, owner_only=True, durable=False)
 
 
+def _temporary(path: Path) -> Path:
+    """Return the name of an unfinished file, which this thread alone writes."""
+    return path.with_name(f".{path.name}.{os.getpid()}{threading.get_native_id()}.tmp")
+
+
 def _replace(path: Path, raw: Buffer, owner_only: bool, durable: bool) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{threading.get_native_id()}.tmp")  # of this thread alone
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb", opener=for_owner if owner_only else None) as f:
             f.write(raw)
@@ -62,6 +67,41 @@ def _replace(path: Path, raw: Buffer, owner_only: bool, durable: bool) -> None:
     except OSError as e:
         discard(temporary)
         raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "free some space, then --resume.") from None
+
+
+def write_first(path: Path, raw: Buffer) -> None:
+    """Write a file for its owner only, durably, where there is none: complete or not at all, whatever happens.
+
+    Where two processes do, one of them has written the file, and the other one gets the error.
+
+    Raises:
+        OSError: FileExistsError where the file exists, which is left as it is; others of the disk.
+    """
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "wb", opener=for_owner) as f:
+            f.write(raw)
+            f.flush()
+            os.fsync(f.fileno())
+        _name_first(temporary, path)
+    finally:
+        discard(temporary)
+    sync_folder(path.parent)
+
+
+def _name_first(temporary: Path, path: Path) -> None:
+    """Give a file its name, unless there is one of that name. Raises OSError."""
+    if os.name == "nt":
+        os.rename(temporary, path)  # which replaces no file there
+        return
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links, such as a memory card's, holds the folder of one process alone
+        if path.exists():
+            raise FileExistsError(path) from None
+        os.rename(temporary, path)
 
 
 def write_new(path: Path, raw: Buffer) -> None:
