@@ -94,6 +94,7 @@ REGISTRY: dict[str, Entry] = {
     "E-FRAME": Entry("a frame is not valid", 8),
     "E-FACTS": Entry("a run's facts are not valid, not signed, or contradict themselves", 8),
     "E-OWNER": Entry("the owner of this device does not allow it to take part now", 2),
+    "E-PERSONAL": Entry("no personal model can be made of a run", 2),
     "E-FLOOR": Entry("a run protects a device less than its owner asks for", 2),
     "E-PACKAGE": Entry("a package of the run is not allowed on this machine, or differs", 2),
     "E-INVITE": Entry("an invitation does not follow from the run's plan", 8),

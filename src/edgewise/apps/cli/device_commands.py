@@ -1,4 +1,4 @@
-"""The commands ``edgewise device``: run, status, pause, resume, leave, policy, digest and unit.
+"""The commands ``edgewise device``: run, status, personalise, pause, resume, leave, policy, digest and unit.
 
 The commands import everything beyond typer inside their bodies, so that help is fast.
 """
@@ -62,6 +62,37 @@ def status(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> No
         return found
 
     _run("status", as_json, debug, body)
+
+
+@device.command()
+def personalise(
+    run: Annotated[
+        str, typer.Argument(metavar="RUN", help="A finished run: the beginning of its id.", show_default=False)
+    ],
+    home: Home = HOME,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Make this device's personal model of a finished run now.
+
+    The released model trains on your text, as the run's recipe says. The result stays in the device's folder. The
+    command sends nothing of it. A running agent does this by itself when a run has finished.
+    """
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.device.agent import personalise_run
+        from edgewise.apps.device.personal import made
+        from edgewise.apps.terminal import sessions
+
+        folder = home.expanduser()
+        with sessions.interrupts():
+            personalise_run(folder, run)
+        found = made(folder)[0]
+        if not as_json:
+            print(f"wrote {found['file']}")
+        return found
+
+    _run("personalise", as_json, debug, body)
 
 
 @device.command()

@@ -11,6 +11,7 @@ from pathlib import Path
 from edgewise.apps.device import control, policy
 from edgewise.apps.device.conditions import Conditions
 from edgewise.apps.device.joining import Make, Owner, Parts
+from edgewise.apps.device.personal import Waiting, find, personalise
 from edgewise.apps.device.record import LEDGERS, Record
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.http import home as homes
@@ -18,6 +19,7 @@ from edgewise.drivers.http.attend import RunPart, Watch, attend
 from edgewise.drivers.http.link import WAIT_S, Link
 from edgewise.drivers.storage.device_ledgers import FileLedgers
 from edgewise.drivers.storage.files import FOLDER
+from edgewise.drivers.storage.personal_models import PersonalModel
 from edgewise.plan.acceptance import largest_upload
 
 PATIENCE_S = 86400.0  # time to keep trying a server, which may be down for long
@@ -38,6 +40,7 @@ class _Owner(Watch):
         follow: Watch,
         sleep: Callable[[float], None],
     ) -> None:
+        self._personal: Waiting | None = None  # the runs whose personal model this agent makes
         self._agent, self._link, self._owner = agent, link, owner
         self._conditions, self._record = conditions, record
         self._follow, self._sleep = follow, sleep
@@ -60,10 +63,19 @@ class _Owner(Watch):
         self._record.refused(self._link.home.server, run, error)
         self._follow.refused(run, error)
 
+    def makes(self, personal: Waiting) -> None:
+        """Make the personal models of finished runs when there is no mail."""
+        self._personal = personal
+
     def refusal(self, next_bytes: float = 0.0) -> str | None:
         """Return the reason why the device does not work now. None: it may work."""
         now_s = time.time()
         return self._conditions.refusal(now_s, self._record.today(now_s), next_bytes)
+
+    def idle(self) -> None:
+        if self._personal is not None:
+            self._agent.say("training", "the personal models of finished runs")
+            self._personal()
 
     def approved(self, until: Callable[[], bool]) -> bool:
         """Wait until the operator has approved this device. Returns whether to continue."""
@@ -114,6 +126,7 @@ def work(
     follow: Watch = Watch(),  # noqa: B008 (it has no state)
     sleep: Callable[[float], None] = time.sleep,
     began: Callable[[], None] = lambda: None,
+    personal: bool = True,
 ) -> None:
     """Take part in the runs of the server that ``home`` is enrolled at, as its policy allows, until ``until()``.
 
@@ -129,17 +142,15 @@ def work(
         follow: called with invitations and refusals, after the owner's conditions and record.
         sleep: waits that many seconds.
         began: called when nothing stands in the way of work.
+        personal: make the personal models that runs ask for. False for a script, which trains itself.
     Raises:
         RecipeError: as ``policy.load``.
         TransportError, StoreError: as ``drivers.http.attend``.
         Interrupted: the owner leaves the server.
         StoreError(E-RUN-EXISTS): another agent works in ``home``.
     """
-    homes.load(home)
-    own = policy.load(home)
-    data = own.data_keys(home) if make is None else {}
+    own = _policy(home, make)
     conditions = Conditions(own, text=make is None)
-    (home / LEDGERS).mkdir(FOLDER, exist_ok=True)
     with ExitStack() as held:
         agent = held.enter_context(control.Agent(home))
         record = Record(home)  # read under the agent's lock, since another agent may just have ended
@@ -148,17 +159,53 @@ def work(
             Link(home, patience_s, sleep=sleep, open=may_send, troubled=agent.troubled, repeats=record.repeated)
         )
         ledgers = held.enter_context(FileLedgers(home / LEDGERS))
-        owner = Owner(
-            data=data,
-            folder=home,
-            floor=own.floor(),
-            budget=own.owner_budget(ledgers),
-            packages=own.packages(),
-            always=own.always(),
-            gateway=own.privacy.gateway or link.home.gateway,
-        )
+        owner = _owner(home, own, link, ledgers, make)
         watch = _Owner(agent, link, owner, conditions, record, follow, sleep)
-        with Parts(link, home, owner, make) as parts:
+        with Parts(link, home, owner, make, personal) as parts:
+            if personal:
+                watch.makes(Waiting(link, parts, home, own.limits.local_steps))
             began()
             if watch.approved(until):
                 attend(link, parts, lambda: watch.rest(until), wait_s, watch)
+
+
+def personalise_run(home: Path, run: str, make: Make | None = None, patience_s: float = PATIENCE_S) -> PersonalModel:
+    """Make the personal model of a finished run now. ``run`` may be the beginning of its id.
+
+    Args:
+        make: as in ``Parts``.
+    Raises:
+        StoreError(E-RUN-EXISTS): an agent works in ``home``. It makes the model by itself.
+        EdgewiseError: as ``apps.device.personal.personalise``.
+    """
+    own = _policy(home, make)
+    with (
+        control.Agent(home) as agent,
+        Link(home, patience_s, open=agent.open, troubled=agent.troubled) as link,
+        FileLedgers(home / LEDGERS) as ledgers,
+        Parts(link, home, _owner(home, own, link, ledgers, make), make) as parts,
+    ):
+        agent.say("training", "a personal model")
+        return personalise(link, parts, home, find(home, run), own.limits.local_steps)
+
+
+def _policy(home: Path, make: Make | None) -> policy.Policy:
+    """Load the owner's policy of an enrolled device. Raises as ``work``."""
+    homes.load(home)
+    own = policy.load(home)
+    if make is None:
+        own.data_keys(home)  # It refuses a policy without text before anything begins.
+    (home / LEDGERS).mkdir(FOLDER, exist_ok=True)
+    return own
+
+
+def _owner(home: Path, own: policy.Policy, link: Link, ledgers: FileLedgers, make: Make | None) -> Owner:
+    return Owner(
+        data=own.data_keys(home) if make is None else {},
+        folder=home,
+        floor=own.floor(),
+        budget=own.owner_budget(ledgers),
+        packages=own.packages(),
+        always=own.always(),
+        gateway=own.privacy.gateway or link.home.gateway,
+    )

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from edgewise.apps.device import personal
 from edgewise.core.errors import DecodeError, EdgewiseError, ModelError, RecipeError
 from edgewise.core.keys import Secrets
 from edgewise.core.training import DeviceId
@@ -40,6 +41,7 @@ from edgewise.plan import facts
 from edgewise.plan.acceptance import OwnerFloor, accept, check_model
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import PlanFacts
+from edgewise.plan.personal import personal_training
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 
@@ -78,10 +80,12 @@ class Parts:
         home: folder of the enrolment.
         make: (recipe, folder of the run, device, layout of the trained parameters) -> trainer, for a model that the
             device has. None: the recipe's trainer, on the owner's text.
+        personal: note which runs ask for a personal model, so that the agent makes it.
     """
 
-    def __init__(self, link: Link, home: Path, owner: Owner, make: Make | None = None) -> None:
+    def __init__(self, link: Link, home: Path, owner: Owner, make: Make | None = None, personal: bool = True) -> None:
         self._link, self._home, self._owner, self._make = link, home, owner, make
+        self._personal = personal
         self._run = ""
         self._part: RunPart | None = None  # this device's part in the latest run
         self._store: FileDevices | None = None
@@ -132,6 +136,8 @@ class Parts:
         trainer = self._trainer(stated, folder, catalogue)
         plan = accept(raw, signature, server, trainer.trainer.spec, self._owner.floor, catalogue)
         noise_steps(plan, trainer)
+        if self._personal and personal_training(plan, self._link.name) is not None:
+            personal.want(folder, run)
         downloads = Downloads(plan.layout.given.dim, plan.downlink)
         self._store = FileDevices(folder, run)
         devices = Devices(

@@ -164,7 +164,15 @@ class _Inbox(Watch):
         closed = self._desk.closed
         try:
             self._approved(closed)
-            work(self._device.home, closed.is_set, self.make, self._device._poll_s, follow=self, sleep=self._pause)
+            work(
+                self._device.home,
+                closed.is_set,
+                self.make,
+                self._device._poll_s,
+                follow=self,
+                sleep=self._pause,
+                personal=False,
+            )
         except Stopped:
             return
         except BaseException as e:  # boundary: it is raised again in the script's thread

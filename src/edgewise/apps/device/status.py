@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps.device import control, policy, record
+from edgewise.apps.device import control, personal, policy, record
 from edgewise.core.errors import RecipeError
 from edgewise.drivers.http import home as homes
 
@@ -36,6 +36,7 @@ def found(home: Path, now_s: float) -> dict[str, Any]:
         "device": enrolled.name, "server": enrolled.url, "server_key": enrolled.server, "state": state, "why": why,
         "since_s": since_s, "running": agent is not None, "policy": str(home / policy.FILE), "policy_error": trouble,
         "budget": budget, "left": record.summary(record.rows(home), now_s), "home": str(home),
+        "personal": personal.made(home), "personal_wanted": personal.wanted(home),
     }  # fmt: skip
 
 
@@ -55,6 +56,10 @@ def lines(status: Mapping[str, Any]) -> list[str]:
         out.append(
             f"  run {run['run'][:SHOWN]}  {plural(run['rounds'], 'round')}, last {moment(run['last_s'])}: {kinds}"
         )
+    for one in status["personal"]:
+        out.append(f"personal model of run {one['run'][:SHOWN]}, made {moment(one['at_s'])}: {one['file']}")
+    for run in status["personal_wanted"]:
+        out.append(f"personal model of run {run[:SHOWN]}: made when the run has finished")
     spent, budget = left["epsilon"], status["budget"]
     if budget is not None:
         of = f"{budget['epsilon']:g} at delta {budget['delta']:g}, over all runs"

@@ -127,7 +127,7 @@ def build(store: RunStore) -> dict[str, Any]:
         and (store.evaluated("federated", played - 1) or facts.get("engine") == "devices")
         and all(ppl[name] is not None or not wanted.get(name) or never[name] for name in never)
         and (store.evaluated(LONGER, played - 1) or not wanted.get("longer"))
-        and (store.evaluated("personal", played - 1) or "personal" not in recipe),
+        and (store.evaluated("personal", played - 1) or "personal" not in recipe or facts.get("engine") == "devices"),
         "run": run["id"],
         "recipe_sha256": simulation_digest(recipe),
         "recipe_folder": repeat.folder(facts),

@@ -22,6 +22,7 @@ from threading import Event, Lock, Thread
 
 import msgspec
 
+from edgewise.apps.runs.chosen import chosen
 from edgewise.apps.server import sharing, submission
 from edgewise.apps.server.submission import Submission
 from edgewise.core import events, vector
@@ -264,7 +265,7 @@ class Hosting:
             reached = coordinator.run(checkpoint, lambda: self._rests(run.run, devices, next(least)))
             if reached.next_round < plan.rounds:
                 return False
-            coordinator.cohort.publish([vector.to_bytes(reached.state.params)])
+            coordinator.cohort.publish([vector.to_bytes(store.blob(chosen(store).digest))])
             submission.report(store)
             store.finish()
             return True

@@ -29,6 +29,7 @@ from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.guard import caller
 from edgewise.drivers.http.service import Service
+from edgewise.drivers.storage import run_record
 
 VERBS = {"pause": served.PAUSED, "resume": served.RUNNING, "cancel": served.CANCELLED}
 TOLD_AT_ONCE = 500
@@ -57,11 +58,13 @@ class PublishedRun(ShownRun):
     """A run as devices get it.
 
     ``facts`` is canonical JSON as text. ``signature`` is the server's signature on it, in hexadecimal. ``shares`` has,
-    with two servers, the keys to which devices seal, each signed by its server.
+    with two servers, the keys to which devices seal, each signed by its server. ``released`` is the digest of the
+    parameters of a finished run's model, a blob that its devices may download. It is empty before.
     """
 
     facts: str
     signature: str
+    released: str
     shares: dict[str, dict[str, str]] | None
 
 
@@ -139,6 +142,7 @@ class RunRoutes:
         known = await self._service.aside(lambda: sharing.load(submission.folder(self._service, run)))
         return PublishedRun(
             **self._shown(found).model_dump(), facts=found.facts.decode("ascii"), signature=found.signature.hex(),
+            released=await self._service.aside(lambda: _released(self._service, found)),
             shares=None if known is None else msgspec.to_builtins(known.shares),
         )  # fmt: skip
 
@@ -210,6 +214,14 @@ def _outcome(service: Service, run: ServedRun, round: int, device: str) -> Round
         code="" if yours else why.get("code", "") or end[0].get("code", ""),
         reason="" if yours else why.get("reason", ""),
     )
+
+
+def _released(service: Service, run: ServedRun) -> str:
+    """Return the digest of a finished run's model. Empty for another run."""
+    if run.state != served.FINISHED:
+        return ""
+    record = run_record.read(submission.folder(service, run.run))
+    return str(record.models[record.counts].params)
 
 
 def _events(service: Service, run: str, after: int) -> list[tuple[int, str]]:

@@ -59,6 +59,9 @@ class Watch:
     def refused(self, run: str, error: EdgewiseError) -> None:
         """Report that the device takes no part in a run."""
 
+    def idle(self) -> None:
+        """Report that a poll brought no mail. The device has time for work of its own."""
+
 
 def attend(
     link: Link,
@@ -83,7 +86,9 @@ def attend(
     while not until():
         watch.doing("waiting")
         mail = link.poll(last_number, wait_s)
-        if mail is not None:
+        if mail is None:
+            watch.idle()
+        else:
             try:
                 _answer(link, part, mail, watch)
             except TransportError as e:
