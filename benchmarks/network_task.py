@@ -51,7 +51,8 @@ def device(home: Path, client: int, a: Namespace) -> None:
     """Be a device: the peers' shard of this client, and nothing else."""
     from edgewise.apps.device.agent import work
     from edgewise.engine.trainer import registered
-    from edgewise.learn.torch_task import TensorShard, TorchTrainer
+    from edgewise.learn.shards import TensorShard
+    from edgewise.learn.torch_task import TorchTrainer
 
     module = network(a)
     import fedbench_common as fb

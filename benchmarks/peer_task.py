@@ -37,7 +37,8 @@ def make_trainer(_: Any) -> Any:
     sys.path.insert(0, str(Path(a.peers) / "common"))
     import fedbench_common as fb
 
-    from edgewise.learn.torch_task import TensorShard, TorchTrainer
+    from edgewise.learn.shards import TensorShard
+    from edgewise.learn.torch_task import TorchTrainer
 
     network = fb.build_model(a.params, a.arch, a.seed)
     shards = {}

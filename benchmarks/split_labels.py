@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from edgewise.learn.torch_task import TensorShard, TorchTrainer
+from edgewise.learn.shards import TensorShard
+from edgewise.learn.torch_task import TorchTrainer
 from edgewise.plan.catalogue import Extension
 from edgewise.plan.recipe.recipe import Recipe
 

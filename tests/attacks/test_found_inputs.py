@@ -27,7 +27,8 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.engine import device as machine
 from edgewise.engine import device_events
-from edgewise.learn.torch_task import TensorShard, TorchTrainer
+from edgewise.learn.shards import TensorShard
+from edgewise.learn.torch_task import TorchTrainer
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan

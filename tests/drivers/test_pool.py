@@ -59,6 +59,24 @@ def test_a_module_in_the_current_folder_is_not_imported(tmp_path, monkeypatch):
     made.close()
 
 
+def test_each_worker_knows_its_number(tmp_path, monkeypatch):
+    """It decides the GPU of a worker where there are several."""
+    source = "import sys\nfrom toy import EDGEWISE, ToyTrainer\nToyTrainer.devices = lambda self: [sys.argv[1]]\n"
+    (tmp_path / "numbered.py").write_text(source)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = Pool(2)
+    setup = jobs.Setup(
+        recipe=json.dumps(make_recipe().resolved()),
+        recipe_dir=".",
+        run_dir=str(tmp_path),
+        memory_dir="",
+        instance="",
+        extensions=("numbered",),
+    )
+    assert [answer.devices for answer in checked(made.broadcast(setup))] == [["0"], ["1"]]
+    made.close()
+
+
 def test_extensions_of_the_parent_are_found(tmp_path, monkeypatch):
     (tmp_path / "beside.py").write_text("from toy import EDGEWISE\n")
     monkeypatch.syspath_prepend(str(tmp_path))

@@ -191,6 +191,7 @@ def _facts(self, **more):
 CHANGES = {
     "the data": ("describe", lambda self: _facts(self, fingerprint="g")),
     "the arithmetic": ("describe", lambda self: _facts(self, precision="bfloat16")),
+    "the kind of processor": ("describe", lambda self: _facts(self, hardware="cuda")),
     "the model's weights": ("describe", lambda self: _facts(self, model_fingerprint="n")),
     "the model's trained parameters": ("initial", lambda self: np.ones(50, np.float32)),
 }
@@ -243,7 +244,7 @@ def test_a_run_of_another_recipe_or_world_is_not_resumed(tmp_path, changed):
     play(tmp_path, BARE)
     with pytest.raises(StoreError, match=r"E-RESUME: .* another recipe"):
         play(tmp_path, {**BARE, **changed}, resume=True)
-    play(tmp_path, {**BARE, "simulation.engine": "inproc", "simulation.workers": 5}, resume=True)
+    play(tmp_path, {**BARE, "simulation.workers": 5, "engine.device": "cpu"}, resume=True)
 
 
 def test_a_run_of_another_wire_version_is_not_resumed(tmp_path, monkeypatch):

@@ -21,9 +21,10 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
 from edgewise.core.training import Correction, FitRequest
 from edgewise.engine.trainer import Trainer, registered
+from edgewise.learn.shards import TensorShard
 from edgewise.learn.task import TaskTrainer, TorchTask
 from edgewise.learn.text.trainer import make
-from edgewise.learn.torch_task import TensorShard, TorchTrainer
+from edgewise.learn.torch_task import TorchTrainer
 from edgewise.learn.zeroth_order import ZerothOrderTrainer
 from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.recipe.sections import TrainingSection

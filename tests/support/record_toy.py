@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgewise.learn.torch_task import TensorShard, TorchTrainer
+from edgewise.learn.shards import TensorShard
+from edgewise.learn.torch_task import TorchTrainer
 from edgewise.plan.catalogue import Extension
 from edgewise.plan.recipe.recipe import Recipe
 

@@ -99,7 +99,7 @@ def _digests(model: nn.Module) -> dict[str, bytes]:
 
 
 def _digest(x: Tensor) -> bytes:
-    return hashlib.sha256(x.detach().contiguous().view(-1).view(torch.uint8).numpy().data).digest()
+    return hashlib.sha256(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data).digest()
 
 
 @contextmanager
@@ -167,7 +167,7 @@ def gradient(
         ``grid.fit`` accounts for. A record counts as zero where its loss raises, or its loss or gradient is not finite.
         Nothing that leaves the device reveals that there was such a record.
     """
-    g_D, total_D = flat.g_D.numpy(), np.zeros(flat.g_D.numel(), np.int64)
+    total_D = np.zeros(flat.g_D.numel(), np.int64)
     on = grid.fit("record noise", dp.z, dp.clip, total_D.size)
     summed, terms, weights_D = 0.0, 0.0, flat.w_D.clone()
     with unchanged(model) as restore:
@@ -177,6 +177,7 @@ def gradient(
             flat.w_D.copy_(weights_D)  # Only a noised step may change weights.
             if measured is None:
                 continue
+            g_D = flat.g_D.cpu().numpy()
             factor = min(1.0, dp.clip * (1.0 - 2.0**-20) / max(measured.norm, 1e-30))
             for at in range(0, total_D.size, _CHUNK):
                 part = np.multiply(g_D[at : at + _CHUNK], factor, dtype=np.float64)
@@ -184,7 +185,10 @@ def gradient(
             summed, terms = summed + measured.loss * measured.terms, terms + measured.terms
     total_D += grid.noise(on, total_D.size, derive(key, "record noise"))
     flat.zero_grad()
-    np.multiply(total_D, on.step / expected, out=g_D, casting="same_kind")
+    noised_D = flat.g_D.cpu().numpy()  # On the CPU this is the gradient's own memory.
+    np.multiply(total_D, on.step / expected, out=noised_D, casting="same_kind")
+    if flat.g_D.device.type != "cpu":
+        flat.g_D.copy_(torch.from_numpy(noised_D))
     return summed, terms
 
 

@@ -44,28 +44,57 @@ class Flat:
         if len({id(p) for _, p in named}) != len(named):
             raise ValueError("a parameter is named twice")
         self.spec = Spec.of([(name, p.shape, "float32") for name, p in named])
-        self.w_D = torch.empty(self.spec.dim, dtype=torch.float32)
-        self.g_D = torch.zeros(self.spec.dim, dtype=torch.float32)
+        processor = named[0][1].device if named else None
+        self.w_D = torch.empty(self.spec.dim, dtype=torch.float32, device=processor)
+        self.g_D = torch.zeros(self.spec.dim, dtype=torch.float32, device=processor)
         self._views: list[tuple[nn.Parameter, torch.Tensor]] = []
         for segment, (_, p) in zip(self.spec.segments, named, strict=True):
             p.data = view(self.w_D, segment).copy_(p.data)
             p.grad = view(self.g_D, segment)
             self._views.append((p, p.grad))
-        self._w = self.w_D.numpy()  # It shares the memory, and copies it without torch's overhead.
+        self._shared()
+
+    def _shared(self) -> None:
+        # On the CPU numpy shares the memory, and copies it without torch's overhead.
+        self._w = self.w_D.numpy() if self.w_D.device.type == "cpu" else None
+
+    def move(self, processor: torch.device) -> None:
+        """Move parameters and gradients to a processor. The rest of the model has to be moved by itself."""
+        self.w_D, self.g_D = self.w_D.to(processor), self.g_D.to(processor)
+        self._views = [(p, view(self.g_D, s)) for s, p in self.pairs()]
+        for s, (p, g) in zip(self.spec.segments, self._views, strict=True):
+            p.data = view(self.w_D, s)
+            p.grad = g
+        self._shared()
 
     def read(self) -> Vector:
         """Copy all parameters into a new float32[d]."""
-        return self._w.copy()
+        return self.w_D.cpu().numpy() if self._w is None else self._w.copy()
 
     def write(self, x: Vector) -> None:
         """Set all parameters from float32[d], by one copy of 4 d bytes. Raises ValueError on another length."""
-        if x.shape != self._w.shape:
-            raise ValueError(f"vector has shape {x.shape}, spec needs {self._w.shape}")
-        np.copyto(self._w, x)
+        if x.shape != self.w_D.shape:
+            raise ValueError(f"vector has shape {x.shape}, spec needs {tuple(self.w_D.shape)}")
+        if self._w is not None:
+            np.copyto(self._w, x)
+        else:
+            self.w_D.copy_(torch.from_numpy(np.ascontiguousarray(x)))
+
+    def host(self) -> Vector:
+        """Return the parameters for work in numpy. On the CPU this is their own memory, elsewhere a copy.
+
+        ``take`` returns changes to the model.
+        """
+        return self._w if self._w is not None else self.read()
+
+    def take(self, host: Vector) -> None:
+        """Give the model the parameters of ``host``, which may have changed since. Free on the CPU."""
+        if self._w is None:
+            self.write(host)
 
     def minus(self, x: Vector) -> Vector:
         """Return the parameters minus ``x`` as a new float32[d]."""
-        return np.subtract(self._w, x)
+        return np.subtract(self.host(), x)
 
     def pairs(self) -> Iterator[tuple[Segment, nn.Parameter]]:
         """Iterate over each segment and its parameter."""

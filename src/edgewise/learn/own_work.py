@@ -176,6 +176,8 @@ def _correct(flat: Flat, request: FitRequest) -> None:
             if p.grad is None:
                 continue
             if pull:
-                p.grad.add_(p - torch.from_numpy(request.params[s.start : s.stop]).view(s.shape), alpha=pull)
+                p.grad.add_(
+                    p - torch.from_numpy(request.params[s.start : s.stop]).view(s.shape).to(p.device), alpha=pull
+                )
             if shift is not None:
-                p.grad.add_(torch.from_numpy(shift[s.start : s.stop]).view(s.shape))
+                p.grad.add_(torch.from_numpy(shift[s.start : s.stop]).view(s.shape).to(p.device))

@@ -14,6 +14,7 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.training import Correction
 from edgewise.core.vector import to_bytes
 from edgewise.learn.flat import Flat
+from edgewise.learn.hardware import CPU
 from edgewise.learn.train import Optimizer, fit
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -41,7 +42,7 @@ class _Block(nn.Module):
         return self.head(F.rms_norm(h_BTC, (C,)))
 
 
-def probe(training: TrainingSection) -> bytes:
+def probe(training: TrainingSection, processor: torch.device = CPU) -> bytes:
     """Return the update of two steps in float32, then in bfloat16, by a recipe's optimizer.
 
     Guarantees:
@@ -51,13 +52,16 @@ def probe(training: TrainingSection) -> bytes:
     with torch.random.fork_rng(devices=[]):
         model = nn.Sequential(_Block())  # The block has the name of a numbered layer, so that Muon trains it.
     flat = Flat([(n, p) for n, p in model.named_parameters()])
+    if processor.type != "cpu":
+        model.to(processor)
+        flat.move(processor)
     start = ((np.arange(flat.spec.dim) * 617 % 1009) / 1009 - 0.5).astype(np.float32) / 8
-    tokens_BT = (torch.arange(B * (T + 1)) * 31 % V).view(B, T + 1)
+    tokens_BT = (torch.arange(B * (T + 1)) * 31 % V).view(B, T + 1).to(processor)
     updates = []
     for dtype in (torch.float32, torch.bfloat16):
 
         def loss(m: nn.Module, batch: Tensor, low: bool = dtype is torch.bfloat16) -> tuple[Tensor, float]:
-            with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            with torch.autocast(processor.type, torch.bfloat16, enabled=low):
                 logits_BTV = m(batch[:, :-1])
             return F.cross_entropy(logits_BTV.float().flatten(0, 1), batch[:, 1:].flatten()), float(B * T)
 

@@ -21,8 +21,10 @@ from edgewise.core.errors import DataError, ModelError
 from edgewise.core.keys import Key
 from edgewise.core.training import POOLED, DeviceId
 from edgewise.core.vector import Array
+from edgewise.learn.hardware import chosen
 from edgewise.learn.own_work import Loop, Metric, OwnWork
-from edgewise.learn.torch_task import TorchTrainer, row_order
+from edgewise.learn.shards import row_order
+from edgewise.learn.torch_task import TorchTrainer
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -103,7 +105,9 @@ class TaskTrainer(TorchTrainer):
         everyone: Dataset[Any] = ConcatDataset([shard.train for shard in shards.values()])
         shards[POOLED] = DatasetShard(everyone, Subset(everyone, []), task.collate)
         self.shards = shards
-        super().__init__(copy.deepcopy(task.module), _terms(task.loss), shards, recipe.training)
+        engine = recipe.engine.on_cpu("your own loop or metrics") if task.loop or task.metrics else recipe.engine
+        module = copy.deepcopy(task.module)
+        super().__init__(module, _terms(task.loss), shards, recipe.training, processor=chosen(engine.device))
         self.own = OwnWork(
             lambda device: self.shards[device].train, lambda device: self.shards[device].held, task.loop, task.metrics
         )
@@ -114,7 +118,8 @@ class TaskTrainer(TorchTrainer):
         sizes = self.sizes()
         counts = {device: int(shard.count) for device, shard in self.shards.items() if device != POOLED}
         return {
-            "model": self._name, "parameters": int(sizes["parameters"]), "trainable": int(sizes["trainable"]),
+            "model": self._name, "hardware": self.processor.type,
+            "parameters": int(sizes["parameters"]), "trainable": int(sizes["trainable"]),
             "devices": counts,
         }  # fmt: skip
 

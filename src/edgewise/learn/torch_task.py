@@ -12,15 +12,14 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from edgewise.core.errors import DataError, StoreError, TrainingError
 from edgewise.core.frame import LocalRule
-from edgewise.core.keys import Key, derive, generator
+from edgewise.core.keys import Key, derive
 from edgewise.core.own_code import type_and_line
 from edgewise.core.training import (
     POOLED,
@@ -33,44 +32,20 @@ from edgewise.core.training import (
     as_initial,
     as_update,
 )
-from edgewise.core.vector import Array, Spec, Vector
+from edgewise.core.vector import Spec, Vector
 from edgewise.engine.trainer import Trainer
 from edgewise.learn import dp_sgd
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
+from edgewise.learn.hardware import CPU, moved
 from edgewise.learn.models import quantized
 from edgewise.learn.own_work import OwnWork
 from edgewise.learn.probe import probe
+from edgewise.learn.shards import Shard
 from edgewise.learn.train import Batch, Loss, Optimizer, fit
 from edgewise.plan.recipe.sections import TrainingSection
 
 LOG = logging.getLogger("edgewise")
-
-
-class Shard(Protocol):
-    """The data of one device."""
-
-    @property
-    def count(self) -> float:
-        """The device's natural weight: its training tokens, or examples. A device with 0 cannot train."""
-        ...
-
-    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterable[Sequence[Batch]]:
-        """Iterate over the micro-batches of each of ``steps`` steps. They depend on the arguments only."""
-        ...
-
-    def held_out(self) -> Iterable[Batch]:
-        """Iterate over batches that are never trained on. There are none without a hold-out."""
-        ...
-
-    @property
-    def size(self) -> int:
-        """The number of records, the unit of example-level privacy."""
-        ...
-
-    def records(self, rows: Array) -> Sequence[Batch]:
-        """Return these records, each as a batch of its own."""
-        ...
 
 
 class TorchTrainer:
@@ -88,6 +63,7 @@ class TorchTrainer:
         activation_bytes: memory of one micro-batch's activations in training, for forecasts.
         arithmetic: dtype of matrix products in the optimizer (Muon). The loss chooses its own.
         forward_bytes: memory of one micro-batch's activations in a forward pass, for forecasts.
+        processor: the processor that trains and measures. Model and batches are moved to it.
     Attributes:
         step_noise: noise of every step (``noise_steps``). None without noise.
         own: the user's training loop and metrics. None without them.
@@ -107,9 +83,13 @@ class TorchTrainer:
         activation_bytes: float = 0.0,
         arithmetic: torch.dtype = torch.float32,
         forward_bytes: float = 0.0,
+        processor: torch.device = CPU,
     ) -> None:
-        self.model, self.loss, self.training = model, loss, training
+        self.model, self.loss, self.training, self.processor = model, loss, training, processor
         self.flat = flat or Flat([(n, p) for n, p in model.named_parameters() if p.requires_grad])
+        if processor.type != "cpu":
+            model.to(processor)
+            self.flat.move(processor)
         self._shard = shards if callable(shards) else _of(shards)
         self._devices = tuple(sorted({*(devices or shards)} - {POOLED}))  # type: ignore[misc]
         self._optimizer = Optimizer(training, self.flat, arithmetic)
@@ -165,6 +145,7 @@ class TorchTrainer:
         try:
             shard = self._shard(device)
             records = list(dp_sgd.taken(shard.records, np.unique([0, shard.size - 1]))) if shard.size else []
+            records = self._moved(records)
         except StoreError:  # A full disk reveals nothing about the text, so it may end the run by name.
             raise
         except Exception:  # boundary: text may be unreadable, and ``fit`` deals with that
@@ -201,7 +182,7 @@ class TorchTrainer:
             shard, key = self._shard(request.device), derive(request.secret, "records")
             expected *= max(1, shard.size)
             rows = (dp_sgd.drawn(shard.size, dp.rate, derive(key, i)) for i in steps)
-            batches = (list(dp_sgd.taken(shard.records, at)) for at in rows)
+            batches = (self._moved(list(dp_sgd.taken(shard.records, at))) for at in rows)
             return self._fitted(request, batches, float(shard.count), dp, expected)
         except StoreError:  # The reason is that of ``_examine``.
             raise
@@ -236,7 +217,10 @@ class TorchTrainer:
             what = f"device {request.device!r:.60} has no token to predict; it needs two tokens of text."
             raise DataError("E-DEVICE-DATA", what, "give it more text, or leave it out.")
         batches = shard.batches(request.rule.steps, self.training, derive(request.key, "batches"))
-        return batches, float(shard.count)
+        return map(self._moved, batches), float(shard.count)
+
+    def _moved(self, batches: Sequence[Batch]) -> list[Batch]:
+        return [moved(batch, self.processor) for batch in batches]
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
         """Measure the held-out loss of ``params`` on one device.
@@ -245,7 +229,7 @@ class TorchTrainer:
             DataError: E-DEVICE-DATA where the device has no hold-out.
             TrainingError: E-NAN, E-TRAIN as ``fit``.
         """
-        batches = self._shard(device).held_out()
+        batches = (moved(batch, self.processor) for batch in self._shard(device).held_out())
         with computing(device):
             self.flat.write(params)
             measured = evaluate(self.model, self.loss, batches)
@@ -266,7 +250,7 @@ class TorchTrainer:
     def arithmetic(self) -> bytes:
         """Return the bytes of a small fixed training on this processor (``learn.probe``)."""
         with computing("probe"):
-            return probe(self.training)
+            return probe(self.training, self.processor)
 
     def step_s(self) -> float:
         """Measure the seconds of one optimizer step on this machine."""
@@ -340,56 +324,3 @@ def computing(device: DeviceId) -> Iterator[None]:
         raise TrainingError("E-TRAIN", f"device {device!r:.60}: {type_and_line(e)}.", fix) from e
     finally:
         torch.set_num_threads(threads)
-
-
-def row_order(n: int, steps: int, batch: int, key: Key) -> Iterator[Array]:
-    """Deal out the row numbers of each step: random permutations of ``n`` rows one after another, ``batch`` at a time.
-
-    With fewer rows than ``batch``, each step takes all of them once. Repeated rows would cost time and would not change
-    the mean.
-    """
-    rng, batch = generator(key), min(batch, n)
-    waiting = np.zeros(0, np.int64)
-    for _ in range(steps):
-        if len(waiting) < batch:
-            waiting = np.concatenate([waiting, rng.permutation(n)])
-        yield waiting[:batch]
-        waiting = waiting[batch:]
-
-
-class TensorShard:
-    """A device's examples as tensors with rows first. A batch is the tuple of their rows.
-
-    Args:
-        train, held: equally long tensors, for example ``(x, y)``.
-        shuffle: True takes rows in random order by key. False takes them in order, from the start in every round.
-    """
-
-    def __init__(self, train: Sequence[Tensor], held: Sequence[Tensor] = (), shuffle: bool = True) -> None:
-        self._train, self._held, self._shuffle = tuple(train), tuple(held), shuffle
-        self.count = float(len(self._train[0]))
-
-    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, ...]]]:
-        """See ``Shard``."""
-        n, size = len(self._train[0]), max(1, training.batch // training.accumulate)
-        for step, rows in enumerate(row_order(n, steps, training.batch, key) if self._shuffle else range(steps)):
-            if self._shuffle:
-                chosen = tuple(t[torch.from_numpy(rows)] for t in self._train)
-            else:
-                at = step * training.batch % n
-                chosen = tuple(t[at : at + training.batch] for t in self._train)
-            yield [tuple(t[i : i + size] for t in chosen) for i in range(0, len(chosen[0]), size)]
-
-    @property
-    def size(self) -> int:
-        """See ``Shard``."""
-        return len(self._train[0])
-
-    def records(self, rows: Array) -> list[tuple[Tensor, ...]]:
-        """See ``Shard``."""
-        return [tuple(t[int(r) : int(r) + 1] for t in self._train) for r in rows]
-
-    def held_out(self) -> Iterator[tuple[Tensor, ...]]:
-        """See ``Shard``."""
-        if self._held:
-            yield self._held

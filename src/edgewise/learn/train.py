@@ -101,7 +101,7 @@ def fit(
     flat.write(params)
     vectors = (flat.w_D, flat.g_D, flat.w_D.clone()) if correction.pull else ()
     pulled = list(zip(*(flat.runs(x_D, rule.segments) for x_D in vectors), strict=True))
-    vectors = (flat.g_D, torch.from_numpy(correction.shift)) if correction.shift is not None else ()
+    vectors = (flat.g_D, torch.from_numpy(correction.shift).to(flat.w_D.device)) if correction.shift is not None else ()
     shifted = list(zip(*(flat.runs(x_D, rule.segments) for x_D in vectors), strict=True))
     if not model.training:
         model.train()
@@ -195,7 +195,7 @@ class Optimizer:
 
     def __init__(self, training: TrainingSection, flat: Flat, arithmetic: torch.dtype = torch.float32) -> None:
         self._arithmetic = arithmetic  # It is the dtype of Muon's orthogonalisation.
-        self._training, self._flat, self._steps = training, flat, torch.zeros(())
+        self._training, self._flat, self._steps = training, flat, torch.zeros((), device=flat.w_D.device)
         pairs = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
         self.state = [torch.zeros_like(flat.w_D) for _ in range(pairs)]
         self.reset()

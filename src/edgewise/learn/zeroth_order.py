@@ -116,15 +116,20 @@ def fit(
     Source: Malladi et al. 2023, arXiv:2305.17333, algorithm 1; Qin et al. 2024, arXiv:2312.06353, algorithm 1.
     """
     flat.write(start_D)
-    w_D, x_K = flat.w_D.numpy(), np.zeros(len(seeds_K), np.float32)
+    w_D, x_K = flat.host(), np.zeros(len(seeds_K), np.float32)
+
+    def shift(step: float, k: int) -> None:
+        move(w_D, step, seeds_K[k])
+        flat.take(w_D)
+
     chosen = generator(key).integers(len(seeds_K), size=rule.steps)
     seen: list[tuple[float, float]] = []
     model.eval()
     with torch.no_grad():
         for k, micro in zip(chosen, dealt(batches, rule.steps), strict=True):
-            move(w_D, eps, seeds_K[k])
+            shift(eps, k)
             above, terms = _loss(model, loss, micro)
-            move(w_D, -2.0 * eps, seeds_K[k])
+            shift(-2.0 * eps, k)
             below, _ = _loss(model, loss, micro)
             seen.append((0.5 * (above + below), terms))
             if not math.isfinite(seen[-1][0]):
@@ -132,7 +137,7 @@ def fit(
             rho = (above - below) / terms / (2.0 * eps)
             rho = max(-clip, min(clip, rho)) if clip else rho
             step = np.float32(rule.lr * rho)
-            move(w_D, eps - float(step), seeds_K[k])
+            shift(eps - float(step), k)
             x_K[k] -= step
     if not np.isfinite(x_K).all():
         raise TrainingError("E-NAN", f"the update is not finite after local step {rule.steps}.", LOWER)

@@ -126,12 +126,12 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 def decisive(resolved: Mapping[str, Any]) -> str:
     """Return canonical JSON of the part of a resolved recipe that decides the model and the protocol.
 
-    It leaves out [simulation], [compare], [report] and [store]. It leaves out [eval], unless held-out losses decide
-    which model counts or come with the updates. It leaves out ``trust.cohorts`` where the server draws cohorts, and
-    ``personal.keep_mb``.
+    It leaves out [simulation], [engine], [compare], [report] and [store]. It leaves out [eval], unless held-out losses
+    decide which model counts or come with the updates. It leaves out ``trust.cohorts`` where the server draws cohorts,
+    and ``personal.keep_mb``.
     """
     evaluated = resolved["round"]["patience"] or resolved["round"]["keep"] == "best" or resolved["eval"]["on_devices"]
-    left_out = {"simulation", "compare", "report", "store"} | (set() if evaluated else {"eval"})
+    left_out = {"simulation", "engine", "compare", "report", "store"} | (set() if evaluated else {"eval"})
     tables = {key: value for key, value in resolved.items() if key not in left_out}
     if personal := tables.get("personal"):
         tables["personal"] = {key: value for key, value in personal.items() if key != "keep_mb"}

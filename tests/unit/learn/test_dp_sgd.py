@@ -19,7 +19,8 @@ from edgewise.core.training import FitRequest, StepNoise
 from edgewise.core.vector import Spec
 from edgewise.learn import dp_sgd
 from edgewise.learn.flat import Flat
-from edgewise.learn.torch_task import TensorShard, TorchTrainer
+from edgewise.learn.shards import TensorShard
+from edgewise.learn.torch_task import TorchTrainer
 from edgewise.plan.mechanisms.known import mechanism_of, promised
 from edgewise.plan.noise import private
 from edgewise.plan.recipe.recipe import parse

@@ -17,7 +17,8 @@ from edgewise.core.training import Correction, FitRequest
 from edgewise.learn import train
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
-from edgewise.learn.torch_task import TensorShard, TorchTrainer, row_order
+from edgewise.learn.shards import TensorShard, row_order
+from edgewise.learn.torch_task import TorchTrainer
 from edgewise.learn.train import fit, is_hidden_matrix, orthogonal
 from edgewise.plan.recipe.sections import TrainingSection
 

@@ -26,7 +26,8 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.learn import directions
-from edgewise.learn.torch_task import TensorShard, TorchTrainer
+from edgewise.learn.shards import TensorShard
+from edgewise.learn.torch_task import TorchTrainer
 from edgewise.learn.zeroth_order import ZerothOrderTrainer
 from edgewise.plan.catalogue import BUILT_IN, Extension, with_extensions
 from edgewise.plan.compile import compile as compile_plan

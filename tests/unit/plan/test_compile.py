@@ -68,7 +68,13 @@ def test_the_schedule_runs_from_the_full_rate_to_a_tenth():
 
 
 def test_the_simulated_world_is_no_part_of_a_runs_identity():
-    same = {"simulation.engine": "pool", "simulation.dropout": 0.2, "eval.every": 2, "compare.local_only": False}
+    same = {
+        "simulation.engine": "pool",
+        "engine.device": "cpu",
+        "simulation.dropout": 0.2,
+        "eval.every": 2,
+        "compare.local_only": False,
+    }
     assert plan().run == plan(**same).run
     others = ({"training.lr": 0.1}, {"name": "other"}, {"seed": 8}, {"round.minimum": 0.75})
     assert len({plan(**changed).run for changed in others} | {plan().run}) == 1 + len(others)

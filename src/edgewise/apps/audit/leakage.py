@@ -27,6 +27,7 @@ from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
+from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.strategy import strategy_of
 from edgewise.privacy.audit import FULL_WEIGHT, release
@@ -48,7 +49,8 @@ def text_trainer(recipe: Recipe, recipe_dir: Path, scratch: Path, catalogue: Cat
 
     Raises RecipeError(E-COMBO) for an extension's trainer, because the attacks need a text model.
     """
-    trainer = None if catalogue.trainer is not None else text.make(recipe, recipe_dir, scratch / "cache")
+    on_cpu = recipe.model_copy(update={"engine": EngineSection(device="cpu")})  # The attacks compute there.
+    trainer = None if catalogue.trainer is not None else text.make(on_cpu, recipe_dir, scratch / "cache")
     if trainer is None or strategy_of(recipe, catalogue, trainer.spec, len(trainer.devices())).directions is not None:
         what = "an audit attacks a text model. This trainer is an extension's, or it is wrapped."
         raise RecipeError("E-COMBO", what, "audit a recipe of the text trainer.")

@@ -69,7 +69,8 @@ class OwnTraining:
             from edgewise.learn.text import trainer as text
             from edgewise.learn.text.own_text import own_text
 
-            made = text.make(recipe, recipe_dir, run_dir / "cache")
+            engine = recipe.engine.on_cpu("your own loop or metrics")
+            made = text.make(recipe.model_copy(update={"engine": engine}), recipe_dir, run_dir / "cache")
             made.own = own_text(made, self.loop, self.metrics)
             return made
 

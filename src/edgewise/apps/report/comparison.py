@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from edgewise.drivers.storage.run_store import RunStore
 
 # These settings decide the speed or the name of a simulation, and never its result.
-UNTOLD = ("name", "simulation.engine", "simulation.workers")
+UNTOLD = ("name", "simulation.engine", "simulation.workers", "engine.device")
 
 
 def build(folders: Sequence[Path]) -> dict[str, Any]:

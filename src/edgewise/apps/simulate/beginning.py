@@ -32,6 +32,7 @@ from edgewise.plan.recipe.recipe import Recipe, simulation_digest
 Tell = Callable[[events.AnyEvent], None]
 # A resumed run needs the same facts, or it would be another run: fact -> its description.
 SAME = {
+    "hardware": "the kind of processor that trains",
     "fingerprint": "the data",
     "model_fingerprint": "the model's weights",
     "precision": "the arithmetic that the recipe asks for",
@@ -43,6 +44,7 @@ SAME = {
     "link_trace_sha256": "the file of link traces",
 }
 
+EARLIER = {"hardware": "cpu"}  # The facts of a run that an earlier version began lack these.
 BACK = "go on where it began: on the same kind of processor, with the same versions of the libraries"
 
 
@@ -101,9 +103,10 @@ def check_same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
     _check_objects(known.get("objects") or {}, now.get("objects") or {})
     for fact, what in SAME.items():
-        if known.get(fact) != now.get(fact):
-            was, is_ = (_short(facts.get(fact)) for facts in (known, now))
-            back = BACK if fact == "arithmetic_sha256" else "put it back as it was"
+        before, current = (facts.get(fact) or EARLIER.get(fact) for facts in (known, now))
+        if before != current:
+            was, is_ = _short(before), _short(current)
+            back = BACK if fact in ("arithmetic_sha256", "hardware") else "put it back as it was"
             raise StoreError(
                 "E-RESUME",
                 f"{what} changed since this run began ({fact}: {was} then, {is_} now).",

@@ -51,15 +51,19 @@ class Host:
     """The devices of one process. It answers one job at a time."""
 
     def __init__(
-        self, store: Callable[[Plan, jobs.Setup], DeviceStore] = simulated_devices, objects: Objects = NO_OBJECTS
+        self,
+        store: Callable[[Plan, jobs.Setup], DeviceStore] = simulated_devices,
+        objects: Objects = NO_OBJECTS,
+        worker: int = 0,
     ) -> None:
         """Begin without a trainer; the job ``Setup`` makes it.
 
         Args:
             store: makes the store of the devices' states.
             objects: objects of this process, used beside the extensions.
+            worker: number of this process among several, from 0.
         """
-        self._store, self._objects = store, objects
+        self._store, self._objects, self._worker = store, objects, worker
         self._recipe: Recipe
         self._setup_job: jobs.Setup
         self._catalogue: Catalogue
@@ -121,7 +125,8 @@ class Host:
         self._setup_job = job
         self._catalogue = catalogue(job.extensions, self._objects)
         try:
-            self._trainer = make_trainer(self._recipe, Path(job.recipe_dir), Path(job.run_dir), self._catalogue)
+            folders = Path(job.recipe_dir), Path(job.run_dir)
+            self._trainer = make_trainer(self._recipe, *folders, self._catalogue, worker=self._worker)
         except ImportError as e:
             raise EdgewiseError(
                 "E-DEPENDENCY", f"training needs {e.name or e}.", 'pip install "edgewise[train]", or `make setup`.'

@@ -74,6 +74,7 @@ class Pool:
                 "-P",
                 "-m",
                 "edgewise.drivers.workers.worker",
+                str(index),
             ],  # -P: Python does not search the current folder first
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

@@ -14,7 +14,12 @@ from edgewise.plan.strategy import strategy_of
 
 
 def make_trainer(
-    recipe: Recipe, recipe_dir: Path, run_dir: Path, catalogue: Catalogue, device: DeviceId | None = None
+    recipe: Recipe,
+    recipe_dir: Path,
+    run_dir: Path,
+    catalogue: Catalogue,
+    device: DeviceId | None = None,
+    worker: int = 0,
 ) -> Registered:
     """Make the recipe's trainer and list its abilities. Imports torch, unless the trainer is an extension's.
 
@@ -23,6 +28,7 @@ def make_trainer(
 
     Args:
         device: an enrolled device that owns all the text; None in a simulation.
+        worker: number of this worker process, from 0. It decides the GPU where there are several.
     Raises:
         RecipeError: E-COMBO where the recipe counts passes and the trainer does not count records, or where it asks for
             samples of text or metrics that the trainer cannot give. E-EXTENSION as ``engine.trainer.registered``.
@@ -32,7 +38,7 @@ def make_trainer(
     else:
         from edgewise.learn.text import trainer as text
 
-        trainer = registered(text.make(recipe, recipe_dir, run_dir / "cache", device))
+        trainer = registered(text.make(recipe, recipe_dir, run_dir / "cache", device, worker))
     if recipe.training.local_epochs and trainer.counts is None:
         what = "training.local_epochs needs a trainer that says how many records a device has."
         fix = "give training.local_steps, or build the trainer on learn.torch_task.TorchTrainer."

@@ -15,6 +15,8 @@ def main() -> None:
 
     An orphan ends after its current job, because ``--resume`` may have started another worker for the same device. The
     orphan's last writes never reach the folder of the new worker (``drivers.storage.device_store``).
+
+    The argument is the number of this worker, from 0.
     """
     stream_in, stream_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
@@ -24,7 +26,7 @@ def main() -> None:
     def alive() -> bool:
         return os.getppid() == parent
 
-    host = Host()
+    host = Host(worker=int(sys.argv[1]))
     while (job := jobs.read_job(stream_in)) is not None and alive():
         answer = host.do(job)
         if not alive():

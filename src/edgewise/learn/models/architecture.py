@@ -177,7 +177,8 @@ def called(model: nn.Module) -> set[str]:
     model.eval()
     try:
         with torch.no_grad():
-            logits(model, torch.arange(min(8, embeddings(model).weight.shape[0]))[None])
+            rows = embeddings(model).weight
+            logits(model, torch.arange(min(8, rows.shape[0]), device=rows.device)[None])
     finally:
         model.train(mode)
         for handle in handles:

@@ -60,11 +60,12 @@ def continued(
     Guarantees: equal arguments give equal tokens on the same processor.
     Source: Fan et al. 2018, arXiv:1805.04833, section 5 (top-k sampling).
     """
-    rng, ids = generator(key), list(prompt)
+    rng, ids, processor = generator(key), list(prompt), next(model.parameters()).device
     model.eval()
     for _ in range(NEW):
-        with torch.autocast("cpu", torch.bfloat16, enabled=arithmetic is torch.bfloat16):
-            logits_V = model(input_ids=torch.tensor([ids[-longest:]]), use_cache=False).logits[0, -1]
+        with torch.autocast(processor.type, torch.bfloat16, enabled=arithmetic is torch.bfloat16):
+            read_1T = torch.tensor([ids[-longest:]], device=processor)
+            logits_V = model(input_ids=read_1T, use_cache=False).logits[0, -1].cpu()
         best, at = torch.topk(logits_V.double(), min(TOP, len(logits_V)))
         p = torch.softmax(best / TEMPERATURE, 0).numpy()
         token = int(at[rng.choice(len(p), p=p / p.sum())])

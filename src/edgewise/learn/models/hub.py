@@ -19,6 +19,13 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 FIX = "download it where there is a network and give the folder as model.base, or use the bundled model."
 
 
+def weights(folder: Path) -> list[Path]:
+    """List the weights that ``transformers`` reads from a folder: one file, or the parts of an index."""
+    whole = folder / WEIGHTS
+    one = whole.is_file() and not (folder / INDEX).is_file()
+    return [whole] if one else sorted(folder.glob("*.safetensors"))
+
+
 def split(asked: str) -> tuple[str, str]:
     """Split ``"owner/name@revision"`` into repository and revision. An empty revision means the main branch."""
     repo, _, revision = asked.partition("@")
@@ -40,11 +47,11 @@ def fetch(asked: str) -> Path:
     """
     repo, revision = split(asked)
     folder = _snapshot(asked, repo, revision, SMALL)
-    weights = [WEIGHTS]
+    names = [WEIGHTS]
     if (folder / INDEX).is_file():
         with foreign(ModelError, "E-MODEL", f"hub:{asked}: {INDEX} cannot be read", "take another revision."):
-            weights = sorted({str(name) for name in json.loads((folder / INDEX).read_bytes())["weight_map"].values()})
-    return _snapshot(asked, repo, commit(folder) or revision, [*SMALL, *weights])
+            names = sorted({str(name) for name in json.loads((folder / INDEX).read_bytes())["weight_map"].values()})
+    return _snapshot(asked, repo, commit(folder) or revision, [*SMALL, *names])
 
 
 def commit(folder: Path) -> str:

@@ -9,12 +9,14 @@ Shape suffixes: B = batch, S = block length + 1, T = block length, V = vocabular
 from __future__ import annotations
 
 import json
+import math
 import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -71,6 +73,17 @@ def load(
             is quantized in another way.
         EdgewiseError: E-DEPENDENCY where quantizing needs a package.
     """
+    folder, name = located(base, recipe_dir)
+    quantized.check_stored(folder, quantize)
+    if quantize == "none":
+        model = read_weights(folder, dtype=dtype)
+    else:
+        model = quantized.load(folder, quantize, dtype, cache_dir)
+    return Loaded(model, tokens.load(folder), name, folder, hub.commit(folder))
+
+
+def located(base: str, recipe_dir: Path) -> tuple[Path, str]:
+    """Find the folder of a model, with its name for reports. A model of the hub is downloaded. Raises as ``load``."""
     if base == "bundled":
         folder, name = Path(str(resources.files("edgewise"))) / "assets" / "student", "bundled student"
         if not folder.is_dir():
@@ -83,12 +96,17 @@ def load(
         name = folder.name
     _check(folder)
     _bounded(folder / "config.json")
-    quantized.check_stored(folder, quantize)
-    if quantize == "none":
-        model = read_weights(folder, dtype=dtype)
-    else:
-        model = quantized.load(folder, quantize, dtype, cache_dir)
-    return Loaded(model, tokens.load(folder), name, folder, hub.commit(folder))
+    return folder, name
+
+
+def stored_parameters(folder: Path) -> int:
+    """Count the parameters in a folder's weights, from the headers of its files. Raises ModelError(E-MODEL)."""
+    count = 0
+    with foreign(ModelError, "E-MODEL", f"{folder} cannot be loaded", "check that it is complete."):
+        for path in hub.weights(folder):
+            with safe_open(path, "pt") as f:
+                count += sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())  # noqa: SIM118
+    return count
 
 
 def _check(folder: Path) -> None:
@@ -132,31 +150,6 @@ def _bounded(path: Path) -> None:
         level = inner
 
 
-def bfloat16_in_hardware() -> bool:
-    """Tell whether this CPU multiplies bfloat16 matrices natively (AVX512-BF16, AMX, Arm BF16). False if unknown."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
-    except OSError:
-        return False
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def autocast_dtype(precision: str) -> torch.dtype:
-    """Return the arithmetic of a recipe's ``model.precision``. ``auto`` is bfloat16 where the CPU has it in hardware.
-
-    Measured in tokens per second on one Zen 4 core, for training steps of 8 x 128 tokens:
-
-        hidden width                                     64       128 (bundled)    256      512
-        float32                                          11.7k    5.9k             1.5k     0.48k
-        bfloat16 autocast                                9.6k     7.4k             2.6k     0.99k
-        bfloat16 autocast, float32 attention (chosen)    15.5k    9.2k             2.8k     1.07k
-
-    The chosen one is the fastest at every width, so ``auto`` needs no smallest size.
-    """
-    fast = precision == "bfloat16" or (precision == "auto" and bfloat16_in_hardware())
-    return torch.bfloat16 if fast else torch.float32
-
-
 def float32_attention(model: nn.Module) -> None:
     """Let a model under autocast compute attention in float32. The projections around it stay in bfloat16.
 
@@ -195,7 +188,7 @@ class TextLoss:
         s_BS, n = batch
         y_BT = s_BS[:, 1:]
         x_BT = torch.where(s_BS < 0, ~s_BS, s_BS)[:, :-1]
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast is torch.bfloat16):
+        with torch.autocast(s_BS.device.type, torch.bfloat16, enabled=self.autocast is torch.bfloat16):
             logits_BTV = logits(model, x_BT)
         logp_BTV = F.log_softmax(logits_BTV.flatten(0, 1), -1, dtype=torch.float32)
         return F.nll_loss(logp_BTV, y_BT.clamp(min=-1).flatten(), ignore_index=-1), n

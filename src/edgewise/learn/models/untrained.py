@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.core.vector import Spec, Vector
-from edgewise.learn.models.hub import INDEX, WEIGHTS
+from edgewise.learn.models.hub import weights
 from edgewise.learn.models.quantized import count
 from edgewise.learn.text import trainer
 from edgewise.plan.recipe.recipe import Recipe
@@ -34,7 +34,7 @@ class Untrained:
 
 def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
     """Load the recipe's model. Raises ModelError as ``learn.text.trainer.make``."""
-    loaded, flat = trainer.model(recipe, recipe_dir)
+    loaded, flat, _ = trainer.model(recipe, recipe_dir)
     facts = {
         "model": loaded.name,
         "parameters": sum(count(p) for p in loaded.model.parameters()),
@@ -49,6 +49,4 @@ def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
 def _files(folder: Path) -> tuple[Path, ...]:
     """List settings, tokenizer and the weights that ``transformers`` reads: one file, or those of an index."""
     found = {path for pattern in SETTINGS for path in folder.glob(pattern)}
-    whole = folder / WEIGHTS
-    parts = [whole] if whole.is_file() and not (folder / INDEX).is_file() else folder.glob("*.safetensors")
-    return tuple(sorted({*found, *parts}))
+    return tuple(sorted({*found, *weights(folder)}))

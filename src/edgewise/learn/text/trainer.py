@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,16 +27,18 @@ from edgewise.core.keys import Key, derive, root
 from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut
 from edgewise.core.vector import Array, Vector
 from edgewise.learn.flat import Flat
+from edgewise.learn.hardware import autocast_dtype, chosen
 from edgewise.learn.models import generate, quantized
 from edgewise.learn.models.adapters import is_factor_a, trainable, without_adapter
 from edgewise.learn.models.architecture import Sizes, check_causal, shares, sizes, unread
-from edgewise.learn.models.load import Loaded, TextLoss, autocast_dtype, float32_attention, load
+from edgewise.learn.models.load import Loaded, TextLoss, float32_attention, load, located, stored_parameters
+from edgewise.learn.shards import row_order
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
 from edgewise.learn.text.corpus import Corpus
 from edgewise.learn.text.counts import Counts
 from edgewise.learn.text.reading import MOST_DEVICES, reading
-from edgewise.learn.torch_task import TorchTrainer, computing, row_order
+from edgewise.learn.torch_task import TorchTrainer, computing
 from edgewise.learn.train import Batch
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.sections import TrainingSection
@@ -46,43 +48,59 @@ OPEN_DEVICES = 256  # The blocks of so many devices stay open as memory maps.
 SAMPLED_DEVICES, SAMPLED_BLOCKS = 16, 32  # Devices, and blocks of each, that estimate the bytes of a token.
 
 
-def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | None = None) -> TextTrainer:
+class Prepared(NamedTuple):
+    """A loaded model, its trained parameters, and the processor and arithmetic that it is made for."""
+
+    loaded: Loaded
+    flat: Flat
+    arithmetic: torch.dtype
+    processor: torch.device
+
+
+def make(
+    recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | None = None, worker: int = 0
+) -> TextTrainer:
     """Make the trainer of a recipe's text and model.
 
     Args:
         recipe_dir: the folder where relative paths in the recipe start.
         cache_dir: folder for tokenized blocks. Processes and runs may share it. It may be deleted between runs.
         device: an enrolled device, which owns all of the text. None shares the text out by the recipe.
+        worker: number of this worker process, which decides its GPU.
     Raises:
         ModelError: E-MODEL, E-MODEL-REMOTE, E-QUANTIZE, E-TARGETS.
         DataError: E-DATA-*.
+        RecipeError: E-HARDWARE.
     """
     key = root(recipe.seed)
     records = recipe.dp.example  # With records as the unit, a document may influence its own blocks only.
     corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"), lenient=records)
     if device is not None:
         corpus = corpus.of(device)
-    loaded, flat = model(recipe, recipe_dir, cache_dir)
-    store = BlockStore(corpus, loaded.tokens, recipe.data, cache_dir, apart=records)
-    loss = TextLoss(autocast_dtype(recipe.model.precision))
-    return TextTrainer(recipe, loaded, flat, corpus, store, loss)
+    prepared = model(recipe, recipe_dir, cache_dir, worker)
+    store = BlockStore(corpus, prepared.loaded.tokens, recipe.data, cache_dir, apart=records)
+    return TextTrainer(recipe, prepared, corpus, store)
 
 
-def model(recipe: Recipe, recipe_dir: Path, cache_dir: Path | None = None) -> tuple[Loaded, Flat]:
-    """Load the recipe's model, with its adapters, and lay out the trained parameters. Raises ModelError as ``make``.
+def model(recipe: Recipe, recipe_dir: Path, cache_dir: Path | None = None, worker: int = 0) -> Prepared:
+    """Load the recipe's model, with its adapters, and lay out the trained parameters. Raises as ``make``.
+
+    The model is on the CPU. Its trainer moves it.
 
     Args:
         cache_dir: folder for a quantized copy of the base. None keeps none.
     """
-    arithmetic = autocast_dtype(recipe.model.precision)
+    processor = chosen(recipe.engine.device, worker)
+    parameters = stored_parameters(located(recipe.model.base, recipe_dir)[0])
+    arithmetic = autocast_dtype(recipe.model.precision, parameters, processor)
     lora = recipe.trainable.adapts  # The base of an adapter is not trained, so it can be read in 16 bits at once.
     dtype = arithmetic if lora else torch.float32
     loaded = load(recipe.model.base, recipe_dir, dtype, recipe.model.quantize, cache_dir)
     _check(loaded, recipe)
-    if arithmetic is torch.bfloat16:
+    if arithmetic is torch.bfloat16 and processor.type == "cpu":
         float32_attention(loaded.model)
     made, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), frozen=arithmetic)
-    return loaded._replace(model=made), flat
+    return Prepared(loaded._replace(model=made), flat, arithmetic, processor)
 
 
 def _check(loaded: Loaded, recipe: Recipe) -> None:
@@ -102,9 +120,8 @@ def _check(loaded: Loaded, recipe: Recipe) -> None:
 class TextTrainer(TorchTrainer):
     """The trainer of a causal language model over the devices' text. An update's weight is its training tokens."""
 
-    def __init__(
-        self, recipe: Recipe, loaded: Loaded, flat: Flat, corpus: Corpus, store: BlockStore, loss: TextLoss
-    ) -> None:
+    def __init__(self, recipe: Recipe, prepared: Prepared, corpus: Corpus, store: BlockStore) -> None:
+        loaded, loss = prepared.loaded, TextLoss(prepared.arithmetic)
         self.loaded, self.corpus, self._store = loaded, corpus, store
         self._eval_tokens, self._data = recipe.eval.max_tokens, recipe.data
         self._adapts = recipe.trainable.adapts
@@ -112,9 +129,9 @@ class TextTrainer(TorchTrainer):
         found = sizes(loaded.model)
         micro = recipe.training.batch // recipe.training.accumulate * recipe.data.sequence_len
         super().__init__(
-            loaded.model, loss, self._pooled_or_device, recipe.training, corpus.devices, flat,
+            loaded.model, loss, self._pooled_or_device, recipe.training, corpus.devices, prepared.flat,
             activation_bytes=float(micro * _activation_bytes_per_token(found)), arithmetic=loss.autocast,
-            forward_bytes=float(micro * _forward_bytes_per_token(found)),
+            forward_bytes=float(micro * _forward_bytes_per_token(found)), processor=prepared.processor,
         )  # fmt: skip
 
     def _device(self, device: DeviceId) -> TextShard:
@@ -209,6 +226,7 @@ class TextTrainer(TorchTrainer):
             "parameters": int(sizes["parameters"]),
             "trainable": int(sizes["trainable"]),
             "vocabulary": self.loaded.tokens.size,
+            "hardware": self.processor.type,
             "precision": str(self.loss.autocast).removeprefix("torch."),
             "fingerprint": self.fingerprint(),
             "model_fingerprint": frozen_digest(self.model),
@@ -284,7 +302,7 @@ def frozen_digest(model: nn.Module, arithmetic: torch.dtype | None = None) -> st
 
 
 def _bytes(x: Tensor) -> Any:
-    return x.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class TextShard:

@@ -16,7 +16,9 @@ class ModelSection(Section):
         "bundled", description='"bundled", a local directory, or "hub:owner/name@revision"; safetensors only'
     )
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="arithmetic of training and evaluation; auto = bfloat16 where the CPU has it in hardware"
+        "auto",
+        description="arithmetic of training and evaluation; auto = bfloat16 for models of 4 million parameters or more "
+        "on hardware that is faster with it",
     )
     quantize: Literal["none", "nf4", "int8"] = Field(
         "none",

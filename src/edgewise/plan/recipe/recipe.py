@@ -23,6 +23,7 @@ from edgewise.core.foreign import foreign
 from edgewise.plan.mechanisms.known import refused
 from edgewise.plan.recipe import findings, toml
 from edgewise.plan.recipe.data import DataSection
+from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.findings import Examined, Finding
 from edgewise.plan.recipe.later import without_unused
 from edgewise.plan.recipe.model import ModelSection
@@ -162,6 +163,7 @@ class Recipe(Section):
     compare: CompareSection = CompareSection()
     report: ReportSection = ReportSection()
     store: StoreSection = StoreSection()
+    engine: EngineSection = EngineSection()
     simulation: SimulationSection = SimulationSection()
 
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
@@ -305,10 +307,12 @@ def digest(plain: Mapping[str, Any]) -> str:
 def simulation_digest(resolved: Mapping[str, Any]) -> str:
     """Hash everything in a resolved recipe that decides the results of a simulation.
 
-    ``simulation.engine`` and ``simulation.workers`` are left out. They decide the speed and no result. The name of a
-    run directory and its resumption go by this digest. A run's identity on the wire is ``plan.facts``.
+    ``simulation.engine``, ``simulation.workers`` and [engine] are left out. They decide where and how fast a run
+    computes. The name of a run directory and its resumption go by this digest. A run's identity on the wire is
+    ``plan.facts``.
     """
-    return digest({**resolved, "simulation": simulated_world(resolved)})
+    kept = {key: value for key, value in resolved.items() if key != "engine"}
+    return digest({**kept, "simulation": simulated_world(resolved)})
 
 
 def simulated_world(resolved: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from edgewise.core.errors import ModelError
 from edgewise.core.keys import root
 from edgewise.learn.models import load as models
 from edgewise.learn.models.adapters import trainable
-from edgewise.learn.models.load import TextLoss, autocast_dtype, float32_attention, load
+from edgewise.learn.models.load import TextLoss, float32_attention, load, stored_parameters
 from edgewise.plan.recipe.trainable import TrainableSection
 
 KEY = root(0)
@@ -199,12 +199,8 @@ def test_bfloat16_gradients_are_close_to_float32(saved: Path, kind: str) -> None
     assert (gradients[0] - gradients[1]).norm() / gradients[0].norm() < 0.05
 
 
-def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert autocast_dtype("float32") is torch.float32
-    assert autocast_dtype("bfloat16") is torch.bfloat16
-    for there in (True, False):
-        monkeypatch.setattr(models, "bfloat16_in_hardware", lambda there=there: there)
-        assert autocast_dtype("auto") is (torch.bfloat16 if there else torch.float32)
+def test_the_weights_are_counted_without_loading_them(saved: Path) -> None:
+    assert stored_parameters(saved) == sum(p.numel() for p in load(str(saved), saved).model.parameters())
 
 
 def config_says(**changes: object):

@@ -17,8 +17,9 @@ from edgewise.core.errors import DataError, ModelError, StoreError, TrainingErro
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
 from edgewise.core.training import POOLED, FitRequest, StepNoise
+from edgewise.learn.shards import TensorShard
 from edgewise.learn.text.trainer import TextTrainer, make
-from edgewise.learn.torch_task import TensorShard, TorchTrainer
+from edgewise.learn.torch_task import TorchTrainer
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 from edgewise.plan.recipe.sections import TrainingSection
 

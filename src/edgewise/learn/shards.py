@@ -1,0 +1,99 @@
+"""The data of one device as batches: the port ``Shard``, and shards of tensors.
+
+shard = TensorShard((x, y))
+for micro_batches in shard.batches(steps=10, training=recipe.training, key=key):
+    ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgewise.core.keys import Key, generator
+from edgewise.core.vector import Array
+from edgewise.learn.train import Batch
+from edgewise.plan.recipe.sections import TrainingSection
+
+
+class Shard(Protocol):
+    """The data of one device."""
+
+    @property
+    def count(self) -> float:
+        """The device's natural weight: its training tokens, or examples. A device with 0 cannot train."""
+        ...
+
+    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterable[Sequence[Batch]]:
+        """Iterate over the micro-batches of each of ``steps`` steps. They depend on the arguments only."""
+        ...
+
+    def held_out(self) -> Iterable[Batch]:
+        """Iterate over batches that are never trained on. There are none without a hold-out."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The number of records, the unit of example-level privacy."""
+        ...
+
+    def records(self, rows: Array) -> Sequence[Batch]:
+        """Return these records, each as a batch of its own."""
+        ...
+
+
+def row_order(n: int, steps: int, batch: int, key: Key) -> Iterator[Array]:
+    """Deal out the row numbers of each step: random permutations of ``n`` rows one after another, ``batch`` at a time.
+
+    With fewer rows than ``batch``, each step takes all of them once. Repeated rows would cost time and would not change
+    the mean.
+    """
+    rng, batch = generator(key), min(batch, n)
+    waiting = np.zeros(0, np.int64)
+    for _ in range(steps):
+        if len(waiting) < batch:
+            waiting = np.concatenate([waiting, rng.permutation(n)])
+        yield waiting[:batch]
+        waiting = waiting[batch:]
+
+
+class TensorShard:
+    """A device's examples as tensors with rows first. A batch is the tuple of their rows.
+
+    Args:
+        train, held: equally long tensors, for example ``(x, y)``.
+        shuffle: True takes rows in random order by key. False takes them in order, from the start in every round.
+    """
+
+    def __init__(self, train: Sequence[Tensor], held: Sequence[Tensor] = (), shuffle: bool = True) -> None:
+        self._train, self._held, self._shuffle = tuple(train), tuple(held), shuffle
+        self.count = float(len(self._train[0]))
+
+    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, ...]]]:
+        """See ``Shard``."""
+        n, size = len(self._train[0]), max(1, training.batch // training.accumulate)
+        for step, rows in enumerate(row_order(n, steps, training.batch, key) if self._shuffle else range(steps)):
+            if self._shuffle:
+                chosen = tuple(t[torch.from_numpy(rows)] for t in self._train)
+            else:
+                at = step * training.batch % n
+                chosen = tuple(t[at : at + training.batch] for t in self._train)
+            yield [tuple(t[i : i + size] for t in chosen) for i in range(0, len(chosen[0]), size)]
+
+    @property
+    def size(self) -> int:
+        """See ``Shard``."""
+        return len(self._train[0])
+
+    def records(self, rows: Array) -> list[tuple[Tensor, ...]]:
+        """See ``Shard``."""
+        return [tuple(t[int(r) : int(r) + 1] for t in self._train) for r in rows]
+
+    def held_out(self) -> Iterator[tuple[Tensor, ...]]:
+        """See ``Shard``."""
+        if self._held:
+            yield self._held
