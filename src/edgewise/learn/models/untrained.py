@@ -10,6 +10,7 @@ from edgewise.core.vector import Spec, Vector
 from edgewise.learn.models.hub import weights
 from edgewise.learn.models.quantized import count
 from edgewise.learn.text import trainer
+from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.recipe import Recipe
 
 SETTINGS = ("*.json", "*.model", "*.txt", "*.jinja")
@@ -34,7 +35,9 @@ class Untrained:
 
 def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
     """Load the recipe's model. Raises ModelError as ``learn.text.trainer.make``."""
-    loaded, flat, _ = trainer.model(recipe, recipe_dir)
+    on_cpu = recipe.model_copy(update={"engine": EngineSection(device="cpu")})  # Nothing is computed here.
+    prepared = trainer.model(on_cpu, recipe_dir)
+    loaded, flat = prepared.loaded, prepared.flat
     facts = {
         "model": loaded.name,
         "parameters": sum(count(p) for p in loaded.model.parameters()),

@@ -33,7 +33,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 
 def chosen(saved: Path, frozen: torch.dtype = torch.float32, seed: int = 0, **section: object):
-    rule = {"rule": "fedit"} if section["kind"] == "lora" else {}
+    rule = {"rule": "fedit"} if section.get("kind") == "lora" else {}
     return trainable(load(str(saved), saved).model, TrainableSection(**rule, **section), root(seed), frozen)
 
 
