@@ -20,8 +20,8 @@ from edgewise.core.vector import Array, Vector, pack
 from edgewise.learn.flat import Flat
 from edgewise.learn.models import quantized
 from edgewise.learn.models.adapters import trainable
+from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.models.load import Loaded, load
-from edgewise.learn.text.trainer import frozen_digest
 from edgewise.learn.zeroth_order import base_digest, rebuilt
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.base import Directions

@@ -8,7 +8,6 @@ Shape suffixes: N = blocks, B = blocks of a micro-batch, S = tokens per block (s
 
 from __future__ import annotations
 
-import hashlib
 import os
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from edgewise.core.errors import DataError, ModelError
 from edgewise.core.keys import Key, derive, root
@@ -29,8 +28,9 @@ from edgewise.core.vector import Array, Vector
 from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import autocast_dtype, chosen
 from edgewise.learn.models import generate, quantized
-from edgewise.learn.models.adapters import is_factor_a, trainable, without_adapter
+from edgewise.learn.models.adapters import trainable, without_adapter
 from edgewise.learn.models.architecture import Sizes, check_causal, shares, sizes, unread
+from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.models.load import Loaded, TextLoss, float32_attention, load, located, stored_parameters
 from edgewise.learn.shards import row_order
 from edgewise.learn.text import corpus as corpora
@@ -282,27 +282,6 @@ class TextTrainer(TorchTrainer):
             return int(self._open(device).count)
         except DataError:  # A device with unreadable text cannot train, and ``fit`` says why.
             return 0
-
-
-def frozen_digest(model: nn.Module, arithmetic: torch.dtype | None = None) -> str:
-    """Return the SHA-256 of the weights that are not trained, as stored or rounded to ``arithmetic``.
-
-    The trained weights are the run's initial vector, and a fixed factor A comes from the seed. Both are left out.
-    """
-    h = hashlib.sha256()
-    for name, p in model.named_parameters():
-        if not p.requires_grad and not is_factor_a(name):
-            h.update(name.encode())
-            dtype = (p.is_floating_point() and arithmetic) or p.dtype  # Codes of a quantized base are whole numbers.
-            h.update(_bytes(p.detach().to(dtype)))
-    for name, scale in quantized.scales(model):
-        h.update(name.encode())
-        h.update(_bytes(scale.detach()))
-    return h.hexdigest()
-
-
-def _bytes(x: Tensor) -> Any:
-    return x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 class TextShard:

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-LATER = ("metric", "model.quantize", "personal", "engine")  # Dotted keys, at most two parts. A section may stand here as a whole.
+# Dotted keys, at most two parts. A section may stand here as a whole.
+LATER = ("metric", "model.quantize", "personal", "engine")
 
 
 def without_unused(plain: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

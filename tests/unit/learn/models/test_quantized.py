@@ -18,8 +18,8 @@ from edgewise.core.keys import root
 from edgewise.learn.models import quantized
 from edgewise.learn.models.adapters import trainable
 from edgewise.learn.models.architecture import logits, probe_ids
+from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.models.load import TextLoss, load
-from edgewise.learn.text.trainer import frozen_digest
 from edgewise.learn.torch_task import weights_bytes
 from edgewise.plan.recipe.recipe import TrainableSection, from_plain
 
