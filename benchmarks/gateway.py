@@ -22,7 +22,7 @@ import bench
 import numpy as np
 
 from edgewise.apps.gateway.start import join
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core import frame, vector
 from edgewise.core.keys import derive, root
 from edgewise.core.vector import Spec
@@ -106,7 +106,7 @@ def played(helper: Helper, told: frame.Invite, tickets: list[bytes], devices: li
 def measured(folder: Path, devices: int, dim: int, rounds: int) -> dict[str, float]:
     """Medians over rounds."""
     cohort = Cohort(devices)
-    with Server(folder / "server") as server:
+    with HttpServer(folder / "server") as server:
         join(server.url, server.token(Grant("gateway", approved=True)), folder / "gateway").close()
         me = server.service.identity
     Allowed(folder / "gateway").add(cohort.pairs)

@@ -28,7 +28,7 @@ import peer_task  # noqa: E402
 import psutil  # noqa: E402
 
 from edgewise.apps.server import submission  # noqa: E402
-from edgewise.apps.server.start import Server  # noqa: E402
+from edgewise.apps.server.start import HttpServer  # noqa: E402
 from edgewise.core import events, vector  # noqa: E402
 from edgewise.drivers.fleet.members import Grant  # noqa: E402
 from edgewise.drivers.http.link import Link  # noqa: E402
@@ -78,7 +78,7 @@ def main() -> None:
     told: list[events.AnyEvent] = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        with Server(folder / "server", tell=lambda run, event: told.append(event)) as server:
+        with HttpServer(folder / "server", tell=lambda run, event: told.append(event)) as server:
             final, memory = play(server, folder, a)
     finished = [e for e in told if isinstance(e, events.RoundFinished)]
     first = next(e.at_s for e in told if isinstance(e, events.RoundStarted))
@@ -96,7 +96,7 @@ def main() -> None:
     print("RESULT " + json.dumps(line), flush=True)
 
 
-def play(server: Server, folder: Path, a: Namespace) -> tuple[Any, dict[str, float]]:
+def play(server: HttpServer, folder: Path, a: Namespace) -> tuple[Any, dict[str, float]]:
     """Enrol and start the devices, play; returns the final model, and memory at the end."""
     from edgewise.learn.models import modules
 

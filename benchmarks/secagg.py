@@ -100,12 +100,12 @@ def session(n: int, d: int, dropped: float, policy: TrustPolicy, check: bool, bi
         start = time.process_time()
         state, _ = server.step(state, events.Received(name, raw))
         took += time.process_time() - start
-    state, effects = server.step(state, events.Close())
+    state, effects = server.step(state, events.StepClosed())
     number, unmask = 0, 0.0
     zeros = bytes(4 * d)
     while not isinstance(state, server.Released | server.Aborted):
         number += 1
-        letters = {e.device: e.raw for e in effects if isinstance(e, events.Send)}
+        letters = {e.device: e.raw for e in effects if isinstance(e, events.SendMessage)}
         effects = ()
         for name, raw in letters.items():
             if number >= 2 and name in gone:
@@ -124,7 +124,7 @@ def session(n: int, d: int, dropped: float, policy: TrustPolicy, check: bool, bi
             effects += more
         if not effects and not isinstance(state, server.Released | server.Aborted):
             start = time.process_time()
-            state, effects = server.step(state, events.Close())
+            state, effects = server.step(state, events.StepClosed())
             unmask = time.process_time() - start
             took += unmask
     assert isinstance(state, server.Released), state

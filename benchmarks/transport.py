@@ -26,7 +26,7 @@ import bench
 import numpy as np
 import psutil
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core import frame
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.fleet.spool import Chunks
@@ -56,7 +56,7 @@ def contribution(device: str, round: int, payload: bytes) -> bytes:
 
 def serve(folder: Path, port: int, devices: int) -> None:
     """Be the server: print where it is, then take a round at every line of standard input: round, names of devices."""
-    with Server(folder, port=port, limits=FREE) as server:
+    with HttpServer(folder, port=port, limits=FREE) as server:
         tokens = [server.token(Grant(approved=True)) for _ in range(devices)]
         print(json.dumps({"url": server.url, "port": server.port, "tokens": tokens}), flush=True)
         cohort, process = HttpCohort(server.service, "r", 2**20), psutil.Process()

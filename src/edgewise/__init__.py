@@ -12,7 +12,7 @@ Importing this package is light. It imports neither torch nor numpy.
 from typing import TYPE_CHECKING, Any
 
 from edgewise.api import simulate
-from edgewise.core.errors import EdgewiseError
+from edgewise.core.errors import EdgewiseError, RecipeError
 
 if TYPE_CHECKING:
     from edgewise.apps.device.script import Device
@@ -63,7 +63,7 @@ PARTS = (
     "secure_sum", "segments", "shared_sum", "shared_top_k", "sketch", "sum", "top_k", "weigh", "wrap", "zeroth_order",
 )  # fmt: skip
 __all__ = [  # noqa: RUF022
-    "EdgewiseError", "__version__", "simulate",
+    "EdgewiseError", "RecipeError", "__version__", "simulate",
     "Callback", "CsvLogger", "Device", "EarlyStopping", "Extension", "Federation", "Outcome", "Recipe", "Round", "Run",
     "STOP", "MLflow", "Server", "Summary", "Task", "TensorBoard", "TorchTask", "Trackio", "WandB",
     "open_run", "part", "summary_schema", "sweep",

@@ -20,7 +20,7 @@ from toy_recipe import PLAIN
 
 from edgewise.apps.device import record
 from edgewise.apps.server import submission
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.apps.server.submission import Submission
 from edgewise.core import frame, vector
 from edgewise.crypto import sign
@@ -45,7 +45,7 @@ Told = dict[str, Any]  # facts as a table
 class Liar:
     """A server with two agents, and a run of theirs that it plays by hand."""
 
-    def __init__(self, server: Server, **overrides: Any) -> None:
+    def __init__(self, server: HttpServer, **overrides: Any) -> None:
         self.service, stated = server.service, recipe.parse(PLAIN, overrides={**DP, **overrides})
         trainer = ToyTrainer(stated)
         self.initial = trainer.initial()

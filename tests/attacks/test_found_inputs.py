@@ -70,7 +70,7 @@ def answer(plan: Plan, trained: np.ndarray, **invitation: Any) -> frame.Frame:
     if isinstance(effects[0], device_events.Train):
         event = device_events.Trained(Update(trained, {}, 1.0))
         _, effects = machine.step(plan, state, event, simulated_trust(plan.key))
-    (out,) = (frame.load(e.frame) for e in effects if isinstance(e, device_events.Send))
+    (out,) = (frame.load(e.frame) for e in effects if isinstance(e, device_events.SendFrame))
     return out
 
 
@@ -129,7 +129,7 @@ def model_not_checked() -> None:
     for params, code in ((honest.params, ""), (other, "E-BLOB")):
         event = device_events.Invited(honest.invite, params, honest.secrets, None)
         _, effects = machine.step(of, machine.join(of, "dev0"), event)
-        said = [frame.load(e.frame) for e in effects if isinstance(e, device_events.Send)]
+        said = [frame.load(e.frame) for e in effects if isinstance(e, device_events.SendFrame)]
         assert [f.code for f in said if isinstance(f, frame.Refusal)] == ([code] if code else [])
 
 

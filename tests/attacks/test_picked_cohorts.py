@@ -233,7 +233,7 @@ def started(plan: Plan, blob: bytes, name: str, **changes: object) -> tuple[devi
     if isinstance(state, device.Training):
         update = Update(np.ones(beacons.DIM, np.float32), {"loss_first": 1.0, "loss_last": 1.0}, 10.0)
         state, effects = device.step(plan, state, device_events.Trained(update), TRUST)
-    (raw,) = (e.frame for e in effects if isinstance(e, device_events.Send))
+    (raw,) = (e.frame for e in effects if isinstance(e, device_events.SendFrame))
     sent = frame.from_device(raw, len(raw))
     if isinstance(sent, frame.Refusal):
         return state, sent.code
@@ -264,7 +264,7 @@ def given(plan: Plan, state: device.State, keys: dict[str, messages.Keys]) -> st
     after, effects = device.step(plan, state, device_events.Delivered(step), TRUST)
     if isinstance(after, device_state.InSecAgg) and isinstance(after.client, client.Sharing):
         return ""
-    (raw,) = (e.frame for e in effects if isinstance(e, device_events.Send))
+    (raw,) = (e.frame for e in effects if isinstance(e, device_events.SendFrame))
     said = frame.from_device(raw, len(raw))
     assert isinstance(said, frame.Step)
     abort = messages.load(said.body)

@@ -51,7 +51,7 @@ def answer(plan: Plan, x: vector.Vector) -> frame.Frame:
     state, _ = machine.step(plan, states.join(plan, "dev0"), invited(plan))
     trained = device_events.Trained(Update(x, {}, 10.0))
     _, effects = machine.step(plan, state, trained, simulated_trust(plan.key))
-    (sent,) = (frame.load(e.frame) for e in effects if isinstance(e, device_events.Send))
+    (sent,) = (frame.load(e.frame) for e in effects if isinstance(e, device_events.SendFrame))
     return sent
 
 

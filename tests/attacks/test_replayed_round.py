@@ -66,7 +66,7 @@ class Devices:
         effects = self.step(device, device_events.Invited(message, np.zeros(5, np.float32), secrets))
         if isinstance(effects[0], device_events.Train):
             effects = self.step(device, device_events.Trained(Update(XS[device], {}, 1.0)))
-        return frame.load(next(e.frame for e in effects if isinstance(e, device_events.Send)))
+        return frame.load(next(e.frame for e in effects if isinstance(e, device_events.SendFrame)))
 
 
 def masked(devices: Devices, nonce: bytes, who: list[str]) -> server.State | list[frame.Refusal]:
@@ -76,21 +76,21 @@ def masked(devices: Devices, nonce: bytes, who: list[str]) -> server.State | lis
     if refused := [a for a in answers.values() if isinstance(a, frame.Refusal)]:
         return refused
     state: server.State = server.start(server.Session(plan.secagg(0), plan.session(message), devices.trust.registry))
-    mail: list[events.Send] = []
+    mail: list[events.SendMessage] = []
 
     def feed(event: events.Event) -> None:
         nonlocal state
         state, effects = server.step(state, event)
-        mail.extend(e for e in effects if isinstance(e, events.Send))
+        mail.extend(e for e in effects if isinstance(e, events.SendMessage))
 
     for d, answer in answers.items():
         feed(events.Received(d, answer.body))
-    feed(events.Close())
+    feed(events.StepClosed())
     while mail:
         letter = mail.pop(0)
         step = frame.Step(run=plan.run, round=0, device=letter.device, body=letter.raw)
         for effect in devices.step(letter.device, device_events.Delivered(step)):
-            if isinstance(effect, device_events.Send):
+            if isinstance(effect, device_events.SendFrame):
                 feed(events.Received(letter.device, frame.load(effect.frame).body))
     return state
 

@@ -11,7 +11,7 @@ from scripted import RECIPE, device, module, step, submission
 
 from edgewise.apps.device.script import Device
 from edgewise.apps.server import hosting
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core import events
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.fleet import served
@@ -31,7 +31,7 @@ def loop(made: Device) -> None:
 def test_no_round_begins_before_enough_devices_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hosting, "HERE_S", 0.2)
     told: list[events.AnyEvent] = []
-    with Server(tmp_path / "server", tell=lambda _, event: told.append(event)) as server:
+    with HttpServer(tmp_path / "server", tell=lambda _, event: told.append(event)) as server:
         homes = [device(server, tmp_path / name) for name in "ab"]
         time.sleep(0.3)
         run = server.hosting.submit(submission({**RECIPE, "round": {"rounds": 1, "minimum": 1.0}}, server), "me").run
@@ -67,7 +67,7 @@ def test_enrolled_devices_draw_the_cohorts_of_a_served_run(tmp_path: Path) -> No
     drawn = {"rounds": 2, "minimum": 1.0, "sampling": "fixed", "cohort": 4, "overselect": 1.0, "deadline_s": 120.0}
     assumed = {"malicious_fraction": 0.2, "dropout_fraction": 0.0, "cohorts": "verified"}
     told: list[events.AnyEvent] = []
-    with Server(tmp_path / "server", tell=lambda _, event: told.append(event)) as server:
+    with HttpServer(tmp_path / "server", tell=lambda _, event: told.append(event)) as server:
         homes = [device(server, tmp_path / name) for name in "abcde"]
         asked = {**RECIPE, "privacy": "hidden", "round": drawn, "trust": assumed}
         run = server.hosting.submit(submission(asked, server), "me").run

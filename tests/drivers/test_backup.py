@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from kit import ACTIONS, available
 from served import RUN, code, contribution, joined, running, send_invitation
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import StoreError
 from edgewise.drivers.fleet import backup, mailboxes, served
 from edgewise.drivers.fleet.database import Database
@@ -47,7 +47,7 @@ def play(folder: Path, rounds: range) -> None:
             store.commit(Checkpoint(number, State(np.full(5, number, np.float32), {}, number), 0), ())
 
 
-def register(server: Server) -> None:
+def register(server: HttpServer) -> None:
     row = ServedRun(ID, "test", served.RUNNING, "", 9, b"{}", b"", {}, "0" * 32, 0.0)
     server.service.database.write(lambda c: served.add(c, row))
 
@@ -74,7 +74,7 @@ def test_a_server_goes_on_from_a_backup_and_its_runs_do_not(tmp_path: Path) -> N
         assert not any(secret in path.read_bytes() for secret in (key, journal_key))
         assert b"that the round's end" not in path.read_bytes()
         assert os.name == "nt" or path.stat().st_mode & 0o077 == 0
-    with Server(new, port=port) as server, Link(tmp_path / "home", patience_s=10.0) as device:
+    with HttpServer(new, port=port) as server, Link(tmp_path / "home", patience_s=10.0) as device:
         assert server.service.identity.name == name, "devices know it"
         assert device.standing()["status"] == "approved"
         assert code(server.hosting.ask, ID, served.RUNNING) == "E-CONFLICT"
@@ -115,7 +115,7 @@ def test_a_restored_server_takes_nothing_that_it_may_have_taken_before(tmp_path:
         port = server.port
     began_s = time.time() - 20.0
     backup.restore(_saved(tmp_path / "server", tmp_path / "copy"), tmp_path / "new", began_s)
-    with Server(tmp_path / "new", port=port) as server:
+    with HttpServer(tmp_path / "new", port=port) as server:
         send = lambda link: code(link.call, "POST", "/v1/tokens", None, b"", "-", None, {})  # noqa: E731
         with Link(tmp_path / "admin", 0.0, lambda: began_s - 1.0) as old, Link(tmp_path / "admin") as fresh:
             assert send(old) == "E-BUSY"
@@ -249,7 +249,7 @@ def test_a_backup_that_is_killed_leaves_none_or_a_whole_one(tmp_path: Path, acti
         assert set(names) <= {"copy", ".copy.partial"}
         assert whole == ("copy" in names), "under its name there is a whole backup, or nothing"
     assert found[-1][3] == ["copy"], "what the killed ones left is gone"
-    with Server(tmp_path / "server") as server, server.service.database.read() as c:
+    with HttpServer(tmp_path / "server") as server, server.service.database.read() as c:
         assert c.execute(sa.select(sa.func.count()).select_from(MEMBERS)).scalar() == 0, "the server is unharmed"
         assert not c.execute(sa.select(MAIL)).all()
         assert not c.execute(sa.select(ROUNDS)).all()

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from served import RUN, contribution, joined, running, send_invitation
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.http import certificates
 from edgewise.drivers.http.limits import ServerLimits
@@ -26,7 +26,7 @@ TOGETHER, ROUND_TRIPS = 40, 10
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
     try:
         with socket.socket() as tried:
             tried.bind((ELSEWHERE, 0))
@@ -37,19 +37,19 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.fixture(scope="module")
-def evil(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
+def evil(server: HttpServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
     """A device that was let in and turns against the server."""
     with joined(server, tmp_path_factory.mktemp("evil") / "home") as made:
         yield made
 
 
-def plain(server: Server) -> socket.socket:
+def plain(server: HttpServer) -> socket.socket:
     made = socket.create_connection(("127.0.0.1", server.port), 5.0, source_address=(ELSEWHERE, 0))
     made.settimeout(0.05)
     return made
 
 
-def inside(server: Server) -> ssl.SSLSocket:
+def inside(server: HttpServer) -> ssl.SSLSocket:
     raw = socket.create_connection(("127.0.0.1", server.port), 5.0, source_address=(ELSEWHERE, 0))
     made = certificates.client_context(server.service.authority).wrap_socket(raw, server_hostname="localhost")
     made.settimeout(0.05)
@@ -67,7 +67,7 @@ def signed(evil: Link, length: int) -> bytes:
 
 
 # Each opens connections and says what is sent first, and then again and again.
-ATTACKS: dict[str, Callable[[Server, Link], tuple[socket.socket, bytes, bytes]]] = {
+ATTACKS: dict[str, Callable[[HttpServer, Link], tuple[socket.socket, bytes, bytes]]] = {
     "nothing, without TLS": lambda s, e: (plain(s), b"", b""),
     "garbage, without TLS": lambda s, e: (plain(s), random.randbytes(2000), random.randbytes(50)),
     "headers, a byte at a time": lambda s, e: (inside(s), b"GET /v1/inbox HTTP/1.1\r\nhost: ", b"a"),
@@ -82,7 +82,7 @@ ATTACKS: dict[str, Callable[[Server, Link], tuple[socket.socket, bytes, bytes]]]
 }  # fmt: skip
 
 
-def attack(server: Server, evil: Link, name: str, over: threading.Event) -> None:
+def attack(server: HttpServer, evil: Link, name: str, over: threading.Event) -> None:
     """Keep many connections at it until it is over."""
     open_ones: list[tuple[socket.socket, bytes]] = []
     while not over.is_set():
@@ -108,7 +108,7 @@ def attack(server: Server, evil: Link, name: str, over: threading.Event) -> None
 @pytest.mark.slow
 @pytest.mark.long(sample=2)
 @pytest.mark.parametrize("name", ATTACKS)
-def test_others_are_served_meanwhile(server: Server, evil: Link, tmp_path: Path, name: str) -> None:
+def test_others_are_served_meanwhile(server: HttpServer, evil: Link, tmp_path: Path, name: str) -> None:
     over = threading.Event()
     threads = [threading.Thread(target=attack, args=(server, evil, name, over)) for _ in range(2)]
     with joined(server, tmp_path / "home") as device:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from served import RUN, code, contribution, send_invitation
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http.link import Link
@@ -35,20 +35,22 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def server(tmp_path: Path, clock: Clock) -> Iterator[Server]:
-    with Server(tmp_path / "server", now_s=clock) as made:
+def server(tmp_path: Path, clock: Clock) -> Iterator[HttpServer]:
+    with HttpServer(tmp_path / "server", now_s=clock) as made:
         yield made
 
 
 @pytest.fixture
-def device(server: Server, tmp_path: Path) -> Iterator[Link]:
+def device(server: HttpServer, tmp_path: Path) -> Iterator[Link]:
     with Link.join(server.url, server.token(Grant(approved=True)), tmp_path / "home", patience_s=10.0) as made:
         made.patience_s = 0.0
         yield made
 
 
 @pytest.mark.parametrize("jump_s", [-DAY, DAY, -2 * TOLERANCE_S, 2 * TOLERANCE_S])
-def test_a_jump_refuses_devices_and_harms_nothing(server: Server, device: Link, clock: Clock, jump_s: float) -> None:
+def test_a_jump_refuses_devices_and_harms_nothing(
+    server: HttpServer, device: Link, clock: Clock, jump_s: float
+) -> None:
     send_invitation(server, device.name)
     raw = contribution(device.name)
     number = device.send(RUN, 0, raw)
@@ -63,12 +65,12 @@ def test_a_jump_refuses_devices_and_harms_nothing(server: Server, device: Link, 
     assert device.poll(0, 0.0) is not None
 
 
-def device_home(device: Link, server: Server) -> Path:
+def device_home(device: Link, server: HttpServer) -> Path:
     return server.service.folder.parent / "home"
 
 
 def test_what_was_taken_stays_taken_when_the_clock_goes_ahead_and_comes_back(
-    server: Server, device: Link, clock: Clock
+    server: HttpServer, device: Link, clock: Clock
 ) -> None:
     send_invitation(server, device.name)
     raw = contribution(device.name)
@@ -86,7 +88,7 @@ def test_what_was_taken_stays_taken_when_the_clock_goes_ahead_and_comes_back(
     assert send().json()["code"] == "E-REPLAY"
 
 
-def test_a_token_outlives_a_jump(server: Server, clock: Clock, tmp_path: Path) -> None:
+def test_a_token_outlives_a_jump(server: HttpServer, clock: Clock, tmp_path: Path) -> None:
     token = server.token(Grant(approved=True, expires_in_s=60.0))
     clock.off_s = DAY
     home, join = tmp_path / "new", lambda: Link.join(server.url, token, tmp_path / "new", patience_s=10.0).close()

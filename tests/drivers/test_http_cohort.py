@@ -19,7 +19,7 @@ from played import play
 from served import code, contribution, invite, joined, running
 from toy import ToyTrainer
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core import events, frame, vector
 from edgewise.core.keys import derive
 from edgewise.drivers.fleet import mailboxes, members
@@ -44,13 +44,13 @@ MEMORY: dict[str, Any] = {"round.rounds": 3, "round.deadline_s": 60.0}
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[HttpServer]:
     with running(tmp_path) as made:
         yield made
 
 
 @contextmanager
-def fleet(server: Server, folder: Path, n: int) -> Iterator[list[Link]]:
+def fleet(server: HttpServer, folder: Path, n: int) -> Iterator[list[Link]]:
     links = [joined(server, folder / f"home-{i}") for i in range(n)]
     yield links
     for link in links:
@@ -70,7 +70,9 @@ def process(role: str, place: Path, overrides: dict[str, Any], *more: str) -> su
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def agree(server: Server, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch, n: int) -> None:
+def agree(
+    server: HttpServer, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch, n: int
+) -> None:
     with fleet(server, tmp_path, n) as links:
         names = [link.name for link in links]
         expected = simulated(tmp_path / "simulated", names, overrides, monkeypatch)
@@ -85,7 +87,7 @@ def agree(server: Server, tmp_path: Path, overrides: dict[str, Any], monkeypatch
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [FEDAVG, MEMORY], ids=["fedavg", "memory of three rounds"])
 def test_the_simulator_and_the_network_agree_to_the_byte(
-    server: Server, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agree(server, tmp_path, overrides, monkeypatch, 3)
 
@@ -94,13 +96,13 @@ def test_the_simulator_and_the_network_agree_to_the_byte(
 @pytest.mark.slow
 @pytest.mark.parametrize("overrides", [MASKS, SHARES], ids=["masks", "shares"])
 def test_hidden_sums_agree_too(
-    server: Server, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agree(server, tmp_path, overrides, monkeypatch, 8)
 
 
 @pytest.mark.slow
-def test_devices_draw_their_cohorts_over_the_network(server: Server, tmp_path: Path) -> None:
+def test_devices_draw_their_cohorts_over_the_network(server: HttpServer, tmp_path: Path) -> None:
     """Every round has the cohort that its devices drew, and who came first to commit is free."""
     settings = {
         **MASKS, "round.rounds": 2, "round.sampling": "fixed", "round.cohort": 4, "round.overselect": 1.0,
@@ -127,7 +129,7 @@ def test_devices_draw_their_cohorts_over_the_network(server: Server, tmp_path: P
 @pytest.mark.long(sample=0)
 @pytest.mark.slow
 def test_one_server_and_three_device_processes_agree_with_the_simulator(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of the devices is killed while it starts, and started again."""
     with fleet(server, tmp_path, 3) as links:
@@ -193,16 +195,16 @@ def test_a_run_goes_on_after_its_server_was_killed(
 
 
 @pytest.fixture
-def device(server: Server, tmp_path: Path) -> Iterator[Link]:
+def device(server: HttpServer, tmp_path: Path) -> Iterator[Link]:
     with joined(server, tmp_path / "home") as link:
         yield link
 
 
-def cohort(server: Server, silence_s: float = 60.0) -> HttpCohort:
+def cohort(server: HttpServer, silence_s: float = 60.0) -> HttpCohort:
     return HttpCohort(server.service, "run-1", 2**20, silence_s)
 
 
-def test_a_restarted_coordinator_gets_what_had_come_and_the_clock_goes_on(server: Server, device: Link) -> None:
+def test_a_restarted_coordinator_gets_what_had_come_and_the_clock_goes_on(server: HttpServer, device: Link) -> None:
     one, raw = cohort(server), frame.dump(invite())
     one.publish([b"model"])
     one.send(device.name, raw)
@@ -228,7 +230,7 @@ def test_a_device_is_in_touch_often_enough() -> None:
     assert 3 * attend.TOUCH_S <= SILENCE_S
 
 
-def test_only_what_is_published_can_be_downloaded(server: Server, device: Link, tmp_path: Path) -> None:
+def test_only_what_is_published_can_be_downloaded(server: HttpServer, device: Link, tmp_path: Path) -> None:
     one = cohort(server)
     (old,) = one.publish([b"old"])
     assert code(device.download, old, tmp_path / "blobs", 100) == "E-BLOB", "it takes no part in the run"
@@ -244,7 +246,7 @@ def test_only_what_is_published_can_be_downloaded(server: Server, device: Link, 
     assert not server.service.blobs.path(old).exists()
 
 
-def test_a_device_without_progress_is_lost_and_one_that_calls_is_not(server: Server, device: Link) -> None:
+def test_a_device_without_progress_is_lost_and_one_that_calls_is_not(server: HttpServer, device: Link) -> None:
     one = cohort(server, silence_s=0.3)
     one.publish([])
     one.send(device.name, frame.dump(invite()))
@@ -258,7 +260,7 @@ def test_a_device_without_progress_is_lost_and_one_that_calls_is_not(server: Ser
     assert one.receive(0.0) is None, "once"
 
 
-def test_who_is_not_approved_is_lost_at_once(server: Server, device: Link) -> None:
+def test_who_is_not_approved_is_lost_at_once(server: HttpServer, device: Link) -> None:
     one = cohort(server)
     server.service.database.write(lambda c: members.revoke(c, device.name, time.time()))
     one.send(device.name, frame.dump(invite()))
@@ -268,7 +270,7 @@ def test_who_is_not_approved_is_lost_at_once(server: Server, device: Link) -> No
         assert mailboxes.next_letter(c, device.name, 0) is None
 
 
-def test_a_large_frame_comes_whole_and_its_chunks_go_with_the_round(server: Server, device: Link) -> None:
+def test_a_large_frame_comes_whole_and_its_chunks_go_with_the_round(server: HttpServer, device: Link) -> None:
     one = cohort(server)
     one.send(device.name, frame.dump(invite()))
     raw = contribution(device.name, bytes(range(256)) * 2**15)  # three chunks
@@ -281,7 +283,7 @@ def test_a_large_frame_comes_whole_and_its_chunks_go_with_the_round(server: Serv
     assert server.service.chunks.uploads() == []
 
 
-def test_a_device_that_is_revoked_is_lost_at_once(server: Server, device: Link, tmp_path: Path) -> None:
+def test_a_device_that_is_revoked_is_lost_at_once(server: HttpServer, device: Link, tmp_path: Path) -> None:
     one = cohort(server)
     one.send(device.name, frame.dump(invite()))
     with joined(server, tmp_path / "operator", "operator") as operator:
@@ -293,7 +295,7 @@ def test_a_device_that_is_revoked_is_lost_at_once(server: Server, device: Link, 
 
 @pytest.mark.slow
 def test_a_device_that_trains_for_long_keeps_its_place(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attend, "TOUCH_S", 0.05)
     with joined(server, tmp_path / "home") as device:

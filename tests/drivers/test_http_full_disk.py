@@ -10,7 +10,7 @@ import pytest
 from served import RUN, code, joined, send_invitation
 from small_disk import fill, small_disk
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core import frame
 from edgewise.drivers import logs
 from edgewise.drivers.fleet import mailboxes, uploads
@@ -46,7 +46,7 @@ def test_what_is_acknowledged_stays_and_the_rest_waits(
     limits = ServerLimits(reserve_bytes=2 * left)
     sizes = [CHUNK, 5 * CHUNK]
     taken: dict[int, bytes] = {}
-    with Server(disk / "server", limits=limits) as server, logs.opened(disk / "server" / "server.log"):
+    with HttpServer(disk / "server", limits=limits) as server, logs.opened(disk / "server" / "server.log"):
         with joined(server, tmp_path / "home") as device:
             send_invitation(server, device.name)
             device.patience_s = 0.0
@@ -82,7 +82,7 @@ def test_what_is_acknowledged_stays_and_the_rest_waits(
                 assert time.monotonic() < give_up
                 time.sleep(0.1)
         assert not any(outcome == "E-SERVER" for _, _, outcome in server.service.meter.outcomes())
-    with Server(disk / "server", limits=limits) as server:
+    with HttpServer(disk / "server", limits=limits) as server:
         with server.service.database.read() as c:
             key, letters = mailboxes.round_key(c, RUN, 0), mailboxes.arrivals(c, RUN, 0, 1000)
         found = {x.number: mailboxes.opened(x, key, server.service.chunks, CHUNK) for x in letters}

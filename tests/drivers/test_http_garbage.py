@@ -18,7 +18,7 @@ from served import RUN, connected, contribution, invite, joined, running, send_i
 
 from docs.blocks import ROOT
 from edgewise.apps.server.api import ControlPlane
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core import frame
 from edgewise.core.errors import REGISTRY
 from edgewise.drivers.fleet import mailboxes
@@ -31,13 +31,13 @@ FREE = ServerLimits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
     with running(tmp_path_factory.mktemp("garbage"), FREE) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def links(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Link]]:
+def links(server: HttpServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Link]]:
     folder = tmp_path_factory.mktemp("members")
     made = {role: joined(server, folder / role, role) for role in ROLES}
     send_invitation(server, made["device"].name)
@@ -47,7 +47,7 @@ def links(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def document(server: Server) -> dict[str, Any]:
+def document(server: HttpServer) -> dict[str, Any]:
     return openapi.Document(ControlPlane(server.service, server.hosting).api.openapi())
 
 
@@ -70,7 +70,7 @@ def test_the_description_names_each_error_and_the_page_explains_it(document: dic
 @settings(max_examples=examples(60, 3000))
 @given(data=st.data())
 def test_no_request_breaks_a_route(
-    server: Server, links: dict[str, Link], document: dict[str, Any], data: st.DataObject
+    server: HttpServer, links: dict[str, Link], document: dict[str, Any], data: st.DataObject
 ) -> None:
     """Signed as they must be, so that they reach the route."""
     operation = data.draw(st.sampled_from(list(openapi.operations(document))), label="operation")
@@ -124,7 +124,7 @@ def _frames(device: str) -> list[bytes]:
     ),
 )
 def test_a_damaged_frame_is_refused_or_is_a_frame(
-    server: Server, links: dict[str, Link], which: int, other: int, damage: Damage
+    server: HttpServer, links: dict[str, Link], which: int, other: int, damage: Damage
 ) -> None:
     """What is taken is what was sent, and a frame in its own right; the refused ones leave nothing."""
     device = links["device"]
@@ -147,7 +147,7 @@ def test_a_damaged_frame_is_refused_or_is_a_frame(
 
 @given(st.lists(st.binary(max_size=60), max_size=3))
 @settings(max_examples=examples(6))
-def test_no_bytes_before_http_end_the_server(server: Server, links: dict[str, Link], parts: list[bytes]) -> None:
+def test_no_bytes_before_http_end_the_server(server: HttpServer, links: dict[str, Link], parts: list[bytes]) -> None:
     with socket.create_connection(("127.0.0.1", server.port)) as plain:
         plain.sendall(b"".join(parts))
     with connected(server) as inside:

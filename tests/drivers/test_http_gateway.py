@@ -15,7 +15,7 @@ from played import play
 from served import joined, running
 
 from edgewise.apps.gateway.start import Gateway, join
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core import events
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import backup
@@ -30,13 +30,13 @@ from edgewise.privacy import ledger
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[HttpServer]:
     with running(tmp_path) as made:
         yield made
 
 
 @contextmanager
-def fleet(server: Server, folder: Path, n: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Link]]:
+def fleet(server: HttpServer, folder: Path, n: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Link]]:
     """Enrolled devices, which the gateway of the same folder counts."""
     links = [joined(server, folder / f"home-{i}") for i in range(n)]
     monkeypatch.setenv("TOY_NAMES", ",".join(link.name for link in links))
@@ -50,7 +50,7 @@ def fleet(server: Server, folder: Path, n: int, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.slow
 def test_a_run_with_a_gateway_gives_the_simulators_model(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with fleet(server, tmp_path, 4, monkeypatch) as links, Gateway(tmp_path / "gateway") as gateway:
         expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **GATEWAY})
@@ -90,7 +90,7 @@ class Killed(BaseException):
 @pytest.mark.long(sample=1)
 @pytest.mark.parametrize(("at", "after"), [("open", 1), ("begin", 1), ("admit", 2), ("admit", 4)])
 def test_an_orchestrator_that_dies_amid_a_step_goes_on_with_it(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, after: int
+    server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, after: int
 ) -> None:
     """The gateway has done the step. The next orchestrator asks again and gets the same answer; the sum is the same."""
     overrides = {**GATEWAY, "round.rounds": 1}
@@ -123,7 +123,7 @@ STEPS = [  # (of what, which call of it, whether it was done)
 @pytest.mark.parametrize(("whose", "name", "done"), STEPS)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_budget_holds_wherever_an_orchestrator_with_a_gateway_dies(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, name: str, done: bool
+    server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, name: str, done: bool
 ) -> None:
     """The budget is for two rounds. It dies once in each of them, and each is charged once."""
     out, deaths = tmp_path / "out", list[int]()
@@ -165,7 +165,7 @@ def test_a_budget_holds_wherever_an_orchestrator_with_a_gateway_dies(
 @pytest.mark.slow
 @pytest.mark.long(sample=0)
 def test_a_gateway_that_is_killed_around_every_step_changes_nothing(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = {**GATEWAY, "round.rounds": 1}
     with fleet(server, tmp_path, 4, monkeypatch) as links:
@@ -183,14 +183,14 @@ def test_a_gateway_that_is_killed_around_every_step_changes_nothing(
     assert (finished.met, finished.accepted) == (True, 4)
 
 
-def test_a_gateways_folder_is_not_copied(server: Server, tmp_path: Path) -> None:
+def test_a_gateways_folder_is_not_copied(server: HttpServer, tmp_path: Path) -> None:
     join(server.url, server.token(Grant("gateway", approved=True)), tmp_path / "gateway").close()
     with pytest.raises(TransportError, match=r"E-IDENTITY: .*could open a sum twice.*`edgewise gateway join`"):
         backup.save(tmp_path / "gateway", tmp_path / "copy", 0.0)
     assert not (tmp_path / "copy").exists()
 
 
-def test_a_gateway_says_how_it_is(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gateway_says_how_it_is(server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx2
 
     with (

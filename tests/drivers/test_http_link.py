@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from proxy import PIECE, Way, proxied
 from served import RUN, code, contribution, joined, running, send_invitation, travelling
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet import mailboxes, uploads
 from edgewise.drivers.fleet.tables import MAIL, PUBLICATIONS
 from edgewise.drivers.http import link as links
@@ -26,7 +26,7 @@ SLACK = 2**14  # headers and TLS records of a transfer
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
     with running(tmp_path_factory.mktemp("served"), ServerLimits(stall_s=2.0)) as made:
         yield made
 
@@ -39,7 +39,7 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def folder(server: Server, tmp_path: Path) -> Iterator[Path]:
+def folder(server: HttpServer, tmp_path: Path) -> Iterator[Path]:
     """Of an enrolled device."""
     joined(server, tmp_path / "home").close()
     yield tmp_path / "home"
@@ -56,7 +56,7 @@ def through(folder: Path, url: str, patience_s: float = 10.0) -> Link:
     return Link(folder, patience_s)
 
 
-def taken(server: Server, device: str) -> list[bytes]:
+def taken(server: HttpServer, device: str) -> list[bytes]:
     """The frames of a device that count, opened."""
     with server.service.database.read() as c:
         key = mailboxes.round_key(c, RUN, 0)
@@ -73,7 +73,7 @@ def test_the_link_needs_neither_torch_nor_the_packages_of_the_server() -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 100, 1500, 2200, 3000])
-def test_a_frame_counts_once_however_the_connection_breaks(server: Server, folder: Path, cut: int) -> None:
+def test_a_frame_counts_once_however_the_connection_breaks(server: HttpServer, folder: Path, cut: int) -> None:
     """The first connections break after so many bytes to the server, or so many from it: also after the commit."""
     ways = [Way(cut_up=cut), Way(cut_down=cut), Way(refuse=True)]
     way = lambda n: ways[n] if n < len(ways) else Way()  # noqa: E731
@@ -87,7 +87,7 @@ def test_a_frame_counts_once_however_the_connection_breaks(server: Server, folde
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
-def test_an_upload_that_is_killed_sends_one_chunk_again_at_most(server: Server, folder: Path, part: float) -> None:
+def test_an_upload_that_is_killed_sends_one_chunk_again_at_most(server: HttpServer, folder: Path, part: float) -> None:
     size = 10 * CHUNK
     with proxied(server.port, lambda n: Way(cut_up=int(part * size)) if n == 0 else Way()) as proxy:
         with through(folder, proxy.url, patience_s=0.0) as device:
@@ -101,7 +101,7 @@ def test_an_upload_that_is_killed_sends_one_chunk_again_at_most(server: Server, 
         assert taken(server, device.name) == [raw]
 
 
-def test_a_chunk_whose_answer_was_lost_is_not_sent_again_for_ever(server: Server, folder: Path) -> None:
+def test_a_chunk_whose_answer_was_lost_is_not_sent_again_for_ever(server: HttpServer, folder: Path) -> None:
     with through(folder, server.url) as device:
         send_invitation(server, device.name)
         raw = contribution(device.name, bytes(3 * CHUNK))
@@ -120,7 +120,7 @@ def test_a_chunk_whose_answer_was_lost_is_not_sent_again_for_ever(server: Server
         assert taken(server, device.name) == [raw]
 
 
-def test_an_upload_of_other_bytes_than_announced_is_refused_and_begins_anew(server: Server, folder: Path) -> None:
+def test_an_upload_of_other_bytes_than_announced_is_refused_and_begins_anew(server: HttpServer, folder: Path) -> None:
     import hashlib
 
     with through(folder, server.url) as device:
@@ -138,7 +138,7 @@ def test_an_upload_of_other_bytes_than_announced_is_refused_and_begins_anew(serv
 
 
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
-def test_a_download_goes_on_where_it_broke_off(server: Server, folder: Path, part: float, tmp_path: Path) -> None:
+def test_a_download_goes_on_where_it_broke_off(server: HttpServer, folder: Path, part: float, tmp_path: Path) -> None:
     import secrets
 
     blob = secrets.token_bytes(2**20)
@@ -162,7 +162,7 @@ def test_a_download_goes_on_where_it_broke_off(server: Server, folder: Path, par
 
 
 @pytest.mark.parametrize("name", ["../out", "/tmp/out", "", "a" * 63, "A" * 64, "a" * 64 + "/x", "a" * 64 + "\n"])
-def test_a_name_that_is_no_digest_is_no_path(server: Server, folder: Path, tmp_path: Path, name: str) -> None:
+def test_a_name_that_is_no_digest_is_no_path(server: HttpServer, folder: Path, tmp_path: Path, name: str) -> None:
     """Whoever runs the server may write anything in an invitation. It names no file of a device."""
     with through(folder, server.url) as device:
         before = device.requests
@@ -171,7 +171,7 @@ def test_a_name_that_is_no_digest_is_no_path(server: Server, folder: Path, tmp_p
     assert not (tmp_path / "blobs").exists()
 
 
-def test_a_frame_overtakes_another_ones_slow_connection(server: Server, folder: Path) -> None:
+def test_a_frame_overtakes_another_ones_slow_connection(server: HttpServer, folder: Path) -> None:
     """The same frame twice at the same time, on connections of which the second is faster."""
     with proxied(server.port, lambda n: Way(delay_s=0.3) if n == 0 else Way()) as proxy:
         one, other = through(folder, proxy.url), through(folder, proxy.url)
@@ -188,7 +188,7 @@ def test_a_frame_overtakes_another_ones_slow_connection(server: Server, folder: 
         other.close()
 
 
-def test_the_link_measures_its_speed(server: Server, folder: Path) -> None:
+def test_the_link_measures_its_speed(server: HttpServer, folder: Path) -> None:
     rate = 2.0**20
     with proxied(server.port, lambda _: Way(rate=rate)) as proxy, through(folder, proxy.url) as device:
         send_invitation(server, device.name)
@@ -214,7 +214,7 @@ def test_pauses_grow_are_of_random_length_and_end_with_patience(folder: Path) ->
     assert len(set(pauses)) > 1
 
 
-def test_mail_that_comes_while_a_device_waits_arrives_at_once(server: Server, folder: Path) -> None:
+def test_mail_that_comes_while_a_device_waits_arrives_at_once(server: HttpServer, folder: Path) -> None:
     with through(folder, server.url) as device:
         found = []
         waiting = threading.Thread(target=lambda: found.append(device.poll(0, 30.0)))
@@ -229,7 +229,7 @@ def test_mail_that_comes_while_a_device_waits_arrives_at_once(server: Server, fo
 
 
 def test_nothing_leaves_while_the_link_is_closed_and_what_was_on_its_way_begins_again(
-    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Closed within a body: no more than what was in it before passes, and all of it once the link is open again."""
     monkeypatch.setattr(links, "INLINE_BYTES", 2**22)
@@ -249,7 +249,7 @@ def test_nothing_leaves_while_the_link_is_closed_and_what_was_on_its_way_begins_
         assert taken(server, device.name) == [raw]
 
 
-def test_who_asks_whether_the_link_is_open_may_end_the_call(folder: Path, server: Server) -> None:
+def test_who_asks_whether_the_link_is_open_may_end_the_call(folder: Path, server: HttpServer) -> None:
     def leaves() -> bool:
         raise KeyError("the owner leaves")
 
@@ -262,7 +262,7 @@ def test_who_asks_whether_the_link_is_open_may_end_the_call(folder: Path, server
 @pytest.mark.parametrize(
     ("after", "least"), [("7", 7.0), ("Tue, 01 Dec 2026 12:00:30 GMT", 30.0), ("soon", 0.0), ("999999", 3600.0)]
 )
-def test_a_server_says_when_to_come_back(folder: Path, server: Server, after: str, least: float) -> None:
+def test_a_server_says_when_to_come_back(folder: Path, server: HttpServer, after: str, least: float) -> None:
     """In seconds or as a date; the pause of random length comes on top, so that not all come back at once."""
     import httpx2
 

@@ -18,7 +18,7 @@ import pytest
 from proxy import Way, proxied
 from served import RUN, contribution, joined, running, send_invitation
 
-from edgewise.apps.server.start import Server, Tls
+from edgewise.apps.server.start import HttpServer, Tls
 from edgewise.drivers.fleet import mailboxes, uploads
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import home
@@ -36,9 +36,9 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> Iterator[Server]:
+def plain(tmp_path: Path) -> Iterator[HttpServer]:
     """A server without TLS: who is in between sees and repeats what is said, as a proxy of the operator's could."""
-    with Server(tmp_path / "server", tls=Tls(off=True)) as made:
+    with HttpServer(tmp_path / "server", tls=Tls(off=True)) as made:
         yield made
 
 
@@ -48,13 +48,13 @@ def moved(folder: Path, port: int, scheme: str = "http") -> Path:
     return folder
 
 
-def enrolled(server: Server, folder: Path) -> Path:
+def enrolled(server: HttpServer, folder: Path) -> Path:
     token = server.token(Grant(approved=True))
     Link.join(f"http://127.0.0.1:{server.port}", token, folder, plain=True, patience_s=10.0).close()
     return folder
 
 
-def state(server: Server) -> list[object]:
+def state(server: HttpServer) -> list[object]:
     """All that requests can change, but for nonces."""
     from edgewise.drivers.fleet.tables import META
 
@@ -76,7 +76,7 @@ def again(port: int, recorded: bytes) -> bytes:
     return answers
 
 
-def test_recorded_traffic_does_nothing_a_second_time(plain: Server, tmp_path: Path) -> None:
+def test_recorded_traffic_does_nothing_a_second_time(plain: HttpServer, tmp_path: Path) -> None:
     """All that a device has said, enrolment and an upload included; at its server, and at another one."""
     with proxied(plain.port) as proxy:
         token = plain.token(Grant(approved=True, uses=5))
@@ -94,7 +94,7 @@ def test_recorded_traffic_does_nothing_a_second_time(plain: Server, tmp_path: Pa
         changing = sent.count(b"POST /v1/") + sent.count(b"PUT /v1/")
         assert answers.count(b"E-REPLAY") + answers.count(b"E-OFFSET") == changing
     assert state(plain) == before
-    with Server(tmp_path / "other", tls=Tls(off=True)) as other:
+    with HttpServer(tmp_path / "other", tls=Tls(off=True)) as other:
         for sent in recorded:
             answers = again(other.port, sent)
             assert answers.count(b"HTTP/1.1 200") == sent.count(b"GET /v1/server"), "it says who it is, and no more"
@@ -112,7 +112,7 @@ def test_recorded_tls_does_nothing(tmp_path: Path) -> None:
         assert (state(server), server.service.meter.visits) == (before, visits)
 
 
-def test_a_request_that_comes_twice_counts_once(plain: Server, tmp_path: Path) -> None:
+def test_a_request_that_comes_twice_counts_once(plain: HttpServer, tmp_path: Path) -> None:
     """The copy comes first: the device is told that its request is a replay, and signs it anew."""
     enrolled(plain, tmp_path / "home")
     with proxied(plain.port, lambda n: Way(twice=True)) as proxy:
@@ -134,7 +134,7 @@ def test_a_request_that_comes_twice_counts_once(plain: Server, tmp_path: Path) -
 
 
 def test_an_answer_that_never_comes_costs_a_retry(
-    plain: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timeout = links.timeout(0.3)
     monkeypatch.setattr(links, "timeout", lambda _: timeout)

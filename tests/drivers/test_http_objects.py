@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from served import RUN, contribution, joined, running, send_invitation
 
 from edgewise.apps.server.api import ControlPlane
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.crypto import sign
 from edgewise.drivers.fleet import mailboxes, members
 from edgewise.drivers.fleet import served as served_runs
@@ -88,7 +88,7 @@ LISTS = {"/v1/devices", "/v1/tokens", "/v1/runs", "/v1/models"}  # of the operat
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
     limits = ServerLimits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
     with running(tmp_path_factory.mktemp("objects"), limits) as made:
         yield made
@@ -97,7 +97,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 class World:
     """A server's members and objects."""
 
-    def __init__(self, server: Server, links: Mapping[str, Link]) -> None:
+    def __init__(self, server: HttpServer, links: Mapping[str, Link]) -> None:
         self.server, self.links = server, links
 
     def member(self, role: str) -> str:
@@ -141,7 +141,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(server: HttpServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("members")
     names = {role: role for role in ROLES} | {"other": "device"}
     links = {name: joined(server, folder / name, role) for name, role in names.items()}
@@ -214,7 +214,7 @@ def test_a_role_reaches_the_objects_that_it_may(
     assert asked(world, link, method, path, whose) == code
 
 
-def test_no_route_is_without_a_line_above(server: Server) -> None:
+def test_no_route_is_without_a_line_above(server: HttpServer) -> None:
     document = ControlPlane(server.service, server.hosting).api.openapi()
     found = {(operation.method, operation.path) for operation in openapi.operations(document)}
     named = {(m, p) for m, p in found if p in ABOUT_NOBODY | ABOUT_THE_CALLER | LISTS} | OBJECTS.keys()
@@ -223,7 +223,7 @@ def test_no_route_is_without_a_line_above(server: Server) -> None:
     assert about_one <= OBJECTS.keys()
 
 
-def test_an_inbox_has_its_own_mail_alone(world: World, server: Server) -> None:
+def test_an_inbox_has_its_own_mail_alone(world: World, server: HttpServer) -> None:
     mine, other = world.links["device"], world.links["other"]
     with server.service.database.read() as c:
         rows = c.execute(sa.select(MAIL.c.number, MAIL.c.device).where(sa.not_(MAIL.c.inbound))).all()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from served import RUN, contribution, joined, running, send_invitation
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import spool
 from edgewise.drivers.http.cohort import HttpCohort
@@ -23,13 +23,13 @@ LATE_S = 0.3
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[HttpServer]:
     with running(tmp_path) as made:
         yield made
 
 
 def test_a_chunk_that_comes_late_replaces_none_that_was_accepted(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A device sends two chunks for one place, and the disk is slow with the first: the accepted frame stays."""
     late, begun, write = bytes(5000), threading.Event(), spool.Chunks.put
@@ -71,7 +71,7 @@ def test_a_chunk_that_comes_late_replaces_none_that_was_accepted(
         assert arrived.frame == raw
 
 
-def test_a_run_that_publishes_takes_no_blob_from_another(server: Server) -> None:
+def test_a_run_that_publishes_takes_no_blob_from_another(server: HttpServer) -> None:
     """Two runs publish again and again: each finds its own blobs afterwards."""
     missing, failed = [], []
 

@@ -11,7 +11,7 @@ import pytest
 from served import RUN, code, contribution, running, send_invitation
 
 from edgewise.apps.gateway.start import Gateway, join
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import Grant
@@ -23,25 +23,25 @@ BLOB = bytes(range(256)) * 4096  # a MiB
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[HttpServer]:
     with running(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-def gateway(server: Server, tmp_path: Path) -> Iterator[Gateway]:
+def gateway(server: HttpServer, tmp_path: Path) -> Iterator[Gateway]:
     join(server.url, server.token(Grant("gateway", approved=True)), tmp_path / "gateway").close()
     with Gateway(tmp_path / "gateway", cache_bytes=3 * 2**20) as made:
         yield made
 
 
 @pytest.fixture
-def device(server: Server, gateway: Gateway, tmp_path: Path) -> Iterator[Link]:
+def device(server: HttpServer, gateway: Gateway, tmp_path: Path) -> Iterator[Link]:
     with through(server, gateway, tmp_path / "home") as link:
         yield link
 
 
-def through(server: Server, gateway: Gateway, folder: Path, run: str = RUN) -> Link:
+def through(server: HttpServer, gateway: Gateway, folder: Path, run: str = RUN) -> Link:
     """A device that takes part in a run, and reaches the server through the gateway."""
     token = server.token(Grant(approved=True))
     link = Link.join(gateway.url, token, folder, patience_s=10.0, gateway=gateway.name)
@@ -49,7 +49,7 @@ def through(server: Server, gateway: Gateway, folder: Path, run: str = RUN) -> L
     return link
 
 
-def test_mail_goes_both_ways(server: Server, device: Link) -> None:
+def test_mail_goes_both_ways(server: HttpServer, device: Link) -> None:
     number = send_invitation(server, device.name)
     mail = device.poll(0, 1.0)
     assert mail is not None
@@ -61,7 +61,7 @@ def test_mail_goes_both_ways(server: Server, device: Link) -> None:
 
 
 def test_a_device_comes_to_the_server_that_its_token_names_and_to_the_gateway_that_its_owner_names(
-    server: Server, gateway: Gateway, tmp_path: Path
+    server: HttpServer, gateway: Gateway, tmp_path: Path
 ) -> None:
     with running(tmp_path / "other") as other:
         token = other.token(Grant(approved=True))
@@ -72,7 +72,7 @@ def test_a_device_comes_to_the_server_that_its_token_names_and_to_the_gateway_th
 
 
 @pytest.mark.slow
-def test_a_blob_is_fetched_once_for_eight_devices(server: Server, gateway: Gateway, tmp_path: Path) -> None:
+def test_a_blob_is_fetched_once_for_eight_devices(server: HttpServer, gateway: Gateway, tmp_path: Path) -> None:
     """All ask at once. Seven of them cost the server an answer of one byte."""
     (digest,) = HttpCohort(server.service, RUN, 2**20).publish([BLOB])
     links = [through(server, gateway, tmp_path / f"home-{i}") for i in range(8)]
@@ -91,7 +91,7 @@ def test_a_blob_is_fetched_once_for_eight_devices(server: Server, gateway: Gatew
         link.close()
 
 
-def test_a_download_goes_on_where_it_broke_off(server: Server, device: Link, tmp_path: Path) -> None:
+def test_a_download_goes_on_where_it_broke_off(server: HttpServer, device: Link, tmp_path: Path) -> None:
     (digest,) = HttpCohort(server.service, RUN, 2**20).publish([BLOB])
     folder = tmp_path / "blobs"
     for have in (1000, len(BLOB)):
@@ -103,7 +103,7 @@ def test_a_download_goes_on_where_it_broke_off(server: Server, device: Link, tmp
 
 @pytest.mark.parametrize("have", [1000, len(BLOB)])
 def test_the_gateway_goes_on_where_its_own_download_broke_off(
-    server: Server, gateway: Gateway, device: Link, tmp_path: Path, have: int
+    server: HttpServer, gateway: Gateway, device: Link, tmp_path: Path, have: int
 ) -> None:
     (digest,) = HttpCohort(server.service, RUN, 2**20).publish([BLOB])
     (tmp_path / "gateway" / "cache" / f"{digest}.part").write_bytes(BLOB[:have])
@@ -113,7 +113,7 @@ def test_the_gateway_goes_on_where_its_own_download_broke_off(
 
 
 def test_what_is_here_is_for_those_whom_the_server_lets_have_it(
-    server: Server, gateway: Gateway, device: Link, tmp_path: Path
+    server: HttpServer, gateway: Gateway, device: Link, tmp_path: Path
 ) -> None:
     cohort = HttpCohort(server.service, RUN, 2**20)
     (digest,) = cohort.publish([BLOB])
@@ -130,7 +130,7 @@ def test_what_is_here_is_for_those_whom_the_server_lets_have_it(
         assert code(other.download, digest, tmp_path / "none", 2**28) == "E-BLOB", "not published any more"
 
 
-def test_a_gateway_changes_nothing_that_is_signed(server: Server, gateway: Gateway, device: Link) -> None:
+def test_a_gateway_changes_nothing_that_is_signed(server: HttpServer, gateway: Gateway, device: Link) -> None:
     headers = device._signed("POST", "/v1/outbox", "", b"what was signed", RUN, "0")
     for method, path, body in (
         ("POST", "/v1/outbox", b"something else"), ("POST", "/v1/uploads", b"what was signed"),
@@ -143,7 +143,7 @@ def test_a_gateway_changes_nothing_that_is_signed(server: Server, gateway: Gatew
 
 
 def test_other_bytes_than_those_of_the_digest_are_not_kept(
-    server: Server, gateway: Gateway, device: Link, tmp_path: Path
+    server: HttpServer, gateway: Gateway, device: Link, tmp_path: Path
 ) -> None:
     (digest,) = HttpCohort(server.service, RUN, 2**20).publish([BLOB])
     server.service.blobs.path(digest).write_bytes(b"rotten")
@@ -153,7 +153,7 @@ def test_other_bytes_than_those_of_the_digest_are_not_kept(
 
 
 def test_a_blob_that_is_larger_than_the_cache_passes(
-    server: Server, gateway: Gateway, device: Link, tmp_path: Path
+    server: HttpServer, gateway: Gateway, device: Link, tmp_path: Path
 ) -> None:
     large = BLOB * 4
     (digest,) = HttpCohort(server.service, RUN, 2**20).publish([large])

@@ -21,7 +21,7 @@ from proxy import proxied
 from served import joined, running
 from small_disk import fill, small_disk
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core import events, frame
 from edgewise.core.errors import StoreError
 from edgewise.drivers.http import home
@@ -40,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextmanager
-def fleet(server: Server, folder: Path, n: int, port: int) -> Iterator[list[Link]]:
+def fleet(server: HttpServer, folder: Path, n: int, port: int) -> Iterator[list[Link]]:
     """Enrolled devices that reach their server by another port."""
     links = []
     for i in range(n):
@@ -54,7 +54,12 @@ def fleet(server: Server, folder: Path, n: int, port: int) -> Iterator[list[Link
 
 
 def after(
-    server: Server, count: int, do: Callable[[], None], then: Callable[[], None], s: float, patch: pytest.MonkeyPatch
+    server: HttpServer,
+    count: int,
+    do: Callable[[], None],
+    then: Callable[[], None],
+    s: float,
+    patch: pytest.MonkeyPatch,
 ) -> threading.Timer:
     """Do something as soon as so many frames have come from devices, and another thing ``s`` seconds later."""
     delivered, come, timer = server.service.delivered, [0], threading.Timer(s, then)

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from served import RUN, contribution, joined, running, send_invitation
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.apps.terminal.sessions import CommandSession
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.redacted import redacted
@@ -32,7 +32,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[HttpServer]:
     with running(tmp_path_factory.mktemp("seen")) as made, logs.opened(log):
         yield made
 
@@ -52,7 +52,7 @@ def logged(log: Path, answer: httpx2.Response, event: str = "request") -> dict[s
     raise AssertionError(f"the log has no line of {id}")
 
 
-def test_a_request_is_one_line_of_the_log(server: Server, log: Path, tmp_path: Path) -> None:
+def test_a_request_is_one_line_of_the_log(server: HttpServer, log: Path, tmp_path: Path) -> None:
     with joined(server, tmp_path / "home") as device:
         send_invitation(server, device.name)
         raw = contribution(device.name, bytes(1000))
@@ -74,7 +74,7 @@ def test_a_request_is_one_line_of_the_log(server: Server, log: Path, tmp_path: P
     assert log.stat().st_mode & 0o077 == 0
 
 
-def test_metrics_are_for_this_machine_and_name_nobody(server: Server, tmp_path: Path) -> None:
+def test_metrics_are_for_this_machine_and_name_nobody(server: HttpServer, tmp_path: Path) -> None:
     with joined(server, tmp_path / "home") as device:
         text = device._http.get("/metrics").text
         assert 'edgewise_members{role="device",status="approved"}' in text
@@ -92,7 +92,7 @@ def canaries(device: Link, token: str) -> list[str]:
 
 
 def test_no_secret_reaches_a_log_an_answer_or_a_disk(
-    server: Server, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, log: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = server.token(Grant(approved=True))
     with Link.join(server.url, token, tmp_path / "home", "canary-0f1e2d3c") as device:
@@ -178,7 +178,7 @@ def test_an_error_of_edgewise_is_logged_with_its_text(tmp_path: Path) -> None:
     assert line["exception"][0]["says"] == "E-DISK: no room. Fix: make some."
 
 
-def test_the_folder_of_a_device_holds_its_key_once(server: Server, tmp_path: Path) -> None:
+def test_the_folder_of_a_device_holds_its_key_once(server: HttpServer, tmp_path: Path) -> None:
     with joined(server, tmp_path / "home") as device:
         secret = device._me.secret
     others = [p for p in (tmp_path / "home").rglob("*") if p.is_file() and p.name != home.KEY]

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from edgewise.apps.server.api import ControlPlane
 from edgewise.apps.server.hosting import Hosting
-from edgewise.apps.server.start import Server, Tls
+from edgewise.apps.server.start import HttpServer, Tls
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import ROLES, Grant
@@ -29,13 +29,13 @@ QUICK = ServerLimits(header_s=1.0, stall_s=0.4, wait_s=5.0)
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
     with running(tmp_path_factory.mktemp("served"), QUICK) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
-def links(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Link]]:
+def links(server: HttpServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Link]]:
     """One member of each role, and one that waits for approval."""
     folder = tmp_path_factory.mktemp("members")
     made = {role: joined(server, folder / role, role) for role in ROLES}
@@ -48,7 +48,7 @@ def links(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 # -- enrolment ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_frame_goes_each_way(server: Server, links: dict[str, Link]) -> None:
+def test_a_frame_goes_each_way(server: HttpServer, links: dict[str, Link]) -> None:
     device = links["device"]
     number = send_invitation(server, device.name)
     mail = device.poll(0, 1.0)
@@ -63,7 +63,7 @@ def test_a_frame_goes_each_way(server: Server, links: dict[str, Link]) -> None:
     server.service.database.write(lambda c: mailboxes.close(c, RUN))
 
 
-def test_a_device_sends_nothing_to_another_server_than_its_token_names(server: Server, tmp_path: Path) -> None:
+def test_a_device_sends_nothing_to_another_server_than_its_token_names(server: HttpServer, tmp_path: Path) -> None:
     other = tokens.make("f" * 32).text
     before = server.service.meter.visits
     assert code(Link.join, server.url, other, tmp_path / "home") == "E-SERVER-KEY"
@@ -71,13 +71,13 @@ def test_a_device_sends_nothing_to_another_server_than_its_token_names(server: S
     assert server.service.meter.visits - before <= 1, "one unsigned question and no more"
 
 
-def test_a_device_trusts_no_other_certificate(server: Server, links: dict[str, Link], tmp_path: Path) -> None:
+def test_a_device_trusts_no_other_certificate(server: HttpServer, links: dict[str, Link], tmp_path: Path) -> None:
     """Somebody in between with a certificate of an authority of their own."""
     import datetime
 
     now = datetime.datetime.now(datetime.UTC)
     _, certificate, key = certificates.authority_and_certificate(tmp_path, (), now)
-    with Server(tmp_path / "other", tls=Tls(certificate=certificate, key=key)) as other:
+    with HttpServer(tmp_path / "other", tls=Tls(certificate=certificate, key=key)) as other:
         link = Link(links["device"].home and _copied(links["device"], tmp_path / "home", other.url), patience_s=0.5)
         assert code(link.standing) == "E-CONNECT"
         assert not other.service.meter.visits
@@ -97,9 +97,9 @@ def _copied(link: Link, folder: Path, url: str) -> Path:
 
 def test_plain_http_is_served_on_loopback_only(tmp_path: Path) -> None:
     with pytest.raises(TransportError) as e:
-        Server(tmp_path / "a", host="0.0.0.0", tls=Tls(off=True))
+        HttpServer(tmp_path / "a", host="0.0.0.0", tls=Tls(off=True))
     assert e.value.code == "E-LISTEN"
-    with Server(tmp_path / "b", tls=Tls(off=True)) as server:
+    with HttpServer(tmp_path / "b", tls=Tls(off=True)) as server:
         token = server.token(Grant(approved=True))
         assert code(Link.join, server.url, token, tmp_path / "home") == "E-REQUEST"
         link = Link.join(server.url, token, tmp_path / "home", plain=True)
@@ -107,7 +107,7 @@ def test_plain_http_is_served_on_loopback_only(tmp_path: Path) -> None:
         link.close()
 
 
-def test_an_operator_approves_and_revokes(server: Server, links: dict[str, Link], tmp_path: Path) -> None:
+def test_an_operator_approves_and_revokes(server: HttpServer, links: dict[str, Link], tmp_path: Path) -> None:
     operator, device = links["operator"], joined(server, tmp_path / "new", approved=False)
     assert device.standing()["status"] == "pending"
     device.patience_s = 0.2
@@ -137,7 +137,7 @@ def test_tokens_are_made_for_lower_roles_only(links: dict[str, Link]) -> None:
 # -- every route and every role ----------------------------------------------------------------------------------------
 
 
-def test_every_route_has_a_rule_and_every_rule_a_route(server: Server) -> None:
+def test_every_route_has_a_rule_and_every_rule_a_route(server: HttpServer) -> None:
     found = set()
     for route in ControlPlane(server.service, server.hosting).api.router.routes:
         methods = getattr(route, "methods", None)
@@ -148,7 +148,7 @@ def test_every_route_has_a_rule_and_every_rule_a_route(server: Server) -> None:
 
 @pytest.mark.parametrize("role", [*ROLES, "pending", "stranger"])
 def test_each_role_may_call_its_routes_and_no_other(
-    server: Server, links: dict[str, Link], role: str, tmp_path: Path
+    server: HttpServer, links: dict[str, Link], role: str, tmp_path: Path
 ) -> None:
     """Refused by the guard (401, 403), or let through to a route that finds nothing to do."""
     if role == "stranger":
@@ -173,7 +173,7 @@ def test_each_role_may_call_its_routes_and_no_other(
 
 
 @pytest.mark.parametrize("path", ["/v1/inbox/", "//v1/inbox", "/v1/%69nbox", "/V1/inbox", "/v1/blobs/..", "/docs", "/"])
-def test_other_spellings_of_a_path_do_not_exist(server: Server, links: dict[str, Link], path: str) -> None:
+def test_other_spellings_of_a_path_do_not_exist(server: HttpServer, links: dict[str, Link], path: str) -> None:
     answer = links["device"]._http.get(path)
     assert answer.status_code == 404
     assert answer.json()["code"] == "E-ROUTE"
@@ -182,7 +182,7 @@ def test_other_spellings_of_a_path_do_not_exist(server: Server, links: dict[str,
 # -- replays, floods and slow callers ----------------------------------------------------------------------------------
 
 
-def test_a_recorded_request_is_refused(server: Server, links: dict[str, Link]) -> None:
+def test_a_recorded_request_is_refused(server: HttpServer, links: dict[str, Link]) -> None:
     device = links["device"]
     send_invitation(server, device.name)
     raw = contribution(device.name)
@@ -196,7 +196,9 @@ def test_a_recorded_request_is_refused(server: Server, links: dict[str, Link]) -
     server.service.database.write(lambda c: mailboxes.close(c, RUN))
 
 
-def test_a_revocation_ends_a_long_poll_and_an_upload(server: Server, links: dict[str, Link], tmp_path: Path) -> None:
+def test_a_revocation_ends_a_long_poll_and_an_upload(
+    server: HttpServer, links: dict[str, Link], tmp_path: Path
+) -> None:
     import threading
 
     device, admin = joined(server, tmp_path / "lost"), links["admin"]
@@ -238,8 +240,8 @@ def test_a_server_that_cannot_start_its_runs_gives_all_back(tmp_path: Path, monk
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
         with pytest.raises(IndexError):
-            Server(tmp_path, port=port)
-    Server(tmp_path, port=port).close()  # port and lease are free
+            HttpServer(tmp_path, port=port)
+    HttpServer(tmp_path, port=port).close()  # port and lease are free
 
 
 def test_rates_hold_by_address_and_key(tmp_path: Path) -> None:
@@ -302,7 +304,7 @@ def _read(raw: ssl.SSLSocket) -> bytes:
     return parts
 
 
-def test_slow_and_oversized_callers_are_ended_and_others_served(server: Server, links: dict[str, Link]) -> None:
+def test_slow_and_oversized_callers_are_ended_and_others_served(server: HttpServer, links: dict[str, Link]) -> None:
     device = links["device"]
     headers = device._signed("POST", "/v1/outbox", "", bytes(1000), RUN, "0")
     whole = _head("POST", "/v1/outbox", {**headers, "content-length": "1000"})
@@ -338,7 +340,7 @@ def test_an_error_says_code_cause_and_cure(links: dict[str, Link]) -> None:
     assert answer.headers["content-type"] == "application/json"
 
 
-def test_a_server_is_ready_while_it_can_commit_and_has_room(server: Server, links: dict[str, Link]) -> None:
+def test_a_server_is_ready_while_it_can_commit_and_has_room(server: HttpServer, links: dict[str, Link]) -> None:
     http: httpx2.Client = links["device"]._http
     assert http.get("/readyz").json() == {"ready": True, "checks": dict.fromkeys(("database", "lease", "disk"), "ok")}
     server.service.database._fault = "disk full"

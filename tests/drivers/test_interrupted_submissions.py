@@ -8,7 +8,7 @@ import pytest
 from scripted import RECIPE, device, submission
 
 from edgewise.apps.server import submission as submissions
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import StoreError
 from edgewise.drivers.fleet import served
 
@@ -26,7 +26,7 @@ def submit(folder: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, 
     def fails(*_: object) -> None:
         raise error
 
-    with Server(folder) as server, monkeypatch.context() as patch:
+    with HttpServer(folder) as server, monkeypatch.context() as patch:
         device(server, folder.parent / "device").close()
         wanted = submission({**RECIPE, "round": {"rounds": 1, "minimum": 1.0}}, server)
         if written:
@@ -48,7 +48,7 @@ def test_the_next_start_removes_the_folder_of_a_submission_that_was_killed(
     before = submit(tmp_path / "server", monkeypatch, Killed(), written=False)
     assert len(before) == 2
     (tmp_path / "server" / "runs" / ("0" * 32)).mkdir()  # without a mark: a restored database may not know the run
-    with Server(tmp_path / "server"):
+    with HttpServer(tmp_path / "server"):
         assert names(tmp_path / "server") == ["0" * 32]
 
 
@@ -60,7 +60,7 @@ def test_a_submission_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 def test_a_run_whose_row_is_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = submit(tmp_path / "server", monkeypatch, Killed(), written=True)
     assert len(before) == 2
-    with Server(tmp_path / "server") as server:
+    with HttpServer(tmp_path / "server") as server:
         with server.service.database.read() as c:
             (row,) = served.listed(c)
         assert names(tmp_path / "server") == [row.run[:32]] == before[:1]

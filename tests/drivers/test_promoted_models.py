@@ -18,7 +18,7 @@ from toy_recipe import PLAIN
 
 from edgewise.apps.models import export
 from edgewise.apps.server import fetching, promoting, submission
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.apps.simulate import simulation
 from edgewise.core import vector
 from edgewise.drivers.fleet import backup, served
@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
-def hosted(server: Server, run: Path) -> str:
+def hosted(server: HttpServer, run: Path) -> str:
     """A finished run in the place where a server has its runs."""
     known = run_record.read(run).run
     id, facts = known["id"], known["facts"]["plan_facts"].encode()
@@ -51,13 +51,13 @@ def hosted(server: Server, run: Path) -> str:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[HttpServer]:
     with running(tmp_path) as opened:
         yield opened
 
 
 @pytest.fixture
-def links(server: Server, tmp_path: Path) -> Iterator[dict[str, Link]]:
+def links(server: HttpServer, tmp_path: Path) -> Iterator[dict[str, Link]]:
     made = {role: joined(server, tmp_path / role, role) for role in ("operator", "device", "gateway")}
     yield made
     for link in made.values():
@@ -69,7 +69,7 @@ def promote(link: Link, run: str, played: int | None = None) -> dict[str, Any]:
 
 
 def test_devices_and_gateways_fetch_the_model_that_stands(
-    server: Server, links: dict[str, Link], run: Path, tmp_path: Path
+    server: HttpServer, links: dict[str, Link], run: Path, tmp_path: Path
 ) -> None:
     id, models = hosted(server, run), run_record.read(run).models
     assert code(fetching.fetch, links["device"], tmp_path / "none") == "E-UNKNOWN-ID"
@@ -96,7 +96,7 @@ def test_devices_and_gateways_fetch_the_model_that_stands(
 
 
 def test_a_model_that_does_not_verify_is_neither_promoted_nor_returned_to(
-    server: Server, links: dict[str, Link], run: Path
+    server: HttpServer, links: dict[str, Link], run: Path
 ) -> None:
     id = hosted(server, run)
     promote(links["operator"], id, 2)
@@ -111,7 +111,7 @@ def test_a_model_that_does_not_verify_is_neither_promoted_nor_returned_to(
     assert [one["played"] for one in links["operator"].call("GET", "/v1/models")] == [2, 3]
 
 
-def test_a_damaged_former_model_is_not_returned_to(server: Server, links: dict[str, Link], run: Path) -> None:
+def test_a_damaged_former_model_is_not_returned_to(server: HttpServer, links: dict[str, Link], run: Path) -> None:
     id = hosted(server, run)
     former = promote(links["operator"], id, 2)
     promote(links["operator"], id, 3)
@@ -119,7 +119,7 @@ def test_a_damaged_former_model_is_not_returned_to(server: Server, links: dict[s
     assert code(links["operator"].call, "POST", "/v1/models/rollback") == "E-VERIFY"
 
 
-def test_only_models_that_are_there_can_be_promoted(server: Server, links: dict[str, Link], run: Path) -> None:
+def test_only_models_that_are_there_can_be_promoted(server: HttpServer, links: dict[str, Link], run: Path) -> None:
     id = hosted(server, run)
     assert code(promote, links["operator"], id, 4) == "E-UNKNOWN-ID"
     assert code(promote, links["operator"], "0" * 64) == "E-UNKNOWN-ID"

@@ -25,7 +25,7 @@ from edgewise.apps.device.agent import work
 from edgewise.apps.device.handover import Desk, handover
 from edgewise.apps.device.script import Device
 from edgewise.apps.device.task import Left, Outcome, Task
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import ModelError, RecipeError, TrainingError
 from edgewise.core.training import FitRequest, Update
 from edgewise.learn.models import modules
@@ -38,7 +38,7 @@ HERE, GONE = {"state": "released", "yours": True}, {"state": "released", "yours"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[HttpServer]:
     with running(tmp_path) as made:
         yield made
 
@@ -227,7 +227,7 @@ def killed_when_loaded(home: Path) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_three_scripts_train_a_module_of_their_own(server: Server, tmp_path: Path) -> None:
+def test_three_scripts_train_a_module_of_their_own(server: HttpServer, tmp_path: Path) -> None:
     """Behind masks. One broke off between loading and sending, and one was killed there: both get the task again."""
     devices = [device(server, tmp_path / f"device-{i}") for i in range(3)]
     outcomes: list[list[Outcome]] = [[] for _ in devices]
@@ -266,7 +266,7 @@ STEPS = {
     ],
 )
 def test_a_device_refuses_what_its_owner_forbids_or_its_loop_cannot_do(
-    server: Server, tmp_path: Path, asked: str, overrides: dict[str, Any], code: str, said: str
+    server: HttpServer, tmp_path: Path, asked: str, overrides: dict[str, Any], code: str, said: str
 ) -> None:
     made = device(server, tmp_path / "device", asked)
     tasks: list[Task] = []
@@ -282,7 +282,7 @@ def test_a_device_refuses_what_its_owner_forbids_or_its_loop_cannot_do(
 
 
 @pytest.mark.slow
-def test_an_agent_refuses_a_module_of_which_it_has_no_code(server: Server, tmp_path: Path) -> None:
+def test_an_agent_refuses_a_module_of_which_it_has_no_code(server: HttpServer, tmp_path: Path) -> None:
     home = tmp_path / "device"
     (tmp_path / "text.txt").write_text("some text of the owner")
     device(server, home, f'{POLICY}[data]\npath = "../text.txt"\n').close()

@@ -16,7 +16,7 @@ from served import RUN, code, contribution, joined, running, send_invitation
 from edgewise.apps.device import clock, control, policy
 from edgewise.apps.device.control import Agent
 from edgewise.apps.device.record import LEDGERS, Record
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
 from edgewise.drivers.http import home as homes
@@ -30,13 +30,13 @@ NOON = time.mktime((2026, 12, 1, 12, 0, 0, 0, 0, -1))
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
     with running(tmp_path_factory.mktemp("served")) as made:
         yield made
 
 
 @pytest.fixture
-def home(server: Server, tmp_path: Path) -> Path:
+def home(server: HttpServer, tmp_path: Path) -> Path:
     """Of an enrolled device."""
     joined(server, tmp_path / "home").close()
     policy.first_policy(tmp_path / "home")
@@ -47,7 +47,7 @@ def at(home: Path) -> tuple[str, str]:
     return ("--home", str(home))
 
 
-def test_an_owner_sees_what_the_device_does_and_what_left_it(home: Path, server: Server) -> None:
+def test_an_owner_sees_what_the_device_does_and_what_left_it(home: Path, server: HttpServer) -> None:
     (home / policy.FILE).write_text("[budget]\nepsilon = 20.0\n")
     plan = compile(from_plain({"privacy": "none"}), Spec.of([("w", (4,), "float32")]), 8, BUILT_IN)
     left, device = Record(home), homes.load(home).name
@@ -70,7 +70,7 @@ def test_an_owner_sees_what_the_device_does_and_what_left_it(home: Path, server:
     assert command("device", "status", "--home", str(home / "none"))["code"] == "E-IDENTITY"
 
 
-def test_a_pause_holds_what_is_about_to_leave_until_it_is_over(home: Path, server: Server) -> None:
+def test_a_pause_holds_what_is_about_to_leave_until_it_is_over(home: Path, server: HttpServer) -> None:
     """The device has its answer ready. Paused, not a byte of it leaves; resumed, it is taken within a second."""
     assert done("device", "pause", *at(home))["until_s"] is None
     sent = threading.Event()
@@ -106,7 +106,7 @@ def test_an_agent_says_what_it_lacks(home: Path, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_who_leaves_is_revoked_and_only_what_edgewise_made_is_gone(home: Path, server: Server, keep: bool) -> None:
+def test_who_leaves_is_revoked_and_only_what_edgewise_made_is_gone(home: Path, server: HttpServer, keep: bool) -> None:
     name = homes.load(home).name
     for folder in ("runs", "models", "cache", LEDGERS):
         (home / folder / "deep").mkdir(parents=True)
@@ -130,7 +130,7 @@ def test_who_leaves_is_revoked_and_only_what_edgewise_made_is_gone(home: Path, s
     assert command("device", "leave", *at(home))["code"] == "E-IDENTITY"
 
 
-def test_a_device_revokes_itself_and_nobody_else(home: Path, server: Server, tmp_path: Path) -> None:
+def test_a_device_revokes_itself_and_nobody_else(home: Path, server: HttpServer, tmp_path: Path) -> None:
     with Link(home, 5.0) as device, joined(server, tmp_path / "other") as other:
         for document in ({"device": other.name}, {}, {"device": device.name, "more": 1}):
             assert code(lambda d=document: device.call("POST", "/v1/me/leave", document=d)) == "E-REQUEST"  # type: ignore[misc]

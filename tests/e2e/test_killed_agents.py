@@ -21,7 +21,7 @@ from served import joined
 
 from edgewise.apps.gateway.start import Gateway, join
 from edgewise.apps.server.sharing import Address
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http.link import Link
@@ -58,14 +58,14 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def federation(folder: Path, n: int) -> Iterator[tuple[Server, list[Path]]]:
+def federation(folder: Path, n: int) -> Iterator[tuple[HttpServer, list[Path]]]:
     """A server with its gateway, and the folders of devices that are enrolled."""
-    with Server(folder / "server") as first:
+    with HttpServer(folder / "server") as first:
         join(first.url, first.token(Grant("gateway", approved=True)), folder / "gateway").close()
         port = first.port
     with (
         Gateway(folder / "gateway") as gateway,
-        Server(folder / "server", port=port, gateway=Address(gateway.name, gateway.url)) as server,
+        HttpServer(folder / "server", port=port, gateway=Address(gateway.name, gateway.url)) as server,
     ):
         homes = [owned(server, folder / f"home-{i}", POLICY.format(gateway=gateway.name)) for i in range(n)]
         for home in homes:

@@ -17,7 +17,7 @@ from edgewise.apps.gateway.start import Gateway, join
 from edgewise.apps.server import submission, submit
 from edgewise.apps.server.lines import line
 from edgewise.apps.server.sharing import Address
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.apps.simulate import simulation
 from edgewise.core import events
 from edgewise.core.errors import EdgewiseError
@@ -51,13 +51,13 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[HttpServer]:
     with running(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-def admin(server: Server, tmp_path: Path) -> Iterator[Link]:
+def admin(server: HttpServer, tmp_path: Path) -> Iterator[Link]:
     with joined(server, tmp_path / "admin", "admin") as link:
         yield link
 
@@ -75,7 +75,7 @@ def allowing(sha256: str, more: str = "") -> str:
     return f"{OPEN}[[package]]\nname = '{own_package.NAME}'\nsha256 = '{sha256}'\n{more}"
 
 
-def device(server: Server, home: Path, readings: Path, policy: str) -> Path:
+def device(server: HttpServer, home: Path, readings: Path, policy: str) -> Path:
     """An enrolled device that trains on this file."""
     made = owned(server, home, policy)
     (home / "own.txt").write_text(readings.read_text())
@@ -83,7 +83,7 @@ def device(server: Server, home: Path, readings: Path, policy: str) -> Path:
 
 
 @contextmanager
-def fleet(server: Server, folder: Path, n: int, policy: str) -> Iterator[list[Path]]:
+def fleet(server: HttpServer, folder: Path, n: int, policy: str) -> Iterator[list[Path]]:
     files = own_package.readings(folder / "readings", n)
     homes = [device(server, folder / f"home-{i}", file, policy) for i, file in enumerate(files)]
     with working(*homes, make=None):
@@ -99,7 +99,7 @@ def refusals(home: Path) -> list[str]:
 
 
 def test_a_run_of_own_parts_gives_the_simulators_model(
-    module: Path, server: Server, admin: Link, tmp_path: Path
+    module: Path, server: HttpServer, admin: Link, tmp_path: Path
 ) -> None:
     with fleet(server, tmp_path, 3, allowing(digest())) as homes:
         recipe = recipe_of(tmp_path / "readings")
@@ -125,7 +125,7 @@ def test_a_run_of_own_parts_gives_the_simulators_model(
 
 
 def test_a_package_that_an_owner_does_not_allow_is_refused_and_nothing_is_sent(
-    module: Path, server: Server, admin: Link, tmp_path: Path
+    module: Path, server: HttpServer, admin: Link, tmp_path: Path
 ) -> None:
     with fleet(server, tmp_path, 1, OPEN) as homes:
         device(server, tmp_path / "other", tmp_path / "readings" / "d0.csv", allowing("0" * 64))
@@ -160,7 +160,9 @@ def test_a_run_whose_package_changed_on_the_server_stops_by_name(module: Path, t
     assert found.why.startswith("E-PACKAGE")
 
 
-def test_own_code_that_fails_on_the_server_is_named_with_its_line(module: Path, server: Server, tmp_path: Path) -> None:
+def test_own_code_that_fails_on_the_server_is_named_with_its_line(
+    module: Path, server: HttpServer, tmp_path: Path
+) -> None:
     module.write_text(module.read_text().replace("return State(state.params + ", "return State(state.lost + "))
     with joined(server, tmp_path / "admin", "admin") as admin, fleet(server, tmp_path, 2, allowing(digest())):
         run = begun(admin, recipe_of(tmp_path / "readings"))
@@ -174,7 +176,7 @@ def test_a_gateway_helps_with_own_codecs_that_its_operator_allows(
     module: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "LONGEST_PAUSE_S", 0.3)
-    with Server(tmp_path / "server") as first:
+    with HttpServer(tmp_path / "server") as first:
         join(first.url, first.token(Grant("gateway", approved=True)), tmp_path / "gateway").close()
         files = own_package.readings(tmp_path / "readings", 4)
         with Gateway(tmp_path / "gateway") as gateway:
@@ -192,7 +194,7 @@ def test_a_gateway_helps_with_own_codecs_that_its_operator_allows(
     def served_by(packages: dict[str, str]) -> Iterator[Link]:
         with (
             Gateway(tmp_path / "gateway", packages=packages) as gateway,
-            Server(tmp_path / "server", port=port, gateway=Address(name, gateway.url)),
+            HttpServer(tmp_path / "server", port=port, gateway=Address(name, gateway.url)),
             Link(tmp_path / "admin", 10.0) as admin,
         ):
             yield admin

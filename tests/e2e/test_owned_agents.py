@@ -14,7 +14,7 @@ from served import joined, running
 
 from edgewise.apps.device import control, record
 from edgewise.apps.device.conditions import Conditions
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec
 from edgewise.drivers.http.limits import Later
@@ -29,13 +29,13 @@ OPEN = "[privacy]\nwords = ['none']\ncohort = 1\n"
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[HttpServer]:
     with running(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-def admin(server: Server, tmp_path: Path) -> Iterator[Link]:
+def admin(server: HttpServer, tmp_path: Path) -> Iterator[Link]:
     with joined(server, tmp_path / "admin", "admin") as link:
         yield link
 
@@ -44,7 +44,7 @@ def kinds(home: Path) -> list[str]:
     return [row.kind for row in record.rows(home)]
 
 
-def test_what_an_agent_sends_is_what_its_record_says(server: Server, admin: Link, tmp_path: Path) -> None:
+def test_what_an_agent_sends_is_what_its_record_says(server: HttpServer, admin: Link, tmp_path: Path) -> None:
     """One device takes the run. The other refuses it, since its policy wants hidden updates, and sends a code alone."""
     takes, refuses = owned(server, tmp_path / "takes", OPEN), owned(server, tmp_path / "refuses", "")
     run = submitted(server, admin, **{"round.rounds": 2, "round.minimum": 0.1})
@@ -71,7 +71,7 @@ def test_what_an_agent_sends_is_what_its_record_says(server: Server, admin: Link
     ],
 )
 def test_a_limit_of_the_owner_holds_in_the_agent(
-    server: Server, admin: Link, tmp_path: Path, text: str, said: str
+    server: HttpServer, admin: Link, tmp_path: Path, text: str, said: str
 ) -> None:
     """The toy's update has 200 bytes, and its frame some 350: of a day with 500, one may leave."""
     home = owned(server, tmp_path / "home", OPEN + text)
@@ -85,7 +85,7 @@ def test_a_limit_of_the_owner_holds_in_the_agent(
 
 
 def test_a_server_that_refuses_an_update_again_and_again_gets_no_more_than_a_days_bytes(
-    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its frame has some 350 bytes: of a day with 1000, it leaves twice more at most."""
     bodies: list[int] = []
@@ -112,7 +112,7 @@ def test_a_server_that_refuses_an_update_again_and_again_gets_no_more_than_a_day
     ],
 )
 def test_an_agent_that_may_not_work_says_why_and_asks_for_no_mail(
-    server: Server, admin: Link, tmp_path: Path, text: str, said: str
+    server: HttpServer, admin: Link, tmp_path: Path, text: str, said: str
 ) -> None:
     home = owned(server, tmp_path / "home", OPEN + text)
     run = submitted(server, admin)
@@ -123,7 +123,7 @@ def test_an_agent_that_may_not_work_says_why_and_asks_for_no_mail(
 
 
 def test_a_hidden_sum_is_finished_in_quiet_hours_that_began_within_it(
-    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the first frame of a device on it may not work any more; who left now would cost the others their round."""
     monkeypatch.setattr(Conditions, "refusal", lambda self, now_s, sent, next_bytes=0.0: "quiet" if sent else None)
@@ -137,7 +137,9 @@ def test_a_hidden_sum_is_finished_in_quiet_hours_that_began_within_it(
     assert all("masked update" in kinds(home) for home in homes)
 
 
-def test_a_pause_in_the_middle_of_training_keeps_the_answer_here(server: Server, admin: Link, tmp_path: Path) -> None:
+def test_a_pause_in_the_middle_of_training_keeps_the_answer_here(
+    server: HttpServer, admin: Link, tmp_path: Path
+) -> None:
     home, training, go_on = owned(server, tmp_path / "home", OPEN), threading.Event(), threading.Event()
 
     def slow(recipe: Recipe, folder: Path, device: str, spec: Spec) -> Registered:
@@ -167,7 +169,7 @@ def test_a_pause_in_the_middle_of_training_keeps_the_answer_here(server: Server,
 
 
 def test_an_agent_waits_for_its_operator_and_ends_when_its_owner_leaves(
-    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgewise.apps.device import agent
 
@@ -187,7 +189,7 @@ def test_an_agent_waits_for_its_operator_and_ends_when_its_owner_leaves(
 
 
 def test_an_owner_who_leaves_while_the_device_joins_a_run_refuses_nothing(
-    server: Server, admin: Link, tmp_path: Path
+    server: HttpServer, admin: Link, tmp_path: Path
 ) -> None:
     home, other = owned(server, tmp_path / "home", ""), owned(server, tmp_path / "other", "")
 
@@ -213,12 +215,12 @@ def test_an_owner_sees_that_the_server_is_gone_and_back(tmp_path: Path, monkeypa
         home, port = owned(server, tmp_path / "home", OPEN), server.port
     with ExitStack() as until_the_agent_ends, working(home, patience_s=60.0):
         assert seen(lambda: why().startswith("E-CONNECT: https://127.0.0.1"))
-        until_the_agent_ends.enter_context(Server(tmp_path / "server", port=port))
+        until_the_agent_ends.enter_context(HttpServer(tmp_path / "server", port=port))
         assert seen(lambda: why() == "for the server's mail")
 
 
 def test_code_of_the_device_that_breaks_costs_a_round_and_not_the_agent(
-    server: Server, admin: Link, tmp_path: Path
+    server: HttpServer, admin: Link, tmp_path: Path
 ) -> None:
     def breaks(recipe: Recipe, folder: Path, device: str, spec: Spec) -> Registered:
         raise TypeError("a tokenizer that quotes the text of this device")
@@ -236,7 +238,7 @@ def test_code_of_the_device_that_breaks_costs_a_round_and_not_the_agent(
 
 
 def test_an_answer_that_breaks_costs_a_round_and_not_the_agent(
-    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def breaks(*_: object) -> None:
         raise KeyError("a codec that quotes the text of this device")

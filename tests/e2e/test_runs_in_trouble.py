@@ -16,7 +16,7 @@ from served import code, contribution, joined, running
 from small_disk import fill, small_disk
 
 from edgewise.apps.server import hosting
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import TrainingError
 from edgewise.core.vector import Spec
 from edgewise.drivers.fleet import served
@@ -42,7 +42,7 @@ def shown(admin: Link, run: str) -> dict[str, Any]:
 
 
 def on_frame(
-    server: Server, count: int, do: Callable[[], object], monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, count: int, do: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> list[threading.Thread]:
     """Do something in a thread of its own as soon as so many frames have come from devices."""
     delivered, come, threads = server.service.delivered, [0], list[threading.Thread]()
@@ -60,13 +60,13 @@ def on_frame(
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[HttpServer]:
     with running(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-def admin(server: Server, tmp_path: Path) -> Iterator[Link]:
+def admin(server: HttpServer, tmp_path: Path) -> Iterator[Link]:
     with joined(server, tmp_path / "admin", "admin") as link:
         yield link
 
@@ -76,7 +76,7 @@ def name_of(home: Path) -> str:
         return link.name
 
 
-def test_two_runs_share_a_fleet(server: Server, admin: Link, tmp_path: Path) -> None:
+def test_two_runs_share_a_fleet(server: HttpServer, admin: Link, tmp_path: Path) -> None:
     homes = [owned(server, tmp_path / f"home-{i}", OPEN) for i in range(3)]
     runs = [submitted(server, admin, **{"round.rounds": 2, "round.minimum": 1.0}) for _ in range(2)]
     assert runs[0] != runs[1]
@@ -89,7 +89,7 @@ def test_two_runs_share_a_fleet(server: Server, admin: Link, tmp_path: Path) -> 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # its agent ends with E-REVOKED
 def test_what_a_device_gave_before_it_was_revoked_counts_and_nothing_after(
-    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     homes = [owned(server, tmp_path / f"home-{i}", OPEN) for i in range(3)]
     me = name_of(homes[0])
@@ -120,7 +120,7 @@ HIDDEN: dict[str, Any] = {
 PHASES = [4 * phase + k for phase in range(5) for k in (1, 4)]  # each of four devices sends a frame in each of five
 
 
-def race(server: Server, run: str, *states: str) -> None:
+def race(server: HttpServer, run: str, *states: str) -> None:
     """Ask for all of them at once, several times."""
     threads = [threading.Thread(target=code, args=(server.hosting.ask, run, one)) for one in states * 4]
     for thread in threads:
@@ -129,7 +129,7 @@ def race(server: Server, run: str, *states: str) -> None:
         thread.join()
 
 
-def remains(server: Server, run: str) -> list[Any]:
+def remains(server: HttpServer, run: str) -> list[Any]:
     """What a server still has of the frames of a run."""
     with server.service.database.read() as c:
         rows = [row for t in (MAIL, ROUNDS, UPLOADS) for row in c.execute(sa.select(t).where(t.c.run == run))]
@@ -138,7 +138,7 @@ def remains(server: Server, run: str) -> list[Any]:
 
 @pytest.mark.long(sample=1)
 @pytest.mark.parametrize("gone", [0, 3, 6, 9])
-def test_a_round_ends_whoever_drops_out(server: Server, admin: Link, tmp_path: Path, gone: int) -> None:
+def test_a_round_ends_whoever_drops_out(server: HttpServer, admin: Link, tmp_path: Path, gone: int) -> None:
     """Of ten devices up to nine fail in training. Five have to contribute."""
     homes = [owned(server, tmp_path / f"home-{i}", OPEN) for i in range(10)]
     names = {name_of(home) for home in homes[:gone]}
@@ -160,7 +160,7 @@ def test_a_round_ends_whoever_drops_out(server: Server, admin: Link, tmp_path: P
 
 
 def test_of_two_who_ask_at_once_the_same_one_is_last_everywhere(
-    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pause comes first, and its caller is held up between the database and the run."""
     owned(server, tmp_path / "home", OPEN)
@@ -187,7 +187,7 @@ def test_of_two_who_ask_at_once_the_same_one_is_last_everywhere(
 @pytest.mark.long(sample=1)
 @pytest.mark.parametrize("count", PHASES)
 def test_a_run_that_is_paused_and_resumed_at_once_in_any_phase_goes_on(
-    server: Server, admin: Link, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, admin: Link, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     homes = [owned(server, tmp_path / f"home-{i}", "") for i in range(4)]
     run = submitted(server, admin, **HIDDEN)
@@ -204,7 +204,7 @@ def test_a_run_that_is_paused_and_resumed_at_once_in_any_phase_goes_on(
 @pytest.mark.long(sample=1)
 @pytest.mark.parametrize("count", PHASES)
 def test_a_run_that_is_cancelled_in_any_phase_while_others_pause_and_resume_it_leaves_nothing(
-    server: Server, admin: Link, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, admin: Link, tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     homes = [owned(server, tmp_path / f"home-{i}", "") for i in range(4)]
     run = submitted(server, admin, **HIDDEN)
@@ -227,7 +227,7 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_by_itself(
     monkeypatch.setattr(hosting, "FULL_S", 0.2)
     with (
         small_disk(tmp_path / "disk") as disk,
-        Server(disk / "server", limits=ServerLimits(reserve_bytes=2**16)) as server,
+        HttpServer(disk / "server", limits=ServerLimits(reserve_bytes=2**16)) as server,
         joined(server, tmp_path / "admin", "admin") as admin,
     ):
         homes = [owned(server, tmp_path / f"home-{i}", OPEN) for i in range(3)]

@@ -19,7 +19,7 @@ from edgewise.apps.device.joining import Owner, Parts
 from edgewise.apps.gateway.start import Gateway, join
 from edgewise.apps.server import sharing
 from edgewise.apps.server.sharing import Address
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.apps.server.submission import Submission
 from edgewise.core import events, vector
 from edgewise.drivers.fleet import served
@@ -33,7 +33,7 @@ RECIPE = make_recipe({"data.devices": 4, **GATEWAY})
 TRAINER = ToyTrainer(RECIPE)
 
 
-def submit(server: Server) -> ServedRun:
+def submit(server: HttpServer) -> ServedRun:
     initial = bytes(vector.to_bytes(TRAINER.initial()))
     digest = vector.digest(initial)
     if not server.service.staging.received(digest):
@@ -42,7 +42,7 @@ def submit(server: Server) -> ServedRun:
     return server.hosting.submit(wanted, "test")
 
 
-def state(server: Server, run: str) -> tuple[str, str]:
+def state(server: HttpServer, run: str) -> tuple[str, str]:
     with server.service.database.read() as c:
         found = served.find(c, run)
     return found.state, found.why
@@ -72,7 +72,7 @@ def agents(links: list[Link], folder: Path, gateway: str = "") -> Iterator[None]
 @pytest.mark.slow
 def test_a_submitted_recipe_with_shares_is_played_with_the_gateway_that_owners_pin(tmp_path: Path) -> None:
     """It is their way to the server too. With one that they do not pin, no device answers with an update."""
-    with Server(tmp_path / "server") as first:
+    with HttpServer(tmp_path / "server") as first:
         join(first.url, first.token(Grant("gateway", approved=True)), tmp_path / "gateway").close()
         port = first.port
         with Gateway(tmp_path / "gateway") as gateway:
@@ -86,7 +86,7 @@ def test_a_submitted_recipe_with_shares_is_played_with_the_gateway_that_owners_p
         at = Address(gateway.name, gateway.url)
         told = list[events.AnyEvent]()
         tell = lambda run, event: told.append(event)  # noqa: E731
-        with Server(tmp_path / "server", port=port, gateway=at, tell=tell) as server:
+        with HttpServer(tmp_path / "server", port=port, gateway=at, tell=tell) as server:
             with agents(links, tmp_path):
                 run = submit(server)
                 server.hosting.wait(run.run, 60.0)
@@ -106,16 +106,16 @@ def test_a_run_waits_for_its_gateway_and_the_server_can_be_stopped_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharing, "SUBMIT_S", 1.0)
-    with Server(tmp_path / "server") as first:
+    with HttpServer(tmp_path / "server") as first:
         links = [joined(first, tmp_path / f"home-{i}") for i in range(4)]
         join(first.url, first.token(Grant("gateway", approved=True)), tmp_path / "gateway").close()
         port = first.port
     with Gateway(tmp_path / "gateway") as gateway:
         gateway.allowed.add(link.name for link in links)
         at = Address(gateway.name, gateway.url)
-        with Server(tmp_path / "server", port=port, gateway=at) as server:
+        with HttpServer(tmp_path / "server", port=port, gateway=at) as server:
             run = submit(server)
-    with Server(tmp_path / "server", port=port, gateway=at) as server:
+    with HttpServer(tmp_path / "server", port=port, gateway=at) as server:
         assert code(submit, server) == "E-CONNECT"
         time.sleep(0.5)
         assert state(server, run.run) == (served.RUNNING, ""), "it waits"
@@ -124,7 +124,7 @@ def test_a_run_waits_for_its_gateway_and_the_server_can_be_stopped_meanwhile(
     with Gateway(tmp_path / "gateway") as again:
         moved = replace(at, url=again.url)
         with (
-            Server(tmp_path / "server", port=port, gateway=moved) as server,
+            HttpServer(tmp_path / "server", port=port, gateway=moved) as server,
             agents(links, tmp_path, again.name),
         ):
             server.hosting.wait(run.run, 90.0)

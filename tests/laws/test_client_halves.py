@@ -87,7 +87,7 @@ class Federation:
         state, effects = machine.step(plan, state, device_events.Trained(update, steps=self.steps[device]))
         assert isinstance(state, device_state.Idle)
         self.states[device] = state
-        message = frame.load(next(e.frame for e in effects if isinstance(e, device_events.Send)))
+        message = frame.load(next(e.frame for e in effects if isinstance(e, device_events.SendFrame)))
         assert isinstance(message, frame.Contribution)
         return message
 
@@ -250,7 +250,7 @@ def test_what_is_not_finite_changes_no_memory() -> None:
     state, _ = machine.step(run.plan, before, invited(run.plan, 1, params, accepted=0))
     bad = Update(np.full(DIM, np.nan, np.float32), {"loss_first": 1.0, "loss_last": 1.0}, 1.0)
     state, effects = machine.step(run.plan, state, device_events.Trained(bad, steps=K))
-    answer = next(e.frame for e in effects if isinstance(e, device_events.Send))
+    answer = next(e.frame for e in effects if isinstance(e, device_events.SendFrame))
     assert isinstance(refusal := frame.load(answer), frame.Refusal)
     assert refusal.code == "E-NAN"
     assert isinstance(state, device_state.Idle)

@@ -207,7 +207,7 @@ def test_a_device_that_cannot_train_sends_nothing_either(name: str) -> None:
     plan = made(name, [])
     state, _ = machine.step(plan, states.join(plan, "d"), invited(plan, clip=C if "moving" in name else None))
     _, effects = machine.step(plan, state, device_events.Failed("E-DATA", "no text"))
-    (sent,) = [frame.load(e.frame) for e in effects if isinstance(e, device_events.Send)]
+    (sent,) = [frame.load(e.frame) for e in effects if isinstance(e, device_events.SendFrame)]
     assert isinstance(sent, frame.Contribution)
     pipe = plan.at(0)
     merged = pipe.decode(pack.unpack(sent.payload, pipe.encoded), plan.turn(0), pipe.level)

@@ -91,7 +91,7 @@ def contributed(plan: Plan, state: states.State, round: int) -> states.State:
     state, effects = asked(plan, state, honest(plan, round))
     assert refusal(effects) is None
     state, effects = asked(plan, state, device_events.Trained(Update(X, {}, 10.0)))
-    assert isinstance(effects[-1], device_events.Send)
+    assert isinstance(effects[-1], device_events.SendFrame)
     return state
 
 
@@ -141,7 +141,7 @@ def test_whatever_an_invitation_says(name: str, data: st.DataObject) -> None:
     assert request.rule == plan.rule(request.round)
     assert 0 <= request.round < plan.rounds
     _, effects = asked(plan, after, device_events.Trained(Update(X, {}, 10.0)))
-    assert isinstance(effects[-1], device_events.Send)
+    assert isinstance(effects[-1], device_events.SendFrame)
 
 
 def rule(plan: Plan, round: int = 3, **changes: Any) -> LocalRule:

@@ -108,9 +108,9 @@ def test_the_server_says_what_was_recorded(name: str) -> None:
     for line in session["lines"]:
         if "from" in line or "close" in line:
             event: events.Event
-            event = events.Received(line["from"], hexed(line["hex"])) if "from" in line else events.Close()
+            event = events.Received(line["from"], hexed(line["hex"])) if "from" in line else events.StepClosed()
             state, effects = server.step(state, event)
-            sent += [(e.device, e.raw) for e in effects if isinstance(e, events.Send)]
+            sent += [(e.device, e.raw) for e in effects if isinstance(e, events.SendMessage)]
             lines += [{"refused": e.device, "code": e.code} for e in effects if isinstance(e, events.Refused)]
         elif "to" in line:
             assert [sent.pop(0) for _ in line["to"]] == [(d, hexed(line["hex"])) for d in line["to"]]
@@ -148,7 +148,7 @@ class Play:
 
     def event(self, line: dict[str, Any]) -> None:
         """Take a device's message, or a deadline."""
-        event: events.Event = events.Close()
+        event: events.Event = events.StepClosed()
         if "from" in line:
             raw = self.outbox.pop(line["from"])
             if "lie" in line:  # This device reveals other shares than it has.
@@ -161,7 +161,7 @@ class Play:
             assert same(line, raw)
             event = events.Received(line["from"], raw)
         self.server, effects = server.step(self.server, event)
-        self.mail |= {e.device: e.raw for e in effects if isinstance(e, events.Send)}
+        self.mail |= {e.device: e.raw for e in effects if isinstance(e, events.SendMessage)}
 
     def lines(self, step: int = len(KINDS)) -> server.State:
         """Play the server up to all lines of the steps before ``step``."""
@@ -259,7 +259,7 @@ def before(case: dict[str, Any]) -> server.State:
         if "from" in line:
             state, _ = server.step(state, events.Received(line["from"], hexed(line["hex"])))
         elif "close" in line:
-            state, _ = server.step(state, events.Close())
+            state, _ = server.step(state, events.StepClosed())
     return state
 
 

@@ -13,7 +13,7 @@ from edgewise.core.keys import derive
 from edgewise.core.vector import Spec
 from edgewise.crypto import sign
 from edgewise.engine import beacon, beacon_device, beacon_server, device_state
-from edgewise.engine.device_events import Send
+from edgewise.engine.device_events import SendFrame
 from edgewise.engine.loop import receive
 from edgewise.engine.ports import Absent, Arrived, Trust
 from edgewise.plan.catalogue import BUILT_IN
@@ -82,7 +82,7 @@ class Mail:
         """A device's answer to a message; its state goes on."""
         state, entropy = self.states[device], derive(TOP, "entropy", device)
         self.states[device], effects = beacon_device.answer(self.plan, state, message, TRUST, entropy)
-        (raw,) = (effect.frame for effect in effects if isinstance(effect, Send))
+        (raw,) = (effect.frame for effect in effects if isinstance(effect, SendFrame))
         return frame.from_device(raw, len(raw))
 
     def receive(self, timeout_s: float) -> Arrived | Absent | None:

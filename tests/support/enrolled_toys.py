@@ -25,7 +25,7 @@ from typing import Any
 from toy import ToyTrainer
 from toy_recipe import make_recipe
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core import events, vector
 from edgewise.core.keys import Key
 from edgewise.drivers.fleet import mailboxes, members, roster
@@ -66,7 +66,7 @@ class Toy:
     trust: Trust = field(repr=False)
 
     @classmethod
-    def of(cls, names: Sequence[str], overrides: Mapping[str, Any], server: Server | None = None) -> Toy:
+    def of(cls, names: Sequence[str], overrides: Mapping[str, Any], server: HttpServer | None = None) -> Toy:
         """``server``: whose run it is; None for one that nobody signs."""
         recipe = make_recipe({"data.devices": len(names), **overrides})
         trainer = ToyTrainer(recipe, names)
@@ -113,7 +113,7 @@ class Measured:
 
 
 def played(
-    server: Server,
+    server: HttpServer,
     toy: Toy,
     out: Path,
     tell: Callable[[events.AnyEvent], None] = lambda _: None,
@@ -134,7 +134,7 @@ def played(
 
 @contextmanager
 def helped_by(
-    toy: Toy, server: Server, url: str, name: str, patience_s: float = 60.0
+    toy: Toy, server: HttpServer, url: str, name: str, patience_s: float = 60.0
 ) -> Iterator[tuple[Toy, RemoteHelper]]:
     """The run with a gateway as its second server. Devices sign with the keys by which they are enrolled."""
     keys = listing(server, toy.trainer.devices())
@@ -144,7 +144,7 @@ def helped_by(
         yield replace(toy, trust=trust), helper
 
 
-def listing(server: Server, names: Sequence[str]) -> bytes:
+def listing(server: HttpServer, names: Sequence[str]) -> bytes:
     """The roster of members of a server."""
     with server.service.database.read() as c:
         found = [members.find(c, name) for name in names]
@@ -188,7 +188,7 @@ def serve(folder: Path, port: int, toy: Toy) -> None:
     def tell(event: events.AnyEvent) -> None:
         print(events.to_json(event), flush=True)
 
-    with Server(folder / "server", port=port) as server:
+    with HttpServer(folder / "server", port=port) as server:
         print(json.dumps({"url": server.url}), flush=True)
         print(json.dumps({"models": played(server, toy, folder / "out", tell)}), flush=True)
 

@@ -145,7 +145,7 @@ class Fleet:
                 self.trained[device] += 1
                 x = np.random.default_rng([effect.request.round, int(device[1:])]).normal(size=self.plan.spec.dim)
                 return self._step(device, device_events.Trained(Update(x.astype(np.float32), {}, 1.0)))
-        return next((effect.frame for effect in effects if isinstance(effect, device_events.Send)), b"")
+        return next((effect.frame for effect in effects if isinstance(effect, device_events.SendFrame)), b"")
 
     def resume(self, sent: Sequence[Sent], at_s: float) -> None:
         for one in sent:

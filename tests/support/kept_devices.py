@@ -103,16 +103,16 @@ class Round:
         def feed(event: events.Event) -> None:
             nonlocal state
             state, effects = server.step(state, event)
-            mail.extend((e.device, e.raw) for e in effects if isinstance(e, events.Send))
+            mail.extend((e.device, e.raw) for e in effects if isinstance(e, events.SendMessage))
 
         for device in self.names:
             feed(events.Received(device, self.answer(device, message).body))  # type: ignore[union-attr]
-        feed(events.Close())
+        feed(events.StepClosed())
         while mail:
             device, body = mail.pop(0)
             if not lost(device, state):
                 step = frame.Step(run=self.plan.run, round=number, device=device, body=body)
                 feed(events.Received(device, self.answer(device, step).body))  # type: ignore[union-attr]
             if not mail and not isinstance(state, server.Released | server.Aborted):
-                feed(events.Close())
+                feed(events.StepClosed())
         return state

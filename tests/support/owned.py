@@ -15,7 +15,7 @@ from toy_recipe import PLAIN
 
 from edgewise.apps.device import agent, policy
 from edgewise.apps.server import submit
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core import vector
 from edgewise.core.errors import Interrupted
 from edgewise.core.training import DeviceId
@@ -26,7 +26,7 @@ from edgewise.plan.recipe import recipe as recipes
 from edgewise.plan.recipe.recipe import Recipe
 
 
-def owned(server: Server, home: Path, text: str) -> Path:
+def owned(server: HttpServer, home: Path, text: str) -> Path:
     """An enrolled device with this policy, and a text of its own."""
     joined(server, home).close()
     (home / "own.txt").write_text("text that stays here")
@@ -34,7 +34,7 @@ def owned(server: Server, home: Path, text: str) -> Path:
     return home
 
 
-def submitted(server: Server, admin: Link, **overrides: Any) -> str:
+def submitted(server: HttpServer, admin: Link, **overrides: Any) -> str:
     """Begin a run of the toy recipe without torch, on all devices that are enrolled; returns its id."""
     recipe = recipes.parse(PLAIN, overrides={"round.deadline_s": 60.0, "eval.every": 0, **overrides})
     trainer = ToyTrainer(recipe)

@@ -10,7 +10,7 @@ from torch import nn
 
 from edgewise.apps.device import policy
 from edgewise.apps.device.script import Device
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.apps.server.submission import OWN, Submission
 from edgewise.core import vector
 from edgewise.drivers.fleet.members import Grant
@@ -35,7 +35,7 @@ def module() -> nn.Module:
     return made
 
 
-def submission(recipe: dict[str, Any], server: Server) -> Submission:
+def submission(recipe: dict[str, Any], server: HttpServer) -> Submission:
     """A run of ``module``, staged."""
     spec = modules.layout(module())
     raw = bytes(vector.to_bytes(modules.read(module(), spec)))
@@ -54,7 +54,7 @@ def device(server: Any, home: Path, asked: str = POLICY) -> Device:
 
 def token(server: Any) -> str:
     """For one device, of a server as commands start it or as scripts do."""
-    return str(server.token(Grant(approved=True)) if isinstance(server, Server) else server.token())
+    return str(server.token(Grant(approved=True)) if isinstance(server, HttpServer) else server.token())
 
 
 def step(model: nn.Module, lr: float = 0.1) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx2
 
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core import frame
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import Grant
@@ -37,7 +37,7 @@ def contribution(device: str, payload: bytes = b"x", round: int = 0, run: str = 
     return frame.dump(frame.Contribution(run=run, round=round, device=device, payload=memoryview(payload)))
 
 
-def send_invitation(server: Server, device: str, round: int = 0, run: str = RUN) -> int:
+def send_invitation(server: HttpServer, device: str, round: int = 0, run: str = RUN) -> int:
     """Put an invitation into a device's inbox; returns its number."""
     letter = invite(round, run)
     raw = frame.dump(letter)
@@ -47,22 +47,22 @@ def send_invitation(server: Server, device: str, round: int = 0, run: str = RUN)
 
 
 @contextmanager
-def running(folder: Path, limits: ServerLimits = ServerLimits()) -> Iterator[Server]:  # noqa: B008 (frozen)
+def running(folder: Path, limits: ServerLimits = ServerLimits()) -> Iterator[HttpServer]:  # noqa: B008 (frozen)
     """A server over TLS. At its end: whatever it has refused, its description names the code for that route."""
-    with Server(folder / "server", limits=limits) as server:
+    with HttpServer(folder / "server", limits=limits) as server:
         yield server
         unnamed = undocumented(server)
     assert not unnamed, f"add to the rules of these routes (drivers.http.rules): {sorted(unnamed)}"
 
 
-def undocumented(server: Server) -> set[tuple[str, str]]:
+def undocumented(server: HttpServer) -> set[tuple[str, str]]:
     """(route, code) of errors that a server has answered with and that the route does not name."""
     named = {(rule.path, code) for rule in RULES for code in rule.codes} | {(NOWHERE, "E-ROUTE"), (NOWHERE, "E-RATE")}
     answered = {(route, outcome) for _, route, outcome in server.service.meter.outcomes() if outcome.startswith("E-")}
     return answered - named
 
 
-def joined(server: Server, folder: Path, role: str = "device", approved: bool = True, url: str = "") -> Link:
+def joined(server: HttpServer, folder: Path, role: str = "device", approved: bool = True, url: str = "") -> Link:
     """A new member of a server, that gives up soon."""
     token = server.token(Grant(role, approved=approved))
     return Link.join(url or server.url, token, folder, patience_s=10.0)
@@ -84,7 +84,7 @@ def travelling(answer: httpx2.Response) -> httpx2.Response:
     return httpx2.Response(answer.status_code, headers=answer.headers, stream=httpx2.ByteStream(answer.content))
 
 
-def connected(server: Server) -> ssl.SSLSocket:
+def connected(server: HttpServer) -> ssl.SSLSocket:
     """A bare connection to a server, for bytes that no client sends."""
     context = certificates.client_context(server.service.authority)
     made = context.wrap_socket(socket.create_connection(("127.0.0.1", server.port)), server_hostname="localhost")

@@ -84,12 +84,12 @@ class Session:
 
     def close(self) -> list[tuple[str, bytes]]:
         """The step's deadline."""
-        return self._out(events.Close())
+        return self._out(events.StepClosed())
 
     def _out(self, event: events.Event) -> list[tuple[str, bytes]]:
         self.server, effects = server.step(self.server, event)
         self.refused += [(e.device, e.code) for e in effects if isinstance(e, events.Refused)]
-        return [(e.device, e.raw) for e in effects if isinstance(e, events.Send)]
+        return [(e.device, e.raw) for e in effects if isinstance(e, events.SendMessage)]
 
     def answer(self, device: str, raw: bytes) -> bytes:
         """A message to a device; its answer."""

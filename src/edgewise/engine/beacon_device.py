@@ -15,7 +15,7 @@ from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Key, derive
 from edgewise.crypto import sign
 from edgewise.engine import beacon
-from edgewise.engine.device_events import Effect, Save, Send
+from edgewise.engine.device_events import Effect, Save, SendFrame
 from edgewise.engine.device_state import Idle, Kept, Lot
 from edgewise.engine.ports import Trust
 from edgewise.plan.plan import Plan
@@ -43,7 +43,7 @@ def _committed(plan: Plan, state: Kept, entropy: Key) -> Out:
     kept, saved = _with(state, lot)
     value = beacon.commitment(plan.run, state.device, lot.value)
     sent = frame.Commitment(run=plan.run, round=plan.rounds, device=state.device, commitment=value)
-    return kept, (*saved, Send(frame.dump(sent)))
+    return kept, (*saved, SendFrame(frame.dump(sent)))
 
 
 def _revealed(plan: Plan, state: Kept, message: frame.Commitments, trust: Trust) -> Out:
@@ -60,11 +60,11 @@ def _revealed(plan: Plan, state: Kept, message: frame.Commitments, trust: Trust)
             raise DecodeError("E-BEACON", "this device has revealed its value for another list of the run.")
     except DecodeError as e:
         no = frame.Refusal(run=plan.run, round=plan.rounds, device=me, code=e.code, reason=frame.legible(e.what))
-        return state, (Send(frame.dump(no)),)
+        return state, (SendFrame(frame.dump(no)),)
     signature = sign.sign(trust.identity(me), beacon.reveal_digest(fixed, me, lot.value))
     kept, saved = _with(state, Lot(lot.value, fixed))
     reveal = frame.Reveal(run=plan.run, round=plan.rounds, device=me, value=lot.value, signature=signature)
-    return kept, (*saved, Send(frame.dump(reveal)))
+    return kept, (*saved, SendFrame(frame.dump(reveal)))
 
 
 def _with(state: Kept, lot: Lot) -> tuple[Kept, tuple[Effect, ...]]:

@@ -37,14 +37,14 @@ from edgewise.core.vector import Vector, finite
 from edgewise.engine import admission, beacon
 from edgewise.engine.broadcast import STALE
 from edgewise.engine.device_events import (
-    Charge,
+    ChargeOwner,
     Delivered,
     Effect,
     Event,
     Failed,
     Invited,
     Save,
-    Send,
+    SendFrame,
     Train,
     Trained,
     Unready,
@@ -84,7 +84,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     if isinstance(event, Invited):
         return _invited(plan, state, event, trust)
     if isinstance(event, Unready):
-        return state, (Send(_refusal(state.device, event.invite, event.code, event.reason)),)
+        return state, (SendFrame(_refusal(state.device, event.invite, event.code, event.reason)),)
     if isinstance(event, Withheld):
         return _withheld(plan, state, event)
     if not isinstance(state, Training):
@@ -93,7 +93,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         # Whether a device is in a sum must not depend on its text, so it contributes zeros.
         event = replace(event, update=_nothing(plan)) if isinstance(event, Trained) else Trained(_nothing(plan))
     if isinstance(event, Failed):
-        return state.idle, (Send(_refusal(state.device, state.invite, event.code, event.reason)),)
+        return state.idle, (SendFrame(_refusal(state.device, state.invite, event.code, event.reason)),)
     invite, (update, memory) = state.invite, _finished(plan, state, event)
     if plan.ways:
         return _asking(plan, state, replace(event, update=update), trust)
@@ -104,17 +104,17 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     try:
         payload, idle = _encoded(plan, pipe, state.idle, update, turn, memory)
     except EdgewiseError as e:
-        return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
+        return state.idle, (SendFrame(_refusal(state.device, state.invite, e.code, e.what)),)
     del event, update  # It frees one vector beside the packed payload and the frame.
     if plan.promise.leaves_once and not plan.interactive:  # In a masked session this happens when the update leaves.
         idle = replace(idle, answered=invite.round)
-    leaves: tuple[Effect, ...] = (Charge(invite.round),)
+    leaves: tuple[Effect, ...] = (ChargeOwner(invite.round),)
     if remembers(plan) or idle.answered == invite.round:
         leaves += (Save(idle),)
     if plan.hides is None:
         packed = pack.pack(payload, pipe.encoded)
         del payload
-        return idle, (*leaves, Send(frame.dump(_contribution(state, packed))))
+        return idle, (*leaves, SendFrame(frame.dump(_contribution(state, packed))))
     if trust is None:
         raise ValueError("hiding a contribution needs to know who is enrolled")
     secagg, sid = plan.secagg(invite.round), plan.session(invite)
@@ -124,11 +124,11 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         if trust.leader is None or trust.helper is None:
             raise ValueError("sharing a contribution needs the keys of both servers")
         report = two_server.split(secagg, sid, me, secret, trust.leader, trust.helper, body, head, secrets.session)
-        return idle, (*leaves, Send(frame.dump(_contribution(state, report))))
+        return idle, (*leaves, SendFrame(frame.dump(_contribution(state, report))))
     hiding, first = client.start(secagg, sid, me, secret, body, head, secrets.session)
     sent = frame.dump(frame.Step(run=invite.run, round=invite.round, device=me, body=first))
     masking = InSecAgg(invite.round, hiding, idle, _heard(invite), sent, cohort=state.cohort)
-    return masking, (Save(masking), Send(sent))
+    return masking, (Save(masking), SendFrame(sent))
 
 
 def _finished(plan: Plan, state: Training, event: Trained) -> tuple[Update, Memory]:
@@ -191,7 +191,7 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
         plan.at(invite.round, best).checked(update.x, update.head)
     except EdgewiseError as e:
         if plan.spend is None:
-            return state.idle, (Send(_refusal(state.device, state.invite, e.code, e.what)),)
+            return state.idle, (SendFrame(_refusal(state.device, state.invite, e.code, e.what)),)
         update = _zeros(plan)
     head = {name: float(value) for name, value in update.head.items()}
     x, secrets = bytes(vector.to_bytes(update.x)), state.secrets
@@ -200,7 +200,7 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
     hiding, first = client.advertise(secagg, plan.session(invite), me, secret, secrets.session)
     sent = frame.dump(frame.Step(run=invite.run, round=invite.round, device=me, body=first, rung=best))
     asking = InSecAgg(invite.round, hiding, state.idle, _heard(invite), sent, unsent=unsent, cohort=state.cohort)
-    return asking, (Save(asking), Send(sent))
+    return asking, (Save(asking), SendFrame(sent))
 
 
 def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int | None) -> InSecAgg:
@@ -244,7 +244,7 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
     if (message.run, message.round, message.device) != (plan.run, state.round, me):
         return state, ()
     if state.heard == (heard := _heard(message)):
-        return state, (Send(state.said),)
+        return state, (SendFrame(state.said),)
     sent = frame.Step(run=message.run, round=message.round, device=me, body=b"")
     if state.unsent is not None:
         try:
@@ -255,16 +255,16 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
     after, answer = client.step(secagg, state.client, message.body, beacon.within(trust.registry, state.cohort))
     idle, answered, charge = state.idle, state.idle.answered, tuple[Effect, ...]()
     if isinstance(after, client.Waiting) and (answered is None or answered < state.round):
-        idle, charge = replace(idle, answered=state.round), (Charge(state.round),)  # The masked update leaves now.
+        idle, charge = replace(idle, answered=state.round), (ChargeOwner(state.round),)  # The masked update leaves now.
     over = isinstance(after, client.Finished | client.Aborted)
     said = frame.dump(msgspec.structs.replace(sent, body=answer))
     kept: Kept = idle if over else replace(state, client=after, idle=idle, heard=heard, said=said)
-    return kept, (*charge, Save(kept), Send(said))
+    return kept, (*charge, Save(kept), SendFrame(said))
 
 
 def _withheld(plan: Plan, state: State, event: Withheld) -> tuple[State, tuple[Effect, ...]]:
     if isinstance(state, Training):
-        return state.idle, (Send(_refusal(state.device, state.invite, event.code, event.reason)),)
+        return state.idle, (SendFrame(_refusal(state.device, state.invite, event.code, event.reason)),)
     if isinstance(state, InSecAgg):
         return _aborted(plan, state, "E-SECAGG-POLICY")
     raise ValueError("nothing was to leave")
@@ -273,28 +273,28 @@ def _withheld(plan: Plan, state: State, event: Withheld) -> tuple[State, tuple[E
 def _aborted(plan: Plan, state: InSecAgg, code: str) -> tuple[State, tuple[Effect, ...]]:
     body = messages.dump(messages.Abort(code=code))
     sent = frame.Step(run=plan.run, round=state.round, device=state.device, body=body)
-    return state.idle, (Save(state.idle), Send(frame.dump(sent)))
+    return state.idle, (Save(state.idle), SendFrame(frame.dump(sent)))
 
 
 def _invited(plan: Plan, state: State, event: Invited, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
     """Take an invitation. A refusal changes nothing: neither memory, nor training or a session that is under way."""
     invite, device = event.invite, state.device
     if isinstance(state, InSecAgg) and state.heard == _heard(invite):
-        return state, (Send(state.said),)
+        return state, (SendFrame(state.said),)
     before = state if isinstance(state, Idle) else state.idle
     no = admission.refused(plan, invite, before.answered)
     if (no := no or admission.unfit(plan, invite, event.params, event.support)) is not None:
-        return state, (Send(_refusal(device, invite, *no)),)
+        return state, (SendFrame(_refusal(device, invite, *no)),)
     try:
         cohort = beacon.verified(plan, trust, device, invite, event.beacon)
     except DecodeError as e:
-        return state, (Send(_refusal(device, invite, e.code, e.what)),)
+        return state, (SendFrame(_refusal(device, invite, e.code, e.what)),)
     accepted = invite.accepted
     held = settled(plan, before, accepted)
     if held is None:
         nothing = After(accepted, join(plan, device).committed.memory)
         empty = Idle(device, nothing, answered=before.answered, lot=before.lot)
-        return empty, (Save(empty), Send(_refusal(device, invite, STALE, OUT_OF_STEP)))
+        return empty, (Save(empty), SendFrame(_refusal(device, invite, STALE, OUT_OF_STEP)))
     params, given = plan.layout.received(event.params)
     training = Training(
         device, invite, held.committed, event.secrets, event.support, held.answered, given, held.lot, cohort

@@ -67,8 +67,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Withheld:
-    """Event: the frame of a ``Charge`` may not leave, because the round cannot be charged. The driver undoes the step
-    that asked for it and gives this event to the state before it."""
+    """Event: the frame of a ``ChargeOwner`` may not leave, because the round cannot be charged.
+
+    The driver undoes the step that asked for it and gives this event to the state before it.
+    """
 
     code: str
     reason: str
@@ -89,14 +91,14 @@ class Train:
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendFrame:
     """Effect: send a frame to the server."""
 
     frame: bytes = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Charge:
+class ChargeOwner:
     """Effect: charge the round to the owner's budget (``engine.owner_budget``). Do it before the state is saved and the
     frame leaves, because the frame carries the device's update."""
 
@@ -112,4 +114,4 @@ class Save:
 
 
 Event = Invited | Unready | Trained | Failed | Withheld | Delivered
-Effect = Train | Charge | Save | Send
+Effect = Train | ChargeOwner | Save | SendFrame

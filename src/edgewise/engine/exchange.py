@@ -56,7 +56,7 @@ def begin(
         groups.append(Group(server.part(keys, devices, params), rung, at_s))
     state, effects = Exchanging(collected, policy, masks, tuple(groups), member), tuple[Effect, ...]()
     for number in range(len(groups)):
-        state, more = _stepped(state, number, events.Close(), at_s)
+        state, more = _stepped(state, number, events.StepClosed(), at_s)
         effects = (*effects, *more)
     return _ended(state, effects)
 
@@ -94,13 +94,15 @@ def step(state: Exchanging, event: Event) -> Out:
         case Answered(device, _, Step(body=body), at_s):
             return _ended(*_stepped(state, state.member[device], events.Received(device, body), at_s))
         case Gone(device, _, _, at_s):
-            return _ended(*_stepped(_noted(state, device, DROPPED), state.member[device], events.Gone(device), at_s))
+            return _ended(
+                *_stepped(_noted(state, device, DROPPED), state.member[device], events.DeviceGone(device), at_s)
+            )
         case Deadline(at_s):
             open_groups = (n for n, group in enumerate(state.groups) if group.open)
             first = min(open_groups, key=lambda n: state.groups[n].until_s)
             for device in sorted(server.waiting_for(state.groups[first].state)):
                 state = _noted(state, device, DROPPED)
-            return _ended(*_stepped(state, first, events.Close(), at_s))
+            return _ended(*_stepped(state, first, events.StepClosed(), at_s))
     return state, ()
 
 

@@ -16,19 +16,19 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
+class DeviceGone:
     """Event: a device will send nothing more."""
 
     device: Device
 
 
 @dataclass(frozen=True, slots=True)
-class Close:
+class StepClosed:
     """Event: the deadline of this step has passed."""
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendMessage:
     """Effect: send a message to a device."""
 
     device: Device
@@ -43,5 +43,5 @@ class Refused:
     code: str
 
 
-Event = Received | Gone | Close
-Effect = Send | Refused
+Event = Received | DeviceGone | StepClosed
+Effect = SendMessage | Refused

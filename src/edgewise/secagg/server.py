@@ -1,9 +1,9 @@
 """Server side of secure aggregation with one server, a pure state machine.
 
-    Advertising ─Close─► Sharing ─all or Close─► Masking ─► Signing ─► Unmasking ─► Released
-         └───────────────────┴───────────────────────┴──────────┴──────────┴─────► Aborted(code)
+    Advertising ─deadline─► Sharing ─all or deadline─► Masking ─► Signing ─► Unmasking ─► Released
+         └──────────────────────┴──────────────────────────┴──────────┴──────────┴─────► Aborted(code)
 
-A step ends when every device that is still in has answered, or with ``Close`` (its deadline). A device that has not
+A step ends when every device that is still in has answered, or at its deadline (``StepClosed``). A device that has not
 answered by then has dropped out. Its later messages are refused. Masked updates are added on arrival, so memory is O(d)
 for any number of devices. A device that breaks the protocol loses its place and is reported with a code. After its
 masked update is added it is only reported.
@@ -34,7 +34,7 @@ from edgewise.crypto import agree, sign
 from edgewise.kernels.bits import unpack_bits
 from edgewise.secagg import messages, recovery
 from edgewise.secagg.client import Registry, circle, holding
-from edgewise.secagg.events import Close, Device, Effect, Event, Gone, Refused, Send
+from edgewise.secagg.events import Device, DeviceGone, Effect, Event, Refused, SendMessage, StepClosed
 from edgewise.secagg.graph import smallest_part
 from edgewise.secagg.messages import SEALED_BYTES, Keys, survivors_digest
 from edgewise.secagg.params import Params
@@ -135,7 +135,7 @@ _EARLIER: Mapping[type, tuple[type, ...]] = {
 
 
 def start(session: Session) -> Advertising:
-    """Begin an empty session. It collects keys until ``Close``, because the caller knows how many are enough."""
+    """Begin an empty session. It collects keys until ``StepClosed``, because the caller knows how many are enough."""
     return Advertising(session)
 
 
@@ -180,9 +180,9 @@ def step(state: State, event: Event) -> Out:
     """Take one event. Returns the next state and the effects. Never raises for anything that a device does."""
     if isinstance(state, Released | Aborted):
         return state, ()
-    if isinstance(event, Close):
+    if isinstance(event, StepClosed):
         return _close(state)
-    if isinstance(event, Gone):
+    if isinstance(event, DeviceGone):
         return _settle(_without(state, event.device), ())
     try:
         message = messages.load(event.raw)
@@ -308,7 +308,7 @@ def _roster(state: Advertising) -> Out:
     if len(keys) < need:
         return _few(len(keys), need, "sent keys"), ()
     raw = messages.dump(messages.Roster(keys=keys))
-    return Sharing(session, digest, keys, near, threshold), tuple(Send(device, raw) for device in keys)
+    return Sharing(session, digest, keys, near, threshold), tuple(SendMessage(device, raw) for device in keys)
 
 
 def _boxes(state: Sharing) -> Out:
@@ -321,7 +321,7 @@ def _boxes(state: Sharing) -> Out:
         for v in _paired(state, device):
             signature, digest = state.signatures[v]
             dealt[v] = messages.Dealt(box=state.boxes[v][device], all=digest, signature=signature)
-        letters.append(Send(device, messages.dump(messages.Boxes(boxes=dealt))))
+        letters.append(SendMessage(device, messages.dump(messages.Boxes(boxes=dealt))))
     checks = ((device, {v: box[SEALED_BYTES:] for v, box in boxes.items()}) for device, boxes in state.boxes.items())
     shared = replace(state, boxes=AppendMap(checks), signatures=AppendMap())
     digests = {letter.device: messages.told_digest(letter.raw) for letter in letters}
@@ -345,7 +345,7 @@ def _survivors(state: Masking) -> Out:
         return Aborted("E-SECAGG-FEW", f"too few shares of {', '.join(found.lacking)}"), effects
     survivors = tuple(sorted(state.folded))
     raw, digest = messages.dump(messages.Survivors(devices=survivors)), survivors_digest(shared.roster, survivors)
-    return Signing(state, survivors, digest), (*effects, *(Send(device, raw) for device in survivors))
+    return Signing(state, survivors, digest), (*effects, *(SendMessage(device, raw) for device in survivors))
 
 
 def _holders(state: Sharing) -> dict[Device, list[Device]]:
@@ -372,7 +372,7 @@ def _proofs(state: Signing) -> Out:
         shown = set(holding(device, shared.near[device], len(shared.keys))).intersection(signers)
         shown |= set(islice((d for d in signers if d not in shown), max(0, quorum - len(shown))))
         proofs = messages.Proofs(signatures={d: state.signatures[d] for d in sorted(shown)})
-        letters.append(Send(device, messages.dump(proofs)))
+        letters.append(SendMessage(device, messages.dump(proofs)))
     return Unmasking(state), tuple(letters)
 
 

@@ -189,7 +189,7 @@ def trained(
     update = Update(x, head, 10.0)
     state, effects = machine.step(plan, state, device_events.Trained(update, 1.0, up_mbit), trust)
     send = effects[-1]
-    assert isinstance(send, device_events.Send)
+    assert isinstance(send, device_events.SendFrame)
     return state, frame.load(send.frame), trust
 
 
@@ -260,7 +260,7 @@ def test_a_rung_that_was_not_asked_for_ends_the_session(rung: int | None) -> Non
     assert isinstance(after, states.Idle)
     assert after.pending is None
     send = effects[-1]
-    assert isinstance(send, device_events.Send)
+    assert isinstance(send, device_events.SendFrame)
     answer = frame.load(send.frame)
     assert isinstance(answer, frame.Step)
     assert messages.load(answer.body) == messages.Abort(code="E-RUNG")

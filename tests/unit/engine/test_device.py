@@ -27,7 +27,7 @@ def contribute(state, number, accepted=None, x=X):
     state, (train,) = machine.step(PLAN, state, invited(PLAN, number, accepted=accepted))
     assert isinstance(train, device_events.Train)
     state, effects = machine.step(PLAN, state, device_events.Trained(Update(x, HEAD, 100.0)))
-    assert isinstance(effects[-1], device_events.Send)
+    assert isinstance(effects[-1], device_events.SendFrame)
     return state, frame.load(effects[-1].frame)
 
 

@@ -183,7 +183,7 @@ def test_an_invitation_to_train_unknown_segments_is_refused() -> None:
     rule = frame.LocalRule(steps=1, lr=0.1, segments=("layers.0.w", "layers.9.w"))
     state, (send,) = machine.step(p, states.join(p, "d"), invite(p, 0, rule=rule))
     assert isinstance(state, states.Idle)
-    assert isinstance(send, device_events.Send)
+    assert isinstance(send, device_events.SendFrame)
     refusal = frame.load(send.frame)
     assert isinstance(refusal, frame.Refusal)
     assert (refusal.code, "segments" in refusal.reason) == ("E-INVITE", True)

@@ -309,7 +309,7 @@ def test_what_a_device_sends_of_noised_steps_is_theirs_alone_feedback_and_all() 
         for round, x in enumerate(drawn):
             state, _ = machine.step(it, state, invited(it, round, accepted=round - 1 if round else None))
             state, effects = machine.step(it, state, device_events.Trained(Update(x, told, count)))
-            frames += [e.frame for e in effects if isinstance(e, device_events.Send)]
+            frames += [e.frame for e in effects if isinstance(e, device_events.SendFrame)]
         return frames
 
     little = sent(1.0, {"loss_first": 0.0})

@@ -25,7 +25,7 @@ from typing import Any
 from edgewise.apps.cli import demos
 from edgewise.apps.gateway import start as gateways
 from edgewise.apps.server import submission
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.apps.server.submit import submit
 from edgewise.apps.simulate.baselines import compare
 from edgewise.apps.simulate.longer import longer
@@ -90,7 +90,7 @@ def play(out: Path, recipe: Recipe, tell: Tell) -> tuple[Path, dict[str, Any]]:
 
     with (
         Measuring(recipe, out, out / "measuring") as here,
-        Server(out / "server", tell=told, evaluator=here.probes) as server,
+        HttpServer(out / "server", tell=told, evaluator=here.probes) as server,
     ):
         token = server.token(Grant(uses=len(names), approved=True))
         operator = Link.join(server.url, server.token(Grant("admin", approved=True)), out / "operator")
@@ -133,7 +133,7 @@ def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _gateway(server: Server, folder: Path) -> Iterator[tuple[str, str]]:
+def _gateway(server: HttpServer, folder: Path) -> Iterator[tuple[str, str]]:
     """Run a gateway of the server as a process. Yields its address and its fingerprint."""
     gateways.join(server.url, server.token(Grant("gateway", approved=True)), folder).close()
     command = [*EDGEWISE, "gateway", "serve", str(folder), "--listen", "127.0.0.1:0", "--json"]

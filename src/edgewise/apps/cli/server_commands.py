@@ -52,7 +52,7 @@ def serve(
         from threading import Event
 
         from edgewise.apps.server import sharing
-        from edgewise.apps.server.start import Server, Tls
+        from edgewise.apps.server.start import HttpServer, Tls
         from edgewise.apps.terminal import sessions
         from edgewise.drivers import logs
 
@@ -62,7 +62,7 @@ def serve(
         second = sharing.address(gateway) if gateway else None
         with (
             sessions.interrupts(),
-            Server(folder, host, port, tls, tell=tell, gateway=second) as server,
+            HttpServer(folder, host, port, tls, tell=tell, gateway=second) as server,
             logs.opened(lines),
         ):
             scheme, first = "http" if plain else "https", server.first_token()

@@ -65,7 +65,7 @@ class TensorBoard(Callback):
             self._writer = None
 
 
-class _Session(Callback):
+class _ClientTracker(Callback):
     """Base of trackers with ``init``, ``log`` and ``finish``: Trackio, Weights & Biases."""
 
     def __init__(self, module: Any, project: str, options: dict[str, Any]) -> None:
@@ -90,14 +90,14 @@ class _Session(Callback):
             self._run = None
 
 
-class Trackio(_Session):
+class Trackio(_ClientTracker):
     """Log to Trackio. ``options`` are further arguments of ``trackio.init``."""
 
     def __init__(self, project: str, **options: Any) -> None:
         super().__init__(_package("trackio", "Trackio", "trackio"), project, options)
 
 
-class WandB(_Session):
+class WandB(_ClientTracker):
     """Log to Weights & Biases. ``options`` are further arguments of ``wandb.init``, such as ``mode="offline"``."""
 
     def __init__(self, project: str, **options: Any) -> None:

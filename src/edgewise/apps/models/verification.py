@@ -78,13 +78,25 @@ def _verified(record: RunRecord, anchor: str, catalogue: Catalogue) -> Verified:
     if verdict is not None and not verdict.sound:
         raise _fault(record, _overdrawn(charges, plan), f"the privacy ledger does not hold: {verdict.problems[0]}.")
     replays = sum(line.released and line.round >= first for line in played) if state is not None else 0
+    releases = sum(line.released for line in played)
     return Verified(
-        run=record.run["id"], name=record.run["name"], rounds=max(0, next_round),
-        released=sum(line.released for line in played), first=first, replayed=replays, server=plan.strategy.says,
-        lines=len(lines), chain=links[-1], charges=len(charges),
-        epsilon=None if verdict is None else verdict.epsilon, budget=None if spend is None else spend.budget.epsilon,
-        files=files, model=lines[-1].model, open=_open(plan, record, played, first, bool(anchor)),
-    )  # fmt: skip
+        run=record.run["id"],
+        name=record.run["name"],
+        rounds=max(0, next_round),
+        released=releases,
+        first=first,
+        replayed=replays,
+        server=plan.strategy.says,
+        lines=len(lines),
+        chain=links[-1],
+        charges=len(charges),
+        epsilon=None if verdict is None else verdict.epsilon,
+        budget=None if spend is None else spend.budget.epsilon,
+        files=files,
+        model=lines[-1].model,
+        open=_open(plan, record, played, first, bool(anchor)),
+        ok=bool(replays or not releases),
+    )
 
 
 def _plan(record: RunRecord, catalogue: Catalogue) -> Plan:

@@ -17,11 +17,11 @@ from edgewise.drivers.http.service import Service
 def shown(service: Service) -> bytes:
     """Write all metrics in Prometheus' text format."""
     now = CollectorRegistry()
-    now.register(_State(service))
+    now.register(_Gauges(service))
     return generate_latest(service.meter.registry) + generate_latest(now)
 
 
-class _State(Collector):
+class _Gauges(Collector):
     def __init__(self, service: Service) -> None:
         self._service = service
 

@@ -15,8 +15,7 @@ import msgspec
 
 from edgewise.apps.runs.rounds import Round, told
 from edgewise.apps.server import given, submission
-from edgewise.apps.server.start import Server as Serving
-from edgewise.apps.server.start import Tls
+from edgewise.apps.server.start import HttpServer, Tls
 from edgewise.apps.server.submission import OWN
 from edgewise.apps.server.submit import Prepared, check, of_vector, prepared, stage
 from edgewise.core import events
@@ -123,7 +122,7 @@ class Server:
         if certificate is not None and key is not None:
             tls = Tls(names, Path(certificate), Path(key))
         tell: Callable[[str, events.AnyEvent], None] = lambda run, event: self._events.put((run, event))  # noqa: E731
-        self._serving = Serving(self._folder, host, port, tls, tell=tell, turn=self._turns.may)
+        self._serving = HttpServer(self._folder, host, port, tls, tell=tell, turn=self._turns.may)
         self.url = public_url or f"https://{names[0] if names else '127.0.0.1'}:{self._serving.port}"
 
     def __enter__(self) -> Server:

@@ -48,7 +48,7 @@ def secured(service: Service, tls: Tls) -> ssl.SSLContext | None:
     return certificates.server_context(certificate, key)
 
 
-class Server:
+class HttpServer:
     """A running server. It is a context manager.
 
     Args:
@@ -95,7 +95,7 @@ class Server:
         self.port = self._listener.port
         self.url = f"{'http' if tls.off else 'https'}://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> HttpServer:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -5,33 +5,12 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import FastAPI
-from pydantic import BaseModel
 
 from edgewise.apps.models import verification
+from edgewise.apps.models.verified import Verified
 from edgewise.apps.server import submission
 from edgewise.drivers.fleet import served
 from edgewise.drivers.http.service import Service
-
-
-class VerifiedRun(BaseModel):
-    """The result of verifying a run (``edgewise run verify``)."""
-
-    run: str
-    name: str
-    rounds: int
-    released: int
-    first: int
-    replayed: int
-    server: str
-    lines: int
-    chain: str
-    charges: int
-    epsilon: float | None
-    budget: float | None
-    files: int
-    model: str
-    open: list[str]
-    ok: bool
 
 
 class VerifyingRoutes:
@@ -44,7 +23,7 @@ class VerifyingRoutes:
         """Register the routes."""
         api.add_api_route("/v1/runs/{run}/verification", self.verify, methods=["GET"])
 
-    async def verify(self, run: str, chain: str = "") -> VerifiedRun:
+    async def verify(self, run: str, chain: str = "") -> Verified:
         """Replay the released totals of a run, and check its records.
 
         Answers E-VERIFY at the first round that does not follow.
@@ -52,5 +31,4 @@ class VerifyingRoutes:
         await self._service.read(lambda c: served.find(c, run))
         out = submission.folder(self._service, run)
         async with self._alone:
-            found = await asyncio.get_running_loop().run_in_executor(None, verification.verify, out, chain)
-        return VerifiedRun(**found.to_plain())
+            return await asyncio.get_running_loop().run_in_executor(None, verification.verify, out, chain)

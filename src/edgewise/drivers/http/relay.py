@@ -27,10 +27,10 @@ from edgewise.drivers.http.guard import caller
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.limits import Later
 from edgewise.drivers.http.link import FRAME_BYTES
+from edgewise.drivers.http.named_locks import NamedLocks
 from edgewise.drivers.http.naming import CONNECT_S
 from edgewise.drivers.http.rules import ANYONE, Rule
 from edgewise.drivers.http.service import Service
-from edgewise.drivers.http.turns import Turns
 
 ANSWER_S = 65.0  # the limit for an answer, longer than a long poll
 PATIENCE_S = 10.0  # the longest wait of a device for a blob that is being fetched
@@ -61,7 +61,7 @@ class Relay:
         self.down_bytes, self.hits = 0, 0
         self._client: httpx2.AsyncClient | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._fetching = Turns()
+        self._fetching = NamedLocks()
 
     def routes(self) -> list[Route]:
         """Return the routes for a router behind the guard."""

@@ -31,10 +31,10 @@ from edgewise.drivers.fleet.uploads import Room, Upload
 from edgewise.drivers.http import certificates
 from edgewise.drivers.http.guard import caller, parsed
 from edgewise.drivers.http.health import Health
+from edgewise.drivers.http.named_locks import NamedLocks
 from edgewise.drivers.http.rules import VIEWER
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
-from edgewise.drivers.http.turns import Turns
 
 ASSEMBLING = 2  # number of uploads joined at a time, because each is in memory as a whole
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
@@ -47,7 +47,7 @@ class DataPlane:
     def __init__(self, service: Service) -> None:
         self._service = service
         self._assembling = asyncio.Semaphore(ASSEMBLING)
-        self._turns = Turns()
+        self._turns = NamedLocks()
 
     def routes(self) -> list[Route]:
         """Return the routes for a router behind the guard."""

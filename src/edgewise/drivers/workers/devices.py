@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TimedAnswer:
     """A device's answer and the time that it took. ``frame`` is None where the device sends nothing."""
 
     frame: bytes | None = field(repr=False)
@@ -75,7 +75,7 @@ class Devices:
 
     def answer(
         self, device: DeviceId, raw: bytes, elapsed_s: float | Callable[[], float] = 0.0, up_mbit: float = inf
-    ) -> Answer:
+    ) -> TimedAnswer:
         """Answer a frame for a device. When this returns, the store has every state that must last.
 
         Args:
@@ -86,7 +86,7 @@ class Devices:
         """
         message = frame.from_server(raw, self.plan.frame_limit_bytes)
         if isinstance(message, frame.Probe):
-            return Answer(frame.dump(self._measure(device, message)))
+            return TimedAnswer(frame.dump(self._measure(device, message)))
         known = self._load(device)
         if isinstance(message, frame.Call | frame.Commitments):
             entropy = self.secrets(device, message.round, BEACON).session
@@ -136,7 +136,7 @@ class Devices:
         """
         try:
             for effect in effects:
-                if isinstance(effect, device_events.Charge) and self.budget is not None:
+                if isinstance(effect, device_events.ChargeOwner) and self.budget is not None:
                     self.budget.charge(state.device, self.plan, effect.round)
         except BudgetError as e:  # another run of this device has spent the rest of the budget since the invitation
             return machine.step(self.plan, state, device_events.Withheld(e.code, e.what), self.trust)[1]
@@ -153,12 +153,12 @@ class Devices:
         effects: Sequence[device_events.Effect],
         train_s: float = 0.0,
         encode_began_s: float | None = None,
-    ) -> Answer:
+    ) -> TimedAnswer:
         """Save the states of a step and return its frame."""
         encode_s = 0.0 if encode_began_s is None else time.perf_counter() - encode_began_s
         self._save_states(device, effects)
-        raw = next((effect.frame for effect in effects if isinstance(effect, device_events.Send)), None)
-        return Answer(raw, train_s, encode_s)
+        raw = next((effect.frame for effect in effects if isinstance(effect, device_events.SendFrame)), None)
+        return TimedAnswer(raw, train_s, encode_s)
 
     def _resolve(self, state: device_state.Kept, invite: frame.Invite) -> device_events.Invited | device_events.Unready:
         """Collect the parts that an invitation names: the model, by snapshot or by deltas, and the last release's

@@ -284,7 +284,7 @@ def test_a_device_draws_by_its_name() -> None:
     x = np.arange(1, 201, dtype=np.float32)
     state, _ = machine.step(plan, states.join(plan, "a"), invited(plan))
     _, effects = machine.step(plan, state, device_events.Trained(Update(x, {"loss_first": 1.0, "loss_last": 1.0}, 9.0)))
-    (sent,) = (load(e.frame) for e in effects if isinstance(e, device_events.Send))
+    (sent,) = (load(e.frame) for e in effects if isinstance(e, device_events.SendFrame))
     assert isinstance(sent, Contribution)
     payload = pack.unpack(sent.payload, plan.at(0).encoded)
     mine, others = (plan.at(0).decode(payload, replace(plan.turn(0), device=name)).body for name in ("a", "b"))

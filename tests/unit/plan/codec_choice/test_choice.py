@@ -104,7 +104,7 @@ def trained(plan: Plan, elapsed_s: float, up_mbit: float, round: int = 0) -> tup
     x = np.random.default_rng(0).standard_normal(SPEC.dim).astype(np.float32)
     update = Update(x, {"loss_first": 1.0, "loss_last": 1.0}, 10.0)
     _, effects = machine.step(plan, state, device_events.Trained(update, elapsed_s, up_mbit))
-    assert isinstance(effects[-1], device_events.Send)
+    assert isinstance(effects[-1], device_events.SendFrame)
     sent = frame.load(effects[-1].frame)
     assert isinstance(sent, frame.Contribution)
     return pack.unpack(sent.payload, plan.at(0).encoded).rung, len(sent.payload)

@@ -1,9 +1,9 @@
-"""Turns: requests about one object are handled one after the other, and those about other objects meanwhile.
+"""Locks by name: requests about one object run one after the other, and requests about other objects meanwhile.
 
-    turns = Turns()
-    async with turns.of(upload): ...
+    locks = NamedLocks()
+    async with locks.of(upload): ...
 
-For one event loop. It remembers an object only while a request is about it.
+The locks belong to one event loop. A lock exists only while a request holds it or waits for it.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Turns:
-    """A lock for each name that somebody asks for."""
+class NamedLocks:
+    """A lock for each name that is in use."""
 
     def __init__(self) -> None:
         self._locks: dict[str, asyncio.Lock] = {}
@@ -23,7 +23,7 @@ class Turns:
 
     @asynccontextmanager
     async def of(self, name: str, patience_s: float | None = None) -> AsyncIterator[None]:
-        """Wait for the turn.
+        """Hold the lock of ``name``.
 
         Args:
             patience_s: longest wait in seconds; None: any.
@@ -41,5 +41,5 @@ class Turns:
                 lock.release()
         finally:
             self._asking[name] -= 1
-            if not self._asking[name]:  # who waits has this lock, so nobody may get another one before
+            if not self._asking[name]:  # A waiting request has this lock, so no other may replace it.
                 del self._asking[name], self._locks[name]
