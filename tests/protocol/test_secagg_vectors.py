@@ -30,7 +30,15 @@ from edgewise.plan.compile import compile
 from edgewise.secagg import client, events, messages, secrets, server, two_server
 from edgewise.secagg.params import Floor, Params, TrustPolicy
 
-NAMES = ("frames.json", "joining.json", "pieces.json", "sessions.json", "refused.json", "two_servers.json")
+NAMES = (
+    "frames.json",
+    "groups.json",
+    "joining.json",
+    "pieces.json",
+    "sessions.json",
+    "refused.json",
+    "two_servers.json",
+)
 FILES = {name: json.loads((secagg_vectors.HERE / name).read_text()) for name in NAMES}
 FRAMES = FILES["frames.json"]
 SESSIONS, REFUSED, TWO = FILES["sessions.json"], FILES["refused.json"], FILES["two_servers.json"]

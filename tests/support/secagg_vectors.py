@@ -17,6 +17,7 @@ from typing import Any
 import hpke
 import joining_vectors
 import plan_vectors
+import rung_vectors
 import secagg_frames
 import secagg_pieces
 import secagg_rejects
@@ -52,6 +53,7 @@ def _made() -> dict[str, Any]:
         shared = {"session": session, "refused": secagg_two_servers.rejects(session)}
     return {
         "frames.json": secagg_frames.frames(),
+        "groups.json": rung_vectors.groups(),
         "joining.json": joining_vectors.joining(),
         "pieces.json": secagg_pieces.pieces(),
         "sessions.json": records,
