@@ -257,13 +257,36 @@ def test_a_frame_is_taken_once_for_each_phase(database: Database) -> None:
     number = accept(database, CONTRIBUTION)
     assert accept(database, CONTRIBUTION) == number
     assert code(accept, database, contribution(DEVICE, b"other")) == "E-CONFLICT"
-    step = frame.dump(frame.Step(run=RUN, round=0, device=DEVICE, body=b"\x81\xa4type\xa5keys1"))
+    step = frame.dump(frame.Step(run=RUN, round=0, device=DEVICE, body=b"\x81\xa4type\xa6masked"))
     assert accept(database, step) > number
     with database.read() as c:
         found = mailboxes.arrivals(c, RUN, 0, 10)
         key = mailboxes.round_key(c, RUN, 0)
-    assert [letter.phase for letter in found] == ["contribution", "step-keys1"]
+    assert [letter.phase for letter in found] == ["contribution", "step-masked"]
     assert mailboxes.opened(found[0], key, Chunks(database.path.parent), 1) == CONTRIBUTION
+
+
+def test_a_device_has_no_more_places_and_bytes_than_a_round_needs(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps that no protocol has share one place, however a device names them."""
+    post(database)
+
+    def step(name: bytes, size: int = 0) -> bytes:
+        body = b"\x82\xa4type" + bytes([0xA0 + len(name)]) + name + b"\xa1x\xc5" + size.to_bytes(2, "big") + bytes(size)
+        return frame.dump(frame.Step(run=RUN, round=0, device=DEVICE, body=body))
+
+    assert [code(accept, database, step(name)) for name in (b"a", b"b", b"masked", b"c")] == [
+        "", "E-CONFLICT", "", "E-CONFLICT",
+    ]  # fmt: skip
+    nested = frame.dump(frame.Step(run=RUN, round=0, device=DEVICE, body=b"\x81\xa1a" + b"\x91" * 100_000))
+    assert code(accept, database, nested) == "E-CONFLICT"
+    monkeypatch.setattr(mailboxes, "DEVICE_BYTES", 2000)
+    assert code(accept, database, step(b"shares", 2000)) == "E-QUOTA"
+    assert code(accept, database, step(b"shares", 1000)) == ""
+    post(database, device="e" * 32)
+    theirs = frame.dump(frame.Step(run=RUN, round=0, device="e" * 32, body=b"\x81\xa4type\xa6masked"))
+    assert code(accept, database, theirs) == "", "a quota is of one device"
 
 
 @pytest.mark.parametrize("raw", [contribution(DEVICE, round=1), contribution("e" * 32), contribution(DEVICE, run="r")])
@@ -360,6 +383,11 @@ def test_uploads_of_others_are_unknown_and_quotas_hold(database: Database) -> No
     post(database, device="f" * 32)
     theirs = lambda c: uploads.begin(c, "f" * 32, RUN, 0, b"9" * 32, 2**26, full, 0.0)  # noqa: E731
     assert code(database.write, theirs) == "E-BUSY"
+    small = [
+        code(database.write, lambda c, n=n: uploads.begin(c, "f" * 32, RUN, 0, bytes([n]) * 32, 1, ROOM, 0.0))
+        for n in range(uploads.OPEN + 1)
+    ]
+    assert small == [""] * uploads.OPEN + ["E-QUOTA"]
     other = lambda: database.write(lambda c: uploads.begin(c, "e" * 32, RUN, 0, bytes(32), 1, ROOM, 0.0))  # noqa: E731
     assert code(other) == "E-CLOSED"
 

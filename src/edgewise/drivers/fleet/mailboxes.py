@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import sqlalchemy as sa
@@ -20,9 +20,12 @@ from edgewise.core import frame
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import spool
 from edgewise.drivers.fleet.tables import MAIL, PARTICIPANTS, PUBLICATIONS, ROUNDS, UPLOADS
+from edgewise.secagg import messages
 
 EVERYBODY = ""  # takes the place of a run for blobs that are published to all devices
 
+DEVICE_BYTES = 2**28  # the largest size of all frames and open uploads of a device that lie here
+_STEPS = frozenset(str(kind.__struct_config__.tag) for kind in get_args(messages.Message))
 _kind: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(msgspec.defstruct("_Kind", [("type", str)]))
 
 
@@ -53,9 +56,10 @@ def phase(message: frame.FromDevice | frame.FromServer) -> str:
     if not isinstance(message, frame.Step):
         return name
     try:
-        return f"{name}-{_kind.decode(message.body).type:.40}"
-    except (msgspec.DecodeError, UnicodeDecodeError):
+        step = _kind.decode(message.body).type
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return name  # the round checks the content
+    return f"{name}-{step}" if step in _STEPS else name  # names of a device's choice would be places without number
 
 
 def open_round(c: sa.Connection, run: str, round: int) -> bytes:
@@ -120,7 +124,7 @@ def accept(c: sa.Connection, message: frame.FromDevice, raw: bytes, digest: byte
         upload: the upload that holds the bytes already; empty: they are stored here.
     Raises:
         TransportError: E-CLOSED where the device has no part in the round. E-CONFLICT where another frame of the same
-            phase was accepted before.
+            phase was accepted before. E-QUOTA as ``check_room``.
     """
     run, round, device = message.run, message.round, message.device
     invited(c, run, round, device)
@@ -131,8 +135,22 @@ def accept(c: sa.Connection, message: frame.FromDevice, raw: bytes, digest: byte
             return int(old.number)
         what = f"another {place['phase']} of round {round} was accepted from this device before."
         raise TransportError("E-CONFLICT", what, "a frame cannot be replaced: send the first one, or nothing.")
+    if not upload:
+        check_room(c, device, len(raw))
     body = b"" if upload else spool.close_box(round_key(c, run, round), raw, _label(place))
     return _insert(c, place, digest, len(raw), upload, body, now_s)
+
+
+def check_room(c: sa.Connection, device: str, size: int) -> None:
+    """Refuse a frame or an upload of this size, with which a device would have more than ``DEVICE_BYTES`` here.
+
+    Raises TransportError(E-QUOTA).
+    """
+    mail = sa.select(sa.func.sum(MAIL.c.size)).where(MAIL.c.device == device, MAIL.c.inbound, MAIL.c.upload == "")
+    begun = sa.select(sa.func.sum(UPLOADS.c.size)).where(UPLOADS.c.device == device)
+    if sum(c.execute(query).scalar() or 0 for query in (mail, begun)) + size > DEVICE_BYTES:
+        what = f"frames and uploads of a device may have {DEVICE_BYTES} bytes until their rounds end."
+        raise TransportError("E-QUOTA", what, "send less (a smaller rung, fewer segments), or wait for a round's end.")
 
 
 def arrivals(c: sa.Connection, run: str, after: int, limit: int = 1) -> list[MailboxLetter]:

@@ -17,7 +17,7 @@ from edgewise.drivers.fleet import mailboxes, spool
 from edgewise.drivers.fleet.tables import MAIL, UPLOADS
 
 CHUNK_BYTES = 2**22
-OPEN_BYTES = 2**28  # the largest size of one device's open uploads
+OPEN = 64  # the largest number of one device's open uploads
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +62,12 @@ def begin(
         own_uploads.where(UPLOADS.c.run == run, UPLOADS.c.round == round, UPLOADS.c.digest == digest)
     ).first()
     if row is None:
-        is_open = c.execute(sa.select(sa.func.sum(UPLOADS.c.size)).where(UPLOADS.c.device == device)).scalar() or 0
-        if not 0 < size <= room.frame or is_open + size > OPEN_BYTES:
-            what = (
-                f"the frame has {size} bytes. A frame may have {room.frame}, and all uploads of a device {OPEN_BYTES}."
-            )
+        if not 0 < size <= room.frame:
+            what = f"the frame has {size} bytes, and a frame may have {room.frame}."
             raise TransportError("E-QUOTA", what, "send less (a smaller rung, fewer segments).")
+        if (c.execute(sa.select(sa.func.count()).where(UPLOADS.c.device == device)).scalar() or 0) >= OPEN:
+            raise TransportError("E-QUOTA", f"this device has {OPEN} uploads open.", "send those that are begun.")
+        mailboxes.check_room(c, device, size)
         if (c.execute(sa.select(sa.func.sum(UPLOADS.c.size))).scalar() or 0) + size > room.spool:
             raise TransportError(
                 "E-BUSY", "the server's disk quota for uploads is used up.", "wait for the round's end."
