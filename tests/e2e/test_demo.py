@@ -30,6 +30,10 @@ def test_the_demo_convinces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cap
     assert s["against_alone"]["better"] >= 3, "of four"
     assert s["against_alone"]["change_percent"] < -10
     assert s["change_percent"]["federated"] < -60
+    own = s["perplexity"]["personal"]
+    for figure in ("weighted_mean", "median", "worst_decile"):
+        others = ("base", "local_only", "local_personal", "federated")
+        assert own[figure] < min(s["perplexity"][name][figure] for name in others), figure
     assert (s["longer"]["times"], s["longer"]["devices"]) == (3, 1)
     page = (tmp_path / found["report"]).read_text(encoding="utf-8")
     assert "Training together did better than training alone" in page

@@ -12,12 +12,21 @@ from commands import done
 @pytest.mark.long(sample=0)
 def test_five_processes_train_together_and_the_report_compares(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    short = ["--set", "round.rounds=1", "--set", "training.local_steps=1", "--set", "compare.longer=0"]
+    short = [
+        "--set",
+        "round.rounds=1",
+        "--set",
+        "training.local_steps=1",
+        "--set",
+        "compare.longer=0",
+        "--set",
+        "personal.steps=1",
+    ]
     found = done("demo", "--network", "--out", str(out), *short)
     assert Path(found["report"]).is_file()
     summary = found["summary"]
     assert summary["participation"]["accepted"] == 5
-    assert all(summary["perplexity"][name] for name in ("base", "local_only", "federated"))
+    assert all(summary["perplexity"][name] for name in ("base", "local_only", "federated", "personal"))
     for home in (out / "devices").iterdir():
         assert "masked update" in (home / "left.jsonl").read_text()
     assert list((out / "gateway" / "cache").iterdir()), "devices reach the server by the gateway"

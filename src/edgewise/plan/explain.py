@@ -158,9 +158,10 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, 
 
         federated = (step_s x local_steps + encode_s) x contributions x rounds / workers
 
-    The local-only comparison trains the measured devices, in as many rounds as a device takes part in. The centralised
-    one is a single chain of steps on a worker of its own, beside the local-only one. Longer local training comes after
-    both. Evaluation, masks, the server's work and start-up are left out. A step on some segments counts as a whole one.
+    The local-only comparison trains the measured devices, in as many rounds as a device takes part in, and for the
+    steps of their personal models. The centralised one is a single chain of steps on a worker of its own, beside the
+    local-only one. Longer local training and personal models come after both. Evaluation, masks, the server's work and
+    start-up are left out. A step on some segments counts as a whole one.
 
     Args:
         step_s: measured seconds of one optimizer step; 0 = unknown, which makes all forecasts None.
@@ -178,12 +179,14 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, 
     measured = min(recipe.eval.devices or sampling.population, sampling.population)
     alone = device_round_s * measured * len(plan.rounds_alone(plan.rounds)) if recipe.compare.local_only else 0.0
     chain = device_round_s * expected * plan.rounds if recipe.compare.centralised else 0.0
+    further = step_s * recipe.personal.steps * measured if recipe.personal.method != "none" else 0.0
+    alone += further if recipe.compare.local_only else 0.0
     longer = device_round_s * longer_rounds(plan, plan.rounds) * min(recipe.compare.longer_devices, measured)
     if not (alone and chain):
         compare = alone / workers + chain
     else:
         compare = alone + chain if workers == 1 else max(chain, alone / (workers - 1))
-    compare += longer / min(workers, recipe.compare.longer_devices, measured)
+    compare += longer / min(workers, recipe.compare.longer_devices, measured) + further / min(workers, measured)
     return {**out, "federated_s": federated, "compare_s": compare, "total_s": federated + compare}
 
 

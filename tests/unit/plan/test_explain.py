@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from math import isclose
+from typing import Any
 
 import pytest
 
@@ -134,21 +135,33 @@ def seconds(plan: Plan, workers: int) -> tuple[float, float]:
     return f["federated_s"], f["compare_s"]
 
 
+def plain(**changes: Any) -> Plan:
+    return made_plan(**{"personal": {"method": "none"}, **changes})
+
+
 def test_forecast_is_the_work_over_the_workers() -> None:
     work = 0.5 * 8 * 17 * 12  # step_s x steps x devices x rounds
-    assert seconds(made_plan(), 1) == (work, 2 * work)
-    assert seconds(made_plan(), 2) == (work / 2, work), "the chain beside the devices"
-    assert seconds(made_plan(compare={"centralised": False}), 4) == (work / 4, work / 4)
-    assert seconds(made_plan(compare={"local_only": False}), 4) == (work / 4, work), "a chain cannot be split"
-    assert seconds(made_plan(compare={"local_only": False, "centralised": False}), 1) == (work, 0.0)
+    assert seconds(plain(), 1) == (work, 2 * work)
+    assert seconds(plain(), 2) == (work / 2, work), "the chain beside the devices"
+    assert seconds(plain(compare={"centralised": False}), 4) == (work / 4, work / 4)
+    assert seconds(plain(compare={"local_only": False}), 4) == (work / 4, work), "a chain cannot be split"
+    assert seconds(plain(compare={"local_only": False, "centralised": False}), 1) == (work, 0.0)
+
+
+def test_forecast_counts_the_steps_of_personal_models_also_of_training_alone() -> None:
+    further = 0.5 * 30 * 17
+    only, own = {"local_only": False, "centralised": False}, {"personal": {"method": "fine_tune", "steps": 30}}
+    assert seconds(made_plan(compare=only, **own), 2)[1] == further / 2
+    compared = seconds(made_plan(compare={"centralised": False}, **own), 2)[1]
+    assert compared == seconds(plain(compare={"centralised": False}), 2)[1] + 2 * further / 2
 
 
 def test_forecast_counts_encoding_and_training_alone_for_longer() -> None:
     alone = {"local_only": False, "centralised": False}
-    f = explain.forecast(made_plan(compare=alone), 0.5, 2, encode_s=0.25)
+    f = explain.forecast(plain(compare=alone), 0.5, 2, encode_s=0.25)
     assert f["federated_s"] == (0.5 * 8 + 0.25) * 17 * 12 / 2
     assert f["compare_s"] == 0.0
-    plan = made_plan(compare={**alone, "longer": 3, "longer_devices": 4})
+    plan = plain(compare={**alone, "longer": 3, "longer_devices": 4})
     assert seconds(plan, 2)[1] == 0.5 * 8 * 12 * 3 * 4 / 2
     assert seconds(plan, 8)[1] == 0.5 * 8 * 12 * 3, "a device's steps cannot be split"
 

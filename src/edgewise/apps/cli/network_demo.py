@@ -30,6 +30,7 @@ from edgewise.apps.server.submit import submit
 from edgewise.apps.simulate.baselines import compare
 from edgewise.apps.simulate.longer import longer
 from edgewise.apps.simulate.measuring import Measuring
+from edgewise.apps.simulate.personal import personalise
 from edgewise.apps.simulate.samples import sample
 from edgewise.apps.simulate.simulation import write_report
 from edgewise.core import events
@@ -104,8 +105,10 @@ def play(out: Path, recipe: Recipe, tell: Tell) -> tuple[Path, dict[str, Any]]:
             raise RoundError("E-ROUND", f"the run is {found['state']}: {found['why']}", f"see {out}.")
         run_dir = submission.folder(server.service, begun["run"])
         with RunStore(run_dir) as store:
-            compare(store, here.executor, here.probes, recipe.compare, tell, recipe.round.rounds)
+            goes_on = recipe.personal.method != "none"
+            compare(store, here.executor, here.probes, recipe.compare, tell, recipe.round.rounds, goes_on)
             longer(store, here.executor, here.probes, recipe.compare, tell, recipe.round.rounds)
+            personalise(store, here.executor, here.probes, recipe.personal, tell, recipe.round.rounds)
             if recipe.report.samples:
                 sample(store, here.executor, recipe.report.samples, here.probes.devices, tell)
             tell(events.PhaseStarted(phase="report"))

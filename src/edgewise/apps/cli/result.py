@@ -49,7 +49,7 @@ def _quality(s: Mapping[str, Any], wide: bool) -> Any:
     for head in ("weighted mean", "median", "worst 10 %", "change"):
         table.add_column(head, justify="right")
     for name in numbers.shown(s):
-        q, style = s["perplexity"][name], "bold" if name == "federated" else ""
+        q, style = s["perplexity"][name], "bold" if name == numbers.result(s) else ""
         label = Text(numbers.MODELS[name], style)
         if wide:
             label.append(f"  {numbers.MEANS[name]}", "dim not bold")

@@ -216,6 +216,11 @@ def shown(s: Mapping[str, Any]) -> list[str]:
     return [m for m in MODELS if m != "local_personal" or s["perplexity"][m]]
 
 
+def result(s: Mapping[str, Any]) -> str:
+    """Name the model that a run is for: the personal ones where they were made, otherwise the federated one."""
+    return "personal" if s["perplexity"]["personal"] else "federated"
+
+
 def lost(code: str) -> str:
     """Explain a lost contribution in words: a known outcome, or the title of an error code."""
     from edgewise.core.errors import REGISTRY

@@ -229,7 +229,7 @@ def _verdict(s: Mapping[str, Any]) -> str:
 def _personal(s: Mapping[str, Any]) -> str:
     """Say whom personal models help, and what they forget."""
     said = personal.sentence(s)
-    return f'<p class="hint">{escape(said[0].upper() + said[1:])}.</p>' if said else ""
+    return f'<p class="hint">{escape(said)}</p>' if said else ""
 
 
 def _training(s: Mapping[str, Any]) -> str:
@@ -252,7 +252,7 @@ def _models_table(s: Mapping[str, Any]) -> str:
             change = "" if name == "base" else numbers.percent(s["change_percent"][name])
             keys = ("weighted_mean", "median", "worst_decile")
             cells = [*(numbers.figure(q, k) for k in keys), change, numbers.count(q["devices"] or None)]
-        body.append(row(head, cells, "ours" if name == "federated" else ""))
+        body.append(row(head, cells, "ours" if name == numbers.result(s) else ""))
     counts = {q["devices"] for q in s["perplexity"].values() if q}
     odd = "" if len(counts) < 2 else " The models were measured on different devices, so compare with care."
     return table(

@@ -60,16 +60,15 @@ def sentence(s: Mapping[str, Any]) -> str:
     p = s["personal"]
     if p is None:
         return ""
-    shares = p["share_improved"]
-    words = {"over_federated": "the federated one", "over_local_only": "training alone", "over_both": "both"}
+    shares, names = p["share_improved"], {"over_federated": "the federated one", "over_local_only": "training alone"}
     beats = [
-        f"{name} on {numbers.percent(100 * shares[key], signed=False)}"
-        for key, name in words.items()
+        f"than {name} on {numbers.percent(100 * shares[key], signed=False)} of devices"
+        for key, name in names.items()
         if shares[key] is not None
     ]
-    said = f"the personal model beats {', '.join(beats)}" if beats else "not measured beside another model"
+    said = f"The personal model is better {', '.join(beats)}." if beats else ""
     other = p["elsewhere"]
     if other is not None and other["change_percent"] is not None:
-        said += f"; on other devices' text {numbers.measured(other['personal'])} against "
-        said += f"{numbers.measured(other['federated'])} ({numbers.percent(other['change_percent'])})"
-    return said
+        said += f" On the text of other devices its perplexity is {numbers.measured(other['personal'])}, that of the "
+        said += f"federated model {numbers.measured(other['federated'])} ({numbers.percent(other['change_percent'])})."
+    return said.strip()

@@ -145,23 +145,36 @@ class Board:
         if self.done <= began:
             if self.phase == "federated" and self.forecast is not None and not self.played_here:
                 return max(0.0, self.forecast.rounds_s + self.forecast.compare_s - self.elapsed_s)
-            known = self.phase in ("compare", "longer") and self.played_here
+            known = self.phase in ("compare", "longer", "personal") and self.played_here
             return max(0.0, self._compare_s() - self.elapsed_s) if known else None
         left = self.elapsed_s / (self.done - began) * (self.total - self.done)
         if self.phase == "federated" and self.played_here:
-            left += self._compare_s() + self._longer_s()
-        if self.phase == "compare":
+            left += self._compare_s()
+        if self.phase in ("federated", "compare") and self.played_here:
             left += self._longer_s()
+        if self.phase in ("federated", "compare", "longer") and self.played_here:
+            left += self._personal_s()
         return left
 
     def _compare_s(self) -> float:
         """Estimate the seconds of the current comparison, or of the one after the rounds."""
         if self.phase == "longer":
             return self._longer_s()
+        if self.phase == "personal":
+            return self._personal_s()
         wanted, work = self.recipe.compare, self._work_s()
         if wanted.local_only and wanted.centralised:
             return work if self._workers > 1 else 2 * work
-        return work / self._workers if wanted.local_only else work if wanted.centralised else 0.0
+        if wanted.local_only:
+            return work / self._workers + self._personal_s()
+        return work if wanted.centralised else 0.0
+
+    def _personal_s(self) -> float:
+        """Estimate the seconds of making the personal models, by the steps of a device in all rounds."""
+        personal, training = self.recipe.personal, self.recipe.training
+        if personal.method == "none" or not (self.played_here and training.local_steps):
+            return 0.0
+        return self._work_s() * personal.steps / (training.local_steps * self.rounds) / self._workers
 
     def _longer_s(self) -> float:
         wanted = self.recipe.compare

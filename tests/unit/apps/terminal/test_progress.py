@@ -43,7 +43,7 @@ FEDERATED = events.PhaseStarted(phase="federated", steps=12)
 
 def board(**recipe: Any) -> tuple[Board, list[float]]:
     clock = [0.0]
-    return Board(made_plan(4, **recipe).recipe, now_s=lambda: clock[0]), clock
+    return Board(made_plan(4, **{"personal": {"method": "none"}, **recipe}).recipe, now_s=lambda: clock[0]), clock
 
 
 def test_the_board_counts() -> None:
@@ -148,6 +148,18 @@ def test_training_alone_for_longer_is_in_the_time_left() -> None:
         b.take(e)
     clock[0] = 5.0
     assert b.left_s() == pytest.approx(5.0 * 11 + 72.0 / 2 + 72.0 / 4 * 3 * 2 / 2)
+
+
+def test_personal_models_are_in_the_time_left_also_of_training_alone() -> None:
+    """12 rounds of 8 steps take the devices 72 s, so 24 steps of each take 18 s."""
+    b, clock = board(compare={"centralised": False}, personal={"method": "fine_tune", "steps": 24})
+    for e in (RUN, FEDERATED, *one_round(0)):
+        b.take(e)
+    clock[0] = 5.0
+    assert b.left_s() == pytest.approx(5.0 * 11 + 72.0 + 18.0 + 18.0)
+    b.take(events.PhaseStarted(phase="personal", steps=4))
+    clock[0] += 8.0
+    assert b.left_s() == pytest.approx(10.0)
 
 
 @pytest.mark.parametrize(
