@@ -14,7 +14,7 @@ import pytest
 from served import code, joined, running, send_invitation
 
 from edgewise.apps.gateway.start import LIMITS, Gateway, join
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import certificates, service
 from edgewise.drivers.http.limits import FINE, Gatekeeper, ServerLimits
@@ -24,7 +24,7 @@ ELSEWHERE = "127.0.0.2"
 MIB = 2**20
 
 
-def guest(server: Server, address: str = "127.0.0.1") -> ssl.SSLSocket:
+def guest(server: HttpServer, address: str = "127.0.0.1") -> ssl.SSLSocket:
     raw = socket.create_connection(("127.0.0.1", server.port), 5.0, source_address=(address, 0))
     made = certificates.client_context(server.service.authority).wrap_socket(raw, server_hostname="localhost")
     made.settimeout(0.05)

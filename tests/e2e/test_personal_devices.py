@@ -15,7 +15,7 @@ from served import joined, running
 from edgewise.apps.device import personal as personals
 from edgewise.apps.device import record
 from edgewise.apps.device.agent import personalise_run
-from edgewise.apps.server.start import Server
+from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import RecipeError
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage.personal_models import personal_models
@@ -27,19 +27,19 @@ PERSONAL = {"round.rounds": 2, "round.minimum": 0.1, "personal": {"method": "fin
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Server]:
+def server(tmp_path: Path) -> Iterator[HttpServer]:
     with running(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-def admin(server: Server, tmp_path: Path) -> Iterator[Link]:
+def admin(server: HttpServer, tmp_path: Path) -> Iterator[Link]:
     with joined(server, tmp_path / "admin", "admin") as link:
         yield link
 
 
 def test_an_agent_makes_its_personal_model_when_the_run_has_finished_and_sends_nothing_of_it(
-    server: Server, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(personals, "LOOK_S", 0.1)
     home = owned(server, tmp_path / "home", OPEN)
@@ -71,7 +71,7 @@ def test_an_agent_makes_its_personal_model_when_the_run_has_finished_and_sends_n
 
 
 def test_no_personal_model_before_the_end_without_the_section_or_beyond_the_owners_limit(
-    server: Server, admin: Link, tmp_path: Path
+    server: HttpServer, admin: Link, tmp_path: Path
 ) -> None:
     home = owned(server, tmp_path / "home", OPEN + "[limits]\nlocal_steps = 2\n")
     plain = submitted(server, admin, **{**PERSONAL, "personal": {"method": "none"}})
