@@ -10,13 +10,16 @@ import ctypes
 import gc
 import json
 import os
+import shutil
 import signal
 import sys
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import promotions
 import statements
 import workers
 from toy_recipe import make_recipe
@@ -28,7 +31,10 @@ PATIENCE_S = 120  # a run that takes longer hangs
 
 
 def run(settings: dict[str, Any], out: Path, resume: bool = False) -> None:
-    """A toy run, by default without a report."""
+    """A toy run, by default without a report. With the key ``server``: a change on the server in the folder."""
+    if "server" in settings:
+        promotions.change(out, settings["server"])
+        return
     recipe = make_recipe({k: v for k, v in settings.items() if k != "report"})
     simulation.run(
         recipe, out=out, recipe_dir=Path("/"), resume=resume, extensions=["toy"], report=settings.get("report", False)
@@ -61,6 +67,14 @@ def play(request: dict[str, Any], told: int) -> None:
     os._exit(status)
 
 
+def alone() -> bool:
+    """Wait for threads that have ended: the kernel lists a thread for a moment after it was joined."""
+    give_up_s = time.monotonic() + 5.0
+    while len(os.listdir("/proc/self/task")) > 1 and time.monotonic() < give_up_s:
+        time.sleep(0.001)
+    return len(os.listdir("/proc/self/task")) == 1
+
+
 def main() -> None:
     """Answer requests until standard input ends.
 
@@ -74,11 +88,13 @@ def main() -> None:
         settings = {**request["settings"], "simulation.engine": "inproc"}
         if (name := json.dumps(settings)) not in warm:
             warm.add(name)
+            if "server" in settings:
+                shutil.copytree(request["out"], folder / str(len(warm)))
             with suppress(EdgewiseError):  # the child will say so
                 run(settings, folder / str(len(warm)))
             gc.collect()
             gc.freeze()  # a collection in a child would copy all pages that it looks at
-        assert len(os.listdir("/proc/self/task")) == 1, "a thread runs, so a fork is not safe"
+        assert alone(), "a thread runs, so a fork is not safe"
         receive, send = os.pipe()
         child = os.fork()
         if child == 0:
