@@ -71,6 +71,23 @@ def test_answers_of_several_models_stream_one_after_the_other() -> None:
     assert shown == f"\n[global]\n{text('lora')}\n\n[base]\n{text('lora', name='base')}\n"
 
 
+def test_a_gguf_file_is_the_model(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    found = done("export", "lora", "--to", "gguf", "--dest", str(tmp_path / "whole"), "--dtype", "float32")
+    assert found["logits"]["rounding"] == 0 < found["logits"]["moved"]
+    assert "llama-cli -m model.gguf" in (tmp_path / "whole" / "README.md").read_text(encoding="utf-8")
+    adapter = done("export", "lora", "--to", "gguf-adapter", "--dest", str(tmp_path / "adapter"))
+    assert (adapter["rounding"], adapter["files"]) == (0, ["README.md", "adapter.gguf"])
+    for run, to, dtype, why in (
+        ("full", "gguf-adapter", "base", "an adapter needs"),
+        ("lora", "gguf-adapter", "q8_0", "no dtype 'q8_0'"),
+        ("lora", "merged", "q8_0", "no dtype 'q8_0'"),
+    ):
+        refused = command("export", run, "--to", to, "--dtype", dtype, "--dest", str(tmp_path / "none"))
+        assert (refused["code"], why in refused["what"]) == ("E-EXPORT", True), refused
+    assert not (tmp_path / "none").exists()
+
+
 def chat(*options: str, said: str) -> Any:
     Path("chat.jinja").write_text(TEMPLATE, encoding="utf-8")
     return CliRunner().invoke(app, ["chat", "lora", "--max-tokens", "8", *options], input=said)

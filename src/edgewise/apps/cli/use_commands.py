@@ -188,12 +188,16 @@ def export(
     dest: Annotated[Path, typer.Option("--dest", help="A new or empty folder for the model.", show_default=False)],
     to: Annotated[
         str,
-        typer.Option("--to", help="merged (whole model), peft (LoRA adapter) or tensors (trained tensors by name)."),
+        typer.Option(
+            "--to",
+            help="merged (whole model), peft (LoRA adapter), gguf or gguf-adapter (for llama.cpp), tensors (by name).",
+        ),
     ] = "merged",
     played: Played = None,
     base: Base = "",
     dtype: Annotated[
-        str, typer.Option("--dtype", help="Type of a merged model: base (as the base), float32, bfloat16, float16.")
+        str,
+        typer.Option("--dtype", help="Type of the weights: base, float32, bfloat16, float16, or q8_0 (gguf)."),
     ] = "base",
     with_base: Annotated[
         bool, typer.Option("--with-base", help="Write the base next to an adapter. The bundled one always is.")
@@ -201,7 +205,7 @@ def export(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Export a run's model for transformers or peft.
+    """Export a run's model for transformers, peft or llama.cpp.
 
     Reads the written model back and compares its logits with those of the trained model. Fails if they differ.
     """

@@ -1,4 +1,4 @@
-"""Export a run's model: a transformers folder, a PEFT adapter, or tensors by name, with a model card.
+"""Export a run's model: a transformers folder, a PEFT adapter, a GGUF file, or tensors by name, with a model card.
 
 The written files are read back and compared with the trained model. The folder appears whole or not at all.
 """
@@ -25,9 +25,11 @@ from edgewise.core.vector import Spec, Vector, unpack
 if TYPE_CHECKING:
     from edgewise.learn.models.exported import LogitDifferences
 
-FORMATS = ("peft", "merged", "tensors")
-DTYPES = ("base", "float32", "bfloat16", "float16")
-TENSORS = "trained.safetensors"
+FORMATS = ("peft", "merged", "gguf", "gguf-adapter", "tensors")
+FLOATS = ("base", "float32", "bfloat16", "float16")
+DTYPES = {"merged": FLOATS, "gguf": (*FLOATS, "q8_0"), "gguf-adapter": ("base", "float32", "float16")}
+ADAPTERS = ("peft", "gguf-adapter")
+TENSORS, MODEL, ADAPTER = "trained.safetensors", "model.gguf", "adapter.gguf"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -38,7 +40,8 @@ class Wanted(NamedTuple):
         to: one of ``FORMATS``.
         played: the number of rounds after which the model is wanted. None: the model that counts in a complete run.
         base: a folder, or ``hub:owner/name``, that replaces the recipe's ``model.base``. Empty: as in the recipe.
-        dtype: of a merged model's weights. ``base``: as the base has them.
+        dtype: of a merged model's or a GGUF file's weights, of ``DTYPES``. ``base``: as the base has them, and float32
+            for an adapter.
         with_base: write a base folder beside the adapter.
     """
 
@@ -57,8 +60,8 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
         dest: a folder that does not exist or is empty.
     Returns:
         Plain JSON: ``dest``, ``to``, ``rounds``, ``model_sha256``, ``files``. For models and adapters also ``dtype``
-            and
-        ``logits``, the largest differences (``loaded``, ``rounding``, ``moved``).
+            and ``logits``, the largest differences (``loaded``, ``rounding``, ``moved``). For GGUF also ``types``, the
+            number of tensors by type, and for an adapter ``rounding`` of its numbers in place of ``logits``.
     Raises:
         EdgewiseError: E-EXPORT with the reason. E-RESUME without a run. E-MODEL if the base cannot be loaded. E-DISK.
     Guarantees:
@@ -70,9 +73,9 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise _refused(f"{dest} is not empty", "give a new folder; nothing is ever overwritten.")
     one = released.of(run_dir, wanted.played)
-    if wanted.to == "peft" and not one.recipe.trainable.adapts:
-        what = f'a PEFT adapter needs trainable.kind = "lora"; this run trained "{one.recipe.trainable.kind}"'
-        raise _refused(what, "--to merged.")
+    if wanted.to in ADAPTERS and not one.recipe.trainable.adapts:
+        what = f'an adapter needs trainable.kind = "lora"; this run trained "{one.recipe.trainable.kind}"'
+        raise _refused(what, "--to merged or --to gguf.")
     with opened(one.run_dir) as store:
         found = summary.build(store)
     card = model_card.ModelCard(found, one.recipe, wanted.to, one.played, one.digest, one.directions is not None)
@@ -98,10 +101,12 @@ def _refused(what: str, fix: str) -> EdgewiseError:
 def _possible(wanted: Wanted) -> None:
     if wanted.to not in FORMATS:
         raise _refused(f"there is no format {wanted.to!r}", f"--to {' or '.join(FORMATS)}.")
-    if wanted.dtype not in DTYPES:
-        raise _refused(f"there is no dtype {wanted.dtype!r}", f"--dtype {' or '.join(DTYPES)}.")
-    if wanted.dtype != "base" and wanted.to != "merged":
-        raise _refused("--dtype is for --to merged; what was trained is written in float32", "leave out --dtype.")
+    if wanted.dtype not in DTYPES.get(wanted.to, ("base",)):
+        if wanted.to not in DTYPES:
+            what = f"--dtype is for {' and '.join(DTYPES)}; --to {wanted.to} writes what was trained in float32"
+            raise _refused(what, "leave out --dtype.")
+        found = ", ".join(DTYPES[wanted.to])
+        raise _refused(f"--to {wanted.to} has no dtype {wanted.dtype!r:.40}", f"take one of: {found}.")
     if wanted.with_base and wanted.to != "peft":
         raise _refused("--with-base is for --to peft; a merged model needs no base", "leave out --with-base.")
 
@@ -164,16 +169,26 @@ def _model(one: ReleasedModel, part: Path, wanted: Wanted, card: model_card.Mode
     origin, bundled = t.loaded.folder, base == "bundled"
     beside = wanted.to == "peft" and (bundled or wanted.with_base)
     name = model_card.base_name(base)
+    more: dict[str, Any] = {}
     if wanted.to == "peft":
         dtype, local = "float32", not base.startswith("hub:")
         named = f"./{exported.BASE}" if beside else name
         checked = exported.write_adapter(t, part, named, "" if beside or local else t.loaded.commit, beside)
-    else:
+    elif wanted.to == "merged":
         dtype = exported.stored_dtype(origin) if wanted.dtype == "base" else wanted.dtype
         checked = exported.write_merged(t, part, dtype)
+    else:
+        adapter = wanted.to == "gguf-adapter"
+        own = "float32" if adapter else exported.stored_dtype(origin)
+        dtype = own if wanted.dtype == "base" else wanted.dtype
+        checked, more["types"] = exported.write_gguf(
+            t, part / (ADAPTER if adapter else MODEL), dtype, card.keys(name), adapter
+        )
     about = model_card.About(base, name, t.loaded.commit, beside, dtype, checked, model_card.said_of(origin))
     (part / "README.md").write_text(card.text(about), encoding="utf-8")
-    return {"dtype": dtype, "logits": _plain(checked)}
+    if wanted.to == "gguf-adapter":  # Its numbers are compared, and no logits.
+        return {"dtype": dtype, "rounding": checked.rounding, **more}
+    return {"dtype": dtype, "logits": _plain(checked), **more}
 
 
 def _plain(checked: LogitDifferences) -> dict[str, float]:

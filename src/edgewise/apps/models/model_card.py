@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from edgewise.learn.models.exported import LogitDifferences
 
 HEAD = "| model | weighted mean | median | worst 10 % |\n| --- | ---: | ---: | ---: |\n"
-PASSED_ON = ("license", "license_name", "license_link", "language")  # These keys are copied from the base's card.
+# These keys are copied from the base's card. Its language is not among them, because devices may write in another.
+PASSED_ON = ("license", "license_name", "license_link")
+ADAPTERS, FILES = ("peft", "gguf-adapter"), ("gguf", "gguf-adapter")
 
 
 class About(NamedTuple):
@@ -61,9 +63,9 @@ class ModelCard(NamedTuple):
         return f"""{self._metadata(about)}
 # {s["name"]}
 
-{trained[0].upper()}{trained[1:]} of {of}, trained with edgewise on {numbers.count(s["population"])} simulated devices
+{trained[0].upper()}{trained[1:]} of {of}, trained with edgewise on {_devices(s)}
 in {self.played} of {recipe.round.rounds} rounds of {work} ({t.optimizer}, learning rate {t.lr:g}).
-{_weights(about)}
+{_weights(about, self.to)}
 
 {_loading(about, self.to)}
 Data: {self._data()}.{fingerprint}
@@ -82,14 +84,26 @@ Data: {self._data()}.{fingerprint}
 {commit}{seed}| versions | {", ".join(f"{k} {v}" for k, v in s["versions"].items() if k != "platform")} |
 """
 
+    def keys(self, base: str) -> dict[str, str | int]:
+        """Return the keys of a GGUF file that say where the model comes from. ``base`` is the base's name."""
+        s = self.run
+        return {
+            "general.name": s["name"],
+            "general.description": f"trained with edgewise on {s['population']} devices, from {base}",
+            "edgewise.base": base,
+            "edgewise.run": s["run"],
+            "edgewise.rounds": self.played,
+            "edgewise.model_sha256": self.digest,
+        }
+
     def _metadata(self, about: About | None) -> str:
-        lines = {"library_name": "peft" if self.to == "peft" else "transformers"}
+        lines = {"library_name": {"peft": "peft", "merged": "transformers"}.get(self.to, "gguf")}
         if about is None:
             lines = {}
         else:
             lines |= {key: json.dumps(about.card[key]) for key in PASSED_ON if about.card.get(key)}
             if about.base.startswith("hub:"):
-                kind = "adapter" if self.to == "peft" else "finetune"
+                kind = "adapter" if self.to in ADAPTERS else "finetune"
                 lines |= {"base_model": about.name, "base_model_relation": kind}
             lines["pipeline_tag"] = "text-generation"
         rows = [f"{key}: {value}" for key, value in lines.items()]
@@ -114,6 +128,12 @@ Data: {self._data()}.{fingerprint}
         ]
         mark = f"{NOT_COVERED}\n\n" if noised else ""
         return f"\n## Held-out perplexity\n\n{mark}{HEAD}" + "\n".join(rows) + "\n" if rows else ""
+
+
+def _devices(run: Mapping[str, Any]) -> str:
+    """Return the number and kind of devices. The facts of a run on enrolled devices have an instance."""
+    facts = json.loads(run["facts"].get("plan_facts") or "{}")
+    return f"{numbers.count(run['population'])}{'' if facts.get('instance') else ' simulated'} devices"
 
 
 def base_name(base: str) -> str:
@@ -144,9 +164,13 @@ def _travelled(trace: Sequence[Mapping[str, Any]]) -> str:
     return "\n## How an update travelled\n\n" + "\n".join(rows) + "\n" if rows else ""
 
 
-def _weights(about: About | None) -> str:
+def _weights(about: About | None, to: str) -> str:
     if about is None:
         return "What was trained is written by name, in float32."
+    if to in FILES:
+        what = "numbers" if to == "gguf-adapter" else "logits"
+        read = f"Read back by the reference reader of GGUF, its {what} differ by at most {about.checked.rounding:.2g}"
+        return f"The matrices are {about.dtype}. {read}. Training moved the logits by up to {about.checked.moved:.2g}."
     c, of = about.checked, f"The weights are {about.dtype}."
     rounds = f" Rounding to {about.dtype} moves them by up to {c.rounding:.2g}." if about.dtype != "float32" else ""
     return (
@@ -162,6 +186,15 @@ from safetensors.torch import load_file
 
 trained = load_file("path/to/this/folder/trained.safetensors")  # name -> tensor
 # net.load_state_dict(trained, strict=False)  where the names are those of a module `net`
+```
+"""
+    if to in FILES:
+        file = "adapter.gguf" if to == "gguf-adapter" else "model.gguf"
+        options = f"-m base.gguf --lora {file}" if to == "gguf-adapter" else f"-m {file}"
+        base = f"The base, `{about.name}`, is written as GGUF by `edgewise export RUN --to gguf --round 0`.\n\n"
+        note = base if to == "gguf-adapter" else ""
+        return f"""{note}```sh
+llama-cli {options} -p "Once upon a time"
 ```
 """
     model = "AutoModelForCausalLM.from_pretrained(folder)"

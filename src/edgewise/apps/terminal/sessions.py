@@ -30,8 +30,11 @@ from edgewise.drivers.screen import screen
 from edgewise.drivers.storage.files import for_owner
 from edgewise.drivers.storage.folder import marked
 
-TRAIN_EXTRA = {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"}
-SERVER_EXTRA = {"fastapi", "starlette", "uvicorn", "alembic", "prometheus_client"}
+EXTRAS = {  # Extra of pip -> its packages.
+    "train": {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"},
+    "server": {"fastapi", "starlette", "uvicorn", "alembic", "prometheus_client"},
+    "export": {"gguf"},
+}
 NOISE = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -80,7 +83,7 @@ class CommandSession:
             return self._fail(e)
         except ImportError as e:
             package = (e.name or "").split(".")[0]
-            extra = "train" if package in TRAIN_EXTRA else "server" if package in SERVER_EXTRA else ""
+            extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "")
             if not extra:
                 return self._crash(e)
             fix = f'pip install "edgewise[{extra}]", or in a clone `make setup`.'

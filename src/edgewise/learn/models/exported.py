@@ -98,12 +98,7 @@ def write_merged(t: TrainedModel, folder: Path, dtype: str) -> LogitDifferences:
     Raises:
         EdgewiseError: E-EXPORT where the folder cannot be loaded or gives other logits. Errors of writing pass through.
     """
-    model: Any = t.model
-    if hasattr(model, "merge_and_unload"):
-        _untie(model)
-        model = model.merge_and_unload()
-    merged_BTV = read_logits(model, t.ids_BT)
-    _close(merged_BTV, t, 'export the adapter instead: "--to peft".')
+    model, merged_BTV = merged(t)
     for p in model.parameters():
         p.data = p.data.to(DTYPES[dtype]).float()
     rounded_BTV = read_logits(model, t.ids_BT)
@@ -116,6 +111,50 @@ def write_merged(t: TrainedModel, folder: Path, dtype: str) -> LogitDifferences:
     t = t._replace(model=nn.Identity(), loaded=t.loaded._replace(model=nn.Identity()), wanted_BTV=rounded_BTV)
     gc.collect()  # A large model must not be in memory twice.
     return _verified(_plain(folder), t, folder, rounding)
+
+
+def merged(t: TrainedModel) -> tuple[Any, Tensor]:
+    """Merge the adapters into the weights. Returns the model and its logits.
+
+    Raises:
+        EdgewiseError: E-EXPORT where the merged model gives other logits.
+    """
+    model: Any = t.model
+    if hasattr(model, "merge_and_unload"):
+        _untie(model)
+        model = model.merge_and_unload()
+    merged_BTV = read_logits(model, t.ids_BT)
+    _close(merged_BTV, t, 'export the adapter instead: "--to peft".')
+    return model, merged_BTV
+
+
+def write_gguf(
+    t: TrainedModel, path: Path, dtype: str, facts: Mapping[str, str | int], adapter: bool
+) -> tuple[LogitDifferences, dict[str, int]]:
+    """Write a GGUF file of the whole model, or of its ``adapter``, and read it back with the reference reader.
+
+    Args:
+        dtype: as in ``gguf.files.write_model``.
+        facts: further keys of the file.
+    Returns:
+        The differences between the model of the file and the trained model, and the number of tensors by type. Of an
+        adapter the tensors are compared and not the logits, so ``rounding`` is of its numbers and ``loaded`` is 0.
+    Raises:
+        EdgewiseError: E-EXPORT as ``gguf.files``.
+    """
+    from edgewise.learn.models.gguf import files
+
+    moved = _largest(t.wanted_BTV, t.base_BTV)
+    if adapter:
+        written = files.write_adapter(t.model, path, dtype, facts)
+        return LogitDifferences(0.0, written.rounding, moved), written.types
+    model, merged_BTV = merged(t)
+    written = files.write_model(model, t.loaded.folder, path, dtype, facts)
+    files.load_into(model, path)
+    differs = _largest(read_logits(model, t.ids_BT), merged_BTV)
+    if dtype == "float32" and differs:
+        raise EdgewiseError("E-EXPORT", f"{path.name} has other logits than the model.", "please report it.")
+    return LogitDifferences(_largest(merged_BTV, t.wanted_BTV), differs, moved), written.types
 
 
 def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, beside: bool) -> LogitDifferences:
