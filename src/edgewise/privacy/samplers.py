@@ -72,13 +72,13 @@ def _sample(words: NDArray[np.uint64], at: int, s: np.uint64) -> Any:
             continue
         far = x - s if x > s else s - x
         top = far * far
-        good = True
-        while top > square and good:  # exp(-gamma) = exp(-1)^floor(gamma) exp(-rest)
-            good, at = _chance(words, at, one, one)
+        accepted = True
+        while top > square and accepted:  # exp(-gamma) = exp(-1)^floor(gamma) exp(-rest)
+            accepted, at = _chance(words, at, one, one)
             top -= square
-        if good:
-            good, at = _chance(words, at, top, square)
-        if good:
+        if accepted:
+            accepted, at = _chance(words, at, top, square)
+        if accepted:
             return (-np.int64(x) if negative else np.int64(x)), at
 
 

@@ -226,13 +226,13 @@ def _print_pairs(pairs: dict[str, str]) -> None:
 
     console = Console(highlight=False)
     if not console.is_terminal:
-        print("\n".join(f"{name:<12} {said}" for name, said in pairs.items()))
+        print("\n".join(f"{name:<12} {purpose}" for name, purpose in pairs.items()))
         return
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column()
-    for name, said in pairs.items():
-        grid.add_row(name, said)
+    for name, purpose in pairs.items():
+        grid.add_row(name, purpose)
     console.print(grid)
 
 

@@ -134,8 +134,8 @@ def _key(whole: dict[str, Any], path: str, node: dict[str, Any], required: bool)
     )
     default = node.get("default")
     shown = default is not None and not isinstance(default, dict) and not (isinstance(default, list) and below)
-    said = " ".join(str(node.get("description", "")).split())
-    return Key(path, _kind(node), json.dumps(default) if shown else "", required, said, below)
+    description = " ".join(str(node.get("description", "")).split())
+    return Key(path, _kind(node), json.dumps(default) if shown else "", required, description, below)
 
 
 def _words(key: Key) -> list[str]:

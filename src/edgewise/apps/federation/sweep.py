@@ -89,8 +89,8 @@ def trials(recipe: RecipeLike, grid: Mapping[str, Sequence[Any]], out: Path) -> 
 
 
 def _name(one: Mapping[str, Any]) -> str:
-    said = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in one.items())
-    return _UNSAFE.sub("_", said)[:100]
+    settings = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in one.items())
+    return _UNSAFE.sub("_", settings)[:100]
 
 
 def play(

@@ -112,9 +112,9 @@ Data: {self._data()}.{fingerprint}
     def _data(self) -> str:
         data = self.recipe.data
         stdlib = data.source == "python-stdlib"
-        said = "source text of the Python standard library" if stdlib else f"{data.source} data"
+        source = "source text of the Python standard library" if stdlib else f"{data.source} data"
         whole = stdlib and data.partition == "owner"
-        return said + (", one package per device" if whole else f", partition `{data.partition}`")
+        return source + (", one package per device" if whole else f", partition `{data.partition}`")
 
     def _figures(self, noised: bool) -> str:
         s = self.run

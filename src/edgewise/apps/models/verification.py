@@ -255,14 +255,18 @@ def _fault(record: RunRecord, round: int, what: str, fix: str = FIX) -> StoreErr
 def _open(plan: Plan, record: RunRecord, played: Sequence[RoundRecord], first: int, anchored: bool) -> tuple[str, ...]:
     """List in sentences what a verification leaves open."""
     hidden = "nobody has single contributions of a hidden sum" if plan.promise.hidden else "contributions are not kept"
-    said = [f"whether a total is the sum of what devices sent: {hidden}"]
+    sentences = [f"whether a total is the sum of what devices sent: {hidden}"]
     if plan.spend is not None:
-        said.append("whether the noise in a total has the size that the ledger counts: noise cannot be told from a sum")
+        sentences.append(
+            "whether the noise in a total has the size that the ledger counts: noise cannot be told from a sum"
+        )
     if plan.downlink is not None:
-        said.append("the compressed changes that devices downloaded: the models themselves are replayed")
+        sentences.append("the compressed changes that devices downloaded: the models themselves are replayed")
     if dropped := sum(line.released and line.round < first for line in played):
         room = f"store.totals_mb = {record.run['recipe']['store']['totals_mb']:g}"
-        said.append(f"the models of {counted(dropped, 'round')} before round {first}: {room} dropped their totals")
+        sentences.append(f"the models of {counted(dropped, 'round')} before round {first}: {room} dropped their totals")
     if not anchored:
-        said.append("whether somebody rewrote the whole folder: keep the last digest elsewhere, and give it as --chain")
-    return tuple(said)
+        sentences.append(
+            "whether somebody rewrote the whole folder: keep the last digest elsewhere, and give it as --chain"
+        )
+    return tuple(sentences)

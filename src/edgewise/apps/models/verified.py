@@ -70,15 +70,15 @@ def lines(found: Verified) -> list[str]:
         out.append(f"  replayed    {replay}: each gives the model that was released")
         out.append(f"  server      {found.server}")
     else:
-        kept = "the folder keeps no totals" if found.released else "no model was released"
-        out.append(f"  replayed    nothing: {kept}")
+        reason = "the folder keeps no totals" if found.released else "no model was released"
+        out.append(f"  replayed    nothing: {reason}")
     if gone:
         out.append(f"  abandoned   {counted(gone, 'round')}: no total, and the model stayed")
     out.append(f"  chain       {found.lines} lines, each names the one before; the last is {found.chain}")
     if found.epsilon is None:
         out.append("  ledger      empty: the run promises no differential privacy")
     else:
-        said = f"{counted(found.charges, 'charge')} in one chain, epsilon {found.epsilon:.4g}"
-        out.append(f"  ledger      {said} of {found.budget:.4g}, recomputed")
+        charges = f"{counted(found.charges, 'charge')} in one chain, epsilon {found.epsilon:.4g}"
+        out.append(f"  ledger      {charges} of {found.budget:.4g}, recomputed")
     out.append(f"  on disk     {counted(found.files, 'model')} with the right digest; the newest is {found.model[:16]}")
     return [*out, "what this does not show", *(f"  {sentence}" for sentence in found.open)]

@@ -94,10 +94,14 @@ def held_out(r: Reading) -> str:
 
 
 def _beyond(r: Reading) -> str:
-    t, kept = r["text"], r["text"]["characters"] - r["text"]["characters_beyond"]
+    t, characters = r["text"], r["text"]["characters"] - r["text"]["characters_beyond"]
     if not t["characters_beyond"]:
         return ""
-    about = f", about {numbers.count(round(t['tokens'] * t['characters_beyond'] / kept))} tokens" if kept else ""
+    about = (
+        f", about {numbers.count(round(t['tokens'] * t['characters_beyond'] / characters))} tokens"
+        if characters
+        else ""
+    )
     share, limit = _share(t["characters_beyond"], t["characters"]), r["max_tokens"]
     unused = _some(t["beyond"], "document is", "documents are")
     return (
@@ -108,7 +112,7 @@ def _beyond(r: Reading) -> str:
 
 def _cannot(r: Reading) -> str:
     c = r["cannot"]
-    said = [
+    sentences = [
         f"{numbers.count(n)} {what}"
         for n, what in (
             (c["too_little"], "with too little text to train on"),
@@ -117,7 +121,7 @@ def _cannot(r: Reading) -> str:
         )
         if n
     ]
-    return f"of {numbers.count(r['examined'])} devices, {', '.join(said)}" if said else ""
+    return f"of {numbers.count(r['examined'])} devices, {', '.join(sentences)}" if sentences else ""
 
 
 def _alike(r: Reading) -> str:
@@ -133,12 +137,12 @@ def _alike(r: Reading) -> str:
 
 
 def _read(part: Mapping[str, Any]) -> str:
-    left = part["left_out"]
-    return f"{numbers.count(part['read'])} read" + (f"; left out: {_reasons(left)}" if left else "")
+    left_out = part["left_out"]
+    return f"{numbers.count(part['read'])} read" + (f"; left out: {_reasons(left_out)}" if left_out else "")
 
 
-def _reasons(left: Mapping[str, int]) -> str:
-    return ", ".join(f"{reason} ({numbers.count(n)})" for reason, n in left.items())
+def _reasons(left_out: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} ({numbers.count(n)})" for reason, n in left_out.items())
 
 
 def _some(n: int, one: str, more: str) -> str:

@@ -19,8 +19,8 @@ def card(what: str, big: str, more: str) -> str:
 
 def panel(title: str, hint: str, body: str) -> str:
     """Make a panel with a heading, a hint and a chart; empty without a chart."""
-    said = f'<p class="hint">{hint}</p>' if hint else ""
-    return f'<div class="panel"><h3>{title}</h3>{said}{body}</div>' if body else ""
+    paragraph = f'<p class="hint">{hint}</p>' if hint else ""
+    return f'<div class="panel"><h3>{title}</h3>{paragraph}{body}</div>' if body else ""
 
 
 def pair(*panels: str) -> str:
@@ -49,11 +49,11 @@ def table(
     top = "".join(
         f'<th scope="col"{"" if i == 0 or i - 1 in plain else " class=n"}>{escape(h)}</th>' for i, h in enumerate(heads)
     )
-    said = f'<p class="hint">{caption}</p>' if caption else ""
+    paragraph = f'<p class="hint">{caption}</p>' if caption else ""
     if reflow:
         rows = (_named(r, heads[1:]) for r in rows)
     made = f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-    return f'{said}<div class="scroll{" reflow" if reflow else ""}" tabindex="0">{made}</div>'
+    return f'{paragraph}<div class="scroll{" reflow" if reflow else ""}" tabindex="0">{made}</div>'
 
 
 def _named(made: str, heads: Sequence[str]) -> str:

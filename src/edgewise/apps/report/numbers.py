@@ -112,8 +112,8 @@ def clock(seconds: float) -> str:
     """Format seconds as on a clock: ``0:07``, ``3:07``, ``1:02:05``."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
-    minutes, left = divmod(rest, 60)
-    return f"{hours}:{minutes:02d}:{left:02d}" if hours else f"{minutes}:{left:02d}"
+    minutes, remainder = divmod(rest, 60)
+    return f"{hours}:{minutes:02d}:{remainder:02d}" if hours else f"{minutes}:{remainder:02d}"
 
 
 def count(n: float | None) -> str:
@@ -147,16 +147,16 @@ def against(model: float | None, update: float | None = None) -> str:
     """
     if model is None:
         return "the model's size is not known"
-    said = [than(model, "the whole model in float32")]
+    ratios = [than(model, "the whole model in float32")]
     if update is not None and smaller(update) != smaller(model):
-        said.append(than(update, "the float32 update"))
-    return ", ".join(said)
+        ratios.append(than(update, "the float32 update"))
+    return ", ".join(ratios)
 
 
 def than(ratio: float, what: str) -> str:
     """Compare a size: ``7.5× smaller than WHAT``, ``1.2× larger than WHAT``, ``same size as WHAT``."""
-    said = smaller(ratio)
-    return f"{said} as {what}" if said == "same size" else f"{said} than {what}"
+    factor = smaller(ratio)
+    return f"{factor} as {what}" if factor == "same size" else f"{factor} than {what}"
 
 
 def plain(x: object) -> str:
@@ -175,8 +175,8 @@ def local_work(steps: int, epochs: float) -> str:
 def stopped(played: int, planned: int, evaluations: int, kept: int) -> str:
     """Explain why a run ended before its last round, and which model counts."""
     waited = "1 evaluation" if evaluations == 1 else f"{evaluations} evaluations in a row"
-    said = f"ended after {played} of {planned} rounds: no lower held-out loss in {waited}"
-    return said if kept == played else f"{said}; {counts(kept)}"
+    sentence = f"ended after {played} of {planned} rounds: no lower held-out loss in {waited}"
+    return sentence if kept == played else f"{sentence}; {counts(kept)}"
 
 
 def counts(kept: int) -> str:

@@ -150,16 +150,18 @@ def _chosen(s: Mapping[str, Any]) -> str:
     """Name the final model and the reason for an early end, if held-out losses decided them."""
     r = s["rounds"]
     if r["stopped"]:
-        said = numbers.stopped(r["played"], r["planned"], r["waited"], r["kept"])
+        sentence = numbers.stopped(r["played"], r["planned"], r["waited"], r["kept"])
     elif r["kept"] < r["played"]:
-        said = f"{numbers.counts(r['kept'])}, of {r['played']} played, because its held-out loss is the lowest"
+        sentence = f"{numbers.counts(r['kept'])}, of {r['played']} played, because its held-out loss is the lowest"
     else:
         return ""
-    said = f"{said[0].upper()}{said[1:]}."
+    sentence = f"{sentence[0].upper()}{sentence[1:]}."
     if r["kept"] < r["played"]:
         n = sum(c.get("weighted_mean") is not None for c in s["curve"])
-        said += f" It was chosen from {n} evaluations on the same text, so its figures here are slightly optimistic."
-    return f'<p class="note-box" role="note">{escape(said)}</p>'
+        sentence += (
+            f" It was chosen from {n} evaluations on the same text, so its figures here are slightly optimistic."
+        )
+    return f'<p class="note-box" role="note">{escape(sentence)}</p>'
 
 
 def _unfinished(s: Mapping[str, Any]) -> str:
@@ -183,10 +185,10 @@ def _not_covered(s: Mapping[str, Any]) -> str:
 
 def _notes(s: Mapping[str, Any]) -> str:
     """Note omitted text, prompts that were cut, and a comparison that was not possible."""
-    said = data_read.notes(s["reading"]) if s["reading"] else []
+    notes = data_read.notes(s["reading"]) if s["reading"] else []
     if s["no_pooled_data"]:
-        said.append("Centralised training was not compared, because the trainer has no pooled data of all devices.")
-    return "".join(f'<p class="note-box" role="note">{escape(note)}</p>' for note in said)
+        notes.append("Centralised training was not compared, because the trainer has no pooled data of all devices.")
+    return "".join(f'<p class="note-box" role="note">{escape(note)}</p>' for note in notes)
 
 
 def _verdict(s: Mapping[str, Any]) -> str:
@@ -234,7 +236,7 @@ def _personal(s: Mapping[str, Any]) -> str:
 
 def _training(s: Mapping[str, Any]) -> str:
     """List what was trained and with which settings."""
-    return panel("Training", "", facts((name, escape(said)) for name, said in settings.training(s)))
+    return panel("Training", "", facts((name, escape(setting)) for name, setting in settings.training(s)))
 
 
 def _share(x: float) -> str:

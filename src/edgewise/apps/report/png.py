@@ -265,9 +265,9 @@ def _quality_for_bytes(figure: Any, s: Summary) -> bool:
         )
     if (q := s["perplexity"]["base"]) and q["weighted_mean"] is not None:
         axes.axhline(q["weighted_mean"], color=COLOUR["base"], lw=1.8, ls=(0, (4, 3)))
-        said = f"{numbers.MODELS['base']} {numbers.perplexity(q['weighted_mean'])}"
+        label = f"{numbers.MODELS['base']} {numbers.perplexity(q['weighted_mean'])}"
         axes.annotate(
-            said, (1, q["weighted_mean"]), xytext=(-4, 4), textcoords="offset points", ha="right",
+            label, (1, q["weighted_mean"]), xytext=(-4, 4), textcoords="offset points", ha="right",
             xycoords=("axes fraction", "data"), color=COLOUR["base"], weight="bold",
         )  # fmt: skip
     axes.set_xscale("log")

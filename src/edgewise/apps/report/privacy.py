@@ -19,8 +19,8 @@ def privacy(s: Summary) -> str:
     p = s["plan"].get("privacy")
     if not p:
         return '<p class="hint">Not recorded.</p>'
-    said = [[escape(w[k]) for k in SEEN] for w in p["seen"]]
-    made = table(tuple(SEEN.values()), [row(who, rest, plain=(0, 1, 2)) for who, *rest in said], plain=(0, 1, 2))
+    rows = [[escape(w[k]) for k in SEEN] for w in p["seen"]]
+    made = table(tuple(SEEN.values()), [row(who, rest, plain=(0, 1, 2)) for who, *rest in rows], plain=(0, 1, 2))
     c = p["card"]
     if c is None:
         return f"<p>{without(p['servers'])}</p>{panel('Who could see what', '', made)}"
@@ -45,9 +45,9 @@ def markdown(s: Summary, played: int) -> str:
         promised.append(("spent on this model", f"epsilon {spent:.3g}, charged before each release"))
     card = _markdown(("", ""), [*promised, *rests_on(c)])
     caption, *heads = FEWER
-    left = f"\n{caption}:\n\n{_markdown(heads, rows)}" if (rows := fewer(c)) else ""
+    fewer_honest = f"\n{caption}:\n\n{_markdown(heads, rows)}" if (rows := fewer(c)) else ""
     summary = c["summary"][0].upper() + c["summary"][1:]
-    return f"\n## Privacy card\n\n{summary}.\n\n{card}{left}\n### Who could see what\n\n{seen}"
+    return f"\n## Privacy card\n\n{summary}.\n\n{card}{fewer_honest}\n### Who could see what\n\n{seen}"
 
 
 def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -84,7 +84,7 @@ def _spending(s: Summary, c: Mapping[str, Any]) -> str:
 
 
 def _rests_on(c: Mapping[str, Any]) -> str:
-    body = facts((name, escape(said)) for name, said in rests_on(c))
+    body = facts((name, escape(sentence)) for name, sentence in rests_on(c))
     if rows := fewer(c):
         caption, *heads = FEWER
         body += table(heads, [row(honest, [epsilon]) for honest, epsilon in rows], caption)

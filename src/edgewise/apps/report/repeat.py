@@ -24,28 +24,28 @@ def folder(facts: Mapping[str, Any]) -> str:
 def block(s: Mapping[str, Any]) -> str:
     """Build the paragraph and the commands from ``summary.build``."""
     if "objects" in s["facts"]:
-        said = "This run used objects of a Python script or notebook. edgewise does not store their code."
-        said += " Repeat it with <code>edgewise.Federation</code>. <code>recipe.toml</code> has all settings."
-        return f"<h3>Repeat this run</h3><p class='hint'>{said}</p>"
-    said = "<code>recipe.toml</code> next to this page is the recipe with all defaults."
+        sentences = "This run used objects of a Python script or notebook. edgewise does not store their code."
+        sentences += " Repeat it with <code>edgewise.Federation</code>. <code>recipe.toml</code> has all settings."
+        return f"<h3>Repeat this run</h3><p class='hint'>{sentences}</p>"
+    sentences = "<code>recipe.toml</code> next to this page is the recipe with all defaults."
     same = "The same seed, data and arithmetic give the same model bytes with any engine."
     recipe, out, where = "recipe.toml", f"../{s['name']}-again", "here"
     lines = []
     if needs := _beside(s):
         recipe, place = f"{s['name']}-again.toml", s["recipe_folder"]
-        said += f" It reads {', '.join(needs)} from the folder of the original recipe. So copy it there first."
+        sentences += f" It reads {', '.join(needs)} from the folder of the original recipe. So copy it there first."
         if place:
             recipe = f"{place}/{recipe}"
             lines.append(f"cp recipe.toml {shlex.quote(recipe)}")
         else:
-            said += f" Name it <code>{escape(recipe)}</code>."
+            sentences += f" Name it <code>{escape(recipe)}</code>."
             out, where = f"runs/{s['name']}-again", "there"
     command = f"edgewise sim {shlex.quote(recipe)} --out {shlex.quote(out)}"
     for module in s["facts"].get("extensions") or ():
         command += f" --extension {shlex.quote(str(module))}"
     asked = f"Run this {'in the folder of this page' if where == 'here' else 'in that folder'}."
     commands = escape("\n".join([*lines, command]))
-    return f"<h3>Repeat this run</h3><p class='hint'>{said} {same} {asked}</p><pre>{commands}</pre>"
+    return f"<h3>Repeat this run</h3><p class='hint'>{sentences} {same} {asked}</p><pre>{commands}</pre>"
 
 
 def _beside(s: Mapping[str, Any]) -> list[str]:

@@ -21,7 +21,7 @@ def samples(s: Summary) -> str:
     """Show continuations of held-out text by the base and the federated model; empty if the recipe asks for none."""
     if not s["samples"]:
         return ""
-    said = (
+    hint = (
         "Some devices' held-out text and how both models continue its beginning. The recipe asks for it "
         "(<code>report.samples</code>). Both models draw with one seed. Nothing was selected."
     )
@@ -32,7 +32,7 @@ def samples(s: Summary) -> str:
         key = '<dt><span class="key" style="--c:var(--{})"></span>{}</dt><dd>{}</dd>'
         texts = "".join(key.format(colour, escape(name), escape(text.rstrip()) or "–") for name, text, colour in rows)
         parts.append(f'<h4>{escape(one["device"])}</h4><p class="sample">{escape(one["prompt"])}</p><dl>{texts}</dl>')
-    return "<div class=gap></div>" + panel("Samples of text", said, f'<div class="samples">{"".join(parts)}</div>')
+    return "<div class=gap></div>" + panel("Samples of text", hint, f'<div class="samples">{"".join(parts)}</div>')
 
 
 def time(s: Summary) -> str:
@@ -138,7 +138,7 @@ def _read(s: Summary) -> str:
     """List the files and rows that were read or left out; empty if the trainer does not report them."""
     if not s["reading"]:
         return ""
-    listed = facts((name, escape(said)) for name, said in data_read.rows(s["reading"]))
+    listed = facts((name, escape(figure)) for name, figure in data_read.rows(s["reading"]))
     return f'<h3>The data</h3><div class="panel">{listed}</div>'
 
 
@@ -148,5 +148,5 @@ def _hash(x: str | None) -> str:
 
 
 def _short(value: Any) -> str:
-    said = value if isinstance(value, str) else json.dumps(value)
-    return said if len(said) <= 300 else said[:299] + "…"
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 300 else text[:299] + "…"

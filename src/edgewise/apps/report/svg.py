@@ -37,8 +37,8 @@ def text(x: float, y: float, s: str, cls: str = "", anchor: str = "start", colou
 
 def clipped(name: str, pixels: float) -> str:
     """Cut ``name`` to fit into ``pixels`` at label size."""
-    most = int(pixels / 6.6)
-    return name if len(name) <= most else name[: most - 1] + "…"
+    characters = int(pixels / 6.6)
+    return name if len(name) <= characters else name[: characters - 1] + "…"
 
 
 def both(draw: Callable[[bool], str], large: bool = False) -> str:
@@ -253,8 +253,8 @@ def _dumbbells(title: str, rows: Sequence[Mapping[str, Any]], models: Sequence[s
         here = scale(math.log(t))
         body.append(f'<line x1="{here:.1f}" x2="{here:.1f}" y1="{top - 12}" y2="{bottom}" class="grid"/>')
         body.append(text(here, bottom + 17, f"{t:,.6g}", "tick", "middle"))
-    said = "perplexity (log, lower is better)" if narrow else "held-out perplexity (log scale, lower is better)"
-    body.append(text((left + right) / 2, height - 4, said, "axis", "middle"))
+    axis = "perplexity (log, lower is better)" if narrow else "held-out perplexity (log scale, lower is better)"
+    body.append(text((left + right) / 2, height - 4, axis, "axis", "middle"))
     for i, row in enumerate(rows):
         y = top + step * i
         shown = [(m, scale(math.log(row[m]))) for m in models if row.get(m)]
@@ -321,8 +321,8 @@ def _stack(title: str, parts: Sequence[Bar], width: int) -> str:
     if total <= 0:
         return ""
     body, at = [], 0.0
-    kept = [p for p in parts if p.value > 0]
-    for i, p in enumerate(kept):
+    positive = [p for p in parts if p.value > 0]
+    for i, p in enumerate(positive):
         wide = p.value / total * width
         body.append(
             f'<rect x="{at:.1f}" y="0" width="{max(1.0, wide - 2):.1f}" height="22" rx="2"'
@@ -335,7 +335,7 @@ def _stack(title: str, parts: Sequence[Bar], width: int) -> str:
         body.append(
             text(244, y, numbers.percent(100 * p.value / total, signed=False), "note") + text(300, y, p.note, "note")
         )
-    return frame(width, 34 + 20 * len(kept), title, body)
+    return frame(width, 34 + 20 * len(positive), title, body)
 
 
 def matrix(title: str, rows: Sequence[tuple[str, Sequence[str]]], rounds: int, width: int = 1000) -> str:

@@ -52,11 +52,11 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
 def verdict(found: Mapping[str, Any]) -> str:
     """Write the last line: that the recipe runs, with the figures to know before starting it."""
     b, f = found["bytes"], found["forecast"]
-    said = [f"{found['rounds']} rounds", f"{numbers.count(found['population'])} devices"]
-    said.append(f"{numbers.size(b['up'])} up per device and round")
+    figures = [f"{found['rounds']} rounds", f"{numbers.count(found['population'])} devices"]
+    figures.append(f"{numbers.size(b['up'])} up per device and round")
     if f["total_s"] is not None:
-        said.append(f"about {numbers.duration(f['total_s'])} here")
-    return f"ok: this recipe runs: {', '.join(said)}"
+        figures.append(f"about {numbers.duration(f['total_s'])} here")
+    return f"ok: this recipe runs: {', '.join(figures)}"
 
 
 def privacy_table(p: Mapping[str, Any]) -> Any:
@@ -77,8 +77,8 @@ def privacy_table(p: Mapping[str, Any]) -> Any:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
-    for name, said in (*promises(c), *rests_on(c)):
-        grid.add_row(name, said)
+    for name, sentence in (*promises(c), *rests_on(c)):
+        grid.add_row(name, sentence)
     if rows := fewer(c):
         caption, devices, epsilon = FEWER
         each = ", ".join(f"{eps} ({honest})" for honest, eps in rows)
@@ -214,9 +214,9 @@ def _numbers(found: Mapping[str, Any]) -> Any:
     for key in ("up", "down"):
         update = b["float32_update"] / b["up"] if key == "up" and b["float32_update"] and b["up"] else None
         against = numbers.against(b[f"{key}_ratio"], update)
-        most = "at most " if key == "up" and found["ladder"] else ""
-        total = f"{most}{numbers.size(b[f'{key}_total'])} in all"
-        grid.add_row(key, f"{most}{numbers.size(b[key])} per device and round, {against}; {total}")
+        bound = "at most " if key == "up" and found["ladder"] else ""
+        total = f"{bound}{numbers.size(b[f'{key}_total'])} in all"
+        grid.add_row(key, f"{bound}{numbers.size(b[key])} per device and round, {against}; {total}")
         if key == "up" and b["up_largest"] > b["up"]:
             grid.add_row("", f"the mean of groups that take turns; the largest sends {numbers.size(b['up_largest'])}")
     if b["down_missed"] is not None:
@@ -226,8 +226,8 @@ def _numbers(found: Mapping[str, Any]) -> Any:
         grid.add_row("", f"down is for a device {absent}")
     grid.add_row("memory", f"{numbers.size(found['memory_bytes'])} per device for training, without Python and torch")
     if found["kept_bytes"]:
-        kept = numbers.size(found["kept_bytes"])
-        grid.add_row("", f"{kept} that the strategy keeps on each device between rounds")
+        size = numbers.size(found["kept_bytes"])
+        grid.add_row("", f"{size} that the strategy keeps on each device between rounds")
     grid.add_row("verifying", _totals(found["totals"]))
     if f["total_s"] is None:
         grid.add_row("time", "not measured (leave out --fast)")
@@ -252,9 +252,9 @@ def _local_work(steps: Mapping[str, Any], epochs: float | None) -> str:
     return f"{numbers.local_work(0, epochs)} per device and round: {some}"
 
 
-def _totals(kept: Mapping[str, int]) -> str:
+def _totals(window: Mapping[str, int]) -> str:
     """Write how much of the run `edgewise run verify` can replay, and the disk space of the totals."""
-    rounds, most = kept["rounds"], numbers.size(kept["most_bytes"])
+    rounds, most = window["rounds"], numbers.size(window["most_bytes"])
     if rounds == 0:
         return "no round can be replayed: store.totals_mb has no room for one released total"
     which = (

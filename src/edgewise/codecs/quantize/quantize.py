@@ -159,9 +159,9 @@ def even(bits: int, shared: bool, block: int) -> Stage:
         if not shared:
             # One bit has no zero. Small values are then sent as large as the block's largest, after top_k too. That
             # error stays in the memory, which diverges there, although the largest of normals have similar sizes.
-            kept = space.dim / space.universe if space.sparse and bits > 1 else 1.0
+            share = space.dim / space.universe if space.sparse and bits > 1 else 1.0
             return space.but(
-                grid=grid, summable=False, quantized=block_error(bits, block, kept),
+                grid=grid, summable=False, quantized=block_error(bits, block, share),
                 l2=space.l2 * growth, linf=space.linf * SLACK,
             )  # fmt: skip
         if space.linf == inf:

@@ -45,9 +45,9 @@ def segments(spec: Spec, names: Names = ("*",), cycle: Cycle = 1, phase: int = 0
             longer the whole update. E-NOT-REAL after a quantizer.
     """
     require.between("segments: phase", phase, 0, cycle - 1)
-    kept = groups(spec, names, cycle)[phase]
+    chosen = groups(spec, names, cycle)[phase]
     name = f"segments({', '.join(names)}{f'; group {phase} of cycle {cycle}' if cycle > 1 else ''})"
-    return _keeping(spec, kept, name, cycle)
+    return _keeping(spec, chosen, name, cycle)
 
 
 @part(turns=lambda keys, spec: factor_groups(spec))
@@ -100,11 +100,11 @@ def factor_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
     return by_factor
 
 
-def _keeping(spec: Spec, kept: Sequence[Segment], name: str, cycle: int) -> Stage:
+def _keeping(spec: Spec, chosen: Sequence[Segment], name: str, cycle: int) -> Stage:
     """Make the stage that keeps these segments, of a cycle of that many rounds."""
-    size = sum(s.size for s in kept)
-    stops = np.cumsum([s.size for s in kept])  # The end of each kept segment among the kept coordinates.
-    shift = np.array([s.stop for s in kept]) - stops
+    size = sum(s.size for s in chosen)
+    stops = np.cumsum([s.size for s in chosen])  # The end of each kept segment among the kept coordinates.
+    shift = np.array([s.stop for s in chosen]) - stops
 
     def infer(space: Space) -> Space:
         require.real(space, name)
@@ -115,13 +115,13 @@ def _keeping(spec: Spec, kept: Sequence[Segment], name: str, cycle: int) -> Stag
         return space.but(dim=size, unbiased=space.unbiased and size == spec.dim, period=cycle)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        return payload.but(body=np.concatenate([payload.body[s.start : s.stop] for s in kept])), memory
+        return payload.but(body=np.concatenate([payload.body[s.start : s.stop] for s in chosen])), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         if payload.support is not None:
             return payload.but(support=payload.support + shift[np.searchsorted(stops, payload.support, "right")])
         x, start = np.zeros(spec.dim, np.float32), 0
-        for s in kept:
+        for s in chosen:
             x[s.start : s.stop] = payload.body[start : start + s.size]
             start += s.size
         return payload.but(body=x)

@@ -173,12 +173,12 @@ def top_k(
                 "E-SPARSE-TWICE", f"{name}: an earlier stage already chose a per-device support.", "keep one of them."
             )
         length, k, k_rest = sizes(space)
-        kept = (space.dim // length if length else 0) * k + k_rest
+        coordinates = (space.dim // length if length else 0) * k + k_rest
         return space.but(
-            dim=kept,
+            dim=coordinates,
             support=Support(space.dim, chunk, k if chunk else 0),
             summable=False,
-            unbiased=space.unbiased and kept == space.dim,
+            unbiased=space.unbiased and coordinates == space.dim,
         )
 
     def pick(read: Read, space: Space) -> NDArray[np.int64]:

@@ -311,8 +311,8 @@ def simulation_digest(resolved: Mapping[str, Any]) -> str:
     computes. The name of a run directory and its resumption go by this digest. A run's identity on the wire is
     ``plan.facts``.
     """
-    kept = {key: value for key, value in resolved.items() if key != "engine"}
-    return digest({**kept, "simulation": simulated_world(resolved)})
+    hashed = {key: value for key, value in resolved.items() if key != "engine"}
+    return digest({**hashed, "simulation": simulated_world(resolved)})
 
 
 def simulated_world(resolved: Mapping[str, Any]) -> dict[str, Any]:
