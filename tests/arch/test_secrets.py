@@ -14,6 +14,7 @@ SEEDED = ("plan.key", "self.plan.key", "self._plan.key", "recipe.seed", "self.re
 # Where the pure layers derive anything from the seed, and what for. All of it is public.
 PUBLIC = {
     "codecs/project/low_rank.py: low_rank": "the start of a power iteration, the same for everybody",
+    "plan/strategy.py: strategy_of": "where FLoRA's new adapters begin, the same for everybody",
     "plan/plan.py: Plan.key": "the root of those below",
     "plan/plan.py: Plan.work": "which device has which LoRA rank, which everybody may know",
     "plan/plan.py: Plan.batch_key": "order of batches and dropout, which runs repeat by",

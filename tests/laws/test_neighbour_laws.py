@@ -44,6 +44,7 @@ TABLES: dict[str, list[dict[str, object]]] = {
     "segments": [{"kind": "segments", "names": ["*"], "cycle": 2}],
     "factors": [{"kind": "factors"}],
     "folds": [{"kind": "folds"}],
+    "products": [],  # never beside noise: it needs single updates
     "rotate": [{"kind": "rotate", "block": 256}],
     "random_k": [{"kind": "random_k", "fraction": 0.3}, {"kind": "random_k", "fraction": 0.3, "each": True}],
     "shared_top_k": [{"kind": "shared_top_k", "fraction": 0.2}],

@@ -29,6 +29,7 @@ class Flat:
     Args:
         named: (segment name, parameter), each parameter once. Tied weights are one parameter. The parameters are
             converted to float32, whatever dtype the frozen rest of the model has.
+        fixed: segments that are part of the model and never train. They take no gradient.
     Raises:
         ValueError: for a parameter that comes twice.
     Guarantees:
@@ -40,7 +41,7 @@ class Flat:
         ``Flat.zero_grad`` repairs gradients that were set to None.
     """
 
-    def __init__(self, named: Sequence[tuple[str, nn.Parameter]]) -> None:
+    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], fixed: Collection[str] = ()) -> None:
         if len({id(p) for _, p in named}) != len(named):
             raise ValueError("a parameter is named twice")
         self.spec = Spec.of([(name, p.shape, "float32") for name, p in named])
@@ -52,6 +53,9 @@ class Flat:
             p.data = view(self.w_D, segment).copy_(p.data)
             p.grad = view(self.g_D, segment)
             self._views.append((p, p.grad))
+        self._fixed = frozenset(fixed)
+        for s, (p, _) in zip(self.spec.segments, self._views, strict=True):
+            p.requires_grad_(s.name not in self._fixed and p.requires_grad)
         self._shared()
 
     def _shared(self) -> None:
@@ -128,8 +132,21 @@ class Flat:
         for p, g in self._views:
             p.grad = g
 
+    def moving(self, names: Collection[str]) -> Collection[str]:
+        """Return the names of the segments that move: those given, or all that are not fixed. Empty means all."""
+        return names if names or not self._fixed else [s.name for s in self.spec.segments if s.name not in self._fixed]
+
+    @property
+    def moves(self) -> int:
+        """The number of coordinates that are not fixed."""
+        return sum(s.size for s in self.spec.segments if s.name not in self._fixed)
+
     def runs(self, x_D: torch.Tensor, names: Collection[str]) -> list[torch.Tensor]:
-        """Return the parts of ``x_D`` that hold the named segments, with neighbours in one piece. No name means all."""
+        """Return the parts of ``x_D`` that hold the named segments, with neighbours in one piece.
+
+        No name means all that are not fixed.
+        """
+        names = self.moving(names)
         if not names:
             return [x_D]
         out: list[list[int]] = []
@@ -144,12 +161,13 @@ class Flat:
 
     @contextmanager
     def only(self, names: Collection[str]) -> Iterator[None]:
-        """Let only the named segments take gradients inside. No name means all.
+        """Let only the named segments take gradients inside. No name means all that are not fixed.
 
         ``g_D`` stays zero elsewhere. A backward pass does no work for the other segments, and ends at the first layer
         with a trained one.
         """
-        frozen = [p for s, (p, _) in zip(self.spec.segments, self._views, strict=True) if names and s.name not in names]
+        still = self._fixed | ({s.name for s in self.spec.segments} - set(names) if names else set())
+        frozen = [p for s, (p, _) in zip(self.spec.segments, self._views, strict=True) if s.name in still - self._fixed]
         for p in frozen:
             p.requires_grad_(False)
         try:

@@ -265,7 +265,7 @@ class TorchTrainer:
         vectors = 3 + len(self._optimizer.state)  # Three are the gradient, the round's model and the update.
         return {
             "parameters": float(sum(quantized.count(p) for p in self.model.parameters())),
-            "trainable": float(self.spec.dim),
+            "trainable": float(self.flat.moves),
             "memory_bytes": weights_bytes(self.model) + 4.0 * self.spec.dim * vectors + self._activation_bytes,
         }
 

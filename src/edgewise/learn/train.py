@@ -106,7 +106,7 @@ def fit(
     if not model.training:
         model.train()
     seen: list[tuple[float, float]] = []  # per step: summed loss, terms
-    beyond = torch.from_numpy(columns(flat.spec) >= rank) if rank else None
+    beyond = torch.from_numpy(columns(flat.spec) >= rank).to(flat.w_D.device) if rank else None
     with seeded(key), flat.only(rule.segments):
         for micro in dealt(batches, rule.steps):
             flat.zero_grad()
@@ -129,7 +129,7 @@ def fit(
             optimizer.step(rule.lr)
     x = flat.minus(params)
     if beyond is not None:
-        x[beyond.numpy()] = 0.0  # Weight decay moves weights without a gradient.
+        x[beyond.cpu().numpy()] = 0.0  # Weight decay moves weights without a gradient.
     if not all(map(math.isfinite, torch.aminmax(torch.from_numpy(x)))):
         raise TrainingError("E-NAN", f"the update is not finite after local step {rule.steps}.", LOWER)
     return Fitted(x, *quarters(seen))
@@ -202,6 +202,7 @@ class Optimizer:
 
     def reset(self, names: Collection[str] = ()) -> None:
         """Zero the state, and let only the named segments move from now on. No name means all."""
+        names = self._flat.moving(names)
         self._steps.zero_()
         for x_D in self.state:
             x_D.zero_()

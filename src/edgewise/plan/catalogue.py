@@ -23,6 +23,7 @@ from pydantic import Field as KeyField
 
 from edgewise.codecs.feedback.ef14 import feedback
 from edgewise.codecs.project.low_rank import low_rank
+from edgewise.codecs.project.products import products
 from edgewise.codecs.project.rotate import rotate
 from edgewise.codecs.project.sketch import sketch
 from edgewise.codecs.quantize.mixed import mixed
@@ -122,7 +123,21 @@ def _kind(part: AnyPart) -> str:
 BUILT_IN = Catalogue().extended(
     Extension(
         parts=(
-            *(clip, clamp, weigh, segments, factors, folds, rotate, random_k, shared_top_k, top_k, low_rank, sketch),
+            *(
+                clip,
+                clamp,
+                weigh,
+                segments,
+                factors,
+                folds,
+                products,
+                rotate,
+                random_k,
+                shared_top_k,
+                top_k,
+                low_rank,
+                sketch,
+            ),
             *(quantize, mixed, feedback, wrap),
             *(plain_sum, secure_sum, grouped, shared_sum),
             noise,

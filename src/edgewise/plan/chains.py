@@ -49,6 +49,9 @@ def chains_of(
         CompositionError: as ``schedule`` and ``adaptive``.
     """
     tables = [{"kind": turns}, *recipe.stage] if (turns := recipe.trainable.turns) else recipe.stage
+    if recipe.trainable.moves_base:  # The product of two weighed factors has to be divided by the weight once.
+        at = int(bool(tables) and tables[0].get("kind") == "weigh")
+        tables = [*tables[:at], {"kind": "products"}, *tables[at:]]
     groups = schedule(tables, spec, catalogue.stages)
     phases = [build_stages(tables, spec, catalogue.stages, phase) for phase in range(max(1, len(groups)))]
     needed = sampling.groups * len(phases)

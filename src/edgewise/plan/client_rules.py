@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.pipeline import Pipeline
@@ -40,8 +41,14 @@ def check_pipelines(recipe: Recipe, client: Client, pipes: Sequence[Pipeline], r
     Args:
         rungs: True where devices encode for the rung of their group, after the round's keys are known.
     Raises:
-        RecipeError: E-COMBO where it does not.
+        RecipeError: E-COMBO where it does not, and where the server could not enforce a bound of the pipeline.
     """
+    bounded = any(isfinite(pipe.encoded.l2) or isfinite(pipe.encoded.peak) for pipe in pipes)
+    if recipe.trainable.moves_base and bounded:
+        what = (
+            f'trainable.rule = "{recipe.trainable.rule}" cannot be used with clip or clamp: a bound of the factors is '
+        )
+        raise RecipeError("E-COMBO", what + "none of their products.", "leave out clip and clamp.")
     if not (client.memory or client.sends or client.head):
         return
     kind = recipe.strategy["kind"]

@@ -75,7 +75,7 @@ def _order(recipe: Recipe, catalogue: Catalogue, merge: Merge) -> Iterator[Findi
     if (merge.hides is None) != (recipe.privacy == "none"):
         return  # The word and the merge disagree, so no order of stages can be right.
     tables = recipe.stage
-    if recipe.privacy not in ("none", "hidden") or recipe.codec != "stages" or recipe.trainable.turns:
+    if recipe.privacy not in ("none", "hidden") or recipe.codec != "stages" or _in_front(recipe):
         return
     if not isinstance(tables, list):
         return
@@ -96,6 +96,11 @@ def _order(recipe: Recipe, catalogue: Catalogue, merge: Merge) -> Iterator[Findi
         if e.code in MODEL_FREE:
             last = i if len(stages) < len(each) else len(each) - 1
             yield Finding(e.code, e.what, e.fix, (("stage", last, "kind"), ("merge", "kind"), ("privacy",)))
+
+
+def _in_front(recipe: Recipe) -> bool:
+    """Tell whether the rule of adapters puts a stage in front, which asks for the layout of a model."""
+    return bool(recipe.trainable.turns) or recipe.trainable.moves_base
 
 
 def _ours(found: Judged) -> bool:

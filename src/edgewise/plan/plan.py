@@ -273,11 +273,11 @@ class Plan:
         factor = 1.0
         if t.schedule == "cosine":
             factor = 0.1 + 0.45 * (1.0 + math.cos(math.pi * round / self.rounds))
-        trained = tuple(s.name for s in self.groups[self.phase(round)]) if self.groups else ()
+        trained = self.groups[self.phase(round)] if self.groups else self.recipe.trainable.trained(self.spec)
         return LocalRule(
             steps=t.local_steps or t.max_local_steps,
             lr=t.lr * factor,
-            segments=trained,
+            segments=tuple(s.name for s in trained),
             epochs=t.local_epochs,
         )
 

@@ -6,12 +6,16 @@ strategy.directions      # None where the run's vector holds parameters
 
 from __future__ import annotations
 
+from typing import Literal
+
+from edgewise.core import keys
 from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.recipe.privacy import DP_WORDS
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.base import Strategy
+from edgewise.strategies.products import of_products
 from edgewise.strategies.ranks import of_ranks
 
 
@@ -29,6 +33,16 @@ def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: in
     """
     made: Strategy = make(catalogue.strategies, "[strategy]", recipe.strategy, spec, population=population)
     section = recipe.trainable
+    if section.moves_base:
+        if recipe.strategy["kind"] not in ("fedavg", "fedprox") or recipe.strategy.get("lr", 1.0) != 1.0:
+            what = (
+                f'trainable.rule = "{section.rule}" makes the model the mean of the devices\' models, and [strategy] '
+            )
+            what += f'"{recipe.strategy["kind"]}" steps otherwise.'
+            raise RecipeError("E-COMBO", what, 'write kind = "fedavg" or "fedprox", with lr = 1.')
+        rule: Literal["fedex", "flora"] = "fedex" if section.rule == "fedex" else "flora"
+        key = keys.derive(keys.root(recipe.seed), "adapters")
+        return of_products(made, spec, rule, section.alpha / section.rank, key) if spec.segments else made
     if not section.ranks:
         return made
     if made.client.memory or made.client.sends:

@@ -76,6 +76,9 @@ def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
     if wanted.to in ADAPTERS and not one.recipe.trainable.adapts:
         what = f'an adapter needs trainable.kind = "lora"; this run trained "{one.recipe.trainable.kind}"'
         raise _refused(what, "--to merged or --to gguf.")
+    if wanted.to in ADAPTERS and one.recipe.trainable.moves_base:
+        what = f'trainable.rule = "{one.recipe.trainable.rule}" changed the base itself, which no adapter holds'
+        raise _refused(what, "--to merged or --to gguf.")
     with opened(one.run_dir) as store:
         found = summary.build(store)
     card = model_card.ModelCard(found, one.recipe, wanted.to, one.played, one.digest, one.directions is not None)

@@ -42,6 +42,7 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
         ModelError: E-TARGETS where a target or pattern matches nothing, or only modules that text does not run through
             or that LoRA cannot adapt.
     """
+    fixed: list[tuple[str, nn.Parameter]] = []
     if section.adapts:
         if section.rule == "auto":
             raise ValueError('a recipe puts a rule in the place of "auto"')
@@ -49,15 +50,39 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
         if section.rule in SHARED_A:
             _fix_a(model, key)
         named = [(plain_name(n), p) for n, p in _trained(model)]
+        fixed = _bases(model) if section.moves_base else []
     else:
         if section.kind == "layers":
             _freeze_others(model, section.layers)
         named = _trained(model)
-    factors = {p for n, p in model.named_parameters() if is_factor_a(n)}  # Both halves of an adapter are float32.
+    # Both halves of an adapter are float32.
+    kept = {p for n, p in model.named_parameters() if is_factor_a(n)} | {p for _, p in fixed}
     for p in model.parameters():
-        if not p.requires_grad and p.is_floating_point() and p not in factors:
+        if not p.requires_grad and p.is_floating_point() and p not in kept:
             p.data = p.data.to(frozen)
-    return model, Flat(named)
+    return model, Flat([*named, *fixed], [name for name, _ in fixed])
+
+
+def _bases(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """List the adapted matrices, which change with the rounds. Raises ModelError(E-TARGETS) for other layers."""
+    found = []
+    for name, module in model.named_modules():
+        if not hasattr(module, "lora_A"):
+            continue
+        if not isinstance(module.base_layer, nn.Linear) or not module.base_layer.weight.is_floating_point():
+            what = f"the mean of products is added to matrices, and {plain_name(name)} is of the kind "
+            what += f"{type(module.base_layer).__name__}, another layer or one in few bits."
+            raise ModelError("E-TARGETS", what, 'choose linear layers of a float base, or trainable.rule = "reffa".')
+        found.append((plain_name(f"{name}.base_layer.weight"), module.base_layer.weight))
+    if len({id(p) for _, p in found}) < len(found) or _tied(model, [p for _, p in found]):
+        what = "an adapted matrix is shared by two layers, and the mean of products would change both."
+        raise ModelError("E-TARGETS", what, 'leave it out of trainable.targets, or take trainable.rule = "reffa".')
+    return found
+
+
+def _tied(model: nn.Module, chosen: list[nn.Parameter]) -> bool:
+    uses = Counter(id(p) for m in model.modules() for p in m._parameters.values() if p is not None)
+    return any(uses[id(p)] > 1 for p in chosen)
 
 
 def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -100,8 +125,8 @@ def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Modu
 
 def _check_rank(adapted: nn.Module, rank: int) -> None:
     """Refuse a rank above that of every adapted matrix. Raises ModelError(E-TARGETS)."""
-    bases = [m.base_layer.weight for m in adapted.modules() if hasattr(m, "lora_A") and hasattr(m, "base_layer")]
-    largest = max((min(w.shape) for w in bases if w.ndim == 2), default=rank)
+    layers = [m for m in adapted.modules() if hasattr(m, "lora_A") and hasattr(m, "in_features")]
+    largest = max((min(m.in_features, m.out_features) for m in layers), default=rank)
     if rank > largest:
         what = f"trainable.rank = {rank} is above the rank of every matrix that gets an adapter, {largest} at most."
         raise ModelError("E-TARGETS", what, f"write rank = {largest} or less; a sixteenth of it is common.")

@@ -79,7 +79,7 @@ def rebuild(
         raise EdgewiseError("E-EXPORT", what, AGAIN)
     arithmetic = getattr(torch, facts.get("precision") or "float32")
     same = [facts.get("model_fingerprint") in (None, frozen_digest(model, arithmetic))]
-    if not recipe.trainable.adapts and directions is None:  # The fingerprint does not cover trained parameters.
+    if not recipe.trainable.keeps_base and directions is None:  # The fingerprint does not cover trained parameters.
         same.append(facts.get("initial_sha256") in (None, vector.digest(vector.to_bytes(flat.read()))))
     if not all(same):
         raise EdgewiseError("E-EXPORT", f"{loaded.name} has other weights than the run trained on.", AGAIN)
@@ -91,7 +91,7 @@ def rebuild(
 
 
 def _start(recipe: Recipe, base: str, folder: Path, arithmetic: torch.dtype) -> tuple[Loaded, nn.Module, Flat]:
-    dtype = arithmetic if recipe.trainable.adapts else torch.float32
+    dtype = arithmetic if recipe.trainable.keeps_base else torch.float32
     loaded = load(base, folder, dtype, recipe.model.quantize)
     return loaded, *trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), arithmetic)
 

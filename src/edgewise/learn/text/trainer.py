@@ -93,7 +93,7 @@ def model(recipe: Recipe, recipe_dir: Path, cache_dir: Path | None = None, worke
     processor = chosen(recipe.engine.device, worker)
     parameters = stored_parameters(located(recipe.model.base, recipe_dir)[0])
     arithmetic = autocast_dtype(recipe.model.precision, parameters, processor)
-    lora = recipe.trainable.adapts  # The base of an adapter is not trained, so it can be read in 16 bits at once.
+    lora = recipe.trainable.keeps_base  # A base that stays as it is can be read in 16 bits at once.
     dtype = arithmetic if lora else torch.float32
     loaded = load(recipe.model.base, recipe_dir, dtype, recipe.model.quantize, cache_dir)
     _check(loaded, recipe)

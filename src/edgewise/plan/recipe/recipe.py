@@ -169,6 +169,20 @@ class Recipe(Section):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, allow_inf_nan=False)
 
     @rule
+    def _factors_seen(self) -> Iterator[SettingError]:
+        if self.trainable.moves_base and self.privacy != "none":
+            what = (
+                f'trainable.rule = "{self.trainable.rule}" multiplies the factors of each device, and privacy = '
+                f'"{self.privacy}" hides or noises them before the server could'
+            )
+            yield SettingError("E-COMBO", what, 'write rule = "reffa", "ffa", "rolora" or "fedit", which only add')
+        elif self.trainable.moves_base and self.codec == "adaptive":
+            what = (
+                f'trainable.rule = "{self.trainable.rule}" multiplies factors, and no rung of codec = "adaptive" does'
+            )
+            yield SettingError("E-COMBO", what, 'write codec = "stages", or rule = "reffa"')
+
+    @rule
     def _folds_have_rounds(self) -> Iterator[SettingError]:
         if self.trainable.rule == "reffa" and self.round.rounds < self.trainable.folds:
             what = f"trainable.folds = {self.trainable.folds} adapters need a round each, and round.rounds = "
@@ -219,12 +233,14 @@ class Recipe(Section):
 
     @rule
     def _base_frozen(self) -> Iterator[SettingError]:
-        if self.model.quantized and not self.trainable.adapts:
+        if self.model.quantized and not self.trainable.keeps_base:
+            key = "rule" if self.trainable.adapts else "kind"
             what = (
-                f'model.quantize = "{self.model.quantize}" with trainable.kind = "{self.trainable.kind}": rounded '
-                "weights cannot take the small steps of training"
+                f'model.quantize = "{self.model.quantize}" with trainable.{key} = "{getattr(self.trainable, key)}": '
+                "rounded weights cannot take the small steps of training"
             )
-            yield SettingError("E-COMBO", what, 'train adapters, as in kind = "lora", or leave out model.quantize')
+            fix = 'train adapters that leave the base as it is, kind = "lora" and rule = "reffa", or leave out '
+            yield SettingError("E-COMBO", what, f"{fix}model.quantize")
 
     @rule
     def _minimum_given(self) -> Iterator[SettingError]:

@@ -13,6 +13,8 @@ from typing import Any, Literal
 from pydantic import Field
 
 from edgewise.core import keys
+from edgewise.core.factors import factor
+from edgewise.core.vector import Segment, Spec
 from edgewise.plan.recipe.rules import Section, SettingError
 from edgewise.plan.recipe.rules import rule as checked
 
@@ -29,9 +31,13 @@ _RULES = {
     "ffa": ", B only (FFA-LoRA)",
     "reffa": ", B only, {folds} times anew (ReFFA)",
     "rolora": ", B and A in turn (RoLoRA)",
+    "fedex": ", averaged as products (FedEx-LoRA)",
+    "flora": ", averaged as products and begun anew each round (FLoRA)",
 }
 
 
+VISIBLE = ("fedex", "flora")  # rules that need single devices' factors, and change the adapted matrices
+RANKED = ("ffa", "reffa", "flora")  # rules under which devices may have unequal ranks
 SHARED_A = ("ffa", "reffa")  # rules under which A is the same on all devices and in all rounds of an adapter
 _SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")  # 75 %
 
@@ -42,11 +48,12 @@ class TrainableSection(Section):
     kind: Literal["full", "lora", "layers"] = Field(
         "full", description="all; named layers; adapters of low rank (the default with differential privacy)"
     )
-    rule: Literal["auto", "fedit", "ffa", "reffa", "rolora"] = Field(
+    rule: Literal["auto", "fedit", "ffa", "reffa", "rolora", "fedex", "flora"] = Field(
         "auto",
         description='with kind = "lora": how adapters W + alpha / rank B A become one. auto = chosen by the word of '
         "privacy, as `edgewise check` shows; fedit: mean of A, mean of B; ffa: A is fixed, mean of B (the choice with "
-        "differential privacy); reffa: ffa with a new A and a new B, `folds` times in a run; rolora: B and A in turn",
+        "differential privacy); reffa: ffa with a new A and a new B, `folds` times in a run; rolora: B and A in turn; "
+        "fedex, flora: the mean of B A, from visible updates, part of it or all of it added to W",
     )
     folds: int = Field(
         4, ge=1, le=64, description="reffa: adapters that are trained one after another, for equally many rounds each"
@@ -56,7 +63,7 @@ class TrainableSection(Section):
         {},
         description="devices of lower rank, which train the first columns of each B only: patterns of device ids, "
         '{"phone-*" = 4}, where all others have `rank`; or shares of the devices, {"75 %" = 4, "25 %" = 16}, dealt out '
-        "by the seed; rule = ffa or reffa",
+        "by the seed; rule = ffa, reffa or flora",
     )
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
     targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
@@ -66,6 +73,20 @@ class TrainableSection(Section):
     def adapts(self) -> bool:
         """True if adapters are trained, and nothing of the model itself."""
         return self.kind == "lora"
+
+    @property
+    def moves_base(self) -> bool:
+        """True if the adapted matrices change with the rounds and travel with the model. Devices never train them."""
+        return self.rule in VISIBLE
+
+    @property
+    def keeps_base(self) -> bool:
+        """True if adapters are trained and the base stays as it is in all rounds."""
+        return self.adapts and not self.moves_base
+
+    def trained(self, spec: Spec) -> tuple[Segment, ...]:
+        """List the segments that devices train, where others are in the layout that they do not. Empty: all."""
+        return tuple(s for s in spec.segments if factor(s.name)) if self.moves_base else ()
 
     @property
     def turns(self) -> str:
@@ -125,9 +146,10 @@ class TrainableSection(Section):
     def _ranks_held(self) -> Iterator[SettingError]:
         if not self.ranks:
             return
-        if self.rule not in ("auto", *SHARED_A):
-            what = f'trainable.ranks needs one A on all devices, and trainable.rule = "{self.rule}" trains it'
-            yield SettingError("E-COMBO", what, f"write rule = {' or '.join(map(repr, SHARED_A))}".replace("'", '"'))
+        if self.rule not in ("auto", *RANKED):
+            what = "trainable.ranks needs one A on all devices, or products of both factors, and trainable.rule = "
+            what += f'"{self.rule}" has neither'
+            yield SettingError("E-COMBO", what, f"write rule = {' or '.join(map(repr, RANKED))}".replace("'", '"'))
         wrong = [rank for rank in self.ranks.values() if not 1 <= rank <= self.rank]
         if wrong:
             what = f"trainable.ranks holds {wrong[0]}, and trainable.rank = {self.rank} is the largest"

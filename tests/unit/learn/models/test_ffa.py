@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from edgewise.codecs.project.products import adapted as adapted_matrices
 from edgewise.codecs.select.segments import factor_groups, factors
 from edgewise.core.errors import CompositionError, ModelError, RecipeError
 from edgewise.core.factors import columns, fold
@@ -166,3 +167,53 @@ def test_a_rank_above_every_matrix_is_refused():
 def test_folds_that_cannot_be(section, rounds, words):
     with pytest.raises(RecipeError, match=words):
         from_plain({"privacy": "none", "trainable": {"kind": "lora", **section}, "round": {"rounds": rounds}})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_matrices_of_fedex_are_part_of_the_model_and_never_train(dtype):
+    section = TrainableSection(kind="lora", rule="fedex", rank=4)
+    wrapped, flat = trainable(model(), section, root(0), dtype)
+    bases = [s for s in flat.spec.segments if s.name.endswith(".base_layer.weight")]
+    assert len(bases) * 3 == len(flat.spec.segments)
+    assert len(adapted_matrices(flat.spec)) == len(bases)
+    plain, start = model(), flat.read()
+    for s in bases:
+        weight = plain.get_parameter(s.name.replace(".base_layer", "")).detach().numpy()
+        np.testing.assert_array_equal(start[s.start : s.stop].reshape(s.shape), weight)
+    ids = torch.arange(10)[None]
+
+    def loss(m: nn.Module, batch: torch.Tensor):
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
+            return m(input_ids=batch, labels=batch).loss, 9
+
+    for optimizer in ("adamw", "muon", "sgd"):
+        training = TrainingSection(lr=0.1, weight_decay=0.1, optimizer=optimizer)
+        x = fit(wrapped, loss, [[ids]], flat, start, LocalRule(steps=1, lr=0.1), training, root(0)).x
+        moved = {s.name for s in flat.spec.segments if x[s.start : s.stop].any()}
+        assert moved
+        assert not moved & {s.name for s in bases}
+    before = loss(wrapped, ids)[0].item()
+    flat.write(start + np.float32(0.05))
+    assert loss(wrapped, ids)[0].item() != before, "a new base is computed with"
+
+
+def test_the_mean_of_products_needs_matrices_of_their_own():
+    tied = TrainableSection(kind="lora", rule="fedex", rank=4, targets=["embed_tokens"])
+    with pytest.raises(ModelError, match="is of the kind Embedding, another layer"):
+        trainable(model(), tied, root(0), torch.float32)
+
+
+def test_a_gguf_file_holds_the_adapters_of_all_folds(tmp_path):
+    gguf = pytest.importorskip("gguf")
+    assert gguf
+    from edgewise.learn.models.gguf import files
+
+    wrapped, flat = trainable(model(), parse(REFFA).trainable, root(0), torch.float32)
+    flat.write(np.random.default_rng(0).normal(0, 0.1, flat.spec.dim).astype(np.float32))
+    files.write_adapter(wrapped, tmp_path / "a.gguf", "float32", {})
+    found = files.read(tmp_path / "a.gguf")
+    layer = wrapped.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    wanted = sum(layer.get_delta_weight(name).detach().numpy() for name in layer.lora_A)
+    owner = next(name for name in found if "ffn_up" in name).rsplit(".", 1)[0]
+    product = found[f"{owner}.lora_b"] @ found[f"{owner}.lora_a"]
+    np.testing.assert_allclose(16 / 4 * product, wanted, atol=1e-5)

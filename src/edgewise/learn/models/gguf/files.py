@@ -140,7 +140,11 @@ def _factors(model: Any) -> tuple[dict[str, tuple[Array, Array]], float]:
         if not len(module.lora_A) or getattr(module, "lora_magnitude_vector", None):
             what = f"the adapter of {name} is not a plain LoRA of a linear layer."
             raise EdgewiseError("E-EXPORT", what, 'export the whole model: "--to gguf".')
-        a, b = (side["default"].weight.detach().float().numpy() for side in (module.lora_A, module.lora_B))
+        # Several adapters (ReFFA) are one of their summed rank, because all have one scale.
+        each = [
+            [side[n].weight.detach().float().numpy() for n in module.lora_A] for side in (module.lora_A, module.lora_B)
+        ]
+        a, b = np.concatenate(each[0]), np.concatenate(each[1], axis=1)
         found[plain_name(name)] = a, b, float(module.scaling["default"]) * b.shape[1]
     head = [name for name in found if name.endswith(("lm_head", "embed_tokens", "wte"))]
     if head:
