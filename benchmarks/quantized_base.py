@@ -58,7 +58,7 @@ def save(folder: Path, hidden: int, layers: int) -> None:
 
 
 def one(row: str, folder: str, asked: argparse.Namespace) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--row", row, "--folder", folder]
+    command = [sys.executable, "-P", __file__, "--row", row, "--folder", folder]
     for name in ("hidden", "layers", "batch", "length", "steps"):
         command += [f"--{name}", str(getattr(asked, name))]
     found: dict[str, Any] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)

@@ -40,7 +40,8 @@ MB = 1e6
 _RANGE = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
 _DIGEST = r"^[0-9a-f]{64}$"
 _MODEL = re.compile(r"bundled|(sha256|module):[0-9a-f]{64}")
-_HERE = ("source", "path", "text", "prompt", "messages", "time", "time_format", "separator")  # keys of both [data]
+_COLUMNS = ("text", "prompt", "messages", "tools", "answers", "as_chat", "time", "time_format", "separator")
+_HERE = ("source", "path", *_COLUMNS)  # keys of both [data]
 
 
 class Data(Section):
@@ -50,7 +51,10 @@ class Data(Section):
     path: str | list[str] = Field("", description="file or folder, from this file's folder; empty: no work yet")
     text: str = "text"
     prompt: str | list[str] = ""
-    messages: str = ""
+    messages: str | list[str] = ""
+    tools: str = ""
+    answers: Literal["all", "last"] = "all"
+    as_chat: bool = False
     time: str = ""
     time_format: str = ""
     separator: str = ""

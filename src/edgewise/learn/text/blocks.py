@@ -35,7 +35,7 @@ from edgewise.learn.text.counts import Counts
 from edgewise.learn.text.tokens import Tokens
 from edgewise.plan.recipe.recipe import DataSection
 
-FORMAT = 2  # It is part of the cache key. Raise it when the blocks of the same text change.
+FORMAT = 3  # It is part of the cache key. Raise it when the blocks of the same text change.
 
 
 class Blocks(NamedTuple):
@@ -86,7 +86,9 @@ class BlockStore:
         self._corpus, self._tokens, self._section, self._apart = corpus, tokens, section, apart
         self._folder = cache_dir / "blocks"
         parts = [FORMAT, tokens.digest, section.sequence_len, section.holdout, section.max_tokens, bool(section.prompt)]
-        chats = [tokens.template.digest] if section.messages and tokens.template else []
+        chats = (
+            [tokens.template.digest, section.as_chat, section.answers] if section.rendered and tokens.template else []
+        )
         self._key = json.dumps([*parts, corpus.cut_each, apart, *chats])
 
     def open(self, device: DeviceId) -> Blocks:
@@ -138,8 +140,8 @@ def build(
         apart: True gives every document blocks of its own. A short file's share of the hold-out then does not pass to
             the next.
     """
-    encoded, counts = _encode(documents, tokens, section.max_tokens, section.messages != "")
-    if section.prompt or section.messages:
+    encoded, counts = _encode(documents, tokens, section)
+    if section.prompt or section.rendered:
         train, held = _hold_rows(encoded, section.holdout)
         packed = [_pack_rows(part, tokens, section.sequence_len, apart) for part in (train, held)]
         counts += _in_sight(train, tokens, section.sequence_len)
@@ -181,11 +183,12 @@ class Encoded(NamedTuple):
 TOGETHER_CHARS = 1 << 20  # The tokenizer takes so much text at once. It occupies its threads and little memory.
 
 
-def _encode(documents: Iterable[Document], tokens: Tokens, limit: int, chats: bool) -> tuple[list[Encoded], Counts]:
-    """Tokenize the documents with text, up to ``limit`` tokens with their prompts, and count. A limit of 0 means all.
+def _encode(documents: Iterable[Document], tokens: Tokens, section: DataSection) -> tuple[list[Encoded], Counts]:
+    """Tokenize the documents with text, up to ``data.max_tokens`` with their prompts, and count.
 
     Documents after the limit are read for their length and not tokenized.
     """
+    limit, chats = section.max_tokens, section.rendered
     encoded: list[Encoded] = []
     total = 0
     n: Counter[str] = Counter()
@@ -198,7 +201,7 @@ def _encode(documents: Iterable[Document], tokens: Tokens, limit: int, chats: bo
             n["empty"] += sum(not d.text for d in group)
             n["characters_beyond"] += sum(len(d.text) for d in group)
             continue
-        for d, rows in _tokenized(group, tokens, limit + 1 if limit else 0, chats):  # One more token tells of a cut.
+        for d, rows in _tokenized(group, tokens, limit + 1 if limit else 0, section):  # One more token tells of a cut.
             n["empty"] += not rows
             for e in rows:
                 room = max(0, limit - total - len(e.prompt)) if limit else len(e.text)
@@ -216,16 +219,16 @@ def _encode(documents: Iterable[Document], tokens: Tokens, limit: int, chats: bo
 
 
 def _tokenized(
-    group: list[Document], tokens: Tokens, most: int, chats: bool
+    group: list[Document], tokens: Tokens, most: int, section: DataSection
 ) -> Iterator[tuple[Document, list[Encoded]]]:
     """Tokenize each document, up to at least ``most`` tokens of its text (0 = all).
 
     A document without text has no row. A chat may have several.
     """
-    if chats:
+    if section.rendered:
         assert tokens.template is not None, "the trainer refuses chats without a template"
         for d in group:
-            rows = tokens.template.rows(d.prompt, d.name) if d.text else []
+            rows = tokens.template.rows(d.prompt, d.name, section.answers == "last") if d.text else []
             at = [int(row.learnt.argmax()) for row in rows]  # The first answer begins here.
             yield d, [Encoded(r.ids[:i], r.ids[i:], True, r.learnt[i:]) for r, i in zip(rows, at, strict=True)]
         return

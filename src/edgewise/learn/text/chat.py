@@ -4,16 +4,19 @@
     rendered            <|user|>hi<|assistant|>yes?<|end|>
     learnt              ^ read             ^ learnt
 
-An answer begins where the template's generation prompt (``add_generation_prompt``) ends, as in use of the model. It
-ends where the next message begins, so the token that ends a turn is learnt. A chat is one row with all of its answers.
-Some templates render an earlier answer differently from the last one, for example without its reasoning. Then every
-answer is a row of its own, after the messages before it.
+A template that marks answers itself, between ``{% generation %}`` and ``{% endgeneration %}``, decides what is learnt.
+
+Without such marks an answer begins where the template's generation prompt (``add_generation_prompt``) ends, as in use
+of the model. It ends where the next message begins, so the token that ends a turn is learnt. A chat is one row with all
+of its answers. Some templates render an earlier answer differently from the last one, for example without its
+reasoning. Then every answer is a row of its own, after the messages before it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,6 +28,7 @@ from edgewise.core.safe_repr import outline
 from edgewise.core.vector import Array
 
 ANSWER = "assistant"
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Message = dict[str, Any]
 
 
@@ -47,26 +51,6 @@ class ChatTokens(NamedTuple):
     __repr__ = outline
 
 
-def messages(value: Any, name: str, where: str) -> list[Message]:
-    """Check the messages of a row and return them. Raises DataError(E-DATA-FORMAT) for anything else."""
-    fix = 'write a list of {"role": ..., "content": ...}, both of them text.'
-    if not isinstance(value, list) or not value:
-        kind = "an empty list" if value == [] else type(value).__name__
-        raise DataError("E-DATA-FORMAT", f"{where}: `{name}` is {kind}, not a list of messages.", fix)
-    for i, message in enumerate(value):
-        for key in ("role", "content"):
-            if not isinstance(message, dict) or not isinstance(message.get(key), str):
-                what = f"{where}: message {i + 1} of `{name}` has no {key} that is text."
-                raise DataError("E-DATA-FORMAT", what, fix)
-    return value
-
-
-def pack(found: Sequence[Message]) -> tuple[str, str]:
-    """Pack a chat into a document: its messages as JSON, and the text of its answers."""
-    answers = [message["content"] for message in found if message["role"] == ANSWER]
-    return msgspec.json.encode(found).decode(), "\n".join(answers)
-
-
 class Template:
     """The chat template of a tokenizer.
 
@@ -77,25 +61,58 @@ class Template:
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer, self._backend = tokenizer, tokenizer.backend_tokenizer
         added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        self._marks = MARKS.search(str(tokenizer.chat_template)) is not None
         self.digest = hashlib.sha256(str(tokenizer.chat_template).encode()).hexdigest()  # for cache keys
         self._special = {str(t) for t in added if t.special} | set(tokenizer.all_special_tokens)
 
-    def rows(self, packed: str, where: str) -> list[ChatTokens]:
-        """Encode one packed chat (``pack``) as one row, or one row for each answer. There is none without an answer.
+    def rows(self, packed: str, where: str, last: bool = False) -> list[ChatTokens]:
+        """Encode one packed chat (``messages.pack``) as one row, or one row for each answer. Without an answer none.
 
+        Args:
+            last: True learns the last answer of the chat alone.
         Raises:
-            DataError: E-DATA-FORMAT where the template refuses the messages, or one of them spells a special token.
+            DataError: E-DATA-FORMAT where the template refuses the messages, marks no answer of them, or one of them
+                spells a special token.
         """
-        found: list[Message] = msgspec.json.decode(packed)
-        self._refuse_forged(found, where)
+        chat = msgspec.json.decode(packed)
+        found: list[Message] = chat["messages"]
+        tools: list[Any] | None = chat["tools"]
+        self._refuse_forged(found, where, tools)
         at = [i for i, message in enumerate(found) if message["role"] == ANSWER]
         if not at:
             return []
-        whole = self._render(found[: at[-1] + 1], where)
-        parts = [self._parts(found[: i + 1], where) for i in at]
+        if self._marks:
+            return [self._marked(found[: at[-1] + 1], tools, where, last)]
+        parts = [self._parts(found[: i + 1], tools, where) for i in (at[-1:] if last else at)]
+        whole = "".join(part.text for part in parts[-1])
         if all(whole.startswith("".join(p.text for p in pair)) for pair in parts):
             return [self._row(_together(parts))]
         return [self._row(pair) for pair in parts]
+
+    def _marked(self, found: list[Message], tools: list[Any] | None, where: str, last: bool) -> ChatTokens:
+        """Encode a chat as a whole. Tokens that begin or end within a marked answer are learnt."""
+        why, fix = f"{where}: the model's chat template refuses the messages", "correct them, or drop the row."
+        try:
+            with foreign(DataError, "E-DATA-FORMAT", why, fix):
+                out = self._tokenizer.apply_chat_template(
+                    found, tools=tools, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+                )
+        finally:
+            self._backend.encode_special_tokens = True
+        ids, learnt = np.array(out["input_ids"], np.int32), np.array(out["assistant_masks"], bool)
+        learnt[:1] = False
+        if not learnt.any():
+            what = (
+                f"{where}: the chat template has {{% generation %}} marks, and none of them is around an answer here."
+            )
+            raise DataError(
+                "E-DATA-FORMAT", what, "mark the assistant's messages in the template, or take out the marks."
+            )
+        if last:
+            stop = len(learnt) - int(learnt[::-1].argmax())
+            gaps = np.flatnonzero(~learnt[:stop])
+            learnt[: gaps[-1]] = False
+        return ChatTokens(ids, learnt)
 
     def asked(self, found: Sequence[Message]) -> list[int]:
         """Encode a chat up to the place where the next answer begins, as the model read it in training.
@@ -104,18 +121,19 @@ class Template:
             DataError: E-DATA-FORMAT as ``rows``.
         """
         self._refuse_forged(found, "the chat")
-        return self._encoded(self._render(list(found), "the chat", invited=True))
+        return self._encoded(self._render(list(found), None, "the chat", invited=True))
 
     def ends(self) -> list[int]:
         """Return the special token that the template writes after an answer. Empty where it writes none there."""
         turn = [{"role": "user", "content": "a"}, {"role": ANSWER, "content": "b"}]
-        after = self._encoded(self._parts(turn, "the chat")[1].text.rpartition("b")[2])
+        after = self._encoded(self._parts(turn, None, "the chat")[1].text.rpartition("b")[2])
         return [token for token in after[:1] if self._tokenizer.convert_ids_to_tokens(token) in self._special]
 
-    def _refuse_forged(self, found: Sequence[Message], where: str) -> None:
-        for i, message in enumerate(found):
-            if spelt := next((token for token in self._special if token in message["content"]), None):
-                what = f"{where}: message {i + 1} spells {spelt!r}, which the chat template writes between messages."
+    def _refuse_forged(self, found: Sequence[Message], where: str, tools: list[Any] | None = None) -> None:
+        for i, message in enumerate([*found, *(tools or [])]):
+            if spelt := next((token for text in _texts(message) for token in self._special if token in text), None):
+                of = f"message {i + 1}" if i < len(found) else f"tool {i + 1 - len(found)}"
+                what = f"{where}: {of} spells {spelt!r}, which the chat template writes between messages."
                 raise DataError("E-DATA-FORMAT", what, "take it out of the text, or drop the row.")
 
     def _encoded(self, text: str) -> list[int]:
@@ -126,20 +144,23 @@ class Template:
         finally:
             self._backend.encode_special_tokens = True
 
-    def _parts(self, found: list[Message], where: str) -> list[ChatPart]:
+    def _parts(self, found: list[Message], tools: list[Any] | None, where: str) -> list[ChatPart]:
         """Split a chat whose last message is an answer into the part that is read and the part that is learnt."""
-        whole = self._render(found, where)
+        whole = self._render(found, tools, where)
         for invited in (True, False):
-            before = self._render(found[:-1], where, invited) if found[:-1] or invited else ""
+            before = self._render(found[:-1], tools, where, invited) if found[:-1] or invited else ""
             if whole.startswith(before):
                 return [ChatPart(before, False), ChatPart(whole[len(before) :], True)]
         what = f"{where}: the chat template rewrites the messages before message {len(found)}."
         raise DataError("E-DATA-FORMAT", what, "write prompt and text columns in place of the messages.")
 
-    def _render(self, found: list[Message], where: str, invited: bool = False) -> str:
+    def _render(self, found: list[Message], tools: list[Any] | None, where: str, invited: bool = False) -> str:
         why, fix = f"{where}: the model's chat template refuses the messages", "correct them, or drop the row."
         with foreign(DataError, "E-DATA-FORMAT", why, fix):
-            return str(self._tokenizer.apply_chat_template(found, tokenize=False, add_generation_prompt=invited))
+            rendered = self._tokenizer.apply_chat_template(
+                found, tools=tools, tokenize=False, add_generation_prompt=invited
+            )
+        return str(rendered)
 
     def _row(self, parts: Sequence[ChatPart]) -> ChatTokens:
         """Encode each part by itself, because a model in use reads the text before an answer by itself."""
@@ -157,3 +178,16 @@ def _together(parts: Sequence[Sequence[ChatPart]]) -> list[ChatPart]:
         out += [ChatPart(before.text[done:], False), answer]
         done = len(before.text) + len(answer.text)
     return out
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in a value of JSON, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield key
+            yield from _texts(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner)

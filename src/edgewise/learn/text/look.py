@@ -35,8 +35,8 @@ class Column(NamedTuple):
         repeats: rows of each value on average.
         characters, words: length of its text on average; 0 where some values are not text.
         names: True where its values can name devices.
-        chat: ``"messages"`` where its values are lists of role and content, ``"other"`` for lists of other objects,
-            else empty.
+        chat: ``"messages"`` where its values are lists of role and content, or of from and value, ``"other"`` for lists
+            of other objects, else empty.
         dates: True where its values are dates.
         header: the reason that its name seems to be data. Empty where it does not.
     """
@@ -201,5 +201,6 @@ def _chat(values: list[Any]) -> str:
     first = [v for v in values[:20] if v != []]
     if not first or not all(isinstance(v, list) and all(isinstance(one, dict) for one in v) for v in first):
         return ""
-    complete = all(isinstance(one.get(key), str) for v in first for one in v for key in ("role", "content"))
+    pairs = (("role", "content"), ("from", "value"))
+    complete = any(all(isinstance(one.get(key), str) for v in first for one in v for key in pair) for pair in pairs)
     return "messages" if complete else "other"

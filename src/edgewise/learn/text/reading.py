@@ -69,7 +69,7 @@ def reading(
         "max_tokens": section.max_tokens,
         "holdout": section.holdout,
         "time": section.time,
-        "prompt": bool(section.prompt or section.messages),
+        "prompt": bool(section.prompt or section.rendered),
     }
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from edgewise.core.errors import DataError
 from edgewise.core.foreign import foreign
 from edgewise.core.training import POOLED
-from edgewise.learn.text import chat, containers, packed
+from edgewise.learn.text import containers, messages, packed
 from edgewise.learn.text.cache import write_atomically
 from edgewise.learn.text.documents import DocumentIndex
 from edgewise.learn.text.files import OTHER, Listing, kind_of, shown
@@ -236,11 +236,17 @@ def text(row: dict[str, Any], name: str, where: str) -> str:
 
 
 def check(section: DataSection, row: dict[str, Any], where: str) -> tuple[str, str]:
-    """Return prompt and text of a row, or those of ``chat.pack`` for a chat. Raises DataError(E-DATA-FORMAT)."""
-    if section.messages:
-        return chat.pack(chat.messages(_value(row, section.messages, where), section.messages, where))
+    """Return prompt and text of a row, or those of ``messages.pack`` for a chat. Raises DataError(E-DATA-FORMAT)."""
+    if section.chats:
+        found = [m for name in section.chats for m in messages.messages(_value(row, name, where), name, where)]
+        tools = messages.tools(row.get(section.tools), section.tools, where) if section.tools else None
+        return messages.pack(found, tools, section.answers == "last")
     prompts = [text(row, name, where) for name in section.prompts]
-    return "\n\n".join(filter(None, prompts)), text(row, section.text, where)
+    prompt, answer = "\n\n".join(filter(None, prompts)), text(row, section.text, where)
+    if section.as_chat:
+        asked = {"role": "user", "content": prompt}
+        return messages.pack([asked, {"role": "assistant", "content": answer}])
+    return prompt, answer
 
 
 def _name(row: dict[str, Any], name: str, where: str) -> str:
@@ -257,7 +263,19 @@ def _as_jsonl(section: DataSection, path: Path, name: str, cache_dir: Path) -> P
     """
     names_read = columns(section)
     keys = section.model_dump(
-        include={"source", "text", "prompt", "messages", "owner", "time", "time_format", "separator", "header", "label"}
+        include={
+            "source",
+            "text",
+            "prompt",
+            "messages",
+            "tools",
+            "owner",
+            "time",
+            "time_format",
+            "separator",
+            "header",
+            "label",
+        }
     )
     key = hashlib.sha256(json.dumps(["table", FORMAT, keys, packed.digest(path), path.suffix]).encode()).hexdigest()
     target = cache_dir / "tables" / f"{key[:32]}.jsonl"

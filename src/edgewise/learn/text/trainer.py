@@ -108,9 +108,11 @@ def _check(loaded: Loaded, recipe: Recipe) -> None:
     if found.context is not None and length > found.context:
         what = f"{loaded.name} reads at most {found.context} tokens, data.sequence_len is {length}."
         raise ModelError("E-MODEL", what, f"set data.sequence_len = {found.context} or less.")
-    if recipe.data.messages and loaded.tokens.template is None:
-        what = f"{loaded.name} has no chat template, which data.messages = {recipe.data.messages!r} needs."
-        raise ModelError("E-MODEL", what, "take a chat model, or write prompts and answers into two columns.")
+    if recipe.data.rendered and loaded.tokens.template is None:
+        key = "data.as_chat" if recipe.data.as_chat else f"data.messages = {recipe.data.messages!r}"
+        what = f"{loaded.name} has no chat template, which {key} needs."
+        fix = "take a chat model, or write a chat_template.jinja into the model's folder, or write prompts and answers "
+        raise ModelError("E-MODEL", what, f"{fix}into two columns, data.prompt and data.text.")
     if loaded.tokens.size > found.vocabulary:
         what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {found.vocabulary}."
         raise ModelError("E-MODEL", what, "model and tokenizer do not belong together.")

@@ -35,10 +35,17 @@ class DataSection(Section):
         description="column with the prompt, whose tokens are not trained on (instruction data); of several, what is "
         "not empty is joined by blank lines",
     )
-    messages: str = Field(
+    messages: str | list[str] = Field(
         "",
-        description="column with chats, in place of text: lists of role and content, read through the model's chat "
-        "template; the assistant's messages are learnt",
+        description="column with chats, in place of text: lists of role and content (or from and value), read through "
+        "the model's chat template; the assistant's messages are learnt; of several columns, one chat after the other",
+    )
+    tools: str = Field("", description="column with the tools that a chat may call: JSON schemas, or text of them")
+    answers: Literal["all", "last"] = Field(
+        "all", description="of a chat, which of the assistant's messages are learnt; last: the others are only read"
+    )
+    as_chat: bool = Field(
+        False, description="prompt and text become a user's and the assistant's message, in the model's chat template"
     )
     owner: str = Field("", description="column that names the device which holds the row")
     time: str = Field(
@@ -76,10 +83,21 @@ class DataSection(Section):
         return tuple(self.prompt if isinstance(self.prompt, list) else [self.prompt] if self.prompt else [])
 
     @property
+    def chats(self) -> tuple[str, ...]:
+        """Columns with messages, in order. Empty without chats."""
+        return tuple(self.messages if isinstance(self.messages, list) else [self.messages] if self.messages else [])
+
+    @property
+    def rendered(self) -> bool:
+        """True if the chat template of the model writes the text."""
+        return bool(self.chats) or self.as_chat
+
+    @property
     def columns(self) -> list[tuple[str, str]]:
         """Pairs of a key and the column that it names, for the columns that are read."""
-        texts = [("messages", self.messages)] if self.messages else [("text", self.text)]
+        texts = [("messages", name) for name in self.chats] or [("text", self.text)]
         prompts = [] if self.messages else [("prompt", name) for name in self.prompts]
+        texts += [("tools", self.tools)] if self.tools else []
         rest = [(key, getattr(self, key)) for key in ("owner", "time", "label")]
         return [(key, name) for key, name in (*texts, *prompts, *rest) if name]
 
@@ -103,7 +121,7 @@ class DataSection(Section):
     @rule
     def _columns_read(self) -> Iterator[SettingError]:
         if self.source in (*_BARE, "text"):
-            for key in ("text", "prompt", "messages", "owner", "time", "label"):
+            for key in ("text", "prompt", "messages", "tools", "owner", "time", "label"):
                 if getattr(self, key) != type(self).model_fields[key].default:
                     what = f'data.{key} names a column of your own; data.source = "{self.source}" has none'
                     yield SettingError(
@@ -132,11 +150,21 @@ class DataSection(Section):
             yield SettingError("E-COMBO", what, "leave out data.text and data.prompt, or leave out data.messages")
 
     @rule
+    def _chats_given(self) -> Iterator[SettingError]:
+        if self.as_chat and not self.prompt:
+            what = "data.as_chat makes a chat of a prompt and an answer, and data.prompt names no column"
+            yield SettingError("E-COMBO", what, "name the columns in data.prompt, or leave out data.as_chat")
+        for key, given in (("tools", self.tools), ("answers", self.answers != "all")):
+            if given and not self.messages:
+                what = f"data.{key} is about chats, and data.messages names no column with chats"
+                yield SettingError("E-COMBO", what, f"name the column in data.messages, or leave out data.{key}")
+
+    @rule
     def _prompts_named(self) -> Iterator[SettingError]:
-        if isinstance(self.prompt, list) and not all(self.prompt):
-            yield SettingError(
-                "E-VALUE", "data.prompt lists a column without a name", "name each column, or leave it out"
-            )
+        for key, names in (("prompt", self.prompt), ("messages", self.messages)):
+            if isinstance(names, list) and not all(names):
+                what = f"data.{key} lists a column without a name"
+                yield SettingError("E-VALUE", what, "name each column, or leave it out")
 
     @rule
     def _times_named(self) -> Iterator[SettingError]:

@@ -229,7 +229,8 @@ def test_the_owners_command_is_asked_again_after_a_while_and_not_for_every_quest
 
 OTHER = {  # another value of each key than its default, as TOML
     "data.source": "'jsonl'", "data.path": "'there'", "data.text": "'body'", "data.prompt": "'ask'",
-    "data.messages": "'chat'", "data.time": "'at'", "data.time_format": "'%Y'", "data.separator": "';'",
+    "data.messages": "'chat'", "data.tools": "'calls'", "data.answers": "'last'", "data.as_chat": "true",
+    "data.time": "'at'", "data.time_format": "'%Y'", "data.separator": "';'",
     "limits.upload_mb": "1.0", "limits.upload_mb_per_day": "1e-6", "limits.local_steps": "3",
     "when.quiet": "['00:00-12:00', '12:00-00:00']", "when.command": "['false']",
     "privacy.words": "['hidden']", "privacy.hidden": "true", "privacy.device_unit": "true", "privacy.epsilon": "1.0",
@@ -252,6 +253,10 @@ def test_no_key_is_without_an_effect(key: str) -> None:
     tables = {"data": {"path": "'here'"}}
     if key in ("data.text", "data.prompt", "data.messages"):
         tables["data"]["source"] = "'jsonl'"
+    if key in ("data.tools", "data.answers"):
+        tables["data"] |= {"source": "'jsonl'", "messages": "'chat'"}
+    if key == "data.as_chat":
+        tables["data"] |= {"source": "'jsonl'", "prompt": "'ask'"}
     if key in ("data.time", "data.time_format", "data.separator"):
         tables["data"] |= {"source": "'csv'", "time": "'when'"}
     if key == "budget.delta":

@@ -16,6 +16,7 @@ from edgewise.core.keys import root
 from edgewise.learn.text.blocks import Blocks, BlockStore
 from edgewise.learn.text.corpus import load
 from edgewise.learn.text.counts import Counts
+from edgewise.learn.text.messages import messages, pack
 from edgewise.learn.text.tokens import Tokens
 from edgewise.plan.recipe.recipe import DataSection, from_plain
 
@@ -25,6 +26,14 @@ TURNS = (
 )
 FORGETS = TURNS.replace(  # shows what was thought in the last message only, as some templates do
     "{{ m['content'] }}", "{{ m['content'] if loop.last else m['content'].split('=')[-1] }}"
+)
+MARKED = (  # Marks answers itself, without the line break after them. It writes tools and calls.
+    "{% if tools %}<|pad|>tools\n{{ tools | tojson }}<|endoftext|>\n{% endif %}"
+    "{% for m in messages %}<|pad|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' %}{% generation %}{{ m['content'] }}{% for c in m.tool_calls or [] %}"
+    "{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}<|endoftext|>{% endgeneration %}\n"
+    "{% else %}{{ m['content'] }}<|endoftext|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|pad|>assistant\n{% endif %}"
 )
 STRICT = "{% if messages[0]['role'] != 'user' %}{{ raise_exception('a user speaks first') }}{% endif %}" + TURNS
 ASK, ANSWER = {"role": "user", "content": "the quick fox"}, {"role": "assistant", "content": "jumps over"}
@@ -115,7 +124,7 @@ def test_what_the_template_refuses_is_refused_with_its_place(tmp_path: Path, fol
 
 def test_chats_without_an_answer_or_behind_the_limit_are_counted(tmp_path: Path, folder: Path) -> None:
     t = tokens(folder)
-    size = len(t.template.rows(json.dumps([ASK, ANSWER]), "x")[0].ids)  # type: ignore[union-attr]
+    size = len(t.template.rows(pack([ASK, ANSWER])[0], "x")[0].ids)  # type: ignore[union-attr]
     chats = [[ASK], [ASK, ANSWER], [ASK, ANSWER, AGAIN], [ASK, ANSWER], [ASK, ANSWER]]
     b = blocks(tmp_path, t, chats, max_tokens=3 * size - 2)
     counts = Counts(*map(int, b.counts))
@@ -128,7 +137,7 @@ def test_a_long_chat_says_what_is_out_of_sight(tmp_path: Path, folder: Path) -> 
     t = tokens(folder)
     long = {"role": "assistant", "content": "the lazy dog " * 20}
     counts = Counts(*map(int, blocks(tmp_path, t, [[ASK, long], [ASK, ANSWER]], sequence_len=32).counts))
-    row = t.template.rows(json.dumps([ASK, long]), "x")[0]  # type: ignore[union-attr]
+    row = t.template.rows(pack([ASK, long])[0], "x")[0]  # type: ignore[union-attr]
     assert (counts.answers, counts.answers_short) == (1, 1)
     assert counts.answer_tokens == int(row.learnt.sum())
     assert (
@@ -143,8 +152,12 @@ def test_a_long_chat_says_what_is_out_of_sight(tmp_path: Path, folder: Path) -> 
         ("hi", "is str, not a list of messages"),
         ([], "is an empty list"),
         (["hi"], "message 1 of `talk` has no role"),
-        ([ASK, {"from": "gpt", "value": "yes"}], "message 2 of `talk` has no role that is text"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "message 1 of `talk` has no content that is text"),
+        ([ASK, {"from": "somebody", "value": "yes"}], "message 2 of `talk` is from 'somebody', which is no role"),
+        ([ASK, {"role": 3, "content": "yes"}], "message 2 of `talk` has no role that is text"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "message 1 of `talk` has a part that is not text"),
+        ([ASK, {"role": "assistant"}], "message 2 of `talk` has no content that is text"),
+        ([ASK, {"role": "assistant", "tool_calls": [{"a": 1}]}], "message 2 of `talk` has a tool call without a name"),
+        ([ASK, {"from": "function_call", "value": "no"}], "message 2 of `talk` is a function call that is no JSON"),
         (None, "missing or null"),
     ],
 )
@@ -164,3 +177,78 @@ def test_a_model_without_a_template_and_keys_that_exclude_each_other(tmp_path: P
     for more in ({"prompt": "p"}, {"text": "t"}, {"source": "csv"}):
         with pytest.raises(RecipeError, match=r"E-COMBO.*data\.messages"):
             from_plain({**plain, "data": {**data, **more}})
+
+
+def answers(t: Tokens, chat: list[Any], tools: list[Any] | None = None, last: bool = False) -> list[str]:
+    """The learnt stretches of a chat, as text."""
+    out: list[list[int]] = [[]]
+    for row in t.template.rows(pack(messages(chat, "talk", "t"), tools, last)[0], "t", last):  # type: ignore[union-attr]
+        for token, learnt in zip(row.ids, row.learnt, strict=True):
+            out = [*out[:-1], [*out[-1], int(token)]] if learnt else [*out, []] if out[-1] else out
+    return [t._backend.decode(ids, skip_special_tokens=False) for ids in out if ids]
+
+
+def test_marks_of_the_template_decide_what_is_learnt(folder: Path) -> None:
+    chat = [{"role": "system", "content": "a device"}, ASK, ANSWER, AGAIN, MORE, ASK]
+    assert answers(tokens(folder, MARKED), chat) == ["jumps over<|endoftext|>", "x=the lazy dog<|endoftext|>"]
+    assert answers(tokens(folder, MARKED), chat, last=True) == ["x=the lazy dog<|endoftext|>"]
+    # Without marks an answer goes on up to the next message, here with the line break.
+    plain = MARKED.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    assert answers(tokens(folder, plain), chat) == ["jumps over<|endoftext|>\n", "x=the lazy dog<|endoftext|>\n"]
+    assert answers(tokens(folder, plain), chat, last=True) == ["x=the lazy dog<|endoftext|>\n"]
+    nowhere = MARKED.replace("m['role'] == 'assistant'", "m['role'] == 'nobody'")
+    with pytest.raises(DataError, match="none of them is around an answer"):
+        answers(tokens(folder, nowhere), chat)
+
+
+def test_tools_and_their_calls_are_rendered_and_calls_are_learnt(folder: Path) -> None:
+    t = tokens(folder, MARKED)
+    call = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    result = {"role": "tool", "content": "2", "name": "add"}
+    chat = [ASK, {"role": "assistant", "content": None, "tool_calls": [call]}, result, ANSWER]
+    wanted = ['add({"a": 1})<|endoftext|>', "jumps over<|endoftext|>"]
+    assert answers(t, chat) == wanted
+    shared = [
+        {"from": "human", "value": "the quick fox"},
+        {"from": "function_call", "value": '{"name": "add", "arguments": {"a": 1}}'},
+        {"from": "observation", "value": "2"}, {"from": "gpt", "value": "jumps over"},
+    ]  # fmt: skip
+    assert answers(t, shared) == wanted
+    tool = {"type": "function", "function": {"name": "add", "description": "the sum"}}
+    (row,) = t.template.rows(pack(messages(chat, "talk", "t"), [tool])[0], "t")  # type: ignore[union-attr]
+    assert "the sum" in t._backend.decode(row.ids.tolist(), skip_special_tokens=False)
+    with pytest.raises(DataError, match="tool 1 spells"):
+        t.template.rows(pack(messages(chat, "talk", "t"), [{"name": "<|pad|>"}])[0], "t")  # type: ignore[union-attr]
+
+
+def test_other_ways_to_write_a_chat_are_the_same_chat(tmp_path: Path, folder: Path) -> None:
+    t = tokens(folder)
+    plain = [ASK, ANSWER]
+    parts = [
+        {"role": "user", "content": [{"type": "text", "text": "the quick "}, {"type": "text", "text": "fox"}]},
+        ANSWER,
+    ]
+    shared = [{"from": "human", "value": "the quick fox"}, {"from": "gpt", "value": "jumps over"}]
+    bare = [{**ASK, "tool_calls": None, "name": None}, {**ANSWER, "tool_calls": None}]
+    for chat in (plain, parts, shared, bare):
+        assert answers(t, chat) == ["jumps over<|endoftext|>"]
+    assert messages(shared, "talk", "t") == messages(bare, "talk", "t") == plain
+    rows = [{"who": "a", "ask": [ASK], "say": [ANSWER], "q": "the quick fox", "more": "", "a": "jumps over"}] * 3
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+
+    def of(**keys: Any) -> list[list[int]]:
+        section = DataSection(source="jsonl", path="t.jsonl", owner="who", sequence_len=64, **keys)
+        corpus = load(section, tmp_path, tmp_path / "cache", root(0))
+        return BlockStore(corpus, t, section, tmp_path / "cache").open("a").train_NS.tolist()
+
+    joined = of(messages=["ask", "say"])
+    assert predicted(np.array(joined)) == [*t.encode(["jumps over"])[0], t.end] * 2
+    assert of(prompt=["q", "more"], text="a", as_chat=True) == joined
+    assert of(prompt=["q", "more"], text="a") != joined
+
+
+def test_keys_of_chats_need_chats() -> None:
+    data = {"source": "jsonl", "path": "t.jsonl", "owner": "who"}
+    for more, key in (({"as_chat": True}, "as_chat"), ({"tools": "t"}, "tools"), ({"answers": "last"}, "answers")):
+        with pytest.raises(RecipeError, match=rf"E-COMBO.*data\.{key}"):
+            from_plain({"schema": 1, "privacy": "none", "data": {**data, **more}})
