@@ -36,6 +36,7 @@ def main() -> None:
         ["kernels.py"],
         ["kernels.py", "--memory"],
         ["pool.py"],
+        ["generation.py"],
         ["memory.py"],
         ["resume_memory.py"],
         ["transport.py"],

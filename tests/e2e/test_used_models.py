@@ -71,6 +71,24 @@ def test_answers_of_several_models_stream_one_after_the_other() -> None:
     assert shown == f"\n[global]\n{text('lora')}\n\n[base]\n{text('lora', name='base')}\n"
 
 
+def test_a_personal_model_stands_beside_the_global_one(tmp_path: Path) -> None:
+    from edgewise.apps.models import released
+    from edgewise.drivers.storage.personal_models import PersonalModel, keep_personal
+
+    shutil.copytree("full", tmp_path / "run")
+    base = released.of(Path("full"), 0).params
+    keep_personal(tmp_path / "run", PersonalModel("ann", "", "fine_tune", base))
+    run, moved = str(tmp_path / "run"), ("--base", "model")
+    both = done("generate", run, "--device", "ann", *GREEDY, *moved)["answers"]
+    assert {name: one["text"] for name, one in both.items()} == {
+        "global": text("full"),
+        "personal": text("full", name="base"),
+    }
+    unknown = command("generate", run, "--device", "bob", *GREEDY, *moved)
+    assert (unknown["code"], "ann" in unknown["fix"]) == ("E-USE", True)
+    assert "no personal model" in command("generate", run, "--model", "personal", *GREEDY, *moved)["what"]
+
+
 def test_a_gguf_file_is_the_model(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     found = done("export", "lora", "--to", "gguf", "--dest", str(tmp_path / "whole"), "--dtype", "float32")

@@ -25,7 +25,15 @@ Place = Annotated[
 ]
 Models = Annotated[
     list[str] | None,
-    typer.Option("--model", metavar="NAME", help="global, personal or base. Repeat it to compare (default: global)."),
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="global, personal or base. Repeat it to compare (default: global, with a device also personal).",
+    ),
+]
+Device = Annotated[str, typer.Option("--device", help="Device of the run whose personal model is used too.")]
+DeviceHome = Annotated[
+    Path | None, typer.Option("--home", help="Folder of the device with a personal model, for a fetched model.")
 ]
 Played = Annotated[
     int | None,
@@ -48,6 +56,8 @@ def generate(
         str | None, typer.Option("--prompt", help="Text to continue (default: standard input).", show_default=False)
     ] = None,
     models: Models = None,
+    device: Device = "",
+    home: DeviceHome = None,
     played: Played = None,
     max_tokens: MaxTokens = 256,
     temperature: Temperature = 0.8,
@@ -67,12 +77,13 @@ def generate(
         from edgewise.learn.models.streaming import BY_HAND, Decoding, prompt_ids, stream
 
         text = sys.stdin.read() if prompt is None else prompt
-        used, load_s = _opened(place, played, base, debug)
+        used, load_s = _opened(place, played, base, device, home, debug)
         settings = Decoding(max_tokens, temperature, top_p, seed)
         answers = {}
-        for name in models or ("global",):
+        names = _names(models, used)
+        for name in names:
             used.turn_to(name)
-            if not as_json and len(models or ()) > 1:
+            if not as_json and len(names) > 1:
                 print(f"\n[{name}]")
             show = (lambda piece: None) if as_json else _show
             answer = stream(used.model, used.tokens, prompt_ids(used.tokens, text), settings, show)
@@ -89,6 +100,8 @@ def generate(
 def chat(
     place: Place,
     models: Models = None,
+    device: Device = "",
+    home: DeviceHome = None,
     system: Annotated[str, typer.Option("--system", help="Text of a system message.")] = "",
     template: Annotated[
         Path | None, typer.Option("--template", help="Jinja file of a chat template, for a model without one.")
@@ -112,11 +125,16 @@ def chat(
         from edgewise.apps.models.conversation import Conversation
         from edgewise.learn.models.streaming import Decoding
 
-        used, _ = _opened(place, played, base, debug)
-        names = models or ["global"]
+        used, _ = _opened(place, played, base, device, home, debug)
+        names = _names(models, used)
         _talk(Conversation(used, names, Decoding(max_tokens, temperature, top_p, seed), system, template), names)
 
     raise typer.Exit(CommandSession("chat", debug=debug).run(body))
+
+
+def _names(models: list[str] | None, used: UsedModel) -> list[str]:
+    """Return the models to use: those that were asked for, or the global one and a personal one beside it."""
+    return models or [name for name in used.names if name != "base"]
 
 
 def _talk(chat: Conversation, names: list[str]) -> None:
@@ -149,7 +167,9 @@ def _next_message() -> str | None:
         return ""
 
 
-def _opened(place: Path, played: int | None, base: str, debug: bool) -> tuple[UsedModel, float]:
+def _opened(
+    place: Path, played: int | None, base: str, device: str, home: Path | None, debug: bool
+) -> tuple[UsedModel, float]:
     """Open a model behind a quiet screen. Returns it and the seconds that it took."""
     import time
 
@@ -159,7 +179,7 @@ def _opened(place: Path, played: int | None, base: str, debug: bool) -> tuple[Us
         begun = time.perf_counter()
         from edgewise.apps.models.in_use import open_model
 
-        used = open_model(place, played=played, base=base)
+        used = open_model(place, played=played, base=base, device=device, home=home)
         return used, time.perf_counter() - begun
 
 

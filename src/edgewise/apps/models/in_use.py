@@ -11,13 +11,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from edgewise.apps.models import released
 from edgewise.core.errors import EdgewiseError, ModelError
 from edgewise.core.foreign import foreign
+from edgewise.core.vector import Vector
 from edgewise.drivers.storage import folder as folders
+from edgewise.drivers.storage.personal_models import personal_models, personal_params
 from edgewise.learn.models import rebuilt
 from edgewise.learn.models.exported import BASE as BASE_FOLDER
 from edgewise.learn.models.load import Loaded, load
@@ -28,6 +32,7 @@ from edgewise.plan.recipe.recipe import from_plain
 GLOBAL, PERSONAL, BASE = "global", "personal", "base"
 NAMES = (GLOBAL, PERSONAL, BASE)
 ADAPTER = "adapter_config.json"
+SHOWN = 5  # A message names so many devices.
 TRAINED, LINEAGE, FACTS = "trained.safetensors", "lineage.json", "facts.json"  # in a fetched folder
 
 
@@ -60,11 +65,16 @@ class UsedModel:
         """Give the module the parameters of a model. Raises EdgewiseError(E-USE) for one that is not here."""
         if name not in self._turns:
             what = f"{self.title} has no {name} model." if name in NAMES else f"there is no model {name!r:.60}."
-            raise EdgewiseError("E-USE", what, f"take --model {' or '.join(self._turns)}.")
+            fix = f"take --model {' or '.join(self._turns)}."
+            if name == PERSONAL:
+                fix += " A personal model needs its device: --device NAME."
+            raise EdgewiseError("E-USE", what, fix)
         self._turns[name]()
 
 
-def open_model(place: Path, *, played: int | None = None, base: str = "") -> UsedModel:
+def open_model(
+    place: Path, *, played: int | None = None, base: str = "", device: str = "", home: Path | None = None
+) -> UsedModel:
     """Open a model. It has the global model's parameters.
 
     Args:
@@ -73,18 +83,24 @@ def open_model(place: Path, *, played: int | None = None, base: str = "") -> Use
         played: of a run, the number of rounds after which to take the model. None: the model that counts, or the newest
             of an unfinished run.
         base: the base model in place of the recipe's or the adapter's, as in ``ReleasedModel.base``.
+        device: of a run, the device whose personal model is opened too.
+        home: of a fetched model, the folder of the device that has a personal model of the same run.
     Raises:
-        EdgewiseError: E-USE for a folder without a model, a run without a finished round, or a base that is missing.
-            E-EXPORT for a base that is not the run's.
+        EdgewiseError: E-USE for a folder without a model, a run without a finished round, a base that is missing, or a
+            device without a personal model. E-EXPORT for a base that is not the run's.
         ModelError: E-MODEL, E-MODEL-REMOTE.
     """
     run = (place / "server.db").is_file() or ((place / "run.db").is_file() and folders.made(place))
     if not run and played is not None:
         raise EdgewiseError("E-USE", f"--round is for the folder of a run, and {place} is none.", "leave it out.")
+    if device and not run:
+        raise EdgewiseError("E-USE", f"--device is for the folder of a run, and {place} is none.", "leave it out.")
+    if home is not None and not (place / LINEAGE).is_file():
+        raise EdgewiseError("E-USE", f"--home is for a fetched model, and {place} is none.", "leave it out.")
     if run:
-        used = _of_run(place, played, base)
+        used = _of_run(place, played, base, device)
     elif (place / LINEAGE).is_file():
-        used = _fetched(place, base)
+        used = _fetched(place, base, home)
     elif (place / ADAPTER).is_file():
         used = _adapter(place, base)
     elif (place / "config.json").is_file():
@@ -97,23 +113,31 @@ def open_model(place: Path, *, played: int | None = None, base: str = "") -> Use
     return used
 
 
-def _of_run(place: Path, played: int | None, base: str) -> UsedModel:
+def _of_run(place: Path, played: int | None, base: str, device: str) -> UsedModel:
     one = released.of(place, played, code="E-USE", unfinished=True)
     if not one.played and played is None:
         what = f"the run in {place} has finished no round, so it has no model of its own."
         raise EdgewiseError("E-USE", what, "finish a round with --resume, or use the base with --round 0.")
     one.refuse_own_models("load it with your own code: `edgewise export --to tensors` writes what was trained.")
     model = rebuilt.rebuild(one.recipe, *one.base(base), one.facts, one.params, one.directions)
-    return _of_vectors(model, f"{one.recipe.name} after {one.played} rounds")
+    own = personal_params(one.run_dir, device) if device else None
+    if device and own is None:
+        having = ", ".join(model.device for model in islice(personal_models(one.run_dir), SHOWN))
+        fix = f"take one of these: {having}." if having else "run a recipe with a section [personal]."
+        raise EdgewiseError("E-USE", f"device {device!r:.60} has no personal model in {one.run_dir}.", fix)
+    return _of_vectors(model, f"{one.recipe.name} after {one.played} rounds", own)
 
 
-def _of_vectors(one: rebuilt.RebuiltModel, title: str) -> UsedModel:
+def _of_vectors(one: rebuilt.RebuiltModel, title: str, personal: Vector | None) -> UsedModel:
     initial = one.flat.read()  # With adapters it is the base too, because one factor begins at zero.
-    turns = {GLOBAL: lambda: one.flat.write(one.params), BASE: lambda: one.flat.write(initial)}
+    vectors = {GLOBAL: one.params, PERSONAL: personal, BASE: initial}
+    if personal is not None and personal.shape != one.params.shape:
+        raise EdgewiseError("E-USE", "the personal model is of another layout than the run's.", "make it again.")
+    turns = {name: partial(one.flat.write, x) for name, x in vectors.items() if x is not None}
     return UsedModel(one.loaded, one.model, title, turns)
 
 
-def _fetched(place: Path, base: str) -> UsedModel:
+def _fetched(place: Path, base: str, home: Path | None) -> UsedModel:
     """Open the folder of ``edgewise models fetch``. The run's facts say which parameters were trained."""
     from safetensors.numpy import load_file
 
@@ -122,13 +146,20 @@ def _fetched(place: Path, base: str) -> UsedModel:
         tensors = load_file(place / TRAINED)
         facts = parse((place / FACTS).read_bytes())
     recipe = from_plain(facts.settings(), f"the recipe of {place}")
-    own = str((place / BASE_FOLDER).resolve()) if (place / BASE_FOLDER).is_dir() else ""
-    named = base or own or recipe.model.base
+    inside = str((place / BASE_FOLDER).resolve()) if (place / BASE_FOLDER).is_dir() else ""
+    named = base or inside or recipe.model.base
     if released.directions_of(recipe) is not None:
         what = "a fetched model of coefficients (zeroth-order training) cannot be rebuilt from what was fetched."
         raise EdgewiseError("E-USE", what, "export it where the run is: `edgewise export`.")
     one = rebuilt.rebuild(recipe, named, Path(), {}, tensors, None)
-    return _of_vectors(one, f"{lineage['name']} after {lineage['played']} rounds")
+    own: Vector | None = None
+    if home is not None:
+        folder = home / "runs" / str(lineage["run"])[:32]
+        own = next((model.params for model in personal_models(folder)), None)
+        if own is None:
+            what = f"the device of {home} has no personal model of this run."
+            raise EdgewiseError("E-USE", what, "make it: `edgewise device personalise`.")
+    return _of_vectors(one, f"{lineage['name']} after {lineage['played']} rounds", own)
 
 
 def _adapter(place: Path, base: str) -> UsedModel:
