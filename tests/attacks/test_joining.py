@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 from toy import ToyTrainer
 from toy_recipe import make_recipe
 
@@ -71,6 +72,19 @@ class Lying:
 
 def test_an_honest_server_is_joined(tmp_path: Path) -> None:
     assert Lying(tmp_path).joined() == ""
+
+
+def test_a_run_that_the_owner_never_takes_is_refused_before_anything_is_fetched_for_it(tmp_path: Path) -> None:
+    lying, fetched = Lying(tmp_path), list[object]()
+    lying.download = lambda *what: fetched.append(what)  # type: ignore[method-assign, assignment, return-value]
+    floor = OwnerFloor(words=("local_dp",))
+    with Parts(lying, tmp_path, Owner({}, tmp_path, floor)) as parts:  # type: ignore[arg-type]
+        parts._model = lambda tables, *_: fetched.append(tables)  # type: ignore[method-assign, assignment, return-value]
+        with pytest.raises(
+            EdgewiseError, match="E-FLOOR: the owner of this device asks that privacy is one of local_dp"
+        ):
+            parts(lying.run)
+    assert fetched == []
 
 
 def test_facts_of_another_run_are_refused(tmp_path: Path) -> None:

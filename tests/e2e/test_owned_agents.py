@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from owned import ended, owned, seen, state, submitted, toy, working
@@ -82,6 +83,24 @@ def test_a_limit_of_the_owner_holds_in_the_agent(
         admin.call("POST", f"/v1/runs/{run}/cancel")
     updates = [kind for kind in kinds(home) if kind.startswith("update")]
     assert len(updates) == (1 if "today" in said else 0)
+
+
+HIDDEN: dict[str, Any] = {"merge": {"kind": "secure_sum"}, "privacy": "hidden", "metrics": "none", "round.rounds": 1}
+
+
+def test_a_limit_of_bytes_counts_all_frames_of_a_round(server: HttpServer, admin: Link, tmp_path: Path) -> None:
+    """The toy's masked update has 300 bytes, and with the keys and shares of six devices 2700 leave."""
+    words = "[privacy]\nwords = ['hidden']\n[limits]\nupload_mb = "
+    homes = [owned(server, tmp_path / f"home-{i}", f"{words}{0.001 if i == 0 else 0.004}\n") for i in range(7)]
+    run = submitted(server, admin, **HIDDEN, **{"round.minimum": 0.5})
+    with working(*homes):
+        assert ended(admin, run) == "finished"
+    sent = [sum(row.size for row in record.rows(home)) for home in homes]
+    (reason,) = {row.reason for row in record.rows(homes[0]) if row.kind == record.RUN_REFUSED}
+    assert "an upload has 1000 bytes at most; here it has" in reason
+    stated = float(reason.rpartition(" ")[2].rstrip("."))
+    assert sent[0] < 1000 < min(sent[1:])
+    assert max(sent) <= stated < 2 * max(sent)
 
 
 def test_a_server_that_refuses_an_update_again_and_again_gets_no_more_than_a_days_bytes(

@@ -21,6 +21,7 @@ from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import PlanFacts, parse, refused, signed
+from edgewise.plan.frames import largest_upload
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import recipe as recipes
 from edgewise.plan.recipe.privacy import Privacy
@@ -128,14 +129,9 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
     promise, card = plan.promise, None if plan.spend is None else plan.spend.card
     against = inf if card is None or card.against_server is None else card.against_server
     bound, multiplier = _largest_update(plan), 0.0 if plan.spend is None else plan.spend.z
-    words = ", ".join(floor.words)
-    check_model(floor, plan.recipe.model.base)
+    upload_bytes = largest_upload(plan) if isfinite(floor.upload_bytes) else 0.0
+    check_stated(floor, plan.facts)
     for required, met, what in (
-        (
-            bool(floor.words),
-            promise.word in floor.words,
-            f'privacy is one of {words}; here it is "{promise.word}"',
-        ),
         (floor.hidden, promise.hidden, "single updates are hidden from the server; here it sees them"),
         (
             floor.device_unit,
@@ -174,8 +170,8 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
         ),
         (
             isfinite(floor.upload_bytes),
-            largest_upload(plan) <= floor.upload_bytes,
-            f"an upload has {floor.upload_bytes:.4g} bytes at most; here it has {largest_upload(plan):.4g}",
+            upload_bytes <= floor.upload_bytes,
+            f"an upload has {floor.upload_bytes:.4g} bytes at most; here it has {upload_bytes:.4g}",
         ),
         (
             promise.hidden,
@@ -188,10 +184,17 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
             raise _below(what)
 
 
-def check_model(floor: OwnerFloor, base: str) -> None:
-    """Check that the owner allows this model (``model.base``), before its download. Raises RecipeError(E-FLOOR)."""
+def check_stated(floor: OwnerFloor, facts: PlanFacts) -> None:
+    """Check what facts state by themselves, before anything is downloaded for them: model and word.
+
+    Raises RecipeError(E-FLOOR).
+    """
+    tables = facts.settings()
+    base, word = str(tables["model"]["base"]), str(tables["privacy"])
     if floor.models and base not in floor.models:
         raise _below(f"the model is one of {', '.join(floor.models)}; here it is {base}")
+    if floor.words and word not in floor.words:
+        raise _below(f'privacy is one of {", ".join(floor.words)}; here it is "{word}"')
 
 
 def _below(what: str) -> RecipeError:
@@ -203,8 +206,3 @@ def _below(what: str) -> RecipeError:
 def _largest_update(plan: Plan) -> float:
     """Return the largest L2 norm of an update as it enters the sum. It is inf where a pipeline has no bound."""
     return max(pipe.encoded.l2 for pipe in (*plan.pipelines, *plan.ways))
-
-
-def largest_upload(plan: Plan) -> float:
-    """Return the largest number of bytes that a device sends in a round."""
-    return max([*plan.sizes, *(plan.upload_bytes(r * plan.sampling.groups) for r in range(len(plan.pipelines)))])

@@ -7,6 +7,7 @@ counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from math import ceil
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from edgewise.plan.plan import Plan
 from edgewise.secagg import sizes, two_server
 
 _HEX = "0" * 64  # It stands for any digest.
+_NAME = "0" * 32  # It stands for the id of any enrolled device.
 
 
 class Traffic(NamedTuple):
@@ -40,6 +42,28 @@ def traffic(plan: Plan, names: Sequence[str] = ()) -> tuple[Traffic, ...]:
     return tuple(_phase(plan, phase, cohort) for phase in range(len(plan.pipelines)))
 
 
+def largest_upload(plan: Plan) -> float:
+    """Return the bytes of all frames that a device sends in one attempt at a round, by the largest cohort and rung.
+
+    They are expected bytes where the size of a packed update varies.
+    """
+    firsts = [plan.turns.first(phase) for phase in range(len(plan.pipelines))]
+    if plan.hides is None or plan.shared:
+        payloads = [pack.size_bytes(plan.at(r).encoded) for r in firsts] + list(plan.sizes)
+        reports = [two_server.report_bytes(plan.secagg(r)) for r in firsts] if plan.shared else []
+        return max([*payloads, *reports]) + _around(plan, _NAME)
+    n = max(2, ceil(plan.sampling.largest / plan.hides.groups))
+    names = [f"{i:032x}" for i in range(n)]
+    rung = 0 if plan.ways else None
+    ups = [sizes.letters(plan.secagg(r, rung), names, partial(_framed, _NAME, rung))[0] for r in firsts]
+    named, _ = plan.secagg(firsts[0], rung).policy.shape(n)  # all neighbours' boxes failed
+    return float(max(ups) + named * (len(_NAME) + 2))
+
+
+def _framed(device: str, rung: int | None, body: bytes) -> int:
+    return len(dump(Step(run=_HEX, round=100, device=device, body=body, rung=rung)))
+
+
 def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
     asked = _asked(plan, phase)
     device = sorted(cohort, key=len)[len(cohort) // 2]
@@ -49,10 +73,7 @@ def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
     if plan.shared:
         return Traffic(two_server.report_bytes(plan.secagg(plan.turns.first(phase))) + _around(plan, device), asked)
     rung = 0 if plan.ways else None
-
-    def framed(body: bytes) -> int:
-        return len(dump(Step(run=_HEX, round=100, device=device, body=body, rung=rung)))
-
+    framed = partial(_framed, device, rung)
     group = cohort[: max(2, ceil(len(cohort) / plan.hides.groups))]
     up, down = sizes.letters(plan.secagg(plan.turns.first(phase), rung), group, framed)
     return Traffic(up, asked + down)

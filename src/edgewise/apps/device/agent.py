@@ -20,7 +20,7 @@ from edgewise.drivers.http.link import WAIT_S, Link
 from edgewise.drivers.storage.device_ledgers import FileLedgers
 from edgewise.drivers.storage.files import FOLDER
 from edgewise.drivers.storage.personal_models import PersonalModel
-from edgewise.plan.acceptance import largest_upload
+from edgewise.plan.frames import largest_upload
 
 PATIENCE_S = 86400.0  # time to keep trying a server, which may be down for long
 APPROVAL_S = 10.0  # wait between two checks for approval

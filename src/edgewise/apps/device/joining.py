@@ -38,7 +38,7 @@ from edgewise.engine.owner_budget import OwnerBudget
 from edgewise.engine.ports import Trust
 from edgewise.engine.trainer import Registered
 from edgewise.plan import facts
-from edgewise.plan.acceptance import OwnerFloor, accept, check_model
+from edgewise.plan.acceptance import OwnerFloor, accept, check_stated
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import PlanFacts
 from edgewise.plan.personal import personal_training
@@ -155,8 +155,8 @@ class Parts:
 
     def _trainer(self, stated: PlanFacts, folder: Path, catalogue: Catalogue) -> Registered:
         """Make the recipe's trainer on this device's text and model."""
+        check_stated(self._owner.floor, stated)  # The check comes before the download.
         tables = stated.settings()
-        check_model(self._owner.floor, str(tables["model"]["base"]))  # The check comes before the download.
         own = from_plain(
             {**tables, "data": self._data(tables), "model": self._model(tables, folder)}, "the run's facts"
         )
