@@ -103,8 +103,8 @@ def trainer(request: pytest.FixtureRequest, place: Path) -> Trainer:
 
 PORTS = {
     "ToyTrainer": {"describes", "measures"},
-    "TorchTrainer": {"counts", "noises", "measures", "computes", "metrics"},
-    "TaskTrainer": {"describes", "counts", "noises", "measures", "computes", "metrics"},
+    "TorchTrainer": {"counts", "noises", "measures", "computes", "metrics", "together"},
+    "TaskTrainer": {"describes", "counts", "noises", "measures", "computes", "metrics", "together"},
     "ZerothOrderTrainer": {"describes", "counts", "measures", "continues"},
     "TextTrainer": {
         "describes",
@@ -116,6 +116,7 @@ PORTS = {
         "reads",
         "remarks",
         "metrics",
+        "together",
     },
 }
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from edgewise.core.errors import RecipeError
+from edgewise.core.errors import RecipeError, TrainingError
 from edgewise.core.keys import Key
 from edgewise.core.training import (
     DeviceId,
@@ -108,6 +108,21 @@ class MeasuresSteps(Protocol):
         ...
 
 
+class FitsTogether(Protocol):
+    """Optional port of a trainer that trains several devices in one pass."""
+
+    def apart(self) -> str:
+        """Return the reason why devices cannot be trained together. Empty where they can."""
+        ...
+
+    def fit_many(self, requests: Sequence[FitRequest]) -> Sequence[Update | Exception]:
+        """Train several devices. Return for each request its update, or the error that ends this device's part.
+
+        An update equals that of ``Trainer.fit`` to rounding, whatever the other requests are.
+        """
+        ...
+
+
 class ComputesProbe(Protocol):
     """Optional port of a trainer whose arithmetic depends on the processor. A run resumes only on the same kind."""
 
@@ -163,10 +178,20 @@ class Registered:
     remarks: TakesNotes | None = None
     metrics: NotesMetrics | None = None
     reports: ReportsMetrics | None = None
+    together: FitsTogether | None = None
 
     def fit(self, request: FitRequest) -> Update:
         """Call ``Trainer.fit``. Raises TrainingError(E-TRAIN) also where the result is no update."""
         return as_update(self.trainer.fit(request), self.trainer.spec.dim, self._name)
+
+    def fit_many(self, requests: Sequence[FitRequest]) -> list[Update | Exception]:
+        """Call ``FitsTogether.fit_many``. Raises TrainingError(E-TRAIN) where the results are no updates."""
+        assert self.together is not None
+        found, dim = self.together.fit_many(requests), self.trainer.spec.dim
+        if len(found) != len(requests):
+            what = f"{self._name}.fit_many returned {len(found)} results for {len(requests)} requests."
+            raise TrainingError("E-TRAIN", what)
+        return [one if isinstance(one, Exception) else as_update(one, dim, self._name) for one in found]
 
     @cached_property
     def reported(self) -> frozenset[str]:
@@ -218,6 +243,7 @@ def registered(trainer: Trainer) -> Registered:
         remarks=_port(trainer, TakesNotes),
         metrics=_port(trainer, NotesMetrics),
         reports=_port(trainer, ReportsMetrics),
+        together=_port(trainer, FitsTogether),
     )
 
 

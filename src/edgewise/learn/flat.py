@@ -20,7 +20,45 @@ from edgewise.core.errors import TrainingError
 from edgewise.core.vector import Segment, Spec, Vector
 
 
-class Flat:
+class Storage:
+    """Weights (``w_D``) and gradients (``g_D``) of one device as flat tensors, float32[d] each.
+
+    ``spec`` is their layout, and ``fixed`` names the segments that never move. Nothing says which module has these
+    weights.
+    """
+
+    def __init__(self, spec: Spec, w_D: torch.Tensor, g_D: torch.Tensor, fixed: frozenset[str]) -> None:
+        self.spec, self.w_D, self.g_D, self.fixed = spec, w_D, g_D, fixed
+
+    def moving(self, names: Collection[str]) -> Collection[str]:
+        """Return the names of the segments that move: those given, or all that are not fixed. Empty means all."""
+        return names if names or not self.fixed else [s.name for s in self.spec.segments if s.name not in self.fixed]
+
+    @property
+    def moves(self) -> int:
+        """The number of coordinates that are not fixed."""
+        return sum(s.size for s in self.spec.segments if s.name not in self.fixed)
+
+    def runs(self, x_D: torch.Tensor, names: Collection[str]) -> list[torch.Tensor]:
+        """Return the parts of ``x_D`` that hold the named segments, with neighbours in one piece.
+
+        No name means all that are not fixed.
+        """
+        names = self.moving(names)
+        if not names:
+            return [x_D]
+        out: list[list[int]] = []
+        for s in self.spec.segments:
+            if s.name not in names:
+                continue
+            if out and out[-1][1] == s.start:
+                out[-1][1] = s.stop
+            else:
+                out.append([s.start, s.stop])
+        return [x_D[start:stop] for start, stop in out]
+
+
+class Flat(Storage):
     """The flat storage of a model's trained parameters (``w_D``) and their gradients (``g_D``), both float32.
 
     ``p.data`` and ``p.grad`` become views of it and keep their shapes. A forward pass reads the storage in place, and a
@@ -44,18 +82,17 @@ class Flat:
     def __init__(self, named: Sequence[tuple[str, nn.Parameter]], fixed: Collection[str] = ()) -> None:
         if len({id(p) for _, p in named}) != len(named):
             raise ValueError("a parameter is named twice")
-        self.spec = Spec.of([(name, p.shape, "float32") for name, p in named])
+        spec = Spec.of([(name, p.shape, "float32") for name, p in named])
         processor = named[0][1].device if named else None
-        self.w_D = torch.empty(self.spec.dim, dtype=torch.float32, device=processor)
-        self.g_D = torch.zeros(self.spec.dim, dtype=torch.float32, device=processor)
+        w_D, g_D = (make(spec.dim, dtype=torch.float32, device=processor) for make in (torch.empty, torch.zeros))
+        super().__init__(spec, w_D, g_D, frozenset(fixed))
         self._views: list[tuple[nn.Parameter, torch.Tensor]] = []
         for segment, (_, p) in zip(self.spec.segments, named, strict=True):
             p.data = view(self.w_D, segment).copy_(p.data)
             p.grad = view(self.g_D, segment)
             self._views.append((p, p.grad))
-        self._fixed = frozenset(fixed)
         for s, (p, _) in zip(self.spec.segments, self._views, strict=True):
-            p.requires_grad_(s.name not in self._fixed and p.requires_grad)
+            p.requires_grad_(s.name not in self.fixed and p.requires_grad)
         self._shared()
 
     def _shared(self) -> None:
@@ -132,33 +169,6 @@ class Flat:
         for p, g in self._views:
             p.grad = g
 
-    def moving(self, names: Collection[str]) -> Collection[str]:
-        """Return the names of the segments that move: those given, or all that are not fixed. Empty means all."""
-        return names if names or not self._fixed else [s.name for s in self.spec.segments if s.name not in self._fixed]
-
-    @property
-    def moves(self) -> int:
-        """The number of coordinates that are not fixed."""
-        return sum(s.size for s in self.spec.segments if s.name not in self._fixed)
-
-    def runs(self, x_D: torch.Tensor, names: Collection[str]) -> list[torch.Tensor]:
-        """Return the parts of ``x_D`` that hold the named segments, with neighbours in one piece.
-
-        No name means all that are not fixed.
-        """
-        names = self.moving(names)
-        if not names:
-            return [x_D]
-        out: list[list[int]] = []
-        for s in self.spec.segments:
-            if s.name not in names:
-                continue
-            if out and out[-1][1] == s.start:
-                out[-1][1] = s.stop
-            else:
-                out.append([s.start, s.stop])
-        return [x_D[start:stop] for start, stop in out]
-
     @contextmanager
     def only(self, names: Collection[str]) -> Iterator[None]:
         """Let only the named segments take gradients inside. No name means all that are not fixed.
@@ -166,8 +176,8 @@ class Flat:
         ``g_D`` stays zero elsewhere. A backward pass does no work for the other segments, and ends at the first layer
         with a trained one.
         """
-        still = self._fixed | ({s.name for s in self.spec.segments} - set(names) if names else set())
-        frozen = [p for s, (p, _) in zip(self.spec.segments, self._views, strict=True) if s.name in still - self._fixed]
+        still = self.fixed | ({s.name for s in self.spec.segments} - set(names) if names else set())
+        frozen = [p for s, (p, _) in zip(self.spec.segments, self._views, strict=True) if s.name in still - self.fixed]
         for p in frozen:
             p.requires_grad_(False)
         try:

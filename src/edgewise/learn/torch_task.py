@@ -35,6 +35,7 @@ from edgewise.core.training import (
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine.trainer import Trainer
 from edgewise.learn import dp_sgd
+from edgewise.learn.batched import Passes, fit_many
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import CPU, moved
@@ -42,7 +43,7 @@ from edgewise.learn.models import quantized
 from edgewise.learn.own_work import OwnWork
 from edgewise.learn.probe import probe
 from edgewise.learn.shards import Shard
-from edgewise.learn.train import Batch, Loss, Optimizer, fit
+from edgewise.learn.train import Batch, Fitted, Loss, Optimizer, fit
 from edgewise.plan.recipe.sections import TrainingSection
 
 LOG = logging.getLogger("edgewise")
@@ -67,6 +68,7 @@ class TorchTrainer:
     Attributes:
         step_noise: noise of every step (``noise_steps``). None without noise.
         own: the user's training loop and metrics. None without them.
+        passes: the way to train several devices in one pass. None without one.
     Guarantees:
         ``fit`` is a function of the request alone, with the same bits in any process. It always computes with one torch
         thread, because sums over several threads round differently. An instance is not thread-safe. Use one per worker.
@@ -92,12 +94,13 @@ class TorchTrainer:
             self.flat.move(processor)
         self._shard = shards if callable(shards) else _of(shards)
         self._devices = tuple(sorted({*(devices or shards)} - {POOLED}))  # type: ignore[misc]
-        self._optimizer = Optimizer(training, self.flat, arithmetic)
+        self._optimizer, self._arithmetic = Optimizer(training, self.flat, arithmetic), arithmetic
         self._initial = self.flat.read()
         self._activation_bytes, self.forward_bytes = activation_bytes, forward_bytes
         self.step_noise: StepNoise | None = None
         self._examined = False
         self.own: OwnWork | None = None
+        self.passes: Passes | None = None
 
     @property
     def spec(self) -> Spec:
@@ -191,6 +194,45 @@ class TorchTrainer:
             blank = replace(request, secret=derive(request.secret, "blank"))  # No noise may be drawn twice.
             return self._fitted(blank, ([] for _ in steps), 0.0, dp, expected)
 
+    def apart(self) -> str:
+        """Return the reason why devices cannot be trained together (``engine.trainer.FitsTogether``)."""
+        if self.own is not None and self.own.loop is not None:
+            return "your own training loop takes one device at a time"
+        if self.step_noise is not None:
+            return "noise on every step clips the gradient of each record by itself"
+        return "the trainer takes one device at a time" if self.passes is None else self.passes.apart
+
+    def fit_many(self, requests: Sequence[FitRequest]) -> list[Update | Exception]:
+        """Train several devices in one pass (``learn.batched``). Devices of other layers are in a pass of their own.
+
+        Raises:
+            ValueError: where they cannot be trained together (``apart``).
+            TrainingError: E-TRAIN for an error of torch, which ends the part of all of them.
+        """
+        if self.passes is None or (why := self.apart()):
+            raise ValueError(f"devices cannot be trained together: {why or 'no way to'}")
+        found: dict[int, Update | Exception] = {}
+        work: dict[int, tuple[Iterable[Sequence[Batch]], float]] = {}
+        for i, request in enumerate(requests):
+            try:
+                work[i] = self.work(request)
+            except Exception as e:  # boundary: a shard is foreign code, and other devices go on
+                found[i] = e
+        groups: dict[tuple[str, ...], list[int]] = {}
+        for i in work:
+            groups.setdefault(tuple(requests[i].rule.segments), []).append(i)
+        if not self.model.training:
+            self.model.train()
+        for group in groups.values():
+            with computing(f"{requests[group[0]].device} and {len(group) - 1} more"):
+                results = fit_many(
+                    self.passes, self.flat, [requests[i] for i in group], [work[i][0] for i in group], self.training,
+                    self._arithmetic,
+                )  # fmt: skip
+            for i, one in zip(group, results, strict=True):
+                found[i] = one if isinstance(one, Exception) else _update(one, work[i][1])
+        return [found[i] for i in range(len(requests))]
+
     def _fitted(
         self,
         request: FitRequest,
@@ -204,7 +246,7 @@ class TorchTrainer:
                 self.model, self.loss, batches, self.flat, request.params, request.rule, self.training, request.key,
                 self._optimizer, dp, expected, request.secret, request.correction, request.rank,
             )  # fmt: skip
-        return Update(fitted.x, {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}, count)
+        return _update(fitted, count)
 
     def records(self, device: DeviceId) -> int:
         """Count the records of a device, or of all together (POOLED). An epoch is one pass. Raises DataError."""
@@ -268,6 +310,10 @@ class TorchTrainer:
             "trainable": float(self.flat.moves),
             "memory_bytes": weights_bytes(self.model) + 4.0 * self.spec.dim * vectors + self._activation_bytes,
         }
+
+
+def _update(fitted: Fitted, count: float) -> Update:
+    return Update(fitted.x, {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}, count)
 
 
 def weights_bytes(model: nn.Module) -> int:

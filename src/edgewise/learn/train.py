@@ -20,7 +20,7 @@ from edgewise.core.safe_repr import outline
 from edgewise.core.training import Correction, StepNoise
 from edgewise.core.vector import Vector
 from edgewise.learn import dp_sgd
-from edgewise.learn.flat import Flat, view
+from edgewise.learn.flat import Flat, Storage, view
 from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -97,16 +97,11 @@ def fit(
     if dp is not None and secret is None:
         raise ValueError("noise on every step needs a secret of the device's own")
     optimizer = optimizer or Optimizer(training, flat)
-    optimizer.reset(rule.segments)
     flat.write(params)
-    vectors = (flat.w_D, flat.g_D, flat.w_D.clone()) if correction.pull else ()
-    pulled = list(zip(*(flat.runs(x_D, rule.segments) for x_D in vectors), strict=True))
-    vectors = (flat.g_D, torch.from_numpy(correction.shift).to(flat.w_D.device)) if correction.shift is not None else ()
-    shifted = list(zip(*(flat.runs(x_D, rule.segments) for x_D in vectors), strict=True))
+    local = LocalSteps(flat, optimizer, rule, training, correction, rank)
     if not model.training:
         model.train()
     seen: list[tuple[float, float]] = []  # per step: summed loss, terms
-    beyond = torch.from_numpy(columns(flat.spec) >= rank).to(flat.w_D.device) if rank else None
     with seeded(key), flat.only(rule.segments):
         for micro in dealt(batches, rule.steps):
             flat.zero_grad()
@@ -117,22 +112,64 @@ def fit(
                 seen.append(_backward(model, loss, micro, flat.g_D))
             if dp is None and not math.isfinite(seen[-1][0]):
                 raise TrainingError("E-NAN", f"the loss is {seen[-1][0]} at local step {len(seen)}.", LOWER)
-            for w, g, anchor in pulled:
-                g.add_(w, alpha=correction.pull).sub_(anchor, alpha=correction.pull)
-            for g, shift in shifted:
-                g.add_(shift)
-            if beyond is not None:
-                flat.g_D[beyond] = 0.0
-            if training.clip_grad:
-                norm = torch.linalg.vector_norm(flat.g_D)
-                flat.g_D.mul_((training.clip_grad / (norm + 1e-6)).clamp_(max=1.0))
-            optimizer.step(rule.lr)
-    x = flat.minus(params)
-    if beyond is not None:
-        x[beyond.cpu().numpy()] = 0.0  # Weight decay moves weights without a gradient.
-    if not all(map(math.isfinite, torch.aminmax(torch.from_numpy(x)))):
-        raise TrainingError("E-NAN", f"the update is not finite after local step {rule.steps}.", LOWER)
+            local.step()
+    x = local.update(flat.minus(params))
     return Fitted(x, *quarters(seen))
+
+
+class LocalSteps:
+    """The steps of one device in a round: the strategy's terms in each gradient, its clip, and the optimizer.
+
+    Args:
+        storage: the device's weights, which are those of the round's model, and its gradient.
+        optimizer: optimizer over ``storage``, whose state is zeroed here.
+        rank: as in ``fit``.
+    Attributes:
+        names: the segments that move. Empty means all.
+    """
+
+    def __init__(
+        self,
+        storage: Storage,
+        optimizer: Optimizer,
+        rule: LocalRule,
+        training: TrainingSection,
+        correction: Correction,
+        rank: int,
+    ) -> None:
+        self._g_D, self._optimizer, self._rule, self._clip = storage.g_D, optimizer, rule, training.clip_grad
+        self._beyond = torch.from_numpy(columns(storage.spec) >= rank).to(storage.w_D.device) if rank else None
+        optimizer.reset(rule.segments)
+        self.names = storage.moving(rule.segments)
+        self._pull, shift = correction.pull, correction.shift
+        vectors = (storage.w_D, storage.g_D, storage.w_D.clone()) if correction.pull else ()
+        self._pulled = list(zip(*(storage.runs(x_D, rule.segments) for x_D in vectors), strict=True))
+        vectors = (storage.g_D, torch.from_numpy(shift).to(storage.w_D.device)) if shift is not None else ()
+        self._shifted = list(zip(*(storage.runs(x_D, rule.segments) for x_D in vectors), strict=True))
+
+    def step(self) -> None:
+        """Take one step along the gradient. The gradient changes too."""
+        for w, g, anchor in self._pulled:
+            g.add_(w, alpha=self._pull).sub_(anchor, alpha=self._pull)
+        for g, shift in self._shifted:
+            g.add_(shift)
+        if self._beyond is not None:
+            self._g_D[self._beyond] = 0.0
+        if self._clip:
+            norm = torch.linalg.vector_norm(self._g_D)
+            self._g_D.mul_((self._clip / (norm + 1e-6)).clamp_(max=1.0))
+        self._optimizer.step(self._rule.lr)
+
+    def update(self, x: Vector) -> Vector:
+        """Return the device's update from the difference ``x`` of its weights, which changes in place.
+
+        Raises TrainingError(E-NAN) where it is not finite.
+        """
+        if self._beyond is not None:
+            x[self._beyond.cpu().numpy()] = 0.0  # Weight decay moves weights without a gradient.
+        if not all(map(math.isfinite, torch.aminmax(torch.from_numpy(x)))):
+            raise TrainingError("E-NAN", f"the update is not finite after local step {self._rule.steps}.", LOWER)
+        return x
 
 
 LOWER = "lower training.lr, or set training.clip_grad."
@@ -193,7 +230,7 @@ class Optimizer:
     Such a step is as large as one of AdamW, so both share one lr (Liu et al. 2025, arXiv:2502.16982).
     """
 
-    def __init__(self, training: TrainingSection, flat: Flat, arithmetic: torch.dtype = torch.float32) -> None:
+    def __init__(self, training: TrainingSection, flat: Storage, arithmetic: torch.dtype = torch.float32) -> None:
         self._arithmetic = arithmetic  # It is the dtype of Muon's orthogonalisation.
         self._training, self._flat, self._steps = training, flat, torch.zeros((), device=flat.w_D.device)
         pairs = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]

@@ -33,6 +33,7 @@ Tell = Callable[[events.AnyEvent], None]
 # A resumed run needs the same facts, or it would be another run: fact -> its description.
 SAME = {
     "hardware": "the kind of processor that trains",
+    "batch_devices": "the number of devices that train together (engine.batch_devices)",
     "fingerprint": "the data",
     "model_fingerprint": "the model's weights",
     "precision": "the arithmetic that the recipe asks for",
@@ -44,7 +45,7 @@ SAME = {
     "link_trace_sha256": "the file of link traces",
 }
 
-EARLIER = {"hardware": "cpu"}  # The facts of a run that an earlier version began lack these.
+EARLIER = {"hardware": "cpu", "batch_devices": 1}  # The facts of a run that an earlier version began lack these.
 BACK = "go on where it began: on the same kind of processor, with the same versions of the libraries"
 
 
@@ -133,7 +134,9 @@ def _some(names: Mapping[str, str], most: int = 5) -> str:
 
 
 def _short(fact: Any) -> str:
-    return fact[:12] if isinstance(fact, str) else ", ".join(fact) or "none" if isinstance(fact, list) else "none"
+    if isinstance(fact, int | str):
+        return str(fact)[:12]
+    return ", ".join(fact) or "none" if isinstance(fact, list) else "none"
 
 
 def load(
@@ -191,6 +194,7 @@ def load(
         "versions": versions(),
         "started_at": time.time(),
         "engine": recipe.simulation.engine,
+        "batch_devices": recipe.engine.batch_devices,
         "workers": recipe.simulation.workers if recipe.simulation.engine == "pool" else 1,
         "plan": planned(plan),
     }

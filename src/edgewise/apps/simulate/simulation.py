@@ -218,7 +218,8 @@ def _play(
 ) -> Generator[Spec, None, bool]:
     """Play rounds, then comparisons. Returns whether the run is over."""
     plan = loaded.plan
-    simulated = SimulatedCohort(executor, plan, World(recipe.simulation, plan.key, loaded.traces))
+    world = World(recipe.simulation, plan.key, loaded.traces)
+    simulated = SimulatedCohort(executor, plan, world, recipe.engine.batch_devices)
     cohort: Cohort = simulated if wrap is None else wrap(simulated)
 
     root = simulated_root(plan, recipe.world, loaded.facts)

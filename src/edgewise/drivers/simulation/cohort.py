@@ -131,8 +131,9 @@ class _Expected:
 class SimulatedCohort:
     """A cohort of simulated devices over an executor (a Cohort port)."""
 
-    def __init__(self, executor: Executor, plan: Plan, world: World) -> None:
-        self._executor, self._plan, self._world = executor, plan, world
+    def __init__(self, executor: Executor, plan: Plan, world: World, batch_devices: int = 1) -> None:
+        """Begin at time zero, without messages. ``batch_devices``: number of devices that train in one pass."""
+        self._executor, self._plan, self._world, self._batch = executor, plan, world, batch_devices
         self._expected: list[_Expected] = []  # a heap by arrival of the answers that are not delivered yet
         self._unsent: list[_Expected] = []  # a heap by arrival of the frames that the executor does not have yet
         self._under_way = 0
@@ -200,7 +201,7 @@ class SimulatedCohort:
             for turn in zip_longest(*answered.values()):  # a device takes its frames one after the other
                 items = [item for item in turn if item is not None]
                 for item in items:
-                    self._submit(item)
+                    self._submit([item])
                 for _ in items:
                     self._take()
             self._results.clear()
@@ -244,13 +245,14 @@ class SimulatedCohort:
     def _take(self) -> None:
         """Wait for any answer of the executor."""
         (result,) = checked([self._executor.result()])
-        assert isinstance(result, jobs.Handled)
-        self._results[result.id] = result
+        assert isinstance(result, jobs.Handled | jobs.HandledMany)
+        self._results |= {one.id: one for one in ([result] if isinstance(result, jobs.Handled) else result.items)}
         self._under_way -= 1
 
-    def _submit(self, item: _Expected) -> None:
+    def _submit(self, items: Sequence[_Expected]) -> None:
+        """Give the executor one job with the frames of these devices."""
         self._under_way += 1
-        self._executor.submit(
+        handles = tuple(
             jobs.Handle(
                 id=item.order,
                 device=item.device,
@@ -258,17 +260,23 @@ class SimulatedCohort:
                 elapsed_s=item.fate.elapsed_s,
                 up_mbit=item.fate.up_mbit,
             )
+            for item in items
         )
+        self._executor.submit(handles[0] if len(handles) == 1 else jobs.HandleMany(id=handles[0].id, items=handles))
 
     def _dispatch(self) -> None:
         """Keep the executor busy with the next arrivals, in order, at most two per process.
 
-        Results wait as small frames, and few devices train that the round will not need.
+        Results wait as small frames, and few devices train that the round will not need. Devices that train together
+        are next to one another in that order, so the executor does not change who they are.
         """
         while self._unsent and self._under_way < 2 * self._executor.parallel:
-            item = heapq.heappop(self._unsent)
-            if not item.fate.lost:
-                self._submit(item)
+            items: list[_Expected] = []
+            while self._unsent and len(items) < self._batch:
+                item = heapq.heappop(self._unsent)
+                items += [] if item.fate.lost else [item]
+            if items:
+                self._submit(items)
 
     def close_round(self, keep: Collection[DeviceId] = ()) -> None:
         """See Cohort."""

@@ -51,9 +51,28 @@ class TimedAnswer:
     encode_s: float = 0.0
 
 
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A server's frame for a device. ``elapsed_s`` and ``up_mbit`` are those of ``Devices.answer``."""
+
+    device: DeviceId
+    frame: bytes = field(repr=False)
+    elapsed_s: float | Callable[[], float] = 0.0
+    up_mbit: float = inf
+
+
+@dataclass(frozen=True, slots=True)
+class _Training:
+    """A device that has taken an invitation and is about to train."""
+
+    given: Given
+    state: device_state.State
+    request: FitRequest
+
+
 @dataclass(frozen=True)
 class Devices:
-    """Answer a server's frames for devices.
+    """TimedAnswer a server's frames for devices.
 
     Attributes:
         downloads: the blobs that the server has published, and the models that follow from them.
@@ -76,7 +95,7 @@ class Devices:
     def answer(
         self, device: DeviceId, raw: bytes, elapsed_s: float | Callable[[], float] = 0.0, up_mbit: float = inf
     ) -> TimedAnswer:
-        """Answer a frame for a device. When this returns, the store has every state that must last.
+        """TimedAnswer a frame for a device. When this returns, the store has every state that must last.
 
         Args:
             elapsed_s, up_mbit: as in ``engine.device.Trained``. A function is called when the device has trained.
@@ -84,6 +103,35 @@ class Devices:
             DecodeError: for a frame that no server sends.
             StoreError: where a state cannot be read or saved.
         """
+        begun = self._begin(Given(device, raw, elapsed_s, up_mbit))
+        return begun if isinstance(begun, TimedAnswer) else self._end(begun, partial(self.trainer.fit, begun.request))
+
+    def answer_many(self, given: Sequence[Given]) -> list[TimedAnswer]:
+        """TimedAnswer frames of several devices, in order. Those that train do so together, where the trainer can.
+
+        States, memory and frames stay apart. A device's ``train_s`` is its share of the time. Raises as ``answer``.
+        """
+        begun = [self._begin(one) for one in given]
+        waiting = [one.request for one in begun if isinstance(one, _Training)]
+        began = time.perf_counter()
+        fits = iter(self._fits(waiting))
+        share_s = (time.perf_counter() - began) / max(1, len(waiting))
+        return [one if isinstance(one, TimedAnswer) else self._end(one, next(fits), share_s) for one in begun]
+
+    def _fits(self, requests: Sequence[FitRequest]) -> list[Callable[[], Update]]:
+        """Train, and return for each request a function that gives its update or raises its error."""
+        if len(requests) < 2:
+            return [partial(self.trainer.fit, request) for request in requests]
+        results: Sequence[Update | Exception]
+        try:
+            results = self.trainer.fit_many(requests)
+        except Exception as e:  # boundary: a trainer is foreign code; each device reports the error
+            results = [e] * len(requests)
+        return [partial(_given_back, result) for result in results]
+
+    def _begin(self, given: Given) -> TimedAnswer | _Training:
+        """TimedAnswer a frame, or take the invitation in it and save the state before training."""
+        device, raw = given.device, given.frame
         message = frame.from_server(raw, self.plan.frame_limit_bytes)
         if isinstance(message, frame.Probe):
             return TimedAnswer(frame.dump(self._measure(device, message)))
@@ -104,13 +152,18 @@ class Devices:
                 raise self.out_of_step(idle, message.accepted)
             return self._finish(device, effects)
         self._save_states(device, effects)
+        return _Training(given, state, replace(request, rule=in_steps(self.trainer, self.plan, device, request.rule)))
+
+    def _end(self, training: _Training, fit: Callable[[], Update], spent_s: float = 0.0) -> TimedAnswer:
+        """Take the update of ``fit`` and answer. ``spent_s`` are seconds of training before this call."""
         began = time.perf_counter()
         # The machine gets the only reference, so that the update is freed before the frame is made.
-        event = [self._train(device, request, elapsed_s, up_mbit)]
+        event = [self._train(training, fit)]
         trained = time.perf_counter()
-        _, effects = machine.step(self.plan, state, event.pop(), self.trust)
-        effects = self._charge(state, effects)
-        return self._finish(device, effects, train_s=trained - began, encode_began_s=trained)
+        _, effects = machine.step(self.plan, training.state, event.pop(), self.trust)
+        effects = self._charge(training.state, effects)
+        train_s = spent_s + trained - began
+        return self._finish(training.given.device, effects, train_s=train_s, encode_began_s=trained)
 
     def wanted(self, device: DeviceId, invite: frame.Invite) -> tuple[str, ...]:
         """List the digests of the blobs that an invitation names.
@@ -195,22 +248,20 @@ class Devices:
             return admission.No("E-BUDGET", reason)
         return None
 
-    def _train(
-        self, device: DeviceId, request: FitRequest, elapsed_s: float | Callable[[], float], up_mbit: float
-    ) -> device_events.Trained | device_events.Failed:
-        request = replace(request, rule=in_steps(self.trainer, self.plan, device, request.rule))
-        update = guarded(device, partial(self._fit, request))
+    def _train(self, training: _Training, fit: Callable[[], Update]) -> device_events.Trained | device_events.Failed:
+        given, request = training.given, training.request
+        update = guarded(given.device, partial(self._measured, request, fit))
         if isinstance(update, device_events.Failed):
             return update
         self._check_metrics(update)
-        passed_s = elapsed_s() if callable(elapsed_s) else elapsed_s
-        return device_events.Trained(update, passed_s, up_mbit, request.rule.steps)
+        passed_s = given.elapsed_s() if callable(given.elapsed_s) else given.elapsed_s
+        return device_events.Trained(update, passed_s, given.up_mbit, request.rule.steps)
 
-    def _fit(self, request: FitRequest) -> Update:
+    def _measured(self, request: FitRequest, fit: Callable[[], Update]) -> Update:
         """Train, and add the held-out loss of the round's model where the plan asks for it and the trainer did not
         report it.
         """
-        update = self.trainer.fit(request)
+        update = fit()
         asked = self.plan.evaluations.on_devices and HELD_OUT not in update.head
         if not asked:
             return update
@@ -249,6 +300,12 @@ class Devices:
                 run=run, round=number, device=device, code=measured.code, reason=frame.legible(measured.reason)
             )
         return frame.Measurement(run=run, round=number, device=device, nll=measured.nll, tokens=measured.tokens)
+
+
+def _given_back(result: Update | Exception) -> Update:
+    if isinstance(result, Exception):
+        raise result
+    return result
 
 
 def in_steps(trainer: Registered, plan: Plan, device: DeviceId, rule: frame.LocalRule) -> frame.LocalRule:

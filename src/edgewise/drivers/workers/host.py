@@ -23,7 +23,7 @@ from edgewise.core.training import FitRequest
 from edgewise.drivers.simulation.keys import simulated_root, simulated_secrets, simulated_trust
 from edgewise.drivers.storage.device_store import SimulatedDevices, out_of_step
 from edgewise.drivers.workers import arithmetic, jobs, speed
-from edgewise.drivers.workers.devices import Devices, guarded, in_steps
+from edgewise.drivers.workers.devices import Devices, Given, TimedAnswer, guarded, in_steps
 from edgewise.drivers.workers.held_models import Downloads
 from edgewise.drivers.workers.personal import personalised
 from edgewise.drivers.workers.records import noise_steps, records, without_noise
@@ -104,8 +104,11 @@ class Host:
                 self._downloads.hold(job.round, vector.from_bytes(job.data, self._plan.layout.given.dim))
                 return None
             case jobs.Handle():
-                done = self._devices.answer(job.device, job.frame, job.elapsed_s, job.up_mbit)
-                return jobs.Handled(id=job.id, frame=done.frame, train_s=done.train_s, encode_s=done.encode_s)
+                return _handled(job, self._devices.answer(job.device, job.frame, job.elapsed_s, job.up_mbit))
+            case jobs.HandleMany():
+                given = [Given(item.device, item.frame, item.elapsed_s, item.up_mbit) for item in job.items]
+                answers = zip(job.items, self._devices.answer_many(given), strict=True)
+                return jobs.HandledMany(id=job.id, items=tuple(_handled(item, done) for item, done in answers))
             case jobs.Solo():
                 return self._guarded(job, partial(self._train_alone, job))
             case jobs.Personalise():
@@ -235,3 +238,7 @@ class Host:
         except Exception:  # boundary: a trainer is foreign code
             LOG.warning("the speed of a step cannot be measured", exc_info=True)
             return jobs.Timed(id=job.id)
+
+
+def _handled(job: jobs.Handle, done: TimedAnswer) -> jobs.Handled:
+    return jobs.Handled(id=job.id, frame=done.frame, train_s=done.train_s, encode_s=done.encode_s)

@@ -74,6 +74,12 @@ class Handle(_Base, frozen=True, tag="handle"):
     up_mbit: float = inf
 
 
+class HandleMany(_Base, frozen=True, tag="handle_many"):
+    """Give frames to several devices, which train together (``engine.batch_devices``)."""
+
+    items: tuple[Handle, ...]
+
+
 class Solo(_Base, frozen=True, tag="solo"):
     """Train without a federation, from ``params`` (raw float32), over the given rounds of the schedule in order.
 
@@ -123,7 +129,7 @@ class TakeMetrics(_Base, frozen=True, tag="take_metrics"):
     """Collect a person's own metrics that the trainer measured since the last such job."""
 
 
-Job = Setup | Compile | Blob | Held | Handle | Solo | Personalise | Count | Sample | Time | TakeMetrics
+Job = Setup | Compile | Blob | Held | Handle | HandleMany | Solo | Personalise | Count | Sample | Time | TakeMetrics
 SILENT = Blob | Held  # jobs without an answer
 
 
@@ -142,6 +148,12 @@ class Handled(_Base, frozen=True, tag="handled"):
     frame: bytes | None
     train_s: float = 0.0
     encode_s: float = 0.0
+
+
+class HandledMany(_Base, frozen=True, tag="handled_many"):
+    """Answer to HandleMany: one answer for each of its items, with the item's ``id``."""
+
+    items: tuple[Handled, ...]
 
 
 class TrainedAlone(_Base, frozen=True, tag="trained"):
@@ -214,6 +226,7 @@ class Broken(_Base, frozen=True, tag="broken"):
 Result = (
     Described
     | Handled
+    | HandledMany
     | TrainedAlone
     | Personalised
     | CountedRecords

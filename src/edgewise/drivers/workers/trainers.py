@@ -31,7 +31,8 @@ def make_trainer(
         worker: number of this worker process, from 0. It decides the GPU where there are several.
     Raises:
         RecipeError: E-COMBO where the recipe counts passes and the trainer does not count records, or where it asks for
-            samples of text or metrics that the trainer cannot give. E-EXTENSION as ``engine.trainer.registered``.
+            samples of text or metrics that the trainer cannot give, or trains devices together that it has to train
+            one by one. E-EXTENSION as ``engine.trainer.registered``.
     """
     if catalogue.trainer is not None:
         trainer = registered(catalogue.trainer(recipe))
@@ -52,8 +53,20 @@ def make_trainer(
         raise RecipeError("E-COMBO", what, "leave it out, or use a trainer that has it (`edgewise explain extend`).")
     spec, population = trainer.trainer.spec, len(trainer.trainer.devices())
     directions = strategy_of(recipe, catalogue, spec, population).directions
-    if directions is None:
-        return trainer
-    from edgewise.learn import zeroth_order
+    if directions is not None:
+        from edgewise.learn import zeroth_order
 
-    return zeroth_order.wrapped(trainer, directions, keys.root(recipe.seed))
+        trainer = zeroth_order.wrapped(trainer, directions, keys.root(recipe.seed))
+    if recipe.engine.batch_devices > 1:
+        _check_together(recipe, trainer)
+    return trainer
+
+
+def _check_together(recipe: Recipe, trainer: Registered) -> None:
+    """Refuse to train several devices in one pass where that would be another training."""
+    why = "the trainer takes one device at a time" if trainer.together is None else trainer.together.apart()
+    if recipe.dp.example:
+        why = 'dp.unit = "example" clips the gradient of each record by itself'
+    if why:
+        what = f"engine.batch_devices = {recipe.engine.batch_devices} trains devices in one pass, but {why}."
+        raise RecipeError("E-COMBO", what, "write engine.batch_devices = 1.")

@@ -186,9 +186,22 @@ class TextLoss:
             batch: (s_BS, n), with int64 token ids and n >= 1.
         """
         s_BS, n = batch
+        return F.nll_loss(*self._predicted(model, s_BS), ignore_index=-1), n
+
+    def sums(self, model: nn.Module, s_NS: Tensor, devices: int) -> Tensor:
+        """Return the summed negative log-likelihood of each device: float32[devices].
+
+        Args:
+            s_NS: blocks of all devices, device after device, equally many of each.
+        """
+        found = F.nll_loss(*self._predicted(model, s_NS), ignore_index=-1, reduction="none")
+        return found.view(devices, -1).sum(1)
+
+    def _predicted(self, model: nn.Module, s_BS: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the log-probabilities of all next tokens, and the true ones. -1 marks one that does not count."""
         y_BT = s_BS[:, 1:]
         x_BT = torch.where(s_BS < 0, ~s_BS, s_BS)[:, :-1]
         with torch.autocast(s_BS.device.type, torch.bfloat16, enabled=self.autocast is torch.bfloat16):
             logits_BTV = logits(model, x_BT)
         logp_BTV = F.log_softmax(logits_BTV.flatten(0, 1), -1, dtype=torch.float32)
-        return F.nll_loss(logp_BTV, y_BT.clamp(min=-1).flatten(), ignore_index=-1), n
+        return logp_BTV, y_BT.clamp(min=-1).flatten()

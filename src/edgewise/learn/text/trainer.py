@@ -25,6 +25,7 @@ from edgewise.core.errors import DataError, ModelError
 from edgewise.core.keys import Key, derive, root
 from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut
 from edgewise.core.vector import Array, Vector
+from edgewise.learn.batched import Adapters
 from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import autocast_dtype, chosen
 from edgewise.learn.models import generate, quantized
@@ -135,6 +136,9 @@ class TextTrainer(TorchTrainer):
             activation_bytes=float(micro * _activation_bytes_per_token(found)), arithmetic=loss.autocast,
             forward_bytes=float(micro * _forward_bytes_per_token(found)), processor=prepared.processor,
         )  # fmt: skip
+
+        if self._adapts:
+            self.passes = Adapters(self.model, loss, self.flat)
 
     def _device(self, device: DeviceId) -> TextShard:
         return TextShard(self._store.open(device), self._eval_tokens)

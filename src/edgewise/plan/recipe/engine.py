@@ -18,10 +18,13 @@ class EngineSection(Section):
         description="processor that trains and measures; auto = a GPU where torch finds one, else the CPU; all "
         "simulated devices share it, and worker processes share out several",
     )
+    batch_devices: int = Field(
+        1, ge=1, le=1024, description="simulated devices that train in one pass; `edgewise check` proposes a number"
+    )
 
     def on_cpu(self, whose: str) -> EngineSection:
         """Return this section for ``whose`` code, which reads data on the CPU. Raises RecipeError(E-HARDWARE)."""
         if self.device not in ("auto", "cpu"):
             what = f'engine.device = "{self.device}" with {whose}, which reads data on the CPU.'
             raise RecipeError("E-HARDWARE", what, 'write engine.device = "auto" or "cpu".')
-        return EngineSection(device="cpu")
+        return self.model_copy(update={"device": "cpu"})
