@@ -18,7 +18,7 @@ from edgewise.core.errors import RecipeError
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.evaluation import kept
 from edgewise.plan.catalogue import with_extensions
-from edgewise.plan.plan import Evaluations
+from edgewise.plan.evaluations import Evaluations
 from edgewise.plan.recipe.privacy import DP_WORDS
 from edgewise.plan.recipe.recipe import from_plain
 

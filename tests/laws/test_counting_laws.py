@@ -77,7 +77,7 @@ def exist(plan: Plan) -> int:
 def test_no_cohort_that_a_lying_server_picks_has_fewer_honest_devices_in_its_smallest_sum(merge: str) -> None:
     """All cohorts and all sums of small populations; corrupt are the last devices, which is no loss of generality."""
     for plan in plans(merge, "malicious", 1, (6, 17)):
-        for pipe in plan.ways or plan.pipelines:
+        for pipe in plan.rung_pipelines or plan.pipelines:
             quorum, devices = pipe.encoded.quorum, range(plan.sampling.population)
             honest = plan.sampling.population - exist(plan)
             worst = min(sum(d < honest for d in one) for one in combinations(devices, quorum.n_min))
@@ -90,15 +90,15 @@ def test_the_smallest_sum_hides_honest_devices_and_its_policy_allows_for_all_cor
     merge: str, server: str
 ) -> None:
     for plan in plans(merge, server, 2, (10, MOST)):
-        quorum = (plan.ways or plan.pipelines)[0].encoded.quorum
-        most, least = quorum.corrupt, plan.secagg(0, 0 if plan.ways else None).n_min
+        quorum = (plan.rung_pipelines or plan.pipelines)[0].encoded.quorum
+        most, least = quorum.corrupt, plan.secagg(0, 0 if plan.rung_pipelines else None).n_min
         assert least == quorum.n_min >= 2
         assert quorum.honest >= 2
         assert most == exist(plan) or most == plan.sampling.invite or server == "curious"
         if merge == "shared_sum":
             continue
         assert least > 3 * most
-        policy = plan.secagg(0, 0 if plan.ways else None).policy
+        policy = plan.secagg(0, 0 if plan.rung_pipelines else None).policy
         assert all(floor(policy.corrupt * n + 1e-9) >= most for n in range(least, plan.sampling.population))
 
 
@@ -107,7 +107,7 @@ def test_cohorts_and_groups_that_are_drawn_honestly_hold_more_corrupt_devices_ne
     """The bound fails for at most one draw in 2^40."""
     for plan in plans(merge, "curious", 3, (20, MOST)):
         s, bad = plan.sampling, exist(plan)
-        most = (plan.ways or plan.pipelines)[0].encoded.quorum.corrupt
+        most = (plan.rung_pipelines or plan.pipelines)[0].encoded.quorum.corrupt
         if s.kind == "poisson":
             of = lambda m: binom.sf(m, bad, s.rate)  # noqa: B023, E731
         else:
@@ -125,7 +125,7 @@ def test_a_lying_server_cannot_have_both_secrets_of_a_device(merge: str) -> None
     """2 t > holders + corrupt holders. Otherwise it could get seed shares from some and key shares from others."""
     graphs = 0
     for plan in plans(merge, "malicious", 4, (10, MOST)):
-        rung = 0 if plan.ways else None
+        rung = 0 if plan.rung_pipelines else None
         params, most = plan.secagg(0, rung), exist(plan)
         sizes = {params.n_min, plan.sampling.largest} if merge != "grouped" else {params.n_min}
         for n in sizes:

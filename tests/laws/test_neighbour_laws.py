@@ -166,7 +166,7 @@ def test_neighbours_are_as_near_as_the_noise_is_sized_for(name: str) -> None:
     found, furthest = 0, 0.0
     for stages, plan in plans(name):
         assert plan.spend is not None
-        for event, whole in zip(plan.spend.events, plan.ways or plan.pipelines, strict=True):
+        for event, whole in zip(plan.spend.events, plan.rung_pipelines or plan.pipelines, strict=True):
             pipe, bound = before_noise(whole)
             assert event.adjacency == whole.spaces[0].adjacency, stages
             zeros = [np.zeros(pipe.spaces[0].dim, np.float32)] * 3
@@ -193,7 +193,7 @@ def test_neighbours_are_as_near_as_the_noise_is_sized_for(name: str) -> None:
 def test_a_device_that_has_nothing_sends_nothing(name: str) -> None:
     """Body and head are exactly zero in every chain with ``keeps_zero``. Only a shared one-bit grid lacks it."""
     for stages, plan in plans(name):
-        for whole in plan.ways or plan.pipelines:
+        for whole in plan.rung_pipelines or plan.pipelines:
             pipe, _ = before_noise(whole)
             zeros = [np.zeros(pipe.spaces[0].dim, np.float32)] * 3
             silent = not any(x.any() for x in sent(pipe, zeros, 1, 0.0))

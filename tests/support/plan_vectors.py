@@ -144,7 +144,7 @@ def numbers(plan: Plan) -> dict[str, Any]:
         "trust": None if policy is None else {"corrupt": policy.corrupt, "dropout": policy.dropout,
                                               "server": policy.server},
         "sessions": [_session(params) for params in plan.sessions],
-        "ways": [_way(pipe.encoded) for pipe in plan.ways or plan.pipelines],
+        "ways": [_way(pipe.encoded) for pipe in plan.rung_pipelines or plan.pipelines],
         "clip": None if (clips := plan.clips(0)) is None else list(clips),
         "rules": [msgspec.to_builtins(plan.rule(r)) for r in (0, plan.rounds - 1)], "rounds": plan.rounds,
         "frame_limit": plan.frame_limit_bytes, "model_bytes": plan.snapshot_bytes,

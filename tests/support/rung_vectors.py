@@ -192,7 +192,7 @@ def _by_devices() -> dict[str, Any]:
         other = messages.load(raw)
         assert isinstance(other, messages.Advertise)
         all_keys[d] = other.keys
-    last = len(plan.ways) - 1
+    last = len(plan.rung_pipelines) - 1
     whole, few = messages.Roster(keys=all_keys), messages.Roster(keys={"d000": mine.keys})
     rosters = [
         ("the rung that it named", NAMED, whole),

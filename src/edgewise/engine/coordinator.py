@@ -46,7 +46,7 @@ def first(plan: Plan, initial: vector.Vector) -> Checkpoint:
     """Make the checkpoint of a run before its first round, from initial parameters float32[d]."""
     state = plan.strategy.init(initial)
     down = None if plan.downlink is None else broadcast.start(plan.layout.broadcast(state))
-    return Checkpoint(0, state, memory=plan.each(Pipeline.start_memory), down=down)
+    return Checkpoint(0, state, memory=plan.initial_memory(Pipeline.start_memory), down=down)
 
 
 @dataclass(frozen=True)

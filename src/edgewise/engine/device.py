@@ -95,7 +95,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     if isinstance(event, Failed):
         return state.idle, (SendFrame(_refusal(state.device, state.invite, event.code, event.reason)),)
     invite, (update, memory) = state.invite, _finished(plan, state, event)
-    if plan.ways:
+    if plan.rung_pipelines:
         return _asking(plan, state, replace(event, update=update), trust)
     pipe = plan.at(invite.round)
     secrets, budget_bytes = state.secrets, plan.budget_bytes(event.elapsed_s, event.up_mbit)
@@ -209,7 +209,7 @@ def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int | None) -> I
     Raises EdgewiseError: E-RUNG for another rung, E-STALE where codec memory got lost since the invitation, and the
         errors of encoding.
     """
-    if rung is None or not unsent.best <= rung < len(plan.ways):
+    if rung is None or not unsent.best <= rung < len(plan.rung_pipelines):
         raise DecodeError("E-RUNG", "the group's rung is not one that this device can send in time.")
     invite, pipe = frame.from_server(unsent.invite, len(unsent.invite)), plan.at(state.round, rung)
     assert isinstance(invite, Invite)

@@ -138,12 +138,14 @@ Kept = Idle | InSecAgg  # the states that stores keep
 
 def join(plan: Plan, device: DeviceId) -> Idle:
     """Make the state of a device that has never taken part."""
-    return Idle(device, After(None, plan.each(Pipeline.init)))
+    return Idle(device, After(None, plan.initial_memory(Pipeline.init)))
 
 
 def remembers(plan: Plan) -> bool:
     """Tell whether devices keep memory between rounds, for the codec or for the strategy."""
-    return bool(plan.strategy.client.memory) or any(pipe.encoded.memory for pipe in (*plan.pipelines, *plan.ways))
+    return bool(plan.strategy.client.memory) or any(
+        pipe.encoded.memory for pipe in (*plan.pipelines, *plan.rung_pipelines)
+    )
 
 
 def settled(plan: Plan, state: Idle, accepted: int | None) -> Idle | None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from edgewise.core import events
 from edgewise.core.errors import REGISTRY
 from edgewise.core.metric import HELD_OUT, HELD_SHARE
-from edgewise.plan.plan import Evaluations
+from edgewise.plan.evaluations import Evaluations
 
 COHORT = "cohort"  # name in place of a device, where devices send only their mean loss
 BASE, FEDERATED = "base", "federated"  # names of the models that a run evaluates

@@ -115,7 +115,7 @@ def decide(
             raise ValueError("hiding contributions needs to know who is enrolled")
         secagg, session, protocol = plan.secagg(number), plan.session(invite), TwoServers()
         if hides.interactive:
-            rungs = tuple(plan.secagg(number, rung) for rung in range(len(plan.ways)))
+            rungs = tuple(plan.secagg(number, rung) for rung in range(len(plan.rung_pipelines)))
             protocol = Masks(
                 session=server.Session(secagg, session, trust.registry),
                 rungs=rungs,
@@ -136,7 +136,7 @@ def decide(
         turn=turn,
         frozen=plan.frozen(number),
         pipe=pipe,
-        rungs=plan.ways,
+        rungs=plan.rung_pipelines,
         memory=memory,
         invite=invite,
         letters=broadcast.letters(invite, model, named, checkpoint.down, standings, beacon),

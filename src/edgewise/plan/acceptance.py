@@ -205,4 +205,4 @@ def _below(what: str) -> RecipeError:
 
 def _largest_update(plan: Plan) -> float:
     """Return the largest L2 norm of an update as it enters the sum. It is inf where a pipeline has no bound."""
-    return max(pipe.encoded.l2 for pipe in (*plan.pipelines, *plan.ways))
+    return max(pipe.encoded.l2 for pipe in (*plan.pipelines, *plan.rung_pipelines))

@@ -113,7 +113,7 @@ def compile(
         rungs=chains.rungs,
         downlink=downlink(recipe, layout.given, catalogue),
         spend=spend,
-        ways=pipes if by_rung else (),
+        rung_pipelines=pipes if by_rung else (),
         policy=sums.policy,
         contributors=contributors(recipe.trust, population),
     )

@@ -213,7 +213,7 @@ def witnesses(promise: Promise, hides: Hiding | None, spend: Spend | None, group
 def privacy_facts(plan: Plan) -> dict[str, Any]:
     """Return a plan's privacy as plain JSON: ``word``, ``servers``, ``card`` (None without epsilon) and ``seen``."""
     hides = plan.hides
-    groups = plan.most_rung_groups if plan.ways else hides.groups if hides is not None else 1
+    groups = plan.most_rung_groups if plan.rung_pipelines else hides.groups if hides is not None else 1
     return {
         "word": plan.promise.word,
         "servers": hides.servers if hides is not None else 0,

@@ -41,7 +41,7 @@ def trace(plan: Plan) -> list[Row]:
     for i, stage in enumerate(pipe.stages):
         before, after = pipe.spaces[i], pipe.spaces[i + 1]
         does = stage.says(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
-        if plan.ways and i == len(plan.recipe.stage):  # This is the first stage of the ladder.
+        if plan.rung_pipelines and i == len(plan.recipe.stage):  # This is the first stage of the ladder.
             does = f"{_shared_choice(plan)}; the largest: {does}"
         rows.append(_space_row("stage", stage.name, does, after))
         rows += _inner(stage, before)
@@ -215,11 +215,11 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN, local_steps: float = 0.0
         return None
     recipe, s = plan.recipe, plan.recipe.simulation
     pipe = plan.at(0)
-    before = pipe.spaces[len(recipe.stage)] if plan.ways else pipe.spaces[-2].but(l2=inf, linf=inf)
+    before = pipe.spaces[len(recipe.stage)] if plan.rung_pipelines else pipe.spaces[-2].but(l2=inf, linf=inf)
     numbers = {name: i for i, name in enumerate(plan.rungs)}
     rungs = [
         {"name": o.name, "bytes": o.size_bytes, "number": numbers.get(o.name)}
-        for o in offers(recipe, plan.spec, before, catalogue, bool(plan.ways))
+        for o in offers(recipe, plan.spec, before, catalogue, bool(plan.rung_pipelines))
     ]
     deadline_s = recipe.adaptive.deadline_s or recipe.round.deadline_s
     sizes = plan.sizes
@@ -233,7 +233,7 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN, local_steps: float = 0.0
         up_s = 8.0 * sizes[chosen] / (mbit * 1e6)
         total_s = down_s + train_s + up_s
         late = total_s > deadline_s
-        if plan.ways:
+        if plan.rung_pipelines:
             late = up_s > deadline_s or down_s + train_s > recipe.round.deadline_s
         elif not plan.counts_training:
             late = total_s > recipe.round.deadline_s

@@ -54,7 +54,7 @@ def largest_upload(plan: Plan) -> float:
         return max([*payloads, *reports]) + _around(plan, _NAME)
     n = max(2, ceil(plan.sampling.largest / plan.hides.groups))
     names = [f"{i:032x}" for i in range(n)]
-    rung = 0 if plan.ways else None
+    rung = 0 if plan.rung_pipelines else None
     ups = [sizes.letters(plan.secagg(r, rung), names, partial(_framed, _NAME, rung))[0] for r in firsts]
     named, _ = plan.secagg(firsts[0], rung).policy.shape(n)  # all neighbours' boxes failed
     return float(max(ups) + named * (len(_NAME) + 2))
@@ -72,7 +72,7 @@ def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
         return Traffic(pack.size_bytes(encoded) + _around(plan, device), asked)
     if plan.shared:
         return Traffic(two_server.report_bytes(plan.secagg(plan.turns.first(phase))) + _around(plan, device), asked)
-    rung = 0 if plan.ways else None
+    rung = 0 if plan.rung_pipelines else None
     framed = partial(_framed, device, rung)
     group = cohort[: max(2, ceil(len(cohort) / plan.hides.groups))]
     up, down = sizes.letters(plan.secagg(plan.turns.first(phase), rung), group, framed)

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -28,6 +28,7 @@ from edgewise.core.space import Hiding
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Array, Segment, Spec
 from edgewise.plan.broadcast import delta_bytes
+from edgewise.plan.evaluations import Evaluations, evaluations
 from edgewise.plan.facts import PlanFacts
 from edgewise.plan.layout import VectorLayout
 from edgewise.plan.noise import Spend
@@ -50,36 +51,6 @@ KEYS_BYTES, BOX_BYTES, SIGNED_BYTES, REVEALED_BYTES, PART_BYTES = 300, 166, 200,
 MESSAGE_LIMIT_BYTES = 2**32 - 2**20  # MessagePack's largest binary field, less room for the rest
 
 
-@dataclass(frozen=True, slots=True)
-class Evaluations:
-    """The evaluations of a run on held-out text, and the decisions that follow from their losses.
-
-    Attributes:
-        every: rounds between evaluations. The last round is always evaluated; 0 evaluates only the last.
-        devices: largest number of devices to evaluate on; 0 = all.
-        patience: number of evaluations in a row without a lower loss that end the run; 0 = never.
-        keep: the model that counts. "last" is that of the last round, "best" that of the lowest loss.
-        on_devices: True where the devices of a round measure its model. The mean loss then comes with the sum.
-    """
-
-    every: int = 5
-    devices: int = 0
-    patience: int = 0
-    keep: Literal["last", "best"] = "last"
-    on_devices: bool = False
-
-    @property
-    def choose(self) -> bool:
-        """True where losses decide when the run ends, or which of its models counts."""
-        return bool(self.patience) or self.keep == "best"
-
-
-def evaluations(recipe: Recipe) -> Evaluations:
-    """Return the evaluations that a recipe asks for."""
-    section, round = recipe.eval, recipe.round
-    return Evaluations(section.every, section.devices, round.patience, round.keep, section.on_devices)
-
-
 @dataclass(frozen=True)
 class Plan:
     """Everything that a run needs to know, checked to compose.
@@ -96,8 +67,8 @@ class Plan:
         claims: sentences about the privacy of the run, the most important first.
         groups: for each phase the segments that it trains and moves. Empty with one phase, which trains all.
         rungs: names of the rungs that a device may choose from, by number. Empty where the codec is fixed.
-        ways: the update pipeline of each rung where a sum hides single updates. ``pipelines`` then holds the first.
-            Otherwise empty, and one pipeline holds all rungs.
+        rung_pipelines: the update pipeline of each rung where a sum hides single updates. ``pipelines`` then holds the
+            first. Otherwise empty, and one pipeline holds all rungs.
         policy: the assumptions of devices about each other and the server in secure aggregation. None where nothing is
             hidden.
         contributors: number of devices whose random values draw the cohorts. 0 where the server draws alone.
@@ -119,7 +90,7 @@ class Plan:
     rungs: tuple[str, ...] = ()
     downlink: Pipeline | None = None
     spend: Spend | None = None
-    ways: tuple[Pipeline, ...] = ()
+    rung_pipelines: tuple[Pipeline, ...] = ()
     policy: TrustPolicy | None = None
     contributors: int = 0
 
@@ -144,8 +115,8 @@ class Plan:
         return Turns(len(self.pipelines), self.sampling.groups, self.rounds if in_order else 0)
 
     def at(self, round: int, rung: int | None = None) -> Pipeline:
-        """Return the update pipeline of a round, or that of a ``rung`` of ``ways``."""
-        return self.pipelines[self.phase(round)] if rung is None else self.ways[rung]
+        """Return the update pipeline of a round, or that of a ``rung`` of ``rung_pipelines``."""
+        return self.pipelines[self.phase(round)] if rung is None else self.rung_pipelines[rung]
 
     @property
     def hides(self) -> Hiding | None:
@@ -172,17 +143,16 @@ class Plan:
         """The fixed parameters of every session of secure aggregation that the run can have."""
         if self.policy is None:
             return ()
-        policy, ways = self.policy, self.ways
-        rungs = range(len(ways)) if ways else [None] * len(self.pipelines)
-        return tuple(
-            params(pipe.encoded, policy, rung) for pipe, rung in zip(ways or self.pipelines, rungs, strict=True)
-        )
+        policy, by_rung = self.policy, self.rung_pipelines
+        if by_rung:
+            return tuple(params(pipe.encoded, policy, rung) for rung, pipe in enumerate(by_rung))
+        return tuple(params(pipe.encoded, policy, None) for pipe in self.pipelines)
 
     @property
     def sizes(self) -> tuple[float, ...]:
         """Bytes of a contribution by each rung. Empty where the codec is fixed."""
-        if self.ways:
-            return tuple(pack.size_bytes(way.encoded) for way in self.ways)
+        if self.rung_pipelines:
+            return tuple(pack.size_bytes(pipe.encoded) for pipe in self.rung_pipelines)
         return rung_bytes(self.at(0).encoded)
 
     def session(self, invite: Invite) -> bytes:
@@ -194,10 +164,13 @@ class Plan:
         assert invite.nonce is not None, "an invitation without one is refused where contributions are hidden"
         return messages.session_id(self.run, invite.round, invite.model, config.hex(), invite.nonce)
 
-    def each(self, start: Callable[[Pipeline], Memory]) -> Memory:
+    def initial_memory(self, start: Callable[[Pipeline], Memory]) -> Memory:
         """Return the codec memory before the first round, of all phases together.
 
         Each phase moves other coordinates, so each has a memory of its own.
+
+        Args:
+            start: ``Pipeline.init`` for a device, ``Pipeline.start_memory`` for the server.
         """
         memory = Memory()
         for i, pipe in enumerate(self.pipelines):
@@ -337,7 +310,9 @@ class Plan:
     @property
     def frame_limit_bytes(self) -> int:
         """The largest size of an honest answer of any phase or rung: the worst packed payload, and its frame."""
-        spaces = [space for pipe in self.ways or self.pipelines for space in pipe.encoded.rungs or (pipe.encoded,)]
+        spaces = [
+            space for pipe in self.rung_pipelines or self.pipelines for space in pipe.encoded.rungs or (pipe.encoded,)
+        ]
         letters = PART_BYTES * max(self.sampling.invite, self.contributors) if self.hides else 0
         worst = max(16 * space.dim + space.universe + 16 * len(space.head) + 65536 for space in spaces) + letters
         return min(worst, MESSAGE_LIMIT_BYTES)
@@ -372,7 +347,7 @@ class Plan:
         Behind masks it does not, because the update waits for the keys of all devices. With noise in the steps it must
         not: the time of a step reveals the number and length of the blocks that it drew.
         """
-        return not self.ways and not self.promise.noises_steps
+        return not self.rung_pipelines and not self.promise.noises_steps
 
     def expected_bytes(self, round: int, elapsed_s: float, up_mbit: float) -> float:
         """Return the expected bytes of a device's answer to an invitation: its payload, or its keys.

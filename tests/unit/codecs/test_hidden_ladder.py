@@ -54,8 +54,8 @@ def test_every_rung_is_a_way_of_its_own() -> None:
     plan = plan_of()
     assert list(plan.rungs) == [rung.name for rung in MASKED_RUNGS]
     assert all(a > b for a, b in pairwise(plan.sizes))
-    assert plan.pipelines == plan.ways[:1]
-    for rung, way in enumerate(plan.ways):
+    assert plan.pipelines == plan.rung_pipelines[:1]
+    for rung, way in enumerate(plan.rung_pipelines):
         assert way.merge.blind
         assert (
             way.encoded.quorum.n_min == 5
@@ -65,7 +65,7 @@ def test_every_rung_is_a_way_of_its_own() -> None:
         assert plan.secagg(0, rung).rung == rung
         assert plan.answer_bytes(0, messages.dump(messages.Boxes(boxes={})), rung) == plan.sizes[rung]
     assert plan.secagg(0, 0).policy.corrupt == 1 / 5  # All corrupt devices of a cohort may be in one group.
-    assert plan_of(adaptive={"groups": 1}).ways[0].encoded.quorum.n_min == 6
+    assert plan_of(adaptive={"groups": 1}).rung_pipelines[0].encoded.quorum.n_min == 6
     found = explain.ladder(plan_of(adaptive={"deadline_s": 0.5}))
     assert found is not None
     assert [r["bytes"] for r in found["rungs"]] == list(plan.sizes)
@@ -85,7 +85,7 @@ def test_what_a_rung_sends_stands_for_all(name: str, share: float) -> None:
     With 1 % of the coordinates, stretched at most 20 times, a fifth of the length arrives.
     """
     plan = plan_of()
-    way = plan.ways[plan.rungs.index(name)]
+    way = plan.rung_pipelines[plan.rungs.index(name)]
     x = np.random.default_rng(5).standard_normal(SPEC.dim)
     x = (2.0 * x / np.linalg.norm(x)).astype(np.float32)
     payload, memory = way.encode(x, {"loss_first": 1.0, "loss_last": 1.0}, 65536.0, Memory(), plan.turn(0, KEY))
@@ -240,14 +240,14 @@ def test_a_device_asks_for_what_it_has_time_for_and_encodes_by_its_groups_rung()
     assert sent.rung == plan.best(1.0, 0.03) > 0
     assert plan.sizes[sent.rung] <= plan.budget_bytes(1.0, 0.03) < plan.sizes[sent.rung - 1]
     assert len(frame.dump(sent)) < 600  # keys, and nothing of the update
-    for rung in (sent.rung, len(plan.ways) - 1):
+    for rung in (sent.rung, len(plan.rung_pipelines) - 1):
         restored = states.resumed(states.join(plan, "d000"), states.session_of(state))
         after, effects = machine.step(plan, restored, device_events.Delivered(roster(plan, sent, rung)), trust)
         assert effects[0] == device_events.Save(after), "before the shares leave"
         assert isinstance(after, states.InSecAgg)
         assert (after.rung, after.unsent) == (rung, None)
         assert isinstance(after.client, client.Sharing)
-        assert len(after.client.body) == 4 * plan.ways[rung].encoded.dim
+        assert len(after.client.body) == 4 * plan.rung_pipelines[rung].encoded.dim
         assert states.resumed(after.idle, states.session_of(after)) == after
 
 

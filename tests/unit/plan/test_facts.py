@@ -121,7 +121,9 @@ def test_a_device_compiles_the_servers_plan_from_facts_alone(word: str, monkeypa
         made.rule(3),
         made.sessions,
     )
-    assert [p.encoded for p in again.ways or again.pipelines] == [p.encoded for p in made.ways or made.pipelines]
+    assert [p.encoded for p in again.rung_pipelines or again.pipelines] == [
+        p.encoded for p in made.rung_pipelines or made.pipelines
+    ]
     assert (None if again.spend is None else again.spend.budget) == (None if made.spend is None else made.spend.budget)
     assert session(again) == session(made)
 

@@ -336,7 +336,7 @@ def _left_out(plan: Plan) -> tuple[str, ...]:
         "residuals of error feedback from earlier rounds": space.residual,
         "positions that earlier releases chose": space.announced > 0,
         "changes of the clip over the rounds": spend.clipping.follows,
-        "all rungs of the ladder except that of the fastest link": bool(plan.rungs) and not plan.ways,
+        "all rungs of the ladder except that of the fastest link": bool(plan.rungs) and not plan.rung_pipelines,
         "the rule between the groups (the server sees each group's sum)": plan.pipelines[0].merge.groups > 1,
         "masks and shares (they cancel in the sum)": plan.hides is not None,
     }

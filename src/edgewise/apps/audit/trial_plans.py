@@ -30,7 +30,7 @@ def ways_of(plan: Plan) -> list[Pipeline]:
     """List the plan's pipelines, one per phase or rung, up to one sum, because the server sees each sum."""
     return [
         pipeline(pipe.spaces[0], pipe.stages, ring_sum(), pipe.posts) if pipe.merge.combine is not None else pipe
-        for pipe in plan.ways or plan.pipelines
+        for pipe in plan.rung_pipelines or plan.pipelines
     ]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from edgewise.core.errors import StoreError
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.evaluation import kept
-from edgewise.plan.plan import evaluations
+from edgewise.plan.evaluations import evaluations
 from edgewise.plan.recipe.recipe import from_plain
 
 
