@@ -159,7 +159,7 @@ def told(plan: Plan, up_mbit: float) -> tuple[states.State, frame.Step, Trust]:
     head = dict.fromkeys((metric.name for metric in plan.metrics), 0.0)
     update = Update(np.zeros(plan.layout.sent.dim, np.float32), head, 1.0)
     state, effects = machine.step(plan, state, device_events.Trained(update, 1.0, up_mbit), trust)
-    sent = frame.load(next(e for e in effects if isinstance(e, device_events.Send)).frame)
+    sent = frame.load(next(e for e in effects if isinstance(e, device_events.SendFrame)).frame)
     assert isinstance(sent, frame.Step)
     return state, sent, trust
 
@@ -169,7 +169,7 @@ def answered(plan: Plan, state: states.State, raw: bytes, trust: Trust) -> bytes
     message = frame.from_server(raw, len(raw))
     assert isinstance(message, frame.Step)
     _, effects = machine.step(plan, state, device_events.Delivered(message), trust)
-    (sent,) = (e for e in effects if isinstance(e, device_events.Send))
+    (sent,) = (e for e in effects if isinstance(e, device_events.SendFrame))
     return bytes(sent.frame)
 
 
