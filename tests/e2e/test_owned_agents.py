@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 from owned import ended, owned, seen, state, submitted, toy, working
-from served import joined, running
+from served import invite, joined, running, send_invitation
 
 from edgewise.apps.device import control, record
 from edgewise.apps.device.conditions import Conditions
 from edgewise.apps.server.start import HttpServer
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec
+from edgewise.drivers.fleet import mailboxes
+from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.limits import Later
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.workers.devices import Devices
@@ -101,6 +103,20 @@ def test_a_limit_of_bytes_counts_all_frames_of_a_round(server: HttpServer, admin
     stated = float(reason.rpartition(" ")[2].rstrip("."))
     assert sent[0] < 1000 < min(sent[1:])
     assert max(sent) <= stated < 2 * max(sent)
+
+
+def test_mail_that_no_server_sends_is_left_alone(server: HttpServer, admin: Link, tmp_path: Path) -> None:
+    """Neither a frame that cannot be read, nor a run whose name would be a path or steer the owner's screen."""
+    home = owned(server, tmp_path / "home", OPEN)
+    device = homes.load(home).name
+    letter = invite()
+    server.service.database.write(lambda c: mailboxes.post(c, device, b"no frame", letter, 0.0))
+    for name in ("\x1b[31m\nred", "../me", "a?b=1", "a" * 129, ""):
+        send_invitation(server, device, run=name)
+    run = submitted(server, admin, **{"round.rounds": 1, "round.minimum": 0.1})
+    with working(home):
+        assert ended(admin, run) == "finished"
+    assert {row.run for row in record.rows(home)} == {run}
 
 
 def test_a_server_that_refuses_an_update_again_and_again_gets_no_more_than_a_days_bytes(

@@ -18,8 +18,9 @@ from pathlib import Path
 from threading import Event, Thread
 
 from edgewise.core import frame
-from edgewise.core.errors import EdgewiseError, Interrupted, StoreError, TrainingError, TransportError
+from edgewise.core.errors import DecodeError, EdgewiseError, Interrupted, StoreError, TrainingError, TransportError
 from edgewise.core.own_code import type_and_line
+from edgewise.drivers.http import signatures
 from edgewise.drivers.http.link import FRAME_BYTES, WAIT_S, Link, Mail
 from edgewise.drivers.storage.files import discard
 from edgewise.drivers.workers.devices import Devices
@@ -79,8 +80,8 @@ def attend(
         watch: hooks for the owner.
     Raises:
         TransportError: E-REVOKED, E-CONNECT, and other errors for which the link gives up.
-        DecodeError: for a frame that no server sends.
         StoreError: where the device's state cannot be read or saved.
+    Guarantees: a frame that no server sends gets no answer, and does not end the device.
     """
     last_number = 0
     while not until():
@@ -95,12 +96,16 @@ def attend(
                 if e.code not in _OVER:
                     raise
                 LOG.info("no part in a round: %s", e)
+            except DecodeError as e:
+                LOG.warning("a frame of the server is left alone: %s", e)
             last_number = mail.number
 
 
 def _answer(link: Link, part: Callable[[str], RunPart], mail: Mail, watch: Watch) -> None:
     came_s = time.monotonic()
     message = frame.from_server(mail.raw, FRAME_BYTES)
+    if not signatures.RUN.fullmatch(message.run):  # it becomes part of a path and of a header, and of lines for people
+        raise DecodeError("E-FRAME", "the frame names a run as no server does.")
     if isinstance(message, frame.Probe):
         LOG.warning("the server asks for a loss of this device alone; it is not answered")
         return

@@ -40,7 +40,7 @@ _INPUT = re.compile(
 )
 _DIGEST = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
 _SIGNATURE = re.compile(r"sig=:([A-Za-z0-9+/]{86}==):")
-_RUN = re.compile(r"-|[0-9A-Za-z._:-]{1,128}")
+RUN = re.compile(r"-|[0-9A-Za-z._:-]{1,128}")
 _ROUND = re.compile(r"-|0|[1-9][0-9]{0,8}")
 _FIX = "enrol with `edgewise join`, and use the client of this version of edgewise."
 
@@ -149,11 +149,7 @@ def verify(
     )
     body = _DIGEST.fullmatch(found["content-digest"])
     if not (
-        given
-        and signed
-        and body
-        and _RUN.fullmatch(found["edgewise-run"])
-        and _ROUND.fullmatch(found["edgewise-round"])
+        given and signed and body and RUN.fullmatch(found["edgewise-run"]) and _ROUND.fullmatch(found["edgewise-round"])
     ):
         raise TransportError("E-SIGNATURE", "the request is not signed, or not in the form of edgewise.", _FIX)
     created_s, nonce, sender = int(given[1]), bytes.fromhex(given[2]), given[3]
