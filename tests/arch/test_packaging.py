@@ -16,7 +16,7 @@ from arch.source import ROOT
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 FILES = sorted((ROOT / "constraints").glob("py*.txt"))
 # What `make setup` installs. Other extras (ray, postgres, ...) are open until their tests need pins.
-INSTALLED = ("train", "server", "export", "dev")
+INSTALLED = ("train", "server", "export", "eval", "dev")
 
 
 def pins(path: Path) -> dict[str, str]:

@@ -89,6 +89,37 @@ def test_a_personal_model_stands_beside_the_global_one(tmp_path: Path) -> None:
     assert "no personal model" in command("generate", run, "--model", "personal", *GREEDY, *moved)["what"]
 
 
+def test_an_evaluation_shows_models_and_owners(tmp_path: Path) -> None:
+    rows = [
+        {"owner": "ann", "text": tiny_models.tiny_model.LINES[0]},
+        {"owner": "bob", "prompt": "the quick", "text": "brown fox"},
+        {"question": "the quick brown", "choices": ["fox", "idea"], "answer": "fox"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "my_scores.py").write_text("def short(row, answer):\n    return len(answer) < 99\n", encoding="utf-8")
+    Path("my_scores.py").write_text((tmp_path / "my_scores.py").read_text(encoding="utf-8"), encoding="utf-8")
+    options = ("--on", str(file), "--model", "global", "--model", "base", "--metric", "my_scores:short")
+    found = done("eval", "lora", *options, "--max-tokens", "4", "--csv", str(tmp_path / "table.csv"))
+    assert found["length"] == 16, "as in training"
+    trained, base = found["models"]["global"], found["models"]["base"]
+    assert trained["ann"]["perplexity"] != base["ann"]["perplexity"]
+    assert (trained["all"]["rows"], trained["all"]["short"], set(trained)) == (3, 1.0, {"all", "ann", "bob"})
+    table = (tmp_path / "table.csv").read_text(encoding="utf-8").splitlines()
+    assert table[0] == "model,device,rows,tokens,perplexity,bits_per_byte,accuracy,accuracy_by_byte,short"
+    assert len(table) == 7
+    assert "bits per byte" in call("eval", "lora", "--on", str(file)).stdout
+    for bad, code in (
+        (("--metric", "my_scores:long"), "E-EXTENSION"),
+        (("--devices", "cyd"), "E-USE"),
+        (("--length", "65"), "E-USE"),
+        (("--column", "text=body"), "E-DATA-COLUMN"),
+        (("--devices", "ann", "--rouge"), "E-USE"),
+        (("--model", "personal", "--devices", "ann"), "E-USE"),
+    ):
+        assert command("eval", "lora", "--on", str(file), *bad)["code"] == code, bad
+
+
 def test_a_gguf_file_is_the_model(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     found = done("export", "lora", "--to", "gguf", "--dest", str(tmp_path / "whole"), "--dtype", "float32")

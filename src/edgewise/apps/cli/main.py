@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from edgewise.apps.cli import device_commands as owners
-from edgewise.apps.cli import gateway_commands as gateways
 from edgewise.apps.cli import (
+    eval_command,
     guides,
     keeping,
     model_commands,
@@ -21,6 +21,7 @@ from edgewise.apps.cli import (
     sweeping,
     use_commands,
 )
+from edgewise.apps.cli import gateway_commands as gateways
 from edgewise.apps.cli import server_commands as operators
 
 app = typer.Typer(
@@ -73,6 +74,7 @@ for command in (
     keeping.restore,
 ):
     app.command()(command)
+app.command("eval")(eval_command.evaluate)
 app.add_typer(recipe_commands.bench, name="bench", help="Measure parts of edgewise on your own model.")
 app.add_typer(owners.device, name="device", help="Run and control your own device.")
 app.add_typer(run_commands.run, name="run", help="Submit recipes to a server and follow their runs.")

@@ -77,10 +77,10 @@ def generate(
         from edgewise.learn.models.streaming import BY_HAND, Decoding, prompt_ids, stream
 
         text = sys.stdin.read() if prompt is None else prompt
-        used, load_s = _opened(place, played, base, device, home, debug)
+        used, load_s = opened(place, played, base, device, home, debug)
         settings = Decoding(max_tokens, temperature, top_p, seed)
         answers = {}
-        names = _names(models, used)
+        names = names_of(models, used)
         for name in names:
             used.turn_to(name)
             if not as_json and len(names) > 1:
@@ -125,14 +125,14 @@ def chat(
         from edgewise.apps.models.conversation import Conversation
         from edgewise.learn.models.streaming import Decoding
 
-        used, _ = _opened(place, played, base, device, home, debug)
-        names = _names(models, used)
+        used, _ = opened(place, played, base, device, home, debug)
+        names = names_of(models, used)
         _talk(Conversation(used, names, Decoding(max_tokens, temperature, top_p, seed), system, template), names)
 
     raise typer.Exit(CommandSession("chat", debug=debug).run(body))
 
 
-def _names(models: list[str] | None, used: UsedModel) -> list[str]:
+def names_of(models: list[str] | None, used: UsedModel) -> list[str]:
     """Return the models to use: those that were asked for, or the global one and a personal one beside it."""
     return models or [name for name in used.names if name != "base"]
 
@@ -167,7 +167,7 @@ def _next_message() -> str | None:
         return ""
 
 
-def _opened(
+def opened(
     place: Path, played: int | None, base: str, device: str, home: Path | None, debug: bool
 ) -> tuple[UsedModel, float]:
     """Open a model behind a quiet screen. Returns it and the seconds that it took."""

@@ -32,6 +32,7 @@ from edgewise.plan.recipe.recipe import from_plain
 GLOBAL, PERSONAL, BASE = "global", "personal", "base"
 NAMES = (GLOBAL, PERSONAL, BASE)
 ADAPTER = "adapter_config.json"
+LENGTH = 128
 SHOWN = 5  # A message names so many devices.
 TRAINED, LINEAGE, FACTS = "trained.safetensors", "lineage.json", "facts.json"  # in a fetched folder
 
@@ -43,12 +44,21 @@ class UsedModel:
         loaded: the base as it was read, with its tokenizer.
         model: the module to run.
         title: its origin in words, for people.
+        length: tokens of a block in training. 128 where that is not known.
         names: the models that it can be, of ``NAMES``.
     """
 
-    def __init__(self, loaded: Loaded, model: Any, title: str, turns: Mapping[str, Callable[[], object]]) -> None:
-        self.loaded, self.model, self.title = loaded, model, title
-        self._turns = dict(turns)
+    def __init__(
+        self,
+        loaded: Loaded,
+        model: Any,
+        title: str,
+        turns: Mapping[str, Callable[[], object]],
+        length: int = LENGTH,
+        turn_to_personal: Callable[[str], object] | None = None,
+    ) -> None:
+        self.loaded, self.model, self.title, self.length = loaded, model, title, length
+        self._turns, self._turn_to_personal, self._turned = dict(turns), turn_to_personal, ("", "")
         model.eval()
 
     @property
@@ -61,8 +71,22 @@ class UsedModel:
         """The tokenizer."""
         return self.loaded.tokens
 
-    def turn_to(self, name: str) -> None:
-        """Give the module the parameters of a model. Raises EdgewiseError(E-USE) for one that is not here."""
+    def turn_to(self, name: str, owner: str = "") -> None:
+        """Give the module the parameters of a model.
+
+        Args:
+            owner: of a run that was opened without a device, the device whose personal model is meant.
+        Raises:
+            EdgewiseError: E-USE for a model that is not here.
+        """
+        whose = owner if name == PERSONAL and PERSONAL not in self._turns else ""
+        if (name, whose) == self._turned:
+            return
+        self._turned = ("", "")
+        if whose and self._turn_to_personal is not None:
+            self._turn_to_personal(whose)
+            self._turned = (name, whose)
+            return
         if name not in self._turns:
             what = f"{self.title} has no {name} model." if name in NAMES else f"there is no model {name!r:.60}."
             fix = f"take --model {' or '.join(self._turns)}."
@@ -70,6 +94,7 @@ class UsedModel:
                 fix += " A personal model needs its device: --device NAME."
             raise EdgewiseError("E-USE", what, fix)
         self._turns[name]()
+        self._turned = (name, whose)
 
 
 def open_model(
@@ -120,21 +145,34 @@ def _of_run(place: Path, played: int | None, base: str, device: str) -> UsedMode
         raise EdgewiseError("E-USE", what, "finish a round with --resume, or use the base with --round 0.")
     one.refuse_own_models("load it with your own code: `edgewise export --to tensors` writes what was trained.")
     model = rebuilt.rebuild(one.recipe, *one.base(base), one.facts, one.params, one.directions)
-    own = personal_params(one.run_dir, device) if device else None
-    if device and own is None:
-        having = ", ".join(model.device for model in islice(personal_models(one.run_dir), SHOWN))
+    own = _personal(one.run_dir, device) if device else None
+    used = partial(_of_vectors, model, f"{one.recipe.name} after {one.played} rounds", own)
+    return used(one.recipe.data.sequence_len, lambda owner: model.flat.write(_personal(one.run_dir, owner)))
+
+
+def _personal(run_dir: Path, device: str) -> Vector:
+    """Read the personal model of a device. Raises EdgewiseError(E-USE) where it has none."""
+    own = personal_params(run_dir, device)
+    if own is None:
+        having = ", ".join(model.device for model in islice(personal_models(run_dir), SHOWN))
         fix = f"take one of these: {having}." if having else "run a recipe with a section [personal]."
-        raise EdgewiseError("E-USE", f"device {device!r:.60} has no personal model in {one.run_dir}.", fix)
-    return _of_vectors(model, f"{one.recipe.name} after {one.played} rounds", own)
+        raise EdgewiseError("E-USE", f"device {device!r:.60} has no personal model in {run_dir}.", fix)
+    return own
 
 
-def _of_vectors(one: rebuilt.RebuiltModel, title: str, personal: Vector | None) -> UsedModel:
+def _of_vectors(
+    one: rebuilt.RebuiltModel,
+    title: str,
+    personal: Vector | None,
+    length: int,
+    turn_to_personal: Callable[[str], object] | None = None,
+) -> UsedModel:
     initial = one.flat.read()  # With adapters it is the base too, because one factor begins at zero.
     vectors = {GLOBAL: one.params, PERSONAL: personal, BASE: initial}
     if personal is not None and personal.shape != one.params.shape:
         raise EdgewiseError("E-USE", "the personal model is of another layout than the run's.", "make it again.")
     turns = {name: partial(one.flat.write, x) for name, x in vectors.items() if x is not None}
-    return UsedModel(one.loaded, one.model, title, turns)
+    return UsedModel(one.loaded, one.model, title, turns, length, turn_to_personal)
 
 
 def _fetched(place: Path, base: str, home: Path | None) -> UsedModel:
@@ -159,7 +197,7 @@ def _fetched(place: Path, base: str, home: Path | None) -> UsedModel:
         if own is None:
             what = f"the device of {home} has no personal model of this run."
             raise EdgewiseError("E-USE", what, "make it: `edgewise device personalise`.")
-    return _of_vectors(one, f"{lineage['name']} after {lineage['played']} rounds", own)
+    return _of_vectors(one, f"{lineage['name']} after {lineage['played']} rounds", own, recipe.data.sequence_len)
 
 
 def _adapter(place: Path, base: str) -> UsedModel:
