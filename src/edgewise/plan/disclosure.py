@@ -70,7 +70,7 @@ def claims(
         sentences.append(
             f"{recipe.strategy['kind']} asks devices for {', '.join(client.head)} as exact scalars, which {seen}"
         )
-    if recipe.trainable.ranks and not visible:
+    if recipe.trainable.unequal and not visible:
         ranks, least = recipe.trainable.levels, pipe.spaces[0].quorum.n_min
         few = f"{least * recipe.trainable.shares[ranks[-1]]:.3g} of {least}"
         sentences.append(

@@ -43,11 +43,13 @@ def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: in
         rule: Literal["fedex", "flora"] = "fedex" if section.rule == "fedex" else "flora"
         key = keys.derive(keys.root(recipe.seed), "adapters")
         return of_products(made, spec, rule, section.alpha / section.rank, key) if spec.segments else made
-    if not section.ranks:
+    if not section.unequal:
         return made
     if made.client.memory or made.client.sends:
-        what = f'strategy "{recipe.strategy["kind"]}" cannot be used with trainable.ranks: its vectors are means of all'
-        raise RecipeError("E-COMBO", f"{what} devices.", "use fedavg, fedprox or a server optimizer.")
+        what = f'strategy "{recipe.strategy["kind"]}" cannot be used with devices of unequal rank: '
+        raise RecipeError(
+            "E-COMBO", f"{what}its vectors are means of all devices.", "use fedavg, fedprox or a server optimizer."
+        )
     return of_ranks(made, spec, section.levels, _denominators(recipe))
 
 
@@ -62,7 +64,7 @@ def _denominators(recipe: Recipe) -> dict[int, float] | None:
     if not section.shares:
         what = f'trainable.ranks by patterns of ids cannot be used with privacy = "{recipe.privacy}". Nobody could say '
         what += "beforehand how many devices of a sum train a column, and it may be one alone."
-        raise RecipeError("E-COMBO", what, 'give shares of the devices: ranks = {"75 %" = 4, "25 %" = 16}.')
+        raise RecipeError("E-COMBO", what, "give shares of the devices: rank_shares = {4 = 0.75, 16 = 0.25}.")
     if recipe.privacy not in DP_WORDS:
         return None
     return {rank: sum(s for r, s in section.shares.items() if r >= rank) for rank in section.levels}

@@ -61,7 +61,7 @@ def sums_of(recipe: Recipe, merge: Merge, sampling: Sampling) -> Sums:
     if recipe.trainable.shares and least * recipe.trainable.shares[recipe.trainable.rank] - corrupt < 2.0:
         raise CompositionError(
             "E-NMIN",
-            f"trainable.ranks: the smallest sum has {least} devices, of which {corrupt} may be corrupt, and "
+            f"trainable.rank_shares: the smallest sum has {least} devices, of which {corrupt} may be corrupt, and "
             f"{100 * recipe.trainable.shares[recipe.trainable.rank]:g} % have rank {recipe.trainable.rank}. The last "
             "columns would hide less than two honest devices.",
             "take larger cohorts, raise round.minimum, or give more devices that rank.",

@@ -23,13 +23,13 @@ from edgewise.strategies.fedopt import fedavg
 from edgewise.strategies.ranks import of_ranks
 
 SPEC = Spec.of([("q.lora_B.weight", (6, 4), "float32"), ("norm", (2,), "float32")])
-SHARES = {"50 %": 2, "50.0 %": 4}
+SHARES = {"2": 0.5, "4": 0.5}
 FINE = [
     {"kind": "weigh", "cap": 160}, {"kind": "clip", "l2": 32.0}, {"kind": "clamp", "linf": 4.0},
     {"kind": "quantize", "bits": 16, "grid": "shared"}, {"kind": "wrap"},
 ]  # fmt: skip
 ONE_ROUND = {
-    "trainable.kind": "lora", "trainable.rule": "ffa", "trainable.rank": 4, "trainable.ranks": SHARES,
+    "trainable.kind": "lora", "trainable.rule": "ffa", "trainable.rank": 4, "trainable.rank_shares": SHARES,
     "strategy": {"kind": "fedavg"}, "round.rounds": 1, "round.minimum": 1.0, "data.devices": 20, "eval.every": 0,
     "compare.local_only": False, "compare.centralised": False, "trust.malicious_fraction": 0.0,
 }  # fmt: skip
@@ -86,7 +86,7 @@ def test_a_device_sends_its_columns_and_its_scalars():
 
 def test_with_noise_denominators_are_the_public_shares():
     dp = {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0}
-    section = {"kind": "lora", "rule": "ffa", "rank": 4, "ranks": {"75 %": 2, "25 %": 4}}
+    section = {"kind": "lora", "rule": "ffa", "rank": 4, "rank_shares": {"2": 0.75, "4": 0.25}}
     recipe = from_plain({"privacy": "central_dp", "dp": dp, "trainable": section})
     strategy = compile(recipe, SPEC, 100, BUILT_IN).strategy
     assert strategy.client.head == ()
@@ -95,7 +95,7 @@ def test_with_noise_denominators_are_the_public_shares():
 
 
 def test_shares_deal_out_ranks_and_patterns_name_them():
-    section = from_plain({"privacy": "none", "trainable": {**LORA, "ranks": {"75 %": 2, "25 %": 4}}}).trainable
+    section = from_plain({"privacy": "none", "trainable": {**LORA, "rank_shares": {"2": 0.75, "4": 0.25}}}).trainable
     ranks = [section.rank_of(f"d{i}", root(0)) for i in range(2000)]
     assert set(ranks) == {2, 4}
     assert 0.2 < ranks.count(4) / 2000 < 0.3
@@ -111,16 +111,17 @@ LORA = {"kind": "lora", "rank": 4}
 @pytest.mark.parametrize(
     ("more", "section", "code", "words"),
     [
-        ({}, {"rule": "fedit", "ranks": SHARES}, "E-COMBO", "one A on all devices"),
-        ({}, {"ranks": {"50 %": 2, "40 %": 4}}, "E-VALUE", "90 % together"),
-        ({}, {"ranks": {"100 %": 2}}, "E-VALUE", "no share of devices with trainable.rank = 4"),
-        ({}, {"ranks": {"50 %": 2, "phone-*": 4}}, "E-VALUE", "mixes shares and patterns"),
+        ({}, {"rule": "fedit", "rank_shares": SHARES}, "E-COMBO", "one A on all of them"),
+        ({}, {"rank_shares": {"2": 0.5, "4": 0.4}}, "E-VALUE", "0.9 together"),
+        ({}, {"rank_shares": {"2": 1.0}}, "E-VALUE", "no device trainable.rank = 4"),
+        ({}, {"rank_shares": SHARES, "ranks": {"a": 2}}, "E-COMBO", "both say which device"),
+        ({}, {"rank_shares": {"two": 1.0}}, "E-VALUE", "is no rank"),
         ({}, {"ranks": {"phone-*": 8}}, "E-VALUE", "trainable.rank = 4 is the largest"),
         ({"privacy": "hidden"}, {"ranks": {"phone-*": 2}}, "E-COMBO", "patterns of ids"),
-        ({"privacy": "hidden"}, {"ranks": {"95 %": 2, "5 %": 4}}, "E-NMIN", "less than two honest devices"),
+        ({"privacy": "hidden"}, {"rank_shares": {"2": 0.95, "4": 0.05}}, "E-NMIN", "less than two honest devices"),
         (
             {"strategy": {"kind": "scaffold"}, "training": {"optimizer": "sgd"}},
-            {"ranks": SHARES},
+            {"rank_shares": SHARES},
             "E-COMBO",
             "means of all",
         ),

@@ -160,6 +160,8 @@ def _kind(node: dict[str, Any]) -> str:
         return json.dumps(node["const"])
     if "oneOf" in node or "oneOf" in node.get("items", {}):
         return "list of parts" if "items" in node else "one part"
+    if isinstance(values := node.get("additionalProperties"), dict):
+        return f"name = {_kind(values)}"
     if options := [one for one in node.get("anyOf", []) if one.get("type") != "null"]:
         return " | ".join(map(_kind, options))
     kind = {"object": "table", "array": "list", "number": "number", "integer": "whole number", "string": "text"}

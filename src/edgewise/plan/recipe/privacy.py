@@ -66,7 +66,7 @@ def chosen(plain: Mapping[str, Any]) -> dict[str, Any]:
         if word in DP_WORDS and "layers" not in trainable:
             out["trainable.kind"] = "lora"
         if isinstance(word, str) and word in RULES and trainable.get("kind", out.get("trainable.kind")) == "lora":
-            out["trainable.rule"] = "ffa" if trainable.get("ranks") else RULES[word][0]
+            out["trainable.rule"] = "ffa" if trainable.get("ranks") or trainable.get("rank_shares") else RULES[word][0]
     if word in ("hidden", "distributed_dp"):
         out["merge.kind"] = "secure_sum"
     drawn = plain.get("round")

@@ -5,7 +5,6 @@ TrainableSection(kind="lora", rule="ffa").says        # 'LoRA adapters of rank 8
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -39,7 +38,6 @@ _RULES = {
 VISIBLE = ("fedex", "flora")  # rules that need single devices' factors, and change the adapted matrices
 RANKED = ("ffa", "reffa", "flora")  # rules under which devices may have unequal ranks
 SHARED_A = ("ffa", "reffa")  # rules under which A is the same on all devices and in all rounds of an adapter
-_SHARE = re.compile(r"(\d+(?:\.\d+)?) ?%")  # 75 %
 
 
 class TrainableSection(Section):
@@ -62,8 +60,10 @@ class TrainableSection(Section):
     ranks: dict[str, int] = Field(
         {},
         description="devices of lower rank, which train the first columns of each B only: patterns of device ids, "
-        '{"phone-*" = 4}, where all others have `rank`; or shares of the devices, {"75 %" = 4, "25 %" = 16}, dealt out '
-        "by the seed; rule = ffa, reffa or flora",
+        '{"phone-*" = 4}; all others have `rank`; rule = ffa, reffa or flora',
+    )
+    rank_shares: dict[str, float] = Field(
+        {}, description="the same by shares of the devices, dealt out by the seed: rank = share, {4 = 0.75, 16 = 0.25}"
     )
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
     targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
@@ -94,27 +94,28 @@ class TrainableSection(Section):
         return {"rolora": "factors", "reffa": "folds" if self.folds > 1 else ""}.get(self.rule, "")
 
     @property
+    def unequal(self) -> bool:
+        """True if devices may have ranks of their own."""
+        return bool(self.ranks or self.rank_shares)
+
+    @property
     def shares(self) -> dict[int, float]:
-        """The ranks with their shares of all devices, increasing. Empty where ``ranks`` gives none."""
-        found: dict[int, float] = {}
-        for text, rank in sorted(self.ranks.items(), key=lambda item: item[1]):
-            if share := _SHARE.fullmatch(text):
-                found[rank] = found.get(rank, 0.0) + float(share[1]) / 100
-        return found
+        """The ranks with their shares of all devices, increasing. Empty where patterns of ids decide."""
+        return dict(sorted((int(rank), share) for rank, share in self.rank_shares.items()))
 
     @property
     def levels(self) -> tuple[int, ...]:
         """All ranks that devices may have, increasing."""
-        return tuple(sorted({*self.ranks.values(), self.rank}))
+        return tuple(sorted({*self.ranks.values(), *self.shares, self.rank}))
 
     def rank_of(self, device: str, key: keys.Key) -> int:
         """Return the rank of a device. 0 where all have one. ``key``: the run's public key, which deals out shares."""
-        if not self.ranks:
+        if not self.unequal:
             return 0
-        if not (shares := self.shares):
+        if self.ranks:
             return next((rank for wanted, rank in self.ranks.items() if fnmatchcase(device, wanted)), self.rank)
         lot, stop = keys.word(keys.derive(key, "rank", device)) / 2**63, 0.0
-        for rank, share in shares.items():
+        for rank, share in self.shares.items():
             stop += share
             if lot < stop:
                 return rank
@@ -123,16 +124,17 @@ class TrainableSection(Section):
     def resolved(self) -> dict[str, Any]:
         """Return the keys with their values, in plain JSON types.
 
-        Keys that nothing reads are left out: ``rule`` without adapters, ``ranks`` where all devices have one, ``folds``
-        with another rule.
+        Keys that nothing reads are left out: ``rule`` without adapters, ``ranks`` and ``rank_shares`` where they are
+        empty, ``folds`` with another rule.
         """
-        read = {"rule": self.adapts, "ranks": bool(self.ranks), "folds": self.rule == "reffa"}
+        read = {"rule": self.adapts, "folds": self.rule == "reffa"}
+        read |= {"ranks": bool(self.ranks), "rank_shares": bool(self.rank_shares)}
         return {key: value for key, value in self.model_dump(mode="json").items() if read.get(key, True)}
 
     @property
     def says(self) -> str:
         """The trained parameters in words, for reports and model cards."""
-        rank = " or ".join(map(str, self.levels)) if self.ranks else str(self.rank)
+        rank = " or ".join(map(str, self.levels)) if self.unequal else str(self.rank)
         return _SAYS[self.kind].format(rank=rank) + _RULES[self.rule].format(folds=self.folds)
 
     @checked
@@ -144,24 +146,32 @@ class TrainableSection(Section):
 
     @checked
     def _ranks_held(self) -> Iterator[SettingError]:
-        if not self.ranks:
+        if not self.unequal:
             return
+        if self.ranks and self.rank_shares:
+            what = "trainable.ranks and trainable.rank_shares both say which device has which rank"
+            yield SettingError("E-COMBO", what, "give one of them")
         if self.rule not in ("auto", *RANKED):
-            what = "trainable.ranks needs one A on all devices, or products of both factors, and trainable.rule = "
+            what = (
+                "devices of unequal rank need one A on all of them, or products of both factors, and trainable.rule = "
+            )
             what += f'"{self.rule}" has neither'
             yield SettingError("E-COMBO", what, f"write rule = {' or '.join(map(repr, RANKED))}".replace("'", '"'))
-        wrong = [rank for rank in self.ranks.values() if not 1 <= rank <= self.rank]
-        if wrong:
-            what = f"trainable.ranks holds {wrong[0]}, and trainable.rank = {self.rank} is the largest"
+        if words := [rank for rank in self.rank_shares if not rank.isdecimal()]:
+            what = f"trainable.rank_shares has the key {words[0]!r:.40}, which is no rank"
+            yield SettingError("E-VALUE", what, "write rank = share, as in {4 = 0.75, 16 = 0.25}")
+            return
+        if wrong := [rank for rank in (*self.ranks.values(), *self.shares) if not 1 <= rank <= self.rank]:
+            key = "ranks" if self.ranks else "rank_shares"
+            what = f"trainable.{key} holds {wrong[0]}, and trainable.rank = {self.rank} is the largest"
             yield SettingError("E-VALUE", what, "raise trainable.rank, or lower that one")
-        shares = [bool(_SHARE.fullmatch(text)) for text in self.ranks]
-        if any(shares) and not all(shares):
-            yield SettingError("E-VALUE", "trainable.ranks mixes shares and patterns of device ids", "give one of them")
-        elif all(shares) and (abs(sum(self.shares.values()) - 1.0) > 1e-9 or self.rank not in self.shares):
-            what = f"the shares of trainable.ranks are {100 * sum(self.shares.values()):g} % together"
-            if self.rank not in self.shares:
-                what = f"trainable.ranks gives no share of devices with trainable.rank = {self.rank}"
-            yield SettingError("E-VALUE", what, f"they make 100 %, with some devices of rank {self.rank}")
+        shares = self.shares
+        if shares and (min(shares.values()) <= 0.0 or abs(sum(shares.values()) - 1.0) > 1e-9):
+            what = f"trainable.rank_shares are {sum(shares.values()):g} together"
+            yield SettingError("E-VALUE", what, "give shares above 0 that make 1")
+        elif shares and self.rank not in shares:
+            what = f"trainable.rank_shares gives no device trainable.rank = {self.rank}"
+            yield SettingError("E-VALUE", what, "lower trainable.rank to the largest of them, or give it a share")
 
     @checked
     def _folds_read(self) -> Iterator[SettingError]:
@@ -171,9 +181,9 @@ class TrainableSection(Section):
 
     @checked
     def _rule_of_adapters(self) -> Iterator[SettingError]:
-        if self.ranks and self.kind != "lora":
-            what = f'trainable.ranks is of adapters, and trainable.kind = "{self.kind}" trains none'
-            yield SettingError("E-COMBO", what, 'write kind = "lora", or leave out trainable.ranks')
+        if self.unequal and self.kind != "lora":
+            what = f'ranks of devices are of adapters, and trainable.kind = "{self.kind}" trains none'
+            yield SettingError("E-COMBO", what, 'write kind = "lora", or leave out trainable.ranks and rank_shares')
         if self.rule != "auto" and self.kind != "lora":
             what = f'trainable.rule = "{self.rule}" averages adapters, and trainable.kind = "{self.kind}" trains none'
             yield SettingError("E-COMBO", what, 'write kind = "lora", or leave out trainable.rule')
