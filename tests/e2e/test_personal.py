@@ -127,3 +127,101 @@ def test_a_run_without_personal_models_keeps_its_identity():
     assert "personal" not in plain.resolved()
     again = from_plain(from_plain({"privacy": "none", "personal": {"method": "fine_tune"}}).resolved())
     assert again.personal.method == "fine_tune"
+
+
+# -- ditto -----------------------------------------------------------------------------------------------------------
+
+DITTO = {"personal": {"method": "ditto", "steps": 3, "lr": 0.2, "pull": 0.7}}
+PLAIN = {"stage": [{"kind": "weigh"}], "strategy": {"kind": "fedavg"}, "compare.local_only": False}
+
+
+def by_hand(asked, device):
+    """v of a device after all rounds, by the equation, from the gradients that the toy takes."""
+    v = None
+    rounds = sorted({r.round for r in asked if r.round < 4})
+    for number in rounds:
+        (w,) = {r.params.tobytes() for r in asked if r.round == number and r.device == device and not r.correction.pull}
+        w = np.frombuffer(w, np.float32)
+        v = w.copy() if v is None else v
+        (own,) = [r for r in asked if r.round == number and r.device == device and r.correction.pull]
+        trainer = toy.ToyTrainer(make_recipe())
+        for step in range(3):
+            noise = toy.generator(toy.derive(own.key, step)).normal(0, 0.01, 50).astype(np.float32)
+            v = v - np.float32(0.2) * ((v - trainer._target(device)) + noise + np.float32(0.7) * (v - w))
+    return v
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    requests: list[FitRequest] = []
+    fit = toy.ToyTrainer.fit
+    monkeypatch.setattr(toy.ToyTrainer, "fit", lambda self, r: (requests.append(r), fit(self, r))[1])
+    return requests
+
+
+def test_ditto_follows_its_equation_and_leaves_the_federated_model_as_it_is(tmp_path, asked):
+    play(tmp_path / "plain", PLAIN, report=False)
+    asked.clear()
+    out = tmp_path / "ditto"
+    found = play(out, {**PLAIN, **DITTO})
+    assert np.array_equal(released(out), released(tmp_path / "plain"))
+    for device in ("d00000", "d00005"):
+        assert np.allclose(personal_params(out, device), by_hand(asked, device), atol=1e-5)
+    assert found["perplexity"]["personal"]["weighted_mean"] < found["perplexity"]["federated"]["weighted_mean"]
+
+
+def test_a_killed_run_goes_on_with_the_private_models_of_its_devices(tmp_path, monkeypatch):
+    tables = {**PLAIN, **DITTO}
+    out = tmp_path / "killed"
+    play(tmp_path / "whole", tables, report=False)
+    fit, calls = toy.ToyTrainer.fit, []
+
+    def mortal(self, request):
+        calls.append(request)
+        if len(calls) == 2 * 8 * 2 + 5:  # in the third round, after some devices
+            raise KeyboardInterrupt
+        return fit(self, request)
+
+    monkeypatch.setattr(toy.ToyTrainer, "fit", mortal)
+    with pytest.raises(KeyboardInterrupt):
+        play(out, tables, report=False)
+    play(out, tables, resume=True, report=False)
+    assert len(list(personal_models(out))) == 8
+    for model in personal_models(out):
+        assert np.array_equal(model.params, personal_params(tmp_path / "whole", model.device))
+
+
+HIDDEN = {
+    "privacy": "hidden", "merge": {"kind": "secure_sum"}, "strategy": {"kind": "fedavg"}, "compare.local_only": False,
+    "stage": [
+        {"kind": "weigh"}, {"kind": "clamp", "linf": 2.0}, {"kind": "quantize", "bits": 8, "grid": "shared"},
+        {"kind": "wrap"},
+    ],
+}  # fmt: skip
+NOISED = {"privacy": "central_dp", "stage": [], "metrics": "none", "strategy": {"kind": "fedavg"},
+          "compare.local_only": False, "dp": {"epsilon": 20.0, "delta": 1e-2, "clip_l2": 1.0}}  # fmt: skip
+
+
+@pytest.mark.parametrize("tables", [HIDDEN, NOISED], ids=["secure aggregation", "differential privacy"])
+def test_a_private_model_changes_no_byte_that_leaves(tmp_path, tables):
+    sizes = []
+    for at, more in ((tmp_path / "plain", {}), (tmp_path / "ditto", DITTO)):
+        found = play(at, {**tables, **more})
+        sizes.append((found["bytes"]["up_total"], found["bytes"]["down_total"]))
+        assert found["participation"]["accepted"] == 32
+    assert sizes[0] == sizes[1]
+    if tables is HIDDEN:  # The noise of another run id is other noise.
+        assert np.array_equal(released(tmp_path / "ditto"), released(tmp_path / "plain"))
+    assert found["perplexity"]["personal"]["weighted_mean"] < found["perplexity"]["federated"]["weighted_mean"]
+
+
+@pytest.mark.parametrize(
+    ("tables", "words"),
+    [
+        ({"codec": "adaptive", "privacy": "hidden", "merge": {"kind": "secure_sum"}}, "behind masks"),
+        ({"privacy": "none", "strategy": {"kind": "zeroth_order"}}, "coefficients of directions"),
+    ],
+)
+def test_what_has_no_place_for_a_private_model_refuses_it(tables, words):
+    with pytest.raises(RecipeError, match=words):
+        from_plain({**tables, **DITTO})

@@ -4,6 +4,7 @@
     ├── stage.1                  second stage of the pipeline, on a device or on the server: "residual", "last"
     │   └── stage.0              first stage inside it
     ├── strategy                 on a device: arrays of the strategy's client half, by its own names
+    ├── private                  on a device: vectors that never leave it (``core.training.Update.personal``)
     ├── post.0                   on the server: memory of the first post
     └── release                  on the server: positions of the last release
 

@@ -45,6 +45,8 @@ class FitRequest:
         correction: of the gradients. A trainer that ignores it trains another algorithm than the recipe says.
         rank: only the first ``rank`` columns of each adapter train (``core.factors.columns``), and the update is zero
             in the others. 0: all train.
+        personal: vectors that the device keeps for itself (``Update.personal``), of its last contribution. Empty before
+            the first.
 
     Guarantees: the same ``key`` and ``secret`` give the same update, on any driver.
     """
@@ -57,6 +59,7 @@ class FitRequest:
     secret: Key = field(repr=False)
     correction: Correction = Correction()
     rank: int = 0
+    personal: Mapping[str, Vector] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,15 @@ class Update:
         head: scalars by name. ``loss_first`` and ``loss_last`` are the mean loss in nats per token of the first and
             last quarter of the steps, at least one step each.
         count: tokens (or examples) that the device holds for training, its natural weight.
+        personal: vectors by name that stay on the device. The engine keeps them beside the codec's memory, commits or
+            discards them with the contribution, and gives them to the next request. They are no part of ``x``, so no
+            stage encodes them, no message carries them, and none can name them. Empty: what was kept stays.
     """
 
     x: Vector
     head: Mapping[str, float]
     count: float
+    personal: Mapping[str, Vector] = field(default_factory=dict, repr=False)
 
     __repr__ = outline
 

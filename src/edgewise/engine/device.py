@@ -9,17 +9,19 @@
 The driver gives the device its secrets with each invitation (``core.keys.Secrets``). None is ever derived from the
 plan, which the server has too.
 
-Codec memory (error-feedback residuals) and the strategy's memory (control variates) must match the contributions that
-the server really used. So the memory after a contribution is only *pending*. The next invitation names the round whose
-contribution was accepted last, and the device then commits the pending memory or discards it. A device that is asked
-again for the same round starts from the same committed memory. With the same secrets it sends the same bytes, so
-retries and restarts are idempotent. Both memories carry their rounds. Where the invitation names neither, the device or
-the server lost state: the device refuses once with E-STALE and goes on with empty memory. An update under secure
-aggregation, or under the device's own noise, leaves once per round (``engine.admission``).
+Codec memory (error-feedback residuals), the strategy's memory (control variates) and a device's private vectors must
+match the contributions that the server really used. So the memory after a contribution is only *pending*. The next
+invitation names the round whose contribution was accepted last, and the device then commits the pending memory or
+discards it. A device that is asked again for the same round starts from the same committed memory. With the same
+secrets it sends the same bytes, so retries and restarts are idempotent. All of it carries its round. Where the
+invitation names neither, the device or the server lost state: the device refuses once with E-STALE and goes on with
+empty memory, and with its newest private vectors. An update under secure aggregation, or under the device's own noise,
+leaves once per round (``engine.admission``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import msgspec
@@ -51,6 +53,7 @@ from edgewise.engine.device_events import (
     Withheld,
 )
 from edgewise.engine.device_state import (
+    PRIVATE,
     After,
     Idle,
     InSecAgg,
@@ -59,6 +62,7 @@ from edgewise.engine.device_state import (
     Training,
     Unsent,
     join,
+    private_part,
     remembers,
     settled,
 )
@@ -67,6 +71,7 @@ from edgewise.plan.plan import Plan
 from edgewise.secagg import client, messages, two_server
 from edgewise.secagg.merge import residues
 
+NO_VECTORS: Mapping[str, Vector] = {}
 STRATEGY, NOTHING = "strategy", Memory()  # name of the child of a device's memory that the strategy's client half keeps
 OUT_OF_STEP = "this device's codec memory is not of the round that the server names; it goes on with empty memory"
 
@@ -102,7 +107,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     private, me = secrets.encoding, state.device
     turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip, me)
     try:
-        payload, idle = _encoded(plan, pipe, state.idle, update, turn, memory)
+        payload, idle = _encoded(plan, pipe, state.idle, update, turn, memory, event.update.personal)
     except EdgewiseError as e:
         return state.idle, (SendFrame(_refusal(state.device, state.invite, e.code, e.what)),)
     del event, update  # It frees one vector beside the packed payload and the frame.
@@ -159,13 +164,19 @@ def _remembered(plan: Plan, base: After) -> dict[str, Vector]:
 
 
 def _encoded(
-    plan: Plan, pipe: Pipeline, idle: Idle, update: Update, turn: keys.Turn, kept: Memory = NOTHING
+    plan: Plan,
+    pipe: Pipeline,
+    idle: Idle,
+    update: Update,
+    turn: keys.Turn,
+    kept: Memory = NOTHING,
+    personal: Mapping[str, Vector] = NO_VECTORS,
 ) -> tuple[Payload, Idle]:
     """Encode an update from the committed memory. Returns the payload, and the device with its pending memory.
 
     With differential privacy an update that cannot be encoded is replaced by zeros, encoded as by a device without
     memory, and the memory stays. Whether a device is in a sum must not depend on its text.
-    Args: kept: the strategy's memory after the update.
+    Args: kept: the strategy's memory after the update. personal: as ``Update.personal``.
     Raises EdgewiseError where the update cannot be encoded and the plan has no differential privacy.
     """
     base = idle.committed.memory
@@ -178,7 +189,9 @@ def _encoded(
         payload, _ = pipe.encode(nothing.x, nothing.head, nothing.count, pipe.init(), turn)
         return payload, replace(idle, pending=After(turn.round, base))
     memory = plan.with_phase_memory(base, turn.round, after)
-    return payload, replace(idle, pending=After(turn.round, memory.put(STRATEGY, None, kept) if kept else memory))
+    memory = memory.put(STRATEGY, None, kept) if kept else memory
+    memory = memory.put(PRIVATE, None, Memory(dict(personal))) if personal else memory
+    return payload, replace(idle, pending=After(turn.round, memory))
 
 
 def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
@@ -292,7 +305,10 @@ def _invited(plan: Plan, state: State, event: Invited, trust: Trust | None) -> t
     accepted = invite.accepted
     held = settled(plan, before, accepted)
     if held is None:
-        nothing = After(accepted, join(plan, device).committed.memory)
+        fresh = join(plan, device).committed.memory
+        if own := private_part(before):  # It does not depend on what the server has used.
+            fresh = fresh.put(PRIVATE, None, Memory(own))
+        nothing = After(accepted, fresh)
         empty = Idle(device, nothing, answered=before.answered, lot=before.lot)
         return empty, (Save(empty), SendFrame(_refusal(device, invite, STALE, OUT_OF_STEP)))
     params, given = plan.layout.received(event.params)
@@ -302,7 +318,10 @@ def _invited(plan: Plan, state: State, event: Invited, trust: Trust | None) -> t
     key, rule = plan.batch_key(device, invite.round), plan.rule(invite.round)
     work = plan.work(invite.round, rule.steps, device)
     correction = plan.strategy.client.correction(_remembered(plan, held.committed), given, work)
-    request = FitRequest(device, invite.round, params, rule, key, event.secrets.training, correction, work.rank)
+    personal = dict(held.committed.memory.child(PRIVATE).arrays)
+    request = FitRequest(
+        device, invite.round, params, rule, key, event.secrets.training, correction, work.rank, personal
+    )
     leaving = () if state is before else (Save(before),)  # The device never resumes a session that it leaves.
     return training, (Train(request), *leaving)
 

@@ -21,8 +21,11 @@ from edgewise.core.pipeline import Pipeline
 from edgewise.core.safe_repr import outline
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array, Vector
+from edgewise.plan.personal import keeps_private
 from edgewise.plan.plan import Plan
 from edgewise.secagg import client
+
+PRIVATE = "private"  # name of the child of a device's memory that holds its private vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +145,10 @@ def join(plan: Plan, device: DeviceId) -> Idle:
 
 
 def remembers(plan: Plan) -> bool:
-    """Tell whether devices keep memory between rounds, for the codec or for the strategy."""
-    return bool(plan.strategy.client.memory) or any(
-        pipe.encoded.memory for pipe in (*plan.pipelines, *plan.rung_pipelines)
-    )
+    """Tell whether devices keep memory between rounds: for the codec, for the strategy, or a private part."""
+    if keeps_private(plan) or plan.strategy.client.memory:
+        return True
+    return any(pipe.encoded.memory for pipe in (*plan.pipelines, *plan.rung_pipelines))
 
 
 def settled(plan: Plan, state: Idle, accepted: int | None) -> Idle | None:
@@ -159,6 +162,12 @@ def settled(plan: Plan, state: Idle, accepted: int | None) -> Idle | None:
     if accepted == state.committed.round or not remembers(plan):
         return replace(state, committed=After(accepted, state.committed.memory), pending=None)
     return None
+
+
+def private_part(state: Kept) -> dict[str, Vector]:
+    """Return the newest private vectors of a device (``core.training.Update.personal``). Empty before the first."""
+    idle = state if isinstance(state, Idle) else state.idle
+    return dict((idle.pending or idle.committed).memory.child(PRIVATE).arrays)
 
 
 def recalled(state: Kept, charged: int | None) -> Kept:

@@ -1,13 +1,24 @@
-"""Further training of a device for its personal model, as the recipe's [personal] section asks for it."""
+"""Further training of a device for its personal model, as the recipe's [personal] section asks for it.
+
+after the rounds    ``personal_training``: v goes on from the released model w (fine_tune, interpolate)
+beside the rounds   ``beside_rounds``: in each of its rounds a device also trains a vector v of its own (ditto)
+
+What a device keeps between rounds is *private*: vectors of ``core.training.Update.personal``. A part of the system that
+keeps something on the device declares it by returning it there, under a name of its own, and names its method in
+``PRIVATE``. The engine then makes it durable with the device's memory and gives it back (``FitRequest.personal``).
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
 from edgewise.core.frame import LocalRule
-from edgewise.core.keys import Key
+from edgewise.core.keys import Key, derive
 from edgewise.core.training import DeviceId
 from edgewise.plan.plan import Plan
+from edgewise.plan.recipe.personal import PRIVATE
+
+MODEL = "model"  # name of the private vector v of ditto, float32[d]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,8 +29,9 @@ class PersonalTraining:
         method: ``personal.method``.
         rule: steps and learning rate. All segments train, also where layer groups take turns in the rounds.
         share: share of v in the personal model, above 0 and at most 1.
-        round: number of this training beside the rounds: the first that no round has.
+        round: number of this training in requests. After the rounds it is the first that no round has.
         key: public seed of its batches (``FitRequest.key``).
+        pull: lambda of ditto: g += lambda (v - w) in every step.
     """
 
     method: str
@@ -27,12 +39,37 @@ class PersonalTraining:
     share: float
     round: int
     key: Key = field(repr=False)
+    pull: float = 0.0
 
 
-def personal_training(plan: Plan, device: DeviceId) -> PersonalTraining | None:
-    """Return the further training of a device; None where the recipe asks for no personal models."""
+def keeps_private(plan: Plan) -> bool:
+    """Tell whether devices keep private vectors between rounds."""
+    return plan.recipe.personal.method in PRIVATE
+
+
+def personal_training(plan: Plan, device: DeviceId, times: int = 1) -> PersonalTraining | None:
+    """Return the further training of a device; None where the recipe asks for no personal models.
+
+    Args:
+        times: how often the steps are taken: once after the rounds, or once for each round beside which they were.
+    """
     wanted, training = plan.recipe.personal, plan.recipe.training
     if wanted.method == "none":
         return None
-    rule = LocalRule(steps=wanted.steps or training.max_local_steps, lr=wanted.lr, epochs=wanted.epochs)
+    most = wanted.steps * times or training.max_local_steps
+    rule = LocalRule(steps=most, lr=wanted.lr, epochs=wanted.epochs * times)
     return PersonalTraining(wanted.method, rule, wanted.mix, plan.rounds, plan.batch_key(device, plan.rounds))
+
+
+def beside_rounds(plan: Plan, device: DeviceId, round: int) -> PersonalTraining | None:
+    """Return the training of a device's own model v beside a round; None where there is none.
+
+    v -= lr (grad F(v) + lambda (v - w)), with w the round's model. Source: Li et al. 2021, "Ditto: Fair and Robust
+    Federated Learning Through Personalization", arXiv:2012.04221, algorithm 1.
+    """
+    wanted = plan.recipe.personal
+    if wanted.method != "ditto":
+        return None
+    rule = LocalRule(steps=wanted.steps or plan.recipe.training.max_local_steps, lr=wanted.lr, epochs=wanted.epochs)
+    key = derive(plan.batch_key(device, round), "personal")
+    return PersonalTraining(wanted.method, rule, 1.0, round, key, wanted.pull)

@@ -14,8 +14,7 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Turn, derive, generator, root
 from edgewise.core.training import FitRequest
 from edgewise.core.vector import Spec, Vector
-from edgewise.drivers.workers.devices import in_steps
-from edgewise.drivers.workers.records import noise_steps
+from edgewise.drivers.workers.records import in_steps, noise_steps
 from edgewise.engine.trainer import registered
 from edgewise.learn.attacks import reconstruction
 from edgewise.learn.attacks.reconstruction import Leak

@@ -34,7 +34,7 @@ from edgewise.core.space import HEAD_BOUND, Quorum, Space
 from edgewise.core.stage import WEIGHT
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec, Vector
-from edgewise.drivers.workers.devices import in_steps
+from edgewise.drivers.workers.records import in_steps
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.trainer import Registered
 from edgewise.plan.catalogue import BUILT_IN, Catalogue, make, with_extensions

@@ -41,7 +41,7 @@ from edgewise.plan import facts
 from edgewise.plan.acceptance import OwnerFloor, accept, check_stated
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import PlanFacts
-from edgewise.plan.personal import personal_training
+from edgewise.plan.personal import keeps_private, personal_training
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 
@@ -136,6 +136,9 @@ class Parts:
         trainer = self._trainer(stated, folder, catalogue)
         plan = accept(raw, signature, server, trainer.trainer.spec, self._owner.floor, catalogue)
         noise_steps(plan, trainer)
+        if not self._personal and keeps_private(plan):
+            what = "the run keeps a private part on its devices, and a script trains nothing beside its tasks."
+            raise RecipeError("E-PERSONAL", what, 'take part with `edgewise device run`, or ask for "interpolate".')
         if self._personal and personal_training(plan, self._link.name) is not None:
             personal.want(folder, run)
         downloads = Downloads(plan.layout.given.dim, plan.downlink)

@@ -77,7 +77,7 @@ def personalise(link: Link, parts: Callable[[str], RunPart], home: Path, run: st
     """
     from edgewise.core import vector
     from edgewise.drivers.storage.personal_models import PersonalModel, keep_personal
-    from edgewise.drivers.workers.personal import personalised
+    from edgewise.drivers.workers.personal import personal_model
     from edgewise.plan.personal import personal_training
 
     digest = str(link.call("GET", f"/v1/runs/{run}")["released"])
@@ -94,7 +94,7 @@ def personalise(link: Link, parts: Callable[[str], RunPart], home: Path, run: st
         raise RecipeError("E-PERSONAL", what, "raise limits.local_steps in your policy.")
     raw = link.download(digest, part.blobs, 4 * plan.spec.dim).read_bytes()
     params = vector.from_bytes(raw, plan.spec.dim)
-    own = personalised(plan, trainer, link.name, params, secrets.token_bytes(32))
+    own = personal_model(plan, trainer, part.devices.store, link.name, params, secrets.token_bytes(32))
     model = PersonalModel(link.name, digest, training.method, own)
     folder = home / RUNS / run[:32]
     keep_personal(folder, model)

@@ -14,8 +14,7 @@ from edgewise.apps.report import data_read
 from edgewise.core.errors import DataError
 from edgewise.drivers.simulation.link_traces import read_traces
 from edgewise.drivers.workers import speed
-from edgewise.drivers.workers.devices import in_steps
-from edgewise.drivers.workers.records import noise_steps
+from edgewise.drivers.workers.records import in_steps, noise_steps
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.trainer import Registered
 from edgewise.plan import explain

@@ -28,7 +28,8 @@ from edgewise.core.metric import BUILT_IN, HELD_OUT, HELD_SHARE
 from edgewise.core.own_code import type_and_line
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.drivers.workers.held_models import Downloads
-from edgewise.drivers.workers.records import records
+from edgewise.drivers.workers.personal import beside
+from edgewise.drivers.workers.records import in_steps
 from edgewise.engine import admission, beacon_device, broadcast, device_events, device_state
 from edgewise.engine import device as machine
 from edgewise.engine.broadcast import STALE
@@ -261,7 +262,7 @@ class Devices:
         """Train, and add the held-out loss of the round's model where the plan asks for it and the trainer did not
         report it.
         """
-        update = fit()
+        update = beside(self.plan, self.trainer, request, fit())
         asked = self.plan.evaluations.on_devices and HELD_OUT not in update.head
         if not asked:
             return update
@@ -306,13 +307,6 @@ def _given_back(result: Update | Exception) -> Update:
     if isinstance(result, Exception):
         raise result
     return result
-
-
-def in_steps(trainer: Registered, plan: Plan, device: DeviceId, rule: frame.LocalRule) -> frame.LocalRule:
-    """Turn a rule's passes over the device's records into steps, as ``Trainer.fit`` takes them."""
-    if not rule.epochs:
-        return rule
-    return rule.counted(records(trainer, device) or 0, plan.batch)  # training reports records that cannot be read
 
 
 def guarded(device: DeviceId, work: Callable[[], T]) -> T | device_events.Failed:

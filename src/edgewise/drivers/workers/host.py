@@ -23,10 +23,10 @@ from edgewise.core.training import FitRequest
 from edgewise.drivers.simulation.keys import simulated_root, simulated_secrets, simulated_trust
 from edgewise.drivers.storage.device_store import SimulatedDevices, out_of_step
 from edgewise.drivers.workers import arithmetic, jobs, speed
-from edgewise.drivers.workers.devices import Devices, Given, TimedAnswer, guarded, in_steps
+from edgewise.drivers.workers.devices import Devices, Given, TimedAnswer, guarded
 from edgewise.drivers.workers.held_models import Downloads
-from edgewise.drivers.workers.personal import personalised
-from edgewise.drivers.workers.records import noise_steps, records, without_noise
+from edgewise.drivers.workers.personal import personal_model, personalised
+from edgewise.drivers.workers.records import in_steps, noise_steps, records, without_noise
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.device_events import Failed
 from edgewise.engine.device_state import remembers
@@ -36,6 +36,7 @@ from edgewise.plan.acceptance import planned
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import parse
 from edgewise.plan.objects import NO_OBJECTS, Objects, catalogue
+from edgewise.plan.personal import keeps_private
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe
 
@@ -200,7 +201,10 @@ class Host:
         if job.measure:
             measured, further = self._trainer.evaluate(job.device, params), (0.0, 0)
             if job.personal:
-                further = self._measured(job.device, self._personal_model(job.device, params))
+                times = len(job.rounds) if keeps_private(self._plan) else 1
+                secret = keys.derive(self._root, "personal", job.device)
+                own = personalised(self._plan, self._trainer, job.device, params, secret, times)
+                further = self._measured(job.device, own)
             return jobs.TrainedAlone(
                 id=job.id, device=job.device, nll=measured.nll, tokens=measured.tokens, seconds=seconds,
                 personal=further,
@@ -209,16 +213,13 @@ class Host:
 
     def _personalise(self, job: jobs.Personalise) -> jobs.Personalised:
         given = vector.from_bytes(job.params, self._trainer.trainer.spec.dim)
-        params = self._personal_model(job.device, given)
+        secret = keys.derive(self._root, "personal", job.device)
+        params = personal_model(self._plan, self._trainer, self._devices.store, job.device, given, secret)
         elsewhere = [self._measured(device, params) for device in job.elsewhere]
         return jobs.Personalised(
             id=job.id, device=job.device, params=vector.to_bytes(params), own=self._measured(job.device, params),
             elsewhere=(sum(nll for nll, _ in elsewhere), sum(tokens for _, tokens in elsewhere)),
         )  # fmt: skip
-
-    def _personal_model(self, device: str, params: vector.Vector) -> vector.Vector:
-        secret = keys.derive(self._root, "personal", device)
-        return personalised(self._plan, self._trainer, device, params, secret)
 
     def _measured(self, device: str, params: vector.Vector) -> tuple[float, int]:
         """Measure the held-out loss of a model. No tokens where the device has no held-out text."""

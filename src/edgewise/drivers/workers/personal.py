@@ -1,32 +1,57 @@
-"""Make the personal model of a device: further training of a model on the device's own text, which sends nothing.
+"""Make the personal model of a device: training on the device's own text, of which nothing is sent.
 
-A simulation and a real device use the same function. The recipe's [personal] section says how (``plan.personal``). The
+A simulation and a real device use the same functions. The recipe's [personal] section says how (``plan.personal``). The
 trainer is the one of the rounds, without noise in its steps, because no result leaves.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from edgewise.core import keys
-from edgewise.core.training import DeviceId, FitRequest
+from edgewise.core.training import Correction, DeviceId, FitRequest, Update
 from edgewise.core.vector import Vector
-from edgewise.drivers.workers.devices import in_steps
-from edgewise.drivers.workers.records import without_noise
+from edgewise.drivers.workers.records import in_steps, without_noise
+from edgewise.engine.device_state import private_part
+from edgewise.engine.ports import DeviceStore
 from edgewise.engine.trainer import Registered
-from edgewise.plan.personal import personal_training
+from edgewise.plan.personal import MODEL, beside_rounds, keeps_private, personal_training
 from edgewise.plan.plan import Plan
 
 
-def personalised(plan: Plan, trainer: Registered, device: DeviceId, params: Vector, secret: keys.Key) -> Vector:
-    """Make a device's personal model of ``params``.
+def personal_model(
+    plan: Plan, trainer: Registered, store: DeviceStore, device: DeviceId, params: Vector, secret: keys.Key
+) -> Vector:
+    """Make or find a device's personal model when the rounds are over.
+
+    Args:
+        store: the device's state, with the model that it trained beside the rounds (ditto).
+        params, secret: as ``personalised``.
+    Returns:
+        float32[d]. A device that was in no round has the released model itself.
+    Raises:
+        As ``personalised``, and StoreError where the device's state cannot be read.
+    """
+    if not keeps_private(plan):
+        return personalised(plan, trainer, device, params, secret)
+    state = store.load(device)
+    return params if state is None else private_part(state).get(MODEL, params)
+
+
+def personalised(
+    plan: Plan, trainer: Registered, device: DeviceId, params: Vector, secret: keys.Key, times: int = 1
+) -> Vector:
+    """Go on from ``params`` for one device.
 
         v = params after ``personal.steps`` steps on the device's own text
-        personal model = params + share (v - params)             share = 1 for ``fine_tune``
+        personal model = params + share (v - params)             share = 1 unless ``interpolate``
 
     Args:
         params: float32[d], the model to start from. It is not changed.
         secret: the device's own randomness (``FitRequest.secret``).
+        times: as in ``plan.personal.personal_training``.
     Returns:
         float32[d].
     Raises:
@@ -34,10 +59,33 @@ def personalised(plan: Plan, trainer: Registered, device: DeviceId, params: Vect
     Guarantees:
         Equal arguments give equal bits.
     """
-    wanted = personal_training(plan, device)
+    wanted = personal_training(plan, device, times)
     if wanted is None:
         raise ValueError("the recipe asks for no personal model")
     rule = in_steps(trainer, plan, device, wanted.rule)
     with without_noise(trainer):
         step = trainer.fit(FitRequest(device, wanted.round, params, rule, wanted.key, secret)).x
     return params + np.float32(wanted.share) * step
+
+
+def beside(plan: Plan, trainer: Registered, request: FitRequest, update: Update) -> Update:
+    """Train a device's own model v beside its part in a round, and add it to the update's private vectors.
+
+        v -= lr (grad F(v) + lambda (v - w))       from the v of its last contribution, at first from w
+
+    With v_0 the v before, the term is lambda (v - v_0) + lambda (v_0 - w): a ``Correction`` whose shift is fixed.
+    Returns ``update`` as it is where the recipe asks for no such model. Raises as the trainer.
+    """
+    wanted = beside_rounds(plan, request.device, request.round)
+    if wanted is None:
+        return update
+    w, v = request.params, request.personal.get(MODEL)
+    shift = None if v is None else np.float32(wanted.pull) * (v - w)
+    rule, start = in_steps(trainer, plan, request.device, wanted.rule), w if v is None else v
+    further = FitRequest(
+        request.device, wanted.round, start, rule, wanted.key, keys.derive(request.secret, "personal"),
+        Correction(wanted.pull, shift), request.rank,
+    )  # fmt: skip
+    with without_noise(trainer):
+        step = trainer.fit(further).x
+    return replace(update, personal={**update.personal, MODEL: start + step})

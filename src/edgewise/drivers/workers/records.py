@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from edgewise.core.errors import RecipeError, StoreError
+from edgewise.core.frame import LocalRule
 from edgewise.core.training import DeviceId, StepNoise
 from edgewise.engine.trainer import Registered
 from edgewise.plan.noise import Spend
@@ -33,6 +34,13 @@ def records(trainer: Registered, device: DeviceId) -> int | None:
     except Exception:  # boundary: a shard is foreign code; training reports the error
         LOG.warning("device %.60r: its records cannot be counted", device, exc_info=True)
         return None
+
+
+def in_steps(trainer: Registered, plan: Plan, device: DeviceId, rule: LocalRule) -> LocalRule:
+    """Turn a rule's passes over the device's records into steps, as ``Trainer.fit`` takes them."""
+    if not rule.epochs:
+        return rule
+    return rule.counted(records(trainer, device) or 0, plan.batch)  # training reports records that cannot be read
 
 
 def from_either_end(devices: Sequence[DeviceId]) -> Iterable[DeviceId]:

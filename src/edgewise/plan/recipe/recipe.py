@@ -27,7 +27,7 @@ from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.findings import Examined, Finding
 from edgewise.plan.recipe.later import without_unused
 from edgewise.plan.recipe.model import ModelSection
-from edgewise.plan.recipe.personal import PersonalSection
+from edgewise.plan.recipe.personal import PersonalSection, private_faults
 from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.privacy import DP_WORDS, Privacy, chosen, filled
 from edgewise.plan.recipe.rules import Section, SettingError, rule
@@ -290,6 +290,10 @@ class Recipe(Section):
         if self.round.chooses and not self.eval.every:
             what = 'round.patience and round.keep = "best" compare evaluations, and with eval.every = 0 there is one'
             yield SettingError("E-COMBO", what, "write eval.every = 1 or more")
+
+    @rule
+    def _private_kept(self) -> Iterator[SettingError]:
+        yield from private_faults(self.personal, self.codec, self.privacy, self.strategy)
 
     @rule
     def _budget_given(self) -> Iterator[SettingError]:
