@@ -24,6 +24,7 @@ from edgewise.codecs.select.top_k import top_k
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.part import part
 from edgewise.core.stage import Stage
+from edgewise.drivers.fleet import served
 from edgewise.learn.models import modules
 from edgewise.strategies.fedopt import fedavg
 
@@ -119,6 +120,27 @@ def test_a_loop_plays_rounds_and_goes_on_after_a_start(recipe: Path, tmp_path: P
         assert summary["perplexity"]["federated"]["weighted_mean"] == pytest.approx(exp(2.0))
         assert second._state(run).state == "finished"
     assert seen == [0, 1, 2]
+
+
+def test_a_script_that_is_killed_as_its_run_begins_goes_on_with_that_run(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second run would train on the same devices beside the first one."""
+
+    def killed(run: object) -> None:
+        raise KeyboardInterrupt
+
+    with edgewise.Server(recipe, model=module(), folder=tmp_path / "server") as first:
+        device(first, tmp_path / "device").close()
+        monkeypatch.setattr(first._serving.hosting, "_begin", killed)
+        with pytest.raises(KeyboardInterrupt):
+            next(iter(first))
+    monkeypatch.undo()
+    with edgewise.Server(recipe, model=module(), folder=tmp_path / "server") as second:
+        assert second.run
+        assert second._begin().run == second.run
+        with second._serving.service.database.read() as c:
+            assert [one.run for one in served.listed(c)] == [second.run]
 
 
 def refused(recipe: Path, **more: Any) -> str:

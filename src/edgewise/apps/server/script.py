@@ -25,21 +25,13 @@ from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import members, served
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.fleet.served import ServedRun
-from edgewise.drivers.storage import files
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.recipe import loading
 from edgewise.plan.recipe.recipe import Recipe
 
-FOLDER, STATE = "edgewise-server", "script.json"
+FOLDER = "edgewise-server"
 LOOK_S = 0.25  # wait between two checks for devices, for the end of a run, and for its turn
 Metrics = Callable[[Round], Mapping[str, float]]
-
-
-class _Begun(msgspec.Struct, frozen=True):
-    """The run that a script began in this folder. ``asked`` is the digest of the script's settings."""
-
-    asked: str
-    run: str
 
 
 class Server:
@@ -113,9 +105,7 @@ class Server:
         name = urlsplit(public_url).hostname
         names = tuple(dict.fromkeys([*([name] if name else []), *(() if host in ("0.0.0.0", "::") else (host,))]))
         self._folder = Path(folder)
-        begun = self._begun()
-        self.run = begun.run if begun is not None and begun.asked == self._asked else ""
-        self._turns, self._events = _Turns(self.run or None), SimpleQueue[tuple[str, events.AnyEvent]]()
+        self._turns, self._events = _Turns(""), SimpleQueue[tuple[str, events.AnyEvent]]()
         if (certificate is None) != (key is None):
             raise TransportError("E-REQUEST", "certificate and key belong together.", "give both, or neither.")
         tls = Tls(names)
@@ -123,6 +113,8 @@ class Server:
             tls = Tls(names, Path(certificate), Path(key))
         tell: Callable[[str, events.AnyEvent], None] = lambda run, event: self._events.put((run, event))  # noqa: E731
         self._serving = HttpServer(self._folder, host, port, tls, tell=tell, turn=self._turns.may)
+        self.run = self._begun()
+        self._turns.watch(self.run or None)
         self.url = public_url or f"https://{names[0] if names else '127.0.0.1'}:{self._serving.port}"
 
     def __enter__(self) -> Server:
@@ -208,11 +200,9 @@ class Server:
                 return hosting.ask(self.run, served.RUNNING)
         stage(self._serving.service.staging, self._prepared)
         self._turns.watch("")
-        begun = hosting.submit(self._prepared.wanted, "script")
+        begun = hosting.submit(self._prepared.wanted, self._maker)
         self.run = begun.run
         self._turns.watch(self.run)
-        files.write_durably(self._folder / STATE, msgspec.json.encode(_Begun(self._asked, self.run)), owner_only=True)
-        files.sync_folder(self._folder)
         return begun
 
     def _next(self, run: str) -> events.AnyEvent | None:
@@ -240,15 +230,18 @@ class Server:
             return served.find(c, run)
 
     @property
-    def _asked(self) -> str:
-        return hashlib.sha256(msgspec.json.encode(self._prepared.wanted, order="deterministic")).hexdigest()
+    def _maker(self) -> str:
+        """The name under which the script makes its run, with a digest of its settings.
 
-    def _begun(self) -> _Begun | None:
-        path = self._folder / STATE
-        try:
-            return msgspec.json.decode(path.read_bytes(), type=_Begun)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return None
+        The run's row has it, so no crash comes between the run and the memory of it.
+        """
+        asked = hashlib.sha256(msgspec.json.encode(self._prepared.wanted, order="deterministic")).hexdigest()
+        return f"script {asked[:16]}"
+
+    def _begun(self) -> str:
+        """Return the latest run that this script made in this folder; empty where there is none."""
+        with self._serving.service.database.read() as c:
+            return next((one.run for one in reversed(served.listed(c)) if one.made_by == self._maker), "")
 
 
 class _Turns:
@@ -257,8 +250,8 @@ class _Turns:
     def __init__(self, run: str | None) -> None:
         self._run, self._changed, self._left = run, Condition(), 0
 
-    def watch(self, run: str) -> None:
-        """Name the script's run. While its name is empty, every run waits for a moment."""
+    def watch(self, run: str | None) -> None:
+        """Name the script's run. While its name is empty, every run waits for a moment. None: there is no such run."""
         with self._changed:
             self._run = run
             self._changed.notify_all()
