@@ -20,6 +20,7 @@ from edgewise.learn.attacks import reconstruction
 from edgewise.learn.attacks.reconstruction import Leak
 from edgewise.learn.text import trainer as text
 from edgewise.learn.text.blocks import predictions
+from edgewise.learn.text.marks import unmarked
 from edgewise.learn.text.trainer import TextTrainer
 from edgewise.learn.train import fit
 from edgewise.plan.catalogue import Catalogue
@@ -96,13 +97,13 @@ class _Probe:
         self.tokens = np.where(rows < 0, ~rows, rows)[0, :-1]
         self.inputs = reconstruction.layer_inputs(trainer.model)
         vocabulary = self.inputs.shape[0]
-        others = [np.array(self.trainer.text(d).blocks.train_NS[:64]).ravel() for d in self.devices[1:]]
+        others = [unmarked(self.trainer.text(d).blocks.train_NS[:64]).ravel() for d in self.devices[1:]]
         text = np.concatenate([np.where(o < 0, ~o, o) for o in others]) if others else np.zeros(0, np.int64)
         self.usual = np.bincount(text.astype(np.int64), minlength=vocabulary).astype(np.float64)
 
     def _first(self, device: str) -> np.ndarray[Any, Any]:
         """Return the beginning of a device's text as one row, int64[1, <= TOKENS + 1]."""
-        found: np.ndarray[Any, Any] = np.array(self.trainer.text(device).blocks.train_NS[:1])[:, : TOKENS + 1]
+        found: np.ndarray[Any, Any] = unmarked(self.trainer.text(device).blocks.train_NS[:1])[:, : TOKENS + 1]
         return found.astype(np.int64)
 
     def single(self) -> Vector:
@@ -231,7 +232,7 @@ class _Probe:
         The training and held-out blocks would not do. Held-out text is the end of a document, so it differs anyway.
         """
         blocks = self.trainer.text(self.devices[0]).blocks
-        whole = np.concatenate([np.array(blocks.train_NS), np.array(blocks.held_NS)]).astype(np.int64)
+        whole = unmarked(np.concatenate([blocks.train_NS, blocks.held_NS])).astype(np.int64)
         order = generator(derive(root(3), "members")).permutation(len(whole))[:PIECES]
         return whole[order[: len(order) // 2]], whole[order[len(order) // 2 :]]
 

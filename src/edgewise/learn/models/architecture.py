@@ -71,12 +71,17 @@ def embeddings(model: nn.Module) -> Any:
     return found
 
 
-def logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
+def logits(model: nn.Module, ids_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
     """Compute next-token logits [B, T, V], as training, evaluation and export need them.
 
     The model reads all tokens. None counts as padding, and nothing is cached.
+
+    Args:
+        positions_BT: positions of several documents in a row, each from 0. transformers then lets no document attend to
+            another one, where the architecture can (``check_isolated``). None for one document in each row.
     """
-    out: Tensor = model(input_ids=ids_BT, use_cache=False).logits
+    more = {} if positions_BT is None else {"position_ids": positions_BT}
+    out: Tensor = model(input_ids=ids_BT, use_cache=False, **more).logits
     return out
 
 

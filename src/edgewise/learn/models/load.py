@@ -26,6 +26,7 @@ from edgewise.learn.models import hub, quantized
 from edgewise.learn.models.architecture import logits
 from edgewise.learn.models.weights import read_weights
 from edgewise.learn.text import tokens
+from edgewise.learn.text.marks import BEGINS
 
 CONFIG_BYTES = 1 << 22
 MOST_PARTS = 1 << 16  # Layers times experts. The largest open models have some 25,000.
@@ -174,10 +175,14 @@ def float32_attention(model: nn.Module) -> None:
 
 
 class TextLoss:
-    """The next-token loss of a causal model on blocks. ``~id`` marks a token that is read but never predicted."""
+    """The next-token loss of a causal model on blocks. ``~id`` marks a token that is read but never predicted.
 
-    def __init__(self, autocast: torch.dtype) -> None:
-        self.autocast = autocast
+    Args:
+        isolated: True keeps the documents of a block apart, by the marks of ``learn.text.blocks.BEGINS``.
+    """
+
+    def __init__(self, autocast: torch.dtype, isolated: bool = False) -> None:
+        self.autocast, self.isolated = autocast, isolated
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor, int]) -> tuple[Tensor, float]:
         """Return the mean negative log-likelihood in nats over a batch's n predictions, and n.
@@ -201,7 +206,21 @@ class TextLoss:
         """Return the log-probabilities of all next tokens, and the true ones. -1 marks one that does not count."""
         y_BT = s_BS[:, 1:]
         x_BT = torch.where(s_BS < 0, ~s_BS, s_BS)[:, :-1]
+        positions_BT = None
+        if self.isolated:
+            positions_BT = positions((x_BT & BEGINS) != 0)
+            x_BT, y_BT = x_BT & ~BEGINS, torch.where(y_BT < 0, y_BT, y_BT & ~BEGINS)
         with torch.autocast(s_BS.device.type, torch.bfloat16, enabled=self.autocast is torch.bfloat16):
-            logits_BTV = logits(model, x_BT)
+            logits_BTV = logits(model, x_BT, positions_BT)
         logp_BTV = F.log_softmax(logits_BTV.flatten(0, 1), -1, dtype=torch.float32)
         return logp_BTV, y_BT.clamp(min=-1).flatten()
+
+
+def positions(begins_BT: Tensor) -> Tensor:
+    """Count the position of each token in its document, from 0.
+
+    Args:
+        begins_BT: bool, True at the first token of a document. A row may begin within one.
+    """
+    at_T = torch.arange(begins_BT.shape[1], device=begins_BT.device)
+    return at_T - (at_T * begins_BT).cummax(1).values

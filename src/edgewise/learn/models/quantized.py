@@ -306,7 +306,7 @@ def _weight_only(layer: Any) -> None:
 
     class _Int8Linear(Linear8bitLt):
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = _WeightOnly.apply(x, self.weight.data, _scales(self))
+            out: Tensor = _WeightOnly.apply(x, self.weight.data, _scales(self).to(x.device))
             return out if self.bias is None else out + self.bias
 
     layer.__class__ = _Int8Linear

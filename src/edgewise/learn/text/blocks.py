@@ -4,10 +4,11 @@ A block is int32[S], S = sequence_len + 1. ``~id`` (negative) is a token that is
 are prompts, padding, and the start of a piece of text. Successive blocks of a stream overlap by one token, so each
 token is predicted exactly once.
 
-A block may hold text of several documents. With ``apart`` each document has blocks of its own, so a block reveals
-nothing of other documents, and a missing document changes no other document's blocks. Where the hold-out is taken from
-the end of the device (tables), its border may still move, and ``data.max_tokens`` still counts the documents that are
-there.
+A block may hold text of several documents. With ``data.packing = "isolated"`` the first token of each is marked
+(``marks``), so the loss can keep them apart. With ``apart``, or ``data.packing = "none"``, each document has blocks of
+its own, so a block reveals nothing of other documents, and a missing document changes no other document's blocks. Where
+the hold-out is taken from the end of the device (tables), its border may still move, and ``data.max_tokens`` still
+counts the documents that are there.
 
 The end of a text is predicted where the text itself ends. It is not predicted where ``data.max_tokens`` cuts the text,
 or where a piece of a file continues in another piece.
@@ -32,6 +33,7 @@ from edgewise.core.vector import Array
 from edgewise.learn.text.cache import write_atomically
 from edgewise.learn.text.corpus import Corpus, Document
 from edgewise.learn.text.counts import Counts
+from edgewise.learn.text.marks import begun
 from edgewise.learn.text.tokens import Tokens
 from edgewise.plan.recipe.recipe import DataSection
 
@@ -89,7 +91,7 @@ class BlockStore:
         chats = (
             [tokens.template.digest, section.as_chat, section.answers] if section.rendered and tokens.template else []
         )
-        self._key = json.dumps([*parts, corpus.cut_each, apart, *chats])
+        self._key = json.dumps([*parts, corpus.cut_each, apart, section.packing, *chats])
 
     def open(self, device: DeviceId) -> Blocks:
         """Open the blocks of one device. Either array may have no rows.
@@ -140,10 +142,12 @@ def build(
         apart: True gives every document blocks of its own. A short file's share of the hold-out then does not pass to
             the next.
     """
+    apart |= section.packing == "none"
+    isolated = section.packing == "isolated"
     encoded, counts = _encode(documents, tokens, section)
     if section.prompt or section.rendered:
         train, held = _hold_rows(encoded, section.holdout)
-        packed = [_pack_rows(part, tokens, section.sequence_len, apart) for part in (train, held)]
+        packed = [_pack_rows(part, tokens, section.sequence_len, apart, isolated) for part in (train, held)]
         counts += _in_sight(train, tokens, section.sequence_len)
         return Blocks(*packed, counts.array())
     lengths = [len(e.text) for e in encoded]
@@ -158,7 +162,7 @@ def build(
             train_pieces.append(_piece(e.text[:k], tokens, begins=True, ends=e.ends and k == len(e.text)))
         if k < len(e.text):
             held_pieces.append(_piece(e.text[k:], tokens, begins=k == 0, ends=e.ends))
-    cut = (_cut(p, tokens, section.sequence_len, apart) for p in (train_pieces, held_pieces))
+    cut = (_cut(p, tokens, section.sequence_len, apart, isolated) for p in (train_pieces, held_pieces))
     return Blocks(*cut, counts.array())
 
 
@@ -297,17 +301,23 @@ def _piece(text: Array, tokens: Tokens, begins: bool, ends: bool) -> Array:
     return np.concatenate([*start, body, *end])
 
 
-def _joined(pieces: Sequence[Array], tokens: Tokens) -> Array:
-    """Join pieces into one stream. A token that ends one document and starts the next one stands once."""
+def _joined(pieces: Sequence[Array], tokens: Tokens, isolated: bool) -> Array:
+    """Join pieces into one stream. A token that ends one document and starts the next one stands once.
+
+    Args:
+        isolated: True marks the first token of each piece. Each then keeps its own first token.
+    """
     parts: list[Array] = [np.zeros(0, np.int32)]
+    if isolated:
+        return np.concatenate(parts + [begun(piece) for piece in pieces])
     for piece in pieces:
         doubled = tokens.start is not None and len(parts[-1]) and parts[-1][-1] == tokens.start
         parts.append(piece[1:] if doubled and piece[0] == ~tokens.start else piece)
     return np.concatenate(parts)
 
 
-def _cut(pieces: Sequence[Array], tokens: Tokens, sequence_len: int, apart: bool) -> Array:
-    streams = [np.zeros(0, np.int32), *pieces] if apart else [_joined(pieces, tokens)]
+def _cut(pieces: Sequence[Array], tokens: Tokens, sequence_len: int, apart: bool, isolated: bool) -> Array:
+    streams = [np.zeros(0, np.int32), *pieces] if apart else [_joined(pieces, tokens, isolated)]
     return np.concatenate([_stream(stream, tokens, sequence_len) for stream in streams])
 
 
@@ -332,7 +342,7 @@ def _row(e: Encoded, tokens: Tokens) -> Array:
     return np.where(np.concatenate([np.zeros(len(e.prompt), bool), e.learnt]), row, ~row)
 
 
-def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart: bool) -> Array:
+def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart: bool, isolated: bool) -> Array:
     """Pack whole rows into blocks, in order, as many as fit (one with ``apart``).
 
     A row that is longer than a block continues in the next ones.
@@ -341,11 +351,11 @@ def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart:
     waiting: list[Array] = []
     for e in encoded:
         row = _row(e, tokens)
-        if waiting and (apart or len(_joined([*waiting, row], tokens)) > sequence_len + 1):
-            blocks.append(_stream(_joined(waiting, tokens), tokens, sequence_len))
+        if waiting and (apart or len(_joined([*waiting, row], tokens, isolated)) > sequence_len + 1):
+            blocks.append(_stream(_joined(waiting, tokens, isolated), tokens, sequence_len))
             waiting = []
         waiting.append(row)
-    blocks.append(_stream(_joined(waiting, tokens), tokens, sequence_len))
+    blocks.append(_stream(_joined(waiting, tokens, isolated), tokens, sequence_len))
     return np.concatenate(blocks)
 
 

@@ -32,12 +32,14 @@ from edgewise.learn.models import generate, quantized
 from edgewise.learn.models.adapters import trainable, without_adapter
 from edgewise.learn.models.architecture import Sizes, check_causal, shares, sizes, unread
 from edgewise.learn.models.fingerprint import frozen_digest
+from edgewise.learn.models.isolated import check_isolated
 from edgewise.learn.models.load import Loaded, TextLoss, float32_attention, load, located, stored_parameters
 from edgewise.learn.shards import row_order
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
 from edgewise.learn.text.corpus import Corpus
 from edgewise.learn.text.counts import Counts
+from edgewise.learn.text.marks import unmarked
 from edgewise.learn.text.reading import MOST_DEVICES, reading
 from edgewise.learn.torch_task import TorchTrainer, computing
 from edgewise.learn.train import Batch
@@ -118,13 +120,15 @@ def _check(loaded: Loaded, recipe: Recipe) -> None:
         what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {found.vocabulary}."
         raise ModelError("E-MODEL", what, "model and tokenizer do not belong together.")
     check_causal(loaded.model, loaded.tokens, length, loaded.name)
+    if recipe.data.packing == "isolated":
+        check_isolated(loaded.model, loaded.tokens, length, loaded.name)
 
 
 class TextTrainer(TorchTrainer):
     """The trainer of a causal language model over the devices' text. An update's weight is its training tokens."""
 
     def __init__(self, recipe: Recipe, prepared: Prepared, corpus: Corpus, store: BlockStore) -> None:
-        loaded, loss = prepared.loaded, TextLoss(prepared.arithmetic)
+        loaded, loss = prepared.loaded, TextLoss(prepared.arithmetic, recipe.data.packing == "isolated")
         self.loaded, self.corpus, self._store = loaded, corpus, store
         self._eval_tokens, self._data = recipe.eval.max_tokens, recipe.data
         self._adapts = recipe.trainable.adapts
@@ -205,7 +209,7 @@ class TextTrainer(TorchTrainer):
             DataError: E-DEVICE-DATA where the device's hold-out is too short.
         """
         held_NS = self._open(device).blocks.held_NS
-        found = generate.opening(np.array(held_NS[0])) if len(held_NS) else None
+        found = generate.opening(unmarked(held_NS[0])) if len(held_NS) else None
         if found is None:
             what = f"device {device!r:.60} has too little text for a hold-out."
             raise DataError("E-DEVICE-DATA", what, "give it more text, or raise data.holdout.")
@@ -251,7 +255,7 @@ class TextTrainer(TorchTrainer):
         size, count = 0, 0
         for device in devices[:: -(-len(devices) // SAMPLED_DEVICES) or 1]:
             try:
-                blocks_NS = self._open(device).blocks.train_NS[:SAMPLED_BLOCKS, 1:]
+                blocks_NS = unmarked(self._open(device).blocks.train_NS[:SAMPLED_BLOCKS, 1:])
             except DataError:
                 continue
             ids = blocks_NS[blocks_NS >= 0]

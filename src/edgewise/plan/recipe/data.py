@@ -74,6 +74,11 @@ class DataSection(Section):
     )
     alpha: float = Field(0.5, gt=0, description="Dirichlet concentration; small = strong skew")
     sequence_len: int = Field(128, ge=8, le=8192, description="tokens per training block")
+    packing: Literal["joined", "isolated", "none"] = Field(
+        "joined",
+        description="documents that share a block; joined: one is read after the other; isolated: none reads another, "
+        "and positions begin anew; none: no two share one",
+    )
     holdout: float = Field(0.1, gt=0, lt=0.9, description="share of each device's text, its latest part, never trained")
     max_tokens: int = Field(0, ge=0, description="tokens used per device at most; 0 = all")
 
@@ -104,7 +109,8 @@ class DataSection(Section):
     def served(self) -> DataSection:
         """Keep the keys that enrolled devices need: how text is cut. Their owners decide where it lies."""
         return DataSection(
-            source=OWN, sequence_len=self.sequence_len, holdout=self.holdout, max_tokens=self.max_tokens
+            source=OWN, sequence_len=self.sequence_len, packing=self.packing, holdout=self.holdout,
+            max_tokens=self.max_tokens,
         )  # fmt: skip
 
     @rule

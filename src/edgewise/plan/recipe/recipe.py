@@ -22,6 +22,7 @@ from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
 from edgewise.plan.mechanisms.known import refused
 from edgewise.plan.recipe import findings, toml
+from edgewise.plan.recipe.adaptive import AdaptiveSection
 from edgewise.plan.recipe.data import DataSection
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.findings import Examined, Finding
@@ -39,23 +40,6 @@ from edgewise.plan.recipe.sections import (
     TrustSection,
 )
 from edgewise.plan.recipe.trainable import TrainableSection
-
-
-class AdaptiveSection(Section):
-    """The codecs that a device may choose from with ``codec = "adaptive"``, and the size of its upload."""
-
-    max_upload_mb: float = Field(5.0, gt=0, description="largest upload of one device and round, 10^6 bytes")
-    deadline_s: float = Field(0.0, ge=0, description="when an upload has to be complete; 0 = round.deadline_s")
-    slack: float = Field(0.1, ge=0, lt=1, description="share of the deadline that devices keep free")
-    patience: float = Field(
-        0.1,
-        ge=0,
-        description="visible updates without record noise: upload time / time until then, at most; 0 = no limit",
-    )
-    ladder: list[str] = Field([], description="names of the rungs, see `edgewise check`; empty = all that fit")
-    groups: int = Field(
-        3, ge=1, le=16, description="behind a hidden sum: into how many groups of one rung a cohort is sorted at most"
-    )
 
 
 class EvalSection(Section):
@@ -234,13 +218,19 @@ class Recipe(Section):
     @rule
     def _base_frozen(self) -> Iterator[SettingError]:
         if self.model.quantized and not self.trainable.keeps_base:
-            key = "rule" if self.trainable.adapts else "kind"
+            moving = "rule" if self.trainable.adapts else "kind"
             what = (
-                f'model.quantize = "{self.model.quantize}" with trainable.{key} = "{getattr(self.trainable, key)}": '
-                "rounded weights cannot take the small steps of training"
+                f'model.quantize = "{self.model.quantize}" with trainable.{moving} = '
+                f'"{getattr(self.trainable, moving)}": rounded weights cannot take the small steps of training'
             )
-            fix = 'train adapters that leave the base as it is, kind = "lora" and rule = "reffa", or leave out '
-            yield SettingError("E-COMBO", what, f"{fix}model.quantize")
+            fix = 'train adapters that leave the base as it is, as kind = "lora" and rule = "fedit"'
+            yield SettingError("E-COMBO", what, f"{fix}, or leave out model.quantize")
+
+    @rule
+    def _records_apart(self) -> Iterator[SettingError]:
+        if self.dp.example and self.data.packing == "isolated":
+            what = 'data.packing = "isolated" with dp.unit = "example": a block is a record, and holds one document'
+            yield SettingError("E-COMBO", what, "leave out data.packing")
 
     @rule
     def _minimum_given(self) -> Iterator[SettingError]:
