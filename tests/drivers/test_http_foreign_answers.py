@@ -11,8 +11,11 @@ from typing import Any
 
 import httpx2
 import pytest
+import typer
 from served import code, travelling
 
+from edgewise.apps.cli import asking, model_commands, run_commands
+from edgewise.core.errors import TransportError
 from edgewise.drivers.http import answers, home, identity, naming, partial_blob
 from edgewise.drivers.http import link as links
 from edgewise.drivers.http.home import Home
@@ -160,3 +163,54 @@ def test_what_leaves_again_is_counted(answering: Callable[..., Link], monkeypatc
     assert link.send("r", 0, bytes(5000)) == 2
     assert sum(again) == 5000
     assert answers.ANSWER_BYTES >= 2 * 2**20, "facts of a run, escaped"
+
+
+@pytest.mark.parametrize(
+    ("last", "asked"),
+    [(httpx2.ReadError("cut"), 2), (httpx2.ReadTimeout("late"), 2), (502, 2), (b"<html>", 2), (503, 3)],
+)
+def test_what_must_not_be_done_twice_is_asked_once(answering: Callable[..., Link], last: object, asked: int) -> None:
+    """Where the server may have done it. It has not where it was never reached, and where it says so."""
+    tried: list[int] = []
+
+    def answer() -> httpx2.Response:
+        tried.append(1)
+        if len(tried) == 1:
+            raise httpx2.ConnectError("refused")
+        if len(tried) == 3:
+            return travelling(httpx2.Response(200, json={}))
+        if isinstance(last, Exception):
+            raise last
+        if last == 503:
+            return travelling(httpx2.Response(503, json={"code": "E-BUSY", "what": "w.", "fix": "f."}))
+        return travelling(httpx2.Response(200 if isinstance(last, bytes) else 502, content=b"<html>"))
+
+    link = answering(answer, sleep=lambda seconds: None)
+    link.patience_s = 100.0
+    assert code(lambda: link.call("POST", "/v1/models/rollback", once=True)) == ("" if last == 503 else "E-CONNECT")
+    assert len(tried) == asked
+
+
+@pytest.mark.parametrize("command", ["rollback", "promote", "verify"])
+def test_commands_that_verify_wait_long_and_change_once(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[dict[str, Any]] = []
+
+    class Recorder:
+        def call(self, method: str, path: str, *rest: object, **how: Any) -> Any:
+            if path == "/v1/runs":
+                return [{"run": "a" * 64}]
+            said.append({"method": method, **how})
+            raise TransportError("E-CONNECT", "enough.")
+
+    monkeypatch.setattr(asking, "asked_server", lambda home, ask: ask(Recorder()))
+    monkeypatch.setattr(run_commands, "asked_server", lambda home, ask: ask(Recorder()))
+    calls = {
+        "rollback": lambda: model_commands.rollback(),
+        "promote": lambda: model_commands.promote("a" * 64),
+        "verify": lambda: run_commands.verify("a" * 64),
+    }
+    with pytest.raises(typer.Exit):
+        calls[command]()
+    (one,) = said
+    assert one["answer_s"] == links.SLOW_S
+    assert one.get("once", False) == (one["method"] == "POST")

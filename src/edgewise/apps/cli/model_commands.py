@@ -63,7 +63,7 @@ def promote(
         from edgewise.apps.cli.run_commands import whole
 
         wanted = {"run": whole(link, run), "played": played}
-        return _shown(link.call("POST", "/v1/models", document=wanted), as_json)
+        return _shown(_done(link, "/v1/models", wanted), as_json)
 
     ask_server("models promote", home, as_json, debug, ask)
 
@@ -76,7 +76,7 @@ def rollback(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> 
     """
 
     def ask(link: Link) -> dict[str, Any]:
-        return _shown(link.call("POST", "/v1/models/rollback"), as_json)
+        return _shown(_done(link, "/v1/models/rollback", None), as_json)
 
     ask_server("models rollback", home, as_json, debug, ask)
 
@@ -104,6 +104,14 @@ def fetch(
         return {"dest": str(dest), **found}
 
     ask_server("models fetch", home, as_json, debug, ask)
+
+
+def _done(link: Link, path: str, document: object) -> dict[str, Any]:
+    """Ask for a change that takes a verification, once."""
+    from edgewise.drivers.http.link import SLOW_S
+
+    found: dict[str, Any] = link.call("POST", path, document=document, answer_s=SLOW_S, once=True)
+    return found
 
 
 def _shown(one: Mapping[str, Any], as_json: bool) -> dict[str, Any]:

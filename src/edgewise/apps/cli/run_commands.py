@@ -133,7 +133,10 @@ def verify(
     """
 
     def asked(link: Link) -> dict[str, Any]:
-        return dict(link.call("GET", f"/v1/runs/{whole(link, run)}/verification", {"chain": chain}))
+        from edgewise.drivers.http.link import SLOW_S
+
+        path = f"/v1/runs/{whole(link, run)}/verification"
+        return dict(link.call("GET", path, {"chain": chain}, answer_s=SLOW_S))
 
     def body() -> dict[str, Any]:
         from edgewise.apps.models import verification, verified

@@ -16,7 +16,7 @@ from edgewise.core.errors import ModelError, RecipeError, TransportError
 from edgewise.core.vector import Spec, Vector
 from edgewise.drivers import extension_packages
 from edgewise.drivers.http import package
-from edgewise.drivers.http.link import Link
+from edgewise.drivers.http.link import SLOW_S, Link
 from edgewise.drivers.http.staging import Staging
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
@@ -59,7 +59,8 @@ def submit(
         for here in _staged(link, digest, source, size):
             sent(done + here, total)
         done += size
-    found: dict[str, Any] = link.call("POST", "/v1/runs", document=msgspec.to_builtins(made.wanted))
+    document = msgspec.to_builtins(made.wanted)
+    found: dict[str, Any] = link.call("POST", "/v1/runs", document=document, answer_s=SLOW_S, once=True)
     return found
 
 

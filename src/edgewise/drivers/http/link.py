@@ -45,6 +45,7 @@ WAIT_S = 25.0  # duration of a long poll
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.25, 15.0  # short enough to find a restarted server in seconds
 INLINE_BYTES = 2**20  # the largest frame that goes in one request
 PIECE_BYTES = 2**16  # bytes of a body between two checks of ``open``
+SLOW_S = 3600.0  # longest wait for an answer for which the server verifies or copies a whole run
 CLOSED_S = 0.25  # seconds until the next check of ``open``
 FRAME_BYTES = 2**26  # the largest frame from a server, for any run
 LEAST_CHUNK = 2**12  # bytes of a chunk; a server that asks for smaller ones costs a device more than its frames
@@ -274,17 +275,23 @@ class Link:
         round: int | None = None,
         document: object = None,
         extra: Mapping[str, str] | None = None,
+        answer_s: float = ANSWER_S,
+        once: bool = False,
     ) -> Any:
         """Send a signed request with bytes or a JSON ``document``, and return its JSON answer.
 
+        Args:
+            answer_s: longest wait for the answer.
+            once: the request does something each time that it arrives. It is not sent again where the server may have
+                done it.
         Raises:
             TransportError: the server's refusal, or E-CONNECT.
         """
         headers = dict(extra or {})
         if document is not None:
             body, headers["content-type"] = json.dumps(document).encode(), "application/json"
-        attempt = self._attempt(method, path, self._answer_bytes, query or {}, body, run, round, headers)
-        return self._attempts(lambda: attempt().document(), len(body))
+        attempt = self._attempt(method, path, self._answer_bytes, query or {}, body, run, round, headers, answer_s)
+        return self._attempts(lambda: attempt().document(), len(body), once)
 
     def fetch(self, method: str, path: str, body: bytes, run: str, round: int, limit_bytes: int) -> bytes:
         """Send a signed request about a round, and return the bytes of its answer, at most ``limit_bytes``.
@@ -328,8 +335,11 @@ class Link:
         nonce = secrets.token_bytes(signatures.NONCE_BYTES)
         return signatures.headers(self._me, request, self.home.server, int(self._now_s()), nonce)
 
-    def _attempts(self, attempt: Callable[[], T], size: int = 0) -> T:
-        """Try until an attempt succeeds, the server refuses, or patience ends. ``size``: bytes that each one sends."""
+    def _attempts(self, attempt: Callable[[], T], size: int = 0, once: bool = False) -> T:
+        """Try until an attempt succeeds, the server refuses, or patience ends.
+
+        Args: size: bytes that each one sends. once: as in ``call``.
+        """
         began, pause_s = time.monotonic(), FIRST_PAUSE_S
         while True:
             while not self._open():
@@ -342,8 +352,12 @@ class Link:
                 self._repeats(size)
                 continue
             except httpx2.TransportError as e:
+                if once and not isinstance(e, httpx2.ConnectError | httpx2.ConnectTimeout):
+                    raise _unknown(e) from None
                 error, least_s = unreachable(self.home.url, e), 0.0
             except Wait as e:
+                if once and e.error.code == "E-CONNECT":  # not the server's own refusal
+                    raise _unknown(e) from None
                 error, least_s = e.error, e.least_s
             wait_s = least_s + pause_s * secrets.randbelow(1000) / 1000
             if time.monotonic() + wait_s > began + self.patience_s:
@@ -358,6 +372,11 @@ class Link:
             if not self._open():
                 raise _Closed
             yield body[start : start + PIECE_BYTES]
+
+
+def _unknown(e: Exception) -> TransportError:
+    what = f"the answer is lost: {str(e) or type(e).__name__}. The server may have done what was asked."
+    return TransportError("E-CONNECT", what, "look before you ask again: `edgewise run ls`, `edgewise models ls`.")
 
 
 class _Closed(Exception):
