@@ -105,3 +105,15 @@ def test_a_callback_lets_the_run_rest(tmp_path: Path) -> None:
     assert "held_out_loss" in rows[0]
     patient = federation(callbacks=[ew.EarlyStopping(2)])
     assert (patient.recipe.round.patience, patient.recipe.round.keep) == (2, "best")
+
+
+def test_an_epsilon_alone_runs(tmp_path: Path) -> None:
+    recipe = ew.Recipe(
+        privacy="distributed_dp", rounds=2, epsilon=8.0, sequence_len=16, eval={"max_tokens": 64},
+        compare={"local_only": False, "centralised": False},
+    )  # fmt: skip
+    fed = federation(recipe=recipe, data={f"d{i}": LINES[i : i + 6] for i in range(6)})
+    assert "training.lr" in str(fed.check(fast=True))
+    run = fed.run(tmp_path / "run")
+    assert run.summary["rounds"]["met"] == 2
+    assert max(run.rounds.column("epsilon")) == pytest.approx(8.0, rel=0.02)

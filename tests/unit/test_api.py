@@ -17,6 +17,7 @@ from edgewise.apps.runs import parts
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.recipe.data import DataSection
 from edgewise.privacy.clip import clip
 
@@ -50,9 +51,10 @@ def test_a_setting_finds_its_section() -> None:
         ({"privacy": "none", "round": {"rounds": 0}}, "E-VALUE"),
         ({"privacy": "none", "roundz": 3}, "E-KEY.*did you mean `round`"),
         ({"privacy": "none", "devices": 3}, "E-KEY: `devices` is a key of .* sections"),
+        ({"privacy": "distributed_dp", "rounds": 20}, r"E-MISSING: .*needs dp.epsilon \(or dp.noise_multiplier\)\."),
         (
-            {"privacy": "distributed_dp", "rounds": 20, "epsilon": 8.0},
-            r"E-MISSING: .*needs dp.delta and dp.clip_l2.*add to \[dp\]: delta = 1e-5 .*clip_l2 = 1.0 \(the largest L2",
+            {"privacy": "local_dp", "dp": {"unit": "example", "epsilon": 8.0}},
+            "E-MISSING: .*needs dp.delta and dp.clip_l2",
         ),
     ],
 )
@@ -61,10 +63,31 @@ def test_settings_are_checked_at_once(settings: dict[str, object], said: str) ->
         ew.Recipe(**settings)
 
 
-def test_a_refusal_names_values_that_a_person_can_add() -> None:
-    ew.Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0, delta=1e-5, clip_l2=1.0)
-    with pytest.raises(ew.EdgewiseError, match="adaptive_clip = true"):
-        ew.Recipe(privacy="central_dp", rounds=20, epsilon=8.0)
+def test_an_epsilon_alone_needs_data_whose_devices_can_be_counted() -> None:
+    said = r"E-MISSING: .*needs dp.delta and dp.clip_l2.*add to \[dp\]: delta = 1e-5 .*clip_l2 = 1.0 \(the largest L2"
+    with pytest.raises(ew.RecipeError, match=said):
+        ew.Federation(ew.Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0))
+    with pytest.raises(ew.RecipeError, match="adaptive_clip = true"):
+        ew.Federation(ew.Recipe(privacy="central_dp", rounds=20, epsilon=8.0))
+    assert not ew.Federation(ew.Recipe(privacy="none"), data={"alice": ["a text"]}).chosen
+
+
+@pytest.mark.parametrize("word", ["central_dp", "distributed_dp", "local_dp"])
+@pytest.mark.parametrize("devices", [8, 1000])
+def test_a_federation_chooses_what_an_epsilon_alone_leaves_open(word: str, devices: int) -> None:
+    """The promise is the epsilon that was asked for, and the number of devices decides delta and cohorts."""
+    fed = ew.Federation(ew.Recipe(privacy=word, rounds=8, epsilon=8.0), data={f"d{i}": ["a"] for i in range(devices)})
+    plan = compile_plan(
+        fed.recipe, Spec.of([("q_proj.A", (2, 8), "float32"), ("q_proj.B", (8, 2), "float32")]), devices, BUILT_IN
+    )
+    assert plan.spend is not None
+    assert 7.5 < (plan.spend.card.of_release or 0.0) <= 8.0
+    assert fed.recipe.dp.delta < devices**-1.1
+    assert fed.chosen["dp.delta"] == fed.recipe.dp.delta
+    assert (fed.recipe.round.cohort == 0) == (devices == 8)
+    given = ew.Recipe(privacy=word, epsilon=8.0, delta=1e-7, sampling="all", training={"lr": 0.1})
+    own = ew.Federation(given, data={f"d{i}": ["a"] for i in range(8)})
+    assert own.chosen == {"dp.clip_l2": 1.0}, "what a person gives stays, with all that belongs to it"
 
 
 @pytest.mark.parametrize("name", ["accuracy", "perplexity", "loss_last", "seconds"])

@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from math import ceil, log2, log10
+from math import ceil, log2
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 from edgewise.apps.cli import new_text
 from edgewise.apps.cli.doctor import cores
 from edgewise.apps.cli.shipped import STUDENT
+from edgewise.apps.runs import first_run
 from edgewise.core import keys
-from edgewise.core.errors import CompositionError, DataError, RecipeError
+from edgewise.core.errors import DataError, RecipeError
 from edgewise.core.vector import Spec
 from edgewise.drivers.storage.files import write_new
 from edgewise.learn.text import corpus
@@ -25,13 +26,7 @@ from edgewise.plan.recipe import recipe
 from edgewise.plan.recipe.data import DataSection, Header
 from edgewise.plan.recipe.findings import nearest
 from edgewise.plan.recipe.privacy import DP_WORDS, RENAMED, Privacy
-from edgewise.plan.recipe.sections import TrustSection
-from edgewise.secagg.merge import fewest
 
-EVERYBODY = 40  # Up to so many devices all take part in every round.
-COHORT, DP_COHORT = 20, 125  # Cohorts of larger federations. Noise does not grow with a cohort, so DP's is larger.
-MINIMUM = {"hidden": 0.75, "distributed_dp": 0.9}  # Masks and noise are sized for this share of the cohort.
-CORRUPT = {"hidden": 0.1, "distributed_dp": 0.02}  # Share of devices that may lie, if the cohort is large enough.
 MOST_ROWS = 0.9  # A block is long enough for this share of rows with their prompts.
 LONGEST_ROW = 512  # Tokens of the longest block: the context of the bundled model.
 FEW = 100  # With fewer devices, device-level noise is larger than their common signal.
@@ -270,49 +265,23 @@ def _some(listed: corpus.Corpus, device: str, refused: list[DataError]) -> list[
 
 def _settings(word: str, example: bool, held: _Held) -> dict[str, Any]:
     """Choose cohorts, rounds and steps of a first run from the number of devices and their amounts of text."""
-    n = held.devices
-    units = max(2, n, held.blocks if example else 0)  # Delta depends on the number of units.
-    noisy = word in ("central_dp", "distributed_dp")
-    cohort = 0 if n <= EVERYBODY else min(DP_COHORT, n // 2) if noisy else COHORT
-    expected = cohort or n
-    rounds = 16 if noisy else 8 if not cohort else 12
+    n, noisy = held.devices, word in ("central_dp", "distributed_dp")
+    drawn = first_run.cohorts(word, n)
     steps = min(
         4, max(2, round(held.median_bytes / 3 / 256 / 2))
     )  # half a pass per round: 3 bytes a token, 4 x 64 a step
     out: dict[str, Any] = {
-        "cohort": cohort,
-        "sampling": "all" if not cohort else "cyclic" if noisy else "fixed",
-        "rounds": rounds,
+        "cohort": drawn.cohort,
+        "sampling": drawn.sampling,
+        "rounds": 16 if noisy else 8 if not drawn.cohort else 12,
         "steps": 1 if word in DP_WORDS and not example else steps,
-        "minimum": MINIMUM.get(word, 0.5),
+        "minimum": drawn.minimum,
         "workers": cores(),
         "sequence_len": min(LONGEST_ROW, max(new_text.SEQUENCE_LEN, 2 ** ceil(log2(max(1, held.row_tokens))))),
         "measured": 100 if n > 100 else 0,
-        "delta": 10.0 ** -max(5, ceil(1.1 * log10(units)) + 1),
+        "delta": first_run.delta(max(n, held.blocks if example else 0)),  # It depends on the number of units.
     }
-    if word in CORRUPT:
-        invited = ceil(expected * 1.3) if out["sampling"] == "fixed" else ceil(n / max(1, n // expected))
-        least = max(2, ceil(expected * out["minimum"] - 1e-9))
-        if least > expected:
-            raise CompositionError(
-                "E-NMIN", f'privacy = "{word}" hides a device in a sum of two or more; the data has {n}.',
-                "give data of more owners.",
-            )  # fmt: skip
-        out["minimum"] = max(out["minimum"], min(1.0, 2 / expected))
-        corrupt = min(int(CORRUPT[word] * n), invited)
-        while corrupt and fewest(corrupt, dropout=TrustSection().dropout_fraction) > least:
-            corrupt -= 1
-        out["corrupt"] = corrupt
-        out["fraction"] = CORRUPT[word] if corrupt == int(CORRUPT[word] * n) else _share(corrupt, n)
-    return out
-
-
-def _share(count: int, n: int) -> float:
-    """Find a short decimal fraction f with floor(f n) = count."""
-    digits = 2
-    while int((share := round((count + 0.5) / n, digits)) * n) != count:
-        digits += 1
-    return share
+    return out if drawn.corrupt is None else {**out, "corrupt": drawn.corrupt, "fraction": drawn.fraction}
 
 
 def _composes(text: str, devices: int) -> None:
@@ -333,7 +302,7 @@ def _notes(word: str, example: bool, devices: int, settings: Mapping[str, Any]) 
         )
     if word == "local_dp" and not example:
         notes.append("local noise hides each single update, so it is very large.")
-    if word in CORRUPT and settings["fraction"] < CORRUPT[word]:
+    if word in first_run.CORRUPT and settings["fraction"] < first_run.CORRUPT[word]:
         notes.append(
             f"at most {settings['corrupt']} of the {devices:,} devices may work with a lying server. A larger "
             "round.cohort tolerates more."

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from edgewise.apps.runs import first_run
 from edgewise.plan.recipe.privacy import DP_WORDS
 
 Facts = Mapping[str, Any]
@@ -61,6 +62,11 @@ def _value(x: Any) -> str:
 
 def _table(head: str, lines: Sequence[tuple[str, str]]) -> str:
     return f"{head}\n" + "".join(_line(assignment, comment) for assignment, comment in lines)
+
+
+def _assigned(values: Mapping[str, Any], comments: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Write a table's keys as assignments, each with its comment."""
+    return [(f"{key} = {_value(value)}", comments.get(key, "")) for key, value in values.items()]
 
 
 def _head(facts: Facts) -> str:
@@ -155,7 +161,7 @@ def _dp(word: str, example: bool, s: Facts) -> str:
         *([('unit = "example"', UNIT["example"])] if example else []),
         ("epsilon = 8.0", "budget for all rounds together; it decides the noise multiplier"),
         (f"delta = {s['delta']:g}", f"below 1 / (number of {'blocks' if example else 'devices'})^1.1"),
-        ("clip_l2 = 1.0", f"largest L2 norm of {of}"),
+        (f"clip_l2 = {first_run.CLIP_L2}", f"largest L2 norm of {of}"),
     ]
     if example:
         lines.append(("sample_rate = 0.1", "probability that a step uses a block"))
@@ -183,14 +189,14 @@ def _round(facts: Facts, s: Facts) -> str:
 
 def _training(noised: bool, s: Facts) -> str:
     if noised:
-        lines = [
-            ('optimizer = "sgd"', "one plain step: the update is the gradient, which the clip bounds"),
-            ("lr = 1.0", "the clip bounds the update's length; [strategy] sets the step size"),
-            ('schedule = "constant"', ""),
-            ("local_steps = 1", "steps of a device in a round"),
-            ("batch = 8", "blocks of a step"),
-            ("clip_grad = 0.0", "off: the whole update is clipped instead"),
-        ]
+        comments = {
+            "optimizer": "one plain step: the update is the gradient, which the clip bounds",
+            "lr": "the clip bounds the update's length; [strategy] sets the step size",
+            "local_steps": "steps of a device in a round",
+            "batch": "blocks of a step",
+            "clip_grad": "off: the whole update is clipped instead",
+        }
+        lines = _assigned(first_run.TRAINING, comments)
     else:
         lines = [
             ('optimizer = "adamw"', 'or "muon" or "sgd"'),
@@ -202,14 +208,8 @@ def _training(noised: bool, s: Facts) -> str:
 
 
 def _strategy() -> str:
-    return _table(
-        "[strategy]",
-        [
-            ('kind = "fedadam"', "the server's optimizer"),
-            ("lr = 0.002", "how far the server moves in a round"),
-            ("tau = 1e-4", ""),
-        ],
-    )
+    comments = {"kind": "the server's optimizer", "lr": "how far the server moves in a round"}
+    return _table("[strategy]", _assigned(first_run.STRATEGY, comments))
 
 
 def _merge() -> str:

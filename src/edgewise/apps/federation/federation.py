@@ -18,6 +18,7 @@ from edgewise.apps.federation.playing import Heard, Shown, has_run, remove, want
 from edgewise.apps.federation.run import Run
 from edgewise.apps.runs import parts
 from edgewise.apps.runs.extensions import importable
+from edgewise.apps.runs.first_run import completion
 from edgewise.apps.runs.rounds import Round
 from edgewise.apps.runs.run_dirs import place
 from edgewise.core import events
@@ -72,6 +73,10 @@ class Federation:
         sinks: functions that are called with each event.
         home: the folder that relative paths of the recipe start from. None: the folder of the recipe's file, or the
             current one.
+    Attributes:
+        recipe: the whole recipe.
+        chosen: the settings that were chosen for a recipe with an epsilon and without ``dp.delta`` or ``dp.clip_l2``,
+            by dotted key, as `edgewise new` chooses them for as many devices. Empty without ``data``.
     Raises:
         RecipeError, DataError, ModelError: as `edgewise check`, before a folder is made.
     """
@@ -110,6 +115,8 @@ class Federation:
             }  # An iterator can be read only once.
         self._own = own_work.of(model, self._data, loop, metrics or {})
         self._fill(stages, posts, merge, strategy)
+        self.chosen = {} if data is None else completion(self._tables, len(data))
+        self._tables = settings.put(self._tables, self.chosen)
         self.recipe = self._recipe(self._tables)
         own_work.check_names(self._own.metrics, self.recipe)
 
@@ -225,7 +232,7 @@ class Federation:
             found = check.examine(
                 ready.recipe, ready.recipe_dir, fast=fast, catalogue=catalogue(self._extensions, ready.objects)
             )
-        return Checked(found, self.recipe.name)
+        return Checked({**found, "chosen": {**self.chosen, **found["chosen"]}}, self.recipe.name)
 
     @property
     def run_dir(self) -> Path:

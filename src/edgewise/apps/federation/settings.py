@@ -1,6 +1,6 @@
 """A recipe as keyword arguments.
 
-    edgewise.Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0, delta=1e-5, clip_l2=1.0)
+    edgewise.Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0)
 
 ``Federation``, ``simulate`` and ``sweep`` take it in place of a recipe's file.
 """
@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgewise.apps.runs.first_run import completion
 from edgewise.core.errors import RecipeError
 from edgewise.plan.recipe import findings, toml
 from edgewise.plan.recipe import recipe as recipes
@@ -21,17 +22,21 @@ from edgewise.plan.recipe.findings import Finding
 from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.rules import Section
 
+AFTER = (
+    "personal",
+)  # Sections whose keys stand by themselves only if no other section has the key: lr is training.lr.
+
 
 class Recipe:
     """The settings of a run, by the keys of a recipe file.
 
         Recipe(privacy="none", rounds=20, lr=1e-3)                         sets round.rounds and training.lr
         Recipe(privacy="none", data={"holdout": 0.2}, strategy={"kind": "fedadam"})
-        Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0, delta=1e-5, clip_l2=1.0)
+        Recipe(privacy="distributed_dp", rounds=20, epsilon=8.0)           a Federation chooses delta, clip and training
 
     A key that only one section has may stand by itself. A section or a part is a table. A ``Federation`` fills in what
-    it is given as objects (model, data, stages). A privacy word with an epsilon needs ``delta`` and ``clip_l2`` too,
-    because no default fits every model.
+    it is given as objects (model, data, stages). With ``data`` it also knows the number of devices, and chooses what a
+    recipe with an epsilon lacks (``apps.runs.first_run``). Elsewhere such a recipe needs ``delta`` and ``clip_l2``.
 
     Attributes:
         tables: as in the file, without defaults.
@@ -47,7 +52,8 @@ class Recipe:
             unplaced += [wrong] if wrong is not None else []
             if place:  # where a name is wrong too, so that the rest is judged as it was meant
                 findings.put(self.tables, place, copy.deepcopy(value) if isinstance(value, dict) else value)
-        recipes.build(copy.deepcopy(self.tables), Origin(), unplaced)
+        chosen_later = {key: value for key, value in completion(self.tables, 2).items() if key.startswith("dp.")}
+        recipes.build(put(self.tables, chosen_later), Origin(), unplaced)
 
     def but(self, settings: Mapping[str, Any]) -> Recipe:
         """Copy the recipe with other settings, by dotted key: ``recipe.but({"training.lr": 0.01})``.
@@ -125,7 +131,8 @@ def _sections() -> dict[str, type[Section]]:
 def _leaves() -> dict[str, list[str]]:
     """Map each key to its dotted places."""
     found: dict[str, list[str]] = defaultdict(list)
-    for section, kind in _sections().items():
+    for section, kind in sorted(_sections().items(), key=lambda pair: pair[0] in AFTER):
         for key in kind.model_fields:
-            found[key].append(f"{section}.{key}")
+            if section not in AFTER or key not in found:
+                found[key].append(f"{section}.{key}")
     return dict(found)
