@@ -92,6 +92,14 @@ class NoisesSteps(CountsRecords, Protocol):
         ...
 
 
+class HoldsBack(Protocol):
+    """Optional port of a trainer that can hold back a part of a device's training data, to choose by it."""
+
+    def holding_back(self) -> AbstractContextManager[None]:
+        """Inside the context train without the last part of the training data, and evaluate on that part."""
+        ...
+
+
 class ReportsMetrics(Protocol):
     """Optional port of a trainer that measures more than losses. A metric is sent only where the recipe declares it."""
 
@@ -178,6 +186,7 @@ class Registered:
     remarks: TakesNotes | None = None
     metrics: NotesMetrics | None = None
     reports: ReportsMetrics | None = None
+    holds_back: HoldsBack | None = None
     together: FitsTogether | None = None
 
     def fit(self, request: FitRequest) -> Update:
@@ -243,6 +252,7 @@ def registered(trainer: Trainer) -> Registered:
         remarks=_port(trainer, TakesNotes),
         metrics=_port(trainer, NotesMetrics),
         reports=_port(trainer, ReportsMetrics),
+        holds_back=_port(trainer, HoldsBack),
         together=_port(trainer, FitsTogether),
     )
 

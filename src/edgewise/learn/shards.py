@@ -84,6 +84,11 @@ class TensorShard:
                 chosen = tuple(t[at : at + training.batch] for t in self._train)
             yield [tuple(t[i : i + size] for t in chosen) for i in range(0, len(chosen[0]), size)]
 
+    def apart(self) -> TensorShard:
+        """Hold the last fifth of the rows out, at least one, in place of the held-out ones (``holding_back``)."""
+        first = max(0, len(self._train[0]) - max(1, len(self._train[0]) // 5))
+        return TensorShard([t[:first] for t in self._train], [t[first:] for t in self._train], self._shuffle)
+
     @property
     def size(self) -> int:
         """See ``Shard``."""

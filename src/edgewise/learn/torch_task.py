@@ -141,6 +141,29 @@ class TorchTrainer:
         finally:
             self.step_noise = noise
 
+    @contextmanager
+    def holding_back(self) -> Iterator[None]:
+        """Train inside without the last fifth of a device's training data, and measure on that fifth.
+
+        A shard of a person's own has a method ``apart`` for it, which returns such a shard.
+        Raises TrainingError(E-TRAIN) inside for a shard without the method.
+        """
+        whole = self._shard
+
+        def part(device: DeviceId) -> Shard:
+            shard = whole(device)
+            if not callable(getattr(shard, "apart", None)):
+                what = f"the shard of device {device!r:.60} cannot hold a part back: it has no method apart()."
+                raise TrainingError("E-TRAIN", what, "add it, or give personal.weight.")
+            apart: Shard = shard.apart()  # type: ignore[attr-defined]
+            return apart
+
+        self._shard = part
+        try:
+            yield
+        finally:
+            self._shard = whole
+
     def _examine(self, device: DeviceId, params: Vector, key: Key) -> None:
         """Examine model and loss once per trainer, on the first device that can train. Raises as ``noise_steps``."""
         if self._examined:

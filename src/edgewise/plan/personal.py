@@ -18,6 +18,7 @@ from edgewise.core.training import DeviceId
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.personal import PRIVATE
 
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MODEL = "model"  # name of the private vector v of ditto, float32[d]
 
 
@@ -28,7 +29,8 @@ class PersonalTraining:
     Attributes:
         method: ``personal.method``.
         rule: steps and learning rate. All segments train, also where layer groups take turns in the rounds.
-        share: share of v in the personal model, above 0 and at most 1.
+        share: share of v in the personal model, above 0 and at most 1. 0: each device chooses one of ``SHARES``, the
+            one with the lowest loss on training text that it holds back for the choice.
         round: number of this training in requests. After the rounds it is the first that no round has.
         key: public seed of its batches (``FitRequest.key``).
         pull: lambda of ditto: g += lambda (v - w) in every step.

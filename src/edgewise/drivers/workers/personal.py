@@ -17,7 +17,7 @@ from edgewise.drivers.workers.records import in_steps, without_noise
 from edgewise.engine.device_state import private_part
 from edgewise.engine.ports import DeviceStore
 from edgewise.engine.trainer import Registered
-from edgewise.plan.personal import MODEL, beside_rounds, keeps_private, personal_training
+from edgewise.plan.personal import MODEL, SHARES, beside_rounds, keeps_private, personal_training
 from edgewise.plan.plan import Plan
 
 
@@ -48,6 +48,9 @@ def personalised(
         v = params after ``personal.steps`` steps on the device's own text
         personal model = params + share (v - params)             share = 1 unless ``interpolate``
 
+    Where the recipe leaves the share to the device, it first trains without the last fifth of its training text, and
+    takes the share of ``plan.personal.SHARES`` with the lowest loss on that fifth. Then it trains on all of the text.
+
     Args:
         params: float32[d], the model to start from. It is not changed.
         secret: the device's own randomness (``FitRequest.secret``).
@@ -62,10 +65,24 @@ def personalised(
     wanted = personal_training(plan, device, times)
     if wanted is None:
         raise ValueError("the recipe asks for no personal model")
-    rule = in_steps(trainer, plan, device, wanted.rule)
+    rule, share = in_steps(trainer, plan, device, wanted.rule), wanted.share
+    request = FitRequest(device, wanted.round, params, rule, wanted.key, secret)
     with without_noise(trainer):
-        step = trainer.fit(FitRequest(device, wanted.round, params, rule, wanted.key, secret)).x
-    return params + np.float32(wanted.share) * step
+        share = share or _chosen_share(trainer, request)
+        step = trainer.fit(request).x
+    return params + np.float32(share) * step
+
+
+def _chosen_share(trainer: Registered, request: FitRequest) -> float:
+    """Train without the last part of the training text, and choose the share of the step by that part."""
+    assert trainer.holds_back is not None  # ``make_trainer`` refuses such a recipe otherwise.
+    with trainer.holds_back.holding_back():
+        step = trainer.fit(request).x
+        losses = []
+        for share in SHARES:
+            measured = trainer.trainer.evaluate(request.device, request.params + np.float32(share) * step)
+            losses.append((measured.nll / measured.tokens, share))
+    return min(losses)[1]
 
 
 def beside(plan: Plan, trainer: Registered, request: FitRequest, update: Update) -> Update:

@@ -47,6 +47,9 @@ def make_trainer(
     if recipe.report.samples and trainer.continues is None:
         what = "report.samples needs a trainer that continues texts."
         raise RecipeError("E-COMBO", what, "leave it out, or use the text trainer.")
+    if recipe.personal.chooses and trainer.holds_back is None:
+        what = "personal.weight = 0: each device chooses by training data that its trainer holds back. This one cannot."
+        raise RecipeError("E-COMBO", what, "give a weight, or build the trainer on learn.torch_task.TorchTrainer.")
     if lacks := [one.name for one in recipe.metric if one.name not in trainer.reported]:
         known = ", ".join(sorted(trainer.reported)) or "none"
         what = f"[[metric]] {lacks[0]}: the trainer does not measure it. Beside losses it measures: {known}."

@@ -56,6 +56,11 @@ class Blocks(NamedTuple):
     def __repr__(self) -> str:
         return outline(self)
 
+    def apart(self) -> Blocks:
+        """Hold the last fifth of the training blocks out, at least one, in place of the held-out ones."""
+        first = len(self.train_NS) - max(1, len(self.train_NS) // 5)
+        return Blocks(self.train_NS[: max(0, first)], self.train_NS[max(0, first) :], self.counts)
+
     @property
     def train_tokens(self) -> int:
         """The number of predicted tokens for training."""

@@ -301,6 +301,10 @@ class TextShard:
         self.blocks, self._eval_tokens = blocks, eval_tokens
         self.count = float(blocks.train_tokens)
 
+    def apart(self) -> TextShard:
+        """See ``TorchTrainer.holding_back``."""
+        return TextShard(self.blocks.apart(), self._eval_tokens)
+
     def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
         """Iterate over the micro-batches of each step, from blocks in random order, pass after pass."""
         return _batches(self.blocks.train_NS.__getitem__, len(self.blocks.train_NS), steps, training, key)

@@ -29,7 +29,13 @@ class PersonalSection(Section):
     )
     epochs: float = Field(0.0, ge=0, le=1e6, description="passes over its own blocks, in place of steps; 0 = steps")
     lr: float = Field(5e-4, gt=0, description="learning rate of the further steps")
-    weight: float = Field(0.5, gt=0, le=1, description="interpolate: share of the device's own model in the mix")
+    weight: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="interpolate: share of the device's own model in the mix; 0 = each device chooses it by the last "
+        "fifth of its training text, for which it takes the steps twice",
+    )
     pull: float = Field(
         0.5, ge=0, le=100, description="ditto: lambda, by which its own model is pulled to the federated"
     )
@@ -48,6 +54,11 @@ class PersonalSection(Section):
     def mix(self) -> float:
         """The share of the device's own model in its personal model."""
         return self.weight if self.method == "interpolate" else 1.0
+
+    @property
+    def chooses(self) -> bool:
+        """True if each device chooses the share of its own model."""
+        return self.method == "interpolate" and not self.weight
 
     @rule
     def _one_length(self) -> Iterator[SettingError]:

@@ -282,12 +282,9 @@ class Recipe(Section):
             yield SettingError("E-COMBO", what, "write eval.every = 1 or more")
 
     @rule
-    def _private_kept(self) -> Iterator[SettingError]:
-        yield from private_faults(self.personal, self.codec, self.privacy, self.strategy)
-
-    @rule
-    def _budget_given(self) -> Iterator[SettingError]:
+    def _mechanism_and_private_part(self) -> Iterator[SettingError]:
         yield from refused(self.privacy, self.dp)
+        yield from private_faults(self.personal, self.codec, self.privacy, self.strategy)
 
     def resolved(self) -> dict[str, Any]:
         """Return all keys with their values and defaults, in plain JSON types, without unused later keys (``later``).
