@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, get_args
 from edgewise.apps.cli import new_text
 from edgewise.apps.cli.doctor import cores
 from edgewise.apps.cli.shipped import STUDENT
-from edgewise.apps.runs import first_run
 from edgewise.core import keys
 from edgewise.core.errors import DataError, RecipeError
 from edgewise.core.vector import Spec
@@ -22,7 +21,7 @@ from edgewise.learn.text.headers import OWNERS, PROMPTS, TIMES, known
 from edgewise.learn.text.look import Look, look
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
-from edgewise.plan.recipe import recipe
+from edgewise.plan.recipe import first_run, recipe
 from edgewise.plan.recipe.data import DataSection, Header
 from edgewise.plan.recipe.findings import nearest
 from edgewise.plan.recipe.privacy import DP_WORDS, RENAMED, Privacy

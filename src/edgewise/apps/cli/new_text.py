@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgewise.apps.runs import first_run
+from edgewise.plan.recipe import first_run
 from edgewise.plan.recipe.privacy import DP_WORDS
 
 Facts = Mapping[str, Any]

@@ -18,7 +18,6 @@ from edgewise.apps.federation.playing import Heard, Shown, has_run, remove, want
 from edgewise.apps.federation.run import Run
 from edgewise.apps.runs import parts
 from edgewise.apps.runs.extensions import importable
-from edgewise.apps.runs.first_run import completion
 from edgewise.apps.runs.rounds import Round
 from edgewise.apps.runs.run_dirs import place
 from edgewise.core import events
@@ -28,6 +27,7 @@ from edgewise.plan.catalogue import AnyPart, Extension
 from edgewise.plan.objects import Objects, catalogue
 from edgewise.plan.recipe import loading
 from edgewise.plan.recipe import recipe as recipes
+from edgewise.plan.recipe.first_run import completion
 from edgewise.plan.recipe.places import Origin
 
 OBJECTS = "objects"  # the folder, in a run's folder, of files made from a script's objects

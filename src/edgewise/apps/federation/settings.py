@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps.runs.first_run import completion
 from edgewise.core.errors import RecipeError
 from edgewise.plan.recipe import findings, toml
 from edgewise.plan.recipe import recipe as recipes
 from edgewise.plan.recipe.findings import Finding
+from edgewise.plan.recipe.first_run import completion
 from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.rules import Section
 
@@ -36,7 +36,7 @@ class Recipe:
 
     A key that only one section has may stand by itself. A section or a part is a table. A ``Federation`` fills in what
     it is given as objects (model, data, stages). With ``data`` it also knows the number of devices, and chooses what a
-    recipe with an epsilon lacks (``apps.runs.first_run``). Elsewhere such a recipe needs ``delta`` and ``clip_l2``.
+    recipe with an epsilon lacks (``plan.recipe.first_run``). Elsewhere such a recipe needs ``delta`` and ``clip_l2``.
 
     Attributes:
         tables: as in the file, without defaults.
