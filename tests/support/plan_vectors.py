@@ -28,7 +28,15 @@ TENSORS = [("layers.0.a", [300, 40], "float32"), ("layers.1.a", [200, 90], "floa
 SPEC = Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in TENSORS])
 NOISE = {"multiplier": 1.25, "epsilon": 8.0}
 NO_PART = ("simulation", "compare", "report", "eval", "personal")  # of what follows
-POPULATIONS = {"code": 24, "layerwise": 24, "plays": 24, "private": 1000, "tiny-link": 24, "two-server": 1000}
+POPULATIONS = {
+    "code": 24,
+    "layerwise": 24,
+    "plays": 24,
+    "private": 1000,
+    "quantized": 24,
+    "tiny-link": 24,
+    "two-server": 1000,
+}
 LAYERS = {"trainable": {"kind": "layers", "layers": ["layers.*"]}}
 GRID = [{"kind": "clip", "l2": 2.0}, {"kind": "rotate"}, {"kind": "clamp", "linf": 0.05}]
 
