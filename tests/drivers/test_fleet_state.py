@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from hashlib import sha256
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from served import RUN, code, contribution, invite
 from edgewise.core import frame
 from edgewise.core.errors import DecodeError, StoreError, TransportError
 from edgewise.crypto import sign
+from edgewise.drivers.fleet import database as databases
 from edgewise.drivers.fleet import mailboxes, members, nonces, spool, uploads
 from edgewise.drivers.fleet.database import LEASE_S, Database
 from edgewise.drivers.fleet.members import Grant
@@ -223,6 +226,18 @@ def test_nonces_are_forgotten_when_they_cannot_be_replayed(database: Database, c
     assert database.write(spend) == 600
     clock.s += 70.0
     assert database.write(spend) < 900 - 200
+
+
+def test_a_program_that_holds_the_database_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not taken for a damaged one, for which a run would fail."""
+    monkeypatch.setattr(databases, "BUSY_MS", 20)
+    made = Database(tmp_path / "held")
+    with closing(sqlite3.connect(made.path, isolation_level=None)) as shell:
+        shell.execute("BEGIN IMMEDIATE")
+        assert code(made.write, lambda c: None) == "E-DISK"
+        shell.execute("ROLLBACK")
+    assert made.write(lambda c: 7) == 7
+    made.close()
 
 
 # -- mailboxes ---------------------------------------------------------------------------------------------------------

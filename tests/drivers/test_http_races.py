@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from served import RUN, contribution, joined, running, send_invitation
+from starlette.responses import FileResponse
 
 from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import TransportError
-from edgewise.drivers.fleet import spool
+from edgewise.drivers.fleet import mailboxes, spool
 from edgewise.drivers.http.cohort import HttpCohort
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage.blobs import Blobs
@@ -116,3 +119,25 @@ def test_a_sweep_that_asked_too_early_spares_what_was_named_meanwhile(tmp_path: 
     named.clear()
     blobs.sweep(lambda: named)
     assert not blobs.path(digest).exists()
+
+
+def test_a_blob_that_is_replaced_while_it_is_asked_for_is_sent(
+    server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run publishes another model between the answer's begin and the opening of the file."""
+    cohort, send = HttpCohort(server.service, RUN, 2**20), FileResponse.__call__
+    with joined(server, tmp_path / "home") as device:
+        server.service.database.write(lambda c: mailboxes.admit(c, RUN, [device.name]))
+        (digest,) = cohort.publish([b"the round's model"])
+
+        async def late(response: FileResponse, *where: Any) -> None:
+            cohort.publish([b"the next one"])
+            await send(response, *where)
+
+        monkeypatch.setattr(FileResponse, "__call__", late)
+        assert device.download(digest, tmp_path / "blobs", 100).read_bytes() == b"the round's model"
+    monkeypatch.undo()
+    give_up = time.monotonic() + 5.0
+    while server.service.blobs.path(digest).exists() and time.monotonic() < give_up:
+        server.service.sweep_blobs()  # the answer ends a moment after the device has it
+    assert not server.service.blobs.path(digest).exists()

@@ -15,13 +15,16 @@ from served import invite, joined, running, send_invitation
 
 from edgewise.apps.device import control, record
 from edgewise.apps.device.conditions import Conditions
+from edgewise.apps.server import hosting
 from edgewise.apps.server.start import HttpServer
+from edgewise.core.errors import StoreError
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.limits import Later
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers.devices import Devices
 from edgewise.engine.trainer import Registered
 from edgewise.plan.recipe.recipe import Recipe
@@ -103,6 +106,26 @@ def test_a_limit_of_bytes_counts_all_frames_of_a_round(server: HttpServer, admin
     stated = float(reason.rpartition(" ")[2].rstrip("."))
     assert sent[0] < 1000 < min(sent[1:])
     assert max(sent) <= stated < 2 * max(sent)
+
+
+def test_a_run_whose_database_another_program_holds_waits_for_it(
+    server: HttpServer, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit, held = RunStore.commit, list[str]()
+
+    def holds(store: RunStore, checkpoint: Any, *rest: Any) -> None:
+        if checkpoint.next_round == 1 and not held:
+            held.append("once")
+            raise StoreError("E-RUN-EXISTS", "database is locked.")
+        commit(store, checkpoint, *rest)
+
+    monkeypatch.setattr(RunStore, "commit", holds)
+    monkeypatch.setattr(hosting, "FULL_S", 0.05)
+    home = owned(server, tmp_path / "home", OPEN)
+    run = submitted(server, admin, **{"round.rounds": 2, "round.minimum": 0.1})
+    with working(home):
+        assert ended(admin, run) == "finished"
+    assert held == ["once"]
 
 
 def test_mail_that_no_server_sends_is_left_alone(server: HttpServer, admin: Link, tmp_path: Path) -> None:

@@ -49,6 +49,10 @@ HERE_S = 60.0  # a device that called within this time is present; idle ones cal
 LOOK_S = 0.5
 FULL_S = 2.0  # wait before writing to a full disk again; it doubles up to LONGEST_FULL_S
 LONGEST_FULL_S = 60.0
+WAITS = {  # errors of the disk that end by themselves, and what ends them
+    "E-DISK": "Make room or give write permission",
+    "E-RUN-EXISTS": "End the other program that holds it",
+}
 RESUME = "mend the package, install it everywhere, and submit the recipe again."
 Tell = Callable[[str, events.AnyEvent], None]
 
@@ -193,7 +197,7 @@ class Hosting:
             except EdgewiseError as e:
                 full = full_before + 1
                 LOG.warning("run %.12s waits: %s", run.run, e)
-                why = f"{e.code}: {e.what} Make room or give write permission; the run then goes on by itself."
+                why = f"{e.code}: {e.what} {WAITS[e.code]}; the run then goes on by itself."
                 self._waits_for_room(run.run, why, full_before)
             except Halted:
                 pass
@@ -210,12 +214,12 @@ class Hosting:
         return False
 
     def _attempt(self, run: ServedRun) -> None:
-        """Play a run until it ends, fails, or is paused. Raises Halted, and StoreError(E-DISK) on a full disk."""
+        """Play a run until it ends, fails, or is paused. Raises Halted, and StoreError of a code in ``WAITS``."""
         try:
             if self._played(run):
                 self._ended(run.run, served.FINISHED, "")
         except EdgewiseError as e:
-            if e.code == "E-DISK":
+            if e.code in WAITS:
                 raise
             LOG.warning("run %.12s stopped: %s", run.run, e)
             self._ended(run.run, served.FAILED, f"{e.code}: {e.what} {e.fix}")

@@ -38,6 +38,7 @@ from edgewise.drivers.storage.files import FOLDER, for_owner
 T = TypeVar("T")
 Change = Callable[[sa.Connection], Any]
 LEASE_S, RENEW_S = 2.0, 0.5
+BUSY_MS = 5000  # longest wait for a program that holds the database, such as a shell of SQLite
 TOGETHER = 256  # the largest number of changes in one transaction
 DISK = ("readonly", "unable to open", "full", "disk I/O")  # words of SQLite's messages about the disk
 _WRITER = "writer"
@@ -231,6 +232,9 @@ class Database:
             yield
         except (sa.exc.DatabaseError, sqlite3.Error, OSError) as e:
             reason = _reason(e)
+            if False:
+                fix = "end the other program that holds it. Work goes on by itself then."
+                raise StoreError("E-DISK", f"{self.path}: {reason}.", fix) from None
             if any(words in reason for words in DISK) or isinstance(e, OSError):
                 raise StoreError("E-DISK", f"{self.path}: {reason}.", "free space or give write permission.") from None
             raise StoreError("E-CHECKPOINT", f"{self.path}: {reason}.", "restore the folder from a backup.") from None
@@ -271,7 +275,7 @@ def _closing() -> StoreError:
 def _prepare(connection: Any, _: object) -> None:
     connection.isolation_level = None  # ``_begin`` begins transactions
     cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", "busy_timeout=5000"):
+    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", f"busy_timeout={BUSY_MS}"):
         cursor.execute(f"PRAGMA {pragma}")
     cursor.close()
 

@@ -22,6 +22,7 @@ import sqlalchemy as sa
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from edgewise.core import frame
 from edgewise.core.errors import TransportError
@@ -35,6 +36,7 @@ from edgewise.drivers.http.named_locks import NamedLocks
 from edgewise.drivers.http.rules import VIEWER
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
+from edgewise.drivers.storage.blobs import Blobs
 
 ASSEMBLING = 2  # number of uploads joined at a time, because each is in memory as a whole
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
@@ -162,13 +164,7 @@ class DataPlane:
             raise TransportError(
                 "E-BLOB", f"no blob {digest:.64} is published for the caller.", "wait for the next invitation."
             )
-        path = self._service.blobs.path(digest)
-        if not path.is_file():  # a new model has just replaced it
-            raise TransportError("E-BLOB", f"blob {digest:.64} is gone.", "wait for the next invitation.")
-        if (error := _bad_range(request.headers.get("range"), path.stat().st_size)) is not None:
-            return error
-        headers = {"etag": f'"{digest}"', "cache-control": "private, max-age=31536000, immutable"}
-        return FileResponse(path, headers=headers, media_type="application/octet-stream")
+        return _BlobResponse(self._service.blobs, digest, request.headers.get("range"))
 
     async def _assemble(self, upload: Upload) -> bytes:
         key = await self._service.read(lambda c: mailboxes.round_key(c, upload.run, upload.round))
@@ -178,6 +174,26 @@ class DataPlane:
             if e.code == "E-BLOB" and await self._service.write(lambda c: uploads.abandon(c, upload.id)):
                 self._service.chunks.drop(upload.id)
             raise
+
+
+class _BlobResponse(Response):
+    """A blob, whole or a range of it. Its file stays until it is sent, also where a new model replaces it meanwhile."""
+
+    def __init__(self, blobs: Blobs, digest: str, range: str | None) -> None:
+        super().__init__()
+        self._blobs, self._digest, self._range = blobs, digest, range
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it. Raises TransportError: E-BLOB where it is gone, E-REQUEST for a malformed range."""
+        digest = self._digest
+        with self._blobs.held(digest) as path:
+            if not path.is_file():  # a new model has just replaced it
+                raise TransportError("E-BLOB", f"blob {digest:.64} is gone.", "wait for the next invitation.")
+            answer = _bad_range(self._range, path.stat().st_size)
+            if answer is None:
+                headers = {"etag": f'"{digest}"', "cache-control": "private, max-age=31536000, immutable"}
+                answer = FileResponse(path, headers=headers, media_type="application/octet-stream")
+            await answer(scope, receive, send)
 
 
 def _bad_range(text: str | None, size: int) -> Response | None:

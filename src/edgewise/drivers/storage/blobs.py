@@ -74,6 +74,17 @@ class Blobs:
             with self._sweeping, self._lock:
                 self._held = +(self._held - Counter(held))
 
+    @contextmanager
+    def held(self, digest: str) -> Iterator[Path]:
+        """Give the file of a blob, which no sweep removes before the block ends. It need not exist."""
+        with self._lock:
+            self._held[digest] += 1
+        try:
+            yield self.path(digest)
+        finally:
+            with self._lock:
+                self._held = +(self._held - Counter([digest]))
+
     def sync(self) -> None:
         """Make the names of all stored blobs survive a power cut."""
         sync_folder(self._folder)
