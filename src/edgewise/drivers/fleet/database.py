@@ -232,7 +232,7 @@ class Database:
             yield
         except (sa.exc.DatabaseError, sqlite3.Error, OSError) as e:
             reason = _reason(e)
-            if False:
+            if "locked" in reason:
                 fix = "end the other program that holds it. Work goes on by itself then."
                 raise StoreError("E-DISK", f"{self.path}: {reason}.", fix) from None
             if any(words in reason for words in DISK) or isinstance(e, OSError):
