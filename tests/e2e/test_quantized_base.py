@@ -49,11 +49,14 @@ def test_the_export_is_the_trained_model(name: str, kind: str, tmp_path: Path, m
     summary = sim(**more)["summary"]
     weights = sum(p.numel() for p in plain("model").parameters())
     assert summary["facts"]["parameters"] == weights + summary["facts"]["trainable"]
+    monkeypatch.setattr(quantized, "_rounded", None)  # The run has kept its quantized copy, and the exports read it.
     merged = done("export", "run", "--dest", "merged")
     moved = float((logits(plain("merged")) - logits(plain("model"))).abs().max())
     assert moved > 100 * merged["logits"]["loaded"]
     assert held_out("merged") == pytest.approx(summary["perplexity"]["federated"]["weighted_mean"], rel=1e-4)
     done("export", "run", "--to", "peft", "--dest", "adapter")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
     adapted = PeftModel.from_pretrained(quantized.load_decoded(Path("model"), kind), "adapter")
     torch.testing.assert_close(logits(adapted), logits(plain("merged")), rtol=0, atol=max(1e-6, moved / 100))
     assert f"stored as {kind}" in Path("adapter/README.md").read_text()

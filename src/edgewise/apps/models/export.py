@@ -168,7 +168,7 @@ def _model(one: ReleasedModel, part: Path, wanted: Wanted, card: model_card.Mode
     from edgewise.learn.models import exported
 
     base, place = one.base(wanted.base)
-    t = exported.trained(one.recipe, base, place, one.facts, one.params, one.directions)
+    t = exported.trained(one.recipe, base, place, one.facts, one.params, one.directions, one.cache_dir)
     origin, bundled = t.loaded.folder, base == "bundled"
     beside = wanted.to == "peft" and (bundled or wanted.with_base)
     name = model_card.base_name(base)

@@ -43,6 +43,12 @@ class ReleasedModel(NamedTuple):
     directions: Directions | None
     code: str
 
+    @property
+    def cache_dir(self) -> Path | None:
+        """The run's cache folder, which may hold a quantized copy of the base. None if it is gone."""
+        folder = self.run_dir / "cache"
+        return folder if folder.is_dir() else None
+
     def base(self, given: str) -> tuple[str, Path]:
         """Return the model that the run began with, and the folder that its relative path starts from.
 

@@ -56,7 +56,7 @@ class TrainedModel(NamedTuple):
     """The trained model in float32, and its logits before and after training: float32[B, T, V] for ``ids_BT``.
 
     A quantized base has its decoded weights, which are those that the adapters were trained on. ``quantize`` says how
-    it was quantized.
+    it was quantized, and ``cache_dir`` is the folder with the quantized copy.
     """
 
     loaded: Loaded
@@ -65,13 +65,20 @@ class TrainedModel(NamedTuple):
     base_BTV: Tensor
     wanted_BTV: Tensor
     quantize: str = "none"
+    cache_dir: Path | None = None
 
 
 def trained(
-    recipe: Recipe, base: str, folder: Path, facts: Mapping[str, Any], params: Vector, directions: Directions | None
+    recipe: Recipe,
+    base: str,
+    folder: Path,
+    facts: Mapping[str, Any],
+    params: Vector,
+    directions: Directions | None,
+    cache_dir: Path | None = None,
 ) -> TrainedModel:
     """Rebuild the trained model as ``rebuild`` does, with the same errors, and read its logits."""
-    loaded, model, flat, params = rebuild(recipe, base, folder, facts, params, directions)
+    loaded, model, flat, params = rebuild(recipe, base, folder, facts, params, directions, cache_dir)
     found = sizes(model)
     ids_BT = probe_ids(loaded.tokens, ROWS, min(LENGTH, found.context or LENGTH), found.vocabulary)
     base_BTV = read_logits(model, ids_BT)
@@ -79,7 +86,7 @@ def trained(
     wanted_BTV = read_logits(model, ids_BT)
     for p in model.parameters():  # A safetensors file cannot hold the shared storage.
         p.data, p.grad = p.data.clone(), None
-    return TrainedModel(loaded, model, ids_BT, base_BTV, wanted_BTV, recipe.model.quantize)
+    return TrainedModel(loaded, model, ids_BT, base_BTV, wanted_BTV, recipe.model.quantize, cache_dir)
 
 
 def read_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
@@ -186,7 +193,7 @@ def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, besid
     del model
     t = t._replace(model=nn.Identity(), loaded=t.loaded._replace(model=nn.Identity()))
     gc.collect()
-    plain_model = _plain(origin) if t.quantize == "none" else quantized.load_decoded(origin, t.quantize)
+    plain_model = _plain(origin) if t.quantize == "none" else quantized.load_decoded(origin, t.quantize, t.cache_dir)
     with foreign(EdgewiseError, "E-EXPORT", "peft cannot load the adapter that it wrote", "take --to merged."):
         fresh = PeftModel.from_pretrained(plain_model, folder)
     return _verified(fresh, t, folder, 0.0)

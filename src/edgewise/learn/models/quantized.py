@@ -89,13 +89,15 @@ def decoded(layer: Any) -> Tensor:
     return layer.weight.data.float() * (_scales(layer).float() / 127)[:, None]
 
 
-def load_decoded(folder: Path, kind: Kind) -> nn.Module:
+def load_decoded(folder: Path, kind: Kind, cache_dir: Path | None = None) -> nn.Module:
     """Load the model that a quantized base is: decoded weights in float32, in layers of ordinary types.
 
+    Args:
+        cache_dir: as in ``load``.
     Raises:
-        EdgewiseError, ModelError: as ``load``.
+        EdgewiseError, ModelError, StoreError: as ``load``.
     """
-    return decode(folder, load(folder, kind, torch.float32))
+    return decode(folder, load(folder, kind, torch.float32, cache_dir))
 
 
 def decode(folder: Path, coded: nn.Module) -> nn.Module:

@@ -54,6 +54,7 @@ def rebuild(
     facts: Mapping[str, Any],
     params: Vector | Mapping[str, Array],
     directions: Directions | None,
+    cache_dir: Path | None = None,
 ) -> RebuiltModel:
     """Rebuild the model of a run's vector, as the program itself evaluates it.
 
@@ -63,11 +64,12 @@ def rebuild(
         facts: facts of the run, which identify the base that it trained on. What they lack is not compared.
         params: the run's vector, or its trained tensors by name.
         directions: the directions, where the vector holds coefficients. None where it holds parameters.
+        cache_dir: folder with the run's quantized copy of the base. None keeps none.
     Raises:
         EdgewiseError: E-EXPORT where the base is not the run's.
         ModelError: E-MODEL, E-MODEL-REMOTE.
     """
-    loaded, model, flat = _start(recipe, base, folder, torch.float32)
+    loaded, model, flat = _start(recipe, base, folder, torch.float32, cache_dir)
     if isinstance(params, Mapping):
         if {name: x.shape for name, x in params.items()} != {s.name: s.shape for s in flat.spec.segments}:
             raise EdgewiseError("E-EXPORT", f"the trained tensors are not those of {loaded.name}.", AGAIN)
@@ -90,9 +92,11 @@ def rebuild(
     return RebuiltModel(loaded, model, flat, params)
 
 
-def _start(recipe: Recipe, base: str, folder: Path, arithmetic: torch.dtype) -> tuple[Loaded, nn.Module, Flat]:
+def _start(
+    recipe: Recipe, base: str, folder: Path, arithmetic: torch.dtype, cache_dir: Path | None = None
+) -> tuple[Loaded, nn.Module, Flat]:
     dtype = arithmetic if recipe.trainable.keeps_base else torch.float32
-    loaded = load(base, folder, dtype, recipe.model.quantize)
+    loaded = load(base, folder, dtype, recipe.model.quantize, cache_dir)
     return loaded, *trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), arithmetic)
 
 
