@@ -53,6 +53,7 @@ def test_local_noise_that_counts_a_device_of_other_text_as_a_silent_one_is_caugh
     assert found.lower == pytest.approx(2.0 * found.claimed, rel=1e-3)
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(("word", "modules"), [
     ("central_dp", (identities,)), ("local_dp", (identities, keys)), ("distributed_dp", (identities, keys)),
 ])  # fmt: skip
@@ -82,6 +83,7 @@ def test_bounds_of_known_gaussians_are_below_and_near():
     assert gaussian_mu(rng.normal(0, 1, 2000), rng.normal(0, 1, 2000)) < 0.2
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("word", WORDS)
 def test_honest_code_passes_and_is_found_tight(word):
     found = epsilon.mechanism(plan(word), RUNS, quiet)
@@ -91,6 +93,7 @@ def test_honest_code_passes_and_is_found_tight(word):
     assert found.epsilon_lower < found.epsilon_claimed
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.long(sample=4)
 @pytest.mark.parametrize("by", [np.sqrt(2.0), 2.0])
 @pytest.mark.parametrize("word", WORDS)

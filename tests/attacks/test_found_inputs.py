@@ -251,6 +251,13 @@ FOUND = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("outcome", FOUND, ids=lambda check: check.__name__)
+LARGE = (one_dealer_abort, two_liars_abort)  # sessions of many devices
+
+
+@pytest.mark.parametrize(
+    "outcome",
+    [pytest.param(check, marks=[pytest.mark.slow] * (check in LARGE)) for check in FOUND],
+    ids=[check.__name__ for check in FOUND],
+)
 def test_what_broke_a_promise_does_not(outcome: Callable[[], None]) -> None:
     outcome()

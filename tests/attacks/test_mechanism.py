@@ -72,6 +72,7 @@ def test_noise_that_some_leave_out_was_never_counted_on() -> None:
     assert 0.9 * found.claimed <= found.lower <= found.claimed == pytest.approx(1.0, abs=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("by", "mu"), [(sqrt(2), 1.39), (2.0, 1.98)])
 def test_too_little_noise_is_found(monkeypatch: Patch, by: float, mu: float) -> None:
     monkeypatch.setattr(distributed, "discrete_gaussian", less_noise(by))

@@ -52,6 +52,7 @@ def register(server: HttpServer) -> None:
     server.service.database.write(lambda c: served.add(c, row))
 
 
+@pytest.mark.slow
 def test_a_server_goes_on_from_a_backup_and_its_runs_do_not(tmp_path: Path) -> None:
     old, copy, new = tmp_path / "server", tmp_path / "backup", tmp_path / "again"
     (old / "runs").mkdir(parents=True)
@@ -123,6 +124,7 @@ def test_a_restored_server_takes_nothing_that_it_may_have_taken_before(tmp_path:
             assert old.standing()["role"] == "admin", "reading changes nothing"
 
 
+@pytest.mark.slow
 def test_a_backup_is_of_one_moment(tmp_path: Path) -> None:
     """Two rows that are written together are in it both or not at all, while they are written all the time."""
     over = threading.Event()

@@ -136,6 +136,7 @@ def test_another_run_may_spend_what_a_session_counted_on(tmp_path: Path) -> None
         assert [c.run for c in ledgers.charges(ME)] == ["another"]
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("how", ["deleted", "put back"])
 @pytest.mark.parametrize("settings", [LOCAL, MASKED], ids=["local", "masks"])
 def test_a_device_that_lost_its_state_draws_no_noise_again(
@@ -314,6 +315,7 @@ def test_different_neighbours_compose_at_one_delta() -> None:
     assert total > 0.0
 
 
+@pytest.mark.slow
 def test_noise_on_updates_and_on_steps_composes_as_by_hand() -> None:
     """One update with noise, 20 steps later one step of DP-SGD: delta integrated over what the step shows."""
     z, sigma, rate = 2.0, 1.5, 0.25

@@ -32,6 +32,7 @@ IDLE = Idle(
 )
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("settings", [VISIBLE, MASKED], ids=["visible", "masked"])
 def test_a_federation_gives_the_same_models_on_both_stores(tmp_path, monkeypatch, settings):
     simulated, _, _ = play(tmp_path / "a", settings)
@@ -43,6 +44,7 @@ def test_a_federation_gives_the_same_models_on_both_stores(tmp_path, monkeypatch
     assert not list(tmp_path.glob("*/devices/*/sessions/*")), "sessions end with their simulation"
 
 
+@pytest.mark.slow
 def test_a_device_that_is_restarted_before_every_frame_goes_on(tmp_path):
     calm, restarted = Round(tmp_path / "calm", lambda: False), Round(tmp_path / "restarted")
     for number in range(2):

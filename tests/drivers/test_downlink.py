@@ -90,6 +90,7 @@ def test_pool_and_inproc_agree_to_the_byte(tmp_path, who):
     assert story(told_one) == story(told_two)
 
 
+@pytest.mark.slow
 def test_every_byte_that_goes_down_is_counted(tmp_path):
     """From the frames and blobs that really went: the snapshot first, then what each device lacks."""
     made, wrap = tapped()
@@ -124,6 +125,7 @@ def test_every_byte_that_goes_down_is_counted(tmp_path):
     assert {d: r for d, r in held.items() if r >= last.down.anchor_round} == known
 
 
+@pytest.mark.slow
 def test_a_late_device_costs_the_virtual_time_of_what_it_downloads(tmp_path, monkeypatch):
     """The same device and round over a slow link: a delta arrives long before a snapshot would have."""
     calls = []
@@ -152,6 +154,7 @@ def test_deltas_and_snapshots_lead_to_the_same_model(tmp_path, monkeypatch):
     assert down[0] < 0.6 * down[1]
 
 
+@pytest.mark.slow
 def test_the_model_still_learns_and_the_lag_is_told(tmp_path):
     _, seen, last = play(tmp_path, {})
     finished = [e for e in seen if isinstance(e, events.RoundFinished)]
@@ -186,6 +189,7 @@ class Wiped:
         self.inner.resume(sent, at_s)
 
 
+@pytest.mark.slow
 def test_devices_that_lost_the_model_say_so_and_get_a_snapshot(tmp_path):
     made = []
     wrap = lambda cohort: made.append(Wiped(cohort, 3)) or made[0]  # noqa: E731
@@ -253,6 +257,7 @@ def test_a_blob_is_moved_once_as_long_as_it_is_needed():
 TOLD = {"stage": [{"kind": "weigh", "cap": 160}, {"kind": "told", "k": 20}], "strategy": {"kind": "fedavg"}}
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("down", [[], DOWN["downlink"]], ids=["snapshots", "deltas"])
 def test_both_sides_are_told_where_the_last_release_was_largest(tmp_path, down):
     told.SEEN.clear()
@@ -278,6 +283,7 @@ def test_both_sides_are_told_where_the_last_release_was_largest(tmp_path, down):
                 assert device
 
 
+@pytest.mark.slow
 def test_a_stopped_run_remembers_the_last_release(tmp_path):
     calm, _, _ = play(tmp_path / "a", TOLD, None, ("toy", "told"))
 

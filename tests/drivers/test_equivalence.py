@@ -111,6 +111,7 @@ def test_silent_loss_ends_at_the_deadline(tmp_path):
     assert all((e.accepted, e.late) == (7, 1) for e in rounds)
 
 
+@pytest.mark.slow
 def test_reordering_by_delay_gives_the_same_sum(tmp_path):
     clean, _, _ = play(tmp_path / "a", {})
     script = lambda device, n: ScriptedFault(delay_s=float((7 * int(device[1:]) + n) % 11))  # noqa: E731

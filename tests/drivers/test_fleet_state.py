@@ -213,6 +213,7 @@ def test_who_was_revoked_after_a_request_was_let_in_changes_nothing(database: Da
     assert code(database.write, change(2)) == "E-REVOKED"
 
 
+@pytest.mark.slow
 def test_nonces_are_forgotten_when_they_cannot_be_replayed(database: Database, clock: Clock) -> None:
     """A signature from a clock that is a minute fast is accepted for two minutes; one more is for clocks that step."""
 

@@ -102,6 +102,7 @@ def test_what_travels_beside_the_update_is_masked_and_summed_with_it(tmp_path):
         assert hidden.update_l2 == pytest.approx(visible.update_l2, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_stored_of_a_hidden_round_names_nobodys_update(tmp_path):
     play(tmp_path, MASKS)
     assert not list((tmp_path / "journal").iterdir())
@@ -248,6 +249,7 @@ def test_copies_and_delays_change_nothing(tmp_path, settings):
     assert clean == twice == mixed
 
 
+@pytest.mark.slow
 def test_damage_costs_a_device_its_place_only(tmp_path):
     script = lambda device, n: ScriptedFault(corrupt=device == "d00001" and n % 5 == 2)  # noqa: E731
     _, told, _ = play(tmp_path, MASKS, wrap=lambda c: Faulty(c, script))
@@ -325,6 +327,7 @@ def test_devices_that_reveal_wrong_shares_are_told_of_and_change_nothing(tmp_pat
     assert {d: set(rounds_) for d, rounds_ in rows.items() if rounds_} == {d: {"0", "1", "2"} for d in liars}
 
 
+@pytest.mark.slow
 def test_a_device_that_deals_wrong_shares_and_vanishes_costs_one_round_and_is_named(tmp_path, monkeypatch):
     liar = _deals_wrong_shares_and_vanishes
     _, told, _ = play(tmp_path, MASKS, wrap=lambda c: _Lying(c, {"d00003"}, liar, monkeypatch))
@@ -423,6 +426,7 @@ def test_a_charge_outlives_a_crash_before_the_release(tmp_path, monkeypatch):
         assert store.models() == models
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("settings", [PRIVATE, CENTRAL], ids=["distributed_dp", "central_dp"])
 def test_who_cannot_train_sends_zeros_and_does_not_show(tmp_path, monkeypatch, settings):
     monkeypatch.setenv("TOY_NAN", "d00002")
@@ -441,6 +445,7 @@ def test_central_noise_is_what_the_budget_asks_for(tmp_path):
     assert rounds(told)[-1].epsilon == pytest.approx(20.0, rel=2e-3)
 
 
+@pytest.mark.slow
 def test_cyclic_groups_cost_less(tmp_path):
     cyclic = {**PRIVATE, "data.devices": 16, "round.sampling": "cyclic", "round.cohort": 8, "round.rounds": 4}
     _, told, _ = play(tmp_path, cyclic)
@@ -489,6 +494,7 @@ def test_private_recipes_that_do_not_compose(tmp_path, code, change):
     assert caught.value.code == code
 
 
+@pytest.mark.slow
 def test_noise_is_fresh_in_every_round(tmp_path):
     """Two rounds of updates of zero: what the model moves by is noise, and another one each time."""
     _, told, _ = play(tmp_path, {**PRIVATE, "training.lr": 1e-12, "strategy": {"kind": "fedavg"}})
@@ -525,6 +531,7 @@ def test_poisson_cohorts_amplify_for_readers_only(tmp_path):
     assert noise[0] < noise[1]  # the same budget needs less noise
 
 
+@pytest.mark.slow
 def test_correlated_noise_of_a_run_costs_what_is_promised_whatever_happens_to_its_rounds(tmp_path):
     """Cohorts in turns: the whole run is charged once, before its first model, and stays within the budget."""
     turns = {**CENTRAL, "round.sampling": "cyclic", "round.cohort": 4, "round.rounds": 6}

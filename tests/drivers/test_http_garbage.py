@@ -66,6 +66,7 @@ def test_the_description_names_each_error_and_the_page_explains_it(document: dic
         assert operation.said.get("summary") or operation.said.get("description"), f"{operation}: say what it does"
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @settings(max_examples=examples(60, 3000))
 @given(data=st.data())
@@ -114,6 +115,7 @@ def _frames(device: str) -> list[bytes]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @settings(max_examples=examples(40, 4000))
 @given(

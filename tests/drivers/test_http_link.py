@@ -64,6 +64,7 @@ def taken(server: HttpServer, device: str) -> list[bytes]:
     return [mailboxes.opened(letter, key, server.service.chunks, CHUNK) for letter in found]
 
 
+@pytest.mark.slow
 def test_the_link_needs_neither_torch_nor_the_packages_of_the_server() -> None:
     report = "import sys, edgewise.drivers.http.link\nprint(*[m for m in sys.argv[1:] if m in sys.modules])"
     heavy = ["torch", "transformers", "starlette", "fastapi", "uvicorn", "alembic", "sqlalchemy", "pydantic"]
@@ -86,6 +87,7 @@ def test_a_frame_counts_once_however_the_connection_breaks(server: HttpServer, f
         assert taken(server, device.name) == [raw]
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_an_upload_that_is_killed_sends_one_chunk_again_at_most(server: HttpServer, folder: Path, part: float) -> None:
     size = 10 * CHUNK

@@ -49,6 +49,7 @@ def through(server: HttpServer, gateway: Gateway, folder: Path, run: str = RUN) 
     return link
 
 
+@pytest.mark.slow
 def test_mail_goes_both_ways(server: HttpServer, device: Link) -> None:
     number = send_invitation(server, device.name)
     mail = device.poll(0, 1.0)
@@ -60,6 +61,7 @@ def test_mail_goes_both_ways(server: HttpServer, device: Link) -> None:
     assert code(device.send, RUN, 1, contribution(device.name, round=1)) == "E-CLOSED"
 
 
+@pytest.mark.slow
 def test_a_device_comes_to_the_server_that_its_token_names_and_to_the_gateway_that_its_owner_names(
     server: HttpServer, gateway: Gateway, tmp_path: Path
 ) -> None:
@@ -101,6 +103,7 @@ def test_a_download_goes_on_where_it_broke_off(server: HttpServer, device: Link,
         (folder / digest).unlink()
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("have", [1000, len(BLOB)])
 def test_the_gateway_goes_on_where_its_own_download_broke_off(
     server: HttpServer, gateway: Gateway, device: Link, tmp_path: Path, have: int
@@ -112,6 +115,7 @@ def test_the_gateway_goes_on_where_its_own_download_broke_off(
     assert gateway.relay.down_bytes - before == len(BLOB) - have
 
 
+@pytest.mark.slow
 def test_what_is_here_is_for_those_whom_the_server_lets_have_it(
     server: HttpServer, gateway: Gateway, device: Link, tmp_path: Path
 ) -> None:

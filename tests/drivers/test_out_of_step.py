@@ -174,6 +174,7 @@ DAMAGES = [
 ]  # fmt: skip
 
 
+@pytest.mark.quick(sample=4)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_out_of_step_is_refused_by_name(images, tmp_path, damage):
     models, copies = images("plain")
@@ -224,6 +225,7 @@ def test_a_log_that_is_damaged_anywhere_gives_the_right_model_or_an_error(images
     assert "E-CHECKPOINT" in seen
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_that_begins_where_another_was_starts_with_nothing(images, tmp_path, seed):
     """The database is lost; device memory, journal and blobs of the old run are still there."""
@@ -344,6 +346,7 @@ TAMPERED = {
 }  # fmt: skip
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize("how", TAMPERED)
 def test_a_ledger_that_is_not_what_was_written_is_refused(images, tmp_path, how):
     models, copies = images("private", **PRIVATE)

@@ -95,6 +95,7 @@ def test_devices_and_gateways_fetch_the_model_that_stands(
     assert sorted(path.name for path in tmp_path.glob(".*.part")) == []
 
 
+@pytest.mark.slow
 def test_a_model_that_does_not_verify_is_neither_promoted_nor_returned_to(
     server: HttpServer, links: dict[str, Link], run: Path
 ) -> None:

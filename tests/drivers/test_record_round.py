@@ -125,6 +125,7 @@ def test_records_are_counted_over_all_devices_that_can_be_read(
         noise_steps(plan, registered(trainer))
 
 
+@pytest.mark.slow
 def test_a_device_that_trains_alone_has_no_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing leaves it. Noise would make the federation look better than it is."""
     drawn, true = [], grid.noise

@@ -40,6 +40,7 @@ def write(text, name="recipe.toml"):
     return name
 
 
+@pytest.mark.slow
 def test_noise_beyond_float32_ends_a_run_with_a_code(cli):
     """With a clip that somebody switched off the model and the optimizer's memory would hold infinity."""
     stages = ['kind = "clip"\nl2 = 1e29', 'kind = "quantize"\ngrid = "shared"', 'kind = "wrap"']
@@ -51,6 +52,7 @@ def test_noise_beyond_float32_ends_a_run_with_a_code(cli):
     assert "dp.clip_l2" in envelope["error"]["fix"]
 
 
+@pytest.mark.quick(sample=4)
 @pytest.mark.parametrize(
     ("text", "code", "hint"),
     [
@@ -88,6 +90,7 @@ def test_an_extension_that_fails_at_import(cli, tmp_path, monkeypatch):
     assert "ZeroDivisionError" in envelope["error"]["what"]
 
 
+@pytest.mark.quick(sample=4)
 @pytest.mark.parametrize("text", [PLAIN, 'privacy = "none"\n'], ids=["with stages", "without"])
 @pytest.mark.parametrize("key", ["stage.x.cap", "stage.5.cap", "stage.-1.cap", "stage.9", "post.0.z", "name.x.y"])
 def test_set_where_there_is_nothing(cli, text, key):
@@ -150,6 +153,7 @@ centralised = false
     assert summary["perplexity"]["federated"]["weighted_mean"] > 0
 
 
+@pytest.mark.slow
 def test_training_that_explodes_stops_with_a_reason_and_is_not_averaged(cli, monkeypatch):
     monkeypatch.setenv("TOY_NAN", ",".join(f"d{i:05d}" for i in range(8)))
     status, envelope = cli("sim", write(PLAIN), "--out", "run", *TOY)

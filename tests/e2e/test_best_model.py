@@ -52,6 +52,7 @@ def evaluation(round, nll, model="federated", missing=None):
     return events.Evaluated(round=round, model=model, nll=nll, tokens=tokens, seconds=0.0, missing=missing or {})
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_waiting_is_over_and_its_best_model_counts(tmp_path):
     told = []
     play(tmp_path, BEST, sink=told.append)
@@ -79,6 +80,7 @@ def test_a_run_ends_when_waiting_is_over_and_its_best_model_counts(tmp_path):
     assert "slightly optimistic" in page
 
 
+@pytest.mark.slow
 def test_the_best_of_all_rounds_counts_without_patience(tmp_path):
     play(tmp_path, {**OVERSHOOT, "round.rounds": 5, "round.keep": "best"})
     with RunStore(tmp_path) as store:

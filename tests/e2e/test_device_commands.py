@@ -174,6 +174,7 @@ def test_an_agent_ends_when_its_owner_leaves(home: Path) -> None:
     thread.join()
 
 
+@pytest.mark.slow
 def test_the_owners_side_imports_no_torch(home: Path) -> None:
     """`device status` in a process of its own, which compiles nothing either; then the link and all modules."""
     names = sorted(path.stem for path in Path(control.__file__).parent.glob("*.py") if path.stem != "__init__")

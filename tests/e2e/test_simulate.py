@@ -50,6 +50,7 @@ TURNS = [{"kind": "segments", "cycle": 2}, {"kind": "weigh", "cap": 160}, {"kind
          {"kind": "top_k", "fraction": 0.2}, {"kind": "quantize", "bits": 4}]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_in_each_round_one_group_moves_and_the_rest_stays_to_the_bit(tmp_path, asked):
     """Groups of 40 and 10 coordinates; FedAdam's momentum would move the resting one."""
     play(tmp_path, {"stage": TURNS, "round.rounds": 5})
@@ -86,6 +87,7 @@ def test_check_tells_of_the_turns_within_80_columns(tmp_path):
 # -- comparisons ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_alone_and_together_at_equal_steps(tmp_path, asked):
     """Fixed sampling of 4 among 8: half the rounds alone, four times the steps centralised."""
     play(tmp_path, {"round.sampling": "fixed", "round.cohort": 4, "round.rounds": 6, "eval.devices": 2})
@@ -101,6 +103,7 @@ def test_alone_and_together_at_equal_steps(tmp_path, asked):
         assert [(r.round, r.rule.steps) for r in alone] == [(0, 4), (2, 4), (4, 4)]
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("sampling", ["fixed", "poisson"])
 def test_steps_of_the_centralised_run_are_those_of_the_federation(tmp_path, asked, sampling):
     play(tmp_path, {"round.sampling": sampling, "round.cohort": 4, "round.minimum": 0.25, "compare.local_only": False})
@@ -117,6 +120,7 @@ def test_rounds_alone(rounds, cohort, alone):
     assert plan.rounds_alone(rounds) == alone
 
 
+@pytest.mark.slow
 def test_without_pooled_text_there_is_no_centralised_figure_and_the_run_ends_well(tmp_path, monkeypatch):
     fit = toy.ToyTrainer.fit
 
@@ -145,12 +149,14 @@ def test_without_pooled_text_there_is_no_centralised_figure_and_the_run_ends_wel
     assert not any(isinstance(e, events.Progress) for e in resumed), "it is not tried again"
 
 
+@pytest.mark.slow
 def test_one_blob_of_the_comparison_stays(tmp_path):
     play(tmp_path, {"round.rounds": 9, "compare.local_only": False})
     # three models with two slots each, the first model, the end of the chain; what each round released
     assert len(list((tmp_path / "blobs").iterdir())) <= 3 * 3 + 1 + 1 + 9
 
 
+@pytest.mark.slow
 def test_a_device_that_cannot_measure_is_left_out(tmp_path, monkeypatch):
     evaluate = toy.ToyTrainer.evaluate
 
@@ -197,6 +203,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize("what", [*CHANGES, "the layout", "the extensions"])
 def test_resume_says_what_changed(tmp_path, monkeypatch, what):
     monkeypatch.setattr(toy.ToyTrainer, "describe", _facts)
@@ -239,6 +246,7 @@ def test_resume_without_a_run_leaves_no_folder(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("changed", [{"simulation.dropout": 0.5}, {"eval.every": 1}, {"training.lr": 0.1}])
 def test_a_run_of_another_recipe_or_world_is_not_resumed(tmp_path, changed):
     play(tmp_path, BARE)

@@ -221,6 +221,7 @@ def test_every_stage_is_tried() -> None:
     assert all(table["kind"] == kind for kind, many in TABLES.items() for table in many)
 
 
+@pytest.mark.slow
 def test_a_one_bit_grid_is_counted_twice_where_a_device_may_be_zeroed() -> None:
     """A one-bit grid sends +-step for zeros too. If neighbours differ by an absent device, nothing replaces it."""
     for name, factor in (("central_dp", 2.0), ("central_dp, Poisson", 1.0)):

@@ -168,6 +168,7 @@ def test_encoding_is_pure_and_packs(before: list[Stage], block: int, z: float, b
     np.testing.assert_array_equal(pack.unpack(raw, pipe.encoded).body, one.body)
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize(("dim", "block"), [(256, 64), (16, 64), (100, 64), (64 + 63, 64), (192 + 64, 128), (300, 128)])
 def test_rotated_coordinates_are_as_even_as_is_said(dim: int, block: int) -> None:
     """A coordinate deviates by at most r / sqrt(B); in a Hartley block it can by more than r / sqrt(its length)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import pytest
 from invited import MemoryLog, decided, invitation
 from toy_recipe import make_recipe
 
@@ -60,6 +61,7 @@ class Flood:
         return Arrived("d0", b"rubbish", self.clock)
 
 
+@pytest.mark.slow
 def test_a_step_of_secure_aggregation_ends_at_its_deadline_under_a_flood() -> None:
     stages = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
     recipe = make_recipe({"privacy": "hidden", "merge": {"kind": "secure_sum"}, "stage": stages, "metrics": "none"})

@@ -35,6 +35,7 @@ def tried(machine: type[Lying], few: int, longest: int) -> None:
     play()
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.long
 @pytest.mark.parametrize("machine", [Local, TwoServers])
 def test_an_update_leaves_once_and_at_a_charge_whatever_a_server_and_a_disk_do(machine: type[Lying]) -> None:

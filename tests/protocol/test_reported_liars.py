@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import msgspec
 import numpy as np
+import pytest
 from invited import MemoryLog, decided, invitation
 from toy_recipe import make_recipe
 
@@ -98,6 +99,7 @@ def play(leaves: int) -> tuple[Closed, list[str]]:
     return open_round.closed, charged
 
 
+@pytest.mark.slow
 def test_a_liar_that_vanishes_is_reported_as_one_and_charged_for_only_where_it_stayed() -> None:
     for leaves, charges in (
         (2, 0),

@@ -172,6 +172,7 @@ def test_any_schedule_gives_the_exact_mean_of_who_was_accepted(script):
         assert store.accepted == {}
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @settings(max_examples=examples(60))
 @given(st.lists(NASTY, max_size=20), st.integers(0, 20))

@@ -34,7 +34,7 @@ def _to_masks(s: Session) -> list[tuple[str, bytes]]:
     return mail
 
 
-@pytest.mark.parametrize(("n", "own"), [(66, 0), (9, 1)])
+@pytest.mark.parametrize(("n", "own"), [pytest.param(66, 0, marks=pytest.mark.slow), (9, 1)])
 @pytest.mark.parametrize("junk", [False, True])
 def test_a_device_goes_on_with_boxes_of_t_holders_and_not_with_one_fewer(n: int, own: int, junk: bool) -> None:
     """A device holds its own shares in the complete graph only. Boxes may be missing or fail to open."""

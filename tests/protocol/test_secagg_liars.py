@@ -111,6 +111,7 @@ def test_the_tight_policies_are(n: int) -> None:
     assert TIGHT[n].shape(n)[1] in (n - corrupt - dropped, n - corrupt - dropped - 1)
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.long(sample=2)
 @pytest.mark.parametrize("n", TIGHT)
 @pytest.mark.parametrize("leaves", ["@1", "@2", "@3", "@4"])
@@ -157,6 +158,7 @@ def test_junk_to_more_than_may_lie_is_named_before_anything_is_revealed() -> Non
         assert len(numbers) == told
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(
     ("policy", "most"), [(TrustPolicy(0.0, 0.0), 1), (TrustPolicy(0.1, 0.0), 1), (TrustPolicy(0.2, 0.0), 2)]
 )

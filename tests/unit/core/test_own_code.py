@@ -86,6 +86,7 @@ def staged(**bodies: str) -> str:
     return STAGE.format(**{**dict.fromkeys(PLACES, "pass"), **bodies})
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize("place", PLACES)
 def test_a_fault_of_a_codec_is_told_with_its_line(place: str) -> None:
     source = staged(**{place: BUG})
@@ -97,6 +98,7 @@ def test_a_fault_of_a_codec_is_told_with_its_line(place: str) -> None:
     assert "--resume" in error["fix"]
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize(
     ("place", "body", "said"),
     [
@@ -131,6 +133,7 @@ def test_a_run_goes_on_once_the_fault_is_mended(tmp_path: Path) -> None:
         assert store.models() == models
 
 
+@pytest.mark.quick(sample=3)
 @pytest.mark.parametrize(
     ("method", "body", "code", "said"),
     [
@@ -180,6 +183,7 @@ def test_a_worker_process_names_the_line_too(body: str) -> None:
     assert error["what"].startswith("own_parts.py:9, in describe: ")
 
 
+@pytest.mark.slow
 def test_numbers_of_numpy_are_numbers() -> None:
     body = "import numpy as np; h = super().evaluate(device, params); "
     body += "return HeldOut(np.float32(h.nll), np.int64(h.tokens))"

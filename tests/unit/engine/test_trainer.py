@@ -29,6 +29,7 @@ def test_what_is_no_trainer_is_refused_by_what_it_lacks() -> None:
         registered(Half())  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_nobody_else_looks_what_a_trainer_can_do() -> None:
     """By ``hasattr``, ``getattr`` or ``isinstance`` of a trainer, or by a method's signature."""
     doors = []

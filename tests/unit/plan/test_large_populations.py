@@ -45,6 +45,7 @@ def hostile(word: dict[str, Any], sampling: dict[str, Any], trust: dict[str, Any
     return parse(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize(("word", "sampling", "trust"), CASES, ids=str)
 def test_facts_for_any_population_are_looked_at_in_so_much_work(
     word: dict[str, Any], sampling: dict[str, Any], trust: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -131,6 +131,7 @@ def test_calibration_without_replacement(target: float, z: float) -> None:
     assert calibrate(lambda z: {fixed(z): 500}, target, 1e-5) == pytest.approx(z, rel=1.2e-3)
 
 
+@pytest.mark.slow
 def test_an_epsilon_that_promises_nothing_costs_no_memory() -> None:
     """A device computes it from facts that a server wrote. The distribution would have more than 10^9 steps."""
     many = {poisson(0.5, 1.0): 4_000_000}
@@ -290,6 +291,7 @@ def test_calibration_is_from_above_and_tight() -> None:
     assert z == pytest.approx(0.8519, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_calibration_measures_few_distributions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bisection alone would take 11 of them, each of which may be a second."""
     from dp_accounting.pld import privacy_loss_distribution as loss

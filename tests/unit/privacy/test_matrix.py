@@ -90,6 +90,7 @@ def test_published_losses_of_simpler_matrices(shape: tuple[int, int, int]) -> No
             assert a == pytest.approx(b, abs=digits(b))
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("shape", PUBLISHED)
 def test_shipped_factors_are_as_good_as_the_published_ones(shape: tuple[int, int, int]) -> None:
     *_, two, four = PUBLISHED[shape]

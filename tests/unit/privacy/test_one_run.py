@@ -161,7 +161,10 @@ def test_a_finding():
     assert not one_run("x", found.lower - 1e-3, DELTA, scores, present).holds
 
 
-@pytest.mark.parametrize(("m", "seeds"), [(30, 600), (200, 600), pytest.param(1000, 300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("m", "seeds"),
+    [(30, 600), pytest.param(200, 600, marks=pytest.mark.slow), pytest.param(1000, 300, marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("mu", [0.2, 1.0, 2.5])
 def test_valid(m, seeds, mu):
     """The truth is exceeded in at most 5 % of runs (tested at 99.9 %), for our number of guesses and for all."""
@@ -178,6 +181,7 @@ def test_valid_at_low_confidence():
     assert sum(b > mu for b in bounds) <= 0.5 * seeds + 3.1 * np.sqrt(0.25 * seeds)
 
 
+@pytest.mark.quick(sample=3)
 @pytest.mark.parametrize(("m", "epsilon", "factor"), KNOWN)
 def test_known_figures(m, epsilon, factor):
     """Means of 5 runs (standard error about 0.05 + 4 %), here of 20, with a fifth guessed as they were, and with our
@@ -200,6 +204,7 @@ def test_noise_of_half_the_size_is_caught():
     assert missed > 0  # by the plain form, now and then
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize(
     "m", [5, 10, 30, 100, *(pytest.param(m, marks=pytest.mark.long(sample=0)) for m in (1000, 10_000))]
 )

@@ -339,6 +339,7 @@ def test_feedback_is_not_put_behind_a_devices_own_noise() -> None:
         plan(LOCAL, {"stage": [{"kind": "feedback"}, {"kind": "quantize", "bits": 4}]})
 
 
+@pytest.mark.slow
 def test_claims_of_one_device_name_the_unit_and_the_honest() -> None:
     """Of what is hidden nothing is enforced, and an adaptive clip's bounds are in clips."""
     fixed, moving = plan(CENTRAL), plan(CENTRAL, {"dp.adaptive_clip": True, "dp.epsilon": 500.0})

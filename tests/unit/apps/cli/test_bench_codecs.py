@@ -109,6 +109,7 @@ def test_a_device_without_enough_text_is_passed_over(monkeypatch: pytest.MonkeyP
     assert e.value.code == "E-DEVICE-DATA"
 
 
+@pytest.mark.slow
 def test_the_command_prints_a_table_or_one_envelope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "toy.toml").write_text(PLAIN, encoding="utf-8")

@@ -62,6 +62,7 @@ def test_words_of_the_field_are_explained_and_what_they_name_exists() -> None:
     assert all(term in manual.overview() for term in terms)
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize(
     ("asked", "hint"),
     [("E-QUORUN", "`E-QUORUM`"), ("secag", "E-SECAGG"), ("threat-modl", "`threat-model`"), ("lr", "`training.lr`"),
@@ -103,6 +104,7 @@ def test_messages_name_no_page_that_a_wheel_lacks() -> None:
                 assert not re.search(r"docs/[\w/-]+\.md", node.value), f"{path.name}:{node.lineno}: {node.value}"
 
 
+@pytest.mark.slow
 def test_shipped_recipes_are_listed_and_copied_and_nothing_is_written_over(folder: Path) -> None:
     listed = call("recipes").stdout.splitlines()
     assert [line.split()[0] for line in listed] == shipped.names()

@@ -141,6 +141,7 @@ def test_named_columns_win_and_wrong_ones_are_suggested(folder: Path) -> None:
         assert (done.exit_code, "E-DATA-COLUMN" in done.stderr, hint in done.stderr) == (2, True, True)
 
 
+@pytest.mark.slow
 def test_nothing_is_asked_in_a_pipe_and_nothing_written_over(folder: Path) -> None:
     data = jsonl(folder, 3)
     assert "--data" in call("new").stderr
@@ -215,6 +216,7 @@ def test_blocks_are_long_enough_for_most_prompts(folder: Path) -> None:
         assert recipe.load(f"m{words}.toml").data.sequence_len == tokens
 
 
+@pytest.mark.quick(sample=3)
 @pytest.mark.parametrize(
     ("name", "content", "hint"),
     [

@@ -51,6 +51,7 @@ def test_figures_are_those_of_the_summaries_and_only_what_differs_is_told(folder
     assert "cannot be compared" not in shown
 
 
+@pytest.mark.slow
 def test_runs_of_other_data_models_or_text_are_named_and_never_win(folder: Path) -> None:
     make_run(Path("runs/text"), facts={"fingerprint": "aa" * 32})
     make_run(Path("runs/model"), worse=0.05)
@@ -81,6 +82,7 @@ def test_an_unfinished_run_and_one_with_a_budget(folder: Path) -> None:
     assert "* not complete" in call("runs/half", "runs/dp").stdout
 
 
+@pytest.mark.slow
 def test_names_tell_runs_apart_and_faults_are_said(folder: Path) -> None:
     make_run(Path("other/plain"))
     assert [r["name"] for r in comparison.build([Path("runs/plain"), Path("other/plain")])["runs"]] == [
@@ -93,6 +95,7 @@ def test_names_tell_runs_apart_and_faults_are_said(folder: Path) -> None:
     assert not Path("nowhere").exists()
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_and_writes_over_its_own_kind_only(folder: Path) -> None:
     assert call("runs/plain", "runs/slow").exit_code == 0
     html = Path("compare.html").read_text(encoding="utf-8")
@@ -120,6 +123,7 @@ def test_the_page_stands_alone_and_writes_over_its_own_kind_only(folder: Path) -
     assert "E-DISK" in call("runs/slow", "runs/plain", "--out", "runs").stderr
 
 
+@pytest.mark.slow
 def test_names_and_values_that_look_like_markup_are_text(folder: Path) -> None:
     make_run(Path("runs/<b>[red]x"))
     done = call("runs/plain", "runs/<b>[red]x")

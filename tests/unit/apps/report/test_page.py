@@ -115,6 +115,7 @@ def test_the_page_says_the_summarys_numbers(tmp_path: Path) -> None:
         assert claim.replace('"', "&quot;").replace("'", "&#x27;") in page
 
 
+@pytest.mark.slow
 def test_the_way_down_is_shown_where_there_is_one(tmp_path: Path) -> None:
     _, plain = made(tmp_path / "a")
     s, page = made(tmp_path / "b", downlink=[{"kind": "quantize", "bits": 8}])
@@ -156,6 +157,7 @@ def test_the_page_says_how_the_model_was_trained(tmp_path: Path) -> None:
     assert "frozen weights" not in page, "the digest of no bytes says nothing"
 
 
+@pytest.mark.slow
 def test_the_bytes_of_the_text_stand_beside_what_was_sent(tmp_path: Path) -> None:
     s, page = made(tmp_path / "a")
     b = s["bytes"]

@@ -39,6 +39,7 @@ def written(out: Path, **recipe: Any) -> dict[str, str]:
     return {where: " ".join(text.split()) for where, text in told.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("word", ["central_dp", "distributed_dp", "local_dp", "example"])
 def test_every_part_of_the_card_is_in_all_three(word: str, tmp_path: Path) -> None:
     recipe = RECIPES[word]

@@ -189,6 +189,7 @@ def test_no_run_is_said_with_its_code(tmp_path: Path) -> None:
     assert e.value.code == "E-RESUME"
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_says_which_measurement_is_missing(tmp_path: Path) -> None:
     make_run(tmp_path / "half", rounds_played=5, finished=False)
     make_run(tmp_path / "unmeasured", finished=False)

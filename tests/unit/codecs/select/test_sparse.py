@@ -115,6 +115,7 @@ def _large() -> dict[str, Vector]:
 LARGE = _large()
 
 
+@pytest.mark.quick(sample=12)
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("k", [1, 150, 3000, 90_000, 300_000, 300_001])
 def test_top_k_is_that_of_a_partition(name: str, k: int) -> None:

@@ -66,6 +66,7 @@ def test_a_is_orthonormal_fixed_and_the_same_for_all(rank):
         np.testing.assert_array_equal(a, first[name])
 
 
+@pytest.mark.slow
 def test_rolora_takes_turns():
     _, flat = adapted("rolora")
     b, a = factor_groups(flat.spec)
