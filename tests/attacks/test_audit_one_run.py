@@ -96,6 +96,7 @@ def test_broken_correlated_noise_is_caught(monkeypatch, broken):
     assert not epsilon.one_run(it, 4096, quiet).holds
 
 
+@pytest.mark.slow
 def test_what_too_few_canaries_cannot_show_is_said():
     found = epsilon.one_run(plan("central_dp", dp__noise_multiplier=0.3), 512, quiet)
     assert found.left_out[1:] == ("breaches: 512 canaries show a mu of 1.8 at most, 3.33 is claimed",)

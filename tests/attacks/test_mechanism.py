@@ -102,6 +102,7 @@ def test_a_scale_that_only_the_signal_has_is_found(monkeypatch: Patch) -> None:
     assert not found.holds
 
 
+@pytest.mark.slow
 def test_shares_that_repeat_are_found(monkeypatch: Patch) -> None:
     """Every device with the same noise: the sum's is sqrt(8) too large, and the audit is no longer tight."""
     monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: discrete_gaussian(s, n, KEY))

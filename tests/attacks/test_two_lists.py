@@ -73,6 +73,7 @@ def test_many_more_than_the_policy_says_single_one_out(n: int, bad: int) -> None
     assert attack(n, bad) is not None
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(("n", "bad"), [(11, 3), (13, 3), (16, 4)])
 def test_as_many_as_the_policy_says_do_not(n: int, bad: int) -> None:
     assert attack(n, bad) is None

@@ -109,6 +109,7 @@ def test_a_finished_run_is_as_it_was(tmp_path: Path) -> None:
         assert loaded.next_round == 2
 
 
+@pytest.mark.slow
 def test_a_restored_server_takes_nothing_that_it_may_have_taken_before(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         joined(server, tmp_path / "home").close()

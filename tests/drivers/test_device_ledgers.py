@@ -335,6 +335,7 @@ def test_noise_on_updates_and_on_steps_composes_as_by_hand() -> None:
     assert total < sum(epsilon({one.event: 1}, DELTA) for one in both)
 
 
+@pytest.mark.slow
 def test_sampling_of_devices_amplifies_nothing_for_who_knows_that_it_took_part() -> None:
     rare = poisson(1.0, 0.001)
     assert spent([DeviceCharge("a", 0, rare)], DELTA) == pytest.approx(epsilon({rare.seen: 1}, DELTA))

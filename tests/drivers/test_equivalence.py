@@ -57,6 +57,7 @@ def test_the_model_learns_and_a_seed_matters(tmp_path, name):
     assert sum(nll for nll, _ in held.values()) < sum(base.nll.values())
 
 
+@pytest.mark.slow
 def test_late_devices_are_counted_and_not_waited_for(tmp_path):
     _, told, _ = play(tmp_path, SETTINGS["deadline"])
     rounds = [e for e in told if isinstance(e, events.RoundFinished)]
@@ -64,6 +65,7 @@ def test_late_devices_are_counted_and_not_waited_for(tmp_path):
     assert all(r.accepted + r.lost + r.late == 8 for r in rounds)
 
 
+@pytest.mark.slow
 def test_over_selection_invites_more_than_it_waits_for(tmp_path):
     _, told, _ = play(tmp_path, {"round.sampling": "fixed", "round.cohort": 5})
     starts = [e for e in told if isinstance(e, events.RoundStarted)]
@@ -72,6 +74,7 @@ def test_over_selection_invites_more_than_it_waits_for(tmp_path):
     assert set(accepted.values()) == {5}
 
 
+@pytest.mark.slow
 def test_a_failing_device_is_lost_and_shown_and_never_averaged(tmp_path, monkeypatch):
     plain = {"stage": [{"kind": "weigh"}]}
     monkeypatch.setenv("TOY_FAIL", "d00003")

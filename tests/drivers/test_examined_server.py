@@ -96,6 +96,7 @@ def test_a_certificate_that_ends_and_a_port_that_is_taken(folder: Path) -> None:
     assert found(folder, "8443")["port"].state == BAD
 
 
+@pytest.mark.slow
 def test_a_restored_server_says_so_and_the_commands_work(folder: Path, tmp_path: Path) -> None:
     done = command("backup", str(folder), str(tmp_path / "copy"))
     assert done["files"] >= 6

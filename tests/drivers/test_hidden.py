@@ -229,6 +229,7 @@ def test_a_group_of_a_hidden_ladder_may_be_lost(tmp_path):
     assert all(r.code == "E-SECAGG-FEW" for r in rounds(told) if not r.met)
 
 
+@pytest.mark.slow
 def test_too_many_leaving_abandon_the_round_by_name(tmp_path):
     with pytest.raises(RoundError):
         play(tmp_path, {**MASKS, "simulation.step_dropout": 0.5, "round.rounds": 4})

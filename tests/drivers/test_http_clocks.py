@@ -47,6 +47,7 @@ def device(server: HttpServer, tmp_path: Path) -> Iterator[Link]:
         yield made
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("jump_s", [-DAY, DAY, -2 * TOLERANCE_S, 2 * TOLERANCE_S])
 def test_a_jump_refuses_devices_and_harms_nothing(
     server: HttpServer, device: Link, clock: Clock, jump_s: float

@@ -270,6 +270,7 @@ def test_who_is_not_approved_is_lost_at_once(server: HttpServer, device: Link) -
         assert mailboxes.next_letter(c, device.name, 0) is None
 
 
+@pytest.mark.slow
 def test_a_large_frame_comes_whole_and_its_chunks_go_with_the_round(server: HttpServer, device: Link) -> None:
     one = cohort(server)
     one.send(device.name, frame.dump(invite()))

@@ -114,6 +114,7 @@ def test_a_member_has_so_many_long_polls_and_the_newest_stay(tmp_path: Path) -> 
         assert ones[-1].recv(12) == b"HTTP/1.1 200"
 
 
+@pytest.mark.slow
 def test_a_stranger_at_a_gateway_leaves_its_rate_to_devices(tmp_path: Path) -> None:
     """To the server all requests of a gateway come from one address."""
     with running(tmp_path) as server:

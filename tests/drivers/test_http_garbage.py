@@ -57,6 +57,7 @@ def test_the_description_has_every_route_and_no_other(links: dict[str, Link]) ->
     assert found == {(rule.method, rule.path) for rule in RULES}
 
 
+@pytest.mark.slow
 def test_the_description_names_each_error_and_the_page_explains_it(document: dict[str, Any]) -> None:
     page = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
     for operation in openapi.operations(document):

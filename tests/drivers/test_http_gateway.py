@@ -190,6 +190,7 @@ def test_a_gateways_folder_is_not_copied(server: HttpServer, tmp_path: Path) -> 
     assert not (tmp_path / "copy").exists()
 
 
+@pytest.mark.slow
 def test_a_gateway_says_how_it_is(server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx2
 

@@ -76,6 +76,7 @@ def again(port: int, recorded: bytes) -> bytes:
     return answers
 
 
+@pytest.mark.slow
 def test_recorded_traffic_does_nothing_a_second_time(plain: HttpServer, tmp_path: Path) -> None:
     """All that a device has said, enrolment and an upload included; at its server, and at another one."""
     with proxied(plain.port) as proxy:

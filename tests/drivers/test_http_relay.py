@@ -93,6 +93,7 @@ def test_a_blob_is_fetched_once_for_eight_devices(server: HttpServer, gateway: G
         link.close()
 
 
+@pytest.mark.slow
 def test_a_download_goes_on_where_it_broke_off(server: HttpServer, device: Link, tmp_path: Path) -> None:
     (digest,) = HttpCohort(server.service, RUN, 2**20).publish([BLOB])
     folder = tmp_path / "blobs"
@@ -156,6 +157,7 @@ def test_other_bytes_than_those_of_the_digest_are_not_kept(
     assert device.download(digest, tmp_path / "blobs", 2**28).read_bytes() == BLOB
 
 
+@pytest.mark.slow
 def test_a_blob_that_is_larger_than_the_cache_passes(
     server: HttpServer, gateway: Gateway, device: Link, tmp_path: Path
 ) -> None:

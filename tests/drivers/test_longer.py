@@ -17,6 +17,7 @@ def measured(told, model):
     return {d: nll for e in told if isinstance(e, events.Evaluated) and e.model == model for d, nll in e.nll.items()}
 
 
+@pytest.mark.slow
 def test_as_many_steps_give_what_training_alone_gives(tmp_path):
     _, told, _ = play(tmp_path, {**SETTINGS, "compare.longer": 1})
     alone, longer = measured(told, "local_only"), measured(told, "longer")
@@ -34,6 +35,7 @@ def test_more_steps_give_other_models_and_both_engines_the_same(tmp_path):
     assert measured(play(tmp_path / "3", pool)[1], "longer") == two
 
 
+@pytest.mark.slow
 def test_a_device_that_cannot_train_has_no_figure_and_the_reason_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("TOY_FAIL", "d00002")
     _, told, _ = play(tmp_path, {**SETTINGS, "compare.longer": 2})
@@ -42,6 +44,7 @@ def test_a_device_that_cannot_train_has_no_figure_and_the_reason_is_said(tmp_pat
     assert "d00002: E-DEVICE-DATA" in notes
 
 
+@pytest.mark.slow
 def test_it_is_not_run_where_it_is_not_asked_for(tmp_path):
     _, told, _ = play(tmp_path, {})
     assert not measured(told, "longer")

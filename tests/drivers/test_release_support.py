@@ -63,6 +63,7 @@ def play(out, overrides=None, wrap=None, sink=None, resume=False):
         return store.models(), told
 
 
+@pytest.mark.slow
 def test_the_next_round_sends_the_largest_of_the_release_and_fresh_ones(tmp_path, monkeypatch):
     made, times = [], {}
     fate = simulated.World.fate

@@ -70,6 +70,7 @@ def test_an_owner_sees_what_the_device_does_and_what_left_it(home: Path, server:
     assert command("device", "status", "--home", str(home / "none"))["code"] == "E-IDENTITY"
 
 
+@pytest.mark.slow
 def test_a_pause_holds_what_is_about_to_leave_until_it_is_over(home: Path, server: HttpServer) -> None:
     """The device has its answer ready. Paused, not a byte of it leaves; resumed, it is taken within a second."""
     assert done("device", "pause", *at(home))["until_s"] is None
@@ -94,6 +95,7 @@ def test_a_pause_ends_by_itself() -> None:
         assert code(clock.next_time, text, NOON) == "E-REQUEST"
 
 
+@pytest.mark.slow
 def test_an_agent_says_what_it_lacks(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("getpass.getpass", lambda _: (_ for _ in ()).throw(EOFError))
     monkeypatch.delenv("EDGEWISE_TOKEN", raising=False)
@@ -105,6 +107,7 @@ def test_an_agent_says_what_it_lacks(home: Path, tmp_path: Path, monkeypatch: py
     assert command("device", "run", *at(home))["code"] == "E-RECIPE-READ"
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("keep", [False, True])
 def test_who_leaves_is_revoked_and_only_what_edgewise_made_is_gone(home: Path, server: HttpServer, keep: bool) -> None:
     name = homes.load(home).name

@@ -36,6 +36,7 @@ def told(out: Path, overrides: Mapping[str, Any]) -> list[events.Evaluated]:
     return [e for e in story if isinstance(e, events.Evaluated) and set(e.nll) == {COHORT}]
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("hidden", [False, True], ids=["visible", "masks"])
 def test_the_mean_is_that_of_the_model_that_the_round_trained_from(tmp_path: Path, hidden: bool) -> None:
     masks = [{"kind": "clip", "l2": 4.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]

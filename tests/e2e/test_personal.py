@@ -32,6 +32,7 @@ def released(out):
         return store.blob(store.models()[4])
 
 
+@pytest.mark.slow
 def test_personal_models_gain_on_the_federated_model_which_is_the_same_without_them(tmp_path):
     plain, found = play(tmp_path / "plain"), play(tmp_path / "personal", FINE_TUNE)
     assert found["model_sha256"] == plain["model_sha256"]
@@ -52,6 +53,7 @@ def test_personal_models_gain_on_the_federated_model_which_is_the_same_without_t
     assert "local, then personal" not in (tmp_path / "plain" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_personal_model_is_kept_for_its_owner_and_found_by_its_device(tmp_path):
     play(tmp_path, {"personal": {**FINE_TUNE["personal"], "method": "interpolate", "weight": 0.25}}, report=False)
     (tmp_path / "whole").mkdir()
@@ -78,6 +80,7 @@ def test_only_as_many_models_are_kept_as_there_is_room_for(tmp_path):
     assert found["perplexity"]["personal"]["devices"] == 8
 
 
+@pytest.mark.slow
 def test_a_killed_run_makes_only_the_models_that_are_missing(tmp_path, monkeypatch):
     made: list[FitRequest] = []
     fit = toy.ToyTrainer.fit
@@ -99,6 +102,7 @@ def test_a_killed_run_makes_only_the_models_that_are_missing(tmp_path, monkeypat
     assert found["complete"]
 
 
+@pytest.mark.slow
 def test_a_damaged_model_is_an_error(tmp_path):
     play(tmp_path, FINE_TUNE, report=False)
     (first, *_) = (tmp_path / "personal").iterdir()

@@ -148,6 +148,7 @@ def test_workers_of_a_killed_run_write_nothing_more(tmp_path):
         assert memories() == before
 
 
+@pytest.mark.slow
 def test_what_was_journalled_is_not_trained_again(tmp_path, monkeypatch):
     """Stop in the middle of round 1; on resume only the devices without an answer are asked."""
     recipe = make_recipe({"compare.local_only": False, "compare.centralised": False})

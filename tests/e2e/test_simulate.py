@@ -232,6 +232,7 @@ def test_resume_says_what_changed(tmp_path, monkeypatch, what):
     play(tmp_path, BARE, resume=True)
 
 
+@pytest.mark.slow
 def test_resume_tells_a_model_of_the_hub_that_moved(tmp_path, monkeypatch):
     monkeypatch.setattr(toy.ToyTrainer, "describe", lambda self: _facts(self, model_commit="a" * 40))
     play(tmp_path, BARE)
@@ -255,6 +256,7 @@ def test_a_run_of_another_recipe_or_world_is_not_resumed(tmp_path, changed):
     play(tmp_path, {**BARE, "simulation.workers": 5, "engine.device": "cpu"}, resume=True)
 
 
+@pytest.mark.slow
 def test_a_run_of_another_wire_version_is_not_resumed(tmp_path, monkeypatch):
     play(tmp_path, BARE)
     monkeypatch.setattr(frame, "VERSION", frame.VERSION + 1)

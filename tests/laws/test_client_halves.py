@@ -184,6 +184,7 @@ def test_momentum_counts_as_more_plain_steps() -> None:
     np.testing.assert_allclose(got, fednova_by_hand(ALL, STEPS, rho=0.9), rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_corrected_devices_end_at_the_minimum_of_the_mean_loss_and_averaging_does_not() -> None:
     best = (CURVES * MINIMA).sum(axis=0) / CURVES.sum(axis=0)
     off = {}

@@ -217,6 +217,7 @@ def test_infer_is_total_and_pure(chain: Chain) -> None:
         assert (space.grid.block > 0) == (space.grid.scale == 0.0)
 
 
+@pytest.mark.quick(sample=30)
 @every
 @adversarial
 def test_bounds_hold(chain: Chain, x: Vector) -> None:
@@ -236,6 +237,7 @@ def test_bounds_hold(chain: Chain, x: Vector) -> None:
             assert np.linalg.norm(out.head) <= pipe.encoded.head_l2
 
 
+@pytest.mark.quick(sample=30)
 @every
 @adversarial
 def test_encode_is_pure_and_deterministic(chain: Chain, x: Vector) -> None:
@@ -265,6 +267,7 @@ def test_memory_keeps_the_shape_that_init_says(chain: Chain) -> None:
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.quick(sample=30)
 @every
 @adversarial
 def test_pack_round_trip(chain: Chain, x: Vector) -> None:
@@ -327,6 +330,7 @@ def test_blind_and_visible_release_agree(chain: Chain) -> None:
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.quick(sample=30)
 @every
 def test_unbiased_means_unbiased(chain: Chain) -> None:
     """Projections of decode(encode(x)) - w x on fixed directions have mean zero within five standard errors."""

@@ -135,6 +135,7 @@ def test_a_dealer_of_junk_to_as_many_as_may_lie_ends_nothing_by_itself(lie: str,
     assert not named
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("leaves", ["@2", "@4"])
 @pytest.mark.parametrize("helps", [False, True])
 def test_junk_to_few_that_ends_a_session_is_suspect(leaves: str, helps: bool) -> None:
@@ -149,6 +150,7 @@ def test_junk_to_few_that_ends_a_session_is_suspect(leaves: str, helps: bool) ->
     assert len(told) == int(leaves[1])  # The server asks no device for shares where the dealer vanished before.
 
 
+@pytest.mark.slow
 def test_junk_to_more_than_may_lie_is_named_before_anything_is_revealed() -> None:
     for leaves, told in (("@2", 2), ("@4", 4)):
         numbers: list[int] = []
@@ -172,6 +174,7 @@ def test_as_many_as_may_lie_name_nobody_and_one_more_do(policy: TrustPolicy, mos
             assert named == ({D[4]: code} if count > most else {})
 
 
+@pytest.mark.slow
 def test_a_share_that_a_holder_has_and_does_not_reveal_is_its_lie() -> None:
     """The holder is named, because it accused nobody when it could."""
     for lie, expected in (("without one", {D[2]: TOLD}), ("accuse one", {}), ("accuse one+without one", {D[2]: TOLD})):

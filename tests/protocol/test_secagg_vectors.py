@@ -107,6 +107,7 @@ def _say(session: dict[str, Any]) -> None:
         assert said
 
 
+@pytest.mark.quick(sample=20)
 @pytest.mark.parametrize("name", [name for name in SESSIONS if name not in LARGE])
 def test_the_server_says_what_was_recorded(name: str) -> None:
     session = SESSIONS[name]

@@ -157,6 +157,7 @@ def test_a_fault_of_a_trainer_is_told_with_its_line(method: str, body: str, code
     assert said in error["what"]
 
 
+@pytest.mark.slow
 def test_a_run_in_which_nobody_could_train_is_no_success_when_it_is_resumed(tmp_path: Path) -> None:
     source = TRAINER.format(method="fit(self, request)", body=BUG)
     for more in ((), ("--resume",)):

@@ -77,6 +77,7 @@ def test_expanding_is_a_float32_sum_in_order(dim: int, count: int, draw: int) ->
     np.testing.assert_array_equal(base, before)
 
 
+@pytest.mark.slow
 def test_directions_are_almost_orthogonal() -> None:
     dim, seeds = 20_000, directions.seeds_of(root(0), 24)
     z = np.stack([signs(int(s), dim) for s in seeds])

@@ -98,6 +98,7 @@ def test_the_same_inputs_give_the_same_bytes(name):
         assert one[-1].ring[-1].blob != other[-1].ring[-1].blob
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(st.sampled_from(sorted(CHAINS)), st.integers(0, 14), st.lists(st.integers(-1, 20), min_size=1, max_size=6))
 def test_nobody_downloads_more_than_a_snapshot_and_all_arrive_at_the_same_bytes(name, rounds, missed):

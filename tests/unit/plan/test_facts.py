@@ -102,7 +102,7 @@ def test_sides_with_other_protocols_have_other_run_ids_and_sessions(word: dict[s
     assert (few.noise is None) == (word is MASKED)
 
 
-@pytest.mark.parametrize("word", WORDS)
+@pytest.mark.parametrize("word", [pytest.param(w, marks=[pytest.mark.slow] * (w == "example")) for w in WORDS])
 def test_a_device_compiles_the_servers_plan_from_facts_alone(word: str, monkeypatch: Any) -> None:
     made = plan(WORDS[word])
     raw = canonical(made.facts)

@@ -58,6 +58,7 @@ def test_sparse_graphs_are_safe_and_alive_and_no_smaller_one_is(corrupt: float, 
     assert found >= 2
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("server", ["malicious", "curious"])
 def test_corrupt_devices_and_drop_outs_at_once_leave_enough_holders(server: Server) -> None:
     """In every session up to the largest complete graph, or there is none of that policy."""

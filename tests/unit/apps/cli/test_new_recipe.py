@@ -244,6 +244,7 @@ def test_tables_that_cannot_be_read_are_refused_with_why(folder: Path, name: str
     assert hint in " ".join(done.stderr.split())
 
 
+@pytest.mark.slow
 def test_a_table_without_a_header_is_read_by_the_numbers_of_its_columns(folder: Path) -> None:
     rows = [f'ann{i % 2};"I like cats {i}, and ""dogs"" too"' for i in range(6)]
     (folder / "t.csv").write_text("\n".join(rows) + "\n", encoding="utf-8")

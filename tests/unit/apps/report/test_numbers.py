@@ -38,7 +38,7 @@ def plan(plain: dict[str, Any], population: int = 100) -> Plan:
 
 
 @pytest.mark.parametrize("population", [4, 100, 1000])
-@pytest.mark.parametrize("name", ALONE)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * ("examples" in n)) for n in ALONE])
 def test_a_word_alone_is_a_complete_recipe(name: str, population: int) -> None:
     plain = ALONE[name]
     made = plan({**plain, "dp": {**plain["dp"], "delta": 1e-6}} if "dp" in plain else plain, population)

@@ -93,7 +93,7 @@ def test_a_run_that_recorded_nothing_says_nothing() -> None:
     assert privacy.markdown({"plan": {"privacy": None}}, 1) == ""
 
 
-@pytest.mark.parametrize("word", ["local_dp", "example"])
+@pytest.mark.parametrize("word", ["local_dp", pytest.param("example", marks=pytest.mark.slow)])
 def test_updates_that_devices_noise_are_not_said_to_be_without_promise(word: str) -> None:
     """The server sees each of them, and epsilon holds against it all the same."""
     plan = made_plan(**RECIPES[word])

@@ -35,6 +35,7 @@ def logits(model: Any) -> Any:
         return model.eval()(input_ids=torch.tensor(IDS)).logits
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen2-tied", "gpt2"])
 def test_another_reader_finds_the_model_and_its_tokenizer(name: str, tmp_path: Path) -> None:
     """transformers reads GGUF by code of its own, with the rotary order and the tokenizer."""

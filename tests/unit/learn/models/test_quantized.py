@@ -51,6 +51,7 @@ def evaluated(model: torch.nn.Module) -> None:
         logits(model.eval(), torch.arange(16)[None])
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_evaluation_changes_no_gradient(folder: Path, kind: str, dtype: torch.dtype) -> None:
@@ -73,6 +74,7 @@ def test_the_guard_is_what_keeps_the_gradients(folder: Path) -> None:
     assert float((gradients(model, flat) - before).norm()) > 0.1 * float(before.norm())
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", ["llama-wide", "gpt2-wide"])
 def test_logits_are_those_of_the_decoded_weights(tmp_path: Path, name: str, kind: str) -> None:

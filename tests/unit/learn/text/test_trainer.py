@@ -145,6 +145,7 @@ def test_another_process_gives_the_same_bits(place: Path) -> None:
     assert child == [vector.digest(update.x.tobytes()), str(update.head["loss_last"]), t.fingerprint(), t.spec.digest()]
 
 
+@pytest.mark.slow
 def test_lora_and_layers_through_the_port(place: Path) -> None:
     for section in ({"kind": "lora", "rank": 2}, {"kind": "layers", "layers": ["model.layers.1.*"]}):
         t = trainer(place, trainable=section, model={"precision": "bfloat16"})
