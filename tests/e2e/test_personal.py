@@ -163,6 +163,7 @@ def asked(monkeypatch):
     return requests
 
 
+@pytest.mark.slow
 def test_ditto_follows_its_equation_and_leaves_the_federated_model_as_it_is(tmp_path, asked):
     play(tmp_path / "plain", PLAIN, report=False)
     asked.clear()
@@ -174,6 +175,7 @@ def test_ditto_follows_its_equation_and_leaves_the_federated_model_as_it_is(tmp_
     assert found["perplexity"]["personal"]["weighted_mean"] < found["perplexity"]["federated"]["weighted_mean"]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_private_models_of_its_devices(tmp_path, monkeypatch):
     tables = {**PLAIN, **DITTO}
     out = tmp_path / "killed"
@@ -206,6 +208,7 @@ NOISED = {"privacy": "central_dp", "stage": [], "metrics": "none", "strategy": {
           "compare.local_only": False, "dp": {"epsilon": 20.0, "delta": 1e-2, "clip_l2": 1.0}}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tables", [HIDDEN, NOISED], ids=["secure aggregation", "differential privacy"])
 def test_a_private_model_changes_no_byte_that_leaves(tmp_path, tables):
     sizes = []

@@ -73,6 +73,7 @@ def assert_alike(one: Update | Exception, other: Update, atol: float = 3e-5) -> 
     assert one.count == other.count
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize(
     ("sections", "more"),
     [
