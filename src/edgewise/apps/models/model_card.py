@@ -79,10 +79,21 @@ Data: {self._data()}.{fingerprint}
 | | |
 | --- | --- |
 | {vector}, SHA-256 | `{self.digest}` |
-| run id | `{s["run"]}` |
+{self._before()}| run id | `{s["run"]}` |
 | recipe, SHA-256 | `{s["recipe_sha256"]}` |
 {commit}{seed}| versions | {", ".join(f"{k} {v}" for k, v in s["versions"].items() if k != "platform")} |
 """
+
+    def _before(self) -> str:
+        """Return the rows that identify the model before training, as far as the run recorded it.
+
+        An adapter's start follows from the seed, so its digest is left out where the seed is.
+        """
+        found = {
+            "the same before training, SHA-256": "" if self.run["not_covered"] else self.run["initial_sha256"],
+            "frozen weights of the base, SHA-256": self.run["facts"].get("model_fingerprint"),
+        }
+        return "".join(f"| {name} | `{digest}` |\n" for name, digest in found.items() if digest)
 
     def keys(self, base: str) -> dict[str, str | int]:
         """Return the keys of a GGUF file that say where the model comes from. ``base`` is the base's name."""

@@ -28,6 +28,7 @@ from edgewise.core.safe_repr import outline
 from edgewise.core.vector import Array
 
 ANSWER = "assistant"
+PROBE = "an answer that no template writes"
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Message = dict[str, Any]
 
@@ -125,8 +126,9 @@ class Template:
 
     def ends(self) -> list[int]:
         """Return the special token that the template writes after an answer. Empty where it writes none there."""
-        turn = [{"role": "user", "content": "a"}, {"role": ANSWER, "content": "b"}]
-        after = self._encoded(self._parts(turn, None, "the chat")[1].text.rpartition("b")[2])
+        turn = [{"role": "user", "content": "question"}, {"role": ANSWER, "content": PROBE}]
+        _, found, ending = self._render(turn, None, "the chat").rpartition(PROBE)
+        after = self._encoded(ending) if found else []
         return [token for token in after[:1] if self._tokenizer.convert_ids_to_tokens(token) in self._special]
 
     def _refuse_forged(self, found: Sequence[Message], where: str, tools: list[Any] | None = None) -> None:

@@ -100,6 +100,24 @@ def test_an_adapter_added_to_the_base_is_the_merged_model(tmp_path: Path) -> Non
         np.testing.assert_allclose(w, merged[name], rtol=0, atol=1e-6)
 
 
+def test_the_rotary_factors_of_llama_3_are_those_of_transformers() -> None:
+    from transformers import LlamaConfig
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    from edgewise.learn.models.gguf import architectures
+
+    rope = {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 256,
+    }  # fmt: skip
+    config = LlamaConfig(hidden_size=64, num_attention_heads=2, rope_parameters=rope)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    factors = architectures.of(config).extra()["rope_freqs.weight"]
+    plain = 5e5 ** -(np.arange(0, 32, 2) / 32)
+    assert {1.0, 8.0} < set(factors.tolist())
+    np.testing.assert_allclose(plain / factors, scaled.numpy(), rtol=1e-5)
+
+
 def test_what_llama_cpp_would_read_differently_is_refused(tmp_path: Path) -> None:
     from edgewise.learn.models.gguf import architectures, vocabulary
 

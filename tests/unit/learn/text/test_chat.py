@@ -252,3 +252,18 @@ def test_keys_of_chats_need_chats() -> None:
     for more, key in (({"as_chat": True}, "as_chat"), ({"tools": "t"}, "tools"), ({"answers": "last"}, "answers")):
         with pytest.raises(RecipeError, match=rf"E-COMBO.*data\.{key}"):
             from_plain({"schema": 1, "privacy": "none", "data": {**data, **more}})
+
+
+@pytest.mark.parametrize("template", [TURNS, FORGETS, MARKED, STRICT])
+def test_a_model_in_use_is_asked_as_in_training(folder: Path, template: str) -> None:
+    """What it reads before an answer, and the token at which the answer ends, are those of the row."""
+    used = tokens(folder, template).template
+    assert used is not None
+    (row,) = used.rows(pack([ASK, ANSWER])[0], "row")
+    asked, ends = used.asked([ASK]), used.ends()
+    at = int(row.learnt.argmax())
+    assert asked == row.ids[:at].tolist()
+    assert ends == [0]
+    assert row.ids[at:][row.learnt[at:]].tolist()[-1:] == ends
+    with pytest.raises(DataError, match="spells"):
+        used.asked([{"role": "user", "content": "<|endoftext|>"}])
