@@ -1,4 +1,4 @@
-"""A codec and a server algorithm of one's own, in a script: python examples/own_codec.py [OUT]"""
+"""Your own codec and server algorithm, in a script: python examples/own_codec.py [OUT]"""
 
 import sys
 from typing import Annotated
@@ -26,7 +26,7 @@ def sign(block: Annotated[int, Ge(8)] = 64) -> Stage:
         x = payload.body
         starts = np.arange(0, x.size, block)
         scales = (np.add.reduceat(np.abs(x), starts) / np.diff(np.append(starts, x.size))).astype(np.float32)
-        scales = (scales.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)  # they travel as bfloat16
+        scales = (scales.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)  # Scales travel as bfloat16.
         return payload.but(body=np.sign(x).astype(np.int8), scales=scales), memory
 
     def decode(payload, space, turn):

@@ -1,4 +1,4 @@
-"""One's own training loop, with a proximal term of FedProx: python examples/own_loop.py [OUT]"""
+"""Your own training loop, with the proximal term of FedProx: python examples/own_loop.py [OUT]"""
 
 import sys
 
@@ -10,7 +10,7 @@ import edgewise as ew
 
 
 def readings(number):
-    """A sensor's readings: y = 2 x + an offset of its own."""
+    """Readings of a sensor: y = 2 x + the sensor's own offset."""
     g = torch.Generator().manual_seed(number)
     x = torch.randn(100, 1, generator=g)
     return x, 2 * x + 0.1 * number
@@ -21,17 +21,17 @@ def loss(net, batch):
 
 
 def train(net, data, round):
-    """(model, a device's data, round) -> (model, its weight, metrics). Chance comes from torch, which is seeded."""
+    """Train on one device. Returns the model, its weight in the mean, and metrics. torch is seeded."""
     optimizer = torch.optim.Adam(net.parameters(), lr=round.lr)
     losses = []
     for _ in range(2):
         for batch in DataLoader(data, batch_size=round.batch, shuffle=True):
             optimizer.zero_grad()
-            found = loss(net, batch)
-            found.backward()
-            round.correct()  # what the strategy adds to gradients
+            value = loss(net, batch)
+            value.backward()
+            round.correct()  # adds the strategy's term to the gradients
             optimizer.step()
-            losses.append(float(found))
+            losses.append(float(value))
     return net, len(data), {"loss": sum(losses) / len(losses), "steps": len(losses)}
 
 
@@ -46,6 +46,6 @@ fed = ew.Federation(
 out = sys.argv[1] if len(sys.argv) > 1 else "own-loop"
 for round in fed.rounds(out, overwrite=True):
     print(round)
-    if round.metrics["held_out_loss"] < 0.05:  # the run stays resumable
+    if round.metrics["held_out_loss"] < 0.05:  # The run can be resumed.
         break
 print(fed.run_dir, ew.open_run(out).params())

@@ -9,7 +9,7 @@ import edgewise as ew
 
 
 def site(number):
-    """Points of two classes; each site has seen another part of the plane."""
+    """Points of two classes. Each site has another part of the plane."""
     g = torch.Generator().manual_seed(number)
     x = torch.randn(200, 2, generator=g) + torch.tensor([number - 1.5, 0.0])
     return x, (x.sum(1) > 0).long()

@@ -8,12 +8,12 @@ texts = {f"phone-{i:02d}": [f"note {i}: call the harbour office about berth {i}.
 fed = ew.Federation(
     ew.Recipe(
         privacy="distributed_dp",  # devices add noise; the server sees masked sums only
-        epsilon=8.0, delta=1e-5, clip_l2=1.0, rounds=2, local_steps=2, batch=4, sequence_len=32, name="private",
-        trainable={"kind": "lora", "rule": "ffa", "rank": 2},
+        epsilon=8.0, rounds=2, sequence_len=32, name="private",  # delta, clip and cohorts follow from the 40 devices
+        trainable={"rank": 2},
         compare={"local_only": False, "centralised": False},
     ),
     data=texts,
 )  # fmt: skip
-print(fed.check(fast=True))  # who learns what, and what a round costs
+print(fed.check(fast=True))  # who learns what, the cost of a round, and the chosen values
 run = fed.run(sys.argv[1] if len(sys.argv) > 1 else "private-texts", overwrite=True)
 print("epsilon spent", run.rounds.column("epsilon"))

@@ -221,7 +221,7 @@ def test_blocks_are_long_enough_for_most_prompts(folder: Path) -> None:
     ("name", "content", "hint"),
     [
         ("chat.jsonl", json.dumps({"user": "a", "messages": talk(1)}), "the bundled one has none"),
-        ("chat.jsonl", json.dumps({"user": "a", "turns": [{"from": "human", "value": "x"}]}), "messages of `turns`"),
+        ("chat.jsonl", json.dumps({"user": "a", "turns": [{"speaker": "human", "said": "x"}]}), "messages of `turns`"),
         ("alpaca.jsonl", json.dumps({"instruction": "x", "output": "a longer text"}), "--devices 20"),
         (
             "t.csv",
