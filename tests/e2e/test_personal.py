@@ -232,3 +232,28 @@ def test_a_private_model_changes_no_byte_that_leaves(tmp_path, tables):
 def test_what_has_no_place_for_a_private_model_refuses_it(tables, words):
     with pytest.raises(RecipeError, match=words):
         from_plain({**tables, **DITTO})
+
+
+# -- devices that were in no round -----------------------------------------------------------------------------------
+
+
+def test_unseen_devices_are_in_no_round_and_are_measured_after_them(tmp_path, asked):
+    out = tmp_path / "unseen"
+    found = play(out, {**PLAIN, **FINE_TUNE, "compare.unseen": 0.25})
+    trained = {r.device for r in asked if r.round < 4}
+    late = {r.device for r in asked if r.round == 4} - trained
+    assert (len(trained), len(late), found["population"]) == (6, 2, 6)
+    unseen = found["unseen"]
+    assert {name: q["devices"] for name, q in unseen.items()} == {"base": 2, "federated": 2, "personal": 2}
+    means = [unseen[name]["weighted_mean"] for name in ("base", "federated", "personal")]
+    assert means == sorted(means, reverse=True)
+    assert found["perplexity"]["personal"]["devices"] == 6
+    assert {m.device for m in personal_models(out)} == trained | late
+    assert "that were in no round" in (out / "report.html").read_text()
+    assert found["complete"]
+
+
+def test_a_recipe_without_unseen_devices_keeps_its_identity():
+    named = from_plain({"privacy": "none", "compare": {"unseen": 0.0}})
+    assert named.sha256() == from_plain({"privacy": "none"}).sha256()
+    assert "unseen" not in named.resolved()["compare"]

@@ -131,8 +131,9 @@ class Evaluated(Event, frozen=True, tag="evaluated"):
     """Held-out quality of one model over devices.
 
     Attributes:
-        model: ``base``, ``federated``, ``local_only``, ``centralised``, or ``longer`` (some devices alone, for more
-            steps).
+        model: ``base``, ``federated``, ``local_only``, ``centralised``, ``longer`` (some devices alone, for more
+            steps), ``local_personal``, ``personal`` or ``personal_elsewhere`` (``apps.report.personal``). With
+            ``_unseen`` at its end: on devices that were in no round.
         nll: summed negative log-likelihood by device, nats. tokens: number of predictions by device.
         missing: devices that were asked and did not measure the model, each with the code of the reason (``late``,
             ``dropped``, or an error's).

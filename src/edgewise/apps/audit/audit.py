@@ -27,6 +27,7 @@ from edgewise.drivers.workers.records import noise_steps
 from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import compile
+from edgewise.plan.participants import participants
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe
 
@@ -62,7 +63,7 @@ def examine(
 
     with tempfile.TemporaryDirectory(prefix="edgewise-audit-") as scratch:
         trainer = leakage.text_trainer(recipe, recipe_dir, Path(scratch), catalogue)
-        plan = compile(recipe, trainer.spec, len(trainer.devices()), catalogue)
+        plan = compile(recipe, trainer.spec, len(participants(recipe, trainer.devices()).seen), catalogue)
         noise_steps(plan, registered(trainer))
         findings = epsilon.examine(plan, quick, say, catalogue)
         leaks: dict[str, Any] = {"leaks": [], "memory": [], "tokens": 0}

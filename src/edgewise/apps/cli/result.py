@@ -80,6 +80,8 @@ def _costs(s: Mapping[str, Any]) -> Any:
         grid.add_row("longer", sentence)
     if sentence := personal.sentence(s):
         grid.add_row("personal", sentence)
+    if sentence := personal.unseen_sentence(s):
+        grid.add_row("unseen", sentence)
     for key, name in (("up", "upload"), ("down", "download")):
         size = numbers.size(b[f"{key}_per_device_round"])
         ratio = numbers.against(b[f"{key}_ratio"], b["up_ratio_update"] if key == "up" else None)

@@ -230,7 +230,7 @@ def _verdict(s: Mapping[str, Any]) -> str:
 
 def _personal(s: Mapping[str, Any]) -> str:
     """Say whom personal models help, and what they forget."""
-    said = personal.sentence(s)
+    said = " ".join(filter(None, (personal.sentence(s), personal.unseen_sentence(s))))
     return f'<p class="hint">{escape(said)}</p>' if said else ""
 
 

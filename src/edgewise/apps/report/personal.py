@@ -20,6 +20,7 @@ from typing import Any
 
 from edgewise.apps.report import numbers, quality
 from edgewise.apps.report.alone_or_together import Measures, share_improved
+from edgewise.drivers.storage.run_store import RunStore
 
 ELSEWHERE = "personal_elsewhere"  # name of the figures on other devices' text, in measures
 OTHERS = ("base", "federated", "local_only", "local_personal")
@@ -53,6 +54,24 @@ def _nats(measure: tuple[float, int]) -> float:
 def _elsewhere(personal: Mapping[str, Any], federated: Mapping[str, Any]) -> dict[str, Any]:
     change = quality.change_percent(personal, federated)
     return {"personal": personal["weighted_mean"], "federated": federated["weighted_mean"], "change_percent": change}
+
+
+def unseen(store: RunStore) -> dict[str, Any] | None:
+    """Compute the figures of devices that were in no round: ``base``, ``federated`` and ``personal``, as ``perplexity``
+    has them. None where there are none."""
+    found = {name: quality.figures(store.measures(f"{name}_unseen")) for name in ("base", "federated", "personal")}
+    return found if found["federated"] else None
+
+
+def unseen_sentence(s: Mapping[str, Any]) -> str:
+    """Say in words how models do on devices that were in no round; empty if there are none."""
+    u = s["unseen"]
+    if u is None:
+        return ""
+    figures = {name: numbers.measured(q["weighted_mean"]) for name, q in u.items() if q}
+    said = f"On {numbers.devices(u['federated']['devices'])} that were in no round: base {figures['base']}, "
+    said += f"federated {figures['federated']}"
+    return said + (f", and after going on for itself {figures['personal']}." if "personal" in figures else ".")
 
 
 def sentence(s: Mapping[str, Any]) -> str:

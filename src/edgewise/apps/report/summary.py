@@ -151,6 +151,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "share_improved": {f"over_{name}": share_improved(single, measures[name]) for name in ("base", "local_only")},
         "against_alone": alone.against_alone(measures["federated"], measures["local_only"]),
         "personal": personal.figures(recipe, measures, store.measures(personal.ELSEWHERE)),
+        "unseen": personal.unseen(store),
         "longer": alone.longer(wanted.get("longer", 0), measures, store.measures(LONGER)),
         "bytes": traffic.sizes(log, facts, trained, noised),
         "participation": participation.figures(log),

@@ -142,6 +142,7 @@ class Summary(TypedDict):
     share_improved: dict[str, Figure]
     against_alone: dict[str, Any] | None
     personal: PersonalFigures | None
+    unseen: dict[str, Quality | None] | None
     longer: dict[str, Any] | None
     bytes: Bytes
     participation: dict[str, Any]

@@ -89,7 +89,7 @@ def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Rec
     tables = recipe.resolved()
     tables["model"]["base"] = base
     if not measured:
-        tables["compare"] = {**tables["compare"], "local_only": False, "centralised": False, "longer": 0}
+        tables["compare"] = {**tables["compare"], "local_only": False, "centralised": False, "longer": 0, "unseen": 0.0}
     tables["data"] = recipe.data.served().model_dump(mode="json", by_alias=True)
     return from_plain(tables, "the submitted recipe")
 

@@ -26,6 +26,7 @@ from edgewise.plan import explain
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.facts import canonical, stated_noise
 from edgewise.plan.objects import NO_OBJECTS, Objects, catalogue
+from edgewise.plan.participants import participants
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, simulation_digest
 
@@ -53,6 +54,7 @@ BACK = "go on where it began: on the same kind of processor, with the same versi
 class LoadedRun:
     """Facts on which the executor's trainers agree.
 
+    ``devices`` are the population of the rounds, and ``unseen`` the devices that are in no round.
     ``initial`` is the initial vector. It is taken out when the run begins, so that it does not fill memory beside the
     models that follow it.
     """
@@ -62,6 +64,7 @@ class LoadedRun:
     initial: list[vector.Vector]
     facts: dict[str, Any]
     traces: Traces
+    unseen: tuple[str, ...] = ()
 
 
 def claim(store: RunStore, recipe: Recipe, resume: bool) -> Any:
@@ -178,7 +181,8 @@ def load(
     spec = Spec.of([(name, shape, dtype) for name, shape, dtype in first.spec])
     begun = None if known is None else known["facts"].get("plan_facts")  # A run of an earlier version has none.
     stated = None if begun is None else stated_noise(begun)
-    plan = compile_plan(recipe, spec, len(first.devices), catalogue(extensions, objects), stated)
+    seen, unseen = participants(recipe, first.devices)
+    plan = compile_plan(recipe, spec, len(seen), catalogue(extensions, objects), stated)
     published = canonical(plan.facts)
     checked(executor.broadcast(jobs.Compile(facts=published)))
     initial = vector.from_bytes(first.initial, spec.dim)
@@ -200,8 +204,8 @@ def load(
     }
     if recipe.simulation.link_trace:
         traces, facts["link_trace_sha256"] = read_traces(recipe_dir / recipe.simulation.link_trace)
-        return LoadedRun(plan, tuple(first.devices), [initial], facts, traces)
-    return LoadedRun(plan, tuple(first.devices), [initial], facts, ())
+        return LoadedRun(plan, seen, [initial], facts, traces, unseen)
+    return LoadedRun(plan, seen, [initial], facts, (), unseen)
 
 
 def places(recipe_dir: Path, out: Path) -> dict[str, str]:

@@ -22,6 +22,8 @@ from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import compile
 from edgewise.plan.disclosure import privacy_facts
 from edgewise.plan.frames import traffic
+from edgewise.plan.participants import participants
+from edgewise.plan.personal import keeps_private
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.retention import window_of
@@ -50,7 +52,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         read_traces(recipe_dir / recipe.simulation.link_trace)
     with tempfile.TemporaryDirectory(prefix="edgewise-check-") as scratch:
         trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue)
-        names = trainer.trainer.devices()
+        names = participants(recipe, trainer.trainer.devices()).seen
         population = len(names)
         plan = compile(recipe, trainer.trainer.spec, population, catalogue)
         noise_steps(plan, trainer)
@@ -92,7 +94,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan, cost["down_frames"])},
         "memory_bytes": (sizes.get("memory_bytes") or 0.0) + _client_bytes(plan) or None,
         "totals": window_of(plan)._asdict(),
-        "kept_bytes": 4 * plan.spec.dim * len(plan.strategy.client.memory),
+        "kept_bytes": 4 * plan.spec.dim * (len(plan.strategy.client.memory) + keeps_private(plan)),
         "ends": _ends(recipe),
         "local_epochs": recipe.training.local_epochs or None,
         "local_steps": steps,

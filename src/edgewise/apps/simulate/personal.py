@@ -17,13 +17,14 @@ from edgewise.apps.simulate import baseline_figures
 from edgewise.core import events, vector
 from edgewise.core.training import DeviceId
 from edgewise.drivers.simulation.probes import Probes
-from edgewise.drivers.storage.personal_models import PersonalModel, keep_personal
+from edgewise.drivers.storage.personal_models import PersonalModel, keep_personal, personal_files
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers import jobs
 from edgewise.drivers.workers.executor import Executor, checked
 from edgewise.plan.recipe.personal import PersonalSection
 
 PERSONAL, ELSEWHERE = "personal", "personal_elsewhere"  # names of figures in measures and events
+UNSEEN = "unseen"  # ends the names of figures of devices that were in no round
 NEIGHBOURS = 2  # devices on whose text a personal model is measured beside its own
 
 
@@ -34,6 +35,7 @@ def personalise(
     wanted: PersonalSection,
     tell: Callable[[events.AnyEvent], None],
     rounds: int,
+    name: str = PERSONAL,
 ) -> None:
     """Make and measure the personal models that the recipe asks for and that are not stored yet.
 
@@ -41,23 +43,25 @@ def personalise(
     no figure, and a Progress note says why.
 
     Args:
+        probes: of the devices.
         rounds: the rounds that the federation played.
+        name: of the figures. Only those of ``PERSONAL`` are measured elsewhere too.
     Raises:
         EdgewiseError: only if the run directory or a worker fails.
     """
     last = rounds - 1
-    if wanted.method == "none" or store.evaluated(PERSONAL, last):
+    if wanted.method == "none" or store.evaluated(name, last):
         return
     began, devices = time.perf_counter(), probes.devices
-    stored = store.measures(PERSONAL, last)
+    stored = store.measures(name, last)
     remaining = [device for device in devices if device not in stored]
     tell(events.PhaseStarted(phase=PERSONAL, steps=len(devices)))
     digest = chosen(store).digest
     start = vector.to_bytes(store.blob(digest))
-    room = int(wanted.keep_mb * 1e6 // (4 * probes.plan.spec.dim))
-    kept = frozenset(devices[:room])
+    room = int(wanted.keep_mb * 1e6 // (4 * probes.plan.spec.dim)) - sum(1 for _ in personal_files(store.out))
     for number, device in enumerate(remaining):
-        executor.submit(jobs.Personalise(id=number, device=device, params=start, elsewhere=neighbours(devices, device)))
+        elsewhere = neighbours(devices, device) if name == PERSONAL else ()
+        executor.submit(jobs.Personalise(id=number, device=device, params=start, elsewhere=elsewhere))
     for done in range(len(devices) - len(remaining) + 1, len(devices) + 1):
         result = executor.result()
         if isinstance(result, jobs.Broken):
@@ -66,14 +70,43 @@ def personalise(
             note = f"{remaining[result.id]}: {result.code}"
         else:
             assert isinstance(result, jobs.Personalised)
-            if result.device in kept:
+            if room > 0:
                 params = vector.from_bytes(result.params, probes.plan.spec.dim)
                 keep_personal(store.out, PersonalModel(result.device, digest, wanted.method, params))
-            baseline_figures.keep(store, ELSEWHERE, last, result.device, *result.elsewhere)
-            note = baseline_figures.keep(store, PERSONAL, last, result.device, *result.own)
+                room -= 1
+            if name == PERSONAL:
+                baseline_figures.keep(store, ELSEWHERE, last, result.device, *result.elsewhere)
+            note = baseline_figures.keep(store, name, last, result.device, *result.own)
         tell(events.Progress(phase=PERSONAL, done=done, total=len(devices), note=note))
-    baseline_figures.conclude(store, tell, ELSEWHERE, last, 0.0)
-    baseline_figures.conclude(store, tell, PERSONAL, last, time.perf_counter() - began)
+    if name == PERSONAL:
+        baseline_figures.conclude(store, tell, ELSEWHERE, last, 0.0)
+    baseline_figures.conclude(store, tell, name, last, time.perf_counter() - began)
+
+
+def unseen(
+    store: RunStore,
+    executor: Executor,
+    probes: Probes,
+    wanted: PersonalSection,
+    tell: Callable[[events.AnyEvent], None],
+    rounds: int,
+) -> None:
+    """Measure the base and the model that counts on devices that were in no round, and then their personal models.
+
+    Args:
+        probes: of those devices.
+        rounds: the rounds that the federation played.
+    Raises:
+        EdgewiseError: if the run directory or a worker fails, or no device can measure.
+    """
+    if not probes.population:
+        return
+    for model, digest in (("base", store.models()[0]), ("federated", chosen(store).digest)):
+        if not store.evaluated(f"{model}_{UNSEEN}", rounds - 1):
+            event = probes.evaluate(f"{model}_{UNSEEN}", rounds - 1, store.blob(digest))
+            store.append(event)
+            tell(event)
+    personalise(store, executor, probes, wanted, tell, rounds, f"{PERSONAL}_{UNSEEN}")
 
 
 def neighbours(devices: Sequence[DeviceId], device: DeviceId) -> tuple[DeviceId, ...]:

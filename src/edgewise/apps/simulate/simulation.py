@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from edgewise.apps.runs.toml_text import toml
 from edgewise.apps.simulate.baselines import compare
 from edgewise.apps.simulate.beginning import LoadedRun, Tell, check_same, claim, load, no_run, places, tell_forecast
 from edgewise.apps.simulate.longer import longer
-from edgewise.apps.simulate.personal import personalise
+from edgewise.apps.simulate.personal import personalise, unseen
 from edgewise.apps.simulate.samples import sample
 from edgewise.core import events
 from edgewise.core.errors import EdgewiseError, RecipeError, StoreError
@@ -251,6 +252,7 @@ def _play(
     compare(store, executor, probes, recipe.compare, tell, reached.next_round, personal)
     longer(store, executor, probes, recipe.compare, tell, reached.next_round)
     personalise(store, executor, probes, recipe.personal, tell, reached.next_round)
+    unseen(store, executor, replace(probes, population=loaded.unseen), recipe.personal, tell, reached.next_round)
     if wanted := recipe.report.samples:
         sample(store, executor, wanted, probes.devices, tell)
     return True

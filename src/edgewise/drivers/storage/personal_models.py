@@ -84,14 +84,13 @@ def personal_params(folder: Path, device: DeviceId) -> Vector | None:
 
 def personal_models(folder: Path) -> Iterator[PersonalModel]:
     """Iterate over all personal models under ``folder``. Raises StoreError(E-CHECKPOINT) for a damaged file."""
-    for path in sorted((folder / FOLDER_NAME).glob("*.safetensors")):
+    for path in personal_files(folder):
         yield _read(path)
 
 
-def forget_personal(folder: Path) -> None:
-    """Delete all personal models under ``folder``."""
-    for path in (folder / FOLDER_NAME).glob("*.safetensors"):
-        files.discard(path)
+def personal_files(folder: Path) -> list[Path]:
+    """List the files of personal models under ``folder``."""
+    return sorted((folder / FOLDER_NAME).glob("*.safetensors"))
 
 
 def _path(folder: Path, device: DeviceId) -> Path:

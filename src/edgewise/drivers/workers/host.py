@@ -36,6 +36,7 @@ from edgewise.plan.acceptance import planned
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import parse
 from edgewise.plan.objects import NO_OBJECTS, Objects, catalogue
+from edgewise.plan.participants import participants
 from edgewise.plan.personal import keeps_private
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe
@@ -159,7 +160,7 @@ class Host:
             trainer=self._trainer,
             store=self._store(plan, self._setup_job),
             downloads=self._downloads,
-            trust=simulated_trust(self._root, self._trainer.trainer.devices()),
+            trust=simulated_trust(self._root, participants(self._recipe, self._trainer.trainer.devices()).seen),
             secrets=partial(simulated_secrets, plan, self._root),
             out_of_step=partial(out_of_step, Path(self._setup_job.memory_dir)),
         )

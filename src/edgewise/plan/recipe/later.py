@@ -10,7 +10,17 @@ from collections.abc import Mapping
 from typing import Any
 
 # Dotted keys, at most two parts. A section may stand here as a whole.
-LATER = ("data.answers", "data.as_chat", "data.packing", "data.tools", "engine", "metric", "model.quantize", "personal")
+LATER = (
+    "compare.unseen",
+    "data.answers",
+    "data.as_chat",
+    "data.packing",
+    "data.tools",
+    "engine",
+    "metric",
+    "model.quantize",
+    "personal",
+)
 
 
 def without_unused(plain: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,6 +87,9 @@ class CompareSection(Section):
     centralised: bool = Field(True, description="all text in one place, same number of steps in total")
     longer: int = Field(0, ge=0, le=64, description="some devices alone, for so many times the steps; 0 = not run")
     longer_devices: int = Field(6, ge=1, description="how many: spread evenly over those that evaluations measure")
+    unseen: float = Field(
+        0.0, ge=0, lt=1, description="share of devices that are in no round, and are measured when the rounds are over"
+    )
 
 
 class StoreSection(Section):
