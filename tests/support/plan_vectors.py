@@ -29,6 +29,7 @@ SPEC = Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in TENSORS])
 NOISE = {"multiplier": 1.25, "epsilon": 8.0}
 NO_PART = ("simulation", "compare", "report", "eval", "personal")  # of what follows
 POPULATIONS = {
+    "adapters": 24,
     "code": 24,
     "layerwise": 24,
     "plays": 24,
