@@ -115,12 +115,13 @@ def test_a_member_has_so_many_long_polls_and_the_newest_stay(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-def test_a_stranger_at_a_gateway_leaves_its_rate_to_devices(tmp_path: Path) -> None:
+@pytest.mark.parametrize("path", ["/v1/me", "/v1/blobs/" + "0" * 64])
+def test_a_stranger_at_a_gateway_leaves_its_rate_to_devices(tmp_path: Path, path: str) -> None:
     """To the server all requests of a gateway come from one address."""
     with running(tmp_path) as server:
         join(server.url, server.token(Grant("gateway", approved=True)), tmp_path / "gateway").close()
         with Gateway(tmp_path / "gateway") as gateway, joined(server, tmp_path / "home") as device:
-            forged = asked(device, "/v1/me", "x=1").replace(b"x=1", b"x=2")
+            forged = asked(device, path, "x=1").replace(b"x=1", b"x=2")
             sent, begun = 0, time.monotonic()
             context = certificates.client_context(gateway.service.authority)
             raw = socket.create_connection(("127.0.0.1", gateway.port), 5.0)

@@ -215,13 +215,15 @@ def _files(service: Service, model: str) -> Mapping[str, str]:
     return package.parse(service.staging.take(model)) if model else {}
 
 
-def _published(service: Service, model: str, files: Mapping[str, str], listing: bytes, spec: Spec) -> list[bytes]:
-    """Collect the blobs that devices need beside those of rounds: list of keys, layout, files of the model."""
-    return [
-        listing,
-        spec.written(),
-        *(service.staging.take(digest) for digest in ((model, *files.values()) if model else ())),
-    ]
+def _published(service: Service, model: str, files: Mapping[str, str], listing: bytes, spec: Spec) -> Iterator[bytes]:
+    """Yield the blobs that devices need beside those of rounds: list of keys, layout, files of the model.
+
+    One is in memory at a time.
+    """
+    yield listing
+    yield spec.written()
+    for digest in (model, *files.values()) if model else ():
+        yield service.staging.take(digest)
 
 
 def _store(

@@ -88,10 +88,7 @@ class Relay:
 
     async def passed(self, request: Request) -> Response:
         """Pass a request on to the server, and its answer back."""
-        answer = await self._sent(request, caller(request).body, _headers(request))
-        if answer.status == 401 and request.client is not None:  # who sends forgeries uses up the rate of all who pass
-            self._service.gate.fine(request.client.host, time.monotonic())
-        return self._answer(answer)
+        return self._answer(request, await self._sent(request, caller(request).body, _headers(request)))
 
     async def blob(self, request: Request) -> Response:
         """Answer with a blob: from the cache where it has the blob and the server lets this device have it."""
@@ -122,7 +119,7 @@ class Relay:
         if answer.status in (206, 416):  # 416: an empty blob has no first byte
             self.down_bytes += len(answer.content)
             return None
-        return self._answer(answer)
+        return self._answer(request, answer)
 
     async def _fetched(self, request: Request, digest: str) -> Response | None:
         """Fetch a blob into the cache, from where an earlier attempt broke off. Return the server's refusal, or None.
@@ -140,7 +137,7 @@ class Relay:
                     await self._service.aside(lambda: self._cache.keep(digest))
                     return None
                 if answer.status_code not in (200, 206):
-                    return self._answer(await answers.received_async(answer, FRAME_BYTES))
+                    return self._answer(request, await answers.received_async(answer, FRAME_BYTES))
                 goes_on = answer.status_code == 206
                 length = int(answer.headers.get("content-length", "0"))
                 if (have if goes_on else 0) + length > self._cache.limit_bytes:
@@ -187,7 +184,9 @@ class Relay:
         except Wait as e:
             raise e.error from None
 
-    def _answer(self, answer: Answer) -> Response:
+    def _answer(self, request: Request, answer: Answer) -> Response:
+        if answer.status == 401 and request.client is not None:  # who sends forgeries uses up the rate of all who pass
+            self._service.gate.fine(request.client.host, time.monotonic())
         self.down_bytes += len(answer.content)
         return Response(answer.content, answer.status, _kept(answer.headers, _DOWN))
 
