@@ -42,7 +42,7 @@ def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: in
             raise RecipeError("E-COMBO", what, 'write kind = "fedavg" or "fedprox", with lr = 1.')
         rule: Literal["fedex", "flora"] = "fedex" if section.rule == "fedex" else "flora"
         key = keys.derive(keys.root(recipe.seed), "adapters")
-        return of_products(made, spec, rule, section.alpha / section.rank, key) if spec.segments else made
+        return of_products(made, spec, rule, section.scale, key) if spec.segments else made
     if not section.unequal:
         return made
     if made.client.memory or made.client.sends:

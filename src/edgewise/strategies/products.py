@@ -1,6 +1,6 @@
 """Means of products of LoRA's factors, exact although both factors train: FedEx-LoRA and FLoRA.
 
-W_0 is the adapted matrix, s = alpha / rank. ``codecs.project.products`` gives the server mean(dB_i dA_i).
+W_0 is the adapted matrix, s = ``trainable.scale``. ``codecs.project.products`` gives the server mean(dB_i dA_i).
 
     FedEx   W_0 += s (mean(dB_i dA_i) - mean(dB_i) mean(dA_i)),  A += mean(dA_i),  B += mean(dB_i)
     FLoRA   W_0 += s mean(B_i A_i) with B_i = dB_i,               A = fresh, seeded,  B = 0
@@ -33,7 +33,7 @@ def of_products(inner: Strategy, spec: Spec, rule: Literal["fedex", "flora"], sc
 
     Args:
         inner: plain averaging with server rate 1, which adds the mean update to the factors.
-        scale: alpha / rank.
+        scale: s, ``trainable.scale``.
         key: public, for FLoRA's new A. The same key and round give the same bytes.
     Edge cases: a round without an aggregate changes nothing, as for every strategy.
     """

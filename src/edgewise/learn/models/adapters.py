@@ -104,6 +104,7 @@ def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Modu
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
+        use_rslora=section.scaling == "root",
         lora_dropout=0.0,
         target_modules=_targets(model, section.targets),
         fan_in_fan_out=any(_is_conv1d(m) for m in model.modules()),

@@ -5,6 +5,7 @@ TrainableSection(kind="lora", rule="ffa").says        # 'LoRA adapters of rank 8
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -66,6 +67,9 @@ class TrainableSection(Section):
         {}, description="the same by shares of the devices, dealt out by the seed: rank = share, {4 = 0.75, 16 = 0.25}"
     )
     alpha: float = Field(16.0, gt=0, description="LoRA alpha; the update is scaled by alpha / rank")
+    scaling: Literal["rank", "root"] = Field(
+        "rank", description="root: the update is scaled by alpha / sqrt(rank) instead, for high ranks (rsLoRA)"
+    )
     targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
     layers: list[str] = Field([], description='parameter name patterns for kind = "layers", e.g. "model.layers.3.*"')
 
@@ -73,6 +77,11 @@ class TrainableSection(Section):
     def adapts(self) -> bool:
         """True if adapters are trained, and nothing of the model itself."""
         return self.kind == "lora"
+
+    @property
+    def scale(self) -> float:
+        """The factor of B A in an adapted matrix. Source of ``root``: Kalajdzievski 2023, arXiv:2312.03732 (rsLoRA)."""
+        return self.alpha / (self.rank if self.scaling == "rank" else math.sqrt(self.rank))
 
     @property
     def moves_base(self) -> bool:
@@ -125,10 +134,10 @@ class TrainableSection(Section):
         """Return the keys with their values, in plain JSON types.
 
         Keys that nothing reads are left out: ``rule`` without adapters, ``ranks`` and ``rank_shares`` where they are
-        empty, ``folds`` with another rule.
+        empty, ``folds`` with another rule, ``scaling`` at its default.
         """
         read = {"rule": self.adapts, "folds": self.rule == "reffa"}
-        read |= {"ranks": bool(self.ranks), "rank_shares": bool(self.rank_shares)}
+        read |= {"ranks": bool(self.ranks), "rank_shares": bool(self.rank_shares), "scaling": self.scaling != "rank"}
         return {key: value for key, value in self.model_dump(mode="json").items() if read.get(key, True)}
 
     @property
@@ -184,6 +193,9 @@ class TrainableSection(Section):
         if self.unequal and self.kind != "lora":
             what = f'ranks of devices are of adapters, and trainable.kind = "{self.kind}" trains none'
             yield SettingError("E-COMBO", what, 'write kind = "lora", or leave out trainable.ranks and rank_shares')
+        if self.scaling != "rank" and self.kind != "lora":
+            what = f'trainable.scaling is of adapters, and trainable.kind = "{self.kind}" trains none'
+            yield SettingError("E-COMBO", what, 'write kind = "lora", or leave out trainable.scaling')
         if self.rule != "auto" and self.kind != "lora":
             what = f'trainable.rule = "{self.rule}" averages adapters, and trainable.kind = "{self.kind}" trains none'
             yield SettingError("E-COMBO", what, 'write kind = "lora", or leave out trainable.rule')

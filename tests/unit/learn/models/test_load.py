@@ -51,6 +51,14 @@ def test_bundled_model_loads_where_it_is_built() -> None:
     assert sum(p.numel() for p in loaded.model.parameters()) > 1e5
 
 
+@pytest.mark.parametrize(("scaling", "scale"), [("rank", 2.0), ("root", 4.0)])
+def test_the_scale_of_adapters_is_that_of_the_section(saved: Path, scaling: str, scale: float) -> None:
+    given = {"kind": "lora", "rank": 4, "alpha": 8.0, "scaling": scaling}
+    model, _ = chosen(saved, **given)
+    assert {m.scaling["default"] for m in model.modules() if hasattr(m, "lora_A")} == {scale}
+    assert TrainableSection(**given).scale == scale
+
+
 def truncate(m: Path) -> None:
     raw = (m / "model.safetensors").read_bytes()
     (m / "model.safetensors").write_bytes(raw[: len(raw) // 2])
