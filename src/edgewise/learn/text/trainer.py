@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from edgewise.core.errors import DataError, ModelError
+from edgewise.core.errors import DataError
 from edgewise.core.keys import Key, derive, root
 from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut
 from edgewise.core.vector import Array, Vector
@@ -30,10 +30,10 @@ from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import autocast_dtype, chosen
 from edgewise.learn.models import generate, quantized
 from edgewise.learn.models.adapters import trainable, without_adapter
-from edgewise.learn.models.architecture import Sizes, check_causal, shares, sizes, unread
+from edgewise.learn.models.architecture import Sizes, shares, sizes, unread
 from edgewise.learn.models.fingerprint import frozen_digest
-from edgewise.learn.models.isolated import check_isolated
 from edgewise.learn.models.load import Loaded, TextLoss, float32_attention, load, located, stored_parameters
+from edgewise.learn.models.suited import check
 from edgewise.learn.shards import row_order
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
@@ -99,29 +99,11 @@ def model(recipe: Recipe, recipe_dir: Path, cache_dir: Path | None = None, worke
     lora = recipe.trainable.keeps_base  # A base that stays as it is can be read in 16 bits at once.
     dtype = arithmetic if lora else torch.float32
     loaded = load(recipe.model.base, recipe_dir, dtype, recipe.model.quantize, cache_dir)
-    _check(loaded, recipe)
+    check(loaded, recipe)
     if arithmetic is torch.bfloat16 and processor.type == "cpu":
         float32_attention(loaded.model)
     made, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), frozen=arithmetic)
     return Prepared(loaded._replace(model=made), flat, arithmetic, processor)
-
-
-def _check(loaded: Loaded, recipe: Recipe) -> None:
-    found, length = sizes(loaded.model), recipe.data.sequence_len
-    if found.context is not None and length > found.context:
-        what = f"{loaded.name} reads at most {found.context} tokens, data.sequence_len is {length}."
-        raise ModelError("E-MODEL", what, f"set data.sequence_len = {found.context} or less.")
-    if recipe.data.rendered and loaded.tokens.template is None:
-        key = "data.as_chat" if recipe.data.as_chat else f"data.messages = {recipe.data.messages!r}"
-        what = f"{loaded.name} has no chat template, which {key} needs."
-        fix = "take a chat model, or write a chat_template.jinja into the model's folder, or write prompts and answers "
-        raise ModelError("E-MODEL", what, f"{fix}into two columns, data.prompt and data.text.")
-    if loaded.tokens.size > found.vocabulary:
-        what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {found.vocabulary}."
-        raise ModelError("E-MODEL", what, "model and tokenizer do not belong together.")
-    check_causal(loaded.model, loaded.tokens, length, loaded.name)
-    if recipe.data.packing == "isolated":
-        check_isolated(loaded.model, loaded.tokens, length, loaded.name)
 
 
 class TextTrainer(TorchTrainer):

@@ -1,0 +1,28 @@
+"""Test whether a model can read a recipe's text, before anything is trained."""
+
+from __future__ import annotations
+
+from edgewise.core.errors import ModelError
+from edgewise.learn.models.architecture import check_causal, sizes
+from edgewise.learn.models.isolated import check_isolated
+from edgewise.learn.models.load import Loaded
+from edgewise.plan.recipe.recipe import Recipe
+
+
+def check(loaded: Loaded, recipe: Recipe) -> None:
+    """Refuse a model that cannot read the recipe's text. Raises ModelError(E-MODEL)."""
+    found, length = sizes(loaded.model), recipe.data.sequence_len
+    if found.context is not None and length > found.context:
+        what = f"{loaded.name} reads at most {found.context} tokens, data.sequence_len is {length}."
+        raise ModelError("E-MODEL", what, f"set data.sequence_len = {found.context} or less.")
+    if recipe.data.rendered and loaded.tokens.template is None:
+        key = "data.as_chat" if recipe.data.as_chat else f"data.messages = {recipe.data.messages!r}"
+        what = f"{loaded.name} has no chat template, which {key} needs."
+        fix = "take a chat model, or write a chat_template.jinja into the model's folder, or write prompts and answers "
+        raise ModelError("E-MODEL", what, f"{fix}into two columns, data.prompt and data.text.")
+    if loaded.tokens.size > found.vocabulary:
+        what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {found.vocabulary}."
+        raise ModelError("E-MODEL", what, "model and tokenizer do not belong together.")
+    check_causal(loaded.model, loaded.tokens, length, loaded.name)
+    if recipe.data.packing == "isolated":
+        check_isolated(loaded.model, loaded.tokens, length, loaded.name)
