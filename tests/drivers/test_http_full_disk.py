@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import RUN, code, joined, send_invitation
+from served import RUN, code, contribution, joined, send_invitation
 from small_disk import fill, small_disk
 
 from edgewise.apps.server.start import HttpServer
@@ -27,11 +27,13 @@ def disk(tmp_path: Path) -> Iterator[Path]:
         yield made
 
 
-def step(device: str, number: int, size: int) -> bytes:
-    """A frame of a place of its own."""
-    kind = f"kind-{number:04d}".encode()
-    body = b"\x82\xa4type" + bytes([0xA0 + len(kind)]) + kind + b"\xa4body\xc6" + size.to_bytes(4, "big") + bytes(size)
-    return frame.dump(frame.Step(run=RUN, round=0, device=device, body=body))
+MOST, LATER = 60, 4  # frames that come before the disk is full, and while it is; each is of a round of its own
+
+
+def sent(device: Link, round: int) -> tuple[int, int]:
+    """Send a frame, whole or in chunks. Returns its number and its round."""
+    raw = contribution(device.name, bytes((CHUNK, 5 * CHUNK)[round % 2]), round)
+    return device.send(RUN, round, raw), round
 
 
 @pytest.mark.slow
@@ -44,26 +46,26 @@ def test_what_is_acknowledged_stays_and_the_rest_waits(
     monkeypatch.setattr(uploads, "CHUNK_BYTES", CHUNK)
     monkeypatch.setattr(links, "INLINE_BYTES", 2 * CHUNK)
     limits = ServerLimits(reserve_bytes=2 * left)
-    sizes = [CHUNK, 5 * CHUNK]
-    taken: dict[int, bytes] = {}
+    taken: dict[int, int] = {}  # number of a frame -> its round
     with HttpServer(disk / "server", limits=limits) as server, logs.opened(disk / "server" / "server.log"):
         with joined(server, tmp_path / "home") as device:
-            send_invitation(server, device.name)
+            for round in range(MOST + LATER):
+                send_invitation(server, device.name, round)
             device.patience_s = 0.0
             fill(disk, 2**21 + 2 * left)
-            said, number = "", 0
-            while not said and number < 200:
-                raw = step(device.name, number, sizes[number % 2])
-                said = code(lambda raw=raw: taken.update({device.send(RUN, 0, raw): raw}))  # type: ignore[misc]
-                number += 1
+            said, round = "", 0
+            while not said and round < MOST:
+                said = code(lambda round=round: taken.update([sent(device, round)]))  # type: ignore[misc]
+                round += 1
             assert said == "E-DISK"
             assert len(taken) > 3
             fill(disk, left)
-            refused = [step(device.name, 1000 + n, sizes[n % 2]) for n in range(4)]
+            refused = range(MOST, MOST + LATER)
             time.sleep(1.1)  # how old the server's look at the disk may be
-            assert {code(device.send, RUN, 0, raw) for raw in refused} == {"E-DISK"}
-            headers = device._signed("POST", "/v1/outbox", "", refused[0], RUN, "0")
-            answer = device._http.post("/v1/outbox", content=refused[0], headers=headers)
+            assert {code(sent, device, round) for round in refused} == {"E-DISK"}
+            raw = contribution(device.name, bytes(CHUNK), MOST)
+            headers = device._signed("POST", "/v1/outbox", "", raw, RUN, str(MOST))
+            answer = device._http.post("/v1/outbox", content=raw, headers=headers)
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
             assert device._http.get("/readyz").status_code == 503
             assert device._http.get("/healthz").status_code == 200
@@ -73,10 +75,9 @@ def test_what_is_acknowledged_stays_and_the_rest_waits(
             time.sleep(0.3)
 
         with Link(tmp_path / "home", 60.0, sleep=make_room) as device:
-            for raw in refused:
-                taken[device.send(RUN, 0, raw)] = raw
-            for number, raw in list(taken.items()):
-                assert device.send(RUN, 0, raw) == number
+            taken.update(sent(device, round) for round in refused)
+            for number, round in taken.items():
+                assert sent(device, round) == (number, round)
             give_up = time.monotonic() + 10.0
             while device._http.get("/readyz").status_code != 200:
                 assert time.monotonic() < give_up
@@ -84,6 +85,8 @@ def test_what_is_acknowledged_stays_and_the_rest_waits(
         assert not any(outcome == "E-SERVER" for _, _, outcome in server.service.meter.outcomes())
     with HttpServer(disk / "server", limits=limits) as server:
         with server.service.database.read() as c:
-            key, letters = mailboxes.round_key(c, RUN, 0), mailboxes.arrivals(c, RUN, 0, 1000)
-        found = {x.number: mailboxes.opened(x, key, server.service.chunks, CHUNK) for x in letters}
-    assert found == taken, "each that was acknowledged, and no other"
+            found = [(x, mailboxes.round_key(c, RUN, x.round)) for x in mailboxes.arrivals(c, RUN, 0, 1000)]
+        for letter, key in found:
+            raw = mailboxes.opened(letter, key, server.service.chunks, CHUNK)
+            assert frame.from_device(raw, 2**20).round == letter.round
+    assert {x.number: x.round for x, _ in found} == taken, "each that was acknowledged, and no other"
