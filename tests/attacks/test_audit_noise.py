@@ -17,7 +17,7 @@ from edgewise.plan.mechanisms import known
 from edgewise.plan.recipe.recipe import parse
 from edgewise.privacy import audit as bounds
 from edgewise.privacy import distributed, grid, noise
-from edgewise.privacy.audit import gaussian_mu, upper_rate
+from edgewise.privacy.audit_findings import gaussian_mu, upper_rate
 from support.audited import RUNS, SPEC, WORDS, forgetful, keyed, lying_local, plan, quiet
 
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from edgewise.apps.audit import epsilon
-from edgewise.privacy import audit as bounds
-from edgewise.privacy import distributed, grid, matrix
+from edgewise.privacy import audit_findings, distributed, grid, matrix
 from edgewise.privacy.accountant import gaussian
 from support.audited import POISSON, RUNS, SPEC, WORDS, plan, quiet
 
@@ -38,7 +37,7 @@ def test_one_run_catches_missing_noise(monkeypatch):
     for word in ("central_dp", "local_dp"):
         found = epsilon.one_run(plan(word), 512, quiet)
         assert not found.holds, found
-        assert found.guessed == bounds.Guessed(114, 114, pytest.approx(3.6, abs=0.1))
+        assert found.guessed == audit_findings.Guessed(114, 114, pytest.approx(3.6, abs=0.1))
 
 
 @pytest.mark.long(sample=1)

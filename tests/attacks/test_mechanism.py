@@ -19,7 +19,7 @@ from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
-from edgewise.privacy import audit, distributed
+from edgewise.privacy import audit, audit_findings, distributed
 from edgewise.privacy.clip import clip
 from edgewise.privacy.distributed import discrete_gaussian_noise
 from edgewise.privacy.noise import noise
@@ -44,7 +44,7 @@ def _pass(payload: Payload, memory: Memory, space: Space, turn: object) -> tuple
     return payload, memory
 
 
-def examined(pipe: Pipeline, update: NDArray[np.float32] = UPDATE) -> audit.AuditFinding:
+def examined(pipe: Pipeline, update: NDArray[np.float32] = UPDATE) -> audit_findings.AuditFinding:
     return audit.mechanism_audit("mechanism", pipe, update, DELTA, KEY)
 
 
@@ -142,7 +142,9 @@ def test_runs_in_coordinates_are_like_runs_one_by_one() -> None:
     assert many.mean() == pytest.approx(1.0, abs=0.02)
     for seen in (worlds[0].std(), worlds[1][:, 0].std(), many.std()):
         assert seen == pytest.approx(1.0, rel=0.09)
-    found = audit.mechanism("one by one", 4.0, DELTA, worlds[0][:, 0].astype(float), worlds[1][:, 0].astype(float))
+    found = audit_findings.mechanism(
+        "one by one", 4.0, DELTA, worlds[0][:, 0].astype(float), worlds[1][:, 0].astype(float)
+    )
     assert 2.5 < found.lower <= 4.0 * 1.01
 
 
@@ -161,5 +163,5 @@ def test_updates_that_are_no_runs_are_refused() -> None:
 def test_rates_are_clopper_pearson(k: int, n: int) -> None:
     from scipy.stats import beta
 
-    assert audit.upper_rate(k, n, 0.975) == pytest.approx(float(beta.ppf(0.975, k + 1, n - k)), rel=1e-6)
-    assert audit.upper_rate(n, n, 0.975) == 1.0
+    assert audit_findings.upper_rate(k, n, 0.975) == pytest.approx(float(beta.ppf(0.975, k + 1, n - k)), rel=1e-6)
+    assert audit_findings.upper_rate(n, n, 0.975) == 1.0

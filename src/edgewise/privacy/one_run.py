@@ -42,7 +42,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from edgewise.privacy import accountant
-from edgewise.privacy.audit import AuditFinding, Guessed
+from edgewise.privacy.audit_findings import AuditFinding, Guessed
 
 _GUESSES = 5.0  # guesses over sqrt(m): within 5 % of the best number for epsilon 1 to 8 and m from 100 to 100,000
 _ROOM = 1.4  # least bound over the claim that all right guesses should show

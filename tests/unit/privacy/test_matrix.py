@@ -19,7 +19,7 @@ from edgewise.core.pipeline import pipeline
 from edgewise.core.space import Quorum, Space, Total
 from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
-from edgewise.privacy import audit, matrix
+from edgewise.privacy import audit_findings, matrix
 from edgewise.privacy.accountant import epsilon, gaussian
 from edgewise.privacy.clip import clip
 from edgewise.privacy.matrix import (
@@ -262,7 +262,7 @@ def attacked(blt: Blt, z: float) -> float:
             x, memory = post.apply(x, space, number, derive(root(4), key, number), memory)
             seen.append(x)
         scores.append(worst @ (own @ np.array(seen)) / np.linalg.norm(worst))
-    return audit.mechanism("run", 1.0 / z, 1e-5, scores[0], scores[1]).lower
+    return audit_findings.mechanism("run", 1.0 / z, 1e-5, scores[0], scores[1]).lower
 
 
 @pytest.mark.slow

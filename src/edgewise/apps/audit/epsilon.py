@@ -41,7 +41,8 @@ from edgewise.plan.promise import Noiser
 from edgewise.plan.scaled import scaled
 from edgewise.privacy import audit, matrix
 from edgewise.privacy import one_run as guessing
-from edgewise.privacy.audit import AuditFinding, contribution, neighbour, release, released
+from edgewise.privacy.audit import contribution, neighbour, release, released
+from edgewise.privacy.audit_findings import AuditFinding
 from edgewise.privacy.distributed import MOST_BITS
 from edgewise.privacy.matrix import Blt
 

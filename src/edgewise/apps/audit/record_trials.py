@@ -17,9 +17,9 @@ from edgewise.drivers.simulation.keys import simulated_root, simulated_secrets
 from edgewise.drivers.workers.records import steps_noise
 from edgewise.plan.noise import Spend
 from edgewise.plan.plan import Plan
-from edgewise.privacy import audit
+from edgewise.privacy import audit, audit_findings
 from edgewise.privacy import one_run as guessing
-from edgewise.privacy.audit import AuditFinding, event_mu
+from edgewise.privacy.audit_findings import AuditFinding, event_mu
 
 if TYPE_CHECKING:
     from edgewise.core.training import StepNoise
@@ -36,8 +36,8 @@ Step = Callable[[str, int, int], None]  # (name, done, total)
 def mechanism(plan: Plan, runs: int, step: Step) -> tuple[AuditFinding, AuditFinding]:
     """Take many steps of DP-SGD at the recipe's noise multiplier and clip, with and without a record.
 
-    Returns one finding on the size of the released values, and one on their last bits (``audit.grain``). Every record
-    of a step is a run, because its gradient has a coordinate to itself (``learn.attacks.canaries``).
+    Returns one finding on the size of the released values, and one on their last bits (``audit_findings.grain``). Every
+    record of a step is a run, because its gradient has a coordinate to itself (``learn.attacks.canaries``).
     """
     spend, plays = _spend(plan), -(-runs // STEP_RECORDS)
     clip, delta = spend.clipping.l2, spend.delta
@@ -48,9 +48,9 @@ def mechanism(plan: Plan, runs: int, step: Step) -> tuple[AuditFinding, AuditFin
             seen.append(_record_step(plan, np.full(STEP_RECORDS, world), derive(keys.root(7), "record", int(world), i)))
     out, in_ = (np.concatenate(scores[world])[:runs] for world in (False, True))
     one, two = (_record_step(plan, np.zeros(64, bool), derive(keys.root(7), "fresh", i)) for i in range(2))
-    size = audit.fresh(audit.mechanism("mechanism", _mu(plan), delta, out, in_), delta, one, two)
+    size = audit.fresh(audit_findings.mechanism("mechanism", _mu(plan), delta, out, in_), delta, one, two)
     # The scores are in units of the clip. These are the float32 values that left the step.
-    bits = audit.grain(
+    bits = audit_findings.grain(
         "grain", _mu(plan), delta, (out * clip).astype(np.float32), (in_ * clip).astype(np.float32), clip
     )
     of = _one_step(plan)
@@ -80,8 +80,8 @@ def steps(plan: Plan, runs: int, step: Step) -> AuditFinding:
     mu, lower, part = sqrt(2.0) * _mu(plan), 0.0, np.tile(signs, plays)
     for which, by in product(range(2), (-1.0, 1.0)):
         out, in_ = (np.concatenate(seen[world, which])[part == by] for world in (False, True))
-        lower = max(lower, audit.gaussian_mu(out, in_, 1.0 - 0.05 / 4))
-    found = audit.measured("steps", mu, _spend(plan).delta, lower, part.size)
+        lower = max(lower, audit_findings.gaussian_mu(out, in_, 1.0 - 0.05 / 4))
+    found = audit_findings.measured("steps", mu, _spend(plan).delta, lower, part.size)
     of = _one_step(plan).replace("one of", "two of", 1)
     left_out = (LEFT_OUT[0], "composition of more than two steps")
     return replace(found, of=f"{of}, within one round and in two rounds", left_out=left_out)

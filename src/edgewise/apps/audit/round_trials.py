@@ -44,8 +44,9 @@ from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
 from edgewise.plan.scaled import scaled
-from edgewise.privacy import audit
-from edgewise.privacy.audit import FULL_WEIGHT, AuditFinding, counted_on, neighbour
+from edgewise.privacy import audit_findings
+from edgewise.privacy.audit import FULL_WEIGHT, counted_on, neighbour
+from edgewise.privacy.audit_findings import AuditFinding
 from edgewise.privacy.distributed import MOST_BITS
 
 
@@ -99,8 +100,8 @@ def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Ad
         scores.append(np.sign(update) * score)
     lower, claimed = 0.0, sqrt(2.0 / update.size) * mu
     for part in (signs < 0.0, signs > 0.0):  # Differences and sums. Both bounds hold together with 95 %.
-        lower = max(lower, audit.gaussian_mu(scores[0][part], scores[1][part], 0.975))
-    return audit.measured("rounds", claimed, spend_of(plan).delta, lower, update.size)
+        lower = max(lower, audit_findings.gaussian_mu(scores[0][part], scores[1][part], 0.975))
+    return audit_findings.measured("rounds", claimed, spend_of(plan).delta, lower, update.size)
 
 
 def _place(pipe: Pipeline) -> int:

@@ -12,7 +12,7 @@ from edgewise.merges.ring import ring_sum
 from edgewise.plan.noise import Spend
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
-from edgewise.privacy.audit import event_mu
+from edgewise.privacy.audit_findings import event_mu
 
 COHORT = 20  # Cohort of a scaled plan. 5 % of it are one corrupt device.
 LONG = 4.0  # A canary's coordinates, in clips.
