@@ -15,6 +15,7 @@ SEEDED = ("plan.key", "self.plan.key", "self._plan.key", "recipe.seed", "self.re
 PUBLIC = {
     "codecs/project/low_rank.py: low_rank": "the start of a power iteration, the same for everybody",
     "plan/strategy.py: strategy_of": "where FLoRA's new adapters begin, the same for everybody",
+    "plan/participants.py: participants": "which devices of a simulation are in no round",
     "plan/plan.py: Plan.key": "the root of those below",
     "plan/plan.py: Plan.work": "which device has which LoRA rank, which everybody may know",
     "plan/plan.py: Plan.batch_key": "order of batches and dropout, which runs repeat by",

@@ -103,8 +103,8 @@ def trainer(request: pytest.FixtureRequest, place: Path) -> Trainer:
 
 PORTS = {
     "ToyTrainer": {"describes", "measures"},
-    "TorchTrainer": {"counts", "noises", "measures", "computes", "metrics", "together"},
-    "TaskTrainer": {"describes", "counts", "noises", "measures", "computes", "metrics", "together"},
+    "TorchTrainer": {"counts", "noises", "measures", "computes", "metrics", "together", "holds_back"},
+    "TaskTrainer": {"describes", "counts", "noises", "measures", "computes", "metrics", "together", "holds_back"},
     "ZerothOrderTrainer": {"describes", "counts", "measures", "continues"},
     "TextTrainer": {
         "describes",
@@ -117,6 +117,7 @@ PORTS = {
         "remarks",
         "metrics",
         "together",
+        "holds_back",
     },
 }
 

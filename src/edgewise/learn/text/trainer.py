@@ -9,22 +9,18 @@ Shape suffixes: N = blocks, B = blocks of a micro-batch, S = tokens per block (s
 from __future__ import annotations
 
 import os
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from edgewise.core.errors import DataError
 from edgewise.core.keys import Key, derive, root
 from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut
-from edgewise.core.vector import Array, Vector
+from edgewise.core.vector import Vector
 from edgewise.learn.batched import Adapters
 from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import autocast_dtype, chosen
@@ -34,19 +30,17 @@ from edgewise.learn.models.architecture import Sizes, shares, sizes, unread
 from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.models.load import Loaded, TextLoss, float32_attention, load, located, stored_parameters
 from edgewise.learn.models.suited import check
-from edgewise.learn.shards import row_order
 from edgewise.learn.text import corpus as corpora
-from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
+from edgewise.learn.text.blocks import BlockStore
 from edgewise.learn.text.corpus import Corpus
 from edgewise.learn.text.counts import Counts
 from edgewise.learn.text.marks import unmarked
 from edgewise.learn.text.reading import MOST_DEVICES, reading
+from edgewise.learn.text.shards import PooledShard, TextShard
 from edgewise.learn.torch_task import TorchTrainer, computing
 from edgewise.learn.train import Batch
 from edgewise.plan.recipe.recipe import Recipe
-from edgewise.plan.recipe.sections import TrainingSection
 
-EVAL_TOKENS = 2048  # For a forward pass of an evaluation. Larger batches gain nothing on a CPU and cost memory.
 OPEN_DEVICES = 256  # The blocks of so many devices stay open as memory maps.
 SAMPLED_DEVICES, SAMPLED_BLOCKS = 16, 32  # Devices, and blocks of each, that estimate the bytes of a token.
 
@@ -274,101 +268,6 @@ class TextTrainer(TorchTrainer):
             return int(self._open(device).count)
         except DataError:  # A device with unreadable text cannot train, and ``fit`` says why.
             return 0
-
-
-class TextShard:
-    """One device's blocks, as memory maps."""
-
-    def __init__(self, blocks: Blocks, eval_tokens: int) -> None:
-        self.blocks, self._eval_tokens = blocks, eval_tokens
-        self.count = float(blocks.train_tokens)
-
-    def apart(self) -> TextShard:
-        """See ``TorchTrainer.holding_back``."""
-        return TextShard(self.blocks.apart(), self._eval_tokens)
-
-    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
-        """Iterate over the micro-batches of each step, from blocks in random order, pass after pass."""
-        return _batches(self.blocks.train_NS.__getitem__, len(self.blocks.train_NS), steps, training, key)
-
-    @property
-    def size(self) -> int:
-        """The number of blocks of training text, which are the records of example-level privacy."""
-        return len(self.blocks.train_NS)
-
-    def records(self, rows: Array) -> list[tuple[Tensor, int]]:
-        """Return these blocks, each as a batch of its own."""
-        return [_batch(self.blocks.train_NS[int(r) : int(r) + 1]) for r in rows]
-
-    def held_out(self) -> Iterator[tuple[Tensor, int]]:
-        """Iterate over batches of the first held-out predictions, ``eval_tokens`` at most."""
-        held_NS, room = self.blocks.held_NS, self._eval_tokens
-        size = max(1, EVAL_TOKENS // max(1, held_NS.shape[1] - 1))
-        for at in range(0, len(held_NS), size):
-            if room <= 0:
-                return
-            blocks_BS = np.array(held_NS[at : at + size])
-            beyond_BT = np.cumsum(blocks_BS[:, 1:] >= 0).reshape(blocks_BS[:, 1:].shape) > room
-            blocks_BS[:, 1:][beyond_BT] = np.minimum(blocks_BS[:, 1:], ~blocks_BS[:, 1:])[beyond_BT]
-            batch = _batch(blocks_BS)
-            room -= batch[1]
-            yield batch
-
-
-class PooledShard:
-    """The training blocks of all devices together, for the centralised comparison. Rows stay in their memory maps.
-
-    Devices with unreadable or too little text are left out.
-    """
-
-    def __init__(self, open_device: Any, devices: Sequence[DeviceId]) -> None:
-        self._open, self._devices, counts = open_device, [], []
-        self.count = 0.0
-        for device in devices:
-            try:
-                shard = open_device(device)
-            except DataError:
-                continue
-            self._devices.append(device)
-            counts.append(len(shard.blocks.train_NS))
-            self.count += shard.count
-        self._stops = list(accumulate(counts))
-
-    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
-        """Iterate over micro-batches as ``TextShard.batches``, from the rows of all devices."""
-        return _batches(self._rows, self.size, steps, training, key)
-
-    def held_out(self) -> Iterator[tuple[Tensor, int]]:
-        """Iterate over the hold-outs of all devices, one device after another."""
-        for device in self._devices:
-            yield from self._open(device).held_out()
-
-    @property
-    def size(self) -> int:
-        """The number of blocks of all devices together."""
-        return self._stops[-1] if self._stops else 0
-
-    def _rows(self, rows: Array) -> Array:
-        return np.stack([self._row(int(r)) for r in rows])
-
-    def _row(self, row: int) -> Array:
-        i = bisect_right(self._stops, row)
-        start = self._stops[i - 1] if i else 0
-        return self._open(self._devices[i]).blocks.train_NS[row - start]
-
-
-def _batches(take: Any, n: int, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
-    size = training.batch // training.accumulate
-    for rows in row_order(n, steps, training.batch, key):
-        blocks_BS = take(rows)
-        yield [_batch(blocks_BS[i : i + size]) for i in range(0, len(rows), size)]
-
-
-def _batch(blocks_BS: Array) -> tuple[Tensor, int]:
-    """Make a batch for the loss, without the last columns in which nothing is predicted (padding)."""
-    used = np.flatnonzero((blocks_BS[:, 1:] >= 0).any(0))
-    stop = int(used[-1]) + 2 if len(used) else 2
-    return torch.from_numpy(blocks_BS[:, :stop].astype(np.int64)), predictions(blocks_BS)
 
 
 def _activation_bytes_per_token(found: Sizes) -> int:
