@@ -15,6 +15,7 @@ given the name of the pre-tokenizer.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -30,9 +31,10 @@ TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mi
 SMALL = {"vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 WIDE = {**SMALL, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,
         "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
+SHORT = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}
 CONVERT = """
-import importlib.machinery, runpy, sys, types
-source, pre, script, *rest = sys.argv[1:]
+import importlib.machinery, json, runpy, sys, types
+source, pre, runs = sys.argv[1:]
 sys.path[:0] = [source, source + "/gguf-py"]
 if "sentencepiece" not in sys.modules:
     absent = types.ModuleType("sentencepiece")
@@ -40,8 +42,9 @@ if "sentencepiece" not in sys.modules:
     sys.modules["sentencepiece"] = absent
 import conversion.base as base
 base.TextModel.get_vocab_base_pre = lambda self, tokenizer: pre
-sys.argv = [script, *rest]
-runpy.run_path(f"{source}/{script}", run_name="__main__")
+for script, *rest in json.loads(runs):
+    sys.argv = [script, *rest]
+    runpy.run_path(f"{source}/{script}", run_name="__main__")
 """
 
 
@@ -61,7 +64,9 @@ def model(name: str, folder: Path) -> Any:
     elif name == "qwen2":
         made = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**WIDE, tie_word_embeddings=True))
     else:
-        config = transformers.GPT2Config(**SMALL, n_embd=256, n_layer=4, n_head=8)
+        config = transformers.GPT2Config(
+            **SMALL, n_embd=256, n_layer=4, n_head=8, n_ctx=1024
+        )  # llama.cpp asks for n_ctx.
         made = transformers.GPT2LMHeadModel(config)
     made.float().save_pretrained(folder)
     copy_tokenizer(bundled.folder, folder)
@@ -73,9 +78,9 @@ def logits(model: Any, ids_BT: Any) -> Any:
         return model.eval()(input_ids=ids_BT).logits
 
 
-def convert(source: str, script: str, *arguments: str) -> None:
-    """Run a converter of llama.cpp. Raises RuntimeError with its last line."""
-    command = [sys.executable, "-c", CONVERT, source, "gpt-2", script, *arguments]
+def convert(source: str, runs: list[list[str]]) -> None:
+    """Run converters of llama.cpp, each with its arguments. Raises RuntimeError with the last line of an error."""
+    command = [sys.executable, "-c", CONVERT, source, "gpt-2", json.dumps(runs)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **bench.QUIET}, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])
@@ -92,8 +97,8 @@ def identical(ours: Path, theirs: Path) -> str:
     return f"{len(same)} of {len(a.keys() | b.keys())}"
 
 
-def adapter(loaded: Any, folder: Path, source: str) -> str:
-    """Write a random adapter by both programs. Returns how many tensors are identical."""
+def write_adapter(loaded: Any, folder: Path) -> None:
+    """Write a random adapter as GGUF and for peft."""
     from edgewise.core.keys import root
     from edgewise.learn.models.adapters import trainable
     from edgewise.learn.models.gguf import files
@@ -104,9 +109,6 @@ def adapter(loaded: Any, folder: Path, source: str) -> str:
     flat.write(np.random.default_rng(0).normal(0, 0.02, flat.spec.dim).astype(np.float32))
     files.write_adapter(model, folder / "adapter.gguf", "float32", {})
     model.save_pretrained(folder / "peft")
-    named = ("--outfile", str(folder / "theirs.gguf"), "--base", str(folder / "model"), str(folder / "peft"))
-    convert(source, "convert_lora_to_gguf.py", *named)
-    return identical(folder / "adapter.gguf", folder / "theirs.gguf")
 
 
 def examine(name: str, folder: Path, source: str) -> dict[str, Any]:
@@ -137,15 +139,18 @@ def examine(name: str, folder: Path, source: str) -> dict[str, Any]:
             "rounding": float((read_BTV - plain_BTV).abs().max()) / scale,
             "readers": float((read_BTV - own_BTV).abs().max()) / scale,
         }
-        if source:
-            short = {"float32": "f32", "float16": "f16", "bfloat16": "bf16", "q8_0": "q8_0"}[dtype]
-            theirs = folder / f"theirs-{short}.gguf"
-            convert(
-                source, "convert_hf_to_gguf.py", str(folder / "model"), "--outfile", str(theirs), "--outtype", short
-            )
-            found[dtype]["identical"] = identical(path, theirs)
     if source:
-        found["adapter"] = {"identical": adapter(loaded, folder, source)}
+        write_adapter(loaded, folder)
+        base, out = (
+            str(folder / "model"),
+            {dtype: str(folder / f"theirs-{dtype}.gguf") for dtype in (*SHORT, "adapter")},
+        )
+        runs = [["convert_hf_to_gguf.py", base, "--outfile", out[d], "--outtype", s] for d, s in SHORT.items()]
+        lora = ["convert_lora_to_gguf.py", "--outfile", out["adapter"], "--base", base, str(folder / "peft")]
+        convert(source, [*runs, lora])
+        found["adapter"] = {}
+        for dtype, theirs in out.items():
+            found[dtype]["identical"] = identical(folder / f"{dtype}.gguf", Path(theirs))
     return found
 
 

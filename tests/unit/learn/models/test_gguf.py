@@ -74,30 +74,31 @@ def test_a_file_says_where_its_model_comes_from(tmp_path: Path) -> None:
     assert fields["tokenizer.ggml.add_bos_token"].contents() is True, "as documents begin in training"
 
 
-def test_an_adapter_added_to_the_base_is_the_merged_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "modules"), [("llama", 14), ("gpt2", 8)])
+def test_an_adapter_added_to_the_base_is_the_merged_model(name: str, modules: int, tmp_path: Path) -> None:
     """In the order of the files: W + alpha / rank B A, for q and k too."""
     from edgewise.core.keys import root
     from edgewise.learn.models.adapters import trainable
     from edgewise.learn.models.gguf import files
     from edgewise.plan.recipe.trainable import TrainableSection
 
-    loaded = saved("llama", tmp_path)
+    loaded = saved(name, tmp_path)
     write(loaded, tmp_path / "base.gguf")
     section = TrainableSection(kind="lora", rule="fedit", rank=3, alpha=6)
     model, flat = trainable(loaded.model, section, root(0), torch.float32)
     flat.write(np.random.default_rng(0).normal(0, 0.1, flat.spec.dim).astype(np.float32))
     files.write_adapter(model, tmp_path / "adapter.gguf", "float32", {})
     write(loaded._replace(model=model.merge_and_unload()), tmp_path / "merged.gguf")
-    base, adapter, merged = (files.read(tmp_path / f"{name}.gguf") for name in ("base", "adapter", "merged"))
+    base, adapter, merged = (files.read(tmp_path / f"{file}.gguf") for file in ("base", "adapter", "merged"))
     alpha = gguf.GGUFReader(tmp_path / "adapter.gguf").fields["adapter.lora.alpha"].contents()
-    adapted = {name.removesuffix(".lora_a") for name in adapter if name.endswith(".lora_a")}
-    assert len(adapted) == 14
-    for name, w in base.items():
-        if name in adapted:
-            a, b = adapter[f"{name}.lora_a"], adapter[f"{name}.lora_b"]
+    adapted = {one.removesuffix(".lora_a") for one in adapter if one.endswith(".lora_a")}
+    assert len(adapted) == modules
+    for tensor, w in base.items():
+        if tensor in adapted:
+            a, b = adapter[f"{tensor}.lora_a"], adapter[f"{tensor}.lora_b"]
             assert np.abs(b @ a).max() > 0.01
             w = w + alpha / b.shape[1] * b @ a
-        np.testing.assert_allclose(w, merged[name], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(w, merged[tensor], rtol=0, atol=1e-6)
 
 
 def test_the_rotary_factors_of_llama_3_are_those_of_transformers() -> None:
