@@ -32,7 +32,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import safetensors.numpy
 import sqlalchemy as sa
@@ -44,13 +43,13 @@ from edgewise.core.foreign import foreign
 from edgewise.core.memory import Memory, flat, tree
 from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
-from edgewise.drivers.storage import charges, folder, opening, round_record, standings, witness
+from edgewise.drivers.storage import charges, event_log, folder, opening, round_record, standings, witness
 from edgewise.drivers.storage.beacon_file import BeaconFile
 from edgewise.drivers.storage.blobs import Blobs
 from edgewise.drivers.storage.device_store import RESTORE
 from edgewise.drivers.storage.files import FOLDER, lock, sync_folder
 from edgewise.drivers.storage.journal import FileJournal
-from edgewise.drivers.storage.schema import DELTAS, EVENTS, MEASURES, META, MODELS, RUNS, SCHEMA_VERSION, VECTORS
+from edgewise.drivers.storage.schema import DELTAS, MEASURES, META, MODELS, RUNS, SCHEMA_VERSION, VECTORS
 from edgewise.drivers.storage.witness import Witness
 from edgewise.engine import released
 from edgewise.engine.ports import Change, Checkpoint, DeltaBlob, Downlink, Standing
@@ -283,8 +282,7 @@ class RunStore:
             if down is not None:
                 standings.write_ring(c, down)
             standings.write(c, checkpoint.next_round - 1, change, down.anchor_round if down is not None else None)
-            if new_events:
-                c.execute(EVENTS.insert(), [self._event_row(e) for e in new_events])
+            event_log.add(c, new_events, self._now_s)
         self._testify()
         if self._journal is not None:
             self._journal.discard()
@@ -352,9 +350,9 @@ class RunStore:
     def append(self, event: events.AnyEvent) -> None:
         """See Store."""
         with self._write() as c:
-            c.execute(EVENTS.insert(), [self._event_row(event)])
+            event_log.add(c, [event], self._now_s)
             if isinstance(event, events.Evaluated):
-                self._measure(c, event)
+                event_log.add_measures(c, event)
 
     def measure(self, model: str, round: int, device: DeviceId, nll: float, tokens: int) -> None:
         """Store one device's held-out loss before the evaluation is complete."""
@@ -362,18 +360,9 @@ class RunStore:
         with self._write() as c:
             c.execute(upsert(MEASURES).values(**row).on_conflict_do_nothing())
 
-    def _measure(self, c: sa.Connection, e: events.Evaluated) -> None:
-        rows = [
-            {"model": e.model, "round": e.round, "device": d, "nll": e.nll[d], "tokens": e.tokens[d]} for d in e.nll
-        ]
-        if rows:
-            c.execute(upsert(MEASURES).on_conflict_do_nothing(), rows)
-
     def evaluated(self, model: str, round: int) -> bool:
         """See Store."""
-        query = sa.select(EVENTS.c.body).where(EVENTS.c.kind == "evaluated", EVENTS.c.round == round)
-        with self._sound("an event"):
-            found = [events.from_json(r.body) for r in self._rows(query)]
+        found = self._events(event_log.bodies("evaluated", round))
         return any(isinstance(e, events.Evaluated) and e.model == model for e in found)
 
     def evaluations(self) -> list[events.Evaluated]:
@@ -382,19 +371,13 @@ class RunStore:
 
     def measures(self, model: str, round: int | None = None) -> dict[DeviceId, tuple[float, int]]:
         """Return device -> (nll, tokens) of a model, of its latest round where ``round`` is None."""
-        query = sa.select(MEASURES).where(MEASURES.c.model == model).order_by(MEASURES.c.round)
-        rows = self._rows(query if round is None else query.where(MEASURES.c.round == round))
-        latest = rows[-1].round if rows else 0
-        return {r.device: (r.nll, r.tokens) for r in rows if r.round == latest}
+        return event_log.latest(self._rows(event_log.measures(model, round)))
 
-    def _event_row(self, event: events.AnyEvent) -> dict[str, Any]:
-        stamped = msgspec.structs.replace(event, at_s=event.at_s or self._now_s())
-        kind = event.__struct_config__.tag
-        return {"kind": kind, "round": getattr(event, "round", -1), "body": events.to_json(stamped)}
+    def _events(self, query: sa.Select[Any]) -> list[events.AnyEvent]:
+        rows = self._rows(query)
+        with self._sound("an event"):
+            return event_log.read(rows)
 
     def events(self, kind: str = "") -> list[events.AnyEvent]:
         """Return the stored events in order, of one kind (tag) or all."""
-        query = sa.select(EVENTS.c.body).order_by(EVENTS.c.number)
-        rows = self._rows(query.where(EVENTS.c.kind == kind) if kind else query)
-        with self._sound("an event"):
-            return [events.from_json(r.body) for r in rows]
+        return self._events(event_log.bodies(kind))
