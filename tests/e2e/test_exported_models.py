@@ -53,6 +53,8 @@ CASES = [
     ("llama-tied", "ffa", EMBED),
     ("llama-tied", "rolora", EMBED),
     ("llama-tied", "reffa", EMBED),
+    ("llama", "fed_sb", '["q_proj", "up_proj"]'),
+    ("llama", "fedex", '["q_proj", "up_proj"]'),
 ]
 
 
@@ -61,7 +63,7 @@ CASES = [
 def test_exported_is_trained(name: str, kind: str, targets: str, tmp_path: Path) -> None:
     tiny_models.project(tmp_path)
     tiny_models.save(name, tmp_path / "model")
-    more = {"trainable__targets": targets, "trainable__rank": 2, "round__rounds": 2} if targets else {}
+    rule, more = kind, {"trainable__targets": targets, "trainable__rank": 2, "round__rounds": 2} if targets else {}
     if kind not in ("full", "lora"):
         kind, more = "lora", {**more, "trainable__rule": kind, **({"trainable__folds": 2} if kind == "reffa" else {})}
     summary = sim(trainable__kind=kind, **more)["summary"]
@@ -70,7 +72,9 @@ def test_exported_is_trained(name: str, kind: str, targets: str, tmp_path: Path)
     moved = float((logits(plain("merged")) - logits(plain("model"))).abs().max())
     assert moved > 100 * merged["logits"]["loaded"], "training moves the model, and writing it does not"
     assert held_out("merged") == pytest.approx(summary["perplexity"]["federated"]["weighted_mean"], rel=1e-4)
-    if targets:
+    if rule == "fedex":
+        assert "changed the base itself" in command("export", "run", "--to", "peft", "--dest", "adapter")["what"]
+    elif targets:
         from peft import PeftModel
 
         done("export", "run", "--to", "peft", "--dest", "adapter")

@@ -137,7 +137,7 @@ def test_a_recipe_runs_on_three_devices_and_goes_on_after_the_server_was_killed(
     assert summary["participation"]["accepted"] == 6
     assert (out / "report.html").is_file()
     status = edgewise("device", "status", home=homes[0])
-    assert status["left"]["all"]["kinds"]["update" if visible else "masked update"] == 2
+    assert status["left"]["all"]["kinds"]["update, readable by the server" if visible else "masked update"] == 2
     assert "own.txt" not in (folder / "runs").as_posix()
     text = b"which stays where it is"
     assert not any(text in path.read_bytes() for path in folder.rglob("*") if path.is_file())

@@ -17,6 +17,7 @@ from edgewise.core.foreign import foreign
 from edgewise.core.keys import Key, derive, generator
 from edgewise.learn.flat import Flat
 from edgewise.learn.models.architecture import called, pattern
+from edgewise.learn.models.between import put_between
 from edgewise.learn.models.modules import PEFT_PREFIX, plain_name
 from edgewise.learn.models.quantized import count
 from edgewise.learn.seeded import seeded
@@ -49,6 +50,9 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
         model = _with_lora(model, section, key)
         if section.rule in SHARED_A:
             _fix_a(model, key)
+        if section.rule == "fed_sb":
+            _fix_both(model, key)
+            put_between(model)
         named = [(plain_name(n), p) for n, p in _trained(model)]
         fixed = _bases(model) if section.moves_base else []
     else:
@@ -56,7 +60,7 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
             _freeze_others(model, section.layers)
         named = _trained(model)
     # Both halves of an adapter are float32.
-    kept = {p for n, p in model.named_parameters() if is_factor_a(n)} | {p for _, p in fixed}
+    kept = {p for n, p in model.named_parameters() if factor(n)} | {p for _, p in fixed}
     for p in model.parameters():
         if not p.requires_grad and p.is_floating_point() and p not in kept:
             p.data = p.data.to(frozen)
@@ -188,11 +192,6 @@ def without_adapter(model: nn.Module) -> dict[str, int]:
     return dict(counts)
 
 
-def is_factor_a(name: str) -> bool:
-    """Tell whether a parameter is the factor A of an adapter, on a linear layer or an embedding."""
-    return factor(name) == "A"
-
-
 def _fix_a(model: nn.Module, key: Key) -> None:
     """Fix each factor A for FFA-LoRA and ReFFA: random with orthonormal rows, the same on all devices.
 
@@ -203,16 +202,28 @@ def _fix_a(model: nn.Module, key: Key) -> None:
     """
     with torch.no_grad():
         for name, p in model.named_parameters():
-            if not is_factor_a(name):
+            if factor(name) != "A":
                 if factor(name):
                     p.zero_()  # peft starts B of an embedding at random, because A starts at zero there.
                 continue
-            rng = generator(derive(key, "ffa", name.replace(PEFT_PREFIX, "")))
-            draw = torch.from_numpy(rng.standard_normal((max(p.shape), min(p.shape))))
-            q, r = torch.linalg.qr(draw)
-            q = q * torch.sign(torch.diagonal(r))  # The result does not depend on the library's choice of signs.
-            p.copy_(q.T if p.shape[0] <= p.shape[1] else q)
+            p.copy_(_orthonormal(p.shape, derive(key, "ffa", name.replace(PEFT_PREFIX, ""))))
             p.requires_grad_(False)
+
+
+def _fix_both(model: nn.Module, key: Key) -> None:
+    """Fix both factors for Fed-SB: A with orthonormal rows and B with orthonormal columns, the same on all devices."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if factor(name):
+                p.copy_(_orthonormal(p.shape, derive(key, "fed_sb", name.replace(PEFT_PREFIX, ""))))
+
+
+def _orthonormal(shape: torch.Size, key: Key) -> torch.Tensor:
+    """Draw a matrix whose shorter side is orthonormal."""
+    draw = torch.from_numpy(generator(key).standard_normal((max(shape), min(shape))))
+    q, r = torch.linalg.qr(draw)
+    q = q * torch.sign(torch.diagonal(r))  # The result does not depend on the library's choice of signs.
+    return q.T if shape[0] <= shape[1] else q
 
 
 def _is_conv1d(module: nn.Module) -> bool:

@@ -22,6 +22,7 @@ from edgewise.core.foreign import foreign
 from edgewise.core.vector import Vector
 from edgewise.learn.models import quantized
 from edgewise.learn.models.architecture import logits, probe_ids, sizes, text_config
+from edgewise.learn.models.between import take_out
 from edgewise.learn.models.load import Loaded
 from edgewise.learn.models.rebuilt import rebuild
 from edgewise.learn.text import tokens
@@ -177,6 +178,7 @@ def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, besid
     from peft import PeftModel
 
     model: Any = t.model
+    take_out(model)
     if len(model.active_adapters) > 1:
         _save_joined(model, folder)
     else:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgewise.core.factors import factor
 from edgewise.learn.models import quantized
-from edgewise.learn.models.adapters import is_factor_a
 
 
 def frozen_digest(model: nn.Module, arithmetic: torch.dtype | None = None) -> str:
@@ -19,7 +19,7 @@ def frozen_digest(model: nn.Module, arithmetic: torch.dtype | None = None) -> st
     """
     h = hashlib.sha256()
     for name, p in model.named_parameters():
-        if not p.requires_grad and not is_factor_a(name):
+        if not p.requires_grad and not factor(name):
             h.update(name.encode())
             dtype = (p.is_floating_point() and arithmetic) or p.dtype  # Codes of a quantized base are whole numbers.
             h.update(_bytes(p.detach().to(dtype)))

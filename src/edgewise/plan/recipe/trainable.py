@@ -31,6 +31,7 @@ _RULES = {
     "ffa": ", B only (FFA-LoRA)",
     "reffa": ", B only, {folds} times anew (ReFFA)",
     "rolora": ", B and A in turn (RoLoRA)",
+    "fed_sb": ", a matrix between fixed factors only (Fed-SB)",
     "fedex": ", averaged as products (FedEx-LoRA)",
     "flora": ", averaged as products and begun anew each round (FLoRA)",
 }
@@ -47,11 +48,12 @@ class TrainableSection(Section):
     kind: Literal["full", "lora", "layers"] = Field(
         "full", description="all; named layers; adapters of low rank (the default with differential privacy)"
     )
-    rule: Literal["auto", "fedit", "ffa", "reffa", "rolora", "fedex", "flora"] = Field(
+    rule: Literal["auto", "fedit", "ffa", "reffa", "rolora", "fed_sb", "fedex", "flora"] = Field(
         "auto",
         description='with kind = "lora": how adapters W + alpha / rank B A become one. auto = chosen by the word of '
         "privacy, as `edgewise check` shows; fedit: mean of A, mean of B; ffa: A is fixed, mean of B (the choice with "
         "differential privacy); reffa: ffa with a new A and a new B, `folds` times in a run; rolora: B and A in turn; "
+        "fed_sb: both are fixed, mean of the rank x rank matrix between them; "
         "fedex, flora: the mean of B A, from visible updates, part of it or all of it added to W",
     )
     folds: int = Field(

@@ -18,6 +18,8 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
 from edgewise.core.vector import Spec
 from edgewise.learn.models.adapters import trainable
+from edgewise.learn.models.between import take_out
+from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.train import fit
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
@@ -218,3 +220,45 @@ def test_a_gguf_file_holds_the_adapters_of_all_folds(tmp_path):
     owner = next(name for name in found if "ffn_up" in name).rsplit(".", 1)[0]
     product = found[f"{owner}.lora_b"] @ found[f"{owner}.lora_a"]
     np.testing.assert_allclose(16 / 4 * product, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fed_sb_trains_a_small_matrix_between_fixed_factors(dtype):
+    section = TrainableSection(kind="lora", rule="fed_sb", rank=4, alpha=8.0)
+    wrapped, flat = trainable(model(), section, root(0), dtype)
+    assert {s.shape for s in flat.spec.segments} == {(4, 4)}
+    ids = torch.arange(10)[None]
+    if dtype is torch.float32:  # R = 0: the model is the base
+        wanted = model()(input_ids=ids).logits.detach().numpy()
+        np.testing.assert_allclose(wrapped(input_ids=ids).logits.detach().numpy(), wanted, atol=1e-5)
+    layer = wrapped.get_submodule("base_model.model.model.layers.0.mlp.up_proj")
+    for r in (layer.lora_A["default"].inner.weight, layer.lora_B["default"].weight.T):
+        np.testing.assert_allclose((r @ r.T).detach().numpy(), np.eye(4), atol=1e-5)
+    updates = [np.random.default_rng(i).normal(0, 0.1, flat.spec.dim).astype(np.float32) for i in range(3)]
+    products = []
+    for x in (*updates, np.mean(updates, axis=0)):
+        flat.write(x)
+        products.append(layer.get_delta_weight("default").detach().numpy())
+    np.testing.assert_allclose(products[3], np.mean(products[:3], axis=0), atol=1e-5)
+    again = trainable(model(), section, root(0), dtype)[0]
+    assert frozen_digest(wrapped) == frozen_digest(again)
+
+
+def test_fed_sb_is_exported_as_a_plain_adapter(tmp_path):
+    from peft import PeftModel
+
+    wrapped, flat = trainable(model(), TrainableSection(kind="lora", rule="fed_sb", rank=4), root(0), torch.float32)
+    flat.write(np.random.default_rng(0).normal(0, 0.3, flat.spec.dim).astype(np.float32))
+    ids = torch.arange(10)[None]
+    wanted = wrapped(input_ids=ids).logits.detach().numpy()
+    take_out(wrapped)
+    wrapped.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(model(), tmp_path)
+    np.testing.assert_allclose(loaded(input_ids=ids).logits.detach().numpy(), wanted, atol=1e-5)
+
+
+def test_fed_sb_needs_layers_that_multiply():
+    with pytest.raises(ModelError, match="looks rows up instead"):
+        trainable(
+            model(), TrainableSection(kind="lora", rule="fed_sb", targets=["embed_tokens"]), root(0), torch.float32
+        )
