@@ -83,7 +83,7 @@ def test_devices_and_gateways_fetch_the_model_that_stands(
         assert vector.digest(np.concatenate([tensors["w"], tensors["b"]]).tobytes()) == models[3].params
         assert json.loads((tmp_path / f"model-{role}" / "lineage.json").read_text()) == fetched
         assert vector.digest((tmp_path / f"model-{role}" / "facts.json").read_bytes()) == id
-    written = export.write(server.service.folder, tmp_path / "exported", export.Wanted("tensors"))
+    written = export.write(server.service.folder, tmp_path / "exported", export.ExportRequest("tensors"))
     assert (written["rounds"], written["model_sha256"]) == (3, models[3].params)
     back = links["operator"].call("POST", "/v1/models/rollback")
     assert (back["verb"], back["played"], back["model"]) == ("rollback", 2, models[2].params)

@@ -317,7 +317,7 @@ def test_exports_are_the_rebuilt_weights(
 
     sections = {"trainable": section, "model": {"precision": precision}}
     play(place, tmp_path / "run", **sections)
-    export.write(tmp_path / "run", tmp_path / "out", export.Wanted(to))
+    export.write(tmp_path / "run", tmp_path / "out", export.ExportRequest(to))
     with RunStore(tmp_path / "run") as store:
         params = store.blob(store.models()[2])
     t = trainer(place, **sections)
@@ -331,7 +331,7 @@ def test_exports_are_the_rebuilt_weights(
     tiny_model.save(place / "model", seed=1)
     try:
         with pytest.raises(EdgewiseError, match=r"E-EXPORT.*other (parameters|weights) than the run"):
-            export.write(tmp_path / "run", tmp_path / "other", export.Wanted(to))
+            export.write(tmp_path / "run", tmp_path / "other", export.ExportRequest(to))
     finally:
         tiny_model.save(place / "model")
 

@@ -13,7 +13,7 @@ from edgewise.apps.terminal.options import Debug, Json
 if TYPE_CHECKING:
     from edgewise.apps.models.conversation import Conversation
     from edgewise.apps.models.in_use import UsedModel
-    from edgewise.learn.models.streaming import Answer
+    from edgewise.learn.models.streaming import GeneratedText
 
 Place = Annotated[
     Path,
@@ -187,7 +187,7 @@ def _show(piece: str) -> None:
     print(piece, end="", flush=True)
 
 
-def _figures(answer: Answer) -> dict[str, Any]:
+def _figures(answer: GeneratedText) -> dict[str, Any]:
     return {
         "text": answer.text,
         "prompt_tokens": answer.prompt,
@@ -237,7 +237,7 @@ def export(
         with sessions.interrupts(), sessions.quiet_screen(run_dir / "log.txt", debug):
             from edgewise.apps.models import export as exporter
 
-            written = exporter.write(run_dir, dest, exporter.Wanted(to, played, base, dtype, with_base))
+            written = exporter.write(run_dir, dest, exporter.ExportRequest(to, played, base, dtype, with_base))
         if not as_json:
             print(f"{to} model after {written['rounds']} rounds: {dest}")
         return written

@@ -11,7 +11,7 @@ from pathlib import Path
 from edgewise.apps.device import control, policy
 from edgewise.apps.device.conditions import Conditions
 from edgewise.apps.device.joining import Make, Owner, Parts
-from edgewise.apps.device.personal import Waiting, find, personalise
+from edgewise.apps.device.personal import WaitingRuns, find, personalise
 from edgewise.apps.device.record import LEDGERS, Record
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.http import home as homes
@@ -40,7 +40,7 @@ class _Owner(Watch):
         follow: Watch,
         sleep: Callable[[float], None],
     ) -> None:
-        self._personal: Waiting | None = None  # the runs whose personal model this agent makes
+        self._personal: WaitingRuns | None = None  # the runs whose personal model this agent makes
         self._agent, self._link, self._owner = agent, link, owner
         self._conditions, self._record = conditions, record
         self._follow, self._sleep = follow, sleep
@@ -63,7 +63,7 @@ class _Owner(Watch):
         self._record.refused(self._link.home.server, run, error)
         self._follow.refused(run, error)
 
-    def makes(self, personal: Waiting) -> None:
+    def makes(self, personal: WaitingRuns) -> None:
         """Make the personal models of finished runs when there is no mail."""
         self._personal = personal
 
@@ -163,7 +163,7 @@ def work(
         watch = _Owner(agent, link, owner, conditions, record, follow, sleep)
         with Parts(link, home, owner, make, personal) as parts:
             if personal:
-                watch.makes(Waiting(link, parts, home, own.limits.local_steps))
+                watch.makes(WaitingRuns(link, parts, home, own.limits.local_steps))
             began()
             if watch.approved(until):
                 attend(link, parts, lambda: watch.rest(until), wait_s, watch)

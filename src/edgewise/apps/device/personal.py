@@ -1,6 +1,6 @@
 """The owner's personal model of a run: made of the released model with the owner's text, and never sent.
 
-    personalise(link, parts, home, run, 0)      once the run has finished; the agent calls it by itself (``Waiting``)
+    personalise(link, parts, home, run, 0)      once the run has finished; the agent calls it (``WaitingRuns``)
 
 A run whose recipe has a section [personal] asks its devices for it. The model is a file in the run's folder on this
 device (``drivers.storage.personal_models``), for its owner only. Nothing of it is sent: the module makes no frame, and
@@ -102,7 +102,7 @@ def personalise(link: Link, parts: Callable[[str], RunPart], home: Path, run: st
     return model
 
 
-class Waiting:
+class WaitingRuns:
     """The runs whose personal model the agent makes when they have finished. Call it when there is no mail.
 
     It asks the server about each of them at most every ``LOOK_S`` seconds. A run that cannot have a personal model is

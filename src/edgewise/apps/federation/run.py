@@ -199,7 +199,7 @@ class Run:
         if "vocabulary" in facts and module is None:  # Only the text trainer has this fact.
             with tempfile.TemporaryDirectory(prefix="edgewise-model-") as place:
                 reached = self._read(lambda store: chosen(store))
-                wanted = export.Wanted(played=None if reached.over else reached.reached)
+                wanted = export.ExportRequest(played=None if reached.over else reached.reached)
                 export.write(self.run_dir, Path(place) / "model", wanted)
                 from transformers import AutoModelForCausalLM
 
@@ -221,7 +221,7 @@ class Run:
 
         Raises as ``apps.models.export``.
         """
-        export.write(self.run_dir, Path(dest), export.Wanted(to=to))
+        export.write(self.run_dir, Path(dest), export.ExportRequest(to=to))
         return Path(dest)
 
     def report(self) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgewise.apps.models.in_use import UsedModel
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
-from edgewise.learn.models.streaming import Answer, Decoding, room, stream
+from edgewise.learn.models.streaming import Decoding, GeneratedText, room, stream
 from edgewise.learn.text.chat import ANSWER, Message, Template
 
 ANSWER_ROOM = 32  # Old messages are dropped until the model has room for so many new tokens, or for all that are asked.
@@ -40,7 +40,7 @@ class Conversation:
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
         self._turns: dict[str, list[Message]] = {name: [] for name in names}
 
-    def ask(self, text: str, name: str, show: Callable[[str], object]) -> Answer:
+    def ask(self, text: str, name: str, show: Callable[[str], object]) -> GeneratedText:
         """Ask a model. An answer that Ctrl-C ends stays in the chat as far as it came.
 
         Raises:

@@ -1,6 +1,6 @@
 """Evaluate models in use on the rows of a file, per device and in all.
 
-found = evaluate(used, ["global", "base"], rows, Wanted())
+found = evaluate(used, ["global", "base"], rows, EvaluationRequest())
 found["global"]["all"]["perplexity"]
 """
 
@@ -22,7 +22,7 @@ ROUGE = "rouge_l"
 Score = Callable[[Mapping[str, Any], str], float]
 
 
-class Wanted(NamedTuple):
+class EvaluationRequest(NamedTuple):
     """A request for an evaluation.
 
     Attributes:
@@ -62,7 +62,7 @@ def evaluate(
     used: UsedModel,
     names: Sequence[str],
     rows: Sequence[EvaluationRow],
-    wanted: Wanted,
+    wanted: EvaluationRequest,
     step: Callable[[str, int, int], object] = lambda what, done, of: None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Evaluate models on rows.
@@ -100,7 +100,7 @@ def evaluate(
 
 
 def _add(
-    used: UsedModel, row: EvaluationRow, wanted: Wanted, scores: Mapping[str, Score], places: Sequence[_Sums]
+    used: UsedModel, row: EvaluationRow, wanted: EvaluationRequest, scores: Mapping[str, Score], places: Sequence[_Sums]
 ) -> None:
     """Score a row and add it to the sums of all and of its device."""
     figures: dict[str, float] = {}
@@ -128,7 +128,7 @@ def _add(
             place.add(name, value)
 
 
-def _scores(wanted: Wanted) -> dict[str, Score]:
+def _scores(wanted: EvaluationRequest) -> dict[str, Score]:
     """Return the functions that score generated answers, by name."""
     found: dict[str, Score] = {}
     if wanted.rouge:

@@ -33,7 +33,7 @@ TENSORS, MODEL, ADAPTER = "trained.safetensors", "model.gguf", "adapter.gguf"
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-class Wanted(NamedTuple):
+class ExportRequest(NamedTuple):
     """A request for an export.
 
     Attributes:
@@ -52,7 +52,7 @@ class Wanted(NamedTuple):
     with_base: bool = False
 
 
-def write(run_dir: Path, dest: Path, wanted: Wanted) -> dict[str, Any]:
+def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
     """Write the model of a run.
 
     Args:
@@ -101,7 +101,7 @@ def _refused(what: str, fix: str) -> EdgewiseError:
     return EdgewiseError("E-EXPORT", f"{what}.", fix)
 
 
-def _possible(wanted: Wanted) -> None:
+def _possible(wanted: ExportRequest) -> None:
     if wanted.to not in FORMATS:
         raise _refused(f"there is no format {wanted.to!r}", f"--to {' or '.join(FORMATS)}.")
     if wanted.dtype not in DTYPES.get(wanted.to, ("base",)):
@@ -163,7 +163,7 @@ def _tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_c
     return {}
 
 
-def _model(one: ReleasedModel, part: Path, wanted: Wanted, card: model_card.ModelCard) -> dict[str, Any]:
+def _model(one: ReleasedModel, part: Path, wanted: ExportRequest, card: model_card.ModelCard) -> dict[str, Any]:
     one.refuse_own_models("--to tensors writes what was trained by name; load_state_dict takes " + TENSORS + ".")
     from edgewise.learn.models import exported
 

@@ -17,7 +17,7 @@ from edgewise.apps.runs.rounds import Round, told
 from edgewise.apps.server import given, submission
 from edgewise.apps.server.start import HttpServer, Tls
 from edgewise.apps.server.submission import OWN
-from edgewise.apps.server.submit import Prepared, check, of_vector, prepared, stage
+from edgewise.apps.server.submit import StagedRun, check, of_vector, prepared, stage
 from edgewise.core import events
 from edgewise.core.errors import REGISTRY, RecipeError, RoundError, TransportError
 from edgewise.core.vector import Spec
@@ -296,7 +296,7 @@ def _recipe(
     return loading.load(path, overrides, catalogue)
 
 
-def _prepared(recipe: Recipe, recipe_dir: Path, model: Any, tags: Sequence[str], catalogue: Catalogue) -> Prepared:
+def _prepared(recipe: Recipe, recipe_dir: Path, model: Any, tags: Sequence[str], catalogue: Catalogue) -> StagedRun:
     if model is None or isinstance(model, str | Path):
         return prepared(recipe, recipe_dir, tags, catalogue)
     if catalogue.trainer is not None:

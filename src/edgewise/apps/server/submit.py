@@ -27,7 +27,7 @@ PIECE_BYTES = 2**22
 
 
 @dataclass(frozen=True)
-class Prepared:
+class StagedRun:
     """A submission, and the blobs to send before it: digest, bytes or a file of them, size."""
 
     wanted: Submission
@@ -64,7 +64,7 @@ def submit(
     return found
 
 
-def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = (), catalogue: Catalogue = BUILT_IN) -> Prepared:
+def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = (), catalogue: Catalogue = BUILT_IN) -> StagedRun:
     """Collect the submission of a recipe and its blobs. ``catalogue`` holds the packages that the recipe uses.
 
     Raises RecipeError(E-COMBO), and ModelError as the trainer.
@@ -90,7 +90,7 @@ def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = (), catalog
     return replace(made, blobs=(*made.blobs, *files))
 
 
-def _of_trainer(recipe: Recipe, recipe_dir: Path, tags: Sequence[str], catalogue: Catalogue) -> Prepared:
+def _of_trainer(recipe: Recipe, recipe_dir: Path, tags: Sequence[str], catalogue: Catalogue) -> StagedRun:
     """Make the submission of a recipe whose trainer comes from a package. The trainer gives layout and first values."""
     if recipe.model.base != "bundled":
         what = f"model.base = {recipe.model.base!r} with a trainer of a package: the package brings the model."
@@ -113,7 +113,7 @@ def of_vector(
     facts: dict[str, Any],
     tags: Sequence[str] = (),
     packages: Sequence[ExtensionPackage] = (),
-) -> Prepared:
+) -> StagedRun:
     """Make the submission of a recipe and the first values of the trained parameters, float32 of ``spec``.
 
     ``model``, ``facts``, ``tags`` and ``packages`` are as in ``Submission``.
@@ -123,7 +123,7 @@ def of_vector(
         recipe=recipe.resolved(), spec=spec.to_list(), initial=vector.digest(raw), model=model, facts=facts,
         tags=tuple(tags), packages=tuple(packages),
     )  # fmt: skip
-    return Prepared(wanted, [(wanted.initial, raw, len(raw))])
+    return StagedRun(wanted, [(wanted.initial, raw, len(raw))])
 
 
 def check(recipe: Recipe) -> None:
@@ -133,7 +133,7 @@ def check(recipe: Recipe) -> None:
         raise RecipeError("E-COMBO", what, "take another strategy, or simulate the recipe.")
 
 
-def stage(staging: Staging, made: Prepared) -> None:
+def stage(staging: Staging, made: StagedRun) -> None:
     """Put the blobs into a server of this process. Raises as ``Staging.put``."""
     for digest, source, size in made.blobs:
         while (here := staging.received(digest)) < size:

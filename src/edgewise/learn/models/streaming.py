@@ -44,7 +44,7 @@ class Decoding(NamedTuple):
     seed: int = 0
 
 
-class Answer(NamedTuple):
+class GeneratedText(NamedTuple):
     """A generated text.
 
     Attributes:
@@ -87,7 +87,7 @@ def stream(
     settings: Decoding,
     show: Callable[[str], object],
     ends: Collection[int] = (),
-) -> Answer:
+) -> GeneratedText:
     """Generate tokens after ``ids`` and show each piece of text.
 
     Args:
@@ -134,7 +134,7 @@ def stream(
     seconds = time.perf_counter() - begun
     ended = BY_LENGTH if longest == settings.max_tokens else BY_CONTEXT
     ended = BY_HAND if interrupted else BY_END if pieces.ended else ended
-    return Answer("".join(pieces.text), len(ids), pieces.count, ended, pieces.first_s, seconds)
+    return GeneratedText("".join(pieces.text), len(ids), pieces.count, ended, pieces.first_s, seconds)
 
 
 def _ends(model: nn.Module, tokens: Tokens) -> set[int]:

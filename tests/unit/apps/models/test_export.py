@@ -53,7 +53,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(run: Path, dest: Path, *wanted: Any, **more: Any) -> dict[str, Any]:
-    return export.write(run, dest, export.Wanted(*wanted, **more))
+    return export.write(run, dest, export.ExportRequest(*wanted, **more))
 
 
 def logits(model: Any) -> Any:

@@ -76,7 +76,7 @@ def test_choices_are_compared_by_their_likelihood(loaded: Any, tmp_path: Path) -
 
 @pytest.mark.slow  # The import of rouge-score takes seconds.
 def test_figures_are_of_each_owner_and_of_all_rows(loaded: Any, tmp_path: Path) -> None:
-    from edgewise.apps.models.evaluating import Wanted, evaluate
+    from edgewise.apps.models.evaluating import EvaluationRequest, evaluate
     from edgewise.apps.models.in_use import UsedModel
     from edgewise.learn.models import scoring
     from edgewise.learn.models.streaming import Decoding, prompt_ids, stream
@@ -90,7 +90,7 @@ def test_figures_are_of_each_owner_and_of_all_rows(loaded: Any, tmp_path: Path) 
         owner="who",
     )
     used = UsedModel(loaded, loaded.model, "tiny", {"global": lambda: None})
-    found = evaluate(used, ["global"], rows, Wanted(length=32, rouge=True, max_tokens=8))["global"]
+    found = evaluate(used, ["global"], rows, EvaluationRequest(length=32, rouge=True, max_tokens=8))["global"]
     nll = {r.where: scoring.text_loss(loaded.model, loaded.tokens, r, 32) for r in rows[:2]}
     (ann, ann_bytes), (bob, bob_bytes) = nll.values()
     together = ann.nll + bob.nll
