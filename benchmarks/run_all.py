@@ -37,6 +37,7 @@ def main() -> None:
         ["kernels.py", "--memory"],
         ["pool.py"],
         ["generation.py"],
+        ["gguf_files.py"],
         ["memory.py"],
         ["resume_memory.py"],
         ["transport.py"],

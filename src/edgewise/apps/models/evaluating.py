@@ -151,7 +151,11 @@ def _rouge() -> Score:
 
     Source: Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries.
     """
-    from rouge_score.rouge_scorer import RougeScorer
+    try:
+        from rouge_score.rouge_scorer import RougeScorer
+    except ImportError:
+        fix = 'pip install "edgewise[eval]".'
+        raise EdgewiseError("E-DEPENDENCY", "ROUGE-L needs the package rouge-score.", fix) from None
 
     scorer = RougeScorer(["rougeL"])
     return lambda row, answer: float(scorer.score(row["text"], answer)["rougeL"].fmeasure)

@@ -33,8 +33,6 @@ from edgewise.drivers.storage.folder import marked
 EXTRAS = {  # Extra of pip -> its packages.
     "train": {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"},
     "server": {"fastapi", "starlette", "uvicorn", "alembic", "prometheus_client"},
-    "export": {"gguf"},
-    "eval": {"rouge_score", "nltk"},
 }
 NOISE = {
     "TOKENIZERS_PARALLELISM": "false",

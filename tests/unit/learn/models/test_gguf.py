@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,23 @@ def test_an_adapter_added_to_the_base_is_the_merged_model(name: str, modules: in
             assert np.abs(b @ a).max() > 0.01
             w = w + alpha / b.shape[1] * b @ a
         np.testing.assert_allclose(w, merged[tensor], rtol=0, atol=1e-6)
+
+
+def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaConfig
+
+    from edgewise.apps.models import evaluating
+    from edgewise.learn.models.gguf import architectures
+
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
+    for call, extra in (
+        (lambda: architectures.of(LlamaConfig()), "export"),
+        (lambda: evaluating._scores(evaluating.Wanted(rouge=True)), "eval"),
+    ):
+        with pytest.raises(EdgewiseError) as e:
+            call()
+        assert (e.value.code, f"[{extra}]" in e.value.fix) == ("E-DEPENDENCY", True)
 
 
 def test_the_rotary_factors_of_llama_3_are_those_of_transformers() -> None:

@@ -94,10 +94,14 @@ def of(config: Any) -> KnownArchitecture:
     """Recognise a model by its configuration.
 
     Raises:
-        EdgewiseError: E-EXPORT for an architecture, or a setting of one, that this export does not write.
+        EdgewiseError: E-EXPORT for an architecture, or a setting of one, that this export does not write. E-DEPENDENCY
+            without the gguf package.
     """
-    import gguf
-
+    try:
+        import gguf
+    except ImportError:
+        fix = 'pip install "edgewise[export]".'
+        raise EdgewiseError("E-DEPENDENCY", "an export to GGUF needs the package gguf.", fix) from None
     kinds = {
         "llama": gguf.MODEL_ARCH.LLAMA, "mistral": gguf.MODEL_ARCH.LLAMA, "qwen2": gguf.MODEL_ARCH.QWEN2,
         "gpt2": gguf.MODEL_ARCH.GPT2,
