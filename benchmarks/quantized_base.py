@@ -3,17 +3,15 @@
     python benchmarks/quantized_base.py                          # a Llama of 100 M weights (768 x 12), 4 x 128 tokens
     python benchmarks/quantized_base.py --hidden 256 --layers 4  # a smaller one first
 
-Every row trains the same adapters (rank 8, all linear layers) on the same random weights, in a process of its own and
-with one thread. Memory is the growth of the process's unshared memory (USS) over a process with torch and transformers
-imported, at its peak. The peak is sampled after each forward and each backward pass. Speed is that of the fastest step
-after two warm-up steps, since other programs only slow a step down.
+Every row trains the same adapters (rank 8, all linear layers) on the same random weights with one thread. Memory is
+measured in a process of its own: the peak of its unshared memory (USS) after forward and backward passes, over that
+before the model is loaded. Speed is that of the fastest step. The rows take turns there, in one process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,15 +29,17 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--steps", type=int, default=5)
-    parser.add_argument("--row", choices=ROWS, help="internal: measure one row of --folder")
+    parser.add_argument("--row", help="internal: the memory of one row of --folder, or the speed of all")
     parser.add_argument("--folder", type=Path)
     asked = parser.parse_args()
     if asked.row:
-        print(json.dumps(measure(asked)))
+        print(json.dumps(speeds(asked) if asked.row == "speeds" else memory(asked)))
         return
     with tempfile.TemporaryDirectory() as folder:
         save(Path(folder), asked.hidden, asked.layers)
-        rows = {row: one(row, folder, asked) for row in ROWS}
+        rows = one("speeds", folder, asked)  # It also makes the quantized copies, which the other processes read.
+        for row in ROWS:
+            rows[row] |= one(row, folder, asked)
     print(table(rows))
 
 
@@ -65,20 +65,76 @@ def one(row: str, folder: str, asked: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def measure(asked: argparse.Namespace) -> dict[str, Any]:
+class Training:
+    """A model of one row with its adapters, and a batch."""
+
+    def __init__(self, row: str, asked: argparse.Namespace) -> None:
+        import torch
+
+        from edgewise.core.keys import root
+        from edgewise.learn.models import quantized
+        from edgewise.learn.models.adapters import trainable
+        from edgewise.learn.models.load import TextLoss, float32_attention
+        from edgewise.learn.models.weights import read_weights
+        from edgewise.plan.recipe.trainable import TrainableSection
+
+        torch.set_num_threads(1)
+        dtype = torch.float32 if row == "float32" else torch.bfloat16
+        if row in ("nf4", "int8"):
+            model = quantized.load(asked.folder, row, dtype, asked.folder / "cache")
+        else:
+            model = read_weights(asked.folder, dtype=dtype)
+        if dtype is torch.bfloat16:
+            float32_attention(model)
+        section = TrainableSection(kind="lora", rule="fedit", rank=8)
+        self.model, self.flat = trainable(model, section, root(0), dtype)
+        self.loss, self.predicted = TextLoss(dtype), asked.batch * asked.length
+        self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-4)
+        draw = torch.Generator().manual_seed(0)
+        self.ids_BS = torch.randint(0, 16384, (asked.batch, asked.length + 1), generator=draw)
+
+    def step(self, sample: Any = None) -> float:
+        """Take a step and return its seconds. ``sample`` is called after the forward and the backward pass."""
+        start = time.perf_counter()
+        self.model.train()
+        self.optimizer.zero_grad()
+        value, _ = self.loss(self.model, (self.ids_BS, self.predicted))
+        if sample is not None:
+            sample()
+        value.backward()
+        if sample is not None:
+            sample()
+        self.optimizer.step()
+        return time.perf_counter() - start
+
+    def gradients(self) -> Any:
+        import torch
+
+        self.model.train()
+        self.model.zero_grad()
+        self.loss(self.model, (self.ids_BS, self.predicted))[0].backward()
+        return torch.cat([p.grad.flatten() for p in self.model.parameters() if p.requires_grad])
+
+    def token(self) -> float:
+        """Evaluate one token and return its seconds."""
+        import torch
+
+        self.model.eval()
+        start = time.perf_counter()
+        with torch.no_grad():
+            self.model(input_ids=self.ids_BS[:1, :1], use_cache=False)
+        return time.perf_counter() - start
+
+
+def memory(asked: argparse.Namespace) -> dict[str, Any]:
+    """The memory of a row in a process of its own, and its gradients around an evaluation."""
+    import peft  # noqa: F401  (so that its memory is in the baseline)
     import psutil
     import torch
-    import transformers  # noqa: F401
+    from transformers import LlamaForCausalLM  # noqa: F401
 
-    from edgewise.core.keys import root
-    from edgewise.learn.models import quantized
-    from edgewise.learn.models.adapters import trainable
-    from edgewise.learn.models.load import TextLoss, float32_attention
-    from edgewise.learn.models.weights import read_weights
     from edgewise.learn.torch_task import weights_bytes
-    from edgewise.plan.recipe.trainable import TrainableSection
 
-    torch.set_num_threads(1)
     process = psutil.Process()
     baseline, highest = process.memory_full_info().uss, 0
 
@@ -86,59 +142,42 @@ def measure(asked: argparse.Namespace) -> dict[str, Any]:
         nonlocal highest
         highest = max(highest, process.memory_full_info().uss)
 
-    dtype = torch.float32 if asked.row == "float32" else torch.bfloat16
-    started = time.perf_counter()
-    if asked.row in ("nf4", "int8"):
-        quantized.load(asked.folder, asked.row, dtype, asked.folder / "cache")
-        first_load_s, started = time.perf_counter() - started, time.perf_counter()
-        model = quantized.load(asked.folder, asked.row, dtype, asked.folder / "cache")
-    else:
-        first_load_s, model = 0.0, read_weights(asked.folder, dtype=dtype)
-    load_s = time.perf_counter() - started
-    if dtype is torch.bfloat16:
-        float32_attention(model)
-    model, flat = trainable(model, TrainableSection(kind="lora", rule="fedit", rank=8), root(0), dtype)
-    loss = TextLoss(dtype)
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-    ids_BS = torch.randint(0, 16384, (asked.batch, asked.length + 1), generator=torch.Generator().manual_seed(0))
-    predicted = asked.batch * asked.length
-
-    def gradients() -> Any:
-        model.train()
-        optimizer.zero_grad()
-        value, _ = loss(model, (ids_BS, predicted))
-        sample()
-        value.backward()
-        sample()
-        return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad])
-
-    times = []
-    for step in range(asked.steps + 2):
-        start = time.perf_counter()
-        gradients()
-        optimizer.step()
-        sample()
-        if step >= 2:
-            times.append(time.perf_counter() - start)
-    before = gradients()
-    with torch.no_grad():
-        model.eval()
-        loss(model, (ids_BS, predicted))
-        one_token = []
-        for _ in range(10):
-            start = time.perf_counter()
-            model(input_ids=ids_BS[:1, :1], use_cache=False)
-            one_token.append(time.perf_counter() - start)
+    start = time.perf_counter()
+    training = Training(asked.row, asked)
+    load_s = time.perf_counter() - start
+    for _ in range(2):
+        training.step(sample)
+    before = training.gradients()
+    training.token()
     return {
-        "weights_mb": weights_bytes(model) / 1e6,
+        "weights_mb": weights_bytes(training.model) / 1e6,
         "peak_uss_mb": (highest - baseline) / 1e6,
-        "max_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
-        "tokens_per_s": predicted / min(times),
-        "one_token_ms": 1e3 * min(one_token),
         "load_s": load_s,
-        "first_load_s": first_load_s,
-        "gradients_equal": bool(torch.equal(gradients(), before)),
-        "trained": flat.spec.dim,
+        "gradients_equal": bool(torch.equal(training.gradients(), before)),
+    }
+
+
+def speeds(asked: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """The fastest step of each row. Rows take turns in one process, so other programs slow all of them down."""
+    every, loads = dict[str, Training](), dict[str, float]()
+    for row in ROWS:
+        start = time.perf_counter()
+        every[row] = Training(row, asked)
+        loads[row] = time.perf_counter() - start
+    steps: dict[str, list[float]] = {row: [] for row in ROWS}
+    tokens: dict[str, list[float]] = {row: [] for row in ROWS}
+    for _ in range(asked.steps + 1):
+        for row, training in every.items():
+            steps[row].append(training.step())
+            tokens[row] += [training.token() for _ in range(3)]
+    n = asked.batch * asked.length
+    return {
+        row: {
+            "tokens_per_s": n / min(steps[row]),
+            "one_token_ms": 1e3 * min(tokens[row]),
+            "first_load_s": loads[row],
+        }
+        for row in ROWS
     }
 
 
