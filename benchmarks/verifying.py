@@ -23,8 +23,8 @@ from edgewise.apps.models.verification import verify
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Spec
 from edgewise.drivers.storage.run_store import RunStore
+from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.coordinator import first
-from edgewise.engine.ports import Checkpoint
 from edgewise.engine.released import stepped
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile

@@ -90,6 +90,24 @@ def test_files_stay_readable() -> None:
     assert not long, f"over {LONGEST} lines, split by topic:\n" + "\n".join(long)
 
 
+TWICE = {  # Names of one idea in two places.
+    "Recipe": "as a person gives it, and checked",
+    "Aborted": "an ended session of secure aggregation, of a device and of the server",
+    "Sharing": "the step of secret shares, of a device and of the server",
+    "_Message": "the base of messages, between devices and servers and inside of secure aggregation",
+}
+
+
+def test_no_class_name_stands_twice() -> None:
+    """A class name has one meaning in the package. Name a second idea apart, or say here why it is one idea."""
+    names: dict[str, list[str]] = {}
+    for path, node in nodes():
+        if isinstance(node, ast.ClassDef):
+            names.setdefault(node.name, []).append(where(path, node))
+    twice = {name: places for name, places in names.items() if len(places) > 1}
+    assert twice.keys() == TWICE.keys(), twice
+
+
 def public(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
     """Public functions, classes and methods; dunder methods and overloads explain themselves."""
     for node in body:

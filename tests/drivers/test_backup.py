@@ -28,7 +28,7 @@ from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.fleet.tables import MAIL, MEMBERS, ROUNDS
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage.run_store import RunStore
-from edgewise.engine.ports import Checkpoint
+from edgewise.engine.checkpoint import Checkpoint
 from edgewise.privacy.ledger import LedgerEntry
 from edgewise.privacy.spend import gaussian
 from edgewise.strategies.base import State

@@ -11,7 +11,7 @@ import pytest
 from edgewise.core.errors import StoreError
 from edgewise.drivers.storage import folder
 from edgewise.drivers.storage.run_store import RunStore
-from edgewise.engine.ports import Checkpoint
+from edgewise.engine.checkpoint import Checkpoint
 from edgewise.strategies.base import State
 
 # Names that lie where a run keeps its own files, or end as its own do.

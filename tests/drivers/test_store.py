@@ -32,7 +32,8 @@ from edgewise.drivers.storage.files import write_durably
 from edgewise.drivers.storage.journal import FileJournal
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.storage.schema import RUNS
-from edgewise.engine.ports import Absent, Arrived, Change, Checkpoint, DeltaBlob, Downlink, Expired, Standing
+from edgewise.engine.checkpoint import Change, Checkpoint, DeltaBlob, Downlink, Standing
+from edgewise.engine.ports import Absent, Arrived, Expired
 from edgewise.strategies.base import State
 
 KEY = bytes(range(32))

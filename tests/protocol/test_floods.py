@@ -14,9 +14,10 @@ from edgewise.core.keys import derive, root
 from edgewise.core.vector import Buffer, Spec
 from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.engine.aggregation import aggregation
+from edgewise.engine.checkpoint import Standing
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound
-from edgewise.engine.ports import Arrived, Sent, Standing
+from edgewise.engine.ports import Arrived, Sent
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.secagg import client

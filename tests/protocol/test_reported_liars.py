@@ -17,9 +17,10 @@ from edgewise.core.vector import Buffer, Spec
 from edgewise.crypto import sign
 from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.engine.aggregation import aggregation
+from edgewise.engine.checkpoint import Standing
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound
-from edgewise.engine.ports import Arrived, Sent, Standing
+from edgewise.engine.ports import Arrived, Sent
 from edgewise.engine.round_states import Closed
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan

@@ -22,8 +22,9 @@ from edgewise.core.errors import StoreError
 from edgewise.core.keys import root
 from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.engine.aggregation import aggregation
+from edgewise.engine.checkpoint import Standing
 from edgewise.engine.open_round import OpenRound
-from edgewise.engine.ports import Absent, Expired, Pinned, Standing
+from edgewise.engine.ports import Absent, Expired, Pinned
 from edgewise.secagg import messages
 from edgewise.secagg.secrets import Hidden
 

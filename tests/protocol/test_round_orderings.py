@@ -22,8 +22,9 @@ from edgewise.core.memory import Memory
 from edgewise.core.vector import Spec
 from edgewise.drivers.simulation.probes import Probes
 from edgewise.engine import broadcast
+from edgewise.engine.checkpoint import Change, Checkpoint, Standing
 from edgewise.engine.coordinator import Coordinator
-from edgewise.engine.ports import Absent, Arrived, Change, Checkpoint, Standing
+from edgewise.engine.ports import Absent, Arrived
 from edgewise.engine.sampling import draw
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan

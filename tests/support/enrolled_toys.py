@@ -47,8 +47,9 @@ from edgewise.drivers.storage.device_store import FileDevices
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers.devices import Devices
 from edgewise.drivers.workers.held_models import Downloads
+from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.coordinator import Coordinator
-from edgewise.engine.ports import Checkpoint, Cohort, Helper, Trust
+from edgewise.engine.ports import Cohort, Helper, Trust
 from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile

@@ -28,10 +28,11 @@ from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine import device as machine
 from edgewise.engine import device_events
 from edgewise.engine import device_state as states
+from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound
-from edgewise.engine.ports import Absent, Arrived, Checkpoint, Journal, Sent
+from edgewise.engine.ports import Absent, Arrived, Journal, Sent
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import Plan
 from edgewise.plan.compile import compile as compile_plan

@@ -11,7 +11,8 @@ import numpy as np
 from edgewise.core import frame, vector
 from edgewise.core.keys import Key, Secrets, derive, root
 from edgewise.engine import device_events
-from edgewise.engine.ports import Began, Checkpoint, Record, Standing, Trust
+from edgewise.engine.checkpoint import Checkpoint, Standing
+from edgewise.engine.ports import Began, Record, Trust
 from edgewise.engine.round_facts import RoundFacts, decide
 from edgewise.plan.plan import Plan
 

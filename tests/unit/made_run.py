@@ -11,7 +11,7 @@ import numpy as np
 from edgewise.core import events
 from edgewise.core.vector import Spec
 from edgewise.drivers.storage.run_store import RunStore
-from edgewise.engine.ports import Change, Checkpoint
+from edgewise.engine.checkpoint import Change, Checkpoint
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile

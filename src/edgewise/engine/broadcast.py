@@ -28,7 +28,7 @@ from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, undo
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Vector
-from edgewise.engine.ports import Change, Checkpoint, DeltaBlob, Downlink, Standing
+from edgewise.engine.checkpoint import Change, Checkpoint, DeltaBlob, Downlink, Standing
 from edgewise.engine.round_states import Closed
 from edgewise.plan.plan import Plan
 

@@ -29,9 +29,10 @@ from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
 from edgewise.engine import beacon, beacon_server, broadcast, evaluation, sampling
 from edgewise.engine.aggregation import Sums, aggregation
+from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.loop import receive
 from edgewise.engine.open_round import OpenRound, Tell
-from edgewise.engine.ports import Began, Checkpoint, Cohort, Evaluator, Helper, Record, Store, Trust
+from edgewise.engine.ports import Began, Cohort, Evaluator, Helper, Record, Store, Trust
 from edgewise.engine.privacy_budget import PrivacyBudget
 from edgewise.engine.released import stepped
 from edgewise.engine.round_facts import RoundFacts, decide

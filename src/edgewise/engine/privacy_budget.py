@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from edgewise.core.errors import BudgetError, StoreError
-from edgewise.engine.ports import Checkpoint, Store
+from edgewise.engine.checkpoint import Checkpoint
+from edgewise.engine.ports import Store
 from edgewise.plan.plan import Plan
 from edgewise.privacy import ledger
 from edgewise.privacy.ledger import Ledger, LedgerEntry, OverBudget

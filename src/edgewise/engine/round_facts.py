@@ -19,7 +19,8 @@ from edgewise.core.training import DeviceId
 from edgewise.core.vector import Segment
 from edgewise.engine import broadcast
 from edgewise.engine.broadcast import Letters
-from edgewise.engine.ports import Began, Checkpoint, Standing, Trust
+from edgewise.engine.checkpoint import Checkpoint, Standing
+from edgewise.engine.ports import Began, Trust
 from edgewise.engine.round_states import Masks, Protocol, RoundPolicy, TwoServers
 from edgewise.plan.plan import Plan
 from edgewise.privacy.adaptive import CLIP

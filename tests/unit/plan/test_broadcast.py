@@ -22,7 +22,7 @@ from edgewise.core.stage import ServerHalf, Stage
 from edgewise.core.vector import Spec
 from edgewise.drivers.workers.held_models import Following
 from edgewise.engine import broadcast
-from edgewise.engine.ports import Change, Checkpoint, Standing
+from edgewise.engine.checkpoint import Change, Checkpoint, Standing
 from edgewise.engine.round_states import Closed
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.broadcast import DELTA_FRAME_BYTES

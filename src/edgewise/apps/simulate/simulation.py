@@ -40,8 +40,9 @@ from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers.executor import Executor, Inproc
 from edgewise.drivers.workers.host import Host
 from edgewise.drivers.workers.pool import Pool
+from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.coordinator import Coordinator
-from edgewise.engine.ports import Checkpoint, Cohort
+from edgewise.engine.ports import Cohort
 from edgewise.plan.objects import NO_OBJECTS, Objects
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.retention import window_of

@@ -26,7 +26,8 @@ from edgewise.drivers.simulation.link_traces import Traces
 from edgewise.drivers.workers import jobs
 from edgewise.drivers.workers.executor import Executor, checked
 from edgewise.engine.broadcast import downloads
-from edgewise.engine.ports import Absent, Arrived, Downlink, Sent
+from edgewise.engine.checkpoint import Downlink
+from edgewise.engine.ports import Absent, Arrived, Sent
 from edgewise.engine.round import DROPPED
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.sections import SimulationSection

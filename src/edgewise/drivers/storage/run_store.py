@@ -52,7 +52,7 @@ from edgewise.drivers.storage.journal import FileJournal
 from edgewise.drivers.storage.schema import DELTAS, MEASURES, META, MODELS, RUNS, SCHEMA_VERSION, VECTORS
 from edgewise.drivers.storage.witness import Witness
 from edgewise.engine import released
-from edgewise.engine.ports import Change, Checkpoint, DeltaBlob, Downlink, Standing
+from edgewise.engine.checkpoint import Change, Checkpoint, DeltaBlob, Downlink, Standing
 from edgewise.privacy import ledger
 from edgewise.privacy.ledger import LedgerEntry
 from edgewise.strategies.base import State

@@ -9,7 +9,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core.training import DeviceId
 from edgewise.drivers.storage.schema import CONTRIBUTIONS, DELTAS, HELD
-from edgewise.engine.ports import Change, Downlink, Standing
+from edgewise.engine.checkpoint import Change, Downlink, Standing
 
 _MANY = 1000  # the largest number of names in one SQL statement
 
