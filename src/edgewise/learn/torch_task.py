@@ -61,7 +61,6 @@ class TorchTrainer:
         training: the recipe's local training.
         devices: the population, where ``shards`` is a function.
         flat: the trained parameters. None trains all that require a gradient.
-        activation_bytes: memory of one micro-batch's activations in training, for forecasts.
         arithmetic: dtype of matrix products in the optimizer (Muon). The loss chooses its own.
         forward_bytes: memory of one micro-batch's activations in a forward pass, for forecasts.
         processor: the processor that trains and measures. Model and batches are moved to it.
@@ -82,7 +81,6 @@ class TorchTrainer:
         training: TrainingSection,
         devices: Sequence[DeviceId] = (),
         flat: Flat | None = None,
-        activation_bytes: float = 0.0,
         arithmetic: torch.dtype = torch.float32,
         forward_bytes: float = 0.0,
         processor: torch.device = CPU,
@@ -96,7 +94,7 @@ class TorchTrainer:
         self._devices = tuple(sorted({*(devices or shards)} - {POOLED}))  # type: ignore[misc]
         self._optimizer, self._arithmetic = Optimizer(training, self.flat, arithmetic), arithmetic
         self._initial = self.flat.read()
-        self._activation_bytes, self.forward_bytes = activation_bytes, forward_bytes
+        self.forward_bytes = forward_bytes
         self.step_noise: StepNoise | None = None
         self._examined = False
         self.own: OwnWork | None = None
@@ -247,7 +245,7 @@ class TorchTrainer:
         if not self.model.training:
             self.model.train()
         for group in groups.values():
-            with computing(f"{requests[group[0]].device} and {len(group) - 1} more"):
+            with computing(f"{requests[group[0]].device} and {len(group) - 1} more", self.smaller):
                 results = fit_many(
                     self.passes, self.flat, [requests[i] for i in group], [work[i][0] for i in group], self.training,
                     self._arithmetic,
@@ -264,7 +262,7 @@ class TorchTrainer:
         dp: StepNoise | None = None,
         expected: float = 0.0,
     ) -> Update:
-        with computing(request.device):
+        with computing(request.device, self.smaller):
             fitted = fit(
                 self.model, self.loss, batches, self.flat, request.params, request.rule, self.training, request.key,
                 self._optimizer, dp, expected, request.secret, request.correction, request.rank,
@@ -317,6 +315,10 @@ class TorchTrainer:
         with computing("probe"):
             return probe(self.training, self.processor)
 
+    def smaller(self) -> str:
+        """Describe training that needs less memory, for a message."""
+        return LESS_MEMORY
+
     def step_s(self) -> float:
         """Measure the seconds of one optimizer step on this machine."""
         return measured_step_s(self, self.training.lr)
@@ -324,14 +326,14 @@ class TorchTrainer:
     def sizes(self) -> Mapping[str, float]:
         """Forecast ``parameters``, ``trainable`` and ``memory_bytes``.
 
-        ``memory_bytes`` counts weights, gradient, optimizer state, the round's model, the update and activations. It
-        leaves out Python and torch themselves.
+        ``memory_bytes`` counts weights, gradient, optimizer state, the round's model and the update. It leaves out
+        activations, Python and torch themselves.
         """
         vectors = 3 + len(self._optimizer.state)  # Three are the gradient, the round's model and the update.
         return {
             "parameters": float(sum(quantized.count(p) for p in self.model.parameters())),
             "trainable": float(self.flat.moves),
-            "memory_bytes": weights_bytes(self.model) + 4.0 * self.spec.dim * vectors + self._activation_bytes,
+            "memory_bytes": weights_bytes(self.model) + 4.0 * self.spec.dim * vectors,
         }
 
 
@@ -381,14 +383,26 @@ def _of(shards: Mapping[DeviceId, Shard]) -> Callable[[DeviceId], Shard]:
     return shard
 
 
+LESS_MEMORY = "raise training.accumulate, or lower training.batch or engine.batch_devices."
+
+
 @contextmanager
-def computing(device: DeviceId) -> Iterator[None]:
-    """Compute with one torch thread inside, and turn errors of torch into TrainingError(E-TRAIN)."""
+def computing(device: DeviceId, smaller: Callable[[], str] = lambda: LESS_MEMORY) -> Iterator[None]:
+    """Compute with one torch thread inside, and turn errors of torch into TrainingError.
+
+    Args:
+        smaller: describes what would need less memory.
+    Raises:
+        TrainingError: E-MEMORY where memory is short, E-TRAIN for other errors of torch.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         yield
     except (RuntimeError, MemoryError) as e:
+        if isinstance(e, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(e):
+            what = f"device {device!r:.60}: a training step does not fit into the memory of this machine."
+            raise TrainingError("E-MEMORY", what, smaller()) from e
         fix = "torch's own words are in the run's log.txt; `edgewise check --debug` shows them too."
         raise TrainingError("E-TRAIN", f"device {device!r:.60}: {type_and_line(e)}.", fix) from e
     finally:

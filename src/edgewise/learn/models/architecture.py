@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -181,14 +182,23 @@ def called(model: nn.Module) -> set[str]:
     mode = model.training
     model.eval()
     try:
-        with torch.no_grad():
-            rows = embeddings(model).weight
+        rows = embeddings(model).weight
+        with torch.no_grad(), _without_values(rows):
             logits(model, torch.arange(min(8, rows.shape[0]), device=rows.device)[None])
     finally:
         model.train(mode)
         for handle in handles:
             handle.remove()
     return found
+
+
+def _without_values(weight: Tensor) -> AbstractContextManager[Any]:
+    """Let transformers look at values of tensors that have none, where a weight is on the device ``meta``."""
+    if weight.device.type != "meta":
+        return nullcontext()
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def unread(model: nn.Module) -> dict[str, int]:

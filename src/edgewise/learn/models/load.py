@@ -174,6 +174,19 @@ def float32_attention(model: nn.Module) -> None:
         model.set_attn_implementation(FP32_ATTENTION)
 
 
+def checkpoint(model: nn.Module, name: str) -> None:
+    """Let a model keep the inputs of its layers only, and compute activations again for the gradient.
+
+    Raises:
+        ModelError: E-MODEL where ``transformers`` cannot do it for this architecture.
+    """
+    if not getattr(model, "supports_gradient_checkpointing", False):
+        what = f"training.checkpointing: {name} cannot compute its activations again."
+        raise ModelError("E-MODEL", what, "leave it out, and raise training.accumulate to save memory.")
+    enable: Any = model.gradient_checkpointing_enable
+    enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
 class TextLoss:
     """The next-token loss of a causal model on blocks. ``~id`` marks a token that is read but never predicted.
 

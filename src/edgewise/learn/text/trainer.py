@@ -9,7 +9,7 @@ Shape suffixes: N = blocks, B = blocks of a micro-batch, S = tokens per block (s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -26,9 +26,10 @@ from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import autocast_dtype, chosen
 from edgewise.learn.models import generate, quantized
 from edgewise.learn.models.adapters import trainable, without_adapter
-from edgewise.learn.models.architecture import Sizes, shares, sizes, unread
+from edgewise.learn.models.architecture import shares, sizes, unread
 from edgewise.learn.models.fingerprint import frozen_digest
-from edgewise.learn.models.load import Loaded, TextLoss, float32_attention, load, located, stored_parameters
+from edgewise.learn.models.load import Loaded, TextLoss, checkpoint, float32_attention, load, located, stored_parameters
+from edgewise.learn.models.memory import forecast, forward_bytes_per_token
 from edgewise.learn.models.suited import check
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import BlockStore
@@ -96,6 +97,8 @@ def model(recipe: Recipe, recipe_dir: Path, cache_dir: Path | None = None, worke
     check(loaded, recipe)
     if arithmetic is torch.bfloat16 and processor.type == "cpu":
         float32_attention(loaded.model)
+    if recipe.training.checkpointing:
+        checkpoint(loaded.model, loaded.name)
     made, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), frozen=arithmetic)
     return Prepared(loaded._replace(model=made), flat, arithmetic, processor)
 
@@ -107,14 +110,15 @@ class TextTrainer(TorchTrainer):
         loaded, loss = prepared.loaded, TextLoss(prepared.arithmetic, recipe.data.packing == "isolated")
         self.loaded, self.corpus, self._store = loaded, corpus, store
         self._eval_tokens, self._data = recipe.eval.max_tokens, recipe.data
-        self._adapts = recipe.trainable.adapts
+        self._trainable, self._adapts = recipe.trainable, recipe.trainable.adapts
+        self._quantize = recipe.model.quantize
         self._open = lru_cache(OPEN_DEVICES)(self._device)
         found = sizes(loaded.model)
         micro = recipe.training.batch // recipe.training.accumulate * recipe.data.sequence_len
         super().__init__(
             loaded.model, loss, self._pooled_or_device, recipe.training, corpus.devices, prepared.flat,
-            activation_bytes=float(micro * _activation_bytes_per_token(found)), arithmetic=loss.autocast,
-            forward_bytes=float(micro * _forward_bytes_per_token(found)), processor=prepared.processor,
+            arithmetic=loss.autocast, forward_bytes=float(micro * forward_bytes_per_token(found)),
+            processor=prepared.processor,
         )  # fmt: skip
 
         if self._adapts:
@@ -160,6 +164,33 @@ class TextTrainer(TorchTrainer):
             return counts if counts.beyond else None
         return None
 
+    def sizes(self) -> Mapping[str, float]:
+        """Return sizes as ``TorchTrainer.sizes``, with the memory forecast of the model's configuration."""
+        return {**super().sizes(), "memory_bytes": self._forecast()}
+
+    def smaller(self) -> str:
+        """Describe training that needs less memory, with forecasts."""
+        ways = {
+            "training.accumulate": self.training.batch,
+            "training.checkpointing": True,
+        }
+        settings: dict[str, Any] = {}
+        said = [f"this recipe needs about {self._forecast() / 1e6:,.0f} MB beside Python and torch"]
+        for key, value in ways.items():
+            settings[key.removeprefix("training.")] = value
+            try:
+                less = self._forecast(**settings) / 1e6
+            except ModelError:  # This architecture cannot compute its activations again.
+                break
+            also = " also" if len(settings) > 1 else ""
+            said.append(f"with {key} = {str(value).lower()}{also} {less:,.0f} MB")
+        return f"{', '.join(said)}."
+
+    def _forecast(self, **changes: Any) -> float:
+        training = self.training.model_copy(update=changes)
+        length, arithmetic = self._data.sequence_len, self.loss.autocast
+        return forecast(self.loaded.folder, self._trainable, training, length, arithmetic, self._quantize).total
+
     def text(self, device: DeviceId) -> TextShard:
         """Return one device's blocks. Raises DataError(E-DEVICE-DATA, E-DATA-*) where they cannot be made."""
         return self._open(device)
@@ -204,7 +235,7 @@ class TextTrainer(TorchTrainer):
         Each device's training tokens and the bytes of a token are counted for up to 1,000 devices. Of more devices only
         those that take part, and a sample, are ever tokenized.
         """
-        sizes, listed = self.sizes(), self.devices() if len(self.devices()) <= MOST_DEVICES else ()
+        sizes, listed = super().sizes(), self.devices() if len(self.devices()) <= MOST_DEVICES else ()
         # Workers share the cache. Half of them begin at the other end, so that they meet in the middle.
         tokens = {d: self._train_tokens(d) for d in (listed if os.getpid() % 2 else reversed(listed))}
         return {
@@ -268,17 +299,3 @@ class TextTrainer(TorchTrainer):
             return int(self._open(device).count)
         except DataError:  # A device with unreadable text cannot train, and ``fit`` says why.
             return 0
-
-
-def _activation_bytes_per_token(found: Sizes) -> int:
-    """Estimate the bytes of logits, their log-softmax and gradient in float32, and of each layer's activations."""
-    return 14 * found.vocabulary + found.layers * _layer_bytes_per_token(found)
-
-
-def _forward_bytes_per_token(found: Sizes) -> int:
-    """Estimate the bytes of logits, their log-softmax, and the activations of one layer at a time."""
-    return 8 * found.vocabulary + _layer_bytes_per_token(found)
-
-
-def _layer_bytes_per_token(found: Sizes) -> int:
-    return 4 * (16 * found.hidden + 5 * found.inner)

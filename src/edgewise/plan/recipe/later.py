@@ -20,6 +20,7 @@ LATER = (
     "metric",
     "model.quantize",
     "personal",
+    "training.checkpointing",
 )
 
 

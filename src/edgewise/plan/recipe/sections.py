@@ -69,6 +69,11 @@ class TrainingSection(Section):
     max_local_steps: int = Field(1000, ge=1, description="steps per device and round at most, with local_epochs")
     batch: int = Field(8, ge=1, description="blocks per optimizer step")
     accumulate: int = Field(1, ge=1, description="micro-batches per step: same gradient, less memory")
+    checkpointing: bool = Field(
+        False,
+        description="keep the inputs of layers only, and compute the rest again for the gradient: same gradient, less "
+        "memory, a third more time",
+    )
     clip_grad: float = Field(1.0, ge=0, description="largest gradient norm; 0 = off")
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.0, ge=0, lt=1, description="for sgd")

@@ -116,6 +116,28 @@ def test_accumulation_is_the_same_training(place: Path) -> None:
     np.testing.assert_allclose(split.fit(ask(split, "bob")).x, whole.fit(ask(whole, "bob")).x, atol=1e-5)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_out_of_memory_says_what_would_need_less(
+    place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    t = trainer(place)
+
+    def loss(model: object, batch: object) -> None:
+        raise error
+
+    monkeypatch.setattr(t, "loss", loss)
+    loss.autocast = torch.float32  # type: ignore[attr-defined]
+    said = r"E-MEMORY.*needs about \d+ MB.*training.accumulate = 4 \d+ MB.*training.checkpointing = true also \d+ MB"
+    with pytest.raises(TrainingError, match=said):
+        t.fit(ask(t, "ann"))
+
+
+def test_checkpointing_is_the_same_training(place: Path) -> None:
+    whole, again = (trainer(place, training={"optimizer": "sgd", "checkpointing": on}) for on in (False, True))
+    assert again.model.is_gradient_checkpointing
+    np.testing.assert_allclose(again.fit(ask(again, "bob")).x, whole.fit(ask(whole, "bob")).x, atol=1e-6)
+
+
 CHILD = """
 import hashlib, json, sys
 from pathlib import Path
