@@ -20,7 +20,6 @@ from torch import nn
 from edgewise.core.errors import DataError, StoreError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive
-from edgewise.core.own_code import type_and_line
 from edgewise.core.training import (
     POOLED,
     DeviceId,
@@ -36,6 +35,7 @@ from edgewise.core.vector import Spec, Vector
 from edgewise.engine.trainer import Trainer
 from edgewise.learn import dp_sgd
 from edgewise.learn.batched import Passes, fit_many
+from edgewise.learn.computing import LESS_MEMORY, computing
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import CPU, moved
@@ -381,29 +381,3 @@ def _of(shards: Mapping[DeviceId, Shard]) -> Callable[[DeviceId], Shard]:
         raise DataError("E-DEVICE-DATA", f"there is no device {device!r:.60}.")
 
     return shard
-
-
-LESS_MEMORY = "raise training.accumulate, or lower training.batch or engine.batch_devices."
-
-
-@contextmanager
-def computing(device: DeviceId, smaller: Callable[[], str] = lambda: LESS_MEMORY) -> Iterator[None]:
-    """Compute with one torch thread inside, and turn errors of torch into TrainingError.
-
-    Args:
-        smaller: describes what would need less memory.
-    Raises:
-        TrainingError: E-MEMORY where memory is short, E-TRAIN for other errors of torch.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    except (RuntimeError, MemoryError) as e:
-        if isinstance(e, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(e):
-            what = f"device {device!r:.60}: a training step does not fit into the memory of this machine."
-            raise TrainingError("E-MEMORY", what, smaller()) from e
-        fix = "torch's own words are in the run's log.txt; `edgewise check --debug` shows them too."
-        raise TrainingError("E-TRAIN", f"device {device!r:.60}: {type_and_line(e)}.", fix) from e
-    finally:
-        torch.set_num_threads(threads)

@@ -20,9 +20,10 @@ from edgewise.core.keys import Key, derive, generator
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine.trainer import CountsRecords, Registered, Trainer, registered
+from edgewise.learn.computing import computing
 from edgewise.learn.directions import Seeds, expand, move, seeds_of
 from edgewise.learn.flat import Flat
-from edgewise.learn.torch_task import computing, measured_step_s, weights_bytes
+from edgewise.learn.torch_task import measured_step_s, weights_bytes
 from edgewise.learn.train import LOWER, Batch, Fitted, Loss, dealt, mean_loss, quarters
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.strategies.base import Directions

@@ -25,12 +25,14 @@ from torch.utils._pytree import tree_leaves
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
 from edgewise.learn.models.adapters import trainable
-from edgewise.learn.models.architecture import Sizes
+from edgewise.learn.models.architecture import Sizes, embeddings
 from edgewise.learn.models.load import TextLoss, checkpoint, float32_attention
 from edgewise.learn.models.quantized import stored_bytes
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.plan.recipe.trainable import TrainableSection
 
+# Tokens of a forward pass of an evaluation, and the logits that they may have. Larger passes gain nothing on a CPU.
+EVAL_TOKENS, EVAL_LOGITS = 2048, 2048 * 4096
 MARGIN, FIXED = 1.08, 32e6  # Allocators and kernels take more than tensors: a share, and so many bytes.
 
 
@@ -40,7 +42,7 @@ class MemoryForecast(NamedTuple):
     Attributes:
         weights: all parameters as they are held.
         vectors: gradient, optimizer state, the round's model, the update, and what is made of it.
-        activations: largest sum of activations and temporaries in a step.
+        activations: largest sum of activations and temporaries in a step or an evaluation.
     """
 
     weights: float
@@ -62,6 +64,8 @@ def forecast(
     quantize: str = "none",
 ) -> MemoryForecast:
     """Forecast the memory of a device with the model of a folder, from its config.json alone.
+
+    A step and an evaluation are looked at, and the larger counts.
 
     Args:
         arithmetic: dtype of a step's products, and of the frozen weights.
@@ -89,10 +93,19 @@ def forecast(
         live.peak = 0
         model.train()
         TextLoss(arithmetic)(model, (s_BS, 1))[0].backward()
+        rows = max(1, evaluated_at_once(embeddings(model).weight.shape[0]) // sequence_len)
+        model.eval()
+        with torch.no_grad():
+            TextLoss(arithmetic)(model, (torch.zeros(rows, sequence_len + 1, dtype=torch.int64), 1))
     states = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
     # Five are the gradient, the round's model, the update, its copy while it is encoded, and the frame.
     vectors = 4.0 * flat.spec.dim * (5 + states)
     return MemoryForecast(float(weights), vectors, float(live.peak - before) + largest)
+
+
+def evaluated_at_once(vocabulary: int) -> int:
+    """Return the number of tokens in a forward pass of an evaluation, by the size of the vocabulary."""
+    return max(1, min(EVAL_TOKENS, EVAL_LOGITS // vocabulary))
 
 
 def forward_bytes_per_token(found: Sizes) -> int:

@@ -22,19 +22,22 @@ from edgewise.learn.shards import row_order
 from edgewise.learn.text.blocks import Blocks, predictions
 from edgewise.plan.recipe.sections import TrainingSection
 
-EVAL_TOKENS = 2048  # For a forward pass of an evaluation. Larger batches gain nothing on a CPU and cost memory.
-
 
 class TextShard:
-    """One device's blocks, as memory maps."""
+    """One device's blocks, as memory maps.
 
-    def __init__(self, blocks: Blocks, eval_tokens: int) -> None:
-        self.blocks, self._eval_tokens = blocks, eval_tokens
+    Args:
+        eval_tokens: number of held-out predictions that are measured.
+        pass_tokens: tokens of one forward pass of an evaluation.
+    """
+
+    def __init__(self, blocks: Blocks, eval_tokens: int, pass_tokens: int) -> None:
+        self.blocks, self._eval_tokens, self._pass_tokens = blocks, eval_tokens, pass_tokens
         self.count = float(blocks.train_tokens)
 
     def apart(self) -> TextShard:
         """See ``TorchTrainer.holding_back``."""
-        return TextShard(self.blocks.apart(), self._eval_tokens)
+        return TextShard(self.blocks.apart(), self._eval_tokens, self._pass_tokens)
 
     def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
         """Iterate over the micro-batches of each step, from blocks in random order, pass after pass."""
@@ -52,7 +55,7 @@ class TextShard:
     def held_out(self) -> Iterator[tuple[Tensor, int]]:
         """Iterate over batches of the first held-out predictions, ``eval_tokens`` at most."""
         held_NS, room = self.blocks.held_NS, self._eval_tokens
-        size = max(1, EVAL_TOKENS // max(1, held_NS.shape[1] - 1))
+        size = max(1, self._pass_tokens // max(1, held_NS.shape[1] - 1))
         for at in range(0, len(held_NS), size):
             if room <= 0:
                 return

@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from edgewise.core.errors import DataError
+from edgewise.core.errors import DataError, ModelError
 from edgewise.core.keys import Key, derive, root
 from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut
 from edgewise.core.vector import Vector
 from edgewise.learn.batched import Adapters
+from edgewise.learn.computing import computing
 from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import autocast_dtype, chosen
 from edgewise.learn.models import generate, quantized
@@ -29,7 +30,7 @@ from edgewise.learn.models.adapters import trainable, without_adapter
 from edgewise.learn.models.architecture import shares, sizes, unread
 from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.models.load import Loaded, TextLoss, checkpoint, float32_attention, load, located, stored_parameters
-from edgewise.learn.models.memory import forecast, forward_bytes_per_token
+from edgewise.learn.models.memory import evaluated_at_once, forecast, forward_bytes_per_token
 from edgewise.learn.models.suited import check
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import BlockStore
@@ -38,7 +39,7 @@ from edgewise.learn.text.counts import Counts
 from edgewise.learn.text.marks import unmarked
 from edgewise.learn.text.reading import MOST_DEVICES, reading
 from edgewise.learn.text.shards import PooledShard, TextShard
-from edgewise.learn.torch_task import TorchTrainer, computing
+from edgewise.learn.torch_task import TorchTrainer
 from edgewise.learn.train import Batch
 from edgewise.plan.recipe.recipe import Recipe
 
@@ -114,6 +115,7 @@ class TextTrainer(TorchTrainer):
         self._quantize = recipe.model.quantize
         self._open = lru_cache(OPEN_DEVICES)(self._device)
         found = sizes(loaded.model)
+        self._pass_tokens = evaluated_at_once(found.vocabulary)
         micro = recipe.training.batch // recipe.training.accumulate * recipe.data.sequence_len
         super().__init__(
             loaded.model, loss, self._pooled_or_device, recipe.training, corpus.devices, prepared.flat,
@@ -125,7 +127,7 @@ class TextTrainer(TorchTrainer):
             self.passes = Adapters(self.model, loss, self.flat)
 
     def _device(self, device: DeviceId) -> TextShard:
-        return TextShard(self._store.open(device), self._eval_tokens)
+        return TextShard(self._store.open(device), self._eval_tokens, self._pass_tokens)
 
     def _pooled_or_device(self, device: DeviceId) -> TextShard | PooledShard:
         return self._pooled if device == POOLED else self._open(device)
