@@ -40,10 +40,10 @@ def answer(plan: Plan, state: Kept, message: frame.Call | frame.Commitments, tru
 def _committed(plan: Plan, state: Kept, entropy: Key) -> Out:
     idle = state if isinstance(state, Idle) else state.idle
     lot = idle.lot or Lot(derive(entropy, "beacon"))
-    kept, saved = _with(state, lot)
+    after, saved = _with(state, lot)
     value = beacon.commitment(plan.run, state.device, lot.value)
     sent = frame.Commitment(run=plan.run, round=plan.rounds, device=state.device, commitment=value)
-    return kept, (*saved, SendFrame(frame.dump(sent)))
+    return after, (*saved, SendFrame(frame.dump(sent)))
 
 
 def _revealed(plan: Plan, state: Kept, message: frame.Commitments, trust: Trust) -> Out:
@@ -62,9 +62,9 @@ def _revealed(plan: Plan, state: Kept, message: frame.Commitments, trust: Trust)
         no = frame.Refusal(run=plan.run, round=plan.rounds, device=me, code=e.code, reason=frame.legible(e.what))
         return state, (SendFrame(frame.dump(no)),)
     signature = sign.sign(trust.identity(me), beacon.reveal_digest(fixed, me, lot.value))
-    kept, saved = _with(state, Lot(lot.value, fixed))
+    after, saved = _with(state, Lot(lot.value, fixed))
     reveal = frame.Reveal(run=plan.run, round=plan.rounds, device=me, value=lot.value, signature=signature)
-    return kept, (*saved, SendFrame(frame.dump(reveal)))
+    return after, (*saved, SendFrame(frame.dump(reveal)))
 
 
 def _with(state: Kept, lot: Lot) -> tuple[Kept, tuple[Effect, ...]]:
@@ -73,5 +73,5 @@ def _with(state: Kept, lot: Lot) -> tuple[Kept, tuple[Effect, ...]]:
     if idle.lot == lot:
         return state, ()
     idle = replace(idle, lot=lot)
-    kept: Kept = idle if isinstance(state, Idle) else replace(state, idle=idle)
-    return kept, (Save(kept),)
+    after: Kept = idle if isinstance(state, Idle) else replace(state, idle=idle)
+    return after, (Save(after),)

@@ -151,16 +151,16 @@ def _finished(plan: Plan, state: Training, event: Trained) -> tuple[Update, Memo
     with np.errstate(all="ignore"):  # Encoding refuses values that are not finite.
         done = client.finished(update.x, _remembered(plan, state.base), state.given, work)
     x = plan.layout.outgoing(done.x, done.beside)
-    kept = Memory({name: done.memory[name] for name in client.memory})
-    return Update(x, {**update.head, **done.head}, update.count), kept
+    strategy_memory = Memory({name: done.memory[name] for name in client.memory})
+    return Update(x, {**update.head, **done.head}, update.count), strategy_memory
 
 
 def _remembered(plan: Plan, base: After) -> dict[str, Vector]:
     """Read the strategy's memory on the device. Zeros before the first contribution."""
-    kept = base.memory.child(STRATEGY)
-    if not kept:
+    strategy_memory = base.memory.child(STRATEGY)
+    if not strategy_memory:
         return {name: np.zeros(plan.spec.dim, np.float32) for name in plan.strategy.client.memory}
-    return {name: kept[name] for name in plan.strategy.client.memory}
+    return {name: strategy_memory[name] for name in plan.strategy.client.memory}
 
 
 def _encoded(
@@ -169,14 +169,14 @@ def _encoded(
     idle: Idle,
     update: Update,
     turn: keys.Turn,
-    kept: Memory = NOTHING,
+    strategy_memory: Memory = NOTHING,
     personal: Mapping[str, Vector] = NO_VECTORS,
 ) -> tuple[Payload, Idle]:
     """Encode an update from the committed memory. Returns the payload, and the device with its pending memory.
 
     With differential privacy an update that cannot be encoded is replaced by zeros, encoded as by a device without
     memory, and the memory stays. Whether a device is in a sum must not depend on its text.
-    Args: kept: the strategy's memory after the update. personal: as ``Update.personal``.
+    Args: strategy_memory: the strategy's memory after the update. personal: as ``Update.personal``.
     Raises EdgewiseError where the update cannot be encoded and the plan has no differential privacy.
     """
     base = idle.committed.memory
@@ -189,7 +189,7 @@ def _encoded(
         payload, _ = pipe.encode(nothing.x, nothing.head, nothing.count, pipe.init(), turn)
         return payload, replace(idle, pending=After(turn.round, base))
     memory = plan.with_phase_memory(base, turn.round, after)
-    memory = memory.put(STRATEGY, None, kept) if kept else memory
+    memory = memory.put(STRATEGY, None, strategy_memory) if strategy_memory else memory
     memory = memory.put(PRIVATE, None, Memory(dict(personal))) if personal else memory
     return payload, replace(idle, pending=After(turn.round, memory))
 
@@ -270,9 +270,9 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
     if isinstance(after, client.Waiting) and (answered is None or answered < state.round):
         idle, charge = replace(idle, answered=state.round), (ChargeOwner(state.round),)  # The masked update leaves now.
     over = isinstance(after, client.Finished | client.Aborted)
-    said = frame.dump(msgspec.structs.replace(sent, body=answer))
-    kept: Kept = idle if over else replace(state, client=after, idle=idle, heard=heard, said=said)
-    return kept, (*charge, Save(kept), SendFrame(said))
+    reply = frame.dump(msgspec.structs.replace(sent, body=answer))
+    next_state: Kept = idle if over else replace(state, client=after, idle=idle, heard=heard, said=reply)
+    return next_state, (*charge, Save(next_state), SendFrame(reply))
 
 
 def _withheld(plan: Plan, state: State, event: Withheld) -> tuple[State, tuple[Effect, ...]]:

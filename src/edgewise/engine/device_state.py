@@ -244,11 +244,11 @@ def idle_of(device: DeviceId, memory: Mapping[str, Array]) -> Idle:
 
 def resumed(idle: Idle, session: bytes) -> Kept:
     """Restore the rest of a device's state. Raises msgspec.DecodeError for bytes that ``session_of`` does not make."""
-    kept = _decoder.decode(session)
-    idle = replace(idle, answered=kept.answered, lot=kept.lot)
-    if kept.session is None:
+    state = _decoder.decode(session)
+    idle = replace(idle, answered=state.answered, lot=state.lot)
+    if state.session is None:
         return idle
-    s = kept.session
+    s = state.session
     return InSecAgg(s.round, client.restore(s.client), idle, s.heard, s.said, s.rung, s.unsent, s.cohort)
 
 

@@ -161,7 +161,7 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     one, two = (released(noised, nothing, derive(keys.root(7), "fresh", i), 0, start, public)[0] for i in range(2))
     found = audit.fresh(found, delta, one, two)
     spend, others = spend_of(plan), [table["kind"] for table in plan.stage_tables if not _by_coordinate(table)]
-    left = {
+    left_out = {
         **{f"{kind} (behind it coordinates are not separate runs)": True for kind in others},
         "correlation of noise over the rounds": spend.correlated,
         "corrupt devices (the trial's cohort is too small for one)": plan.promise.who_noises is Noiser.COHORT
@@ -171,7 +171,7 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
         "the rungs of the ladder": bool(plan.rungs),
     }
     of += f", with noise scaled to a mu of {found.claimed:.3g}"
-    return replace(found, of=of, left_out=tuple(dict.fromkeys([*those(left), *_left_out(plan)])))
+    return replace(found, of=of, left_out=tuple(dict.fromkeys([*those(left_out), *_left_out(plan)])))
 
 
 def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> AuditFinding:

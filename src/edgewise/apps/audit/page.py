@@ -34,11 +34,11 @@ def _lead(a: Mapping[str, Any]) -> str:
         first = "<b>A measurement exceeds its claim. This recipe must not run.</b>"
     if seen is None:
         return first
-    most = max((x for x in (seen["span"], seen["rows"]) if x is not None), default=None)
-    if most is None:
+    largest = max((x for x in (seen["span"], seen["rows"]) if x is not None), default=None)
+    if largest is None:
         return f"{first} The token attacks cannot use anything that the server sees."
     return (
-        f"{first} The best attack on the server's view names <b>{100 * most:.0f} %</b> of one batch's tokens. "
+        f"{first} The best attack on the server's view names <b>{100 * largest:.0f} %</b> of one batch's tokens. "
         f"Guessing frequent tokens names {100 * seen['base']:.0f} %."
     )
 

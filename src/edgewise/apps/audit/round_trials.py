@@ -64,14 +64,14 @@ def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -
     small = scaled(plan, [], spec, z, catalogue, COHORT, bits, adaptive_clip=False)
     update = np.full(spec.dim, LONG * clip_of(plan), np.float32)
     found = _played(small, first_way(small, plan), mu_of(small, 0), update, promised(plan))
-    left = {
+    left_out = {
         **{f"{kind} (the two rounds run without it)": True for kind in stages},
         "composition of more than two rounds of a device": spend_of(plan).rounds_each > 2,
         "changes of the clip": spend_of(plan).clipping.follows,
         "masks and shares (they cancel in the sum)": plan.hides is not None,
     }
     of = f"one coordinate of two releases in a row, with noise scaled to a mu of {found.claimed:.3g}"
-    return replace(found, of=of, left_out=those(left))
+    return replace(found, of=of, left_out=those(left_out))
 
 
 def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Adjacency) -> AuditFinding:

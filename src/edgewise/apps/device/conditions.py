@@ -59,11 +59,11 @@ class Conditions:
 
         Args: as ``refusal``.
         """
-        most = self._policy.limits.upload_mb_per_day * MB
-        if sent_today + next_bytes <= most:
+        allowed = self._policy.limits.upload_mb_per_day * MB
+        if sent_today + next_bytes <= allowed:
             return ""
-        left = f"{sent_today / MB:.3g} of {most / MB:g} MB have left today"
-        return f"{left}, and a round may send {next_bytes / MB:.3g}" if next_bytes else left
+        sentence = f"{sent_today / MB:.3g} of {allowed / MB:g} MB have left today"
+        return f"{sentence}, and a round may send {next_bytes / MB:.3g}" if next_bytes else sentence
 
 
 def quiet(ranges: Sequence[tuple[int, int]], now_s: float) -> int | None:

@@ -91,8 +91,8 @@ def _remove(path: Path) -> bool:
 
 def words(done: dict[str, Any], home: Path) -> list[str]:
     """Describe the result for a screen."""
-    told = "the server has revoked this device" if done["told"] else "the server was not told, and still lists it"
-    out = [f"left: {told}", f"  removed  {len(done['removed'])} of its files and folders: key, state, models"]
+    sentence = "the server has revoked this device" if done["told"] else "the server was not told, and still lists it"
+    out = [f"left: {sentence}", f"  removed  {len(done['removed'])} of its files and folders: key, state, models"]
     ours = {str(home / name) for name in (policy.FILE, *RECORDS)}
     for path in done["stays"]:
         out.append(f"  stays    {path}{'' if path in ours else '  (not made by edgewise)'}")

@@ -213,8 +213,8 @@ def summary(lines: Iterable[RecordLine], now_s: float) -> dict[str, Any]:
     for row in lines:
         epsilon = row.epsilon if row.epsilon is not None else epsilon
         if row.reason:
-            said = refusals.setdefault((row.run, row.reason), {"run": row.run, "reason": row.reason, "times": 0})
-            said["times"], said["last_s"] = said["times"] + 1, row.at_s
+            refusal = refusals.setdefault((row.run, row.reason), {"run": row.run, "reason": row.reason, "times": 0})
+            refusal["times"], refusal["last_s"] = refusal["times"] + 1, row.at_s
         if row.kind == RUN_REFUSED:
             continue
         for count in (totals["all"], runs.setdefault(row.run, _Count())):

@@ -51,7 +51,7 @@ class Conversation:
         turns: list[Message] = [*self._turns[name], {"role": "user", "content": text}]
         ids = self.template.asked([*self._system, *turns])
         wanted, before = min(ANSWER_ROOM, self._settings.max_tokens), len(turns)
-        while len(turns) > 1 and (left := room(self._used.model, len(ids))) is not None and left < wanted:
+        while len(turns) > 1 and (tokens := room(self._used.model, len(ids))) is not None and tokens < wanted:
             turns = turns[2:]  # A question and its answer.
             ids = self.template.asked([*self._system, *turns])
         answer = stream(self._used.model, self._used.tokens, ids, self._settings, show, self._ends)

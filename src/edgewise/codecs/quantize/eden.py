@@ -95,7 +95,7 @@ def _encode(
     centroids: NDArray[np.float64],
     out: NDArray[np.int8],
     scale: NDArray[np.float64],
-    most: NDArray[np.float64],
+    largest: NDArray[np.float64],
 ) -> None:
     """Encode each rotation block: levels, the unbiased scale ||x||^2 / <Q, x>, and the largest scale allowed."""
     limits = (centroids[1:] + centroids[:-1]) / 2
@@ -106,7 +106,7 @@ def _encode(
         deviation = np.sqrt(square / part.size)
         dot, length = _nearest(part, (limits * deviation).astype(np.float32), np.float32(centroids[0]), steps, o)
         scale[b] = square / dot if dot > 0.0 else 0.0
-        most[b] = LONGEST * (1.0 - 2.0**-20) * np.sqrt(square / length)
+        largest[b] = LONGEST * (1.0 - 2.0**-20) * np.sqrt(square / length)
 
 
 def eden(bits: int) -> Stage:
@@ -158,10 +158,10 @@ def eden(bits: int) -> Stage:
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         x: Vector = payload.body
         ends = edges(x.size, space.rotated)
-        levels, scale, most = np.empty(x.size, np.int8), np.zeros(ends.size - 1), np.zeros(ends.size - 1)
-        _encode(x, ends, centroids, levels, scale, most)
+        levels, scale, largest = np.empty(x.size, np.int8), np.zeros(ends.size - 1), np.zeros(ends.size - 1)
+        _encode(x, ends, centroids, levels, scale, largest)
         seed = np.uint64(word(turn.own("quantize", turn.round)))
-        step = np.minimum(scales.rounded_randomly(scale, seed), scales.rounded_down(most))
+        step = np.minimum(scales.rounded_randomly(scale, seed), scales.rounded_down(largest))
         slots = -(-x.size // space.rotated)
         return payload.but(body=levels, scales=np.append(step, step[-1:].repeat(slots - step.size))), memory
 

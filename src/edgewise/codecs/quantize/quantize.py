@@ -52,17 +52,17 @@ def shared_l2(l2: float, step: float, dim: int, level_max: int) -> float:
 
 
 @lru_cache(maxsize=256)
-def block_error(bits: int, block: int, kept: float) -> float:
+def block_error(bits: int, block: int, share: float) -> float:
     """Expected ||Q(x) - x||^2 / ||x||^2 of random rounding on a block's grid.
 
-    x is the ``kept`` share of normal values that is largest in magnitude. The result is E[step^2 f (1 - f)] / E[x^2],
+    x is the ``share`` of normal values with the largest magnitudes. The result is E[step^2 f (1 - f)] / E[x^2],
     with f the position between two grid points. It is integrated over the block's largest magnitude s (64 quantiles of
     the largest of ``block``), which is exact itself, and over the other block - 1 magnitudes below it. Rounding of s to
     bfloat16 is left out (at most 2^-7 of s).
     """
-    smallest = NormalDist().inv_cdf(1.0 - kept / 2.0) if kept < 1.0 else 0.0
+    smallest = NormalDist().inv_cdf(1.0 - share / 2.0) if share < 1.0 else 0.0
     edge = smallest + np.linspace(0.0, 9.0, 4097)
-    below = 1.0 - np.array([erfc(v / sqrt(2.0)) for v in edge.tolist()]) / kept
+    below = 1.0 - np.array([erfc(v / sqrt(2.0)) for v in edge.tolist()]) / share
     x, mass = (edge[1:] + edge[:-1]) / 2.0, np.diff(below)
     top, errors = 2 ** (bits - 1) - 1, []
     for s in np.interp(((np.arange(64) + 0.5) / 64) ** (1.0 / block), below, edge).tolist():

@@ -159,18 +159,22 @@ class LocalHelper:
         self._batch = frozenset(devices), share
         return share
 
-    def _restore(self, kept: HelperMemory) -> None:
+    def _restore(self, memory: HelperMemory) -> None:
         """Continue where a helper stopped. Raises DecodeError where no helper wrote the record."""
-        self._seen, self._opened, self._invite = AppendMap((id, None) for id in kept.ids), kept.opened, kept.invite
-        if kept.invite is None:
+        self._seen, self._opened, self._invite = (
+            AppendMap((id, None) for id in memory.ids),
+            memory.opened,
+            memory.invite,
+        )
+        if memory.invite is None:
             return
-        self._helper, self._refusal = self._started(kept.invite), None
-        for answer in kept.answers:
+        self._helper, self._refusal = self._started(memory.invite), None
+        for answer in memory.answers:
             if not answer.code and answer.ticket:
                 self._helper = two_server.admit(self._helper, two_server.load(answer.ticket))
             self._answers[answer.digest] = answer.code
         self._seen = self._helper.seen
-        if kept.batch is not None:
-            devices, share = kept.batch
+        if memory.batch is not None:
+            devices, share = memory.batch
             self._helper = two_server.closed(self._helper)
             self._batch = devices, two_server.load_share(self._helper.params, share)
