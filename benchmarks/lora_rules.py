@@ -46,9 +46,9 @@ from edgewise.plan import strategy as strategies
 from edgewise.plan.recipe import recipe as recipes
 from edgewise.strategies.ranks import of_ranks
 
-RULES = ("fedit", "ffa", "reffa", "rolora", "fedex", "flora")
+RULES = ("fedit", "ffa", "reffa", "rolora", "fed_sb", "fedex", "flora")
 MIXED = ("ffa", "reffa", "flora", "zero padding")
-LINEAR = ("fedit", "ffa", "reffa", "rolora")  # what a hidden sum allows
+LINEAR = ("fedit", "ffa", "reffa", "rolora", "fed_sb")  # what a hidden sum allows
 SKEWS: dict[str, dict[str, Any]] = {"iid": {"partition": "iid", "devices": 24}, "skewed": {"partition": "owner"}}
 
 

@@ -79,7 +79,7 @@ def folds(spec: Spec, phase: int = 0) -> Stage:
     """
     by_fold = fold_groups(spec)
     require.between("folds: phase", phase, 0, len(by_fold) - 1)
-    return _keeping(spec, by_fold[phase], f"folds({phase + 1} of {len(by_fold)})", 1)
+    return _keeping(spec, by_fold[phase], f"folds({phase + 1} of {len(by_fold)})", 1, "the adapter of these rounds")
 
 
 def fold_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
@@ -100,8 +100,9 @@ def factor_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
     return by_factor
 
 
-def _keeping(spec: Spec, chosen: Sequence[Segment], name: str, cycle: int) -> Stage:
-    """Make the stage that keeps these segments, of a cycle of that many rounds."""
+def _keeping(spec: Spec, chosen: Sequence[Segment], name: str, cycle: int, which: str = "") -> Stage:
+    """Make the stage that keeps these segments, of a cycle of that many rounds. ``which`` describes them."""
+    which = which or ("the same on all devices" if cycle > 1 else "fixed for the run")
     size = sum(s.size for s in chosen)
     stops = np.cumsum([s.size for s in chosen])  # The end of each kept segment among the kept coordinates.
     shift = np.array([s.stop for s in chosen]) - stops
@@ -127,7 +128,7 @@ def _keeping(spec: Spec, chosen: Sequence[Segment], name: str, cycle: int) -> St
         return payload.but(body=x)
 
     def says(before: Space, after: Space) -> str:
-        return f"{keeps(before, after)}, {'the same on all devices' if cycle > 1 else 'fixed for the run'}"
+        return f"{keeps(before, after)}, {which}"
 
     return Stage(name, infer, encode, decode, says, takes_support=True)
 
