@@ -177,7 +177,7 @@ def test_a_trainer_gives_what_it_says_that_it_measures(tmp_path: Path) -> None:
     def check(given: dict[str, float], said: tuple[str, ...]) -> None:
         made = registered(Measures(given, said))
         request = FitRequest("d00000", 0, made.initial(), plan.rule(0), keys.root(1), keys.root(2))
-        Devices(plan, made, None, None, None, None)._train("d00000", request, 0.0, inf)  # type: ignore[arg-type]
+        Devices(plan, made, None, None, None, None)._check_metrics(made.fit(request))  # type: ignore[arg-type]
 
     check({"share": 0.5, "unasked": 1.0}, ("share", "unasked"))
     with pytest.raises(TrainingError, match="gave no share"):
