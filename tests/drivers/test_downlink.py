@@ -257,7 +257,7 @@ def test_a_blob_is_moved_once_as_long_as_it_is_needed():
 TOLD = {"stage": [{"kind": "weigh", "cap": 160}, {"kind": "told", "k": 20}], "strategy": {"kind": "fedavg"}}
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("down", [[], DOWN["downlink"]], ids=["snapshots", "deltas"])
 def test_both_sides_are_told_where_the_last_release_was_largest(tmp_path, down):
     told.SEEN.clear()

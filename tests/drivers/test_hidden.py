@@ -427,7 +427,7 @@ def test_a_charge_outlives_a_crash_before_the_release(tmp_path, monkeypatch):
         assert store.models() == models
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [PRIVATE, CENTRAL], ids=["distributed_dp", "central_dp"])
 def test_who_cannot_train_sends_zeros_and_does_not_show(tmp_path, monkeypatch, settings):
     monkeypatch.setenv("TOY_NAN", "d00002")

@@ -104,7 +104,7 @@ def test_a_download_goes_on_where_it_broke_off(server: HttpServer, device: Link,
         (folder / digest).unlink()
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("have", [1000, len(BLOB)])
 def test_the_gateway_goes_on_where_its_own_download_broke_off(
     server: HttpServer, gateway: Gateway, device: Link, tmp_path: Path, have: int

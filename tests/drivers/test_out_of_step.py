@@ -225,7 +225,7 @@ def test_a_log_that_is_damaged_anywhere_gives_the_right_model_or_an_error(images
     assert "E-CHECKPOINT" in seen
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_that_begins_where_another_was_starts_with_nothing(images, tmp_path, seed):
     """The database is lost; device memory, journal and blobs of the old run are still there."""
@@ -238,6 +238,7 @@ def test_a_run_that_begins_where_another_was_starts_with_nothing(images, tmp_pat
     assert play(folder, seed=seed) == fresh
 
 
+@pytest.mark.slow
 def test_a_database_of_another_run_directory_is_refused(images, tmp_path):
     """The same recipe, begun twice: memory of one does not go with the database of the other."""
     _, copies = images("plain")

@@ -112,6 +112,7 @@ def test_a_model_that_does_not_verify_is_neither_promoted_nor_returned_to(
     assert [one["played"] for one in links["operator"].call("GET", "/v1/models")] == [2, 3]
 
 
+@pytest.mark.slow
 def test_a_damaged_former_model_is_not_returned_to(server: HttpServer, links: dict[str, Link], run: Path) -> None:
     id = hosted(server, run)
     former = promote(links["operator"], id, 2)

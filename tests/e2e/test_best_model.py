@@ -95,6 +95,7 @@ def test_the_last_model_counts_unless_the_recipe_says_best(tmp_path):
         assert which.digest == store.models()[5]
 
 
+@pytest.mark.slow
 def test_the_base_counts_where_nothing_beats_it(tmp_path):
     play(tmp_path, {**OVERSHOOT, "strategy.lr": 30.0, "round.patience": 2, "round.keep": "best"})
     with RunStore(tmp_path) as store:

@@ -107,7 +107,7 @@ def test_an_agent_says_what_it_lacks(home: Path, tmp_path: Path, monkeypatch: py
     assert command("device", "run", *at(home))["code"] == "E-RECIPE-READ"
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("keep", [False, True])
 def test_who_leaves_is_revoked_and_only_what_edgewise_made_is_gone(home: Path, server: HttpServer, keep: bool) -> None:
     name = homes.load(home).name

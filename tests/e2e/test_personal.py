@@ -74,6 +74,7 @@ def test_a_personal_model_is_kept_for_its_owner_and_found_by_its_device(tmp_path
         assert stat.S_IMODE((tmp_path / "personal").stat().st_mode) == 0o700
 
 
+@pytest.mark.slow
 def test_only_as_many_models_are_kept_as_there_is_room_for(tmp_path):
     found = play(tmp_path, {"personal": {**FINE_TUNE["personal"], "keep_mb": 2.5 * 200 / 1e6}})
     assert {m.device for m in personal_models(tmp_path)} == {"d00000", "d00001"}

@@ -247,7 +247,7 @@ def test_resume_without_a_run_leaves_no_folder(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{"simulation.dropout": 0.5}, {"eval.every": 1}, {"training.lr": 0.1}])
 def test_a_run_of_another_recipe_or_world_is_not_resumed(tmp_path, changed):
     play(tmp_path, BARE)

@@ -192,7 +192,7 @@ def test_survivors_are_on_the_disk_before_a_device_hears_of_them(tmp_path: Path)
     assert done[charged - 1 : charged + 2] == ["before charge", "after charge", "before send"]
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_network_can_drive_a_round_by_events(kind: str, tmp_path: Path) -> None:
     """Drive a round without a receive loop. Arrivals are taken as they come, and a timer fires at ``until_s``."""

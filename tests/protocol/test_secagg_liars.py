@@ -64,6 +64,7 @@ def test_a_device_that_deals_wrong_shares_and_vanishes_ends_the_session_and_is_n
     assert named == {D[1]: code}
 
 
+@pytest.mark.slow
 def test_two_devices_at_odds_are_not_named() -> None:
     """When a box does not open, its dealer or its holder lies, and nobody can tell which. It costs one share."""
     assert play(9, {1: "one"})[1] == {}
@@ -111,7 +112,7 @@ def test_the_tight_policies_are(n: int) -> None:
     assert TIGHT[n].shape(n)[1] in (n - corrupt - dropped, n - corrupt - dropped - 1)
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.long(sample=2)
 @pytest.mark.parametrize("n", TIGHT)
 @pytest.mark.parametrize("leaves", ["@1", "@2", "@3", "@4"])

@@ -81,6 +81,7 @@ def test_the_files_are_what_we_do() -> None:
         assert contents == FILES[name], name
 
 
+@pytest.mark.quick(sample=20)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name in LARGE)) for name in SESSIONS])
 def test_devices_say_what_was_recorded(name: str) -> None:
     """Every device's messages, but for marked lies, follow from its secrets and the messages that it received."""

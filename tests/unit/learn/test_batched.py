@@ -118,6 +118,7 @@ def test_devices_that_train_other_layers_train_too(place: Path) -> None:
         assert trained <= set(one.rule.segments)
 
 
+@pytest.mark.slow
 def test_bfloat16_together_is_close(place: Path) -> None:
     t = trainer(place, model={"precision": "bfloat16"}, training={"clip_grad": 0.0})
     for one, update in zip(requests(t), t.fit_many(requests(t)), strict=True):

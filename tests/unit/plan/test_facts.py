@@ -267,6 +267,7 @@ def test_a_run_below_its_owners_floor_is_refused(floor: OwnerFloor, said: str, s
     assert caught.value.code == "E-FLOOR"
 
 
+@pytest.mark.slow
 def test_an_owner_can_ask_for_hidden_updates_and_for_an_epsilon_of_the_device(served: Plan) -> None:
     strict = OwnerFloor(8.0, True, True, 10, 1e6, Floor(20, 0.1, "malicious"), 1e-2)
     assert device(canonical(served.facts), floor=strict).run == served.run

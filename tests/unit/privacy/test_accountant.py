@@ -330,6 +330,7 @@ def test_a_safe_cap_costs_nothing() -> None:
     assert [safe_cap(2, 0.1, 1, delta) for delta in (0.5, 0.1, 0.005)] == [1, 2, 2]
 
 
+@pytest.mark.slow
 def test_amplified_epsilons_are_for_the_release_only() -> None:
     event = poisson(0.01, 1.0)
     with pytest.raises(CompositionError) as caught:

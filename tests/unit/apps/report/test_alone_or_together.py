@@ -117,6 +117,7 @@ def test_data_whose_owners_have_words_of_their_own_is_said_to_favour_training_al
         assert alone_or_together.note({**s, "recipe": {"data": {**s["recipe"]["data"], **other}}}) == ""
 
 
+@pytest.mark.slow
 def test_training_alone_for_longer_is_drawn_beside_the_same_devices(tmp_path: Path) -> None:
     make_run(tmp_path, compare={"longer": 3, "longer_devices": 2})
     with RunStore(tmp_path) as store:

@@ -175,6 +175,7 @@ def test_the_bytes_of_the_text_stand_beside_what_was_sent(tmp_path: Path) -> Non
     assert "bytes_per_token" not in s["facts"]
 
 
+@pytest.mark.slow
 def test_the_rounds_are_a_table_for_other_programs(tmp_path: Path) -> None:
     s, _ = made(tmp_path)
     rows = list(csv.DictReader((tmp_path / "rounds.csv").read_text(encoding="utf-8").splitlines()))
@@ -259,6 +260,7 @@ def test_quality_is_drawn_over_bytes_one_way_and_both_ways(tmp_path: Path) -> No
         assert "quality_for_bytes" not in {path.stem for path in png.write(store, s, tmp_path)}
 
 
+@pytest.mark.slow
 def test_a_line_of_two_points_says_why(tmp_path: Path) -> None:
     s, page = made(tmp_path)
     assert "The model was measured only after" not in page
@@ -366,6 +368,7 @@ def test_numbers_as_people_read_them() -> None:
     assert numbers.lost("E-NAN") == "training produced a value that is not finite"
 
 
+@pytest.mark.slow
 def test_codecs_that_devices_chose_are_shown(tmp_path: Path) -> None:
     make_run(tmp_path, codec="adaptive", stage=[{"kind": "weigh"}])
     with RunStore(tmp_path) as store:
