@@ -6,6 +6,7 @@ import difflib
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 
 import torch
@@ -19,7 +20,7 @@ from edgewise.learn.flat import Flat
 from edgewise.learn.models.architecture import called, pattern
 from edgewise.learn.models.between import put_between
 from edgewise.learn.models.modules import PEFT_PREFIX, plain_name
-from edgewise.learn.models.quantized import count
+from edgewise.learn.models.quantized import count, import_bitsandbytes
 from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe.trainable import SHARED_A, TrainableSection
 
@@ -103,6 +104,8 @@ def _freeze_others(model: nn.Module, patterns: list[str]) -> None:
 
 
 def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Module:
+    with suppress(ImportError):  # peft imports it where it is installed.
+        import_bitsandbytes()
     from peft import LoraConfig, get_peft_model  # The import takes seconds, and only LoRA needs it.
 
     config = LoraConfig(

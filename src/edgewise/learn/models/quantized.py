@@ -22,6 +22,7 @@ import json
 import logging
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,13 +168,31 @@ def check_stored(folder: Path, kind: str) -> None:
     raise ModelError("E-QUANTIZE", what, usable if stored in ("nf4", "int8") else fix)
 
 
+def import_bitsandbytes() -> None:
+    """Import bitsandbytes before peft or transformers do. Raises ImportError where it is not installed.
+
+    On a CPU with AVX512-BF16 it would fetch compiled code from the hub while it is imported, where the package
+    ``kernels`` is installed. That package is hidden meanwhile, so no code is fetched or run.
+    """
+    if "bitsandbytes" in sys.modules:
+        return
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    installed = sys.modules.pop("kernels", None)
+    sys.modules["kernels"] = None  # type: ignore[assignment]
+    try:
+        import bitsandbytes  # noqa: F401  (transformers and peft use it)
+    finally:
+        del sys.modules["kernels"]
+        if installed is not None:
+            sys.modules["kernels"] = installed
+
+
 def _need_bitsandbytes() -> None:
     try:
-        import bitsandbytes  # noqa: F401  (transformers imports it)
+        import_bitsandbytes()
     except ImportError:
         what = "model.quantize needs bitsandbytes."
         raise EdgewiseError("E-DEPENDENCY", what, 'pip install "edgewise[quant]".') from None
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def _quantized(folder: Path, kind: Kind, cache_dir: Path | None) -> nn.Module:

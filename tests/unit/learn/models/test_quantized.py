@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +186,12 @@ def test_a_recipe_without_later_keys_keeps_its_identity() -> None:
     assert "quantize" not in plain["model"]
     used = from_plain({"schema": 1, "privacy": "none", "model": {"quantize": "int8"}, "trainable": {"kind": "lora"}})
     assert used.resolved()["model"]["quantize"] == "int8"
+
+
+@pytest.mark.slow  # a process of its own, since a library is imported once
+def test_no_code_is_fetched_while_the_library_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "kernels.py").write_text(f"def get_kernel(*a, **k): open({str(tmp_path / 'fetched')!r}, 'w')")
+    script = "from edgewise.learn.models import quantized as q; q.import_bitsandbytes(); import kernels, bitsandbytes"
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, "PYTHONPATH": path}, check=True)
+    assert not (tmp_path / "fetched").exists()
