@@ -32,6 +32,7 @@ POPULATIONS = {
     "adapters": 24,
     "code": 24,
     "layerwise": 24,
+    "personal": 24,
     "plays": 24,
     "private": 1000,
     "quantized": 24,

@@ -10,7 +10,9 @@ keeps something on the device declares it by returning it there, under a name of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+
+import msgspec
 
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive
@@ -49,18 +51,28 @@ def keeps_private(plan: Plan) -> bool:
     return plan.recipe.personal.method in PRIVATE
 
 
-def personal_training(plan: Plan, device: DeviceId, times: int = 1) -> PersonalTraining | None:
-    """Return the further training of a device; None where the recipe asks for no personal models.
-
-    Args:
-        times: how often the steps are taken: once after the rounds, or once for each round beside which they were.
-    """
+def personal_training(plan: Plan, device: DeviceId) -> PersonalTraining | None:
+    """Return the further training of a device after the rounds; None where the recipe asks for no personal models."""
     wanted, training = plan.recipe.personal, plan.recipe.training
     if wanted.method == "none":
         return None
-    most = wanted.steps * times or training.max_local_steps
-    rule = LocalRule(steps=most, lr=wanted.lr, epochs=wanted.epochs * times)
+    rule = LocalRule(steps=wanted.steps or training.max_local_steps, lr=wanted.lr, epochs=wanted.epochs)
     return PersonalTraining(wanted.method, rule, wanted.mix, plan.rounds, plan.batch_key(device, plan.rounds))
+
+
+def as_many_alone(plan: Plan, device: DeviceId, rounds: int) -> PersonalTraining | None:
+    """Return the same number of steps for a device that trained ``rounds`` rounds alone, all of which count.
+
+    None where the recipe asks for no personal models. Ditto takes its steps in each of the rounds. A device that
+    chooses its weight takes them twice.
+    """
+    wanted = personal_training(plan, device)
+    if wanted is None:
+        return None
+    times = rounds if keeps_private(plan) else 1 if wanted.share else 2
+    rule = wanted.rule
+    rule = msgspec.structs.replace(rule, steps=rule.steps * times, epochs=rule.epochs * times)
+    return replace(wanted, rule=rule, share=1.0)
 
 
 def beside_rounds(plan: Plan, device: DeviceId, round: int) -> PersonalTraining | None:

@@ -17,6 +17,7 @@ from edgewise.learn.shards import TensorShard
 from edgewise.learn.torch_task import TorchTrainer
 from edgewise.plan.catalogue import BUILT_IN, with_extensions
 from edgewise.plan.compile import compile
+from edgewise.plan.personal import personal_training
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 
 SGD = {"optimizer": "sgd", "lr": 0.1, "local_steps": 2, "batch": 64, "clip_grad": 0.0}
@@ -50,12 +51,15 @@ def output(params: Vector) -> float:
 
 @pytest.mark.parametrize(("alike", "share"), [(True, 1.0), (False, 0.0)])
 def test_a_device_takes_as_much_of_its_own_model_as_its_held_back_text_says(alike: bool, share: float) -> None:
-    one, wanted = trainer(alike), recipe(weight=0.0)
-    plan = compile(wanted, one.spec, 1, BUILT_IN)
-    own = personalised(plan, registered(one), "a", one.initial(), bytes(32))
-    whole = personalised(
-        compile(recipe(weight=1.0), one.spec, 1, BUILT_IN), registered(one), "a", one.initial(), bytes(32)
-    )
+    one = trainer(alike)
+
+    def made(weight: float) -> Vector:
+        plan = compile(recipe(weight=weight), one.spec, 1, BUILT_IN)
+        wanted = personal_training(plan, "a")
+        assert wanted is not None
+        return personalised(plan, registered(one), "a", one.initial(), bytes(32), wanted)
+
+    own, whole = made(0.0), made(1.0)
     assert output(own) == pytest.approx(share * output(whole), abs=1e-6)
     if alike:
         assert output(own) == pytest.approx(1.0, abs=1e-3)

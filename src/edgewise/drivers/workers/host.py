@@ -37,7 +37,7 @@ from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import parse
 from edgewise.plan.objects import NO_OBJECTS, Objects, catalogue
 from edgewise.plan.participants import participants
-from edgewise.plan.personal import keeps_private
+from edgewise.plan.personal import as_many_alone
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe
 
@@ -202,9 +202,10 @@ class Host:
         if job.measure:
             measured, further = self._trainer.evaluate(job.device, params), (0.0, 0)
             if job.personal:
-                times = len(job.rounds) if keeps_private(self._plan) else 1
+                wanted = as_many_alone(self._plan, job.device, len(job.rounds))
+                assert wanted is not None
                 secret = keys.derive(self._root, "personal", job.device)
-                own = personalised(self._plan, self._trainer, job.device, params, secret, times)
+                own = personalised(self._plan, self._trainer, job.device, params, secret, wanted)
                 further = self._measured(job.device, own)
             return jobs.TrainedAlone(
                 id=job.id, device=job.device, nll=measured.nll, tokens=measured.tokens, seconds=seconds,

@@ -17,7 +17,7 @@ from edgewise.drivers.workers.records import in_steps, without_noise
 from edgewise.engine.device_state import private_part
 from edgewise.engine.ports import DeviceStore
 from edgewise.engine.trainer import Registered
-from edgewise.plan.personal import MODEL, SHARES, beside_rounds, keeps_private, personal_training
+from edgewise.plan.personal import MODEL, SHARES, PersonalTraining, beside_rounds, keeps_private, personal_training
 from edgewise.plan.plan import Plan
 
 
@@ -35,17 +35,19 @@ def personal_model(
         As ``personalised``, and StoreError where the device's state cannot be read.
     """
     if not keeps_private(plan):
-        return personalised(plan, trainer, device, params, secret)
+        wanted = personal_training(plan, device)
+        assert wanted is not None  # The callers ask for a model that the recipe wants.
+        return personalised(plan, trainer, device, params, secret, wanted)
     state = store.load(device)
     return params if state is None else private_part(state).get(MODEL, params)
 
 
 def personalised(
-    plan: Plan, trainer: Registered, device: DeviceId, params: Vector, secret: keys.Key, times: int = 1
+    plan: Plan, trainer: Registered, device: DeviceId, params: Vector, secret: keys.Key, wanted: PersonalTraining
 ) -> Vector:
     """Go on from ``params`` for one device.
 
-        v = params after ``personal.steps`` steps on the device's own text
+        v = params after the steps on the device's own text
         personal model = params + share (v - params)             share = 1 unless ``interpolate``
 
     Where the recipe leaves the share to the device, it first trains without the last fifth of its training text, and
@@ -54,17 +56,14 @@ def personalised(
     Args:
         params: float32[d], the model to start from. It is not changed.
         secret: the device's own randomness (``FitRequest.secret``).
-        times: as in ``plan.personal.personal_training``.
+        wanted: steps, and the share of v.
     Returns:
         float32[d].
     Raises:
-        ValueError: the recipe asks for no personal model. EdgewiseError: as the trainer.
+        EdgewiseError: as the trainer.
     Guarantees:
         Equal arguments give equal bits.
     """
-    wanted = personal_training(plan, device, times)
-    if wanted is None:
-        raise ValueError("the recipe asks for no personal model")
     rule, share = in_steps(trainer, plan, device, wanted.rule), wanted.share
     request = FitRequest(device, wanted.round, params, rule, wanted.key, secret)
     with without_noise(trainer):
