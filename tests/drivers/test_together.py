@@ -9,10 +9,11 @@ import toy
 from played import play, story
 from toy_recipe import make_recipe
 
-from edgewise.apps.simulate import simulation
+from edgewise.apps.simulate import check, simulation
 from edgewise.core.errors import DataError, EdgewiseError, StoreError
 from edgewise.core.events import Lost
 from edgewise.core.training import DeviceId
+from edgewise.plan.catalogue import with_extensions
 
 FEW = {"round.rounds": 2, "compare.local_only": False, "compare.centralised": False}
 TOGETHER = {**FEW, "engine.batch_devices": 3}
@@ -85,3 +86,11 @@ def test_resume_keeps_the_number(tmp_path, groups):
 def test_a_trainer_of_one_device_at_a_time_is_refused(tmp_path):
     with pytest.raises(EdgewiseError, match=r"E-COMBO.*engine.batch_devices = 3.*one device at a time"):
         play(tmp_path, TOGETHER)
+
+
+@pytest.mark.parametrize(("step_s", "proposed"), [(0.1, 8), (1e-9, None), (60.0, None), (0.0, None)])
+def test_check_proposes_a_number_where_that_is_faster(tmp_path, groups, monkeypatch, step_s, proposed):
+    """One step alone takes ``step_s`` here, and a pass of eight devices next to nothing."""
+    monkeypatch.setattr(toy.ToyTrainer, "step_s", lambda self: step_s)
+    found = check.examine(make_recipe(FEW), tmp_path, with_extensions(["toy"]))["together"]
+    assert (found and found["devices"]) == proposed

@@ -91,7 +91,7 @@ class Adapters:
             self._layers.append(_Layer(module, segments.get(id(a), a), segments.get(id(b), b)))
         if left:
             name = min(segments[i].name for i in left)
-            return f"{name} is trained, and it is no factor of a plain LoRA adapter on a linear layer"
+            return f"{name} changes in a run, and it is no factor of a plain LoRA adapter on a linear layer"
         dropout = {k: v for k, v in vars(getattr(model, "config", None) or object).items() if _drops(k, v)}
         return f"the model has {min(dropout)}, which draws at random for all rows at once" if dropout else ""
 

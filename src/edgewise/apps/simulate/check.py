@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
 from edgewise.apps.report import data_read
-from edgewise.core.errors import DataError
+from edgewise.core.errors import DataError, TrainingError
+from edgewise.core.frame import LocalRule
+from edgewise.core.training import FitRequest, Update
 from edgewise.drivers.simulation.link_traces import read_traces
 from edgewise.drivers.workers import speed
 from edgewise.drivers.workers.records import in_steps, noise_steps
@@ -28,6 +31,7 @@ from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.retention import window_of
 
+TOGETHER, TOGETHER_S, FASTER = 16, 4.0, 1.1  # Devices in a measured pass, its longest time, and a speed-up worth it.
 COUNTED = 64  # devices whose steps are counted where the recipe counts passes
 
 MOST_BYTES = 1 << 26  # limit of the text that is tokenized for counting; it takes seconds
@@ -42,6 +46,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         ``kept_bytes`` (what the strategy keeps on a device between rounds), ``ends``,
         ``local_epochs``, ``local_steps`` (``fewest``, ``mean`` and ``most`` of a device and round; with epochs of the
         ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``,
+        ``together`` (``devices`` and ``ratio`` of the proposed ``engine.batch_devices``; null without one),
         ``notes`` (sentences about model and tokenizer). What is not known is null.
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
@@ -58,6 +63,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         noise_steps(plan, trainer)
         sizes = trainer.trainer.sizes()
         step_s = 0.0 if fast or trainer.measures is None else trainer.measures.step_s()
+        together = _together(trainer, plan, step_s)
         encode_s = 0.0 if fast else speed.encode_s(plan)
         read = _reading(trainer)
         steps = _local_steps(trainer, plan)
@@ -99,6 +105,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         "local_epochs": recipe.training.local_epochs or None,
         "local_steps": steps,
         "step_s": step_s or None,
+        "together": together,
         "workers": workers,
         "forecast": forecast,
     }
@@ -145,3 +152,31 @@ def _ends(recipe: Recipe) -> str:
     if recipe.round.keep == "best":
         decisions.append("the model with the lowest held-out loss counts")
     return "; ".join(decisions)
+
+
+def _together(trainer: Registered, plan: Plan, step_s: float) -> dict[str, float] | None:
+    """Measure a step of several devices in one pass. None where they cannot, or are not clearly faster than in turn.
+
+    A pass that would take long is not measured, because large batches gain nothing. Nor is one that may need more than
+    half of the free memory.
+    """
+    if trainer.together is None or not step_s or trainer.together.apart() or plan.promise.noises_steps:
+        return None
+    devices = trainer.trainer.devices()[: min(TOGETHER, plan.sampling.goal)]
+    if len(devices) < 2 or step_s * len(devices) > TOGETHER_S:
+        return None
+    needed = trainer.trainer.sizes().get("memory_bytes", 0.0) * len(devices)
+    if "SC_AVPHYS_PAGES" in os.sysconf_names and needed > os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGESIZE") / 2:
+        return None
+    start = trainer.initial()
+    rule = LocalRule(steps=1, lr=plan.rule(0).lr)
+    asked = [FitRequest(device, 0, start, rule, bytes(32), bytes(32)) for device in devices]
+    for _ in range(2):  # The second pass counts, because caches are warm then.
+        began = time.perf_counter()
+        try:
+            updates = trainer.fit_many(asked)
+        except TrainingError:  # They may not fit into memory together.
+            return None
+        took_s = time.perf_counter() - began
+    ratio = step_s * sum(isinstance(one, Update) for one in updates) / took_s
+    return {"devices": len(devices), "ratio": round(ratio, 2)} if ratio >= FASTER else None

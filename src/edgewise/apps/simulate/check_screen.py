@@ -235,6 +235,11 @@ def _numbers(found: Mapping[str, Any]) -> Any:
         parts = f"rounds {numbers.duration(f['federated_s'])}, comparisons {numbers.duration(f['compare_s'])}"
         step = f"{numbers.duration(found['step_s'])} per step, {found['workers']} worker{'s' * (found['workers'] != 1)}"
         grid.add_row("time", f"about {numbers.duration(f['total_s'])}: {parts} ({step}; evaluation not counted)")
+    if found["together"]:
+        n, ratio = found["together"]["devices"], found["together"]["ratio"]
+        grid.add_row(
+            "", f"engine.batch_devices = {n} takes {ratio:.1f} times as many steps in that time on this machine"
+        )
     return grid
 
 

@@ -72,7 +72,7 @@ class TrainingSection(Section):
     checkpointing: bool = Field(
         False,
         description="keep the inputs of layers only, and compute the rest again for the gradient: same gradient, less "
-        "memory, a third more time",
+        "memory, one more forward pass",
     )
     clip_grad: float = Field(1.0, ge=0, description="largest gradient norm; 0 = off")
     weight_decay: float = Field(0.0, ge=0)
