@@ -238,6 +238,7 @@ def test_what_has_no_place_for_a_private_model_refuses_it(tables, words):
 # -- devices that were in no round -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_unseen_devices_are_in_no_round_and_are_measured_after_them(tmp_path, asked):
     out = tmp_path / "unseen"
     found = play(out, {**PLAIN, **FINE_TUNE, "compare.unseen": 0.25})

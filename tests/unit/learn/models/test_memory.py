@@ -41,6 +41,7 @@ def test_a_forecast_needs_no_weights(folder: Path) -> None:
     assert whole.total > sum(whole)
 
 
+@pytest.mark.slow
 def test_activations_hold_at_least_the_logits(folder: Path) -> None:
     tokens, vocabulary = 32 * 64, 300
     found = of(folder, FULL)
@@ -49,6 +50,7 @@ def test_activations_hold_at_least_the_logits(folder: Path) -> None:
     assert of(folder, FULL, accumulate=8).activations < 0.5 * found.activations
 
 
+@pytest.mark.slow
 def test_precision_and_checkpointing_save_memory(folder: Path) -> None:
     plain, short = of(folder), of(folder, dtype=torch.bfloat16)
     assert short.weights < 0.6 * plain.weights
@@ -56,6 +58,7 @@ def test_precision_and_checkpointing_save_memory(folder: Path) -> None:
     assert of(folder, checkpointing=True).activations < 0.8 * plain.activations
 
 
+@pytest.mark.slow
 def test_a_quantized_base_is_counted_in_its_bits(folder: Path) -> None:
     plain = forecast(folder, LORA, TrainingSection(), 64, torch.float32)
     coded = forecast(folder, LORA, TrainingSection(), 64, torch.float32, "int8")

@@ -116,6 +116,7 @@ def test_accumulation_is_the_same_training(place: Path) -> None:
     np.testing.assert_allclose(split.fit(ask(split, "bob")).x, whole.fit(ask(whole, "bob")).x, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
 def test_out_of_memory_says_what_would_need_less(
     place: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
