@@ -33,7 +33,7 @@ from edgewise.plan.recipe.trainable import TrainableSection
 
 # Tokens of a forward pass of an evaluation, and the logits that they may have. Larger passes gain nothing on a CPU.
 EVAL_TOKENS, EVAL_LOGITS = 2048, 2048 * 4096
-MARGIN, FIXED = 1.25, 32e6  # Allocators and kernels take more than tensors: a share, and so many bytes.
+MARGIN, FIXED = 1.25, 44e6  # Allocators and kernels take more than tensors: a share, and so many bytes.
 
 
 class MemoryForecast(NamedTuple):
