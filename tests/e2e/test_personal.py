@@ -14,6 +14,7 @@ from toy_recipe import make_recipe
 from edgewise.apps.simulate import simulation
 from edgewise.core.errors import RecipeError, StoreError
 from edgewise.core.training import FitRequest
+from edgewise.drivers.simulation.faults import Faulty, ScriptedFault
 from edgewise.drivers.storage.personal_models import personal_model, personal_models, personal_params
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.plan.recipe.recipe import from_plain
@@ -140,19 +141,18 @@ DITTO = {"personal": {"method": "ditto", "steps": 3, "lr": 0.2, "pull": 0.7}}
 PLAIN = {"stage": [{"kind": "weigh"}], "strategy": {"kind": "fedavg"}, "compare.local_only": False}
 
 
-def by_hand(asked, device):
-    """v of a device after all rounds, by the equation, from the gradients that the toy takes."""
-    v = None
-    rounds = sorted({r.round for r in asked if r.round < 4})
-    for number in rounds:
-        (w,) = {r.params.tobytes() for r in asked if r.round == number and r.device == device and not r.correction.pull}
-        w = np.frombuffer(w, np.float32)
-        v = w.copy() if v is None else v
-        (own,) = [r for r in asked if r.round == number and r.device == device and r.correction.pull]
-        trainer = toy.ToyTrainer(make_recipe())
+def by_hand(asked, device, used=range(4)):
+    """v of a device after all rounds, by the equation, from the gradients that the toy takes. v goes on from the last
+    contribution that the server ``used``."""
+    own = {r.round: r for r in asked if r.round < 4 and r.device == device and r.correction.pull}
+    models = {r.round: r.params for r in asked if r.round < 4 and r.device == device and not r.correction.pull}
+    target, last, v = toy.ToyTrainer(make_recipe())._target(device), None, None
+    for number, w in sorted(models.items()):
+        v = w.copy() if last is None else last
         for step in range(3):
-            noise = toy.generator(toy.derive(own.key, step)).normal(0, 0.01, 50).astype(np.float32)
-            v = v - np.float32(0.2) * ((v - trainer._target(device)) + noise + np.float32(0.7) * (v - w))
+            noise = toy.generator(toy.derive(own[number].key, step)).normal(0, 0.01, 50).astype(np.float32)
+            v = v - np.float32(0.2) * ((v - target) + noise + np.float32(0.7) * (v - w))
+        last = v if number in used else last
     return v
 
 
@@ -177,6 +177,24 @@ def test_ditto_follows_its_equation_and_leaves_the_federated_model_as_it_is(tmp_
 
 
 @pytest.mark.slow
+def test_a_private_model_goes_on_from_the_last_contribution_that_was_used(tmp_path, asked):
+    """Two devices train in a round, and their answers are lost on the way."""
+    recipe = make_recipe({**PLAIN, **DITTO, "compare.centralised": False, "eval.every": 0, "round.minimum": 0.25})
+    losing = lambda device, number: ScriptedFault(lose=device in ("d00001", "d00004") and number == 2)  # noqa: E731
+    out = tmp_path / "few"
+    simulation.run(recipe, out=out, recipe_dir=tmp_path, extensions=["toy"], wrap=lambda c: Faulty(c, losing))
+    found = json.loads((out / "summary.json").read_text())
+    used = {row["device"]: row["rounds"] for row in found["per_device"]}
+    late = 0
+    for device in used:
+        invited = {r.round for r in asked if r.device == device and r.round < 4}
+        late += len(invited - set(used[device]))
+        if invited:
+            made = by_hand(asked, device, used[device])
+            assert np.allclose(personal_params(out, device), made, atol=1e-5), device
+    assert late == 2
+
+
 def test_a_killed_run_goes_on_with_the_private_models_of_its_devices(tmp_path, monkeypatch):
     tables = {**PLAIN, **DITTO}
     out = tmp_path / "killed"
