@@ -34,7 +34,6 @@ def released(out):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_personal_models_gain_on_the_federated_model_which_is_the_same_without_them(tmp_path):
     plain, found = play(tmp_path / "plain"), play(tmp_path / "personal", FINE_TUNE)
     assert found["model_sha256"] == plain["model_sha256"]
@@ -55,7 +54,6 @@ def test_personal_models_gain_on_the_federated_model_which_is_the_same_without_t
     assert "local, then personal" not in (tmp_path / "plain" / "report.html").read_text()
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_personal_model_is_kept_for_its_owner_and_found_by_its_device(tmp_path):
     play(tmp_path, {"personal": {**FINE_TUNE["personal"], "method": "interpolate", "weight": 0.25}}, report=False)
@@ -78,14 +76,12 @@ def test_a_personal_model_is_kept_for_its_owner_and_found_by_its_device(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_only_as_many_models_are_kept_as_there_is_room_for(tmp_path):
     found = play(tmp_path, {"personal": {**FINE_TUNE["personal"], "keep_mb": 2.5 * 200 / 1e6}})
     assert {m.device for m in personal_models(tmp_path)} == {"d00000", "d00001"}
     assert found["perplexity"]["personal"]["devices"] == 8
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_killed_run_makes_only_the_models_that_are_missing(tmp_path, monkeypatch):
     made: list[FitRequest] = []
@@ -108,7 +104,6 @@ def test_a_killed_run_makes_only_the_models_that_are_missing(tmp_path, monkeypat
     assert found["complete"]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_damaged_model_is_an_error(tmp_path):
     play(tmp_path, FINE_TUNE, report=False)
@@ -170,7 +165,6 @@ def asked(monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_ditto_follows_its_equation_and_leaves_the_federated_model_as_it_is(tmp_path, asked):
     play(tmp_path / "plain", PLAIN, report=False)
     asked.clear()
@@ -182,7 +176,6 @@ def test_ditto_follows_its_equation_and_leaves_the_federated_model_as_it_is(tmp_
     assert found["perplexity"]["personal"]["weighted_mean"] < found["perplexity"]["federated"]["weighted_mean"]
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_private_model_goes_on_from_the_last_contribution_that_was_used(tmp_path, asked):
     """Two devices train in a round, and their answers are lost on the way."""
@@ -237,7 +230,6 @@ NOISED = {"privacy": "central_dp", "stage": [], "metrics": "none", "strategy": {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tables", [HIDDEN, NOISED], ids=["secure aggregation", "differential privacy"])
-@pytest.mark.slow
 def test_a_private_model_changes_no_byte_that_leaves(tmp_path, tables):
     sizes = []
     for at, more in ((tmp_path / "plain", {}), (tmp_path / "ditto", DITTO)):
@@ -265,7 +257,6 @@ def test_what_has_no_place_for_a_private_model_refuses_it(tables, words):
 # -- devices that were in no round -----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_unseen_devices_are_in_no_round_and_are_measured_after_them(tmp_path, asked):
     out = tmp_path / "unseen"
