@@ -1,4 +1,4 @@
-"""An orchestrator that lies to its gateway: two batches, invented devices, other facts; also across a restart of it."""
+"""A server that lies to its gateway: two batches, invented devices, other facts; also across a restart of it."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def test_a_report_counts_in_one_attempt_at_a_round(server: Identity, connect: Ca
     assert refused(helper, DEVICES[:3]) == "E-SECAGG-ORDER"
 
 
-def test_the_orchestrator_invents_no_devices(server: Identity, connect: Callable[..., RemoteHelper]) -> None:
+def test_the_server_invents_no_devices(server: Identity, connect: Callable[..., RemoteHelper]) -> None:
     plan = plan_of(server)
     helper = connect(plan)
     told = Round(plan, invite(plan), helper.key)
@@ -178,7 +178,7 @@ def test_the_gateway_takes_its_parameters_from_its_own_plan(
     assert code(connect, plan) == "E-FACTS"
 
 
-def test_the_gateway_serves_its_own_orchestrator_alone(
+def test_the_gateway_serves_its_own_server_alone(
     server: Identity, connect: Callable[..., RemoteHelper], tmp_path: Path
 ) -> None:
     other = identity.make(tmp_path / "other.key")

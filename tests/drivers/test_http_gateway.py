@@ -65,7 +65,7 @@ def test_a_run_with_a_gateway_gives_the_simulators_model(
 
 
 class Dying:
-    """The way to a gateway, of an orchestrator that dies once when it has an answer of this kind in its hand."""
+    """The way to a gateway, of a server that dies once when it has an answer of this kind in its hand."""
 
     def __init__(self, inner: RemoteHelper, at: str, after: int) -> None:
         self._inner, self._at, self._left = inner, at, after
@@ -83,16 +83,16 @@ class Dying:
 
 
 class Killed(BaseException):
-    """The orchestrator died."""
+    """The server died."""
 
 
 @pytest.mark.slow
 @pytest.mark.long(sample=1)
 @pytest.mark.parametrize(("at", "after"), [("open", 1), ("begin", 1), ("admit", 2), ("admit", 4)])
-def test_an_orchestrator_that_dies_amid_a_step_goes_on_with_it(
+def test_a_server_that_dies_amid_a_step_goes_on_with_it(
     server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str, after: int
 ) -> None:
-    """The gateway has done the step. The next orchestrator asks again and gets the same answer; the sum is the same."""
+    """The gateway has done the step. The next server asks again and gets the same answer; the sum is the same."""
     overrides = {**GATEWAY, "round.rounds": 1}
     with fleet(server, tmp_path, 4, monkeypatch) as links, Gateway(tmp_path / "gateway") as gateway:
         expected, *_ = play(tmp_path / "simulated", {"data.devices": 4, **overrides})
@@ -122,7 +122,7 @@ STEPS = [  # (of what, which call of it, whether it was done)
 @pytest.mark.long(sample=1)
 @pytest.mark.parametrize(("whose", "name", "done"), STEPS)
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_budget_holds_wherever_an_orchestrator_with_a_gateway_dies(
+def test_a_budget_holds_wherever_a_server_with_a_gateway_dies(
     server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whose: str, name: str, done: bool
 ) -> None:
     """The budget is for two rounds. It dies once in each of them, and each is charged once."""

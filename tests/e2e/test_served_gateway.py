@@ -1,4 +1,4 @@
-"""A submitted recipe with two servers: orchestrator and gateway, and devices whose owners pin the gateway."""
+"""A submitted recipe with two servers: server and gateway, and devices whose owners pin the gateway."""
 
 from __future__ import annotations
 

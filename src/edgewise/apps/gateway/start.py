@@ -1,8 +1,8 @@
-"""Join a gateway to its orchestrator, and serve. One folder has keys, database and the list of devices.
+"""Join a gateway to its server, and serve. One folder has keys, database and the list of devices.
 
-    FOLDER/device.key, server.json    its identity, and the orchestrator that it belongs to (``drivers.http.home``)
+    FOLDER/device.key, server.json    its identity, and the server that it belongs to (``drivers.http.home``)
     FOLDER/server.db, blobs/          its lasting state (``drivers.fleet.helped``)
-    FOLDER/cache/                     blobs for devices that reach the orchestrator through it
+    FOLDER/cache/                     blobs for devices that reach the server through it
     FOLDER/devices.txt                the devices whose reports it counts
 
 The folder belongs to one gateway.
@@ -47,7 +47,7 @@ LIMITS = ServerLimits(member_rate=2000.0, member_burst=4000.0, holder_bytes=Serv
 
 
 def join(url: str, token: str, folder: Path, plain: bool = False, patience_s: float = 60.0) -> Link:
-    """Enrol a gateway at its orchestrator, and pin the orchestrator's key. Only that orchestrator may ask for shares.
+    """Enrol a gateway at its server, and pin the server's key. Only that server may ask for shares.
 
     Raises TransportError as ``Link.join``, and StoreError(E-LEASE) while the gateway serves.
     """
@@ -113,7 +113,7 @@ class Gateway:
 
     @property
     def name(self) -> str:
-        """The fingerprint that owners and the orchestrator's operator pin."""
+        """The fingerprint that owners and the server's operator pin."""
         return self.service.identity.name
 
     def __enter__(self) -> Gateway:
@@ -139,7 +139,7 @@ def _leader(database: Database, name: str) -> bytes:
         row = c.execute(sa.select(MEMBERS).where((MEMBERS.c.id == name) & (MEMBERS.c.role == LEADER))).first()
     if row is None:
         raise TransportError(
-            "E-IDENTITY", "this gateway does not know its orchestrator's key.", "run `edgewise gateway join` again."
+            "E-IDENTITY", "this gateway does not know its server's key.", "run `edgewise gateway join` again."
         )
     return bytes(row.public)
 

@@ -138,7 +138,7 @@ HELPED = sa.Table(  # runs that a gateway helps as second server, each with its 
     "helped",
     META,
     sa.Column("run", sa.String, primary_key=True),
-    sa.Column("facts", sa.LargeBinary, nullable=False),  # as signed by the orchestrator
+    sa.Column("facts", sa.LargeBinary, nullable=False),  # as signed by the server
     sa.Column("signature", sa.LargeBinary, nullable=False),
     sa.Column("layout", sa.Text, nullable=False),  # JSON
     sa.Column("roster", sa.LargeBinary, nullable=False),  # the devices' keys

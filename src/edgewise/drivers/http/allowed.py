@@ -1,6 +1,6 @@
 """The devices whose reports a gateway counts: a file of ids, one a line, written by the gateway's operator.
 
-An id is the fingerprint of a device's key, so the file is the whole registry. The orchestrator supplies the keys and
+An id is the fingerprint of a device's key, so the file is the whole registry. The server supplies the keys and
 can neither change nor add one. The file is read again when it changes.
 """
 

@@ -1,4 +1,4 @@
-"""Health of a server: whether it answers, and whether it can do its work. Orchestrators and gateways share it."""
+"""Health of a server: whether it answers, and whether it can do its work. Servers and gateways share it."""
 
 from __future__ import annotations
 

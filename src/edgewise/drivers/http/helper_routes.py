@@ -1,6 +1,6 @@
-"""The routes of a gateway as the second server of shared sums. All but the first are for its orchestrator alone.
+"""The routes of a gateway as the second server of shared sums. All but the first are for its server alone.
 
-orchestrator                                gateway
+server                                      gateway
 GET  /v1/gateway?nonce=       ──►           its identity, signed for the nonce
 POST /v1/shares/run           facts ──►     the run's own HPKE key, signed; or the reason why it does not help
 POST /v1/shares/round         invite ──►    begun, if the gateway accepts the invitation
@@ -88,7 +88,7 @@ class HelperPlane:
     """The routes of one gateway.
 
     Args:
-        leader: Ed25519 key of its orchestrator.
+        leader: Ed25519 key of its server.
         allowed: the devices that count.
         floor: the demands of the gateway's operator on every run.
         packages: name -> digest of the installed packages that runs may use.
@@ -202,9 +202,9 @@ class HelperPlane:
         return share_keys.made(service.identity, share_keys.HELPER, run, public(known.secret))
 
     def _plan(self, run: Enlisted, spec: Spec) -> Plan:
-        """Compile the gateway's own plan of a run from facts that its orchestrator signed."""
+        """Compile the gateway's own plan of a run from facts that its server signed."""
         if not facts.signed(self._leader, run.signature, run.facts):  # checked before any code of a package is imported
-            raise facts.refused("they are not signed by this gateway's orchestrator")
+            raise facts.refused("they are not signed by this gateway's server")
         catalogue = extension_packages.catalogue(facts.parse(run.facts).packages, self._packages)
         plan = accept(run.facts, run.signature, self._leader, spec, self._floor, catalogue)
         if plan.run != run.run:

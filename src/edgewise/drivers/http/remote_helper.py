@@ -71,7 +71,7 @@ class RemoteHelper:
             sleep: pauses for some seconds. An error that it raises ends a call.
         Raises:
             TransportError: E-SERVER-KEY where another gateway answers. E-CONNECT. E-SIGNATURE where the gateway belongs
-                to another orchestrator. E-FACTS, E-FLOOR, E-SECAGG-FEW and other codes with which it refuses the run.
+                to another server. E-FACTS, E-FLOOR, E-SECAGG-FEW and other codes with which it refuses the run.
         """
         authority = _found(url, name, patience_s, sleep)
         link = Link((Home(url, name, authority, me.name), me), patience_s, sleep=sleep)

@@ -1,9 +1,9 @@
 """The keys to which devices seal their two shares, each signed by its server for one run.
 
-    statement = made(gateway, "helper", run, public)            the gateway, or the orchestrator for "leader"
+    statement = made(gateway, "helper", run, public)            the gateway, or the server for "leader"
     key = checked(statement, "helper", run, name)               a device: its owner has pinned ``name``
 
-A device that sealed both shares to keys of the orchestrator would show it the update. So a device accepts the helper's
+A device that sealed both shares to keys of the server would show it the update. So a device accepts the helper's
 key only with the signature of the gateway whose fingerprint its owner has pinned.
 """
 
