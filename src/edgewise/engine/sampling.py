@@ -1,4 +1,4 @@
-"""Sampling of a cohort. ``plan.compile.Sampling.earns`` states the privacy amplification of each kind."""
+"""Sampling of a cohort. ``plan.sampling.Sampling.earns`` states the privacy amplification of each kind."""
 
 from __future__ import annotations
 

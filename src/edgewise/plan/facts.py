@@ -118,7 +118,7 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return hashlib.sha256(canonical(self)).hexdigest()
 
     def settings(self) -> dict[str, Any]:
-        """Return the recipe's tables, for ``plan.recipe.from_plain``."""
+        """Return the recipe's tables, for ``plan.recipe.recipe.from_plain``."""
         tables: dict[str, Any] = json.loads(self.recipe)
         return tables
 

@@ -57,8 +57,10 @@ def _elsewhere(personal: Mapping[str, Any], federated: Mapping[str, Any]) -> dic
 
 
 def unseen(store: RunStore) -> dict[str, Any] | None:
-    """Compute the figures of devices that were in no round: ``base``, ``federated`` and ``personal``, as ``perplexity``
-    has them. None where there are none."""
+    """Compute the figures of devices that were in no round. None where there are none.
+
+    They are ``base``, ``federated`` and ``personal``, each as ``quality.figures`` has them.
+    """
     found = {name: quality.figures(store.measures(f"{name}_unseen")) for name in ("base", "federated", "personal")}
     return found if found["federated"] else None
 

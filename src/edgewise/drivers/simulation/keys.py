@@ -24,7 +24,7 @@ def simulated_root(plan: Plan, world: str, facts: Mapping[str, Any]) -> Key:
     """Derive the root of all secrets of one simulated run.
 
     Args:
-        world: digest of the simulated surroundings of the run (``plan.recipe.Recipe.world``).
+        world: digest of the simulated surroundings of the run (``plan.recipe.recipe.Recipe.world``).
         facts: the trainer's facts about itself (``describe``). Its ``fingerprint`` of the data is part of the identity:
             one recipe over two versions of the data is two runs with different noise.
     """

@@ -73,7 +73,7 @@ class _Training:
 
 @dataclass(frozen=True)
 class Devices:
-    """TimedAnswer a server's frames for devices.
+    """Answer a server's frames for devices.
 
     Attributes:
         downloads: the blobs that the server has published, and the models that follow from them.
@@ -96,7 +96,7 @@ class Devices:
     def answer(
         self, device: DeviceId, raw: bytes, elapsed_s: float | Callable[[], float] = 0.0, up_mbit: float = inf
     ) -> TimedAnswer:
-        """TimedAnswer a frame for a device. When this returns, the store has every state that must last.
+        """Answer a frame for a device. When this returns, the store has every state that must last.
 
         Args:
             elapsed_s, up_mbit: as in ``engine.device.Trained``. A function is called when the device has trained.
@@ -108,7 +108,7 @@ class Devices:
         return begun if isinstance(begun, TimedAnswer) else self._end(begun, partial(self.trainer.fit, begun.request))
 
     def answer_many(self, given: Sequence[Given]) -> list[TimedAnswer]:
-        """TimedAnswer frames of several devices, in order. Those that train do so together, where the trainer can.
+        """Answer frames of several devices, in order. Those that train do so together, where the trainer can.
 
         States, memory and frames stay apart. A device's ``train_s`` is its share of the time. Raises as ``answer``.
         """
@@ -131,7 +131,7 @@ class Devices:
         return [partial(_given_back, result) for result in results]
 
     def _begin(self, given: Given) -> TimedAnswer | _Training:
-        """TimedAnswer a frame, or take the invitation in it and save the state before training."""
+        """Answer a frame, or take the invitation in it and save the state before training."""
         device, raw = given.device, given.frame
         message = frame.from_server(raw, self.plan.frame_limit_bytes)
         if isinstance(message, frame.Probe):

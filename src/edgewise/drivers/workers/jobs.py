@@ -171,8 +171,10 @@ class TrainedAlone(_Base, frozen=True, tag="trained"):
 
 
 class Personalised(_Base, frozen=True, tag="personalised"):
-    """Answer to Personalise: the parameters (raw float32), and (summed loss, tokens) on the device's own held-out text
-    and on that of the devices ``elsewhere``."""
+    """Answer to Personalise: the parameters (raw float32), and two measures (summed loss, tokens).
+
+    ``own`` is on the device's own held-out text, and ``elsewhere`` on that of the devices ``elsewhere`` of the job.
+    """
 
     device: str
     params: memoryview

@@ -191,7 +191,7 @@ class TextLoss:
     """The next-token loss of a causal model on blocks. ``~id`` marks a token that is read but never predicted.
 
     Args:
-        isolated: True keeps the documents of a block apart, by the marks of ``learn.text.blocks.BEGINS``.
+        isolated: True keeps the documents of a block apart, by the marks of ``learn.text.marks.BEGINS``.
     """
 
     def __init__(self, autocast: torch.dtype, isolated: bool = False) -> None:

@@ -1,6 +1,6 @@
 """Numbers of a first run with protection, from the number of devices.
 
-    cohorts("distributed_dp", 8)                              # who takes part, and how many devices may lie
+    cohorts("distributed_dp", 8)                              # the devices of a round, and the number that may lie
     completion({"privacy": "central_dp", "dp": {"epsilon": 8.0}}, 8)["dp.delta"]        # 1e-05
 
 `edgewise new` writes them into a recipe. ``Federation`` completes a recipe with them that gives an epsilon alone.
@@ -32,7 +32,7 @@ STRATEGY: Mapping[str, Any] = {"kind": "fedadam", "lr": 0.002, "tau": 0.0001}
 
 
 class Cohorts(NamedTuple):
-    """Who takes part in a round.
+    """The devices that take part in a round, and those of them that may lie.
 
     Attributes:
         cohort: devices of a round; 0 = all. sampling: value of ``round.sampling``.

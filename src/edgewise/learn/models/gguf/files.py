@@ -29,7 +29,7 @@ Q8_BLOCK = 32  # Q8_0 has a scale for so many numbers of a row.
 
 
 class WrittenTensors(NamedTuple):
-    """What was written: number of tensors by type, and the largest difference of a value by rounding."""
+    """Tensors of a written file: their number by type, and the largest difference of a value by rounding."""
 
     types: dict[str, int]
     rounding: float
