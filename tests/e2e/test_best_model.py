@@ -64,7 +64,7 @@ def test_a_run_ends_when_waiting_is_over_and_its_best_model_counts(tmp_path):
         assert which.digest == store.models()[3] != store.models()[6]
         assert vector.digest(vector.to_bytes(store.blob(which.digest))) == which.digest, "its vector is on the disk"
         s = summary.build(store)
-        page = report.write(store, s, tmp_path).read_text(encoding="utf-8")
+        page = report.write(s, tmp_path).read_text(encoding="utf-8")
         assert store.evaluated("local_only", 5)
         assert store.evaluated("centralised", 5), "compared at the steps that were taken"
     assert next(e.model for e in told if isinstance(e, events.RunFinished)) == which.digest

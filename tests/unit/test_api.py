@@ -190,13 +190,13 @@ def test_a_digest_is_of_what_decides_an_objects_work() -> None:
 
 def test_a_grid_has_a_folder_for_each_combination() -> None:
     grid = {"training.lr": [0.1, 0.3], "strategy.kind": ["fedavg", "fed/adam"]}
-    names = [t.run_dir.as_posix() for t in trials({}, grid, Path("out"))]
+    names = [t.run_dir.as_posix() for t in trials(grid, Path("out"))]
     assert names == [
         "out/lr=0.1,kind=fedavg", "out/lr=0.1,kind=fed_adam", "out/lr=0.3,kind=fedavg", "out/lr=0.3,kind=fed_adam",
     ]  # fmt: skip
     for wrong in ({}, {"training.lr": [1]}, {"training.lr": "12"}, {"training.lr": [1, 2], "name": []}):
         with pytest.raises(ew.EdgewiseError, match="E-MISSING"):
-            trials({}, wrong, Path("out"))
+            trials(wrong, Path("out"))
 
 
 def test_the_readme_of_settings_is_a_file(tmp_path: Path) -> None:

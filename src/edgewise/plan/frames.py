@@ -51,7 +51,7 @@ def largest_upload(plan: Plan) -> float:
     if plan.hides is None or plan.shared:
         payloads = [pack.size_bytes(plan.at(r).encoded) for r in firsts] + list(plan.sizes)
         reports = [two_server.report_bytes(plan.secagg(r)) for r in firsts] if plan.shared else []
-        return max([*payloads, *reports]) + _around(plan, _NAME)
+        return max([*payloads, *reports]) + _around(_NAME)
     n = max(2, ceil(plan.sampling.largest / plan.hides.groups))
     names = [f"{i:032x}" for i in range(n)]
     rung = 0 if plan.rung_pipelines else None
@@ -69,9 +69,9 @@ def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
     device = sorted(cohort, key=len)[len(cohort) // 2]
     encoded = plan.at(plan.turns.first(phase)).encoded
     if plan.hides is None:
-        return Traffic(pack.size_bytes(encoded) + _around(plan, device), asked)
+        return Traffic(pack.size_bytes(encoded) + _around(device), asked)
     if plan.shared:
-        return Traffic(two_server.report_bytes(plan.secagg(plan.turns.first(phase))) + _around(plan, device), asked)
+        return Traffic(two_server.report_bytes(plan.secagg(plan.turns.first(phase))) + _around(device), asked)
     rung = 0 if plan.rung_pipelines else None
     framed = partial(_framed, device, rung)
     group = cohort[: max(2, ceil(len(cohort) / plan.hides.groups))]
@@ -79,7 +79,7 @@ def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
     return Traffic(up, asked + down)
 
 
-def _around(plan: Plan, device: str) -> int:
+def _around(device: str) -> int:
     """Return the bytes of a contribution's frame without its payload, for payloads above 64 KiB."""
     return len(dump(Contribution(run=_HEX, round=100, device=device, payload=memoryview(b"")))) + 3
 

@@ -39,7 +39,7 @@ def text(facts: Facts, s: Facts) -> str:
         _head(facts),
         _model(facts),
         _data(facts, s),
-        *([_dp(word, example, s)] if word in DP_WORDS else []),
+        *([_dp(example, s)] if word in DP_WORDS else []),
         *([_trust(facts, s)] if "corrupt" in s else []),
         _round(facts, s),
         _training(noised, s),
@@ -155,7 +155,7 @@ def _columns(d: Facts, hints: Facts) -> list[tuple[str, str]]:
     return [*lines, (f"# time = {_value(hints.get('time', names['time']))}", order)]
 
 
-def _dp(word: str, example: bool, s: Facts) -> str:
+def _dp(example: bool, s: Facts) -> str:
     of = "one block's gradient" if example else "one device's update"
     lines = [
         *([('unit = "example"', UNIT["example"])] if example else []),

@@ -46,7 +46,7 @@ def describe(field: str, catalogue: Catalogue = BUILT_IN) -> str:
     whole = _schema(catalogue)
     at, walked = whole, ""
     for part in field.split("."):
-        below = _below(whole, at)
+        below = _below(at)
         if part not in below:
             hint = _hint(whole, paths(catalogue), field, part, below, walked)
             raise RecipeError("E-KEY", f"there is no recipe key `{field}`.", hint)
@@ -79,7 +79,7 @@ def _says(whole: dict[str, Any], field: str, words: str) -> bool:
     """Tell whether a key's description begins with ``words``."""
     at = whole
     for part in field.split("."):
-        at = _plain(whole, _below(whole, at)[part])
+        at = _plain(whole, _below(at)[part])
     return str(at.get("description", "")).startswith(words)
 
 
@@ -98,7 +98,7 @@ def paths(catalogue: Catalogue = BUILT_IN) -> tuple[str, ...]:
         level = [
             (f"{at}.{name}" if at else name, _plain(whole, child))
             for at, node in level
-            for name, child in _below(whole, node).items()
+            for name, child in _below(node).items()
         ]
         found += [at for at, _ in level]
     return tuple(found)
@@ -117,7 +117,7 @@ def _plain(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     return {**target, **{k: v for k, v in node.items() if k != "$ref"}}
 
 
-def _below(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _below(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the keys of a table, or the parts of a slot (``strategy``, ``stage`` ...)."""
     options = node.get("oneOf") or node.get("items", {}).get("oneOf")
     if options:
@@ -130,7 +130,7 @@ def _key(whole: dict[str, Any], path: str, node: dict[str, Any], required: bool)
     needed = node.get("required", [])
     below = tuple(
         _key(whole, f"{path}.{name}" if path else name, _plain(whole, child), name in needed)
-        for name, child in _below(whole, node).items()
+        for name, child in _below(node).items()
     )
     default = node.get("default")
     shown = default is not None and not isinstance(default, dict) and not (isinstance(default, list) and below)

@@ -51,7 +51,7 @@ def sweep(
         given = settings.put(settings.tables_of(recipe), recipe_file.assignments(overrides))
         wanted = dict(_values(one) for one in grid)
         at = out or Path("runs") / f"sweep-{recipe.stem}"
-        planned = sweeps.trials(given, wanted, at)
+        planned = sweeps.trials(wanted, at)
         folder.claim(at)
         objects = {"extensions": extension or (), "home": recipe.parent}
         with sessions.interrupts():

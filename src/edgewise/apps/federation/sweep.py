@@ -70,7 +70,7 @@ class Sweep:
         return self.table._repr_html_()
 
 
-def trials(recipe: RecipeLike, grid: Mapping[str, Sequence[Any]], out: Path) -> list[Trial]:
+def trials(grid: Mapping[str, Sequence[Any]], out: Path) -> list[Trial]:
     """List the combinations of the grid's values. The last key varies fastest.
 
     Raises RecipeError(E-MISSING) for fewer than two combinations, or a key without values.
@@ -133,7 +133,7 @@ def sweep(
         RecipeError: E-MISSING for fewer than two combinations. All trials are checked as by ``Federation`` before any
             run.
     """
-    planned = trials(recipe, grid, Path(out))
+    planned = trials(grid, Path(out))
     folder.claim(Path(out))
     for _ in play(recipe, planned, objects, progress):
         pass

@@ -69,7 +69,7 @@ def _verified(record: RunRecord, anchor: str, catalogue: Catalogue) -> Verified:
             state = _state(record, plan, line)
         elif state is not None:
             state = _next(record, plan, state, line)
-    _whole(record, lines, links, charges, chain)
+    _whole(record, charges, chain)
     if anchor and not any(link.startswith(anchor.lower()) for link in links):
         what = f"the record of {record.run['name']} does not pass through {anchor:.64}."
         raise StoreError("E-VERIFY", what, "the folder holds another history than the one that was verified then.")
@@ -221,10 +221,7 @@ def _read(record: RunRecord, line: RoundRecord, name: str, what: str) -> bytes:
         raise _fault(record, line.round, f"{what} {how} (blobs/{name}).") from None
 
 
-def _whole(
-    record: RunRecord, lines: Sequence[RoundRecord], links: Sequence[str], charges: Sequence[object],
-    chain: Sequence[str],
-) -> None:  # fmt: skip
+def _whole(record: RunRecord, charges: Sequence[object], chain: Sequence[str]) -> None:
     """Check that the database is as new as the witness, and its ledger complete to the last line."""
     if len(charges) < len(record.charges):
         number = record.charges[len(charges)].round

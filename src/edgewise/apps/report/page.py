@@ -32,17 +32,16 @@ from edgewise.apps.report import (
 from edgewise.apps.report.html import card, details, facts, pair, panel, row, table
 from edgewise.apps.runs.toml_text import toml
 from edgewise.drivers.storage.files import write_durably
-from edgewise.drivers.storage.run_store import RunStore
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # With this policy the browser refuses any request.
 PARTS = ("Verdict", "Quality", "Privacy", "Cost", "Participation", "Time", "Pipeline", "Provenance")
 
 
-def write(store: RunStore, summary: Mapping[str, Any], out: Path) -> Path:
+def write(summary: Mapping[str, Any], out: Path) -> Path:
     """Write ``report.html``, ``rounds.csv`` and the resolved ``recipe.toml`` into ``out``.
 
     Args:
-        summary: the result of ``summary.build(store)``. The store is not read again.
+        summary: the result of ``summary.build``.
     Returns:
         The path of the page.
     """

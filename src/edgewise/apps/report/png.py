@@ -11,7 +11,6 @@ from typing import Any
 from edgewise.apps.report import cost, numbers, participation, simulator_metrics
 from edgewise.apps.report.svg import clipped, is_wide, log_ticks
 from edgewise.core.errors import EdgewiseError, StoreError
-from edgewise.drivers.storage.run_store import RunStore
 
 # Okabe and Ito's palette, which people with any colour vision tell apart. Each model also has its own marker.
 COLOUR = {
@@ -53,10 +52,14 @@ MANY = 60  # With more devices the spread is drawn by rank.
 Summary = Mapping[str, Any]
 
 
-def write(store: RunStore, summary: Summary, out: Path) -> list[Path]:
-    """Write the figures that the run has numbers for; returns their paths. ``summary`` is ``summary.build(store)``.
+def write(summary: Summary, out: Path) -> list[Path]:
+    """Write the figures that the run has numbers for, and return their paths.
 
-    Raises EdgewiseError(E-DEPENDENCY) without matplotlib, StoreError(E-DISK) where the files cannot be written.
+    Args:
+        summary: the result of ``summary.build``.
+    Raises:
+        EdgewiseError: E-DEPENDENCY without matplotlib.
+        StoreError: E-DISK where the files cannot be written.
     """
     try:
         import matplotlib

@@ -273,4 +273,4 @@ def report(store: RunStore) -> None:
     data = summary.build(store)
     summary.write(store.out, data)
     summary.write_devices(store, data, store.out)
-    pages.write(store, data, store.out)
+    pages.write(data, store.out)

@@ -193,8 +193,8 @@ def write_report(store: RunStore, out: Path) -> dict[str, Any]:
     data = summary.build(store)
     summary.write(out, data)
     summary.write_devices(store, data, out)
-    report.write(store, data, out)  # The plots come later, because more can fail in them.
-    png.write(store, data, out)
+    report.write(data, out)  # The plots come later, because more can fail in them.
+    png.write(data, out)
     return data
 
 

@@ -147,7 +147,7 @@ def faults_of(
         place = _cut(model, e["loc"])
         kinds.setdefault(place, set()).add(e["type"])
         if e["type"] == "extra_forbidden":
-            meant, fix = _meant(model, place, plain, label)
+            meant, fix = _meant(model, place, label)
             misspelt |= {key for key in meant if _get(plain, key) is None}
             found[place] = Finding("E-KEY", f"{label}unknown key `{_dotted(place)}`.", fix, (place,))
         elif e["type"] == "missing":
@@ -179,7 +179,7 @@ def key_hint(name: str, model: type[BaseModel]) -> tuple[tuple[str, ...], str]:
     return (), "see `edgewise schema`."
 
 
-def _meant(model: type[BaseModel], place: Place, plain: Mapping[str, Any], label: str) -> tuple[list[Place], str]:
+def _meant(model: type[BaseModel], place: Place, label: str) -> tuple[list[Place], str]:
     """Return the keys that an unknown one may stand for, and what to do."""
     name, known = str(place[-1]), _known(model, place[:-1])
     if label:

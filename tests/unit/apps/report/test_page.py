@@ -73,7 +73,7 @@ def made(out: Path, **options: Any) -> tuple[dict[str, Any], str]:
     make_run(out, **options)
     with RunStore(out) as store:
         s = summary.build(store)
-        return s, report.write(store, s, out).read_text(encoding="utf-8")
+        return s, report.write(s, out).read_text(encoding="utf-8")
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -97,8 +97,7 @@ def test_every_kind_of_run_has_a_sound_page_and_plots(case: str, tmp_path: Path)
     found = checked(page)
     assert {p.lower() for p in report.PARTS} <= set(found.ids)
     assert ("is not complete" in page) == (not s["complete"])
-    with RunStore(tmp_path) as store:
-        written = png.write(store, s, tmp_path)
+    written = png.write(s, tmp_path)
     assert written, "the quality of the base is always measured"
     for path in written:
         assert path.parent == tmp_path / "plots"
@@ -140,8 +139,7 @@ def test_what_says_nothing_is_left_out(tmp_path: Path, monkeypatch: pytest.Monke
     assert s["participation"]["accepted"] == s["participation"]["invited"]
     assert not any(f"<h3>{title}</h3>" in page for title in titles)
     assert "Nothing was lost. All 204 invitations" in page
-    with RunStore(tmp_path / "calm") as store:
-        assert "participation.png" not in {path.name for path in png.write(store, s, tmp_path / "calm")}
+    assert "participation.png" not in {path.name for path in png.write(s, tmp_path / "calm")}
 
 
 def test_the_page_says_how_the_model_was_trained(tmp_path: Path) -> None:
@@ -237,7 +235,7 @@ def test_names_from_data_are_no_mathematics_and_fit(tmp_path: Path) -> None:
         for i, row in enumerate(s["per_device"]):
             row["device"] = ["$\\alice_$", "a$b", "\\$x$", "long" * 200][i % 4]
         s["plan"]["trace"][1]["name"] = "$_^$"
-        assert len(png.write(store, s, tmp_path)) == 5
+        assert len(png.write(s, tmp_path)) == 5
 
 
 @pytest.mark.slow
@@ -256,8 +254,7 @@ def test_quality_is_drawn_over_bytes_one_way_and_both_ways(tmp_path: Path) -> No
     page = report.page(s)
     checked(page)
     assert "Quality for bytes" not in page
-    with RunStore(tmp_path) as store:
-        assert "quality_for_bytes" not in {path.stem for path in png.write(store, s, tmp_path)}
+    assert "quality_for_bytes" not in {path.stem for path in png.write(s, tmp_path)}
 
 
 @pytest.mark.slow
@@ -298,7 +295,7 @@ def test_the_lead_tells_what_was_measured_and_abandoned(tmp_path: Path) -> None:
 def test_the_saved_recipe_is_the_same_run(tmp_path: Path) -> None:
     plan = make_run(tmp_path, stage=[{"kind": "weigh"}, {"kind": "clip", "l2": 0.5}])
     with RunStore(tmp_path) as store:
-        report.write(store, summary.build(store), tmp_path)
+        report.write(summary.build(store), tmp_path)
     again = parse((tmp_path / "recipe.toml").read_text(encoding="utf-8"))
     assert compile(again, plan.spec, plan.sampling.population, BUILT_IN).run == plan.run
 
@@ -373,7 +370,7 @@ def test_codecs_that_devices_chose_are_shown(tmp_path: Path) -> None:
     make_run(tmp_path, codec="adaptive", stage=[{"kind": "weigh"}])
     with RunStore(tmp_path) as store:
         s = summary.build(store)
-        report.write(store, s, tmp_path)
+        report.write(s, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     checked(page)
     assert "Codecs that devices chose" in page
