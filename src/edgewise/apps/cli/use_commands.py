@@ -141,6 +141,7 @@ def _talk(chat: Conversation, names: list[str]) -> None:
     """Read messages and print answers until the input ends."""
     from edgewise.apps.terminal.sessions import message
     from edgewise.core.errors import EdgewiseError
+    from edgewise.learn.models.streaming import BY_HAND
 
     while (text := _next_message()) is not None:
         for name in names if text else ():
@@ -151,7 +152,7 @@ def _talk(chat: Conversation, names: list[str]) -> None:
             except EdgewiseError as e:
                 print(message(e), file=sys.stderr)
                 continue
-            print(" [stopped]" if answer.ended == "interrupted" else "")
+            print(" [stopped]" if answer.ended == BY_HAND else "")
             if chat.dropped:
                 print(f"({chat.dropped} old messages no longer fit into the model's context.)", file=sys.stderr)
 

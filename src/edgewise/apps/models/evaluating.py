@@ -15,7 +15,7 @@ from edgewise.apps.models.in_use import UsedModel
 from edgewise.core.errors import EdgewiseError
 from edgewise.learn.models import scoring
 from edgewise.learn.models.architecture import sizes
-from edgewise.learn.models.streaming import Decoding, prompt_ids, stream
+from edgewise.learn.models.streaming import BY_HAND, Decoding, prompt_ids, stream
 from edgewise.learn.text.evaluation_rows import EVERYBODY, EvaluationRow
 
 ROUGE = "rouge_l"
@@ -114,7 +114,7 @@ def _add(
             settings = Decoding(wanted.max_tokens, 0.0)
             ids = prompt_ids(used.tokens, row.prompt)
             answer = stream(used.model, used.tokens, ids, settings, lambda piece: None)
-            if answer.ended == "interrupted":
+            if answer.ended == BY_HAND:
                 raise KeyboardInterrupt
             figures = {name: float(score(row.plain, answer.text)) for name, score in scores.items() if name != ROUGE}
             if ROUGE in scores:

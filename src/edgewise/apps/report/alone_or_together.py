@@ -30,7 +30,7 @@ def share_improved(new: Measures, old: Measures) -> float | None:
     common = new.keys() & old.keys()
     if not common:
         return None
-    return sum(_nats(new[d]) < _nats(old[d]) for d in common) / len(common)
+    return sum(nats(new[d]) < nats(old[d]) for d in common) / len(common)
 
 
 def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None:
@@ -38,8 +38,8 @@ def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None
     common = sorted(federated.keys() & alone.keys())
     if not common:
         return None
-    better = sum(_nats(federated[d]) < _nats(alone[d]) for d in common)
-    worse = sum(_nats(federated[d]) > _nats(alone[d]) for d in common)
+    better = sum(nats(federated[d]) < nats(alone[d]) for d in common)
+    worse = sum(nats(federated[d]) > nats(alone[d]) for d in common)
     together, apart = (_mean({d: m[d] for d in common}) for m in (federated, alone))
     return {
         "devices": len(common),
@@ -62,7 +62,7 @@ def longer(times: int, measures: Mapping[str, Measures], going_on: Measures) -> 
     return {"times": times, "devices": len(going_on), "perplexity": _mean(going_on), **means}
 
 
-def _nats(measure: tuple[float, int]) -> float:
+def nats(measure: tuple[float, int]) -> float:
     """Return the loss in nats per token."""
     nll, tokens = measure
     return nll / tokens if tokens else math.inf

@@ -88,11 +88,16 @@ def moved(s: Summary) -> list[tuple[str, str, list[tuple[float, float]]]]:
 
     A point is (MB of one device so far, perplexity).
     """
-    points = [p for p in s["quality_for_bytes"] if p["perplexity"] is not None and p["up"] > 0]
+    points = _measured(s)
     out = [("sent", "federated", [(p["up"] / 1e6, p["perplexity"]) for p in points])]
     if any(p["down"] for p in points):
         out.append(("both ways", "local_only", [((p["up"] + p["down"]) / 1e6, p["perplexity"]) for p in points]))
     return out if points else []
+
+
+def _measured(s: Summary) -> list[Any]:
+    """List the points of quality for bytes that have a perplexity, after the first upload."""
+    return [p for p in s["quality_for_bytes"] if p["perplexity"] is not None and p["up"] > 0]
 
 
 def _quality_for_bytes(s: Summary) -> str:
@@ -100,7 +105,7 @@ def _quality_for_bytes(s: Summary) -> str:
     if not lines:
         return ""
     few, every = "", s["recipe"]["eval"]["every"]
-    there = [p for p in s["quality_for_bytes"] if p["perplexity"] is not None and p["up"] > 0]
+    there = _measured(s)
     if len(there) < FEW_POINTS:
         played = " and ".join(str(p["played"]) for p in there)
         few = f"The model was measured only after round {played} (eval.every = {every})."

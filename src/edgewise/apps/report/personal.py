@@ -14,12 +14,11 @@ elsewhere        perplexity (weighted mean) on the held-out text of other device
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from edgewise.apps.report import numbers, quality
-from edgewise.apps.report.alone_or_together import Measures, share_improved
+from edgewise.apps.report.alone_or_together import Measures, nats, share_improved
 from edgewise.drivers.storage.run_store import RunStore
 
 ELSEWHERE = "personal_elsewhere"  # name of the figures on other devices' text, in measures
@@ -32,7 +31,7 @@ def figures(recipe: Mapping[str, Any], measures: Mapping[str, Measures], elsewhe
     if not own:
         return None
     shares = {f"over_{name}": share_improved(own, measures[name]) for name in OTHERS}
-    lower = {d: min(measures["federated"][d], measures["local_only"][d], key=_nats) for d in _both(measures)}
+    lower = {d: min(measures["federated"][d], measures["local_only"][d], key=nats) for d in _both(measures)}
     forgets, same = quality.figures(elsewhere), quality.figures(measures["federated"])
     return {
         "method": recipe["personal"]["method"],
@@ -44,11 +43,6 @@ def figures(recipe: Mapping[str, Any], measures: Mapping[str, Measures], elsewhe
 
 def _both(measures: Mapping[str, Measures]) -> set[str]:
     return set(measures["federated"].keys() & measures["local_only"].keys())
-
-
-def _nats(measure: tuple[float, int]) -> float:
-    nll, tokens = measure
-    return nll / tokens if tokens else math.inf
 
 
 def _elsewhere(personal: Mapping[str, Any], federated: Mapping[str, Any]) -> dict[str, Any]:

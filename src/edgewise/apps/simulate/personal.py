@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
+from edgewise.apps.report.personal import ELSEWHERE
 from edgewise.apps.runs.chosen import chosen
 from edgewise.apps.simulate import baseline_figures
 from edgewise.core import events, vector
@@ -23,7 +24,7 @@ from edgewise.drivers.workers import jobs
 from edgewise.drivers.workers.executor import Executor, checked
 from edgewise.plan.recipe.personal import PersonalSection
 
-PERSONAL, ELSEWHERE = "personal", "personal_elsewhere"  # names of figures in measures and events
+PERSONAL = "personal"  # name of the figures in measures and events, as ``ELSEWHERE`` is
 UNSEEN = "unseen"  # ends the names of figures of devices that were in no round
 NEIGHBOURS = 2  # devices on whose text a personal model is measured beside its own
 
