@@ -18,6 +18,7 @@ from edgewise.core.vector import Array
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.models.architecture import logits, sizes
 from edgewise.learn.models.load import TextLoss
+from edgewise.learn.models.memory import evaluated_at_once
 from edgewise.learn.text.blocks import build, predictions
 from edgewise.learn.text.corpus import Document
 from edgewise.learn.text.evaluation_rows import EvaluationRow
@@ -25,7 +26,6 @@ from edgewise.learn.text.tokens import Tokens
 from edgewise.plan.recipe.recipe import DataSection
 
 NOTHING = 1e-9  # A hold-out of no token.
-BATCH_TOKENS = 2048
 
 
 def text_loss(model: nn.Module, tokens: Tokens, row: EvaluationRow, length: int) -> tuple[HeldOut, int]:
@@ -50,7 +50,7 @@ def text_loss(model: nn.Module, tokens: Tokens, row: EvaluationRow, length: int)
     section = DataSection(source="jsonl", path="-", partition="whole", sequence_len=length, holdout=NOTHING, **columns)
     made = build([document], tokens, section, cut_each=False, apart=True)
     blocks_NS = np.concatenate([made.train_NS, made.held_NS]).astype(np.int64)
-    size = max(1, BATCH_TOKENS // length)
+    size = max(1, evaluated_at_once(sizes(model).vocabulary) // length)
     batches = (blocks_NS[at : at + size] for at in range(0, len(blocks_NS), size))
     loss = TextLoss(torch.float32)
     return evaluate(model, loss, ((torch.from_numpy(b), predictions(b)) for b in batches)), len(document.text.encode())

@@ -59,6 +59,27 @@ def test_the_loss_of_a_text_and_of_an_answer_is_that_of_their_tokens(loaded: Any
     assert held.nll == pytest.approx(-wanted, rel=1e-4)
 
 
+def test_a_large_vocabulary_makes_the_passes_of_a_text_small(
+    loaded: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgewise.learn.models import memory, scoring
+    from edgewise.learn.models.architecture import sizes
+
+    (row,) = read(tmp_path, {"text": "the quick brown fox jumps over the lazy dog " * 5})
+    whole, _ = scoring.text_loss(loaded.model, loaded.tokens, row, 8)
+    passes: list[int] = []
+    monkeypatch.setattr(memory, "EVAL_LOGITS", 16 * sizes(loaded.model).vocabulary)
+    embedding = loaded.model.get_input_embeddings()
+    handle = embedding.register_forward_hook(lambda module, inputs, output: passes.append(inputs[0].numel()))
+    try:
+        parts, _ = scoring.text_loss(loaded.model, loaded.tokens, row, 8)
+    finally:
+        handle.remove()
+    assert len(passes) > 1
+    assert max(passes) <= 16
+    assert (parts.tokens, parts.nll) == (whole.tokens, pytest.approx(whole.nll))
+
+
 def test_choices_are_compared_by_their_likelihood(loaded: Any, tmp_path: Path) -> None:
     from edgewise.learn.models import scoring
 
