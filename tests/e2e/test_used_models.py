@@ -112,6 +112,7 @@ def test_an_evaluation_shows_models_and_owners(tmp_path: Path) -> None:
     for bad, code in (
         (("--metric", "my_scores:long"), "E-EXTENSION"),
         (("--devices", "cyd"), "E-USE"),
+        (("--devices", "ann", "--devices", "cyd"), "E-USE"),
         (("--length", "65"), "E-USE"),
         (("--column", "text=body"), "E-DATA-COLUMN"),
         (("--devices", "ann", "--rouge"), "E-USE"),

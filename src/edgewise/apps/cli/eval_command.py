@@ -62,9 +62,9 @@ def evaluate(
         named = dict(one.partition("=")[::2] for one in columns or ())
         rows = evaluation_rows.read(on, named)
         if devices:
+            if missing := sorted(set(devices) - {row.owner for row in rows}):
+                raise EdgewiseError("E-USE", f"no row of {on} has the owner {missing[0]!r:.60}.", "check --devices.")
             rows = [row for row in rows if row.owner in devices]
-            if not rows:
-                raise EdgewiseError("E-USE", f"no row of {on} has the owner {devices[0]!r:.60}.", "check --devices.")
         importable(extensions or (), Path())
         used, _ = opened(place, played, base, device, home, debug)
         names = names_of(models, used)
