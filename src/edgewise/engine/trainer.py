@@ -199,7 +199,7 @@ class Registered:
         found, dim = self.together.fit_many(requests), self.trainer.spec.dim
         if len(found) != len(requests):
             what = f"{self._name}.fit_many returned {len(found)} results for {len(requests)} requests."
-            raise TrainingError("E-TRAIN", what)
+            raise TrainingError("E-TRAIN", what, "return one result for each request, in their order.")
         return [one if isinstance(one, Exception) else as_update(one, dim, self._name) for one in found]
 
     @cached_property

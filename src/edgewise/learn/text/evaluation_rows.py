@@ -111,7 +111,8 @@ def _row(where: str, plain: Mapping[str, Any], names: Mapping[str, str]) -> Eval
     def text(key: str) -> str:
         value = plain.get(names[key])
         if value is not None and not isinstance(value, str):
-            raise DataError("E-DATA-FORMAT", f"{where}: `{names[key]}` is {type(value).__name__}, not text.", "")
+            what = f"{where}: `{names[key]}` is {type(value).__name__}, not text."
+            raise DataError("E-DATA-FORMAT", what, f"write it as text, or name another column: --column {key}=NAME.")
         return value or ""
 
     owner = str(plain.get(names["owner"]) or EVERYBODY)

@@ -132,7 +132,8 @@ def look(path: str, base: Path, header: Header = "auto") -> Look:
         each = max(20, ROWS // len(tables))
         rows = [row for file in tables[: ROWS // each] for row in islice(_rows(source, file, header), each)]
     except OSError as e:
-        raise DataError("E-DATA-MISSING", f"{e.filename or path} cannot be read: {e.strerror or e}.", "") from None
+        what = f"{e.filename or path} cannot be read: {e.strerror or e}."
+        raise DataError("E-DATA-MISSING", what, "check the path, and that you may read it.") from None
     if not rows:
         raise DataError("E-DATA-EMPTY", f"{path} has no row.", "give a table with some.")
     names = list(dict.fromkeys(name for row in rows for name in row))

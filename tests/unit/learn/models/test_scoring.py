@@ -148,6 +148,7 @@ def test_rows_that_cannot_be_scored_are_refused_by_their_place(row: dict[str, An
         read(tmp_path, {"text": "fine"}, row)
     assert e.value.code == "E-DATA-FORMAT"
     assert why in e.value.what
+    assert e.value.fix
 
 
 def test_a_csv_file_and_a_plain_text_are_read(tmp_path: Path) -> None:
