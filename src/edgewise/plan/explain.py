@@ -18,6 +18,7 @@ from edgewise.core.stage import BELOW, Stage
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.codec_choice.choice import offers
 from edgewise.plan.frames import traffic
+from edgewise.plan.personal import keeps_private
 from edgewise.plan.plan import Plan
 
 Row = dict[str, Any]  # Plain JSON. An unknown (infinite) bound is None.
@@ -160,8 +161,10 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, 
 
     The local-only comparison trains the measured devices, in as many rounds as a device takes part in, and for the
     steps of their personal models. The centralised one is a single chain of steps on a worker of its own, beside the
-    local-only one. Longer local training and personal models come after both. Evaluation, masks, the server's work and
-    start-up are left out. A step on some segments counts as a whole one.
+    local-only one. Longer local training and personal models come after both. A device with ditto takes the steps of
+    its personal model in each of its rounds instead, and one that chooses its weight takes them twice. Evaluation,
+    masks, the server's work, start-up and ``personal.epochs`` are left out. A step on some segments counts as a whole
+    one.
 
     Args:
         step_s: measured seconds of one optimizer step; 0 = unknown, which makes all forecasts None.
@@ -175,17 +178,19 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, 
     if step_s <= 0.0:
         return out
     device_round_s = step_s * (local_steps or plan.rule(0).steps)
-    federated = (device_round_s + encode_s) * expected * plan.rounds / min(workers, expected)
+    steps = 0 if recipe.personal.method == "none" else recipe.personal.steps * (2 if recipe.personal.chooses else 1)
+    after_s, beside_s = (0.0, step_s * steps) if keeps_private(plan) else (step_s * steps, 0.0)
+    federated = (device_round_s + beside_s + encode_s) * expected * plan.rounds / min(workers, expected)
     measured = min(recipe.eval.devices or sampling.population, sampling.population)
-    alone = device_round_s * measured * len(plan.rounds_alone(plan.rounds)) if recipe.compare.local_only else 0.0
+    device_alone_s = (device_round_s + beside_s) * len(plan.rounds_alone(plan.rounds)) + after_s
+    alone = device_alone_s * measured if recipe.compare.local_only else 0.0
     chain = device_round_s * expected * plan.rounds if recipe.compare.centralised else 0.0
-    further = step_s * recipe.personal.steps * measured if recipe.personal.method != "none" else 0.0
-    alone += further if recipe.compare.local_only else 0.0
     longer = device_round_s * longer_rounds(plan, plan.rounds) * min(recipe.compare.longer_devices, measured)
     if not (alone and chain):
         compare = alone / workers + chain
     else:
         compare = alone + chain if workers == 1 else max(chain, alone / (workers - 1))
+    further = after_s * measured
     compare += longer / min(workers, recipe.compare.longer_devices, measured) + further / min(workers, measured)
     return {**out, "federated_s": federated, "compare_s": compare, "total_s": federated + compare}
 

@@ -156,6 +156,18 @@ def test_forecast_counts_the_steps_of_personal_models_also_of_training_alone() -
     assert compared == seconds(plain(compare={"centralised": False}), 2)[1] + 2 * further / 2
 
 
+def test_forecast_counts_what_a_method_repeats() -> None:
+    only = {"local_only": False, "centralised": False}
+    once, each_round = 0.5 * 30 * 17, 0.5 * 30 * 17 * 12
+    chooses = {"personal": {"method": "interpolate", "weight": 0.0, "steps": 30}}
+    ditto = {"personal": {"method": "ditto", "steps": 30}}
+    assert seconds(made_plan(compare=only, **chooses), 1)[1] == 2 * once, "without and with the held-back text"
+    work = seconds(plain(compare=only), 1)[0]
+    assert seconds(made_plan(compare=only, **ditto), 1) == (work + each_round, 0.0), "beside the rounds"
+    alone = seconds(made_plan(compare={"centralised": False}, **ditto), 1)[1]
+    assert alone == seconds(plain(compare={"centralised": False}), 1)[1] + each_round
+
+
 def test_forecast_counts_encoding_and_training_alone_for_longer() -> None:
     alone = {"local_only": False, "centralised": False}
     f = explain.forecast(plain(compare=alone), 0.5, 2, encode_s=0.25)
