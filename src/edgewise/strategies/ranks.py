@@ -51,9 +51,8 @@ def of_ranks(
     if len(ranks) == 1:
         return inner
     column = columns(spec)
-    level = np.searchsorted(ranks, column, "right").astype(
-        np.uint16
-    )  # 0: all devices trained it. k: those of rank ranks[k] or more.
+    # 0: all devices trained it. k: those of rank ranks[k] or more.
+    level = np.searchsorted(ranks, column, "right").astype(np.uint16)
     names = () if shares is not None else tuple(scalar(rank) for rank in ranks[1:])
 
     def finish(x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> ClientUpdate:

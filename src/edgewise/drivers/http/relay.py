@@ -97,9 +97,8 @@ class Relay:
             return await self.passed(request)
         try:
             async with self._fetching.of(digest, PATIENCE_S):
-                path = await self._service.aside(
-                    lambda: self._cache.path(digest)
-                )  # a thread, as this may read the whole file
+                # It runs in a thread, because it may read the whole file.
+                path = await self._service.aside(lambda: self._cache.path(digest))
                 if path is None:
                     refusal = await self._fetched(request, digest)
                     path = self._cache.path(digest)

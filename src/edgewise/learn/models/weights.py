@@ -11,9 +11,8 @@ from torch import nn
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
 
-DERIVED = re.compile(
-    r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$"
-)  # Old versions stored these, new ones compute them.
+# Old versions stored these, new ones compute them.
+DERIVED = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$")
 
 
 def read_weights(folder: Path, **how: Any) -> nn.Module:
