@@ -178,8 +178,8 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, 
     if step_s <= 0.0:
         return out
     device_round_s = step_s * (local_steps or plan.rule(0).steps)
-    steps = 0 if recipe.personal.method == "none" else recipe.personal.steps * (2 if recipe.personal.chooses else 1)
-    after_s, beside_s = (0.0, step_s * steps) if keeps_private(plan) else (step_s * steps, 0.0)
+    after_s = step_s * recipe.personal.further_steps
+    beside_s = step_s * recipe.personal.steps if keeps_private(plan) else 0.0
     federated = (device_round_s + beside_s + encode_s) * expected * plan.rounds / min(workers, expected)
     measured = min(recipe.eval.devices or sampling.population, sampling.population)
     device_alone_s = (device_round_s + beside_s) * len(plan.rounds_alone(plan.rounds)) + after_s

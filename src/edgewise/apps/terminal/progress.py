@@ -170,11 +170,14 @@ class Board:
         return work if wanted.centralised else 0.0
 
     def _personal_s(self) -> float:
-        """Estimate the seconds of making the personal models, by the steps of a device in all rounds."""
-        personal, training = self.recipe.personal, self.recipe.training
-        if personal.method == "none" or not (self.played_here and training.local_steps):
+        """Estimate the seconds of making the personal models, by the steps of a device in all rounds.
+
+        Those of ditto train beside the rounds, in their time.
+        """
+        further, training = self.recipe.personal.further_steps, self.recipe.training
+        if not (further and self.played_here and training.local_steps):
             return 0.0
-        return self._work_s() * personal.steps / (training.local_steps * self.rounds) / self._workers
+        return self._work_s() * further / (training.local_steps * self.rounds) / self._workers
 
     def _longer_s(self) -> float:
         wanted = self.recipe.compare

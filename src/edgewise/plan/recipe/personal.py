@@ -60,6 +60,16 @@ class PersonalSection(Section):
         """True if each device chooses the share of its own model."""
         return self.method == "interpolate" and not self.weight
 
+    @property
+    def further_steps(self) -> int:
+        """The steps of a device after the rounds. 0 with ditto, which trains beside them, and where epochs are given.
+
+        A device that chooses the share takes ``steps`` twice.
+        """
+        if self.method in ("none", *PRIVATE):
+            return 0
+        return 2 * self.steps if self.chooses else self.steps
+
     @rule
     def _one_length(self) -> Iterator[SettingError]:
         if bool(self.steps) == bool(self.epochs):

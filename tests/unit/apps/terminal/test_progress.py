@@ -150,16 +150,26 @@ def test_training_alone_for_longer_is_in_the_time_left() -> None:
     assert b.left_s() == pytest.approx(5.0 * 11 + 72.0 / 2 + 72.0 / 4 * 3 * 2 / 2)
 
 
-def test_personal_models_are_in_the_time_left_also_of_training_alone() -> None:
+@pytest.mark.parametrize(
+    ("personal", "further_s"),
+    [
+        ({"method": "fine_tune", "steps": 24}, 18.0),
+        ({"method": "interpolate", "weight": 0.0, "steps": 12}, 18.0),  # without and with the held-back text
+        ({"method": "ditto", "steps": 24}, 0.0),  # beside the rounds
+    ],
+)
+def test_personal_models_are_in_the_time_left_also_of_training_alone(
+    personal: dict[str, Any], further_s: float
+) -> None:
     """12 rounds of 8 steps take the devices 72 s, so 24 steps of each take 18 s."""
-    b, clock = board(compare={"centralised": False}, personal={"method": "fine_tune", "steps": 24})
+    b, clock = board(compare={"centralised": False}, personal=personal)
     for e in (RUN, FEDERATED, *one_round(0)):
         b.take(e)
     clock[0] = 5.0
-    assert b.left_s() == pytest.approx(5.0 * 11 + 72.0 + 18.0 + 18.0)
+    assert b.left_s() == pytest.approx(5.0 * 11 + 72.0 + 2 * further_s)
     b.take(events.PhaseStarted(phase="personal", steps=4))
     clock[0] += 8.0
-    assert b.left_s() == pytest.approx(10.0)
+    assert b.left_s() == pytest.approx(max(0.0, further_s - 8.0))
 
 
 @pytest.mark.parametrize(
