@@ -135,6 +135,8 @@ def test_a_gguf_file_is_the_model(tmp_path: Path) -> None:
     ):
         refused = command("export", run, "--to", to, "--dtype", dtype, "--dest", str(tmp_path / "none"))
         assert (refused["code"], why in refused["what"]) == ("E-EXPORT", True), refused
+    unread = command("export", "full", "--to", "tensors", "--base", "model", "--dest", str(tmp_path / "none"))
+    assert (unread["code"], "reads no base" in unread["what"]) == ("E-EXPORT", True)
     assert not (tmp_path / "none").exists()
 
 
@@ -174,6 +176,7 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
         ("adapter", (), "the base of this adapter"),
         ("merged", ("--round", "1"), "--round is for"),
         ("merged", ("--model", "base"), "no base model"),
+        ("merged", ("--base", "model"), "is a whole model"),
         ("lora", ("--model", "best"), "no model 'best'"),
         ("lora", ("--round", "9"), "no round 9"),
     ):

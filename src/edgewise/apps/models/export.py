@@ -112,6 +112,8 @@ def _possible(wanted: ExportRequest) -> None:
         raise _refused(f"--to {wanted.to} has no dtype {wanted.dtype!r:.40}", f"take one of: {found}.")
     if wanted.with_base and wanted.to != "peft":
         raise _refused("--with-base is for --to peft; a merged model needs no base", "leave out --with-base.")
+    if wanted.base and wanted.to == "tensors":
+        raise _refused("--to tensors writes what was trained, and reads no base", "leave out --base.")
 
 
 @contextmanager

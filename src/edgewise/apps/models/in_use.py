@@ -129,6 +129,9 @@ def open_model(
     elif (place / ADAPTER).is_file():
         used = _adapter(place, base)
     elif (place / "config.json").is_file():
+        if base:
+            what = f"--base is for a run or an adapter, and {place} is a whole model."
+            raise EdgewiseError("E-USE", what, "leave it out.")
         loaded = load(str(place.resolve()), Path())
         used = UsedModel(loaded, loaded.model, str(place), {GLOBAL: lambda: None})
     else:
