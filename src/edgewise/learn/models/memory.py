@@ -5,7 +5,8 @@
 One training step is run on tensors without storage (``FakeTensorMode``), which have shapes and dtypes only. A dispatch
 mode adds up the bytes that are alive at any time: weights, gradient, activations that the backward pass needs, and
 temporaries. So the forecast follows the architecture, the precision, the adapters and checkpointing without a formula
-for each.
+for each. Experts that share one tensor are the exception: their kernels do not run on such tensors in float32, and a
+formula estimates the activations of these models.
 
 Shape suffixes: B = blocks of a micro-batch, S = tokens per block (sequence_len + 1).
 """
@@ -25,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
 from edgewise.learn.models.adapters import trainable
-from edgewise.learn.models.architecture import Sizes, embeddings
+from edgewise.learn.models.architecture import Sizes, embeddings, sizes
 from edgewise.learn.models.load import TextLoss, checkpoint, float32_attention
 from edgewise.learn.models.quantized import stored_bytes
 from edgewise.plan.recipe.sections import TrainingSection
@@ -33,6 +34,7 @@ from edgewise.plan.recipe.trainable import TrainableSection
 
 # Tokens of a forward pass of an evaluation, and the logits that they may have. Larger passes gain nothing on a CPU.
 EVAL_TOKENS, EVAL_LOGITS = 2048, 2048 * 4096
+EXPERTS_NDIM = 3  # One tensor has the weights of all experts of a layer.
 MARGIN, FIXED = 1.25, 44e6  # Allocators and kernels take more than tensors: a share, and so many bytes.
 
 
@@ -84,8 +86,19 @@ def forecast(
         float32_attention(model)
     if training.checkpointing:
         checkpoint(model, folder.name)
+    fused = any(p.ndim == EXPERTS_NDIM for p in model.parameters())
+    if fused:
+        model.set_experts_implementation("batched_mm")  # The only one that runs on tensors without storage.
     model, flat = trainable(model, section, bytes(32), frozen=arithmetic)
     weights, largest = _weights(model, quantize)
+    states = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
+    # Five are the gradient, the round's model, the update, its copy while it is encoded, and the frame.
+    vectors = 4.0 * flat.spec.dim * (5 + states)
+    if fused:
+        tokens = training.batch // training.accumulate * sequence_len
+        return MemoryForecast(
+            float(weights), vectors, float(tokens * activation_bytes_per_token(sizes(model))) + largest
+        )
     s_BS = torch.zeros(training.batch // training.accumulate, sequence_len + 1, dtype=torch.int64)
     with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
         _without_storage(model)
@@ -97,9 +110,6 @@ def forecast(
         model.eval()
         with torch.no_grad():
             TextLoss(arithmetic)(model, (torch.zeros(rows, sequence_len + 1, dtype=torch.int64), 1))
-    states = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
-    # Five are the gradient, the round's model, the update, its copy while it is encoded, and the frame.
-    vectors = 4.0 * flat.spec.dim * (5 + states)
     return MemoryForecast(float(weights), vectors, float(live.peak - before) + largest)
 
 
@@ -108,9 +118,18 @@ def evaluated_at_once(vocabulary: int) -> int:
     return max(1, min(EVAL_TOKENS, EVAL_LOGITS // vocabulary))
 
 
+def activation_bytes_per_token(found: Sizes) -> int:
+    """Estimate the bytes of logits, their log-softmax and gradient in float32, and of each layer's activations."""
+    return 14 * found.vocabulary + found.layers * _layer_bytes_per_token(found)
+
+
 def forward_bytes_per_token(found: Sizes) -> int:
     """Estimate the bytes of logits, their log-softmax, and the activations of one layer at a time."""
-    return 8 * found.vocabulary + 4 * (16 * found.hidden + 5 * found.inner)
+    return 8 * found.vocabulary + _layer_bytes_per_token(found)
+
+
+def _layer_bytes_per_token(found: Sizes) -> int:
+    return 4 * (16 * found.hidden + 5 * found.inner)
 
 
 def _weights(model: nn.Module, quantize: str) -> tuple[int, int]:
