@@ -158,7 +158,13 @@ def _lines(
     width, height = size
     legend = 18 * len(drawn) + 8 if narrow else 0
     height += legend
-    left, right, top, bottom = 46, width - (12 if narrow else 136), 14 + legend, height - 38
+    names = max(len(s.label + unit(s.points[-1][1])) for s in drawn)  # They stand on the right of a wide chart.
+    left, right, top, bottom = (
+        46,
+        width - (12 if narrow else max(136, 26 + round(7.6 * names))),
+        14 + legend,
+        height - 38,
+    )
     x_low, x_high = min(p[0] for p in points), max(p[0] for p in points)
     values = [p[1] for p in points] + [v for _, a, b in band for v in (a, b)]
     room = (max(values) - min(values) or abs(max(values)) or 1.0) * 0.06
