@@ -272,6 +272,8 @@ def test_a_worker_that_writes_late_changes_nothing(stage, folder, record_propert
     """It is stopped in the middle of its job, its parent is killed, the run goes on, and only then it wakes."""
     settings = {**CONFIGURATIONS[name], **POOL}
     undisturbed, expected = calm(stage, folder, name, settings)
+    forked = stage.play(fresh(folder), settings, forks=True)
+    assert forked.status == 0, forked  # workers that cannot be forked would never meet a fault
     late = 0
 
     def play(fault: Fault) -> str:

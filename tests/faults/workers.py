@@ -54,13 +54,13 @@ class Forked:
 def fork(number: int, *foreign: int) -> None:
     """Fork workers and let the pool take them. ``foreign``: file descriptors that they must not keep open."""
     ready: deque[Forked] = deque()
-    for _ in range(number):
+    for index in range(number):  # the pool numbers its workers in the order in which it starts them
         jobs, answers = os.pipe(), os.pipe()
         pid = os.fork()
         if pid == 0:
             for fd in (*foreign, jobs[1], answers[0], *(s.fileno() for w in ready for s in (w.stdin, w.stdout))):
                 os.close(fd)
-            _serve(jobs[0], answers[1])
+            _serve(index, jobs[0], answers[1])
         os.close(jobs[0])
         os.close(answers[1])
         ready.append(Forked(pid, os.fdopen(jobs[1], "wb"), os.fdopen(answers[0], "rb")))
@@ -72,8 +72,9 @@ def fork(number: int, *foreign: int) -> None:
     pool.subprocess = standins
 
 
-def _serve(jobs: int, answers: int) -> None:
-    """Be a worker, and end."""
+def _serve(index: int, jobs: int, answers: int) -> None:
+    """Be the worker of a number, and end."""
+    sys.argv = [worker.__file__, str(index)]  # as the pool starts one
     os.setsid()
     signal.alarm(PATIENCE_S)
     os.dup2(jobs, 0)
