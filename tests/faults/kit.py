@@ -21,6 +21,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Hashable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
@@ -171,9 +172,13 @@ def _once(raw: bytes | None) -> bytes | None:
 
 
 def fresh(folder: Path) -> Path:
-    """An empty place for a run; it has the same path in all runs of a configuration."""
-    out = folder / "runs" / "run"
-    shutil.rmtree(out.parent, ignore_errors=True)
+    """An empty place for a run; it has the same path in all runs of a configuration.
+
+    A worker that outlived its run may put a file into a folder while that is emptied: then it is emptied again.
+    """
+    out, give_up_s = folder / "runs" / "run", time.monotonic() + 10.0
+    while out.parent.exists() and time.monotonic() < give_up_s:
+        shutil.rmtree(out.parent, ignore_errors=True)
     out.parent.mkdir()
     return out
 
