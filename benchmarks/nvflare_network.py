@@ -11,10 +11,13 @@ RESULT line are those of ``network_task.py``, which is the other side. Round tim
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import re
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -51,35 +54,40 @@ def main() -> None:
             server_expected_format=ExchangeFormat.NUMPY,
         )  # fmt: skip
         engine = PocEnv(num_clients=a.clients)
+        kept: dict[str, bytes] = {}
+        threading.Thread(target=keep, args=(Path(scratch, "poc"), kept), daemon=True).start()
         try:
-            run = recipe.execute(engine)
-            folder = run.get_result()
-            first, marks = rounds([Path(folder), Path(scratch)])
-            saved = sorted(Path(folder).rglob("FL_global_model.pt")) or sorted(
-                Path(scratch).rglob("FL_global_model.pt")
-            )
-            state = torch.load(saved[-1], weights_only=False, map_location="cpu")
-            fb.report(a, "nvflare deployment", nvflare.__version__, T0, first, marks, state.get("model", state))
+            recipe.execute(engine).get_result()
         finally:
             engine.stop(clean_up=True)
+        first, marks = rounds(kept["log"].decode(errors="replace"))
+        state = torch.load(io.BytesIO(kept["model"]), weights_only=False, map_location="cpu")
+        fb.report(a, "nvflare deployment", nvflare.__version__, T0, first, marks, state.get("model", state))
 
 
-def rounds(folders: list[Path]) -> tuple[float, list[float]]:
+def keep(folder: Path, kept: dict[str, bytes]) -> None:
+    """Keep the server's log and model as they grow, because the engine removes them when a job ends."""
+    while True:
+        for path in folder.rglob("*"):
+            name = {"FL_global_model.pt": "model"}.get(path.name, "log" if path.match("log*.txt") else "")
+            with contextlib.suppress(OSError):
+                data = path.read_bytes() if name else b""
+                if name == "model" or b"Round 0 started" in data:
+                    kept[name] = max(kept.get(name, b""), data, key=len) if name == "log" else data
+        time.sleep(0.3)
+
+
+def rounds(log: str) -> tuple[float, list[float]]:
     """Read the begin of the first round and the end of each from the server's log, in seconds."""
-    for path in (p for folder in folders for p in sorted(folder.rglob("log*.txt"))):
-        text = path.read_text(errors="replace")
-        if "Round 0 started" not in text:
-            continue
-        now, starts, end = 0.0, [], 0.0
-        for line in text.splitlines():
-            if found := STAMP.match(line):
-                now = time.mktime(time.strptime(found[1], "%Y-%m-%d %H:%M:%S")) + int(found[2]) / 1000
-            if re.search(r"Round \d+ started", line):
-                starts.append(now)
-            elif "Finished FedAvg" in line:
-                end = now
-        return starts[0], [*starts[1:], end]
-    raise SystemExit("no server log with round marks in the workspace")
+    now, starts, end = 0.0, [], 0.0
+    for line in log.splitlines():
+        if found := STAMP.match(line):
+            now = time.mktime(time.strptime(found[1], "%Y-%m-%d %H:%M:%S")) + int(found[2]) / 1000
+        if re.search(r"Round \d+ started", line):
+            starts.append(now)
+        elif "Finished FedAvg" in line:
+            end = now
+    return starts[0], [*starts[1:], end]
 
 
 if __name__ == "__main__":
