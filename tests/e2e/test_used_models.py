@@ -60,9 +60,10 @@ def test_a_fetched_model_says_what_its_run_says(tmp_path: Path) -> None:
 
     shutil.copytree("fetched", tmp_path / "fetched")
     shutil.copytree("model", tmp_path / "fetched" / "base")
-    facts = run_record.read(Path("full")).run["facts"]["plan_facts"]
-    (tmp_path / "fetched" / "facts.json").write_text(facts, encoding="utf-8")
-    (tmp_path / "fetched" / "lineage.json").write_text(json.dumps({"name": "tiny", "played": 1}), encoding="utf-8")
+    known = run_record.read(Path("full")).run
+    (tmp_path / "fetched" / "facts.json").write_text(known["facts"]["plan_facts"], encoding="utf-8")
+    lineage = json.dumps({"run": known["id"], "name": "tiny", "played": 1})
+    (tmp_path / "fetched" / "lineage.json").write_text(lineage, encoding="utf-8")
     assert text(str(tmp_path / "fetched")) == text("full") != text("full", name="base")
 
 

@@ -186,6 +186,7 @@ def _fetched(place: Path, base: str, home: Path | None) -> UsedModel:
         lineage = json.loads((place / LINEAGE).read_bytes())
         tensors = load_file(place / TRAINED)
         facts = parse((place / FACTS).read_bytes())
+        run, title = str(lineage["run"])[:32], f"{lineage['name']} after {lineage['played']} rounds"
     recipe = from_plain(facts.settings(), f"the recipe of {place}")
     inside = str((place / BASE_FOLDER).resolve()) if (place / BASE_FOLDER).is_dir() else ""
     named = base or inside or recipe.model.base
@@ -195,12 +196,12 @@ def _fetched(place: Path, base: str, home: Path | None) -> UsedModel:
     one = rebuilt.rebuild(recipe, named, Path(), {}, tensors, None)
     own: Vector | None = None
     if home is not None:
-        folder = home / "runs" / str(lineage["run"])[:32]
+        folder = home / "runs" / run
         own = next((model.params for model in personal_models(folder)), None)
         if own is None:
             what = f"the device of {home} has no personal model of this run."
             raise EdgewiseError("E-USE", what, "make it: `edgewise device personalise`.")
-    return _of_vectors(one, f"{lineage['name']} after {lineage['played']} rounds", own, recipe.data.sequence_len)
+    return _of_vectors(one, title, own, recipe.data.sequence_len)
 
 
 def _adapter(place: Path, base: str) -> UsedModel:

@@ -14,26 +14,32 @@ from safetensors.numpy import save_file
 
 from edgewise.core import vector
 from edgewise.core.errors import StoreError, TransportError
+from edgewise.core.foreign import foreign
 from edgewise.core.vector import Spec
 from edgewise.drivers.http import package
+from edgewise.drivers.http.answers import entry
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage.files import sync_folder
 
 TRAINED, BASE, LINEAGE, FACTS = "trained.safetensors", "base", "lineage.json", "facts.json"
 PART_SUFFIX = ".part"
+OPERATOR = "tell the operator of the server."
 
 
 def fetch(link: Link, dest: Path) -> dict[str, Any]:
     """Write the promoted model into a new folder ``dest``. Returns the model's lineage.
 
     Raises:
-        TransportError: E-UNKNOWN-ID if no model is promoted. E-BLOB for a blob that does not have its digest.
+        TransportError: E-UNKNOWN-ID if no model is promoted. E-BLOB for a blob that does not have its digest or its
+            form. E-CONNECT for an answer that no edgewise server gives.
         DecodeError(E-FACTS): for a malformed list of files.
         StoreError: E-FILE-EXISTS, E-DISK.
     """
     if dest.exists():
         raise StoreError("E-FILE-EXISTS", f"{dest} exists already.", "name a new folder.")
     one: dict[str, Any] = link.call("GET", "/v1/models/promoted")
+    entry(one, "name", str)  # What uses the model reads these from its lineage.
+    entry(one, "played", int)
     try:
         dest.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{dest.name}.", suffix=PART_SUFFIX, dir=dest.parent) as folder:
@@ -51,15 +57,17 @@ def fetch(link: Link, dest: Path) -> dict[str, Any]:
 
 def _write(link: Link, one: Mapping[str, Any], blobs: Path, part: Path) -> None:
     def get(digest: str) -> Path:
-        return link.download(digest, blobs, int(one["blobs"].get(digest, 0)))
+        return link.download(digest, blobs, entry(one.get("blobs"), digest, int))
 
-    shutil.move(get(one["run"]), part / FACTS)  # The digest of its facts is the id of a run.
-    spec = Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in json.loads(get(one["layout"]).read_bytes())])
-    raw = get(one["model"]).read_bytes()
+    shutil.move(get(entry(one, "run", str)), part / FACTS)  # The digest of its facts is the id of a run.
+    layout = get(entry(one, "layout", str)).read_bytes()
+    with foreign(TransportError, "E-BLOB", "the layout of the promoted model cannot be read", OPERATOR):
+        spec = Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in json.loads(layout)])
+    raw = get(entry(one, "model", str)).read_bytes()
     if len(raw) != 4 * spec.dim:
-        raise TransportError("E-BLOB", "the promoted model is not of its layout.", "tell the operator of the server.")
+        raise TransportError("E-BLOB", "the promoted model is not of its layout.", OPERATOR)
     save_file(vector.unpack(vector.from_bytes(raw, spec.dim), spec), part / TRAINED)
-    if (manifest := package.digest_in(one["base"])) is not None:
+    if (manifest := package.digest_in(entry(one, "base", str))) is not None:
         (part / BASE).mkdir()
         for name, digest in package.parse(get(manifest).read_bytes()).items():
             shutil.move(get(digest), part / BASE / name)
