@@ -1,13 +1,15 @@
-"""Held-out losses of devices that trained alone. They are stored one by one, and then reported as one evaluation."""
+"""Held-out losses of devices that train or go on alone: stored one by one, then reported as one evaluation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite
 
 from edgewise.core import events
 from edgewise.core.training import POOLED, DeviceId
 from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers.executor import Executor, checked
 
 
 def keep(store: RunStore, model: str, last: int, device: DeviceId, nll: float, tokens: int) -> str:
@@ -20,6 +22,34 @@ def keep(store: RunStore, model: str, last: int, device: DeviceId, nll: float, t
     elif tokens:
         return f"{device}: E-NAN: its held-out loss is not finite."
     return device
+
+
+def collect(
+    executor: Executor,
+    remaining: Sequence[DeviceId],
+    total: int,
+    phase: str,
+    tell: Callable[[events.AnyEvent], None],
+    take: Callable[[jobs.Result], str],
+) -> None:
+    """Take the answers of a job for each remaining device as they come, and report each as progress.
+
+    Args:
+        remaining: the devices. The number of a job is its device's place here.
+        total: the number of devices, those of an earlier start of the run included.
+        take: stores an answer. Returns the note of its progress.
+    Raises:
+        EdgewiseError: of an answer that stops the run. Others become a note.
+    """
+    for done in range(total - len(remaining) + 1, total + 1):
+        result = executor.result()
+        if isinstance(result, jobs.Broken):
+            if result.stops:
+                checked([result])
+            note = f"{remaining[result.id]}: {result.code}"
+        else:
+            note = take(result)
+        tell(events.Progress(phase=phase, done=done, total=total, note=note))
 
 
 def conclude(store: RunStore, tell: Callable[[events.AnyEvent], None], model: str, last: int, seconds: float) -> None:

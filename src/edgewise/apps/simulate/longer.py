@@ -15,7 +15,7 @@ from edgewise.core import events, vector
 from edgewise.drivers.simulation.probes import Probes
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers import jobs
-from edgewise.drivers.workers.executor import Executor, checked
+from edgewise.drivers.workers.executor import Executor
 from edgewise.plan.recipe.recipe import CompareSection
 
 
@@ -49,16 +49,12 @@ def longer(
     stretched = tuple(number for number in plan.rounds_alone(rounds) for _ in range(wanted.longer))
     for i, device in enumerate(remaining):
         executor.submit(jobs.Solo(id=i, device=device, params=start, rounds=stretched, measure=True))
-    for done in range(len(devices) - len(remaining) + 1, len(devices) + 1):
-        result = executor.result()
-        if isinstance(result, jobs.Broken):
-            if result.stops:
-                checked([result])
-            note = f"{remaining[result.id]}: {result.code}"
-        else:
-            assert isinstance(result, jobs.TrainedAlone)
-            note = baseline_figures.keep(store, LONGER, last, result.device, result.nll, result.tokens)
-        tell(events.Progress(phase=LONGER, done=done, total=len(devices), note=note))
+
+    def take(result: jobs.Result) -> str:
+        assert isinstance(result, jobs.TrainedAlone)
+        return baseline_figures.keep(store, LONGER, last, result.device, result.nll, result.tokens)
+
+    baseline_figures.collect(executor, remaining, len(devices), LONGER, tell, take)
     baseline_figures.conclude(store, tell, LONGER, last, time.perf_counter() - began)
 
 

@@ -21,7 +21,7 @@ from edgewise.drivers.simulation.probes import Probes
 from edgewise.drivers.storage.personal_models import PersonalModel, keep_personal, personal_files
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers import jobs
-from edgewise.drivers.workers.executor import Executor, checked
+from edgewise.drivers.workers.executor import Executor
 from edgewise.plan.recipe.personal import PersonalSection
 
 PERSONAL = "personal"  # name of the figures in measures and events, as ``ELSEWHERE`` is
@@ -63,22 +63,19 @@ def personalise(
     for number, device in enumerate(remaining):
         elsewhere = neighbours(devices, device) if name == PERSONAL else ()
         executor.submit(jobs.Personalise(id=number, device=device, params=start, elsewhere=elsewhere))
-    for done in range(len(devices) - len(remaining) + 1, len(devices) + 1):
-        result = executor.result()
-        if isinstance(result, jobs.Broken):
-            if result.stops:
-                checked([result])
-            note = f"{remaining[result.id]}: {result.code}"
-        else:
-            assert isinstance(result, jobs.Personalised)
-            if room > 0:
-                params = vector.from_bytes(result.params, probes.plan.spec.dim)
-                keep_personal(store.out, PersonalModel(result.device, digest, wanted.method, params))
-                room -= 1
-            if name == PERSONAL:
-                baseline_figures.keep(store, ELSEWHERE, last, result.device, *result.elsewhere)
-            note = baseline_figures.keep(store, name, last, result.device, *result.own)
-        tell(events.Progress(phase=PERSONAL, done=done, total=len(devices), note=note))
+
+    def take(result: jobs.Result) -> str:
+        nonlocal room
+        assert isinstance(result, jobs.Personalised)
+        if room > 0:
+            params = vector.from_bytes(result.params, probes.plan.spec.dim)
+            keep_personal(store.out, PersonalModel(result.device, digest, wanted.method, params))
+            room -= 1
+        if name == PERSONAL:
+            baseline_figures.keep(store, ELSEWHERE, last, result.device, *result.elsewhere)
+        return baseline_figures.keep(store, name, last, result.device, *result.own)
+
+    baseline_figures.collect(executor, remaining, len(devices), PERSONAL, tell, take)
     if name == PERSONAL:
         baseline_figures.conclude(store, tell, ELSEWHERE, last, 0.0)
     baseline_figures.conclude(store, tell, name, last, time.perf_counter() - began)
