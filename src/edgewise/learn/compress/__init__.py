@@ -1,0 +1,1 @@
+"""Make a smaller model of a larger one: distillation (``distill``)."""
