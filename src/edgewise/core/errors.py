@@ -89,6 +89,7 @@ REGISTRY: dict[str, Entry] = {
     "E-LAYOUT": Entry("the layout of a module differs from the layout of the run", 2),
     "E-TARGETS": Entry("no module of the model matches the LoRA targets or layer names", 2),
     "E-CUT": Entry("the model cannot be cut there", 2),
+    "E-PARTS": Entry("the two parts of a split model do not belong together", 1),
     "E-HARDWARE": Entry("the hardware that the recipe asks for is not there", 2),
     "E-MEMORY": Entry("training needs more memory than there is", 1),
     "E-NAN": Entry("training produced a value that is not finite", 1),

@@ -1,0 +1,239 @@
+"""Split learning as two pure machines, ``step(state, event) -> (state, effects)``, on the device and on the server.
+
+A session trains some optimizer steps, each over some micro-batches. Activations go up, and gradients come down:
+
+    device                                       server
+    Away ──Connected──► Greeting    Hello ────►  parts and steps are compared, Welcome or Stop
+    Working: Forward b              activations ──►  forward b      (head: and backward b)
+             Head b          U: ◄── outputs
+                             U: output gradients ──► backward b
+             Backward b         ◄── gradients
+    Finishing: Reduce               Finish ──►  the step, kept beside the version before it
+             Apply              ◄── Finished
+    ... next step, or Over
+
+At most ``window`` micro-batches are on their way at once, so the device computes the next one while the server works.
+Gradients are added in the order of micro-batches on both sides, so results do not depend on delays.
+
+Rules:
+    Everything that the device sends is answered, and is sent again at a deadline until it is. The server answers a
+        repeated message from memory and computes nothing twice.
+    A connection that is lost ends the attempt. The next one starts at the device's last durable step. Messages of
+        earlier attempts are ignored.
+    The server's part is never behind the device's and at most one step ahead. It keeps the version before the last
+        step until the device has taken that step too.
+    Two parts of different models, cuts or steps are never trained together (E-PARTS).
+
+All states are plain frozen values, so that they can be saved and loaded at any moment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgewise.core.frame import legible
+from edgewise.engine.split_messages import Crossing, Finish, Finished, Hello, Returned, Stop, Upward, Welcome
+from edgewise.engine.split_states import (
+    Applied,
+    Apply,
+    Backward,
+    Connected,
+    Deadline,
+    DeviceEffect,
+    DeviceEvent,
+    DeviceSide,
+    Encoded,
+    End,
+    Forward,
+    Head,
+    Lost,
+    Prepare,
+    Prepared,
+    Ran,
+    Reduce,
+    Reduced,
+    Run,
+    SaveAttempt,
+    Send,
+    ServerEffect,
+    ServerEvent,
+    ServerSide,
+    Stepped,
+    TakeStep,
+    Use,
+)
+
+MOST_MICROS = 1 << 16  # micro-batches of a step
+
+DeviceOut = tuple[DeviceSide, tuple[DeviceEffect, ...]]
+ServerOut = tuple[ServerSide, tuple[ServerEffect, ...]]
+
+
+def step_device(state: DeviceSide, event: DeviceEvent) -> DeviceOut:
+    """Take one event on the device. Returns the next state and the effects, to be performed in their order."""
+    match state.phase, event:
+        case (("over" | "stopped"), _):
+            return state, ()
+        case _, Connected():
+            state = replace(_idle(state), attempt=state.attempt + 1, phase="greeting")
+            hello = Hello(session=state.session, parts=state.parts, step=state.step, attempt=state.attempt)
+            return replace(state, unanswered=(hello,)), (SaveAttempt(state.attempt), Send(hello))
+        case _, Lost():
+            return _idle(state), ()
+        case _, Stop(code=code, reason=reason):
+            return replace(_idle(state), phase="stopped"), (End(code, legible(reason)),)
+        case (("greeting" | "working" | "finishing"), Deadline()):
+            return state, tuple(map(Send, state.unanswered))
+        case "greeting", Welcome(attempt=attempt) if attempt == state.attempt:
+            return _next_step(state)
+        case "working", Prepared(micros):
+            return _filled(replace(state, micros=micros))
+        case "working", Encoded():
+            return _sent(state, event)
+        case "working", Returned() if _is_next(state, event):
+            return _returned(state, event)
+        case "finishing", Reduced(terms, norm2):
+            finish = Finish(
+                attempt=state.attempt, step=state.step, micros=state.micros, terms=terms, norm2=norm2
+            )  # fmt: skip
+            return replace(state, unanswered=(finish,)), (Send(finish),)
+        case "finishing", Finished(attempt=attempt, step=number, norm2=norm2):
+            if (attempt, number) != (state.attempt, state.step) or not state.unanswered:
+                return state, ()
+            own = state.unanswered[0]
+            assert isinstance(own, Finish)
+            return replace(state, unanswered=()), (Apply(state.step, own.norm2 + norm2),)
+        case "finishing", Applied():
+            return _next_step(replace(state, step=state.step + 1))
+    return state, ()
+
+
+def _idle(state: DeviceSide) -> DeviceSide:
+    return replace(state, phase="away", micros=0, started=0, headed=0, backed=0, unanswered=())
+
+
+def _next_step(state: DeviceSide) -> DeviceOut:
+    state = replace(_idle(state), phase="working")
+    if state.step >= state.steps:
+        return replace(state, phase="over"), (End(),)
+    return state, (Prepare(state.step),)
+
+
+def _filled(state: DeviceSide) -> DeviceOut:
+    """Start the next micro-batch where the window has room."""
+    if state.started < state.micros and state.started - state.backed < state.window:
+        return replace(state, started=state.started + 1), (Forward(state.started),)
+    return state, ()
+
+
+def _sent(state: DeviceSide, event: Encoded) -> DeviceOut:
+    message = Crossing(
+        attempt=state.attempt, step=state.step, micro=event.micro, kind=event.kind, body=event.body, rows=event.rows,
+        length=event.length, labels=event.labels, begins=event.begins,
+    )  # fmt: skip
+    state, effects = _filled(replace(state, unanswered=(*state.unanswered, message)))
+    return state, (Send(message), *effects)
+
+
+def _is_next(state: DeviceSide, event: Returned) -> bool:
+    """Tell whether this answer is the next of its kind. Later ones come again at a deadline."""
+    expected = state.headed if event.kind == "outputs" else state.backed
+    kind: Upward = "activations" if event.kind == "outputs" or not state.u_shape else "output_gradients"
+    sent = any(isinstance(m, Crossing) and (m.kind, m.micro) == (kind, event.micro) for m in state.unanswered)
+    return sent and (event.attempt, event.step, event.micro) == (state.attempt, state.step, expected)
+
+
+def _returned(state: DeviceSide, event: Returned) -> DeviceOut:
+    rest = tuple(m for m in state.unanswered if not (isinstance(m, Crossing) and m.micro == event.micro))
+    if event.kind == "outputs":
+        return replace(state, headed=state.headed + 1, unanswered=rest), (Head(event.micro, event.body),)
+    state = replace(state, backed=state.backed + 1, unanswered=rest)
+    backward = Backward(event.micro, event.body, event.loss)
+    if state.backed == state.micros:
+        return replace(state, phase="finishing"), (backward, Reduce())
+    state, effects = _filled(state)
+    return state, (backward, *effects)
+
+
+def step_server(state: ServerSide, event: ServerEvent) -> ServerOut:
+    """Take one event on the server. Returns the next state and the effects, to be performed in their order.
+
+    Never raises for anything that a device sends.
+    """
+    if isinstance(event, Lost):
+        return replace(state, open=False, started=0, backed=0, answers=()), ()
+    if isinstance(event, Hello):
+        return _greeted(state, event)
+    if isinstance(event, Ran):
+        return _ran(state, event)
+    if isinstance(event, Stepped):
+        done = Finished(attempt=state.attempt, step=state.version, norm2=event.norm2)
+        return replace(state, ahead=True, answers=(done,)), (Send(done),)
+    if not state.open or event.attempt != state.attempt:
+        return state, ()
+    if isinstance(event, Crossing):
+        return _crossed(state, event)
+    return _finishing(state, event)
+
+
+def _greeted(state: ServerSide, hello: Hello) -> ServerOut:
+    if (hello.session, hello.parts) != (state.session, state.parts):
+        what = "the device's part is of another model, cut, shape, rounding or training than the server's."
+        return state, (Send(Stop(code="E-PARTS", reason=what)),)
+    if hello.attempt < state.attempt:
+        return state, ()
+    if hello.attempt == state.attempt:
+        same = state.open and hello.step == state.version and not (state.started or state.ahead)
+        return state, (Send(Welcome(attempt=hello.attempt)),) if same else ()
+    if hello.step != state.version and not (state.ahead and hello.step == state.version + 1):
+        ahead = f" or {state.version + 1}" if state.ahead else ""
+        what = f"the device's part has taken {hello.step} steps, and the server's {state.version}{ahead}."
+        return state, (Send(Stop(code="E-PARTS", reason=what)),)
+    state = replace(
+        state, version=hello.step, ahead=False, attempt=hello.attempt, open=True, started=0, backed=0, answers=()
+    )
+    return state, (Use(hello.step), SaveAttempt(hello.attempt), Send(Welcome(attempt=hello.attempt)))
+
+
+def _crossed(state: ServerSide, event: Crossing) -> ServerOut:
+    effects: tuple[ServerEffect, ...] = ()
+    if state.ahead and event.step == state.version + 1:  # The device has taken the step, so nothing goes back.
+        state = replace(state, version=event.step, ahead=False, started=0, backed=0, answers=())
+        effects = (Use(event.step),)
+    if event.step != state.version or state.ahead:
+        return state, ()
+    for answer in state.answers:
+        if isinstance(answer, Returned) and answer.micro == event.micro and _answers(state, answer, event):
+            return state, (Send(answer),)
+    if event.kind == "activations":
+        if event.micro != state.started or event.micro >= MOST_MICROS:
+            return state, effects
+        return replace(state, started=state.started + 1), (*effects, Run(event))
+    if not state.u_shape or event.micro != state.backed or event.micro >= state.started:
+        return state, effects
+    return replace(state, backed=state.backed + 1), (*effects, Run(event))
+
+
+def _answers(state: ServerSide, answer: Returned, event: Crossing) -> bool:
+    direct = not state.u_shape or answer.kind == "outputs"
+    return direct == (event.kind == "activations")
+
+
+def _ran(state: ServerSide, event: Ran) -> ServerOut:
+    answer = Returned(
+        attempt=state.attempt, step=state.version, micro=event.micro, kind=event.kind, body=event.body, loss=event.loss
+    )
+    others = tuple(a for a in state.answers if not (isinstance(a, Returned) and a.micro == event.micro))
+    backed = state.backed if state.u_shape else event.micro + 1
+    return replace(state, answers=(*others, answer), backed=backed), (Send(answer),)
+
+
+def _finishing(state: ServerSide, event: Finish) -> ServerOut:
+    if event.step != state.version:
+        return state, ()
+    if state.ahead:
+        return state, tuple(Send(a) for a in state.answers if isinstance(a, Finished))
+    if not event.micros or event.micros != state.started or event.micros != state.backed:
+        what = f"the device ends a step of {event.micros} micro-batches, and the server has trained {state.backed}."
+        return state, (Send(Stop(code="E-PARTS", reason=what)),)
+    return state, (TakeStep(event),)
