@@ -22,14 +22,19 @@ from precision import llama
 
 from edgewise.core.frame import LocalRule
 from edgewise.core.training import FitRequest
-from edgewise.learn.batched import Adapters, fit_many
+from edgewise.learn.batched import DeviceBuffers, OnePass, fit_many
 from edgewise.learn.models.adapters import trainable
 from edgewise.learn.models.load import TextLoss, float32_attention, load
 from edgewise.learn.train import Optimizer, fit
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.plan.recipe.trainable import TrainableSection
 
-BARS = {"1x64": 1.4, "2x64": 1.2}
+BARS = {"1x64": 1.4, "2x64": 1.2}  # of LoRA on a shared base
+SECTIONS = {
+    "lora": TrainableSection(kind="lora", rule="fedit"),
+    "full": TrainableSection(kind="full"),
+    "layers": TrainableSection(kind="layers", layers=["*.self_attn.*"]),
+}
 
 
 def ways(width: int, shape: str, dtype: torch.dtype, a: argparse.Namespace) -> tuple[int, list[Callable[[], object]]]:
@@ -38,7 +43,7 @@ def ways(width: int, shape: str, dtype: torch.dtype, a: argparse.Namespace) -> t
     n = sum(p.numel() for p in model.parameters())
     if dtype is torch.bfloat16:
         float32_attention(model)
-    model, flat = trainable(model, TrainableSection(kind="lora", rule="fedit"), bytes(32), frozen=dtype)
+    model, flat = trainable(model, SECTIONS[a.trained], bytes(32), frozen=dtype)
     rows, tokens = map(int, shape.split("x"))
     generator, training, loss = torch.Generator().manual_seed(0), TrainingSection(), TextLoss(dtype)
     batches = [
@@ -49,9 +54,11 @@ def ways(width: int, shape: str, dtype: torch.dtype, a: argparse.Namespace) -> t
     rule = LocalRule(steps=a.steps, lr=1e-3)
     requests = [FitRequest(f"d{i}", 0, start, rule, bytes(32), bytes(32)) for i in range(a.devices)]
     optimizer = Optimizer(training, flat, dtype)
-    passes = Adapters(model, loss, flat)
+    passes = OnePass(model, loss, flat)
     if passes.apart:
         raise SystemExit(passes.apart)
+
+    buffers = DeviceBuffers(a.group or a.devices, flat, training, dtype)
 
     def alone() -> object:
         return [
@@ -64,7 +71,7 @@ def ways(width: int, shape: str, dtype: torch.dtype, a: argparse.Namespace) -> t
         return [
             one
             for at in range(0, a.devices, size)
-            for one in fit_many(passes, flat, requests[at : at + size], batches[at : at + size], training, dtype)
+            for one in fit_many(passes, buffers, requests[at : at + size], batches[at : at + size])
         ]
 
     return n, [alone, together]
@@ -78,6 +85,7 @@ def main() -> None:
     parser.add_argument("--shapes", default="1x64,2x64,8x128")
     parser.add_argument("--widths", default="0,320")
     parser.add_argument("--precisions", default="float32,bfloat16")
+    parser.add_argument("--trained", choices=sorted(SECTIONS), default="lora")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     a = parser.parse_args()

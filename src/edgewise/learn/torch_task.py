@@ -34,7 +34,7 @@ from edgewise.core.training import (
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine.trainer import Trainer
 from edgewise.learn import dp_sgd
-from edgewise.learn.batched import Passes, fit_many
+from edgewise.learn.batched import DeviceBuffers, Passes, fit_many
 from edgewise.learn.computing import LESS_MEMORY, computing
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
@@ -99,6 +99,7 @@ class TorchTrainer:
         self._examined = False
         self.own: OwnWork | None = None
         self.passes: Passes | None = None
+        self._buffers: DeviceBuffers | None = None
 
     @property
     def spec(self) -> Spec:
@@ -246,9 +247,11 @@ class TorchTrainer:
             self.model.train()
         for group in groups.values():
             with computing(f"{requests[group[0]].device} and {len(group) - 1} more", self.smaller):
+                if self._buffers is None or self._buffers.n < len(group):
+                    self._buffers = None  # Its memory is free before the larger ones are made.
+                    self._buffers = DeviceBuffers(len(group), self.flat, self.training, self._arithmetic)
                 results = fit_many(
-                    self.passes, self.flat, [requests[i] for i in group], [work[i][0] for i in group], self.training,
-                    self._arithmetic,
+                    self.passes, self._buffers, [requests[i] for i in group], [work[i][0] for i in group]
                 )  # fmt: skip
             for i, one in zip(group, results, strict=True):
                 found[i] = one if isinstance(one, Exception) else _update(one, work[i][1])

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny_model
 import torch
 from msgspec.structs import replace as changed
+from torch import nn
 
 from edgewise.core.errors import DataError, RecipeError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
 from edgewise.core.training import Correction, FitRequest, Update
 from edgewise.drivers.workers.trainers import make_trainer
-from edgewise.learn.batched import joined
+from edgewise.learn.batched import OnePass, joined
+from edgewise.learn.device_axis import DeviceLayers
+from edgewise.learn.flat import Flat
+from edgewise.learn.models.load import TextLoss
 from edgewise.learn.text.trainer import TextTrainer, make
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 
 LORA = {"kind": "lora", "rank": 2, "rule": "fedit"}
+FULL, SOME = {"kind": "full"}, {"kind": "layers", "layers": ["*self_attn*", "*norm*"]}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +55,11 @@ def recipe(**sections: dict) -> Recipe:
         "training": {"batch": 4, "lr": 0.5, "optimizer": "sgd"},
         "trainable": LORA,
     }
-    return from_plain({**plain, **{k: {**plain.get(k, {}), **v} for k, v in sections.items()}})
+    plain |= {k: {**plain.get(k, {}), **v} for k, v in sections.items() if k != "trainable"}
+    adapters = {**LORA, **sections.get("trainable", {})}
+    return from_plain(
+        {**plain, "trainable": sections["trainable"] if "kind" in sections.get("trainable", {}) else adapters}
+    )
 
 
 def trainer(place: Path, **sections: dict) -> TextTrainer:
@@ -78,6 +88,9 @@ def assert_alike(one: Update | Exception, other: Update, atol: float = 3e-5) -> 
     ("sections", "more"),
     [
         ({}, {}),
+        ({"trainable": FULL}, {}),
+        ({"trainable": FULL, "training": {"clip_grad": 0.1, "accumulate": 2, "checkpointing": True}}, {}),
+        ({"trainable": SOME}, {"correction": Correction(pull=0.5)}),
         ({"training": {"momentum": 0.5, "weight_decay": 0.1, "accumulate": 2}}, {}),
         ({"training": {"clip_grad": 0.1}}, {}),
         ({}, {"correction": Correction(pull=0.5)}),
@@ -147,16 +160,70 @@ def test_batches_are_joined_with_padding_that_is_not_predicted() -> None:
 @pytest.mark.parametrize(
     ("sections", "why"),
     [
-        ({"trainable": {"kind": "full"}}, "one device at a time"),
         ({"privacy": "local_dp", "dp": {"unit": "example", "epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0,
           "sample_rate": 0.1}}, "each record by itself"),
         ({"strategy": {"kind": "zeroth_order"}}, "one device at a time"),
     ],
 )  # fmt: skip
 def test_training_that_cannot_be_batched_is_refused(place: Path, sections: dict, why: str) -> None:
-    plain = {**recipe().resolved(), **{k: v for k, v in sections.items() if k != "trainable"}}
-    plain["engine"] = {"batch_devices": 4}
-    if "trainable" in sections:
-        plain["trainable"] = {"kind": "full"}
+    plain = {**recipe().resolved(), **sections, "engine": {"batch_devices": 4}}
     with pytest.raises(RecipeError, match=rf"E-COMBO.*engine.batch_devices = 4.*{why}.*batch_devices = 1"):
         make_trainer(from_plain(plain), place, place, BUILT_IN)
+
+
+class _Own(nn.Module):
+    """A causal model of one linear layer, whose weight is used in its own way."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.config = SimpleNamespace(attention_dropout=0.1 if way == "config" else 0.0)
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(4, 9)
+        self.way = way
+        self.scale = nn.Parameter(torch.ones(4)) if way == "parameter" else 1.0
+        self.norm = nn.BatchNorm1d(4) if way == "mixing" else nn.Identity()
+        self.experts = nn.ModuleList([nn.Linear(4, 4)] if way == "experts" else [])
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.table
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> SimpleNamespace:
+        x = self.table(input_ids) * self.scale
+        x = x.mean(0, keepdim=True).expand_as(x) if self.way == "mean" else x
+        out = x @ self.head.weight.T if self.way == "weight" else self.head(x)
+        out = self.head(x.transpose(0, 1)).transpose(0, 1) if self.way == "order" else out
+        return SimpleNamespace(logits=out)
+
+
+@pytest.mark.parametrize(
+    ("way", "why"),
+    [
+        ("plain", ""),
+        ("config", "attention_dropout, which draws at random"),
+        ("parameter", "scale changes in a run, and it is no weight of"),
+        ("mixing", "norm mixes rows"),
+        ("experts", "is an expert"),
+        ("mean", "do not compute row by row"),
+        ("weight", "do not compute row by row"),
+        ("order", "do not compute row by row"),
+    ],
+)
+def test_models_that_mix_devices_are_refused_by_name(way: str, why: str) -> None:
+    model = _Own(way)
+    flat = Flat(list(model.named_parameters()))
+    start = flat.read()
+    found = OnePass(model, TextLoss(torch.float32), flat).apart
+    assert why in found
+    assert bool(found) == bool(why)
+    np.testing.assert_array_equal(flat.read(), start)
+
+
+def test_a_padding_row_takes_no_gradient() -> None:
+    model = _Own("plain")
+    model.table = nn.Embedding(9, 4, padding_idx=2)
+    flat = Flat([(n, p) for n, p in model.named_parameters() if n == "table.weight"])
+    w_nD = torch.from_numpy(flat.read())[None].repeat(2, 1)
+    g_nD = torch.zeros_like(w_nD)
+    with DeviceLayers(model, flat).devices(w_nD, 2, g_nD):
+        model(torch.tensor([[1, 2], [2, 3]]), False).logits.sum().backward()
+    moved_nV = g_nD.view(2, 9, 4).abs().sum(2) > 0
+    assert moved_nV.nonzero().tolist() == [[0, 1], [1, 3]]

@@ -21,7 +21,7 @@ from edgewise.core.errors import DataError, ModelError
 from edgewise.core.keys import Key, derive, root
 from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut
 from edgewise.core.vector import Vector
-from edgewise.learn.batched import Adapters
+from edgewise.learn.batched import OnePass
 from edgewise.learn.computing import computing
 from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import autocast_dtype, chosen
@@ -122,9 +122,7 @@ class TextTrainer(TorchTrainer):
             arithmetic=loss.autocast, forward_bytes=float(micro * forward_bytes_per_token(found)),
             processor=prepared.processor,
         )  # fmt: skip
-
-        if self._adapts:
-            self.passes = Adapters(self.model, loss, self.flat)
+        self.passes = OnePass(self.model, loss, self.flat)
 
     def _device(self, device: DeviceId) -> TextShard:
         return TextShard(self._store.open(device), self._eval_tokens, self._pass_tokens)
