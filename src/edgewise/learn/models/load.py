@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from contextlib import AbstractContextManager
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -217,16 +218,27 @@ class TextLoss:
 
     def _predicted(self, model: nn.Module, s_BS: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log-probabilities of all next tokens, and the true ones. -1 marks one that does not count."""
+        x_BT, y_BT, positions_BT = self.inputs(s_BS)
+        with self.arithmetic(s_BS.device.type):
+            logits_BTV = logits(model, x_BT, positions_BT)
+        return F.log_softmax(logits_BTV.flatten(0, 1), -1, dtype=torch.float32), y_BT.flatten()
+
+    def arithmetic(self, processor: str) -> AbstractContextManager[Any]:
+        """Return the context in which a model computes, on a processor of this type."""
+        return torch.autocast(processor, torch.bfloat16, enabled=self.autocast is torch.bfloat16)
+
+    def inputs(self, s_BS: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return tokens to read, next tokens (-1: one that does not count), and positions, [B, T] each.
+
+        Positions are None where rows are not packed with documents that stay apart.
+        """
         y_BT = s_BS[:, 1:]
         x_BT = torch.where(s_BS < 0, ~s_BS, s_BS)[:, :-1]
         positions_BT = None
         if self.isolated:
             positions_BT = positions((x_BT & BEGINS) != 0)
             x_BT, y_BT = x_BT & ~BEGINS, torch.where(y_BT < 0, y_BT, y_BT & ~BEGINS)
-        with torch.autocast(s_BS.device.type, torch.bfloat16, enabled=self.autocast is torch.bfloat16):
-            logits_BTV = logits(model, x_BT, positions_BT)
-        logp_BTV = F.log_softmax(logits_BTV.flatten(0, 1), -1, dtype=torch.float32)
-        return logp_BTV, y_BT.clamp(min=-1).flatten()
+        return x_BT, y_BT.clamp(min=-1), positions_BT
 
 
 def positions(begins_BT: Tensor) -> Tensor:

@@ -1,0 +1,364 @@
+"""Both sides of split learning in torch. They perform the effects of the machines in ``engine.split``.
+
+    device = DevicePart(cut(model, 2, "U"), loss, flat, names, ...)
+    server = ServerPart(...)
+    crossed = session(device, server, True, steps=10)   # both in this process, over the bytes of the wire
+
+The step is that of training the whole model (``learn.train``). Gradients of summed losses over all micro-batches are
+divided by the number of predicted tokens, and clipped by the norm over both parts.
+
+Shape suffixes: B = batch, S = block length + 1, T = block length, C = width between blocks, V = vocabulary, N = B T.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgewise.codecs.wire.tokens import TokenCodec
+from edgewise.core.errors import DecodeError, TrainingError
+from edgewise.core.keys import Key, derive, word
+from edgewise.engine import split_messages as wire
+from edgewise.engine import split_states as events
+from edgewise.engine.split import step_device, step_server
+from edgewise.kernels.bits import pack_bits, packed_bytes, unpack_bits
+from edgewise.learn.flat import Storage
+from edgewise.learn.models.cut import Cut
+from edgewise.learn.models.load import TextLoss, positions
+from edgewise.learn.train import LOWER, Batch, Optimizer
+from edgewise.plan.recipe.sections import TrainingSection
+
+NOTHING = b""
+DEFAULT_WINDOW = 2
+
+
+@dataclass(frozen=True)
+class Crossings:
+    """Rounding of what crosses the cut: ``activations`` to the nearest value, ``gradients`` at random without bias."""
+
+    activations: TokenCodec
+    gradients: TokenCodec
+
+
+class Part:
+    """One side's parameters, their gradients and their optimizer. Base of both sides.
+
+    Args:
+        flat: storage of the trained parameters, those of both sides or of one.
+        names: the segments of this side.
+        lr: learning rate of the session.
+        key: decides random rounding.
+    """
+
+    def __init__(
+        self,
+        flat: Storage,
+        names: Sequence[str],
+        training: TrainingSection,
+        lr: float,
+        crossings: Crossings,
+        key: Key,
+        optimizer: Optimizer | None = None,
+    ) -> None:
+        self.names, self._clip, self._lr, self._crossings, self._key = (
+            list(names),
+            training.clip_grad,
+            lr,
+            crossings,
+            key,
+        )
+        self._pieces = flat.runs(flat.g_D, self.names) if self.names else []
+        self._optimizer = optimizer or Optimizer(training, flat)
+        self._optimizer.reset(self.names)
+
+    def zero(self) -> None:
+        """Set the gradients of this side to zero."""
+        for g in self._pieces:
+            g.zero_()
+
+    def divided(self, terms: float) -> float:
+        """Divide the gradients of this side by the number of terms. Returns their squared norm."""
+        for g in self._pieces:
+            g.div_(terms)
+        return float(sum(torch.linalg.vector_norm(g).double() ** 2 for g in self._pieces))
+
+    def take_step(self, norm2: float) -> None:
+        """Clip by the norm over both sides, and take the optimizer's step."""
+        if self._clip:
+            for g in self._pieces:
+                g.mul_(min(1.0, self._clip / (math.sqrt(norm2) + 1e-6)))
+        if self.names:
+            self._optimizer.step(self._lr)
+
+    def up(self, x_BTC: Tensor) -> bytes:
+        """Encode activations. Raises TrainingError(E-NAN)."""
+        return self._encoded(self._crossings.activations, x_BTC, None)
+
+    def gradient(self, x_BTC: Tensor, *labels: str | int) -> bytes:
+        """Encode gradients, at random by the labels. Raises TrainingError(E-NAN)."""
+        return self._encoded(self._crossings.gradients, x_BTC, word(derive(self._key, *labels)))
+
+    def _encoded(self, codec: TokenCodec, x_BTC: Tensor, seed: int | None) -> bytes:
+        try:
+            return codec.encode(x_BTC.detach().float().cpu().flatten(0, 1).numpy(), seed)
+        except ValueError as e:
+            raise TrainingError("E-NAN", f"what crosses the cut cannot be sent: {e}.", LOWER) from None
+
+    def decoded(self, codec: TokenCodec, body: bytes, like: tuple[int, int]) -> Tensor:
+        """Decode float32[B, T, C]. Raises DecodeError(E-PAYLOAD)."""
+        return torch.from_numpy(codec.decode(body, like[0] * like[1])).view(*like, -1)
+
+
+class DevicePart(Part):
+    """The device's side: embedding and first blocks, with the U shape final norm and head too.
+
+    Args:
+        parts: the model's stages, of which only those of the device are called.
+        batches: the micro-batches of each step. Each is (s_BS, n), n the number of predicted tokens.
+        save: called with the number of steps taken, or of the attempt, before it counts (``engine.split``).
+    Attributes:
+        seen: summed loss and terms of each step.
+        error: code and reason where the session ended before its last step. Empty otherwise.
+    """
+
+    def __init__(
+        self,
+        parts: Cut,
+        loss: TextLoss,
+        batches: Iterator[Sequence[Batch]],
+        vocabulary: int,
+        *part: Any,
+        save: Callable[[str, int], None] = lambda what, number: None,
+        **more: Any,
+    ) -> None:
+        super().__init__(*part, **more)
+        self._parts, self._loss, self._batches, self._save = parts, loss, batches, save
+        self._vocabulary = vocabulary
+        self.seen: list[tuple[float, float]] = []
+        self.error: tuple[str, str] | None = None
+        self._micros: Sequence[Batch] = ()
+        self._at, self._losses, self._attempt_step = 0, 0.0, -1
+        self._sent: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
+
+    def perform(self, effect: events.DeviceEffect) -> events.DeviceEvent | None:
+        """Perform an effect other than ``Send``. Returns the event that follows.
+
+        Raises:
+            TrainingError: E-NAN where a loss or a value is not finite, E-TRAIN where the batches end too early.
+            DecodeError: E-PAYLOAD for bytes that no server sends.
+        """
+        match effect:
+            case events.SaveAttempt(attempt):
+                self._save("attempt", attempt)
+            case events.Prepare(number):
+                return self._prepared(number)
+            case events.Forward(micro):
+                return self._forward(micro)
+            case events.Head(micro, body):
+                return self._head(micro, body)
+            case events.Backward(micro, body, loss):
+                self._backward(micro, body, loss)
+            case events.Reduce():
+                terms = float(sum(n for _, n in self._micros))
+                return events.Reduced(terms, self.divided(terms))
+            case events.Apply(number, norm2):
+                self.take_step(norm2)
+                self.seen.append((self._losses, float(sum(n for _, n in self._micros))))
+                self._save("step", number + 1)
+                return events.Applied()
+            case events.End(code, reason):
+                self.error = (code, reason) if code else ("", "")
+        return None
+
+    def _prepared(self, number: int) -> events.Prepared:
+        if self._attempt_step != number:  # A new attempt at the same step trains on the same micro-batches.
+            micros = next(self._batches, None)
+            if micros is None:
+                raise TrainingError("E-TRAIN", f"the data ends after {number} steps.")
+            self._micros, self._attempt_step = micros, number
+        self._at, self._losses = number, 0.0
+        self._sent.clear()
+        self.zero()
+        return events.Prepared(len(self._micros))
+
+    def _forward(self, micro: int) -> events.Encoded:
+        x_BT, y_BT, positions_BT = self._loss.inputs(self._micros[micro][0])
+        with self._loss.arithmetic(x_BT.device.type):
+            h_BTC = self._parts.device(x_BT, positions_BT)
+        self._sent[micro] = (h_BTC, y_BT, positions_BT)
+        begins = NOTHING if positions_BT is None else np.packbits((positions_BT == 0).cpu().numpy()).tobytes()
+        labels = NOTHING if self._parts.top is not None else written_labels(y_BT, self._vocabulary)
+        return events.Encoded(micro, "activations", self.up(h_BTC), *x_BT.shape, labels=labels, begins=begins)
+
+    def _head(self, micro: int, body: bytes) -> events.Encoded:
+        h_BTC, y_BT, positions_BT = self._sent[micro]
+        out_BTC = self.decoded(self._crossings.activations, body, y_BT.shape).to(h_BTC.device).requires_grad_()
+        assert self._parts.top is not None
+        loss = summed_loss(self._loss, self._parts.top, out_BTC, y_BT, positions_BT)
+        loss.backward()
+        self._add(loss.item())
+        return events.Encoded(micro, "output_gradients", self.gradient(out_BTC.grad, "up", self._at, micro))
+
+    def _backward(self, micro: int, body: bytes, loss: float) -> None:
+        h_BTC, y_BT, _ = self._sent.pop(micro)
+        if self._parts.top is None:
+            self._add(loss)
+        if h_BTC.requires_grad:
+            h_BTC.backward(self.decoded(self._crossings.gradients, body, y_BT.shape).to(h_BTC))
+
+    def _add(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError("E-NAN", f"the loss is {loss} at local step {self._at + 1}.", LOWER)
+        self._losses += loss
+
+
+class ServerPart(Part):
+    """The server's side: the other blocks, with the shape "head" final norm and head too.
+
+    Args:
+        parts: the model's stages, of which only the server's is called.
+        vocabulary: V, for labels.
+        save: called with a name and a number before it counts (``engine.split``): "attempt"; "use", the version to go
+            on from; "step", the version that is kept beside the one before it.
+    """
+
+    def __init__(
+        self,
+        parts: Cut,
+        loss: TextLoss,
+        vocabulary: int,
+        *part: Any,
+        save: Callable[[str, int], None] = lambda what, number: None,
+        **more: Any,
+    ) -> None:
+        super().__init__(*part, **more)
+        self._parts, self._loss, self._vocabulary, self._save = parts, loss, vocabulary, save
+        self._ran: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def perform(self, effect: events.ServerEffect) -> events.ServerEvent | None:
+        """Perform an effect other than ``Send``. Returns the event that follows.
+
+        Raises:
+            DecodeError: E-PAYLOAD for bytes that no device sends.
+            TrainingError: E-NAN.
+        """
+        match effect:
+            case events.SaveAttempt(attempt):
+                self._save("attempt", attempt)
+            case events.Use(step):
+                self._save("use", step)
+                self._ran.clear()
+                self.zero()
+            case events.Run(crossing):
+                return self._forward(crossing) if crossing.kind == "activations" else self._backward(crossing)
+            case events.TakeStep(finish):
+                if not (math.isfinite(finish.terms) and finish.terms > 0):
+                    raise DecodeError("E-PAYLOAD", f"a step over {finish.terms} predicted tokens.")
+                own = self.divided(finish.terms)
+                self.take_step(own + finish.norm2)
+                self._save("step", finish.step + 1)
+                return events.Stepped(own)
+        return None
+
+    def _forward(self, c: wire.Crossing) -> events.Ran:
+        size = (c.rows, c.length)
+        if not c.rows or not c.length:
+            raise DecodeError("E-PAYLOAD", "invalid payload: a micro-batch without tokens.")
+        x_BTC = self.decoded(self._crossings.activations, c.body, size).requires_grad_()
+        positions_BT = read_positions(c.begins, size) if c.begins else None
+        if self._parts.top is None:
+            y_BT = read_labels(c.labels, size, self._vocabulary)
+            loss = summed_loss(self._loss, self._parts.server, x_BTC, y_BT, positions_BT)
+            loss.backward()
+            return events.Ran(c.micro, "gradients", self.gradient(x_BTC.grad, "down", c.step, c.micro), loss.item())
+        with self._loss.arithmetic("cpu"):
+            out_BTC = self._parts.server(x_BTC, positions_BT)
+        self._ran[c.micro] = (x_BTC, out_BTC)
+        return events.Ran(c.micro, "outputs", self.up(out_BTC))
+
+    def _backward(self, c: wire.Crossing) -> events.Ran:
+        x_BTC, out_BTC = self._ran.pop(c.micro)
+        gradient_BTC = self.decoded(self._crossings.gradients, c.body, out_BTC.shape[:2])
+        out_BTC.backward(gradient_BTC.to(out_BTC))
+        return events.Ran(c.micro, "gradients", self.gradient(x_BTC.grad, "down", c.step, c.micro))
+
+
+@dataclass
+class Crossed:
+    """Bytes of a session's messages, by direction."""
+
+    up_bytes: int = 0
+    down_bytes: int = 0
+
+
+def session(device: DevicePart, server: ServerPart, u_shape: bool, steps: int, window: int = DEFAULT_WINDOW) -> Crossed:
+    """Train both sides in this process, over the bytes that would cross a network.
+
+    Raises:
+        TrainingError, DecodeError: as ``DevicePart.perform``.
+    """
+    name = bytes(32)
+    up, down, crossed = list[bytes](), list[bytes](), Crossed()
+    states: list[Any] = [
+        events.DeviceSide(name, name, u_shape, steps, window), events.ServerSide(name, name, u_shape)
+    ]  # fmt: skip
+
+    def feed(side: int, event: Any) -> None:
+        waiting, (part, step, out) = [event], ((device, step_device, up), (server, step_server, down))[side]
+        while waiting:
+            states[side], effects = step(states[side], waiting.pop(0))
+            for effect in effects:
+                if isinstance(effect, events.Send):
+                    out.append(wire.dump(effect.message))
+                elif (after := part.perform(effect)) is not None:
+                    waiting.append(after)
+
+    feed(0, events.Connected())
+    while device.error is None:
+        if up:
+            crossed.up_bytes += len(up[0])
+            feed(1, wire.from_device(up[0], len(up.pop(0))))
+        elif down:
+            crossed.down_bytes += len(down[0])
+            feed(0, wire.from_server(down[0], len(down.pop(0))))
+        else:
+            raise TrainingError("E-TRAIN", "both sides of a session wait for each other.")
+    return crossed
+
+
+def summed_loss(loss: TextLoss, stage: nn.Module, x_BTC: Tensor, y_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
+    """Compute the summed negative log-likelihood of a stage that ends in logits, in nats."""
+    with loss.arithmetic(x_BTC.device.type):
+        logits_BTV = stage(x_BTC, positions_BT)
+    logp_NV = F.log_softmax(logits_BTV.flatten(0, 1), -1, dtype=torch.float32)
+    return F.nll_loss(logp_NV, y_BT.flatten(), ignore_index=-1, reduction="sum")
+
+
+def written_labels(y_BT: Tensor, vocabulary: int) -> bytes:
+    """Pack next tokens, -1 among them, in ceil(log2(V + 1)) bits each."""
+    return bytes(pack_bits((y_BT.cpu().numpy().reshape(-1) + 1).astype(np.uint32), vocabulary.bit_length()))
+
+
+def read_labels(raw: bytes, size: tuple[int, int], vocabulary: int) -> Tensor:
+    """Read int64[B, T] of ``written_labels``. Raises DecodeError(E-PAYLOAD)."""
+    count, width = size[0] * size[1], vocabulary.bit_length()
+    found = unpack_bits(memoryview(raw), width, count) if len(raw) == packed_bytes(count, width) else None
+    if found is None or (found.size and int(found.max()) > vocabulary):
+        raise DecodeError("E-PAYLOAD", "invalid payload: labels of the wrong length or out of range.")
+    return torch.from_numpy(found.astype(np.int64) - 1).view(size)
+
+
+def read_positions(raw: bytes, size: tuple[int, int]) -> Tensor:
+    """Read int64[B, T] positions from the bit mask of documents' first tokens. Raises DecodeError(E-PAYLOAD)."""
+    count = size[0] * size[1]
+    if len(raw) != (count + 7) // 8:
+        raise DecodeError("E-PAYLOAD", "invalid payload: a mask of the wrong length.")
+    begins = np.unpackbits(np.frombuffer(raw, np.uint8), count=count).astype(bool)
+    return positions(torch.from_numpy(begins).view(size))
