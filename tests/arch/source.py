@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import functools
+import itertools
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 SRC = ROOT / "src" / "edgewise"
@@ -29,9 +32,18 @@ def where(path: Path, node: ast.AST | None = None) -> str:
 
 
 @functools.cache
-def nodes() -> tuple[tuple[Path, ast.AST], ...]:
-    """All syntax nodes of all files."""
-    return tuple((path, node) for path in files() for node in ast.walk(tree(path)))
+def _nodes_by_kind() -> dict[type[ast.AST], list[tuple[Path, ast.AST]]]:
+    """All syntax nodes of all files by their kind, walked once in a process."""
+    found: dict[type[ast.AST], list[tuple[Path, ast.AST]]] = {}
+    for path in files():
+        for node in ast.walk(tree(path)):
+            found.setdefault(type(node), []).append((path, node))
+    return found
+
+
+def nodes(*kinds: type[ast.AST]) -> Iterator[tuple[Path, Any]]:
+    """The syntax nodes of these kinds in all files, one kind after the other."""
+    return itertools.chain.from_iterable(_nodes_by_kind().get(kind, []) for kind in kinds)
 
 
 def dotted(node: ast.AST) -> str:

@@ -18,13 +18,11 @@ def used() -> dict[str, str]:
     places: dict[str, str] = {}
     prose = {
         id(node.body[0].value)
-        for _, node in nodes()
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-        and node.body
-        and isinstance(node.body[0], ast.Expr)
+        for _, node in nodes(ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+        if node.body and isinstance(node.body[0], ast.Expr)
     }
-    for path, node in nodes():
-        if not isinstance(node, ast.Constant) or not isinstance(node.value, str) or "E-" not in node.value:
+    for path, node in nodes(ast.Constant):
+        if not isinstance(node.value, str) or "E-" not in node.value:
             continue
         if id(node) not in prose and path != SRC / "core" / "errors.py":
             places |= {code: where(path, node) for code in CODE.findall(node.value) if code not in places}

@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from arch.source import ROOT, SRC, files, imported, tree
+from arch.source import ROOT, SRC, files, imported, nodes
 
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
 EDGES = {"apps", "drivers", "learn"}  # where I/O, clocks, threads and torch live
@@ -21,6 +21,7 @@ def packages() -> set[str]:
     return {p.parent.name for p in SRC.glob("*/__init__.py")}
 
 
+@pytest.mark.slow  # `make check` runs the import linter itself
 def test_import_contracts() -> None:
     # A process of its own: import-linter configures logging, which turns off every logger that exists by then.
     done = subprocess.run(
@@ -44,10 +45,11 @@ def imports() -> dict[str, set[str]]:
     """Module -> the modules of edgewise that it imports anywhere, also inside functions and for type checkers."""
     names = {".".join(("edgewise", *p.relative_to(SRC).with_suffix("").parts)): p for p in files()}
     names = {name.removesuffix(".__init__"): path for name, path in names.items()}
-    found: dict[str, set[str]] = {}
-    for name, path in names.items():
-        full = [target for node in ast.walk(tree(path)) for target in imported(node)]
-        found[name] = {t if t in names else t.rpartition(".")[0] for t in full} & names.keys() - {name}
+    modules = {path: name for name, path in names.items()}
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for path, node in nodes(ast.Import, ast.ImportFrom):
+        name = modules[path]
+        found[name] |= {t if t in names else t.rpartition(".")[0] for t in imported(node)} & names.keys() - {name}
     return found
 
 

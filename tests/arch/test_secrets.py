@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from arch.source import SRC, dotted, files, tree
+from arch.source import SRC, dotted, files, nodes, tree
 
 PURE = ("core", "codecs", "merges", "privacy", "strategies", "secagg", "crypto", "plan", "engine")
 SEEDED = ("plan.key", "self.plan.key", "self._plan.key", "recipe.seed", "self.recipe.seed", "self._recipe.seed")
@@ -65,23 +65,26 @@ RANDOMNESS = ("entropy", "secret", "secrets", "private", "sampling_key", "identi
 
 def defaults() -> Iterator[tuple[str, str]]:
     """Every name of an argument or a field that has a default, and where it stands; a default of None is none."""
-    for path in files():
+    for path, node in nodes(ast.arguments, ast.AnnAssign):
         where = path.relative_to(SRC).as_posix()
-        for node in ast.walk(tree(path)):
-            if isinstance(node, ast.arguments):
-                plain = [*node.posonlyargs, *node.args]
-                pairs = [*zip(reversed(plain), reversed(node.defaults), strict=False)]
-                pairs += [(a, d) for a, d in zip(node.kwonlyargs, node.kw_defaults, strict=True) if d is not None]
-                yield from ((a.arg, where) for a, d in pairs if ast.unparse(d) != "None")
-            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
-                value = node.value
-                if isinstance(value, ast.Call):  # field(default=..., repr=False)
-                    given = [k.value for k in value.keywords if k.arg in ("default", "default_factory")]
-                    if not given:
-                        continue
-                    value = given[0]
-                if ast.unparse(value) != "None":
-                    yield node.target.id, where
+        if isinstance(node, ast.arguments):
+            plain = [*node.posonlyargs, *node.args]
+            pairs = [*zip(reversed(plain), reversed(node.defaults), strict=False)]
+            pairs += [(a, d) for a, d in zip(node.kwonlyargs, node.kw_defaults, strict=True) if d is not None]
+            yield from ((a.arg, where) for a, d in pairs if not is_none(d))
+        elif isinstance(node.target, ast.Name) and node.value is not None:
+            value = node.value
+            if isinstance(value, ast.Call):  # field(default=..., repr=False)
+                given = [k.value for k in value.keywords if k.arg in ("default", "default_factory")]
+                if not given:
+                    continue
+                value = given[0]
+            if not is_none(value):
+                yield node.target.id, where
+
+
+def is_none(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value is None
 
 
 def test_randomness_has_no_default() -> None:

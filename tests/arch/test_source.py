@@ -20,7 +20,7 @@ EXPLICIT = {"Generator", "Philox", "SeedSequence", "BitGenerator"}
 def test_no_code_from_data() -> None:
     """No pickle, no eval, no shell: nothing that turns bytes from elsewhere into behaviour."""
     bad = []
-    for path, node in nodes():
+    for path, node in nodes(ast.Import, ast.ImportFrom, ast.Call):
         for name in imported(node):
             if name.split(".")[0] in UNSAFE_MODULES or name in UNSAFE_CALLS:
                 bad.append(f"{where(path, node)}: import of {name}")
@@ -37,7 +37,7 @@ def test_no_code_from_data() -> None:
 def test_no_global_randomness() -> None:
     """All randomness comes from derived keys (core.keys) or entropy that a driver hands in."""
     bad = []
-    for path, node in nodes():
+    for path, node in nodes(ast.Import, ast.ImportFrom, ast.Attribute):
         for name in imported(node):
             head, _, last = name.rpartition(".")
             if name.split(".")[0] == "random" or (head == "numpy.random" and last not in EXPLICIT):
@@ -53,8 +53,7 @@ def test_a_name_is_imported_from_where_it_lives() -> None:
     """No ``import x as x``, which would offer a module's name as another's."""
     bad = [
         f"{where(path, node)}: {alias.name}"
-        for path, node in nodes()
-        if isinstance(node, ast.ImportFrom | ast.Import)
+        for path, node in nodes(ast.Import, ast.ImportFrom)
         for alias in node.names
         if alias.asname == alias.name
     ]
@@ -64,13 +63,13 @@ def test_a_name_is_imported_from_where_it_lives() -> None:
 def test_no_handler_hides_errors() -> None:
     """No bare except; a handler of everything says which boundary it guards: ``# boundary: why`` on its line."""
     broad, bad = {"Exception", "BaseException"}, []
-    for path, node in nodes():
+    for path, node in nodes(ast.ExceptHandler, ast.Call):
         if isinstance(node, ast.ExceptHandler):
             if isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None and node.type is not None:
                 continue  # cleans up and passes everything on
             kinds = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
             caught = {dotted(kind) for kind in kinds if kind is not None}
-        elif isinstance(node, ast.Call) and dotted(node.func) in ("suppress", "contextlib.suppress"):
+        elif dotted(node.func) in ("suppress", "contextlib.suppress"):
             caught = {dotted(argument) for argument in node.args}
         else:
             continue
@@ -101,9 +100,8 @@ TWICE = {  # Names of one idea in two places.
 def test_no_class_name_stands_twice() -> None:
     """A class name has one meaning in the package. Name a second idea apart, or say here why it is one idea."""
     names: dict[str, list[str]] = {}
-    for path, node in nodes():
-        if isinstance(node, ast.ClassDef):
-            names.setdefault(node.name, []).append(where(path, node))
+    for path, node in nodes(ast.ClassDef):
+        names.setdefault(node.name, []).append(where(path, node))
     twice = {name: places for name, places in names.items() if len(places) > 1}
     assert twice.keys() == TWICE.keys(), twice
 

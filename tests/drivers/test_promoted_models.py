@@ -95,17 +95,25 @@ def test_devices_and_gateways_fetch_the_model_that_stands(
     assert sorted(path.name for path in tmp_path.glob(".*.part")) == []
 
 
+@pytest.fixture(scope="module")
+def device(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link]:
+    """The link of a device to a server with a promoted model, for tests that leave the server as it is."""
+    folder = tmp_path_factory.mktemp("promoted")
+    with running(folder) as server, joined(server, folder / "device") as link:
+        promoting.promote(server.service, hosted(server, run), None, "me")
+        yield link
+
+
 @pytest.mark.parametrize("lie", ["name", "run", "layout", "model", "base", "blobs", "played", "size", "list"])
 def test_an_answer_that_no_server_gives_is_named(
-    lie: str, server: HttpServer, links: dict[str, Link], run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lie: str, device: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server's answer is all that a lying server controls here: the link and the blobs are real."""
-    promote(links["operator"], hosted(server, run))
-    one = links["device"].call("GET", "/v1/models/promoted")
+    one = device.call("GET", "/v1/models/promoted")
     wrong = {"size": {**one, "blobs": dict.fromkeys(one["blobs"], "1")}, "list": [one]}
     answer = wrong.get(lie, {key: value for key, value in one.items() if key != lie})
-    monkeypatch.setattr(links["device"], "call", lambda *_: answer)
-    assert code(fetching.fetch, links["device"], tmp_path / "model") == "E-CONNECT"
+    monkeypatch.setattr(device, "call", lambda *_: answer)
+    assert code(fetching.fetch, device, tmp_path / "model") == "E-CONNECT"
     assert sorted(tmp_path.glob("*model*")) == []
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ import pytest
 import tiny_models
 from commands import command, done, sim
 
-pytest.importorskip("bitsandbytes")
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.slow  # whole runs
+# Found, not imported: that takes 4 s in each process that collects the tests.
+NONE = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+pytestmark = [pytest.mark.slow, NONE]  # whole runs
 
 
 def plain(folder: str) -> Any:

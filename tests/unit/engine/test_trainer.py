@@ -33,8 +33,8 @@ def test_what_is_no_trainer_is_refused_by_what_it_lacks() -> None:
 def test_nobody_else_looks_what_a_trainer_can_do() -> None:
     """By ``hasattr``, ``getattr`` or ``isinstance`` of a trainer, or by a method's signature."""
     doors = []
-    for path, node in nodes():
-        if not isinstance(node, ast.Call) or not node.args:
+    for path, node in nodes(ast.Call):
+        if not node.args:
             continue
         called, of = dotted(node.func), dotted(node.args[0])
         if called in ("hasattr", "getattr", "isinstance") and of.split(".")[-1] in ("trainer", "_trainer"):
