@@ -27,6 +27,7 @@ from cpu_times import (  # noqa: F401
 )
 from hypothesis import HealthCheck, settings
 from long import LONG
+from spread import longest_first, pytest_xdist_make_scheduler  # noqa: F401
 
 # The default threshold, 700 new objects, walks the syntax trees and the modules of all packages again and again.
 gc.set_threshold(50_000, 20, 50)
@@ -56,6 +57,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in left_out]
     for item in _beyond(items, "quick"):
         item.add_marker(pytest.mark.slow)
+    if hasattr(config, "workerinput"):
+        longest_first(items)
 
 
 def _beyond(items: list[pytest.Item], marker: str) -> list[pytest.Item]:

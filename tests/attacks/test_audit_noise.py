@@ -83,7 +83,7 @@ def test_bounds_of_known_gaussians_are_below_and_near():
     assert gaussian_mu(rng.normal(0, 1, 2000), rng.normal(0, 1, 2000)) < 0.2
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_honest_code_passes_and_is_found_tight(word):
     found = epsilon.mechanism(plan(word), RUNS, quiet)
@@ -93,7 +93,7 @@ def test_honest_code_passes_and_is_found_tight(word):
     assert found.epsilon_lower < found.epsilon_claimed
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.long(sample=4)
 @pytest.mark.parametrize("by", [np.sqrt(2.0), 2.0])
 @pytest.mark.parametrize("word", WORDS)

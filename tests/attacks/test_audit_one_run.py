@@ -32,6 +32,7 @@ def test_one_run_catches_noise_of_half_the_size(monkeypatch, word):
     assert not epsilon.one_run(plan(word), 4096, quiet).holds
 
 
+@pytest.mark.slow
 def test_one_run_catches_missing_noise(monkeypatch):
     monkeypatch.setattr(grid, "noise", lambda on, n, key: np.zeros(n, np.int64))
     for word in ("central_dp", "local_dp"):

@@ -149,6 +149,7 @@ def test_a_report_counts_in_one_attempt_at_a_round(server: Identity, connect: Ca
     assert refused(helper, DEVICES[:3]) == "E-SECAGG-ORDER"
 
 
+@pytest.mark.slow
 def test_the_server_invents_no_devices(server: Identity, connect: Callable[..., RemoteHelper]) -> None:
     plan = plan_of(server)
     helper = connect(plan)
@@ -210,6 +211,7 @@ def test_nobody_seals_to_a_key_that_the_gateway_did_not_sign(
     assert code(share_keys.checked, signed, "leader", plan.run, name) == "E-SERVER-KEY"
 
 
+@pytest.mark.slow
 def test_nothing_on_the_gateways_disk_opens_a_batch_again(
     server: Identity, connect: Callable[..., RemoteHelper], folder: Path
 ) -> None:

@@ -82,6 +82,7 @@ def test_too_little_noise_is_found(monkeypatch: Patch, by: float, mu: float) -> 
     assert found.epsilon_lower > found.epsilon_claimed
 
 
+@pytest.mark.slow
 def test_a_missing_clip_is_found(monkeypatch: Patch) -> None:
     """First by the rounding, whose bound it breaks; without that check too, by the audit."""
     with pytest.raises(ValueError, match="longer than its bound"):

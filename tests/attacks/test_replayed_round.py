@@ -185,6 +185,7 @@ class Twice:
         return item
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(
     "settings",
     [

@@ -68,6 +68,7 @@ def attack(n: int, bad: int) -> np.ndarray | None:
     return hidden.body
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(("n", "bad"), [(11, 6), (13, 6), (16, 7)])
 def test_many_more_than_the_policy_says_single_one_out(n: int, bad: int) -> None:
     assert attack(n, bad) is not None

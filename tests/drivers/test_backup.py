@@ -158,6 +158,7 @@ def test_a_backup_is_of_one_moment(tmp_path: Path) -> None:
     assert counts == sorted(counts)
 
 
+@pytest.mark.slow
 def test_a_backup_that_is_not_whole_is_refused_by_name(tmp_path: Path) -> None:
     with running(tmp_path):
         pass

@@ -32,7 +32,7 @@ IDLE = Idle(
 )
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [VISIBLE, MASKED], ids=["visible", "masked"])
 def test_a_federation_gives_the_same_models_on_both_stores(tmp_path, monkeypatch, settings):
     simulated, _, _ = play(tmp_path / "a", settings)
@@ -54,6 +54,7 @@ def test_a_device_that_is_restarted_before_every_frame_goes_on(tmp_path):
     assert restarted.seen == {"NoneType", "Idle", "Advertised", "Sharing", "Waiting", "Signed"}
 
 
+@pytest.mark.slow
 def test_a_device_that_is_killed_while_it_trains_is_asked_again(tmp_path, monkeypatch):
     class Killed(BaseException):
         pass

@@ -206,6 +206,7 @@ def test_devices_that_lost_the_model_say_so_and_get_a_snapshot(tmp_path):
     assert deltas == [0, 8, 8, 8, 3, 5, 8]
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_the_same_bytes(tmp_path):
     """Stopped in the middle of round 4, in a new process: deltas from models that were downloaded before."""
 

@@ -107,6 +107,7 @@ def test_duplicates_and_corruption_on_the_way_change_nothing_or_are_counted(tmp_
     assert {e.code for e in lost} <= {"E-FRAME", "E-PAYLOAD"}
 
 
+@pytest.mark.slow
 def test_silent_loss_ends_at_the_deadline(tmp_path):
     script = lambda device, n: ScriptedFault(lose=device == "d00004")  # noqa: E731
     _, told, _ = play(tmp_path, {"compare.local_only": False}, wrap=lambda c: Faulty(c, script))

@@ -384,6 +384,7 @@ def test_an_upload_goes_on_where_it_stands(database: Database, tmp_path: Path) -
     assert raw[:64] not in (tmp_path / "spool" / upload.id / "000000").read_bytes()
 
 
+@pytest.mark.slow
 def test_uploads_of_others_are_unknown_and_quotas_hold(database: Database) -> None:
     post(database)
     begin = lambda size, digest=bytes(32): database.write(  # noqa: E731

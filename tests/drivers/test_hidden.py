@@ -337,6 +337,7 @@ def test_a_device_that_deals_wrong_shares_and_vanishes_costs_one_round_and_is_na
     assert named == [("d00003", 1, "E-SHARE")]
 
 
+@pytest.mark.slow
 def test_epsilon_grows_to_the_budget_and_the_ledger_says_the_same(tmp_path):
     _, told, _ = play(tmp_path, PRIVATE)
     spent = [r.epsilon for r in rounds(told)]

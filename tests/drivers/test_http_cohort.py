@@ -246,6 +246,7 @@ def test_only_what_is_published_can_be_downloaded(server: HttpServer, device: Li
     assert not server.service.blobs.path(old).exists()
 
 
+@pytest.mark.slow
 def test_a_device_without_progress_is_lost_and_one_that_calls_is_not(server: HttpServer, device: Link) -> None:
     one = cohort(server, silence_s=0.3)
     one.publish([])

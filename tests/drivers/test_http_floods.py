@@ -94,6 +94,7 @@ def test_keys_that_take_all_they_can_leave_room_to_others(keys: int) -> None:
     gate.hold("good", 4 * MIB)
 
 
+@pytest.mark.slow
 def test_a_member_has_so_many_long_polls_and_the_newest_stay(tmp_path: Path) -> None:
     with running(tmp_path, ServerLimits(waiting=service.POLLS + 4)) as server, ExitStack() as guests:
         evil = guests.enter_context(joined(server, tmp_path / "evil"))

@@ -73,6 +73,7 @@ def test_the_link_needs_neither_torch_nor_the_packages_of_the_server() -> None:
     assert done.stdout.split() == []
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize("cut", [0, 100, 1500, 2200, 3000])
 def test_a_frame_counts_once_however_the_connection_breaks(server: HttpServer, folder: Path, cut: int) -> None:
     """The first connections break after so many bytes to the server, or so many from it: also after the commit."""
@@ -87,7 +88,7 @@ def test_a_frame_counts_once_however_the_connection_breaks(server: HttpServer, f
         assert taken(server, device.name) == [raw]
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_an_upload_that_is_killed_sends_one_chunk_again_at_most(server: HttpServer, folder: Path, part: float) -> None:
     size = 10 * CHUNK
@@ -139,6 +140,7 @@ def test_an_upload_of_other_bytes_than_announced_is_refused_and_begins_anew(serv
         assert taken(server, device.name) == [raw]
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("part", [0.1, 0.5, 0.9])
 def test_a_download_goes_on_where_it_broke_off(server: HttpServer, folder: Path, part: float, tmp_path: Path) -> None:
     import secrets

@@ -113,6 +113,7 @@ def test_recorded_tls_does_nothing(tmp_path: Path) -> None:
         assert (state(server), server.service.meter.visits) == (before, visits)
 
 
+@pytest.mark.slow
 def test_a_request_that_comes_twice_counts_once(plain: HttpServer, tmp_path: Path) -> None:
     """The copy comes first: the device is told that its request is a replay, and signs it anew."""
     enrolled(plain, tmp_path / "home")
@@ -150,6 +151,7 @@ def test_an_answer_that_never_comes_costs_a_retry(
             assert [letter.number for letter in mailboxes.arrivals(c, RUN, 0, 10)] == [number]
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("cut", [False, True], ids=["flows on", "connections are gone"])
 def test_mail_of_a_partition_comes_when_it_is_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: bool) -> None:
     """A long poll is under way when the network parts; afterwards it flows on, or a router has forgotten it."""

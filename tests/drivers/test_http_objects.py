@@ -206,6 +206,7 @@ def cases() -> Iterator[tuple[str, str, str, str, str]]:
                     yield method, path, role, whose, code
 
 
+@pytest.mark.quick(sample=40)
 @pytest.mark.parametrize(("method", "path", "role", "whose", "code"), list(cases()))
 def test_a_role_reaches_the_objects_that_it_may(
     world: World, method: str, path: str, role: str, whose: str, code: str

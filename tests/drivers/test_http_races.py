@@ -31,6 +31,7 @@ def server(tmp_path: Path) -> Iterator[HttpServer]:
         yield made
 
 
+@pytest.mark.slow
 def test_a_chunk_that_comes_late_replaces_none_that_was_accepted(
     server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_chunk_that_comes_late_replaces_none_that_was_accepted(
         assert arrived.frame == raw
 
 
+@pytest.mark.slow
 def test_a_run_that_publishes_takes_no_blob_from_another(server: HttpServer) -> None:
     """Two runs publish again and again: each finds its own blobs afterwards."""
     missing, failed = [], []

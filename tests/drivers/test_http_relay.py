@@ -147,6 +147,7 @@ def test_a_gateway_changes_nothing_that_is_signed(server: HttpServer, gateway: G
         assert device._http.request(method, path).json()["code"] == "E-ROUTE", "no way for operators"
 
 
+@pytest.mark.slow
 def test_other_bytes_than_those_of_the_digest_are_not_kept(
     server: HttpServer, gateway: Gateway, device: Link, tmp_path: Path
 ) -> None:

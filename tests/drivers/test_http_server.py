@@ -146,6 +146,7 @@ def test_every_route_has_a_rule_and_every_rule_a_route(server: HttpServer) -> No
     assert found == {(rule.method, rule.path) for rule in RULES}
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize("role", [*ROLES, "pending", "stranger"])
 def test_each_role_may_call_its_routes_and_no_other(
     server: HttpServer, links: dict[str, Link], role: str, tmp_path: Path

@@ -57,6 +57,7 @@ def test_a_submission_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     assert submit(tmp_path / "server", monkeypatch, full, written=False) == []
 
 
+@pytest.mark.slow
 def test_a_run_whose_row_is_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = submit(tmp_path / "server", monkeypatch, Killed(), written=True)
     assert len(before) == 2

@@ -174,7 +174,7 @@ DAMAGES = [
 ]  # fmt: skip
 
 
-@pytest.mark.quick(sample=4)
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_out_of_step_is_refused_by_name(images, tmp_path, damage):
     models, copies = images("plain")
@@ -208,6 +208,7 @@ def test_a_lost_mirror_is_refused_by_name(images, tmp_path, damage):
     assert outcome(folder, **MIRRORS) == "E-CHECKPOINT"
 
 
+@pytest.mark.slow
 def test_a_log_that_is_damaged_anywhere_gives_the_right_model_or_an_error(images, tmp_path):
     """SQLite drops the end of a damaged log, by design, and so goes back by some transactions."""
     models, copies = images("plain")
@@ -347,7 +348,7 @@ TAMPERED = {
 }  # fmt: skip
 
 
-@pytest.mark.quick(sample=2)
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("how", TAMPERED)
 def test_a_ledger_that_is_not_what_was_written_is_refused(images, tmp_path, how):
     models, copies = images("private", **PRIVATE)

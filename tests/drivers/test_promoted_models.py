@@ -104,6 +104,7 @@ def device(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Link
         yield link
 
 
+@pytest.mark.quick(sample=5)
 @pytest.mark.parametrize("lie", ["name", "run", "layout", "model", "base", "blobs", "played", "size", "list"])
 def test_an_answer_that_no_server_gives_is_named(
     lie: str, device: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -143,6 +144,7 @@ def test_a_damaged_former_model_is_not_returned_to(server: HttpServer, links: di
     assert code(links["operator"].call, "POST", "/v1/models/rollback") == "E-VERIFY"
 
 
+@pytest.mark.slow
 def test_only_models_that_are_there_can_be_promoted(server: HttpServer, links: dict[str, Link], run: Path) -> None:
     id = hosted(server, run)
     assert code(promote, links["operator"], id, 4) == "E-UNKNOWN-ID"

@@ -68,6 +68,7 @@ ALL = DEVICES * RECORDS
 QUICK = {"dp.epsilon": 0.0, "dp.noise_multiplier": 8.0}  # to account for
 
 
+@pytest.mark.slow
 def test_a_delta_that_says_nothing_of_records_ends_before_a_step(tmp_path: Path) -> None:
     """One that would do for as many devices: a mechanism that shows a record of its own on average keeps it."""
     said = rf"{ALL:,} blocks of text"

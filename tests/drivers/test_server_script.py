@@ -122,6 +122,7 @@ def test_a_loop_plays_rounds_and_goes_on_after_a_start(recipe: Path, tmp_path: P
     assert seen == [0, 1, 2]
 
 
+@pytest.mark.slow
 def test_a_script_that_is_killed_as_its_run_begins_goes_on_with_that_run(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ def _older_database(out: Path) -> None:
         _sql(statement)(out)
 
 
+@pytest.mark.quick(sample=6)
 @pytest.mark.parametrize(
     ("change", "where", "what"),
     [

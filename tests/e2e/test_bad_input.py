@@ -52,7 +52,7 @@ def test_noise_beyond_float32_ends_a_run_with_a_code(cli):
     assert "dp.clip_l2" in envelope["error"]["fix"]
 
 
-@pytest.mark.quick(sample=4)
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize(
     ("text", "code", "hint"),
     [
@@ -90,7 +90,7 @@ def test_an_extension_that_fails_at_import(cli, tmp_path, monkeypatch):
     assert "ZeroDivisionError" in envelope["error"]["what"]
 
 
-@pytest.mark.quick(sample=4)
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("text", [PLAIN, 'privacy = "none"\n'], ids=["with stages", "without"])
 @pytest.mark.parametrize("key", ["stage.x.cap", "stage.5.cap", "stage.-1.cap", "stage.9", "post.0.z", "name.x.y"])
 def test_set_where_there_is_nothing(cli, text, key):

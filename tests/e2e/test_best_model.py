@@ -87,6 +87,7 @@ def test_the_best_of_all_rounds_counts_without_patience(tmp_path):
         assert chosen(store)[:1] + chosen(store)[2:5] == (3, 5, True, False)
 
 
+@pytest.mark.slow
 def test_the_last_model_counts_unless_the_recipe_says_best(tmp_path):
     play(tmp_path, {**OVERSHOOT, "round.patience": 2})
     with RunStore(tmp_path) as store:

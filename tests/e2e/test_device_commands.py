@@ -47,6 +47,7 @@ def at(home: Path) -> tuple[str, str]:
     return ("--home", str(home))
 
 
+@pytest.mark.slow
 def test_an_owner_sees_what_the_device_does_and_what_left_it(home: Path, server: HttpServer) -> None:
     (home / policy.FILE).write_text("[budget]\nepsilon = 20.0\n")
     plan = compile(from_plain({"privacy": "none"}), Spec.of([("w", (4,), "float32")]), 8, BUILT_IN)

@@ -145,6 +145,7 @@ def test_bad_addresses_and_files_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "home").exists()
 
 
+@pytest.mark.slow
 def test_an_unreachable_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgewise.drivers.http import tokens
 

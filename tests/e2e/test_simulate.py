@@ -172,6 +172,7 @@ def test_a_device_that_cannot_measure_is_left_out(tmp_path, monkeypatch):
             assert set(store.measures(model)) == {f"d{i:05d}" for i in range(8)} - {"d00002"}
 
 
+@pytest.mark.slow
 def test_no_room_in_the_comparison_ends_the_run(tmp_path, monkeypatch):
     fit = toy.ToyTrainer.fit
 
@@ -203,7 +204,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.quick(sample=2)
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("what", [*CHANGES, "the layout", "the extensions"])
 def test_resume_says_what_changed(tmp_path, monkeypatch, what):
     monkeypatch.setattr(toy.ToyTrainer, "describe", _facts)

@@ -56,14 +56,14 @@ def test_damaged_payloads(chain: Chain, which: int, other: int, damages: list[Da
         assert not accepted, "a part of a stream, or more than one, is none"
 
 
-@pytest.mark.quick(sample=30)
+@pytest.mark.quick(sample=10)
 @every
 def test_untouched_payloads_are_accepted(chain: Chain) -> None:
     pipe, streams = streams_of(chain)
     assert all(payload_is_strict(raw, pipe, TURN) for raw in streams)
 
 
-@pytest.mark.quick(sample=30)
+@pytest.mark.quick(sample=10)
 @every
 def test_decoding_allocates_by_what_was_announced(chain: Chain, traced: None) -> None:
     pipe, streams = streams_of(chain)

@@ -47,6 +47,7 @@ def test_its_words_choose_it_and_no_other(mechanism: Mechanism) -> None:
     assert it.promise.unit == it.recipe.dp.unit
 
 
+@pytest.mark.quick(sample=3)
 @every
 def test_more_noise_costs_less(mechanism: Mechanism) -> None:
     spent = []

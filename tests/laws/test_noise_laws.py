@@ -82,6 +82,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: np.zeros(n, np.int64))
 
 
+@pytest.mark.quick(sample=9)
 @every
 @pytest.mark.usefixtures("quiet")
 def test_what_is_noised_is_within_the_bound(before: list[Stage], block: int, z: float, bits: int | None) -> None:
@@ -98,6 +99,7 @@ def test_what_is_noised_is_within_the_bound(before: list[Stage], block: int, z: 
     assert pipe.total.sensitivity == space.l2
 
 
+@pytest.mark.quick(sample=6)
 @every
 @pytest.mark.usefixtures("quiet")
 def test_without_noise_an_update_comes_back(before: list[Stage], block: int, z: float, bits: int | None) -> None:
@@ -110,6 +112,7 @@ def test_without_noise_an_update_comes_back(before: list[Stage], block: int, z: 
         assert off <= pipe.encoded.grid.scale * sqrt(pipe.encoded.dim) + 1e-5 * C
 
 
+@pytest.mark.quick(sample=12)
 @every
 @pytest.mark.parametrize("noisy", [False, True], ids=["quiet", "noisy"])
 def test_both_orders_agree(
@@ -127,6 +130,7 @@ def test_both_orders_agree(
     np.testing.assert_allclose(once, each, rtol=1e-5, atol=1e-6 * float(np.abs(each).max()))
 
 
+@pytest.mark.quick(sample=6)
 @every
 def test_the_merge_releases_the_decoded_sum(before: list[Stage], block: int, z: float, bits: int | None) -> None:
     pipe = build(before, block, z, bits)
@@ -155,6 +159,7 @@ def test_a_ring_holds_the_worst_sum(before: list[Stage], block: int, z: float, b
             np.testing.assert_array_equal(lifted(pipe, added(pipe, payloads)), true)
 
 
+@pytest.mark.quick(sample=6)
 @every
 def test_encoding_is_pure_and_packs(before: list[Stage], block: int, z: float, bits: int | None) -> None:
     pipe = build(before, block, z, bits)
@@ -168,7 +173,7 @@ def test_encoding_is_pure_and_packs(before: list[Stage], block: int, z: float, b
     np.testing.assert_array_equal(pack.unpack(raw, pipe.encoded).body, one.body)
 
 
-@pytest.mark.quick(sample=2)
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(("dim", "block"), [(256, 64), (16, 64), (100, 64), (64 + 63, 64), (192 + 64, 128), (300, 128)])
 def test_rotated_coordinates_are_as_even_as_is_said(dim: int, block: int) -> None:
     """A coordinate deviates by at most r / sqrt(B); in a Hartley block it can by more than r / sqrt(its length)."""

@@ -254,6 +254,7 @@ def test_refused(code: str, fix: str, make: Callable[[], object]) -> None:
     assert str(caught.value).startswith(f"{code}: ")
 
 
+@pytest.mark.quick(sample=30)
 @pytest.mark.parametrize("make", VALUES, ids=range(len(VALUES)))
 def test_values_out_of_range(make: Callable[[], object]) -> None:
     with pytest.raises(RecipeError) as caught:

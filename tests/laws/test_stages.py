@@ -205,6 +205,7 @@ def _decoded(pipe: Pipeline, x: Vector, turn: Turn, level: int = 0) -> Payload:
     return pipe.decode(payload, turn, level)
 
 
+@pytest.mark.quick(sample=30)
 @every
 def test_infer_is_total_and_pure(chain: Chain) -> None:
     first, again = chain.at(), chain.at()
@@ -217,7 +218,7 @@ def test_infer_is_total_and_pure(chain: Chain) -> None:
         assert (space.grid.block > 0) == (space.grid.scale == 0.0)
 
 
-@pytest.mark.quick(sample=30)
+@pytest.mark.quick(sample=12)
 @every
 @adversarial
 def test_bounds_hold(chain: Chain, x: Vector) -> None:
@@ -237,7 +238,7 @@ def test_bounds_hold(chain: Chain, x: Vector) -> None:
             assert np.linalg.norm(out.head) <= pipe.encoded.head_l2
 
 
-@pytest.mark.quick(sample=30)
+@pytest.mark.quick(sample=15)
 @every
 @adversarial
 def test_encode_is_pure_and_deterministic(chain: Chain, x: Vector) -> None:
@@ -257,6 +258,7 @@ def test_encode_is_pure_and_deterministic(chain: Chain, x: Vector) -> None:
     assert pack.pack(one, pipe.encoded) == pack.pack(two, pipe.encoded), "decode changed its input"
 
 
+@pytest.mark.quick(sample=30)
 @every
 def test_memory_keeps_the_shape_that_init_says(chain: Chain) -> None:
     pipe = chain.at()
@@ -267,7 +269,7 @@ def test_memory_keeps_the_shape_that_init_says(chain: Chain) -> None:
     assert shapes[0] == shapes[1]
 
 
-@pytest.mark.quick(sample=30)
+@pytest.mark.quick(sample=15)
 @every
 @adversarial
 def test_pack_round_trip(chain: Chain, x: Vector) -> None:
@@ -290,6 +292,7 @@ def test_pack_round_trip(chain: Chain, x: Vector) -> None:
         assert len(raw) == announced or not exact
 
 
+@pytest.mark.quick(sample=15)
 @pytest.mark.parametrize("chain", summable, ids=lambda c: c.name)
 def test_both_orders_agree(chain: Chain) -> None:
     """Decoding each and then summing equals summing the encodings and decoding once."""
@@ -330,7 +333,7 @@ def test_blind_and_visible_release_agree(chain: Chain) -> None:
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.quick(sample=30)
+@pytest.mark.quick(sample=10)
 @every
 def test_unbiased_means_unbiased(chain: Chain) -> None:
     """Projections of decode(encode(x)) - w x on fixed directions have mean zero within five standard errors."""
@@ -385,6 +388,7 @@ def test_feedback_telescopes(chain: Chain) -> None:
     assert memory.child("stage", at)["last"].tolist() == [5]
 
 
+@pytest.mark.quick(sample=30)
 @every
 def test_every_stage_says_what_it_does(chain: Chain) -> None:
     """Stages inside others say it too. The outer stage names the space before its first inner one."""

@@ -122,6 +122,7 @@ PORTS = {
 }
 
 
+@pytest.mark.slow
 def test_a_trainer_is_registered_with_all_that_it_can_do(trainer: Trainer) -> None:
     found = registered(trainer)
     assert {field.name for field in fields(found) if getattr(found, field.name) is not None} == {

@@ -55,6 +55,7 @@ def test_the_inputs_are_the_shipped_recipes_and_each_codec() -> None:
     assert {one["recipe"].get("merge", {"kind": "sum"})["kind"] for one in PLANS.values()} == set(BUILT_IN.merges)
 
 
+@pytest.mark.quick(sample=12)
 @pytest.mark.parametrize("name", PLANS)
 def test_a_plan_follows_from_its_facts(name: str) -> None:
     found = json.loads(json.dumps(plan_vectors.numbers(plan(name))))
@@ -62,6 +63,7 @@ def test_a_plan_follows_from_its_facts(name: str) -> None:
         assert alike(found[key], stored), (key, found[key], stored)
 
 
+@pytest.mark.quick(sample=12)
 @pytest.mark.parametrize("name", PLANS)
 def test_the_formulas_of_the_page_give_the_numbers(name: str) -> None:
     """The page's formulas for sums, rings, noise and bytes, computed without the program, give the same numbers."""
@@ -137,6 +139,7 @@ def test_the_pages_table_is_what_follows() -> None:
     assert "\n".join(plan_vectors.table(PLANS)) in PAGE
 
 
+@pytest.mark.quick(sample=6)
 @pytest.mark.parametrize("case", VECTORS["forged"], ids=lambda case: f"{case['plan']}: {case['name']}")
 def test_facts_that_state_other_numbers_are_refused(case: dict[str, Any]) -> None:
     honest = msgspec.to_builtins(plan(case["plan"]).facts)

@@ -132,7 +132,7 @@ def killed_in(phase: str, fleet: Fleet, out: Path) -> None:
     assert phase in server.phase
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", ["Sharing", "Masking", "Unmasking"])
 def test_a_round_whose_sessions_are_lost_is_abandoned_and_charged_once_at_most(tmp_path: Path, phase: str) -> None:
     fleet = fleet_of("secure_sum")
@@ -174,6 +174,7 @@ def test_a_crash_does_not_open_a_second_sum(tmp_path: Path) -> None:
     assert {d for (d, message) in fleet.answers if message == "survivors"} == set(others)
 
 
+@pytest.mark.slow
 def test_survivors_are_on_the_disk_before_a_device_hears_of_them(tmp_path: Path) -> None:
     """The guarantee holds after a power cut, which loses every record that was not synced."""
     fuse = Fuse()
@@ -266,6 +267,7 @@ def test_a_server_process_that_is_killed_is_followed_by_another_one(kind: str, t
         assert server.charges() == calm.charges == 1
 
 
+@pytest.mark.slow
 def test_a_helper_opens_after_a_stop_only_what_is_pinned_on_the_disk(tmp_path: Path) -> None:
     """Otherwise a power cut after the opening could leave a log that leads to other devices than the helper opened."""
     fleet, fuse = Fleet(plan_of("shared_sum")), Fuse()

@@ -300,6 +300,7 @@ ANSWERS = st.one_of(
 ).map(frame.dump)
 
 
+@pytest.mark.slow
 @given(raws=st.lists(st.tuples(NAMES, ANSWERS | st.binary(max_size=40)), max_size=6))
 def test_whatever_devices_send_the_round_ends_with_the_others(raws):
     script = [Arrived(device, raw, 1.0) for device, raw in raws]
@@ -349,6 +350,7 @@ def downloaded(device, number, code=""):
     return Arrived(device, frame.dump(frame.Contribution(run=DOWN.run, round=number, device=device, payload=body)), 1.0)
 
 
+@pytest.mark.slow
 @pytest.mark.long
 @settings(max_examples=examples(40))
 @given(st.lists(st.lists(st.sampled_from(["answers", "answers", "stale", "NaN", "silent"]), min_size=6, max_size=6),

@@ -161,7 +161,7 @@ def test_junk_to_more_than_may_lie_is_named_before_anything_is_revealed() -> Non
         assert len(numbers) == told
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "most"), [(TrustPolicy(0.0, 0.0), 1), (TrustPolicy(0.1, 0.0), 1), (TrustPolicy(0.2, 0.0), 2)]
 )

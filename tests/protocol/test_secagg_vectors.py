@@ -228,6 +228,7 @@ def _told(case: dict[str, Any]) -> client.State:
     return state
 
 
+@pytest.mark.quick(sample=28)
 @pytest.mark.parametrize("case", REFUSED["by devices"], ids=lambda c: c["name"])
 def test_devices_refuse(case: dict[str, Any]) -> None:
     session = SESSIONS[case["session"]]
@@ -361,6 +362,7 @@ def _refusals(case: dict[str, Any]) -> Iterator[object]:
         yield two_server.open_batch(helper, case["devices"])[1]
 
 
+@pytest.mark.quick(sample=16)
 @pytest.mark.parametrize("case", TWO["refused"], ids=lambda c: f"{c['by']}: {c['name']}")
 def test_two_servers_refuse(case: dict[str, Any]) -> None:
     attempt = _refusals(case)

@@ -45,6 +45,7 @@ def _both(stages: list[Stage]) -> tuple[Pipeline, Pipeline]:
     return pipeline(START, stages, merge), pipeline(START, stages, replace(merge, stream=None))
 
 
+@pytest.mark.quick(sample=6)
 @pytest.mark.parametrize("stages", CHAINS, ids=lambda s: " > ".join(x.name for x in s))
 @pytest.mark.parametrize("scale", [1e-9, 1.0, 3e5])
 def test_same_bits_as_decoding_first(stages: list[Stage], scale: float) -> None:

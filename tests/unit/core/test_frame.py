@@ -109,6 +109,7 @@ def test_messages_are_immutable() -> None:
         frame.load(VALID[0]).run = "other"  # type: ignore[misc]
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(VALID), st.data())
 def test_damaged_frames_are_refused_or_canonical(raw: bytes, data: st.DataObject) -> None:

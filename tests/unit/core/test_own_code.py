@@ -98,7 +98,7 @@ def test_a_fault_of_a_codec_is_told_with_its_line(place: str) -> None:
     assert "--resume" in error["fix"]
 
 
-@pytest.mark.quick(sample=2)
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(
     ("place", "body", "said"),
     [
@@ -133,7 +133,7 @@ def test_a_run_goes_on_once_the_fault_is_mended(tmp_path: Path) -> None:
         assert store.models() == models
 
 
-@pytest.mark.quick(sample=3)
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(
     ("method", "body", "code", "said"),
     [

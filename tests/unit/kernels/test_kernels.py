@@ -169,6 +169,7 @@ def test_unround_matches_numpy() -> None:
     assert unround(levels, step, 100).tobytes() == want.tobytes()
 
 
+@pytest.mark.quick(sample=12)
 @pytest.mark.parametrize("width", range(1, 9))
 @pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 1001])
 def test_bytes_round_trip(width: int, n: int) -> None:

@@ -83,7 +83,7 @@ def assert_alike(one: Update | Exception, other: Update, atol: float = 3e-5) -> 
     assert one.count == other.count
 
 
-@pytest.mark.quick(sample=2)
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(
     ("sections", "more"),
     [
@@ -110,6 +110,7 @@ def test_together_is_one_by_one_in_any_order(place: Path, sections: dict, more: 
     np.testing.assert_array_equal(t.fit(asked[0]).x, alone[0].x)  # A pass leaves the model as it was.
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_optimizers_keep_a_state_for_each_device(place: Path, optimizer: str) -> None:
     """A step of these is as large for a gradient near zero as for any other, and the rounding of such a one counts."""

@@ -152,6 +152,7 @@ def test_epsilon_counts_every_local_step() -> None:
     assert spend(RECIPE.replace("local_steps = 4", "local_steps = 8"), space).z > found.z
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("bad", ["raises", "infinite loss", "no number"])
 def test_a_record_that_training_cannot_take_leaves_no_trace(bad: str) -> None:
     """The device sends the update that it would send without the record, noise and all."""

@@ -374,6 +374,7 @@ def test_layers_that_do_not_travel_are_refused(place: Path) -> None:
         compile_plan(recipe, LAYOUT, 2, BUILT_IN)
 
 
+@pytest.mark.slow
 def test_check_counts_the_models_parameters(place: Path) -> None:
     found = check.examine(from_plain(plain(place)), place, fast=True)
     assert found["trainable"] == found["parameters"] > 30_000

@@ -163,6 +163,7 @@ def test_sessions_without_a_graph_are_refused_before_anyone_trains():
     assert plan(600, **{**given, "trust.malicious_fraction": 0.1}).secagg(0).policy.shape(600)
 
 
+@pytest.mark.slow
 def test_masks_and_noise_are_sized_by_the_same_figure():
     for share in (0.0, 0.01, 0.05):
         masked, noised = (plan(**word, trust__malicious_fraction=share) for word in (MASKED, NOISED))

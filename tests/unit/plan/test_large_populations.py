@@ -45,7 +45,7 @@ def hostile(word: dict[str, Any], sampling: dict[str, Any], trust: dict[str, Any
     return parse(json.dumps(plain, sort_keys=True, separators=(",", ":")).encode())
 
 
-@pytest.mark.quick(sample=2)
+@pytest.mark.slow
 @pytest.mark.parametrize(("word", "sampling", "trust"), CASES, ids=str)
 def test_facts_for_any_population_are_looked_at_in_so_much_work(
     word: dict[str, Any], sampling: dict[str, Any], trust: dict[str, Any], monkeypatch: pytest.MonkeyPatch
@@ -73,6 +73,7 @@ def test_facts_for_any_population_are_looked_at_in_so_much_work(
         assert allocated(look) <= 1_000_000
 
 
+@pytest.mark.slow
 def test_a_plan_looks_at_one_graph_of_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
     looked, real = [], params.fitting
     monkeypatch.setattr(params, "fitting", lambda n, k, *rest: looked.append(n) or real(n, k, *rest))

@@ -31,6 +31,7 @@ def code_of(make: object) -> str:
     return caught.value.code
 
 
+@pytest.mark.quick(sample=12)
 @pytest.mark.parametrize("moved", [1e-30, 0.3, 1.0, 4096.0, 1e12])
 @pytest.mark.parametrize("z", [1e-3, 0.5, 1.0, 7.0])
 @pytest.mark.parametrize("dim", [1, 40_000, 10**8])

@@ -62,6 +62,7 @@ def test_events_that_do_not_add_up_are_refused() -> None:
         assert "cannot be added up" in refused.why
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.lists(

@@ -102,6 +102,7 @@ def test_shipped_factors_are_as_good_as_the_published_ones(shape: tuple[int, int
     assert loss(best)[1] <= four[1] * 1.001
 
 
+@pytest.mark.slow
 def test_shipped_factors_beat_independent_noise_elsewhere_too() -> None:
     for shape in ((50, 1, 50), (300, 60, 5), (1500, 200, 7), (1, 1, 1)):
         found = choose(*shape)

@@ -181,7 +181,7 @@ def test_valid_at_low_confidence():
     assert sum(b > mu for b in bounds) <= 0.5 * seeds + 3.1 * np.sqrt(0.25 * seeds)
 
 
-@pytest.mark.quick(sample=3)
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(("m", "epsilon", "factor"), KNOWN)
 def test_known_figures(m, epsilon, factor):
     """Means of 5 runs (standard error about 0.05 + 4 %), here of 20, with a fifth guessed as they were, and with our

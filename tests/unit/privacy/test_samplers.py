@@ -111,6 +111,7 @@ def test_sizes_are_the_papers(given_: tuple[float, ...], expected: tuple[float, 
     assert s.xi < 1e-9
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize(
     ("dim", "bits"),
     [
@@ -221,6 +222,7 @@ def _noise(z: float) -> tuple[np.ndarray, float, float]:
     return np.stack(off), space.noise.std, pipe.total.noise_std  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_sums_carry_the_promised_noise() -> None:
     off, share, promised = _noise(2.0)
     assert off.std() == pytest.approx(sqrt(10) * share, rel=0.02)  # all ten were honest

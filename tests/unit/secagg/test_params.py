@@ -41,6 +41,7 @@ def promised(n: int, k: int, t: int, corrupt: int, dropped: int, server: str) ->
     return safe and hypergeom.logcdf(t - 1, others, good, k) <= -20 * math.log(2) - math.log(n)
 
 
+@pytest.mark.quick(sample=4)
 @pytest.mark.parametrize(("corrupt", "dropout", "server"), POLICIES)
 def test_sparse_graphs_are_safe_and_alive_and_no_smaller_one_is(corrupt: float, dropout: float, server: Server) -> None:
     found = 0

@@ -59,7 +59,7 @@ def everything(out: Path) -> dict[str, tuple[str, int]]:
     }
 
 
-@pytest.mark.quick(sample=3)
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("command", WRITING)
 def test_a_folder_of_somebody_else_is_refused_and_not_touched(mine: Path, command: str) -> None:
     if command in ("export", "compare"):

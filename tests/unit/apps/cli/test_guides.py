@@ -29,6 +29,7 @@ def fault(text: str, **overrides: object) -> RecipeError:
     return e.value
 
 
+@pytest.mark.slow
 def test_every_code_page_and_key_can_be_explained() -> None:
     for code in REGISTRY:
         found = manual.find(code.lower())
@@ -121,6 +122,7 @@ def test_shipped_recipes_are_listed_and_copied_and_nothing_is_written_over(folde
     assert "E-DISK" in call("recipes", "private", "--to", "no/such/folder.toml").stderr
 
 
+@pytest.mark.quick(sample=3)
 @pytest.mark.parametrize(
     ("asked", "hint"),
     [("lr", "training.lr"), ("training.lrr", "training.lr"), ("learning_rate", "training.lr"),
@@ -214,6 +216,7 @@ def test_words_stay_whole_at_the_end_of_a_line_and_commands_on_theirs() -> None:
     assert sessions.message(Interrupted("E-INTERRUPTED", what, command)).splitlines()[0].endswith("current one.")
 
 
+@pytest.mark.slow
 def test_help_is_whole_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     for arguments in (["--help"], ["bench", "--help"]):

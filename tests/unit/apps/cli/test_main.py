@@ -166,6 +166,7 @@ def test_check_says_what_would_happen_and_runs_nothing(folder: Path, monkeypatch
     assert sorted(p.name for p in folder.iterdir()) == ["toy.toml"]
 
 
+@pytest.mark.slow
 def test_check_tells_the_way_down(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOY_DIM", "64")
     down = ("--set", 'downlink=[{kind="quantize", bits=4}]')

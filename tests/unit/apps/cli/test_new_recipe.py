@@ -198,6 +198,7 @@ SHAPES: dict[str, tuple[list[dict[str, object]], tuple[str, ...], dict[str, obje
 }
 
 
+@pytest.mark.quick(sample=3)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_tables_of_known_shapes_are_read_as_they_are_meant(folder: Path, shape: str) -> None:
     table, options, keys = SHAPES[shape]
@@ -208,6 +209,7 @@ def test_tables_of_known_shapes_are_read_as_they_are_meant(folder: Path, shape: 
     assert ("prompts from `instruction` and `input`" in said) == (shape == "alpaca")
 
 
+@pytest.mark.slow
 def test_blocks_are_long_enough_for_most_prompts(folder: Path) -> None:
     for words, tokens in ((2, 64), (60, 128), (900, 512)):
         rows = [{"client": f"c{i % 2}", "question": "word " * words, "answer": f"answer {i}"} for i in range(6)]

@@ -83,6 +83,7 @@ def _finite(found: dict[str, Any] | None) -> dict[str, Any]:
     return {k: None if v == float("inf") else v for k, v in found.items()}
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(
     ("options", "begins"),
     [

@@ -31,6 +31,7 @@ def call(*args: str) -> Result:
     return CliRunner().invoke(main.app, ["compare", *args])
 
 
+@pytest.mark.slow
 def test_figures_are_those_of_the_summaries_and_only_what_differs_is_told(folder: Path) -> None:
     done = call("runs/plain", "runs/slow", "--json")
     found = json.loads(done.stdout)

@@ -292,6 +292,7 @@ def test_the_lead_tells_what_was_measured_and_abandoned(tmp_path: Path) -> None:
     checked(page)
 
 
+@pytest.mark.slow
 def test_the_saved_recipe_is_the_same_run(tmp_path: Path) -> None:
     plan = make_run(tmp_path, stage=[{"kind": "weigh"}, {"kind": "clip", "l2": 0.5}])
     with RunStore(tmp_path) as store:
@@ -380,6 +381,7 @@ def test_codecs_that_devices_chose_are_shown(tmp_path: Path) -> None:
     assert re.search(r"rungs +\d+ × 8 bit, \d+ × 4 bit", console.export_text())
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_called_the_base(tmp_path: Path) -> None:
     """The shipped model's name stands nowhere in the figures of a run that starts from another one."""
     s, page = made(tmp_path, model={"base": "own-model"}, facts={"model": "own-model"})

@@ -65,6 +65,7 @@ def test_every_part_of_the_card_is_in_all_three(word: str, tmp_path: Path) -> No
         assert ("against the server nothing is promised" in told[where].replace("| ", "")) == (word == "central_dp")
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(("word", "said"), [("none", VISIBLE), ("hidden", HIDDEN)])
 def test_without_epsilon_nothing_is_called_private(word: str, said: str, tmp_path: Path) -> None:
     for where, text in written(tmp_path, **RECIPES[word]).items():

@@ -154,6 +154,7 @@ def test_contributions_to_an_abandoned_round_do_not_count(tmp_path: Path) -> Non
     assert after["rounds"]["abandoned"] == 1
 
 
+@pytest.mark.slow
 def test_a_run_whose_last_model_was_not_measured_is_not_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -187,6 +187,7 @@ def test_comparisons_are_called_what_they_are(compare: dict[str, bool], title: s
     assert stream.getvalue() == f"{title}\n"
 
 
+@pytest.mark.quick(sample=6)
 @pytest.mark.parametrize("compare", [{}, {"centralised": False}, {"local_only": False}])
 @pytest.mark.parametrize("phase", ["load", "federated", "compare", "longer", "evaluate", "report"])
 def test_the_bar_and_its_title_fit_into_80_columns(compare: dict[str, bool], phase: str) -> None:

@@ -165,6 +165,7 @@ def test_noise_alone_releases_next_to_nothing() -> None:
     np.testing.assert_allclose(memory["error"], _sketch(stage, x - got, space), atol=1e-4)
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize(("floor", "converges"), [(1.0, True), (0.0, False)])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_a_quadratic_converges_with_the_floor_and_diverges_without(

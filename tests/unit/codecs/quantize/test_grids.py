@@ -111,6 +111,7 @@ def test_nearest_growth_is_sound_and_tight(block: int) -> None:
     assert worst <= nearest_growth(NF4, block) <= worst * scales.SLACK
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("shared", [False, True])
 def test_one_bit_is_unbiased(shared: bool) -> None:
     x = np.array([1.0, 0.5, 0.07, 0.001, -0.33, -1.0, 0.0, 0.142], np.float32)

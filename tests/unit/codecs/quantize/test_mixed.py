@@ -47,6 +47,7 @@ def error(stage: Stage, x: Vector, rounds: int = 12) -> tuple[float, float]:
     return float(np.mean(errors)), most
 
 
+@pytest.mark.quick(sample=4)
 @pytest.mark.parametrize("bits", [2, 3, 4, 6])
 @pytest.mark.parametrize(("x", "gain"), [(UNEVEN, 3.0), (LIKE_REAL, 0.98), (EVEN, 0.98)])
 def test_at_equal_bytes_never_worse_than_one_width(bits: int, x: Vector, gain: float) -> None:

@@ -43,7 +43,7 @@ def test_quality_on_gaussians(bits: int, nmse: float) -> None:
     assert float(np.square(y - x).sum() / np.square(x).sum()) == pytest.approx(nmse, rel=0.03)
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("grid", ["block", "shared"])
 def test_each_coordinate_is_unbiased(grid: str) -> None:
     x = np.array([1.0, 0.5, 0.07, 0.001, -0.33, -1.0, 0.0, 0.142], np.float32)

@@ -77,6 +77,7 @@ def test_golden_positions() -> None:
     assert _sent(shared_top_k(SPEC, 0.1, explore=0.5), _turn([0, 50, 51, 99])) == GOLDEN
 
 
+@pytest.mark.slow
 def test_the_others_are_drawn_uniformly() -> None:
     stage, support = shared_top_k(SPEC, 0.3), [*range(10, 30), 98, 99]
     counts = np.zeros(DIM)

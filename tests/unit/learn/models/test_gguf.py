@@ -36,7 +36,7 @@ def logits(model: Any) -> Any:
         return model.eval()(input_ids=torch.tensor(IDS)).logits
 
 
-@pytest.mark.quick(sample=2)
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen2-tied", "gpt2"])
 def test_another_reader_finds_the_model_and_its_tokenizer(name: str, tmp_path: Path) -> None:
     """transformers reads GGUF by code of its own, with the rotary order and the tokenizer."""
@@ -75,6 +75,7 @@ def test_a_file_says_where_its_model_comes_from(tmp_path: Path) -> None:
     assert fields["tokenizer.ggml.add_bos_token"].contents() is True, "as documents begin in training"
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize(("name", "modules"), [("llama", 14), ("gpt2", 8)])
 def test_an_adapter_added_to_the_base_is_the_merged_model(name: str, modules: int, tmp_path: Path) -> None:
     """In the order of the files: W + alpha / rank B A, for q and k too."""

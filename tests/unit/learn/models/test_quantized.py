@@ -117,6 +117,7 @@ def test_a_size_that_the_kernel_does_not_accept_is_refused_by_name(tmp_path: Pat
     load(str(where), where, torch.float32, "int8")
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_cached_copy_gives_the_same_model_and_a_damaged_one_is_made_again(
     tmp_path: Path, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
@@ -160,6 +161,7 @@ def test_sizes_are_told_without_weights(folder: Path, kind: str) -> None:
     assert weights_bytes(model) == stored + rest
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_quantized_already_is_used_as_it_is_or_refused(tmp_path: Path, folder: Path) -> None:
     load(str(folder), folder, torch.float32, "nf4", tmp_path)
     (copy,) = tmp_path.glob("quantized/*")

@@ -44,6 +44,7 @@ def fitted(model: Any, isolated: bool, blocks_NS: np.ndarray) -> tuple[float, to
     return float(loss.detach()) * n, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize("documents", [ROWS, TEXTS], ids=["rows", "texts"])
 @pytest.mark.parametrize("name", ["llama", "gpt2", "gemma3", "mixtral"])
 def test_loss_and_gradient_are_those_of_the_documents_alone(

@@ -56,6 +56,7 @@ def test_times_are_compared_as_what_they_mean(tmp_path: Path, kind: str, source:
     assert order(tmp_path, [*times[1:], times[0]], source) == times
 
 
+@pytest.mark.quick(sample=12)
 @pytest.mark.parametrize("source", ["jsonl", "csv", "parquet"])
 @pytest.mark.parametrize(
     ("times", "fix"),

@@ -55,6 +55,7 @@ def ask(t: TorchTrainer, device: str, seed: int = 0) -> FitRequest:
     return FitRequest(device, 0, t.initial(), RULE, root(seed), root(seed))
 
 
+@pytest.mark.slow
 def test_training_lowers_held_out_loss(place: Path) -> None:
     t = trainer(place)
     assert t.devices() == ("ann", "bob", "cat", "dan", "eve")
@@ -111,6 +112,7 @@ def test_batches_are_cut_to_what_is_predicted(place: Path) -> None:
     assert batch.shape == (1, n + 1)  # one short block, without padding, not repeated to a batch of four
 
 
+@pytest.mark.slow
 def test_accumulation_is_the_same_training(place: Path) -> None:
     whole, split = (trainer(place, training={"optimizer": "sgd", "accumulate": a}) for a in (1, 4))
     np.testing.assert_allclose(split.fit(ask(split, "bob")).x, whole.fit(ask(whole, "bob")).x, atol=1e-5)
