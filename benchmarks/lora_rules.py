@@ -78,7 +78,7 @@ def recipe(rule: str, skew: str, rank: str, seed: int, rounds: int) -> dict[str,
 @contextmanager
 def recorded(errors: list[float]) -> Iterator[None]:
     """Measure the aggregation error of each round inside, from the contributions as the server decodes them."""
-    fold, applied, seen = PlainAggregation.fold, Coordinator._applied, list[tuple[float, Vector]]()
+    fold, applied, seen = PlainAggregation.fold, Coordinator._applied_aggregate, list[tuple[float, Vector]]()
 
     def folding(self: Any, device: str, message: Any) -> Any:
         pipe, turn = self._pipe, self._turn
@@ -94,7 +94,7 @@ def recorded(errors: list[float]) -> Iterator[None]:
         seen.clear()
         return applied(self, before, facts, aggregate)
 
-    with mock.patch.object(PlainAggregation, "fold", folding), mock.patch.object(Coordinator, "_applied", applying):
+    with mock.patch.object(PlainAggregation, "fold", folding), mock.patch.object(Coordinator, "_applied_aggregate", applying):
         yield
 
 

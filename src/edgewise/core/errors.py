@@ -163,7 +163,7 @@ LONGEST_WORD, LONGEST_TEXT = 250, 2000  # Characters of a message. A path counts
 MOST_FAULTS, LONGEST_LIST = 100, 8000  # Faults of a recipe in one error, and characters of their list.
 
 
-def _shown(text: str, longest: int = LONGEST_TEXT) -> str:
+def _terminal_safe(text: str, longest: int = LONGEST_TEXT) -> str:
     """Shorten a message and escape its control characters, so that a terminal can show it."""
     if len(text) > longest:
         text = f"{text[: longest // 2]} ... {text[-longest // 2 :]}"
@@ -187,7 +187,7 @@ class EdgewiseError(Exception):
     def __init__(self, code: str, what: str, fix: str = "") -> None:
         if code not in REGISTRY:
             raise KeyError(f"unregistered error code {code}")
-        what, fix = _shown(what), _shown(fix)
+        what, fix = _terminal_safe(what), _terminal_safe(fix)
         super().__init__(code, what, fix)
         self.code, self.what, self.fix = code, what, fix
 
@@ -220,9 +220,12 @@ class RecipeError(EdgewiseError):
     def __init__(self, code: str, what: str, fix: str = "", faults: Sequence[Fault] = ()) -> None:
         super().__init__(code, what, fix)
         if faults:
-            self.fix = _shown(fix, LONGEST_LIST)
+            self.fix = _terminal_safe(fix, LONGEST_LIST)
             self.args = (code, self.what, self.fix)
-        shown = (fault._replace(what=_shown(fault.what), fix=_shown(fault.fix)) for fault in faults[:MOST_FAULTS])
+        shown = (
+            fault._replace(what=_terminal_safe(fault.what), fix=_terminal_safe(fault.fix))
+            for fault in faults[:MOST_FAULTS]
+        )
         self.faults = tuple(shown)
 
 

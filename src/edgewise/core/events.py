@@ -243,13 +243,13 @@ def to_json(event: AnyEvent) -> str:
     """
     for name in event.__struct_fields__:
         value = getattr(event, name)
-        numbers = _numbers(value) if isinstance(value, dict) else (value,)
+        numbers = _metric_values(value) if isinstance(value, dict) else (value,)
         if any(isinstance(x, float) and not isfinite(x) for x in numbers):
             raise ValueError(f"{type(event).__name__}.{name} is not finite")
     return msgspec.json.encode(event).decode()
 
 
-def _numbers(table: dict[str, Any]) -> list[Any]:
+def _metric_values(table: dict[str, Any]) -> list[Any]:
     """List the values of a table, and of the tables in it."""
     return [n for v in table.values() for n in (v.values() if isinstance(v, dict) else (v,))]
 

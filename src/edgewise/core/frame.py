@@ -293,25 +293,25 @@ def legible(text: str) -> str:
 
 def from_server(raw: bytes | memoryview, limit_bytes: int) -> FromServer:
     """Parse one frame on a device. Raises DecodeError as ``load`` does, and for messages that only devices send."""
-    message: FromServer = _load(raw, limit_bytes, _from_server)
+    message: FromServer = _decoded_frame(raw, limit_bytes, _from_server)
     return message
 
 
 def from_device(raw: bytes | memoryview, limit_bytes: int) -> FromDevice:
     """Parse one frame on the server. Raises DecodeError as ``load`` does, and for messages that only a server sends."""
-    message: FromDevice = _load(raw, limit_bytes, _from_device)
+    message: FromDevice = _decoded_frame(raw, limit_bytes, _from_device)
     return message
 
 
 def delta(blob: bytes | memoryview) -> Delta:
     """Parse the blob of one round's compressed step. Raises DecodeError as ``load`` does, and for other messages."""
-    message: Delta = _load(blob, len(blob), _delta)
+    message: Delta = _decoded_frame(blob, len(blob), _delta)
     return message
 
 
 def beacon(blob: bytes | memoryview) -> Beacon:
     """Parse the blob of a run's joint randomness. Raises DecodeError as ``load`` does, and for other messages."""
-    message: Beacon = _load(blob, len(blob), _beacon)
+    message: Beacon = _decoded_frame(blob, len(blob), _beacon)
     return message
 
 
@@ -321,11 +321,12 @@ def load(raw: bytes | memoryview, limit_bytes: int = LIMIT_BYTES) -> Message:
     Raises:
         DecodeError: E-FRAME-SIZE above ``limit_bytes``. E-FRAME for anything but exactly one valid message.
     """
-    message: Message = _load(raw, limit_bytes, _any)
+    message: Message = _decoded_frame(raw, limit_bytes, _any)
     return message
 
 
-def _load(raw: bytes | memoryview, limit_bytes: int, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
+def _decoded_frame(raw: bytes | memoryview, limit_bytes: int, decoder: msgspec.msgpack.Decoder[Any]) -> Any:
+    """Check a frame's size and header, and decode its body strictly."""
     if len(raw) > limit_bytes:
         raise DecodeError("E-FRAME-SIZE", f"frame of {len(raw)} bytes, limit {limit_bytes}.")
     if bytes(raw[:3]) != MAGIC or len(raw) < HEADER_BYTES:

@@ -41,7 +41,7 @@ def derive(key: Key, *labels: str | int | bytes) -> Key:
     Raises:
         ValueError: ``key`` has another length. An empty key would make public what looks secret.
     """
-    mac = hashlib.blake2b(key=_whole(key), digest_size=KEY_BYTES)
+    mac = hashlib.blake2b(key=_of_key_length(key), digest_size=KEY_BYTES)
     for label in labels:
         if isinstance(label, int):
             raw = b"i" + str(label).encode()
@@ -55,7 +55,7 @@ def derive(key: Key, *labels: str | int | bytes) -> Key:
 
 def generator(key: Key) -> np.random.Generator:
     """Make a numpy generator (counter-based Philox, 128-bit key) for choices that need no secrecy."""
-    return np.random.Generator(np.random.Philox(_Words(_whole(key))))  # type: ignore[arg-type]  # numpy's stub leaves ISeedSequence out
+    return np.random.Generator(np.random.Philox(_Words(_of_key_length(key))))  # type: ignore[arg-type]  # numpy's stub leaves ISeedSequence out
 
 
 class _Words(ISeedSequence):
@@ -74,10 +74,11 @@ class _Words(ISeedSequence):
 
 def word(key: Key) -> int:
     """Return the first 63 bits of a key as an int, for generators that take one integer (torch, kernels)."""
-    return int.from_bytes(_whole(key)[:8], "little") >> 1
+    return int.from_bytes(_of_key_length(key)[:8], "little") >> 1
 
 
-def _whole(key: Key) -> Key:
+def _of_key_length(key: Key) -> Key:
+    """Return a key of the right length. Raises ValueError for another length."""
     if len(key) != KEY_BYTES:
         raise ValueError(f"a key has {KEY_BYTES} bytes, this one has {len(key)}")
     return key
@@ -102,7 +103,7 @@ class Secrets:
     def __post_init__(self) -> None:
         """Check the lengths of the keys."""
         for key in (self.training, self.encoding, self.session):
-            _whole(key)
+            _of_key_length(key)
 
     @classmethod
     def of(cls, entropy: Key) -> Secrets:

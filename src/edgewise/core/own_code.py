@@ -35,15 +35,16 @@ def fault_of(e: BaseException, modules: Sequence[str]) -> EdgewiseError | None:
         has a code already.
     """
     if isinstance(e, EdgewiseError | KeyboardInterrupt | GeneratorExit) or not any(
-        _of(frame.f_globals.get("__name__", ""), modules) for frame, _ in traceback.walk_tb(e.__traceback__)
+        _is_module_of(frame.f_globals.get("__name__", ""), modules) for frame, _ in traceback.walk_tb(e.__traceback__)
     ):
         return None
     first = (str(e).strip().splitlines() or [""])[0]
     message = f"{type(e).__name__}: {first}".rstrip(":. ")
-    return RecipeError("E-EXTENSION", f"{_place(e, modules)}: {message}.", FIX)
+    return RecipeError("E-EXTENSION", f"{_failing_line(e, modules)}: {message}.", FIX)
 
 
-def _of(name: str, modules: Sequence[str]) -> bool:
+def _is_module_of(name: str, modules: Sequence[str]) -> bool:
+    """Tell whether a module is one of the extension's, or inside of one."""
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
@@ -62,19 +63,20 @@ def type_and_line(e: BaseException) -> str:
     return f"{type(e).__name__} ({line})" if line else type(e).__name__
 
 
-def _place(e: BaseException, modules: Sequence[str]) -> str:
+def _failing_line(e: BaseException, modules: Sequence[str]) -> str:
     """Find the innermost line of the extension, or of a module that it imports from beside itself."""
     own = [
         (frame.f_code, line)
         for frame, line in traceback.walk_tb(e.__traceback__)
-        if _of(frame.f_globals.get("__name__", ""), modules) or not is_library(frame.f_code.co_filename)
+        if _is_module_of(frame.f_globals.get("__name__", ""), modules) or not is_library(frame.f_code.co_filename)
     ]
     code, line = own[-1]
     return f"{Path(code.co_filename).name}:{line}, in {code.co_name}"
 
 
 @cache
-def _libraries() -> tuple[Path, ...]:
+def _library_folders() -> tuple[Path, ...]:
+    """List the folders of the standard library, of packages, and of edgewise."""
     places = (sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
     return (Path(__file__).parents[1], *map(Path, places))
 
@@ -87,4 +89,4 @@ def is_library(file: str) -> bool:
     """
     if file.startswith("<"):
         return not file.startswith(("<stdin", "<ipython"))
-    return any(Path(file).is_relative_to(place) for place in _libraries())
+    return any(Path(file).is_relative_to(place) for place in _library_folders())

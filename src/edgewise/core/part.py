@@ -69,9 +69,9 @@ class Part(Generic[P, T]):
         Raises:
             RecipeError: E-VALUE for an argument outside its limits, and any error of the function itself.
         """
-        for key, value in self._signature.bind(*args, **kwargs).arguments.items():
+        for key, value in self._function_signature.bind(*args, **kwargs).arguments.items():
             if key in self.fields:
-                _check(f"{self.name}: {key}", value, self.fields[key].hint)
+                _check_parameter(f"{self.name}: {key}", value, self.fields[key].hint)
         return self.function(*args, **kwargs)
 
     def __repr__(self) -> str:
@@ -85,25 +85,27 @@ class Part(Generic[P, T]):
     @cached_property
     def makes(self) -> Any:
         """Return type of the function: ``Stage``, ``Merge``, ``Post`` or ``Strategy``."""
-        return self._hints.get("return")
+        return self._parameter_hints.get("return")
 
     @cached_property
     def fields(self) -> Mapping[str, Field]:
         """Keys that a recipe may set."""
-        parameters = self._signature.parameters.items()
-        return {k: Field(self._hints[k], p.default) for k, p in parameters if k not in GIVEN}
+        parameters = self._function_signature.parameters.items()
+        return {k: Field(self._parameter_hints[k], p.default) for k, p in parameters if k not in GIVEN}
 
     @cached_property
     def given(self) -> tuple[str, ...]:
         """Names of the arguments that the plan supplies."""
-        return tuple(name for name in self._signature.parameters if name in GIVEN)
+        return tuple(name for name in self._function_signature.parameters if name in GIVEN)
 
     @cached_property
-    def _signature(self) -> inspect.Signature:
+    def _function_signature(self) -> inspect.Signature:
+        """Signature of the part's function."""
         return inspect.signature(self.function)
 
     @cached_property
-    def _hints(self) -> dict[str, Any]:
+    def _parameter_hints(self) -> dict[str, Any]:
+        """Type hints of the part's parameters, with their limits."""
         return get_type_hints(self.function, include_extras=True)
 
 
@@ -127,33 +129,35 @@ def part(function: Any = None, *, name: str | None = None, turns: Callable[..., 
     return Part(function, name, turns)
 
 
-def _check(what: str, value: Any, hint: Any) -> None:
+def _check_parameter(what: str, value: Any, hint: Any) -> None:
     """Raise RecipeError(E-VALUE) unless ``value`` is within the limits of ``hint``."""
     if value is None:
         return
-    options = [option for kind in _types(hint) if get_origin(kind) is Literal for option in get_args(kind)]
+    options = [option for kind in _hint_alternatives(hint) if get_origin(kind) is Literal for option in get_args(kind)]
     if options and value not in options:
         raise RecipeError("E-VALUE", f"{what} is {value!r}.", f"use {', '.join(map(str, options))}.")
     if isinstance(value, float) and not isfinite(value):
         raise RecipeError("E-VALUE", f"{what} is {value!r}, must be finite.", "choose a finite value.")
-    limits = list(_limits(hint))
-    if not all(_holds(value, limit) for limit in limits):
-        wanted = " and ".join(_words(limit) for limit in limits)
+    limits = list(_hint_limits(hint))
+    if not all(_limit_holds(value, limit) for limit in limits):
+        wanted = " and ".join(_limit_in_words(limit) for limit in limits)
         raise RecipeError("E-VALUE", f"{what} is {value!r}, must be {wanted}.", "choose a value in that range.")
 
 
-def _types(hint: Any) -> tuple[Any, ...]:
+def _hint_alternatives(hint: Any) -> tuple[Any, ...]:
     """List the alternatives of a hint, without annotations."""
     bare = get_args(hint)[0] if get_origin(hint) is Annotated else hint
     return (bare, *get_args(bare)) if get_origin(bare) is not Literal else (bare,)
 
 
-def _limits(hint: Any) -> Iterator[Any]:
+def _hint_limits(hint: Any) -> Iterator[Any]:
+    """Yield the limits that a hint's annotations set."""
     if get_origin(hint) is Annotated:
         yield from (m for m in get_args(hint)[1:] if isinstance(m, Gt | Ge | Lt | Le | MinLen))
 
 
-def _holds(value: Any, limit: Any) -> bool:
+def _limit_holds(value: Any, limit: Any) -> bool:
+    """Tell whether a value keeps a limit."""
     match limit:
         case Gt(gt=low):
             return bool(value > low)
@@ -166,7 +170,8 @@ def _holds(value: Any, limit: Any) -> bool:
     return bool(len(value) >= limit.min_length)
 
 
-def _words(limit: Any) -> str:
+def _limit_in_words(limit: Any) -> str:
+    """Describe a limit: ``above 0``."""
     match limit:
         case Gt(gt=low):
             return f"above {low:g}"

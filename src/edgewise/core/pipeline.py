@@ -55,7 +55,7 @@ class Pipeline:
     @cached_property
     def level(self) -> int:
         """Index of the space that contributions are merged in: 0, or the stage at which a ``ServerHalf`` takes over."""
-        return _level(self.stages)
+        return _release_level(self.stages)
 
     @cached_property
     def served(self) -> int | None:
@@ -152,17 +152,25 @@ class Pipeline:
         """
         if self.merge.blind:
             return Sum(self.merge.add(total.acc, payload, self.encoded), total.n + 1)
-        if self.merge.stream and payload.support is None and payload.body.shape == (self.encoded.dim,) and self._local:
-            return Sum(self.merge.stream(total.acc, lambda: self._pieces(payload, turn), self.merged), total.n + 1)
+        if (
+            self.merge.stream
+            and payload.support is None
+            and payload.body.shape == (self.encoded.dim,)
+            and self._is_pointwise
+        ):
+            return Sum(
+                self.merge.stream(total.acc, lambda: self._decoded_pieces(payload, turn), self.merged), total.n + 1
+            )
         item = undo(self.stages, self.spaces, payload, turn, self.level)
-        self._enforce(item)
+        self._enforce_bounds(item)
         return Sum(self.merge.add(total.acc, item, self.merged), total.n + 1)
 
     @cached_property
-    def _local(self) -> bool:
+    def _is_pointwise(self) -> bool:
+        """Tell whether all stages after the released level work coordinate by coordinate."""
         return all(stage.pointwise for stage in self.stages[self.level :])
 
-    def _pieces(self, payload: Payload, turn: Turn) -> Iterator[Payload]:
+    def _decoded_pieces(self, payload: Payload, turn: Turn) -> Iterator[Payload]:
         """Decode the contribution, some blocks at a time. Refuse it as soon as it exceeds the plan's bounds."""
         space, square = self.encoded, 0.0
         block = space.grid.block or 1
@@ -172,10 +180,10 @@ class Pipeline:
             scales = None if payload.scales is None else payload.scales[first : first + count]
             part = Payload(payload.body[start : start + size], payload.head, None, scales, payload.count)
             item = undo(self.stages, self.spaces, part, turn, self.level)
-            square = self._enforce(item, square)
+            square = self._enforce_bounds(item, square)
             yield item
 
-    def _enforce(self, item: Payload, square: float = 0.0) -> float:
+    def _enforce_bounds(self, item: Payload, square: float = 0.0) -> float:
         """Refuse a contribution that exceeds the bounds. Return the squared norm of all pieces so far.
 
         ``square`` is the squared norm of the earlier pieces.
@@ -214,8 +222,8 @@ class Pipeline:
         if total.n == 0 and self.divisor is None:
             raise ValueError("nothing to release: no contribution was added")
         if self.merge.combine is not None and self.merge.parts is not None:
-            return self._combined(self.merge.parts(total.acc), self.merge.combine, turn, memory)
-        x, head = self._finished(total.acc, turn)
+            return self._combined_sums(self.merge.parts(total.acc), self.merge.combine, turn, memory)
+        x, head = self._finished_sum(total.acc, turn)
         if self.posts:  # Body and head are released together, so posts (noise above all) see them as one vector.
             joint = np.concatenate([x.astype(np.float64, copy=False), head])  # The division alone rounds to float32.
             for i, post in enumerate(self.posts):
@@ -223,11 +231,11 @@ class Pipeline:
                 joint, new = post.apply(joint, self.totals[i], turn.round, fresh, before)
                 memory = memory.put("post", i, new)
             x, head = joint[: x.size], joint[x.size :]
-        mean, means, weight = self._divided(x, head, total.n)
-        mean, memory = self._settle(mean, total.n, memory, turn, means)
+        mean, means, weight = self._divided_sum(x, head, total.n)
+        mean, memory = self._through_server_stage(mean, total.n, memory, turn, means)
         return Aggregate(mean, means, total.n, weight), memory
 
-    def _finished(self, acc: Any, turn: Turn) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+    def _finished_sum(self, acc: Any, turn: Turn) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
         """Finish a sum: its body, decoded to ``merged``, and its head.
 
         The body is float64 if posts follow and the merge has it, because noise must not be added to a rounded sum.
@@ -239,7 +247,7 @@ class Pipeline:
         head = payload.head if payload.head.size else np.zeros(len(self.encoded.head))  # An empty sum has no head.
         return payload.body if self.posts else payload.body.astype(np.float32, copy=False), head
 
-    def _divided(
+    def _divided_sum(
         self, x: NDArray[np.floating], head: NDArray[np.float64], n: int
     ) -> tuple[Vector, dict[str, float], float]:
         """Divide a sum of n contributions: (mean, means of the head, weight)."""
@@ -249,19 +257,21 @@ class Pipeline:
         mean = np.zeros(x.size, np.float32) if empty else (x / np.float32(weight)).astype(np.float32, copy=False)
         return mean, {k: 0.0 if empty else v / weight for k, v in sums.items()}, max(0.0, weight)
 
-    def _combined(
+    def _combined_sums(
         self, parts: list[tuple[Any, int]], combine: Rule, turn: Turn, memory: Memory
     ) -> tuple[Aggregate, Memory]:
         """Combine the means of several sums into one. Each sum counts the same."""
-        means = [self._divided(*self._finished(acc, turn), n) for acc, n in parts]
+        means = [self._divided_sum(*self._finished_sum(acc, turn), n) for acc, n in parts]
         body = combine(np.stack([mean for mean, *_ in means]).astype(np.float64)).astype(np.float32)
         heads = combine(np.array([list(head.values()) for _, head, _ in means], np.float64).reshape(len(means), -1))
         n, names = sum(n for _, n in parts), means[0][1]
         head = dict(zip(names, heads.tolist(), strict=True))
-        mean, memory = self._settle(body, n, memory, turn, head)
+        mean, memory = self._through_server_stage(body, n, memory, turn, head)
         return Aggregate(mean, head, n, sum(weight for *_, weight in means)), memory
 
-    def _settle(self, mean: Vector, n: int, memory: Memory, turn: Turn, head: Head) -> tuple[Vector, Memory]:
+    def _through_server_stage(
+        self, mean: Vector, n: int, memory: Memory, turn: Turn, head: Head
+    ) -> tuple[Vector, Memory]:
         """Map the mean from ``spaces[level]`` to ``spaces[0]``, through the one stage that has a server half."""
         if (index := self.served) is None:
             return mean, memory
@@ -273,7 +283,8 @@ class Pipeline:
         return rest.dense(self.spaces[0].dim).body, memory
 
 
-def _level(stages: Sequence[Stage]) -> int:
+def _release_level(stages: Sequence[Stage]) -> int:
+    """Count the stages whose output the server's half of a stage reads."""
     for i, stage in enumerate(stages):
         if stage.server is not None:
             return i + stage.server.encoded
@@ -357,7 +368,7 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
         )
     # The merge comes first, because its refusals are more specific than those below.
     totals = [merge.infer(spaces[-1])]
-    totals[0] = totals[0].but(dim=spaces[_level(stages)].dim + len(spaces[-1].head))
+    totals[0] = totals[0].but(dim=spaces[_release_level(stages)].dim + len(spaces[-1].head))
     if merge.blind and not spaces[-1].summable:
         raise CompositionError(
             "E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k, without each."

@@ -21,17 +21,19 @@ def outline(self: Any) -> str:
     Guarantees: bytes, arrays, elements of containers and text of more than 100 characters are not shown. A field that
     holds another record shows as its outline or its type. Fields with ``repr=False`` are left out.
     """
-    shown = ", ".join(f"{name}={_sized(getattr(self, name))}" for name in _names(self))
+    shown = ", ".join(f"{name}={_repr_by_size(getattr(self, name))}" for name in _field_names(self))
     return f"{type(self).__name__}({shown})"
 
 
-def _names(x: Any) -> tuple[str, ...]:
+def _field_names(x: Any) -> tuple[str, ...]:
+    """List the fields of a record that may be printed."""
     if dataclasses.is_dataclass(x):
         return tuple(f.name for f in dataclasses.fields(x) if f.repr)
     return tuple(getattr(x, "_fields", None) or x.__struct_fields__)
 
 
-def _sized(x: Any) -> str:
+def _repr_by_size(x: Any) -> str:
+    """Print a value, or only its kind and size where it is large or secret."""
     if x is None or isinstance(x, bool | int | float) or (isinstance(x, str) and len(x) <= 100):
         return repr(x)
     kind: Any = type(x)

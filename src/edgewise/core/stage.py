@@ -28,11 +28,13 @@ Head = Mapping[str, float]  # scalars beside the body, by name
 Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [g, m] -> [m]: combines several means into one
 
 
-def _stateless(_: Space) -> Memory:
+def _no_stage_memory(_: Space) -> Memory:
+    """Start the memory of a stage that keeps none."""
     return Memory()
 
 
-def _same(space: Space) -> Space:
+def _same_space(space: Space) -> Space:
+    """Leave the space as it is."""
     return space
 
 
@@ -46,7 +48,8 @@ def percent(before: Space, after: Space) -> str:
     return f"{100 * after.dim / max(1, before.dim):.3g} %"
 
 
-def _nothing(total: Total, size: int) -> Memory:
+def _no_post_memory(total: Total, size: int) -> Memory:
+    """Start the memory of a post that keeps none."""
     return Memory()
 
 
@@ -101,13 +104,13 @@ class Stage:
     encode: Callable[[Payload, Memory, Space, Turn], tuple[Payload, Memory]]
     decode: Callable[[Payload, Space, Turn], Payload]
     says: Callable[[Space, Space], str]
-    init: Callable[[Space], Memory] = _stateless
+    init: Callable[[Space], Memory] = _no_stage_memory
     takes_support: bool = False
     pointwise: bool = False
     pick: Callable[[Read, Space], NDArray[np.int64]] | None = None
     server: ServerHalf | None = None
     inner: tuple[Stage, ...] = ()
-    opens: Callable[[Space], Space] = _same
+    opens: Callable[[Space], Space] = _same_space
 
     @property
     def kind(self) -> str:
@@ -201,7 +204,7 @@ class Post:
     says: Callable[[Total, Total], str]
     infer: Callable[[Total], Total]
     apply: Callable[[NDArray[np.float64], Total, int, Key, Memory], tuple[NDArray[np.float64], Memory]]
-    init: Callable[[Total, int], Memory] = _nothing
+    init: Callable[[Total, int], Memory] = _no_post_memory
 
 
 @dataclass(frozen=True)

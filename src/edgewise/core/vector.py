@@ -94,7 +94,8 @@ class Spec:
         return json.dumps(self.to_list(), separators=(",", ":")).encode()
 
     @cached_property
-    def _digest(self) -> str:
+    def _spec_digest(self) -> str:
+        """SHA-256 of the written layout."""
         return hashlib.sha256(self.written()).hexdigest()
 
     def digest(self) -> str:
@@ -102,7 +103,7 @@ class Spec:
 
         Two sides with equal digests have the same layout.
         """
-        return self._digest
+        return self._spec_digest
 
 
 def pack(tensors: Mapping[str, Array], spec: Spec) -> Vector:

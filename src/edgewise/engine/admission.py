@@ -40,7 +40,7 @@ def refused(plan: Plan, invite: Invite, answered: int | None) -> No | None:
         update leaves once (``Promise.leaves_once``).
     Guarantees: no value of any field raises.
     """
-    if reason := _foreign(plan, invite) or _malformed(plan, invite):
+    if reason := _difference_from_plan(plan, invite) or _impossible_invitation(plan, invite):
         return No("E-INVITE", reason)
     # The accountant counts a device once per cycle of the cohorts that take turns, so its rounds lie a cycle apart.
     apart = plan.sampling.groups if plan.spend is not None else 1
@@ -75,13 +75,13 @@ def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> 
     return None if fits else No("E-BLOB", "the positions of the last release are not those that the invitation names")
 
 
-def _foreign(plan: Plan, invite: Invite) -> str | None:
+def _difference_from_plan(plan: Plan, invite: Invite) -> str | None:
     """Find how an invitation differs from the plan. None where it does not."""
     if invite.run != plan.run or invite.spec != plan.spec.digest():
         return "the invitation is for another run or another model layout"
     if not 0 <= invite.round < plan.rounds:
         return f"the run has the rounds 0 to {plan.rounds - 1}"
-    if not _alike(invite.rule, plan.rule(invite.round)):
+    if not _is_same_rule(invite.rule, plan.rule(invite.round)):
         return "the invitation asks for other local training than the recipe: steps, epochs, rate or segments"
     if invite.public != plan.public(invite.round):  # Otherwise a server would choose the supports and rotations.
         return "the round's public key is not the plan's"
@@ -93,7 +93,7 @@ def _foreign(plan: Plan, invite: Invite) -> str | None:
     return None
 
 
-def _malformed(plan: Plan, invite: Invite) -> str | None:
+def _impossible_invitation(plan: Plan, invite: Invite) -> str | None:
     """Find why no server of this version writes such an invitation. None where one does."""
     if invite.accepted is not None and not 0 <= invite.accepted < invite.round:
         return "the last accepted round is not before this one"
@@ -112,7 +112,7 @@ def _malformed(plan: Plan, invite: Invite) -> str | None:
     return None
 
 
-def _alike(invited: LocalRule, rule: LocalRule) -> bool:
+def _is_same_rule(invited: LocalRule, rule: LocalRule) -> bool:
     """Tell whether two rules are the same but for the rounding of another processor."""
     same = (invited.steps, invited.segments, invited.epochs) == (rule.steps, rule.segments, rule.epochs)
     return same and math.isclose(invited.lr, rule.lr, rel_tol=_ALIKE)

@@ -45,16 +45,17 @@ def key(top: Key, rounds: int, round: int) -> Key:
     """Derive the server's key of a round. ``top``: the key of the last round, 32 secret bytes."""
     current = top
     for _ in range(rounds - 1 - round):
-        current = _earlier(current)
+        current = _earlier_key(current)
     return current
 
 
 def anchor(top: Key, rounds: int) -> bytes:
     """Compute the server's commitment to its keys of all rounds."""
-    return _earlier(key(top, rounds, 0))
+    return _earlier_key(key(top, rounds, 0))
 
 
-def _earlier(later: Key) -> Key:
+def _earlier_key(later: Key) -> Key:
+    """Compute the key before this one in the hash chain."""
     return digest(b"beacon key", later)
 
 
@@ -85,10 +86,12 @@ def check_list(contributors: int, trust: Trust, listed: Sequence[frame.Committed
         check of a signature, for unknown devices, and for a device that stands on the list twice.
     """
     if not contributors or len(listed) != contributors:
-        raise _no(f"{len(listed)} devices are on its list, and {contributors} are needed for one to be honest")
-    known = _members(trust.roster)
+        raise _unusable_beacon(
+            f"{len(listed)} devices are on its list, and {contributors} are needed for one to be honest"
+        )
+    known = _roster_members(trust.roster)
     if any(a.device >= b.device for a, b in pairwise(listed)) or not all(c.device in known for c in listed):
-        raise _no("its list is not sorted, or names devices that are not on the run's roster")
+        raise _unusable_beacon("its list is not sorted, or names devices that are not on the run's roster")
 
 
 def valid_reveal(trust: Trust, fixed: bytes, listed: frame.Committed, run: str, value: bytes, signature: bytes) -> bool:
@@ -105,13 +108,13 @@ def cohort(plan: Plan, trust: Trust, draw: frame.Draw | None, round: int, blob: 
         missing or is not the one committed to, and where the round's key does not lead to the anchor.
     """
     if draw is None or vector.digest(blob) != draw.beacon:
-        raise _no("the blob is not the one that the invitation names")
+        raise _unusable_beacon("the blob is not the one that the invitation names")
     value, committed_to = joint(plan.run, plan.contributors, trust, blob)
     first = draw.key
     for _ in range(round + 1):
-        first = _earlier(first)
+        first = _earlier_key(first)
     if first != committed_to:
-        raise _no("the round's key is not the one that the server committed to")
+        raise _unusable_beacon("the round's key is not the one that the server committed to")
     return drawn(plan.sampling, trust.roster, seed(plan.sampling, value, round, draw.key), round)
 
 
@@ -123,14 +126,14 @@ def joint(run: str, contributors: int, trust: Trust, blob: bytes) -> tuple[bytes
     """
     beacon = frame.beacon(blob)
     if beacon.run != run:
-        raise _no("it is of another run")
+        raise _unusable_beacon("it is of another run")
     check_list(contributors, trust, beacon.listed)
     if not len(beacon.listed) == len(beacon.values) == len(beacon.signatures):
-        raise _no("not every device on its list has revealed")
+        raise _unusable_beacon("not every device on its list has revealed")
     fixed = list_digest(run, beacon.anchor, beacon.listed)
     for listed, value, signature in zip(beacon.listed, beacon.values, beacon.signatures, strict=True):
         if not valid_reveal(trust, fixed, listed, run, value, signature):
-            raise _no("a device on its list has not revealed, for this list, what it committed to")
+            raise _unusable_beacon("a device on its list has not revealed, for this list, what it committed to")
     return digest(b"beacon", fixed, *beacon.values), beacon.anchor
 
 
@@ -190,9 +193,11 @@ def drawn(sampling: Sampling, roster: tuple[DeviceId, ...], seed: bytes, round: 
 
 
 @lru_cache(maxsize=8)
-def _members(roster: tuple[DeviceId, ...]) -> frozenset[DeviceId]:
+def _roster_members(roster: tuple[DeviceId, ...]) -> frozenset[DeviceId]:
+    """Collect the devices of a roster, once for each roster."""
     return frozenset(roster)
 
 
-def _no(why: str) -> DecodeError:
+def _unusable_beacon(why: str) -> DecodeError:
+    """Make the error for a beacon that cannot be used."""
     return DecodeError("E-BEACON", f"the run's beacon cannot be used: {why}.", _FIX)

@@ -33,20 +33,22 @@ def answer(plan: Plan, state: Kept, message: frame.Call | frame.Commitments, tru
     if (message.run, message.round) != (plan.run, plan.rounds) or not plan.contributors:
         return state, ()
     if isinstance(message, frame.Call):
-        return _committed(plan, state, entropy)
-    return _revealed(plan, state, message, trust)
+        return _committed_lot(plan, state, entropy)
+    return _revealed_lot(plan, state, message, trust)
 
 
-def _committed(plan: Plan, state: Kept, entropy: Key) -> Out:
+def _committed_lot(plan: Plan, state: Kept, entropy: Key) -> Out:
+    """Commit to this device's random value, its lot."""
     idle = state if isinstance(state, Idle) else state.idle
     lot = idle.lot or Lot(derive(entropy, "beacon"))
-    after, saved = _with(state, lot)
+    after, saved = _with_lot(state, lot)
     value = beacon.commitment(plan.run, state.device, lot.value)
     sent = frame.Commitment(run=plan.run, round=plan.rounds, device=state.device, commitment=value)
     return after, (*saved, SendFrame(frame.dump(sent)))
 
 
-def _revealed(plan: Plan, state: Kept, message: frame.Commitments, trust: Trust) -> Out:
+def _revealed_lot(plan: Plan, state: Kept, message: frame.Commitments, trust: Trust) -> Out:
+    """Reveal the lot for the one list that holds its commitment."""
     idle, me = state if isinstance(state, Idle) else state.idle, state.device
     fixed, lot = beacon.list_digest(plan.run, message.anchor, message.listed), idle.lot
     try:
@@ -62,12 +64,12 @@ def _revealed(plan: Plan, state: Kept, message: frame.Commitments, trust: Trust)
         no = frame.Refusal(run=plan.run, round=plan.rounds, device=me, code=e.code, reason=frame.legible(e.what))
         return state, (SendFrame(frame.dump(no)),)
     signature = sign.sign(trust.identity(me), beacon.reveal_digest(fixed, me, lot.value))
-    after, saved = _with(state, Lot(lot.value, fixed))
+    after, saved = _with_lot(state, Lot(lot.value, fixed))
     reveal = frame.Reveal(run=plan.run, round=plan.rounds, device=me, value=lot.value, signature=signature)
     return after, (*saved, SendFrame(frame.dump(reveal)))
 
 
-def _with(state: Kept, lot: Lot) -> tuple[Kept, tuple[Effect, ...]]:
+def _with_lot(state: Kept, lot: Lot) -> tuple[Kept, tuple[Effect, ...]]:
     """Put a lot into the state, and save the state where the lot is new."""
     idle = state if isinstance(state, Idle) else state.idle
     if idle.lot == lot:

@@ -89,52 +89,55 @@ class Gathering:
         for device in self._population:
             if device not in self._used and device not in listed:
                 self._cohort.send(device, call)
-        self._ask()
+        self._ask_for_reveals()
 
     def take(self, record: Arrived | Absent | Expired) -> None:
         """Take a record, as a ``Listener``. Raises RoundError(E-BEACON) where too few devices remain for a list."""
         if isinstance(record, Expired):
-            self._expired()
+            self._deadline_passed()
         elif isinstance(record, Absent):
-            self._lost(record.device, record.code, "")
+            self._lose_device(record.device, record.code, "")
         else:
             self._idle = 0
-            self._arrived(record)
+            self._message_arrived(record)
 
-    def _arrived(self, record: Arrived) -> None:
+    def _message_arrived(self, record: Arrived) -> None:
+        """Take a device's message, or drop the device that sent no valid one."""
         try:
             message = frame.from_device(record.frame, self._plan.frame_limit_bytes)
         except DecodeError as e:
-            self._lost(record.device, e.code, frame.legible(e.what))
+            self._lose_device(record.device, e.code, frame.legible(e.what))
             return
         if (message.device, message.run, message.round) != (record.device, *self._place):
-            self._lost(record.device, "E-FRAME", "the frame names another device, run or round than its sender.")
+            self._lose_device(record.device, "E-FRAME", "the frame names another device, run or round than its sender.")
         elif isinstance(message, frame.Commitment):
-            self._committed(message)
+            self._take_commitment(message)
         elif isinstance(message, frame.Reveal):
-            self._revealed(message)
+            self._take_reveal(message)
         else:
             code, reason = "E-FRAME", "the message is no answer about the run's beacon."
             if isinstance(message, frame.Refusal):
                 code, reason = message.code if message.code in REGISTRY else code, frame.legible(message.reason)
-            self._lost(record.device, code, reason)
+            self._lose_device(record.device, code, reason)
 
-    def _committed(self, message: frame.Commitment) -> None:
+    def _take_commitment(self, message: frame.Commitment) -> None:
+        """Take a commitment of a device that is not listed yet."""
         device = message.device
         if device not in self._used and device not in {one.device for one in self._asked}:
             self._commitments.setdefault(device, message.commitment)
-            self._list()
+            self._fix_list()
 
-    def _list(self) -> None:
+    def _fix_list(self) -> None:
         """Fix a list as soon as enough devices have committed and no other list is open."""
         if self._asked or len(self._commitments) < self._plan.contributors:
             return
         chosen = sorted(list(self._commitments)[: self._plan.contributors])
         self._asked = tuple(frame.Committed(device=d, commitment=self._commitments.pop(d)) for d in chosen)
-        self._keep()  # Devices reveal for one list, so the server must remember it after a stop.
-        self._ask()
+        self._save_gathering()  # Devices reveal for one list, so the server must remember it after a stop.
+        self._ask_for_reveals()
 
-    def _ask(self) -> None:
+    def _ask_for_reveals(self) -> None:
+        """Send the list of commitments to its devices."""
         if self._asked:
             self.until_s = self._cohort.now_s() + self._plan.sampling.deadline_s
         run, number = self._place
@@ -142,14 +145,15 @@ class Gathering:
         for one in self._asked:
             self._cohort.send(one.device, message)
 
-    def _revealed(self, message: frame.Reveal) -> None:
+    def _take_reveal(self, message: frame.Reveal) -> None:
+        """Take the value behind a listed commitment."""
         device = message.device
         listed = next((one for one in self._asked if one.device == device), None)
         if listed is None:
             return
         fixed = beacon.list_digest(self._plan.run, self._anchor, self._asked)
         if not beacon.valid_reveal(self._trust, fixed, listed, self._plan.run, message.value, message.signature):
-            self._lost(device, SILENT, "the device did not reveal the value that it had committed to.")
+            self._lose_device(device, SILENT, "the device did not reveal the value that it had committed to.")
             return
         self._reveals[device] = message
         if len(self._reveals) == len(self._asked):
@@ -159,18 +163,20 @@ class Gathering:
                 values=tuple(r.value for r in reveals), signatures=tuple(r.signature for r in reveals),
             ))  # fmt: skip
             self.until_s = None
-            self._keep()
+            self._save_gathering()
 
-    def _lost(self, device: DeviceId, code: str, reason: str) -> None:
+    def _lose_device(self, device: DeviceId, code: str, reason: str) -> None:
+        """Drop a device. The open list is given up if it names the device."""
         self._tell(events.Lost(round=0, device=device, code=code, reason=reason))
         if any(one.device == device for one in self._asked):
             self._give_up()
         else:
             self._commitments.pop(device, None)
             self._used.add(device)
-            self._check()
+            self._check_enough_devices()
 
-    def _expired(self) -> None:
+    def _deadline_passed(self) -> None:
+        """Drop the devices that did not reveal in time."""
         self._idle += 1
         if self._asked:
             for one in self._asked:
@@ -180,7 +186,7 @@ class Gathering:
                     )
             self._give_up()
         elif self._idle >= PATIENCE:
-            raise self._few()
+            raise self._too_few_devices()
         if self.until_s is not None:
             self.until_s = self._cohort.now_s() + self._plan.sampling.deadline_s
 
@@ -188,21 +194,24 @@ class Gathering:
         """End the open list. A device that revealed for it can be on no other one."""
         self._used |= {one.device for one in self._asked}
         self._asked, self._reveals = (), {}
-        self._keep()
-        self._check()
-        self._list()
+        self._save_gathering()
+        self._check_enough_devices()
+        self._fix_list()
 
-    def _check(self) -> None:
+    def _check_enough_devices(self) -> None:
+        """Raise RoundError if too few devices are left."""
         if len(self._population) - len(self._used) < self._plan.contributors:
-            raise self._few()
+            raise self._too_few_devices()
 
-    def _few(self) -> RoundError:
+    def _too_few_devices(self) -> RoundError:
+        """Make the error for too few devices."""
         what = f"fewer than {self._plan.contributors} devices are left that could draw cohorts together"
         fix = (
             'see the lost devices, revoke those that do not reveal, and begin another run; or trust.cohorts = "server".'
         )
         return RoundError("E-BEACON", f"{what}.", fix)
 
-    def _keep(self) -> None:
+    def _save_gathering(self) -> None:
+        """Save the gathering, so that a restart goes on with it."""
         asked = tuple((one.device, one.commitment) for one in self._asked)
         self._shelf.save(msgspec.msgpack.encode(_Stored(tuple(sorted(self._used)), asked, self.blob or b"")))

@@ -78,7 +78,7 @@ class Coordinator:
     secret: Key | None = field(default=None, repr=False)
     helper: Helper | None = None
     evaluator: Evaluator | None = None
-    _losses: Counter[str] = field(default_factory=Counter, init=False, repr=False)
+    _loss_reasons: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     @cached_property
     def privacy_budget(self) -> PrivacyBudget:
@@ -118,7 +118,7 @@ class Coordinator:
             yield checkpoint
         best, played = self.kept(checkpoint), checkpoint.next_round
         if checkpoint.unmet == played and (played == self.plan.rounds or best.stopped):
-            raise self._unmet(played)
+            raise self._unmet_rounds_error(played)
         if played < self.plan.rounds and best.stopped:
             self.tell(events.StoppedEarly(played=played, evaluations=best.waited, kept=best.played))
 
@@ -130,7 +130,7 @@ class Coordinator:
         if not self.plan.contributors or beacon_server.stored(self.store.beacon) is not None:
             return
         assert self.trust is not None
-        anchor = beacon.anchor(self._top, self.plan.rounds)
+        anchor = beacon.anchor(self._last_beacon_key, self.plan.rounds)
         parts = (self.plan, self.population, self.trust, anchor, self.cohort, self.store.beacon, self.tell)
         gathering = beacon_server.Gathering(*parts)
         gathering.begin()
@@ -138,10 +138,11 @@ class Coordinator:
         self.cohort.close_round()
 
     @property
-    def _top(self) -> Key:
+    def _last_beacon_key(self) -> Key:
+        """Key of the last round, from which the hash chain derives those of all rounds."""
         return derive(self.sampling_key, "beacon")
 
-    def _beacon(self) -> bytes:
+    def _stored_beacon(self) -> bytes:
         """Load the beacon that cohorts are drawn from. Empty where the server draws alone."""
         if not self.plan.contributors:
             return b""
@@ -149,11 +150,11 @@ class Coordinator:
             raise StoreError("E-CHECKPOINT", "the run has no beacon.", "put a whole copy of the folder in its place.")
         return blob
 
-    def _draw(self, number: int, blob: bytes) -> frame.Draw | None:
+    def _draw_message(self, number: int, blob: bytes) -> frame.Draw | None:
         """Make the message by which devices verify a round's cohort. None where they do not."""
         if not blob:
             return None
-        return frame.Draw(beacon=vector.digest(blob), key=beacon.key(self._top, self.plan.rounds, number))
+        return frame.Draw(beacon=vector.digest(blob), key=beacon.key(self._last_beacon_key, self.plan.rounds, number))
 
     def round(self, checkpoint: Checkpoint) -> Checkpoint:
         """Play one round and commit it, met or abandoned."""
@@ -168,9 +169,9 @@ class Coordinator:
         log = self.store.journal(number)
         records = iter(log.replay())
         logged = next(records, None)
-        blob = self._beacon()
-        draw = self._draw(number, blob)
-        began = self._drawn(number, draw, blob) if logged is None else _first(logged)
+        blob = self._stored_beacon()
+        draw = self._draw_message(number, blob)
+        began = self._drawn_cohort(number, draw, blob) if logged is None else _first_record(logged)
         # A sampled cohort may be below the minimum. Then no device is asked.
         asked = began.invited if len(began.invited) >= max(1, self.plan.sampling.minimum) else ()
         facts = decide(self.plan, checkpoint, began, self.store.standing(asked), self.trust, draw, blob)
@@ -188,7 +189,7 @@ class Coordinator:
         open_round.begin(None if logged is None else records)
         return open_round
 
-    def _drawn(self, number: int, draw: frame.Draw | None, blob: bytes) -> Began:
+    def _drawn_cohort(self, number: int, draw: frame.Draw | None, blob: bytes) -> Began:
         """Draw the random values and the cohort of a round. Its time is set when the round starts."""
         entropy, secure = self.entropy(number), self.plan.hides is not None
         nonce = derive(entropy, "nonce") if secure else None
@@ -211,24 +212,25 @@ class Coordinator:
         if facts.session is None:  # Frames that are still under way are not needed any more.
             self.cohort.close_round()
         sums = open_round.sums()
-        released = self._released(checkpoint, facts, sums) if sums else None
+        released = self._released_mean(checkpoint, facts, sums) if sums else None
         del sums  # It frees 8 bytes a coordinate before the server's step.
-        after = self._stepped(checkpoint, facts, released)
+        after = self._stepped_checkpoint(checkpoint, facts, released)
         open_round.books.aggregate_s += self.now_s() - started_s
         aggregate = None if released is None else released[0]
-        self._commit(after, open_round, aggregate, began_s)
+        self._commit_round(after, open_round, aggregate, began_s)
         if aggregate is not None:
-            self._measured(checkpoint, evaluation.told_by_cohort(checkpoint.next_round, aggregate.head))
+            self._store_cohort_evaluation(checkpoint, evaluation.told_by_cohort(checkpoint.next_round, aggregate.head))
         if facts.session is not None:  # Devices do not reveal shares twice, so a crash before here may need the frames.
             self.cohort.close_round()
-        self._losses.update(_losses(open_round.books.events))
+        self._loss_reasons.update(_loss_reasons(open_round.books.events))
         if after.unmet >= UNMET_LIMIT:
-            raise self._unmet(after.unmet)
+            raise self._unmet_rounds_error(after.unmet)
         return after
 
-    def _unmet(self, rounds: int) -> RoundError:
+    def _unmet_rounds_error(self, rounds: int) -> RoundError:
+        """Make the error that ends a run after rounds with too few devices."""
         what = f"{rounds} rounds in a row" if rounds > 1 else "the only round"
-        causes = [why for why, _ in self._losses.most_common(1)]
+        causes = [why for why, _ in self._loss_reasons.most_common(1)]
         lost = f"; most devices were lost by {causes[0]}" if causes else ""
         return RoundError(
             "E-ROUND",
@@ -236,7 +238,7 @@ class Coordinator:
             "see the lost devices in the report; lower round.minimum, raise round.deadline_s or overselect.",
         )
 
-    def _released(self, checkpoint: Checkpoint, facts: RoundFacts, sums: Sums) -> tuple[Aggregate, Memory]:
+    def _released_mean(self, checkpoint: Checkpoint, facts: RoundFacts, sums: Sums) -> tuple[Aggregate, Memory]:
         """Decode the mean of a round, and the server's codec memory after it."""
         number, memory, parts = facts.round, facts.memory, list[Aggregate]()
         for rung, summed in sums:
@@ -247,7 +249,7 @@ class Coordinator:
         memory = self.plan.with_phase_memory(checkpoint.memory, number, memory)
         return self.plan.measured(self.plan.layout.aggregated(aggregate)), memory
 
-    def _stepped(
+    def _stepped_checkpoint(
         self, checkpoint: Checkpoint, facts: RoundFacts, released: tuple[Aggregate, Memory] | None
     ) -> Checkpoint:
         """Make the checkpoint after a round. ``released`` is None for a round without a sum."""
@@ -256,12 +258,13 @@ class Coordinator:
         unmet = checkpoint.unmet + int(facts.asked)
         if released is not None:
             aggregate, memory = released
-            state, unmet = self._applied(state, facts, aggregate), 0
+            state, unmet = self._applied_aggregate(state, facts, aggregate), 0
         if down is not None and self.plan.downlink is not None:
             down = broadcast.advance(self.plan, self.plan.downlink, down, self.plan.layout.broadcast(state))
         return Checkpoint(facts.round + 1, state, unmet, memory, down, self.privacy_budget.epsilon())
 
-    def _applied(self, before: State, facts: RoundFacts, aggregate: Aggregate) -> State:
+    def _applied_aggregate(self, before: State, facts: RoundFacts, aggregate: Aggregate) -> State:
+        """Apply the strategy to an aggregate. Raises where the model is no longer finite."""
         with np.errstate(over="ignore", invalid="ignore"):  # The check below finds every value that is not finite.
             after = stepped(self.plan, before, facts.round, aggregate)
         vectors = (aggregate.mean, *aggregate.beside.values(), after.params, *after.slots.values())
@@ -270,7 +273,9 @@ class Coordinator:
             raise TrainingError("E-NAN", f"round {facts.round} gave the server values that are not finite.", fix)
         return after
 
-    def _commit(self, after: Checkpoint, open_round: OpenRound, aggregate: Aggregate | None, began_s: float) -> None:
+    def _commit_round(
+        self, after: Checkpoint, open_round: OpenRound, aggregate: Aggregate | None, began_s: float
+    ) -> None:
         """Store the checkpoint with the round's events, in one transaction."""
         closed, books, params = open_round.closed, open_round.books, after.state.params
         finished = events.RoundFinished(
@@ -302,14 +307,14 @@ class Coordinator:
         due = self.evaluator is not None and (played == 0 or last or (every > 0 and played % every == 0))
         name = evaluation.BASE if played == 0 else evaluation.FEDERATED
         if due and not self.store.evaluated(name, played - 1):
-            self._evaluate(name, played - 1, checkpoint.state.params)
+            self._evaluate_model(name, played - 1, checkpoint.state.params)
         # This also runs after a crash between an evaluation and this line, before another round is played.
         if due and self.plan.evaluations.keep == "best" and self.kept(checkpoint).played == played:
             stored = self.store.kept(BEST)
             if stored is None or stored[1] != played:
                 self.store.keep(BEST, checkpoint.state.params, played)
 
-    def _measured(self, before: Checkpoint, event: events.Evaluated | None) -> None:
+    def _store_cohort_evaluation(self, before: Checkpoint, event: events.Evaluated | None) -> None:
         """Store the cohort's own evaluation of the model that it trained from."""
         if event is None or self.store.evaluated(event.model, event.round):
             return
@@ -324,20 +329,22 @@ class Coordinator:
         measured = self.store.evaluations() if rule.choose else ()
         return evaluation.kept(rule, measured, checkpoint.next_round)
 
-    def _evaluate(self, model: str, round: int, params: vector.Vector) -> None:
+    def _evaluate_model(self, model: str, round: int, params: vector.Vector) -> None:
+        """Evaluate a model, store the result and report it."""
         assert self.evaluator is not None  # No evaluation is due without an evaluator.
         event = self.evaluator.evaluate(model, round, params)
         self.store.append(event)
         self.tell(event)
 
 
-def _first(record: Record) -> Began:
+def _first_record(record: Record) -> Began:
+    """Return the record of how the round began. Raises StoreError for another."""
     if not isinstance(record, Began):
         what = "the log of a round lacks its first record, how the round began."
         raise StoreError("E-CHECKPOINT", what, "put a whole copy of the folder in its place.")
     return record
 
 
-def _losses(round_events: Sequence[events.AnyEvent]) -> list[str]:
+def _loss_reasons(round_events: Sequence[events.AnyEvent]) -> list[str]:
     """List the reasons that lost devices of a round gave."""
     return [f"{e.code}: {e.reason.rstrip('.')}" for e in round_events if isinstance(e, events.Lost) and e.reason]

@@ -85,31 +85,31 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     Raises ValueError for an event that does not fit the state, which is the driver's mistake.
     """
     if isinstance(event, Delivered):
-        return _letter(plan, state, event.message, trust)
+        return _answer_secagg(plan, state, event.message, trust)
     if isinstance(event, Invited):
-        return _invited(plan, state, event, trust)
+        return _take_invitation(plan, state, event, trust)
     if isinstance(event, Unready):
-        return state, (SendFrame(_refusal(state.device, event.invite, event.code, event.reason)),)
+        return state, (SendFrame(_refusal_frame(state.device, event.invite, event.code, event.reason)),)
     if isinstance(event, Withheld):
-        return _withheld(plan, state, event)
+        return _withhold_update(plan, state, event)
     if not isinstance(state, Training):
         raise ValueError("not training")
     if plan.spend is not None and (isinstance(event, Failed) or not finite(event.update.x)):
         # Whether a device is in a sum must not depend on its text, so it contributes zeros.
-        event = replace(event, update=_nothing(plan)) if isinstance(event, Trained) else Trained(_nothing(plan))
+        event = replace(event, update=_zero_update(plan)) if isinstance(event, Trained) else Trained(_zero_update(plan))
     if isinstance(event, Failed):
-        return state.idle, (SendFrame(_refusal(state.device, state.invite, event.code, event.reason)),)
-    invite, (update, memory) = state.invite, _finished(plan, state, event)
+        return state.idle, (SendFrame(_refusal_frame(state.device, state.invite, event.code, event.reason)),)
+    invite, (update, memory) = state.invite, _finished_update(plan, state, event)
     if plan.rung_pipelines:
-        return _asking(plan, state, replace(event, update=update), trust)
+        return _ask_for_rung(plan, state, replace(event, update=update), trust)
     pipe = plan.at(invite.round)
     secrets, budget_bytes = state.secrets, plan.budget_bytes(event.elapsed_s, event.up_mbit)
     private, me = secrets.encoding, state.device
     turn = keys.Turn(invite.round, invite.public, private, state.support, budget_bytes, invite.clip, me)
     try:
-        payload, idle = _encoded(plan, pipe, state.idle, update, turn, memory, event.update.personal)
+        payload, idle = _encoded_update(plan, pipe, state.idle, update, turn, memory, event.update.personal)
     except EdgewiseError as e:
-        return state.idle, (SendFrame(_refusal(state.device, state.invite, e.code, e.what)),)
+        return state.idle, (SendFrame(_refusal_frame(state.device, state.invite, e.code, e.what)),)
     del event, update  # It frees one vector beside the packed payload and the frame.
     if plan.promise.leaves_once and not plan.interactive:  # In a masked session this happens when the update leaves.
         idle = replace(idle, answered=invite.round)
@@ -119,7 +119,7 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     if plan.hides is None:
         packed = pack.pack(payload, pipe.encoded)
         del payload
-        return idle, (*leaves, SendFrame(frame.dump(_contribution(state, packed))))
+        return idle, (*leaves, SendFrame(frame.dump(_contribution_frame(state, packed))))
     if trust is None:
         raise ValueError("hiding a contribution needs to know who is enrolled")
     secagg, sid = plan.secagg(invite.round), plan.session(invite)
@@ -129,14 +129,14 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
         if trust.leader is None or trust.helper is None:
             raise ValueError("sharing a contribution needs the keys of both servers")
         report = two_server.split(secagg, sid, me, secret, trust.leader, trust.helper, body, head, secrets.session)
-        return idle, (*leaves, SendFrame(frame.dump(_contribution(state, report))))
+        return idle, (*leaves, SendFrame(frame.dump(_contribution_frame(state, report))))
     hiding, first = client.start(secagg, sid, me, secret, body, head, secrets.session)
     sent = frame.dump(frame.Step(run=invite.run, round=invite.round, device=me, body=first))
-    masking = InSecAgg(invite.round, hiding, idle, _heard(invite), sent, cohort=state.cohort)
+    masking = InSecAgg(invite.round, hiding, idle, _invitation_digest(invite), sent, cohort=state.cohort)
     return masking, (Save(masking), SendFrame(sent))
 
 
-def _finished(plan: Plan, state: Training, event: Trained) -> tuple[Update, Memory]:
+def _finished_update(plan: Plan, state: Training, event: Trained) -> tuple[Update, Memory]:
     """Apply the strategy's client half to a trained update.
 
     Returns: the update that is sent, and the memory that the strategy keeps on the device.
@@ -149,13 +149,13 @@ def _finished(plan: Plan, state: Training, event: Trained) -> tuple[Update, Memo
     steps = plan.rule(number).steps if event.steps is None else event.steps
     work = plan.work(number, steps, state.device)
     with np.errstate(all="ignore"):  # Encoding refuses values that are not finite.
-        done = client.finished(update.x, _remembered(plan, state.base), state.given, work)
+        done = client.finished(update.x, _strategy_memory(plan, state.base), state.given, work)
     x = plan.layout.outgoing(done.x, done.beside)
     strategy_memory = Memory({name: done.memory[name] for name in client.memory})
     return Update(x, {**update.head, **done.head}, update.count), strategy_memory
 
 
-def _remembered(plan: Plan, base: After) -> dict[str, Vector]:
+def _strategy_memory(plan: Plan, base: After) -> dict[str, Vector]:
     """Read the strategy's memory on the device. Zeros before the first contribution."""
     strategy_memory = base.memory.child(STRATEGY)
     if not strategy_memory:
@@ -163,7 +163,7 @@ def _remembered(plan: Plan, base: After) -> dict[str, Vector]:
     return {name: strategy_memory[name] for name in plan.strategy.client.memory}
 
 
-def _encoded(
+def _encoded_update(
     plan: Plan,
     pipe: Pipeline,
     idle: Idle,
@@ -185,7 +185,7 @@ def _encoded(
     except EdgewiseError:
         if plan.spend is None:
             raise
-        nothing = _zeros(plan)
+        nothing = _encoded_zero_update(plan)
         payload, _ = pipe.encode(nothing.x, nothing.head, nothing.count, pipe.init(), turn)
         return payload, replace(idle, pending=After(turn.round, base))
     memory = plan.with_phase_memory(base, turn.round, after)
@@ -194,7 +194,7 @@ def _encoded(
     return payload, replace(idle, pending=After(turn.round, memory))
 
 
-def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
+def _ask_for_rung(plan: Plan, state: Training, event: Trained, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
     """Send keys and the best rung that this device can send in time. The update waits for the rung of its group."""
     if trust is None:
         raise ValueError("hiding a contribution needs to know who is enrolled")
@@ -204,19 +204,21 @@ def _asking(plan: Plan, state: Training, event: Trained, trust: Trust | None) ->
         plan.at(invite.round, best).checked(update.x, update.head)
     except EdgewiseError as e:
         if plan.spend is None:
-            return state.idle, (SendFrame(_refusal(state.device, state.invite, e.code, e.what)),)
-        update = _zeros(plan)
+            return state.idle, (SendFrame(_refusal_frame(state.device, state.invite, e.code, e.what)),)
+        update = _encoded_zero_update(plan)
     head = {name: float(value) for name, value in update.head.items()}
     x, secrets = bytes(vector.to_bytes(update.x)), state.secrets
     unsent = Unsent(frame.dump(invite), x, secrets.encoding, head, float(update.count), best)
     secagg, secret = plan.secagg(invite.round, best), trust.identity(me)
     hiding, first = client.advertise(secagg, plan.session(invite), me, secret, secrets.session)
     sent = frame.dump(frame.Step(run=invite.run, round=invite.round, device=me, body=first, rung=best))
-    asking = InSecAgg(invite.round, hiding, state.idle, _heard(invite), sent, unsent=unsent, cohort=state.cohort)
+    asking = InSecAgg(
+        invite.round, hiding, state.idle, _invitation_digest(invite), sent, unsent=unsent, cohort=state.cohort
+    )
     return asking, (Save(asking), SendFrame(sent))
 
 
-def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int | None) -> InSecAgg:
+def _encoded_for_group(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int | None) -> InSecAgg:
     """Encode the update of a session by the rung of the device's group: its own best one, or a smaller one.
 
     Raises EdgewiseError: E-RUNG for another rung, E-STALE where codec memory got lost since the invitation, and the
@@ -232,38 +234,40 @@ def _grouped(plan: Plan, state: InSecAgg, unsent: Unsent, rung: int | None) -> I
         raise DecodeError(STALE, OUT_OF_STEP)
     turn = keys.Turn(state.round, invite.public, unsent.private, clip=invite.clip, device=state.idle.device)
     update = Update(vector.from_bytes(unsent.x, plan.layout.sent.dim), unsent.head, unsent.count)
-    payload, idle = _encoded(plan, pipe, idle, update, turn)
+    payload, idle = _encoded_update(plan, pipe, idle, update, turn)
     ready = client.ready(plan.secagg(state.round, rung), state.client, *residues(payload))
     return replace(state, client=ready, idle=idle, rung=rung, unsent=None)
 
 
-def _nothing(plan: Plan) -> Update:
+def _zero_update(plan: Plan) -> Update:
     """Make an update of zeros and of weight zero. Its metrics are at their lower bounds."""
     head = {metric.name: metric.lower for metric in plan.metrics}
     return Update(np.zeros(plan.layout.sent.dim, np.float32), head, 0.0)
 
 
-def _zeros(plan: Plan) -> Update:
-    """Make the update of ``_nothing`` with its metrics encoded."""
-    nothing = _nothing(plan)
+def _encoded_zero_update(plan: Plan) -> Update:
+    """Make the update of ``_zero_update`` with its metrics encoded."""
+    nothing = _zero_update(plan)
     return replace(nothing, head=plan.metrics.encoded(nothing.head))
 
 
-def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
+def _answer_secagg(
+    plan: Plan, state: State, message: frame.Step, trust: Trust | None
+) -> tuple[State, tuple[Effect, ...]]:
     """Answer a message of secure aggregation. A message to a session that this device is not in gets no answer."""
     if not isinstance(state, InSecAgg) or trust is None:
         return state, ()
     me = state.client.device
     if (message.run, message.round, message.device) != (plan.run, state.round, me):
         return state, ()
-    if state.heard == (heard := _heard(message)):
+    if state.heard == (heard := _invitation_digest(message)):
         return state, (SendFrame(state.said),)
     sent = frame.Step(run=message.run, round=message.round, device=me, body=b"")
     if state.unsent is not None:
         try:
-            state = _grouped(plan, state, state.unsent, message.rung)
+            state = _encoded_for_group(plan, state, state.unsent, message.rung)
         except EdgewiseError as e:
-            return _aborted(plan, state, e.code)
+            return _abort_session(plan, state, e.code)
     secagg = plan.secagg(state.round, state.rung)
     after, answer = client.step(secagg, state.client, message.body, beacon.within(trust.registry, state.cohort))
     idle, answered, charge = state.idle, state.idle.answered, tuple[Effect, ...]()
@@ -275,33 +279,35 @@ def _letter(plan: Plan, state: State, message: frame.Step, trust: Trust | None) 
     return next_state, (*charge, Save(next_state), SendFrame(reply))
 
 
-def _withheld(plan: Plan, state: State, event: Withheld) -> tuple[State, tuple[Effect, ...]]:
+def _withhold_update(plan: Plan, state: State, event: Withheld) -> tuple[State, tuple[Effect, ...]]:
+    """Answer why no update is sent: a refusal, or the end of the session."""
     if isinstance(state, Training):
-        return state.idle, (SendFrame(_refusal(state.device, state.invite, event.code, event.reason)),)
+        return state.idle, (SendFrame(_refusal_frame(state.device, state.invite, event.code, event.reason)),)
     if isinstance(state, InSecAgg):
-        return _aborted(plan, state, "E-SECAGG-POLICY")
+        return _abort_session(plan, state, "E-SECAGG-POLICY")
     raise ValueError("nothing was to leave")
 
 
-def _aborted(plan: Plan, state: InSecAgg, code: str) -> tuple[State, tuple[Effect, ...]]:
+def _abort_session(plan: Plan, state: InSecAgg, code: str) -> tuple[State, tuple[Effect, ...]]:
+    """Leave a session of secure aggregation with a code."""
     body = messages.dump(messages.Abort(code=code))
     sent = frame.Step(run=plan.run, round=state.round, device=state.device, body=body)
     return state.idle, (Save(state.idle), SendFrame(frame.dump(sent)))
 
 
-def _invited(plan: Plan, state: State, event: Invited, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
+def _take_invitation(plan: Plan, state: State, event: Invited, trust: Trust | None) -> tuple[State, tuple[Effect, ...]]:
     """Take an invitation. A refusal changes nothing: neither memory, nor training or a session that is under way."""
     invite, device = event.invite, state.device
-    if isinstance(state, InSecAgg) and state.heard == _heard(invite):
+    if isinstance(state, InSecAgg) and state.heard == _invitation_digest(invite):
         return state, (SendFrame(state.said),)
     before = state if isinstance(state, Idle) else state.idle
     no = admission.refused(plan, invite, before.answered)
     if (no := no or admission.unfit(plan, invite, event.params, event.support)) is not None:
-        return state, (SendFrame(_refusal(device, invite, *no)),)
+        return state, (SendFrame(_refusal_frame(device, invite, *no)),)
     try:
         cohort = beacon.verified(plan, trust, device, invite, event.beacon)
     except DecodeError as e:
-        return state, (SendFrame(_refusal(device, invite, e.code, e.what)),)
+        return state, (SendFrame(_refusal_frame(device, invite, e.code, e.what)),)
     accepted = invite.accepted
     held = settled(plan, before, accepted)
     if held is None:
@@ -310,14 +316,14 @@ def _invited(plan: Plan, state: State, event: Invited, trust: Trust | None) -> t
             fresh = fresh.put(PRIVATE, None, Memory(own))
         nothing = After(accepted, fresh)
         empty = Idle(device, nothing, answered=before.answered, lot=before.lot)
-        return empty, (Save(empty), SendFrame(_refusal(device, invite, STALE, OUT_OF_STEP)))
+        return empty, (Save(empty), SendFrame(_refusal_frame(device, invite, STALE, OUT_OF_STEP)))
     params, given = plan.layout.received(event.params)
     training = Training(
         device, invite, held.committed, event.secrets, event.support, held.answered, given, held.lot, cohort
     )
     key, rule = plan.batch_key(device, invite.round), plan.rule(invite.round)
     work = plan.work(invite.round, rule.steps, device)
-    correction = plan.strategy.client.correction(_remembered(plan, held.committed), given, work)
+    correction = plan.strategy.client.correction(_strategy_memory(plan, held.committed), given, work)
     personal = dict(held.committed.memory.child(PRIVATE).arrays)
     request = FitRequest(
         device, invite.round, params, rule, key, event.secrets.training, correction, work.rank, personal
@@ -326,16 +332,19 @@ def _invited(plan: Plan, state: State, event: Invited, trust: Trust | None) -> t
     return training, (Train(request), *leaving)
 
 
-def _heard(message: Invite | frame.Step) -> str:
+def _invitation_digest(message: Invite | frame.Step) -> str:
+    """Digest of an invitation, by which the device knows one that comes again."""
     return vector.digest(frame.dump(message))
 
 
-def _contribution(state: Training, payload: bytes | bytearray) -> frame.Contribution:
+def _contribution_frame(state: Training, payload: bytes | bytearray) -> frame.Contribution:
+    """Make the message that carries an update's payload."""
     i = state.invite
     return frame.Contribution(run=i.run, round=i.round, device=state.device, payload=memoryview(payload))
 
 
-def _refusal(device: DeviceId, invite: Invite, code: str, reason: str) -> bytes:
+def _refusal_frame(device: DeviceId, invite: Invite, code: str, reason: str) -> bytes:
+    """Make the message that refuses an invitation."""
     return frame.dump(
         frame.Refusal(run=invite.run, round=invite.round, device=device, code=code, reason=frame.legible(reason))
     )

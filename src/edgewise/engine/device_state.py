@@ -236,10 +236,10 @@ def session_of(state: Kept) -> bytes:
 
 def idle_of(device: DeviceId, memory: Mapping[str, Array]) -> Idle:
     """Make an idle device with this memory only. Raises KeyError for arrays that ``memory_of`` does not make."""
-    committed = _after(memory, "committed")
+    committed = _after_from_arrays(memory, "committed")
     if committed is None:
         raise KeyError("committed_round")
-    return Idle(device, committed, _after(memory, "pending"))
+    return Idle(device, committed, _after_from_arrays(memory, "pending"))
 
 
 def resumed(idle: Idle, session: bytes) -> Kept:
@@ -252,7 +252,8 @@ def resumed(idle: Idle, session: bytes) -> Kept:
     return InSecAgg(s.round, client.restore(s.client), idle, s.heard, s.said, s.rung, s.unsent, s.cohort)
 
 
-def _after(arrays: Mapping[str, Array], name: str) -> After | None:
+def _after_from_arrays(arrays: Mapping[str, Array], name: str) -> After | None:
+    """Read a pending or committed memory and its round from stored arrays."""
     if (rounds := arrays.get(f"{name}_round")) is None:
         return None
     return After(int(rounds[0]) if rounds.size else None, tree(arrays).child(name))

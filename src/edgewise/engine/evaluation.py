@@ -41,7 +41,7 @@ def kept(rule: Evaluations, measured: Iterable[events.Evaluated], played: int) -
     best: events.Evaluated | None = None
     waited = 0
     for e in sorted((e for e in measured if e.model in (BASE, FEDERATED)), key=lambda e: e.round):
-        if best is None or _better(e, best):
+        if best is None or _has_lower_loss(e, best):
             best, waited = e, 0
         else:
             waited += 1
@@ -50,13 +50,15 @@ def kept(rule: Evaluations, measured: Iterable[events.Evaluated], played: int) -
     return ModelThatCounts(lowest if rule.keep == "best" else played, waited, stopped)
 
 
-def _better(new: events.Evaluated, old: events.Evaluated) -> bool:
+def _has_lower_loss(new: events.Evaluated, old: events.Evaluated) -> bool:
+    """Tell whether a model has the lower held-out loss on the devices that measured both."""
     both = old.nll.keys() & new.nll.keys()
     failed = any(new.missing.get(device) in REGISTRY for device in old.nll.keys() - both)
-    return bool(both) and not failed and _loss(new, both) < _loss(old, both)
+    return bool(both) and not failed and _loss_per_token(new, both) < _loss_per_token(old, both)
 
 
-def _loss(e: events.Evaluated, devices: Iterable[str]) -> float:
+def _loss_per_token(e: events.Evaluated, devices: Iterable[str]) -> float:
+    """Compute the mean loss per token over devices."""
     names = sorted(devices)
     return math.fsum(e.nll[d] for d in names) / sum(e.tokens[d] for d in names)
 

@@ -50,18 +50,21 @@ def begin(
 ) -> Out:
     """Deal the devices whose keys arrived into groups, and send each its roster. ``counted``: device -> rung."""
     groups, member = list[Group](), dict[DeviceId, int]()
-    for rung, devices in _dealt(masks, counted):
+    for rung, devices in _session_groups(masks, counted):
         params = masks.session.params if rung is None else masks.rungs[rung]
         member |= dict.fromkeys(devices, len(groups))
         groups.append(Group(server.part(keys, devices, params), rung, at_s))
     state, effects = Exchanging(collected, policy, masks, tuple(groups), member), tuple[Effect, ...]()
     for number in range(len(groups)):
-        state, more = _stepped(state, number, events.StepClosed(), at_s)
+        state, more = _stepped_session(state, number, events.StepClosed(), at_s)
         effects = (*effects, *more)
-    return _ended(state, effects)
+    return _end_if_sessions_ended(state, effects)
 
 
-def _dealt(masks: Masks, counted: Mapping[DeviceId, int | None]) -> Sequence[tuple[int | None, list[DeviceId]]]:
+def _session_groups(
+    masks: Masks, counted: Mapping[DeviceId, int | None]
+) -> Sequence[tuple[int | None, list[DeviceId]]]:
+    """Deal the devices that contribute to the sessions of the round."""
     if not masks.rungs:
         return [(None, devices) for devices in deal(tuple(counted), masks.groups, masks.dealing)]
     best = {device: rung for device, rung in counted.items() if rung is not None}
@@ -92,21 +95,27 @@ def step(state: Exchanging, event: Event) -> Out:
         return state, ()
     match event:
         case Answered(device, _, Step(body=body), at_s):
-            return _ended(*_stepped(state, state.member[device], events.Received(device, body), at_s))
+            return _end_if_sessions_ended(
+                *_stepped_session(state, state.member[device], events.Received(device, body), at_s)
+            )
         case Gone(device, _, _, at_s):
-            return _ended(
-                *_stepped(_noted(state, device, DROPPED), state.member[device], events.DeviceGone(device), at_s)
+            return _end_if_sessions_ended(
+                *_stepped_session(
+                    _with_fault(state, device, DROPPED), state.member[device], events.DeviceGone(device), at_s
+                )
             )
         case Deadline(at_s):
             open_groups = (n for n, group in enumerate(state.groups) if group.open)
             first = min(open_groups, key=lambda n: state.groups[n].until_s)
             for device in sorted(server.waiting_for(state.groups[first].state)):
-                state = _noted(state, device, DROPPED)
-            return _ended(*_stepped(state, first, events.StepClosed(), at_s))
+                state = _with_fault(state, device, DROPPED)
+            return _end_if_sessions_ended(*_stepped_session(state, first, events.StepClosed(), at_s))
     return state, ()
 
 
-def _stepped(state: Exchanging, number: int, event: events.Event, at_s: float) -> tuple[Exchanging, tuple[Effect, ...]]:
+def _stepped_session(
+    state: Exchanging, number: int, event: events.Event, at_s: float
+) -> tuple[Exchanging, tuple[Effect, ...]]:
     """Feed one event to the session of a group."""
     group = state.groups[number]
     after, effects = server.step(group.state, event)
@@ -115,7 +124,7 @@ def _stepped(state: Exchanging, number: int, event: events.Event, at_s: float) -
     letters = list[Effect]()
     for effect in effects:
         if isinstance(effect, events.Refused):
-            state = _noted(state, effect.device, effect.code)
+            state = _with_fault(state, effect.device, effect.code)
         else:
             letters.append(Letter(effect.device, effect.raw, group.rung))
     match group.state, after:
@@ -130,11 +139,12 @@ def _stepped(state: Exchanging, number: int, event: events.Event, at_s: float) -
     return replace(state, groups=groups), tuple(letters)
 
 
-def _noted(state: Exchanging, device: DeviceId, code: str) -> Exchanging:
+def _with_fault(state: Exchanging, device: DeviceId, code: str) -> Exchanging:
+    """Note a device's fault."""
     return replace(state, faults=state.faults.plus(len(state.faults), (device, code)))
 
 
-def _ended(state: Exchanging, effects: tuple[Effect, ...]) -> Out:
+def _end_if_sessions_ended(state: Exchanging, effects: tuple[Effect, ...]) -> Out:
     """End the round once every session has ended.
 
     With several groups the round has the sums of those that opened. There must be enough of them for the rule between
@@ -148,7 +158,7 @@ def _ended(state: Exchanging, effects: tuple[Effect, ...]) -> Out:
     met = len(released) >= state.masks.least and len(survivors) >= state.policy.minimum
     if not met:
         released, survivors = (), ()
-    faults, in_sum = _faults(state, met), set(survivors)
+    faults, in_sum = _fault_codes(state, met), set(survivors)
     lost = tuple((device, code) for device, code in faults.items() if device not in in_sum)
     end = replace(
         state.collected,
@@ -163,7 +173,7 @@ def _ended(state: Exchanging, effects: tuple[Effect, ...]) -> Out:
     return end, (*effects, Close(met))
 
 
-def _faults(state: Exchanging, met: bool) -> dict[DeviceId, str]:
+def _fault_codes(state: Exchanging, met: bool) -> dict[DeviceId, str]:
     """Map each device at fault to its code. A liar that also vanishes keeps the code of its lie. Where the round has a
     sum, devices whose group has none are lost with their group."""
     faults = dict[DeviceId, str]()

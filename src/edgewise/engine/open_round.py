@@ -120,28 +120,28 @@ class OpenRound:
         facts, number = self.facts, self.facts.round
         n_asked = len(facts.began.invited) if facts.asked else 0
         goal, minimum = facts.policy.goal, facts.policy.minimum
-        self._say(events.RoundStarted(round=number, invited=n_asked, goal=goal, minimum=minimum))
+        self._tell_event(events.RoundStarted(round=number, invited=n_asked, goal=goal, minimum=minimum))
         self.state, effects = machine.start(
             number, frozenset(facts.began.invited), facts.policy, facts.protocol, facts.letters.frames
         )
         at_s = facts.began.at_s
-        self._perform(effects, Expired(at_s))
+        self._perform_effects(effects, Expired(at_s))
         for record in records or ():
-            at_s = self._fold(record, at_s)
+            at_s = self._fold_record(record, at_s)
         sent, self._outbox = self._outbox or [], None
         for pinned in self._unpinned:
-            self._append(pinned)
+            self._append_record(pinned)
         if records is not None and facts.session is not None:
             self.log.sync()
         for effect, record in self._postponed:  # The survivors are on the disk now, as when the log was written.
-            self._perform((effect,), record)
+            self._perform_effects((effect,), record)
         if records is None:
             for one in sent:
                 self.cohort.send(one.device, one.frame)
         elif not isinstance(self.state, Closed):
             self._go_on(sent, at_s)
 
-    def _fold(self, record: Record, at_s: float) -> float:
+    def _fold_record(self, record: Record, at_s: float) -> float:
         """Fold one record of the log. Returns the time of the last record that had a time."""
         match record:
             case Resumed(by_s):
@@ -149,15 +149,16 @@ class OpenRound:
                 return at_s + by_s
             case Pinned():
                 if not self._unpinned or self._unpinned.popleft() != record:
-                    raise self._torn("names other survivors than its records lead to")
+                    raise self._torn_log_error("names other survivors than its records lead to")
             case Arrived() | Absent() | Expired():
                 if self._unpinned:
-                    raise self._torn("lacks the survivors of a session that went on")
-                self._step(self._read(record), record)
+                    raise self._torn_log_error("lacks the survivors of a session that went on")
+                self._step_machine(self._event_of_record(record), record)
                 return record.at_s
         return at_s
 
-    def _torn(self, how: str) -> StoreError:
+    def _torn_log_error(self, how: str) -> StoreError:
+        """Make the error for a log that does not fit the round."""
         what = f"the log of round {self.facts.round} {how}."
         return StoreError("E-CHECKPOINT", what, "put a whole copy of the folder in its place.")
 
@@ -167,7 +168,7 @@ class OpenRound:
         self.cohort.resume([replace(one, awaited=i in awaited) for i, one in enumerate(sent)], at_s)
         self._since_s = self.cohort.now_s()
         if (by_s := self._since_s - at_s) != 0.0:
-            self._append(Resumed(by_s))
+            self._append_record(Resumed(by_s))
             self.state = machine.postponed(self.state, by_s)
 
     def take(self, record: Input) -> None:
@@ -178,13 +179,13 @@ class OpenRound:
         """
         if not isinstance(record, Expired):
             record = replace(record, at_s=max(record.at_s, self._since_s))
-        began, event = self.now_s(), self._read(record)
+        began, event = self.now_s(), self._event_of_record(record)
         if machine.wanted(self.state, event):
-            self._append(record)
-            self._step(event, record)
+            self._append_record(record)
+            self._step_machine(event, record)
         self.books.aggregate_s += self.now_s() - began
 
-    def _read(self, record: Input) -> Event:
+    def _event_of_record(self, record: Input) -> Event:
         """Translate a record to an event of the round. An unusable frame gives ``Useless``, never an exception."""
         number = self.facts.round
         if isinstance(record, Expired):
@@ -204,47 +205,50 @@ class OpenRound:
             return Useless(record.device, message.round, code, frame.legible(message.reason), record.at_s)
         return Answered(message.device, message.round, message, record.at_s)
 
-    def _step(self, event: Event, record: Input) -> None:
+    def _step_machine(self, event: Event, record: Input) -> None:
+        """Step the machine of the round, and count the bytes of later messages."""
         before = self.state
         self.state, effects = machine.step(before, event)
         if isinstance(before, Exchanging) and self.state is not before and isinstance(record, Arrived):
             self.books.later[record.device] += len(record.frame)
             self.books.encode_s += record.encode_s
-        self._perform(effects, record)
+        self._perform_effects(effects, record)
 
-    def _perform(self, effects: Iterable[Effect], record: Input) -> None:
+    def _perform_effects(self, effects: Iterable[Effect], record: Input) -> None:
+        """Perform the effects of a step, or postpone them while a log is replayed."""
         number = self.facts.round
         for effect in effects:
             match effect:
                 case Charge() | Open() if self._outbox is not None:
                     self._postponed.append((effect, record))
                 case Send(device, raw):
-                    self._send(device, raw, record.at_s)
+                    self._send_frame(device, raw, record.at_s)
                 case Letter(device, body, rung):
-                    self._sync()
+                    self._sync_log()
                     step = frame.Step(run=self.facts.run, round=number, device=device, body=body, rung=rung)
-                    self._send(device, frame.dump(step), record.at_s)
+                    self._send_frame(device, frame.dump(step), record.at_s)
                 case Charge():
-                    self._sync()
+                    self._sync_log()
                     self.charge()
                 case Pin(group, survivors):
-                    self._pin(Pinned(group, survivors))
+                    self._pin_record(Pinned(group, survivors))
                 case Fold(device, message):
-                    self._step(self._folded(device, message), record)
+                    self._step_machine(self._folded_contribution(device, message), record)
                 case Open(devices):
-                    self._step(self._opened(devices), record)
+                    self._step_machine(self._opened_sum(devices), record)
                 case Dismiss(keep) if self._outbox is None:
                     self.cohort.close_round(keep)
                 case Counted(device, rung) if isinstance(record, Arrived):
                     self.books.first[device] = replace(record, frame=b""), len(record.frame)
                     if self.facts.session is None:
-                        self._accepted(device, rung)
+                        self._report_accepted(device, rung)
                 case ReportLoss(device, code, reason):
-                    self._say(events.Lost(round=number, device=device, code=code, reason=reason))
+                    self._tell_event(events.Lost(round=number, device=device, code=code, reason=reason))
                 case Close() if self.facts.session is not None:
                     self._tell_hidden(self.closed)
 
-    def _send(self, device: DeviceId, raw: bytes, at_s: float) -> None:
+    def _send_frame(self, device: DeviceId, raw: bytes, at_s: float) -> None:
+        """Send a frame, or keep it for the end of a replay."""
         if device in self.books.first:  # The books count the invitation from the start.
             self.books.bytes_down[device] += len(raw)
         if self._outbox is None:
@@ -252,30 +256,34 @@ class OpenRound:
         else:
             self._outbox.append(Sent(device, raw, at_s, awaited=False))
 
-    def _append(self, record: Record) -> None:
+    def _append_record(self, record: Record) -> None:
+        """Append a record to the log."""
         self.log.append(record)
         self._unsynced = True
 
-    def _sync(self) -> None:
+    def _sync_log(self) -> None:
         """Sync the log before a frame leaves that depends on its records. Devices must not be ahead of the log, even
         after a power cut."""
         if self._outbox is None and self._unsynced and self.facts.session is not None:
             self.log.sync()
             self._unsynced = False
 
-    def _pin(self, pinned: Pinned) -> None:
+    def _pin_record(self, pinned: Pinned) -> None:
+        """Write down what a restart must not decide anew."""
         if self._outbox is not None:
             self._unpinned.append(pinned)  # The next record of the log must equal it, or the log ends here.
         else:
-            self._append(pinned)
+            self._append_record(pinned)
 
-    def _folded(self, device: DeviceId, message: frame.Contribution) -> Event:
+    def _folded_contribution(self, device: DeviceId, message: frame.Contribution) -> Event:
+        """Fold a contribution into the sum. A wrong one gives ``Useless``."""
         try:
             return Usable(device, message.round, self.aggregation.fold(device, message))
         except DecodeError as e:
             return Useless(device, message.round, e.code, frame.legible(e.what))
 
-    def _opened(self, devices: tuple[DeviceId, ...]) -> Event:
+    def _opened_sum(self, devices: tuple[DeviceId, ...]) -> Event:
+        """Open the sum of two servers. Returns the code of a failure."""
         try:
             self.aggregation.open(devices)
         except DecodeError as e:
@@ -286,22 +294,22 @@ class OpenRound:
         """Report the devices in a secure sum, which are known at its end only."""
         number = closed.round
         for device in closed.accepted if closed.met else ():
-            self._accepted(device, closed.rungs.get(device))
+            self._report_accepted(device, closed.rungs.get(device))
         for device, code in closed.lost:
             if device in self.books.first:  # The others were reported when they were lost.
                 self.books.bytes_up += self.books.later[device]
-                self._say(events.Lost(round=number, device=device, code=code, reason=REASON_LATER))
+                self._tell_event(events.Lost(round=number, device=device, code=code, reason=REASON_LATER))
         for device, code in closed.flagged:
-            self._say(events.Flagged(round=number, device=device, code=code))
+            self._tell_event(events.Flagged(round=number, device=device, code=code))
 
-    def _accepted(self, device: DeviceId, rung: int | None) -> None:
+    def _report_accepted(self, device: DeviceId, rung: int | None) -> None:
         """Report that a contribution is in the sum."""
         record, size = self.books.first[device]
         size += self.books.later[device]
         self.books.bytes_up += size
         self.books.train_s += record.train_s
         self.books.encode_s += record.encode_s
-        self._say(
+        self._tell_event(
             events.Accepted(
                 round=self.facts.round,
                 device=device,
@@ -313,6 +321,7 @@ class OpenRound:
             ),
         )
 
-    def _say(self, event: events.AnyEvent) -> None:
+    def _tell_event(self, event: events.AnyEvent) -> None:
+        """Record an event of the round, and report it."""
         self.books.events.append(event)
         self.tell(event)

@@ -75,7 +75,7 @@ class OwnerBudget:
         charged = self.last(device, plan)
         if answered is not None and (charged is None or charged < answered):
             return UNCOUNTED
-        return SPENT if isinstance(self._with(device, plan, round), OverBudget) else ""
+        return SPENT if isinstance(self._charged_ledger(device, plan, round), OverBudget) else ""
 
     def charge(self, device: DeviceId, plan: Plan, round: int) -> None:
         """Write the charge of a round, once for each round of a run.
@@ -83,21 +83,24 @@ class OwnerBudget:
         Raises StoreError where it cannot be saved, and BudgetError(E-BUDGET) where it would pass the cap. Then no frame
         may leave.
         """
-        if isinstance(self._with(device, plan, round), OverBudget):
+        if isinstance(self._charged_ledger(device, plan, round), OverBudget):
             raise BudgetError("E-BUDGET", f"{SPENT}.", "raise the cap, or leave the run.")
-        self.ledgers.charge(device, _of(plan, round))
+        self.ledgers.charge(device, _charge_of_round(plan, round))
 
     def spent(self, device: DeviceId) -> float:
         """Compute the epsilon of a device over all its runs so far."""
-        return self._ledger(device).spent
+        return self._device_ledger(device).spent
 
-    def _ledger(self, device: DeviceId) -> DeviceLedger:
+    def _device_ledger(self, device: DeviceId) -> DeviceLedger:
+        """Ledger of a device over all of its runs."""
         return DeviceLedger(self.cap, self.ledgers.charges(device))
 
-    def _with(self, device: DeviceId, plan: Plan, round: int) -> DeviceLedger | OverBudget:
-        return device_ledger.charge(self._ledger(device), _of(plan, round))
+    def _charged_ledger(self, device: DeviceId, plan: Plan, round: int) -> DeviceLedger | OverBudget:
+        """Charge a round to the ledger of a device."""
+        return device_ledger.charge(self._device_ledger(device), _charge_of_round(plan, round))
 
 
-def _of(plan: Plan, round: int) -> DeviceCharge:
+def _charge_of_round(plan: Plan, round: int) -> DeviceCharge:
+    """Make the charge of one round."""
     assert plan.spend is not None
     return DeviceCharge(plan.run, round, plan.spend.events[plan.phase(round)])

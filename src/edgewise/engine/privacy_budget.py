@@ -21,26 +21,30 @@ class PrivacyBudget:
         self._plan, self._store = plan, store
         self._charged: Ledger | None = None
 
-    def _of(self, round: int, attempt: str) -> LedgerEntry | None:
+    def _entry_of_round(self, round: int, attempt: str) -> LedgerEntry | None:
+        """Make the ledger entry of a round. None without differential privacy."""
         spend = self._plan.spend
         if spend is None:
             return None
         return LedgerEntry(round, attempt, round % self._plan.sampling.groups, spend.events[self._plan.phase(round)])
 
-    def _ledger(self) -> Ledger:
+    def _run_ledger(self) -> Ledger:
+        """Ledger of the run, with all charges that the store has."""
         assert self._plan.spend is not None
         if self._charged is None:
             self._charged = Ledger(self._plan.spend.budget, self._store.charges())
         return self._charged
 
-    def _with(self, new: LedgerEntry) -> Ledger:
-        after = ledger.charge(self._ledger(), new)
+    def _charged_ledger(self, new: LedgerEntry) -> Ledger:
+        """Charge an entry. Raises BudgetError if it exceeds the budget."""
+        after = ledger.charge(self._run_ledger(), new)
         if isinstance(after, OverBudget):
-            raise self._empty(new.round, after)
+            raise self._over_budget_error(new.round, after)
         return after
 
-    def _write(self, new: LedgerEntry) -> None:
-        after = self._with(new)
+    def _write_charge(self, new: LedgerEntry) -> None:
+        """Charge an entry, and store it."""
+        after = self._charged_ledger(new)
         self._store.charge(new)
         self._charged = after
 
@@ -52,22 +56,23 @@ class PrivacyBudget:
         """
         if self._plan.spend is None:
             return
-        charges, played = self._ledger().charges, checkpoint.next_round
+        charges, played = self._run_ledger().charges, checkpoint.next_round
         for c in charges:
-            if c != self._of(c.round, c.attempt) or not 0 <= c.round <= played:
-                raise self._unsound(f"the charge of round {c.round} is not one that this run makes")
+            if c != self._entry_of_round(c.round, c.attempt) or not 0 <= c.round <= played:
+                raise self._unsound_ledger_error(f"the charge of round {c.round} is not one that this run makes")
         needed = played if self._at_once else checkpoint.state.round
         if (charged := len({c.round for c in charges if c.round < played})) < needed:
-            raise self._unsound(f"{needed} rounds were released, {charged} were charged")
+            raise self._unsound_ledger_error(f"{needed} rounds were released, {charged} were charged")
         if self.epsilon() * (1.0 + 1e-6) < checkpoint.epsilon:  # Another machine may round differently.
-            raise self._unsound(f"epsilon fell from {checkpoint.epsilon:.6g} to {self.epsilon():.6g}")
+            raise self._unsound_ledger_error(f"epsilon fell from {checkpoint.epsilon:.6g} to {self.epsilon():.6g}")
 
     @property
     def _at_once(self) -> bool:
         """Tell whether devices add their noise before they send, so that a charge is due before sending."""
         return self._plan.promise.noised_before_leaving
 
-    def _unsound(self, how: str) -> StoreError:
+    def _unsound_ledger_error(self, how: str) -> StoreError:
+        """Make the error for a ledger that does not fit the run."""
         what = f"the privacy ledger does not fit the run: {how}."
         return StoreError(
             "E-CHECKPOINT", what, "put a whole copy of the folder in its place, or start again with another --out."
@@ -78,23 +83,24 @@ class PrivacyBudget:
 
         Raises BudgetError(E-BUDGET) where the round would exceed the budget.
         """
-        if (new := self._of(round, attempt)) is None:
+        if (new := self._entry_of_round(round, attempt)) is None:
             return
         if self._at_once:
-            self._write(new)
+            self._write_charge(new)
         else:
-            self._with(new)
+            self._charged_ledger(new)
 
     def charge(self, round: int, attempt: str) -> None:
         """Write the round's charge, before its sum is opened. Raises as ``begin_round``."""
-        if (new := self._of(round, attempt)) is not None:
-            self._write(new)
+        if (new := self._entry_of_round(round, attempt)) is not None:
+            self._write_charge(new)
 
     def epsilon(self) -> float:
         """Compute epsilon so far. 0.0 without differential privacy."""
-        return 0.0 if self._plan.spend is None else ledger.counted(self._ledger()).spent
+        return 0.0 if self._plan.spend is None else ledger.counted(self._run_ledger()).spent
 
-    def _empty(self, round: int, refused: OverBudget) -> BudgetError:
+    def _over_budget_error(self, round: int, refused: OverBudget) -> BudgetError:
+        """Make the error for a round that the budget does not allow."""
         assert self._plan.spend is not None
         return BudgetError(
             "E-BUDGET",

@@ -77,7 +77,7 @@ def start(
         invitations: device -> frame. They are sent in this order, unless the round closes at once.
     """
     keys = server.start(protocol.session) if isinstance(protocol, Masks) else None
-    state, effects = _settled(Collecting(round, invited, policy, protocol, keys=keys), (), 0.0)
+    state, effects = _close_if_settled(Collecting(round, invited, policy, protocol, keys=keys), (), 0.0)
     if isinstance(state, Closed):
         return state, effects
     return state, (*(Send(device, raw) for device, raw in (invitations or {}).items()), *effects)
@@ -152,59 +152,64 @@ def step(state: State, event: Event) -> Out:
         case Collecting(), Deadline(at_s):
             if at_s < state.policy.deadline_at_s:
                 return state, ()
-            return _closed(state, len(state.counted) >= state.policy.minimum, (), at_s)
+            return _close_collecting(state, len(state.counted) >= state.policy.minimum, (), at_s)
         case _, Deadline() | Opened():
             return state, ()
         case _, _:
             if (why := unwanted(state, event.device, event.round)) is not None:
                 return state, (Ignore(event.device, why),)
             assert isinstance(state, Collecting)
-            return _collected(state, event)
+            return _collect_event(state, event)
 
 
-def _collected(state: Collecting, event: Answered | Usable | Useless | Gone) -> Out:
+def _collect_event(state: Collecting, event: Answered | Usable | Useless | Gone) -> Out:
+    """Take an event while contributions are collected."""
     match event:
         case Answered(device, _, Contribution() as message):
             return state, (Fold(device, message),)
         case Answered(device, round, Step() as message, at_s):
             if not isinstance(state.protocol, Masks) or state.keys is None:
-                return _collected(state, Useless(device, round, "E-FRAME", "a contribution was expected.", at_s))
+                return _collect_event(state, Useless(device, round, "E-FRAME", "a contribution was expected.", at_s))
             if message.rung not in (range(len(state.protocol.rungs)) if state.protocol.rungs else (None,)):
-                return _collected(state, Useless(device, round, "E-RUNG", "no rung of this run has that number.", at_s))
+                return _collect_event(
+                    state, Useless(device, round, "E-RUNG", "no rung of this run has that number.", at_s)
+                )
             keys, effects = server.step(state.keys, Received(device, message.body))
             for effect in effects:
                 if isinstance(effect, Refused):
                     reason = "the device's keys cannot be used."
-                    return _collected(state, Useless(device, round, effect.code, reason, at_s))
+                    return _collect_event(state, Useless(device, round, effect.code, reason, at_s))
             assert isinstance(keys, server.Advertising)
-            return _counted(replace(state, keys=keys), device, message.rung, at_s)
+            return _count_contribution(replace(state, keys=keys), device, message.rung, at_s)
         case Usable(device, _, rung):
-            return _counted(state, device, rung, state.policy.deadline_at_s)
+            return _count_contribution(state, device, rung, state.policy.deadline_at_s)
         case Useless(device, _, code, reason) if device not in state.reported:
             state = replace(state, reported=state.reported.plus(device, code))
-            return _settled(state, (ReportLoss(device, code, reason),), event.at_s)
+            return _close_if_settled(state, (ReportLoss(device, code, reason),), event.at_s)
         case Gone(device, _, code) if device not in state.reported:
             state = replace(state, reported=state.reported.plus(device, code))
-            return _settled(state, (ReportLoss(device, code),), event.at_s)
+            return _close_if_settled(state, (ReportLoss(device, code),), event.at_s)
     return state, (Ignore(event.device, "duplicate"),)
 
 
-def _counted(state: Collecting, device: DeviceId, rung: int | None, at_s: float) -> Out:
+def _count_contribution(state: Collecting, device: DeviceId, rung: int | None, at_s: float) -> Out:
+    """Count a contribution that is in the sum."""
     returned = state.returned + (device in state.reported)
     state = replace(state, counted=state.counted.plus(device, rung), returned=returned)
-    return _settled(state, (Counted(device, rung),), at_s)
+    return _close_if_settled(state, (Counted(device, rung),), at_s)
 
 
-def _settled(state: Collecting, effects: tuple[Effect, ...], at_s: float) -> Out:
+def _close_if_settled(state: Collecting, effects: tuple[Effect, ...], at_s: float) -> Out:
+    """Close the round if the goal is met, or if too few devices are left."""
     have, policy = len(state.counted), state.policy
     if have >= policy.goal or (state.outstanding == 0 and have >= policy.minimum):
-        return _closed(state, True, effects, at_s)
+        return _close_collecting(state, True, effects, at_s)
     if have + state.outstanding < policy.minimum:
-        return _closed(state, False, effects, at_s)
+        return _close_collecting(state, False, effects, at_s)
     return state, effects
 
 
-def _closed(state: Collecting, met: bool, effects: tuple[Effect, ...], at_s: float) -> Out:
+def _close_collecting(state: Collecting, met: bool, effects: tuple[Effect, ...], at_s: float) -> Out:
     """End collecting. Where the server sees each contribution, this ends the round too."""
     late = tuple(sorted(state.invited - {*state.counted, *state.reported}))
     end = Closed(state.round, met, state.accepted, state.lost, late)

@@ -90,7 +90,7 @@ def decide(
     """
     number, sampling = checkpoint.next_round, plan.sampling
     pipe, memory = plan.at(number), plan.phase_memory(checkpoint.memory, number)
-    turn = Turn(number, plan.public(number), support=_support(pipe, memory), clip=_clip(pipe, memory))
+    turn = Turn(number, plan.public(number), support=_turn_support(pipe, memory), clip=_turn_clip(pipe, memory))
     named = (
         b"" if turn.support is None or not turn.support.size else pack.pack_support(turn.support, plan.layout.sent.dim)
     )
@@ -147,7 +147,7 @@ def decide(
     )
 
 
-def _support(pipe: Pipeline, memory: Memory) -> vector.Array | None:
+def _turn_support(pipe: Pipeline, memory: Memory) -> vector.Array | None:
     """Find ``Turn.support``. None where no stage of the pipeline asks for it, empty before the first release.
 
     Where stages take turns over rounds, the last release of the same phase counts, because it moved the same
@@ -159,7 +159,7 @@ def _support(pipe: Pipeline, memory: Memory) -> vector.Array | None:
     return np.zeros(0, np.int64) if support is None else support
 
 
-def _clip(pipe: Pipeline, memory: Memory) -> float | None:
+def _turn_clip(pipe: Pipeline, memory: Memory) -> float | None:
     """Find ``Turn.clip``. None where the clip is fixed."""
     clip = None if pipe.served is None else memory.child("stage", pipe.served).get(CLIP)
     return None if clip is None else float(clip[0])

@@ -191,16 +191,16 @@ class Registered:
 
     def fit(self, request: FitRequest) -> Update:
         """Call ``Trainer.fit``. Raises TrainingError(E-TRAIN) also where the result is no update."""
-        return as_update(self.trainer.fit(request), self.trainer.spec.dim, self._name)
+        return as_update(self.trainer.fit(request), self.trainer.spec.dim, self._trainer_name)
 
     def fit_many(self, requests: Sequence[FitRequest]) -> list[Update | Exception]:
         """Call ``FitsTogether.fit_many``. Raises TrainingError(E-TRAIN) where the results are no updates."""
         assert self.together is not None
         found, dim = self.together.fit_many(requests), self.trainer.spec.dim
         if len(found) != len(requests):
-            what = f"{self._name}.fit_many returned {len(found)} results for {len(requests)} requests."
+            what = f"{self._trainer_name}.fit_many returned {len(found)} results for {len(requests)} requests."
             raise TrainingError("E-TRAIN", what, "return one result for each request, in their order.")
-        return [one if isinstance(one, Exception) else as_update(one, dim, self._name) for one in found]
+        return [one if isinstance(one, Exception) else as_update(one, dim, self._trainer_name) for one in found]
 
     @cached_property
     def reported(self) -> frozenset[str]:
@@ -209,11 +209,11 @@ class Registered:
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
         """Call ``Trainer.evaluate``. Raises TrainingError(E-TRAIN) also where the result is no measurement."""
-        return as_held_out(self.trainer.evaluate(device, params), self._name)
+        return as_held_out(self.trainer.evaluate(device, params), self._trainer_name)
 
     def initial(self) -> Vector:
         """Call ``Trainer.initial``. Raises RecipeError(E-EXTENSION) where the result is no vector of the layout."""
-        return as_initial(self.trainer.initial(), self.trainer.spec.dim, self._name)
+        return as_initial(self.trainer.initial(), self.trainer.spec.dim, self._trainer_name)
 
     def describe(self) -> dict[str, Any]:
         """Call ``Describes.describe``. Empty where the trainer lacks the port. Raises RecipeError(E-EXTENSION) where
@@ -224,11 +224,12 @@ class Registered:
         try:
             json.dumps(given)
         except (TypeError, ValueError) as e:
-            raise RecipeError("E-EXTENSION", f"{self._name}.describe gave no plain JSON: {e}.") from e
+            raise RecipeError("E-EXTENSION", f"{self._trainer_name}.describe gave no plain JSON: {e}.") from e
         return given
 
     @property
-    def _name(self) -> str:
+    def _trainer_name(self) -> str:
+        """Name of the trainer's class."""
         return type(self.trainer).__name__
 
 
@@ -237,31 +238,32 @@ def registered(trainer: Trainer) -> Registered:
 
     Raises RecipeError(E-EXTENSION) for an object that is no trainer. The message names the missing methods.
     """
-    if lacks := [name for name in _members(Trainer) if not hasattr(trainer, name)]:
+    if lacks := [name for name in _port_methods(Trainer) if not hasattr(trainer, name)]:
         what = f"{type(trainer).__name__} cannot train: it lacks {', '.join(lacks)}."
         raise RecipeError("E-EXTENSION", what, "define all that engine.trainer.Trainer names.")
     return Registered(
         trainer,
-        describes=_port(trainer, Describes),
-        counts=_port(trainer, CountsRecords),
-        noises=_port(trainer, NoisesSteps),
-        measures=_port(trainer, MeasuresSteps),
-        computes=_port(trainer, ComputesProbe),
-        continues=_port(trainer, ContinuesText),
-        reads=_port(trainer, ReportsReading),
-        remarks=_port(trainer, TakesNotes),
-        metrics=_port(trainer, NotesMetrics),
-        reports=_port(trainer, ReportsMetrics),
-        holds_back=_port(trainer, HoldsBack),
-        together=_port(trainer, FitsTogether),
+        describes=_as_port(trainer, Describes),
+        counts=_as_port(trainer, CountsRecords),
+        noises=_as_port(trainer, NoisesSteps),
+        measures=_as_port(trainer, MeasuresSteps),
+        computes=_as_port(trainer, ComputesProbe),
+        continues=_as_port(trainer, ContinuesText),
+        reads=_as_port(trainer, ReportsReading),
+        remarks=_as_port(trainer, TakesNotes),
+        metrics=_as_port(trainer, NotesMetrics),
+        reports=_as_port(trainer, ReportsMetrics),
+        holds_back=_as_port(trainer, HoldsBack),
+        together=_as_port(trainer, FitsTogether),
     )
 
 
-def _members(port: type[Any]) -> list[str]:
+def _port_methods(port: type[Any]) -> list[str]:
     """List the methods of a port and of those that it extends, in order."""
     kinds = [kind for kind in reversed(port.__mro__) if kind not in Protocol.__mro__]
     return [name for kind in kinds for name in vars(kind) if not name.startswith("_")]
 
 
-def _port(trainer: Trainer, port: Any) -> Any:
-    return trainer if all(callable(getattr(trainer, name, None)) for name in _members(port)) else None
+def _as_port(trainer: Trainer, port: Any) -> Any:
+    """Return the trainer if it has all methods of a port, else None."""
+    return trainer if all(callable(getattr(trainer, name, None)) for name in _port_methods(port)) else None
