@@ -149,8 +149,8 @@ def charges(event: PrivacyEvent, rounds: int) -> list[float]:
     """Seconds of each charge of a run."""
     accountant._by_loss.cache_clear()
     accountant._by_renyi.cache_clear()
-    accountant._loss.cache_clear()
-    accountant._divergences.cache_clear()
+    accountant._privacy_loss.cache_clear()
+    accountant._event_divergences.cache_clear()
     book, took = Ledger(Budget(1e9, 1e-5)), []
     for round in range(rounds):
         began = time.perf_counter()

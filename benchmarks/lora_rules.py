@@ -94,7 +94,10 @@ def recorded(errors: list[float]) -> Iterator[None]:
         seen.clear()
         return applied(self, before, facts, aggregate)
 
-    with mock.patch.object(PlainAggregation, "fold", folding), mock.patch.object(Coordinator, "_applied_aggregate", applying):
+    with (
+        mock.patch.object(PlainAggregation, "fold", folding),
+        mock.patch.object(Coordinator, "_applied_aggregate", applying),
+    ):
         yield
 
 

@@ -322,9 +322,9 @@ def test_two_servers_open_the_recorded_sum() -> None:
         helper = two_server.admit(helper, ticket)
         assert helper.seeds[device][1].hex() == r["k"]
         box = raw[two_server._HEAD_BYTES :]
-        bound = two_server._bound(leader.context, b"leader", device, ticket.id)
+        bound = two_server._share_context(leader.context, b"leader", device, ticket.id)
         assert seal.hpke_open(hexed(v["leader_secret"]), box[:80], bound).hex() == r["content_key"]
-        other = two_server._bound(leader.context, b"helper", device, ticket.id)
+        other = two_server._share_context(leader.context, b"helper", device, ticket.id)
         for sealed, to, plain, info in (
             (box[:80], "leader", r["content_key"], bound),
             (ticket.helper, "helper", r["k"], other),

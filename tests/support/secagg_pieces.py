@@ -74,7 +74,7 @@ def pieces() -> dict[str, Any]:
     shared = shamir.share(two, [1, 2, 3], 2, coins)
     wide = shamir.share(two, [1, 7, 2**32], 3, coins)
     forward, backward = secrets.sealing_keys(loaded, agree.public(two), roster, "a", "b")
-    checks = client._checks(roster, "a", "b", shared[1], shared[2])
+    checks = client._share_checks(roster, "a", "b", shared[1], shared[2])
     bound = secrets.bound(roster, "a", "b", checks)
     told, dealt = messages.dump(messages.Boxes(boxes={})), {"d001": one + checks, "d002": two + checks}
     return {

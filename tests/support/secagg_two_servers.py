@@ -38,8 +38,8 @@ def session() -> dict[str, Any]:
         helper = two_server.admit(helper, ticket)
         k, content = (secrets.fresh(entropy, SID, role, device) for role in ("share", "box"))
         sealed = (
-            ("leader", LEADER.public, content, two_server._bound(SID, b"leader", device, ticket.id)),
-            ("helper", HELPER.public, k, two_server._bound(SID, b"helper", device, ticket.id)),
+            ("leader", LEADER.public, content, two_server._share_context(SID, b"leader", device, ticket.id)),
+            ("helper", HELPER.public, k, two_server._share_context(SID, b"helper", device, ticket.id)),
         )
         reports[device] = {
             "identity": IDENTITIES[device].secret.hex(), "public": IDENTITIES[device].public.hex(),
@@ -153,7 +153,7 @@ def _sizes(fields: dict[str, Any], **sizes: int) -> bytes:
 
 def _same_id(id: bytes) -> dict[str, Any]:
     """A ticket of d001, good but for its id."""
-    helper = seal.hpke_seal(HELPER.public, bytes(32), two_server._bound(SID, b"helper", "d001", id))
+    helper = seal.hpke_seal(HELPER.public, bytes(32), two_server._share_context(SID, b"helper", "d001", id))
     said = two_server.signed(SID, "d001", id, bytes(96), helper)
     return {"device": "d001", "id": id, "leader": bytes(96), "helper": helper,
             "signature": sign.sign(IDENTITIES["d001"].secret, said)}  # fmt: skip
@@ -180,4 +180,6 @@ def _padded() -> bytes:
 
 
 def _bound(raw: bytes) -> bytes:
-    return two_server._bound(SID, b"leader", "d000", msgspec.msgpack.decode(raw[: two_server._HEAD_BYTES])["id"])
+    return two_server._share_context(
+        SID, b"leader", "d000", msgspec.msgpack.decode(raw[: two_server._HEAD_BYTES])["id"]
+    )

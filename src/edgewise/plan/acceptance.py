@@ -181,7 +181,7 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
         ),
     ):
         if required and not met:
-            raise _below(what)
+            raise _below_owner_floor(what)
 
 
 def check_stated(floor: OwnerFloor, facts: PlanFacts) -> None:
@@ -192,12 +192,13 @@ def check_stated(floor: OwnerFloor, facts: PlanFacts) -> None:
     tables = facts.settings()
     base, word = str(tables["model"]["base"]), str(tables["privacy"])
     if floor.models and base not in floor.models:
-        raise _below(f"the model is one of {', '.join(floor.models)}; here it is {base}")
+        raise _below_owner_floor(f"the model is one of {', '.join(floor.models)}; here it is {base}")
     if floor.words and word not in floor.words:
-        raise _below(f'privacy is one of {", ".join(floor.words)}; here it is "{word}"')
+        raise _below_owner_floor(f'privacy is one of {", ".join(floor.words)}; here it is "{word}"')
 
 
-def _below(what: str) -> RecipeError:
+def _below_owner_floor(what: str) -> RecipeError:
+    """Make the error for a run below what the device's owner asks."""
     return RecipeError(
         "E-FLOOR", f"the owner of this device asks that {what}.", "leave the run, or lower what the owner asks."
     )

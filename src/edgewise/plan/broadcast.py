@@ -43,22 +43,26 @@ def downlink(recipe: Recipe, spec: Spec, catalogue: Catalogue) -> Pipeline | Non
     if not stages:
         return None
     if any(stage.server is not None for stage in stages):
-        _refuse(stages, "a stage has a memory on the server to undo a mean, and nothing is averaged here")
+        _refuse_downlink(stages, "a stage has a memory on the server to undo a mean, and nothing is averaged here")
     start = Space(dim=spec.dim, quorum=Quorum(1, 1))
     pipe = pipeline(start, stages, plain_sum())
     out = pipe.encoded
     if out.memory or pipe.init():
-        _refuse(stages, "it remembers what a delta left out, and that comes back by itself in the next delta")
+        _refuse_downlink(stages, "it remembers what a delta left out, and that comes back by itself in the next delta")
     if out.head:
-        _refuse(stages, "a download has one model and nothing to weigh")
+        _refuse_downlink(stages, "a download has one model and nothing to weigh")
     if out.announced:
-        _refuse(stages, "a stage needs the positions of the last release, and a late device has only the newest ones")
+        _refuse_downlink(
+            stages, "a stage needs the positions of the last release, and a late device has only the newest ones"
+        )
     # A support follows the sizes of coordinates, and other projections are drawn anew in each round. A fixed choice
     # would leave out the same coordinates for good.
     if any(space.universe < spec.dim and not space.moving for space in pipe.spaces):
-        _refuse(stages, "every delta would leave out the same coordinates, so their changes would never reach devices")
+        _refuse_downlink(
+            stages, "every delta would leave out the same coordinates, so their changes would never reach devices"
+        )
     if any(space.l2 < inf or space.linf < inf for space in pipe.spaces):
-        _refuse(stages, "a bound would cut every longer delta, so devices would fall behind for good")
+        _refuse_downlink(stages, "a bound would cut every longer delta, so devices would fall behind for good")
     if out.gain > 1.0:
         raise CompositionError(
             "E-ORDER",
@@ -75,6 +79,7 @@ def downlink(recipe: Recipe, spec: Spec, catalogue: Catalogue) -> Pipeline | Non
     return pipe
 
 
-def _refuse(stages: Sequence[Stage], why: str) -> Never:
+def _refuse_downlink(stages: Sequence[Stage], why: str) -> Never:
+    """Refuse stages of [[downlink]]."""
     names = ", ".join(stage.name for stage in stages)
     raise CompositionError("E-ORDER", f"[[downlink]] {names}: {why}.", "take it out of [[downlink]].")

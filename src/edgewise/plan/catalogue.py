@@ -92,7 +92,7 @@ class Catalogue:
         """
         kinds: dict[str, dict[str, AnyPart]] = {kind: dict(getattr(self, kind)) for kind in KINDS}
         for part in extension.parts:
-            kind = _kind(part)
+            kind = _part_kind(part)
             if part.name in kinds[kind]:
                 raise RecipeError("E-EXTENSION", f"the extension redefines {kind} {part.name}.", "rename it.")
             kinds[kind][part.name] = part
@@ -102,7 +102,7 @@ class Catalogue:
         return Catalogue(**kinds, trainer=extension.trainer or self.trainer, packages=self.packages)
 
 
-def _kind(part: AnyPart) -> str:
+def _part_kind(part: AnyPart) -> str:
     """Find the kind of a part by the return annotation of its function. Raises RecipeError(E-EXTENSION)."""
     try:
         made = part.makes

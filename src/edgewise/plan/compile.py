@@ -72,7 +72,7 @@ def compile(
     check_recipe(recipe, promise, strategy.client)
     sums = sums_of(recipe, merge, sampling)
     metrics = metrics_of(recipe, promise, strategy.client, sampling.kind)
-    start = _start(metrics, layout, merge, sampling, sums, mechanism)
+    start = _update_space(metrics, layout, merge, sampling, sums, mechanism)
     chains = chains_of(recipe, layout.sent, start, sampling, catalogue, promise.hidden)
     check_word(recipe, merge)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, layout.sent) for i, table in enumerate(recipe.post)]
@@ -119,7 +119,7 @@ def compile(
     )
 
 
-def _start(
+def _update_space(
     metrics: Metrics, layout: VectorLayout, merge: Merge, sampling: Sampling, sums: Sums, mechanism: Mechanism | None
 ) -> Space:
     """Return the space of a trained update, before the first stage."""

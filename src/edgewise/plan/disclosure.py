@@ -42,14 +42,14 @@ def claims(
     pipe = max(pipes, key=lambda p: p.total.sensitivity)
     hides, noisy = pipe.merge.hides, spend is not None
     visible = hides is None
-    sentences = [_updates(promise, pipe, sorted_into)]
+    sentences = [_who_sees_updates(promise, pipe, sorted_into)]
     if not visible:
-        sentences.append(_assumed(recipe, pipe))
+        sentences.append(_honest_assumption(recipe, pipe))
     if spend is not None:
         c = spend.card
         sentences.append(c.summary)
-        sentences.append(_promised("the server", c.against_server, c))
-        sentences.append(_promised("readers of the models", c.of_release, c))
+        sentences.append(_promise_against("the server", c.against_server, c))
+        sentences.append(_promise_against("readers of the models", c.of_release, c))
         sentences.append(f"neighbouring data sets are those in which {c.adjacency}")
         sentences.append(f"the budget is {card.limit(spend.budget.epsilon)}")
     elif not visible:
@@ -64,7 +64,7 @@ def claims(
     )
     sentences.append(f"{staying} a device{shown}")
     sentences.append(earns)
-    sentences.append(_metrics(recipe, visible, noisy))
+    sentences.append(_who_sees_metrics(recipe, visible, noisy))
     if client.head:
         seen = "are visible to the server beside a device's update" if visible else "leave devices only as a sum"
         sentences.append(
@@ -118,14 +118,15 @@ def claims(
     return tuple(sentences)
 
 
-def _promised(reader: str, epsilon: float | None, c: card.Card) -> str:
+def _promise_against(reader: str, epsilon: float | None, c: card.Card) -> str:
     """Write the promise of a run against one reader."""
     if epsilon is None or not math.isfinite(epsilon):
         return f"nothing is promised against {reader}"
     return f"the promise against {reader} is {card.words(epsilon, c.delta)}, for one {c.unit}"
 
 
-def _updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str:
+def _who_sees_updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str:
+    """Say who sees the updates of single devices."""
     if (hides := pipe.merge.hides) is not None:
         text = hides.says
         least = pipe.encoded.quorum.n_min
@@ -141,7 +142,7 @@ def _updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str:
     return f"the server sees every device's update, and {promised or 'nothing is promised about privacy'} ({word})"
 
 
-def _assumed(recipe: Recipe, pipe: Pipeline) -> str:
+def _honest_assumption(recipe: Recipe, pipe: Pipeline) -> str:
     """State the number of honest devices that hidden sums rely on."""
     space, trust = pipe.encoded, recipe.trust
     exist = corrupt_existing(trust, space.population)
@@ -156,7 +157,8 @@ def _assumed(recipe: Recipe, pipe: Pipeline) -> str:
     return text + f"and the server draws cohorts as it says (then at most {space.quorum.corrupt:,} in a sum)"
 
 
-def _metrics(recipe: Recipe, visible: bool, noisy: bool) -> str:
+def _who_sees_metrics(recipe: Recipe, visible: bool, noisy: bool) -> str:
+    """Say who sees metrics of single devices."""
     own = ", ".join(metric.name for metric in recipe.metric)
     names = [*(["train losses"] if recipe.metrics == "sum" else []), *([own] if own else [])]
     if noisy and (names or recipe.eval.on_devices):

@@ -37,8 +37,8 @@ def refusals(recipe: Recipe, catalogue: Catalogue) -> Iterator[Finding]:
     Args:
         recipe: it may hold ``UNKNOWN`` values. A check that reads one makes no statement.
     """
-    merge = _part(catalogue.merges, "[merge]", lambda: recipe.merge)
-    strategy = _part(catalogue.strategies, "[strategy]", lambda: recipe.strategy)
+    merge = _part_of_table(catalogue.merges, "[merge]", lambda: recipe.merge)
+    strategy = _part_of_table(catalogue.strategies, "[strategy]", lambda: recipe.strategy)
     checks: list[tuple[tuple[Place, ...], Check]] = []
     if isinstance(merge, Merge):
         checks += [
@@ -64,10 +64,10 @@ def refusals(recipe: Recipe, catalogue: Catalogue) -> Iterator[Finding]:
             yield Finding(e.code, e.what, e.fix, places)
     if isinstance(merge, Merge):
         with suppress(UnknownValue):
-            yield from _order(recipe, catalogue, merge)
+            yield from _misplaced_stages(recipe, catalogue, merge)
 
 
-def _order(recipe: Recipe, catalogue: Catalogue, merge: Merge) -> Iterator[Finding]:
+def _misplaced_stages(recipe: Recipe, catalogue: Catalogue, merge: Merge) -> Iterator[Finding]:
     """Find stages that cannot stand where they stand, whatever the model is.
 
     Only a recipe without noise of its own is judged, and only one whose stages do not ask for the layout of a model.
@@ -80,16 +80,18 @@ def _order(recipe: Recipe, catalogue: Catalogue, merge: Merge) -> Iterator[Findi
     if not isinstance(tables, list):
         return
     each = [judge(catalogue.stages, "[[stage]]", table) for table in tables]
-    if any(not _ours(one) or set(one.part.given if one.part else ()) - {"inner"} for one in each):
+    if any(not _is_built_in(one) or set(one.part.given if one.part else ()) - {"inner"} for one in each):
         return
     space, i = Space(MODEL.dim, Quorum(2, 2)), 0
     stages: list[Stage] = []
     try:
         for i, _ in enumerate(each):
-            made = build_stages(tables[i:] if not _alone(each[i]) else tables[i : i + 1], MODEL, catalogue.stages)
+            made = build_stages(
+                tables[i:] if not _is_without_inner(each[i]) else tables[i : i + 1], MODEL, catalogue.stages
+            )
             space = made[0].infer(space)
             stages += made
-            if not _alone(each[i]):
+            if not _is_without_inner(each[i]):
                 break  # it has taken the stages after it
         pipeline(Space(MODEL.dim, Quorum(2, 2)), stages, merge)
     except RecipeError as e:
@@ -103,21 +105,22 @@ def _in_front(recipe: Recipe) -> bool:
     return bool(recipe.trainable.turns) or recipe.trainable.moves_base
 
 
-def _ours(found: Judged) -> bool:
+def _is_built_in(found: Judged) -> bool:
     """Tell whether a table is right and its part built in. Nobody's own code runs before its run."""
     kinds = (BUILT_IN.stages, BUILT_IN.merges, BUILT_IN.strategies)
     return not found.faults and any(found.part is one for parts in kinds for one in parts.values())
 
 
-def _alone(judged: Judged) -> bool:
+def _is_without_inner(judged: Judged) -> bool:
+    """Tell whether a part is right and wraps no other."""
     return judged.part is not None and "inner" not in judged.part.given
 
 
-def _part(parts: Mapping[str, AnyPart], where: str, table: Callable[[], Mapping[str, Any]]) -> Any:
+def _part_of_table(parts: Mapping[str, AnyPart], where: str, table: Callable[[], Mapping[str, Any]]) -> Any:
     """Make the part that a table names. None if the table is wrong, or if the part asks for the layout of a model."""
     try:
         found = judge(parts, where, table())
-        if found.part is None or not _ours(found) or set(found.part.given) - {"population"}:
+        if found.part is None or not _is_built_in(found) or set(found.part.given) - {"population"}:
             return None
         return found.part(**found.keys, **dict.fromkeys(found.part.given, 2))
     except (RecipeError, UnknownValue):

@@ -38,24 +38,27 @@ def trace(plan: Plan) -> list[Row]:
     """
     pipe = plan.at(0)
     each = "direction" if plan.strategy.directions else "trained parameter"
-    rows = [_space_row("start", "trained update", _start(plan, each), pipe.spaces[0])]
+    rows = [_space_row("start", "trained update", _start_row(plan, each), pipe.spaces[0])]
     for i, stage in enumerate(pipe.stages):
         before, after = pipe.spaces[i], pipe.spaces[i + 1]
-        does = stage.says(before, after) + (_turns(plan, i + 1) if after.period > before.period else "")
+        does = stage.says(before, after) + (_layer_turns(plan, i + 1) if after.period > before.period else "")
         if plan.rung_pipelines and i == len(plan.recipe.stage):  # This is the first stage of the ladder.
             does = f"{_shared_choice(plan)}; the largest: {does}"
         rows.append(_space_row("stage", stage.name, does, after))
-        rows += _inner(stage, before)
+        rows += _inner_rows(stage, before)
     total = pipe.totals[0]
-    bound = "" if pipe.merge.combine else f"; {_moves(total)}"
+    bound = "" if pipe.merge.combine else f"; {_sensitivity_in_words(total)}"
     rows.append(_total_row("merge", pipe.merge.name, pipe.merge.says(total) + bound, total))
     for post, earlier, total in zip(pipe.posts, pipe.totals, pipe.totals[1:], strict=False):
-        rows.append(_total_row("post", post.name, f"{post.says(earlier, total)}; {_moves(total)}", total))
+        rows.append(
+            _total_row("post", post.name, f"{post.says(earlier, total)}; {_sensitivity_in_words(total)}", total)
+        )
     rows.append({"role": "strategy", "name": plan.strategy.name, "does": plan.strategy.says})
     return rows
 
 
-def _inner(stage: Stage, before: Space) -> list[Row]:
+def _inner_rows(stage: Stage, before: Space) -> list[Row]:
+    """Describe the stages inside of a stage."""
     rows, space = [], stage.opens(before)
     for inside in stage.inner:
         after = inside.infer(space)
@@ -267,7 +270,7 @@ def _shared_choice(plan: Plan) -> str:
     )
 
 
-def _turns(plan: Plan, i: int) -> str:
+def _layer_turns(plan: Plan, i: int) -> str:
     """Describe the groups of segments that the phases keep at space ``i``."""
     percents = [100 * pipe.spaces[i].dim / plan.layout.sent.dim for pipe in plan.pipelines]
     each = ", ".join(f"{percent:.3g}" for percent in percents)
@@ -276,7 +279,8 @@ def _turns(plan: Plan, i: int) -> str:
     return f"; {len(percents)} groups of {each} % take turns, the group of round 0 is shown"
 
 
-def _finite(x: float) -> float | None:
+def _finite_or_none(x: float) -> float | None:
+    """Return a number that JSON can carry. None for infinity."""
     return x if isfinite(x) else None
 
 
@@ -287,8 +291,8 @@ def _space_row(role: str, name: str, does: str, space: Space) -> Row:
         "does": does,
         "dim": space.dim,
         "kind": space.grid.kind.value,
-        "l2": _finite(space.l2),
-        "linf": _finite(space.linf),
+        "l2": _finite_or_none(space.l2),
+        "linf": _finite_or_none(space.linf),
         "bits": space.grid.bits,
         "sparse": space.sparse,
         "summable": space.summable,
@@ -303,20 +307,24 @@ def _total_row(role: str, name: str, does: str, total: Total) -> Row:
         "role": role,
         "name": name,
         "does": does,
-        "sensitivity": _finite(total.sensitivity),
+        "sensitivity": _finite_or_none(total.sensitivity),
         "noise_std": total.noise_std,
         "visible": total.visible,
     }
 
 
-def _start(plan: Plan, each: str) -> str:
+def _start_row(plan: Plan, each: str) -> str:
+    """Describe the update before the first stage."""
     client, head = plan.strategy.client, plan.at(0).spaces[0].head
-    beside = f", and as many for {_names(client.sends)} of {plan.recipe.strategy['kind']}" if client.sends else ""
-    more = f", and {_names(head)} as exact scalars" if head else ""
+    beside = (
+        f", and as many for {_joined_names(client.sends)} of {plan.recipe.strategy['kind']}" if client.sends else ""
+    )
+    more = f", and {_joined_names(head)} as exact scalars" if head else ""
     return f"float32, one per {each}{beside}{more}"
 
 
-def _moves(total: Total) -> str:
+def _sensitivity_in_words(total: Total) -> str:
+    """Say how far one device can move the total."""
     if isfinite(total.sensitivity):
         who, clips = (
             "one device" if total.visible else "an honest device",
@@ -326,5 +334,6 @@ def _moves(total: Total) -> str:
     return "one device can move the total without limit"
 
 
-def _names(names: Iterable[str]) -> str:
+def _joined_names(names: Iterable[str]) -> str:
+    """Join names with "and"."""
     return " and ".join(names)

@@ -137,13 +137,13 @@ def decisive(resolved: Mapping[str, Any]) -> str:
         tables["personal"] = {key: value for key, value in personal.items() if key != "keep_mb"}
     if resolved["trust"]["cohorts"] == "server":  # The protocol without verified cohorts does not depend on this key.
         tables["trust"] = {key: value for key, value in resolved["trust"].items() if key != "cohorts"}
-    return _json(tables)
+    return _canonical_json(tables)
 
 
 def canonical(facts: PlanFacts) -> bytes:
     """Return the facts as bytes, in the form that is hashed, signed and published."""
     plain = {**msgspec.to_builtins(facts), "recipe": json.loads(facts.recipe)}
-    return _json({key: value for key, value in plain.items() if value or key != "packages"}).encode("ascii")
+    return _canonical_json({key: value for key, value in plain.items() if value or key != "packages"}).encode("ascii")
 
 
 def parse(raw: bytes) -> PlanFacts:
@@ -159,7 +159,7 @@ def parse(raw: bytes) -> PlanFacts:
         plain = json.loads(raw.decode("ascii"))
         if isinstance(plain, dict) and plain.get("format") != FORMAT:
             raise refused(f"they are of format {plain.get('format')!r:.20}, this program reads format {FORMAT}")
-        facts = msgspec.convert({**plain, "recipe": _json(plain["recipe"])}, PlanFacts, strict=True)
+        facts = msgspec.convert({**plain, "recipe": _canonical_json(plain["recipe"])}, PlanFacts, strict=True)
         same = canonical(facts) == raw
     except (ValueError, TypeError, KeyError, RecursionError, msgspec.ValidationError) as e:
         raise refused(f"they cannot be read ({type(e).__name__})") from None
@@ -206,5 +206,6 @@ def refused(why: str) -> DecodeError:
     return DecodeError("E-FACTS", f"the run's facts are refused: {why}.", _FIX)
 
 
-def _json(plain: Any) -> str:
+def _canonical_json(plain: Any) -> str:
+    """Write plain values as the one JSON text that is signed."""
     return json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)

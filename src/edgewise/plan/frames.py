@@ -39,7 +39,7 @@ def traffic(plan: Plan, names: Sequence[str] = ()) -> tuple[Traffic, ...]:
     n = plan.sampling.goal if plan.sampling.kind != "poisson" else plan.sampling.expected
     known = list(names) or [f"device-{i:03d}" for i in range(plan.sampling.population)]
     cohort = [known[i * len(known) // n] for i in range(n)]
-    return tuple(_phase(plan, phase, cohort) for phase in range(len(plan.pipelines)))
+    return tuple(_phase_traffic(plan, phase, cohort) for phase in range(len(plan.pipelines)))
 
 
 def largest_upload(plan: Plan) -> float:
@@ -51,46 +51,50 @@ def largest_upload(plan: Plan) -> float:
     if plan.hides is None or plan.shared:
         payloads = [pack.size_bytes(plan.at(r).encoded) for r in firsts] + list(plan.sizes)
         reports = [two_server.report_bytes(plan.secagg(r)) for r in firsts] if plan.shared else []
-        return max([*payloads, *reports]) + _around(_NAME)
+        return max([*payloads, *reports]) + _contribution_overhead(_NAME)
     n = max(2, ceil(plan.sampling.largest / plan.hides.groups))
     names = [f"{i:032x}" for i in range(n)]
     rung = 0 if plan.rung_pipelines else None
-    ups = [sizes.letters(plan.secagg(r, rung), names, partial(_framed, _NAME, rung))[0] for r in firsts]
+    ups = [sizes.letters(plan.secagg(r, rung), names, partial(_secagg_frame_bytes, _NAME, rung))[0] for r in firsts]
     named, _ = plan.secagg(firsts[0], rung).policy.shape(n)  # all neighbours' boxes failed
     return float(max(ups) + named * (len(_NAME) + 2))
 
 
-def _framed(device: str, rung: int | None, body: bytes) -> int:
+def _secagg_frame_bytes(device: str, rung: int | None, body: bytes) -> int:
+    """Count the bytes of a message of secure aggregation with its frame."""
     return len(dump(Step(run=_HEX, round=100, device=device, body=body, rung=rung)))
 
 
-def _phase(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
-    asked = _asked(plan, phase)
+def _phase_traffic(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
+    """Count the bytes of a device in one phase of the plan."""
+    asked = _invitation_bytes(plan, phase)
     device = sorted(cohort, key=len)[len(cohort) // 2]
     encoded = plan.at(plan.turns.first(phase)).encoded
     if plan.hides is None:
-        return Traffic(pack.size_bytes(encoded) + _around(device), asked)
+        return Traffic(pack.size_bytes(encoded) + _contribution_overhead(device), asked)
     if plan.shared:
-        return Traffic(two_server.report_bytes(plan.secagg(plan.turns.first(phase))) + _around(device), asked)
+        return Traffic(
+            two_server.report_bytes(plan.secagg(plan.turns.first(phase))) + _contribution_overhead(device), asked
+        )
     rung = 0 if plan.rung_pipelines else None
-    framed = partial(_framed, device, rung)
+    framed = partial(_secagg_frame_bytes, device, rung)
     group = cohort[: max(2, ceil(len(cohort) / plan.hides.groups))]
     up, down = sizes.letters(plan.secagg(plan.turns.first(phase), rung), group, framed)
     return Traffic(up, asked + down)
 
 
-def _around(device: str) -> int:
+def _contribution_overhead(device: str) -> int:
     """Return the bytes of a contribution's frame without its payload, for payloads above 64 KiB."""
     return len(dump(Contribution(run=_HEX, round=100, device=device, payload=memoryview(b"")))) + 3
 
 
-def _asked(plan: Plan, phase: int) -> float:
+def _invitation_bytes(plan: Plan, phase: int) -> float:
     """Return the bytes of an invitation, the mean over the rounds. The first round's names no earlier model."""
-    first, later = (len(dump(_invite(plan, phase, known))) for known in (False, True))
+    first, later = (len(dump(_typical_invitation(plan, phase, known))) for known in (False, True))
     return (first + (plan.rounds - 1) * later) / plan.rounds
 
 
-def _invite(plan: Plan, phase: int, known: bool) -> Invite:
+def _typical_invitation(plan: Plan, phase: int, known: bool) -> Invite:
     """Make an invitation of typical size. ``known``: the device has had a model of this run."""
     smaller = plan.delta_bytes is not None and plan.delta_bytes < plan.snapshot_bytes
     deltas = known and smaller

@@ -128,7 +128,7 @@ def private(
     if stated is not None:
         z, budget = stated.multiplier, Budget(stated.epsilon, dp.delta)
     else:
-        z, budget = _derived(dp, all_rounds)
+        z, budget = _derived_multiplier(dp, all_rounds)
     events = built.events(z)
     chains: list[list[Stage]] = []
     posts: list[Post] = []
@@ -144,7 +144,7 @@ def private(
         rounds_each=rounds_each,
         divisor=divisor,
         z=z,
-        card=_card(recipe, mechanism, built, fold(start, chains[0]), setting, z, budget, all_rounds(z)),
+        card=_privacy_card(recipe, mechanism, built, fold(start, chains[0]), setting, z, budget, all_rounds(z)),
         clipping=Clipping(dp.clip_l2, dp.tensor_l2, dp.adaptive_clip),
         buffers=dp.buffers,
         bits=dp.bits,
@@ -152,7 +152,7 @@ def private(
     return chains, posts, spend
 
 
-def _card(
+def _privacy_card(
     recipe: Recipe,
     mechanism: Mechanism,
     built: Built,
@@ -185,7 +185,7 @@ def _card(
     )
 
 
-def _derived(dp: DpSection, all_rounds: Callable[[float], Counter[PrivacyEvent]]) -> tuple[float, Budget]:
+def _derived_multiplier(dp: DpSection, all_rounds: Callable[[float], Counter[PrivacyEvent]]) -> tuple[float, Budget]:
     """Derive the noise multiplier from the budget, or the budget from the noise multiplier.
 
     The epsilon of a given noise is the ledger's own count for all rounds (on the coarse grid, an upper bound), so that

@@ -67,14 +67,14 @@ def sampled(r: RoundSection, population: int) -> Sampling:
             raise RecipeError(
                 "E-QUORUM", f"round.cohort = {r.cohort}, but there are {population} devices.", "lower round.cohort."
             )
-        invite = min(population, _ceil(r.cohort * r.overselect)) if r.sampling == "fixed" else r.cohort
+        invite = min(population, _rounded_up(r.cohort * r.overselect)) if r.sampling == "fixed" else r.cohort
         goal = r.cohort if r.sampling == "fixed" else population
     groups = 1
     if r.sampling == "cyclic":
         groups = population // r.cohort
-        goal = invite = _ceil(population / groups)
+        goal = invite = _rounded_up(population / groups)
     expected = population if r.sampling == "all" else r.cohort
-    minimum = max(1, _ceil(expected * r.minimum)) if r.minimum else 0
+    minimum = max(1, _rounded_up(expected * r.minimum)) if r.minimum else 0
     return Sampling(r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population, groups)
 
 
@@ -100,6 +100,6 @@ def at_most(n: int, p: float, failure: float) -> int:
     return n if p >= 1.0 or n * math.log(1.0 / p) < -math.log(failure) else n - 1
 
 
-def _ceil(x: float) -> int:
+def _rounded_up(x: float) -> int:
     """Round up, and ignore an excess in the last bits of a product such as 100 x 1.1."""
     return math.ceil(x - 1e-9)

@@ -50,10 +50,10 @@ def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: in
         raise RecipeError(
             "E-COMBO", f"{what}its vectors are means of all devices.", "use fedavg, fedprox or a server optimizer."
         )
-    return of_ranks(made, spec, section.levels, _denominators(recipe))
+    return of_ranks(made, spec, section.levels, _rank_denominators(recipe))
 
 
-def _denominators(recipe: Recipe) -> dict[int, float] | None:
+def _rank_denominators(recipe: Recipe) -> dict[int, float] | None:
     """Return the public share of devices at each rank or more, where noise forbids exact scalars. None: they travel.
 
     Raises RecipeError(E-COMBO) where updates are hidden or noised and the recipe gives patterns instead of shares.

@@ -54,14 +54,14 @@ def epsilon(events: Mapping[PrivacyEvent, int], delta: float, grid: float = FINE
     Raises: CompositionError: E-ADJ-MIX for events of different neighbours or units, E-AMP-VISIBLE for amplification by
         sampling of devices against the server. Account ``PrivacyEvent.seen`` against the server instead.
     """
-    counted = _counted(events)
+    counted = _comparable_events(events)
     if against == "server" and any(event.seen is not event for event, _ in counted):
         raise CompositionError(
             "E-AMP-VISIBLE",
             "amplification by sampling rests on nobody knowing who takes part, and the server sees it.",
             "against the server account the same events without sampling.",
         )
-    return _composed(counted, delta, grid)
+    return _composed_epsilon(counted, delta, grid)
 
 
 def together(events: Mapping[PrivacyEvent, int], delta: float, grid: float = COARSE) -> float:
@@ -73,24 +73,25 @@ def together(events: Mapping[PrivacyEvent, int], delta: float, grid: float = COA
     delta for each event, the total delta would be their sum.
     Args: as of ``epsilon``. Gaussians without amplification count as one, which is exact.
     """
-    counted = _steps(events)
-    plain = [(event, n) for event, n in counted if _closed(((event, n),)) and not _bare(event)]
+    counted = _counted_steps(events)
+    plain = [(event, n) for event, n in counted if _has_closed_form(((event, n),)) and not _is_without_noise(event)]
     if len(plain) > 1:
         one = PrivacyEvent("gaussian", "zero_out", z=1.0 / sqrt(sum(n / event.z**2 for event, n in plain)))
         counted = (*(both for both in counted if both not in plain), (one, 1))
-    return _composed(counted, delta, grid)
+    return _composed_epsilon(counted, delta, grid)
 
 
-def _composed(counted: _Counted, delta: float, grid: float) -> float:
+def _composed_epsilon(counted: _Counted, delta: float, grid: float) -> float:
+    """Compute epsilon of counted events at delta."""
     if not 0.0 < delta < 1.0:
         raise ValueError(f"delta is {delta!r}, must be above 0 and below 1")
     if not counted:
         return 0.0
-    if any(_bare(event) for event, _ in counted):
+    if any(_is_without_noise(event) for event, _ in counted):
         return inf
-    if _closed(counted):
+    if _has_closed_form(counted):
         return gaussian(1.0 / sqrt(sum(n / e.z**2 for e, n in counted)), delta)
-    if not _exact(counted) or _by_renyi(counted, delta) > CELLS * grid:
+    if not _has_loss_distribution(counted) or _by_renyi(counted, delta) > CELLS * grid:
         return inf if any(event.sampling == "truncated" for event, _ in counted) else _by_renyi(counted, delta)
     return _by_loss(counted, delta, grid)
 
@@ -102,25 +103,25 @@ def renyi(events: Mapping[PrivacyEvent, int]) -> tuple[NDArray[np.float64], NDAr
     bound nothing. Raises as ``epsilon``.
     Args: events: at least one.
     """
-    return _renyi(_counted(events))
+    return _renyi_divergences(_comparable_events(events))
 
 
 def epsilon_renyi(events: Mapping[PrivacyEvent, int], delta: float) -> float:
     """Compute epsilon by Renyi divergences alone (see ``renyi``), in milliseconds instead of a tenth of a second."""
-    counted = _counted(events)
-    if any(_bare(event) for event, _ in counted):
+    counted = _comparable_events(events)
+    if any(_is_without_noise(event) for event, _ in counted):
         return inf
     return _by_renyi(counted, delta) if counted else 0.0
 
 
-def _steps(events: Mapping[PrivacyEvent, int]) -> _Counted:
+def _counted_steps(events: Mapping[PrivacyEvent, int]) -> _Counted:
     """Sort events, multiply their counts by their steps, and drop those with count 0."""
     return tuple(sorted(((event, n * event.steps) for event, n in events.items() if n), key=repr))
 
 
-def _counted(events: Mapping[PrivacyEvent, int]) -> _Counted:
-    """Do as ``_steps`` for events of one kind of neighbours and one unit. Raises CompositionError(E-ADJ-MIX)."""
-    counted = _steps(events)
+def _comparable_events(events: Mapping[PrivacyEvent, int]) -> _Counted:
+    """Do as ``_counted_steps`` for events of one kind of neighbours and one unit. Raises CompositionError(E-ADJ-MIX)."""
+    counted = _counted_steps(events)
     for what in ("adjacency", "unit"):
         if len(kinds := sorted({getattr(event, what) for event, _ in counted})) > 1:
             raise CompositionError(
@@ -131,15 +132,18 @@ def _counted(events: Mapping[PrivacyEvent, int]) -> _Counted:
     return counted
 
 
-def _bare(event: PrivacyEvent) -> bool:
+def _is_without_noise(event: PrivacyEvent) -> bool:
+    """Tell whether an event adds no noise."""
     return event.rho <= 0.0 if event.kind == "zcdp" else event.z <= 0.0
 
 
-def _closed(counted: _Counted) -> bool:
+def _has_closed_form(counted: _Counted) -> bool:
+    """Tell whether all events are full Gaussians, whose epsilon is a formula."""
     return all(e.kind in ("gaussian", "matrix") and not e.amplified for e, _ in counted)
 
 
-def _exact(counted: _Counted) -> bool:
+def _has_loss_distribution(counted: _Counted) -> bool:
+    """Tell whether a privacy loss distribution exists for all events."""
     return all(e.kind in ("gaussian", "matrix") and e.sampling != "fixed" for e, _ in counted)
 
 
@@ -155,13 +159,13 @@ def gaussian(z: float, delta: float) -> float:
 def _by_loss(counted: _Counted, delta: float, grid: float) -> float:
     total: Any = None
     for event, n in counted:
-        part = _loss(event, grid).self_compose(n) if n > 1 else _loss(event, grid)
+        part = _privacy_loss(event, grid).self_compose(n) if n > 1 else _privacy_loss(event, grid)
         total = part if total is None else total.compose(part)
     return float(total.get_epsilon_for_delta(delta))
 
 
 @lru_cache(maxsize=16)
-def _loss(event: PrivacyEvent, grid: float) -> Any:
+def _privacy_loss(event: PrivacyEvent, grid: float) -> Any:
     """Compute the privacy loss distribution of one event. It is cached, because it takes most of a charge's time."""
     from dp_accounting.pld import privacy_loss_distribution as loss
 
@@ -177,17 +181,17 @@ def _loss(event: PrivacyEvent, grid: float) -> Any:
 def _by_renyi(counted: _Counted, delta: float) -> float:
     from dp_accounting import rdp
 
-    return float(rdp.compute_epsilon(*_renyi(counted), delta)[0])
+    return float(rdp.compute_epsilon(*_renyi_divergences(counted), delta)[0])
 
 
-def _renyi(counted: _Counted) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _renyi_divergences(counted: _Counted) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Add up the divergences of all events, order by order."""
-    parts = [(n, _divergences(event)) for event, n in counted]
+    parts = [(n, _event_divergences(event)) for event, n in counted]
     return parts[0][1][0], np.sum([n * divergences for n, (_, divergences) in parts], axis=0)
 
 
 @lru_cache(maxsize=64)
-def _divergences(event: PrivacyEvent) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _event_divergences(event: PrivacyEvent) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute (orders, divergence at each) of one event. It is cached, because it takes most of a charge's time."""
     from dp_accounting import NeighboringRelation, rdp
 
@@ -197,13 +201,14 @@ def _divergences(event: PrivacyEvent) -> tuple[NDArray[np.float64], NDArray[np.f
         relation = NeighboringRelation.REPLACE_ONE
     elif event.kind == "tree":
         relation = NeighboringRelation.REPLACE_SPECIAL
-    accountant = rdp.RdpAccountant(neighboring_relation=relation).compose(_native(event))
+    accountant = rdp.RdpAccountant(neighboring_relation=relation).compose(_dp_accounting_event(event))
     orders, divergences = np.array(accountant.orders, np.float64), np.array(accountant.rdp, np.float64)
     orders.flags.writeable = divergences.flags.writeable = False  # The cache shares them.
     return orders, divergences
 
 
-def _native(event: PrivacyEvent) -> Any:
+def _dp_accounting_event(event: PrivacyEvent) -> Any:
+    """Translate an event for dp-accounting."""
     import dp_accounting as dp_event
 
     inner = dp_event.GaussianDpEvent(event.z)
@@ -235,8 +240,8 @@ def calibrate(
     """
 
     def quick(z: float) -> bool:
-        counted = _counted(events := make(z))
-        return (epsilon(events, delta) if _closed(counted) else epsilon_renyi(events, delta)) <= target
+        counted = _comparable_events(events := make(z))
+        return (epsilon(events, delta) if _has_closed_form(counted) else epsilon_renyi(events, delta)) <= target
 
     def exact(z: float) -> float:
         return epsilon(make(z), delta, grid)
@@ -248,13 +253,13 @@ def calibrate(
         low, high = high, 2.0 * high
         if high > 1e6:
             raise ValueError(f"no noise up to a multiplier of {high:g} reaches epsilon {target:g}")
-    counted = _counted(make(high))
-    if _closed(counted) or not _exact(counted):
-        return _between(quick, low, high, tolerance)
-    high = _between(quick, low, high, 1e-2)
+    counted = _comparable_events(make(high))
+    if _has_closed_form(counted) or not _has_loss_distribution(counted):
+        return _bisected(quick, low, high, tolerance)
+    high = _bisected(quick, low, high, 1e-2)
     # The secant starts with the slope that Renyi's epsilon has there.
     steeper = epsilon_renyi(make(1.05 * high), delta) / epsilon_renyi(make(high), delta)
-    fine = _answers(exact, target, high, log(steeper) / log(1.05), tolerance)
+    fine = _measured_predicate(exact, target, high, log(steeper) / log(1.05), tolerance)
     while not fine(high):  # Renyi divergences do not include the cost of truncation.
         high *= 1.25
         if high > 1e6:
@@ -262,20 +267,21 @@ def calibrate(
     low = 0.8 * high
     while low > LEAST and fine(low):
         low, high = 0.8 * low, low
-    found = _between(fine, low, high, tolerance)
+    found = _bisected(fine, low, high, tolerance)
     while exact(found) > target:  # Rounding can make epsilon rise slightly.
         found *= 1.0 + tolerance
     return found
 
 
-def _between(enough: Callable[[float], bool], low: float, high: float, tolerance: float) -> float:
+def _bisected(enough: Callable[[float], bool], low: float, high: float, tolerance: float) -> float:
+    """Find the least value that is enough, by bisection."""
     while high - low > tolerance * high:
         middle = (low + high) / 2.0
         low, high = (low, middle) if enough(middle) else (middle, high)
     return high
 
 
-def _answers(
+def _measured_predicate(
     measure: Callable[[float], float], target: float, start: float, slope: float, tolerance: float
 ) -> Callable[[float], bool]:
     """Build the predicate ``measure(z) <= target`` of a falling function, which measures only where it must.

@@ -162,26 +162,29 @@ def releases_audit(
     Raises ValueError as ``claimed_mu``.
     Guarantees: ``lower`` holds with 95 %.
     """
-    stages = tuple(_bare(stage) for stage in pipe.stages)  # Later work on the noised mean hides nothing more.
+    stages = tuple(
+        _without_server_half(stage) for stage in pipe.stages
+    )  # Later work on the noised mean hides nothing more.
     pipe, mu = replace(pipe, stages=stages), mu or claimed_mu(pipe)
     other = neighbour(update, adjacency or pipe.spaces[0].adjacency)
     public, start = derive(key, "public"), pipe.start_memory()
     turn = Turn(0, public, derive(key, "apart"), device="0")
-    apart = _joint(pipe, update, turn) - (0.0 if other is None else _joint(pipe, other, turn))
+    apart = _joint_contribution(pipe, update, turn) - (0.0 if other is None else _joint_contribution(pipe, other, turn))
     scores = []
     for world, own in (("without", other), ("with", update)):
         world_scores = np.zeros(runs)
         for i in range(runs):
-            world_scores[i] = apart @ _release(pipe, own, derive(key, world, i), start, public)
+            world_scores[i] = apart @ _noised_release(pipe, own, derive(key, world, i), start, public)
         scores.append(world_scores)
     return mechanism(name, mu, delta, scores[0], scores[1])
 
 
-def _bare(stage: Stage) -> Stage:
+def _without_server_half(stage: Stage) -> Stage:
+    """Return a stage without a server half that only releases have."""
     return stage if stage.server is None or stage.server.encoded else replace(stage, server=None)
 
 
-def _release(pipe: Pipeline, x: Vector | None, key: Key, start: Memory, public: Key) -> NDArray[np.float64]:
+def _noised_release(pipe: Pipeline, x: Vector | None, key: Key, start: Memory, public: Key) -> NDArray[np.float64]:
     """Compute body and head of a noised sum with one contribution, or with none."""
     turn, total = Turn(0, public, derive(key, "device"), device="0"), pipe.start_sum()
     if x is not None:
@@ -234,7 +237,7 @@ def length_audit(
     return AuditFinding(name, mu, lower, epsilon_of(mu, delta), epsilon_of(lower, delta), len(updates), 1.0)
 
 
-def _joint(pipe: Pipeline, x: Vector, turn: Turn) -> NDArray[np.float64]:
+def _joint_contribution(pipe: Pipeline, x: Vector, turn: Turn) -> NDArray[np.float64]:
     """Compute body and head of a contribution as the server merges it."""
     payload = pipe.decode(pipe.encode(x, _no_head(pipe), FULL_WEIGHT, pipe.init(), turn)[0], turn, pipe.level)
     return np.concatenate([payload.body, payload.head])
@@ -250,4 +253,4 @@ def _before_noise(pipe: Pipeline, x: Vector, turn: Turn) -> tuple[NDArray[np.flo
         if pipe.spaces[i + 1].noise.std > 0.0:
             return np.concatenate([payload.body, payload.head]), pipe.spaces[i]
         payload, _ = stage.encode(payload, memory.child("stage", i), pipe.spaces[i], placed(turn, pipe.stages, i))
-    return _joint(pipe, x, turn), pipe.encoded
+    return _joint_contribution(pipe, x, turn), pipe.encoded

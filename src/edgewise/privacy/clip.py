@@ -26,11 +26,13 @@ HAIR = 1.0 - 2.0**-23  # It makes up for float32 rounding, which can lengthen a 
 SMALLEST, LARGEST = 1e-30, 1e30  # Bounds outside this range would meet the limits of float32.
 
 
-def _keep(payload: Payload, space: Space, turn: Turn) -> Payload:
+def _keep_payload(payload: Payload, space: Space, turn: Turn) -> Payload:
+    """Decode a clipped payload: it stays as it is."""
     return payload
 
 
-def _whole(space: Space, name: str) -> None:
+def _refuse_factors(space: Space, name: str) -> None:
+    """Refuse a clip of factors, whose product it would not bound."""
     if space.rank:
         raise CompositionError(
             "E-ORDER",
@@ -56,21 +58,23 @@ def clip(l2: Annotated[float, Ge(SMALLEST), Le(LARGEST), Doc("longest update, in
 
     def infer(space: Space) -> Space:
         require.real(space, name)
-        _whole(space, name)
+        _refuse_factors(space, name)
         unbiased = space.unbiased and space.l2 <= l2
         return space.but(l2=min(space.l2, l2), linf=min(space.linf, l2), unbiased=unbiased, clipped=True)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        return payload.but(body=_shortened(payload.body, l2)), memory
+        return payload.but(body=_clipped_to_norm(payload.body, l2)), memory
 
-    return Stage(name, infer, encode, _keep, _norm, takes_support=True, pointwise=True)
+    return Stage(name, infer, encode, _keep_payload, _norm_in_words, takes_support=True, pointwise=True)
 
 
-def _norm(before: Space, after: Space) -> str:
+def _norm_in_words(before: Space, after: Space) -> str:
+    """Describe the bound of a clip."""
     return f"L2 norm at most {after.l2:.4g}"
 
 
-def _shortened(x: Vector, l2: float) -> Vector:
+def _clipped_to_norm(x: Vector, l2: float) -> Vector:
+    """Shorten a vector to a norm, a hair below it so that rounding does not exceed it."""
     norm = norm_l2(x)
     return x if norm <= l2 else np.multiply(x, l2 / norm * HAIR, dtype=np.float64).astype(np.float32)
 
@@ -103,13 +107,13 @@ def clip_tensors(spec: Spec, l2: Annotated[float, Ge(SMALLEST), Le(LARGEST)]) ->
         return space.but(l2=min(space.l2, joint), linf=min(space.linf, l2), unbiased=unbiased, clipped=True)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        parts = [_shortened(payload.body[s.start : s.stop], l2) for s in spec.segments]
+        parts = [_clipped_to_norm(payload.body[s.start : s.stop], l2) for s in spec.segments]
         return payload.but(body=np.concatenate(parts)), memory
 
     def says(before: Space, after: Space) -> str:
-        return f"every tensor at most {l2:.4g} long, so {_norm(before, after)}"
+        return f"every tensor at most {l2:.4g} long, so {_norm_in_words(before, after)}"
 
-    return Stage(name, infer, encode, _keep, says, pointwise=True)
+    return Stage(name, infer, encode, _keep_payload, says, pointwise=True)
 
 
 @part
@@ -142,7 +146,7 @@ def clamp(
 
     def infer(space: Space) -> Space:
         require.real(space, name)
-        _whole(space, name)
+        _refuse_factors(space, name)
         if linf is None and not isfinite(space.l2):
             what = f"{name}: a standard deviation follows from the length of an update, which nothing bounds here."
             raise CompositionError("E-NO-BOUND", what, "put clip with l2 before it, or give clamp a linf.")
@@ -163,4 +167,4 @@ def clamp(
     def says(before: Space, after: Space) -> str:
         return f"every coordinate at most {after.linf:.4g}"
 
-    return Stage(name, infer, encode, _keep, says, takes_support=True, pointwise=True)
+    return Stage(name, infer, encode, _keep_payload, says, takes_support=True, pointwise=True)

@@ -83,14 +83,15 @@ class LedgerTally:
     def epsilon(self, delta: float, grid: float, cohorts: Iterable[int] | None = None) -> float:
         """Compute the largest epsilon of a cohort, among ``cohorts`` or all."""
         chosen = self.times if cohorts is None else cohorts
-        alike = {tuple(sorted(self._releases(cohort).items(), key=repr)) for cohort in chosen}
+        alike = {tuple(sorted(self._release_counts(cohort).items(), key=repr)) for cohort in chosen}
         return max((accountant.epsilon(dict(releases), delta, grid) for releases in alike), default=0.0)
 
     def overrun(self) -> bool:
         """Tell whether charges exceed the cover of correlated noise: more rounds than it has, or one round twice."""
         return self.twice or any(len(played) > event.rounds for event, played in self.rounds.items())
 
-    def _releases(self, cohort: int) -> dict[PrivacyEvent, int]:
+    def _release_counts(self, cohort: int) -> dict[PrivacyEvent, int]:
+        """Count the releases of each event for one cohort."""
         return {event: 1 if event.kind in RUN_LONG else n for event, n in self.times[cohort].items()}
 
 
@@ -153,10 +154,11 @@ def tally(charges: Iterable[LedgerEntry]) -> LedgerTally:
 
 def spent(charges: Iterable[LedgerEntry], delta: float) -> float:
     """Compute the epsilon of all charges. ``inf`` where correlated noise does not cover its rounds."""
-    return _spent(tally(charges), delta)
+    return _spent_epsilon(tally(charges), delta)
 
 
-def _spent(counted: LedgerTally, delta: float) -> float:
+def _spent_epsilon(counted: LedgerTally, delta: float) -> float:
+    """Compute the epsilon of what is charged. It is infinite where more is charged than was planned."""
     # Budgets are calibrated with the coarse grid. It gives an upper bound and is quick enough for every round.
     return inf if counted.overrun() else counted.epsilon(delta, accountant.COARSE)
 
@@ -166,7 +168,7 @@ def counted(ledger: Ledger) -> Ledger:
     if ledger.tally is not None:
         return ledger
     count = tally(ledger.charges)
-    return replace(ledger, tally=count, spent=_spent(count, ledger.budget.delta))
+    return replace(ledger, tally=count, spent=_spent_epsilon(count, ledger.budget.delta))
 
 
 def charge(ledger: Ledger, new: LedgerEntry) -> Ledger | OverBudget:

@@ -68,7 +68,7 @@ def right(scores: NDArray[np.float64], present: NDArray[np.bool_], guesses: int)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _rejected(m: int, guesses: int, right: int, mu: float, tau: float) -> bool:
+def _rejects_mu(m: int, guesses: int, right: int, mu: float, tau: float) -> bool:
     """Tell whether the recursion of the module ends above c' / m. 1 <= right <= guesses <= m, mu >= 0, 0 < tau < 1."""
     all_of_it = guesses / m
     r, h = tau * right / m, tau * (guesses - right) / m
@@ -106,14 +106,14 @@ def mu_lower(m: int, guesses: int, right: int, confidence: float = 0.95) -> floa
     if not 0 <= right <= guesses <= m or not 0.0 < confidence < 1.0:
         raise ValueError(f"{right} right of {guesses} guesses about {m} canaries, at confidence {confidence}")
     tau = 1.0 - confidence
-    if right == 0 or not _rejected(m, guesses, right, 0.0, tau):
+    if right == 0 or not _rejects_mu(m, guesses, right, 0.0, tau):
         return 0.0
     low, high = 0.0, 1.0
-    while _rejected(m, guesses, right, high, tau):
+    while _rejects_mu(m, guesses, right, high, tau):
         low, high = high, 2.0 * high
     while high - low > 1e-9 * high:
         middle = (low + high) / 2.0
-        low, high = (middle, high) if _rejected(m, guesses, right, middle, tau) else (low, middle)
+        low, high = (middle, high) if _rejects_mu(m, guesses, right, middle, tau) else (low, middle)
     return low
 
 

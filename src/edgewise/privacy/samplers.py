@@ -23,7 +23,7 @@ _SPARE = 4096  # No sample begins with fewer words. One takes about 15, and more
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _below(words: NDArray[np.uint64], at: int, n: np.uint64) -> Any:
+def _uniform_below(words: NDArray[np.uint64], at: int, n: np.uint64) -> Any:
     """Draw (uniform in [0, n), next position): as many low bits as n needs, drawn again where they are too large."""
     mask = n - np.uint64(1)
     mask |= mask >> np.uint64(1)
@@ -40,28 +40,28 @@ def _below(words: NDArray[np.uint64], at: int, n: np.uint64) -> Any:
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _chance(words: NDArray[np.uint64], at: int, top: np.uint64, bottom: np.uint64) -> Any:
+def _bernoulli_exp(words: NDArray[np.uint64], at: int, top: np.uint64, bottom: np.uint64) -> Any:
     """Draw (Bernoulli(exp(-top / bottom)), next position), top <= bottom: algorithm 1, gamma in [0, 1]."""
     k = np.uint64(1)
     while True:
-        u, at = _below(words, at, bottom * k)
+        u, at = _uniform_below(words, at, bottom * k)
         if u >= top:
             return (k & np.uint64(1)) == np.uint64(1), at
         k += np.uint64(1)
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _sample(words: NDArray[np.uint64], at: int, s: np.uint64) -> Any:
+def _discrete_gaussian(words: NDArray[np.uint64], at: int, s: np.uint64) -> Any:
     """Draw (one sample, next position): algorithm 3 around algorithm 2."""
     one, square = np.uint64(1), np.uint64(2) * s * s
     while True:
-        u, at = _below(words, at, s)
-        keep, at = _chance(words, at, u, s)
+        u, at = _uniform_below(words, at, s)
+        keep, at = _bernoulli_exp(words, at, u, s)
         if not keep:
             continue
         v = np.uint64(0)
         while True:
-            more, at = _chance(words, at, one, one)
+            more, at = _bernoulli_exp(words, at, one, one)
             if not more:
                 break
             v += one
@@ -74,19 +74,20 @@ def _sample(words: NDArray[np.uint64], at: int, s: np.uint64) -> Any:
         top = far * far
         accepted = True
         while top > square and accepted:  # exp(-gamma) = exp(-1)^floor(gamma) exp(-rest)
-            accepted, at = _chance(words, at, one, one)
+            accepted, at = _bernoulli_exp(words, at, one, one)
             top -= square
         if accepted:
-            accepted, at = _chance(words, at, top, square)
+            accepted, at = _bernoulli_exp(words, at, top, square)
         if accepted:
             return (-np.int64(x) if negative else np.int64(x)), at
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _fill(words: NDArray[np.uint64], s: np.uint64, out: NDArray[np.int64], done: int, spare: int) -> Any:
+def _fill_samples(words: NDArray[np.uint64], s: np.uint64, out: NDArray[np.int64], done: int, spare: int) -> Any:
+    """Fill ``out`` as long as words are left. Returns how many are done."""
     at = 0
     while done < out.size and words.size - at >= spare:
-        out[done], at = _sample(words, at, s)
+        out[done], at = _discrete_gaussian(words, at, s)
         done += 1
     return done, at
 
@@ -106,13 +107,14 @@ def discrete_gaussian(s: int, n: int, entropy: Key) -> NDArray[np.int64]:
         fresh = np.empty(min(_BUFFER, _SPARE + 20 * (n - done)), np.uint64)
         stream.fill(fresh)
         words = np.concatenate([words, fresh])  # Words left over come first, so that none is skipped.
-        done, at = _fill(words, np.uint64(s), out, done, _SPARE)
+        done, at = _fill_samples(words, np.uint64(s), out, done, _SPARE)
         words = words[at:]
     return out
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _round(y: NDArray[np.float64], words: NDArray[np.uint64], out: NDArray[np.int64]) -> Any:
+def _rounded_at_random(y: NDArray[np.float64], words: NDArray[np.uint64], out: NDArray[np.int64]) -> Any:
+    """Round each coordinate up or down at random. Returns the squared norm."""
     total = np.int64(0)
     for i in range(y.size):
         low = np.floor(y[i])
@@ -139,5 +141,5 @@ def round_within(y: NDArray[np.float64], limit: float, entropy: Key) -> NDArray[
     words = np.empty(y.size, np.uint64)
     while True:
         stream.fill(words)
-        if float(_round(y, words, out)) <= limit * limit:
+        if float(_rounded_at_random(y, words, out)) <= limit * limit:
             return out

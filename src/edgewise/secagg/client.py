@@ -216,19 +216,22 @@ def step(params: Params, state: State, raw: bytes, registry: Registry) -> tuple[
         message = messages.load(raw)
         match state, message:
             case Advertised(), messages.Roster():
-                return _share(params, state, message, registry)
+                return _share_secrets(params, state, message, registry)
             case Sharing(), messages.Boxes():
-                return _mask(params, state, message, registry, messages.told_digest(raw))
+                return _mask_update(params, state, message, registry, messages.told_digest(raw))
             case Waiting(), messages.Survivors():
-                return _sign(params, state, message)
+                return _sign_survivors(params, state, message)
             case Signed(), messages.Proofs():
-                return _reveal(state, message, registry)
+                return _reveal_shares(state, message, registry)
         raise DecodeError("E-SECAGG-ORDER", "the message is not the next step of this session.")
     except DecodeError as e:
         return Aborted(device=state.device, code=e.code), messages.dump(messages.Abort(code=e.code))
 
 
-def _share(params: Params, state: Advertised, roster: messages.Roster, registry: Registry) -> tuple[State, bytes]:
+def _share_secrets(
+    params: Params, state: Advertised, roster: messages.Roster, registry: Registry
+) -> tuple[State, bytes]:
+    """Deal shares of both secrets to the neighbours on the roster."""
     own, me, keys = state.own, state.device, roster.keys
     everybody = tuple(keys)
     if len(everybody) < params.n_min:
@@ -250,7 +253,7 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
     for device in near[me]:
         sealing, opening[device] = sealing_keys(secret, keys[device].seal, digest, me, device)
         both = seeds[points[device]], masks[points[device]]
-        checks = _checks(digest, me, device, *both)
+        checks = _share_checks(digest, me, device, *both)
         boxes[device] = seal.seal(sealing, b"".join(both), bound(digest, me, device, checks)) + checks
     signed = messages.shares_digest(digest, me, messages.boxes_digest(boxes))
     # A device signs one roster per session, because no later state keeps what another roster would need.
@@ -269,7 +272,8 @@ def _share(params: Params, state: Advertised, roster: messages.Roster, registry:
     return after, messages.dump(messages.Shares(boxes=boxes, signature=signature))
 
 
-def _checks(roster: bytes, dealer: str, holder: str, seed: bytes, key: bytes) -> bytes:
+def _share_checks(roster: bytes, dealer: str, holder: str, seed: bytes, key: bytes) -> bytes:
+    """Compute the check values of both shares that a holder gets."""
     return share_check(roster, dealer, holder, b"seed", seed) + share_check(roster, dealer, holder, b"key", key)
 
 
@@ -291,9 +295,10 @@ def holding(device: str, near: tuple[str, ...], n: int) -> list[str]:
     return sorted((*near, device)) if len(near) == n - 1 else list(near)
 
 
-def _mask(
+def _mask_update(
     params: Params, state: Sharing, message: messages.Boxes, registry: Registry, boxes_received: bytes
 ) -> tuple[State, bytes]:
+    """Open the boxes of the neighbours, and mask the update with the seeds shared with them."""
     own, me = state.own, state.device
     held, failed = dict[str, tuple[bytes, bytes]](), list[str]()
     masking = agree.Secret(own.mask)
@@ -338,7 +343,8 @@ def _mask(
     return after, messages.dump(masked)
 
 
-def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[State, bytes]:
+def _sign_survivors(params: Params, state: Waiting, message: messages.Survivors) -> tuple[State, bytes]:
+    """Sign the survivor list, if it keeps to what this device agreed to."""
     me, survivors = state.device, message.devices
     if not set(state.everybody).issuperset(survivors):
         raise DecodeError("E-SECAGG-SURVIVORS", "the survivor list names a device that is not on the roster.")
@@ -362,7 +368,8 @@ def _sign(params: Params, state: Waiting, message: messages.Survivors) -> tuple[
     return after, messages.dump(messages.Consistent(signature=signature))
 
 
-def _reveal(state: Signed, message: messages.Proofs, registry: Registry) -> tuple[State, bytes]:
+def _reveal_shares(state: Signed, message: messages.Proofs, registry: Registry) -> tuple[State, bytes]:
+    """Reveal one share for each dealer: of its own mask if it survived, else of its key."""
     signed, alive, holders = survivors_digest(state.roster, state.survivors), set(state.survivors), set(state.holders)
     by_holders, by_anybody = 0, 0  # numbers of valid signatures
     for device, signature in message.signatures.items():

@@ -22,7 +22,9 @@ from edgewise.secagg.params import CORRUPT_MOST, Params, Server, TrustPolicy
 from edgewise.secagg.secrets import Body, Head
 
 
-def _hiding(merge: Merge, name: str, hides: Hiding) -> Merge:
+def _hiding_merge(merge: Merge, name: str, hides: Hiding) -> Merge:
+    """Put a merge under secure aggregation, and refuse rounds that may sum too few."""
+
     def infer(space: Space) -> Total:
         total = merge.infer(space)
         if space.quorum.n_min < 2:
@@ -46,7 +48,7 @@ def secure_sum() -> Merge:
     Not promised: that the sum itself says nothing of a device (that takes noise), or that devices are honest.
     Raises: CompositionError as ``ring_sum``, and E-NMIN.
     """
-    return _hiding(ring_sum(), "secure_sum", ByMasks())
+    return _hiding_merge(ring_sum(), "secure_sum", ByMasks())
 
 
 def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server: Server = "malicious") -> TrustPolicy:
@@ -113,7 +115,7 @@ def shared_sum() -> Merge:
         is two more than the ``corrupt`` devices that ``assured`` was given.
     Raises as ``secure_sum``.
     """
-    return _hiding(ring_sum(), "shared_sum", ByShares())
+    return _hiding_merge(ring_sum(), "shared_sum", ByShares())
 
 
 class Groups(NamedTuple):

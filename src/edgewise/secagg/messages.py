@@ -184,12 +184,12 @@ def load(raw: bytes) -> Message:
         message: Message = _decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise DecodeError("E-FRAME", "the message of secure aggregation is malformed.") from None
-    if _encoder.encode(message) != raw or not _sorted(message):
+    if _encoder.encode(message) != raw or not _has_sorted_maps(message):
         raise DecodeError("E-FRAME", "the message of secure aggregation is not in the encoding that `dump` gives.")
     return message
 
 
-def _sorted(message: Message) -> bool:
+def _has_sorted_maps(message: Message) -> bool:
     """Tell whether each map and list of devices is sorted and names no device twice."""
     tables = (getattr(message, field) for field in message.__struct_fields__)
     return all(a < b for table in tables if isinstance(table, dict | tuple) for a, b in pairwise(table))

@@ -77,7 +77,7 @@ class TrustPolicy:
 
         Raises CompositionError(E-NMIN) where no graph of n devices is both safe and alive.
         """
-        if found := _shape(n, share_of(self.corrupt, n), self.dropout, self.server):
+        if found := _graph_shape(n, share_of(self.corrupt, n), self.dropout, self.server):
             return found
         raise self._no_graph(n)
 
@@ -95,7 +95,7 @@ class TrustPolicy:
                 'take smaller cohorts (round.cohort), or two servers ([merge] kind = "shared_sum").',
             )
         corrupt = share_of(self.corrupt, n)
-        least = _least(n, corrupt, self.dropout, self.server)
+        least = _least_devices_above(n, corrupt, self.dropout, self.server)
         more = f"with {corrupt} corrupt devices take {least} or more in each sum (round.cohort, round.minimum), or "
         return CompositionError(
             "E-NMIN",
@@ -116,7 +116,7 @@ class TrustPolicy:
         """Number of a device's neighbours that may be corrupt, with n devices: A in a complete graph, otherwise t1."""
         (k, _), corrupt = self.shape(n), share_of(self.corrupt, n)
         limit = -(SIGMA[self.server] + 2) * log(2) - log(n)
-        return corrupt if k == n - 1 else _above(n - 1, corrupt, k, limit)
+        return corrupt if k == n - 1 else _quantile_above(n - 1, corrupt, k, limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,31 +177,33 @@ def complete_threshold(n: int, corrupt: int) -> int:
     return (n + corrupt) // 2 + 1
 
 
-def _kinds(n: int, corrupt: int, dropout: float, server: Server) -> tuple[bool, bool]:
+def _graph_kinds(n: int, corrupt: int, dropout: float, server: Server) -> tuple[bool, bool]:
     """Tell whether n devices may use a sparse graph, if one exists, and whether they may use the complete one."""
     quorum = n > 3 * corrupt + 2 * share_of(dropout, n)  # equivalent to complete_threshold(n, A) <= n - A - D
     sparse = COMPLETE_TO < n <= SESSION_MOST and (quorum or server == "curious")
     return sparse, quorum and n <= COMPLETE_MOST
 
 
-def _shape(n: int, corrupt: int, dropout: float, server: Server) -> tuple[int, int] | None:
-    sparse, complete = _kinds(n, corrupt, dropout, server)
+def _graph_shape(n: int, corrupt: int, dropout: float, server: Server) -> tuple[int, int] | None:
+    """Choose (neighbours, threshold) for n devices. None where no graph is safe."""
+    sparse, complete = _graph_kinds(n, corrupt, dropout, server)
     if sparse and (found := choose(n, corrupt, share_of(dropout, n), server)):
         return found
     return (max(0, n - 1), complete_threshold(n, corrupt)) if complete else None
 
 
 def _is_there(n: int, corrupt: int, dropout: float, server: Server) -> bool:
-    """Tell whether ``_shape`` finds a graph. A sparse one exists exactly where the largest sparse one does."""
-    sparse, complete = _kinds(n, corrupt, dropout, server)
-    return complete or (sparse and fitting(n, _largest(n), corrupt, share_of(dropout, n), server) > 0)
+    """Tell whether ``_graph_shape`` finds a graph. A sparse one exists exactly where the largest sparse one does."""
+    sparse, complete = _graph_kinds(n, corrupt, dropout, server)
+    return complete or (sparse and fitting(n, _most_neighbours(n), corrupt, share_of(dropout, n), server) > 0)
 
 
-def _largest(n: int) -> int:
+def _most_neighbours(n: int) -> int:
+    """Largest even number of neighbours below a complete graph of n devices."""
     return (n - 2) // 2 * 2  # the largest even k below n - 1
 
 
-def _least(n: int, corrupt: int, dropout: float, server: Server) -> int:
+def _least_devices_above(n: int, corrupt: int, dropout: float, server: Server) -> int:
     """Find a number of devices above n that has a graph: the smallest, or up to 1 % more. 0 where none is found up to
     ``SESSION_MOST``."""
     low, high = n, max(2, 2 * n)
@@ -223,7 +225,7 @@ def choose(n: int, corrupt: int, dropped: int, server: Server) -> tuple[int, int
         which takes O(n) operations on vectors. But for the rounding of t and t2 to whole devices, the conditions hold
         above some k and not below it. Where that rounding gives several such k, bisection decides.
     """
-    low, high = 0, _largest(n)
+    low, high = 0, _most_neighbours(n)
     if high < 2 or not (best := fitting(n, high, corrupt, dropped, server)):
         return None
     while high - low > 2:
@@ -238,17 +240,18 @@ def choose(n: int, corrupt: int, dropped: int, server: Server) -> tuple[int, int
 def fitting(n: int, k: int, corrupt: int, dropped: int, server: Server) -> int:
     """Threshold t of a sparse graph with k neighbours each. 0 where no t is safe and alive (see the module)."""
     sigma = SIGMA[server]
-    if not _connected(n, corrupt + dropped, k, sigma):
+    if not _is_surely_connected(n, corrupt + dropped, k, sigma):
         return 0
     limit = -(sigma + 2) * log(2) - log(n)
-    most = _above(n - 1, corrupt, k, limit)
+    most = _quantile_above(n - 1, corrupt, k, limit)
     if server == "malicious":
-        most = max((k + most) // 2, k // 2 + _above(n - 1, corrupt, k // 2, limit - log(2)))
+        most = max((k + most) // 2, k // 2 + _quantile_above(n - 1, corrupt, k // 2, limit - log(2)))
     t = max(most + 1, 2)
-    return t if t <= _below(n - 1, max(0, n - 1 - corrupt - dropped), k, -ETA * log(2) - log(n)) else 0
+    return t if t <= _quantile_below(n - 1, max(0, n - 1 - corrupt - dropped), k, -ETA * log(2) - log(n)) else 0
 
 
-def _connected(n: int, bad: int, k: int, sigma: int) -> bool:
+def _is_surely_connected(n: int, bad: int, k: int, sigma: int) -> bool:
+    """Tell whether honest devices stay connected, but for a chance of 2^-sigma."""
     if k > bad:
         return True
     likely = log(n) + log(n - k - 1) - log(2)
@@ -275,17 +278,17 @@ def _log_masses(n: int, good: int, k: int) -> tuple[int, NDArray[np.float64]]:
 
 def more_than(n: int, bad: int, drawn: int, limit: float) -> int:
     """Compute min{a: ln P[X > a] <= limit}. X ~ Hypergeometric(n, bad, drawn) counts the bad ones of ``drawn``."""
-    return _above(n, bad, drawn, limit)
+    return _quantile_above(n, bad, drawn, limit)
 
 
-def _above(n: int, good: int, k: int, limit: float) -> int:
+def _quantile_above(n: int, good: int, k: int, limit: float) -> int:
     """Compute min{t: ln P[X > t] <= limit}, summed from the far end, where the terms are smallest."""
     least, masses = _log_masses(n, good, k)
     tails = np.logaddexp.accumulate(masses[:0:-1])  # of X >= most, X >= most - 1, ..., X > least
     return least + masses.size - 1 - int(np.count_nonzero(tails <= limit))
 
 
-def _below(n: int, good: int, k: int, limit: float) -> int:
+def _quantile_below(n: int, good: int, k: int, limit: float) -> int:
     """Compute max{t <= k: ln P[Y < t] <= limit}."""
     least, masses = _log_masses(n, good, k)
     return min(k, least + int(np.count_nonzero(np.logaddexp.accumulate(masses) <= limit)))

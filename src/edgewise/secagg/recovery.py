@@ -38,15 +38,18 @@ def seed(sid: bytes, device: str, keys: Keys, shares: Mapping[int, bytes], thres
     Args: shares: point -> 33 bytes. threshold: shares that give a secret back.
     Raises DecodeError(E-SHARE) for too few or other shares than its device committed to.
     """
-    return _right(secret := shamir.combine(shares, threshold), commitment(sid, device, secret) == keys.commitment)
+    return _right_secret(
+        secret := shamir.combine(shares, threshold), commitment(sid, device, secret) == keys.commitment
+    )
 
 
 def key(keys: Keys, shares: Mapping[int, bytes], threshold: int) -> bytes:
     """Recover the secret key of a device's pairwise masks. Raises as ``seed``."""
-    return _right(secret := shamir.combine(shares, threshold), agree.public(secret) == keys.mask)
+    return _right_secret(secret := shamir.combine(shares, threshold), agree.public(secret) == keys.mask)
 
 
-def _right(secret: bytes, is_right: bool) -> bytes:
+def _right_secret(secret: bytes, is_right: bool) -> bytes:
+    """Return a secret that is the committed one. Raises DecodeError for another."""
     if not is_right:
         raise DecodeError(DEALT, "the shares give another secret than their device committed to.")
     return secret

@@ -16,7 +16,8 @@ Body = NDArray[np.uint32]
 Head = NDArray[np.uint64]
 
 
-def _info(label: str, *names: str) -> bytes:
+def _hkdf_info(label: str, *names: str) -> bytes:
+    """Digest of a label and of names, to tell uses of one key apart."""
     return digest(label.encode(), *(n.encode() for n in names))
 
 
@@ -28,7 +29,7 @@ def fresh(entropy: bytes, sid: bytes, role: str, device: str) -> bytes:
     """
     if len(entropy) != KEY_BYTES:
         raise ValueError(f"entropy has {KEY_BYTES} bytes, this has {len(entropy)}")
-    return derive(entropy, sid, _info("fresh", role, device))
+    return derive(entropy, sid, _hkdf_info("fresh", role, device))
 
 
 def coins(shares: bytes, roster: bytes, kind: str) -> bytes:
@@ -36,12 +37,12 @@ def coins(shares: bytes, roster: bytes, kind: str) -> bytes:
 
     It depends on the roster, because other rosters have other thresholds and holders.
     """
-    return derive(shares, roster, _info("polynomial", kind))
+    return derive(shares, roster, _hkdf_info("polynomial", kind))
 
 
 def sealing_keys(secret: Secret, peer: bytes, roster: bytes, me: str, other: str) -> tuple[bytes, bytes]:
     """Derive the key of the box that ``me`` seals for ``other``, and the key of the box that ``other`` seals for it."""
-    both = derive(secret.shared(peer), roster, _info("seal", *sorted((me, other))), 2 * KEY_BYTES)
+    both = derive(secret.shared(peer), roster, _hkdf_info("seal", *sorted((me, other))), 2 * KEY_BYTES)
     up, down = both[:KEY_BYTES], both[KEY_BYTES:]  # ``up`` seals from the first name in order to the second.
     return (up, down) if me < other else (down, up)
 
@@ -53,7 +54,7 @@ def bound(roster: bytes, sender: str, to: str, checks: bytes) -> bytes:
 
 def pair_seed(secret: Secret, peer: bytes, roster: bytes, one: str, other: str) -> bytes:
     """Derive the seed of the mask between two devices. Both get the same one."""
-    return secret.agree(peer, roster, _info("mask", *sorted((one, other))))
+    return secret.agree(peer, roster, _hkdf_info("mask", *sorted((one, other))))
 
 
 def commitment(sid: bytes, device: str, seed: bytes) -> bytes:
@@ -67,7 +68,7 @@ def mask(seed: bytes, context: bytes, heads: int) -> tuple[Head, prg.Words]:
     Args: context: ``Params.bound``, or the session's id with two servers. heads: residues of the head.
     Returns: the mask of the head, which is the first words of a key stream, and the rest of the stream for the body.
     """
-    stream, head = prg.Words(derive(seed, context, _info("stream"))), np.empty(heads, np.uint64)
+    stream, head = prg.Words(derive(seed, context, _hkdf_info("stream"))), np.empty(heads, np.uint64)
     stream.fill(head)
     return head, stream
 

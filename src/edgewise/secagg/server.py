@@ -152,17 +152,17 @@ def part(state: Advertising, devices: Collection[Device], params: Params) -> Adv
 
 def waiting_for(state: State) -> frozenset[Device]:
     """List the devices that have not answered this step yet. Empty while advertising and at the end."""
-    asked, answered, gone = _books(state)
+    asked, answered, gone = _step_books(state)
     return frozenset(device for device in asked if device not in answered and device not in gone)
 
 
 def waits_for(state: State, device: Device) -> bool:
     """Tell whether a device is in ``waiting_for(state)``, in constant time for a session of any size."""
-    asked, answered, gone = _books(state)
+    asked, answered, gone = _step_books(state)
     return device in asked and device not in answered and device not in gone
 
 
-def _books(state: State) -> tuple[Mapping[Device, Any], Mapping[Device, Any], Mapping[Device, Any]]:
+def _step_books(state: State) -> tuple[Mapping[Device, Any], Mapping[Device, Any], Mapping[Device, Any]]:
     """Tables of the devices that this step asked, that answered and that dropped out. The last two are disjoint."""
     match state:
         case Sharing():
@@ -181,42 +181,43 @@ def step(state: State, event: Event) -> Out:
     if isinstance(state, Released | Aborted):
         return state, ()
     if isinstance(event, StepClosed):
-        return _close(state)
+        return _close_step(state)
     if isinstance(event, DeviceGone):
-        return _settle(_without(state, event.device), ())
+        return _close_if_settled(_with_dropped_device(state, event.device), ())
     try:
         message = messages.load(event.raw)
         if isinstance(state, Advertising):
-            return _advertised(state, event.device, message), ()
+            return _take_keys(state, event.device, message), ()
         if type(message) in _EARLIER[type(state)]:
             return state, ()  # The network delivered an older message again.
         if not waits_for(state, event.device):
             raise DecodeError("E-SECAGG-ORDER", "this step expects no message from the device.")
         if isinstance(message, messages.Abort):
             code = message.code if message.code in messages.CODES else "E-SECAGG-ORDER"
-            return _settle(_without(state, event.device), (Refused(event.device, code),))
-        after = _taken(state, event.device, message)
+            return _close_if_settled(_with_dropped_device(state, event.device), (Refused(event.device, code),))
+        after = _take_answer(state, event.device, message)
         lied = isinstance(after, Unmasking) and after.revealed[event.device].lied
-        return _settle(after, (Refused(event.device, recovery.LIED),) if lied else ())
+        return _close_if_settled(after, (Refused(event.device, recovery.LIED),) if lied else ())
     except DecodeError as e:
-        after = _without(state, event.device)
-        return _settle(after, (Refused(event.device, e.code),))
+        after = _with_dropped_device(state, event.device)
+        return _close_if_settled(after, (Refused(event.device, e.code),))
 
 
-def _without(state: State, device: Device) -> State:
+def _with_dropped_device(state: State, device: Device) -> State:
     """Mark a device as dropped out where this step still waits for it."""
     if isinstance(state, Sharing | Masking | Signing | Unmasking) and waits_for(state, device):
         return replace(state, gone=state.gone.plus(device, None))
     return state
 
 
-def _advertised(state: Advertising, device: Device, message: messages.Message) -> Advertising:
+def _take_keys(state: Advertising, device: Device, message: messages.Message) -> Advertising:
+    """Take the keys that a device advertises."""
     if not isinstance(message, messages.Advertise):
         raise DecodeError("E-SECAGG-ORDER", "this step expects keys.")
     if device in state.keys:
         raise DecodeError("E-SECAGG-ORDER", "the device has sent keys before.")
     keys = message.keys
-    _check(state.session, device, keys.signature, keys.signed(state.session.sid, device))
+    _check_signature(state.session, device, keys.signature, keys.signed(state.session.sid, device))
     if not (agree.usable(keys.seal) and agree.usable(keys.mask)):  # Every neighbour would have to end its session.
         raise DecodeError("E-KEY-AGREE", "a device's public key is not usable.")
     if keys.seal in state.seen or keys.mask in state.seen or keys.seal == keys.mask:
@@ -225,22 +226,26 @@ def _advertised(state: Advertising, device: Device, message: messages.Message) -
     return replace(state, keys=state.keys.plus(device, keys), seen=seen)
 
 
-def _taken(state: State, device: Device, message: messages.Message) -> State:
+def _take_answer(state: State, device: Device, message: messages.Message) -> State:
     """Check a device's answer to the step and store it. Raises DecodeError for a wrong answer."""
     match state, message:
         case Sharing(), messages.Shares():
             if set(message.boxes) != set(state.near[device]):
                 raise DecodeError("E-SECAGG-ORDER", "the boxes are not for exactly the device's neighbours.")
             digest = messages.boxes_digest(message.boxes)
-            _check(state.session, device, message.signature, messages.shares_digest(state.roster, device, digest))
+            _check_signature(
+                state.session, device, message.signature, messages.shares_digest(state.roster, device, digest)
+            )
             signatures = state.signatures.plus(device, (message.signature, digest))
             return replace(state, boxes=state.boxes.plus(device, message.boxes), signatures=signatures)
         case Masking(), messages.Masked():
             params, context = state.shared.session.params, state.shared.session.params.bound(state.shared.roster)
             failed, boxes = message.failed, state.boxes_sent[device]
             signed = messages.masked_digest(context, device, boxes, message.body, message.head, failed)
-            _check(state.shared.session, device, message.signature, signed)  # Fails also for other boxes than sent.
-            if not set(_paired(state.shared, device)).issuperset(failed):
+            _check_signature(
+                state.shared.session, device, message.signature, signed
+            )  # Fails also for other boxes than sent.
+            if not set(_mask_partners(state.shared, device)).issuperset(failed):
                 raise DecodeError("E-SECAGG-ORDER", "the device reports a failed box that it was not sent.")
             body = unpack_bits(memoryview(message.body), params.bits, params.dim)
             if body is None or len(message.head) != 8 * params.heads:
@@ -248,57 +253,65 @@ def _taken(state: State, device: Device, message: messages.Message) -> State:
             state.total.add(body.astype(np.uint32, copy=False), np.frombuffer(message.head, "<u8").astype(np.uint64))
             return replace(state, folded=state.folded.plus(device, failed))
         case Signing(), messages.Consistent():
-            _check(state.masked.shared.session, device, message.signature, state.digest, "E-SECAGG-SURVIVORS")
+            _check_signature(state.masked.shared.session, device, message.signature, state.digest, "E-SECAGG-SURVIVORS")
             return replace(state, signatures=state.signatures.plus(device, message.signature))
         case Unmasking(), messages.Revealed():
             shared, folded = state.signed.masked.shared, state.signed.masked.folded
-            dealers = set(_paired(shared, device)).difference(folded[device])
+            dealers = set(_mask_partners(shared, device)).difference(folded[device])
             alive = {dealer for dealer in dealers if dealer in folded}
             if not {device, *alive}.issuperset(message.seeds) or not (dealers - alive).issuperset(message.keys):
                 raise DecodeError("E-SECAGG-ORDER", "shares have the wrong kind, or were not dealt to the device.")
             signed = messages.revealed_digest(shared.roster, device, message.seeds, message.keys)
-            _check(shared.session, device, message.signature, signed)  # Otherwise damage in transit would be its lie.
+            _check_signature(
+                shared.session, device, message.signature, signed
+            )  # Otherwise damage in transit would be its lie.
             sid, keys = shared.session.sid, shared.keys[device]
             checked = recovery.check_revealed(sid, shared.roster, device, keys, message, shared.boxes, len(dealers))
             return replace(state, revealed=state.revealed.plus(device, checked))
     raise DecodeError("E-SECAGG-ORDER", "the message is not the answer to this step.")
 
 
-def _check(session: Session, device: Device, signature: bytes, signed: bytes, code: str = "E-SECAGG-KEYS") -> None:
+def _check_signature(
+    session: Session, device: Device, signature: bytes, signed: bytes, code: str = "E-SECAGG-KEYS"
+) -> None:
+    """Raise DecodeError unless an enrolled device has signed."""
     enrolled = session.registry(device)
     if enrolled is None or not sign.verify(enrolled, signature, signed):
         raise DecodeError(code, "the message is not what an enrolled device has signed for this session.")
 
 
-def _settle(state: State, effects: tuple[Effect, ...]) -> Out:
+def _close_if_settled(state: State, effects: tuple[Effect, ...]) -> Out:
     """Close the step once every asked device has answered or dropped out."""
-    asked, answered, gone = _books(state)
+    asked, answered, gone = _step_books(state)
     if isinstance(state, Advertising | Released | Aborted) or len(answered) + len(gone) < len(asked):
         return state, effects
-    after, more = _close(state)
+    after, more = _close_step(state)
     return after, effects + more
 
 
-def _close(state: State) -> Out:
+def _close_step(state: State) -> Out:
+    """Close a step: the next state, and what devices are sent."""
     match state:
         case Advertising():
-            return _roster(state)
+            return _send_roster(state)
         case Sharing():
-            return _boxes(state)
+            return _send_boxes(state)
         case Masking():
-            return _survivors(state)
+            return _send_survivors(state)
         case Signing():
-            return _proofs(state)
+            return _send_proofs(state)
         case Unmasking():
-            return _open(state)
+            return _open_sum(state)
     return state, ()
 
 
-def _few(have: int, need: int, what: str) -> Aborted:
+def _too_few(have: int, need: int, what: str) -> Aborted:
+    """End the session for want of devices."""
     return Aborted("E-SECAGG-FEW", f"{have} devices {what}, {need} are needed")
 
 
-def _roster(state: Advertising) -> Out:
+def _send_roster(state: Advertising) -> Out:
+    """Fix the roster, and send it to its devices."""
     session, keys = state.session, messages.ordered(state.keys)
     try:
         digest, near, threshold = circle(session.params, session.sid, keys)
@@ -306,19 +319,20 @@ def _roster(state: Advertising) -> Out:
         return Aborted(e.code, e.what), ()
     need = session.params.needed(len(keys))
     if len(keys) < need:
-        return _few(len(keys), need, "sent keys"), ()
+        return _too_few(len(keys), need, "sent keys"), ()
     raw = messages.dump(messages.Roster(keys=keys))
     return Sharing(session, digest, keys, near, threshold), tuple(SendMessage(device, raw) for device in keys)
 
 
-def _boxes(state: Sharing) -> Out:
+def _send_boxes(state: Sharing) -> Out:
+    """Forward the boxes of shares to their holders."""
     params, need = state.session.params, state.session.params.needed(len(state.keys))
     if len(state.boxes) < need:
-        return _few(len(state.boxes), need, "sent shares"), ()
+        return _too_few(len(state.boxes), need, "sent shares"), ()
     letters = []
     for device in state.boxes:
         dealt = dict[Device, messages.Dealt]()
-        for v in _paired(state, device):
+        for v in _mask_partners(state, device):
             signature, digest = state.signatures[v]
             dealt[v] = messages.Dealt(box=state.boxes[v][device], all=digest, signature=signature)
         letters.append(SendMessage(device, messages.dump(messages.Boxes(boxes=dealt))))
@@ -328,19 +342,20 @@ def _boxes(state: Sharing) -> Out:
     return Masking(shared, digests, Hidden(params)), tuple(letters)
 
 
-def _paired(state: Sharing, device: Device) -> list[Device]:
+def _mask_partners(state: Sharing, device: Device) -> list[Device]:
     """List the neighbours whose boxes a device is sent. It shares a mask with each."""
     return [v for v in state.near[device] if v in state.boxes]
 
 
-def _survivors(state: Masking) -> Out:
+def _send_survivors(state: Masking) -> Out:
+    """Fix the devices whose masked updates are in the sum, and ask for signatures."""
     shared, need = state.shared, state.shared.session.params.needed(len(state.shared.keys))
-    found = _accused(state)
-    effects = _reports(found.named)
+    found = _accused_dealers(state)
+    effects = _refused_devices(found.named)
     if len(state.folded) < need:
-        return _few(len(state.folded), need, "sent a masked update"), effects
+        return _too_few(len(state.folded), need, "sent a masked update"), effects
     if (part := smallest_part(shared.near, state.folded)) < (least := shared.session.params.n_min):
-        return _few(part, least, "share no mask with the other survivors"), effects
+        return _too_few(part, least, "share no mask with the other survivors"), effects
     if found.lacking:
         return Aborted("E-SECAGG-FEW", f"too few shares of {', '.join(found.lacking)}"), effects
     survivors = tuple(sorted(state.folded))
@@ -348,25 +363,28 @@ def _survivors(state: Masking) -> Out:
     return Signing(state, survivors, digest), (*effects, *(SendMessage(device, raw) for device in survivors))
 
 
-def _holders(state: Sharing) -> dict[Device, list[Device]]:
+def _share_holders(state: Sharing) -> dict[Device, list[Device]]:
     """Map each dealer to the holders of its shares, in the order of their points."""
     return {device: holding(device, state.near[device], len(state.keys)) for device in state.boxes}
 
 
-def _accused(state: Masking) -> recovery.Accused:
+def _accused_dealers(state: Masking) -> recovery.Accused:
+    """Find the dealers of junk among those whose updates are in the sum."""
     most = state.shared.session.params.policy.lying(len(state.shared.keys))
-    return recovery.accused(_holders(state.shared), state.folded, state.shared.threshold, most)
+    return recovery.accused(_share_holders(state.shared), state.folded, state.shared.threshold, most)
 
 
-def _reports(named: Mapping[Device, str]) -> tuple[Effect, ...]:
+def _refused_devices(named: Mapping[Device, str]) -> tuple[Effect, ...]:
+    """Report devices with the codes of their lies."""
     return tuple(Refused(device, code) for device, code in sorted(named.items()))
 
 
-def _proofs(state: Signing) -> Out:
+def _send_proofs(state: Signing) -> Out:
+    """Send the signatures on the survivor list, and ask for shares."""
     shared, signers = state.masked.shared, sorted(state.signatures)
     quorum = shared.session.params.policy.quorum(len(shared.keys))
     if len(signers) < (need := max(shared.threshold, quorum)):
-        return _few(len(signers), need, "signed the survivors"), ()
+        return _too_few(len(signers), need, "signed the survivors"), ()
     letters = []
     for device in signers:
         shown = set(holding(device, shared.near[device], len(shared.keys))).intersection(signers)
@@ -376,14 +394,15 @@ def _proofs(state: Signing) -> Out:
     return Unmasking(state), tuple(letters)
 
 
-def _open(state: Unmasking) -> Out:
+def _open_sum(state: Unmasking) -> Out:
+    """Recover the secrets, and take the masks off the sum."""
     masked = state.signed.masked
     shared, total, survivors = masked.shared, masked.total, state.signed.survivors
     session, alive = shared.session, frozenset(survivors)
-    found = recovery.recover(session.sid, shared.keys, _holders(shared), alive, state.revealed, shared.threshold)
-    before = _accused(masked).named  # These were reported when all masked updates had arrived.
+    found = recovery.recover(session.sid, shared.keys, _share_holders(shared), alive, state.revealed, shared.threshold)
+    before = _accused_dealers(masked).named  # These were reported when all masked updates had arrived.
     late = {d: code for d, code in recovery.suspects(found.lacking, masked.folded).items() if d not in before}
-    effects = _reports({d: c for d, c in {**late, **found.named}.items() if before.get(d) != recovery.DEALT})
+    effects = _refused_devices({d: c for d, c in {**late, **found.named}.items() if before.get(d) != recovery.DEALT})
     if found.lacking:
         return Aborted("E-SECAGG-FEW", f"too few right shares of {', '.join(found.lacking)}"), effects
     context = session.params.bound(shared.roster)

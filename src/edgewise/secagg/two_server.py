@@ -80,10 +80,11 @@ def dump(ticket: Ticket) -> bytes:
 
 def load(raw: bytes) -> Ticket:
     """Parse a ticket. Raises DecodeError(E-FRAME) for anything that ``dump`` cannot have produced."""
-    return _strict(raw, _tickets)
+    return _strictly_decoded(raw, _tickets)
 
 
-def _strict(raw: bytes, decoder: msgspec.msgpack.Decoder[_Record]) -> _Record:
+def _strictly_decoded(raw: bytes, decoder: msgspec.msgpack.Decoder[_Record]) -> _Record:
+    """Decode a record, and refuse one that is not in its only form."""
     try:
         record = decoder.decode(raw)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -98,7 +99,8 @@ def signed(context: bytes, device: str, id: bytes, leader: bytes, helper: bytes)
     return digest(b"report", context, device.encode(), id, leader, helper)
 
 
-def _bound(context: bytes, role: bytes, device: str, id: bytes) -> bytes:
+def _share_context(context: bytes, role: bytes, device: str, id: bytes) -> bytes:
+    """Context that binds a sealed share to its round, role, device and report."""
     return digest(b"share", context, role, device.encode(), id)
 
 
@@ -133,7 +135,9 @@ def split(
     id, k = fresh(entropy, context, "report", device)[:ID_BYTES], fresh(entropy, context, "share", device)
     report = bytearray(report_bytes(params))
     room = memoryview(report)[_HEAD_BYTES:]
-    box = seal.LargeBox(leader, fresh(entropy, context, "box", device), _bound(context, b"leader", device, id), room)
+    box = seal.LargeBox(
+        leader, fresh(entropy, context, "box", device), _share_context(context, b"leader", device, id), room
+    )
     tail, stream = mask(k, context, params.heads)
     np.subtract(head, tail, out=tail)
     minus, share = prg.Mask(stream, -1, params.bits), np.empty(_BLOCK, np.uint32)
@@ -145,7 +149,7 @@ def split(
         box.write(pack_bits(block, params.bits))
     box.write(tail.astype("<u8", copy=False).view(np.uint8).data)
     box.close()
-    other = seal.hpke_seal(helper, k, _bound(context, b"helper", device, id))
+    other = seal.hpke_seal(helper, k, _share_context(context, b"helper", device, id))
     signature = sign.sign(identity, signed(context, device, id, ends(room), other))
     report[:_HEAD_BYTES] = _encoder.encode(Report(id=id, helper=other, signature=signature))
     return report
@@ -156,7 +160,8 @@ def server_pair(entropy: bytes) -> Pair:
     return pair(entropy)
 
 
-def _authentic(context: bytes, registry: Registry, t: Ticket) -> None:
+def _authentic_ticket(context: bytes, registry: Registry, t: Ticket) -> None:
+    """Return a ticket that its enrolled device has signed. Raises DecodeError for another."""
     enrolled = registry(t.device)
     if enrolled is None or not sign.verify(enrolled, t.signature, signed(context, t.device, t.id, t.leader, t.helper)):
         raise DecodeError("E-SECAGG-KEYS", "the report is not signed by an enrolled device for this round.")
@@ -191,14 +196,14 @@ def open_report(leader: LeaderState, device: str, raw: Buffer) -> tuple[Ticket, 
     Raises DecodeError: E-FRAME, E-SECAGG-KEYS (signature), E-SECAGG-ORDER (a second report), E-SEAL, E-PAYLOAD.
     """
     box = memoryview(raw)[_HEAD_BYTES:]
-    report = _strict(bytes(raw[:_HEAD_BYTES]), _reports)
+    report = _strictly_decoded(bytes(raw[:_HEAD_BYTES]), _reports)
     if len(box) < seal.LARGE_OVERHEAD_BYTES:
         raise DecodeError("E-FRAME", "the report's box is too short for its ends.")
     ticket = Ticket(device=device, id=report.id, leader=ends(box), helper=report.helper, signature=report.signature)
     if device in leader.counted or report.id in leader.ids:
         raise DecodeError("E-SECAGG-ORDER", "the device or its report is counted already.")
-    _authentic(leader.context, leader.registry, ticket)
-    plain = seal.large_open(leader.secret, box, _bound(leader.context, b"leader", device, report.id))
+    _authentic_ticket(leader.context, leader.registry, ticket)
+    plain = seal.large_open(leader.secret, box, _share_context(leader.context, b"leader", device, report.id))
     return ticket, load_share(leader.params, plain)
 
 
@@ -251,8 +256,10 @@ def admit(helper: HelperState, ticket: Ticket) -> HelperState:
     """
     if helper.opened or ticket.id in helper.seen or ticket.device in helper.seeds:
         raise DecodeError("E-SECAGG-ORDER", "the device or its report came before, or the batch has been opened.")
-    _authentic(helper.context, helper.registry, ticket)
-    k = seal.hpke_open(helper.secret, ticket.helper, _bound(helper.context, b"helper", ticket.device, ticket.id))
+    _authentic_ticket(helper.context, helper.registry, ticket)
+    k = seal.hpke_open(
+        helper.secret, ticket.helper, _share_context(helper.context, b"helper", ticket.device, ticket.id)
+    )
     seeds = helper.seeds.plus(ticket.device, (ticket.id, k))
     return replace(helper, seen=helper.seen.plus(ticket.id, None), seeds=seeds)
 

@@ -80,7 +80,7 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidd
     for name in names:
         rung = known[name]
         if isinstance(rung, MaskedRung):
-            chain = _masked(rung, before)
+            chain = _masked_rung_stages(rung, before)
             found.append(Offer(name, chain, pack.size_bytes(fold(before, chain))))
             continue
         stages = tuple(build_stages(rung.stages, layout, catalogue.stages))
@@ -89,7 +89,7 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidd
     return sorted(found, key=lambda offer: -offer.size_bytes)
 
 
-def _masked(rung: MaskedRung, before: Space) -> tuple[Stage, ...]:
+def _masked_rung_stages(rung: MaskedRung, before: Space) -> tuple[Stage, ...]:
     """Build the stages of a masked rung: a random choice of coordinates, a shared grid, and a ring.
 
     There is no error feedback. The group makes the choice, so the rest would come back rounds later, from a model that

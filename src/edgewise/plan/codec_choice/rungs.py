@@ -25,17 +25,20 @@ class Rung:
     stages: tuple[Mapping[str, Any], ...]
 
 
-def _eden(bits: int) -> tuple[Mapping[str, Any], ...]:
+def _eden_stages(bits: int) -> tuple[Mapping[str, Any], ...]:
+    """Stages of a rung that rotates and rounds to the EDEN grid."""
     return ({"kind": "rotate"}, {"kind": "quantize", "grid": "eden", "bits": bits})
 
 
-def _largest(percent: float) -> tuple[Mapping[str, Any], ...]:
+def _largest_stages(percent: float) -> tuple[Mapping[str, Any], ...]:
+    """Stages of a rung that sends the largest coordinates."""
     pair = {"kind": "quantize", "grid": "pair", "bits": 2, "block": 256}
     return ({"kind": "top_k", "fraction": percent / 100}, pair)
 
 
-def _random(percent: float) -> tuple[Mapping[str, Any], ...]:
-    return ({"kind": "random_k", "fraction": percent / 100, "each": True}, *_eden(1))
+def _random_stages(percent: float) -> tuple[Mapping[str, Any], ...]:
+    """Stages of a rung that sends random coordinates with one bit each."""
+    return ({"kind": "random_k", "fraction": percent / 100, "each": True}, *_eden_stages(1))
 
 
 # Each rung takes strictly fewer bytes than the one before, for every vector of 100,000 parameters and more.
@@ -44,10 +47,10 @@ RUNGS: tuple[Rung, ...] = (
     Rung("8 bit", ({"kind": "quantize", "bits": 8},)),
     Rung("4 bit", ({"kind": "quantize", "bits": 4},)),
     Rung("mixed 3 bit", ({"kind": "mixed", "bits": 3.0},)),
-    Rung("eden 2 bit", _eden(2)),
-    Rung("eden 1 bit", _eden(1)),
-    *(Rung(f"random {percent:g} %, 1 bit", _random(percent)) for percent in (50, 30, 20, 10)),
-    *(Rung(f"top {percent:g} %, 2 bit", _largest(percent)) for percent in (0.5, 0.25, 0.1, 0.05, 0.02)),
+    Rung("eden 2 bit", _eden_stages(2)),
+    Rung("eden 1 bit", _eden_stages(1)),
+    *(Rung(f"random {percent:g} %, 1 bit", _random_stages(percent)) for percent in (50, 30, 20, 10)),
+    *(Rung(f"top {percent:g} %, 2 bit", _largest_stages(percent)) for percent in (0.5, 0.25, 0.1, 0.05, 0.02)),
 )
 
 

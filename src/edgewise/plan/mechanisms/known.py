@@ -45,23 +45,30 @@ def refused(word: Privacy, dp: DpSection) -> Iterator[SettingError]:
             what = f'[dp] is for privacy = {", ".join(DP_WORDS)}; here it is "{word}"'
             yield SettingError("E-COMBO", what, "leave out [dp], or name one of these words")
         return
-    for faults in (_numbers(word, dp), _unit(word, dp, mechanism), _clip(dp), _read(dp, mechanism)):
+    for faults in (
+        _missing_numbers(word, dp),
+        _wrong_unit(word, dp, mechanism),
+        _wrong_clip(dp),
+        _keys_of_other_mechanisms(dp, mechanism),
+    ):
         yield from judged(faults)
 
 
-def _unit(word: Privacy, dp: DpSection, mechanism: Mechanism) -> Iterator[SettingError]:
+def _wrong_unit(word: Privacy, dp: DpSection, mechanism: Mechanism) -> Iterator[SettingError]:
+    """Yield the fault of a unit of privacy that the word does not have."""
     if dp.example and not mechanism.chosen.get("unit"):
         what = f'dp.unit = "example" is for privacy = "local_dp"; here it is "{word}", whose noise is on updates'
         yield SettingError("E-COMBO", what, 'write privacy = "local_dp", or leave out dp.unit')
 
 
-def _clip(dp: DpSection) -> Iterator[SettingError]:
+def _wrong_clip(dp: DpSection) -> Iterator[SettingError]:
+    """Yield the fault of two kinds of clips at once."""
     if dp.tensor_l2 and dp.adaptive_clip:
         what = "dp.tensor_l2 is for a clip that stays"
         yield SettingError("E-COMBO", what, "leave it out, or dp.adaptive_clip")
 
 
-def _read(dp: DpSection, mechanism: Mechanism) -> Iterator[SettingError]:
+def _keys_of_other_mechanisms(dp: DpSection, mechanism: Mechanism) -> Iterator[SettingError]:
     """Yield the faults of keys that the mechanism needs and of keys that it does not read."""
     for key in dict.fromkeys(key for one in MECHANISMS for key in one.keys):
         value = getattr(dp, key)
@@ -75,7 +82,7 @@ def _read(dp: DpSection, mechanism: Mechanism) -> Iterator[SettingError]:
             yield SettingError("E-COMBO", f"dp.{key} is for {by}; nothing reads it here", f"leave out dp.{key}")
 
 
-def _numbers(word: Privacy, dp: DpSection) -> Iterator[SettingError]:
+def _missing_numbers(word: Privacy, dp: DpSection) -> Iterator[SettingError]:
     """Yield E-MISSING for a number that only a person can decide, E-COMBO for one too many."""
     unit: object = dp.unit
     by_block = unit is not UNKNOWN and dp.example
@@ -86,9 +93,9 @@ def _numbers(word: Privacy, dp: DpSection) -> Iterator[SettingError]:
         "delta": ("dp.delta", "delta = 1e-5 (it must be below 1 / devices^1.1)"),
         "clip_l2": ("dp.clip_l2", f"clip_l2 = 1.0 ({longest}; try values on text that is not private{begins})"),
     }
-    if not _absent(dp, "noise_multiplier"):
+    if not _is_absent(dp, "noise_multiplier"):
         del additions["epsilon"]
-    missing = [addition for key, addition in additions.items() if _absent(dp, key)]
+    missing = [addition for key, addition in additions.items() if _is_absent(dp, key)]
     if missing:
         keys, lines = zip(*missing, strict=True)
         what = f'privacy = "{word}" needs {" and ".join(keys)}'
@@ -98,7 +105,7 @@ def _numbers(word: Privacy, dp: DpSection) -> Iterator[SettingError]:
         yield SettingError("E-COMBO", what + "the other", "give one, and leave out the other")
 
 
-def _absent(dp: DpSection, key: str) -> bool:
+def _is_absent(dp: DpSection, key: str) -> bool:
     """Tell whether a number is not given. One that is given and wrong is not absent."""
     value = getattr(dp, key)
     return value is not UNKNOWN and not value

@@ -84,7 +84,8 @@ _SAME_IN_PARTS: Mapping[str, str] = {
 }
 
 
-def _turned(same: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+def _keys_by_alias(same: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
+    """Map each name of another tool to the keys it may mean."""
     found: dict[str, tuple[str, ...]] = {}
     for key, names in same.items():
         for name in names.split():
@@ -93,5 +94,5 @@ def _turned(same: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 
 
 # Another tool's name -> the keys that may be meant.
-ALIASES = _turned(_SAME)
-PART_ALIASES = _turned(_SAME_IN_PARTS)
+ALIASES = _keys_by_alias(_SAME)
+PART_ALIASES = _keys_by_alias(_SAME_IN_PARTS)

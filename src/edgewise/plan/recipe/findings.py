@@ -61,15 +61,16 @@ def put(plain: dict[str, Any], dotted: str, value: Any) -> None:
     at: Any = plain
     for i, part in enumerate(path):
         if isinstance(at, list):
-            at = at[_number(at, part, dotted)]
+            at = at[_list_index(at, part, dotted)]
         else:
             at = at.setdefault(part, [] if not i and part in ("stage", "downlink", "post") else {})
         if not isinstance(at, dict | list):
             raise RecipeError("E-KEY", f"--set {dotted}: {part} is not a table.", "see `edgewise schema`.")
-    at[_number(at, last, dotted) if isinstance(at, list) else last] = value
+    at[_list_index(at, last, dotted) if isinstance(at, list) else last] = value
 
 
-def _number(at: list[Any], part: str, dotted: str) -> int:
+def _list_index(at: list[Any], part: str, dotted: str) -> int:
+    """Read the number of a table in a dotted ``--set`` key."""
     numbers = [str(i) for i in range(len(at))]
     if part not in numbers:
         fix = f"they are numbered from 0 to {len(at) - 1}." if at else "write them into the recipe first."
@@ -119,10 +120,10 @@ def examined(model: type[M], plain: Any, help: str = "") -> Examined[M]:
         fix = help or "see `edgewise schema`."
         return Examined(None, None, {}, [Finding("E-TYPE", f"{plain!r:.80} is not a table.", fix)])
     found, unknown = faults_of(errors, model, plain, help=help)
-    tables = _renamed(plain, unknown)
-    judged = _lenient(model, tables, (), unknown)
-    for place, section in _sections(judged, ()):
-        found += [_broken(fault, place) for fault in section.faults()]
+    tables = _with_renamed_words(plain, unknown)
+    judged = _lenient_section(model, tables, (), unknown)
+    for place, section in _nested_sections(judged, ()):
+        found += [_broken_rule(fault, place) for fault in section.faults()]
     return Examined(None, judged, model.completed(tables), found)
 
 
@@ -144,21 +145,24 @@ def faults_of(
         cause = e.get("ctx", {}).get("error")
         if isinstance(cause, BrokenRules):
             continue
-        place = _cut(model, e["loc"])
+        place = _without_alternatives(model, e["loc"])
         kinds.setdefault(place, set()).add(e["type"])
         if e["type"] == "extra_forbidden":
-            meant, fix = _meant(model, place, label)
-            misspelt |= {key for key in meant if _get(plain, key) is None}
-            found[place] = Finding("E-KEY", f"{label}unknown key `{_dotted(place)}`.", fix, (place,))
+            meant, fix = _suggested_keys(model, place, label)
+            misspelt |= {key for key in meant if _value_at(plain, key) is None}
+            found[place] = Finding("E-KEY", f"{label}unknown key `{_dotted_key(place)}`.", fix, (place,))
         elif e["type"] == "missing":
             missing.append(place)
         else:
-            found[place] = _wrong(model, place, kinds[place], _get(plain, place), label, path, help)
+            found[place] = _wrong_value(model, place, kinds[place], _value_at(plain, place), label, path, help)
     for place in missing:
         if place not in misspelt:
             fix = 'write `privacy = "none"` at the top.' if place == ("privacy",) else "add it."
             found[place] = Finding(
-                "E-MISSING", f"{label}`{_dotted(place)}` is required.", fix, (place, ("kind",) if label else place[:-1])
+                "E-MISSING",
+                f"{label}`{_dotted_key(place)}` is required.",
+                fix,
+                (place, ("kind",) if label else place[:-1]),
             )
     return [*found.values()], {*found, *misspelt, *missing}
 
@@ -170,37 +174,37 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def key_hint(name: str, model: type[BaseModel]) -> tuple[tuple[str, ...], str]:
     """Return the dotted keys that an unknown name may stand for, and the sentence that says so."""
-    leaves = _leaves(model)
-    meant = tuple(key for key in ALIASES.get(name, ()) if _exists(model, key)) or leaves.get(name, ())
+    leaves = _places_of_keys(model)
+    meant = tuple(key for key in ALIASES.get(name, ()) if _is_key(model, key)) or leaves.get(name, ())
     if meant:
-        return meant, f"write {_or(meant)}."
+        return meant, f"write {_keys_in_words(meant)}."
     if near := nearest(name, [*leaves, *model.model_fields]):
         return leaves.get(near, (near,)), f"did you mean `{near}`?"
     return (), "see `edgewise schema`."
 
 
-def _meant(model: type[BaseModel], place: Place, label: str) -> tuple[list[Place], str]:
+def _suggested_keys(model: type[BaseModel], place: Place, label: str) -> tuple[list[Place], str]:
     """Return the keys that an unknown one may stand for, and what to do."""
-    name, known = str(place[-1]), _known(model, place[:-1])
+    name, known = str(place[-1]), _known_keys(model, place[:-1])
     if label:
-        return _meant_of_part(name, known, label)
+        return _suggested_part_keys(name, known, label)
     table = ".".join(str(part) for part in place[:-1] if isinstance(part, str))
     dotted = f"{table}.{name}" if table else name
-    leaves = _leaves(model)
-    keys: tuple[str, ...] = (MOVED[dotted],) if dotted in MOVED and _exists(model, MOVED[dotted]) else ()
-    keys = keys or tuple(key for key in ALIASES.get(name, ()) if _exists(model, key))
+    leaves = _places_of_keys(model)
+    keys: tuple[str, ...] = (MOVED[dotted],) if dotted in MOVED and _is_key(model, MOVED[dotted]) else ()
+    keys = keys or tuple(key for key in ALIASES.get(name, ()) if _is_key(model, key))
     keys = tuple(key for key in keys if key.rpartition(".")[0] == table) or keys  # one of this table is the answer
     keys = keys or leaves.get(name, ())
     if keys:
         here = keys[0].removeprefix(f"{table}.") if table and len(keys) == 1 else ""
-        text = f"`{here}`" if here and here != keys[0] else _or(keys)
+        text = f"`{here}`" if here and here != keys[0] else _keys_in_words(keys)
         return [tuple(key.split(".")) for key in keys[:1]], f"write {text}."
     if near := nearest(name, known):
         return [(*place[:-1], near)], f"did you mean `{near}`?"
     return [], f"known keys: {', '.join(known)}."
 
 
-def _meant_of_part(name: str, known: Sequence[str], label: str) -> tuple[list[Place], str]:
+def _suggested_part_keys(name: str, known: Sequence[str], label: str) -> tuple[list[Place], str]:
     where = label.split()[0].strip("[]")
     if moved := MOVED.get(f"{where}.{name}"):
         return [], f"write `{moved}`."
@@ -211,15 +215,16 @@ def _meant_of_part(name: str, known: Sequence[str], label: str) -> tuple[list[Pl
     return [], f"it knows: {', '.join(known) or 'no parameters'}."
 
 
-def _or(keys: Sequence[str]) -> str:
+def _keys_in_words(keys: Sequence[str]) -> str:
+    """Join keys with "or"."""
     return " or ".join(f"`{key}`" if "." in key or key in ("seed", "name") else f"[{key}]" for key in keys)
 
 
-def _wrong(
+def _wrong_value(
     model: type[BaseModel], place: Place, kinds: set[str], got: Any, label: str, path: str, help: str
 ) -> Finding:
     """Describe a value that its key does not take."""
-    node, dotted = words.node_of(model, place), _dotted(place)
+    node, dotted = words.node_of(model, place), _dotted_key(place)
     typed = all(kind.endswith(("_type", "_parsing")) for kind in kinds)
     code = "E-TYPE" if typed else "E-VALUE"
     if place == ("privacy",) and isinstance(got, str) and got in RENAMED:
@@ -237,7 +242,7 @@ def _wrong(
     return Finding(code, what, fix, (place,))
 
 
-def _broken(fault: SettingError, place: Place) -> Finding:
+def _broken_rule(fault: SettingError, place: Place) -> Finding:
     """Make a finding of a rule's fault. Its places are the keys that its sentence names."""
     named = tuple(tuple(key.split(".")) for key in _KEY.findall(fault.what))
     sections = tuple(key[:1] for key in named)
@@ -245,11 +250,12 @@ def _broken(fault: SettingError, place: Place) -> Finding:
     return Finding(fault.code, f"{fault.what}.", f"{fault.fix}.", places)
 
 
-def _dotted(place: Place) -> str:
+def _dotted_key(place: Place) -> str:
+    """Join a place with dots."""
     return ".".join(map(str, place))
 
 
-def _get(plain: Any, place: Place) -> Any:
+def _value_at(plain: Any, place: Place) -> Any:
     """Return the value at a place. None if there is none."""
     for part in place:
         if isinstance(plain, Mapping):
@@ -261,7 +267,7 @@ def _get(plain: Any, place: Place) -> Any:
     return plain
 
 
-def _cut(model: type[BaseModel], loc: Sequence[Any]) -> Place:
+def _without_alternatives(model: type[BaseModel], loc: Sequence[Any]) -> Place:
     """Return the place of a fault without the alternatives that the validator tried. They are no keys."""
     at: Any = model
     place: list[str | int] = []
@@ -288,7 +294,8 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _known(model: type[BaseModel], path: Place) -> list[str]:
+def _known_keys(model: type[BaseModel], path: Place) -> list[str]:
+    """List the keys of a section."""
     at: type[BaseModel] | None = model
     for part in path:
         if isinstance(part, str) and at is not None:
@@ -298,7 +305,7 @@ def _known(model: type[BaseModel], path: Place) -> list[str]:
 
 
 @cache
-def _leaves(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
+def _places_of_keys(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     """Map each key of a section to its dotted places."""
     found: dict[str, tuple[str, ...]] = {}
     for name, info in model.model_fields.items():
@@ -309,11 +316,12 @@ def _leaves(model: type[BaseModel]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _exists(model: type[BaseModel], dotted: str) -> bool:
-    return dotted in model.model_fields or dotted in _leaves(model).get(dotted.rpartition(".")[2], ())
+def _is_key(model: type[BaseModel], dotted: str) -> bool:
+    """Tell whether a dotted name is a key of a recipe."""
+    return dotted in model.model_fields or dotted in _places_of_keys(model).get(dotted.rpartition(".")[2], ())
 
 
-def _renamed(plain: dict[str, Any], unknown: set[Place]) -> dict[str, Any]:
+def _with_renamed_words(plain: dict[str, Any], unknown: set[Place]) -> dict[str, Any]:
     """Put today's word for that of an earlier version, so that rules can judge the tables."""
     word = plain.get("privacy")
     if not (isinstance(word, str) and word in RENAMED):
@@ -323,7 +331,7 @@ def _renamed(plain: dict[str, Any], unknown: set[Place]) -> dict[str, Any]:
     return {**plain, "privacy": RENAMED[word][0]}
 
 
-def _lenient(model: type[Section], plain: dict[str, Any], at: Place, unknown: set[Place]) -> Any:
+def _lenient_section(model: type[Section], plain: dict[str, Any], at: Place, unknown: set[Place]) -> Any:
     """Build a section with ``UNKNOWN`` in place of wrong values. Other values are not validated again."""
     tables, values = model.completed(plain), dict[str, Any]()
     for name, info in model.model_fields.items():
@@ -337,11 +345,12 @@ def _lenient(model: type[Section], plain: dict[str, Any], at: Place, unknown: se
         elif place in unknown:
             values[name] = UNKNOWN
         elif section is not None and issubclass(section, Section) and isinstance(given, dict):
-            values[name] = _lenient(section, given, place, unknown)
+            values[name] = _lenient_section(section, given, place, unknown)
         elif section is not None and issubclass(section, Section) and isinstance(given, list):
             each = enumerate(given)
             values[name] = [
-                _lenient(section, one, (*place, i), unknown) if isinstance(one, dict) else UNKNOWN for i, one in each
+                _lenient_section(section, one, (*place, i), unknown) if isinstance(one, dict) else UNKNOWN
+                for i, one in each
             ]
         elif any(one[: len(place)] == place for one in unknown):
             values[name] = UNKNOWN  # An element of its list is wrong.
@@ -350,7 +359,7 @@ def _lenient(model: type[Section], plain: dict[str, Any], at: Place, unknown: se
     return model.model_construct(**values)
 
 
-def _sections(section: Section, at: Place) -> Iterator[tuple[Place, Section]]:
+def _nested_sections(section: Section, at: Place) -> Iterator[tuple[Place, Section]]:
     """Yield a section and those in it, the innermost first, each with its place."""
     for name, value in vars(section).items():
         each = [((*at, name), value)]
@@ -358,5 +367,5 @@ def _sections(section: Section, at: Place) -> Iterator[tuple[Place, Section]]:
             each = [((*at, name, i), one) for i, one in enumerate(value)]
         for place, one in each:
             if isinstance(one, Section):
-                yield from _sections(one, place)
+                yield from _nested_sections(one, place)
     yield at, section

@@ -83,7 +83,7 @@ def cohorts(word: str, devices: int) -> Cohorts:
         sampling,
         max(minimum, min(1.0, 2 / expected)),
         corrupt,
-        CORRUPT[word] if whole else _share(corrupt, devices),
+        CORRUPT[word] if whole else _fraction_of_devices(corrupt, devices),
     )
 
 
@@ -125,7 +125,7 @@ def completion(tables: Mapping[str, Any], devices: int) -> dict[str, Any]:
     return out
 
 
-def _share(count: int, n: int) -> float:
+def _fraction_of_devices(count: int, n: int) -> float:
     """Find a short decimal fraction f with floor(f n) = count."""
     digits = 2
     while int((share := round((count + 0.5) / n, digits)) * n) != count:

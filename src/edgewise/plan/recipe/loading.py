@@ -37,7 +37,7 @@ def build(plain: dict[str, Any], catalogue: Catalogue, origin: Origin, found: Se
     """
 
     def further(result: Examined[Recipe]) -> Iterator[Finding]:
-        faults = list(_parts(result.tables, catalogue))
+        faults = list(_part_faults(result.tables, catalogue))
         yield from faults
         judged = result.value or result.judged
         if judged is not None:
@@ -46,14 +46,14 @@ def build(plain: dict[str, Any], catalogue: Catalogue, origin: Origin, found: Se
     return recipe.build(plain, origin, found, further)
 
 
-def _parts(tables: Mapping[str, Any], catalogue: Catalogue) -> Iterator[Finding]:
+def _part_faults(tables: Mapping[str, Any], catalogue: Catalogue) -> Iterator[Finding]:
     """Yield the faults of the parts of a recipe."""
-    for place, where, parts, table in _tables(tables, catalogue):
-        for one in judge(parts, where, table, _elsewhere(catalogue, parts)).faults:
+    for place, where, parts, table in _part_tables(tables, catalogue):
+        for one in judge(parts, where, table, _tables_of_other_parts(catalogue, parts)).faults:
             yield one._replace(places=tuple((*place, *key) for key in (*one.places, ("kind",))))
 
 
-def _elsewhere(catalogue: Catalogue, parts: Mapping[str, AnyPart]) -> dict[str, str]:
+def _tables_of_other_parts(catalogue: Catalogue, parts: Mapping[str, AnyPart]) -> dict[str, str]:
     """Map the parts of the other kinds to the tables that they belong to."""
     kinds = (
         ("[[stage]]", catalogue.stages),
@@ -64,7 +64,7 @@ def _elsewhere(catalogue: Catalogue, parts: Mapping[str, AnyPart]) -> dict[str, 
     return {name: where for where, others in kinds if others is not parts for name in others}
 
 
-def _tables(
+def _part_tables(
     tables: Mapping[str, Any], catalogue: Catalogue
 ) -> Iterator[tuple[Place, str, Mapping[str, AnyPart], Mapping[str, Any]]]:
     """Yield (place, its name in messages, the parts to choose from, the table) for every part of a recipe."""

@@ -79,24 +79,25 @@ class PersonalSection(Section):
     @rule
     def _method_given(self) -> Iterator[SettingError]:
         if self.method == "none" and any(
-            self._given(key) for key in ("steps", "epochs", "lr", "weight", "pull", "keep_mb")
+            self._is_given(key) for key in ("steps", "epochs", "lr", "weight", "pull", "keep_mb")
         ):
             what = 'the section [personal] makes no model with personal.method = "none"'
             yield SettingError("E-COMBO", what, 'write method = "fine_tune", or leave the section out')
 
     @rule
     def _weight_read(self) -> Iterator[SettingError]:
-        if self.method not in ("none", "interpolate") and self._given("weight"):
+        if self.method not in ("none", "interpolate") and self._is_given("weight"):
             what = f'personal.weight is not read with personal.method = "{self.method}"'
             yield SettingError("E-COMBO", what, 'leave it out, or write method = "interpolate"')
 
     @rule
     def _pull_read(self) -> Iterator[SettingError]:
-        if self.method not in ("none", "ditto") and self._given("pull"):
+        if self.method not in ("none", "ditto") and self._is_given("pull"):
             what = f'personal.pull is not read with personal.method = "{self.method}"'
             yield SettingError("E-COMBO", what, 'leave it out, or write method = "ditto"')
 
-    def _given(self, key: str) -> bool:
+    def _is_given(self, key: str) -> bool:
+        """Tell whether a key differs from its default."""
         return bool(getattr(self, key) != type(self).model_fields[key].default)
 
 

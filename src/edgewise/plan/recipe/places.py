@@ -36,12 +36,12 @@ def located(origin: Origin, places: Sequence[Place]) -> Located:
                 return Located(f"--set {key}", -1)
     inline = [place[:1] for place in places if len(place) > 1 and isinstance(place[1], int)]  # stage = [{...}]
     for place in (*places, *inline):
-        if line := _line(origin.text, place):
+        if line := _line_of_key(origin.text, place):
             return Located(f"{origin.where}:{line}", line)
     return Located(origin.where, 0)
 
 
-def _line(text: str, place: Place) -> int:
+def _line_of_key(text: str, place: Place) -> int:
     """Find the line of a key, counted from 1. Returns 0 if no line has it.
 
     Tables of a list (``[[stage]]``) are counted. A value in a list stands on the line of its key.

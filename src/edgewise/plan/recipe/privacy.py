@@ -72,7 +72,7 @@ def chosen(plain: Mapping[str, Any]) -> dict[str, Any]:
     drawn = plain.get("round")
     if word == "central_dp" and isinstance(drawn, dict) and drawn.get("sampling") == "poisson":
         out["round.minimum"] = 0.0  # An abandoned round would reveal the number of devices that came.
-    return {key: value for key, value in out.items() if not _given(plain, key)}
+    return {key: value for key, value in out.items() if not _is_given(plain, key)}
 
 
 def filled(plain: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def reason(word: str, key: str, value: Any) -> str:
     return RULES[word][1] if value == RULES[word][0] else "devices of unequal rank share one A"
 
 
-def _given(plain: Mapping[str, Any], key: str) -> bool:
+def _is_given(plain: Mapping[str, Any], key: str) -> bool:
     """Tell whether the recipe gives the key. "auto" leaves it to the word.
 
     A wrong value in the section's place counts as given, and validation refuses it.

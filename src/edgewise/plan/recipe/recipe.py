@@ -63,7 +63,7 @@ class MetricSection(Section):
     upper: float = Field(1.0, ge=-1e12, le=1e12, description="a larger value counts as this")
 
     @rule
-    def _ordered(self) -> Iterator[SettingError]:
+    def _metric_bounds_ordered(self) -> Iterator[SettingError]:
         if not self.lower < self.upper:
             what = f"metric.lower = {self.lower:g} is not below metric.upper = {self.upper:g}"
             yield SettingError("E-VALUE", what, "give the least and the largest value that is worth telling apart")

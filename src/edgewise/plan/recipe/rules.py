@@ -52,14 +52,15 @@ class UnknownValue(Exception):
 class Unknown:
     """The place of a value that is wrong or missing. Whatever reads it raises ``UnknownValue``."""
 
-    def _unknown(self, *_: object) -> NoReturn:
+    def _raise_unknown(self, *_: object) -> NoReturn:
+        """Refuse any use of a value that is not known."""
         raise UnknownValue
 
-    __bool__ = __len__ = __iter__ = __contains__ = __getattr__ = __getitem__ = _unknown
-    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __hash__ = _unknown
-    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __rmod__ = _unknown
-    __truediv__ = __rtruediv__ = __neg__ = __float__ = __int__ = __index__ = _unknown
-    __str__ = __format__ = _unknown
+    __bool__ = __len__ = __iter__ = __contains__ = __getattr__ = __getitem__ = _raise_unknown
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __hash__ = _raise_unknown
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __mod__ = __rmod__ = _raise_unknown
+    __truediv__ = __rtruediv__ = __neg__ = __float__ = __int__ = __index__ = _raise_unknown
+    __str__ = __format__ = _raise_unknown
 
 
 UNKNOWN = Unknown()
@@ -83,15 +84,17 @@ class Section(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _complete(cls, plain: Any) -> Any:
+    def _complete_tables(cls, plain: Any) -> Any:
+        """Add the defaults that depend on other keys, before validation."""
         return cls.completed(plain) if isinstance(plain, dict) else plain
 
     def faults(self) -> list[SettingError]:
         """Return all faults that the rules of this section find in its known values."""
-        return [fault for one in _rules(type(self)) for fault in judged(one(self))]
+        return [fault for one in _rules_of(type(self)) for fault in judged(one(self))]
 
     @model_validator(mode="after")
-    def _hold(self) -> Section:
+    def _hold_rules(self) -> Section:
+        """Raise BrokenRules if a rule of the section is broken."""
         if faults := self.faults():
             raise BrokenRules(faults)
         return self
@@ -106,6 +109,7 @@ def judged(faults: Iterator[SettingError]) -> Iterator[SettingError]:
 
 
 @cache
-def _rules(section: type[Section]) -> tuple[Rule, ...]:
+def _rules_of(section: type[Section]) -> tuple[Rule, ...]:
+    """List the rules of a section, in the order of their definition."""
     own = {name: value for cls in reversed(section.__mro__) for name, value in vars(cls).items()}
     return tuple(value for value in own.values() if getattr(value, "is_rule", False) is True)

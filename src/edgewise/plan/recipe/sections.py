@@ -95,7 +95,7 @@ class TrainingSection(Section):
             yield SettingError("E-COMBO", what, "leave it out, or write local_epochs = 1")
 
     @rule
-    def _divides(self) -> Iterator[SettingError]:
+    def _accumulate_divides_batch(self) -> Iterator[SettingError]:
         if self.batch % self.accumulate:
             what = f"training.accumulate = {self.accumulate} does not divide training.batch = {self.batch}"
             yield SettingError("E-COMBO", what, "choose a divisor of training.batch")
@@ -150,7 +150,7 @@ class SimulationSection(Section):
     )
 
     @rule
-    def _links(self) -> Iterator[SettingError]:
+    def _links_from_one_source(self) -> Iterator[SettingError]:
         drawn = ("link_mbit", "link_spread", "link_low_mbit", "link_high_mbit")
         fields = type(self).model_fields
         if self.link_trace and any(getattr(self, name) != fields[name].default for name in drawn):

@@ -38,18 +38,20 @@ def wanted(node: Mapping[str, Any]) -> str:
     if kind == "a list":
         inner = node.get("items", {})
         of = "tables" if "$ref" in inner or inner.get("type") == "object" else _TYPES.get(inner.get("type"), "values")
-        return f"a list of {of}{_length(node)}"
+        return f"a list of {of}{_length_in_words(node)}"
     if "pattern" in node:
         return f"text of the form {node['pattern']}"
-    return f"{kind}{_range(node)}"
+    return f"{kind}{_range_in_words(node)}"
 
 
-def _length(node: Mapping[str, Any]) -> str:
+def _length_in_words(node: Mapping[str, Any]) -> str:
+    """Describe how many values a list takes."""
     least, most = node.get("minItems"), node.get("maxItems")
     return (f", at least {least} of them" if least else "") + (f", at most {most} of them" if most else "")
 
 
-def _range(node: Mapping[str, Any]) -> str:
+def _range_in_words(node: Mapping[str, Any]) -> str:
+    """Describe the limits of a number."""
     least, most = node.get("minimum"), node.get("maximum")
     above, below = node.get("exclusiveMinimum"), node.get("exclusiveMaximum")
     low = f" from {least:.10g}" if least is not None else f" above {above:.10g}" if above is not None else ""
