@@ -95,7 +95,7 @@ def pieces() -> dict[str, Any]:
         "commitment": {"device": "d000", "seed": one.hex(), "hex": secrets.commitment(SID, "d000", one).hex()},
         "polynomial": {
             "shares": one.hex(), "kind": "seed", "coins": coins.hex(), "secret": two.hex(),
-            "coefficients": [c.to_bytes(33, "little").hex() for c in shamir._uniform(coins, 2)],
+            "coefficients": [c.to_bytes(33, "little").hex() for c in shamir._uniform_elements(coins, 2)],
             "2 of 3": {str(x): y.hex() for x, y in shared.items()},
             "3 of 3": {str(x): y.hex() for x, y in wide.items()},
             "key coins": secrets.coins(one, roster, "key").hex()},

@@ -48,7 +48,7 @@ class Numbered:
     @property
     def sizes(self) -> tuple[float, ...]:
         """Bytes of one packed payload of each rung, its number included."""
-        return tuple(len(_varint(i)) + pack.size_bytes(rung) for i, rung in enumerate(self.rungs))
+        return tuple(len(_leb128(i)) + pack.size_bytes(rung) for i, rung in enumerate(self.rungs))
 
     def size_bytes(self, space: Space) -> float:
         """Bytes of one packed payload of the largest rung."""
@@ -58,7 +58,7 @@ class Numbered:
         """Write a payload, as ``core.space.Layout`` says."""
         if payload.rung is None or not 0 <= payload.rung < len(self.rungs):
             raise ValueError(f"no rung {payload.rung} among {len(self.rungs)}")
-        return _varint(payload.rung) + pack.pack(payload, self.rungs[payload.rung])
+        return _leb128(payload.rung) + pack.pack(payload, self.rungs[payload.rung])
 
     def unpack(self, view: memoryview, space: Space) -> Payload:
         """Read a payload, as ``core.space.Layout`` says."""
@@ -73,7 +73,7 @@ def rung_bytes(space: Space) -> tuple[float, ...]:
     return space.layout.sizes if isinstance(space.layout, Numbered) else ()
 
 
-def _varint(number: int) -> bytes:
+def _leb128(number: int) -> bytes:
     """Write a number as LEB128: seven bits a byte, least significant first.
 
     All bytes but the last have the top bit set.

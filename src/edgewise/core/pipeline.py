@@ -167,7 +167,6 @@ class Pipeline:
 
     @cached_property
     def _is_pointwise(self) -> bool:
-        """Tell whether all stages after the released level work coordinate by coordinate."""
         return all(stage.pointwise for stage in self.stages[self.level :])
 
     def _decoded_pieces(self, payload: Payload, turn: Turn) -> Iterator[Payload]:

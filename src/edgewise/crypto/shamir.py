@@ -44,7 +44,7 @@ def share(secret: bytes, at: Sequence[int], threshold: int, entropy: bytes) -> d
         raise ValueError("points must be distinct and lie between 1 and 2^32")
     if not 1 <= threshold <= len(at):
         raise ValueError(f"the threshold must be 1 to {len(at)}, the number of shares, not {threshold}")
-    coefficients = [int.from_bytes(secret, "little"), *_uniform(entropy, threshold - 1)]
+    coefficients = [int.from_bytes(secret, "little"), *_uniform_elements(entropy, threshold - 1)]
     out = {}
     for x in at:
         y = 0
@@ -64,7 +64,7 @@ def element(secret: bytes) -> bytes:
     return secret.ljust(SHARE_BYTES, b"\0")
 
 
-def _uniform(entropy: bytes, n: int) -> list[int]:
+def _uniform_elements(entropy: bytes, n: int) -> list[int]:
     """Draw n uniform field elements: 257 random bits each, drawn again if they are not below p."""
     words, out = Words(entropy), list[int]()
     while len(out) < n:

@@ -38,7 +38,7 @@ def verify(public: bytes, signature: bytes, message: bytes) -> bool:
 
     False for malformed input, and for signatures on which libraries disagree.
     """
-    if _differs(public) or _differs(signature[:32]):
+    if _is_unsafe_point(public) or _is_unsafe_point(signature[:32]):
         return False
     try:
         Ed25519PublicKey.from_public_bytes(public).verify(signature, message)
@@ -47,7 +47,7 @@ def verify(public: bytes, signature: bytes, message: bytes) -> bool:
     return True
 
 
-def _differs(point: bytes) -> bool:
+def _is_unsafe_point(point: bytes) -> bool:
     """Return True if a point is of small order, or not in its canonical form."""
     y = int.from_bytes(point, "little") & (2**255 - 1)
     return y >= _P or y in _SMALL

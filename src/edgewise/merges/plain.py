@@ -46,7 +46,7 @@ class Tally(NamedTuple):
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _peak(bits: NDArray[np.int32]) -> Any:
+def _largest_magnitude(bits: NDArray[np.int32]) -> Any:
     """Find the largest magnitude of float32 values. Values and result are given as bits.
 
     Bits have the order of the magnitudes. NaN is above infinity.
@@ -58,13 +58,13 @@ def _peak(bits: NDArray[np.int32]) -> Any:
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _fold(acc: NDArray[np.int64], x: NDArray[np.float32], limit: int, unit: float) -> bool:
+def _fold_coordinates(acc: NDArray[np.int64], x: NDArray[np.float32], limit: int, unit: float) -> bool:
     """Add all coordinates, rounded half to even, if none exceeds ``limit``. Otherwise add nothing and return False.
 
     ``limit`` is the bits of the largest float32 allowed. Adding 1.5 2^52 rounds a number to an integer, which then
     stands in its low bits. This is exact up to 2^51, and it is a vector instruction, unlike float64 to int64.
     """
-    top = _peak(x.view(np.int32))
+    top = _largest_magnitude(x.view(np.int32))
     if top > limit:
         return False
     if top > _SMALL:
@@ -86,8 +86,8 @@ def _fold(acc: NDArray[np.int64], x: NDArray[np.float32], limit: int, unit: floa
 def _fold_sparse(
     acc: NDArray[np.int64], support: NDArray[np.int64], x: NDArray[np.float32], limit: int, unit: float
 ) -> bool:
-    """Add values at the positions of ``support``, as ``_fold`` does."""
-    if _peak(x.view(np.int32)) > limit:
+    """Add values at the positions of ``support``, as ``_fold_coordinates`` does."""
+    if _largest_magnitude(x.view(np.int32)) > limit:
         return False
     for i in range(x.size):
         acc[support[i]] += np.int64(np.rint(np.float64(x[i]) * unit))
@@ -116,36 +116,38 @@ def plain_sum() -> Merge:
         # ``Pipeline.add`` accepts vectors that exceed the bound by its slack. float64 keeps 53 bits of the sum.
         more = space.sensitivity * (SLACK + 2.0**-52 * space.quorum.n_max)
         std = sqrt(space.quorum.n_min) * space.noise.std
-        return Total(space, space.sensitivity, std, visible=True, step=1.0 / _UNIT, rounding=more, most=_bound(space))
+        return Total(
+            space, space.sensitivity, std, visible=True, step=1.0 / _UNIT, rounding=more, most=_coordinate_bound(space)
+        )
 
     def init(space: Space) -> Tally:
         return Tally(np.zeros(space.dim, np.int64), None, 0)
 
     def add(acc: Tally, payload: Payload, space: Space) -> Tally:
-        _shape(acc, payload, space)
-        head = _head(acc.head, payload.head)
-        limit, body = _limit(space), np.ascontiguousarray(payload.body, np.float32)
+        _check_shape(acc, payload, space)
+        head = _fold_head(acc.head, payload.head)
+        limit, body = _bound_bits(space), np.ascontiguousarray(payload.body, np.float32)
         if payload.support is None:
-            added = _fold(acc.body, body, limit, _UNIT)
+            added = _fold_coordinates(acc.body, body, limit, _UNIT)
         else:
             added = _fold_sparse(acc.body, payload.support, body, limit, _UNIT)
         if not added:
-            raise _beyond(body, space)
+            raise _beyond_bound(body, space)
         return Tally(acc.body, head, acc.n + 1)
 
     def stream(acc: Tally, pieces: Callable[[], Iterator[Payload]], space: Space) -> Tally:
-        _room(acc, space)
-        head, limit, at, done = acc.head, _limit(space), 0, 0
+        _check_room(acc, space)
+        head, limit, at, done = acc.head, _bound_bits(space), 0, 0
         try:
             for piece in pieces():
-                head = _head(acc.head, piece.head) if at == 0 else head
-                if not _fold(acc.body[at : at + piece.body.size], piece.body, limit, _UNIT):
-                    raise _beyond(piece.body, space)
+                head = _fold_head(acc.head, piece.head) if at == 0 else head
+                if not _fold_coordinates(acc.body[at : at + piece.body.size], piece.body, limit, _UNIT):
+                    raise _beyond_bound(piece.body, space)
                 at, done = at + piece.body.size, done + 1
         except DecodeError:
             at = 0
             for piece in islice(pieces(), done):  # The sum is exact, so subtraction restores it bit by bit.
-                _fold(acc.body[at : at + piece.body.size], piece.body, limit, -_UNIT)
+                _fold_coordinates(acc.body[at : at + piece.body.size], piece.body, limit, -_UNIT)
                 at += piece.body.size
             raise
         return Tally(acc.body, head, acc.n + 1)
@@ -155,14 +157,15 @@ def plain_sum() -> Merge:
         body, piece = np.empty(acc.body.size, kind), 1 << 16  # Pieces avoid a float64 copy of all coordinates.
         for i in range(0, body.size, piece):
             body[i : i + piece] = acc.body[i : i + piece] * 2.0**-FRACTION_BITS
-        return Payload(body, _total(acc.head))
+        return Payload(body, _head_total(acc.head))
 
     return Merge(
         "plain_sum", False, lambda _: "decodes each contribution, then merges", infer, init, add, finish, stream
     )
 
 
-def _shape(acc: Tally, payload: Payload, space: Space) -> None:
+def _check_shape(acc: Tally, payload: Payload, space: Space) -> None:
+    """Raise ValueError unless the contribution has the shape of the sum."""
     positions = payload.support
     if positions is None and payload.body.shape != acc.body.shape:
         raise ValueError(f"contribution has shape {payload.body.shape}, the sum has {acc.body.shape}")
@@ -174,35 +177,39 @@ def _shape(acc: Tally, payload: Payload, space: Space) -> None:
             raise ValueError(
                 f"the {positions.size} positions of a support do not increase inside a sum of {acc.body.size}"
             )
-    _room(acc, space)
+    _check_room(acc, space)
 
 
-def _room(acc: Tally, space: Space) -> None:
+def _check_room(acc: Tally, space: Space) -> None:
+    """Raise ValueError if the sum is full."""
     if acc.n >= space.quorum.n_max:
         raise ValueError(f"the sum holds {acc.n} contributions, its limit")
 
 
-def _bound(space: Space) -> float:
+def _coordinate_bound(space: Space) -> float:
+    """Largest magnitude of a coordinate at which a full sum cannot overflow."""
     return 2.0 ** (CAPACITY_BITS - FRACTION_BITS) / space.quorum.n_max
 
 
-def _limit(space: Space) -> int:
+def _bound_bits(space: Space) -> int:
     """Compute the bits of the largest float32 up to the bound."""
-    edge = np.float32(_bound(space))
-    return int(edge.view(np.int32)) - int(float(edge) > _bound(space))
+    edge = np.float32(_coordinate_bound(space))
+    return int(edge.view(np.int32)) - int(float(edge) > _coordinate_bound(space))
 
 
-def _beyond(body: NDArray[np.float32], space: Space) -> DecodeError:
+def _beyond_bound(body: NDArray[np.float32], space: Space) -> DecodeError:
+    """Make the error for a coordinate that no sum takes."""
     if not np.isfinite(body).all():
         return DecodeError("E-PAYLOAD", "a decoded coordinate is not finite.")
     return DecodeError(
         "E-RANGE",
-        f"a coordinate of {float(np.abs(body).max()):.3g} is above the limit {_bound(space):.6g}.",
+        f"a coordinate of {float(np.abs(body).max()):.3g} is above the limit {_coordinate_bound(space):.6g}.",
         "clip or clamp updates on the device.",
     )
 
 
-def _head(total: tuple[int, ...] | None, head: NDArray[np.float64]) -> tuple[int, ...]:
+def _fold_head(total: tuple[int, ...] | None, head: NDArray[np.float64]) -> tuple[int, ...]:
+    """Add exact scalars to a head. Raises DecodeError for one out of range."""
     values = cast(list[float], head.tolist())
     if not all(abs(v) <= _HEAD_LIMIT for v in values):
         finite = bool(np.isfinite(head).all())
@@ -216,5 +223,6 @@ def _head(total: tuple[int, ...] | None, head: NDArray[np.float64]) -> tuple[int
     return tuple(a + b for a, b in zip(total, exact, strict=True))
 
 
-def _total(head: tuple[int, ...] | None) -> NDArray[np.float64]:
+def _head_total(head: tuple[int, ...] | None) -> NDArray[np.float64]:
+    """Return the head as floats."""
     return np.array([v / (1 << _HEAD_UNIT) for v in head or ()], np.float64)

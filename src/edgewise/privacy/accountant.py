@@ -120,7 +120,7 @@ def _counted_steps(events: Mapping[PrivacyEvent, int]) -> _Counted:
 
 
 def _comparable_events(events: Mapping[PrivacyEvent, int]) -> _Counted:
-    """Do as ``_counted_steps`` for events of one kind of neighbours and one unit. Raises CompositionError(E-ADJ-MIX)."""
+    """Do as ``_counted_steps`` for events of one kind of neighbours and unit. Raises CompositionError(E-ADJ-MIX)."""
     counted = _counted_steps(events)
     for what in ("adjacency", "unit"):
         if len(kinds := sorted({getattr(event, what) for event, _ in counted})) > 1:

@@ -211,13 +211,12 @@ def _with_dropped_device(state: State, device: Device) -> State:
 
 
 def _take_keys(state: Advertising, device: Device, message: messages.Message) -> Advertising:
-    """Take the keys that a device advertises."""
     if not isinstance(message, messages.Advertise):
         raise DecodeError("E-SECAGG-ORDER", "this step expects keys.")
     if device in state.keys:
         raise DecodeError("E-SECAGG-ORDER", "the device has sent keys before.")
     keys = message.keys
-    _check_signature(state.session, device, keys.signature, keys.signed(state.session.sid, device))
+    _verify(state.session, device, keys.signature, keys.signed(state.session.sid, device))
     if not (agree.usable(keys.seal) and agree.usable(keys.mask)):  # Every neighbour would have to end its session.
         raise DecodeError("E-KEY-AGREE", "a device's public key is not usable.")
     if keys.seal in state.seen or keys.mask in state.seen or keys.seal == keys.mask:
@@ -233,18 +232,14 @@ def _take_answer(state: State, device: Device, message: messages.Message) -> Sta
             if set(message.boxes) != set(state.near[device]):
                 raise DecodeError("E-SECAGG-ORDER", "the boxes are not for exactly the device's neighbours.")
             digest = messages.boxes_digest(message.boxes)
-            _check_signature(
-                state.session, device, message.signature, messages.shares_digest(state.roster, device, digest)
-            )
+            _verify(state.session, device, message.signature, messages.shares_digest(state.roster, device, digest))
             signatures = state.signatures.plus(device, (message.signature, digest))
             return replace(state, boxes=state.boxes.plus(device, message.boxes), signatures=signatures)
         case Masking(), messages.Masked():
             params, context = state.shared.session.params, state.shared.session.params.bound(state.shared.roster)
             failed, boxes = message.failed, state.boxes_sent[device]
             signed = messages.masked_digest(context, device, boxes, message.body, message.head, failed)
-            _check_signature(
-                state.shared.session, device, message.signature, signed
-            )  # Fails also for other boxes than sent.
+            _verify(state.shared.session, device, message.signature, signed)  # Fails also for other boxes than sent.
             if not set(_mask_partners(state.shared, device)).issuperset(failed):
                 raise DecodeError("E-SECAGG-ORDER", "the device reports a failed box that it was not sent.")
             body = unpack_bits(memoryview(message.body), params.bits, params.dim)
@@ -253,7 +248,7 @@ def _take_answer(state: State, device: Device, message: messages.Message) -> Sta
             state.total.add(body.astype(np.uint32, copy=False), np.frombuffer(message.head, "<u8").astype(np.uint64))
             return replace(state, folded=state.folded.plus(device, failed))
         case Signing(), messages.Consistent():
-            _check_signature(state.masked.shared.session, device, message.signature, state.digest, "E-SECAGG-SURVIVORS")
+            _verify(state.masked.shared.session, device, message.signature, state.digest, "E-SECAGG-SURVIVORS")
             return replace(state, signatures=state.signatures.plus(device, message.signature))
         case Unmasking(), messages.Revealed():
             shared, folded = state.signed.masked.shared, state.signed.masked.folded
@@ -262,19 +257,14 @@ def _take_answer(state: State, device: Device, message: messages.Message) -> Sta
             if not {device, *alive}.issuperset(message.seeds) or not (dealers - alive).issuperset(message.keys):
                 raise DecodeError("E-SECAGG-ORDER", "shares have the wrong kind, or were not dealt to the device.")
             signed = messages.revealed_digest(shared.roster, device, message.seeds, message.keys)
-            _check_signature(
-                shared.session, device, message.signature, signed
-            )  # Otherwise damage in transit would be its lie.
+            _verify(shared.session, device, message.signature, signed)  # Otherwise damage in transit would be its lie.
             sid, keys = shared.session.sid, shared.keys[device]
             checked = recovery.check_revealed(sid, shared.roster, device, keys, message, shared.boxes, len(dealers))
             return replace(state, revealed=state.revealed.plus(device, checked))
     raise DecodeError("E-SECAGG-ORDER", "the message is not the answer to this step.")
 
 
-def _check_signature(
-    session: Session, device: Device, signature: bytes, signed: bytes, code: str = "E-SECAGG-KEYS"
-) -> None:
-    """Raise DecodeError unless an enrolled device has signed."""
+def _verify(session: Session, device: Device, signature: bytes, signed: bytes, code: str = "E-SECAGG-KEYS") -> None:
     enrolled = session.registry(device)
     if enrolled is None or not sign.verify(enrolled, signature, signed):
         raise DecodeError(code, "the message is not what an enrolled device has signed for this session.")
@@ -290,7 +280,6 @@ def _close_if_settled(state: State, effects: tuple[Effect, ...]) -> Out:
 
 
 def _close_step(state: State) -> Out:
-    """Close a step: the next state, and what devices are sent."""
     match state:
         case Advertising():
             return _send_roster(state)
@@ -306,12 +295,10 @@ def _close_step(state: State) -> Out:
 
 
 def _too_few(have: int, need: int, what: str) -> Aborted:
-    """End the session for want of devices."""
     return Aborted("E-SECAGG-FEW", f"{have} devices {what}, {need} are needed")
 
 
 def _send_roster(state: Advertising) -> Out:
-    """Fix the roster, and send it to its devices."""
     session, keys = state.session, messages.ordered(state.keys)
     try:
         digest, near, threshold = circle(session.params, session.sid, keys)
@@ -325,7 +312,6 @@ def _send_roster(state: Advertising) -> Out:
 
 
 def _send_boxes(state: Sharing) -> Out:
-    """Forward the boxes of shares to their holders."""
     params, need = state.session.params, state.session.params.needed(len(state.keys))
     if len(state.boxes) < need:
         return _too_few(len(state.boxes), need, "sent shares"), ()
@@ -375,12 +361,10 @@ def _accused_dealers(state: Masking) -> recovery.Accused:
 
 
 def _refused_devices(named: Mapping[Device, str]) -> tuple[Effect, ...]:
-    """Report devices with the codes of their lies."""
     return tuple(Refused(device, code) for device, code in sorted(named.items()))
 
 
 def _send_proofs(state: Signing) -> Out:
-    """Send the signatures on the survivor list, and ask for shares."""
     shared, signers = state.masked.shared, sorted(state.signatures)
     quorum = shared.session.params.policy.quorum(len(shared.keys))
     if len(signers) < (need := max(shared.threshold, quorum)):
@@ -395,7 +379,6 @@ def _send_proofs(state: Signing) -> Out:
 
 
 def _open_sum(state: Unmasking) -> Out:
-    """Recover the secrets, and take the masks off the sum."""
     masked = state.signed.masked
     shared, total, survivors = masked.shared, masked.total, state.signed.survivors
     session, alive = shared.session, frozenset(survivors)

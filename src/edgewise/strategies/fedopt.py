@@ -109,7 +109,7 @@ def fedadam(lr: ServerLr = 1e-2, beta1: Beta = 0.9, beta2: Beta = 0.99, tau: Tau
     def second(v: Vector, squared: Vector) -> Vector:
         return _F(beta2) * v + _F(1.0 - beta2) * squared
 
-    return _adaptive("fedadam", "the running mean of their squares", second, lr, beta1, beta2, tau)
+    return _adaptive_server_optimizer("fedadam", "the running mean of their squares", second, lr, beta1, beta2, tau)
 
 
 @part
@@ -123,7 +123,9 @@ def fedyogi(lr: ServerLr = 1e-2, beta1: Beta = 0.9, beta2: Beta = 0.99, tau: Tau
         step: Vector = _F(1.0 - beta2) * squared * np.sign(v - squared)
         return v - step
 
-    return _adaptive("fedyogi", "a sum that follows their squares step by step", second, lr, beta1, beta2, tau)
+    return _adaptive_server_optimizer(
+        "fedyogi", "a sum that follows their squares step by step", second, lr, beta1, beta2, tau
+    )
 
 
 @part
@@ -136,10 +138,14 @@ def fedadagrad(lr: ServerLr = 3e-2, tau: Tau = 1e-3) -> Strategy:
     def second(v: Vector, squared: Vector) -> Vector:
         return v + squared
 
-    return _adaptive("fedadagrad", "the sum of all their squares", second, lr, 0.0, 0.0, tau)
+    return _adaptive_server_optimizer("fedadagrad", "the sum of all their squares", second, lr, 0.0, 0.0, tau)
 
 
-def _adaptive(name: str, squares: str, second: Second, lr: float, beta1: float, beta2: float, tau: float) -> Strategy:
+def _adaptive_server_optimizer(
+    name: str, squares: str, second: Second, lr: float, beta1: float, beta2: float, tau: float
+) -> Strategy:
+    """Make a server optimizer with a second moment of its own."""
+
     def init(params: Vector) -> State:
         slots = {"v": np.full_like(params, _F(tau) * _F(tau))}
         return State(params, {"m": np.zeros_like(params), **slots} if beta1 else slots)

@@ -51,13 +51,13 @@ def of_products(inner: Strategy, spec: Spec, rule: Literal["fedex", "flora"], sc
         params = after.params.copy()
         for one in each:
             params[one.b.start : one.b.stop] = 0.0
-            params[one.a.start : one.a.stop] = _fresh(one, derive(key, "flora", one.a.name, after.round))
+            params[one.a.start : one.a.stop] = _fresh_factor(one, derive(key, "flora", one.a.name, after.round))
         return replace(after, params=params)
 
     return inner._replace(name=f"{inner.name} of products", says=f"{inner.says}; {SAYS[rule]}", apply=apply)
 
 
-def _fresh(one: Adapted, key: Key) -> Vector:
+def _fresh_factor(one: Adapted, key: Key) -> Vector:
     """Draw a factor A: uniform in +-1 / sqrt(inputs), as peft begins one."""
     bound = one.a.shape[1] ** -0.5
     return generator(key).uniform(-bound, bound, one.a.size).astype(np.float32)

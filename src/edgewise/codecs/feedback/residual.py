@@ -73,7 +73,7 @@ class Mixed:
     def read(self, start: int, stop: int) -> Vector:
         """Compute coordinates start to stop, in a new float32 array."""
         out = np.empty(stop - start, np.float32)
-        self._into(out, start, stop)
+        self._mix_into(out, start, stop)
         return out
 
     def whole(self) -> Vector:
@@ -81,7 +81,7 @@ class Mixed:
         out = np.empty(self.x.size, np.float32)
         for a in range(0, out.size, PART):
             b = min(out.size, a + PART)
-            self._into(out[a:b], a, b)
+            self._mix_into(out[a:b], a, b)
         return out
 
     def at(self, where: NDArray[np.int64]) -> Vector:
@@ -89,12 +89,13 @@ class Mixed:
         x, stored = self.x[where], self.memory["residual"][where]
         out = np.empty(where.size, np.float32)
         if stored.dtype == np.int8:
-            add_float32(x, _levels(stored, self.memory["residual_scale"][where // BLOCK]), self.factor, out)
+            add_float32(x, _residual_levels(stored, self.memory["residual_scale"][where // BLOCK]), self.factor, out)
         else:
             (add_bfloat16 if stored.dtype == np.uint16 else add_float32)(x, stored, self.factor, out)
         return out
 
-    def _into(self, out: Vector, start: int, stop: int) -> None:
+    def _mix_into(self, out: Vector, start: int, stop: int) -> None:
+        """Write update plus residual of these coordinates to ``out``. Raises TrainingError where they overflow."""
         x, stored = np.ascontiguousarray(self.x[start:stop]), self.memory["residual"][start:stop]
         if stored.dtype == np.uint16:
             peak = add_bfloat16(x, stored, self.factor, out)
@@ -102,12 +103,13 @@ class Mixed:
             if stored.dtype == np.int8:
                 first = start // BLOCK * BLOCK
                 scales = self.memory["residual_scale"][start // BLOCK : -(-stop // BLOCK)]
-                stored = _levels(stored, np.repeat(scales, BLOCK)[start - first : stop - first])
+                stored = _residual_levels(stored, np.repeat(scales, BLOCK)[start - first : stop - first])
             peak = add_float32(x, stored, self.factor, out)
         if peak > _LARGEST:
             raise TrainingError("E-RANGE", f"{self.name}: update and residual overflow float32.", "lower training.lr.")
 
 
-def _levels(stored: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+def _residual_levels(stored: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Decode a stored residual of eight bits."""
     value: NDArray[np.float32] = (stored * (scales.astype(np.float64) / 127.0)).astype(np.float32)
     return value

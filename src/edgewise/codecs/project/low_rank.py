@@ -32,16 +32,18 @@ class _Part(NamedTuple):
     n: int
 
 
-def _parts(spec: Spec, rank: int) -> list[_Part]:
-    return [_part(s, rank) for s in spec.segments]
+def _matrices_of(spec: Spec, rank: int) -> list[_Part]:
+    """List the matrices of a layout that two factors make smaller."""
+    return [_matrix_of(s, rank) for s in spec.segments]
 
 
-def _part(s: Segment, rank: int) -> _Part:
+def _matrix_of(s: Segment, rank: int) -> _Part:
+    """Find the place and shape of one segment's matrix. A segment that stays whole has none."""
     m, n = (s.shape[0], prod(s.shape[1:])) if len(s.shape) > 1 else (0, 0)
     return _Part(s.start, s.stop, m, n) if rank * (m + n) < m * n else _Part(s.start, s.stop, 0, 0)
 
 
-def _power(matrix: Matrix, q: Matrix) -> tuple[Matrix, Matrix, Matrix]:
+def _subspace_step(matrix: Matrix, q: Matrix) -> tuple[Matrix, Matrix, Matrix]:
     """Do one step of subspace iteration from ``q`` (n, r).
 
     P Q^T = U U^T M for an orthonormal U. The columns of P and Q have equal lengths.
@@ -63,7 +65,8 @@ def _power(matrix: Matrix, q: Matrix) -> tuple[Matrix, Matrix, Matrix]:
     return (p * even).astype(np.float32), (factor / even).astype(np.float32), start
 
 
-def _svd(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
+def _truncated_svd(matrix: Matrix, rank: int) -> tuple[Matrix, Matrix]:
+    """Compute the best factors of a rank."""
     u, s, vt = np.linalg.svd(matrix.astype(np.float64), full_matrices=False)
     half = np.sqrt(s[:rank])
     return (u[:, :rank] * half).astype(np.float32), (vt[:rank].T * half).astype(np.float32)
@@ -108,7 +111,7 @@ def low_rank(
     Eckart and Young 1936 (svd).
     """
     name = f"low_rank({rank}, {method})"
-    parts = _parts(spec, rank)
+    parts = _matrices_of(spec, rank)
     if not any(p.m for p in parts):
         raise RecipeError("E-VALUE", f"{name}: it would make no matrix smaller.", "lower rank, or leave it out.")
     size = sum(rank * (p.m + p.n) if p.m else p.stop - p.start for p in parts)
@@ -148,10 +151,10 @@ def low_rank(
                 continue
             matrix = x.reshape(p.m, p.n)
             if method == "svd":
-                left, right = _svd(matrix, rank)
+                left, right = _truncated_svd(matrix, rank)
             else:
                 last = memory["start"][at : at + rank * p.n].reshape(p.n, rank)
-                left, right, start = _power(matrix, last)
+                left, right, start = _subspace_step(matrix, last)
                 starts.append(start.ravel())
                 at += rank * p.n
             body += [left.ravel(), right.ravel()]

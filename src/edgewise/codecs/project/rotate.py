@@ -45,7 +45,7 @@ def edges(dim: int, block: int) -> NDArray[np.int64]:
 
 
 @compiled
-def _flip(x: NDArray[np.float32], first: int, seed: np.uint64) -> None:
+def _flip_signs(x: NDArray[np.float32], first: int, seed: np.uint64) -> None:
     """Flip random signs in place, 64 per SplitMix64 word.
 
     ``first``: position of x[0] in the vector, a multiple of 64.
@@ -59,7 +59,7 @@ def _flip(x: NDArray[np.float32], first: int, seed: np.uint64) -> None:
 
 
 @compiled
-def _hadamard(x: NDArray[np.float32]) -> None:
+def _walsh_hadamard(x: NDArray[np.float32]) -> None:
     """Compute the unnormalised Walsh-Hadamard transform in place, with three levels in registers, then two per pass.
 
     x.size is a power of two, 8 or more.
@@ -108,10 +108,10 @@ def _rotate_blocks(
         for i in range(block):
             target[i] = source[i] * factor
         if forward:
-            _flip(target, at, seed)
-        _hadamard(target)
+            _flip_signs(target, at, seed)
+        _walsh_hadamard(target)
         if not forward:
-            _flip(target, at, seed)
+            _flip_signs(target, at, seed)
         if lift != 1.0:
             for i in range(block):
                 y = np.float64(target[i]) / lift
@@ -139,7 +139,7 @@ def hartley(x: NDArray[np.float64]) -> NDArray[np.float64]:
 @lru_cache(maxsize=2)
 def _tail_signs(seed: int, first: int, n: int) -> NDArray[np.float32]:
     signs = np.ones(n, np.float32)
-    _flip(signs, first, np.uint64(seed))
+    _flip_signs(signs, first, np.uint64(seed))
     signs.setflags(write=False)
     return signs
 
@@ -148,18 +148,18 @@ def turned(x: NDArray[np.float32], block: int, key: Key, forward: bool) -> tuple
     """Rotate ``x``, or undo the rotation. Also return True if all coordinates stayed within float32's range."""
     seed, ends, out = word(key), edges(x.size, block), np.empty_like(x)
     last = int(ends[-2]) if ends.size > 1 and ends[-1] - ends[-2] != block else x.size
-    scale = _hair(block) / sqrt(block)
+    scale = _rounding_slack(block) / sqrt(block)
     in_range = bool(_rotate_blocks(x[:last], block, scale, np.uint64(seed), forward, out[:last]))
     if last < x.size:
         signs = _tail_signs(seed, last, x.size - last)
         tail = x[last:].astype(np.float64)
-        tail = (hartley(tail * signs) if forward else hartley(tail) * signs) * _hair(block)
+        tail = (hartley(tail * signs) if forward else hartley(tail) * signs) * _rounding_slack(block)
         in_range &= bool((np.abs(tail) <= _MOST).all())
         out[last:] = np.clip(tail, -_MOST, _MOST)
     return out, in_range
 
 
-def _hair(block: int) -> float:
+def _rounding_slack(block: int) -> float:
     """Compute the factor that offsets the lengthening by float32 rounding.
 
     It shortens by 2^-24 per level of the transform, and for the scale and its product.

@@ -30,30 +30,30 @@ Seeds = NDArray[np.uint64]  # one hash function per row
 
 
 @compiled
-def _cell(seed: np.uint64, i: int, cols: int) -> int:
+def _sketch_cell(seed: np.uint64, i: int, cols: int) -> int:
     """Compute twice the column of coordinate i, plus 1 if its sign is negative. One uniform number decides both."""
     return int(uniform(seed, i) * np.float64(2 * cols))
 
 
 @compiled
-def _project(x: Vector, seeds: Seeds, cols: int) -> NDArray[np.float64]:
+def _sketch_of(x: Vector, seeds: Seeds, cols: int) -> NDArray[np.float64]:
     """Compute S x, row after row."""
     table = np.zeros(seeds.size * cols, np.float64)
     for r in range(seeds.size):
         for i in range(x.size):
-            t = _cell(seeds[r], i, cols)
+            t = _sketch_cell(seeds[r], i, cols)
             table[r * cols + (t >> 1)] += np.float64(x[i]) * (1 - 2 * (t & 1))
     return table
 
 
 @compiled
-def _estimate(table: Vector, seeds: Seeds, cols: int, start: int, n: int, median: bool) -> Vector:
+def _estimate_from_cells(table: Vector, seeds: Seeds, cols: int, start: int, n: int, median: bool) -> Vector:
     """Estimate coordinates start..start+n-1 from their cells: median (of an odd number) or mean over the rows."""
     out = np.empty(n, np.float32)
     cells = np.empty(seeds.size, np.float64)
     for i in range(n):
         for r in range(seeds.size):
-            t = _cell(seeds[r], start + i, cols)
+            t = _sketch_cell(seeds[r], start + i, cols)
             v = np.float64(table[r * cols + (t >> 1)]) * (1 - 2 * (t & 1))
             if median:  # Insert into the sorted values without branches.
                 for j in range(r):
@@ -70,7 +70,7 @@ def _take_out(table: Vector, at: Positions, values: Vector, seeds: Seeds, cols: 
     """Subtract S(values at positions ``at``) from the table, in place."""
     for r in range(seeds.size):
         for i in range(at.size):
-            t = _cell(seeds[r], at[i], cols)
+            t = _sketch_cell(seeds[r], at[i], cols)
             table[r * cols + (t >> 1)] -= values[i] * np.float32(1 - 2 * (t & 1))
 
 
@@ -152,13 +152,13 @@ def sketch(
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         with np.errstate(over="ignore"):
-            body = _project(payload.body, seeds, cols(space)).astype(np.float32)
+            body = _sketch_of(payload.body, seeds, cols(space)).astype(np.float32)
         if not np.isfinite(body).all():
             raise TrainingError("E-RANGE", f"{name}: sums of coordinates overflow float32.", "clip before it.")
         return payload.but(body=body), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
-        return payload.but(body=_estimate(payload.body, seeds, cols(space), 0, space.dim, False))
+        return payload.but(body=_estimate_from_cells(payload.body, seeds, cols(space), 0, space.dim, False))
 
     def init(space: Space) -> Memory:
         blank = np.zeros(rows * cols(space), np.float32)
@@ -180,7 +180,7 @@ def sketch(
         k = max(1, round(keep * space.dim))
         positions, values = np.zeros(0, np.int64), np.zeros(0, np.float32)
         for start in range(0, space.dim, BLOCK):
-            block = _estimate(table, seeds, width, start, min(BLOCK, space.dim - start), True)
+            block = _estimate_from_cells(table, seeds, width, start, min(BLOCK, space.dim - start), True)
             large = np.flatnonzero(np.abs(block) > threshold)
             positions, values = np.concatenate([positions, start + large]), np.concatenate([values, block[large]])
             if positions.size > k:

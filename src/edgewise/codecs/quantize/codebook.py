@@ -67,7 +67,8 @@ def look_up(levels: NDArray[Any], code: NDArray[np.float64], step: NDArray[np.fl
 
 
 @compiled
-def _signs(x: NDArray[np.float32], block: int, out: NDArray[np.int8], mean: NDArray[np.float64]) -> None:
+def _encode_signs(x: NDArray[np.float32], block: int, out: NDArray[np.int8], mean: NDArray[np.float64]) -> None:
+    """Write the sign of each coordinate and the mean magnitude of each block."""
     for b in range(mean.size):
         part, o = x[b * block : (b + 1) * block], out[b * block : (b + 1) * block]
         total = 0.0
@@ -78,7 +79,7 @@ def _signs(x: NDArray[np.float32], block: int, out: NDArray[np.int8], mean: NDAr
 
 
 @compiled
-def _count(
+def _count_limits(
     x: NDArray[np.float32], inverse: NDArray[np.float64], limits: NDArray[np.float64], block: int, out: NDArray[np.int8]
 ) -> None:
     """Count the limits at or below x_i * inverse_b: twice that number, minus the number of limits."""
@@ -94,7 +95,7 @@ def _count(
 
 
 @compiled
-def _pairs(x: NDArray[np.float32], block: int, out: NDArray[np.int8], means: NDArray[np.float64]) -> None:
+def _encode_pairs(x: NDArray[np.float32], block: int, out: NDArray[np.int8], means: NDArray[np.float64]) -> None:
     """Find two means of magnitudes per block: split at the mean, then Lloyd's iteration, at most 8 steps."""
     for b in range(means.size // 2):
         part, o = x[b * block : (b + 1) * block], out[b * block : (b + 1) * block]
@@ -120,7 +121,8 @@ def _pairs(x: NDArray[np.float32], block: int, out: NDArray[np.int8], means: NDA
 
 
 @compiled
-def _unpair(levels: NDArray[np.int8], step: NDArray[np.float32], block: int) -> Any:
+def _decode_pairs(levels: NDArray[np.int8], step: NDArray[np.float32], block: int) -> Any:
+    """Decode levels of two magnitudes per block."""
     out = np.empty(levels.size, np.float32)
     for b in range(step.size // 2):
         low, high = step[2 * b], step[2 * b + 1]
@@ -145,7 +147,7 @@ def nearest_growth(code: NDArray[np.float64], block: int) -> float:
     return sqrt(float(((1.0 + rest * q**2) / (scales.SLACK**-2 + rest * np.maximum(t, 0.0) ** 2)).max())) * (1 + 1e-9)
 
 
-def _stage(name: str, grown: Callable[[Space], Space], encoded: Encode, decoded: Decode) -> Stage:
+def _codebook_stage(name: str, grown: Callable[[Space], Space], encoded: Encode, decoded: Decode) -> Stage:
     """Make a quantizer without memory from its effects on the space, on a body, and on levels and scales."""
 
     def infer(space: Space) -> Space:
@@ -187,11 +189,11 @@ def sign(block: int) -> Stage:
 
     def encoded(x: Vector) -> tuple[NDArray[np.int8], scales.Scales]:
         levels, mean = np.empty(x.size, np.int8), np.empty(-(-x.size // block))
-        _signs(x, block, levels, mean)
+        _encode_signs(x, block, levels, mean)
         return levels, scales.rounded_down(mean)
 
     code = np.array([-1.0, 1.0])
-    return _stage(
+    return _codebook_stage(
         "quantize(1, sign)",
         lambda space: coded(space, 1, block, (1 - 2 / pi) * (1 - 1 / block)).but(unbiased=False),
         encoded,
@@ -213,13 +215,13 @@ def nf4(block: int) -> Stage:
         levels = np.empty(x.size, np.int8)
         step = scales.of_blocks(x, block)
         inverse = np.divide(1.0, step, out=np.zeros(step.size), where=step > 0, dtype=np.float64)
-        _count(x, inverse, _BETWEEN, block, levels)
+        _count_limits(x, inverse, _BETWEEN, block, levels)
         return levels, step
 
     def grown(space: Space) -> Space:
         return coded(space, 4, block, 0.0085).but(unbiased=False, l2=space.l2 * growth, linf=space.linf * scales.SLACK)
 
-    return _stage("quantize(4, nf4)", grown, encoded, lambda levels, step: look_up(levels, NF4, step, block))
+    return _codebook_stage("quantize(4, nf4)", grown, encoded, lambda levels, step: look_up(levels, NF4, step, block))
 
 
 def pair(block: int) -> Stage:
@@ -236,12 +238,12 @@ def pair(block: int) -> Stage:
 
     def encoded(x: Vector) -> tuple[NDArray[np.int8], scales.Scales]:
         levels, means = np.empty(x.size, np.int8), np.empty(2 * -(-x.size // block))
-        _pairs(x, block, levels, means)
+        _encode_pairs(x, block, levels, means)
         return levels, scales.rounded_down(means)
 
-    return _stage(
+    return _codebook_stage(
         "quantize(2, pair)",
         lambda space: coded(space, 2, block, 0.1175, many=2).but(unbiased=False),
         encoded,
-        lambda levels, step: _unpair(levels, step, block),
+        lambda levels, step: _decode_pairs(levels, step, block),
     )

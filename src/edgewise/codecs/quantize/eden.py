@@ -43,7 +43,8 @@ _CHUNK = 128  # Partial sums: enough for any vector unit, few enough to stay in 
 
 
 @compiled
-def _square(x: NDArray[np.float32]) -> float:
+def _squared_norm(x: NDArray[np.float32]) -> float:
+    """Add up squares in an order that does not depend on the processor."""
     sums = np.zeros(_CHUNK, np.float64)
     for at in range(0, x.size, _CHUNK):
         part = x[at : at + _CHUNK]
@@ -56,7 +57,7 @@ def _square(x: NDArray[np.float32]) -> float:
 
 
 @compiled
-def _nearest(
+def _nearest_centroids(
     x: NDArray[np.float32],
     limits: NDArray[np.float32],
     first: np.float32,
@@ -89,7 +90,7 @@ def _nearest(
 
 
 @compiled
-def _encode(
+def _encode_blocks(
     x: NDArray[np.float32],
     ends: NDArray[np.int64],
     centroids: NDArray[np.float64],
@@ -102,9 +103,11 @@ def _encode(
     steps = (centroids[1:] - centroids[:-1]).astype(np.float32)
     for b in range(scale.size):
         part, o = x[ends[b] : ends[b + 1]], out[ends[b] : ends[b + 1]]
-        square = _square(part)
+        square = _squared_norm(part)
         deviation = np.sqrt(square / part.size)
-        dot, length = _nearest(part, (limits * deviation).astype(np.float32), np.float32(centroids[0]), steps, o)
+        dot, length = _nearest_centroids(
+            part, (limits * deviation).astype(np.float32), np.float32(centroids[0]), steps, o
+        )
         scale[b] = square / dot if dot > 0.0 else 0.0
         largest[b] = LONGEST * (1.0 - 2.0**-20) * np.sqrt(square / length)
 
@@ -159,7 +162,7 @@ def eden(bits: int) -> Stage:
         x: Vector = payload.body
         ends = edges(x.size, space.rotated)
         levels, scale, largest = np.empty(x.size, np.int8), np.zeros(ends.size - 1), np.zeros(ends.size - 1)
-        _encode(x, ends, centroids, levels, scale, largest)
+        _encode_blocks(x, ends, centroids, levels, scale, largest)
         seed = np.uint64(word(turn.own("quantize", turn.round)))
         step = np.minimum(scales.rounded_randomly(scale, seed), scales.rounded_down(largest))
         slots = -(-x.size // space.rotated)

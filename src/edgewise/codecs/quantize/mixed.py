@@ -158,12 +158,12 @@ def allocate(errors: NDArray[np.float64], sizes: NDArray[np.int64], budget_bytes
     """
     zero = np.zeros(len(errors), np.uint8)
     alike = [np.full(len(errors), b, np.uint8) for b in WIDTHS if sizes[:, b].sum() <= budget_bytes]
-    ends = [_climb(start, errors, sizes, budget_bytes) for start in (zero, alike[-1])]
+    ends = [_widen_parts(start, errors, sizes, budget_bytes) for start in (zero, alike[-1])]
     rows = np.arange(len(errors))
     return min(ends, key=lambda widths: float(errors[rows, widths].sum()))
 
 
-def _climb(
+def _widen_parts(
     start: NDArray[np.uint8], errors: NDArray[np.float64], sizes: NDArray[np.int64], budget_bytes: int
 ) -> NDArray[np.uint8]:
     """Widen one part after the other, where a byte saves the most error, until nothing fits or helps."""
@@ -228,7 +228,7 @@ class Widths:
         head, widths = pack.pack_head(payload, space), payload.widths
         if widths is None or widths.shape != (len(self.sizes),) or not np.isin(widths, WIDTHS).all():
             raise ValueError("widths missing, or not of this space")
-        out: list[bytes | memoryview] = [pack.pack_scales(payload.scales, self._blocks(widths))]
+        out: list[bytes | memoryview] = [pack.pack_scales(payload.scales, self._sent_blocks(widths))]
         at = 0
         for size, width in zip(self.sizes, widths.tolist(), strict=True):
             levels = payload.body[at : at + size]
@@ -252,7 +252,7 @@ class Widths:
         if widths is None or not np.isin(widths, WIDTHS).all():
             pack.refuse("no such widths")
         widths = widths.astype(np.uint8)
-        scale_bytes = 2 * self._blocks(widths)
+        scale_bytes = 2 * self._sent_blocks(widths)
         lengths = [packed_bytes(size, w) for size, w in zip(self.sizes, widths.tolist(), strict=True)]
         need = scale_bytes + sum(lengths)
         if len(view) - at != need or need > self.budget_bytes:
@@ -269,6 +269,6 @@ class Widths:
             at, start = at + length, start + size
         return Payload(body, pack.unpack_head(view, space), None, scales, widths=widths)
 
-    def _blocks(self, widths: NDArray[np.uint8]) -> int:
+    def _sent_blocks(self, widths: NDArray[np.uint8]) -> int:
         """Count the scales of the parts that are sent."""
         return sum(-(-size // BLOCK) for size, width in zip(self.sizes, widths.tolist(), strict=True) if width)

@@ -24,7 +24,8 @@ HAIR = 1.0 - 2.0**-24  # A factor that keeps the float32 rounding of x * d / k w
 
 
 @lru_cache(maxsize=4)
-def _positions(key: Key, dim: int, k: int) -> NDArray[np.int64]:
+def _random_positions(key: Key, dim: int, k: int) -> NDArray[np.int64]:
+    """Draw the positions of a round, sorted."""
     positions = choose(dim, k, np.uint64(word(key)))
     positions.setflags(write=False)
     return positions
@@ -93,7 +94,7 @@ def random_k(
 
     def positions(space: Space, turn: Turn) -> NDArray[np.int64]:
         names = (turn.device,) if each else ()
-        return _positions(derive(turn.public, "random_k", turn.round, *names), space.dim, size(space))
+        return _random_positions(derive(turn.public, "random_k", turn.round, *names), space.dim, size(space))
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         if size(space) == space.dim:

@@ -47,7 +47,7 @@ def segments(spec: Spec, names: Names = ("*",), cycle: Cycle = 1, phase: int = 0
     require.between("segments: phase", phase, 0, cycle - 1)
     chosen = groups(spec, names, cycle)[phase]
     name = f"segments({', '.join(names)}{f'; group {phase} of cycle {cycle}' if cycle > 1 else ''})"
-    return _keeping(spec, chosen, name, cycle)
+    return _keep_segments(spec, chosen, name, cycle)
 
 
 @part(turns=lambda keys, spec: factor_groups(spec))
@@ -62,7 +62,7 @@ def factors(spec: Spec, phase: int = 0) -> Stage:
     Source: Chen et al. 2024, arXiv:2409.02346 (RoLoRA).
     """
     require.between("factors: phase", phase, 0, 1)
-    return _keeping(spec, factor_groups(spec)[phase], f"factors({'BA'[phase]})", 2)
+    return _keep_segments(spec, factor_groups(spec)[phase], f"factors({'BA'[phase]})", 2)
 
 
 @part(turns=lambda keys, spec: fold_groups(spec))
@@ -79,7 +79,9 @@ def folds(spec: Spec, phase: int = 0) -> Stage:
     """
     by_fold = fold_groups(spec)
     require.between("folds: phase", phase, 0, len(by_fold) - 1)
-    return _keeping(spec, by_fold[phase], f"folds({phase + 1} of {len(by_fold)})", 1, "the adapter of these rounds")
+    return _keep_segments(
+        spec, by_fold[phase], f"folds({phase + 1} of {len(by_fold)})", 1, "the adapter of these rounds"
+    )
 
 
 def fold_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
@@ -100,7 +102,7 @@ def factor_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
     return by_factor
 
 
-def _keeping(spec: Spec, chosen: Sequence[Segment], name: str, cycle: int, which: str = "") -> Stage:
+def _keep_segments(spec: Spec, chosen: Sequence[Segment], name: str, cycle: int, which: str = "") -> Stage:
     """Make the stage that keeps these segments, of a cycle of that many rounds. ``which`` describes them."""
     which = which or ("the same on all devices" if cycle > 1 else "fixed for the run")
     size = sum(s.size for s in chosen)
@@ -146,14 +148,14 @@ def groups(spec: Spec, names: Sequence[str], cycle: int) -> tuple[tuple[Segment,
         CompositionError: E-SEGMENT if a name matches nothing.
         RecipeError: E-VALUE for a cycle below 1, or above the number of segments (a segment is never cut).
     """
-    matched = _matched(spec, names)
+    matched = _matched_segments(spec, names)
     if cycle > len(matched):
         raise RecipeError(
             "E-VALUE",
             f"segments: cycle = {cycle}, but only {len(matched)} segments match.",
             "give a cycle of at most that.",
         )
-    units = [tuple(unit) for _, unit in groupby(matched, _layer)]
+    units = [tuple(unit) for _, unit in groupby(matched, _layer_name)]
     if len(units) < cycle:
         units = [(s,) for s in matched]
     so_far = list(accumulate(sum(s.size for s in unit) for unit in units))
@@ -165,13 +167,14 @@ def groups(spec: Spec, names: Sequence[str], cycle: int) -> tuple[tuple[Segment,
     return tuple(tuple(s for unit in units[a:b] for s in unit) for a, b in pairwise(cuts))
 
 
-def _layer(segment: Segment) -> tuple[str, ...]:
+def _layer_name(segment: Segment) -> tuple[str, ...]:
     """Name the unit of a segment: its name up to the first number, or the whole name if it has none."""
     parts = segment.name.split(".")
     return tuple(parts[: next((i for i, p in enumerate(parts) if p.isdecimal()), len(parts)) + 1])
 
 
-def _matched(spec: Spec, names: Sequence[str]) -> list[Segment]:
+def _matched_segments(spec: Spec, names: Sequence[str]) -> list[Segment]:
+    """Find the segments whose names match. Raises for a pattern that matches none."""
     known = [s.name for s in spec.segments]
     for pattern in names:
         if not any(fnmatchcase(n, pattern) for n in known):

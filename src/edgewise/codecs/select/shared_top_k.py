@@ -41,7 +41,7 @@ class _Announced:
 
 
 @lru_cache(maxsize=4)
-def _positions(key: Key, dim: int, k: int, announced: _Announced) -> Positions:
+def _shared_positions(key: Key, dim: int, k: int, announced: _Announced) -> Positions:
     """Choose the announced positions, and k minus their number of the others.
 
     The draw gives ranks among the positions that are not announced. They are then mapped to positions.
@@ -116,7 +116,7 @@ def shared_top_k(
                 f"{name}: the server announced {support.size} positions. It may announce up to {known}, which must "
                 "increase and lie inside the update.",
             )
-        return _positions(derive(turn.public, "shared_top_k", turn.round), spec.dim, k, _Announced(support))
+        return _shared_positions(derive(turn.public, "shared_top_k", turn.round), spec.dim, k, _Announced(support))
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         return payload if k == spec.dim else payload.but(body=payload.body[positions(turn)]), memory

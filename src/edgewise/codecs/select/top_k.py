@@ -41,11 +41,11 @@ def largest(read: Read, dim: int, k: int) -> NDArray[np.int64]:
     """
     if k == 0:
         return np.zeros(0, np.int64)
-    where = _collect(read, dim, k, _guess(read, dim, k))
-    return where if where.size == k else _collect(read, dim, k, 0)
+    where = _collect_largest(read, dim, k, _guess_floor(read, dim, k))
+    return where if where.size == k else _collect_largest(read, dim, k, 0)
 
 
-def _guess(read: Read, dim: int, k: int) -> int:
+def _guess_floor(read: Read, dim: int, k: int) -> int:
     """Guess a magnitude, as bits of a float32, that about 1.2 k coordinates reach.
 
     Return 0 if a sample would not pay.
@@ -60,7 +60,7 @@ def _guess(read: Read, dim: int, k: int) -> int:
     return int(np.partition(bits, sampled - rank)[sampled - rank])
 
 
-def _collect(read: Read, dim: int, k: int, floor: int) -> NDArray[np.int64]:
+def _collect_largest(read: Read, dim: int, k: int, floor: int) -> NDArray[np.int64]:
     """Collect the k largest of the coordinates that are not below ``floor``, or all of them if there are fewer."""
     room = min(dim, 2 * k + 4096)
     where, size, have = np.empty(room, np.int64), np.empty(room, np.int32), 0
@@ -71,13 +71,13 @@ def _collect(read: Read, dim: int, k: int, floor: int) -> NDArray[np.int64]:
             at += used
             if at == bits.size:
                 break
-            floor, have = _keep(where, size, have, k) + 1, k  # Of equal magnitudes, the earlier positions win.
+            floor, have = _keep_largest(where, size, have, k) + 1, k  # Of equal magnitudes, the earlier positions win.
     if have > k:
-        _keep(where, size, have, k)
+        _keep_largest(where, size, have, k)
     return where[: min(have, k)].copy()
 
 
-def _keep(where: NDArray[np.int64], size: NDArray[np.int32], have: int, k: int) -> int:
+def _keep_largest(where: NDArray[np.int64], size: NDArray[np.int32], have: int, k: int) -> int:
     """Move the k largest of ``have`` entries to the front, in order. Return the smallest of them."""
     sizes = size[:have]
     edge = np.partition(sizes, have - k)[have - k]

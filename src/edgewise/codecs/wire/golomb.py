@@ -17,7 +17,8 @@ _ONE = np.uint64(1)
 
 
 @compiled
-def _bits(positions: NDArray[np.int64], m: int, low: int, cut: int) -> int:
+def _count_bits(positions: NDArray[np.int64], m: int, low: int, cut: int) -> int:
+    """Count the bits of the code of these positions."""
     bits = 0
     last = -1
     for i in range(positions.size):
@@ -28,7 +29,8 @@ def _bits(positions: NDArray[np.int64], m: int, low: int, cut: int) -> int:
 
 
 @compiled
-def _write(positions: NDArray[np.int64], m: int, low: int, cut: int, out: NDArray[np.uint8]) -> None:
+def _write_code(positions: NDArray[np.int64], m: int, low: int, cut: int, out: NDArray[np.uint8]) -> None:
+    """Write the code of these positions to ``out``."""
     acc = np.uint64(0)  # Bits not yet written. Between two steps they are fewer than 8.
     have = 0
     at = 0
@@ -65,7 +67,7 @@ def _write(positions: NDArray[np.int64], m: int, low: int, cut: int, out: NDArra
         out[at] = np.uint8(acc & np.uint64(0xFF))
 
 
-def _truncated(m: int) -> tuple[int, int]:
+def _truncated_binary(m: int) -> tuple[int, int]:
     """Compute, for remainders below m, the bits of the short ones and their number. The others have one bit more."""
     width = (m - 1).bit_length()
     return max(0, width - 1), (1 << width) - m if m > 1 else 1
@@ -76,14 +78,15 @@ def encode(positions: NDArray[np.int64], m: int) -> bytes:
 
     The quotient by m is unary (ones, then a zero). The remainder is truncated binary (its last bit last). m: 1 to 2^40.
     """
-    low, cut = _truncated(m)
-    out = np.zeros((_bits(positions, m, low, cut) + 7) // 8, np.uint8)
-    _write(positions, m, low, cut, out)
+    low, cut = _truncated_binary(m)
+    out = np.zeros((_count_bits(positions, m, low, cut) + 7) // 8, np.uint8)
+    _write_code(positions, m, low, cut, out)
     return out.tobytes()
 
 
 @compiled
-def _read(data: NDArray[np.uint8], m: int, low: int, cut: int, universe: int, out: NDArray[np.int64]) -> int:
+def _read_code(data: NDArray[np.uint8], m: int, low: int, cut: int, universe: int, out: NDArray[np.int64]) -> int:
+    """Read positions from a code, strictly. Returns whether it was one."""
     size = data.size
     acc = np.uint64(0)  # the next ``have`` bits
     have = 0
@@ -137,5 +140,5 @@ def decode(data: NDArray[np.uint8], m: int, universe: int, out: NDArray[np.int64
 
     Data are invalid if they end too early, leave [0, universe), or pad with ones.
     """
-    low, cut = _truncated(m)
-    return int(_read(data, m, low, cut, universe, out))
+    low, cut = _truncated_binary(m)
+    return int(_read_code(data, m, low, cut, universe, out))

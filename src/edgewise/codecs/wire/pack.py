@@ -62,7 +62,7 @@ def pack(payload: Payload, space: Space) -> bytes:
         return space.layout.pack(payload, space)
     parts: list[bytes | memoryview] = [pack_head(payload, space)]
     if space.grid.block:
-        parts.append(pack_scales(payload.scales, _blocks(space)))
+        parts.append(pack_scales(payload.scales, _block_count(space)))
     if space.sparse:
         if payload.support is None or payload.support.shape != (space.dim,):
             raise ValueError("support missing or of the wrong length")
@@ -70,7 +70,7 @@ def pack(payload: Payload, space: Space) -> bytes:
     if space.grid.kind is Kind.REAL:
         parts.append(np.ascontiguousarray(payload.body, "<f4").data)
     else:
-        parts.append(pack_bits(_indices(payload.body, space), _width(space)))
+        parts.append(pack_bits(_packed_indices(payload.body, space), _level_bits(space)))
     return b"".join(parts)
 
 
@@ -92,7 +92,7 @@ def pack_scales(scales: NDArray[np.float32] | None, n: int) -> bytes:
     return (words >> np.uint32(16)).astype("<u2").tobytes()
 
 
-def _indices(body: NDArray[Any], space: Space) -> NDArray[Any]:
+def _packed_indices(body: NDArray[Any], space: Space) -> NDArray[Any]:
     """Convert encoded integers to unsigned numbers of the packer.
 
     Raises ValueError for one that is no value of the grid.
@@ -126,8 +126,8 @@ def unpack(raw: bytes | memoryview, space: Space) -> Payload:
     at = 8 * len(space.head)
     scales = None
     if space.grid.block:
-        scales = unpack_scales(view[at : at + 2 * _blocks(space)])
-        at += 2 * _blocks(space)
+        scales = unpack_scales(view[at : at + 2 * _block_count(space)])
+        at += 2 * _block_count(space)
     support = None
     if space.sparse:
         support, used = _read_positions(view[at:], space)
@@ -164,10 +164,10 @@ def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
         if not finite(x):
             refuse("a coordinate is not finite")
         return x
-    levels = unpack_bits(raw, _width(space), space.dim)
+    levels = unpack_bits(raw, _level_bits(space), space.dim)
     if levels is None:
         refuse("nonzero padding after the body")
-    if levels.size and _values(space) < 1 << _width(space) and int(levels.max()) >= _values(space):
+    if levels.size and _level_values(space) < 1 << _level_bits(space) and int(levels.max()) >= _level_values(space):
         refuse("a level is out of range")
     if space.grid.kind is Kind.RING:
         return levels.astype(np.uint32, copy=False)
@@ -212,56 +212,58 @@ def announced_bytes(n: int, universe: int) -> float:
 
 
 def _write_positions(support: NDArray[np.int64], space: Space) -> bytes | memoryview:
-    if _chosen(space).chunk and not _shares(support, space):
+    if _support_of(space).chunk and not _is_one_share_per_chunk(support, space):
         raise ValueError("the support does not have each chunk's share of positions")
-    if not _inside(space):
+    if not _is_relative_to_chunk(space):
         return _write_support(support, space.universe)
     if support.size and not (support[0] >= 0 and support[-1] < space.universe and (np.diff(support) > 0).all()):
         raise ValueError("support is not strictly increasing inside the universe")
-    return pack_bits(support - _starts(space), _offset_bits(space))
+    return pack_bits(support - _chunk_starts(space), _offset_bits(space))
 
 
 def _read_positions(view: memoryview, space: Space) -> tuple[NDArray[np.int64], int]:
     """Read the payload's positions from the start of ``view``, and count the bytes that they took."""
-    if _inside(space):
+    if _is_relative_to_chunk(space):
         size = packed_bytes(space.dim, _offset_bits(space))
         offsets = unpack_bits(view[:size], _offset_bits(space), space.dim)
         if offsets is None:
             refuse("nonzero padding after the support")
-        support = offsets.astype(np.int64) + _starts(space)
+        support = offsets.astype(np.int64) + _chunk_starts(space)
         if support.size and not ((np.diff(support) > 0).all() and support[-1] < space.universe):
             refuse("positions do not increase inside the universe")
     else:
         support, size = _read_support(view, space.dim, space.universe)
-    if _chosen(space).chunk and not _shares(support, space):
+    if _support_of(space).chunk and not _is_one_share_per_chunk(support, space):
         refuse("the support does not have each chunk's share of positions")
     return support, size
 
 
-def _chosen(space: Space) -> Support:
+def _support_of(space: Space) -> Support:
+    """Support that the space says travels."""
     assert space.support is not None
     return space.support
 
 
-def _shares(support: NDArray[np.int64], space: Space) -> bool:
-    return bool((support // _chosen(space).chunk == _starts(space) // _chosen(space).chunk).all())
+def _is_one_share_per_chunk(support: NDArray[np.int64], space: Space) -> bool:
+    """Tell whether each chunk has its announced number of positions."""
+    return bool((support // _support_of(space).chunk == _chunk_starts(space) // _support_of(space).chunk).all())
 
 
-def _starts(space: Space) -> NDArray[np.int64]:
+def _chunk_starts(space: Space) -> NDArray[np.int64]:
     """Compute the first coordinate of each position's chunk: int64[dim]."""
-    whole = space.universe // _chosen(space).chunk
-    counts = np.full(whole + 1, _chosen(space).chunk_k)
-    counts[-1] = space.dim - whole * _chosen(space).chunk_k
-    return np.repeat(np.arange(whole + 1, dtype=np.int64) * _chosen(space).chunk, counts)
+    whole = space.universe // _support_of(space).chunk
+    counts = np.full(whole + 1, _support_of(space).chunk_k)
+    counts[-1] = space.dim - whole * _support_of(space).chunk_k
+    return np.repeat(np.arange(whole + 1, dtype=np.int64) * _support_of(space).chunk, counts)
 
 
 def _offset_bits(space: Space) -> int:
-    return (_chosen(space).chunk - 1).bit_length()
+    return (_support_of(space).chunk - 1).bit_length()
 
 
-def _inside(space: Space) -> bool:
+def _is_relative_to_chunk(space: Space) -> bool:
     """Return True if positions travel relative to their chunk. The Space alone decides this."""
-    if not _chosen(space).chunk:
+    if not _support_of(space).chunk:
         return False
     return packed_bytes(space.dim, _offset_bits(space)) < _support_bytes(space.dim, space.universe)
 
@@ -292,36 +294,39 @@ def _read_support(view: memoryview, n: int, universe: int) -> tuple[NDArray[np.i
     return support, size
 
 
-def _blocks(space: Space) -> int:
+def _block_count(space: Space) -> int:
+    """Count the scales that travel."""
     return space.grid.scales * -(-space.dim // space.grid.block)
 
 
-def _width(space: Space) -> int:
+def _level_bits(space: Space) -> int:
+    """Bits of one level."""
     return (space.grid.modulus - 1).bit_length() if space.grid.kind is Kind.RING else int(space.grid.bits)
 
 
-def _values(space: Space) -> int:
+def _level_values(space: Space) -> int:
+    """Count the values that a level can have."""
     return space.grid.modulus if space.grid.kind is Kind.RING else 2 * space.grid.level_max // space.grid.stride + 1
 
 
 def _before_support(space: Space) -> int:
-    return 8 * len(space.head) + (2 * _blocks(space) if space.grid.block else 0)
+    return 8 * len(space.head) + (2 * _block_count(space) if space.grid.block else 0)
 
 
 def _body_bytes(space: Space) -> int:
-    return 4 * space.dim if space.grid.kind is Kind.REAL else packed_bytes(space.dim, _width(space))
+    return 4 * space.dim if space.grid.kind is Kind.REAL else packed_bytes(space.dim, _level_bits(space))
 
 
 def _positions_bytes(space: Space) -> float:
     if not space.sparse:
         return 0
-    if _inside(space):
+    if _is_relative_to_chunk(space):
         return packed_bytes(space.dim, _offset_bits(space))
     return _support_bytes(space.dim, space.universe)
 
 
 def _positions_limit(space: Space) -> int:
-    if _inside(space):
+    if _is_relative_to_chunk(space):
         return packed_bytes(space.dim, _offset_bits(space))
     return _support_limit(space.dim, space.universe)
 
