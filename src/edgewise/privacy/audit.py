@@ -162,9 +162,8 @@ def releases_audit(
     Raises ValueError as ``claimed_mu``.
     Guarantees: ``lower`` holds with 95 %.
     """
-    stages = tuple(
-        _without_server_half(stage) for stage in pipe.stages
-    )  # Later work on the noised mean hides nothing more.
+    # Later work on the noised mean hides nothing more.
+    stages = tuple(_without_server_half(stage) for stage in pipe.stages)
     pipe, mu = replace(pipe, stages=stages), mu or claimed_mu(pipe)
     other = neighbour(update, adjacency or pipe.spaces[0].adjacency)
     public, start = derive(key, "public"), pipe.start_memory()
