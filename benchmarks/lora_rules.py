@@ -1,6 +1,6 @@
 """Rules that average LoRA adapters: on text dealt out evenly and on text of single owners, at two ranks and mixed.
 
-    python benchmarks/lora_rules.py [--rounds 6] [--seeds 3] [--lines found.jsonl]
+    python benchmarks/lora_rules.py [--rounds 6] [--seeds 3] [--rules fedit,ffa] [--lines found.jsonl --most 5]
 
 24 devices hold lines of Shakespeare's plays: dealt out at random (iid), or of one character each (skewed). Six of them
 train the bundled model in a round. All rules have one learning rate and alpha = 2 rank.
@@ -180,14 +180,18 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--ranks", default="4,8,mixed")
     parser.add_argument("--lines", type=Path, help="file that keeps each run, and from which a stopped table goes on")
+    parser.add_argument("--rules", default=",".join(dict.fromkeys((*RULES, *MIXED))))
+    parser.add_argument("--most", type=int, default=0, help="stop after that many runs, and go on from --lines later")
     a = parser.parse_args()
     kept = a.lines.read_text().splitlines() if a.lines and a.lines.exists() else []
     found = [json.loads(line) for line in kept]
     done = {(one["rule"], one["skew"], one["rank"], one["seed"]) for one in found}
     for seed, skew, rank in product(range(a.seeds), SKEWS, a.ranks.split(",")):
         for rule in MIXED if rank == "mixed" else RULES:
-            if (rule, skew, rank, seed) in done:
+            if (rule, skew, rank, seed) in done or rule not in a.rules.split(","):
                 continue
+            if a.most and len(found) - len(kept) == a.most:
+                return
             found.append(play(rule, skew, rank, seed, a.rounds))
             bench.note(json.dumps(found[-1]))
             if a.lines:
