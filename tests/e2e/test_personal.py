@@ -138,6 +138,7 @@ def test_a_run_without_personal_models_keeps_its_identity():
 # -- ditto -----------------------------------------------------------------------------------------------------------
 
 DITTO = {"personal": {"method": "ditto", "steps": 3, "lr": 0.2, "pull": 0.7}}
+FEDREP = {"method": "fedrep", "steps": 3, "lr": 0.2, "parts": ["b"]}
 PLAIN = {"stage": [{"kind": "weigh"}], "strategy": {"kind": "fedavg"}, "compare.local_only": False}
 
 
@@ -196,8 +197,9 @@ def test_a_private_model_goes_on_from_the_last_contribution_that_was_used(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_private_models_of_its_devices(tmp_path, monkeypatch):
-    tables = {**PLAIN, **DITTO}
+@pytest.mark.parametrize("section", [DITTO["personal"], FEDREP], ids=["ditto", "fedrep"])
+def test_a_killed_run_goes_on_with_the_private_parts_of_its_devices(tmp_path, monkeypatch, section):
+    tables = {**PLAIN, "personal": section}
     out = tmp_path / "killed"
     play(tmp_path / "whole", tables, report=False)
     fit, calls = toy.ToyTrainer.fit, []
@@ -239,6 +241,21 @@ def test_a_private_model_changes_no_byte_that_leaves(tmp_path, tables):
     assert sizes[0] == sizes[1]
     if tables is HIDDEN:  # The noise of another run id is other noise.
         assert np.array_equal(released(tmp_path / "ditto"), released(tmp_path / "plain"))
+    assert found["perplexity"]["personal"]["weighted_mean"] < found["perplexity"]["federated"]["weighted_mean"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tables", [HIDDEN, NOISED], ids=["secure aggregation", "differential privacy"])
+def test_the_rest_of_a_model_travels_as_a_smaller_vector(tmp_path, tables):
+    """The toy has 40 coordinates that travel, and 10 that stay."""
+    found = play(tmp_path, {**tables, "personal": FEDREP, "compare.unseen": 0.25})
+    assert found["participation"]["accepted"] == 24
+    assert released(tmp_path).size == 40
+    own = [model.params for model in personal_models(tmp_path)]
+    assert {params.size for params in own} == {50}
+    assert len({params[40:].tobytes() for params in own}) == 8, "each device has a part of its own"
+    means = [found["unseen"][name]["weighted_mean"] for name in ("base", "federated", "personal")]
+    assert means == sorted(means, reverse=True)
     assert found["perplexity"]["personal"]["weighted_mean"] < found["perplexity"]["federated"]["weighted_mean"]
 
 

@@ -24,6 +24,7 @@ from support.commands import done
 pytestmark = pytest.mark.slow
 OPEN = "[privacy]\nwords = ['none']\ncohort = 1\n"
 PERSONAL = {"round.rounds": 2, "round.minimum": 0.1, "personal": {"method": "fine_tune", "steps": 3, "lr": 0.2}}
+FEDPER = {"method": "fedper", "parts": ["b"], "steps": 3, "lr": 0.2}
 
 
 @pytest.fixture
@@ -38,12 +39,13 @@ def admin(server: HttpServer, tmp_path: Path) -> Iterator[Link]:
         yield link
 
 
+@pytest.mark.parametrize("section", [PERSONAL["personal"], FEDPER], ids=["fine_tune", "fedper"])
 def test_an_agent_makes_its_personal_model_when_the_run_has_finished_and_sends_nothing_of_it(
-    server: HttpServer, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: HttpServer, admin: Link, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, section: dict[str, object]
 ) -> None:
     monkeypatch.setattr(personals, "LOOK_S", 0.1)
     home = owned(server, tmp_path / "home", OPEN)
-    run = submitted(server, admin, **PERSONAL)
+    run = submitted(server, admin, **{**PERSONAL, "personal": section})
     folder = home / "runs" / run[:32]
     with working(home):
         assert ended(admin, run) == "finished"

@@ -21,7 +21,9 @@ from edgewise.core.errors import Interrupted
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.workers.parted import parted
 from edgewise.engine.trainer import Registered, registered
+from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe import recipe as recipes
 from edgewise.plan.recipe.recipe import Recipe
 
@@ -37,7 +39,7 @@ def owned(server: HttpServer, home: Path, text: str) -> Path:
 def submitted(server: HttpServer, admin: Link, **overrides: Any) -> str:
     """Begin a run of the toy recipe without torch, on all devices that are enrolled; returns its id."""
     recipe = recipes.parse(PLAIN, overrides={"round.deadline_s": 60.0, "eval.every": 0, **overrides})
-    trainer = ToyTrainer(recipe)
+    trainer = _kept(recipe, ToyTrainer(recipe)).trainer
     initial = bytes(vector.to_bytes(trainer.initial()))
     for _ in submit._staged(admin, vector.digest(initial), initial, len(initial)):
         pass
@@ -50,7 +52,13 @@ def submitted(server: HttpServer, admin: Link, **overrides: Any) -> str:
 
 def toy(recipe: Recipe, folder: Path, device: DeviceId, spec: Spec) -> Registered:
     """What an agent trains with here."""
-    return registered(ToyTrainer(recipe, [device]))
+    return _kept(recipe, ToyTrainer(recipe, [device]))
+
+
+def _kept(recipe: Recipe, trainer: ToyTrainer) -> Registered:
+    """The trainer, whose devices keep a part of the model where the recipe says so."""
+    parts, plain = own_part(recipe, trainer.spec), registered(trainer)
+    return plain if parts is None else parted(plain, parts, recipe)
 
 
 @contextmanager

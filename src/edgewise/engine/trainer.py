@@ -171,6 +171,22 @@ class TakesNotes(Protocol):
         ...
 
 
+class KeepsPart(Protocol):
+    """Optional port of a trainer whose devices keep a part of the model (``drivers.workers.parted``).
+
+    Attributes:
+        inner: the trainer of the whole model.
+        own_names: segments of the part that stays.
+    """
+
+    inner: Registered
+    own_names: tuple[str, ...]
+
+    def whole(self, shared: Vector, private: Mapping[str, Vector] | None = None) -> Vector:
+        """Join a shared part with a device's own part, or with that of the seed, to a model of ``inner``."""
+        ...
+
+
 @dataclass(frozen=True)
 class Registered:
     """Trainer with its optional ports. A port that it does not have is None."""
@@ -188,6 +204,17 @@ class Registered:
     reports: ReportsMetrics | None = None
     holds_back: HoldsBack | None = None
     together: FitsTogether | None = None
+    keeps: KeepsPart | None = None
+
+    def whole(self, params: Vector) -> tuple[Registered, Vector]:
+        """Return the trainer of whole models, and a vector of its layout: ``params`` with the seed's own part.
+
+        Both are as they are where devices keep no part, and ``params`` where it is a whole model already.
+        """
+        if self.keeps is None:
+            return self, params
+        shared = params.shape == (self.trainer.spec.dim,)
+        return self.keeps.inner, self.keeps.whole(params) if shared else params
 
     def fit(self, request: FitRequest) -> Update:
         """Call ``Trainer.fit``. Raises TrainingError(E-TRAIN) also where the result is no update."""

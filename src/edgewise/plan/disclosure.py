@@ -63,6 +63,8 @@ def claims(
         "raw text and codec memory never leave" if any(p.encoded.memory for p in pipes) else "raw text never leaves"
     )
     sentences.append(f"{staying} a device{shown}")
+    if stays := recipe.personal.stays:
+        sentences.append(f"{stays} stays on each device, and no message can name it")
     sentences.append(earns)
     sentences.append(_who_sees_metrics(recipe, visible, noisy))
     if client.head:

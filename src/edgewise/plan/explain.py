@@ -18,7 +18,6 @@ from edgewise.core.stage import BELOW, Stage
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.codec_choice.choice import offers
 from edgewise.plan.frames import traffic
-from edgewise.plan.personal import keeps_private
 from edgewise.plan.plan import Plan
 
 Row = dict[str, Any]  # Plain JSON. An unknown (infinite) bound is None.
@@ -165,9 +164,9 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, 
     The local-only comparison trains the measured devices, in as many rounds as a device takes part in, and for the
     steps of their personal models. The centralised one is a single chain of steps on a worker of its own, beside the
     local-only one. Longer local training and personal models come after both. A device with ditto takes the steps of
-    its personal model in each of its rounds instead, and one that chooses its weight takes them twice. Evaluation,
-    masks, the server's work, start-up and ``personal.epochs`` are left out. A step on some segments counts as a whole
-    one.
+    its personal model in each of its rounds instead, with fedrep in each of them and afterwards. One that chooses its
+    weight takes them twice. Evaluation, masks, the server's work, start-up and ``personal.epochs`` are left out. A step
+    on some segments counts as a whole one.
 
     Args:
         step_s: measured seconds of one optimizer step; 0 = unknown, which makes all forecasts None.
@@ -182,7 +181,7 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, 
         return out
     device_round_s = step_s * (local_steps or plan.rule(0).steps)
     after_s = step_s * recipe.personal.further_steps
-    beside_s = step_s * recipe.personal.steps if keeps_private(plan) else 0.0
+    beside_s = step_s * recipe.personal.beside_steps
     federated = (device_round_s + beside_s + encode_s) * expected * plan.rounds / min(workers, expected)
     measured = min(recipe.eval.devices or sampling.population, sampling.population)
     device_alone_s = (device_round_s + beside_s) * len(plan.rounds_alone(plan.rounds)) + after_s

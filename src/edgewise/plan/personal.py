@@ -2,6 +2,7 @@
 
 after the rounds    ``personal_training``: v goes on from the released model w (fine_tune, interpolate)
 beside the rounds   ``beside_rounds``: in each of its rounds a device also trains a vector v of its own (ditto)
+inside the rounds   a part of the model stays on the device, and the rest travels (fedper, fedrep: ``plan.own_part``)
 
 What a device keeps between rounds is *private*: vectors of ``core.training.Update.personal``. A part of the system that
 keeps something on the device declares it by returning it there, under a name of its own, and names its method in
@@ -18,10 +19,11 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive
 from edgewise.core.training import DeviceId
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe.personal import PRIVATE
+from edgewise.plan.recipe.personal import BESIDE, PARTED, PRIVATE
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 MODEL = "model"  # name of the private vector v of ditto, float32[d]
+PART = "part"  # name of the private vector of fedper and fedrep: the own part of the model, float32[d_own]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,25 +53,31 @@ def keeps_private(plan: Plan) -> bool:
     return plan.recipe.personal.method in PRIVATE
 
 
+def keeps_part(plan: Plan) -> bool:
+    """Tell whether a part of the model stays on its device, and the run's vector is the rest (``plan.own_part``)."""
+    return plan.recipe.personal.method in PARTED
+
+
 def personal_training(plan: Plan, device: DeviceId) -> PersonalTraining | None:
     """Return the further training of a device after the rounds; None where the recipe asks for no personal models."""
     wanted, training = plan.recipe.personal, plan.recipe.training
     if wanted.method == "none":
         return None
-    rule = LocalRule(steps=wanted.steps or training.max_local_steps, lr=wanted.lr, epochs=wanted.epochs)
+    steps = wanted.steps or (training.max_local_steps if wanted.epochs else 0)
+    rule = LocalRule(steps=steps, lr=wanted.lr, epochs=wanted.epochs)
     return PersonalTraining(wanted.method, rule, wanted.mix, plan.rounds, plan.batch_key(device, plan.rounds))
 
 
 def as_many_alone(plan: Plan, device: DeviceId, rounds: int) -> PersonalTraining | None:
     """Return the same number of steps for a device that trained ``rounds`` rounds alone, all of which count.
 
-    None where the recipe asks for no personal models. Ditto takes its steps in each of the rounds. A device that
-    chooses its weight takes them twice.
+    None where the recipe asks for no personal models. Ditto takes its steps in each of the rounds, and FedRep in each
+    of them and afterwards. A device that chooses its weight takes them twice.
     """
     wanted = personal_training(plan, device)
     if wanted is None:
         return None
-    times = rounds if keeps_private(plan) else 1 if wanted.share else 2
+    times = (rounds if wanted.method in BESIDE else 0) + (wanted.method != "ditto") * (1 if wanted.share else 2)
     rule = wanted.rule
     rule = msgspec.structs.replace(rule, steps=rule.steps * times, epochs=rule.epochs * times)
     return replace(wanted, rule=rule, share=1.0)

@@ -25,6 +25,7 @@ from edgewise.learn.text.trainer import TextTrainer
 from edgewise.learn.train import fit
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.compile import compile
+from edgewise.plan.own_part import own_part
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
 from edgewise.plan.recipe.engine import EngineSection
@@ -51,6 +52,11 @@ def text_trainer(recipe: Recipe, recipe_dir: Path, scratch: Path, catalogue: Cat
     """
     on_cpu = recipe.model_copy(update={"engine": EngineSection(device="cpu")})  # The attacks compute there.
     trainer = None if catalogue.trainer is not None else text.make(on_cpu, recipe_dir, scratch / "cache")
+    if trainer is not None and own_part(recipe, trainer.spec) is not None:
+        what = (
+            f'an audit attacks updates of whole models, and personal.method = "{recipe.personal.method}" keeps a part.'
+        )
+        raise RecipeError("E-COMBO", what, "audit the recipe without [personal], which reveals more.")
     if trainer is None or strategy_of(recipe, catalogue, trainer.spec, len(trainer.devices())).directions is not None:
         what = "an audit attacks a text model. This trainer is an extension's, or it is wrapped."
         raise RecipeError("E-COMBO", what, "audit a recipe of the text trainer.")

@@ -41,7 +41,7 @@ from edgewise.plan import facts
 from edgewise.plan.acceptance import OwnerFloor, accept, check_stated
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import PlanFacts
-from edgewise.plan.personal import keeps_private, personal_training
+from edgewise.plan.personal import keeps_part, keeps_private, personal_training
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 
@@ -139,6 +139,11 @@ class Parts:
         if not self._personal and keeps_private(plan):
             what = "the run keeps a private part on its devices, and a script trains nothing beside its tasks."
             raise RecipeError("E-PERSONAL", what, 'take part with `edgewise device run`, or ask for "interpolate".')
+        if keeps_part(plan) and trainer.keeps is None:
+            what = (
+                f'personal.method = "{plan.recipe.personal.method}" keeps a part of the model, and this trainer cannot.'
+            )
+            raise RecipeError("E-PERSONAL", what, "take part with the recipe's own trainer.")
         if self._personal and personal_training(plan, self._link.name) is not None:
             personal.want(folder, run)
         downloads = Downloads(plan.layout.given.dim, plan.downlink)

@@ -112,7 +112,7 @@ def compare(
         note = result.device
         if result.device == POOLED:
             chain, chain_left = result.params, chain_left - 1
-            store.keep(CENTRALISED, vector.from_bytes(chain, plan.spec.dim), rounds - chain_left)
+            store.keep(CENTRALISED, vector.from_bytes(chain, len(chain) // 4), rounds - chain_left)
             if chain_left:
                 submit_chain()
         else:
@@ -127,7 +127,7 @@ def compare(
         baseline_figures.conclude(store, tell, LOCAL_ONLY, last, time.perf_counter() - began)
     if pooled:
         trained_s = 0.0 if had_locals else time.perf_counter() - began
-        event = probes.evaluate(CENTRALISED, last, vector.from_bytes(chain, plan.spec.dim))
+        event = probes.evaluate(CENTRALISED, last, vector.from_bytes(chain, len(chain) // 4))
         event = timed(event, trained_s)
         store.append(event)
         tell(event)

@@ -43,7 +43,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
     Returns:
         Plain JSON: ``run``, ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``chosen`` (the values
         that the privacy word chose, by key), ``ladder``, ``bytes``, ``memory_bytes``, ``totals`` (``Window``),
-        ``kept_bytes`` (what the strategy keeps on a device between rounds), ``ends``,
+        ``kept_bytes`` (what a device keeps between rounds for the strategy and for itself), ``ends``,
         ``local_epochs``, ``local_steps`` (``fewest``, ``mean`` and ``most`` of a device and round; with epochs of the
         ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``,
         ``together`` (``devices`` and ``ratio`` of the proposed ``engine.batch_devices``; null without one),
@@ -100,7 +100,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan, cost["down_frames"])},
         "memory_bytes": (sizes.get("memory_bytes") or 0.0) + _client_bytes(plan) or None,
         "totals": window_of(plan)._asdict(),
-        "kept_bytes": 4 * plan.spec.dim * (len(plan.strategy.client.memory) + keeps_private(plan)),
+        "kept_bytes": 4 * (plan.spec.dim * len(plan.strategy.client.memory) + _private(plan, trainer)),
         "ends": _ends(recipe),
         "local_epochs": recipe.training.local_epochs or None,
         "local_steps": steps,
@@ -109,6 +109,13 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         "workers": workers,
         "forecast": forecast,
     }
+
+
+def _private(plan: Plan, trainer: Registered) -> int:
+    """Count the private parameters of a device."""
+    if not keeps_private(plan):
+        return 0
+    return plan.spec.dim if trainer.keeps is None else trainer.keeps.inner.trainer.spec.dim - plan.spec.dim
 
 
 def _client_bytes(plan: Plan) -> float:

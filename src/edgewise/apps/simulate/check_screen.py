@@ -227,7 +227,7 @@ def _numbers(found: Mapping[str, Any]) -> Any:
     grid.add_row("memory", f"{numbers.size(found['memory_bytes'])} per device for training, without Python and torch")
     if found["kept_bytes"]:
         size = numbers.size(found["kept_bytes"])
-        grid.add_row("", f"{size} that the strategy keeps on each device between rounds")
+        grid.add_row("", f"{size} that each device keeps between rounds")
     grid.add_row("verifying", _totals(found["totals"]))
     if f["total_s"] is None:
         grid.add_row("time", "not measured (leave out --fast)")

@@ -59,18 +59,18 @@ def personalise(
     tell(events.PhaseStarted(phase=PERSONAL, steps=len(devices)))
     digest = chosen(store).digest
     start = vector.to_bytes(store.blob(digest))
-    room = int(wanted.keep_mb * 1e6 // (4 * probes.plan.spec.dim)) - sum(1 for _ in personal_files(store.out))
+    kept = len(personal_files(store.out))
     for number, device in enumerate(remaining):
         elsewhere = neighbours(devices, device) if name == PERSONAL else ()
         executor.submit(jobs.Personalise(id=number, device=device, params=start, elsewhere=elsewhere))
 
     def take(result: jobs.Result) -> str:
-        nonlocal room
+        nonlocal kept
         assert isinstance(result, jobs.Personalised)
-        if room > 0:
-            params = vector.from_bytes(result.params, probes.plan.spec.dim)
+        if (kept + 1) * len(result.params) <= wanted.keep_mb * 1e6:
+            params = vector.from_bytes(result.params, len(result.params) // 4)
             keep_personal(store.out, PersonalModel(result.device, digest, wanted.method, params))
-            room -= 1
+            kept += 1
         if name == PERSONAL:
             baseline_figures.keep(store, ELSEWHERE, last, result.device, *result.elsewhere)
         return baseline_figures.keep(store, name, last, result.device, *result.own)

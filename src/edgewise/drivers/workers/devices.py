@@ -27,6 +27,7 @@ from edgewise.core.keys import Secrets
 from edgewise.core.metric import BUILT_IN, HELD_OUT, HELD_SHARE
 from edgewise.core.own_code import type_and_line
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
+from edgewise.core.vector import Vector
 from edgewise.drivers.workers.held_models import Downloads
 from edgewise.drivers.workers.personal import beside
 from edgewise.drivers.workers.records import in_steps
@@ -294,13 +295,19 @@ class Devices:
                 "E-FRAME", "the probe is for another run, or for a round that this one does not have"
             )
         else:
-            blob, dim = probe.model, self.plan.spec.dim
-            measured = guarded(device, lambda: self.trainer.evaluate(device, self.downloads.snapshot(blob, dim)))
+            measured = guarded(device, lambda: self.trainer.evaluate(device, self._probed(probe)))
         if isinstance(measured, device_events.Failed):
             return frame.Refusal(
                 run=run, round=number, device=device, code=measured.code, reason=frame.legible(measured.reason)
             )
         return frame.Measurement(run=run, round=number, device=device, nll=measured.nll, tokens=measured.tokens)
+
+    def _probed(self, probe: frame.Probe) -> Vector:
+        """Return the model of a probe: of the run's layout, or a whole one where devices keep a part of it."""
+        dim, size = self.plan.spec.dim, len(self.downloads.blob(probe.model))
+        if self.trainer.keeps is not None and size == 4 * self.trainer.keeps.inner.trainer.spec.dim:
+            dim = self.trainer.keeps.inner.trainer.spec.dim
+        return self.downloads.snapshot(probe.model, dim)
 
 
 def _given_back(result: Update | Exception) -> Update:

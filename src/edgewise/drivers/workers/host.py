@@ -186,26 +186,26 @@ class Host:
 
     def _train_alone(self, job: jobs.Solo) -> jobs.TrainedAlone:
         began = time.perf_counter()
-        params = np.array(vector.from_bytes(job.params, self._trainer.trainer.spec.dim))
+        trainer, params = self._trainer.whole(np.array(_vector(job.params)))
         played: Counter[int] = Counter()
         for number in job.rounds:
             rule = self._plan.rule(number)
             # Nothing is sent here, so layer groups take no turns: all segments train in every round.
             rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr, epochs=job.epochs or rule.epochs)
-            rule = in_steps(self._trainer, self._plan, job.device, rule)
+            rule = in_steps(trainer, self._plan, job.device, rule)
             drawn = number + played[number] * self._plan.rounds  # a round that is played again takes other batches
             played[number] += 1
             key, secret = self._plan.batch_key(job.device, drawn), keys.derive(self._root, "alone", job.device, drawn)
-            with without_noise(self._trainer):
-                params += self._trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
+            with without_noise(trainer):
+                params += trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
         seconds = time.perf_counter() - began
         if job.measure:
-            measured, further = self._trainer.evaluate(job.device, params), (0.0, 0)
+            measured, further = trainer.evaluate(job.device, params), (0.0, 0)
             if job.personal:
                 wanted = as_many_alone(self._plan, job.device, len(job.rounds))
                 assert wanted is not None
                 secret = keys.derive(self._root, "personal", job.device)
-                own = personalised(self._plan, self._trainer, job.device, params, secret, wanted)
+                own = personalised(self._plan, trainer, job.device, params, secret, wanted)
                 further = self._measured(job.device, own)
             return jobs.TrainedAlone(
                 id=job.id, device=job.device, nll=measured.nll, tokens=measured.tokens, seconds=seconds,
@@ -241,6 +241,11 @@ class Host:
         except Exception:  # boundary: a trainer is foreign code
             LOG.warning("the speed of a step cannot be measured", exc_info=True)
             return jobs.Timed(id=job.id)
+
+
+def _vector(raw: memoryview) -> vector.Vector:
+    """Return the vector in a job, of whatever length: of the run's layout, or of a whole model."""
+    return vector.from_bytes(raw, len(raw) // 4)
 
 
 def _handled(job: jobs.Handle, done: TimedAnswer) -> jobs.Handled:

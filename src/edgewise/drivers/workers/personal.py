@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 
 from edgewise.core import keys
@@ -27,19 +28,27 @@ def personal_model(
     """Make or find a device's personal model when the rounds are over.
 
     Args:
-        store: the device's state, with the model that it trained beside the rounds (ditto).
-        params, secret: as ``personalised``.
+        store: the device's state, with the model that it trained beside the rounds (ditto), or its own part of the
+            model (fedper, fedrep).
+        params: the released model. secret: as ``personalised``.
     Returns:
-        float32[d]. A device that was in no round has the released model itself.
+        float32[d], the whole model. With ditto a device that was in no round has the released model itself. With
+        fedper and fedrep the device's own part takes ``personal.steps`` further steps beside the released model. A
+        device that was in no round takes them from the own part of the seed.
     Raises:
         As ``personalised``, and StoreError where the device's state cannot be read.
     """
+    wanted = personal_training(plan, device)
+    assert wanted is not None  # The callers ask for a model that the recipe wants.
     if not keeps_private(plan):
-        wanted = personal_training(plan, device)
-        assert wanted is not None  # The callers ask for a model that the recipe wants.
         return personalised(plan, trainer, device, params, secret, wanted)
     state = store.load(device)
-    return params if state is None else private_part(state).get(MODEL, params)
+    private = {} if state is None else private_part(state)
+    if trainer.keeps is None:
+        return private.get(MODEL, params)
+    whole = trainer.keeps.whole(params, private)
+    rule = msgspec.structs.replace(wanted.rule, segments=trainer.keeps.own_names)
+    return personalised(plan, trainer.keeps.inner, device, whole, secret, replace(wanted, rule=rule))
 
 
 def personalised(
@@ -63,8 +72,12 @@ def personalised(
         EdgewiseError: as the trainer.
     Guarantees:
         Equal arguments give equal bits.
+    Edge cases:
+        No steps give ``params`` themselves.
     """
     rule, share = in_steps(trainer, plan, device, wanted.rule), wanted.share
+    if not rule.steps:
+        return params
     request = FitRequest(device, wanted.round, params, rule, wanted.key, secret)
     with without_noise(trainer):
         share = share or _chosen_share(trainer, request)

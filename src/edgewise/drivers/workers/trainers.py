@@ -7,8 +7,10 @@ from pathlib import Path
 from edgewise.core import keys
 from edgewise.core.errors import RecipeError
 from edgewise.core.training import DeviceId
+from edgewise.drivers.workers.parted import parted
 from edgewise.engine.trainer import Registered, registered
 from edgewise.plan.catalogue import Catalogue
+from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.strategy import strategy_of
 
@@ -24,7 +26,8 @@ def make_trainer(
     """Make the recipe's trainer and list its abilities. Imports torch, unless the trainer is an extension's.
 
     Where the recipe's strategy works along directions, a torch trainer is wrapped so that its vector holds their
-    coefficients. Another trainer stays as it is, and ``compile`` refuses it.
+    coefficients. Another trainer stays as it is, and ``compile`` refuses it. Where a part of the model stays on its
+    device, the trainer is wrapped so that its vector holds the rest.
 
     Args:
         device: an enrolled device that owns all the text; None in a simulation.
@@ -33,6 +36,7 @@ def make_trainer(
         RecipeError: E-COMBO where the recipe counts passes and the trainer does not count records, or where it asks for
             samples of text or metrics that the trainer cannot give, or trains devices together that it has to train
             one by one. E-EXTENSION as ``engine.trainer.registered``.
+        ModelError: E-TARGETS as ``plan.own_part``.
     """
     if catalogue.trainer is not None:
         trainer = registered(catalogue.trainer(recipe))
@@ -60,6 +64,8 @@ def make_trainer(
         from edgewise.learn import zeroth_order
 
         trainer = zeroth_order.wrapped(trainer, directions, keys.root(recipe.seed))
+    if (parts := own_part(recipe, spec)) is not None:
+        trainer = parted(trainer, parts, recipe)
     if recipe.engine.batch_devices > 1:
         _check_together(recipe, trainer)
     return trainer

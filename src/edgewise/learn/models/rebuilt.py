@@ -23,6 +23,7 @@ from edgewise.learn.models.adapters import trainable
 from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.models.load import Loaded, load
 from edgewise.learn.zeroth_order import base_digest, rebuilt
+from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.base import Directions
 
@@ -62,7 +63,8 @@ def rebuild(
         base: the base model, as ``model.base``.
         folder: the folder where a relative ``base`` starts.
         facts: facts of the run, which identify the base that it trained on. What they lack is not compared.
-        params: the run's vector, or its trained tensors by name.
+        params: the run's vector, its trained tensors by name, or a device's whole model. Where a part of the model
+            stays on its device, the run's vector gets the part that the seed decides.
         directions: the directions, where the vector holds coefficients. None where it holds parameters.
         cache_dir: folder with the run's quantized copy of the base. None keeps none.
     Raises:
@@ -70,10 +72,16 @@ def rebuild(
         ModelError: E-MODEL, E-MODEL-REMOTE.
     """
     loaded, model, flat = _start(recipe, base, folder, torch.float32, cache_dir)
+    parts = own_part(recipe, flat.spec)
+    spec, initial = flat.spec, flat.read()
+    if parts is not None:
+        spec, (initial, own) = parts.shared, parts.split(initial)
     if isinstance(params, Mapping):
-        if {name: x.shape for name, x in params.items()} != {s.name: s.shape for s in flat.spec.segments}:
+        if {name: x.shape for name, x in params.items()} != {s.name: s.shape for s in spec.segments}:
             raise EdgewiseError("E-EXPORT", f"the trained tensors are not those of {loaded.name}.", AGAIN)
-        params = pack(params, flat.spec)
+        params = pack(params, spec)
+    if parts is not None and params.shape == (spec.dim,):
+        params = parts.join(params, own)
     if directions is not None:
         params = _from_directions(recipe, base, folder, facts, params, directions)
     if params.shape != (flat.spec.dim,):
@@ -82,7 +90,7 @@ def rebuild(
     arithmetic = getattr(torch, facts.get("precision") or "float32")
     same = [facts.get("model_fingerprint") in (None, frozen_digest(model, arithmetic))]
     if not recipe.trainable.keeps_base and directions is None:  # The fingerprint does not cover trained parameters.
-        same.append(facts.get("initial_sha256") in (None, vector.digest(vector.to_bytes(flat.read()))))
+        same.append(facts.get("initial_sha256") in (None, vector.digest(vector.to_bytes(initial))))
     if not all(same):
         raise EdgewiseError("E-EXPORT", f"{loaded.name} has other weights than the run trained on.", AGAIN)
     if recipe.model.quantized:

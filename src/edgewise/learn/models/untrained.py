@@ -10,6 +10,7 @@ from edgewise.core.vector import Spec, Vector
 from edgewise.learn.models.hub import weights
 from edgewise.learn.models.quantized import count
 from edgewise.learn.text import trainer
+from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.recipe import Recipe
 
@@ -21,7 +22,7 @@ class Untrained:
     """A model before the first round.
 
     Attributes:
-        spec: layout of the trained parameters.
+        spec: layout of the trained parameters, of those that travel.
         initial: the trained parameters, float32 of ``spec``.
         files: the files that ``transformers`` reads. None for the bundled model, which every device has.
         facts: the model's part of ``learn.text.trainer.TextTrainer.describe``.
@@ -46,7 +47,10 @@ def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
         **({"model_commit": loaded.commit} if loaded.commit else {}),
     }
     files = () if recipe.model.base == "bundled" else _files(loaded.folder)
-    return Untrained(flat.spec, flat.read(), files, facts)
+    parts = own_part(recipe, flat.spec)
+    if parts is None:
+        return Untrained(flat.spec, flat.read(), files, facts)
+    return Untrained(parts.shared, parts.split(flat.read())[0], files, facts)
 
 
 def _files(folder: Path) -> tuple[Path, ...]:

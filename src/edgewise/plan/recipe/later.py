@@ -20,6 +20,8 @@ LATER = (
     "metric",
     "model.quantize",
     "personal",
+    "personal.blocks",
+    "personal.parts",
     "training.checkpointing",
 )
 
@@ -36,6 +38,6 @@ def without_unused(plain: Mapping[str, Any], defaults: Mapping[str, Any]) -> dic
         if not name:
             if out[section] == defaults[section]:
                 del out[section]
-        elif out[section][name] == defaults[section][name]:
+        elif section in out and out[section][name] == defaults[section][name]:
             out[section] = {k: v for k, v in out[section].items() if k != name}
     return out

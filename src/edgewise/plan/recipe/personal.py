@@ -8,8 +8,12 @@ from typing import Any, Literal
 from pydantic import Field
 
 from edgewise.plan.recipe.rules import Section, SettingError, rule
+from edgewise.plan.recipe.trainable import TrainableSection
 
-PRIVATE = ("ditto",)  # methods with a part that a device keeps between rounds
+PARTED = ("fedper", "fedrep")  # methods with a part of the model that stays on its device
+PRIVATE = ("ditto", *PARTED)  # methods with something that a device keeps between rounds
+BESIDE = ("ditto", "fedrep")  # methods with steps of a device for itself in each of its rounds
+IN_TURN = ("reffa", "rolora")  # rules of adapters that train some of their factors in a round
 
 
 class PersonalSection(Section):
@@ -17,15 +21,20 @@ class PersonalSection(Section):
 
     ``fine_tune``: v = w after ``steps`` further steps on the device's own text. ``interpolate``: the personal model is
     w + weight (v - w). ``ditto``: v trains beside every round of the device, pulled to the round's model by ``pull``.
+    ``fedper``, ``fedrep``: a part of the model stays on the device in all rounds, and the rest travels.
     """
 
-    method: Literal["none", "fine_tune", "interpolate", "ditto"] = Field(
+    method: Literal["none", "fine_tune", "interpolate", "ditto", "fedper", "fedrep"] = Field(
         "none",
         description="how a device makes its personal model: further steps after the rounds (fine_tune), a mix of such "
-        "a model and the federated one (interpolate), or a model of its own that trains beside the rounds (ditto)",
+        "a model and the federated one (interpolate), a model of its own that trains beside the rounds (ditto), or a "
+        "part of the model that stays on the device and trains with the rest (fedper) or before it (fedrep)",
     )
     steps: int = Field(
-        10, ge=0, description="further optimizer steps of a device, with ditto in each of its rounds; 0: give epochs"
+        10,
+        ge=0,
+        description="further optimizer steps of a device, with ditto in each of its rounds; 0: give epochs. fedper: "
+        "steps of its own part after the rounds, 0 = none; fedrep: in each of its rounds and after them",
     )
     epochs: float = Field(0.0, ge=0, le=1e6, description="passes over its own blocks, in place of steps; 0 = steps")
     lr: float = Field(5e-4, gt=0, description="learning rate of the further steps")
@@ -38,6 +47,17 @@ class PersonalSection(Section):
     )
     pull: float = Field(
         0.5, ge=0, le=100, description="ditto: lambda, by which its own model is pulled to the federated"
+    )
+    blocks: int = Field(
+        1,
+        ge=0,
+        description="fedper, fedrep: the last so many blocks stay on the device, with what follows them (the final "
+        "norm, and a head of its own); 0 = only what follows",
+    )
+    parts: list[str] = Field(
+        [],
+        description="fedper, fedrep: patterns of parameter names that stay on the device, in place of blocks, e.g. "
+        '["lm_head.*"]',
     )
     keep_mb: float = Field(
         500.0, ge=0, le=1e9, description="room for personal models in a simulated run's folder, 10^6 bytes; 0 = none"
@@ -56,6 +76,18 @@ class PersonalSection(Section):
         return self.weight if self.method == "interpolate" else 1.0
 
     @property
+    def stays(self) -> str:
+        """Name what a device keeps for itself between rounds. Empty where it keeps nothing."""
+        if self.method == "ditto":
+            return "a model of its own"
+        if self.method not in PARTED:
+            return ""
+        if self.parts:
+            return f"the part of the model that {', '.join(self.parts)} names"
+        last = f"the last {self.blocks} block{'s' * (self.blocks != 1)} of the model with " if self.blocks else ""
+        return f"{last}what follows the last block"
+
+    @property
     def chooses(self) -> bool:
         """True if each device chooses the share of its own model."""
         return self.method == "interpolate" and not self.weight
@@ -66,12 +98,19 @@ class PersonalSection(Section):
 
         A device that chooses the share takes ``steps`` twice.
         """
-        if self.method in ("none", *PRIVATE):
+        if self.method in ("none", "ditto"):
             return 0
         return 2 * self.steps if self.chooses else self.steps
 
+    @property
+    def beside_steps(self) -> int:
+        """The steps of a device for itself in each of its rounds. 0 where epochs are given."""
+        return self.steps if self.method in BESIDE else 0
+
     @rule
     def _one_length(self) -> Iterator[SettingError]:
+        if not self.steps and not self.epochs and self.method == "fedper":
+            return  # The own part is then as the last round left it.
         if bool(self.steps) == bool(self.epochs):
             what = "personal.steps and personal.epochs: exactly one of them says how long a device goes on"
             yield SettingError("E-COMBO", what, "give one, and leave out the other")
@@ -79,7 +118,7 @@ class PersonalSection(Section):
     @rule
     def _method_given(self) -> Iterator[SettingError]:
         if self.method == "none" and any(
-            self._is_given(key) for key in ("steps", "epochs", "lr", "weight", "pull", "keep_mb")
+            self._is_given(key) for key in ("steps", "epochs", "lr", "weight", "pull", "blocks", "parts", "keep_mb")
         ):
             what = 'the section [personal] makes no model with personal.method = "none"'
             yield SettingError("E-COMBO", what, 'write method = "fine_tune", or leave the section out')
@@ -96,24 +135,67 @@ class PersonalSection(Section):
             what = f'personal.pull is not read with personal.method = "{self.method}"'
             yield SettingError("E-COMBO", what, 'leave it out, or write method = "ditto"')
 
+    @rule
+    def _parts_read(self) -> Iterator[SettingError]:
+        if self.method not in ("none", *PARTED) and (self._is_given("blocks") or self.parts):
+            what = f'personal.blocks and personal.parts are not read with personal.method = "{self.method}"'
+            yield SettingError("E-COMBO", what, 'leave them out, or write method = "fedper" or "fedrep"')
+        elif self.parts and self._is_given("blocks"):
+            what = "personal.blocks and personal.parts both say what stays on the device"
+            yield SettingError("E-COMBO", what, "give one of them")
+
     def _is_given(self, key: str) -> bool:
         """Tell whether a key differs from its default."""
         return bool(getattr(self, key) != type(self).model_fields[key].default)
 
 
 def private_faults(
-    personal: PersonalSection, codec: str, privacy: str, strategy: Mapping[str, Any]
+    personal: PersonalSection,
+    codec: str,
+    privacy: str,
+    strategy: Mapping[str, Any],
+    trainable: TrainableSection,
+    *,
+    of_records: bool,
+    chooses: bool,
+    together: int,
 ) -> Iterator[SettingError]:
-    """Find settings of a recipe with which a device cannot keep a private part."""
+    """Find settings of a recipe with which a device cannot keep a private part.
+
+    Args:
+        of_records: differential privacy is about single records.
+        chooses: held-out text chooses the round whose model counts.
+        together: devices that train in one pass.
+    """
     if personal.method not in PRIVATE:
         return
+    given = f'personal.method = "{personal.method}"'
     if codec == "adaptive" and privacy == "hidden":
-        what = f'personal.method = "{personal.method}" with codec = "adaptive" behind masks: a device encodes when the '
+        what = f'{given} with codec = "adaptive" behind masks: a device encodes when the '
         what += "round has gone on, and its private part would have to wait with the update"
         yield SettingError("E-COMBO", what, 'write codec = "stages", or personal.method = "interpolate"')
     if strategy.get("kind") == "zeroth_order":
-        what = (
-            f'personal.method = "{personal.method}" with [strategy] zeroth_order: the run\'s vector holds coefficients '
-        )
+        what = f"{given} with [strategy] zeroth_order: the run's vector holds coefficients "
         what += "of directions, and no model of a device's own"
         yield SettingError("E-COMBO", what, 'write personal.method = "fine_tune", or another strategy')
+    if personal.method not in PARTED:
+        return
+    if of_records:
+        what = f'{given} with dp.unit = "example": the part that stays depends on each record without noise, and the '
+        what += "gradients of all later steps depend on that part, which no epsilon counts"
+        yield SettingError("E-COMBO", what, 'write dp.unit = "user", or personal.method = "fine_tune"')
+    if trainable.adapts and (trainable.rule in IN_TURN or trainable.moves_base):
+        what = f'{given} with trainable.rule = "{trainable.rule}": the rule treats the factors of all layers as one '
+        what += "adapter, and a part of it would stay behind"
+        yield SettingError("E-COMBO", what, 'write rule = "fedit", "ffa" or "fed_sb"')
+    if chooses:
+        what = f'{given} with round.patience or round.keep = "best": the choice is made by a model with the own part '
+        what += "of the seed, which no device uses"
+        yield SettingError("E-COMBO", what, "leave both out")
+    if together > 1:
+        what = f"{given} with engine.batch_devices = {together}: devices with parts of their own train one by one"
+        yield SettingError("E-COMBO", what, "write engine.batch_devices = 1")
+    if personal.method == "fedper" and strategy.get("kind") in ("fedprox", "feddyn"):
+        what = f'{given} with [strategy] "{strategy["kind"]}": its pull to the model of the round would hold back the '
+        what += "part that stays on the device, too"
+        yield SettingError("E-COMBO", what, 'write personal.method = "fedrep", or another strategy')

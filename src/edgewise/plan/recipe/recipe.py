@@ -287,7 +287,10 @@ class Recipe(Section):
     @rule
     def _mechanism_and_private_part(self) -> Iterator[SettingError]:
         yield from refused(self.privacy, self.dp)
-        yield from private_faults(self.personal, self.codec, self.privacy, self.strategy)
+        yield from private_faults(
+            self.personal, self.codec, self.privacy, self.strategy, self.trainable,
+            of_records=self.dp.example, chooses=self.round.chooses, together=self.engine.batch_devices,
+        )  # fmt: skip
 
     def resolved(self) -> dict[str, Any]:
         """Return all keys with their values and defaults, in plain JSON types, without unused later keys (``later``).
