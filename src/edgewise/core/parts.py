@@ -2,7 +2,7 @@
 
 >>> import numpy as np
 >>> from edgewise.core.vector import Spec
->>> parts = Parts(Spec.of([("body", (2,), "float32"), ("head", (1,), "float32")]), ("head",))
+>>> parts = ModelParts(Spec.of([("body", (2,), "float32"), ("head", (1,), "float32")]), ("head",))
 >>> parts.shared.dim, parts.own.dim
 (2, 1)
 >>> shared, own = parts.split(np.array([1, 2, 3], np.float32))
@@ -20,7 +20,7 @@ import numpy as np
 from edgewise.core.vector import Segment, Spec, Vector
 
 
-class Parts:
+class ModelParts:
     """A layout and its two parts, each in the order of the whole.
 
     Args:

@@ -10,7 +10,7 @@ import re
 from fnmatch import fnmatchcase
 
 from edgewise.core.errors import ModelError
-from edgewise.core.parts import Parts
+from edgewise.core.parts import ModelParts
 from edgewise.core.vector import Spec
 from edgewise.plan.recipe.personal import PARTED
 from edgewise.plan.recipe.recipe import Recipe
@@ -19,7 +19,7 @@ _BLOCK = re.compile(r"(?:^|\.)(\d+)\.")  # the number of a block in "model.layer
 SHOWN = 6  # A message lists so many names.
 
 
-def own_part(recipe: Recipe, spec: Spec) -> Parts | None:
+def own_part(recipe: Recipe, spec: Spec) -> ModelParts | None:
     """Choose the own part of a model by the recipe. None where ``personal.method`` has none.
 
     ``personal.parts`` are patterns of segment names. Without them the part is the last ``personal.blocks`` numbered
@@ -51,7 +51,7 @@ def own_part(recipe: Recipe, spec: Spec) -> Parts | None:
         what = f"{said} keeps all that is trained on the device, and nothing would travel."
         fix = f"keep less. These are trained: {', '.join(_shortened(names))}."
         raise ModelError("E-TARGETS", what, fix)
-    return Parts(spec, own)
+    return ModelParts(spec, own)
 
 
 def _last(names: list[str], blocks: int) -> list[str]:

@@ -140,9 +140,7 @@ class Parts:
             what = "the run keeps a private part on its devices, and a script trains nothing beside its tasks."
             raise RecipeError("E-PERSONAL", what, 'take part with `edgewise device run`, or ask for "interpolate".')
         if keeps_part(plan) and trainer.keeps is None:
-            what = (
-                f'personal.method = "{plan.recipe.personal.method}" keeps a part of the model, and this trainer cannot.'
-            )
+            what = "the run keeps a part of the model on its devices, and the trainer of this one cannot."
             raise RecipeError("E-PERSONAL", what, "take part with the recipe's own trainer.")
         if self._personal and personal_training(plan, self._link.name) is not None:
             personal.want(folder, run)

@@ -18,7 +18,7 @@ import numpy as np
 from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive
-from edgewise.core.parts import Parts
+from edgewise.core.parts import ModelParts
 from edgewise.core.training import Correction, DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine.trainer import Registered
@@ -26,7 +26,7 @@ from edgewise.plan.personal import PART
 from edgewise.plan.recipe.recipe import Recipe
 
 
-def parted(trainer: Registered, parts: Parts, recipe: Recipe) -> Registered:
+def parted(trainer: Registered, parts: ModelParts, recipe: Recipe) -> Registered:
     """Wrap a trainer of the whole model into one whose vector is the shared part. It trains one device at a time."""
     made = PartedTrainer(trainer, parts, recipe)
     return Registered(
@@ -65,7 +65,7 @@ class PartedTrainer:
     Source: Arivazhagan et al. 2019, arXiv:1912.00818 (FedPer). Collins et al. 2021, arXiv:2102.07078 (FedRep).
     """
 
-    def __init__(self, inner: Registered, parts: Parts, recipe: Recipe) -> None:
+    def __init__(self, inner: Registered, parts: ModelParts, recipe: Recipe) -> None:
         self.inner, self.parts = inner, parts
         self.alternates = recipe.personal.method == "fedrep"
         self._wanted, self._batch = recipe.personal, recipe.training.batch
