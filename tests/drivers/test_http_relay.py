@@ -135,6 +135,7 @@ def test_what_is_here_is_for_those_whom_the_server_lets_have_it(
         assert code(other.download, digest, tmp_path / "none", 2**28) == "E-BLOB", "not published any more"
 
 
+@pytest.mark.slow
 def test_a_gateway_changes_nothing_that_is_signed(server: HttpServer, gateway: Gateway, device: Link) -> None:
     headers = device._signed("POST", "/v1/outbox", "", b"what was signed", RUN, "0")
     for method, path, body in (

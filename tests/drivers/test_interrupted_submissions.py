@@ -52,6 +52,7 @@ def test_the_next_start_removes_the_folder_of_a_submission_that_was_killed(
         assert names(tmp_path / "server") == ["0" * 32]
 
 
+@pytest.mark.slow
 def test_a_submission_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full = StoreError("E-DISK", "the disk is full.", "make room.")
     assert submit(tmp_path / "server", monkeypatch, full, written=False) == []

@@ -75,6 +75,7 @@ def test_an_error_of_the_whole_pass_is_each_devices_error(tmp_path, groups, monk
     assert len([e for e in told if isinstance(e, Lost)]) == 3
 
 
+@pytest.mark.slow
 def test_resume_keeps_the_number(tmp_path, groups):
     play(tmp_path, TOGETHER)
     with pytest.raises(StoreError, match=r"E-RESUME: the number of devices that train together.*3 then, 1 now"):

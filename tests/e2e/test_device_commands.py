@@ -134,6 +134,7 @@ def test_who_leaves_is_revoked_and_only_what_edgewise_made_is_gone(home: Path, s
     assert command("device", "leave", *at(home))["code"] == "E-IDENTITY"
 
 
+@pytest.mark.slow
 def test_a_device_revokes_itself_and_nobody_else(home: Path, server: HttpServer, tmp_path: Path) -> None:
     with Link(home, 5.0) as device, joined(server, tmp_path / "other") as other:
         for document in ({"device": other.name}, {}, {"device": device.name, "more": 1}):

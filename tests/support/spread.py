@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-ROOMS = ("tests/arch/", "tests/unit/learn/")
+ROOMS = {"tests/arch/": "the source", "tests/unit/learn/": "torch", "tests/unit/strategies/": "torch"}
 LONG_S, SLOW_S, FAST_S = 15.0, 2.0, 0.02  # rough processor times of a test
 
 
 def work_unit(nodeid: str) -> str:
     """Name the room or the file of a test: what is played in one process."""
-    return next((room for room in ROOMS if nodeid.startswith(room)), nodeid.split("::", 1)[0])
+    return next((room for folder, room in ROOMS.items() if nodeid.startswith(folder)), nodeid.split("::", 1)[0])
 
 
 def longest_first(items: list[pytest.Item]) -> None:

@@ -52,6 +52,7 @@ def test_a_refusal_is_a_spent_budget() -> None:
     assert REGISTRY[refused.code].exit_status == 7
 
 
+@pytest.mark.slow
 def test_events_that_do_not_add_up_are_refused() -> None:
     book = play(Ledger(ROOM), LedgerEntry(0, "a", 0, poisson(1.0, 0.1)))
     assert isinstance(book, Ledger)

@@ -45,6 +45,7 @@ def test_every_code_page_and_key_can_be_explained() -> None:
     assert manual.find("quorum").name == "E-QUORUM"
 
 
+@pytest.mark.slow
 def test_words_of_the_field_are_explained_and_what_they_name_exists() -> None:
     asked = [
         *"masks LoRA adapters perplexity cohort epsilon delta FedAvg FedAvgM DP-SGD dp_sgd top-k topk ring".split(),

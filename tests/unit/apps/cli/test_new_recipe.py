@@ -131,6 +131,7 @@ def test_delta_is_small_beside_the_number_of_what_it_is_about(folder: Path, unit
     assert recipe.load("mine.toml").dp.delta == pytest.approx(10.0**exponent)
 
 
+@pytest.mark.slow
 def test_named_columns_win_and_wrong_ones_are_suggested(folder: Path) -> None:
     data = jsonl(folder, 3)
     new("a", "--data", data, "--privacy", "none", "--owner", "date", "--text", "ward")
@@ -287,6 +288,7 @@ def test_a_header_of_sentences_is_one_where_a_person_says_so(folder: Path, heade
     assert (data.text, data.header) == (header, vouched)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused_before_a_file_is_there(folder: Path) -> None:
     assert "E-NMIN" in call("new", "--data", jsonl(folder, 1), "--owner", "ward", "--privacy", "hidden").stderr
     (folder / "one.jsonl").write_text('{"a": 1.5}\n', encoding="utf-8")

@@ -143,6 +143,7 @@ def test_rungs_are_counted_by_contributions_and_devices(full: dict[str, Any], tm
     assert rows[3]["bytes_up"] == pytest.approx(302 / 3)
 
 
+@pytest.mark.slow
 def test_contributions_to_an_abandoned_round_do_not_count(tmp_path: Path) -> None:
     make_run(tmp_path)
     with RunStore(tmp_path) as store:

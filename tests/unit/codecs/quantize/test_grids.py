@@ -82,6 +82,7 @@ def test_nf4_error_on_normals() -> None:
     assert _nmse(NORMAL[:64_000], quantize(4, "nf4")) == pytest.approx(0.0085, abs=0.001)
 
 
+@pytest.mark.slow
 def test_random_k_error_on_normals() -> None:
     assert _nmse(NORMAL, random_k(0.8), rounds=4) == pytest.approx(0.25, abs=0.002)
 

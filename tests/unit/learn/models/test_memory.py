@@ -31,6 +31,7 @@ def of(
     return forecast(folder, section, TrainingSection(**{"batch": 32, **training}), 64, dtype)
 
 
+@pytest.mark.slow
 def test_a_forecast_needs_no_weights(folder: Path) -> None:
     whole, adapted = of(folder, FULL), of(folder)
     parameters = 300 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 64 + 2 * 32) + 32

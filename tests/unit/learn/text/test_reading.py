@@ -114,7 +114,7 @@ def test_pieces_of_files_say_what_the_hold_out_is(tmp_path: Path) -> None:
     assert dict(said.rows(r))["held out"].endswith("the device trains on the beginning of the same piece")
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize(("most_bytes", "examined"), [(0, SOME_DEVICES), (4 * 70, 4), (1, 1)])
 def test_of_many_devices_some_are_counted(tmp_path: Path, most_bytes: int, examined: int) -> None:
     rows = (json.dumps({"o": f"{i:04d}", "text": f"{i:040d}"}) for i in range(MOST_DEVICES + 1))
