@@ -282,8 +282,12 @@ class TorchTrainer:
         if not shard.count:
             what = f"device {request.device!r:.60} has no token to predict; it needs two tokens of text."
             raise DataError("E-DEVICE-DATA", what, "give it more text, or leave it out.")
-        batches = shard.batches(request.rule.steps, self.training, derive(request.key, "batches"))
+        batches = shard.batches(request.rule.steps, self._training_of(request.device), derive(request.key, "batches"))
         return map(self._moved, batches), float(shard.count)
+
+    def _training_of(self, device: DeviceId) -> TrainingSection:
+        """Return the settings of a device's training. A trainer whose devices have limits of memory has others."""
+        return self.training
 
     def _moved(self, batches: Sequence[Batch]) -> list[Batch]:
         return [moved(batch, self.processor) for batch in batches]

@@ -208,4 +208,5 @@ def _owner(home: Path, own: policy.Policy, link: Link, ledgers: FileLedgers, mak
         packages=own.packages(),
         always=own.always(),
         gateway=own.privacy.gateway or link.home.gateway,
+        engine=own.engine_keys(),
     )

@@ -62,6 +62,7 @@ class Owner:
         packages: name -> digest of the installed packages that runs may use.
         always: names of the packages whose trainer trains in runs without a trainer of their own.
         gateway: fingerprint of the second server that shares may be sealed to. Empty: none.
+        engine: the keys of [engine] of this device, such as its limit of memory.
     """
 
     data: Mapping[str, Any]
@@ -71,6 +72,7 @@ class Owner:
     packages: Mapping[str, str] = field(default_factory=dict)
     always: tuple[str, ...] = ()
     gateway: str = ""
+    engine: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Parts:
@@ -164,7 +166,13 @@ class Parts:
         check_stated(self._owner.floor, stated)  # The check comes before the download.
         tables = stated.settings()
         own = from_plain(
-            {**tables, "data": self._data(tables), "model": self._model(tables, folder)}, "the run's facts"
+            {
+                **tables,
+                "engine": dict(self._owner.engine),
+                "data": self._data(tables),
+                "model": self._model(tables, folder),
+            },
+            "the run's facts",
         )
         if self._make is not None:
             return self._make(own, folder, self._link.name, self._layout(stated, folder))

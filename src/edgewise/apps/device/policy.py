@@ -77,6 +77,9 @@ class Limits(Section):
     upload_mb: float = Field(100.0, gt=0, le=1e6, description="of one round at most, 10^6 bytes")
     upload_mb_per_day: float = Field(1000.0, gt=0, le=1e9, description="of all rounds of a day, by local time")
     local_steps: int = Field(0, ge=0, description="optimizer steps of a round at most; 0 = any number")
+    memory_mb: float = Field(
+        0.0, ge=0, le=1e9, description="of training at most, 10^6 bytes beside Python and torch; 0 = any amount"
+    )
 
 
 class When(Section):
@@ -218,6 +221,10 @@ class Policy(Section):
     def always(self) -> tuple[str, ...]:
         """Name the packages whose trainer trains in runs without a trainer of their own."""
         return tuple(package.name for package in self.package if package.every_run)
+
+    def engine_keys(self) -> dict[str, float]:
+        """Return the keys of [engine] that the owner decides. Empty where the policy leaves them as they are."""
+        return {"max_memory_mb": self.limits.memory_mb} if self.limits.memory_mb else {}
 
     def data_keys(self, home: Path) -> dict[str, Any]:
         """Return the keys of [data] that the owner decides: the text's absolute paths, and how it is read.

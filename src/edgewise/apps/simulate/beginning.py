@@ -35,6 +35,7 @@ Tell = Callable[[events.AnyEvent], None]
 SAME = {
     "hardware": "the kind of processor that trains",
     "batch_devices": "the number of devices that train together (engine.batch_devices)",
+    "memory_limits": "the limits of devices' memory (engine.max_memory_mb and device_memory_mb)",
     "fingerprint": "the data",
     "model_fingerprint": "the model's weights",
     "precision": "the arithmetic that the recipe asks for",
@@ -46,7 +47,8 @@ SAME = {
     "link_trace_sha256": "the file of link traces",
 }
 
-EARLIER = {"hardware": "cpu", "batch_devices": 1}  # The facts of a run that an earlier version began lack these.
+# The facts of a run that an earlier version began lack these.
+EARLIER = {"hardware": "cpu", "batch_devices": 1, "memory_limits": {}}
 BACK = "go on where it began: on the same kind of processor, with the same versions of the libraries"
 
 
@@ -199,6 +201,7 @@ def load(
         "started_at": time.time(),
         "engine": recipe.simulation.engine,
         "batch_devices": recipe.engine.batch_devices,
+        "memory_limits": recipe.engine.limits,
         "workers": recipe.simulation.workers if recipe.simulation.engine == "pool" else 1,
         "plan": planned(plan),
     }

@@ -58,6 +58,8 @@ def make_trainer(
         known = ", ".join(sorted(trainer.reported)) or "none"
         what = f"[[metric]] {lacks[0]}: the trainer does not measure it. Beside losses it measures: {known}."
         raise RecipeError("E-COMBO", what, "leave it out, or use a trainer that has it (`edgewise explain extend`).")
+    if recipe.engine.limits:
+        _check_limits(recipe, catalogue)
     spec, population = trainer.trainer.spec, len(trainer.trainer.devices())
     directions = strategy_of(recipe, catalogue, spec, population).directions
     if directions is not None:
@@ -69,6 +71,16 @@ def make_trainer(
     if recipe.engine.batch_devices > 1:
         _check_together(recipe, trainer)
     return trainer
+
+
+def _check_limits(recipe: Recipe, catalogue: Catalogue) -> None:
+    """Refuse limits of memory that nothing keeps."""
+    why = "" if catalogue.trainer is None else "only the text trainer forecasts the memory of a step"
+    if recipe.strategy.get("kind") == "zeroth_order":
+        why = 'strategy = "zeroth_order" takes no gradient, which is all that the limit makes smaller'
+    if why:
+        what = f"engine.max_memory_mb and device_memory_mb pick the settings of local training, but {why}."
+        raise RecipeError("E-COMBO", what, "leave them out.")
 
 
 def _check_together(recipe: Recipe, trainer: Registered) -> None:

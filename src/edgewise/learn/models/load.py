@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import math
 import re
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,6 +187,19 @@ def checkpoint(model: nn.Module, name: str) -> None:
         raise ModelError("E-MODEL", what, "leave it out, and raise training.accumulate to save memory.")
     enable: Any = model.gradient_checkpointing_enable
     enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+@contextmanager
+def checkpointing(model: Any, turned_on: bool) -> Iterator[None]:
+    """Let a model compute its activations again inside, where it is ``turned_on``. Raises as ``checkpoint``."""
+    if not turned_on:
+        yield
+        return
+    checkpoint(model, type(model).__name__)
+    try:
+        yield
+    finally:
+        model.gradient_checkpointing_disable()
 
 
 class TextLoss:

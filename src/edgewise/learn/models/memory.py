@@ -64,6 +64,7 @@ def forecast(
     sequence_len: int,
     arithmetic: torch.dtype,
     quantize: str = "none",
+    eval_tokens: int = 0,
 ) -> MemoryForecast:
     """Forecast the memory of a device with the model of a folder, from its config.json alone.
 
@@ -72,6 +73,7 @@ def forecast(
     Args:
         arithmetic: dtype of a step's products, and of the frozen weights.
         quantize: ``model.quantize``.
+        eval_tokens: tokens of a forward pass of an evaluation at most. 0: as many as ``evaluated_at_once``.
     Raises:
         ModelError: E-MODEL where the configuration describes no model, E-TARGETS as ``adapters.trainable``.
     """
@@ -106,7 +108,8 @@ def forecast(
         live.peak = 0
         model.train()
         TextLoss(arithmetic)(model, (s_BS, 1))[0].backward()
-        rows = max(1, evaluated_at_once(embeddings(model).weight.shape[0]) // sequence_len)
+        at_once = evaluated_at_once(embeddings(model).weight.shape[0])
+        rows = max(1, min(at_once, eval_tokens or at_once) // sequence_len)
         model.eval()
         with torch.no_grad():
             TextLoss(arithmetic)(model, (torch.zeros(rows, sequence_len + 1, dtype=torch.int64), 1))

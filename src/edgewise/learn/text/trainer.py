@@ -19,7 +19,7 @@ import torch
 
 from edgewise.core.errors import DataError, ModelError
 from edgewise.core.keys import Key, derive, root
-from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut
+from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Vector
 from edgewise.learn.batched import OnePass
 from edgewise.learn.computing import computing
@@ -29,8 +29,18 @@ from edgewise.learn.models import generate, quantized
 from edgewise.learn.models.adapters import trainable, without_adapter
 from edgewise.learn.models.architecture import shares, sizes, unread
 from edgewise.learn.models.fingerprint import frozen_digest
-from edgewise.learn.models.load import Loaded, TextLoss, checkpoint, float32_attention, load, located, stored_parameters
+from edgewise.learn.models.load import (
+    Loaded,
+    TextLoss,
+    checkpoint,
+    checkpointing,
+    float32_attention,
+    load,
+    located,
+    stored_parameters,
+)
 from edgewise.learn.models.memory import evaluated_at_once, forecast, forward_bytes_per_token
+from edgewise.learn.models.memory_picks import MemoryPick, MemoryPicks
 from edgewise.learn.models.suited import check
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import BlockStore
@@ -42,18 +52,20 @@ from edgewise.learn.text.shards import PooledShard, TextShard
 from edgewise.learn.torch_task import TorchTrainer
 from edgewise.learn.train import Batch
 from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.recipe.sections import TrainingSection
 
 OPEN_DEVICES = 256  # The blocks of so many devices stay open as memory maps.
 SAMPLED_DEVICES, SAMPLED_BLOCKS = 16, 32  # Devices, and blocks of each, that estimate the bytes of a token.
 
 
 class Prepared(NamedTuple):
-    """A loaded model, its trained parameters, and the processor and arithmetic that it is made for."""
+    """A loaded model, its trained parameters, the processor and arithmetic, and the settings of devices with limits."""
 
     loaded: Loaded
     flat: Flat
     arithmetic: torch.dtype
     processor: torch.device
+    picks: MemoryPicks
 
 
 def make(
@@ -76,32 +88,38 @@ def make(
     corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"), lenient=records)
     if device is not None:
         corpus = corpus.of(device)
-    prepared = model(recipe, recipe_dir, cache_dir, worker)
+    prepared = model(recipe, recipe_dir, cache_dir, worker, corpus.devices if recipe.engine.limits else ())
     store = BlockStore(corpus, prepared.loaded.tokens, recipe.data, cache_dir, apart=records)
     return TextTrainer(recipe, prepared, corpus, store)
 
 
-def model(recipe: Recipe, recipe_dir: Path, cache_dir: Path | None = None, worker: int = 0) -> Prepared:
+def model(
+    recipe: Recipe, recipe_dir: Path, cache_dir: Path | None = None, worker: int = 0, limited: Sequence[DeviceId] = ()
+) -> Prepared:
     """Load the recipe's model, with its adapters, and lay out the trained parameters. Raises as ``make``.
 
     The model is on the CPU. Its trainer moves it.
 
     Args:
         cache_dir: folder for a quantized copy of the base. None keeps none.
+        limited: devices whose limits of memory decide settings. A base that none reads in float32 is in bfloat16.
     """
     processor = chosen(recipe.engine.device, worker)
-    parameters = stored_parameters(located(recipe.model.base, recipe_dir)[0])
-    arithmetic = autocast_dtype(recipe.model.precision, parameters, processor)
+    folder = located(recipe.model.base, recipe_dir)[0]
+    arithmetic = autocast_dtype(recipe.model.precision, stored_parameters(folder), processor)
+    picks = MemoryPicks(limited, recipe, folder, arithmetic)
+    if arithmetic not in picks.arithmetics:
+        (arithmetic,) = picks.arithmetics
     lora = recipe.trainable.keeps_base  # A base that stays as it is can be read in 16 bits at once.
     dtype = arithmetic if lora else torch.float32
     loaded = load(recipe.model.base, recipe_dir, dtype, recipe.model.quantize, cache_dir)
     check(loaded, recipe)
-    if arithmetic is torch.bfloat16 and processor.type == "cpu":
+    if torch.bfloat16 in {arithmetic, *picks.arithmetics} and processor.type == "cpu":
         float32_attention(loaded.model)
     if recipe.training.checkpointing:
         checkpoint(loaded.model, loaded.name)
     made, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), frozen=arithmetic)
-    return Prepared(loaded._replace(model=made), flat, arithmetic, processor)
+    return Prepared(loaded._replace(model=made), flat, arithmetic, processor, picks)
 
 
 class TextTrainer(TorchTrainer):
@@ -113,6 +131,7 @@ class TextTrainer(TorchTrainer):
         self._eval_tokens, self._data = recipe.eval.max_tokens, recipe.data
         self._trainable, self._adapts = recipe.trainable, recipe.trainable.adapts
         self._quantize = recipe.model.quantize
+        self._picks, self._recipe_checkpoints = prepared.picks, recipe.training.checkpointing
         self._open = lru_cache(OPEN_DEVICES)(self._device)
         found = sizes(loaded.model)
         self._pass_tokens = evaluated_at_once(found.vocabulary)
@@ -125,7 +144,41 @@ class TextTrainer(TorchTrainer):
         self.passes = OnePass(self.model, loss, self.flat)
 
     def _device(self, device: DeviceId) -> TextShard:
-        return TextShard(self._store.open(device), self._eval_tokens, self._pass_tokens)
+        at_once = self._picks.pass_tokens(device, self._pass_tokens)
+        return TextShard(self._store.open(device), self._eval_tokens, at_once)
+
+    def _training_of(self, device: DeviceId) -> TrainingSection:
+        pick = self._picks.of(device)
+        return self.training if pick is None else self.training.model_copy(update={"accumulate": pick.accumulate})
+
+    @contextmanager
+    def _as_picked(self, pick: MemoryPick | None) -> Iterator[None]:
+        """Compute inside with the settings of a device with a limit."""
+        if pick is None:
+            yield
+            return
+        own, self.loss.autocast = self.loss.autocast, pick.arithmetic
+        try:
+            with checkpointing(self.model, pick.checkpointing and not self._recipe_checkpoints):
+                yield
+        finally:
+            self.loss.autocast = own
+
+    def fit(self, request: FitRequest) -> Update:
+        """Train as ``TorchTrainer.fit``, with the settings of a device with a limit."""
+        with self._as_picked(self._picks.of(request.device)):
+            return super().fit(request)
+
+    def fit_many(self, requests: Sequence[FitRequest]) -> list[Update | Exception]:
+        """Train as ``TorchTrainer.fit_many``. Devices with other settings are in a pass of their own."""
+        groups: dict[MemoryPick | None, list[int]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(self._picks.of(request.device), []).append(i)
+        found: dict[int, Update | Exception] = {}
+        for pick, group in groups.items():
+            with self._as_picked(pick):
+                found |= zip(group, super().fit_many([requests[i] for i in group]), strict=True)
+        return [found[i] for i in range(len(requests))]
 
     def _pooled_or_device(self, device: DeviceId) -> TextShard | PooledShard:
         return self._pooled if device == POOLED else self._open(device)
@@ -141,7 +194,7 @@ class TextTrainer(TorchTrainer):
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
         """Evaluate as ``TorchTrainer.evaluate``. Its error names ``data.max_tokens`` if that is the cause."""
-        with self._explained(device):
+        with self._explained(device), self._as_picked(self._picks.of(device)):
             return super().evaluate(device, params)
 
     @contextmanager
@@ -166,7 +219,7 @@ class TextTrainer(TorchTrainer):
 
     def sizes(self) -> Mapping[str, float]:
         """Return sizes as ``TorchTrainer.sizes``, with the memory forecast of the model's configuration."""
-        return {**super().sizes(), "memory_bytes": self._forecast()}
+        return {**super().sizes(), "memory_bytes": self._picks.largest or self._forecast()}
 
     def smaller(self) -> str:
         """Describe training that needs less memory, with forecasts."""
@@ -276,9 +329,10 @@ class TextTrainer(TorchTrainer):
     def notes(self) -> tuple[str, ...]:
         """Return sentences that a person should know before a run.
 
-        They name settings of the model's files that edgewise overrides, and parts of the model that are never trained.
+        They name settings of the model's files that edgewise overrides, parts of the model that are never trained, and
+        settings that limits of memory picked.
         """
-        sentences = self.loaded.tokens.notes
+        sentences = (*self.loaded.tokens.notes, *self._picks.notes())
         bare = without_adapter(self.model) if self._adapts else {}
         if idle := {} if self._adapts else unread(self.model):
             share = 100 * sum(idle.values()) / self.spec.dim
