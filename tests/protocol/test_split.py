@@ -49,7 +49,7 @@ class Side:
             self.state = msgspec.msgpack.decode(msgspec.msgpack.encode(self.state), type=self.kind)
             self.state, effects = type(self).step(self.state, waiting.pop(0))
             for effect in effects:
-                if isinstance(effect, split.Send):
+                if isinstance(effect, split.SendToPeer):
                     self.out.append(wire.dump(effect.message))
                 elif (event := self.perform(effect)) is not None:
                     waiting.append(event)
@@ -74,16 +74,16 @@ class Device(Side):
                 self.durable = step, number, weights
             case split.Prepare(number):
                 self.at, self.grads, self.losses, self.kept = number, [0.0, 0.0], [], {}
-                return split.Prepared(MICROS[number])
+                return split.MicrosRead(MICROS[number])
             case split.Forward(micro):
                 x, t = sample(self.at, micro)
                 self.kept[micro] = x, t
-                return split.Encoded(micro, "activations", written(self.weights[0] * x), labels=written(t))
+                return split.MicroEncoded(micro, "activations", written(self.weights[0] * x), labels=written(t))
             case split.Head(micro, body):
                 y, c, t = read(body), self.weights[1], self.kept[micro][1]
                 self.grads[1] += (c * y - t) * y
                 self.losses.append((c * y - t) ** 2 / 2)
-                return split.Encoded(micro, "output_gradients", written((c * y - t) * c))
+                return split.MicroEncoded(micro, "output_gradients", written((c * y - t) * c))
             case split.Backward(micro, body, loss):
                 self.grads[0] += read(body) * self.kept.pop(micro)[0]
                 self.losses += [] if self.u else [loss]
@@ -119,7 +119,7 @@ class Server(Side):
             case split.Use(number):
                 self.durable = attempt, {number: versions[number]}
                 self.weights, self.grads, self.kept = versions[number], [0.0, 0.0], {}
-            case split.Run(crossing):
+            case split.RunMicro(crossing):
                 micro, (b, c) = crossing.micro, self.weights
                 if crossing.kind == "output_gradients":
                     h, g = self.kept.pop(micro), read(crossing.body)
@@ -166,24 +166,24 @@ def play(u, script=()):
             case "lose":
                 (device if at % 2 else server).out[:1] = []
             case "deadline":
-                device.feed(split.Deadline())
+                device.feed(split.NoAnswer())
             case "cut":
-                device.feed(split.Lost())
+                device.feed(split.Disconnected())
                 if at % 2:  # Otherwise the server notices nothing before the next Hello.
-                    server.feed(split.Lost())
+                    server.feed(split.Disconnected())
             case "device dies":
                 device.load()
-                server.feed(split.Lost())
+                server.feed(split.Disconnected())
             case "server dies":
                 server.load()
-                device.feed(split.Lost())
+                device.feed(split.Disconnected())
         if device.state.phase == "away":
             device.feed(split.Connected())
     for _ in range(400):
         if device.end is not None:
             break
         if not (device.out or server.out):
-            device.feed(split.Deadline())
+            device.feed(split.NoAnswer())
         deliver(device, server, True, 0)
         deliver(device, server, False, 0)
     assert device.end == ""

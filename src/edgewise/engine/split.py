@@ -3,13 +3,13 @@
 A session trains some optimizer steps, each over some micro-batches. Activations go up, and gradients come down:
 
     device                                       server
-    Away ──Connected──► Greeting    Hello ────►  parts and steps are compared, Welcome or Stop
+    Away ──Connected──► Greeting    Hello ────►  parts and steps are compared, Welcome or SessionRefused
     Working: Forward b              activations ──►  forward b      (head: and backward b)
              Head b          U: ◄── outputs
                              U: output gradients ──► backward b
              Backward b         ◄── gradients
     Finishing: Reduce               Finish ──►  the step, kept beside the version before it
-             Apply              ◄── Finished
+             Apply              ◄── StepTaken
     ... next step, or Over
 
 At most ``window`` micro-batches are on their way at once, so the device computes the next one while the server works.
@@ -32,29 +32,29 @@ from __future__ import annotations
 from dataclasses import replace
 
 from edgewise.core.frame import legible
-from edgewise.engine.split_messages import Crossing, Finish, Finished, Hello, Returned, Stop, Upward, Welcome
+from edgewise.engine.split_messages import Crossing, Finish, Hello, Returned, SessionRefused, StepTaken, Upward, Welcome
 from edgewise.engine.split_states import (
     Applied,
     Apply,
     Backward,
     Connected,
-    Deadline,
     DeviceEffect,
     DeviceEvent,
     DeviceSide,
-    Encoded,
+    Disconnected,
     End,
     Forward,
     Head,
-    Lost,
+    MicroEncoded,
+    MicrosRead,
+    NoAnswer,
     Prepare,
-    Prepared,
     Ran,
     Reduce,
     Reduced,
-    Run,
+    RunMicro,
     SaveAttempt,
-    Send,
+    SendToPeer,
     ServerEffect,
     ServerEvent,
     ServerSide,
@@ -77,18 +77,18 @@ def step_device(state: DeviceSide, event: DeviceEvent) -> DeviceOut:
         case _, Connected():
             state = replace(_idle(state), attempt=state.attempt + 1, phase="greeting")
             hello = Hello(session=state.session, parts=state.parts, step=state.step, attempt=state.attempt)
-            return replace(state, unanswered=(hello,)), (SaveAttempt(state.attempt), Send(hello))
-        case _, Lost():
+            return replace(state, unanswered=(hello,)), (SaveAttempt(state.attempt), SendToPeer(hello))
+        case _, Disconnected():
             return _idle(state), ()
-        case _, Stop(code=code, reason=reason):
+        case _, SessionRefused(code=code, reason=reason):
             return replace(_idle(state), phase="stopped"), (End(code, legible(reason)),)
-        case (("greeting" | "working" | "finishing"), Deadline()):
-            return state, tuple(map(Send, state.unanswered))
+        case (("greeting" | "working" | "finishing"), NoAnswer()):
+            return state, tuple(map(SendToPeer, state.unanswered))
         case "greeting", Welcome(attempt=attempt) if attempt == state.attempt:
             return _next_step(state)
-        case "working", Prepared(micros):
+        case "working", MicrosRead(micros):
             return _filled(replace(state, micros=micros))
-        case "working", Encoded():
+        case "working", MicroEncoded():
             return _sent(state, event)
         case "working", Returned() if _is_next(state, event):
             return _returned(state, event)
@@ -96,8 +96,8 @@ def step_device(state: DeviceSide, event: DeviceEvent) -> DeviceOut:
             finish = Finish(
                 attempt=state.attempt, step=state.step, micros=state.micros, terms=terms, norm2=norm2
             )  # fmt: skip
-            return replace(state, unanswered=(finish,)), (Send(finish),)
-        case "finishing", Finished(attempt=attempt, step=number, norm2=norm2):
+            return replace(state, unanswered=(finish,)), (SendToPeer(finish),)
+        case "finishing", StepTaken(attempt=attempt, step=number, norm2=norm2):
             if (attempt, number) != (state.attempt, state.step) or not state.unanswered:
                 return state, ()
             own = state.unanswered[0]
@@ -126,13 +126,13 @@ def _filled(state: DeviceSide) -> DeviceOut:
     return state, ()
 
 
-def _sent(state: DeviceSide, event: Encoded) -> DeviceOut:
+def _sent(state: DeviceSide, event: MicroEncoded) -> DeviceOut:
     message = Crossing(
         attempt=state.attempt, step=state.step, micro=event.micro, kind=event.kind, body=event.body, rows=event.rows,
         length=event.length, labels=event.labels, begins=event.begins,
     )  # fmt: skip
     state, effects = _filled(replace(state, unanswered=(*state.unanswered, message)))
-    return state, (Send(message), *effects)
+    return state, (SendToPeer(message), *effects)
 
 
 def _is_next(state: DeviceSide, event: Returned) -> bool:
@@ -160,15 +160,15 @@ def step_server(state: ServerSide, event: ServerEvent) -> ServerOut:
 
     Never raises for anything that a device sends.
     """
-    if isinstance(event, Lost):
+    if isinstance(event, Disconnected):
         return replace(state, open=False, started=0, backed=0, answers=()), ()
     if isinstance(event, Hello):
         return _greeted(state, event)
     if isinstance(event, Ran):
         return _ran(state, event)
     if isinstance(event, Stepped):
-        done = Finished(attempt=state.attempt, step=state.version, norm2=event.norm2)
-        return replace(state, ahead=True, answers=(done,)), (Send(done),)
+        done = StepTaken(attempt=state.attempt, step=state.version, norm2=event.norm2)
+        return replace(state, ahead=True, answers=(done,)), (SendToPeer(done),)
     if not state.open or event.attempt != state.attempt:
         return state, ()
     if isinstance(event, Crossing):
@@ -179,20 +179,20 @@ def step_server(state: ServerSide, event: ServerEvent) -> ServerOut:
 def _greeted(state: ServerSide, hello: Hello) -> ServerOut:
     if (hello.session, hello.parts) != (state.session, state.parts):
         what = "the device's part is of another model, cut, shape, rounding or training than the server's."
-        return state, (Send(Stop(code="E-PARTS", reason=what)),)
+        return state, (SendToPeer(SessionRefused(code="E-PARTS", reason=what)),)
     if hello.attempt < state.attempt:
         return state, ()
     if hello.attempt == state.attempt:
         same = state.open and hello.step == state.version and not (state.started or state.ahead)
-        return state, (Send(Welcome(attempt=hello.attempt)),) if same else ()
+        return state, (SendToPeer(Welcome(attempt=hello.attempt)),) if same else ()
     if hello.step != state.version and not (state.ahead and hello.step == state.version + 1):
         ahead = f" or {state.version + 1}" if state.ahead else ""
         what = f"the device's part has taken {hello.step} steps, and the server's {state.version}{ahead}."
-        return state, (Send(Stop(code="E-PARTS", reason=what)),)
+        return state, (SendToPeer(SessionRefused(code="E-PARTS", reason=what)),)
     state = replace(
         state, version=hello.step, ahead=False, attempt=hello.attempt, open=True, started=0, backed=0, answers=()
     )
-    return state, (Use(hello.step), SaveAttempt(hello.attempt), Send(Welcome(attempt=hello.attempt)))
+    return state, (Use(hello.step), SaveAttempt(hello.attempt), SendToPeer(Welcome(attempt=hello.attempt)))
 
 
 def _crossed(state: ServerSide, event: Crossing) -> ServerOut:
@@ -204,14 +204,14 @@ def _crossed(state: ServerSide, event: Crossing) -> ServerOut:
         return state, ()
     for answer in state.answers:
         if isinstance(answer, Returned) and answer.micro == event.micro and _answers(state, answer, event):
-            return state, (Send(answer),)
+            return state, (SendToPeer(answer),)
     if event.kind == "activations":
         if event.micro != state.started or event.micro >= MOST_MICROS:
             return state, effects
-        return replace(state, started=state.started + 1), (*effects, Run(event))
+        return replace(state, started=state.started + 1), (*effects, RunMicro(event))
     if not state.u_shape or event.micro != state.backed or event.micro >= state.started:
         return state, effects
-    return replace(state, backed=state.backed + 1), (*effects, Run(event))
+    return replace(state, backed=state.backed + 1), (*effects, RunMicro(event))
 
 
 def _answers(state: ServerSide, answer: Returned, event: Crossing) -> bool:
@@ -225,15 +225,15 @@ def _ran(state: ServerSide, event: Ran) -> ServerOut:
     )
     others = tuple(a for a in state.answers if not (isinstance(a, Returned) and a.micro == event.micro))
     backed = state.backed if state.u_shape else event.micro + 1
-    return replace(state, answers=(*others, answer), backed=backed), (Send(answer),)
+    return replace(state, answers=(*others, answer), backed=backed), (SendToPeer(answer),)
 
 
 def _finishing(state: ServerSide, event: Finish) -> ServerOut:
     if event.step != state.version:
         return state, ()
     if state.ahead:
-        return state, tuple(Send(a) for a in state.answers if isinstance(a, Finished))
+        return state, tuple(SendToPeer(a) for a in state.answers if isinstance(a, StepTaken))
     if not event.micros or event.micros != state.started or event.micros != state.backed:
         what = f"the device ends a step of {event.micros} micro-batches, and the server has trained {state.backed}."
-        return state, (Send(Stop(code="E-PARTS", reason=what)),)
+        return state, (SendToPeer(SessionRefused(code="E-PARTS", reason=what)),)
     return state, (TakeStep(event),)

@@ -20,13 +20,13 @@ Upward = Literal["activations", "output_gradients"]
 Downward = Literal["outputs", "gradients"]
 
 
-class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
+class _SplitMessage(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", kw_only=True):
     """Base of all messages. They print without their bytes."""
 
     __repr__ = outline
 
 
-class Hello(_Message, frozen=True, tag="hello"):
+class Hello(_SplitMessage, frozen=True, tag="hello"):
     """Device -> server: go on with a session after so many steps.
 
     Attributes:
@@ -42,13 +42,13 @@ class Hello(_Message, frozen=True, tag="hello"):
     attempt: Number
 
 
-class Welcome(_Message, frozen=True, tag="welcome"):
+class Welcome(_SplitMessage, frozen=True, tag="welcome"):
     """Server -> device: the server's part has taken the same steps. Answers the Hello of that attempt."""
 
     attempt: Number
 
 
-class Crossing(_Message, frozen=True, tag="crossing", omit_defaults=True):
+class Crossing(_SplitMessage, frozen=True, tag="crossing", omit_defaults=True):
     """Device -> server: activations of a micro-batch, or with the U shape the gradients of the server's outputs.
 
     Attributes:
@@ -70,7 +70,7 @@ class Crossing(_Message, frozen=True, tag="crossing", omit_defaults=True):
     begins: bytes = b""
 
 
-class Returned(_Message, frozen=True, tag="returned", omit_defaults=True):
+class Returned(_SplitMessage, frozen=True, tag="returned", omit_defaults=True):
     """Server -> device: outputs of the server's part, or the gradients of the device's activations.
 
     Attributes:
@@ -85,7 +85,7 @@ class Returned(_Message, frozen=True, tag="returned", omit_defaults=True):
     loss: float = 0.0
 
 
-class Finish(_Message, frozen=True, tag="finish"):
+class Finish(_SplitMessage, frozen=True, tag="finish"):
     """Device -> server: all gradients of the step are there, so take the optimizer's step.
 
     Attributes:
@@ -101,7 +101,7 @@ class Finish(_Message, frozen=True, tag="finish"):
     norm2: float
 
 
-class Finished(_Message, frozen=True, tag="finished"):
+class StepTaken(_SplitMessage, frozen=True, tag="finished"):
     """Server -> device: the server's part has taken the step. ``norm2`` is that of its gradient."""
 
     attempt: Number
@@ -109,7 +109,7 @@ class Finished(_Message, frozen=True, tag="finished"):
     norm2: float
 
 
-class Stop(_Message, frozen=True, tag="stop"):
+class SessionRefused(_SplitMessage, frozen=True, tag="stop"):
     """Server -> device: the session cannot go on, with a registered code and the reason."""
 
     code: str
@@ -117,7 +117,7 @@ class Stop(_Message, frozen=True, tag="stop"):
 
 
 FromDevice = Hello | Crossing | Finish
-FromServer = Welcome | Returned | Finished | Stop
+FromServer = Welcome | Returned | StepTaken | SessionRefused
 _encoder = msgspec.msgpack.Encoder()
 _from_device: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromDevice)
 _from_server: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromServer)

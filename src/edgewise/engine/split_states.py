@@ -9,11 +9,11 @@ from edgewise.engine.split_messages import (
     Crossing,
     Downward,
     Finish,
-    Finished,
     FromDevice,
     FromServer,
     Hello,
     Returned,
+    StepTaken,
     Upward,
 )
 
@@ -26,24 +26,24 @@ class Connected:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class Disconnected:
     """Event: the connection is lost."""
 
 
 @dataclass(frozen=True, slots=True)
-class Deadline:
+class NoAnswer:
     """Event on the device: no answer came for a while."""
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class MicrosRead:
     """Event on the device, after ``Prepare``: the step has so many micro-batches."""
 
     micros: int
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class MicroEncoded:
     """Event on the device, after ``Forward`` or ``Head``: the bytes of a micro-batch that go up."""
 
     micro: int
@@ -70,7 +70,7 @@ class Applied:
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """Event on the server, after ``Run``: the bytes of a micro-batch that go down."""
+    """Event on the server, after ``RunMicro``: the bytes of a micro-batch that go down."""
 
     micro: int
     kind: Downward
@@ -86,7 +86,7 @@ class Stepped:
 
 
 @dataclass(frozen=True, slots=True)
-class Send:
+class SendToPeer:
     """Effect: send a message."""
 
     message: FromDevice | FromServer
@@ -159,7 +159,7 @@ class Use:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class RunMicro:
     """Effect on the server: compute a micro-batch forward, or backward from the gradients of its outputs."""
 
     crossing: Crossing
@@ -172,10 +172,10 @@ class TakeStep:
     finish: Finish
 
 
-DeviceEvent = Connected | Lost | Deadline | Prepared | Encoded | Reduced | Applied | FromServer
-DeviceEffect = Send | SaveAttempt | Prepare | Forward | Head | Backward | Reduce | Apply | End
-ServerEvent = Lost | Ran | Stepped | FromDevice
-ServerEffect = Send | SaveAttempt | Use | Run | TakeStep
+DeviceEvent = Connected | Disconnected | NoAnswer | MicrosRead | MicroEncoded | Reduced | Applied | FromServer
+DeviceEffect = SendToPeer | SaveAttempt | Prepare | Forward | Head | Backward | Reduce | Apply | End
+ServerEvent = Disconnected | Ran | Stepped | FromDevice
+ServerEffect = SendToPeer | SaveAttempt | Use | RunMicro | TakeStep
 
 
 @dataclass(frozen=True)
@@ -189,8 +189,8 @@ class DeviceSide:
         unanswered: messages that wait for an answer, in the order in which they were sent.
     """
 
-    session: bytes
-    parts: bytes
+    session: bytes = field(repr=False)
+    parts: bytes = field(repr=False)
     u_shape: bool
     steps: int
     window: int = 2
@@ -216,8 +216,8 @@ class ServerSide:
         answers: answers that the device may not have yet.
     """
 
-    session: bytes
-    parts: bytes
+    session: bytes = field(repr=False)
+    parts: bytes = field(repr=False)
     u_shape: bool
     version: int = 0
     ahead: bool = False
@@ -225,4 +225,4 @@ class ServerSide:
     open: bool = False
     started: int = 0
     backed: int = 0
-    answers: tuple[Returned | Finished, ...] = ()
+    answers: tuple[Returned | StepTaken, ...] = ()

@@ -47,7 +47,7 @@ class Crossings:
     gradients: TokenCodec
 
 
-class Part:
+class PartTraining:
     """One side's parameters, their gradients and their optimizer. Base of both sides.
 
     Args:
@@ -116,7 +116,7 @@ class Part:
         return torch.from_numpy(codec.decode(body, like[0] * like[1])).view(*like, -1)
 
 
-class DevicePart(Part):
+class DevicePart(PartTraining):
     """The device's side: embedding and first blocks, with the U shape final norm and head too.
 
     Args:
@@ -177,7 +177,7 @@ class DevicePart(Part):
                 self.error = (code, reason) if code else ("", "")
         return None
 
-    def _prepared(self, number: int) -> events.Prepared:
+    def _prepared(self, number: int) -> events.MicrosRead:
         if self._attempt_step != number:  # A new attempt at the same step trains on the same micro-batches.
             micros = next(self._batches, None)
             if micros is None:
@@ -186,25 +186,25 @@ class DevicePart(Part):
         self._at, self._losses = number, 0.0
         self._sent.clear()
         self.zero()
-        return events.Prepared(len(self._micros))
+        return events.MicrosRead(len(self._micros))
 
-    def _forward(self, micro: int) -> events.Encoded:
+    def _forward(self, micro: int) -> events.MicroEncoded:
         x_BT, y_BT, positions_BT = self._loss.inputs(self._micros[micro][0])
         with self._loss.arithmetic(x_BT.device.type):
             h_BTC = self._parts.device(x_BT, positions_BT)
         self._sent[micro] = (h_BTC, y_BT, positions_BT)
         begins = NOTHING if positions_BT is None else np.packbits((positions_BT == 0).cpu().numpy()).tobytes()
         labels = NOTHING if self._parts.top is not None else written_labels(y_BT, self._vocabulary)
-        return events.Encoded(micro, "activations", self.up(h_BTC), *x_BT.shape, labels=labels, begins=begins)
+        return events.MicroEncoded(micro, "activations", self.up(h_BTC), *x_BT.shape, labels=labels, begins=begins)
 
-    def _head(self, micro: int, body: bytes) -> events.Encoded:
+    def _head(self, micro: int, body: bytes) -> events.MicroEncoded:
         h_BTC, y_BT, positions_BT = self._sent[micro]
         out_BTC = self.decoded(self._crossings.activations, body, y_BT.shape).to(h_BTC.device).requires_grad_()
         assert self._parts.top is not None
         loss = summed_loss(self._loss, self._parts.top, out_BTC, y_BT, positions_BT)
         loss.backward()
         self._add(loss.item())
-        return events.Encoded(micro, "output_gradients", self.gradient(out_BTC.grad, "up", self._at, micro))
+        return events.MicroEncoded(micro, "output_gradients", self.gradient(out_BTC.grad, "up", self._at, micro))
 
     def _backward(self, micro: int, body: bytes, loss: float) -> None:
         h_BTC, y_BT, _ = self._sent.pop(micro)
@@ -219,7 +219,7 @@ class DevicePart(Part):
         self._losses += loss
 
 
-class ServerPart(Part):
+class ServerPart(PartTraining):
     """The server's side: the other blocks, with the shape "head" final norm and head too.
 
     Args:
@@ -256,7 +256,7 @@ class ServerPart(Part):
                 self._save("use", step)
                 self._ran.clear()
                 self.zero()
-            case events.Run(crossing):
+            case events.RunMicro(crossing):
                 return self._forward(crossing) if crossing.kind == "activations" else self._backward(crossing)
             case events.TakeStep(finish):
                 if not (math.isfinite(finish.terms) and finish.terms > 0):
@@ -315,7 +315,7 @@ def session(device: DevicePart, server: ServerPart, u_shape: bool, steps: int, w
         while waiting:
             states[side], effects = step(states[side], waiting.pop(0))
             for effect in effects:
-                if isinstance(effect, events.Send):
+                if isinstance(effect, events.SendToPeer):
                     out.append(wire.dump(effect.message))
                 elif (after := part.perform(effect)) is not None:
                     waiting.append(after)
