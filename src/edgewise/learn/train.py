@@ -232,7 +232,7 @@ class Optimizer:
 
     def __init__(self, training: TrainingSection, flat: Storage, arithmetic: torch.dtype = torch.float32) -> None:
         self._arithmetic = arithmetic  # It is the dtype of Muon's orthogonalisation.
-        self._training, self._flat, self._steps = training, flat, torch.zeros((), device=flat.w_D.device)
+        self._training, self._flat, self.steps = training, flat, torch.zeros((), device=flat.w_D.device)
         pairs = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
         self.state = [torch.zeros_like(flat.w_D) for _ in range(pairs)]
         self.reset()
@@ -240,7 +240,7 @@ class Optimizer:
     def reset(self, names: Collection[str] = ()) -> None:
         """Zero the state, and let only the named segments move from now on. No name means all."""
         names = self._flat.moving(names)
-        self._steps.zero_()
+        self.steps.zero_()
         for x_D in self.state:
             x_D.zero_()
         columns = [self._flat.w_D, self._flat.g_D, *self.state]  # They are weights, gradients and moments.
@@ -259,10 +259,10 @@ class Optimizer:
         """Update w from g in place. ``g_D`` may change too."""
         decay = self._training.weight_decay
         if self._training.optimizer != "sgd":
-            self._steps += 1
+            self.steps += 1
             if self._pieces[0]:
                 torch._fused_adamw_(
-                    *self._pieces, [], [self._steps] * len(self._pieces[0]),
+                    *self._pieces, [], [self.steps] * len(self._pieces[0]),
                     lr=lr, beta1=0.9, beta2=0.999, weight_decay=decay, eps=1e-8, amsgrad=False, maximize=False,
                 )  # fmt: skip
             for w, g, m in self._muon:

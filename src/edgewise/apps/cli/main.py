@@ -11,6 +11,7 @@ import typer
 
 from edgewise.apps.cli import device_commands as owners
 from edgewise.apps.cli import (
+    distill_command,
     eval_command,
     guides,
     keeping,
@@ -64,6 +65,7 @@ for command in (
     use_commands.chat,
     use_commands.generate,
     use_commands.export,
+    distill_command.distill,
     recipe_commands.audit,
     recipe_commands.schema,
     guides.explain,

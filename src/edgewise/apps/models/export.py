@@ -82,7 +82,7 @@ def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
     with opened(one.run_dir) as store:
         found = summary.build(store)
     card = model_card.ModelCard(found, one.recipe, wanted.to, one.played, one.digest, one.directions is not None)
-    with _folder(dest) as part:
+    with whole_folder(dest, "--dest", "the run is whole") as part:
         more = (
             _tensors(one.facts, one.params, part, card) if wanted.to == "tensors" else _model(one, part, wanted, card)
         )
@@ -117,10 +117,15 @@ def _possible(wanted: ExportRequest) -> None:
 
 
 @contextmanager
-def _folder(dest: Path) -> Iterator[Path]:
+def whole_folder(dest: Path, option: str, rest: str) -> Iterator[Path]:
     """Make a folder beside ``dest`` that becomes ``dest`` on success, and is removed otherwise.
 
-    Raises StoreError(E-DISK) for an error of the disk, whichever library met it.
+    Args:
+        dest: a folder that does not exist or is empty.
+        option: the option that names it, for errors.
+        rest: what an error of the disk leaves, as a clause.
+    Raises:
+        StoreError: E-DISK for an error of the disk, whichever library met it.
     """
     from safetensors import SafetensorError
 
@@ -136,8 +141,8 @@ def _folder(dest: Path) -> Iterator[Path]:
         part.rename(dest)
     except (OSError, SafetensorError) as e:  # safetensors reports a full disk with its own exception.
         full = getattr(e, "errno", None) in FULL or "No space left" in str(e) or "too large" in str(e)
-        where = "free some space" if full else "give another --dest"
-        raise StoreError("E-DISK", f"cannot write {dest}: {reason(e)}.", f"{where}; the run is whole.") from e
+        where = "free some space" if full else f"give another {option}"
+        raise StoreError("E-DISK", f"cannot write {dest}: {reason(e)}.", f"{where}; {rest}.") from e
     finally:
         for folder in made:
             shutil.rmtree(folder, ignore_errors=True)

@@ -98,7 +98,7 @@ def located(base: str, recipe_dir: Path) -> tuple[Path, str]:
             folder = (recipe_dir / Path(base).expanduser()).resolve()
         name = folder.name
     _check(folder)
-    _bounded(folder / "config.json")
+    bounded(folder / "config.json")
     return folder, name
 
 
@@ -129,7 +129,7 @@ def _check(folder: Path) -> None:
         raise ModelError("E-MODEL", f"{folder} {what}.", "save it with save_pretrained(...) as safetensors.")
 
 
-def _bounded(path: Path) -> None:
+def bounded(path: Path) -> None:
     """Refuse a configuration with more parts than any model has, before transformers makes them one by one.
 
     Raises:

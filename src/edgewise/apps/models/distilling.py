@@ -1,0 +1,297 @@
+"""Distil a small model from a larger one, on text: the work of ``edgewise distill``.
+
+found = distil(DistillRequest("bundled", "1M", "plays", Path("student")))
+found["student"]["perplexity"]
+
+The work lies beside the new folder until that is whole. A killed distillation goes on from its last saved state.
+
+    .NAME.distill/request.json    everything that decides the result
+    .NAME.distill/student.state   the newest saved state of the student, and alone.state of the one without a teacher
+    .NAME.distill/blocks/         the tokenized text
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from edgewise.apps.models.distilled_card import card
+from edgewise.apps.models.export import whole_folder
+from edgewise.core.errors import DataError, ModelError, StoreError
+from edgewise.core.keys import Key, derive, root
+from edgewise.core.vector import Array
+from edgewise.drivers.storage import folder as folders
+from edgewise.learn.compress import student as students
+from edgewise.learn.compress import teaching
+from edgewise.learn.compress.student import Student
+from edgewise.learn.compress.teaching import DATA, Lesson, Progress
+from edgewise.learn.hardware import autocast_dtype, chosen
+from edgewise.learn.models.architecture import check_causal, sizes
+from edgewise.learn.models.exported import DTYPES, copy_tokenizer, stored_dtype
+from edgewise.learn.models.fingerprint import frozen_digest
+from edgewise.learn.models.load import Loaded, float32_attention, load, located, stored_parameters
+from edgewise.learn.models.streaming import Decoding, stream
+from edgewise.learn.text import corpus as corpora
+from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
+from edgewise.plan.recipe.data import SHIPPED, DataSection
+
+COLUMNS = ("text", "prompt", "messages")
+TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".jl": "jsonl", ".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
+PACKED = (".gz", ".bz2", ".xz", ".zst")
+REPORT = "distilled.json"
+SAVE_S = 20.0  # Time between two saved states, at least.
+PROMPT, NEW = 16, 48  # Tokens that a model reads and writes to measure its speed.
+Step = Callable[[str, int, int], object]
+
+
+class DistillRequest(NamedTuple):
+    """A request for a distillation.
+
+    Attributes:
+        teacher: "bundled", "hub:owner/name", or a model's folder.
+        to: a number of parameters, a configuration or a folder, as in ``learn.compress.student.make``.
+        on: "plays", "python-stdlib", or a file or folder of text or rows.
+        dest: a folder that does not exist or is empty.
+        lesson: the rule by which the student learns.
+        columns: column names of a table by key, of ``COLUMNS``.
+        length: tokens of a block.
+        held_tokens: number of held-out tokens that are scored, at most.
+        seed: decides the student's drawn weights, the order of the text, and generated text.
+        beside: train the same student on the text alone too, for as many steps.
+        resume: go on with a distillation that was interrupted.
+    """
+
+    teacher: str
+    to: str
+    on: str
+    dest: Path
+    lesson: Lesson = Lesson()
+    columns: Mapping[str, str] = {}
+    length: int = 128
+    held_tokens: int = 20_000
+    seed: int = 0
+    beside: bool = False
+    resume: bool = False
+
+
+def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> dict[str, Any]:
+    """Distil a student, write its folder, and measure what was kept.
+
+    Args:
+        step: receives the progress: a title, the steps so far and their number.
+    Returns:
+        The report, as ``distilled.json`` in the folder holds it.
+    Raises:
+        ModelError: E-DISTILL where teacher, student and request do not fit. E-MODEL.
+        DataError: E-DATA-*.
+        StoreError: E-FOLDER where ``dest`` holds files. E-RUN-EXISTS where the work was begun and ``resume`` is False.
+            E-RESUME where nothing was begun, or something else. E-DISK.
+        TrainingError: E-NAN.
+    Guarantees:
+        ``dest`` appears whole or not at all. The figures are those of the folder as it was written. An interrupted and
+        resumed distillation gives the bytes of an uninterrupted one, on the same processor and number of threads.
+    """
+    dest = wanted.dest.resolve()
+    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
+        raise StoreError("E-FOLDER", f"{dest} is not empty.", "name a new folder with --out; nothing is overwritten.")
+    work, key = dest.with_name(f".{dest.name}.distill"), root(wanted.seed)
+    _begun(work, wanted.resume)
+    teacher, arithmetic = _teacher(wanted)
+    made = students.make(teacher, wanted.to, Path(), key)
+    check_causal(made.model, teacher.tokens, wanted.length, "the student")
+    folders.claim(work)
+    text, fingerprint = _text(wanted, teacher, work)
+    facts = _facts(wanted, teacher, made, fingerprint)
+    _same_request(work / "request.json", facts, wanted.resume)
+    started = time.perf_counter()
+    held_NS = _held(text, wanted)
+    known = _figures(teacher, teacher.model, held_NS, arithmetic, _bytes(teacher.folder))
+    report: dict[str, Any] = {
+        "on": wanted.on, **wanted.lesson._asdict(), "batch_tokens": wanted.lesson.batch * wanted.length,
+        "train_tokens": text.train_tokens, "held_out_tokens": predictions(held_NS), "text_fingerprint": fingerprint,
+        "teacher": {"name": teacher.name, **known},
+    }  # fmt: skip
+    names = ("student", "alone") if wanted.beside else ("student",)
+    for name in names:
+        one = made if name == "student" else students.make(teacher, wanted.to, Path(), key)
+        lesson = wanted.lesson if name == "student" else wanted.lesson._replace(loss=DATA)
+        last = _taught(name, one, teacher, text, lesson, key, arithmetic, work, step)
+        shutil.rmtree(work / name, ignore_errors=True)
+        with whole_folder(work / name, "--out", "the work so far is saved") as part:
+            _write(one, teacher, part)
+        loaded = load(str(work / name), Path())
+        ready = loaded.model.to(_processor())
+        figures = _figures(teacher, ready, held_NS, arithmetic, _bytes(work / name))
+        report[name] = {"origin": one.origin, "loss": _quarters(last), **figures}
+    report["seconds"] = round(time.perf_counter() - started, 1)
+    with whole_folder(dest, "--out", "the work so far is saved") as part:
+        shutil.copytree(work / "student", part, dirs_exist_ok=True)
+        (part / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        (part / "README.md").write_text(card(dest.name, report, teacher.folder), encoding="utf-8")
+    shutil.rmtree(work, ignore_errors=True)
+    return {"dest": str(dest), **report}
+
+
+def _begun(work: Path, resume: bool) -> None:
+    begun = (work / "request.json").is_file()
+    if begun and not resume:
+        what = f"a distillation into {work.with_name(work.name[1:-8])} was begun and not finished."
+        raise StoreError("E-RUN-EXISTS", what, f"continue it with --resume, or delete {work}.")
+    if resume and not begun:
+        raise StoreError("E-RESUME", f"no distillation was begun in {work}.", "leave out --resume.")
+
+
+def _same_request(path: Path, facts: Mapping[str, Any], resume: bool) -> None:
+    """Write the request, or refuse to go on with another one."""
+    text = json.dumps(facts, indent=1, sort_keys=True)
+    if not resume:
+        path.write_text(text, encoding="utf-8")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if other := sorted(name for name in facts if before.get(name) != json.loads(text)[name]):
+        what = f"the distillation in {path.parent} was begun with another {', '.join(other)}."
+        raise StoreError("E-RESUME", what, "give the same options, or name another folder with --out.")
+
+
+def _facts(wanted: DistillRequest, teacher: Loaded, made: Student, fingerprint: str) -> dict[str, Any]:
+    """Collect everything that decides the result."""
+    made.model.requires_grad_(False)
+    lesson = {f"lesson.{name}": value for name, value in wanted.lesson._asdict().items()}
+    return {
+        "teacher": frozen_digest(teacher.model), "student": frozen_digest(made.model), "text": fingerprint,
+        "length": wanted.length, "seed": wanted.seed, "beside": wanted.beside, **lesson,
+    }  # fmt: skip
+
+
+def _processor() -> torch.device:
+    return chosen("auto")
+
+
+def _teacher(wanted: DistillRequest) -> tuple[Loaded, torch.dtype]:
+    """Load the teacher, and check that it can read the text."""
+    processor = _processor()
+    arithmetic = autocast_dtype("auto", stored_parameters(located(wanted.teacher, Path())[0]), processor)
+    loaded = load(wanted.teacher, Path(), arithmetic)
+    loaded.model.requires_grad_(False)
+    found = sizes(loaded.model)
+    if found.context is not None and wanted.length > found.context:
+        what = f"the teacher {loaded.name} reads at most {found.context} tokens, and --length is {wanted.length}."
+        raise ModelError("E-DISTILL", what, f"take --length {found.context} or less.")
+    if loaded.tokens.size > found.vocabulary:
+        what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {found.vocabulary}."
+        raise ModelError("E-MODEL", what, "model and tokenizer do not belong together.")
+    if "messages" in wanted.columns and loaded.tokens.template is None:
+        what = f"the teacher {loaded.name} has no chat template, which --column messages=... needs."
+        raise ModelError("E-DISTILL", what, "take a chat model, or name columns with prompt and text.")
+    check_causal(loaded.model, loaded.tokens, wanted.length, loaded.name)
+    if arithmetic is torch.bfloat16 and processor.type == "cpu":
+        float32_attention(loaded.model)
+    loaded.model.to(processor)
+    return loaded, arithmetic
+
+
+def section_of(on: str, columns: Mapping[str, str], length: int) -> DataSection:
+    """Describe a text as the section ``[data]`` of a recipe does. Raises DataError(E-DATA-COLUMN)."""
+    if unknown := sorted(columns.keys() - set(COLUMNS)):
+        what = f"a distillation reads no column {unknown[0]!r:.60}."
+        raise DataError("E-DATA-COLUMN", what, f"take one of these keys: {', '.join(COLUMNS)}.")
+    path = Path(on)
+    suffix = Path(path.stem).suffix if path.suffix.lower() in PACKED else path.suffix
+    source = on if on in SHIPPED else TABLES.get(suffix.lower(), "text")
+    if columns and (source not in TABLES.values() or ("messages" in columns and source == "csv")):
+        what = f"--column names a column of a table, and {on} has no column for {', '.join(columns)}."
+        raise DataError("E-DATA-COLUMN", what, "leave it out, or name a table: .jsonl, .csv or .parquet.")
+    if "messages" in columns and len(columns) > 1:
+        what = "--column messages=... holds prompts and answers already."
+        raise DataError("E-DATA-COLUMN", what, "leave out the other columns.")
+    where = {} if on in SHIPPED else {"path": str(path.expanduser().resolve())}
+    return DataSection.model_validate(
+        {"source": source, "partition": "whole", "sequence_len": length, **where, **columns}
+    )
+
+
+def _text(wanted: DistillRequest, teacher: Loaded, work: Path) -> tuple[Blocks, str]:
+    """Read and tokenize the text. Returns its blocks and its fingerprint."""
+    section = section_of(wanted.on, wanted.columns, wanted.length)
+    corpus = corpora.load(section, Path(), work, derive(root(wanted.seed), "data"))
+    found = BlockStore(corpus, teacher.tokens, section, work).open(corpus.devices[0])
+    if not len(found.train_NS) or not len(found.held_NS):
+        what = f"{wanted.on} has too little text: {found.train_tokens} tokens to learn, {found.held_tokens} held out."
+        raise DataError("E-DATA-EMPTY", what, "give more text, or a smaller --length.")
+    return found, corpus.fingerprint()
+
+
+def _held(text: Blocks, wanted: DistillRequest) -> Array:
+    """Choose the held-out blocks that are scored, evenly spaced."""
+    most = max(1, wanted.held_tokens // wanted.length)
+    return text.held_NS[:: -(-len(text.held_NS) // most)]
+
+
+def _taught(
+    name: str, one: Student, teacher: Loaded, text: Blocks, lesson: Lesson, key: Key, arithmetic: torch.dtype,
+    work: Path, step: Step,
+) -> Progress:  # fmt: skip
+    """Take the steps that are left, and save the state now and then."""
+    path, saved_at = work / f"{name}.state", time.perf_counter()
+    title = {"student": "distilling", "alone": "training on the text alone"}[name]
+    begin = teaching.load_progress(path) if path.is_file() else None
+
+    def after(done: int, read: Callable[[], Progress]) -> None:
+        nonlocal saved_at
+        step(title, done, lesson.steps)
+        if time.perf_counter() - saved_at > SAVE_S:
+            teaching.save_progress(path, read())
+            saved_at = time.perf_counter()
+
+    student = one.model.to(_processor())
+    if arithmetic is torch.bfloat16 and _processor().type == "cpu":
+        float32_attention(student)
+    step(title, begin.done if begin else 0, lesson.steps)
+    taught_by = None if lesson.loss == DATA else teacher.model
+    last = teaching.teach(student, taught_by, text.train_NS, lesson, key, arithmetic, begin, after)
+    teaching.save_progress(path, last)
+    return last
+
+
+def _write(one: Student, teacher: Loaded, part: Path) -> None:
+    """Write a student as transformers reads it, in the dtype of the teacher's weights, with the teacher's tokenizer."""
+    dtype = DTYPES[stored_dtype(teacher.folder)]
+    one.model.cpu().to(dtype).save_pretrained(part)
+    copy_tokenizer(teacher.folder, part)
+
+
+def _figures(
+    teacher: Loaded, model: torch.nn.Module, held_NS: Array, arithmetic: torch.dtype, size_bytes: int
+) -> dict[str, Any]:
+    """Measure a model: its perplexity on held-out text, its size and its speed."""
+    teaching.measure(model, held_NS[:1], arithmetic)  # The first pass is slower than all others.
+    begun = time.perf_counter()
+    held = teaching.measure(model, held_NS, arithmetic)
+    seconds = time.perf_counter() - begun
+    prompt = [int(i) for i in abs(held_NS[0, :PROMPT])]
+    greedy = stream(model.cpu(), teacher.tokens, prompt, Decoding(NEW, 0.0), lambda piece: None)
+    model.to(_processor())
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "bytes": size_bytes,
+        "perplexity": math.exp(min(held.nll / max(1, held.tokens), 700.0)),
+        "read_tokens_per_s": round(held.tokens / seconds, 1),
+        "generated_tokens_per_s": round(greedy.tokens_per_s, 1),
+    }
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def _quarters(last: Progress) -> list[float]:
+    """Return the mean loss of the first and the last quarter of the steps."""
+    n = max(1, len(last.losses) // 4)
+    return [math.fsum(part) / len(part) for part in (last.losses[:n], last.losses[-n:])]
