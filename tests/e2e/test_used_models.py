@@ -90,6 +90,31 @@ def test_a_personal_model_stands_beside_the_global_one(tmp_path: Path) -> None:
     assert "no personal model" in command("generate", run, "--model", "personal", *GREEDY, *moved)["what"]
 
 
+@pytest.mark.parametrize("method", ["fedper", "fedrep"])
+def test_a_model_with_a_part_of_the_device_is_used_and_exported(tmp_path: Path, method: str) -> None:
+    from edgewise.drivers.storage.personal_models import personal_models
+
+    out = str(tmp_path / "run")
+    personal = {"method": method, "steps": 2, "lr": 0.3}
+    sim(out=out, training__lr=0.3, **{f"personal__{key}": value for key, value in personal.items()})
+    one = next(personal_models(Path(out)))
+    used = ("--device", one.device)
+    both = done("generate", out, *used, *GREEDY)["answers"]
+    assert both["global"]["text"] != both["personal"]["text"]
+    for to in ("merged", "tensors"):
+        done("export", out, *used, "--to", to, "--dest", str(tmp_path / to))
+        assert one.device in (tmp_path / to / "README.md").read_text(encoding="utf-8")
+    assert text(str(tmp_path / "merged")) == both["personal"]["text"]
+    done("export", out, "--dest", str(tmp_path / "global"))
+    assert text(str(tmp_path / "global")) == both["global"]["text"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"text": tiny_models.tiny_model.LINES[0]}), encoding="utf-8")
+    found = done("eval", out, "--on", str(file), *used)["models"]
+    assert found["global"]["all"]["perplexity"] != found["personal"]["all"]["perplexity"]
+    unknown = command("export", out, "--device", "nobody", "--dest", str(tmp_path / "none"))
+    assert unknown["code"] == "E-EXPORT"
+
+
 def test_an_evaluation_shows_models_and_owners(tmp_path: Path) -> None:
     rows = [
         {"owner": "ann", "text": tiny_models.tiny_model.LINES[0]},

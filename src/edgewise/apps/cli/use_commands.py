@@ -220,6 +220,9 @@ def export(
         str,
         typer.Option("--dtype", help="Type of the weights: base, float32, bfloat16, float16, or q8_0 (gguf)."),
     ] = "base",
+    device: Annotated[
+        str, typer.Option("--device", help="Write the personal model of this device in place of the run's.")
+    ] = "",
     with_base: Annotated[
         bool, typer.Option("--with-base", help="Write the base next to an adapter. The bundled one always is.")
     ] = False,
@@ -238,7 +241,8 @@ def export(
         with sessions.interrupts(), sessions.quiet_screen(run_dir / "log.txt", debug):
             from edgewise.apps.models import export as exporter
 
-            written = exporter.write(run_dir, dest, exporter.ExportRequest(to, played, base, dtype, with_base))
+            wanted = exporter.ExportRequest(to, played, base, dtype, with_base, device)
+            written = exporter.write(run_dir, dest, wanted)
         if not as_json:
             print(f"{to} model after {written['rounds']} rounds: {dest}")
         return written

@@ -20,7 +20,9 @@ from edgewise.apps.report import summary
 from edgewise.apps.runs.run_dirs import opened
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.foreign import reason
-from edgewise.core.vector import Spec, Vector, unpack
+from edgewise.core.vector import Spec, Vector, to_bytes, unpack
+from edgewise.core.vector import digest as vector_digest
+from edgewise.drivers.storage.personal_models import personal_model
 
 if TYPE_CHECKING:
     from edgewise.learn.models.exported import LogitDifferences
@@ -43,6 +45,7 @@ class ExportRequest(NamedTuple):
         dtype: of a merged model's or a GGUF file's weights, of ``DTYPES``. ``base``: as the base has them, and float32
             for an adapter.
         with_base: write a base folder beside the adapter.
+        device: the device whose personal model is written, in place of the run's. Empty: the run's.
     """
 
     to: str = "merged"
@@ -50,6 +53,7 @@ class ExportRequest(NamedTuple):
     base: str = ""
     dtype: str = "base"
     with_base: bool = False
+    device: str = ""
 
 
 def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
@@ -79,9 +83,12 @@ def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
     if wanted.to in ADAPTERS and one.recipe.trainable.moves_base:
         what = f'trainable.rule = "{one.recipe.trainable.rule}" changed the base itself, which no adapter holds'
         raise _refused(what, "--to merged or --to gguf.")
+    if wanted.device:
+        one = _personal(one, wanted)
     with opened(one.run_dir) as store:
         found = summary.build(store)
-    card = model_card.ModelCard(found, one.recipe, wanted.to, one.played, one.digest, one.directions is not None)
+    coefficients = one.directions is not None
+    card = model_card.ModelCard(found, one.recipe, wanted.to, one.played, one.digest, coefficients, wanted.device)
     with whole_folder(dest, "--dest", "the run is whole") as part:
         more = (
             _tensors(one.facts, one.params, part, card) if wanted.to == "tensors" else _model(one, part, wanted, card)
@@ -95,6 +102,18 @@ def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
         "files": files,
         **more,
     }
+
+
+def _personal(one: ReleasedModel, wanted: ExportRequest) -> ReleasedModel:
+    """Put a device's personal model in the place of the run's. Raises EdgewiseError(E-EXPORT) where it has none."""
+    own = personal_model(one.run_dir, wanted.device)
+    if own is None:
+        what = f"device {wanted.device!r:.60} has no personal model in {one.run_dir}"
+        raise _refused(what, "run a recipe with a section [personal], with room for it in personal.keep_mb.")
+    if wanted.played is not None:
+        raise _refused("a personal model is made after the last round", "leave out --round.")
+    digest = vector_digest(to_bytes(own.params))
+    return one._replace(params=own.params, digest=digest, directions=None)
 
 
 def _refused(what: str, fix: str) -> EdgewiseError:
@@ -162,7 +181,9 @@ def _tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_c
 
     if not facts.get("spec"):
         raise _refused("the run does not record the names of what it trained", "run it again with this version.")
-    spec = Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in facts["spec"]])
+    layouts = (facts[key] for key in ("spec", "whole_spec") if key in facts)
+    specs = [Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in layout]) for layout in layouts]
+    spec = next((one for one in specs if params.shape == (one.dim,)), specs[0])
     if params.shape != (spec.dim,):
         raise _refused(f"the run's vector has {params.size} numbers, its layout {spec.dim}", "the run is damaged.")
     save_file(unpack(params, spec), part / TENSORS)

@@ -38,7 +38,10 @@ class About(NamedTuple):
 
 
 class ModelCard(NamedTuple):
-    """A model card in the making. ``run`` is the run's summary. Figures of other model versions are left out."""
+    """A model card in the making. ``run`` is the run's summary. Figures of other model versions are left out.
+
+    ``device``: the owner of a personal model. Empty for the model of a run.
+    """
 
     run: Mapping[str, Any]
     recipe: Recipe
@@ -46,6 +49,7 @@ class ModelCard(NamedTuple):
     played: int
     digest: str
     coefficients: bool = False
+    device: str = ""
 
     def text(self, about: About | None = None) -> str:
         """Write Markdown after the metadata of the hub. ``about`` is None for tensors without a model."""
@@ -63,7 +67,7 @@ class ModelCard(NamedTuple):
         return f"""{self._metadata(about)}
 # {s["name"]}
 
-{trained[0].upper()}{trained[1:]} of {of}, trained with edgewise on {_devices(s)}
+{self._owner()}{trained[0].upper()}{trained[1:]} of {of}, trained with edgewise on {_devices(s)}
 in {self.played} of {recipe.round.rounds} rounds of {work} ({t.optimizer}, learning rate {t.lr:g}).
 {_weights(about, self.to)}
 
@@ -83,6 +87,15 @@ Data: {self._data()}.{fingerprint}
 | recipe, SHA-256 | `{s["recipe_sha256"]}` |
 {commit}{seed}| versions | {", ".join(f"{k} {v}" for k, v in s["versions"].items() if k != "platform")} |
 """
+
+    def _owner(self) -> str:
+        """Return a warning about a personal model. Empty for the model of a run."""
+        if not self.device:
+            return ""
+        return (
+            f"**The personal model of one device, `{self.device}`.** It has learnt its text without noise, and text "
+            "can be extracted from it. No epsilon below is about it. Give it to nobody but its owner.\n\n"
+        )
 
     def _before(self) -> str:
         """Return the rows that identify the model before training, as far as the run recorded it.
