@@ -124,7 +124,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "cut off": lambda path: path.write_bytes(path.read_bytes()[:-7]),
     "empty": lambda path: path.write_bytes(b""),
     "a bit is flipped": flipped,
-    "of another device": lambda path: os.replace(path, path.with_name(device_store._path(path.parent, "e").name)),
+    "of another device": lambda path: os.replace(path, device_store._memory_path(path.parent, "e")),
 }
 
 

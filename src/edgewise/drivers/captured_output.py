@@ -37,8 +37,8 @@ class PrintedNoise:
             file = cast(BinaryIO, tempfile.TemporaryFile())  # noqa: SIM115 (the same)
             self._file.close()
             self._file = file
-        self._bounded = _appends(self._file.fileno())
-        self._watch = threading.Thread(target=self._watches, name="noise", daemon=True)
+        self._bounded = _make_writers_append(self._file.fileno())
+        self._watch = threading.Thread(target=self._trim_regularly, name="noise", daemon=True)
 
     def __enter__(self) -> PrintedNoise:
         self._watch.start()
@@ -55,16 +55,17 @@ class PrintedNoise:
 
     def read(self) -> bytes:
         """Return the stored output."""
-        self._trim()
+        self._trim_output()
         with suppress(OSError):
             return os.pread(self.fileno(), self._limit_bytes, 0)
         return b""
 
-    def _watches(self) -> None:
+    def _trim_regularly(self) -> None:
+        """Trim the file again and again, until its end."""
         while not self._end.wait(self._interval_s):
-            self._trim()
+            self._trim_output()
 
-    def _trim(self) -> None:
+    def _trim_output(self) -> None:
         """Leave out the middle of a file that is too large. Output written in the meantime may be left out too."""
         fd, half = self.fileno(), self._limit_bytes // 2
         with self._trims, suppress(OSError):
@@ -77,7 +78,7 @@ class PrintedNoise:
             os.write(fd, f"\n[... {self._left_out_bytes} bytes are left out here ...]\n".encode() + tail)
 
 
-def _appends(fd: int) -> bool:
+def _make_writers_append(fd: int) -> bool:
     """Make all writers append, so that a truncated file continues at its end. Return whether the system can do that."""
     if os.name == "nt":
         return False

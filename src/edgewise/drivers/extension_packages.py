@@ -33,10 +33,10 @@ def digest(name: str) -> str:
     Raises:
         RecipeError: E-EXTENSION where the package is not installed, or does not list its files.
     """
-    found = _distribution(name)
+    found = _installed_package(name)
     if found is None:
         raise RecipeError("E-EXTENSION", f"the package {name} is not installed.", "install it in this environment.")
-    return _digest(_files(found))
+    return _package_digest(_package_files(found))
 
 
 def named(modules: Iterable[str]) -> tuple[ExtensionPackage, ...]:
@@ -78,21 +78,24 @@ def catalogue(
         RecipeError: E-PACKAGE for a package that is not allowed here, is not installed, or has another digest. None of
             the packages is imported then. E-EXTENSION as ``with_extensions``.
     """
-    modules = [module for package in packages for module in _checked(package, allowed)]
+    modules = [module for package in packages for module in _checked_package(package, allowed)]
     made = replace(with_extensions(modules), packages=tuple(packages))
     if made.trainer is not None:
         return made
     trainer_packages = [ExtensionPackage(name=name, sha256=(allowed or {})[name]) for name in always]
-    more = [module for package in trainer_packages for module in _checked(package, allowed) if module not in modules]
+    more = [
+        module for package in trainer_packages for module in _checked_package(package, allowed) if module not in modules
+    ]
     return replace(made, trainer=with_extensions(more).trainer) if more else made
 
 
 def modules(packages: Iterable[ExtensionPackage]) -> list[str]:
     """Return the modules of packages that ``catalogue`` has accepted."""
-    return [module for package in packages for module in _modules(package.name)]
+    return [module for package in packages for module in _extension_modules(package.name)]
 
 
-def _checked(package: ExtensionPackage, allowed: Mapping[str, str] | None) -> list[str]:
+def _checked_package(package: ExtensionPackage, allowed: Mapping[str, str] | None) -> list[str]:
+    """Find an allowed package of the digest that the run names."""
     name, wanted = package.name, package.sha256
     if allowed is not None and name not in allowed:
         what = f"the run uses parts of the package {name}, which the owner of this machine does not allow."
@@ -102,21 +105,21 @@ def _checked(package: ExtensionPackage, allowed: Mapping[str, str] | None) -> li
             f"the run uses the package {name} with digest {wanted}; the owner of this machine allows {allowed[name]}."
         )
         raise RecipeError("E-PACKAGE", what, "read the changes, install that version, and allow its digest.")
-    found = _distribution(name)
+    found = _installed_package(name)
     if found is None:
         what = f"the run uses parts of the package {name}, which is not installed here."
         raise RecipeError("E-PACKAGE", what, f"install the version with digest {wanted}.")
-    if (here := _digest(_files(found))) != wanted:
+    if (here := _package_digest(_package_files(found))) != wanted:
         what = f"the run uses the package {name} with digest {wanted}; the installed one has {here}."
         raise RecipeError(
             "E-PACKAGE", what, "install the same version on all machines, and leave its files as they are."
         )
-    points = _modules(name)
+    points = _extension_modules(name)
     if not points:
         what = f"the package {name} has no entry point in {GROUP}."
         raise RecipeError("E-PACKAGE", what, f'its pyproject.toml needs [project.entry-points."{GROUP}"].')
     for module in points:
-        _check_origin(name, module, {str(path.resolve()) for _, path in _files(found)})
+        _check_origin(name, module, {str(path.resolve()) for _, path in _package_files(found)})
     return points
 
 
@@ -132,19 +135,22 @@ def _check_origin(name: str, module: str, files: Collection[str]) -> None:
         raise RecipeError("E-PACKAGE", what, "install the package from a wheel, and rename the module that hides it.")
 
 
-def _distribution(name: str) -> metadata.Distribution | None:
+def _installed_package(name: str) -> metadata.Distribution | None:
+    """Find an installed package. None where there is none."""
     try:
         return metadata.distribution(name)
     except metadata.PackageNotFoundError:
         return None
 
 
-def _modules(name: str) -> list[str]:
-    found = _distribution(name)
+def _extension_modules(name: str) -> list[str]:
+    """List the modules that a package offers as extensions."""
+    found = _installed_package(name)
     return [] if found is None else sorted({p.module for p in found.entry_points if p.group == GROUP})
 
 
-def _files(package: metadata.Distribution) -> list[tuple[str, Path]]:
+def _package_files(package: metadata.Distribution) -> list[tuple[str, Path]]:
+    """List the files of a package that its digest covers."""
     files = [
         file
         for file in package.files or []
@@ -155,7 +161,8 @@ def _files(package: metadata.Distribution) -> list[tuple[str, Path]]:
     return [(file.as_posix(), Path(str(file.locate()))) for file in files]
 
 
-def _digest(files: Iterable[tuple[str, Path]]) -> str:
+def _package_digest(files: Iterable[tuple[str, Path]]) -> str:
+    """Compute the digest of files and their names."""
     hasher = hashlib.sha256()
     for name, path in sorted(files):
         try:

@@ -72,7 +72,7 @@ def examine(
     found: dict[str, Any] = {
         "recipe": recipe.name,
         "privacy": recipe.privacy,
-        "claim": _claim(plan),
+        "claim": _privacy_claim(plan),
         "findings": [{**asdict(f), "holds": f.holds} for f in findings],
         "not_tried": list(epsilon.NOT_TRIED) if findings else [],
         **leaks,
@@ -93,7 +93,7 @@ def examine(
     return found
 
 
-def _claim(plan: Plan) -> dict[str, Any] | None:
+def _privacy_claim(plan: Plan) -> dict[str, Any] | None:
     """Return the claim of the whole run; None without differential privacy."""
     if plan.spend is None:
         return None
@@ -126,12 +126,12 @@ def show(console: Any, found: Mapping[str, Any]) -> None:
             "compares with the claim for the part that it attacked:"
         )
         for f in found["findings"]:
-            console.print(f"- {f['name']}: {f['of']}." + _guesses(f) + _left_out(f))
+            console.print(f"- {f['name']}: {f['of']}." + _guesses_in_words(f) + _left_out(f))
         console.print(f"Not tried by any audit: {'; '.join(found['not_tried'])}.\n")
     else:
         console.print("No epsilon is claimed, so none is measured.\n")
     rows = [
-        (x["what"] + (" *" if x["seen"] else ""), _share(x["span"]), _share(x["rows"]), _share(x["base"]))
+        (x["what"] + (" *" if x["seen"] else ""), _percent(x["span"]), _percent(x["rows"]), _percent(x["base"]))
         for x in found["leaks"]
     ]
     add("tokens of one device's batch that an attacker names", ("from", "span check", "rows", "guessing"), rows)
@@ -145,10 +145,10 @@ def show(console: Any, found: Mapping[str, Any]) -> None:
         )
         for x in found["memory"]
     ]
-    add(_remembered(found["memory"]), ("model after", "membership AUC", "TPR at 1 %", "canary exposure"), memory)
+    add(_memory_title(found["memory"]), ("model after", "membership AUC", "TPR at 1 %", "canary exposure"), memory)
 
 
-def _remembered(memory: Sequence[Mapping[str, Any]]) -> str:
+def _memory_title(memory: Sequence[Mapping[str, Any]]) -> str:
     """Make the title of the table on memory."""
     title = "what the model remembers"
     if not memory:
@@ -157,11 +157,13 @@ def _remembered(memory: Sequence[Mapping[str, Any]]) -> str:
     return f"{title}: find the {n} of {n + m} pieces of text that an update trained on, by the fall of their loss"
 
 
-def _share(x: float | None) -> str:
+def _percent(x: float | None) -> str:
+    """Write a share in percent."""
     return "-" if x is None else f"{100 * x:.0f} %"
 
 
-def _guesses(f: Mapping[str, Any]) -> str:
+def _guesses_in_words(f: Mapping[str, Any]) -> str:
+    """Say how many guesses were right."""
     if (g := f["guessed"]) is None:
         return ""
     return (

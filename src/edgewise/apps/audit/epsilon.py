@@ -104,14 +104,15 @@ def length(plan: Plan) -> AuditFinding:
     spike, found = np.zeros(dim, np.float32), []
     spike[dim // 2] = size
     for phase, pipe in enumerate(ways_of(plan)):
-        updates = [*(_signs(dim, i) * np.float32(size) for i in range(6)), spike, np.zeros(dim, np.float32)]
+        updates = [*(_canary_signs(dim, i) * np.float32(size) for i in range(6)), spike, np.zeros(dim, np.float32)]
         mu, key = mu_of(plan, phase), derive(keys.root(7), "length", phase)
         found.append(
             audit.length_audit(
                 "length", pipe, mu, updates, spend_of(plan).delta, key, _noise_std(plan, pipe), promised(plan)
             )
         )
-    of = f"distance of an update from its neighbour's before the noise, one release at noise multiplier {_z(plan):.4g}"
+    of = "distance of an update from its neighbour's before the noise, one release"
+    of += f" at noise multiplier {_noise_multiplier(plan):.4g}"
     return replace(max(found, key=lambda f: f.lower / f.claimed), of=of)
 
 
@@ -180,40 +181,44 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> A
     The canaries are dealt to releases of the plan's stages, each with its own noise. Together they are one run, and
     flipping a canary changes one release. The ``neighbour`` of an absent canary takes its place. With ``local`` noise a
     release is one message. With correlated noise the trial is the run itself. A canary is then in all rounds of its
-    group, and its score is the sum of all releases with the weights of a matched filter (``_play``).
+    group, and its score is the sum of all releases with the weights of a matched filter (``_play_canaries``).
 
     Args:
         canaries: number of canaries, reduced to fit into ``work`` (at least 64).
         work: largest number of encoded coordinates. Long runs of correlated noise are cut to fit. The claim is then
             that of their beginning.
     """
-    pipes, blt = ways_of(plan), _blt(plan)
+    pipes, blt = ways_of(plan), _noise_correlation(plan)
     rounds = min(blt.rounds, max(1, work // (4 * plan.spec.dim)))
     takes = min(blt.takes, -(-rounds // blt.gap))
     canaries = min(canaries, max(64, work // (plan.spec.dim * takes)))
     present = keys.generator(derive(keys.root(7), "present")).random(canaries) < 0.5
     if plan.promise.who_noises is Noiser.DEVICE:
-        scores = np.array([_message(plan, pipes[i % len(pipes)], i, present, step) for i in range(canaries)])
+        scores = np.array([_canary_message(plan, pipes[i % len(pipes)], i, present, step) for i in range(canaries)])
     else:
-        each = min(_each(pipe) for pipe in pipes) * min(blt.gap, rounds, GROUPS)
+        each = min(_canaries_per_release(pipe) for pipe in pipes) * min(blt.gap, rounds, GROUPS)
         scores = np.zeros(canaries)
         for play, start in enumerate(range(0, canaries, each)):
             step("canaries", start, canaries)
             dealt = range(start, min(canaries, start + each))
-            scores[start : dealt.stop] = _play(plan, pipes[play % len(pipes)], blt, rounds, dealt, present)
-    mu, of = max(mu_of(plan, phase) for phase in range(len(pipes))), f"one release at noise multiplier {_z(plan):.4g}"
+            scores[start : dealt.stop] = _play_canaries(plan, pipes[play % len(pipes)], blt, rounds, dealt, present)
+    mu, of = (
+        max(mu_of(plan, phase) for phase in range(len(pipes))),
+        f"one release at noise multiplier {_noise_multiplier(plan):.4g}",
+    )
     if blt.rounds > 1:
         column = matrix.column(blt)
         mu *= matrix.participation_norm(column[:rounds], blt.gap, takes)
         mu /= matrix.participation_norm(column, blt.gap, blt.takes)
-        of = f"{rounds} of {blt.rounds} rounds of correlated noise at multiplier {_z(plan):.4g}, a device in {takes}"
+        of = f"{rounds} of {blt.rounds} rounds of correlated noise at multiplier {_noise_multiplier(plan):.4g}"
+        of += f", a device in {takes}"
     head = pipes[0].encoded.head
     beside = {f"{' and '.join(head)} beside the update (all canaries move the same number)": bool(head)}
     found = guessing.played(mu, spend_of(plan).delta, scores, present)
     return replace(found, of=of, left_out=(*_left_out(plan), *those(beside), *found.left_out))
 
 
-def _play(
+def _play_canaries(
     plan: Plan, pipe: Pipeline, blt: Blt, rounds: int, dealt: range, present: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Score the canaries ``dealt``, spread over groups, in one run of ``rounds``.
@@ -234,18 +239,18 @@ def _play(
     sums, memory = np.zeros((groups, plan.spec.dim)), pipe.start_memory()
     for t in range(rounds):
         key = derive(keys.root(7), "one run", dealt.start, t)
-        seen, memory = released(pipe, _cohort(plan, pipe, dealt, u[:, t], present), key, t, memory)
+        seen, memory = released(pipe, _canary_updates(plan, pipe, dealt, u[:, t], present), key, t, memory)
         for g in range(groups):
             sums[g] += weights[g, t] * seen
     public = derive(derive(keys.root(7), "one run", dealt.start, 0), "public") if rounds == 1 else b""
     scores = np.zeros(len(dealt))
     for at, i in enumerate(dealt):
-        along = _seen(plan, pipe, i, Turn(0, public, derive(keys.root(7), "seen", i), device=str(at)))
+        along = _canary_direction(plan, pipe, i, Turn(0, public, derive(keys.root(7), "seen", i), device=str(at)))
         scores[at] = along @ sums[i % groups] - half[i % groups]
     return scores
 
 
-def _cohort(
+def _canary_updates(
     plan: Plan, pipe: Pipeline, dealt: range, turn: NDArray[np.float64], present: NDArray[np.bool_]
 ) -> Iterator[Vector]:
     """Yield the updates of one round.
@@ -255,7 +260,7 @@ def _cohort(
     n = 0
     for i in dealt:
         if turn[i % turn.size]:
-            x = _canary(plan, i)
+            x = _canary_update(plan, i)
             if (sent := x if present[i] else neighbour(x, promised(plan))) is not None:
                 yield sent
             n += 1
@@ -263,53 +268,55 @@ def _cohort(
         yield np.zeros(plan.spec.dim, np.float32)
 
 
-def _message(plan: Plan, pipe: Pipeline, i: int, present: NDArray[np.bool_], step: Step) -> float:
+def _canary_message(plan: Plan, pipe: Pipeline, i: int, present: NDArray[np.bool_], step: Step) -> float:
     """Score a canary from its device's own noised message."""
     step("canaries", i, present.size)
-    x = _canary(plan, i)
+    x = _canary_update(plan, i)
     sent = x if present[i] else neighbour(x, promised(plan))
     seen = release(pipe, [] if sent is None else [sent], derive(keys.root(7), "message", i))
-    return float(_along(plan, i) @ seen)
+    return float(_clipped_direction(plan, i) @ seen)
 
 
-def _each(pipe: Pipeline) -> int:
+def _canaries_per_release(pipe: Pipeline) -> int:
     """Return the number of canaries of one release: at most an eighth of the coordinates, so that they stay apart."""
     space = pipe.total.space
     return min(audit.counted_on(space) or space.quorum.n_max, max(8, pipe.spaces[0].dim // 8))
 
 
-def _canary(plan: Plan, i: int) -> Vector:
-    return _signs(plan.spec.dim, i) * np.float32(LONG * clip_of(plan))
+def _canary_update(plan: Plan, i: int) -> Vector:
+    """Make a canary: random signs, longer than the clip."""
+    return _canary_signs(plan.spec.dim, i) * np.float32(LONG * clip_of(plan))
 
 
-def _seen(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray[np.float64]:
+def _canary_direction(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray[np.float64]:
     """Return the direction, of length 1, in which a canary moves the release.
 
     It is the output of the stages in this round, which anyone who knows the canary can compute. If devices add noise or
     rounds are weighted, it is the canary's own direction.
     """
     if turn.public and not pipe.encoded.noise.std:
-        moved = contribution(pipe, _canary(plan, i), turn).astype(np.float64)
+        moved = contribution(pipe, _canary_update(plan, i), turn).astype(np.float64)
         if moved.size == plan.spec.dim and (norm := float(np.linalg.norm(moved))):
             return np.asarray(moved / norm)
-    return _along(plan, i)
+    return _clipped_direction(plan, i)
 
 
-def _along(plan: Plan, i: int) -> NDArray[np.float64]:
+def _clipped_direction(plan: Plan, i: int) -> NDArray[np.float64]:
     """Return a canary's direction behind the clip, of length 1. A clip per tensor gives all tensors equal length."""
-    shape = _signs(plan.spec.dim, i).astype(np.float64)
+    shape = _canary_signs(plan.spec.dim, i).astype(np.float64)
     if spend_of(plan).clipping.tensor_l2:
         for s in plan.spec.segments:
             shape[s.start : s.stop] /= sqrt(max(1, s.size))
     return shape / float(np.linalg.norm(shape))
 
 
-def _signs(dim: int, i: int) -> Vector:
+def _canary_signs(dim: int, i: int) -> Vector:
+    """Draw the signs of a canary."""
     drawn = keys.generator(derive(keys.root(7), "canary", i)).integers(0, 2, dim, np.int8)
     return (2 * drawn - 1).astype(np.float32)
 
 
-def _blt(plan: Plan) -> Blt:
+def _noise_correlation(plan: Plan) -> Blt:
     """Return the correlation of noise over the rounds; that of a one-round run if noise is independent."""
     event = spend_of(plan).events[0]
     if event.kind != "matrix":
@@ -317,7 +324,8 @@ def _blt(plan: Plan) -> Blt:
     return matrix.choose(event.rounds, event.gap, event.takes, spend_of(plan).buffers)
 
 
-def _z(plan: Plan) -> float:
+def _noise_multiplier(plan: Plan) -> float:
+    """Noise multiplier of the plan."""
     return spend_of(plan).z
 
 

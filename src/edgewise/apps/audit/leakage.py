@@ -99,7 +99,7 @@ class _Probe:
         self.registered = registered(trainer)
         noise_steps(plan, self.registered)  # A host of devices does the same.
         self.devices = _with_text(trainer, cohort)
-        self.rows = rows = self._first(self.devices[0])
+        self.rows = rows = self._first_text(self.devices[0])
         self.tokens = np.where(rows < 0, ~rows, rows)[0, :-1]
         self.inputs = reconstruction.layer_inputs(trainer.model)
         vocabulary = self.inputs.shape[0]
@@ -107,16 +107,18 @@ class _Probe:
         text = np.concatenate([np.where(o < 0, ~o, o) for o in others]) if others else np.zeros(0, np.int64)
         self.usual = np.bincount(text.astype(np.int64), minlength=vocabulary).astype(np.float64)
 
-    def _first(self, device: str) -> np.ndarray[Any, Any]:
+    def _first_text(self, device: str) -> np.ndarray[Any, Any]:
         """Return the beginning of a device's text as one row, int64[1, <= TOKENS + 1]."""
         found: np.ndarray[Any, Any] = unmarked(self.trainer.text(device).blocks.train_NS[:1])[:, : TOKENS + 1]
         return found.astype(np.int64)
 
     def single(self) -> Vector:
         """Compute the update of one plain gradient step on the batch, as federated SGD sends it."""
-        return self._trained(self.rows, 1, sgd=True)
+        return self._trained_update(self.rows, 1, sgd=True)
 
-    def _trained(self, rows: np.ndarray[Any, Any], steps: int, sgd: bool, own: bool = False, device: int = 0) -> Vector:
+    def _trained_update(
+        self, rows: np.ndarray[Any, Any], steps: int, sgd: bool, own: bool = False, device: int = 0
+    ) -> Vector:
         """Compute the update of some steps on ``rows``.
 
         With ``own`` the steps are noised as on the recipe's devices. Each row is then a record that is in every step
@@ -142,7 +144,7 @@ class _Probe:
     def row(self, what: str, update: Vector, seen: bool = False) -> dict[str, Any]:
         """Run both attacks on one vector. A result is None if the vector's layout has no segment for the attack."""
         spec = self.trainer.spec
-        span, rows = self._leak(update, spec, "span"), self._leak(update, spec, "rows")
+        span, rows = self._token_recall(update, spec, "span"), self._token_recall(update, spec, "rows")
         base = reconstruction.leak(self.usual, self.tokens.tolist(), self.usual)
         return {
             "what": what,
@@ -153,7 +155,8 @@ class _Probe:
             "seen": seen,
         }
 
-    def _leak(self, update: Vector, spec: Spec, how: str) -> Leak | None:
+    def _token_recall(self, update: Vector, spec: Spec, how: str) -> Leak | None:
+        """Measure how many of the text's tokens an update reveals."""
         vocabulary = self.inputs.shape[0]
         segment = reconstruction.first_layer(spec) if how == "span" else reconstruction.embedding(spec, vocabulary)
         if not segment:
@@ -169,26 +172,26 @@ class _Probe:
 
     def whole(self) -> list[dict[str, Any]]:
         """Attack one gradient step of all weights, where attacks are strongest: alone, in a sum, in a release."""
-        batches = [self._first(d) for d in self.devices]
-        plain = [self._trained(rows, 1, sgd=True) for rows in batches]
+        batches = [self._first_text(d) for d in self.devices]
+        plain = [self._trained_update(rows, 1, sgd=True) for rows in batches]
         total = np.asarray(np.sum(plain, axis=0, dtype=np.float64), np.float32)
-        sent = [self._trained(rows, 1, sgd=True, own=True, device=i) for i, rows in enumerate(batches)]
+        sent = [self._trained_update(rows, 1, sgd=True, own=True, device=i) for i, rows in enumerate(batches)]
         n, key = len(sent), derive(root(3), "whole")
-        seen = release(self.plan.at(0), [*sent, *self._quiet(sent[0], n)], key)
+        seen = release(self.plan.at(0), [*sent, *self._zero_updates(sent[0], n)], key)
         return [
             self.row("whole model, one SGD step of one device, in the clear", plain[0]),
             self.row(f"whole model, the sum of {n} devices, in the clear", total),
-            self.row(f"whole model, the release of {n}{self._noise(' with ')}", seen),
+            self.row(f"whole model, the release of {n}{self._noise_in_words(' with ')}", seen),
         ]
 
-    def _noise(self, word: str) -> str:
+    def _noise_in_words(self, word: str) -> str:
         """Name the recipe's noise after ``word``; empty without noise."""
         promise = self.plan.promise
         if promise.who_noises is Noiser.NOBODY:
             return ""
         return word + ("the noise of every step" if promise.noises_steps else "the recipe's noise")
 
-    def _others(self) -> list[Vector]:
+    def _other_updates(self) -> list[Vector]:
         """Compute the updates of the cohort's other devices by the recipe's own training."""
         out = []
         for i, device in enumerate(self.devices[1:]):
@@ -199,7 +202,7 @@ class _Probe:
             out.append(self.trainer.fit(request).x)
         return out
 
-    def _quiet(self, like: Vector, n: int) -> list[Vector]:
+    def _zero_updates(self, like: Vector, n: int) -> list[Vector]:
         """Fill the cohort up to the plan's minimum with zero updates, which carry only noise."""
         return [np.zeros_like(like)] * max(0, min(self.plan.sampling.minimum, 256) - n)
 
@@ -207,32 +210,32 @@ class _Probe:
         """Attack the recipe's own pipeline. Returns the rows on leaks and those on memory."""
         plan, promise = self.plan, self.plan.promise
         steps = min(in_steps(self.registered, plan, self.devices[0], plan.rule(0)).steps, 8)
-        taken, left = self._halves()
-        plain = self._trained(self.rows, steps, sgd=False)
-        update = self._trained(self.rows, steps, sgd=False, own=True) if promise.noises_steps else plain
-        updates = [update, *self._others()]
+        taken, left = self._text_halves()
+        plain = self._trained_update(self.rows, steps, sgd=False)
+        update = self._trained_update(self.rows, steps, sgd=False, own=True) if promise.noises_steps else plain
+        updates = [update, *self._other_updates()]
         hidden, noisy = promise.hidden, promise.who_noises is not Noiser.NOBODY
         total = np.asarray(np.sum(updates, axis=0, dtype=np.float64), np.float32)
-        quiet = self._quiet(update, len(updates))
+        quiet = self._zero_updates(update, len(updates))
         seen = release(plan.at(0), [*updates, *quiet], derive(root(3), "release"))
-        n, with_secret = len(updates), [self._planted(taken, steps), *updates[1:], *quiet]
+        n, with_secret = len(updates), [self._update_with_secret(taken, steps), *updates[1:], *quiet]
         remembered = release(plan.at(0), with_secret, derive(root(3), "release"))
         between = LEAVES.get(promise.who_noises, BEFORE if hidden else "")
         leaks = [
             self.row("one update, one SGD step, in the clear", self.single()),
             self.row(f"one update, this recipe's {steps} local steps, in the clear", plain, not hidden and not noisy),
-            self.row(f"the same as it leaves the device{between}", self._sent(update),
+            self.row(f"the same as it leaves the device{between}", self._sent_update(update),
                      not hidden and noisy),
             self.row(f"the sum of {n} updates", total, False),
-            self.row(f"the release: sum of {n}{self._noise(' with ')}", seen, hidden),
+            self.row(f"the release: sum of {n}{self._noise_in_words(' with ')}", seen, hidden),
         ]  # fmt: skip
         start = self.trainer.initial()
         models = [("nothing (base)", start), ("one update of the device", start + with_secret[0])]
         models.append((f"the release of {n}", start + remembered / np.float32(n)))
-        before = self._at(start, taken), self._at(start, left)
-        return leaks, [self._remembers(name, x, (taken, left), before) for name, x in models]
+        before = self._losses_under(start, taken), self._losses_under(start, left)
+        return leaks, [self._measure_memory(name, x, (taken, left), before) for name, x in models]
 
-    def _halves(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    def _text_halves(self) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         """Split the device's text into two random halves, int64[., S]: one to train on, and one to leave out.
 
         The training and held-out blocks would not do. Held-out text is the end of a document, so it differs anyway.
@@ -242,32 +245,35 @@ class _Probe:
         order = generator(derive(root(3), "members")).permutation(len(whole))[:PIECES]
         return whole[order[: len(order) // 2]], whole[order[len(order) // 2 :]]
 
-    def _planted(self, taken: np.ndarray[Any, Any], steps: int) -> Vector:
+    def _update_with_secret(self, taken: np.ndarray[Any, Any], steps: int) -> Vector:
         """Compute the device's update on one half of its text plus a secret of random tokens."""
-        rows = np.concatenate([taken, self._secret(taken.shape[1])])
-        return self._trained(rows, steps, sgd=False, own=True)
+        rows = np.concatenate([taken, self._secret_tokens(taken.shape[1])])
+        return self._trained_update(rows, steps, sgd=False, own=True)
 
-    def _secret(self, length: int, which: int = 0) -> np.ndarray[Any, Any]:
+    def _secret_tokens(self, length: int, which: int = 0) -> np.ndarray[Any, Any]:
+        """Draw a row of random tokens of the text."""
         rng = generator(derive(root(3), "canary", which))
         drawn: np.ndarray[Any, Any] = rng.choice(np.unique(self.tokens), (1, length)).astype(np.int64)
         return drawn
 
-    def _sent(self, x: Vector) -> Vector:
+    def _sent_update(self, x: Vector) -> Vector:
+        """Encode and decode an update, as the server sees it."""
         pipe, public = self.plan.at(0), derive(root(3), "public")
         turn = Turn(0, public, derive(root(3), "device"))
         payload, _ = pipe.encode(x, dict.fromkeys(pipe.spaces[0].head, 0.0), FULL_WEIGHT, pipe.init(), turn)
         return pipe.decode(payload, Turn(0, public)).body
 
-    def _losses(self, rows_NS: np.ndarray[Any, Any]) -> reconstruction.Scores:
+    def _row_losses(self, rows_NS: np.ndarray[Any, Any]) -> reconstruction.Scores:
+        """Compute the losses of rows under the model as it is."""
         rows = torch.from_numpy(np.array(rows_NS).astype(np.int64))
         return reconstruction.losses(self.trainer.model.eval(), rows, self.trainer.autocast is torch.bfloat16)
 
-    def _at(self, params: Vector, rows_NS: np.ndarray[Any, Any]) -> reconstruction.Scores:
+    def _losses_under(self, params: Vector, rows_NS: np.ndarray[Any, Any]) -> reconstruction.Scores:
         """Compute the losses of rows under a model."""
         self.trainer.flat.write(params.astype(np.float32))
-        return self._losses(rows_NS)
+        return self._row_losses(rows_NS)
 
-    def _remembers(
+    def _measure_memory(
         self,
         name: str,
         params: Vector,
@@ -281,12 +287,12 @@ class _Probe:
         """
         self.step("what models remember", 0, 1)
         # Some text is easier for every model. The fall of its loss shows the effect of training.
-        fell = [self._at(params, rows) - start for rows, start in zip(halves, before, strict=True)]
+        fell = [self._losses_under(params, rows) - start for rows, start in zip(halves, before, strict=True)]
         found = reconstruction.membership(fell[0], fell[1])
         length = halves[0].shape[1]
-        false = np.concatenate([self._secret(length, i) for i in range(1, OTHERS + 1)])
-        own = float(self._losses(self._secret(length))[0])
-        bits = reconstruction.exposure(own, self._losses(false))
+        false = np.concatenate([self._secret_tokens(length, i) for i in range(1, OTHERS + 1)])
+        own = float(self._row_losses(self._secret_tokens(length))[0])
+        bits = reconstruction.exposure(own, self._row_losses(false))
         return {
             "what": name,
             "auc": found.auc,

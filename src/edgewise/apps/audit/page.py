@@ -21,13 +21,14 @@ def page(a: Mapping[str, Any]) -> str:
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>{escape(a["recipe"])} · edgewise audit</title><style>{css}</style></head><body>
 <div class="page"><header><p class="kind">edgewise audit</p><h1>{escape(a["recipe"])}</h1>
-<p class="lead">{_lead(a)}</p></header><main>{_claims(a)}{_leaks(a)}{_memory(a)}</main>
+<p class="lead">{_audit_lead(a)}</p></header><main>{_privacy_claims(a)}{_leakage_section(a)}{_memory_section(a)}</main>
 <footer><code>edgewise audit</code> made this page. The same numbers are in <code>audit.json</code>.</footer>
 </div></body></html>
 """
 
 
-def _lead(a: Mapping[str, Any]) -> str:
+def _audit_lead(a: Mapping[str, Any]) -> str:
+    """Write the first paragraph: the worst finding."""
     seen = next((x for x in a["leaks"] if x["seen"]), None)
     first = "No epsilon is claimed." if not a["findings"] else "No measurement exceeds its claim."
     if any(not f["holds"] for f in a["findings"]):
@@ -43,14 +44,16 @@ def _lead(a: Mapping[str, Any]) -> str:
     )
 
 
-def _claims(a: Mapping[str, Any]) -> str:
+def _privacy_claims(a: Mapping[str, Any]) -> str:
+    """Draw the claims and their measured lower bounds."""
     if not a["findings"]:
         return "<section><h2>Claims</h2><p>Without differential privacy no epsilon is claimed.</p></section>"
     cards = [
         card(
             f["name"].capitalize(),
             f"{f['epsilon_lower']:.3g} of {f['epsilon_claimed']:.3g}",
-            f"measured epsilon ({_sure(f)}) of claimed, {_measured(f)}: {'holds' if f['holds'] else 'BROKEN'}",
+            f"measured epsilon ({_confidence_in_words(f)}) of claimed, {_trials_in_words(f)}: "
+            + ("holds" if f["holds"] else "BROKEN"),
         )
         for f in a["findings"]
     ]
@@ -69,12 +72,12 @@ def _claims(a: Mapping[str, Any]) -> str:
     return f'<section><h2>Claims</h2><div class="cards">{"".join(cards)}</div>{note}</section>'
 
 
-def _sure(f: Mapping[str, Any]) -> str:
+def _confidence_in_words(f: Mapping[str, Any]) -> str:
     """Name the confidence of a bound."""
     return "exact" if f["confidence"] == 1.0 else f"{100 * f['confidence']:.0f} % lower bound"
 
 
-def _measured(f: Mapping[str, Any]) -> str:
+def _trials_in_words(f: Mapping[str, Any]) -> str:
     """Name the trials behind a bound."""
     if f["name"] == "length":
         return f"{f['runs']:,} updates"
@@ -86,7 +89,8 @@ def _measured(f: Mapping[str, Any]) -> str:
     )
 
 
-def _leaks(a: Mapping[str, Any]) -> str:
+def _leakage_section(a: Mapping[str, Any]) -> str:
+    """Draw what single updates reveal."""
     if not a["leaks"]:
         return ""
     drawn = []
@@ -100,7 +104,7 @@ def _leaks(a: Mapping[str, Any]) -> str:
     rows = [
         row(
             escape(x["what"]) + (" <b>(seen by the server)</b>" if x["seen"] else ""),
-            [_share(x["span"]), _share(x["rows"]), _share(x["base"])],
+            [_percent(x["span"]), _percent(x["rows"]), _percent(x["base"])],
         )
         for x in a["leaks"]
     ]
@@ -109,7 +113,8 @@ def _leaks(a: Mapping[str, Any]) -> str:
     return f"<section><h2>Leakage</h2>{panel('Token recall', hint, chart)}{made}</section>"
 
 
-def _memory(a: Mapping[str, Any]) -> str:
+def _memory_section(a: Mapping[str, Any]) -> str:
+    """Draw the table of what models remember."""
     if not a["memory"]:
         return ""
     rows = [
@@ -132,5 +137,6 @@ def _memory(a: Mapping[str, Any]) -> str:
     return f"<section><h2>Memory</h2>{pair(panel('What the model remembers', hint, made))}</section>"
 
 
-def _share(x: float | None) -> str:
+def _percent(x: float | None) -> str:
+    """Write a share in percent."""
     return "-" if x is None else f"{100 * x:.0f} %"

@@ -39,7 +39,7 @@ def mechanism(plan: Plan, runs: int, step: Step) -> tuple[AuditFinding, AuditFin
     Returns one finding on the size of the released values, and one on their last bits (``audit_findings.grain``). Every
     record of a step is a run, because its gradient has a coordinate to itself (``learn.attacks.canaries``).
     """
-    spend, plays = _spend(plan), -(-runs // STEP_RECORDS)
+    spend, plays = _plan_spend(plan), -(-runs // STEP_RECORDS)
     clip, delta = spend.clipping.l2, spend.delta
     scores: dict[bool, list[NDArray[np.float64]]] = {False: [], True: []}
     for i in range(plays):
@@ -48,10 +48,10 @@ def mechanism(plan: Plan, runs: int, step: Step) -> tuple[AuditFinding, AuditFin
             seen.append(_record_step(plan, np.full(STEP_RECORDS, world), derive(keys.root(7), "record", int(world), i)))
     out, in_ = (np.concatenate(scores[world])[:runs] for world in (False, True))
     one, two = (_record_step(plan, np.zeros(64, bool), derive(keys.root(7), "fresh", i)) for i in range(2))
-    size = audit.fresh(audit_findings.mechanism("mechanism", _mu(plan), delta, out, in_), delta, one, two)
+    size = audit.fresh(audit_findings.mechanism("mechanism", _claimed_mu(plan), delta, out, in_), delta, one, two)
     # The scores are in units of the clip. These are the float32 values that left the step.
     bits = audit_findings.grain(
-        "grain", _mu(plan), delta, (out * clip).astype(np.float32), (in_ * clip).astype(np.float32), clip
+        "grain", _claimed_mu(plan), delta, (out * clip).astype(np.float32), (in_ * clip).astype(np.float32), clip
     )
     of = _one_step(plan)
     return replace(size, of=of, left_out=LEFT_OUT), replace(bits, of=f"the last bits of {of}", left_out=LEFT_OUT)
@@ -77,11 +77,11 @@ def steps(plan: Plan, runs: int, step: Step) -> AuditFinding:
             first, *others = canaries.pairs(dp, np.full(STEP_RECORDS, world), signs < 0.0, one, two)
             for which, other in enumerate(others):
                 seen.setdefault((world, which), []).append(first + signs * other)
-    mu, lower, part = sqrt(2.0) * _mu(plan), 0.0, np.tile(signs, plays)
+    mu, lower, part = sqrt(2.0) * _claimed_mu(plan), 0.0, np.tile(signs, plays)
     for which, by in product(range(2), (-1.0, 1.0)):
         out, in_ = (np.concatenate(seen[world, which])[part == by] for world in (False, True))
         lower = max(lower, audit_findings.gaussian_mu(out, in_, 1.0 - 0.05 / 4))
-    found = audit_findings.measured("steps", mu, _spend(plan).delta, lower, part.size)
+    found = audit_findings.measured("steps", mu, _plan_spend(plan).delta, lower, part.size)
     of = _one_step(plan).replace("one of", "two of", 1)
     left_out = (LEFT_OUT[0], "composition of more than two steps")
     return replace(found, of=f"{of}, within one round and in two rounds", left_out=left_out)
@@ -96,7 +96,7 @@ def one_run(plan: Plan, canaries: int, step: Step) -> AuditFinding:
         step("canaries", start, canaries)
         key = derive(keys.root(7), "record one run", start)
         scores.append(_record_step(plan, present[start : start + STEP_RECORDS], key))
-    found = guessing.played(_mu(plan), _spend(plan).delta, np.concatenate(scores), present)
+    found = guessing.played(_claimed_mu(plan), _plan_spend(plan).delta, np.concatenate(scores), present)
     return replace(found, of=_one_step(plan), left_out=(*LEFT_OUT, *found.left_out))
 
 
@@ -107,18 +107,20 @@ def _record_step(plan: Plan, present: NDArray[np.bool_], key: Key) -> NDArray[np
 
 
 def _record_dp(plan: Plan) -> StepNoise:
-    return steps_noise(_spend(plan))
+    return steps_noise(_plan_spend(plan))
 
 
 def _one_step(plan: Plan) -> str:
-    steps, clip = plan.rule(0).steps * plan.rounds, _spend(plan).clipping.l2
-    return f"one of up to {steps} steps of a device, at noise multiplier {_spend(plan).z:.4g} and clip {clip:g}"
+    steps, clip = plan.rule(0).steps * plan.rounds, _plan_spend(plan).clipping.l2
+    return f"one of up to {steps} steps of a device, at noise multiplier {_plan_spend(plan).z:.4g} and clip {clip:g}"
 
 
-def _spend(plan: Plan) -> Spend:
+def _plan_spend(plan: Plan) -> Spend:
+    """Privacy spend of a plan that has one."""
     assert plan.spend is not None
     return plan.spend
 
 
-def _mu(plan: Plan) -> float:
-    return event_mu(_spend(plan).events[0])
+def _claimed_mu(plan: Plan) -> float:
+    """Claimed mu of the plan's steps."""
+    return event_mu(_plan_spend(plan).events[0])

@@ -63,7 +63,7 @@ def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -
         bits = min(MOST_BITS, scaled(plan, [], spec, z, catalogue, COHORT).at(0).encoded.noise.ring_bits + FINER)
     small = scaled(plan, [], spec, z, catalogue, COHORT, bits, adaptive_clip=False)
     update = np.full(spec.dim, LONG * clip_of(plan), np.float32)
-    found = _played(small, first_way(small, plan), mu_of(small, 0), update, promised(plan))
+    found = _play_two_rounds(small, first_way(small, plan), mu_of(small, 0), update, promised(plan))
     left_out = {
         **{f"{kind} (the two rounds run without it)": True for kind in stages},
         "composition of more than two rounds of a device": spend_of(plan).rounds_each > 2,
@@ -74,7 +74,7 @@ def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -
     return replace(found, of=of, left_out=those(left_out))
 
 
-def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Adjacency) -> AuditFinding:
+def _play_two_rounds(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Adjacency) -> AuditFinding:
     """Play two rounds with one device's updates, and with its neighbour's. Every coordinate is a run.
 
     Args:
@@ -96,7 +96,7 @@ def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Ad
             others = 0 if adjacency == "replace_one" else (counted_on(pipe.total.space) or pipe.spaces[0].quorum.n_min)
             updates = [] if own is None else [own]
             updates += [np.zeros_like(update)] * (others - len(updates))
-            score += by * _noised(plan, pipe, updates, turn, root)
+            score += by * _noised_sum(plan, pipe, updates, turn, root)
         scores.append(np.sign(update) * score)
     lower, claimed = 0.0, sqrt(2.0 / update.size) * mu
     for part in (signs < 0.0, signs > 0.0):  # Differences and sums. Both bounds hold together with 95 %.
@@ -104,22 +104,22 @@ def _played(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Ad
     return audit_findings.measured("rounds", claimed, spend_of(plan).delta, lower, update.size)
 
 
-def _place(pipe: Pipeline) -> int:
+def _noise_stage(pipe: Pipeline) -> int:
     """Return the index of the stage in which devices add noise; -1 if the server does."""
     return next((i for i in range(len(pipe.stages)) if pipe.spaces[i + 1].noise.std > 0.0), -1)
 
 
 def _sent_as(pipe: Pipeline, shape: Vector, turn: Turn) -> Vector:
     """Find the update that the stages before the noise turn into ``shape``, up to its length."""
-    at = max(0, _place(pipe))
+    at = max(0, _noise_stage(pipe))
     before = Payload(shape, np.zeros(0), count=FULL_WEIGHT)
     return undo(pipe.stages[:at], pipe.spaces[: at + 1], before, turn).dense(pipe.spaces[0].dim).body
 
 
-def _noised(plan: Plan, pipe: Pipeline, updates: list[Vector], turn: Turn, root: keys.Key) -> NDArray[np.float64]:
+def _noised_sum(plan: Plan, pipe: Pipeline, updates: list[Vector], turn: Turn, root: keys.Key) -> NDArray[np.float64]:
     """Return the noised sum of one round: in units of the hidden sum or the message, or as it is released."""
-    at, total, payload = _place(pipe), pipe.start_sum(), None
-    for payload in _encoded(plan, pipe, updates, turn, root):
+    at, total, payload = _noise_stage(pipe), pipe.start_sum(), None
+    for payload in _encoded_updates(plan, pipe, updates, turn, root):
         total = pipe.add(total, payload, turn)
     if at < 0:
         entropy = simulated_entropy(plan, root, turn.round)
@@ -131,7 +131,10 @@ def _noised(plan: Plan, pipe: Pipeline, updates: list[Vector], turn: Turn, root:
     return undo(pipe.stages, pipe.spaces, payload, turn, at + 1).body.astype(np.float64)
 
 
-def _encoded(plan: Plan, pipe: Pipeline, updates: list[Vector], turn: Turn, root: keys.Key) -> Iterator[Payload]:
+def _encoded_updates(
+    plan: Plan, pipe: Pipeline, updates: list[Vector], turn: Turn, root: keys.Key
+) -> Iterator[Payload]:
+    """Yield the encoded updates of one round."""
     for i, x in enumerate(updates):
         secrets = simulated_secrets(plan, root, str(i), turn.round, NONCE)
         own = Turn(turn.round, turn.public, secrets.encoding, device=str(i))

@@ -19,15 +19,16 @@ class Checked:
         self.facts, self._name = facts, name
 
     def __str__(self) -> str:
-        return self._page(100)
+        return self._check_page(100)
 
     def __repr__(self) -> str:
         return f"<check of {self._name!r}: {self.facts['population']} devices, {self.facts['rounds']} rounds>"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{escape(self._page(110))}</pre>"
+        return f"<pre>{escape(self._check_page(110))}</pre>"
 
-    def _page(self, width: int) -> str:
+    def _check_page(self, width: int) -> str:
+        """Render the page as text of a width."""
         from rich.console import Console
 
         from edgewise.apps.simulate import check_screen

@@ -114,25 +114,25 @@ class Federation:
                 d: list(x) if isinstance(x, Iterator) else x for d, x in data.items()
             }  # An iterator can be read only once.
         self._own = own_work.of(model, self._data, loop, metrics or {})
-        self._fill(stages, posts, merge, strategy)
+        self._fill_parts(stages, posts, merge, strategy)
         self.chosen = {} if data is None else completion(self._tables, len(data))
         self._tables = settings.put(self._tables, self.chosen)
-        self.recipe = self._recipe(self._tables)
+        self.recipe = self._made_recipe(self._tables)
         own_work.check_names(self._own.metrics, self.recipe)
 
     # -- the recipe ---------------------------------------------------------------------------------------------
 
-    def _fill(self, stages: Any, posts: Any, merge: Any, strategy: Any) -> None:
+    def _fill_parts(self, stages: Any, posts: Any, merge: Any, strategy: Any) -> None:
         """Put the given objects into the tables."""
         found: dict[str, Any] = {}
         if stages is not None:
-            found["stage"] = [self._table(one, "stages") for one in stages]
+            found["stage"] = [self._part_table(one, "stages") for one in stages]
         if posts is not None:
-            found["post"] = [self._table(one, "posts") for one in posts]
+            found["post"] = [self._part_table(one, "posts") for one in posts]
         if merge is not None:
-            found["merge"] = self._table(merge, "merge")
+            found["merge"] = self._part_table(merge, "merge")
         if strategy is not None:
-            found["strategy"] = self._table(strategy, "strategy")
+            found["strategy"] = self._part_table(strategy, "strategy")
         for callback in self._callbacks:
             if isinstance(callback, EarlyStopping):
                 found |= callback.settings
@@ -147,7 +147,8 @@ class Federation:
             found["model.base"] = texts.MODEL
         self._tables = settings.put(self._tables, found)
 
-    def _table(self, given: Any, where: str) -> dict[str, Any]:
+    def _part_table(self, given: Any, where: str) -> dict[str, Any]:
+        """Return the table of a part, and note an object that is not shipped."""
         table, part = parts.table(given, where)
         if part is not None and not parts.is_shipped(part):
             known = self._parts.setdefault(part.name, part)
@@ -155,7 +156,7 @@ class Federation:
                 raise RecipeError("E-EXTENSION", f"two parts are called {part.name}.", "give one another name.")
         return table
 
-    def _recipe(self, tables: Mapping[str, Any]) -> recipes.Recipe:
+    def _made_recipe(self, tables: Mapping[str, Any]) -> recipes.Recipe:
         """Make the recipe of some tables, and check its parts."""
         where, text = ("", "") if self._file is None else (str(self._file), recipes.read(self._file))
         known = catalogue(self._extensions, Objects(Extension(tuple(self._parts.values()))))
@@ -172,7 +173,7 @@ class Federation:
 
     # -- files and objects --------------------------------------------------------------------------------------
 
-    def _prepare(self, at: Path, write: bool) -> _Prepared:
+    def _object_digests(self, at: Path, write: bool) -> _Prepared:
         """Compute the digests of the objects. With ``write``, write their files into ``at``."""
         if write and (self._reads_texts or self._given_model):
             at.mkdir(parents=True, exist_ok=True)
@@ -189,14 +190,14 @@ class Federation:
             digests |= texts.model_digests(self._model, self._tokenizer)
             if write:
                 texts.save_model(self._model, self._tokenizer, at / texts.MODEL)
-        recipe, home = self._placed(at)
+        recipe, home = self._placed_recipe(at)
         own = self._own.objects(home, at)
         local = (*(f"the part {name}" for name in self._parts), *own.local)
         modules = tuple(dict.fromkeys([*(part.function.__module__ for part in self._parts.values()), *own.modules]))
         extension = Extension(tuple(self._parts.values()), own.extension.trainer)
         return _Prepared(recipe, home, Objects(extension, {**digests, **own.digests}, modules, local))
 
-    def _placed(self, at: Path) -> tuple[recipes.Recipe, Path]:
+    def _placed_recipe(self, at: Path) -> tuple[recipes.Recipe, Path]:
         """Return the recipe, and the folder that its paths start from.
 
         Paths of the original recipe become absolute where they would start from another folder.
@@ -213,7 +214,7 @@ class Federation:
             moved["data.path"] = whole[0] if isinstance(paths, str) else whole
         if self.recipe.simulation.link_trace:
             moved["simulation.link_trace"] = str((self._home / self.recipe.simulation.link_trace).resolve())
-        return (self._recipe(settings.put(tables, moved)) if moved else self.recipe), at
+        return (self._made_recipe(settings.put(tables, moved)) if moved else self.recipe), at
 
     # -- playing ------------------------------------------------------------------------------------------------
 
@@ -228,7 +229,7 @@ class Federation:
         from edgewise.apps.simulate import check
 
         with tempfile.TemporaryDirectory(prefix="edgewise-objects-") as scratch:
-            ready = self._prepare(Path(scratch), write=True)
+            ready = self._object_digests(Path(scratch), write=True)
             found = check.examine(
                 ready.recipe, ready.recipe_dir, fast=fast, catalogue=catalogue(self._extensions, ready.objects)
             )
@@ -261,7 +262,7 @@ class Federation:
                 continue.
         """
         at = Path(out) if out is not None else place(self.recipe)
-        for _ in self._play(at, resume, overwrite, progress):
+        for _ in self._play_run(at, resume, overwrite, progress):
             pass
         return Run(at, None if self._own.task is None else self._own.task.module)
 
@@ -272,13 +273,14 @@ class Federation:
         ``run(out, resume=True)``, continues.
         """
         at = Path(out) if out is not None else place(self.recipe)
-        return self._play(at, not overwrite and has_run(at), overwrite, False)
+        return self._play_run(at, not overwrite and has_run(at), overwrite, False)
 
     def __iter__(self) -> Iterator[Round]:
         """Play round by round, as ``rounds()`` does."""
         return self.rounds()
 
-    def _play(self, at: Path, resume: bool, overwrite: bool, progress: bool | None) -> Iterator[Round]:
+    def _play_run(self, at: Path, resume: bool, overwrite: bool, progress: bool | None) -> Iterator[Round]:
+        """Play the run in a folder."""
         from edgewise.apps.simulate import simulation
         from edgewise.apps.simulate.beginning import no_run
 
@@ -288,7 +290,7 @@ class Federation:
             raise no_run(at)
         self._run_dir = at
         folder.claim(at)
-        ready = self._prepare(at / OBJECTS, write=not has_run(at))
+        ready = self._object_digests(at / OBJECTS, write=not has_run(at))
         stop, heard, begun = Stop(), Heard(at), False
         with Shown(ready.recipe) if wants_progress(progress) else nullcontext(()) as shown:
             playing = simulation.play(
@@ -309,15 +311,16 @@ class Federation:
                     end(self._callbacks)
 
     def __repr__(self) -> str:
-        return f"Federation({', '.join(self._facts().values())})"
+        return f"Federation({', '.join(self._federation_facts().values())})"
 
     def _repr_html_(self) -> str:
         rows = "".join(
-            f"<tr><th>{escape(name)}</th><td>{escape(fact)}</td></tr>" for name, fact in self._facts().items()
+            f"<tr><th>{escape(name)}</th><td>{escape(fact)}</td></tr>"
+            for name, fact in self._federation_facts().items()
         )
         return f"<table><caption>Federation</caption><tbody>{rows}</tbody></table>"
 
-    def _facts(self) -> dict[str, str]:
+    def _federation_facts(self) -> dict[str, str]:
         """The facts that tell one federation from another, by name."""
         r = self.recipe
         return {

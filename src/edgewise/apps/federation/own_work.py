@@ -53,7 +53,7 @@ class OwnTraining:
             own |= {"the module": self.task.module, "the loss": self.task.loss, "collate": self.task.collate}
             data = {f"the data of {device!r}": given for device, given in self.data.items()}
             trainer = self._task_trainer
-        digests = {**{n: digest(one) for n, one in own.items()}, **{n: _content(one) for n, one in data.items()}}
+        digests = {**{n: digest(one) for n, one in own.items()}, **{n: _records_digest(one) for n, one in data.items()}}
         modules = {getattr(one, "__module__", None) or type(one).__module__ for one in own.values()}
         listed = tuple(sorted(m for m in modules if not m.startswith(("edgewise.", "torch."))))
         return Objects(Extension(trainer=trainer), digests, listed, tuple(own))
@@ -77,7 +77,7 @@ class OwnTraining:
         return make
 
 
-def _content(given: Any) -> str:
+def _records_digest(given: Any) -> str:
     """Compute the digest of a device's records.
 
     A dataset that reads files counts by its records, not by their paths.

@@ -84,13 +84,14 @@ class Table(Sequence[Mapping[str, Any]]):
         shown = self.columns[:MOST_COLUMNS]
         head = "".join(f"<th>{escape(c)}</th>" for c in shown)
         body = "".join(
-            f"<tr>{''.join(f'<td>{_cell(r.get(c))}</td>' for c in shown)}</tr>" for r in self._rows[:MOST_ROWS]
+            f"<tr>{''.join(f'<td>{_table_cell(r.get(c))}</td>' for c in shown)}</tr>" for r in self._rows[:MOST_ROWS]
         )
         more = f"<caption>{len(self)} {escape(self._name)}, {len(self.columns)} columns</caption>"
         return f"<table>{more}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
-def _cell(value: Any) -> str:
+def _table_cell(value: Any) -> str:
+    """Write a value for a cell of a table."""
     if isinstance(value, float):
         return f"{value:.4g}"
     return "" if value is None else escape(str(value)[:60])
@@ -116,14 +117,15 @@ class Run:
         if not (self.run_dir / "run.db").is_file():
             raise StoreError("E-RESUME", f"there is no run in {run_dir}.", "give the folder that holds run.db.")
 
-    def _read(self, ask: Callable[[RunStore], T]) -> T:
+    def _read_store(self, ask: Callable[[RunStore], T]) -> T:
+        """Ask the run's store."""
         with run_dirs.opened(self.run_dir) as store:
             return ask(store)
 
     @cached_property
     def summary(self) -> Summary:
         """The content of ``summary.json``, as typed tables."""
-        return self._read(summaries.build)  # type: ignore[return-value]
+        return self._read_store(summaries.build)  # type: ignore[return-value]
 
     @property
     def rounds(self) -> Table:
@@ -172,12 +174,12 @@ class Run:
                 raise StoreError("E-CHECKPOINT", what, f"it stores those after {', '.join(stored)} rounds.")
             return store.blob(models[number])
 
-        return self._read(ask)
+        return self._read_store(ask)
 
     @cached_property
     def spec(self) -> Spec:
         """The layout of the trained parameters."""
-        run = self._read(lambda store: store.run())
+        run = self._read_store(lambda store: store.run())
         assert run is not None
         return Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in run["facts"]["spec"]])
 
@@ -195,10 +197,10 @@ class Run:
             EdgewiseError(E-EXPORT): without a module for a ``TorchTask``.
             ModelError(E-LAYOUT): for a module that does not fit.
         """
-        facts = self._read(lambda store: store.run())["facts"]  # type: ignore[index]
+        facts = self._read_store(lambda store: store.run())["facts"]  # type: ignore[index]
         if "vocabulary" in facts and module is None:  # Only the text trainer has this fact.
             with tempfile.TemporaryDirectory(prefix="edgewise-model-") as place:
-                reached = self._read(lambda store: chosen(store))
+                reached = self._read_store(lambda store: chosen(store))
                 wanted = export.ExportRequest(played=None if reached.over else reached.reached)
                 export.write(self.run_dir, Path(place) / "model", wanted)
                 from transformers import AutoModelForCausalLM
@@ -228,7 +230,7 @@ class Run:
         """Write ``report.html``, ``summary.json`` and the plots again. Returns the path of the page."""
         from edgewise.apps.simulate.simulation import write_report
 
-        self._read(lambda store: write_report(store, self.run_dir))
+        self._read_store(lambda store: write_report(store, self.run_dir))
         return self.run_dir / "report.html"
 
     def __repr__(self) -> str:
@@ -246,7 +248,8 @@ class Run:
             if q and q["weighted_mean"] is not None
         )
         own = "".join(
-            f"<tr><td>{escape(m['name'])}, {escape(m['model'])}</td><td>{m['mean']:.4g}</td></tr>" for m in _last(s)
+            f"<tr><td>{escape(m['name'])}, {escape(m['model'])}</td><td>{m['mean']:.4g}</td></tr>"
+            for m in _latest_metrics(s)
         )
         link = f"<p>{escape(str(self.run_dir / 'report.html'))}</p>" if (self.run_dir / "report.html").is_file() else ""
         return (
@@ -257,7 +260,7 @@ class Run:
         )
 
 
-def _last(s: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+def _latest_metrics(s: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """Yield the latest figure of each simulator metric and model."""
     last = {(m["name"], m["model"]): m for m in s.get("simulator_metrics") or ()}
     yield from last.values()

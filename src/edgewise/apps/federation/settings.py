@@ -48,7 +48,7 @@ class Recipe:
         self.tables: dict[str, Any] = {}
         unplaced: list[Finding] = []
         for name, value in settings.items():
-            place, wrong = _place(name)
+            place, wrong = _key_of_name(name)
             unplaced += [wrong] if wrong is not None else []
             if place:  # where a name is wrong too, so that the rest is judged as it was meant
                 findings.put(self.tables, place, copy.deepcopy(value) if isinstance(value, dict) else value)
@@ -104,11 +104,11 @@ def put(tables: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
     return out
 
 
-def _place(name: str) -> tuple[str, Finding | None]:
+def _key_of_name(name: str) -> tuple[str, Finding | None]:
     """Return the dotted key that a name by itself stands for, and the fault of the name if it has one."""
     if name in recipes.Recipe.model_fields or name == "schema":
         return name, None
-    places = _leaves().get(name, [])
+    places = _places_of_keys().get(name, [])
     if len(places) == 1:
         return places[0], None
     if places:
@@ -120,7 +120,8 @@ def _place(name: str) -> tuple[str, Finding | None]:
 
 
 @cache
-def _sections() -> dict[str, type[Section]]:
+def _recipe_sections() -> dict[str, type[Section]]:
+    """Map the names of the recipe's sections to their classes."""
     fields = recipes.Recipe.model_fields.items()
     return {
         name: f.annotation for name, f in fields if isinstance(f.annotation, type) and issubclass(f.annotation, Section)
@@ -128,10 +129,10 @@ def _sections() -> dict[str, type[Section]]:
 
 
 @cache
-def _leaves() -> dict[str, list[str]]:
+def _places_of_keys() -> dict[str, list[str]]:
     """Map each key to its dotted places."""
     found: dict[str, list[str]] = defaultdict(list)
-    for section, kind in sorted(_sections().items(), key=lambda pair: pair[0] in AFTER):
+    for section, kind in sorted(_recipe_sections().items(), key=lambda pair: pair[0] in AFTER):
         for key in kind.model_fields:
             if section not in AFTER or key not in found:
                 found[key].append(f"{section}.{key}")

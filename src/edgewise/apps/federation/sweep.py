@@ -82,13 +82,14 @@ def trials(grid: Mapping[str, Sequence[Any]], out: Path) -> list[Trial]:
     combined = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     if len(combined) < 2:
         raise RecipeError("E-MISSING", "a sweep takes two settings or more.", 'give {"training.lr": [0.001, 0.01]}.')
-    named = [Trial(one, out / _name(one)) for one in combined]
+    named = [Trial(one, out / _run_name(one)) for one in combined]
     if len({trial.run_dir for trial in named}) < len(named):
         named = [Trial(trial.settings, out / f"{i:03d}") for i, trial in enumerate(named)]
     return named
 
 
-def _name(one: Mapping[str, Any]) -> str:
+def _run_name(one: Mapping[str, Any]) -> str:
+    """Name a run of a sweep by its settings, so that it can be a folder."""
     settings = ",".join(f"{key.rpartition('.')[2]}={value}" for key, value in one.items())
     return _UNSAFE.sub("_", settings)[:100]
 

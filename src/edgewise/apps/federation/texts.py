@@ -79,13 +79,13 @@ def lines(data: Mapping[str, Any], section: DataSection) -> Iterator[tuple[str, 
                 fix = 'name the columns: recipe=Recipe(data={"text": "answer", "prompt": "question"}, ...).'
                 raise DataError("E-DATA-COLUMN", what, fix)
             try:
-                yield device, json.dumps({OWNER: device, **row}, default=_plain)
+                yield device, json.dumps({OWNER: device, **row}, default=_plain_value)
             except (TypeError, ValueError) as e:
                 what = f"record {number} of device {device!r:.60} cannot be written as JSON: {e}."
                 raise DataError("E-DATA-FORMAT", what, "give texts and numbers.") from None
 
 
-def _plain(value: Any) -> Any:
+def _plain_value(value: Any) -> Any:
     """Convert numbers of numpy and torch to Python's, and dates to ISO 8601."""
     if hasattr(value, "isoformat"):
         return value.isoformat()

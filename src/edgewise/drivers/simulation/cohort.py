@@ -164,11 +164,11 @@ class SimulatedCohort:
 
     def send(self, to: DeviceId, raw: bytes) -> None:
         """See Cohort. A probe is answered at once and is never lost."""
-        item = self._expect(to, raw)
+        item = self._expect_answer(to, raw)
         heapq.heappush(self._expected, item)
         heapq.heappush(self._unsent, item)
 
-    def _expect(self, to: DeviceId, raw: bytes) -> _Expected:
+    def _expect_answer(self, to: DeviceId, raw: bytes) -> _Expected:
         """Compute when the answer to a frame will come, or that it is lost."""
         message = frame.from_server(raw, self._plan.frame_limit_bytes)
         fate = Fate(0.0, False)
@@ -196,15 +196,15 @@ class SimulatedCohort:
             self._now_s = one.at_s
             if one.awaited:
                 self.send(one.device, one.frame)
-            elif not (item := self._expect(one.device, one.frame)).fate.lost:
+            elif not (item := self._expect_answer(one.device, one.frame)).fate.lost:
                 answered[one.device].append(item)
         if self._plan.interactive:
             for turn in zip_longest(*answered.values()):  # a device takes its frames one after the other
                 items = [item for item in turn if item is not None]
                 for item in items:
-                    self._submit([item])
+                    self._submit_frames([item])
                 for _ in items:
-                    self._take()
+                    self._take_result()
             self._results.clear()
         self._now_s = at_s
 
@@ -225,7 +225,7 @@ class SimulatedCohort:
         """See Cohort."""
         until_s = self._now_s + timeout_s
         while self._expected and self._expected[0].at_s <= until_s:
-            self._dispatch()
+            self._dispatch_arrivals()
             item = heapq.heappop(self._expected)
             self._now_s = max(self._now_s, item.at_s)
             if item.fate.lost:
@@ -239,18 +239,18 @@ class SimulatedCohort:
     def _wait_for(self, order: int) -> jobs.Handled:
         """Wait for the executor's answer to the frame of this order."""
         while order not in self._results:
-            self._take()
-            self._dispatch()
+            self._take_result()
+            self._dispatch_arrivals()
         return self._results.pop(order)
 
-    def _take(self) -> None:
+    def _take_result(self) -> None:
         """Wait for any answer of the executor."""
         (result,) = checked([self._executor.result()])
         assert isinstance(result, jobs.Handled | jobs.HandledMany)
         self._results |= {one.id: one for one in ([result] if isinstance(result, jobs.Handled) else result.items)}
         self._under_way -= 1
 
-    def _submit(self, items: Sequence[_Expected]) -> None:
+    def _submit_frames(self, items: Sequence[_Expected]) -> None:
         """Give the executor one job with the frames of these devices."""
         self._under_way += 1
         handles = tuple(
@@ -265,7 +265,7 @@ class SimulatedCohort:
         )
         self._executor.submit(handles[0] if len(handles) == 1 else jobs.HandleMany(id=handles[0].id, items=handles))
 
-    def _dispatch(self) -> None:
+    def _dispatch_arrivals(self) -> None:
         """Keep the executor busy with the next arrivals, in order, at most two per process.
 
         Results wait as small frames, and few devices train that the round will not need. Devices that train together
@@ -277,7 +277,7 @@ class SimulatedCohort:
                 item = heapq.heappop(self._unsent)
                 items += [] if item.fate.lost else [item]
             if items:
-                self._submit(items)
+                self._submit_frames(items)
 
     def close_round(self, keep: Collection[DeviceId] = ()) -> None:
         """See Cohort."""

@@ -77,7 +77,7 @@ class Faulty:
             item = self._inner.receive(max(0.0, until_s - self._inner.now_s()))
             if item is None:
                 break
-            self._mangle(item)
+            self._apply_fault(item)
         if self._held and self._held[0][0] <= limit_s:
             at_s, _, item = heapq.heappop(self._held)
             self._now_s = max(self._now_s, at_s)
@@ -86,7 +86,8 @@ class Faulty:
             self._now_s = limit_s
         return None
 
-    def _mangle(self, item: Arrived | Absent) -> None:
+    def _apply_fault(self, item: Arrived | Absent) -> None:
+        """Lose, delay, repeat or damage an arrival, as the script says."""
         fault = self._script(item.device, self._seen[item.device])
         self._seen[item.device] += 1
         if fault.lose:

@@ -37,7 +37,8 @@ def noised(plan: Plan) -> bool:
 
 
 @lru_cache(maxsize=1 << 16)
-def _identity(key: Key, device: DeviceId) -> Pair:
+def _identity_key(key: Key, device: DeviceId) -> Pair:
+    """Signing key of a simulated device."""
     return sign.pair(derive(key, "identity", device))
 
 
@@ -50,8 +51,8 @@ def simulated_trust(key: Key, devices: Sequence[DeviceId] = ()) -> Trust:
     """Derive all public keys from the run's root. All ``devices`` of the run count as enrolled."""
     leader, helper = simulated_servers(key)
     return Trust(
-        registry=lambda device: _identity(key, device).public,
-        identity=lambda device: _identity(key, device).secret,
+        registry=lambda device: _identity_key(key, device).public,
+        identity=lambda device: _identity_key(key, device).secret,
         leader=leader.public,
         helper=helper.public,
         roster=tuple(sorted(devices)),

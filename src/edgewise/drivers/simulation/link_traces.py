@@ -47,13 +47,14 @@ def read_traces(path: Path) -> tuple[Traces, str]:
         raise DataError("E-DATA-FORMAT", what, "give every column a name of its own.")
     samples: dict[str, list[float]] = {}
     for trace, mbit, line in table:
-        samples.setdefault(trace or "", []).append(_speed(mbit, f"{path}:{line}"))
+        samples.setdefault(trace or "", []).append(_link_speed(mbit, f"{path}:{line}"))
     if not samples:
         raise DataError("E-DATA-EMPTY", f"{path} has no samples.", "give at least one row.")
     return tuple(tuple(samples[name]) for name in sorted(samples)), hashlib.sha256(raw).hexdigest()
 
 
-def _speed(text: str | None, where: str) -> float:
+def _link_speed(text: str | None, where: str) -> float:
+    """Read a speed in Mbit/s. Raises DataError with the row."""
     if text is None:
         raise DataError("E-DATA-FORMAT", f"{where}: the row has no mbit.", "give a number of Mbit/s above 0.")
     try:

@@ -104,7 +104,7 @@ class LocalHelper:
         self._answers: dict[bytes, str] = {}
         self._batch: tuple[frozenset[DeviceId], Hidden] | None = None
         if record is not None:
-            self._restore(record.load())
+            self._restore_helper(record.load())
 
     def begin(self, invite: Invite) -> None:
         """See Helper."""
@@ -119,9 +119,10 @@ class LocalHelper:
         self._invite, self._answers, self._batch, self._helper = invite, {}, None, None
         self._refusal = code
         if code is None:
-            self._helper = self._started(invite)
+            self._helper = self._started_helper(invite)
 
-    def _started(self, invite: Invite) -> two_server.HelperState:
+    def _started_helper(self, invite: Invite) -> two_server.HelperState:
+        """Start the helper of a round."""
         self._round = invite.round
         params, context = self._plan.secagg(invite.round), self._plan.session(invite)
         return two_server.HelperState(params, context, self._secret, self._registry, self._seen)
@@ -159,7 +160,7 @@ class LocalHelper:
         self._batch = frozenset(devices), share
         return share
 
-    def _restore(self, memory: HelperMemory) -> None:
+    def _restore_helper(self, memory: HelperMemory) -> None:
         """Continue where a helper stopped. Raises DecodeError where no helper wrote the record."""
         self._seen, self._opened, self._invite = (
             AppendMap((id, None) for id in memory.ids),
@@ -168,7 +169,7 @@ class LocalHelper:
         )
         if memory.invite is None:
             return
-        self._helper, self._refusal = self._started(memory.invite), None
+        self._helper, self._refusal = self._started_helper(memory.invite), None
         for answer in memory.answers:
             if not answer.code and answer.ticket:
                 self._helper = two_server.admit(self._helper, two_server.load(answer.ticket))

@@ -108,7 +108,7 @@ class _Answers:
         elif isinstance(record, Absent):
             self.waiting.discard(record.device)
             self.missing[record.device] = record.code
-        elif (answer := _measurement(record, self.plan, self.round)) is not None:
+        elif (answer := _probe_measurement(record, self.plan, self.round)) is not None:
             self.waiting.discard(answer.device)
             if isinstance(answer, frame.Refusal):
                 code = answer.code if answer.code in REGISTRY else "E-FRAME"
@@ -117,7 +117,7 @@ class _Answers:
                 self.nll[answer.device], self.tokens[answer.device] = answer.nll, answer.tokens
 
 
-def _measurement(item: Arrived, plan: Plan, number: int) -> frame.Measurement | frame.Refusal | None:
+def _probe_measurement(item: Arrived, plan: Plan, number: int) -> frame.Measurement | frame.Refusal | None:
     """Decode an answer to this evaluation's probe; None for late mail, rubbish and impossible numbers."""
     try:
         message = frame.from_device(item.frame, plan.frame_limit_bytes)

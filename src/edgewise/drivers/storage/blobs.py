@@ -44,11 +44,12 @@ class Blobs:
 
         A stored file whose bytes have changed is written again. Call ``sync`` before anything durable names the digest.
         """
-        return self._put(raw, vector.digest(raw))
+        return self._put_blob(raw, vector.digest(raw))
 
-    def _put(self, raw: vector.Buffer, digest: str) -> str:
+    def _put_blob(self, raw: vector.Buffer, digest: str) -> str:
+        """Write a blob durably, unless it is there."""
         path = self._folder / digest
-        if not _holds(path, raw):
+        if not _file_holds(path, raw):
             write_durably(path, raw, owner_only=True)
         return digest
 
@@ -65,7 +66,7 @@ class Blobs:
             with self._lock:
                 self._held[digest] += 1
             held.append(digest)
-            return self._put(raw, digest)
+            return self._put_blob(raw, digest)
 
         try:
             yield put
@@ -127,7 +128,7 @@ class Blobs:
                         discard(path)
 
 
-def _holds(path: Path, raw: vector.Buffer) -> bool:
+def _file_holds(path: Path, raw: vector.Buffer) -> bool:
     """Compare a file with ``raw`` piece by piece, so that memory holds no second copy."""
     try:
         with open(path, "rb") as f:

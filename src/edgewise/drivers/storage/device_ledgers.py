@@ -57,7 +57,7 @@ class FileLedgers:
         Raises:
             StoreError: E-CHECKPOINT where the file is damaged or belongs to another device.
         """
-        return self._read(device)[0]
+        return self._known_charges(device)[0]
 
     def charge(self, device: DeviceId, new: DeviceCharge) -> None:
         """See DeviceLedgers.
@@ -65,11 +65,11 @@ class FileLedgers:
         Raises:
             StoreError: E-DISK.
         """
-        charges, previous = self._read(device)
+        charges, previous = self._known_charges(device)
         if new in charges:
             return
         row = {"run": new.run, "round": new.round, "event": new.event.to_plain()}
-        digest, path = _link(previous, row), self._path(device)
+        digest, path = _chain_link(previous, row), self._ledger_path(device)
         fresh = not path.exists()
         try:
             with open(path, "ab", opener=files.for_owner) as f:
@@ -83,13 +83,15 @@ class FileLedgers:
             files.sync_folder(self._folder)
         self._known[device] = ((*charges, new), digest)
 
-    def _read(self, device: DeviceId) -> tuple[tuple[DeviceCharge, ...], str]:
+    def _known_charges(self, device: DeviceId) -> tuple[tuple[DeviceCharge, ...], str]:
+        """Charges of a device and the last link of their chain."""
         if device not in self._known:
-            self._known[device] = self._load(device)
+            self._known[device] = self._load_ledger(device)
         return self._known[device]
 
-    def _load(self, device: DeviceId) -> tuple[tuple[DeviceCharge, ...], str]:
-        path, charges, previous = self._path(device), list[DeviceCharge](), _link("", {"device": device})
+    def _load_ledger(self, device: DeviceId) -> tuple[tuple[DeviceCharge, ...], str]:
+        """Read a device's ledger and check its chain."""
+        path, charges, previous = self._ledger_path(device), list[DeviceCharge](), _chain_link("", {"device": device})
         try:
             raw = path.read_bytes() if path.exists() else b""
             complete, end, torn = raw.rpartition(b"\n")
@@ -104,14 +106,16 @@ class FileLedgers:
                 charges.append(DeviceCharge(str(row["run"]), int(row["round"]), PrivacyEvent.from_plain(row["event"])))
             except Exception as e:  # boundary: damaged bytes make parsers raise many types of errors
                 raise StoreError("E-CHECKPOINT", f"line {number} of {path} cannot be read.", FIX) from e
-            previous = _link(previous, row)
+            previous = _chain_link(previous, row)
             if stored != previous:
                 raise StoreError("E-CHECKPOINT", f"line {number} of {path} is not the one written there.", FIX)
         return tuple(charges), previous
 
-    def _path(self, device: DeviceId) -> Path:
+    def _ledger_path(self, device: DeviceId) -> Path:
+        """Name the file of a device's ledger."""
         return self._folder / f"{hashlib.sha256(device.encode()).hexdigest()[:32]}.ledger"
 
 
-def _link(previous: str, row: object) -> str:
+def _chain_link(previous: str, row: object) -> str:
+    """Hash a row together with the link before it."""
     return hashlib.sha256(json.dumps([previous, row], sort_keys=True).encode()).hexdigest()

@@ -73,8 +73,8 @@ class FileDevices:
         Raises:
             StoreError: E-CHECKPOINT where the file is unreadable, damaged, or of another run.
         """
-        path = _path(self.folder, device)
-        if (arrays := _read(path, device, [self.run, device], JOIN_ANEW)) is None:
+        path = _memory_path(self.folder, device)
+        if (arrays := _read_arrays(path, device, [self.run, device], JOIN_ANEW)) is None:
             return None
         with foreign(StoreError, "E-CHECKPOINT", f"{path} is of another version of edgewise", JOIN_ANEW):
             session = arrays.pop("session").tobytes()
@@ -87,7 +87,9 @@ class FileDevices:
             StoreError: E-DISK.
         """
         session = np.frombuffer(states.session_of(state), np.uint8)
-        _write(_path(self.folder, device), {**states.memory_of(state), "session": session}, [self.run, device])
+        _write_arrays(
+            _memory_path(self.folder, device), {**states.memory_of(state), "session": session}, [self.run, device]
+        )
         files.sync_folder(self.folder)
 
 
@@ -120,17 +122,17 @@ class SimulatedDevices:
         Raises:
             StoreError: E-CHECKPOINT as for ``FileDevices``, and where the state is of another run directory.
         """
-        path = _path(self._folder, device)
-        arrays = _read(path, device, [*self._of, device], RESTORE) if self._remembers else None
+        path = _memory_path(self._folder, device)
+        arrays = _read_arrays(path, device, [*self._of, device], RESTORE) if self._remembers else None
         with foreign(StoreError, "E-CHECKPOINT", f"{path} is of another version of edgewise", RESTORE):
             self._disk = None if arrays is None else states.idle_of(device, arrays)
         try:
-            session = self._session(device).read_bytes()
+            session = self._session_path(device).read_bytes()
         except FileNotFoundError:
             return self._disk
         if self._remembers and self._disk is None:
-            raise _unusable(device, "is missing", path, RESTORE)
-        with foreign(StoreError, "E-CHECKPOINT", f"{self._session(device)} is damaged", RESTORE):
+            raise _unusable_memory(device, "is missing", path, RESTORE)
+        with foreign(StoreError, "E-CHECKPOINT", f"{self._session_path(device)} is damaged", RESTORE):
             return states.resumed(self._disk or Idle(device, After(None, Memory())), session)
 
     def save(self, device: DeviceId, state: Kept) -> None:
@@ -143,9 +145,9 @@ class SimulatedDevices:
             raise StoreError("E-WORKER", "the run that this process worked for has ended.", "go on with --resume.")
         idle = state if isinstance(state, Idle) else state.idle
         if self._remembers and not self._on_disk(idle):
-            _write(_path(self._folder, device), states.memory_of(idle), [*self._of, device])
+            _write_arrays(_memory_path(self._folder, device), states.memory_of(idle), [*self._of, device])
         self._disk = None
-        session = self._session(device)
+        session = self._session_path(device)
         if isinstance(state, Idle) and state.answered is None and state.lot is None:
             files.discard(session)
             return
@@ -163,10 +165,11 @@ class SimulatedDevices:
         disk = self._disk
         if disk is None or disk.device != idle.device:
             return False
-        return _same(disk.committed, idle.committed) and _same(disk.pending, idle.pending)
+        return _is_same_memory(disk.committed, idle.committed) and _is_same_memory(disk.pending, idle.pending)
 
-    def _session(self, device: DeviceId) -> Path:
-        return self._folder / SESSIONS / _name(device)
+    def _session_path(self, device: DeviceId) -> Path:
+        """Name the file of a device's session."""
+        return self._folder / SESSIONS / _device_file_name(device)
 
 
 def out_of_step(folder: Path, state: Idle, accepted: int | None) -> StoreError:
@@ -177,31 +180,35 @@ def out_of_step(folder: Path, state: Idle, accepted: int | None) -> StoreError:
     last = state.committed.round
     has = "none" if last is None else f"that after round {last}"
     wanted = "from before the first round" if accepted is None else f"that after round {accepted}"
-    return _unusable(state.device, f"is not {wanted}: it is {has}", _path(folder, state.device), RESTORE)
+    return _unusable_memory(state.device, f"is not {wanted}: it is {has}", _memory_path(folder, state.device), RESTORE)
 
 
-def _same(a: After | None, b: After | None) -> bool:
+def _is_same_memory(a: After | None, b: After | None) -> bool:
+    """Tell whether two memories are the same objects."""
     if a is None or b is None:
         return a is b
     return a.round == b.round and a.memory is b.memory
 
 
-def _name(device: DeviceId) -> str:
+def _device_file_name(device: DeviceId) -> str:
+    """Derive a file name from a device's identity."""
     return hashlib.sha256(device.encode()).hexdigest()[:32]
 
 
-def _path(folder: Path, device: DeviceId) -> Path:
-    return folder / f"{_name(device)}.safetensors"
+def _memory_path(folder: Path, device: DeviceId) -> Path:
+    """Name the file of a device's memory."""
+    return folder / f"{_device_file_name(device)}.safetensors"
 
 
-def _write(path: Path, arrays: Mapping[str, Array], of: Sequence[str]) -> None:
+def _write_arrays(path: Path, arrays: Mapping[str, Array], of: Sequence[str]) -> None:
+    """Write arrays durably, with their owner and a digest."""
     state = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     state["of"] = np.frombuffer(json.dumps(list(of)).encode(), np.uint8)
-    state["digest"] = np.frombuffer(_digest(state), np.uint8)
+    state["digest"] = np.frombuffer(_arrays_digest(state), np.uint8)
     files.write_durably(path, save(state), owner_only=True)
 
 
-def _read(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str, Array] | None:
+def _read_arrays(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str, Array] | None:
     """Read the arrays of a file; None where there is no file.
 
     Raises:
@@ -212,23 +219,25 @@ def _read(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str
     try:
         arrays: dict[str, Array] = load(path.read_bytes())
         stored, owner = arrays.pop("digest").tobytes(), bytes(arrays["of"])
-        intact = stored == _digest(arrays)
+        intact = stored == _arrays_digest(arrays)
         names = json.loads(owner) if intact else None
     except Exception as e:  # boundary: no list of the errors that damaged bytes cause is complete
-        raise _unusable(device, f"cannot be read: {e}", path, fix) from e
+        raise _unusable_memory(device, f"cannot be read: {e}", path, fix) from e
     if not intact:
-        raise _unusable(device, "is damaged", path, fix)
+        raise _unusable_memory(device, "is damaged", path, fix)
     if names != list(of):
-        raise _unusable(device, "belongs to another run, run directory or device", path, fix)
+        raise _unusable_memory(device, "belongs to another run, run directory or device", path, fix)
     del arrays["of"]
     return arrays
 
 
-def _unusable(device: DeviceId, how: str, path: Path, fix: str) -> StoreError:
+def _unusable_memory(device: DeviceId, how: str, path: Path, fix: str) -> StoreError:
+    """Make the error for a memory that a device cannot use."""
     return StoreError("E-CHECKPOINT", f"the codec memory of device {device:.60} {how} ({path}).", fix)
 
 
-def _digest(arrays: Mapping[str, Array]) -> bytes:
+def _arrays_digest(arrays: Mapping[str, Array]) -> bytes:
+    """Compute the digest of named arrays."""
     hasher = hashlib.sha256()
     for name, x in sorted(arrays.items()):
         hasher.update(f"{name} {x.dtype.str} {x.shape}\n".encode())

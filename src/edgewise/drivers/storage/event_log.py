@@ -17,7 +17,7 @@ from edgewise.drivers.storage.schema import EVENTS, MEASURES
 def add(c: sa.Connection, new: Sequence[events.AnyEvent], now_s: Callable[[], float]) -> None:
     """Add events. ``now_s`` stamps those that carry no time yet."""
     if new:
-        c.execute(EVENTS.insert(), [_row(event, now_s) for event in new])
+        c.execute(EVENTS.insert(), [_event_row(event, now_s) for event in new])
 
 
 def add_measures(c: sa.Connection, e: events.Evaluated) -> None:
@@ -52,7 +52,8 @@ def latest(rows: Sequence[Any]) -> dict[DeviceId, tuple[float, int]]:
     return {row.device: (row.nll, row.tokens) for row in rows if row.round == last}
 
 
-def _row(event: events.AnyEvent, now_s: Callable[[], float]) -> dict[str, Any]:
+def _event_row(event: events.AnyEvent, now_s: Callable[[], float]) -> dict[str, Any]:
+    """Make the row of an event, stamped with its time."""
     stamped = msgspec.structs.replace(event, at_s=event.at_s or now_s())
     kind = event.__struct_config__.tag
     return {"kind": kind, "round": getattr(event, "round", -1), "body": events.to_json(stamped)}

@@ -36,7 +36,7 @@ def write_durably(path: Path, raw: Buffer, owner_only: bool = False) -> None:
     Raises:
         StoreError: E-DISK.
     """
-    _replace(path, raw, owner_only, durable=True)
+    _replace_file(path, raw, owner_only, durable=True)
 
 
 def replace(path: Path, raw: Buffer) -> None:
@@ -47,16 +47,17 @@ def replace(path: Path, raw: Buffer) -> None:
     Raises:
         StoreError: E-DISK.
     """
-    _replace(path, raw, owner_only=True, durable=False)
+    _replace_file(path, raw, owner_only=True, durable=False)
 
 
-def _temporary(path: Path) -> Path:
+def _temporary_path(path: Path) -> Path:
     """Return the name of an unfinished file, which this thread alone writes."""
     return path.with_name(f".{path.name}.{os.getpid()}{threading.get_native_id()}.tmp")
 
 
-def _replace(path: Path, raw: Buffer, owner_only: bool, durable: bool) -> None:
-    temporary = _temporary(path)
+def _replace_file(path: Path, raw: Buffer, owner_only: bool, durable: bool) -> None:
+    """Write a file next to the old one, and put it in its place."""
+    temporary = _temporary_path(path)
     try:
         with open(temporary, "wb", opener=for_owner if owner_only else None) as f:
             f.write(raw)
@@ -77,7 +78,7 @@ def write_first(path: Path, raw: Buffer) -> None:
     Raises:
         OSError: FileExistsError where the file exists, which is left as it is; others of the disk.
     """
-    temporary = _temporary(path)
+    temporary = _temporary_path(path)
     try:
         with open(temporary, "wb", opener=for_owner) as f:
             f.write(raw)

@@ -50,12 +50,12 @@ def claim(folder: Path) -> None:
                 "name a new or an empty folder with --out.",
             )
         folder.mkdir(parents=True, exist_ok=True)
-        _mark(folder)
+        _mark_folder(folder)
     except OSError as e:
         raise StoreError("E-DISK", f"cannot create {folder}: {e.strerror}.", "choose another --out.") from None
 
 
-def _mark(folder: Path) -> None:
+def _mark_folder(folder: Path) -> None:
     """Write the marker where there is none. Only its name counts, so an incomplete file marks the folder as well."""
     if marked(folder):
         return

@@ -81,31 +81,31 @@ class FileJournal:
         try:
             with open(self._path, "rb") as f:
                 size = os.fstat(f.fileno()).st_size
-                while (body := self._body(f, sound_bytes, size)) is not None:
+                while (body := self._record_body(f, sound_bytes, size)) is not None:
                     length = len(body)
                     try:
-                        plain, frame = self._opened(body, sound_bytes)
+                        plain, frame = self._open_record(body, sound_bytes)
                     except (DecodeError, struct.error):
-                        raise self._damaged("is of another checkpoint or run") from None
+                        raise self._damaged_journal("is of another checkpoint or run") from None
                     del body
                     try:
-                        record = _record(plain, frame)
+                        record = _decoded_record(plain, frame)
                     except (msgspec.DecodeError, ValueError):
-                        raise self._damaged(f"holds no record of this version at byte {sound_bytes}") from None
+                        raise self._damaged_journal(f"holds no record of this version at byte {sound_bytes}") from None
                     sound_bytes += _HEADER_BYTES + length
                     del frame
                     yield record
         except FileNotFoundError:
             return
         except OSError as e:
-            raise self._damaged(f"cannot be read: {e.strerror}") from None
+            raise self._damaged_journal(f"cannot be read: {e.strerror}") from None
         if sound_bytes < size:
             try:
                 os.truncate(self._path, sound_bytes)
             except OSError as e:
-                raise self._full(e) from None
+                raise self._full_disk(e) from None
 
-    def _body(self, f: BinaryIO, at: int, size: int) -> bytes | None:
+    def _record_body(self, f: BinaryIO, at: int, size: int) -> bytes | None:
         """Read the body of the record at byte ``at``, the file's position; None at the end or at a torn tail."""
         header = f.read(_HEADER_BYTES)
         if len(header) < _HEADER_BYTES:
@@ -114,7 +114,7 @@ class FileJournal:
         if zlib.crc32(header[: _LENGTHS.size]) != header_crc:
             if not any(header) and not any(any(chunk) for chunk in iter(lambda: f.read(2**20), b"")):
                 return None  # a power cut may leave zeros in place of the tail
-            raise self._damaged(f"is damaged at byte {at}")
+            raise self._damaged_journal(f"is damaged at byte {at}")
         end = at + _HEADER_BYTES + length
         if end > size:
             return None
@@ -122,15 +122,15 @@ class FileJournal:
         if zlib.crc32(body) != crc:
             if end == size:
                 return None
-            raise self._damaged(f"is damaged at byte {at}")
+            raise self._damaged_journal(f"is damaged at byte {at}")
         return body
 
-    def _opened(self, body: bytes, at: int) -> tuple[bytes, bytes]:
+    def _open_record(self, body: bytes, at: int) -> tuple[bytes, bytes]:
         """Open the item and the frame of the record at byte ``at``. Raises DecodeError(E-SEAL), struct.error."""
         view, (first,) = memoryview(body), _CRC.unpack_from(body)
         start, end = _CRC.size, _CRC.size + first
-        item, rest = self._boxes.open(view[start:end], self._place(at)), view[end:]
-        return item, self._boxes.open(rest, self._place(at, "frame")) if rest else b""
+        item, rest = self._boxes.open(view[start:end], self._sealing_context(at)), view[end:]
+        return item, self._boxes.open(rest, self._sealing_context(at, "frame")) if rest else b""
 
     def append(self, record: Record) -> None:
         """See Journal.
@@ -152,29 +152,31 @@ class FileJournal:
             case Resumed():
                 item = ("resumed", "", b"", record.by_s, 0.0, 0.0)
         try:
-            self._open()
-            self._write(_encoder.encode(item), record.frame if isinstance(record, Arrived) else b"")
+            self._open_journal()
+            self._write_record(_encoder.encode(item), record.frame if isinstance(record, Arrived) else b"")
         except OSError as e:
-            raise self._full(e) from None
+            raise self._full_disk(e) from None
 
-    def _open(self) -> None:
+    def _open_journal(self) -> None:
+        """Open the file for appending, if it is not open."""
         if self._file is None:
             self._path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
             self._file = open(self._path, "ab", 0, opener=for_owner)  # noqa: SIM115 (kept open for the round)
 
-    def _place(self, at: int, what: str = "item") -> bytes:
+    def _sealing_context(self, at: int, what: str = "item") -> bytes:
+        """Context that binds a sealed box to its place in the file."""
         return f"{self._of} {at} {what}".encode()
 
-    def _sealed(self, plain: bytes, place: bytes) -> list[bytes]:
+    def _sealed_box(self, plain: bytes, place: bytes) -> list[bytes]:
         """Seal a box; return its nonce and the rest apart, so that the rest is not copied again."""
         nonce = secrets.token_bytes(NONCE_BYTES)
         return [nonce, self._boxes.seal(nonce, plain, place)]
 
-    def _write(self, item: bytes, frame: bytes) -> None:
+    def _write_record(self, item: bytes, frame: bytes) -> None:
         """Write a record completely or not at all. A nearly full disk takes a part and then refuses."""
         start = self._file.seek(0, os.SEEK_END)
-        first = self._sealed(item, self._place(start))
-        second = self._sealed(frame, self._place(start, "frame")) if frame else []
+        first = self._sealed_box(item, self._sealing_context(start))
+        second = self._sealed_box(frame, self._sealing_context(start, "frame")) if frame else []
         body = [_CRC.pack(sum(map(len, first))), *first, *second]
         crc = 0
         for part in body:
@@ -198,11 +200,11 @@ class FileJournal:
             StoreError: E-DISK.
         """
         try:
-            self._open()
+            self._open_journal()
             os.fsync(self._file.fileno())
             self.synced = True
         except OSError as e:
-            raise self._full(e) from None
+            raise self._full_disk(e) from None
         sync_folder(self._path.parent)
 
     def close(self) -> None:
@@ -220,16 +222,18 @@ class FileJournal:
         self.close()
         discard(self._path)
 
-    def _damaged(self, how: str) -> StoreError:
+    def _damaged_journal(self, how: str) -> StoreError:
+        """Make the error for a file that is no journal of this run."""
         return StoreError(
             "E-CHECKPOINT", f"{self._path} {how}.", f"delete {self._path}. The run then repeats its round."
         )
 
-    def _full(self, e: OSError) -> StoreError:
+    def _full_disk(self, e: OSError) -> StoreError:
+        """Make the error for a disk that takes no more."""
         return StoreError("E-DISK", f"cannot write {self._path}: {e.strerror}.", "free space, then --resume.")
 
 
-def _record(body: bytes, frame: bytes) -> Record:
+def _decoded_record(body: bytes, frame: bytes) -> Record:
     """Decode a record. Raises msgspec.DecodeError or ValueError (also UnicodeDecodeError) on other bytes."""
     kind, device, data, at_s, train_s, encode_s = _decoder.decode(body)
     match kind:

@@ -41,11 +41,12 @@ def database(out: Path) -> sa.Engine:
         with suppress(OSError), open(path, "ab", opener=for_owner):  # SQLite reports the reason
             pass
     engine = sa.create_engine(f"sqlite:///{path}")
-    sa.event.listen(engine, "connect", _pragmas)
+    sa.event.listen(engine, "connect", _set_pragmas)
     return engine
 
 
-def _pragmas(connection: Any, _: object) -> None:
+def _set_pragmas(connection: Any, _: object) -> None:
+    """Set up a connection: write-ahead log, durable commits, deleted bytes overwritten."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")

@@ -52,7 +52,7 @@ def keep_personal(folder: Path, model: PersonalModel) -> Path:
     Raises:
         StoreError: E-DISK.
     """
-    path = _path(folder, model.device)
+    path = _model_path(folder, model.device)
     try:
         path.parent.mkdir(files.FOLDER, exist_ok=True)
     except OSError as e:
@@ -66,8 +66,8 @@ def keep_personal(folder: Path, model: PersonalModel) -> Path:
 
 def personal_model(folder: Path, device: DeviceId) -> PersonalModel | None:
     """Read a device's personal model; None where it has none. Raises StoreError(E-CHECKPOINT) for a damaged file."""
-    path = _path(folder, device)
-    return _read(path) if path.is_file() else None
+    path = _model_path(folder, device)
+    return _read_model(path) if path.is_file() else None
 
 
 def personal_params(folder: Path, device: DeviceId) -> Vector | None:
@@ -85,7 +85,7 @@ def personal_params(folder: Path, device: DeviceId) -> Vector | None:
 def personal_models(folder: Path) -> Iterator[PersonalModel]:
     """Iterate over all personal models under ``folder``. Raises StoreError(E-CHECKPOINT) for a damaged file."""
     for path in personal_files(folder):
-        yield _read(path)
+        yield _read_model(path)
 
 
 def personal_files(folder: Path) -> list[Path]:
@@ -93,11 +93,13 @@ def personal_files(folder: Path) -> list[Path]:
     return sorted((folder / FOLDER_NAME).glob("*.safetensors"))
 
 
-def _path(folder: Path, device: DeviceId) -> Path:
+def _model_path(folder: Path, device: DeviceId) -> Path:
+    """Name the file of a device's personal model."""
     return folder / FOLDER_NAME / f"{hashlib.sha256(device.encode()).hexdigest()[:32]}.safetensors"
 
 
-def _read(path: Path) -> PersonalModel:
+def _read_model(path: Path) -> PersonalModel:
+    """Read a personal model and what is known of it. None where the file is not one."""
     try:
         with safe_open(path, "numpy") as file:
             about = json.loads(file.metadata()["about"])

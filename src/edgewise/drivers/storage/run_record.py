@@ -77,7 +77,7 @@ def read(out: Path) -> RunRecord:
     if not (out / "run.db").is_file():
         raise StoreError("E-RESUME", f"there is no run in {out}.", "give the folder that holds run.db.")
     recorded = witness.read(out)
-    engine = sa.create_engine("sqlite://", creator=lambda: _opened(out / "run.db"), poolclass=sa.NullPool)
+    engine = sa.create_engine("sqlite://", creator=lambda: _opened_snapshot(out / "run.db"), poolclass=sa.NullPool)
     fix = "put a whole copy of the folder in its place."
     with foreign(StoreError, "E-CHECKPOINT", f"{out / 'run.db'} cannot be read", fix), engine.connect() as c:
         found = c.execute(sa.text("SELECT schema_version FROM runs")).scalar_one_or_none()
@@ -95,14 +95,14 @@ def read(out: Path) -> RunRecord:
             rounds=c.execute(rounds.ROWS).all(),
             models={model.next_round: model for model in c.execute(sa.select(MODELS))},
             charges=c.execute(charges.ROWS).all(),
-            reported_models=dict(_model(end.body) for end in ends),
+            reported_models=dict(_round_and_model(end.body) for end in ends),
             checkpoint=rounds.checkpoint(c, run["id"], run["instance"], run["next_round"]),
             witness=recorded,
             best=c.execute(sa.select(VECTORS.c.note).where(VECTORS.c.name == BEST)).scalar_one_or_none(),
         )
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _opened_snapshot(path: Path) -> sqlite3.Connection:
     """Open a database read-only, as of one moment."""
     place = path.resolve().as_uri()
     still = not path.with_name(
@@ -114,7 +114,8 @@ def _opened(path: Path) -> sqlite3.Connection:
     return c
 
 
-def _model(body: str) -> tuple[int, str]:
+def _round_and_model(body: str) -> tuple[int, str]:
+    """Return the round and the model that an event names."""
     finished = events.from_json(body)
     assert isinstance(finished, events.RoundFinished)
     return finished.round, finished.model

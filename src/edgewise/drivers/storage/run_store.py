@@ -85,7 +85,7 @@ class RunStore:
         self._lock = lock(out / "lock")
         self._engine = opening.database(out)
         try:
-            with self._guard():
+            with self._named_database_errors():
                 opening.check_schema(self._engine, out)
                 META.create_all(self._engine)
             run = self.run()
@@ -110,7 +110,8 @@ class RunStore:
         self._lock()
 
     @contextmanager
-    def _guard(self) -> Iterator[None]:
+    def _named_database_errors(self) -> Iterator[None]:
+        """Turn the database's errors into StoreError with what to do."""
         try:
             yield
         except sa.exc.DatabaseError as e:
@@ -121,26 +122,28 @@ class RunStore:
                 raise StoreError("E-DISK", what, "free space or give write permission, then --resume.") from None
             raise StoreError("E-CHECKPOINT", what, "use another --out.") from None
 
-    def _sound(self, what: str) -> foreign:
+    def _named_damage(self, what: str) -> foreign:
         """Turn any error of parsing a damaged row into StoreError(E-CHECKPOINT)."""
         return foreign(StoreError, "E-CHECKPOINT", f"{what} in {self.out / 'run.db'} is damaged", "use another --out.")
 
     @contextmanager
-    def _write(self) -> Iterator[sa.Connection]:
-        with self._guard(), self._engine.begin() as connection:
+    def _transaction(self) -> Iterator[sa.Connection]:
+        """Open a transaction. It is committed at its end."""
+        with self._named_database_errors(), self._engine.begin() as connection:
             yield connection
 
-    def _rows(self, query: sa.Select[Any]) -> list[Any]:
-        with self._sound("a row"), self._guard(), self._engine.connect() as connection:
+    def _read_rows(self, query: sa.Select[Any]) -> list[Any]:
+        """Read all rows of a query."""
+        with self._named_damage("a row"), self._named_database_errors(), self._engine.connect() as connection:
             return list(connection.execute(query))
 
     # -- the run ------------------------------------------------------------------------------------------------
 
     def run(self) -> Mapping[str, Any] | None:
         """Return the run in this directory (id, name, recipe, facts, next_round, finished), or None."""
-        if not (rows := self._rows(sa.select(*(column for column in RUNS.c if column is not RUNS.c.journal_key)))):
+        if not (rows := self._read_rows(sa.select(*(column for column in RUNS.c if column is not RUNS.c.journal_key)))):
             return None
-        with self._sound("the run"):
+        with self._named_damage("the run"):
             row = rows[0]._asdict()
             numbers = {name: int(row[name]) for name in ("next_round", "unmet")}
             return {**row, **numbers, "recipe": json.loads(row["recipe"]), "facts": json.loads(row["facts"])}
@@ -150,9 +153,9 @@ class RunStore:
         ``window``: number of rounds whose released totals are kept (``plan.retention``)."""
         opening.empty(self.out, self.memory_dir)
         start = ledger.start(run, self.instance)
-        witness.write(self.out, self._reached({"id": run, "next_round": -1}, 0, start))
+        witness.write(self.out, self._witness_of({"id": run, "next_round": -1}, 0, start))
         sync_folder(self.out)
-        with self._write() as c:
+        with self._transaction() as c:
             tables = {"recipe": json.dumps(recipe), "facts": json.dumps(facts), "schema_version": SCHEMA_VERSION}
             values = {"id": run, "name": name, "instance": self.instance, "ledger": start, **tables}
             first = {"next_round": -1, "unmet": 0, "finished": False, "window": window}
@@ -160,15 +163,15 @@ class RunStore:
 
     def renew(self, facts: Mapping[str, Any]) -> None:
         """Replace the run's facts. Some may change between sessions, such as the path of a folder."""
-        with self._write() as c:
+        with self._transaction() as c:
             c.execute(RUNS.update().values(facts=json.dumps(facts)))
 
     def finish(self) -> None:
         """Mark the run as finished. Remove files that an earlier removal left because the disk refused."""
-        with self._write() as c:
+        with self._transaction() as c:
             c.execute(RUNS.update().values(finished=True, journal_key=opening.journal_key()))
-        opening.clean(self.out, number := self._known()["next_round"])
-        self._blobs.sweep(lambda: self._named(number))
+        opening.clean(self.out, number := self._created_run()["next_round"])
+        self._blobs.sweep(lambda: self._named_models(number))
 
     # -- checkpoints --------------------------------------------------------------------------------------------
 
@@ -180,70 +183,75 @@ class RunStore:
             return None
         opening.check_goes_on(self.out)
         self._in_step(run)
-        self._blobs.sweep(lambda: self._named(run["next_round"]))  # a killed process may have left some
+        self._blobs.sweep(lambda: self._named_models(run["next_round"]))  # a killed process may have left some
         if run["next_round"] < 0:
             return None
-        with self._sound("the newest checkpoint"):
-            (model,) = self._rows(sa.select(MODELS).where(MODELS.c.next_round == run["next_round"]))
+        with self._named_damage("the newest checkpoint"):
+            (model,) = self._read_rows(sa.select(MODELS).where(MODELS.c.next_round == run["next_round"]))
             slots = {name: self.blob(digest) for name, digest in json.loads(model.slots).items()}
             state = State(self.blob(model.params), slots, model.step)
             memory = tree(safetensors.numpy.load(self._blobs.get(model.memory))) if model.memory else Memory()
-            down = self._downlink(model) if model.shadow else None
+            down = self._broadcast_ring(model) if model.shadow else None
             return Checkpoint(run["next_round"], state, run["unmet"], memory, down, run["epsilon"])
 
     def _in_step(self, run: Mapping[str, Any]) -> None:
         """Refuse files that do not belong together. Raises StoreError(E-CHECKPOINT)."""
-        _, chain = self._ledger(run)
+        _, chain = self._read_ledger(run)
         if run["ledger"] not in chain:
             raise StoreError("E-CHECKPOINT", f"{self.out / 'run.db'} lost rows of the privacy ledger.", RESTORE)
-        witness.check(self.out, witness.read(self.out), self._reached(run, len(chain) - 1, chain[-1]), chain)
+        witness.check(self.out, witness.read(self.out), self._witness_of(run, len(chain) - 1, chain[-1]), chain)
         for number, path in opening.journals(self.out):
             if number > max(0, run["next_round"]):
                 what = f"{path} is of a later round than run.db has reached ({run['next_round']})."
                 raise StoreError("E-CHECKPOINT", what, RESTORE)
 
-    def _reached(self, run: Mapping[str, Any], count: int, last: str) -> Witness:
-        return Witness(self.instance, run["next_round"], self._checkpoint(run), count, last)
+    def _witness_of(self, run: Mapping[str, Any], count: int, last: str) -> Witness:
+        """Make the witness of how far a run has come."""
+        return Witness(self.instance, run["next_round"], self._checkpoint_of(run), count, last)
 
-    def _checkpoint(self, run: Mapping[str, Any]) -> str:
+    def _checkpoint_of(self, run: Mapping[str, Any]) -> str:
         """See ``round_record.checkpoint``."""
-        with self._guard(), self._engine.connect() as c:
+        with self._named_database_errors(), self._engine.connect() as c:
             return round_record.checkpoint(c, run["id"], self.instance, run["next_round"])
 
-    def _testify(self) -> None:
+    def _write_witness(self) -> None:
         """Bring the witness up to date."""
-        run = self._known()
-        with self._guard(), self._engine.connect() as c:
-            count, last = charges.end(c, self._start(run))
-        witness.write(self.out, self._reached(run, count, last))
+        run = self._created_run()
+        with self._named_database_errors(), self._engine.connect() as c:
+            count, last = charges.end(c, self._ledger_start(run))
+        witness.write(self.out, self._witness_of(run, count, last))
 
-    def _known(self) -> Mapping[str, Any]:
+    def _created_run(self) -> Mapping[str, Any]:
+        """Return the run's row. Raises ValueError before ``create``."""
         if (run := self.run()) is None:
             raise ValueError("no run was created here")
         return run
 
-    def _start(self, run: Mapping[str, Any]) -> str:
+    def _ledger_start(self, run: Mapping[str, Any]) -> str:
+        """First link of the ledger's chain."""
         return ledger.start(run["id"], self.instance)
 
-    def _ledger(self, run: Mapping[str, Any]) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
-        with self._sound("the privacy ledger"):
-            return charges.read(self._rows(charges.ROWS), self._start(run))
+    def _read_ledger(self, run: Mapping[str, Any]) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
+        """Read the charges and the last link of their chain."""
+        with self._named_damage("the privacy ledger"):
+            return charges.read(self._read_rows(charges.ROWS), self._ledger_start(run))
 
-    def _downlink(self, model: Any) -> Downlink:
-        rows = self._rows(sa.select(DELTAS).order_by(DELTAS.c.round))
+    def _broadcast_ring(self, model: Any) -> Downlink:
+        """Load the deltas that are still sent to devices."""
+        rows = self._read_rows(sa.select(DELTAS).order_by(DELTAS.c.round))
         ring = tuple(DeltaBlob(r.round, r.digest, r.base, self._blobs.get(r.digest)) for r in rows)
         return Downlink(model.next_round, self.blob(model.shadow), model.shadow, ring, self.blob(model.anchor))
 
     def journal(self, round: int) -> FileJournal:
         """See Store."""
-        name, at = opening.journal_name(round), self._checkpoint(self._known())
-        (row,) = self._rows(sa.select(RUNS.c.journal_key))
+        name, at = opening.journal_name(round), self._checkpoint_of(self._created_run())
+        (row,) = self._read_rows(sa.select(RUNS.c.journal_key))
         self._journal = FileJournal(self.out / "journal" / name, at, bytes(row.journal_key))
         return self._journal
 
     def standing(self, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:
         """See Store."""
-        with self._sound("the standing of a device"), self._guard(), self._engine.connect() as c:
+        with self._named_damage("the standing of a device"), self._named_database_errors(), self._engine.connect() as c:
             return standings.read(c, devices)
 
     def commit(
@@ -263,16 +271,16 @@ class RunStore:
         model = {"params": self.put(state.params), "slots": slots, "step": state.round, "memory": memory}
         if (down := checkpoint.down) is not None:
             model |= {"shadow": self.put(down.shadow), "anchor": self.put(down.anchor)}
-            written = {r.round for r in self._rows(sa.select(DELTAS.c.round))}
+            written = {r.round for r in self._read_rows(sa.select(DELTAS.c.round))}
             for delta in down.ring:
                 if delta.round not in written:
                     self._blobs.put(delta.blob)
-        known = self._known()
+        known = self._created_run()
         stored = round_record.blobs(total, self._blobs.put if known["window"] else vector.digest)
         self._blobs.sync()
         sync_folder(self.memory_dir)
-        start = self._start(known)
-        with self._write() as c:
+        start = self._ledger_start(known)
+        with self._transaction() as c:
             c.execute(upsert(MODELS).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
             reached = {"next_round": checkpoint.next_round, "unmet": checkpoint.unmet, "epsilon": checkpoint.epsilon}
             ended = charges.end(c, start)
@@ -283,18 +291,18 @@ class RunStore:
                 standings.write_ring(c, down)
             standings.write(c, checkpoint.next_round - 1, change, down.anchor_round if down is not None else None)
             event_log.add(c, new_events, self._now_s)
-        self._testify()
+        self._write_witness()
         if self._journal is not None:
             self._journal.discard()
             if self._journal.synced:  # the round hides its updates
-                self._scrub()
+                self._scrub_journal_key()
             self._journal = None
-        self._blobs.sweep(lambda: self._named(checkpoint.next_round))
+        self._blobs.sweep(lambda: self._named_models(checkpoint.next_round))
 
-    def _scrub(self) -> None:
+    def _scrub_journal_key(self) -> None:
         """Remove the key of the last round's journal from the database's log. The database overwrites its own copy
         (``secure_delete``). While another process reads the database, the removal waits for the next round."""
-        with self._guard(), self._engine.connect() as c:
+        with self._named_database_errors(), self._engine.connect() as c:
             c.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
 
     def put(self, x: vector.Vector) -> str:
@@ -306,13 +314,13 @@ class RunStore:
         raw = self._blobs.get(digest)
         return vector.from_bytes(raw, len(raw) // 4)
 
-    def _named(self, next_round: int) -> set[str]:
-        with self._sound("a model"), self._guard(), self._engine.connect() as c:
+    def _named_models(self, next_round: int) -> set[str]:
+        with self._named_damage("a model"), self._named_database_errors(), self._engine.connect() as c:
             return opening.named(c, next_round)
 
     def models(self) -> dict[int, str]:
         """Return rounds played -> digest of the parameters. The vectors of old versions are swept."""
-        return {r.next_round: r.params for r in self._rows(sa.select(MODELS).order_by(MODELS.c.next_round))}
+        return {r.next_round: r.params for r in self._read_rows(sa.select(MODELS).order_by(MODELS.c.next_round))}
 
     def keep(self, name: str, x: vector.Vector, note: int = 0) -> None:
         """Keep a vector under a name beside the model versions, for the progress of a comparison; ``note`` is a
@@ -320,36 +328,36 @@ class RunStore:
         """
         digest = self.put(x)
         self._blobs.sync()
-        with self._write() as c:
+        with self._transaction() as c:
             row = upsert(VECTORS).values(name=name, digest=digest, note=note)
             c.execute(row.on_conflict_do_update(index_elements=["name"], set_={"digest": digest, "note": note}))
-        rows = self._rows(sa.select(RUNS.c.next_round))
-        self._blobs.sweep(lambda: self._named(rows[0].next_round if rows else 0))
+        rows = self._read_rows(sa.select(RUNS.c.next_round))
+        self._blobs.sweep(lambda: self._named_models(rows[0].next_round if rows else 0))
 
     def kept(self, name: str) -> tuple[vector.Vector, int] | None:
         """Return the vector and note kept under a name."""
-        rows = self._rows(sa.select(VECTORS).where(VECTORS.c.name == name))
+        rows = self._read_rows(sa.select(VECTORS).where(VECTORS.c.name == name))
         return (self.blob(rows[0].digest), rows[0].note) if rows else None
 
     # -- the privacy ledger -------------------------------------------------------------------------------------
 
     def charge(self, charge: LedgerEntry) -> None:
         """See Store."""
-        start = self._start(self._known())
-        with self._write() as c:
+        start = self._ledger_start(self._created_run())
+        with self._transaction() as c:
             charges.add(c, start, charge)
-        self._testify()
+        self._write_witness()
 
     def charges(self) -> tuple[LedgerEntry, ...]:
         """See Store. Raises StoreError(E-CHECKPOINT) where a row was changed, removed or moved."""
         run = self.run()
-        return self._ledger(run)[0] if run else ()
+        return self._read_ledger(run)[0] if run else ()
 
     # -- events and measures ------------------------------------------------------------------------------------
 
     def append(self, event: events.AnyEvent) -> None:
         """See Store."""
-        with self._write() as c:
+        with self._transaction() as c:
             event_log.add(c, [event], self._now_s)
             if isinstance(event, events.Evaluated):
                 event_log.add_measures(c, event)
@@ -357,12 +365,12 @@ class RunStore:
     def measure(self, model: str, round: int, device: DeviceId, nll: float, tokens: int) -> None:
         """Store one device's held-out loss before the evaluation is complete."""
         row = {"model": model, "round": round, "device": device, "nll": nll, "tokens": tokens}
-        with self._write() as c:
+        with self._transaction() as c:
             c.execute(upsert(MEASURES).values(**row).on_conflict_do_nothing())
 
     def evaluated(self, model: str, round: int) -> bool:
         """See Store."""
-        found = self._events(event_log.bodies("evaluated", round))
+        found = self._read_events(event_log.bodies("evaluated", round))
         return any(isinstance(e, events.Evaluated) and e.model == model for e in found)
 
     def evaluations(self) -> list[events.Evaluated]:
@@ -371,13 +379,14 @@ class RunStore:
 
     def measures(self, model: str, round: int | None = None) -> dict[DeviceId, tuple[float, int]]:
         """Return device -> (nll, tokens) of a model, of its latest round where ``round`` is None."""
-        return event_log.latest(self._rows(event_log.measures(model, round)))
+        return event_log.latest(self._read_rows(event_log.measures(model, round)))
 
-    def _events(self, query: sa.Select[Any]) -> list[events.AnyEvent]:
-        rows = self._rows(query)
-        with self._sound("an event"):
+    def _read_events(self, query: sa.Select[Any]) -> list[events.AnyEvent]:
+        """Read events by a query."""
+        rows = self._read_rows(query)
+        with self._named_damage("an event"):
             return event_log.read(rows)
 
     def events(self, kind: str = "") -> list[events.AnyEvent]:
         """Return the stored events in order, of one kind (tag) or all."""
-        return self._events(event_log.bodies(kind))
+        return self._read_events(event_log.bodies(kind))

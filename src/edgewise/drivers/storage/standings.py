@@ -18,12 +18,14 @@ def read(c: sa.Connection, devices: Sequence[DeviceId]) -> dict[DeviceId, Standi
     """Read the standings of these devices, in their order."""
     accepted: dict[DeviceId, int] = {}
     held: dict[DeviceId, int] = {}
-    for part in _parts(devices):
+    for part in _device_batches(devices):
         for found, table, column in (
             (accepted, CONTRIBUTIONS, CONTRIBUTIONS.c.last_round),
             (held, HELD, HELD.c.round),
         ):
-            found.update((r[0], r[1]) for r in c.execute(sa.select(table.c.device, column).where(_among(table, part))))
+            found.update(
+                (r[0], r[1]) for r in c.execute(sa.select(table.c.device, column).where(_is_one_of(table, part)))
+            )
     return {device: Standing(accepted.get(device), held.get(device)) for device in devices}
 
 
@@ -41,8 +43,8 @@ def write(c: sa.Connection, round: int, change: Change, anchor_round: int | None
         c.execute(row, [{"device": device, "last_round": round, "times": 1} for device in change.accepted])
     if anchor_round is None:
         return
-    for part in _parts(change.stale):
-        c.execute(HELD.delete().where(_among(HELD, part)))
+    for part in _device_batches(change.stale):
+        c.execute(HELD.delete().where(_is_one_of(HELD, part)))
     if change.had:
         row = upsert(HELD)
         row = row.on_conflict_do_update(index_elements=["device"], set_={"round": row.excluded.round})
@@ -50,11 +52,13 @@ def write(c: sa.Connection, round: int, change: Change, anchor_round: int | None
     c.execute(HELD.delete().where(HELD.c.round < anchor_round))
 
 
-def _parts(devices: Sequence[DeviceId]) -> Iterator[Sequence[DeviceId]]:
+def _device_batches(devices: Sequence[DeviceId]) -> Iterator[Sequence[DeviceId]]:
+    """Split devices into groups that one statement can name."""
     return (devices[i : i + _MANY] for i in range(0, len(devices), _MANY))
 
 
-def _among(table: sa.Table, devices: Sequence[DeviceId]) -> sa.ColumnElement[bool]:
+def _is_one_of(table: sa.Table, devices: Sequence[DeviceId]) -> sa.ColumnElement[bool]:
+    """Condition that a row is of one of these devices."""
     return table.c.device.in_(devices)
 
 
