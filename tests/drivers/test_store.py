@@ -340,7 +340,7 @@ def test_opening_removes_what_a_killed_process_left(tmp_path):
     ],
 )
 def test_what_sqlite_says_becomes_a_code(store, said, code):
-    with pytest.raises(StoreError, match=said) as caught, store._guard():
+    with pytest.raises(StoreError, match=said) as caught, store._named_database_errors():
         raise sa.exc.OperationalError("select", {}, sqlite3.OperationalError(said))
     assert caught.value.code == code
 
@@ -426,7 +426,7 @@ def test_a_journal_opens_until_its_round_is_committed(tmp_path):
         journal.append(secret)
         journal.sync()
         raw = (path := tmp_path / "journal/round-000000.log").read_bytes()
-        key, at = store._rows(sa.select(RUNS.c.journal_key))[0][0], store._checkpoint(store.run())
+        key, at = store._read_rows(sa.select(RUNS.c.journal_key))[0][0], store._checkpoint_of(store.run())
         assert b"device sent" not in raw
         assert list(FileJournal(path, at, key).replay()) == [secret]
         store.commit(checkpoint(1), ())

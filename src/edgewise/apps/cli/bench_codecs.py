@@ -109,12 +109,12 @@ def measure(pipe: Pipeline, update: Update, repeats: int) -> Measured:
         encode_s=statistics.median(up[1:]),
         decode_s=statistics.median(down[1:]),
         payload=raw,
-        nmse=_nmse(pipe, raw, update.x, turn),
+        nmse=_update_error(pipe, raw, update.x, turn),
         memory_bytes=sum(a.nbytes for a in flat(after).values()),
     )
 
 
-def _nmse(pipe: Pipeline, raw: bytes, x: Vector, turn: keys.Turn) -> float:
+def _update_error(pipe: Pipeline, raw: bytes, x: Vector, turn: keys.Turn) -> float:
     """Compute the error of the update itself. The weight that travels with it is divided out."""
     payload = pack.unpack(raw, pipe.encoded)
     names = pipe.encoded.head
@@ -151,7 +151,7 @@ def examine(
     with tempfile.TemporaryDirectory(prefix="edgewise-bench-") as scratch:
         trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue)
         plan = compile_plan(recipe, trainer.trainer.spec, len(trainer.trainer.devices()), catalogue)
-        device, update = ("", _normal(plan)) if random else _local(trainer, plan)
+        device, update = ("", _random_update(plan)) if random else _trained_update(trainer, plan)
     rungs = [(r.name, rung_tables(r, plan.spec, catalogue)) for r in RUNGS] + [(OWN, recipe.stage)]
     return {
         "recipe_sha256": recipe.sha256(),
@@ -160,19 +160,20 @@ def examine(
         "device": device or None,
         "repeats": repeats,
         "rungs": [
-            {"name": name, **_figures(plan, device, tables, update, repeats, catalogue)}
-            for name, tables in _told(rungs, screen)
+            {"name": name, **_codec_figures(plan, device, tables, update, repeats, catalogue)}
+            for name, tables in _with_progress_bar(rungs, screen)
         ],
     }
 
 
-def _normal(plan: Plan) -> Update:
+def _random_update(plan: Plan) -> Update:
+    """Draw an update of independent normal coordinates."""
     rng = keys.generator(keys.derive(plan.key, "bench"))
     head = dict.fromkeys(plan.at(0).spaces[0].head, 1.0)
     return Update(rng.standard_normal(plan.layout.sent.dim, np.float32), head, 1.0)
 
 
-def _local(trainer: Registered, plan: Plan) -> tuple[str, Update]:
+def _trained_update(trainer: Registered, plan: Plan) -> tuple[str, Update]:
     """Train the first device that can, and return its name and its update of the first round."""
     reason = DataError("E-DATA-EMPTY", "the trainer knows no device.", "check where its data comes from.")
     for device in trainer.trainer.devices():
@@ -184,9 +185,10 @@ def _local(trainer: Registered, plan: Plan) -> tuple[str, Update]:
     raise reason
 
 
-def _figures(
+def _codec_figures(
     plan: Plan, device: str, tables: Tables, update: Update, repeats: int, catalogue: Catalogue
 ) -> dict[str, Any]:
+    """Measure a codec on an update."""
     m = measure(chain(tables, plan.spec, catalogue), update, repeats)
     payload = memoryview(m.payload)
     sent = len(frame.dump(frame.Contribution(run=plan.run, round=0, device=device or "device", payload=payload)))
@@ -204,7 +206,7 @@ def _figures(
     }
 
 
-def _told(rungs: Sequence[tuple[str, Tables]], screen: TextIO | None) -> Iterator[tuple[str, Tables]]:
+def _with_progress_bar(rungs: Sequence[tuple[str, Tables]], screen: TextIO | None) -> Iterator[tuple[str, Tables]]:
     """Yield the rungs with a progress bar, which disappears at the end, on a terminal."""
     if screen is None:
         yield from rungs

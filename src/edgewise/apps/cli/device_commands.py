@@ -40,7 +40,7 @@ def run_agent(home: Home = HOME, as_json: Json = False, debug: Debug = False) ->
             work(folder, began=began)
         return {"ended": str(folder)}
 
-    _run("run", as_json, debug, body)
+    _run_device_command("run", as_json, debug, body)
 
 
 @device.command()
@@ -61,7 +61,7 @@ def status(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> No
             print("\n".join(statuses.lines(found)))
         return found
 
-    _run("status", as_json, debug, body)
+    _run_device_command("status", as_json, debug, body)
 
 
 @device.command()
@@ -92,7 +92,7 @@ def personalise(
             print(f"wrote {found['file']}")
         return found
 
-    _run("personalise", as_json, debug, body)
+    _run_device_command("personalise", as_json, debug, body)
 
 
 @device.command()
@@ -125,7 +125,7 @@ def pause(
             print(f"paused until {'`edgewise device resume`' if until_s is None else moment(until_s)}")
         return {"paused": True, "until_s": until_s}
 
-    _run("pause", as_json, debug, body)
+    _run_device_command("pause", as_json, debug, body)
 
 
 @device.command()
@@ -144,7 +144,7 @@ def resume(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> No
             print("resumed" if agent else "resumed; no agent runs here, start one with `edgewise device run`")
         return {"paused": False, "running": agent is not None}
 
-    _run("resume", as_json, debug, body)
+    _run_device_command("resume", as_json, debug, body)
 
 
 @device.command()
@@ -175,7 +175,7 @@ def leave(
             print("\n".join(leaving.words(done, folder)))
         return done
 
-    _run("leave", as_json, debug, body)
+    _run_device_command("leave", as_json, debug, body)
 
 
 @device.command()
@@ -206,7 +206,7 @@ def policy(
                 print("  next  set data.path in it to your text")
         return {"file": str(folder / policies.FILE), "written": written, "policy": found.model_dump(mode="json")}
 
-    _run("policy", as_json, debug, body)
+    _run_device_command("policy", as_json, debug, body)
 
 
 @device.command()
@@ -228,7 +228,7 @@ def digest(
             print(found)
         return {"sha256": found}
 
-    _run("digest", as_json, debug, body)
+    _run_device_command("digest", as_json, debug, body)
 
 
 @device.command()
@@ -259,10 +259,11 @@ def unit(
             print("", end="\n" if install else "")
         return {"unit": text, "place": str(at), "installed": install, "next": list(units.NEXT)}
 
-    _run("unit", as_json, debug, body)
+    _run_device_command("unit", as_json, debug, body)
 
 
-def _run(name: str, as_json: bool, debug: bool, body: Callable[[], Mapping[str, Any]]) -> None:
+def _run_device_command(name: str, as_json: bool, debug: bool, body: Callable[[], Mapping[str, Any]]) -> None:
+    """Run the body of a device command, and exit with its status."""
     from edgewise.apps.terminal.sessions import CommandSession
 
     raise typer.Exit(CommandSession(f"device {name}", as_json=as_json, debug=debug).run(body))

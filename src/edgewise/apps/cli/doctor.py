@@ -38,20 +38,20 @@ class Check(NamedTuple):
 def examine(folder: Path) -> list[Check]:
     """Run all checks of this machine. ``folder`` is the place of future runs."""
     return [
-        _python(),
-        _packages("core packages", CORE, BAD, "pip install edgewise"),
-        _packages(
+        _check_python(),
+        _check_packages("core packages", CORE, BAD, "pip install edgewise"),
+        _check_packages(
             "training packages", TRAIN, BAD, f"in a clone `make setup`, else {CPU_TORCH}, then the extra [train]"
         ),
         Check("graphics card", NOTE, f"not used: training runs on the CPU. torch without CUDA is enough: {CPU_TORCH}"),
-        _cores(),
-        _memory(),
-        _disk(folder),
-        _writable(folder),
-        _bfloat16(),
+        _check_cores(),
+        _check_memory(),
+        _check_disk(folder),
+        _check_writable(folder),
+        _check_bfloat16(),
         _bundled_model(),
-        _plays(),
-        _stdlib(),
+        _check_plays(),
+        _check_stdlib(),
     ]
 
 
@@ -65,14 +65,16 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _python() -> Check:
+def _check_python() -> Check:
+    """Check the version of Python."""
     found = f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     if sys.version_info < LOWEST_PYTHON:
         return Check("python", BAD, found, "install Python 3.11 or newer")
     return Check("python", OK, found)
 
 
-def _packages(name: str, wanted: Iterable[str], state: str, fix: str) -> Check:
+def _check_packages(name: str, wanted: Iterable[str], state: str, fix: str) -> Check:
+    """Check that packages are installed."""
     have, missing = [], []
     for package in wanted:
         try:
@@ -84,7 +86,8 @@ def _packages(name: str, wanted: Iterable[str], state: str, fix: str) -> Check:
     return Check(name, OK, ", ".join(have))
 
 
-def _cores() -> Check:
+def _check_cores() -> Check:
+    """Count the processors."""
     n = cores()
     if n == 1:
         return Check("processors", NOTE, "1: devices are simulated one after another", "use --engine inproc")
@@ -108,7 +111,8 @@ def memory_bytes() -> float | None:
         return free
 
 
-def _memory() -> Check:
+def _check_memory() -> Check:
+    """Check the free memory."""
     free = memory_bytes()
     if free is None:
         return Check("memory", NOTE, "this system does not tell")
@@ -118,7 +122,8 @@ def _memory() -> Check:
     return Check("memory", OK, found)
 
 
-def _disk(folder: Path) -> Check:
+def _check_disk(folder: Path) -> Check:
+    """Check the free space of a folder's disk."""
     at = next((p for p in (folder, *folder.parents) if p.exists()), Path())
     free = shutil.disk_usage(at).free
     found = f"{free / 1e9:.1f} GB free in {at}"
@@ -127,7 +132,8 @@ def _disk(folder: Path) -> Check:
     return Check("disk", OK, found)
 
 
-def _writable(folder: Path) -> Check:
+def _check_writable(folder: Path) -> Check:
+    """Check that files can be made in a folder."""
     at = next((p for p in (folder, *folder.parents) if p.exists()), Path())
     try:
         with tempfile.TemporaryFile(dir=at):
@@ -136,7 +142,8 @@ def _writable(folder: Path) -> Check:
         return Check("write access", BAD, f"{at}: {e.strerror}", "choose another folder with --out")
 
 
-def _bfloat16() -> Check:
+def _check_bfloat16() -> Check:
+    """Check whether the processor computes bfloat16."""
     try:
         flags = set(Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").split())
     except OSError:
@@ -164,7 +171,7 @@ def _bundled_model() -> Check:
     )
 
 
-def _plays() -> Check:
+def _check_plays() -> Check:
     """Check the text of the demonstration ``plays``."""
     path = Path(str(resources.files("edgewise"))) / "assets" / "plays" / "plays.jsonl.gz"
     try:
@@ -175,7 +182,7 @@ def _plays() -> Check:
     return Check("demo text", OK, f"{speeches:,} speeches")
 
 
-def _stdlib() -> Check:
+def _check_stdlib() -> Check:
     """Check the text of the demonstration ``code``: source files of Python's standard library."""
     root = Path(sysconfig.get_path("stdlib"))
     found = [n for n in ("asyncio", "email", "http", "json", "unittest", "xml") if any(root.glob(f"{n}/*.py"))]

@@ -76,19 +76,20 @@ def evaluate(
                 found = evaluating.evaluate(used, names, rows, wanted, step)
         table = [{"model": m, "device": d, **f} for m, by_device in found.items() for d, f in by_device.items()]
         if csv is not None:
-            _write(csv, table)
+            _write_csv(csv, table)
         if not as_json:
-            _show(table)
+            _show_table(table)
         return {"from": used.title, "on": str(on), "length": wanted.length, "models": found}
 
     raise typer.Exit(CommandSession("eval", as_json=as_json, debug=debug, extensions=extensions).run(body))
 
 
-def _columns(table: list[dict[str, Any]]) -> list[str]:
+def _table_columns(table: list[dict[str, Any]]) -> list[str]:
+    """List the columns of a table's rows."""
     return list(dict.fromkeys(name for row in table for name in row))
 
 
-def _write(path: Path, table: list[dict[str, Any]]) -> None:
+def _write_csv(path: Path, table: list[dict[str, Any]]) -> None:
     """Write the table as CSV. Raises StoreError(E-DISK)."""
     import csv
 
@@ -96,27 +97,29 @@ def _write(path: Path, table: list[dict[str, Any]]) -> None:
 
     try:
         with path.open("w", encoding="utf-8", newline="") as f:
-            writer = csv.DictWriter(f, _columns(table))
+            writer = csv.DictWriter(f, _table_columns(table))
             writer.writeheader()
             writer.writerows(table)
     except OSError as e:
         raise StoreError("E-DISK", f"cannot write {path}: {e.strerror}.", "name another file with --csv.") from None
 
 
-def _show(table: list[dict[str, Any]]) -> None:
+def _show_table(table: list[dict[str, Any]]) -> None:
+    """Print the table on a terminal."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    columns = _columns(table)
+    columns = _table_columns(table)
     shown = Table(box=None, pad_edge=False)
     for name in columns:
         shown.add_column(name.replace("_", " "), justify="left" if name in ("model", "device") else "right")
     for row in table:
-        shown.add_row(*(escape(_cell(row, name)) for name in columns))
+        shown.add_row(*(escape(_table_cell(row, name)) for name in columns))
     Console().print(shown)
 
 
-def _cell(row: Mapping[str, Any], name: str) -> str:
+def _table_cell(row: Mapping[str, Any], name: str) -> str:
+    """Write a value for a cell of the table."""
     value = row.get(name)
     return f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value)

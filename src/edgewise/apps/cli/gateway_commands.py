@@ -78,7 +78,7 @@ def approve(
 
         allowed = Allowed(folder)
         with Link(folder, PATIENCE_S) as link:
-            found = {one["id"]: one for one in _devices(link)}
+            found = {one["id"]: one for one in _approved_devices(link)}
         wanted = list(found) if everybody else list(ids or ())
         if unknown := [id for id in wanted if id not in found]:
             what = f"the server has no approved device {unknown[0]:.40}."
@@ -93,7 +93,7 @@ def approve(
     run_body("gateway approve", as_json, debug, body)
 
 
-def _package(given: str) -> tuple[str, str]:
+def _named_package(given: str) -> tuple[str, str]:
     """Parse the name and digest of a package. Raises RecipeError(E-VALUE)."""
     import re
 
@@ -107,7 +107,7 @@ def _package(given: str) -> tuple[str, str]:
     return name, sha256
 
 
-def _devices(link: Link) -> list[dict[str, Any]]:
+def _approved_devices(link: Link) -> list[dict[str, Any]]:
     """List the server's approved devices whose ids are the fingerprints of their keys."""
     from edgewise.drivers.http.identity import fingerprint
 
@@ -164,7 +164,7 @@ def serve(
         floor = OwnerFloor(secagg=Floor(n_min=cohort))
         tls, cache_bytes = Tls(names, certificate, key), int(1e9 * cache_gb)
         lines = None if log == "-" else Path(log or folder / "gateway.log")
-        packages = dict(map(_package, package or ()))
+        packages = dict(map(_named_package, package or ()))
         gateway = Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes, packages=packages)
         with sessions.interrupts(), gateway as made, logs.opened(lines):
             url = f"https://{names[0] if names else '127.0.0.1'}:{made.port}"

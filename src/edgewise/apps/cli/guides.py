@@ -185,13 +185,13 @@ def new(
         if file.exists():
             raise StoreError("E-FILE-EXISTS", f"{file} exists already.", f"choose another name: edgewise new {name}-2")
         asks = sys.stdin.isatty() and sys.stderr.isatty()
-        path = data or (_ask("data: a folder of text, or a table (jsonl, csv, parquet)") if asks else "")
+        path = data or (_ask_person("data: a folder of text, or a table (jsonl, csv, parquet)") if asks else "")
         if not path:
             raise RecipeError("E-MISSING", "no data is named.", "name it by --data PATH.")
-        ask = _ask if asks else None
+        ask = _ask_person if asks else None
         found, named = new_recipe.seen(path, "auto" if header is None else header, ask)
         columns = new_recipe.columns(found, path, new_recipe.DataOptions(text, owner, devices, base, named), ask)
-        word = privacy or (_ask(f"privacy: {', '.join(WORDS)}", "hidden") if asks else "")
+        word = privacy or (_ask_person(f"privacy: {', '.join(WORDS)}", "hidden") if asks else "")
         if not word:
             raise RecipeError(
                 "E-MISSING", "no privacy word is given.", f"add --privacy with one of: {', '.join(WORDS)}."
@@ -199,19 +199,19 @@ def new(
         answers = new_recipe.Answers(file, path, columns, word, base or "bundled", unit)
         written = new_recipe.write(answers, found)
         if not as_json:
-            print(f"wrote {written.file}: {written.devices:,} devices{_said(columns)}")
+            print(f"wrote {written.file}: {written.devices:,} devices{_columns_in_words(columns)}")
             print("\n".join([*(f"note: {note}" for note in written.notes), f"next: edgewise check {written.file}"]))
         return {"file": str(written.file), "devices": written.devices, "notes": list(written.notes), **columns}
 
     raise typer.Exit(session.run(body))
 
 
-def _ask(question: str, proposed: str = "") -> str:
+def _ask_person(question: str, proposed: str = "") -> str:
     """Ask a person on standard error. Standard output stays free for the command's result."""
     return str(typer.prompt(question, default=proposed or None, err=True))
 
 
-def _said(columns: Mapping[str, Any]) -> str:
+def _columns_in_words(columns: Mapping[str, Any]) -> str:
     """Make the clause on the columns of a table: ``, by `ward`, text from `note` ``."""
     by = ("owner", "by"), ("messages", "chats from"), ("prompt", "prompts from"), ("text", "text from")
     named = {key: [value] if isinstance(value, str) else value for key, value in columns.items() if key != "devices"}

@@ -42,7 +42,7 @@ def doctor(
             print("\n".join(checks.lines(findings)))
         return {"ok": checks.healthy(findings), "findings": [f._asdict() for f in findings]}
 
-    _run("doctor", as_json, False, body)
+    _run_command("doctor", as_json, False, body)
 
 
 def backup(
@@ -70,7 +70,7 @@ def backup(
             print(f"{to}: {len(made.files)} files, {size / 1e6:.1f} MB, with the keys of the server")
         return {"backup": str(to), "files": len(made.files), "bytes": size}
 
-    _run("backup", as_json, debug, body)
+    _run_command("backup", as_json, debug, body)
 
 
 def restore(
@@ -105,10 +105,11 @@ def restore(
             )
         return {"folder": str(folder), "made": made, "epoch": done.epoch, "ended": done.ended, "tokens": done.tokens}
 
-    _run("restore", as_json, debug, body)
+    _run_command("restore", as_json, debug, body)
 
 
-def _run(name: str, as_json: bool, debug: bool, body: Any) -> None:
+def _run_command(name: str, as_json: bool, debug: bool, body: Any) -> None:
+    """Run the body of a command, and exit with its status."""
     from edgewise.apps.terminal.sessions import CommandSession
 
     raise typer.Exit(CommandSession(name, as_json=as_json, debug=debug).run(body))

@@ -52,7 +52,7 @@ def pages() -> dict[str, Path]:
 
 def codes() -> list[str]:
     """List all error codes in the order of ``docs/errors.md``."""
-    return list(_sections())
+    return list(_code_sections())
 
 
 def find(asked: str) -> Topic:
@@ -66,7 +66,7 @@ def find(asked: str) -> Topic:
     word = asked.strip().upper().replace("_", "-")
     code = word if word.startswith("E-") else f"E-{word}"
     if word in REGISTRY:
-        return _code(word)
+        return _code_topic(word)
     known = pages()
     if (page := asked.strip().lower().removesuffix(".md").rsplit("/", 1)[-1]) in known:
         return Topic("page", page, known[page].read_text(encoding="utf-8"))
@@ -74,31 +74,35 @@ def find(asked: str) -> Topic:
 
     if asked in keys.paths():
         return Topic("key", asked, keys.describe(asked))
-    if term := _words().get(_plain(asked)):
-        return Topic("word", term, f"# {term}\n\n{_glossary()[term]}\n")
+    if term := _glossary_words().get(_plain_word(asked)):
+        return Topic("word", term, f"# {term}\n\n{_glossary_entries()[term]}\n")
     if code in REGISTRY:
-        return _code(code)
-    raise EdgewiseError("E-UNKNOWN", f"nothing is called {asked!r:.80}.", _hint(asked, code, known, keys.paths()))
+        return _code_topic(code)
+    raise EdgewiseError(
+        "E-UNKNOWN", f"nothing is called {asked!r:.80}.", _similar_topics(asked, code, known, keys.paths())
+    )
 
 
-def _code(code: str) -> Topic:
-    return Topic("code", code, f"# {code}\n\n{_sections()[code]}\n")
+def _code_topic(code: str) -> Topic:
+    """Make the topic of an error code."""
+    return Topic("code", code, f"# {code}\n\n{_code_sections()[code]}\n")
 
 
-def _hint(asked: str, code: str, known: Iterable[str], keys: Sequence[str]) -> str:
+def _similar_topics(asked: str, code: str, known: Iterable[str], keys: Sequence[str]) -> str:
+    """Suggest topics whose names are like the asked one."""
     same = [key for key in keys if key.rsplit(".", 1)[-1] == asked.lower()]
-    words = _words()
+    words = _glossary_words()
     near = [
         *get_close_matches(code, REGISTRY, n=2, cutoff=0.8 if same else 0.7),
         *same[:2],
-        *dict.fromkeys(words[one] for one in get_close_matches(_plain(asked), words, n=3, cutoff=0.75)),
+        *dict.fromkeys(words[one] for one in get_close_matches(_plain_word(asked), words, n=3, cutoff=0.75)),
         *get_close_matches(asked.lower(), [*known, *keys], n=2, cutoff=0.7),
     ]
     if not near:  # The name may be a part of a code, as `secagg` is of E-SECAGG-FEW.
         near = [c for c in REGISTRY if code[2:] in c][:3]
     if not near:  # The name may be one word of a longer term.
-        parts = {_plain(part) for part in asked.split()}
-        near = [term for term in _glossary() if parts & {_plain(part) for part in term.split()}][:3]
+        parts = {_plain_word(part) for part in asked.split()}
+        near = [term for term in _glossary_entries() if parts & {_plain_word(part) for part in term.split()}][:3]
     if near:
         return f"did you mean {' or '.join(f'`{one}`' for one in dict.fromkeys(near))}?"
     return "`edgewise explain` lists all codes, pages and words."
@@ -112,7 +116,7 @@ def overview() -> str:
         lines.append(f"{name:<20} {title}")
     lines += [
         "",
-        "words: " + ", ".join(_glossary()),
+        "words: " + ", ".join(_glossary_entries()),
         "",
         "and every key of a recipe, e.g. training.lr or stage.quantize",
     ]
@@ -120,30 +124,30 @@ def overview() -> str:
 
 
 @cache
-def _sections() -> dict[str, str]:
+def _code_sections() -> dict[str, str]:
     """Map each code to its section of the page, without the heading."""
     page = (folder() / "errors.md").read_text(encoding="utf-8")
     return {code: text.strip().removesuffix("---").strip() for code, text in _SECTION.findall(page)}
 
 
 @cache
-def _glossary() -> dict[str, str]:
+def _glossary_entries() -> dict[str, str]:
     """Map each word to its entry in the glossary, without the heading."""
     page = (folder() / "glossary.md").read_text(encoding="utf-8")
     return {term.strip(): text.strip() for term, text in _ENTRY.findall(page)}
 
 
 @cache
-def _words() -> dict[str, str]:
-    """Map every glossary word and its other names (``_plain``) to the word that has the entry."""
+def _glossary_words() -> dict[str, str]:
+    """Map every glossary word and its other names (``_plain_word``) to the word that has the entry."""
     out: dict[str, str] = {}
-    for term, text in _glossary().items():
+    for term, text in _glossary_entries().items():
         also = _ALSO.match(text)
         for name in [term, *(also[1].split(",") if also else ())]:
-            out[_plain(name)] = term
+            out[_plain_word(name)] = term
     return out
 
 
-def _plain(word: str) -> str:
+def _plain_word(word: str) -> str:
     """Strip case, spaces, hyphens and the plural s from a word."""
     return re.sub(r"[\s_-]+", "", word.casefold()).removesuffix("s")

@@ -36,7 +36,7 @@ def show(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None
     """Show the promoted model and its origin."""
 
     def ask(link: Link) -> dict[str, Any]:
-        return _shown(link.call("GET", "/v1/models/promoted"), as_json)
+        return _shown_promotion(link.call("GET", "/v1/models/promoted"), as_json)
 
     ask_server("models show", home, as_json, debug, ask)
 
@@ -63,7 +63,7 @@ def promote(
         from edgewise.apps.cli.run_commands import whole
 
         wanted = {"run": whole(link, run), "played": played}
-        return _shown(_done(link, "/v1/models", wanted), as_json)
+        return _shown_promotion(_request_change(link, "/v1/models", wanted), as_json)
 
     ask_server("models promote", home, as_json, debug, ask)
 
@@ -76,7 +76,7 @@ def rollback(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> 
     """
 
     def ask(link: Link) -> dict[str, Any]:
-        return _shown(_done(link, "/v1/models/rollback", None), as_json)
+        return _shown_promotion(_request_change(link, "/v1/models/rollback", None), as_json)
 
     ask_server("models rollback", home, as_json, debug, ask)
 
@@ -106,7 +106,7 @@ def fetch(
     ask_server("models fetch", home, as_json, debug, ask)
 
 
-def _done(link: Link, path: str, document: object) -> dict[str, Any]:
+def _request_change(link: Link, path: str, document: object) -> dict[str, Any]:
     """Ask for a change that takes a verification, once."""
     from edgewise.drivers.http.link import SLOW_S
 
@@ -114,7 +114,8 @@ def _done(link: Link, path: str, document: object) -> dict[str, Any]:
     return found
 
 
-def _shown(one: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
+def _shown_promotion(one: Mapping[str, Any], as_json: bool) -> dict[str, Any]:
+    """Make the result that shows a promoted model."""
     import datetime
 
     from edgewise.apps.report import numbers

@@ -65,7 +65,7 @@ Tell = Callable[[events.AnyEvent], None]
 
 def recipe_of(out: Path, overrides: dict[str, Any]) -> Recipe:
     """Load the demo's recipe over the lines of five characters, which it writes into ``out``."""
-    _lines(out / LINES)
+    _write_lines(out / LINES)
     here = {"name": "plays-network", "data.source": "jsonl", "data.path": LINES, "data.owner": "speaker"}
     return load(demos.recipe("plays"), {**here, **overrides}, BUILT_IN)
 
@@ -81,7 +81,7 @@ def play(out: Path, recipe: Recipe, tell: Tell) -> tuple[Path, dict[str, Any]]:
         EdgewiseError: the errors of a run.
     """
     tell(events.PhaseStarted(phase="load"))
-    rows = _rows(out / LINES)
+    rows = _read_rows(out / LINES)
     names = sorted({row["speaker"] for row in rows})
 
     def told(run: str, event: events.AnyEvent) -> None:
@@ -95,9 +95,9 @@ def play(out: Path, recipe: Recipe, tell: Tell) -> tuple[Path, dict[str, Any]]:
     ):
         token = server.token(Grant(uses=len(names), approved=True))
         operator = Link.join(server.url, server.token(Grant("admin", approved=True)), out / "operator")
-        with operator, _gateway(server, out / "gateway") as (url, gateway), _ended() as started:
-            homes = [_device(url, gateway, token, out / "devices" / name, rows, name) for name in names]
-            started += map(_agent, homes)
+        with operator, _running_gateway(server, out / "gateway") as (url, gateway), _processes_ended() as started:
+            homes = [_enrolled_device(url, gateway, token, out / "devices" / name, rows, name) for name in names]
+            started += map(_start_agent, homes)
             begun = submit(operator, recipe, out)
             server.hosting.wait(begun["run"])
             found = dict(operator.call("GET", f"/v1/runs/{begun['run']}"))
@@ -115,7 +115,7 @@ def play(out: Path, recipe: Recipe, tell: Tell) -> tuple[Path, dict[str, Any]]:
             return run_dir, write_report(store, run_dir)
 
 
-def _lines(path: Path) -> None:
+def _write_lines(path: Path) -> None:
     """Write the lines of the characters with the most text as a table with a column ``speaker``."""
     with gzip.open(shipped_plays(), "rt", encoding="utf-8") as f:
         rows = [json.loads(line) for line in f]
@@ -123,24 +123,26 @@ def _lines(path: Path) -> None:
     for row in rows:
         sizes[row["speaker"]] += len(row["text"])
     names = {name for name, _ in sizes.most_common(DEVICES)}
-    _write(path, [row for row in rows if row["speaker"] in names])
+    _write_rows(path, [row for row in rows if row["speaker"] in names])
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read the rows of a file of JSON lines."""
     with open(path, encoding="utf-8") as f:
         return [json.loads(line) for line in f]
 
 
-def _write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows as JSON lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 @contextmanager
-def _gateway(server: HttpServer, folder: Path) -> Iterator[tuple[str, str]]:
+def _running_gateway(server: HttpServer, folder: Path) -> Iterator[tuple[str, str]]:
     """Run a gateway of the server as a process. Yields its address and its fingerprint."""
     gateways.join(server.url, server.token(Grant("gateway", approved=True)), folder).close()
     command = [*EDGEWISE, "gateway", "serve", str(folder), "--listen", "127.0.0.1:0", "--json"]
-    with _ended() as started:
+    with _processes_ended() as started:
         with open(folder / "output.log", "wb") as log:
             process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log)
         started.append(process)
@@ -151,15 +153,15 @@ def _gateway(server: HttpServer, folder: Path) -> Iterator[tuple[str, str]]:
         yield str(status["url"]), str(status["gateway"])
 
 
-def _device(url: str, gateway: str, token: str, home: Path, rows: Sequence[dict[str, Any]], name: str) -> Path:
+def _enrolled_device(url: str, gateway: str, token: str, home: Path, rows: Sequence[dict[str, Any]], name: str) -> Path:
     """Enrol a device and write its own lines. Returns its home."""
     Link.join(url, token, home, name, gateway=gateway).close()
-    _write(home / LINES, [{"text": row["text"]} for row in rows if row["speaker"] == name])
+    _write_rows(home / LINES, [{"text": row["text"]} for row in rows if row["speaker"] == name])
     (home / "policy.toml").write_text(POLICY, encoding="utf-8")
     return home
 
 
-def _agent(home: Path) -> subprocess.Popen[bytes]:
+def _start_agent(home: Path) -> subprocess.Popen[bytes]:
     """Start a device's agent as a process of one thread, because all agents share this machine."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "EDGEWISE_TOKEN": ""}
     with open(home / "agent.log", "wb") as log:
@@ -168,7 +170,7 @@ def _agent(home: Path) -> subprocess.Popen[bytes]:
 
 
 @contextmanager
-def _ended() -> Iterator[list[subprocess.Popen[bytes]]]:
+def _processes_ended() -> Iterator[list[subprocess.Popen[bytes]]]:
     """Yield a list of processes that end with the block."""
     started: list[subprocess.Popen[bytes]] = []
     try:

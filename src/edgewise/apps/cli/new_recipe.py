@@ -100,18 +100,19 @@ def columns(found: Look, data: str, asked: DataOptions, ask: Callable[[str, str]
         DataError: E-DATA-COLUMN if a column does not exist or none is likely, E-DATA-FORMAT for a table that seems to
         have no header. RecipeError: E-COMBO for columns of a folder, and for chats that the base model cannot read.
     """
-    read = _read(found, data, asked, ask)
+    read = _data_section(found, data, asked, ask)
     vouched = any(c.header for c in found.columns if c.name in (read.get("text"), read.get("owner")))
     return {**read, "header": True if vouched else asked.header} if vouched or asked.header != "auto" else read
 
 
-def _read(found: Look, data: str, asked: DataOptions, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
+def _data_section(found: Look, data: str, asked: DataOptions, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
+    """Make the [data] section of what was found, and ask where it is not clear."""
     if not found.columns:
         for option, given in (("text", asked.text), ("owner", asked.owner)):
             if given:
                 what = f"--{option} {given}: {data} is a folder of text, which has no columns."
                 raise RecipeError("E-COMBO", what, f"leave out --{option}.")
-        return _dealt(asked) if asked.devices else {}
+        return _dealt_evenly(asked) if asked.devices else {}
     out: dict[str, Any] = {}
     prompts: list[str] = []
     chats = found.chats("messages")
@@ -122,21 +123,28 @@ def _read(found: Look, data: str, asked: DataOptions, ask: Callable[[str, str], 
             fix = "name a chat model: --base FOLDER or --base hub:owner/name; or write prompts and answers apart."
             raise RecipeError("E-COMBO", what, fix)
     else:
-        out["text"] = _column(found, "text", asked.text, found.texts(), ask)
+        out["text"] = _chosen_column(found, "text", asked.text, found.texts(), ask)
         if prompts := found.prompts(out["text"]):
             out["prompt"] = prompts if len(prompts) > 1 else prompts[0]
     if asked.devices:
         if asked.owner:
             raise RecipeError("E-COMBO", "--owner and --devices both assign rows to devices.", "leave one of them out.")
-        return {**out, **_dealt(asked)}
-    return {**out, "owner": _column(found, "owner", asked.owner, found.owners([out.get("text", ""), *prompts]), ask)}
+        return {**out, **_dealt_evenly(asked)}
+    return {
+        **out,
+        "owner": _chosen_column(found, "owner", asked.owner, found.owners([out.get("text", ""), *prompts]), ask),
+    }
 
 
-def _dealt(asked: DataOptions) -> dict[str, Any]:
+def _dealt_evenly(asked: DataOptions) -> dict[str, Any]:
+    """Make the keys that deal the text to devices at random."""
     return {"partition": "iid", "devices": asked.devices}
 
 
-def _column(found: Look, key: str, given: str, proposed: list[str], ask: Callable[[str, str], str] | None) -> str:
+def _chosen_column(
+    found: Look, key: str, given: str, proposed: list[str], ask: Callable[[str, str], str] | None
+) -> str:
+    """Choose a column: as given, as proposed, or as a person says."""
     names = [c.name for c in found.columns]
     for c in found.columns:
         if not given and c.header and c.name in (proposed[:1] or names):
@@ -189,17 +197,17 @@ def write(answers: Answers, found: Look) -> Written:
     if example and word != "local_dp":
         raise RecipeError("E-COMBO", f"--unit example with --privacy {word}.", "write --privacy local_dp.")
     folder = answers.file.parent
-    section = {"source": found.source, "path": _relative(answers.data, folder), **answers.columns}
-    held = _devices(section, folder)
+    section = {"source": found.source, "path": _relative_path(answers.data, folder), **answers.columns}
+    held = _measure_devices(section, folder)
     devices = held.devices
-    settings = _settings(word, example, held)
+    settings = _first_settings(word, example, held)
     hints = {"prompt": found.like(PROMPTS), "time": found.like(TIMES)} if found.columns else {}
     hints = {key: name for key, name in hints.items() if name and name not in answers.columns.values()}
     name = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "-" for c in answers.file.stem).strip("._-")
     base = (
         answers.base
         if answers.base == "bundled" or answers.base.startswith("hub:")
-        else _relative(answers.base, folder)
+        else _relative_path(answers.base, folder)
     )
     facts = {
         "name": name[:64] or "mine",
@@ -211,12 +219,13 @@ def write(answers: Answers, found: Look) -> Written:
         "hints": hints,
     }
     text = new_text.text(facts, settings)
-    _composes(text, devices)
+    _check_composes(text, devices)
     write_new(answers.file, text.encode())
-    return Written(answers.file, devices, tuple(_notes(word, example, devices, settings)))
+    return Written(answers.file, devices, tuple(_notes_on_recipe(word, example, devices, settings)))
 
 
-def _relative(data: str, folder: Path) -> str:
+def _relative_path(data: str, folder: Path) -> str:
+    """Write a path relative to the recipe's folder."""
     at = Path(data).expanduser()
     return data if at.is_absolute() else os.path.relpath(at, folder)
 
@@ -234,13 +243,16 @@ class _Held(NamedTuple):
     row_tokens: int
 
 
-def _devices(section: Mapping[str, Any], folder: Path) -> _Held:
+def _measure_devices(section: Mapping[str, Any], folder: Path) -> _Held:
     """Measure a sample of devices. A token has about three bytes, and each document has a partial block of its own."""
     with tempfile.TemporaryDirectory(prefix="edgewise-new-") as cache:
         listed = corpus.load(DataSection(**section), folder, Path(cache), keys.root(0))
         looked = listed.devices[:: max(1, len(listed.devices) // 25)]
         refused: list[DataError] = []
-        read = [[(len(d.prompt), _size(d.text)) for d in _some(listed, name, refused)] for name in looked]
+        read = [
+            [(len(d.prompt), _text_bytes(d.text)) for d in _readable_documents(listed, name, refused)]
+            for name in looked
+        ]
     if len(refused) == len(looked):
         raise refused[0]
     n, sizes = len(listed.devices), sorted(sum(size for _, size in rows) for rows in read)
@@ -250,11 +262,13 @@ def _devices(section: Mapping[str, Any], folder: Path) -> _Held:
     return _Held(n, sizes[len(sizes) // 2], ceil(n * blocks / len(read)), row_tokens)
 
 
-def _size(text: str) -> int:
+def _text_bytes(text: str) -> int:
+    """Count the bytes of a text."""
     return len(text.encode("utf-8", "replace"))
 
 
-def _some(listed: corpus.Corpus, device: str, refused: list[DataError]) -> list[corpus.Document]:
+def _readable_documents(listed: corpus.Corpus, device: str, refused: list[DataError]) -> list[corpus.Document]:
+    """Read a device's documents. Note the refusal of those that cannot be read."""
     try:
         return list(listed.documents(device))
     except DataError as e:  # This device cannot take part. A run says so and continues without it.
@@ -262,7 +276,7 @@ def _some(listed: corpus.Corpus, device: str, refused: list[DataError]) -> list[
         return []
 
 
-def _settings(word: str, example: bool, held: _Held) -> dict[str, Any]:
+def _first_settings(word: str, example: bool, held: _Held) -> dict[str, Any]:
     """Choose cohorts, rounds and steps of a first run from the number of devices and their amounts of text."""
     n, noisy = held.devices, word in ("central_dp", "distributed_dp")
     drawn = first_run.cohorts(word, n)
@@ -283,7 +297,7 @@ def _settings(word: str, example: bool, held: _Held) -> dict[str, Any]:
     return out if drawn.corrupt is None else {**out, "corrupt": drawn.corrupt, "fraction": drawn.fraction}
 
 
-def _composes(text: str, devices: int) -> None:
+def _check_composes(text: str, devices: int) -> None:
     """Compile the recipe for the bundled model's whole layout. Raises the errors of ``edgewise check``."""
     from safetensors import safe_open
 
@@ -292,7 +306,8 @@ def _composes(text: str, devices: int) -> None:
     compile(recipe.parse(text, "the new recipe"), Spec.of(shapes), devices, BUILT_IN)
 
 
-def _notes(word: str, example: bool, devices: int, settings: Mapping[str, Any]) -> list[str]:
+def _notes_on_recipe(word: str, example: bool, devices: int, settings: Mapping[str, Any]) -> list[str]:
+    """List what a person should know of the recipe."""
     notes = []
     if word in DP_WORDS and not example and devices < FEW:
         notes.append(

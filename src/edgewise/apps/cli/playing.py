@@ -43,7 +43,7 @@ def play(
     with (
         sessions.interrupts() as listeners,
         sessions.quiet_screen(out / "log.txt", session.debug) as screen,
-        _introduced(screen, "" if quiet else says),
+        _with_introduction(screen, "" if quiet else says),
         ProgressScreen(recipe, screen, quiet=quiet) as progress,
     ):
         from edgewise.apps.simulate import simulation  # The import takes seconds, so the screen comes first.
@@ -83,7 +83,7 @@ def play_network(
 
         recipe = network_demo.recipe_of(at, overrides)
         with (
-            _introduced(screen, "" if quiet else network_demo.SAYS),
+            _with_introduction(screen, "" if quiet else network_demo.SAYS),
             ProgressScreen(recipe, screen, quiet=quiet) as progress,
         ):
             listeners.append(progress.stopping)
@@ -96,7 +96,7 @@ def play_network(
 
 
 @contextmanager
-def _introduced(screen: TextIO, says: str) -> Iterator[None]:
+def _with_introduction(screen: TextIO, says: str) -> Iterator[None]:
     """Print a sentence about the run before the block."""
     if says:
         from rich.console import Console

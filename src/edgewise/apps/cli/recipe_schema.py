@@ -35,7 +35,7 @@ class Key(NamedTuple):
 
 def everything(catalogue: Catalogue = BUILT_IN) -> str:
     """Return the whole schema as JSON text."""
-    return json.dumps(_schema(catalogue), indent=2)
+    return json.dumps(_whole_schema(catalogue), indent=2)
 
 
 def describe(field: str, catalogue: Catalogue = BUILT_IN) -> str:
@@ -43,18 +43,18 @@ def describe(field: str, catalogue: Catalogue = BUILT_IN) -> str:
 
     Raises RecipeError(E-KEY) with the nearest known key.
     """
-    whole = _schema(catalogue)
+    whole = _whole_schema(catalogue)
     at, walked = whole, ""
     for part in field.split("."):
-        below = _below(at)
+        below = _nodes_below(at)
         if part not in below:
-            hint = _hint(whole, paths(catalogue), field, part, below, walked)
+            hint = _similar_keys(whole, paths(catalogue), field, part, below, walked)
             raise RecipeError("E-KEY", f"there is no recipe key `{field}`.", hint)
-        at, walked = _plain(whole, below[part]), f"{walked}{part}."
-    return "\n".join(_words(_key(whole, field, at, False)))
+        at, walked = _followed_node(whole, below[part]), f"{walked}{part}."
+    return "\n".join(_key_in_words(_schema_key(whole, field, at, False)))
 
 
-def _hint(
+def _similar_keys(
     whole: dict[str, Any], known: Sequence[str], field: str, part: str, below: dict[str, Any], walked: str
 ) -> str:
     """Suggest keys: those of the same name in other tables, else the nearest one here, else the nearest anywhere."""
@@ -65,7 +65,7 @@ def _hint(
     if not everywhere:
         everywhere = difflib.get_close_matches(field, known, n=1, cutoff=0.6)
     if not everywhere:
-        everywhere = [dotted for dotted in known if _says(whole, dotted, last.replace("_", " "))]
+        everywhere = [dotted for dotted in known if _description_begins(whole, dotted, last.replace("_", " "))]
     if not everywhere:
         names = sorted({dotted.rsplit(".", 1)[-1] for dotted in known})
         near = difflib.get_close_matches(last, names, n=1, cutoff=0.7)
@@ -75,41 +75,42 @@ def _hint(
     return f"known here: {', '.join(below) or 'nothing'}."
 
 
-def _says(whole: dict[str, Any], field: str, words: str) -> bool:
+def _description_begins(whole: dict[str, Any], field: str, words: str) -> bool:
     """Tell whether a key's description begins with ``words``."""
     at = whole
     for part in field.split("."):
-        at = _plain(whole, _below(at)[part])
+        at = _followed_node(whole, _nodes_below(at)[part])
     return str(at.get("description", "")).startswith(words)
 
 
 def tree(catalogue: Catalogue = BUILT_IN) -> tuple[Key, ...]:
     """Return all keys of a recipe, each with its nested keys, in the order of the schema."""
-    whole = _schema(catalogue)
-    return _key(whole, "", whole, False).below
+    whole = _whole_schema(catalogue)
+    return _schema_key(whole, "", whole, False).below
 
 
 @cache
 def paths(catalogue: Catalogue = BUILT_IN) -> tuple[str, ...]:
     """List all keys, tables and parts as ``training.lr`` or ``stage.quantize.bits``, the shallow ones first."""
-    whole = _schema(catalogue)
+    whole = _whole_schema(catalogue)
     level, found = [("", whole)], list[str]()
     while level:
         level = [
-            (f"{at}.{name}" if at else name, _plain(whole, child))
+            (f"{at}.{name}" if at else name, _followed_node(whole, child))
             for at, node in level
-            for name, child in _below(node).items()
+            for name, child in _nodes_below(node).items()
         ]
         found += [at for at, _ in level]
     return tuple(found)
 
 
 @cache
-def _schema(catalogue: Catalogue) -> dict[str, Any]:
+def _whole_schema(catalogue: Catalogue) -> dict[str, Any]:
+    """JSON schema of a recipe with the parts of a catalogue."""
     return schema(catalogue, Recipe.model_json_schema())
 
 
-def _plain(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+def _followed_node(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     """Follow a node's reference. Keys beside the reference win."""
     if "$ref" not in node:
         return node
@@ -117,7 +118,7 @@ def _plain(whole: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     return {**target, **{k: v for k, v in node.items() if k != "$ref"}}
 
 
-def _below(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def _nodes_below(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the keys of a table, or the parts of a slot (``strategy``, ``stage`` ...)."""
     options = node.get("oneOf") or node.get("items", {}).get("oneOf")
     if options:
@@ -125,20 +126,20 @@ def _below(node: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {k: v for k, v in node.get("properties", {}).items() if k != "kind" or "const" not in v}
 
 
-def _key(whole: dict[str, Any], path: str, node: dict[str, Any], required: bool) -> Key:
+def _schema_key(whole: dict[str, Any], path: str, node: dict[str, Any], required: bool) -> Key:
     """Build the key ``path`` from its schema ``node``, whose reference is followed."""
     needed = node.get("required", [])
     below = tuple(
-        _key(whole, f"{path}.{name}" if path else name, _plain(whole, child), name in needed)
-        for name, child in _below(node).items()
+        _schema_key(whole, f"{path}.{name}" if path else name, _followed_node(whole, child), name in needed)
+        for name, child in _nodes_below(node).items()
     )
     default = node.get("default")
     shown = default is not None and not isinstance(default, dict) and not (isinstance(default, list) and below)
     description = " ".join(str(node.get("description", "")).split())
-    return Key(path, _kind(node), json.dumps(default) if shown else "", required, description, below)
+    return Key(path, _type_in_words(node), json.dumps(default) if shown else "", required, description, below)
 
 
-def _words(key: Key) -> list[str]:
+def _key_in_words(key: Key) -> list[str]:
     """Format a key and its nested keys as lines for a terminal."""
     out = [f"{key.path}: {key.kind}"]
     if key.says:
@@ -152,7 +153,7 @@ def _words(key: Key) -> list[str]:
     return out
 
 
-def _kind(node: dict[str, Any]) -> str:
+def _type_in_words(node: dict[str, Any]) -> str:
     """Describe a node's type and range in words."""
     if "enum" in node:
         return " | ".join(json.dumps(v) for v in node["enum"])
@@ -161,9 +162,9 @@ def _kind(node: dict[str, Any]) -> str:
     if "oneOf" in node or "oneOf" in node.get("items", {}):
         return "list of parts" if "items" in node else "one part"
     if isinstance(values := node.get("additionalProperties"), dict):
-        return f"name = {_kind(values)}"
+        return f"name = {_type_in_words(values)}"
     if options := [one for one in node.get("anyOf", []) if one.get("type") != "null"]:
-        return " | ".join(map(_kind, options))
+        return " | ".join(map(_type_in_words, options))
     kind = {"object": "table", "array": "list", "number": "number", "integer": "whole number", "string": "text"}
     limits = [
         f"{sign} {node[key]:g}"

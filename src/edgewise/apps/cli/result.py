@@ -21,8 +21,8 @@ def show(console: Console, s: Mapping[str, Any], out: Path) -> None:
     if note := alone_or_together.note(s):
         console.print(Text(note))
     console.print()
-    console.print(_quality(s, wide=console.width >= 104))
-    console.print(_costs(s))
+    console.print(_quality_table(s, wide=console.width >= 104))
+    console.print(_cost_table(s))
     r = s["rounds"]
     if r["stopped"]:
         console.print(Text(numbers.stopped(r["played"], r["planned"], r["waited"], r["kept"])))
@@ -37,7 +37,8 @@ def show(console: Console, s: Mapping[str, Any], out: Path) -> None:
     console.print(Text("report  ", "dim").append(str(out / "report.html"), "bold"), soft_wrap=True)
 
 
-def _quality(s: Mapping[str, Any], wide: bool) -> Any:
+def _quality_table(s: Mapping[str, Any], wide: bool) -> Any:
+    """Make the table of perplexities."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -62,7 +63,8 @@ def _quality(s: Mapping[str, Any], wide: bool) -> Any:
     return table
 
 
-def _costs(s: Mapping[str, Any]) -> Any:
+def _cost_table(s: Mapping[str, Any]) -> Any:
+    """Make the table of bytes, time and participation."""
     from rich.table import Table
 
     b, t, p, share = s["bytes"], s["seconds"], s["participation"], s["share_improved"]

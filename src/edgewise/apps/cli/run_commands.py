@@ -55,7 +55,7 @@ def submit(
         if not as_json:
             print(f"run {begun['run'][:12]} of {begun['name']}: {begun['rounds']} rounds")
             print(f"  next  edgewise run watch {begun['run'][:12]}")
-        return _followed(link, begun["run"], as_json) if follow else begun
+        return _follow_run(link, begun["run"], as_json) if follow else begun
 
     ask_server("run submit", home, as_json, debug, asked)
 
@@ -104,7 +104,7 @@ def show(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False
 @run.command()
 def watch(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
     """Print the rounds of a run as they end. Ctrl-C does not stop the run."""
-    ask_server("run watch", home, as_json, debug, lambda link: _followed(link, whole(link, id), as_json))
+    ask_server("run watch", home, as_json, debug, lambda link: _follow_run(link, whole(link, id), as_json))
 
 
 @run.command()
@@ -155,7 +155,9 @@ def verify(
     run_body("run verify", as_json, debug, body)
 
 
-def _verb(verb: str, done: str) -> Callable[..., None]:
+def _run_verb(verb: str, done: str) -> Callable[..., None]:
+    """Make the command that asks a server to change a run."""
+
     def command(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
         def asked(link: Link) -> dict[str, Any]:
             found: dict[str, Any] = link.call("POST", f"/v1/runs/{whole(link, id)}/{verb}")
@@ -168,9 +170,9 @@ def _verb(verb: str, done: str) -> Callable[..., None]:
     return command
 
 
-run.command("pause", help="Pause a run after its current round.")(_verb("pause", "pauses after its current round"))
-run.command("resume", help="Resume a paused or failed run.")(_verb("resume", "is resumed"))
-run.command("cancel", help="Cancel a run at once. It cannot be resumed.")(_verb("cancel", "is cancelled"))
+run.command("pause", help="Pause a run after its current round.")(_run_verb("pause", "pauses after its current round"))
+run.command("resume", help="Resume a paused or failed run.")(_run_verb("resume", "is resumed"))
+run.command("cancel", help="Cancel a run at once. It cannot be resumed.")(_run_verb("cancel", "is cancelled"))
 
 
 def whole(link: Link, begun: str) -> str:
@@ -184,7 +186,7 @@ def whole(link: Link, begun: str) -> str:
     return str(ids[0])
 
 
-def _followed(link: Link, id: str, as_json: bool) -> dict[str, Any]:
+def _follow_run(link: Link, id: str, as_json: bool) -> dict[str, Any]:
     """Print the events of a run until it ends or waits for a person. Returns its last state."""
     import json
     import time

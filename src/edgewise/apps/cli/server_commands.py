@@ -58,7 +58,7 @@ def serve(
 
         host, port, names = address(listen, public, certificate, key)
         tls, lines = Tls(names, certificate, key, plain), None if log == "-" else Path(log or folder / "server.log")
-        tell = (lambda run, event: None) if as_json else _told
+        tell = (lambda run, event: None) if as_json else _print_run_event
         second = sharing.address(gateway) if gateway else None
         with (
             sessions.interrupts(),
@@ -80,7 +80,7 @@ def serve(
     run_body("serve", as_json, debug, body)
 
 
-def _told(run: str, event: AnyEvent) -> None:
+def _print_run_event(run: str, event: AnyEvent) -> None:
     """Print one event of a run as a line."""
     from edgewise.apps.server.lines import line
 
@@ -256,7 +256,9 @@ def list_members(
     ask_server("fleet ls", home, as_json, debug, ask)
 
 
-def _decide(verb: str, done: str) -> Callable[..., None]:
+def _member_verb(verb: str, done: str) -> Callable[..., None]:
+    """Make the command that changes the status of members."""
+
     def command(
         ids: Annotated[
             list[str],
@@ -279,5 +281,5 @@ def _decide(verb: str, done: str) -> Callable[..., None]:
     return command
 
 
-fleet.command("approve", help="Approve pending devices.")(_decide("approve", "approved"))
-fleet.command("revoke", help="Revoke devices at once and for good.")(_decide("revoke", "revoked"))
+fleet.command("approve", help="Approve pending devices.")(_member_verb("approve", "approved"))
+fleet.command("revoke", help="Revoke devices at once and for good.")(_member_verb("revoke", "revoked"))

@@ -34,20 +34,21 @@ def examine(folder: Path, listen: str, now_s: float) -> list[Check]:
     """Run all checks of a server's folder without changing it. ``listen`` is HOST:PORT of the server."""
     if not (folder / "server.key").is_file():
         return [Check("server", BAD, f"{folder} is not a server's folder", "name the FOLDER of `edgewise serve`")]
-    held, database = _database(folder, now_s)
+    held, database = _check_database(folder, now_s)
     return [
-        _folder(folder),
-        _identity(folder),
-        *_certificate(folder, now_s),
+        _check_folder(folder),
+        _check_key_files(folder),
+        *_check_certificate(folder, now_s),
         *database,
-        _disk(folder),
-        _clock(folder, now_s),
-        _port(listen, held),
-        *_epoch(folder),
+        _check_disk(folder),
+        _check_clock(folder, now_s),
+        _check_port(listen, held),
+        *_check_epoch(folder),
     ]
 
 
-def _folder(folder: Path) -> Check:
+def _check_folder(folder: Path) -> Check:
+    """Check who can enter the folder."""
     if os.name != "nt" and stat.S_IMODE(folder.stat().st_mode) & 0o077:
         return Check("folder", BAD, f"other users can enter {folder}", f"chmod 700 {folder}")
     if not os.access(folder, os.W_OK):
@@ -55,7 +56,8 @@ def _folder(folder: Path) -> Check:
     return Check("folder", OK, str(folder.resolve()))
 
 
-def _identity(folder: Path) -> Check:
+def _check_key_files(folder: Path) -> Check:
+    """Check who can read the server's keys."""
     for name in ("ca.key", "tls.key", "server.db"):
         path = folder / name
         if os.name != "nt" and path.exists() and stat.S_IMODE(path.stat().st_mode) & 0o077:
@@ -67,7 +69,8 @@ def _identity(folder: Path) -> Check:
         return Check("keys", BAD, e.what, e.fix)
 
 
-def _certificate(folder: Path, now_s: float) -> Iterator[Check]:
+def _check_certificate(folder: Path, now_s: float) -> Iterator[Check]:
+    """Check the certificate's last day."""
     path, now = folder / "tls.pem", datetime.datetime.fromtimestamp(now_s, datetime.UTC)
     if not path.exists():
         yield Check("certificate", NOTE, "none yet: the server makes one at its start, unless --cert names yours")
@@ -92,7 +95,7 @@ def _certificate(folder: Path, now_s: float) -> Iterator[Check]:
         yield Check("host names", NOTE, "this machine only", "`edgewise serve --name HOST` for devices elsewhere")
 
 
-def _database(folder: Path, now_s: float) -> tuple[bool, list[Check]]:
+def _check_database(folder: Path, now_s: float) -> tuple[bool, list[Check]]:
     """Check the database. Returns whether a server holds its lease, and the findings."""
     path = folder / "server.db"
     try:
@@ -112,7 +115,9 @@ def _database(folder: Path, now_s: float) -> tuple[bool, list[Check]]:
         return False, [Check("database", BAD, f"{path}: {e}", RESTORE)]
     held = lease is not None and lease[2] > now_s
     who = f"held by {lease[0]}, number {lease[1]}" if held else "free: no server works here"
-    state = Check("database", OK, f"version {version}, {_counted(members)} members, {_counted(runs)} runs")
+    state = Check(
+        "database", OK, f"version {version}, {_counts_in_words(members)} members, {_counts_in_words(runs)} runs"
+    )
     if version != head():
         found = f"version {version}; this edgewise has {head()}"
         state = Check("database", NOTE, found, "make a backup; the next start of the server upgrades it")
@@ -122,13 +127,15 @@ def _database(folder: Path, now_s: float) -> tuple[bool, list[Check]]:
     return held, findings
 
 
-def _counted(by_state: dict[str, int]) -> str:
+def _counts_in_words(by_state: dict[str, int]) -> str:
+    """Write a number of things by state."""
     return f"{sum(by_state.values())}" + (
         f" ({', '.join(f'{n} {s}' for s, n in sorted(by_state.items()))})" if by_state else ""
     )
 
 
-def _disk(folder: Path) -> Check:
+def _check_disk(folder: Path) -> Check:
+    """Check the free space of the folder's disk."""
     free = shutil.disk_usage(folder).free
     found = f"{free / 1e9:.1f} GB free"
     if free < ServerLimits().reserve_bytes:
@@ -140,18 +147,19 @@ def _disk(folder: Path) -> Check:
     return Check("disk", OK, found)
 
 
-def _clock(folder: Path, now_s: float) -> Check:
+def _check_clock(folder: Path, now_s: float) -> Check:
+    """Check that the clock is not behind the folder's files."""
     newest = max(path.stat().st_mtime for path in folder.iterdir())
     if newest > now_s + AHEAD_S:
         found = f"a file here is from {newest - now_s:.0f} s in the future: the clock was set back"
         return Check("clock", BAD, found, "set the clock: devices sign the time, and 60 s of difference are allowed")
-    if _unsynchronised():
+    if _is_clock_unsynchronised():
         fix = "run a time service (NTP): clocks of devices may differ by 60 s"
         return Check("clock", NOTE, "not kept by a time service", fix)
     return Check("clock", OK, f"{datetime.datetime.fromtimestamp(now_s, datetime.UTC):%Y-%m-%d %H:%M:%S} UTC")
 
 
-def _unsynchronised() -> bool:
+def _is_clock_unsynchronised() -> bool:
     """Tell whether the kernel knows that no time service keeps its clock; False if it does not tell."""
     if sys.platform != "linux":
         return False
@@ -161,7 +169,8 @@ def _unsynchronised() -> bool:
         return False
 
 
-def _port(listen: str, held: bool) -> Check:
+def _check_port(listen: str, held: bool) -> Check:
+    """Check that the server can listen at its address."""
     host, _, port = listen.rpartition(":")
     if not (host and port.isdigit() and 0 < int(port) < 2**16):
         return Check("port", BAD, f"{listen} is not HOST:PORT", "write for example --listen 0.0.0.0:8443")
@@ -180,7 +189,8 @@ def _port(listen: str, held: bool) -> Check:
     return Check("port", OK, f"{listen} {'answers' if taken else 'is free'}")
 
 
-def _epoch(folder: Path) -> Iterator[Check]:
+def _check_epoch(folder: Path) -> Iterator[Check]:
+    """Tell whether the server was restored from a backup."""
     try:
         found = epoch.load(folder)
     except EdgewiseError as e:

@@ -49,7 +49,7 @@ def demo(
     chosen = any(one.partition("=")[0].strip() == "simulation.engine" for one in overrides or ())
     if engine is None and not chosen:
         engine = "pool" if doctor.cores() > 1 or workers else "inproc"
-    _simulate("demo", what, overrides, out, resume, engine, workers, [], as_json, quiet, debug)
+    _simulate_recipe("demo", what, overrides, out, resume, engine, workers, [], as_json, quiet, debug)
 
 
 def sim(
@@ -68,7 +68,7 @@ def sim(
 
     Trains all rounds, runs the recipe's comparisons (each device alone, pooled text), and writes a report.
     """
-    _simulate("sim", recipe, overrides, out, resume, engine, workers, extension or [], as_json, quiet, debug)
+    _simulate_recipe("sim", recipe, overrides, out, resume, engine, workers, extension or [], as_json, quiet, debug)
 
 
 def report(run_dir: RunDir, as_json: Json = False, debug: Debug = False) -> None:
@@ -97,7 +97,7 @@ def report(run_dir: RunDir, as_json: Json = False, debug: Debug = False) -> None
     raise typer.Exit(session.run(body))
 
 
-def _simulate(
+def _simulate_recipe(
     name: str,
     source: Path | str,
     overrides: list[str] | None,

@@ -49,7 +49,7 @@ def sweep(
         from edgewise.drivers.storage import folder
 
         given = settings.put(settings.tables_of(recipe), recipe_file.assignments(overrides))
-        wanted = dict(_values(one) for one in grid)
+        wanted = dict(_key_and_values(one) for one in grid)
         at = out or Path("runs") / f"sweep-{recipe.stem}"
         planned = sweeps.trials(wanted, at)
         folder.claim(at)
@@ -69,7 +69,7 @@ def sweep(
     raise typer.Exit(session.run(body))
 
 
-def _values(given: str) -> tuple[str, Sequence[Any]]:
+def _key_and_values(given: str) -> tuple[str, Sequence[Any]]:
     """Parse ``training.lr=0.001,0.01`` or ``trainable.targets=[["q"], ["v"]]`` into a key and its values."""
     from edgewise.apps.runs import recipe_file
 

@@ -85,11 +85,11 @@ def generate(
             used.turn_to(name)
             if not as_json and len(names) > 1:
                 print(f"\n[{name}]")
-            show = (lambda piece: None) if as_json else _show
+            show = (lambda piece: None) if as_json else _print_piece
             answer = stream(used.model, used.tokens, prompt_ids(used.tokens, text), settings, show)
             if not as_json:
                 print()
-            answers[name] = _figures(answer)
+            answers[name] = _answer_figures(answer)
             if answer.ended == BY_HAND:
                 raise KeyboardInterrupt
         return {"from": used.title, "load_s": load_s, "answers": answers}
@@ -127,7 +127,9 @@ def chat(
 
         used, _ = opened(place, played, base, device, home, debug)
         names = names_of(models, used)
-        _talk(Conversation(used, names, Decoding(max_tokens, temperature, top_p, seed), system, template), names)
+        _chat_until_end(
+            Conversation(used, names, Decoding(max_tokens, temperature, top_p, seed), system, template), names
+        )
 
     raise typer.Exit(CommandSession("chat", debug=debug).run(body))
 
@@ -137,7 +139,7 @@ def names_of(models: list[str] | None, used: UsedModel) -> list[str]:
     return models or [name for name in used.names if name != "base"]
 
 
-def _talk(chat: Conversation, names: list[str]) -> None:
+def _chat_until_end(chat: Conversation, names: list[str]) -> None:
     """Read messages and print answers until the input ends."""
     from edgewise.apps.terminal.sessions import message
     from edgewise.core.errors import EdgewiseError
@@ -148,7 +150,7 @@ def _talk(chat: Conversation, names: list[str]) -> None:
             if len(names) > 1:
                 print(f"[{name}]")
             try:
-                answer = chat.ask(text, name, _show)
+                answer = chat.ask(text, name, _print_piece)
             except EdgewiseError as e:
                 print(message(e), file=sys.stderr)
                 continue
@@ -184,11 +186,13 @@ def opened(
         return used, time.perf_counter() - begun
 
 
-def _show(piece: str) -> None:
+def _print_piece(piece: str) -> None:
+    """Print a piece of an answer at once."""
     print(piece, end="", flush=True)
 
 
-def _figures(answer: GeneratedText) -> dict[str, Any]:
+def _answer_figures(answer: GeneratedText) -> dict[str, Any]:
+    """List the figures of an answer."""
     return {
         "text": answer.text,
         "prompt_tokens": answer.prompt,

@@ -33,7 +33,7 @@ class Conversation:
         self, used: UsedModel, names: Sequence[str], settings: Decoding, system: str = "", jinja: Path | None = None
     ) -> None:
         self._used, self._settings = used, settings
-        self.template = _template(used, jinja)
+        self.template = _chat_template(used, jinja)
         self._ends, self.dropped = self.template.ends(), 0
         for name in names:
             used.turn_to(name)
@@ -60,7 +60,8 @@ class Conversation:
         return answer
 
 
-def _template(used: UsedModel, jinja: Path | None) -> Template:
+def _chat_template(used: UsedModel, jinja: Path | None) -> Template:
+    """Load the chat template: the given one, or the model's own."""
     if jinja is not None:
         from transformers import AutoTokenizer
 

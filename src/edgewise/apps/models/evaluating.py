@@ -78,7 +78,7 @@ def evaluate(
         EdgewiseError: E-USE for a model that is not there, or for a metric without a row to generate from.
             E-EXTENSION for a metric that cannot be imported. E-DEPENDENCY without rouge-score.
     """
-    scores, context = _scores(wanted), sizes(used.model).context
+    scores, context = _answer_scores(wanted), sizes(used.model).context
     if context is not None and wanted.length > context:
         what = f"a block of {wanted.length} tokens is longer than the model's context of {context}."
         raise EdgewiseError("E-USE", what, f"take --length {context} or less.")
@@ -93,13 +93,13 @@ def evaluate(
             places = [sums[EVERYBODY]]
             if row.owner != EVERYBODY:
                 places.append(sums.setdefault(row.owner, _Sums()))
-            _add(used, row, wanted, scores, places)
+            _add_scores(used, row, wanted, scores, places)
             step(f"{name} model", done, len(rows))
         found[name] = {device: one.plain() for device, one in sums.items()}
     return found
 
 
-def _add(
+def _add_scores(
     used: UsedModel, row: EvaluationRow, wanted: EvaluationRequest, scores: Mapping[str, Score], places: Sequence[_Sums]
 ) -> None:
     """Score a row and add it to the sums of all and of its device."""
@@ -128,11 +128,11 @@ def _add(
             place.add(name, value)
 
 
-def _scores(wanted: EvaluationRequest) -> dict[str, Score]:
+def _answer_scores(wanted: EvaluationRequest) -> dict[str, Score]:
     """Return the functions that score generated answers, by name."""
     found: dict[str, Score] = {}
     if wanted.rouge:
-        found[ROUGE] = _rouge()
+        found[ROUGE] = _rouge_score()
     if wanted.metric:
         module, _, name = wanted.metric.partition(":")
         if not name:
@@ -146,7 +146,7 @@ def _scores(wanted: EvaluationRequest) -> dict[str, Score]:
     return found
 
 
-def _rouge() -> Score:
+def _rouge_score() -> Score:
     """Return ROUGE-L's F1 of an answer and a row's text, by the rouge-score package, without stemming.
 
     Source: Lin 2004, ROUGE: A Package for Automatic Evaluation of Summaries.

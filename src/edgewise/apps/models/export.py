@@ -72,26 +72,28 @@ def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
         A model that transformers or peft loads from ``dest`` gives the logits of the trained model. Otherwise nothing
         is written.
     """
-    _possible(wanted)
+    _check_request(wanted)
     dest = dest.resolve()  # The path "." has no name.
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise _refused(f"{dest} is not empty", "give a new folder; nothing is ever overwritten.")
+        raise _refused_export(f"{dest} is not empty", "give a new folder; nothing is ever overwritten.")
     one = released.of(run_dir, wanted.played)
     if wanted.to in ADAPTERS and not one.recipe.trainable.adapts:
         what = f'an adapter needs trainable.kind = "lora"; this run trained "{one.recipe.trainable.kind}"'
-        raise _refused(what, "--to merged or --to gguf.")
+        raise _refused_export(what, "--to merged or --to gguf.")
     if wanted.to in ADAPTERS and one.recipe.trainable.moves_base:
         what = f'trainable.rule = "{one.recipe.trainable.rule}" changed the base itself, which no adapter holds'
-        raise _refused(what, "--to merged or --to gguf.")
+        raise _refused_export(what, "--to merged or --to gguf.")
     if wanted.device:
-        one = _personal(one, wanted)
+        one = _with_personal_model(one, wanted)
     with opened(one.run_dir) as store:
         found = summary.build(store)
     coefficients = one.directions is not None
     card = model_card.ModelCard(found, one.recipe, wanted.to, one.played, one.digest, coefficients, wanted.device)
     with whole_folder(dest, "--dest", "the run is whole") as part:
         more = (
-            _tensors(one.facts, one.params, part, card) if wanted.to == "tensors" else _model(one, part, wanted, card)
+            _write_tensors(one.facts, one.params, part, card)
+            if wanted.to == "tensors"
+            else _write_model(one, part, wanted, card)
         )
     files = sorted(str(p.relative_to(dest)) for p in dest.rglob("*") if p.is_file())
     return {
@@ -104,35 +106,37 @@ def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
     }
 
 
-def _personal(one: ReleasedModel, wanted: ExportRequest) -> ReleasedModel:
+def _with_personal_model(one: ReleasedModel, wanted: ExportRequest) -> ReleasedModel:
     """Put a device's personal model in the place of the run's. Raises EdgewiseError(E-EXPORT) where it has none."""
     own = personal_model(one.run_dir, wanted.device)
     if own is None:
         what = f"device {wanted.device!r:.60} has no personal model in {one.run_dir}"
-        raise _refused(what, "run a recipe with a section [personal], with room for it in personal.keep_mb.")
+        raise _refused_export(what, "run a recipe with a section [personal], with room for it in personal.keep_mb.")
     if wanted.played is not None:
-        raise _refused("a personal model is made after the last round", "leave out --round.")
+        raise _refused_export("a personal model is made after the last round", "leave out --round.")
     digest = vector_digest(to_bytes(own.params))
     return one._replace(params=own.params, digest=digest, directions=None)
 
 
-def _refused(what: str, fix: str) -> EdgewiseError:
+def _refused_export(what: str, fix: str) -> EdgewiseError:
+    """Make the error for an export that cannot be."""
     return EdgewiseError("E-EXPORT", f"{what}.", fix)
 
 
-def _possible(wanted: ExportRequest) -> None:
+def _check_request(wanted: ExportRequest) -> None:
+    """Raise EdgewiseError if a request names a format or a type that there is not."""
     if wanted.to not in FORMATS:
-        raise _refused(f"there is no format {wanted.to!r}", f"--to {' or '.join(FORMATS)}.")
+        raise _refused_export(f"there is no format {wanted.to!r}", f"--to {' or '.join(FORMATS)}.")
     if wanted.dtype not in DTYPES.get(wanted.to, ("base",)):
         if wanted.to not in DTYPES:
             what = f"--dtype is for {' and '.join(DTYPES)}; --to {wanted.to} writes what was trained in float32"
-            raise _refused(what, "leave out --dtype.")
+            raise _refused_export(what, "leave out --dtype.")
         found = ", ".join(DTYPES[wanted.to])
-        raise _refused(f"--to {wanted.to} has no dtype {wanted.dtype!r:.40}", f"take one of: {found}.")
+        raise _refused_export(f"--to {wanted.to} has no dtype {wanted.dtype!r:.40}", f"take one of: {found}.")
     if wanted.with_base and wanted.to != "peft":
-        raise _refused("--with-base is for --to peft; a merged model needs no base", "leave out --with-base.")
+        raise _refused_export("--with-base is for --to peft; a merged model needs no base", "leave out --with-base.")
     if wanted.base and wanted.to == "tensors":
-        raise _refused("--to tensors writes what was trained, and reads no base", "leave out --base.")
+        raise _refused_export("--to tensors writes what was trained, and reads no base", "leave out --base.")
 
 
 @contextmanager
@@ -175,23 +179,26 @@ def _open_to_others(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
-def _tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_card.ModelCard) -> dict[str, Any]:
+def _write_tensors(facts: Mapping[str, Any], params: Vector, part: Path, card: model_card.ModelCard) -> dict[str, Any]:
     """Write the trained tensors by name, for your own trainers and tools."""
     from safetensors.numpy import save_file
 
     if not facts.get("spec"):
-        raise _refused("the run does not record the names of what it trained", "run it again with this version.")
+        raise _refused_export("the run does not record the names of what it trained", "run it again with this version.")
     layouts = (facts[key] for key in ("spec", "whole_spec") if key in facts)
     specs = [Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in layout]) for layout in layouts]
     spec = next((one for one in specs if params.shape == (one.dim,)), specs[0])
     if params.shape != (spec.dim,):
-        raise _refused(f"the run's vector has {params.size} numbers, its layout {spec.dim}", "the run is damaged.")
+        raise _refused_export(
+            f"the run's vector has {params.size} numbers, its layout {spec.dim}", "the run is damaged."
+        )
     save_file(unpack(params, spec), part / TENSORS)
     (part / "README.md").write_text(card.text(), encoding="utf-8")
     return {}
 
 
-def _model(one: ReleasedModel, part: Path, wanted: ExportRequest, card: model_card.ModelCard) -> dict[str, Any]:
+def _write_model(one: ReleasedModel, part: Path, wanted: ExportRequest, card: model_card.ModelCard) -> dict[str, Any]:
+    """Write the model in a format that other programs open."""
     one.refuse_own_models("--to tensors writes what was trained by name; load_state_dict takes " + TENSORS + ".")
     from edgewise.learn.models import exported
 
@@ -219,8 +226,9 @@ def _model(one: ReleasedModel, part: Path, wanted: ExportRequest, card: model_ca
     (part / "README.md").write_text(card.text(about), encoding="utf-8")
     if wanted.to == "gguf-adapter":  # Its numbers are compared, and no logits.
         return {"dtype": dtype, "rounding": checked.rounding, **more}
-    return {"dtype": dtype, "logits": _plain(checked), **more}
+    return {"dtype": dtype, "logits": _checked_facts(checked), **more}
 
 
-def _plain(checked: LogitDifferences) -> dict[str, float]:
+def _checked_facts(checked: LogitDifferences) -> dict[str, float]:
+    """List what the check of an export found."""
     return dict(checked._asdict())

@@ -125,9 +125,9 @@ def open_model(
     if run:
         used = _of_run(place, played, base, device)
     elif (place / LINEAGE).is_file():
-        used = _fetched(place, base, home)
+        used = _open_fetched(place, base, home)
     elif (place / ADAPTER).is_file():
-        used = _adapter(place, base)
+        used = _open_adapter(place, base)
     elif (place / "config.json").is_file():
         if base:
             what = f"--base is for a run or an adapter, and {place} is a whole model."
@@ -148,12 +148,12 @@ def _of_run(place: Path, played: int | None, base: str, device: str) -> UsedMode
         raise EdgewiseError("E-USE", what, "finish a round with --resume, or use the base with --round 0.")
     one.refuse_own_models("load it with your own code: `edgewise export --to tensors` writes what was trained.")
     model = rebuilt.rebuild(one.recipe, *one.base(base), one.facts, one.params, one.directions, one.cache_dir)
-    own = _personal(one.run_dir, device) if device else None
+    own = _personal_model(one.run_dir, device) if device else None
     used = partial(_of_vectors, model, f"{one.recipe.name} after {one.played} rounds", own)
-    return used(one.recipe.data.sequence_len, lambda owner: model.flat.write(_personal(one.run_dir, owner)))
+    return used(one.recipe.data.sequence_len, lambda owner: model.flat.write(_personal_model(one.run_dir, owner)))
 
 
-def _personal(run_dir: Path, device: str) -> Vector:
+def _personal_model(run_dir: Path, device: str) -> Vector:
     """Read the personal model of a device. Raises EdgewiseError(E-USE) where it has none."""
     own = personal_params(run_dir, device)
     if own is None:
@@ -178,7 +178,7 @@ def _of_vectors(
     return UsedModel(one.loaded, one.model, title, turns, length, turn_to_personal)
 
 
-def _fetched(place: Path, base: str, home: Path | None) -> UsedModel:
+def _open_fetched(place: Path, base: str, home: Path | None) -> UsedModel:
     """Open the folder of ``edgewise models fetch``. The run's facts say which parameters were trained."""
     from safetensors.numpy import load_file
 
@@ -204,7 +204,7 @@ def _fetched(place: Path, base: str, home: Path | None) -> UsedModel:
     return _of_vectors(one, title, own, recipe.data.sequence_len)
 
 
-def _adapter(place: Path, base: str) -> UsedModel:
+def _open_adapter(place: Path, base: str) -> UsedModel:
     """Open a PEFT adapter. Its base lies beside it, is on the hub, or is given."""
     from peft import PeftModel
 

@@ -64,26 +64,26 @@ class ModelCard(NamedTuple):
         commit = f"| base, commit on the hub | `{about.commit}` |\n" if about and about.commit else ""
         vector = "coefficients of the directions" if self.coefficients else "trained parameters"
         claims = "\n".join(f"- {c}" for c in s["plan"]["claims"])
-        return f"""{self._metadata(about)}
+        return f"""{self._card_metadata(about)}
 # {s["name"]}
 
-{self._owner()}{trained[0].upper()}{trained[1:]} of {of}, trained with edgewise on {_devices(s)}
+{self._owner()}{trained[0].upper()}{trained[1:]} of {of}, trained with edgewise on {_devices_in_words(s)}
 in {self.played} of {recipe.round.rounds} rounds of {work} ({t.optimizer}, learning rate {t.lr:g}).
-{_weights(about, self.to)}
+{_weights_in_words(about, self.to)}
 
-{_loading(about, self.to)}
-Data: {self._data()}.{fingerprint}
-{self._figures(noised)}
+{_loading_code(about, self.to)}
+Data: {self._data_in_words()}.{fingerprint}
+{self._quality_section(noised)}
 ## Who learnt what in training
 
 {claims or "Not recorded."}
-{_travelled(s["plan"]["trace"])}{privacy.markdown(s, self.played)}
+{_parts_on_the_way(s["plan"]["trace"])}{privacy.markdown(s, self.played)}
 ## Identity
 
 | | |
 | --- | --- |
 | {vector}, SHA-256 | `{self.digest}` |
-{self._before()}| run id | `{s["run"]}` |
+{self._rows_before_training()}| run id | `{s["run"]}` |
 | recipe, SHA-256 | `{s["recipe_sha256"]}` |
 {commit}{seed}| versions | {", ".join(f"{k} {v}" for k, v in s["versions"].items() if k != "platform")} |
 """
@@ -97,7 +97,7 @@ Data: {self._data()}.{fingerprint}
             "can be extracted from it. No epsilon below is about it. Give it to nobody but its owner.\n\n"
         )
 
-    def _before(self) -> str:
+    def _rows_before_training(self) -> str:
         """Return the rows that identify the model before training, as far as the run recorded it.
 
         An adapter's start follows from the seed, so its digest is left out where the seed is.
@@ -120,7 +120,8 @@ Data: {self._data()}.{fingerprint}
             "edgewise.model_sha256": self.digest,
         }
 
-    def _metadata(self, about: About | None) -> str:
+    def _card_metadata(self, about: About | None) -> str:
+        """Write the head that model hubs read."""
         lines = {"library_name": {"peft": "peft", "merged": "transformers"}.get(self.to, "gguf")}
         if about is None:
             lines = {}
@@ -133,14 +134,16 @@ Data: {self._data()}.{fingerprint}
         rows = [f"{key}: {value}" for key, value in lines.items()]
         return "\n".join(["---", *rows, "tags:", "- edgewise", "- federated", "---", ""])
 
-    def _data(self) -> str:
+    def _data_in_words(self) -> str:
+        """Describe the training text."""
         data = self.recipe.data
         stdlib = data.source == "python-stdlib"
         source = "source text of the Python standard library" if stdlib else f"{data.source} data"
         whole = stdlib and data.partition == "owner"
         return source + (", one package per device" if whole else f", partition `{data.partition}`")
 
-    def _figures(self, noised: bool) -> str:
+    def _quality_section(self, noised: bool) -> str:
+        """Write the table of perplexities."""
         s = self.run
         if self.played != s["rounds"]["kept"] or not s["complete"]:
             return ""
@@ -154,7 +157,7 @@ Data: {self._data()}.{fingerprint}
         return f"\n## Held-out perplexity\n\n{mark}{HEAD}" + "\n".join(rows) + "\n" if rows else ""
 
 
-def _devices(run: Mapping[str, Any]) -> str:
+def _devices_in_words(run: Mapping[str, Any]) -> str:
     """Return the number and kind of devices. The facts of a run on enrolled devices have an instance."""
     facts = json.loads(run["facts"].get("plan_facts") or "{}")
     return f"{numbers.count(run['population'])}{'' if facts.get('instance') else ' simulated'} devices"
@@ -178,7 +181,7 @@ def said_of(folder: Path) -> Mapping[str, Any]:
     return found or {}
 
 
-def _travelled(trace: Sequence[Mapping[str, Any]]) -> str:
+def _parts_on_the_way(trace: Sequence[Mapping[str, Any]]) -> str:
     """List what each part did to an update on its way into the model, in the words of the parts."""
     rows = [
         f"- `{row['name'].split('(')[0]}`: {row['does']}."
@@ -188,7 +191,8 @@ def _travelled(trace: Sequence[Mapping[str, Any]]) -> str:
     return "\n## How an update travelled\n\n" + "\n".join(rows) + "\n" if rows else ""
 
 
-def _weights(about: About | None, to: str) -> str:
+def _weights_in_words(about: About | None, to: str) -> str:
+    """Describe the weights in the folder."""
     if about is None:
         return "What was trained is written by name, in float32."
     if to in FILES:
@@ -203,7 +207,8 @@ def _weights(about: About | None, to: str) -> str:
     )
 
 
-def _loading(about: About | None, to: str) -> str:
+def _loading_code(about: About | None, to: str) -> str:
+    """Write the code that loads the model."""
     if about is None:
         return """```python
 from safetensors.torch import load_file

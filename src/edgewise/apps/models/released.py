@@ -102,17 +102,17 @@ def of(folder: Path, played: int | None, *, code: str = "E-EXPORT", unfinished: 
     """
     promoted = None
     if (folder / "server.db").is_file():
-        promoted = _promoted(folder, played, code)
+        promoted = _promoted_model(folder, played, code)
         folder = folder / "runs" / promoted[0][:32]
     with opened(folder) as store:
         run = store.run()
         assert run is not None
         recipe = from_plain(run["recipe"], f"the recipe of {folder}")
-        number, digest, params = promoted[1:] if promoted else _params(store, recipe, played, code, unfinished)
+        number, digest, params = promoted[1:] if promoted else _model_params(store, recipe, played, code, unfinished)
     return ReleasedModel(folder, recipe, run["facts"], number, digest, params, directions_of(recipe), code)
 
 
-def _promoted(folder: Path, played: int | None, code: str) -> tuple[str, int, str, Vector]:
+def _promoted_model(folder: Path, played: int | None, code: str) -> tuple[str, int, str, Vector]:
     """Return (run, rounds played, digest, vector) of a server's promoted model."""
     from edgewise.drivers.fleet import promotions
     from edgewise.drivers.storage.blobs import Blobs
@@ -125,7 +125,7 @@ def _promoted(folder: Path, played: int | None, code: str) -> tuple[str, int, st
     return found.run, found.played, found.model, from_bytes(raw, len(raw) // 4)
 
 
-def _params(
+def _model_params(
     store: RunStore, recipe: Recipe, played: int | None, code: str, unfinished: bool
 ) -> tuple[int, str, Vector]:
     """Return (rounds played, digest, vector) of the wanted model version."""

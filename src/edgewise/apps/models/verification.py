@@ -47,36 +47,39 @@ def verify(out: Path, chain: str = "", catalogue: Catalogue = BUILT_IN) -> Verif
     for attempt in range(ATTEMPTS):
         record = run_record.read(out)
         try:
-            return _verified(record, chain, catalogue)
+            return _verify_record(record, chain, catalogue)
         except EdgewiseError:
             if attempt == ATTEMPTS - 1 or run_record.read(out).run["next_round"] == record.run["next_round"]:
                 raise
     raise AssertionError
 
 
-def _verified(record: RunRecord, anchor: str, catalogue: Catalogue) -> Verified:
-    plan = _plan(record, catalogue)
-    lines, links = _lines(record)
-    charges, chain = _charges(record)
+def _verify_record(record: RunRecord, anchor: str, catalogue: Catalogue) -> Verified:
+    """Replay a run from its record, line by line."""
+    plan = _compiled_plan(record, catalogue)
+    lines, links = _record_lines(record)
+    charges, chain = _ledger_charges(record)
     next_round, played = record.run["next_round"], [line for line in lines if line.round != BASE]
     first = oldest(next_round, record.run["window"])
     state: State | None = None
     files = 0
     for i, line in enumerate(lines):
-        _followed(record, plan, line, lines[i - 1] if i else None, charges, chain)
-        files += _file(record, line)
+        _check_line(record, plan, line, lines[i - 1] if i else None, charges, chain)
+        files += _check_model_file(record, line)
         if line.round + 1 == first and record.run["window"]:
-            state = _state(record, plan, line)
+            state = _state_after(record, plan, line)
         elif state is not None:
-            state = _next(record, plan, state, line)
-    _whole(record, charges, chain)
+            state = _replay_round(record, plan, state, line)
+    _check_completeness(record, charges, chain)
     if anchor and not any(link.startswith(anchor.lower()) for link in links):
         what = f"the record of {record.run['name']} does not pass through {anchor:.64}."
         raise StoreError("E-VERIFY", what, "the folder holds another history than the one that was verified then.")
     spend = plan.spend
     verdict = None if spend is None else ledger.verify(charges, spend.budget)
     if verdict is not None and not verdict.sound:
-        raise _fault(record, _overdrawn(charges, plan), f"the privacy ledger does not hold: {verdict.problems[0]}.")
+        raise _verification_error(
+            record, _overdrawn_round(charges, plan), f"the privacy ledger does not hold: {verdict.problems[0]}."
+        )
     replays = sum(line.released and line.round >= first for line in played) if state is not None else 0
     releases = sum(line.released for line in played)
     return Verified(
@@ -94,12 +97,13 @@ def _verified(record: RunRecord, anchor: str, catalogue: Catalogue) -> Verified:
         budget=None if spend is None else spend.budget.epsilon,
         files=files,
         model=lines[-1].model,
-        open=_open(plan, record, played, first, bool(anchor)),
+        open=_open_questions(plan, record, played, first, bool(anchor)),
         ok=bool(replays or not releases),
     )
 
 
-def _plan(record: RunRecord, catalogue: Catalogue) -> Plan:
+def _compiled_plan(record: RunRecord, catalogue: Catalogue) -> Plan:
+    """Compile the plan of the run's facts, and check that it is the run's."""
     facts, known = parse(record.run["facts"]["plan_facts"].encode()), record.run["id"]
     if facts.digest() != known:
         raise StoreError("E-VERIFY", f"{record.out} holds the facts of another run than {known:.12}.", FIX)
@@ -107,29 +111,31 @@ def _plan(record: RunRecord, catalogue: Catalogue) -> Plan:
     return planned(facts, Spec.of(record.run["facts"]["spec"]), parts)
 
 
-def _lines(record: RunRecord) -> tuple[list[RoundRecord], list[str]]:
+def _record_lines(record: RunRecord) -> tuple[list[RoundRecord], list[str]]:
     """Read the lines of the record up to the newest checkpoint, and their digests."""
     link, lines, links = released.start(record.run["id"], record.run["instance"]), list[RoundRecord](), list[str]()
     for row, number in zip(record.rounds, range(BASE, record.run["next_round"]), strict=False):
         if row.round != number:
-            raise _fault(record, number, "its line is missing from the record of rounds.")
+            raise _verification_error(record, number, "its line is missing from the record of rounds.")
         try:
             line = round_record.read(row)
         except (ValueError, TypeError, AttributeError):
-            raise _fault(record, number, "its line in the record of rounds cannot be read.") from None
+            raise _verification_error(record, number, "its line in the record of rounds cannot be read.") from None
         link = released.link(link, line)
         if row.digest != link:
-            raise _fault(record, number, "its line in the record of rounds is not the one that was written.")
+            raise _verification_error(
+                record, number, "its line in the record of rounds is not the one that was written."
+            )
         lines.append(line)
         links.append(link)
     if not record.rounds and record.run["next_round"] < 0:
         raise StoreError("E-RESUME", f"the run in {record.out} never began.", "start it again.")
     if len(lines) != record.run["next_round"] + 1 or len(lines) != len(record.rounds):
-        raise _fault(record, len(lines) - 1, "the record of rounds does not end where the run has got to.")
+        raise _verification_error(record, len(lines) - 1, "the record of rounds does not end where the run has got to.")
     return lines, links
 
 
-def _charges(record: RunRecord) -> tuple[list[ledger.LedgerEntry], list[str]]:
+def _ledger_charges(record: RunRecord) -> tuple[list[ledger.LedgerEntry], list[str]]:
     """Read the charges of the privacy ledger, and the digests of its chain. Both end before the first wrong line."""
     link, found, chain = ledger.start(record.run["id"], record.run["instance"]), list[ledger.LedgerEntry](), list[str]()
     for row in record.charges:
@@ -145,97 +151,104 @@ def _charges(record: RunRecord) -> tuple[list[ledger.LedgerEntry], list[str]]:
     return found, [ledger.start(record.run["id"], record.run["instance"]), *chain]
 
 
-def _followed(
+def _check_line(
     record: RunRecord, plan: Plan, line: RoundRecord, before: RoundRecord | None,
     charges: Sequence[ledger.LedgerEntry], chain: Sequence[str],
 ) -> None:  # fmt: skip
     """Check that the tables agree with a round's line."""
     if not line.charges < len(chain) or chain[line.charges] != line.ledger:
-        raise _fault(record, line.round, "the privacy ledger up to it is not the one that was written.")
+        raise _verification_error(record, line.round, "the privacy ledger up to it is not the one that was written.")
     model = record.models.get(line.round + 1)
     if model is None or model.params != line.model:
-        raise _fault(record, line.round, "the table of models names another model than its line.")
+        raise _verification_error(record, line.round, "the table of models names another model than its line.")
     if line.round == BASE:
         return
     if record.reported_models.get(line.round, line.model) != line.model:
-        raise _fault(record, line.round, "its event names another model than its line.")
+        raise _verification_error(record, line.round, "its event names another model than its line.")
     if before is not None and not line.released and (line.model, line.step) != (before.model, before.step):
-        raise _fault(record, line.round, "it released nothing, and the model changed.")
+        raise _verification_error(record, line.round, "it released nothing, and the model changed.")
     if plan.spend is not None and line.released:
         event = plan.spend.events[plan.phase(line.round)]
         if not any(one.round == line.round and one.event == event for one in charges[: line.charges]):
-            raise _fault(record, line.round, "its release is not charged in the privacy ledger.")
+            raise _verification_error(record, line.round, "its release is not charged in the privacy ledger.")
 
 
-def _file(record: RunRecord, line: RoundRecord) -> int:
+def _check_model_file(record: RunRecord, line: RoundRecord) -> int:
     """Check the file of a round's model if it is stored. Returns the number of files."""
     path = record.blobs.path(line.model)
     if not path.is_file():
         return 0
-    _read(record, line, line.model, "its model")
+    _stored_bytes(record, line, line.model, "its model")
     return 1
 
 
-def _state(record: RunRecord, plan: Plan, line: RoundRecord) -> State:
+def _state_after(record: RunRecord, plan: Plan, line: RoundRecord) -> State:
     """Return the state after a line, from which a replay starts."""
-    params = _vector(record, plan, line, line.model, "its model")
+    params = _stored_vector(record, plan, line, line.model, "its model")
     if line.round == BASE:
         state = plan.strategy.init(params)
-        if _digests(state) != (line.model, dict(line.slots)):
-            raise _fault(record, line.round, "the optimizer does not start from the run's first model.")
+        if _state_digests(state) != (line.model, dict(line.slots)):
+            raise _verification_error(record, line.round, "the optimizer does not start from the run's first model.")
         return state
-    slots = {name: _vector(record, plan, line, found, "its optimizer state") for name, found in line.slots.items()}
+    slots = {
+        name: _stored_vector(record, plan, line, found, "its optimizer state") for name, found in line.slots.items()
+    }
     return State(params, slots, line.step)
 
 
-def _next(record: RunRecord, plan: Plan, state: State, line: RoundRecord) -> State:
+def _replay_round(record: RunRecord, plan: Plan, state: State, line: RoundRecord) -> State:
     """Replay a round."""
     if line.released:
-        mean = _vector(record, plan, line, line.total, "its released total")
-        beside = {name: _vector(record, plan, line, found, f"its {name}") for name, found in line.beside.items()}
+        mean = _stored_vector(record, plan, line, line.total, "its released total")
+        beside = {name: _stored_vector(record, plan, line, found, f"its {name}") for name, found in line.beside.items()}
         state = replayed(plan, state, line, mean, beside)
-    if (*_digests(state), state.round) != (line.model, dict(line.slots), line.step):
+    if (*_state_digests(state), state.round) != (line.model, dict(line.slots), line.step):
         what = "its released total gives another model than the one that was released."
-        raise _fault(record, line.round, what, KIND.format(FIX))
+        raise _verification_error(record, line.round, what, KIND.format(FIX))
     return state
 
 
-def _digests(state: State) -> tuple[str, dict[str, str]]:
+def _state_digests(state: State) -> tuple[str, dict[str, str]]:
+    """Compute the digests of a state's vectors."""
     return digest(to_bytes(state.params)), {name: digest(to_bytes(x)) for name, x in state.slots.items()}
 
 
-def _vector(record: RunRecord, plan: Plan, line: RoundRecord, name: str, what: str) -> Vector:
-    raw = _read(record, line, name, what)
+def _stored_vector(record: RunRecord, plan: Plan, line: RoundRecord, name: str, what: str) -> Vector:
+    """Read a stored vector. Raises StoreError(E-VERIFY) if it is none."""
+    raw = _stored_bytes(record, line, name, what)
     try:
         return round_record.load(raw, plan.spec.dim)
     except ValueError:
-        raise _fault(record, line.round, f"{what} is not of this run's layout.") from None
+        raise _verification_error(record, line.round, f"{what} is not of this run's layout.") from None
 
 
-def _read(record: RunRecord, line: RoundRecord, name: str, what: str) -> bytes:
+def _stored_bytes(record: RunRecord, line: RoundRecord, name: str, what: str) -> bytes:
+    """Read stored bytes. Raises StoreError(E-VERIFY) if they are missing or damaged."""
     try:
         return record.blobs.get(name)
     except StoreError:
         gone = not record.blobs.path(name).exists()
         how = "is missing" if gone else "is not what was written"
-        raise _fault(record, line.round, f"{what} {how} (blobs/{name}).") from None
+        raise _verification_error(record, line.round, f"{what} {how} (blobs/{name}).") from None
 
 
-def _whole(record: RunRecord, charges: Sequence[object], chain: Sequence[str]) -> None:
+def _check_completeness(record: RunRecord, charges: Sequence[object], chain: Sequence[str]) -> None:
     """Check that the database is as new as the witness, and its ledger complete to the last line."""
     if len(charges) < len(record.charges):
         number = record.charges[len(charges)].round
-        raise _fault(record, number, f"line {len(charges)} of the privacy ledger is not the one that was written.")
+        raise _verification_error(
+            record, number, f"line {len(charges)} of the privacy ledger is not the one that was written."
+        )
     run = record.run
     now = witness.Witness(run["instance"], run["next_round"], record.checkpoint, len(charges), chain[-1])
     try:
         witness.check(record.out, record.witness, now, chain)
     except (StoreError, IndexError):
         what = f"run.db is not what {witness.NAME} has seen: rounds or charges after it were removed, or put back."
-        raise _fault(record, min(record.witness.next_round, run["next_round"]), what) from None
+        raise _verification_error(record, min(record.witness.next_round, run["next_round"]), what) from None
 
 
-def _overdrawn(charges: Sequence[ledger.LedgerEntry], plan: Plan) -> int:
+def _overdrawn_round(charges: Sequence[ledger.LedgerEntry], plan: Plan) -> int:
     """Find the first round whose charge exceeds the budget."""
     assert plan.spend is not None
     for i, entry in enumerate(charges):
@@ -244,12 +257,15 @@ def _overdrawn(charges: Sequence[ledger.LedgerEntry], plan: Plan) -> int:
     return charges[-1].round if charges else 0
 
 
-def _fault(record: RunRecord, round: int, what: str, fix: str = FIX) -> StoreError:
+def _verification_error(record: RunRecord, round: int, what: str, fix: str = FIX) -> StoreError:
+    """Make the error that names the round and its fault."""
     where = "the model before the first round" if round == BASE else f"round {round}"
     return StoreError("E-VERIFY", f"{where} of {record.run['name']} does not follow: {what}", fix)
 
 
-def _open(plan: Plan, record: RunRecord, played: Sequence[RoundRecord], first: int, anchored: bool) -> tuple[str, ...]:
+def _open_questions(
+    plan: Plan, record: RunRecord, played: Sequence[RoundRecord], first: int, anchored: bool
+) -> tuple[str, ...]:
     """List in sentences what a verification leaves open."""
     hidden = "nobody has single contributions of a hidden sum" if plan.promise.hidden else "contributions are not kept"
     sentences = [f"whether a total is the sum of what devices sent: {hidden}"]

@@ -40,7 +40,7 @@ def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None
         return None
     better = sum(nats(federated[d]) < nats(alone[d]) for d in common)
     worse = sum(nats(federated[d]) > nats(alone[d]) for d in common)
-    together, apart = (_mean({d: m[d] for d in common}) for m in (federated, alone))
+    together, apart = (_mean_perplexity({d: m[d] for d in common}) for m in (federated, alone))
     return {
         "devices": len(common),
         "better": better,
@@ -58,8 +58,8 @@ def longer(times: int, measures: Mapping[str, Measures], going_on: Measures) -> 
         return None
     names = ("base", "local_only", "federated")
     same = {name: {d: m for d, m in measures[name].items() if d in going_on} for name in names}
-    means = {name: _mean(m) if len(m) == len(going_on) else None for name, m in same.items()}
-    return {"times": times, "devices": len(going_on), "perplexity": _mean(going_on), **means}
+    means = {name: _mean_perplexity(m) if len(m) == len(going_on) else None for name, m in same.items()}
+    return {"times": times, "devices": len(going_on), "perplexity": _mean_perplexity(going_on), **means}
 
 
 def nats(measure: tuple[float, int]) -> float:
@@ -68,7 +68,8 @@ def nats(measure: tuple[float, int]) -> float:
     return nll / tokens if tokens else math.inf
 
 
-def _mean(measures: Measures) -> float:
+def _mean_perplexity(measures: Measures) -> float:
+    """Compute the perplexity over all tokens."""
     try:
         return math.exp(sum(nll for nll, _ in measures.values()) / sum(tokens for _, tokens in measures.values()))
     except (OverflowError, ZeroDivisionError):

@@ -43,24 +43,24 @@ def build(folders: Sequence[Path]) -> dict[str, Any]:
     """
     if len(folders) < 2:
         raise RecipeError("E-MISSING", "a comparison needs two runs or more.", "name their folders: runs/a runs/b.")
-    names = _names(folders)
+    names = _unique_names(folders)
     rows, recipes, grounds = [], [], []
     for folder, name in zip(folders, names, strict=True):
         with run_dirs.opened(folder) as store:
             found = summary.build(store)
-            grounds.append(_ground(store))
-        rows.append(_row(found, name, folder))
+            grounds.append(_common_facts(store))
+        rows.append(_run_row(found, name, folder))
         recipes.append(flat(found["recipe"]))
     settings = {
         key: [one.get(key) for one in recipes]
         for key in sorted({key for one in recipes for key in one})
         if key not in UNTOLD and any(one.get(key) != recipes[0].get(key) for one in recipes)
     }
-    apart = {name: _apart(ground, grounds[0]) for name, ground in zip(names, grounds, strict=True)}
+    apart = {name: _reasons_apart(ground, grounds[0]) for name, ground in zip(names, grounds, strict=True)}
     return {"runs": rows, "settings": settings, "not_comparable": {n: why for n, why in apart.items() if why}}
 
 
-def _names(folders: Sequence[Path]) -> list[str]:
+def _unique_names(folders: Sequence[Path]) -> list[str]:
     """Return the shortest ends of the paths that are unique."""
     parts = [Path(os.path.abspath(folder)).parts for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
@@ -70,7 +70,7 @@ def _names(folders: Sequence[Path]) -> list[str]:
     return [f"{'/'.join(p[-1:])} ({i + 1})" for i, p in enumerate(parts)]  # A person named one folder twice.
 
 
-def _ground(store: RunStore) -> dict[str, Any]:
+def _common_facts(store: RunStore) -> dict[str, Any]:
     """Collect the facts that two runs must share: data, held-out tokens and base model.
 
     ``base_loss`` is the base model's loss on the held-out text in nats per token, or None.
@@ -90,7 +90,7 @@ def _ground(store: RunStore) -> dict[str, Any]:
     }
 
 
-def _apart(one: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
+def _reasons_apart(one: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
     """List the reasons why perplexities of two runs cannot be compared.
 
     Names of base models say little. Two bases differ if their losses on the same text differ by more than rounding.
@@ -102,7 +102,8 @@ def _apart(one: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
     return [*why, "another base model"] if other else why
 
 
-def _row(s: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+def _run_row(s: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """Make the row of a run."""
     spent = [r["epsilon"] for r in s["per_round"] if r.get("epsilon")]
     up, total = {0: 0.0}, 0.0
     for r in s["per_round"]:
@@ -139,13 +140,14 @@ def flat(recipe: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(value, Mapping):
             out |= {f"{key}.{name}": one for name, one in value.items()}
         elif isinstance(value, list) and any(isinstance(one, Mapping) for one in value):
-            out[key] = ", ".join(map(_part, value))
+            out[key] = ", ".join(map(_part_in_words, value))
         else:
             out[key] = value
     return out
 
 
-def _part(part: Mapping[str, Any]) -> str:
+def _part_in_words(part: Mapping[str, Any]) -> str:
+    """Write a part of a recipe with its keys."""
     rest = ", ".join(f"{k}={v}" for k, v in part.items() if k != "kind")
     return f"{part.get('kind')}({rest})" if rest else str(part.get("kind"))
 

@@ -46,16 +46,18 @@ def page(found: Mapping[str, Any]) -> str:
 <html lang="en"><head><meta charset="utf-8">{MARK}
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
-<title>{len(found["runs"])} runs · edgewise</title><style>{css}{_colours()}</style></head><body>
+<title>{len(found["runs"])} runs · edgewise</title><style>{css}{_run_colours()}</style></head><body>
 <div class="page"><header><p class="kind">edgewise compare</p><h1>{len(found["runs"])} runs</h1>
-<p class="lead">{_lead(found)}</p>{_apart(found)}</header><main>
-<section aria-label="Figures"><div class="panel">{_figures(found)}</div>{_settings(found)}</section>
-<section aria-label="Curves">{_curves(found)}</section></main>
+<p class="lead">{_comparison_lead(found)}</p>{_not_comparable_note(found)}</header><main>
+<section aria-label="Figures"><div class="panel">{_figures_table(found)}</div>{_settings_table(found)}</section>
+<section aria-label="Curves">{_overlaid_curves(found)}</section></main>
 <footer><code>edgewise compare</code> made this page from the databases of {escape(names)}.</footer></div></body></html>
 """
 
 
-def _colours() -> str:
+def _run_colours() -> str:
+    """Write the colours of runs as CSS variables, light and dark."""
+
     def root(shades: tuple[str, ...], texts: tuple[str, ...]) -> str:
         both = zip(shades, texts, strict=True)
         return ":root{" + "".join(f"--run{i}:#{c};--run{i}-text:#{t};" for i, (c, t) in enumerate(both)) + "}"
@@ -63,11 +65,13 @@ def _colours() -> str:
     return f"{root(LIGHT, LIGHT_TEXT)}@media (prefers-color-scheme: dark){{{root(DARK, DARK)}}}"
 
 
-def _colour(i: int) -> str:
+def _run_colour(i: int) -> str:
+    """Name the colour of a run."""
     return f"run{i % len(LIGHT)}"
 
 
-def _lead(found: Mapping[str, Any]) -> str:
+def _comparison_lead(found: Mapping[str, Any]) -> str:
+    """Write the first paragraph: the best run."""
     wins = comparison.best(found)
     if not wins:
         return "No two of these runs have a federated perplexity that can be compared."
@@ -82,16 +86,18 @@ def _lead(found: Mapping[str, Any]) -> str:
     return f"{winner}{sent}."
 
 
-def _apart(found: Mapping[str, Any]) -> str:
+def _not_comparable_note(found: Mapping[str, Any]) -> str:
+    """Note the runs that cannot be compared, and why."""
     notes = "<br>".join(escape(comparison.apart(name, why)) for name, why in found["not_comparable"].items())
     return f'<p class="note-box" role="note">{notes}</p>' if notes else ""
 
 
-def _figures(found: Mapping[str, Any]) -> str:
+def _figures_table(found: Mapping[str, Any]) -> str:
+    """Draw the table of figures."""
     wins = comparison.best(found)
     rows = [
         row(
-            f'<span class="key" style="--c:var(--{_colour(i)})"></span>{escape(r["name"])}',
+            f'<span class="key" style="--c:var(--{_run_colour(i)})"></span>{escape(r["name"])}',
             comparison.cells(r),
             "ours" if r["name"] == wins else "",
         )
@@ -105,7 +111,8 @@ def _figures(found: Mapping[str, Any]) -> str:
     return table(("run", *comparison.HEADS), rows, caption)
 
 
-def _settings(found: Mapping[str, Any]) -> str:
+def _settings_table(found: Mapping[str, Any]) -> str:
+    """Draw the table of settings that differ."""
     if not found["settings"]:
         return '<p class="hint">The runs have the same settings.</p>'
     rows = [
@@ -116,13 +123,14 @@ def _settings(found: Mapping[str, Any]) -> str:
     return panel("Settings that differ", "", table(heads, rows, plain=range(len(heads) - 1)))
 
 
-def _curves(found: Mapping[str, Any]) -> str:
+def _overlaid_curves(found: Mapping[str, Any]) -> str:
+    """Draw the curves of all runs over rounds and bytes."""
     runs = found["runs"]
     height = max(280, 60 + 16 * len(runs))
 
     def lines(title: str, points: list[list[tuple[float, float]]], x_name: str, unit: Any, whole: bool = True) -> str:
         series = [
-            svg.Series(svg.clipped(r["name"], 72), _colour(i), p, dots=len(p) < 30, dashed=i >= len(LIGHT))
+            svg.Series(svg.clipped(r["name"], 72), _run_colour(i), p, dots=len(p) < 30, dashed=i >= len(LIGHT))
             for i, (r, p) in enumerate(zip(runs, points, strict=True))
         ]
         return svg.lines(title, series, x_name=x_name, unit=unit, whole_x=whole, height=height)
@@ -152,16 +160,17 @@ def _curves(found: Mapping[str, Any]) -> str:
     )
     return f"{quality}<div class=gap></div>" + pair(
         panel("Training loss", "Nats per token in the last quarter of the local steps, averaged over devices.", loss)
-        + panel("Federated against alone", "Lower is better.", _bars(found))
+        + panel("Federated against alone", "Lower is better.", _perplexity_bars(found))
     )
 
 
-def _bars(found: Mapping[str, Any]) -> str:
+def _perplexity_bars(found: Mapping[str, Any]) -> str:
+    """Draw the perplexities of all runs side by side."""
     bars = []
     for i, r in enumerate(found["runs"]):
         together, alone = r["perplexity"].get("federated"), r["perplexity"].get("local_only")
         if together is not None:
-            bars.append(svg.Bar(r["name"], together, numbers.perplexity(together), "federated", _colour(i)))
+            bars.append(svg.Bar(r["name"], together, numbers.perplexity(together), "federated", _run_colour(i)))
         if alone is not None:
             bars.append(svg.Bar("", alone, numbers.perplexity(alone), "alone", "quiet"))
     return svg.bars("Federated perplexity beside that of devices alone", bars)

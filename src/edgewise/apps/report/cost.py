@@ -88,14 +88,14 @@ def moved(s: Summary) -> list[tuple[str, str, list[tuple[float, float]]]]:
 
     A point is (MB of one device so far, perplexity).
     """
-    points = _measured(s)
+    points = _points_with_perplexity(s)
     out = [("sent", "federated", [(p["up"] / 1e6, p["perplexity"]) for p in points])]
     if any(p["down"] for p in points):
         out.append(("both ways", "local_only", [((p["up"] + p["down"]) / 1e6, p["perplexity"]) for p in points]))
     return out if points else []
 
 
-def _measured(s: Summary) -> list[Any]:
+def _points_with_perplexity(s: Summary) -> list[Any]:
     """List the points of quality for bytes that have a perplexity, after the first upload."""
     return [p for p in s["quality_for_bytes"] if p["perplexity"] is not None and p["up"] > 0]
 
@@ -105,7 +105,7 @@ def _quality_for_bytes(s: Summary) -> str:
     if not lines:
         return ""
     few, every = "", s["recipe"]["eval"]["every"]
-    there = _measured(s)
+    there = _points_with_perplexity(s)
     if len(there) < FEW_POINTS:
         played = " and ".join(str(p["played"]) for p in there)
         few = f"The model was measured only after round {played} (eval.every = {every})."

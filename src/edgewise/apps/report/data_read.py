@@ -30,17 +30,22 @@ def table(r: Reading) -> Any:
 def rows(r: Reading) -> list[tuple[str, str]]:
     """List (name, sentence) of each count. A count of nothing is left out."""
     t = r["text"]
-    found = [("files", _read(r["files"])), ("rows", _read(r["rows"]) if r["rows"] else "")]
+    found = [("files", _read_in_words(r["files"])), ("rows", _read_in_words(r["rows"]) if r["rows"] else "")]
     some = "" if r["examined"] == r["devices"] else f" on {numbers.count(r['examined'])} of the devices"
     tokens = f"{numbers.count(r['train_tokens'])} to train, {numbers.count(r['held_tokens'])} held out{some}"
-    found += [("tokens", tokens), ("held out", held_out(r)), ("max_tokens", _beyond(r))]
+    found += [("tokens", tokens), ("held out", held_out(r)), ("max_tokens", _text_not_read(r))]
     if t["replaced"]:
         found.append(("not UTF-8", f"{numbers.count(t['replaced'])} bad bytes became U+FFFD in the text"))
     if t["empty"] and not r["rows"]:
-        found.append(("empty", _some(t["empty"], "document has", "documents have") + " no token"))
+        found.append(("empty", _counted_in_words(t["empty"], "document has", "documents have") + " no token"))
     if n := r["unread_documents"]:
-        found.append(("unread", _some(n, "document", "documents") + " cannot be read and are left out"))
-    found += [("devices", _cannot(r)), ("names", _alike(r)), ("prompts", prompts(r)), ("long prompts", prompts_over(r))]
+        found.append(("unread", _counted_in_words(n, "document", "documents") + " cannot be read and are left out"))
+    found += [
+        ("devices", _devices_without_training(r)),
+        ("names", _similar_names(r)),
+        ("prompts", prompts(r)),
+        ("long prompts", prompts_over(r)),
+    ]
     return [(name, sentence) for name, sentence in found if sentence]
 
 
@@ -49,9 +54,9 @@ def notes(r: Reading) -> list[str]:
 
     Hidden files and files of edgewise itself are not mentioned, because everybody expects their omission.
     """
-    sentences = [prompts(r), prompts_over(r), _beyond(r), _cannot(r), _alike(r)]
+    sentences = [prompts(r), prompts_over(r), _text_not_read(r), _devices_without_training(r), _similar_names(r)]
     if omitted := {reason: n for reason, n in r["files"]["left_out"].items() if reason not in (HIDDEN, OWN)}:
-        sentences.append(f"Files left out: {_reasons(omitted)}")
+        sentences.append(f"Files left out: {_reasons_in_words(omitted)}")
     return [s[0].upper() + s[1:] + "." for s in sentences if s]
 
 
@@ -61,11 +66,11 @@ def prompts(r: Reading) -> str:
     if not t["answers_short"]:
         return ""
     return (
-        f"{_share(t['answers_short'], t['answers'])} of the answers ({numbers.count(t['answers_short'])} of "
+        f"{_share_of(t['answers_short'], t['answers'])} of the answers ({numbers.count(t['answers_short'])} of "
         f"{numbers.count(t['answers'])}) see less than their whole prompt: "
-        f"{_share(t['tokens_short'], t['answer_tokens'])} of all their tokens are predicted without all of it in the "
-        f"block, {_share(t['tokens_blind'], t['answer_tokens'])} without any of it. Blocks have data.sequence_len = "
-        f"{r['sequence_len']} tokens: raise it, or shorten the prompts"
+        f"{_share_of(t['tokens_short'], t['answer_tokens'])} of all their tokens are predicted without all of it "
+        f"in the block, {_share_of(t['tokens_blind'], t['answer_tokens'])} without any of it. "
+        f"Blocks have data.sequence_len = {r['sequence_len']} tokens: raise it, or shorten the prompts"
     )
 
 
@@ -76,7 +81,7 @@ def prompts_over(r: Reading) -> str:
         return ""
     verb = "is" if n == 1 else "are"
     return (
-        f"{_some(n, 'row', 'rows')} {verb} not used: the prompt alone is as long as data.max_tokens = "
+        f"{_counted_in_words(n, 'row', 'rows')} {verb} not used: the prompt alone is as long as data.max_tokens = "
         f"{r['max_tokens']}, which counts prompts and texts of a device together"
     )
 
@@ -93,7 +98,8 @@ def held_out(r: Reading) -> str:
     return f"{share} of each file"
 
 
-def _beyond(r: Reading) -> str:
+def _text_not_read(r: Reading) -> str:
+    """Say how much text no device trains on."""
     t, characters = r["text"], r["text"]["characters"] - r["text"]["characters_beyond"]
     if not t["characters_beyond"]:
         return ""
@@ -102,15 +108,16 @@ def _beyond(r: Reading) -> str:
         if characters
         else ""
     )
-    share, limit = _share(t["characters_beyond"], t["characters"]), r["max_tokens"]
-    unused = _some(t["beyond"], "document is", "documents are")
+    share, limit = _share_of(t["characters_beyond"], t["characters"]), r["max_tokens"]
+    unused = _counted_in_words(t["beyond"], "document is", "documents are")
     return (
         f"{share} of the text is beyond data.max_tokens = {limit} of a device{about}: {unused} not used, "
         f"{numbers.count(t['cut'])} cut"
     )
 
 
-def _cannot(r: Reading) -> str:
+def _devices_without_training(r: Reading) -> str:
+    """Say which devices cannot train, and why."""
     c = r["cannot"]
     sentences = [
         f"{numbers.count(n)} {what}"
@@ -124,7 +131,8 @@ def _cannot(r: Reading) -> str:
     return f"of {numbers.count(r['examined'])} devices, {', '.join(sentences)}" if sentences else ""
 
 
-def _alike(r: Reading) -> str:
+def _similar_names(r: Reading) -> str:
+    """Name devices whose names differ little."""
     alike = r.get("alike")  # runs that began before it was counted have none
     if not alike or not alike["names"]:
         return ""
@@ -136,20 +144,24 @@ def _alike(r: Reading) -> str:
     )
 
 
-def _read(part: Mapping[str, Any]) -> str:
+def _read_in_words(part: Mapping[str, Any]) -> str:
+    """Write how many were read, and how many left out."""
     left_out = part["left_out"]
-    return f"{numbers.count(part['read'])} read" + (f"; left out: {_reasons(left_out)}" if left_out else "")
+    return f"{numbers.count(part['read'])} read" + (f"; left out: {_reasons_in_words(left_out)}" if left_out else "")
 
 
-def _reasons(left_out: Mapping[str, int]) -> str:
+def _reasons_in_words(left_out: Mapping[str, int]) -> str:
+    """List reasons with their numbers."""
     return ", ".join(f"{reason} ({numbers.count(n)})" for reason, n in left_out.items())
 
 
-def _some(n: int, one: str, more: str) -> str:
+def _counted_in_words(n: int, one: str, more: str) -> str:
+    """Write a number of things."""
     return f"{numbers.count(n)} {one if n == 1 else more}"
 
 
-def _share(part: int, whole: int) -> str:
+def _share_of(part: int, whole: int) -> str:
+    """Write a share in percent."""
     if 0 < part < 0.0005 * whole:
         return "under 0.1 %"
     return numbers.percent(100 * part / whole, signed=False)

@@ -51,12 +51,12 @@ def table(
     )
     paragraph = f'<p class="hint">{caption}</p>' if caption else ""
     if reflow:
-        rows = (_named(r, heads[1:]) for r in rows)
+        rows = (_with_column_heads(r, heads[1:]) for r in rows)
     made = f"<table><thead><tr>{top}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'{paragraph}<div class="scroll{" reflow" if reflow else ""}" tabindex="0">{made}</div>'
 
 
-def _named(made: str, heads: Sequence[str]) -> str:
+def _with_column_heads(made: str, heads: Sequence[str]) -> str:
     """Give the cells of a ``row`` the heads of their columns. Empty cells are marked, to be left out of the list."""
     first, *cells = made.split("<td")
     out = [first]

@@ -52,7 +52,7 @@ def write(summary: Mapping[str, Any], out: Path) -> Path:
     return path
 
 
-def _flat(r: Mapping[str, Any]) -> dict[str, Any]:
+def _flat_row(r: Mapping[str, Any]) -> dict[str, Any]:
     """Give each metric of a round's row a cell of its own."""
     own = {f"metric_{name}": value for name, value in r.get("summed_metrics", {}).items()}
     return {key: value for key, value in r.items() if key != "summed_metrics"} | own
@@ -69,7 +69,7 @@ def rounds_csv(s: Mapping[str, Any]) -> str:
     rows = []
     for r in s["per_round"]:
         after = measured.get(r["round"] + 1, {})
-        rows.append({**_flat(r), "round": r["round"] + 1, **{f"perplexity_{k}": after.get(k) for k in figures}})
+        rows.append({**_flat_row(r), "round": r["round"] + 1, **{f"perplexity_{k}": after.get(k) for k in figures}})
     text = io.StringIO()
     if rows:
         table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
@@ -82,8 +82,8 @@ def page(s: Mapping[str, Any]) -> str:
     """Build the HTML of the whole page from ``summary.build``."""
     css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     bodies = (
-        _verdict(s),
-        _quality(s),
+        _verdict_cards(s),
+        _quality_section(s),
         privacy.privacy(s),
         cost.section(s),
         participation.section(s),
@@ -96,6 +96,7 @@ def page(s: Mapping[str, Any]) -> str:
         f'<section id="{p.lower()}" aria-labelledby="h-{p.lower()}"><h2 id="h-{p.lower()}">{p}</h2>{b}</section>'
         for p, b in zip(PARTS, bodies, strict=True)
     )
+    notes = "".join(note(s) for note in (_chosen_model_in_words, _unfinished_note, _not_covered, _data_notes))
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
@@ -103,20 +104,20 @@ def page(s: Mapping[str, Any]) -> str:
 <title>{escape(s["name"])} · edgewise report</title><style>{css}</style></head><body>
 <a class="skip" href="#verdict">Skip to the verdict</a><div class="page"><header>
 <p class="kind">edgewise report · run <span class="hash">{escape(s["run"][:12])}</span></p>
-<h1>{escape(s["name"])}</h1><p class="lead">{_lead(s)}</p>{_chosen(s)}{_unfinished(s)}{_not_covered(s)}{_notes(s)}
+<h1>{escape(s["name"])}</h1><p class="lead">{_report_lead(s)}</p>{notes}
 <nav aria-label="Sections"><ul>{links}</ul></nav></header><main>{parts}</main>
 <footer><code>edgewise report</code> made this page from <code>run.db</code>. The same numbers are in
 <code>summary.json</code>.</footer></div></body></html>
 """
 
 
-def _lead(s: Mapping[str, Any]) -> str:
+def _report_lead(s: Mapping[str, Any]) -> str:
     """Summarise the run in a few sentences. The first one compares it with training alone."""
     first, note = alone_or_together.sentence(s, lambda figure: f"<b>{figure}</b>"), alone_or_together.note(s)
-    return f"{first} {_moved(s)}{f' {note}' if note else ''}"
+    return f"{first} {_change_in_words(s)}{f' {note}' if note else ''}"
 
 
-def _moved(s: Mapping[str, Any]) -> str:
+def _change_in_words(s: Mapping[str, Any]) -> str:
     """Say how the rounds changed the model, and how much each device uploaded."""
     ppl, change = s["perplexity"], s["change_percent"]["federated"]
     played = s["rounds"]["played"]
@@ -145,7 +146,7 @@ def _moved(s: Mapping[str, Any]) -> str:
     return f"{first} Each device uploaded <b>{numbers.size(up)}</b> per round: {against}."
 
 
-def _chosen(s: Mapping[str, Any]) -> str:
+def _chosen_model_in_words(s: Mapping[str, Any]) -> str:
     """Name the final model and the reason for an early end, if held-out losses decided them."""
     r = s["rounds"]
     if r["stopped"]:
@@ -163,7 +164,8 @@ def _chosen(s: Mapping[str, Any]) -> str:
     return f'<p class="note-box" role="note">{escape(sentence)}</p>'
 
 
-def _unfinished(s: Mapping[str, Any]) -> str:
+def _unfinished_note(s: Mapping[str, Any]) -> str:
+    """Warn of a run that is not complete."""
     if s["complete"]:
         return ""
     return (
@@ -182,7 +184,7 @@ def _not_covered(s: Mapping[str, Any]) -> str:
     )
 
 
-def _notes(s: Mapping[str, Any]) -> str:
+def _data_notes(s: Mapping[str, Any]) -> str:
     """Note omitted text, prompts that were cut, and a comparison that was not possible."""
     notes = data_read.notes(s["reading"]) if s["reading"] else []
     if s["no_pooled_data"]:
@@ -190,7 +192,8 @@ def _notes(s: Mapping[str, Any]) -> str:
     return "".join(f'<p class="note-box" role="note">{escape(note)}</p>' for note in notes)
 
 
-def _verdict(s: Mapping[str, Any]) -> str:
+def _verdict_cards(s: Mapping[str, Any]) -> str:
+    """Draw the cards with the figures that matter most."""
     ppl, change, share, b = s["perplexity"], s["change_percent"], s["share_improved"], s["bytes"]
     cards = []
     if ppl["federated"]:
@@ -203,8 +206,8 @@ def _verdict(s: Mapping[str, Any]) -> str:
         )
     if share["over_base"] is not None:
         over = share["over_local_only"]
-        more = f"{_share(over)} do better than alone" if over is not None else "training alone was not measured"
-        cards.append(card("Measured devices that improve", _share(share["over_base"]), more))
+        more = f"{_percent(over)} do better than alone" if over is not None else "training alone was not measured"
+        cards.append(card("Measured devices that improve", _percent(share["over_base"]), more))
     if b["up_per_device_round"] is not None:
         more = (
             f"{numbers.against(b['up_ratio'], b['up_ratio_update'])}; "
@@ -223,22 +226,23 @@ def _verdict(s: Mapping[str, Any]) -> str:
                 f"{numbers.count(p['accepted'])} of {numbers.count(p['invited'])}; {missing}",
             )
         )
-    models = f'<div class="panel models">{_models_table(s)}{_personal(s)}</div>'
-    return f'<div class="cards">{"".join(cards)}</div>{models}{_training(s)}'
+    models = f'<div class="panel models">{_models_table(s)}{_personal_in_words(s)}</div>'
+    return f'<div class="cards">{"".join(cards)}</div>{models}{_training_panel(s)}'
 
 
-def _personal(s: Mapping[str, Any]) -> str:
+def _personal_in_words(s: Mapping[str, Any]) -> str:
     """Say whom personal models help, and what they forget."""
     said = " ".join(filter(None, (personal.sentence(s), personal.unseen_sentence(s))))
     return f'<p class="hint">{escape(said)}</p>' if said else ""
 
 
-def _training(s: Mapping[str, Any]) -> str:
+def _training_panel(s: Mapping[str, Any]) -> str:
     """List what was trained and with which settings."""
     return panel("Training", "", facts((name, escape(setting)) for name, setting in settings.training(s)))
 
 
-def _share(x: float) -> str:
+def _percent(x: float) -> str:
+    """Write a share in percent."""
     return numbers.percent(100 * x, signed=False)
 
 
@@ -264,7 +268,7 @@ def _models_table(s: Mapping[str, Any]) -> str:
     )
 
 
-def _metric(s: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
+def _metric_chart(s: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
     """Draw a metric that the recipe declares over the rounds."""
     name = metric["name"]
     means = [
@@ -282,7 +286,8 @@ def _metric(s: Mapping[str, Any], metric: Mapping[str, Any]) -> str:
     )
 
 
-def _quality(s: Mapping[str, Any]) -> str:
+def _quality_section(s: Mapping[str, Any]) -> str:
+    """Draw perplexity and losses over the rounds."""
     curve = [c for c in s["curve"] if c.get("weighted_mean") is not None]
     last = max((c["played"] for c in curve), default=0)
     series = [svg.Series("federated", "federated", [(c["played"], c["weighted_mean"]) for c in curve], dots=True)]
@@ -312,15 +317,15 @@ def _quality(s: Mapping[str, Any]) -> str:
         alone_or_together.picture(s),
         panel("Training loss", quarters, loss),
     ]
-    panels += [_metric(s, metric) for metric in s["summed_metrics"]]
+    panels += [_metric_chart(s, metric) for metric in s["summed_metrics"]]
     shown = pair(*filter(None, panels))
     return (
         '<p class="hint">Measured on held-out text: the latest part of each device\'s text, which nobody trains on.</p>'
-        f"{shown}{simulator_metrics.panels(s)}{_spread(s)}{sections.samples(s)}"
+        f"{shown}{simulator_metrics.panels(s)}{_device_spread(s)}{sections.samples(s)}"
     )
 
 
-def _spread(s: Mapping[str, Any]) -> str:
+def _device_spread(s: Mapping[str, Any]) -> str:
     """Draw the perplexity of every device under every model, with a table of all devices.
 
     Few devices have a row each. More than 60 are drawn by rank.

@@ -117,10 +117,10 @@ def section(s: Summary) -> str:
         )
     else:
         top = f"<p>Nothing was lost. All {numbers.count(p['invited'])} invitations gave contributions that counted.</p>"
-    return top + _codecs(s) + _matrix(s) + _rounds(s)
+    return top + _codec_bars(s) + _participation_matrix(s) + _rounds_table(s)
 
 
-def _codecs(s: Summary) -> str:
+def _codec_bars(s: Summary) -> str:
     """Draw the contributions by codec that devices chose; empty if the codec is fixed."""
     used = [r for r in s["rungs"] if r["accepted"]]
     rows = [
@@ -157,12 +157,13 @@ def reasons(p: Mapping[str, Any]) -> list[tuple[str, int]]:
     return sorted(found.items(), key=lambda pair: -pair[1])
 
 
-def _matrix(s: Summary) -> str:
+def _participation_matrix(s: Summary) -> str:
+    """Draw who took part in which round. Empty if there are too many devices or rounds."""
     devices, rounds = s["per_device"], s["rounds"]["played"]
     if not (0 < len(devices) <= MATRIX_DEVICES and 0 < rounds <= MATRIX_ROUNDS):
         return ""
     everyone = s["recipe"]["round"]["sampling"] == "all"
-    rows = [(d["device"], list(_fates(d, rounds, everyone))) for d in devices]
+    rows = [(d["device"], list(_device_fates(d, rounds, everyone))) for d in devices]
     if {fate for _, fates in rows for fate in fates} <= {"accepted"}:
         return ""
     late = '<span><i style="border:1.5px solid var(--local_only)"></i>late</span>' if everyone else ""
@@ -174,7 +175,7 @@ def _matrix(s: Summary) -> str:
     return "<div class=gap></div>" + panel("Participation by device", "Each column is a round.", legend + chart)
 
 
-def _fates(device: Mapping[str, Any], rounds: int, everyone: bool) -> Iterator[str]:
+def _device_fates(device: Mapping[str, Any], rounds: int, everyone: bool) -> Iterator[str]:
     """Yield a device's fate in each round: ``accepted``, ``lost``, ``late`` or, if unknown, an empty text.
 
     If everybody is invited, a device that neither contributed nor was lost must have been late.
@@ -188,7 +189,8 @@ def _fates(device: Mapping[str, Any], rounds: int, everyone: bool) -> Iterator[s
             yield "late" if everyone else ""
 
 
-def _rounds(s: Summary) -> str:
+def _rounds_table(s: Summary) -> str:
+    """Draw the table of rounds."""
     lags = any(r["lag_l2"] for r in s["per_round"])
     rows = [
         row(

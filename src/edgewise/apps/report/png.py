@@ -69,15 +69,15 @@ def write(summary: Summary, out: Path) -> list[Path]:
     written: list[Path] = []
     with matplotlib.rc_context(STYLE):
         for name, draw in (
-            ("quality", _quality),
-            ("metrics", _metrics),
-            ("devices", _devices),
-            ("bytes", _bytes),
+            ("quality", _draw_quality),
+            ("metrics", _draw_metrics),
+            ("devices", _draw_devices),
+            ("bytes", _draw_bytes),
             ("quality_for_bytes", _quality_for_bytes),
-            ("participation", _participation),
+            ("participation", _draw_participation),
         ):
             path = out / "plots" / f"{name}.png"
-            with _figure(path, name, summary) as figure:
+            with _save_figure(path, name, summary) as figure:
                 drawn = draw(figure, summary)
             if drawn:
                 written.append(path)
@@ -87,7 +87,7 @@ def write(summary: Summary, out: Path) -> list[Path]:
 
 
 @contextmanager
-def _figure(path: Path, name: str, s: Summary) -> Iterator[Any]:
+def _save_figure(path: Path, name: str, s: Summary) -> Iterator[Any]:
     """Make a figure without global state (no pyplot), and save it if something was drawn on it."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -117,14 +117,15 @@ def _label_ends(axes: Any, ends: Sequence[tuple[str, str, float]], x: float) -> 
         )
 
 
-def _whole(axes: Any) -> None:
+def _whole_round_ticks(axes: Any) -> None:
     """Put ticks at whole rounds only."""
     from matplotlib.ticker import MaxNLocator
 
     axes.xaxis.set_major_locator(MaxNLocator(nbins=7, integer=True, min_n_ticks=1))
 
 
-def _quality(figure: Any, s: Summary) -> bool:
+def _draw_quality(figure: Any, s: Summary) -> bool:
+    """Draw perplexity and losses over the rounds."""
     curve = [c for c in s["curve"] if c.get("weighted_mean") is not None]
     rounds = [r for r in s["per_round"] if r["loss_last"] is not None]
     if not curve:
@@ -149,7 +150,7 @@ def _quality(figure: Any, s: Summary) -> bool:
         left.set_ylim(bottom=0)
     named = [(f"{numbers.MODELS[n]} {numbers.perplexity(v)}", COLOUR[n], v) for n, v in ends]
     _label_ends(left, named, x[-1])
-    _whole(left)
+    _whole_round_ticks(left)
     left.set(title="Held-out perplexity", xlabel="rounds played (shade: middle 80 % of devices)")
     if rounds:
         x = [r["round"] + 1 for r in rounds]
@@ -159,14 +160,14 @@ def _quality(figure: Any, s: Summary) -> bool:
             right.plot(x, values, color=COLOUR[colour], lw=2, marker="o" if colour == "federated" else "", ms=4)
             steps.append((name, COLOUR[colour], values[-1]))
         _label_ends(right, steps, x[-1])
-        _whole(right)
+        _whole_round_ticks(right)
         right.set(title="Training loss, nats per token", xlabel="round")
     else:
         right.set_axis_off()
     return True
 
 
-def _metrics(figure: Any, s: Summary) -> bool:
+def _draw_metrics(figure: Any, s: Summary) -> bool:
     """Draw simulator metrics, at most four side by side."""
     found = dict(list(simulator_metrics.series(s).items())[:4])
     for at, (name, kinds) in enumerate(found.items()):
@@ -174,20 +175,21 @@ def _metrics(figure: Any, s: Summary) -> bool:
         for kind, points in kinds.items():
             colour = COLOUR["federated" if kind == "held out" else "base"]
             axes.plot(*zip(*points, strict=True), color=colour, lw=2, marker="o", ms=4, label=kind)
-        _whole(axes)
-        axes.set(title=_plain(clipped(name, 700 / len(found))), xlabel="rounds played")
+        _whole_round_ticks(axes)
+        axes.set(title=_plain_name(clipped(name, 700 / len(found))), xlabel="rounds played")
         axes.legend(frameon=False)
     return bool(found)
 
 
-def _devices(figure: Any, s: Summary) -> bool:
+def _draw_devices(figure: Any, s: Summary) -> bool:
+    """Draw the perplexities of the devices."""
     models = [m for m in numbers.DRAWN if s["perplexity"][m]]
     order = "federated" if "federated" in models else "base"
     rows = sorted((r for r in s["per_device"] if r.get(order)), key=lambda r: r[order])
     if not rows:
         return False
     axes = figure.subplots()
-    draw = _each if len(rows) <= MANY else _ranked
+    draw = _draw_device_rows if len(rows) <= MANY else _draw_ranked
     draw(axes, rows, models)
     axes.set_xscale("log")
     ticks = log_ticks(*axes.get_xlim())
@@ -198,44 +200,45 @@ def _devices(figure: Any, s: Summary) -> bool:
     return True
 
 
-def _plain(name: str) -> str:
+def _plain_name(name: str) -> str:
     """Cut a name from data or an extension to fit, and escape its ``$``, which would start mathematics."""
     return clipped(name, 230).replace("$", r"\$")
 
 
-def _mark(axes: Any, model: str, x: Sequence[float], y: Sequence[float]) -> None:
+def _draw_mark(axes: Any, model: str, x: Sequence[float], y: Sequence[float]) -> None:
+    """Draw the marks of a model."""
     face = "white" if model == "base" else COLOUR[model]
     look = {"marker": MARKER[model], "c": face, "edgecolors": COLOUR[model], "linewidths": 1.6, "zorder": 3}
     axes.scatter(x, y, s=34, label=numbers.MODELS[model], **look)
 
 
-def _each(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
+def _draw_device_rows(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
     """Draw one row per device."""
     for i, r in enumerate(rows):
         ends = [r[m] for m in models if r.get(m)]
         axes.plot([min(ends), max(ends)], [i, i], color=COLOUR["quiet"], lw=1.6, zorder=1)
     for m in models:
         shown = [(i, r[m]) for i, r in enumerate(rows) if r.get(m)]
-        _mark(axes, m, [v for _, v in shown], [i for i, _ in shown])
-    axes.set_yticks(range(len(rows)), [_plain(str(r["device"])) for r in rows])
+        _draw_mark(axes, m, [v for _, v in shown], [i for i, _ in shown])
+    axes.set_yticks(range(len(rows)), [_plain_name(str(r["device"])) for r in rows])
     axes.grid(axis="y", visible=False)
 
 
-def _ranked(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
+def _draw_ranked(axes: Any, rows: Sequence[Summary], models: Sequence[str]) -> None:
     """Draw each model's perplexities in order, for too many devices to have rows."""
     for m in models:
         values = sorted(r[m] for r in rows if r.get(m))
         share = [100 * i / max(1, len(values) - 1) for i in range(len(values))]
         axes.plot(values, share, color=COLOUR[m], lw=2)
-        _mark(axes, m, values[-1:], share[-1:])
+        _draw_mark(axes, m, values[-1:], share[-1:])
     axes.set_ylabel("% of devices")
 
 
-def _bars(axes: Any, rows: Sequence[tuple[str, float, str, str]], title: str) -> None:
+def _draw_bars(axes: Any, rows: Sequence[tuple[str, float, str, str]], title: str) -> None:
     """Draw horizontal bars (name, value, shown, colour), the first on top, with direct labels."""
     at = range(len(rows))
     axes.barh(at, [r[1] for r in rows], color=[COLOUR[r[3]] for r in rows], height=0.62)
-    axes.set_yticks(at, [_plain(r[0]) for r in rows])
+    axes.set_yticks(at, [_plain_name(r[0]) for r in rows])
     for i, r in enumerate(rows):
         axes.annotate(r[2], (r[1], i), xytext=(6, 0), textcoords="offset points", va="center", weight="bold")
     axes.invert_yaxis()
@@ -247,11 +250,12 @@ def _bars(axes: Any, rows: Sequence[tuple[str, float, str, str]], title: str) ->
     axes.set_title(title)
 
 
-def _bytes(figure: Any, s: Summary) -> bool:
+def _draw_bytes(figure: Any, s: Summary) -> bool:
+    """Draw the bytes of a contribution after each stage."""
     rows = [(name, value, numbers.size(value), colour) for name, value, colour in cost.byte_stages(s)]
     if not rows:
         return False
-    _bars(figure.subplots(), rows, "Bytes of one contribution, stage by stage")
+    _draw_bars(figure.subplots(), rows, "Bytes of one contribution, stage by stage")
     return True
 
 
@@ -281,7 +285,8 @@ def _quality_for_bytes(figure: Any, s: Summary) -> bool:
     return True
 
 
-def _participation(figure: Any, s: Summary) -> bool:
+def _draw_participation(figure: Any, s: Summary) -> bool:
+    """Draw the fates of invited devices."""
     p = s["participation"]
     if not p["invited"]:
         return False
@@ -292,7 +297,7 @@ def _participation(figure: Any, s: Summary) -> bool:
     funnel = [
         (n, v, f"{numbers.count(v)}  {100 * v / p['invited']:.0f} %", "federated") for n, v in participation.funnel(p)
     ]
-    _bars(axes[0], funnel, "Invitations over all rounds")
+    _draw_bars(axes[0], funnel, "Invitations over all rounds")
     if reasons:
-        _bars(axes[1], reasons, "Lost, by reason")
+        _draw_bars(axes[1], reasons, "Lost, by reason")
     return True

@@ -24,7 +24,7 @@ def privacy(s: Summary) -> str:
     c = p["card"]
     if c is None:
         return f"<p>{without(p['servers'])}</p>{panel('Who could see what', '', made)}"
-    return _cards(s, c) + panel("Who could see what", "", made) + pair(_spending(s, c), _rests_on(c))
+    return _privacy_cards(s, c) + panel("Who could see what", "", made) + pair(_spending_chart(s, c), _rests_on(c))
 
 
 def markdown(s: Summary, played: int) -> str:
@@ -36,35 +36,45 @@ def markdown(s: Summary, played: int) -> str:
     p = s["plan"].get("privacy")
     if not p:
         return ""
-    seen = _markdown(tuple(SEEN.values()), [[w[k] for k in SEEN] for w in p["seen"]])
+    seen = _markdown_table(tuple(SEEN.values()), [[w[k] for k in SEEN] for w in p["seen"]])
     c = p["card"]
     if c is None:
         return f"\n## Who could see what\n\n{without(p['servers'])}\n\n{seen}"
     promised = promises(c)
-    if (spent := _spent(s, played)) is not None:
+    if (spent := _spent_epsilon(s, played)) is not None:
         promised.append(("spent on this model", f"epsilon {spent:.3g}, charged before each release"))
-    card = _markdown(("", ""), [*promised, *rests_on(c)])
+    card = _markdown_table(("", ""), [*promised, *rests_on(c)])
     caption, *heads = FEWER
-    fewer_honest = f"\n{caption}:\n\n{_markdown(heads, rows)}" if (rows := fewer(c)) else ""
+    fewer_honest = f"\n{caption}:\n\n{_markdown_table(heads, rows)}" if (rows := fewer(c)) else ""
     summary = c["summary"][0].upper() + c["summary"][1:]
     return f"\n## Privacy card\n\n{summary}.\n\n{card}{fewer_honest}\n### Who could see what\n\n{seen}"
 
 
-def _markdown(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]
     return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
-def _spent(s: Summary, played: int) -> float | None:
+def _spent_epsilon(s: Summary, played: int) -> float | None:
     """Return the epsilon that the ledger had charged after ``played`` rounds; None without a ledger."""
     return next((r["epsilon"] for r in reversed(s["per_round"]) if r["round"] < played and r.get("epsilon")), None)
 
 
-def _cards(s: Summary, c: Mapping[str, Any]) -> str:
-    spent = _spent(s, s["rounds"]["played"])
+def _privacy_cards(s: Summary, c: Mapping[str, Any]) -> str:
+    """Draw the cards with the epsilons of a run."""
+    spent = _spent_epsilon(s, s["rounds"]["played"])
     shown = [
-        card("Against the server", _eps(c["against_server"]), f"epsilon at delta {c['delta']:g}, after all rounds"),
-        card("Of the released models", _eps(c["of_release"]), f"epsilon at delta {c['delta']:g}, after all rounds"),
+        card(
+            "Against the server",
+            _epsilon_in_words(c["against_server"]),
+            f"epsilon at delta {c['delta']:g}, after all rounds",
+        ),
+        card(
+            "Of the released models",
+            _epsilon_in_words(c["of_release"]),
+            f"epsilon at delta {c['delta']:g}, after all rounds",
+        ),
     ]
     if spent is not None:
         shown.append(
@@ -73,7 +83,8 @@ def _cards(s: Summary, c: Mapping[str, Any]) -> str:
     return f'<div class="cards">{"".join(shown)}</div><p class="hint">{escape(c["summary"])}.</p>'
 
 
-def _spending(s: Summary, c: Mapping[str, Any]) -> str:
+def _spending_chart(s: Summary, c: Mapping[str, Any]) -> str:
+    """Draw epsilon over the rounds."""
     spent = [(r["round"] + 1, r["epsilon"]) for r in s["per_round"] if r.get("epsilon")]
     some = spent[:: -(-len(spent) // 12) or 1]
     bars = [svg.Bar(f"round {n}", eps, f"{eps:.3g}") for n, eps in some + spent[-1:] * (some[-1:] != spent[-1:])]
@@ -91,5 +102,6 @@ def _rests_on(c: Mapping[str, Any]) -> str:
     return panel("Assumptions", "", body)
 
 
-def _eps(x: float | None) -> str:
+def _epsilon_in_words(x: float | None) -> str:
+    """Write an epsilon. None is "nothing"."""
     return "nothing" if x is None else f"{x:.3g}"

@@ -31,7 +31,7 @@ def block(s: Mapping[str, Any]) -> str:
     same = "The same seed, data and arithmetic give the same model bytes with any engine."
     recipe, out, where = "recipe.toml", f"../{s['name']}-again", "here"
     lines = []
-    if needs := _beside(s):
+    if needs := _relative_inputs(s):
         recipe, place = f"{s['name']}-again.toml", s["recipe_folder"]
         sentences += f" It reads {', '.join(needs)} from the folder of the original recipe. So copy it there first."
         if place:
@@ -48,19 +48,20 @@ def block(s: Mapping[str, Any]) -> str:
     return f"<h3>Repeat this run</h3><p class='hint'>{sentences} {same} {asked}</p><pre>{commands}</pre>"
 
 
-def _beside(s: Mapping[str, Any]) -> list[str]:
+def _relative_inputs(s: Mapping[str, Any]) -> list[str]:
     """List the inputs that a recipe names by relative paths."""
     recipe = s["recipe"]
     base, data, trace = recipe["model"]["base"], recipe["data"], recipe["simulation"]["link_trace"]
     paths = [] if data["source"] in SHIPPED else [data["path"]] if isinstance(data["path"], str) else data["path"]
     found = {
-        "its data": any(map(_relative, paths)),
-        "its model": base != "bundled" and not base.startswith("hub:") and _relative(base),
-        "its link traces": bool(trace) and _relative(trace),
+        "its data": any(map(_is_relative, paths)),
+        "its model": base != "bundled" and not base.startswith("hub:") and _is_relative(base),
+        "its link traces": bool(trace) and _is_relative(trace),
         "its extensions": bool(s["facts"].get("extensions")),
     }
     return [name for name, is_there in found.items() if is_there]
 
 
-def _relative(path: str) -> bool:
+def _is_relative(path: str) -> bool:
+    """Tell whether a path starts from the current folder."""
     return not Path(path).expanduser().is_absolute()

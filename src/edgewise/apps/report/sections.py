@@ -67,8 +67,8 @@ def time(s: Summary) -> str:
 def pipeline(s: Summary) -> str:
     """Build the section on the update pipeline, the broadcast pipeline, and what each party learns."""
     claims = s["plan"]["claims"]
-    shown = _trace(s["plan"]["trace"], "The update pipeline, checked before any data was read.")
-    down = _trace(
+    shown = _pipeline_rows(s["plan"]["trace"], "The update pipeline, checked before any data was read.")
+    down = _pipeline_rows(
         s["plan"]["trace_down"], "The broadcast pipeline: the download of a device that took part in the last round."
     )
     items = "".join(f"<li>{escape(c)}</li>" for c in claims)
@@ -76,7 +76,8 @@ def pipeline(s: Summary) -> str:
     return f'<div class="panel">{shown}{down}{who}</div>' if shown or who else '<p class="hint">Not recorded.</p>'
 
 
-def _trace(trace: Sequence[Mapping[str, Any]], note: str) -> str:
+def _pipeline_rows(trace: Sequence[Mapping[str, Any]], note: str) -> str:
+    """Draw the stages of an update with their bounds."""
     rows = []
     for i, r in enumerate(trace):
         cells = [escape(r["does"])]
@@ -84,7 +85,13 @@ def _trace(trace: Sequence[Mapping[str, Any]], note: str) -> str:
             cells += [""] * 6
         else:
             unit = f"{r['bits']:g} bit"
-            cells += [numbers.count(r["dim"]), unit, _bound(r["l2"]), _yes(r["summable"]), _yes(r["unbiased"])]
+            cells += [
+                numbers.count(r["dim"]),
+                unit,
+                _bound_cell(r["l2"]),
+                _yes_or_no(r["summable"]),
+                _yes_or_no(r["unbiased"]),
+            ]
             cells.append(numbers.size(r["bytes"]))
         opens = r["role"] == "stage" and i + 1 < len(trace) and trace[i + 1]["role"] == "inner"
         name = escape(r["name"].split("(")[0] if opens else r["name"])
@@ -93,11 +100,13 @@ def _trace(trace: Sequence[Mapping[str, Any]], note: str) -> str:
     return table(heads, rows, note, plain=(0,), reflow=True) if rows else ""
 
 
-def _bound(x: float | None) -> str:
+def _bound_cell(x: float | None) -> str:
+    """Write a bound. None is "none"."""
     return '<span class="no">none</span>' if x is None else numbers.figures(x)
 
 
-def _yes(x: bool) -> str:
+def _yes_or_no(x: bool) -> str:
+    """Write a property as yes or no."""
     return '<span class="yes">yes</span>' if x else '<span class="no">no</span>'
 
 
@@ -109,18 +118,23 @@ def provenance(s: Summary) -> str:
     engine = f"{f.get('engine', '')}, {f.get('workers')} workers" if f.get("workers", 1) != 1 else f.get("engine", "")
     known = {"model", "parameters", "fingerprint", "engine", "workers", "started_at", "initial_sha256", "trainable"}
     known |= {"model_fingerprint", "spec_sha256"}
-    more = [(k.replace("_", " "), escape(_short(v))) for k, v in f.items() if k not in known and v not in ([], "")]
+    more = [
+        (k.replace("_", " "), escape(_short_value(v))) for k, v in f.items() if k not in known and v not in ([], "")
+    ]
     listed = facts(
         [
             ("model", escape(str(f.get("model") or s["recipe"]["model"]["base"]))),
             ("parameters", f"{numbers.count(s['parameters'])}, of which {numbers.count(s['trainable'])} trained"),
-            ("run id", _hash(s["run"])),
-            ("recipe SHA-256", _hash(s["recipe_sha256"])),
-            ("initial model SHA-256", _hash(s["initial_sha256"])),
-            ("final model SHA-256", _hash(s["model_sha256"]) + f" <small>after {s['rounds']['kept']} rounds</small>"),
-            *([("data fingerprint", _hash(f["fingerprint"]))] if f.get("fingerprint") else []),
-            ("frozen weights SHA-256", _hash(f.get("model_fingerprint"))),
-            ("layout SHA-256", _hash(f.get("spec_sha256"))),
+            ("run id", _digest_cell(s["run"])),
+            ("recipe SHA-256", _digest_cell(s["recipe_sha256"])),
+            ("initial model SHA-256", _digest_cell(s["initial_sha256"])),
+            (
+                "final model SHA-256",
+                _digest_cell(s["model_sha256"]) + f" <small>after {s['rounds']['kept']} rounds</small>",
+            ),
+            *([("data fingerprint", _digest_cell(f["fingerprint"]))] if f.get("fingerprint") else []),
+            ("frozen weights SHA-256", _digest_cell(f.get("model_fingerprint"))),
+            ("layout SHA-256", _digest_cell(f.get("spec_sha256"))),
             ("seed", escape(str(s["seed"]))),
             ("started", when),
             ("engine", escape(engine)),
@@ -131,10 +145,10 @@ def provenance(s: Summary) -> str:
     what = "<h3>The recipe</h3><p class='hint'>The keys that differ from their defaults.</p>"
     own = f"{what}<pre>{escape(toml(settings.own(s['recipe'])))}</pre>"
     whole = details("recipe.toml, with all defaults", f"<pre>{escape(toml(s['recipe']))}</pre>")
-    return f'<div class="panel">{listed}</div>{_read(s)}{repeat.block(s)}{own}{whole}'
+    return f'<div class="panel">{listed}</div>{_reading_section(s)}{repeat.block(s)}{own}{whole}'
 
 
-def _read(s: Summary) -> str:
+def _reading_section(s: Summary) -> str:
     """List the files and rows that were read or left out; empty if the trainer does not report them."""
     if not s["reading"]:
         return ""
@@ -142,11 +156,12 @@ def _read(s: Summary) -> str:
     return f'<h3>The data</h3><div class="panel">{listed}</div>'
 
 
-def _hash(x: str | None) -> str:
+def _digest_cell(x: str | None) -> str:
     """Format a digest. The digest of no bytes is left out: nothing is frozen if all weights are trained."""
     return f'<span class="hash">{escape(x)}</span>' if x and x != EMPTY else ""
 
 
-def _short(value: Any) -> str:
+def _short_value(value: Any) -> str:
+    """Cut a value to 300 characters."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 300 else text[:299] + "…"

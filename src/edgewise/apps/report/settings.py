@@ -34,11 +34,12 @@ def training(s: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("on devices", f"{t['optimizer']}, {rate}"),
         ("each round", f"{work} of {recipe['data']['sequence_len']} tokens"),
         ("cohort", who),
-        ("on the server", _part(recipe["strategy"])),
+        ("on the server", _part_in_words(recipe["strategy"])),
     ]
 
 
-def _part(table: Mapping[str, Any]) -> str:
+def _part_in_words(table: Mapping[str, Any]) -> str:
+    """Write a part of a recipe with its keys."""
     given = ", ".join(f"{k} = {numbers.plain(v)}" for k, v in table.items() if k != "kind")
     return f"{table['kind']} ({given})" if given else str(table["kind"])
 

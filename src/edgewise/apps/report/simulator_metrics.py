@@ -104,10 +104,10 @@ def panels(s: Mapping[str, Any]) -> str:
             for kind, points in kinds.items()
         ]
         drawn = svg.lines(f"{name} by rounds played", lines, x_name="rounds played", unit=lambda v: f"{v:.4g}")
-        shown.append(panel(_title(name), hint, drawn))
+        shown.append(panel(_metric_title(name), hint, drawn))
     last = {(m["name"], m["model"]): m for m in s["simulator_metrics"]}
     body = [
-        row(_title(f"{name}, {words.MODELS.get(model, model)}"), _figures(m))
+        row(_metric_title(f"{name}, {words.MODELS.get(model, model)}"), _metric_figures(m))
         for (name, model), m in sorted(last.items())
     ]
     heads = ("metric", "after rounds", "mean", "lowest", "highest", "devices")
@@ -115,10 +115,12 @@ def panels(s: Mapping[str, Any]) -> str:
     return f'<div class="gap"></div>{"".join(shown)}{latest}'
 
 
-def _title(name: str) -> str:
+def _metric_title(name: str) -> str:
+    """Write the name of a metric as HTML."""
     return escape(svg.clipped(name, 300))
 
 
-def _figures(m: Mapping[str, Any]) -> list[str]:
+def _metric_figures(m: Mapping[str, Any]) -> list[str]:
+    """List the figures of a metric for a row."""
     numbers = [f"{m[key]:.4g}" for key in ("mean", "lowest", "highest")]
     return [words.count(m["round"] + 1), *numbers, words.count(m["measured"])]

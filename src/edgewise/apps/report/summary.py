@@ -156,8 +156,8 @@ def build(store: RunStore) -> dict[str, Any]:
         "bytes": traffic.sizes(log, facts, trained, noised),
         "participation": participation.figures(log),
         "rungs": participation.rungs(log, plan.get("rungs") or []),
-        "seconds": _seconds(log),
-        "summed_metrics": _metrics(recipe, plan),
+        "seconds": _seconds_of_run(log),
+        "summed_metrics": _declared_metrics(recipe, plan),
         "per_round": [_round_row(e, [m["name"] for m in recipe.get("metric", ())]) for e in rounds],
         "curve": [
             {
@@ -171,7 +171,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "simulator_metrics": simulator_metrics.rows(log, noised),
         "quality_for_bytes": [],
         "per_device": [] if noised else participation.devices(log, measures, facts),
-        "samples": [] if noised else _samples(log),
+        "samples": [] if noised else _sample_rows(log),
         "population": plan.get("population") or len(facts.get("devices") or {}) or None,
         "plan": {
             "trace": plan.get("trace") or [],
@@ -181,19 +181,19 @@ def build(store: RunStore) -> dict[str, Any]:
         },
         "reading": None if noised else facts.get("reading"),
         "versions": facts.get("versions") or {},
-        "facts": _facts(facts, noised),
+        "facts": _public_facts(facts, noised),
         "not_covered": OUTSIDE if noised else "",
         "recipe": recipe,
     }
     out["quality_for_bytes"] = traffic.quality_for_bytes(out)
-    clean: dict[str, Any] = _finite(out)
+    clean: dict[str, Any] = _with_nulls(out)
     return clean
 
 
 def write(out: Path, summary: Mapping[str, Any]) -> Path:
     """Write ``out/summary.json`` atomically."""
     path = out / "summary.json"
-    write_durably(path, _json(summary))
+    write_durably(path, _summary_json(summary))
     return path
 
 
@@ -207,23 +207,25 @@ def write_devices(store: RunStore, summary: Mapping[str, Any], out: Path) -> Non
     if not summary["not_covered"] or run is None:
         return
     measures = {name: store.measures(name) for name in MODELS}
-    rows = _finite(participation.devices(store.events(), measures, run["facts"]))
+    rows = _with_nulls(participation.devices(store.events(), measures, run["facts"]))
     apart = {key: run["facts"].get(key) for key in ("fingerprint", "reading")}
     owners = {"per_device": rows, **apart, "not_covered": OUTSIDE}
-    write_durably(out / "devices.json", _json(owners), owner_only=True)
+    write_durably(out / "devices.json", _summary_json(owners), owner_only=True)
 
 
-def _facts(facts: Mapping[str, Any], noised: bool) -> dict[str, Any]:
+def _public_facts(facts: Mapping[str, Any], noised: bool) -> dict[str, Any]:
     """Return the facts that are passed on. With differential privacy they hold no digest of data or objects."""
     shown = {k: v for k, v in facts.items() if k not in _SHOWN_APART and not (noised and k == "fingerprint")}
     return {**shown, "objects": {}} if noised and "objects" in shown else shown
 
 
-def _json(plain: Mapping[str, Any]) -> bytes:
+def _summary_json(plain: Mapping[str, Any]) -> bytes:
+    """Write a summary as JSON."""
     return (json.dumps(plain, indent=1, allow_nan=False) + "\n").encode()
 
 
-def _seconds(log: Sequence[events.AnyEvent]) -> dict[str, float]:
+def _seconds_of_run(log: Sequence[events.AnyEvent]) -> dict[str, float]:
+    """Add up the time of rounds, measurements and comparisons."""
     finished = [e for e in log if isinstance(e, events.RoundFinished)]
     measured = [e for e in log if isinstance(e, events.Evaluated)]
     rounds = math.fsum(e.seconds for e in finished)
@@ -240,7 +242,7 @@ def _seconds(log: Sequence[events.AnyEvent]) -> dict[str, float]:
     }
 
 
-def _samples(log: Sequence[events.AnyEvent]) -> list[dict[str, str]]:
+def _sample_rows(log: Sequence[events.AnyEvent]) -> list[dict[str, str]]:
     """Make one row per device whose held-out text both models continued."""
     by: dict[str, dict[str, events.Sampled]] = defaultdict(dict)
     for e in log:
@@ -258,7 +260,8 @@ def _samples(log: Sequence[events.AnyEvent]) -> list[dict[str, str]]:
     ]
 
 
-def _metrics(recipe: Mapping[str, Any], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _declared_metrics(recipe: Mapping[str, Any], plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """List the recipe's metrics with the noise on their means."""
     noise = plan.get("metric_noise", {})
     return [{**metric, "noise_std": noise.get(metric["name"], 0.0)} for metric in recipe.get("metric", ())]
 
@@ -284,12 +287,12 @@ def _round_row(e: events.RoundFinished, metrics: Sequence[str]) -> dict[str, Any
     }
 
 
-def _finite(x: Any) -> Any:
+def _with_nulls(x: Any) -> Any:
     """Convert to plain JSON values. A number that is not finite becomes null."""
     if isinstance(x, float):
         return x if math.isfinite(x) else None
     if isinstance(x, Mapping):
-        return {str(k): _finite(v) for k, v in x.items()}
+        return {str(k): _with_nulls(v) for k, v in x.items()}
     if isinstance(x, list | tuple):
-        return [_finite(v) for v in x]
+        return [_with_nulls(v) for v in x]
     return x

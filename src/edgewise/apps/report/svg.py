@@ -133,12 +133,12 @@ def lines(
 
     def draw(narrow: bool) -> str:
         size = (NARROW, 210) if narrow else (width, height)
-        return _lines(title, series, x_name, unit, band, band_colour, whole_x, log_x, log_y, size, narrow)
+        return _draw_lines(title, series, x_name, unit, band, band_colour, whole_x, log_x, log_y, size, narrow)
 
     return both(draw, width > 600)
 
 
-def _lines(
+def _draw_lines(
     title: str,
     series: Sequence[Series],
     x_name: str,
@@ -197,7 +197,7 @@ def _lines(
         path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in ring)
         body.append(f'<polygon points="{path}" style="fill:var(--{band_colour})" class="band"/>')
     for s in drawn:
-        body += _line(s, x, y)
+        body += _draw_line(s, x, y)
     if narrow:
         for i, s in enumerate(drawn):
             dash = ' stroke-dasharray="5 4"' if s.dashed else ""
@@ -212,7 +212,7 @@ def _lines(
     return frame(width, height, title, body)
 
 
-def _line(s: Series, x: Scale, y: Scale) -> list[str]:
+def _draw_line(s: Series, x: Scale, y: Scale) -> list[str]:
     path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in s.points)
     dash = ' stroke-dasharray="5 4"' if s.dashed else ""
     out = [f'<polyline points="{path}" class="line" style="stroke:var(--{s.colour})"{dash}/>']
@@ -239,10 +239,12 @@ def marker(model: str, x: float, y: float) -> str:
 
 def dumbbells(title: str, rows: Sequence[Mapping[str, Any]], models: Sequence[str], width: int = 1000) -> str:
     """Draw each device's perplexity under each model on a log axis, in the given order. ``device`` names a row."""
-    return both(lambda narrow: _dumbbells(title, rows, models, NARROW if narrow else width, narrow), large=True)
+    return both(lambda narrow: _draw_dumbbells(title, rows, models, NARROW if narrow else width, narrow), large=True)
 
 
-def _dumbbells(title: str, rows: Sequence[Mapping[str, Any]], models: Sequence[str], width: int, narrow: bool) -> str:
+def _draw_dumbbells(
+    title: str, rows: Sequence[Mapping[str, Any]], models: Sequence[str], width: int, narrow: bool
+) -> str:
     values = [row[m] for row in rows for m in models if row.get(m)]
     if not values:
         return ""
@@ -319,10 +321,10 @@ def _bars_beside(title: str, rows: Sequence[Bar], width: int, left: int) -> str:
 
 def stack(title: str, parts: Sequence[Bar], width: int = 520) -> str:
     """Draw one bar divided into parts, each labelled below with its share. Parts of zero are left out."""
-    return both(lambda narrow: _stack(title, parts, NARROW if narrow else width))
+    return both(lambda narrow: _draw_stack(title, parts, NARROW if narrow else width))
 
 
-def _stack(title: str, parts: Sequence[Bar], width: int) -> str:
+def _draw_stack(title: str, parts: Sequence[Bar], width: int) -> str:
     total = sum(p.value for p in parts)
     if total <= 0:
         return ""
@@ -346,10 +348,10 @@ def _stack(title: str, parts: Sequence[Bar], width: int) -> str:
 
 def matrix(title: str, rows: Sequence[tuple[str, Sequence[str]]], rounds: int, width: int = 1000) -> str:
     """Draw devices by rounds: ``accepted`` filled, ``lost`` crossed, ``late`` hollow, ``""`` not invited or unknown."""
-    return both(lambda narrow: _matrix(title, rows, rounds, NARROW if narrow else width, narrow), large=True)
+    return both(lambda narrow: _draw_matrix(title, rows, rounds, NARROW if narrow else width, narrow), large=True)
 
 
-def _matrix(title: str, rows: Sequence[tuple[str, Sequence[str]]], rounds: int, width: int, narrow: bool) -> str:
+def _draw_matrix(title: str, rows: Sequence[tuple[str, Sequence[str]]], rounds: int, width: int, narrow: bool) -> str:
     left, margin, most = (106, 2, 8) if narrow else (150, 24, 24)
     top, step = 20, 18.0
     wide = min(56.0, (width - left - margin) / max(1, rounds))

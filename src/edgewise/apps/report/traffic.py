@@ -30,11 +30,11 @@ def sizes(
         "up_ratio": reference / per_up if reference and per_up else None,
         "up_ratio_update": update / per_up if update and per_up else None,
         "down_ratio": reference / per_down if reference and per_down else None,
-        **_text(sum(up), facts, noised),
+        **_text_traffic(sum(up), facts, noised),
     }
 
 
-def _text(up: int, facts: Mapping[str, Any], noised: bool) -> dict[str, Any]:
+def _text_traffic(up: int, facts: Mapping[str, Any], noised: bool) -> dict[str, Any]:
     """Compute the size of the training text, and the upload of one device in all rounds."""
     held = facts.get("devices") if isinstance(facts.get("devices"), dict) else {}
     population = (facts.get("plan") or {}).get("population") or len(held or {})

@@ -24,23 +24,25 @@ def importable(given: Sequence[str], recipe_dir: Path) -> list[str]:
     """
     if not given:
         return []
-    _reach(Path())
-    _reach(recipe_dir)
-    return [_module(Path(one)) if one.endswith(".py") else one for one in given]
+    _add_to_path(Path())
+    _add_to_path(recipe_dir)
+    return [_module_of_file(Path(one)) if one.endswith(".py") else one for one in given]
 
 
-def _reach(folder: Path) -> None:
+def _add_to_path(folder: Path) -> None:
+    """Let Python find the modules of a folder, after all others."""
     place = str(folder.resolve())
     if place not in sys.path:
         sys.path.append(place)
 
 
-def _module(file: Path) -> str:
+def _module_of_file(file: Path) -> str:
+    """Find the name of the module in a file."""
     if not file.is_file():
         raise RecipeError("E-EXTENSION", f"there is no file {file}.", "give the module's file, or its name.")
     if not file.stem.isidentifier():
         raise RecipeError("E-EXTENSION", f"{file.name} is not the name of a module.", "use letters, digits and _ only.")
-    _reach(file.parent)
+    _add_to_path(file.parent)
     found = importlib.util.find_spec(file.stem)
     if found is None or found.origin is None or Path(found.origin).resolve() != file.resolve():
         where = found.origin if found is not None else "nowhere"

@@ -30,11 +30,12 @@ def _is_tables(value: Any) -> bool:
 def inline(value: Any) -> str:
     """Write one value as TOML in a line."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{_key(k)} = {inline(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml_key(k)} = {inline(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list):
         return "[" + ", ".join(inline(v) for v in value) + "]"
     return json.dumps(value, ensure_ascii=False)  # Strings, numbers and booleans look the same in JSON and TOML.
 
 
-def _key(name: str) -> str:
+def _toml_key(name: str) -> str:
+    """Write a key, in quotes if it needs them."""
     return name if _BARE.fullmatch(name) else json.dumps(name)

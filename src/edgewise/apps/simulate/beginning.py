@@ -111,7 +111,7 @@ def check_same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for fact, what in SAME.items():
         before, current = (facts.get(fact) or EARLIER.get(fact) for facts in (known, now))
         if before != current:
-            was, is_ = _short(before), _short(current)
+            was, is_ = _short_fact(before), _short_fact(current)
             back = BACK if fact in ("arithmetic_sha256", "hardware") else "put it back as it was"
             raise StoreError(
                 "E-RESUME",
@@ -123,22 +123,25 @@ def check_same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
 def _check_objects(known: Mapping[str, str], now: Mapping[str, str]) -> None:
     """Raise StoreError(E-RESUME) with the name of an object that is missing, new or changed."""
     if known and not now:
-        what = f"this run began from Python objects: {_some(known)}."
+        what = f"this run began from Python objects: {_some_names(known)}."
         raise StoreError("E-RESUME", what, "go on from the script that began it, with fed.run(out, resume=True).")
     for name in sorted({*known, *now}):
         if known.get(name) != now.get(name):
             how = "is new" if name not in known else "is missing" if name not in now else "changed"
-            what = f"{name} {how} since this run began ({_short(known.get(name))} then, {_short(now.get(name))} now)."
+            then, today = _short_fact(known.get(name)), _short_fact(now.get(name))
+            what = f"{name} {how} since this run began ({then} then, {today} now)."
             fix = "put it back as it was, or start again with another out (or overwrite=True)."
             raise StoreError("E-RESUME", what, fix)
 
 
-def _some(names: Mapping[str, str], most: int = 5) -> str:
+def _some_names(names: Mapping[str, str], most: int = 5) -> str:
+    """List some names, and the number of the others."""
     listed = sorted(names)
     return ", ".join(listed[:most]) + (f" and {len(listed) - most} more" if len(listed) > most else "")
 
 
-def _short(fact: Any) -> str:
+def _short_fact(fact: Any) -> str:
+    """Write a fact in few characters."""
     if isinstance(fact, int | str):
         return str(fact)[:12]
     return ", ".join(fact) or "none" if isinstance(fact, list) else "none"

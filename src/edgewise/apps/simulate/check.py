@@ -63,9 +63,9 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         noise_steps(plan, trainer)
         sizes = trainer.trainer.sizes()
         step_s = 0.0 if fast or trainer.measures is None else trainer.measures.step_s()
-        together = _together(trainer, plan, step_s)
+        together = _step_together_s(trainer, plan, step_s)
         encode_s = 0.0 if fast else speed.encode_s(plan)
-        read = _reading(trainer)
+        read = _reading_record(trainer)
         steps = _local_steps(trainer, plan)
         notes = [] if trainer.remarks is None else list(trainer.remarks.notes())
     parameters = sizes.get("parameters", 0.0)
@@ -100,8 +100,8 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan, cost["down_frames"])},
         "memory_bytes": (sizes.get("memory_bytes") or 0.0) + _client_bytes(plan) or None,
         "totals": window_of(plan)._asdict(),
-        "kept_bytes": 4 * (plan.spec.dim * len(plan.strategy.client.memory) + _private(plan, trainer)),
-        "ends": _ends(recipe),
+        "kept_bytes": 4 * (plan.spec.dim * len(plan.strategy.client.memory) + _private_parameters(plan, trainer)),
+        "ends": _decisions_by_loss(recipe),
         "local_epochs": recipe.training.local_epochs or None,
         "local_steps": steps,
         "step_s": step_s or None,
@@ -111,7 +111,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
     }
 
 
-def _private(plan: Plan, trainer: Registered) -> int:
+def _private_parameters(plan: Plan, trainer: Registered) -> int:
     """Count the private parameters of a device."""
     if not keeps_private(plan):
         return 0
@@ -133,7 +133,7 @@ def _local_steps(trainer: Registered, plan: Plan) -> dict[str, Any]:
     return {"fewest": min(each), "mean": sum(each) / len(each), "most": max(each), "devices": n, "cut": cut}
 
 
-def _reading(trainer: Registered) -> dict[str, Any] | None:
+def _reading_record(trainer: Registered) -> dict[str, Any] | None:
     """The record of what the trainer read and left out, or None. Some of the text is tokenized for it.
 
     Raises DataError(E-DEVICE-DATA) where all devices were looked at and nothing is left to train or to measure on.
@@ -151,7 +151,7 @@ def _reading(trainer: Registered) -> dict[str, Any] | None:
     return read
 
 
-def _ends(recipe: Recipe) -> str:
+def _decisions_by_loss(recipe: Recipe) -> str:
     """List the decisions that rest on held-out losses. Empty if there are none."""
     n, decisions = recipe.round.patience, []
     if n:
@@ -161,7 +161,7 @@ def _ends(recipe: Recipe) -> str:
     return "; ".join(decisions)
 
 
-def _together(trainer: Registered, plan: Plan, step_s: float) -> dict[str, float] | None:
+def _step_together_s(trainer: Registered, plan: Plan, step_s: float) -> dict[str, float] | None:
     """Measure a step of several devices in one pass. None where they cannot, or are not clearly faster than in turn.
 
     A pass that would take long is not measured, because large batches gain nothing. Nor is one that may need more than

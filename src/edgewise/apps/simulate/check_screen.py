@@ -35,7 +35,7 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
     console.print()
     console.print(privacy_table(found["privacy"]))
     if found["chosen"]:
-        console.print(_chosen(found["privacy"]["word"], found["chosen"]))
+        console.print(_chosen_values(found["privacy"]["word"], found["chosen"]))
         console.print()
     if found["ladder"]:
         for table in ladder_tables(found["ladder"]):
@@ -44,7 +44,7 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
         console.print(Text("what is read", "bold"))
         console.print(data_read.table(found["reading"]))
         console.print()
-    console.print(_numbers(found))
+    console.print(_numbers_table(found))
     console.print()
     console.print(Text(verdict(found), "bold"))
 
@@ -86,7 +86,7 @@ def privacy_table(p: Mapping[str, Any]) -> Any:
     return Group(seen, Text("privacy card", "bold"), grid, Text(""))
 
 
-def _chosen(word: str, chosen: Mapping[str, Any]) -> Any:
+def _chosen_values(word: str, chosen: Mapping[str, Any]) -> Any:
     """List the values that the word of privacy chose where the recipe gives none, as a recipe would hold them."""
     from rich.console import Group
     from rich.table import Table
@@ -158,42 +158,52 @@ def trace_table(rows: Sequence[Mapping[str, Any]], title: str = "the update pipe
         cells: list[Any] = [label.append(f"\n{r['does']}", "not bold dim") if r["does"] else label]
         last = r["role"] in ("merge", "post", "strategy")
         if narrow:
-            if below := _below(r):
+            if below := _part_properties(r):
                 label.append(f"\n{below}", "not bold")
             cells.append("" if last else numbers.size(r["bytes"]))
         elif last:
-            cells += ["", "", "", _seen(r)]
+            cells += ["", "", "", _visibility(r)]
         else:
             holds = f"{numbers.count(r['dim'])}\n{r['kind']} {r['bits']:g} bit"
-            cells += [holds, f"{_bound(r['l2'])}\n{_bound(r['linf'])}", numbers.size(r["bytes"]), _properties(r)]
+            cells += [
+                holds,
+                f"{_bound_in_words(r['l2'])}\n{_bound_in_words(r['linf'])}",
+                numbers.size(r["bytes"]),
+                _space_properties(r),
+            ]
         table.add_row(*cells)
     return table
 
 
-def _seen(r: Mapping[str, Any]) -> str:
+def _visibility(r: Mapping[str, Any]) -> str:
     """Tell whether the server sees single updates, in a part that says it."""
     return {True: "server sees each", False: "blind", None: ""}[r.get("visible")]
 
 
-def _below(r: Mapping[str, Any]) -> str:
+def _part_properties(r: Mapping[str, Any]) -> str:
     """Write a part's numbers and properties in one line."""
     if r["role"] in ("merge", "post", "strategy"):
-        return _seen(r)
-    bounds = [f"{name} {_bound(r[key])}" for name, key in (("L2", "l2"), ("Linf", "linf")) if r[key] is not None]
-    facts = [f"{numbers.count(r['dim'])} × {r['kind']} {r['bits']:g} bit", *bounds, _properties(r)]
+        return _visibility(r)
+    bounds = [
+        f"{name} {_bound_in_words(r[key])}" for name, key in (("L2", "l2"), ("Linf", "linf")) if r[key] is not None
+    ]
+    facts = [f"{numbers.count(r['dim'])} × {r['kind']} {r['bits']:g} bit", *bounds, _space_properties(r)]
     return ", ".join(filter(None, facts))
 
 
-def _bound(x: float | None) -> str:
+def _bound_in_words(x: float | None) -> str:
+    """Write a bound. None is "none"."""
     return "none" if x is None else numbers.figures(x)
 
 
-def _properties(r: Mapping[str, Any]) -> str:
+def _space_properties(r: Mapping[str, Any]) -> str:
+    """List the properties that a space has."""
     names = ("summable", "unbiased", "sparse", "memory")
     return " ".join(name for name in names if r[name])
 
 
-def _numbers(found: Mapping[str, Any]) -> Any:
+def _numbers_table(found: Mapping[str, Any]) -> Any:
+    """Make the table of bytes, times and cohorts."""
     from rich.table import Table
 
     b, f, s = found["bytes"], found["forecast"], found["sampling"]
@@ -228,7 +238,7 @@ def _numbers(found: Mapping[str, Any]) -> Any:
     if found["kept_bytes"]:
         size = numbers.size(found["kept_bytes"])
         grid.add_row("", f"{size} that each device keeps between rounds")
-    grid.add_row("verifying", _totals(found["totals"]))
+    grid.add_row("verifying", _kept_totals(found["totals"]))
     if f["total_s"] is None:
         grid.add_row("time", "not measured (leave out --fast)")
     else:
@@ -257,7 +267,7 @@ def _local_work(steps: Mapping[str, Any], epochs: float | None) -> str:
     return f"{numbers.local_work(0, epochs)} per device and round: {some}"
 
 
-def _totals(window: Mapping[str, int]) -> str:
+def _kept_totals(window: Mapping[str, int]) -> str:
     """Write how much of the run `edgewise run verify` can replay, and the disk space of the totals."""
     rounds, most = window["rounds"], numbers.size(window["most_bytes"])
     if rounds == 0:

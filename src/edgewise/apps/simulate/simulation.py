@@ -114,24 +114,27 @@ def play(
             sink(stamped)
 
     try:
-        yield from _run(recipe, out, recipe_dir, resume, extensions, wrap, report, forecast, tell, objects, until)
+        yield from _run_in_store(
+            recipe, out, recipe_dir, resume, extensions, wrap, report, forecast, tell, objects, until
+        )
     except BaseException as e:
         fault = fault_of(e, (*extensions, *objects.modules))
         with suppress(Exception):  # boundary: a sink that fails must not hide why the run failed
-            tell(_failed(fault or e, resumable))
+            tell(_run_failed_event(fault or e, resumable))
         if fault is not None:
             raise fault from e
         raise
 
 
-def _failed(e: BaseException, resumable: bool) -> events.RunFailed:
+def _run_failed_event(e: BaseException, resumable: bool) -> events.RunFailed:
+    """Make the event of a run that ends with an error."""
     if isinstance(e, EdgewiseError):
         return events.RunFailed(code=e.code, reason=e.what, resumable=resumable)
     code = "E-INTERRUPTED" if isinstance(e, KeyboardInterrupt | GeneratorExit) else "crash"
     return events.RunFailed(code=code, reason=type(e).__name__, resumable=resumable)
 
 
-def _run(
+def _run_in_store(
     recipe: Recipe,
     out: Path,
     recipe_dir: Path,
@@ -144,13 +147,14 @@ def _run(
     objects: Objects,
     until: Callable[[], bool],
 ) -> Generator[Spec, None, None]:
+    """Play a run in its folder, and write its report."""
     began = time.time()
     if resume and not (out / "run.db").is_file():
         raise no_run(out)
     with RunStore(out) as store:
         known = claim(store, recipe, resume)
         tell(events.PhaseStarted(phase="load"))
-        executor = _executor(recipe, objects)
+        executor = _make_executor(recipe, objects)
         try:
             loaded = load(executor, recipe, recipe_dir, store, extensions, known, objects)
             if notes := data_read.notes(loaded.facts["reading"]) if loaded.facts.get("reading") else []:
@@ -173,7 +177,7 @@ def _run(
                     )
             if forecast and known is None:
                 tell_forecast(executor, loaded.plan, tell)
-            over = yield from _play(store, executor, recipe, loaded, wrap, tell, until)
+            over = yield from _play_rounds(store, executor, recipe, loaded, wrap, tell, until)
         finally:
             executor.close()
         if report:
@@ -198,7 +202,8 @@ def write_report(store: RunStore, out: Path) -> dict[str, Any]:
     return data
 
 
-def _executor(recipe: Recipe, objects: Objects) -> Executor:
+def _make_executor(recipe: Recipe, objects: Objects) -> Executor:
+    """Start what trains the devices: this process, or a pool."""
     if recipe.simulation.engine != "pool":
         return Inproc(Host(objects=objects))
     if objects.local:
@@ -209,7 +214,7 @@ def _executor(recipe: Recipe, objects: Objects) -> Executor:
     return Pool(recipe.simulation.workers)
 
 
-def _play(
+def _play_rounds(
     store: RunStore,
     executor: Executor,
     recipe: Recipe,
@@ -242,7 +247,7 @@ def _play(
         helper=LocalHelper(plan, helper.secret, trust.registry),
         evaluator=own,
     )
-    reached = _begun(recipe.name, coordinator, simulated, loaded, tell)
+    reached = _begin_coordinator(recipe.name, coordinator, simulated, loaded, tell)
     for after in coordinator.rounds(reached, until):
         reached = after
         own.take()
@@ -259,9 +264,10 @@ def _play(
     return True
 
 
-def _begun(
+def _begin_coordinator(
     name: str, coordinator: Coordinator, simulated: SimulatedCohort, loaded: LoadedRun, tell: Tell
 ) -> Checkpoint:
+    """Begin or resume the rounds."""
     plan, checkpoint = loaded.plan, coordinator.begin(loaded.initial.pop())
     if checkpoint.down is not None:
         simulated.restore(checkpoint.down)

@@ -34,7 +34,7 @@ PHASES = {
 }
 
 
-def _title(phase: str, recipe: Recipe) -> str:
+def _phase_title(phase: str, recipe: Recipe) -> str:
     """Name a phase of a run in words."""
     if phase != "compare":
         return PHASES.get(phase, phase)
@@ -45,7 +45,7 @@ def _title(phase: str, recipe: Recipe) -> str:
 
 def _beside_the_bar(phase: str, recipe: Recipe) -> str:
     """Name a phase in few words, which leave room for the bar and the times in 80 columns."""
-    kind, _, what = _title(phase, recipe).partition(": ")
+    kind, _, what = _phase_title(phase, recipe).partition(": ")
     return kind if len(what) > 24 else what or kind
 
 
@@ -164,9 +164,9 @@ class Board:
             return self._personal_s()
         wanted, work = self.recipe.compare, self._work_s()
         if wanted.local_only and wanted.centralised:
-            return work if self._workers > 1 else 2 * work
+            return work if self._worker_count > 1 else 2 * work
         if wanted.local_only:
-            return work / self._workers + self._personal_s()
+            return work / self._worker_count + self._personal_s()
         return work if wanted.centralised else 0.0
 
     def _personal_s(self) -> float:
@@ -177,17 +177,18 @@ class Board:
         further, training = self.recipe.personal.further_steps, self.recipe.training
         if not (further and self.played_here and training.local_steps):
             return 0.0
-        return self._work_s() * further / (training.local_steps * self.rounds) / self._workers
+        return self._work_s() * further / (training.local_steps * self.rounds) / self._worker_count
 
     def _longer_s(self) -> float:
         wanted = self.recipe.compare
         if not (wanted.longer and self.played_here and self.population):
             return 0.0
         devices = min(wanted.longer_devices, self.population)
-        return self._work_s() / self.population * wanted.longer * devices / min(self._workers, devices)
+        return self._work_s() / self.population * wanted.longer * devices / min(self._worker_count, devices)
 
     @property
-    def _workers(self) -> int:
+    def _worker_count(self) -> int:
+        """Count the processes that train."""
         s = self.recipe.simulation
         return s.workers if s.engine == "pool" else 1
 
@@ -255,11 +256,11 @@ class ProgressScreen:
     def _finished_phase(self, event: events.AnyEvent) -> None:
         """Print one line above the live part for a finished phase."""
         if isinstance(event, events.Forecast) and self._console is not None:
-            self._console.print(_forecast(event), style="dim", highlight=False)
+            self._console.print(_forecast_in_words(event), style="dim", highlight=False)
         ended = isinstance(event, events.PhaseStarted | events.RunFinished)
         if ended and self.board.phases and self._console is not None:
             phase, seconds = self.board.phases[-1]
-            title = _title(phase, self.board.recipe)
+            title = _phase_title(phase, self.board.recipe)
             self._console.print(f"[green]✓[/] {title}  [dim]{numbers.duration(seconds)}[/]", highlight=False)
 
     def line(self, e: events.AnyEvent) -> str:
@@ -270,11 +271,11 @@ class ProgressScreen:
                 again = f", resumed after round {e.resumed_round}" if e.resumed_round else ""
                 return f"{e.name}: {e.population} devices, {numbers.count(e.dim)} trained coordinates{again}"
             case events.PhaseStarted():
-                return _title(e.phase, b.recipe)
+                return _phase_title(e.phase, b.recipe)
             case events.Noted():
                 return "\n".join(f"note: {note}" for note in e.notes)
             case events.Forecast():
-                return _forecast(e)
+                return _forecast_in_words(e)
             case events.RoundFinished():
                 loss = f"  loss {b.losses[-1]:.4f}" if e.head.get("loss_last") is not None else ""
                 lost = f"  lost {e.lost}, late {e.late}" if e.lost or e.late else ""
@@ -327,15 +328,17 @@ class ProgressScreen:
         rows.add_column(style="dim", min_width=11)
         rows.add_column()
         if b.phase == "federated":
-            rows.add_row("answered", Text(_dots(b.answered, b.invited)).append(f"  {b.answered}/{b.invited}", "dim"))
+            rows.add_row(
+                "answered", Text(_progress_dots(b.answered, b.invited)).append(f"  {b.answered}/{b.invited}", "dim")
+            )
         if b.losses:
-            rows.add_row("train loss", _trend(b.losses, lambda v: f"{v:.3f}"))
+            rows.add_row("train loss", _trend_line(b.losses, lambda v: f"{v:.3f}"))
         if b.perplexities:
-            rows.add_row("perplexity", _trend(b.perplexities, numbers.perplexity))
+            rows.add_row("perplexity", _trend_line(b.perplexities, numbers.perplexity))
         if b.contributions:
-            rows.add_row("upload", _bytes(b.bytes_up, b.contributions))
+            rows.add_row("upload", _bytes_in_words(b.bytes_up, b.contributions))
         if b.invitations:
-            rows.add_row("download", _bytes(b.bytes_down, b.invitations))
+            rows.add_row("download", _bytes_in_words(b.bytes_down, b.invitations))
         if b.lost:
             losses = ", ".join(f"{n} {code}" for code, n in b.lost.most_common())
             rows.add_row("lost", Text(losses, style="yellow"))
@@ -345,7 +348,8 @@ class ProgressScreen:
         return Group(head, rows)
 
 
-def _forecast(e: events.Forecast) -> str:
+def _forecast_in_words(e: events.Forecast) -> str:
+    """Write how long the run will take."""
     parts = f"rounds {numbers.about(e.rounds_s)}"
     if e.compare_s:
         parts += f", comparisons {numbers.about(e.compare_s)}"
@@ -357,13 +361,15 @@ def failure(note: str) -> bool:
     return any(part.strip() in REGISTRY for part in note.split(":"))
 
 
-def _dots(done: int, total: int, most: int = 40) -> str:
+def _progress_dots(done: int, total: int, most: int = 40) -> str:
+    """Draw progress as dots."""
     if total > most:
         done, total = round(done / total * most), most
     return "●" * done + "○" * (total - done)
 
 
-def _trend(values: list[float], shown: Callable[[float], str]) -> Any:
+def _trend_line(values: list[float], shown: Callable[[float], str]) -> Any:
+    """Draw values as a line of blocks, and the first and last one."""
     from rich.text import Text
 
     text = Text(numbers.sparkline(values), style="cyan")
@@ -372,5 +378,6 @@ def _trend(values: list[float], shown: Callable[[float], str]) -> Any:
     return text.append(f"{'' if len(values) > 1 else '  '}{shown(values[-1])}", "bold")
 
 
-def _bytes(total: int, n: int) -> str:
+def _bytes_in_words(total: int, n: int) -> str:
+    """Write the bytes of a device and of the run so far."""
     return f"{numbers.size(total / n)} per device and round, {numbers.size(total)} so far"

@@ -77,43 +77,45 @@ class CommandSession:
         try:
             payload = dict(body() or {})
         except KeyboardInterrupt:
-            return self._fail(self._interrupted())
+            return self._print_error(self._interruption())
         except EdgewiseError as e:
-            return self._fail(e)
+            return self._print_error(e)
         except ImportError as e:
             package = (e.name or "").split(".")[0]
             extra = next((extra for extra, packages in EXTRAS.items() if package in packages), "")
             if not extra:
-                return self._crash(e)
+                return self._write_crash_file(e)
             fix = f'pip install "edgewise[{extra}]", or in a clone `make setup`.'
-            return self._fail(EdgewiseError("E-DEPENDENCY", f"this command needs {e.name}.", fix))
+            return self._print_error(EdgewiseError("E-DEPENDENCY", f"this command needs {e.name}.", fix))
         except (Exception, SystemExit) as e:  # boundary: a bug becomes a crash file and a message, never a traceback
             if (fault := fault_of(e, self.extensions)) is None:
-                return self._crash(e)
+                return self._write_crash_file(e)
             fault.__cause__ = e
-            return self._fail(fault)
+            return self._print_error(fault)
         if self.as_json:
             print(json.dumps({"ok": True, "command": self.name, **payload}))
         return 0 if payload.get("ok", True) else 1
 
-    def _interrupted(self) -> Interrupted:
+    def _interruption(self) -> Interrupted:
+        """Make the error of a command that was stopped by a person."""
         if not self.resumable:
             return Interrupted("E-INTERRUPTED", "stopped before anything was saved.", "run the same command again.")
         what = "stopped. All complete rounds are saved, and the contributions that arrived in the current one."
         return Interrupted("E-INTERRUPTED", what, f"continue with: {again(sys.argv)}")
 
-    def _fail(self, e: EdgewiseError) -> int:
+    def _print_error(self, e: EdgewiseError) -> int:
+        """Print an error, for people or as JSON."""
         if self.debug:
             traceback.print_exception(e)
         if self.as_json:
             print(json.dumps({"ok": False, "command": self.name, "error": _as_json(e)}))
         else:
-            print(message(e, _width()), file=sys.stderr)
+            print(message(e, _screen_width()), file=sys.stderr)
             if self.verdict and not isinstance(e, Interrupted):
-                print(_bold(self.verdict), file=sys.stderr)
+                print(_in_bold(self.verdict), file=sys.stderr)
         return e.exit_status
 
-    def _crash(self, e: BaseException) -> int:
+    def _write_crash_file(self, e: BaseException) -> int:
         """Write the traceback (code lines only, no values of variables) into a file that a person can report."""
         traced = "".join(traceback.format_exception(e))
         text = redacted(f"edgewise {self.name}\n{' '.join(sys.argv)}\n\n{traced}")
@@ -126,7 +128,7 @@ class CommandSession:
             print(json.dumps({"ok": False, "command": self.name, "error": error}))
         else:
             go_on = f"\n  then  {again(sys.argv)}" if self.resumable else ""
-            print(f"{_bold('this is a bug in edgewise')}: {what}\n  see   {path}{go_on}", file=sys.stderr)
+            print(f"{_in_bold('this is a bug in edgewise')}: {what}\n  see   {path}{go_on}", file=sys.stderr)
         return 1
 
 
@@ -155,11 +157,11 @@ def message(e: EdgewiseError, width: int = 0) -> str:
             continue
         indent = " " * (8 if label else 2)
         lines += textwrap.wrap(text, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-    lines[0] = lines[0].replace(e.code, _bold(e.code), 1)
+    lines[0] = lines[0].replace(e.code, _in_bold(e.code), 1)
     return "\n".join(lines)
 
 
-def _width() -> int:
+def _screen_width() -> int:
     """Return the columns of the screen that shows errors; 0 if standard error is not a screen."""
     return shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
 
@@ -244,5 +246,6 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
                     f.write(output)
 
 
-def _bold(text: str) -> str:
+def _in_bold(text: str) -> str:
+    """Write a text in bold where the terminal shows it."""
     return f"\033[1m{text}\033[0m" if sys.stderr.isatty() and not os.environ.get("NO_COLOR") else text

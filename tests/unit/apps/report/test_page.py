@@ -202,7 +202,7 @@ def test_plots_count_rounds_in_whole_numbers_and_labels_stay_apart(tmp_path: Pat
     s, _ = made(tmp_path, round={"rounds": rounds}, eval={"every": 1})
     for r in s["per_round"]:
         r["loss_first"] = r["loss_last"] + gap
-    figure = _drawn(png._quality, s)
+    figure = _drawn(png._draw_quality, s)
     for axes in figure.axes:
         assert all(t == int(t) for t in axes.get_xticks())
         boxes = [t.get_window_extent() for t in axes.texts]

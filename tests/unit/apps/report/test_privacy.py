@@ -108,7 +108,7 @@ def test_updates_that_devices_noise_are_not_said_to_be_without_promise(word: str
 @pytest.mark.parametrize("rounds", [1, 11, 12, 13, 16, 24, 100])
 def test_epsilon_is_drawn_of_a_dozen_rounds_each_once_and_of_the_last(rounds: int) -> None:
     per_round = [{"round": r, "epsilon": 1.0 + r} for r in range(rounds)]
-    html = privacy._spending({"per_round": per_round}, {"budget": 200.0})  # type: ignore[typeddict-item]
+    html = privacy._spending_chart({"per_round": per_round}, {"budget": 200.0})  # type: ignore[typeddict-item]
     wide = html.split('class="narrow')[0]  # every chart is drawn for narrow screens too
     drawn = re.findall(r">round (\d+)<", wide)
     assert len(drawn) == len(set(drawn)) <= 13

@@ -113,7 +113,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     for call, extra in (
         (lambda: architectures.of(LlamaConfig()), "export"),
-        (lambda: evaluating._scores(evaluating.EvaluationRequest(rouge=True)), "eval"),
+        (lambda: evaluating._answer_scores(evaluating.EvaluationRequest(rouge=True)), "eval"),
     ):
         with pytest.raises(EdgewiseError) as e:
             call()
