@@ -4,9 +4,9 @@
     python benchmarks/device_memory.py --sizes bundled --limit-mb 1024
 
 Llamas of random weights (100 or 600 million), stored in bfloat16, LoRA, one block a step. ``bundled`` trains the whole
-bundled model with top-k of 0.2 %. Each trains two steps and evaluates in a process of its own under RLIMIT_DATA, and
-then plays a whole round there, the server's part included. The peak is VmHWM less the resident set before, after a run
-of a tiny model has loaded all libraries. Bar: peak <= forecast <= 1.3 x peak.
+bundled model with top-k of 0.2 %. Each trains some steps and evaluates in a process of its own under RLIMIT_DATA, and
+then plays a whole round there, with the server and its vectors in the process. The peak is VmHWM less the resident set
+before, after a run of a tiny model has loaded all libraries. Bar: peak <= forecast <= 1.3 x peak.
 """
 
 from __future__ import annotations
@@ -83,8 +83,10 @@ def child(a: argparse.Namespace, base: str, folder: Path) -> None:
     from edgewise.core.training import FitRequest
     from edgewise.drivers.workers.trainers import make_trainer
     from edgewise.learn.models.load import located
-    from edgewise.learn.models.memory import forecast
+    from edgewise.learn.models.memory import MARGIN, forecast
     from edgewise.plan.catalogue import BUILT_IN
+    from edgewise.plan.compile import compile
+    from edgewise.plan.held_memory import device_bytes, server_bytes
     from edgewise.plan.recipe import recipe
 
     torch.set_num_threads(1)
@@ -116,8 +118,12 @@ def child(a: argparse.Namespace, base: str, folder: Path) -> None:
     found = forecast(
         located(base, folder)[0], plain.trainable, plain.training, a.tokens, arithmetic, plain.model.quantize
     )
+    plan = compile(plain, make_trainer(plain, folder, folder / "plan", BUILT_IN).trainer.spec, 1)
+    device = found.total + device_bytes(plan)
+    process = device + MARGIN * server_bytes(plan)
     bench.say(
-        forecast_mb=found.total / 2**20, peak_mb=peak, round_mb=round_mb, idle_mb=idle, seconds=seconds,
+        forecast_mb=device / 2**20, process_mb=process / 2**20, peak_mb=peak, round_mb=round_mb, idle_mb=idle,
+        seconds=seconds,
         parts_mb=[round(x / 2**20, 1) for x in found],
     )  # fmt: skip
 
@@ -140,7 +146,7 @@ def main() -> None:
         child(a, a.child[0], Path(a.child[1]))
         return
     print(f"{bench.machine()}; limit {a.limit_mb} MiB, {a.rows} x {a.tokens} tokens, {a.precision}, {a.quantize}\n")
-    print("| model | forecast, MiB | peak, MiB | forecast / peak | seconds | verdict | peak of a whole round |")
+    print("| model | part | forecast, MiB | peak, MiB | forecast / peak | bar | seconds of both |")
     print("|---|---|---|---|---|---|---|")
     rows = []
     for size in a.sizes.split(","):
@@ -162,10 +168,12 @@ def main() -> None:
             options += [f"--limit-mb={a.limit_mb}", *(["--checkpointing"] if a.checkpointing else [])]
             command = [sys.executable, __file__, *options, "--child", base, str(folder)]
             seen = bench.start(command)
-        ratio = seen["forecast_mb"] / (seen["peak_mb"] or seen["round_mb"])
-        met = "met" if 1 <= ratio <= BAR else "MISSED"
-        cells = (size, f"{seen['forecast_mb']:.0f}", f"{seen['peak_mb']:.0f}", f"{ratio:.2f}", f"{seen['seconds']:.0f}")
-        print(f"| {' | '.join(cells)} | {met} | {seen['round_mb']:.0f} |", flush=True)
+        for part, forecast_key, key in (("device", "forecast_mb", "peak_mb"), ("round", "process_mb", "round_mb")):
+            if part in a.parts:
+                ratio = seen[forecast_key] / seen[key]
+                met = "met" if 1 <= ratio <= BAR else "MISSED"
+                cells = (size, part, f"{seen[forecast_key]:.0f}", f"{seen[key]:.0f}", f"{ratio:.2f}", met)
+                print(f"| {' | '.join(cells)} | {seen['seconds']:.0f} |", flush=True)
         rows.append({"model": size, **seen})
     print(json.dumps(rows))
     bench.say(rows=rows)

@@ -94,7 +94,10 @@ class DeviceLayers:
         ids_nBT = torch.randint(0, known, (TRIED, 2, 4), generator=g).to(start.device)
         model.eval()
         try:
-            with torch.no_grad():
+            # Trained layers are in float32, also where the others are in 16 bits, and autocast lets them meet. Its
+            # cache would keep the weights of the first device.
+            half = torch.autocast(start.device.type, torch.bfloat16, enabled=not exact, cache_enabled=False)
+            with torch.no_grad(), half:
                 alone = []
                 for w_D, ids_BT in zip(w_nD, ids_nBT, strict=True):
                     flat.w_D.copy_(w_D)

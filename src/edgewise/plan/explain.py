@@ -156,7 +156,14 @@ def down_total(plan: Plan, frames: float) -> float:
     return total
 
 
-def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, encode_s: float = 0.0) -> Row:
+def forecast(
+    plan: Plan,
+    step_s: float,
+    workers: int,
+    local_steps: float = 0.0,
+    encode_s: float = 0.0,
+    personal_steps: float = 0.0,
+) -> Row:
     """Forecast the seconds of computing of a simulation.
 
         federated = (step_s x local_steps + encode_s) x contributions x rounds / workers
@@ -165,7 +172,7 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, 
     steps of their personal models. The centralised one is a single chain of steps on a worker of its own, beside the
     local-only one. Longer local training and personal models come after both. A device with ditto takes the steps of
     its personal model in each of its rounds instead, with fedrep in each of them and afterwards. One that chooses its
-    weight takes them twice. Evaluation, masks, the server's work, start-up and ``personal.epochs`` are left out. A step
+    weight takes them twice. Evaluation, masks, the server's work and start-up are left out. A step
     on some segments counts as a whole one.
 
     Args:
@@ -173,6 +180,7 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, 
         workers: number of worker processes.
         local_steps: mean steps of a device in a round, where the recipe counts passes; 0 = the recipe's own steps.
         encode_s: measured seconds of one encoding.
+        personal_steps: mean steps of ``personal.epochs``; 0 = unknown, which leaves them out.
     """
     recipe, sampling = plan.recipe, plan.sampling
     expected = sampling.expected
@@ -180,8 +188,8 @@ def forecast(plan: Plan, step_s: float, workers: int, local_steps: float = 0.0, 
     if step_s <= 0.0:
         return out
     device_round_s = step_s * (local_steps or plan.rule(0).steps)
-    after_s = step_s * recipe.personal.further_steps
-    beside_s = step_s * recipe.personal.beside_steps
+    after_s = step_s * recipe.personal.further_steps(personal_steps)
+    beside_s = step_s * recipe.personal.beside_steps(personal_steps)
     federated = (device_round_s + beside_s + encode_s) * expected * plan.rounds / min(workers, expected)
     measured = min(recipe.eval.devices or sampling.population, sampling.population)
     device_alone_s = (device_round_s + beside_s) * len(plan.rounds_alone(plan.rounds)) + after_s

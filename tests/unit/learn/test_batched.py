@@ -133,8 +133,10 @@ def test_devices_that_train_other_layers_train_too(place: Path) -> None:
 
 
 @pytest.mark.slow
-def test_bfloat16_together_is_close(place: Path) -> None:
-    t = trainer(place, model={"precision": "bfloat16"}, training={"clip_grad": 0.0})
+@pytest.mark.parametrize("trained", [{}, FULL, SOME], ids=["lora", "full", "layers"])
+def test_bfloat16_together_is_close(place: Path, trained: dict) -> None:
+    t = trainer(place, model={"precision": "bfloat16"}, training={"clip_grad": 0.0}, trainable=trained)
+    assert not t.apart()
     for one, update in zip(requests(t), t.fit_many(requests(t)), strict=True):
         alone = t.fit(one)
         assert isinstance(update, Update)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edgewise.plan import explain
+from edgewise.plan.held_memory import device_bytes, server_bytes
 from edgewise.plan.plan import Plan
 from unit.made_run import made_plan
 
@@ -166,6 +167,23 @@ def test_forecast_counts_what_a_method_repeats() -> None:
     assert seconds(made_plan(compare=only, **ditto), 1) == (work + each_round, 0.0), "beside the rounds"
     alone = seconds(made_plan(compare={"centralised": False}, **ditto), 1)[1]
     assert alone == seconds(plain(compare={"centralised": False}), 1)[1] + each_round
+
+
+def test_forecast_counts_the_passes_of_personal_models() -> None:
+    passes, steps = (
+        {"personal": {"method": "interpolate", "weight": 0.5, key: n}} for key, n in (("epochs", 2.0), ("steps", 30))
+    )
+    counted = explain.forecast(made_plan(**passes), 0.5, 1, personal_steps=30.0)
+    assert counted["compare_s"] == explain.forecast(made_plan(**steps), 0.5, 1)["compare_s"]
+
+
+def test_a_run_holds_the_sum_the_model_and_what_server_and_codec_keep() -> None:
+    plan = plain(strategy={"kind": "fedavg"})
+    d = plan.spec.dim
+    assert server_bytes(plan) == 12 * d
+    assert server_bytes(plain(strategy={"kind": "fedadam"})) == 20 * d
+    remembers = plain(stage=[{"kind": "weigh"}, {"kind": "feedback"}, {"kind": "top_k", "fraction": 0.5}])
+    assert device_bytes(remembers) - device_bytes(plan) == 2 * (2 * d + 8), "the residual in bfloat16 and its round"
 
 
 def test_forecast_counts_encoding_and_training_alone_for_longer() -> None:

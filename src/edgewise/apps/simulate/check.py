@@ -25,6 +25,7 @@ from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import compile
 from edgewise.plan.disclosure import privacy_facts
 from edgewise.plan.frames import traffic
+from edgewise.plan.held_memory import device_bytes, server_bytes
 from edgewise.plan.participants import participants
 from edgewise.plan.personal import keeps_private
 from edgewise.plan.plan import Plan
@@ -42,7 +43,8 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
 
     Returns:
         Plain JSON: ``run``, ``recipe_sha256``, ``model``, ``population``, ``trace``, ``claims``, ``chosen`` (the values
-        that the privacy word chose, by key), ``ladder``, ``bytes``, ``memory_bytes``, ``totals`` (``Window``),
+        that the privacy word chose, by key), ``ladder``, ``bytes``, ``memory_bytes`` (of a training device),
+        ``server_bytes`` (of the server's vectors beside it in one process), ``totals`` (``Window``),
         ``kept_bytes`` (what a device keeps between rounds for the strategy and for itself), ``ends``,
         ``local_epochs``, ``local_steps`` (``fewest``, ``mean`` and ``most`` of a device and round; with epochs of the
         ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``,
@@ -66,11 +68,15 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         together = _step_together_s(trainer, plan, step_s)
         encode_s = 0.0 if fast else speed.encode_s(plan)
         read = _reading_record(trainer)
-        steps = _local_steps(trainer, plan)
+        steps, personal_steps = _local_steps(trainer, plan, plan.rule(0)), 0.0
+        if recipe.personal.method != "none" and recipe.personal.epochs:
+            most = recipe.training.max_local_steps
+            rule = LocalRule(steps=most, lr=recipe.personal.lr, epochs=recipe.personal.epochs)
+            personal_steps = _local_steps(trainer, plan, rule)["mean"]
         notes = [] if trainer.remarks is None else list(trainer.remarks.notes())
     parameters = sizes.get("parameters", 0.0)
     workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
-    forecast = explain.forecast(plan, step_s, workers, steps["mean"], encode_s)
+    forecast = explain.forecast(plan, step_s, workers, steps["mean"], encode_s, personal_steps)
     trained = sizes.get("trainable") or plan.spec.dim  # The run's vector may be shorter than the model's.
     cost = explain.cost(plan, parameters, trained, names)
     turns = [plan.phase(number) for number in range(plan.rounds)]
@@ -98,7 +104,8 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         "privacy": privacy_facts(plan),
         "ladder": explain.ladder(plan, catalogue, steps["mean"]),
         "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan, cost["down_frames"])},
-        "memory_bytes": (sizes.get("memory_bytes") or 0.0) + _client_bytes(plan) or None,
+        "memory_bytes": (sizes.get("memory_bytes") or 0.0) + device_bytes(plan) or None,
+        "server_bytes": server_bytes(plan),
         "totals": window_of(plan)._asdict(),
         "kept_bytes": 4 * (plan.spec.dim * len(plan.strategy.client.memory) + _private_parameters(plan, trainer)),
         "ends": _decisions_by_loss(recipe),
@@ -118,15 +125,9 @@ def _private_parameters(plan: Plan, trainer: Registered) -> int:
     return plan.spec.dim if trainer.keeps is None else trainer.keeps.inner.trainer.spec.dim - plan.spec.dim
 
 
-def _client_bytes(plan: Plan) -> float:
-    """Return the bytes that the strategy's client half holds while a device trains, beside what the trainer holds."""
-    client = plan.strategy.client
-    return 4.0 * plan.spec.dim * (len((*client.memory, *client.given, *client.sends)) + (client.shift is not None))
-
-
-def _local_steps(trainer: Registered, plan: Plan) -> dict[str, Any]:
-    """Count the optimizer steps of a device and round. With passes, ask ``COUNTED`` devices, spread evenly."""
-    rule, known = plan.rule(0), trainer.trainer.devices()
+def _local_steps(trainer: Registered, plan: Plan, rule: LocalRule) -> dict[str, Any]:
+    """Count the optimizer steps of a device by a rule. With passes, ask ``COUNTED`` devices, spread evenly."""
+    known = trainer.trainer.devices()
     n = min(COUNTED, len(known)) if rule.epochs else 0
     each = [in_steps(trainer, plan, known[i * len(known) // n], rule).steps for i in range(n)] or [rule.steps]
     cut = sum(steps == rule.steps for steps in each) if n else 0

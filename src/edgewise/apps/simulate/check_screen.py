@@ -235,6 +235,9 @@ def _numbers_table(found: Mapping[str, Any]) -> Any:
         absent = f"that is in every round; one that was not: {some}the model, {numbers.size(b['snapshot'])}"
         grid.add_row("", f"down is for a device {absent}")
     grid.add_row("memory", f"{numbers.size(found['memory_bytes'])} per device for training, without Python and torch")
+    grid.add_row(
+        "", f"{numbers.size(found['server_bytes'])} for the server's vectors, in the same process in a simulation"
+    )
     if found["kept_bytes"]:
         size = numbers.size(found["kept_bytes"])
         grid.add_row("", f"{size} that each device keeps between rounds")

@@ -174,7 +174,7 @@ class Board:
 
         Those of ditto train beside the rounds, in their time.
         """
-        further, training = self.recipe.personal.further_steps, self.recipe.training
+        further, training = self.recipe.personal.further_steps(), self.recipe.training
         if not (further and self.played_here and training.local_steps):
             return 0.0
         return self._work_s() * further / (training.local_steps * self.rounds) / self._worker_count

@@ -92,20 +92,21 @@ class PersonalSection(Section):
         """True if each device chooses the share of its own model."""
         return self.method == "interpolate" and not self.weight
 
-    @property
-    def further_steps(self) -> int:
-        """The steps of a device after the rounds. 0 with ditto, which trains beside them, and where epochs are given.
+    def further_steps(self, counted: float = 0.0) -> float:
+        """Return the steps of a device after the rounds. 0 with ditto, which trains beside them.
 
-        A device that chooses the share takes ``steps`` twice.
+        A device that chooses the share takes them twice.
+
+        Args:
+            counted: the steps of ``epochs``, where they are given. 0 = unknown.
         """
         if self.method in ("none", "ditto"):
             return 0
-        return 2 * self.steps if self.chooses else self.steps
+        return (self.steps or counted) * (2 if self.chooses else 1)
 
-    @property
-    def beside_steps(self) -> int:
-        """The steps of a device for itself in each of its rounds. 0 where epochs are given."""
-        return self.steps if self.method in BESIDE else 0
+    def beside_steps(self, counted: float = 0.0) -> float:
+        """Return the steps of a device for itself in each of its rounds. ``counted`` is that of ``further_steps``."""
+        return (self.steps or counted) if self.method in BESIDE else 0
 
     @rule
     def _one_length(self) -> Iterator[SettingError]:

@@ -1,0 +1,29 @@
+"""Count the vectors that a run holds in memory beside a device's training.
+
+device_bytes(plan)         # of a training device: the strategy's vectors, and the memory of the codec
+server_bytes(plan)         # of the server, in the same process in a simulation
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgewise.core.memory import flat
+from edgewise.plan.plan import Plan
+
+
+def device_bytes(plan: Plan) -> float:
+    """Count what a training device holds beside what its trainer forecasts.
+
+    These are the vectors of the strategy's client half, and the codec's memory twice: as it was and as it will be.
+    """
+    client = plan.strategy.client
+    vectors = len((*client.memory, *client.given, *client.sends)) + (client.shift is not None)
+    codec = sum(x.nbytes for x in flat(plan.at(0).init()).values())
+    return 4.0 * plan.spec.dim * vectors + 2.0 * codec
+
+
+def server_bytes(plan: Plan) -> float:
+    """Count the server's model and optimizer state, float32[d] each, and its exact sum, int64 of what is sent."""
+    state = plan.strategy.init(np.zeros(plan.spec.dim, np.float32))
+    return 4.0 * plan.spec.dim * (1 + len(state.slots)) + 8.0 * plan.layout.sent.dim
