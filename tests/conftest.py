@@ -1,4 +1,4 @@
-"""What every test stands on: a quiet environment, no network beyond this machine, repeatable examples."""
+"""Ground of all tests: a quiet environment, no network beyond this machine, repeatable examples."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _beyond(items: list[pytest.Item], marker: str) -> list[pytest.Item]:
 
 
 def pytest_collection_finish() -> None:
-    """What was imported stays until the end, so garbage is looked for among what tests make."""
+    """Freeze imported objects, which stay until the end. Garbage is then looked for among what tests make."""
     gc.freeze()
 
 

@@ -66,7 +66,7 @@ def imported(node: ast.AST) -> list[str]:
 
 
 def tracked() -> list[Path]:
-    """What git tracks or would track; without git, everything but the usual outputs."""
+    """List the files that git tracks or would track. Without git: all but the usual outputs."""
     if (ROOT / ".git").exists():
         command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
         listing = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout.decode()

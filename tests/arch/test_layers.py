@@ -64,7 +64,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 
 
 def loaded_by(code: str) -> set[str]:
-    """Which heavy packages a fresh interpreter holds after running ``code``."""
+    """Find the heavy packages that a fresh interpreter has loaded after ``code``."""
     report = f"{code}\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", report], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

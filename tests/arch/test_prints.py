@@ -47,7 +47,7 @@ PUBLIC: dict[str, set[str]] = {
 
 
 def is_record(x: object) -> bool:
-    """Whether ``x`` is a class of records."""
+    """Tell whether ``x`` is a class of records."""
     if not isinstance(x, type):
         return False
     named = issubclass(x, tuple) and hasattr(x, "_fields")

@@ -21,7 +21,7 @@ def outside(*kinds: type[ast.AST], but: Collection[str] = ()) -> Iterator[tuple[
 
 
 def reads_of_recipes(node: ast.AST) -> bool:
-    """Whether the node reads the recipe of something that is named like a plan."""
+    """Tell whether the node reads the recipe of something that is named like a plan."""
     if not isinstance(node, ast.Attribute) or node.attr != "recipe":
         return False
     last = dotted(node.value).rsplit(".", 1)[-1]

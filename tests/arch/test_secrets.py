@@ -37,7 +37,7 @@ def functions(path: Path) -> Iterator[tuple[str, ast.AST]]:
 
 
 def seeded(name: str, node: ast.AST) -> bool:
-    """Whether the code takes the seed, or a key that comes from it."""
+    """Tell whether the code takes the seed, or a key that comes from it."""
     for inner in ast.walk(node):
         if isinstance(inner, ast.Call) and dotted(inner.func) in ("root", "keys.root"):
             return True

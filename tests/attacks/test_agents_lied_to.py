@@ -138,7 +138,7 @@ LIES: Mapping[str, Lie] = {  # what -> code, words of the reason, keys of the re
 
 
 def whys(homes: list[Path]) -> list[str]:
-    """What the agents wrote down of what they refused."""
+    """Records of the agents on what they refused."""
     return [row.reason for home in homes for row in record.rows(home) if row.kind == record.RUN_REFUSED]
 
 

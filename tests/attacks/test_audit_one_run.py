@@ -57,7 +57,7 @@ def test_one_run_catches_missing_noise(monkeypatch):
     ],
 )
 def test_one_run_is_at_the_plans_own_noise(monkeypatch, word, population, more):
-    """What is claimed is of that one release, and what is added has the size that the plan has for its population."""
+    """The claim is of that one release, and the noise has the size that the plan has for its population."""
     it = plan(word, population, **more)
     sizes, true = [], grid.noise
     monkeypatch.setattr(grid, "noise", lambda on, n, key: sizes.append(n) or true(on, n, key))

@@ -54,7 +54,7 @@ def score(y: Values, without: Values, with_it: Values) -> float:
 
 
 def called(draw: Callable[[bool, int], Values], without: Values, with_it: Values) -> tuple[int, int]:
-    """How often the attacker says that the record was there: where it was, and where it was not."""
+    """Rates at which the attacker says that the record was there: where it was, and where it was not."""
     there, away = (sum(score(draw(world, i), without, with_it) > 0.0 for i in range(TRIALS)) for world in (True, False))
     return there, away
 

@@ -65,7 +65,7 @@ def merged(plan: Plan, x: np.ndarray, turn: Turn) -> np.ndarray:
 
 
 def answer(plan: Plan, trained: np.ndarray, **invitation: Any) -> frame.Frame:
-    """What leaves a device that is invited and trains ``trained``."""
+    """Messages of a device that is invited and trains ``trained``."""
     state, effects = machine.step(plan, machine.join(plan, "dev0"), invited(plan, **invitation))
     if isinstance(effects[0], device_events.Train):
         event = device_events.Trained(Update(trained, {}, 1.0))
@@ -134,7 +134,7 @@ def model_not_checked() -> None:
 
 
 def noise_from_recipe() -> None:
-    """Who had the recipe could take the noise off: it came from its seed."""
+    """Anybody with the recipe could take the noise off: it came from its seed."""
     of = plan(256, 20, privacy="local_dp", round={"rounds": 5}, dp={**DP, "epsilon": 2.0})
     pipe, x = of.at(0), np.zeros(256, np.float32)
     with pytest.raises(ValueError, match="no private key"):
@@ -152,7 +152,7 @@ def one_bit_zero() -> None:
 
 
 def dealt(n: int, lies: dict[int, str]) -> dict[str, str]:
-    """Who is reported in a session that ends with a sum."""
+    """Devices that are reported in a session that ends with a sum."""
     session = Session(n)
     names = list(IDENTITIES)
     assert isinstance(Lies(session, {names[i]: lie for i, lie in lies.items()}).play(), server.Released)

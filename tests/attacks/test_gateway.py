@@ -215,7 +215,7 @@ def test_nobody_seals_to_a_key_that_the_gateway_did_not_sign(
 def test_nothing_on_the_gateways_disk_opens_a_batch_again(
     server: Identity, connect: Callable[..., RemoteHelper], folder: Path
 ) -> None:
-    """What was sealed to it is deleted with the batch, and the seeds were never written."""
+    """Boxes sealed to it are deleted with the batch, and the seeds were never written."""
     plan = plan_of(server)
     helper = connect(plan)
     told = Round(plan, invite(plan), helper.key)

@@ -34,7 +34,7 @@ HIDDEN = {
 
 
 class Lying:
-    """What a device hears from its server, which is not what an honest one says."""
+    """Answers of a server to a device that are not an honest server's."""
 
     def __init__(self, folder: Path, signer: Any = SERVER, keys: tuple[bytes, ...] = (ME.public, OTHER.public)) -> None:
         recipe = make_recipe({"data.devices": 2, **HIDDEN})

@@ -31,7 +31,7 @@ def _model():
 
 
 def update(model, rows: np.ndarray) -> tuple[np.ndarray, Flat]:
-    """What one plain gradient step sends."""
+    """Update of one plain gradient step."""
     flat = Flat(list(model.named_parameters()))
     flat.zero_grad()
     batch = torch.from_numpy(rows)

@@ -49,7 +49,7 @@ def ground(values: Iterator[int], seen: frame.Reveal) -> bytes:
 
 
 def cohort_unchecked(found: bytes) -> frozenset[str]:
-    """What a device draws that does not look at signatures."""
+    """Cohort that a device draws which does not look at signatures."""
     with pytest.MonkeyPatch.context() as blind:
         blind.setattr(sign, "verify", lambda *_: True)
         beacon.joint.cache_clear()
@@ -222,7 +222,7 @@ def test_a_round_has_one_cohort(blob: bytes) -> None:
 
 
 def said_by(plan: Plan, blob: bytes) -> dict[str, object]:
-    """What an invitation to the first round says of its cohort."""
+    """Message of an invitation to the first round on its cohort."""
     return {"draw": beacons.draw(plan, blob)} if plan.contributors else {}
 
 

@@ -47,7 +47,7 @@ def test_zeros_in_place_of_an_update_leave_the_memory_of_their_round() -> None:
 
 
 def answer(plan: Plan, x: vector.Vector) -> frame.Frame:
-    """What a device sends after training gave ``x``."""
+    """Message of a device after training gave ``x``."""
     state, _ = machine.step(plan, states.join(plan, "dev0"), invited(plan))
     trained = device_events.Trained(Update(x, {}, 10.0))
     _, effects = machine.step(plan, state, trained, simulated_trust(plan.key))

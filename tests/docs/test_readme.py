@@ -1,4 +1,4 @@
-"""What README.md and the pages of docs/ show works: shell and Python blocks run as written, links lead somewhere.
+"""Examples of README.md and the pages of docs/ work: shell and Python blocks run as written, links lead somewhere.
 
 All ``sh``, ``bash`` and ``python`` blocks run, in order, in one temporary folder per page; ``blocks.py`` says how to
 mark exceptions. ``make`` and ``run.py`` are not called from here (they would call this test): their names are checked.
@@ -99,7 +99,7 @@ def test_code_blocks_run(page: Path, tmp_path: Path) -> None:
 
 
 def imported(source: str) -> list[str]:
-    """What a block imports of edgewise, as ``edgewise.core.part.Doc``. Raises SyntaxError."""
+    """List what a block imports of edgewise, as ``edgewise.core.part.Doc``. Raises SyntaxError."""
     found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
     ours = [node for node in found if (node.module or "").split(".")[0] == "edgewise"]
     return [f"{node.module}.{alias.name}" for node in ours for alias in node.names]

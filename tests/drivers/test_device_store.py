@@ -1,4 +1,4 @@
-"""Where devices keep their states: the same models from every store, and a device that is restarted goes on."""
+"""Stores of device states: the same models from every store, and a device that is restarted goes on."""
 
 from __future__ import annotations
 

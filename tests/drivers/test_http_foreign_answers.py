@@ -170,7 +170,7 @@ def test_what_leaves_again_is_counted(answering: Callable[..., Link], monkeypatc
     [(httpx2.ReadError("cut"), 2), (httpx2.ReadTimeout("late"), 2), (502, 2), (b"<html>", 2), (503, 3)],
 )
 def test_what_must_not_be_done_twice_is_asked_once(answering: Callable[..., Link], last: object, asked: int) -> None:
-    """Where the server may have done it. It has not where it was never reached, and where it says so."""
+    """Cases in which the server may have done it. It has not where it was never reached, and where it says so."""
     tried: list[int] = []
 
     def answer() -> httpx2.Response:

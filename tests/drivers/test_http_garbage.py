@@ -129,7 +129,7 @@ def _frames(device: str) -> list[bytes]:
 def test_a_damaged_frame_is_refused_or_is_a_frame(
     server: HttpServer, links: dict[str, Link], which: int, other: int, damage: Damage
 ) -> None:
-    """What is taken is what was sent, and a frame in its own right; the refused ones leave nothing."""
+    """An accepted frame is the one that was sent, and valid by itself. Refused frames leave nothing."""
     device = links["device"]
     send_invitation(server, device.name)
     frames = _frames(device.name)

@@ -1,4 +1,4 @@
-"""What a server lets others see: its log, its metrics, its answers, files of a crash. No secret is in any of them."""
+"""Outputs of a server that others see: log, metrics, answers, crash files. No secret is in any of them."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_metrics_are_for_this_machine_and_name_nobody(server: HttpServer, tmp_pa
 
 
 def canaries(device: Link, token: str) -> list[str]:
-    """What nobody may see, in the forms that it may take."""
+    """Secrets that nobody may see, in the forms that they may take."""
     raw = [tokens.parse(token).secret, device._me.secret, b"canary-0f1e2d3c"]
     return [token, *(form for one in raw for form in (one.hex(), repr(one)[2:-1], one.decode("latin-1")))]
 

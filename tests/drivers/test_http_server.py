@@ -291,7 +291,7 @@ def _head(method: str, path: str, headers: dict[str, str]) -> bytes:
 
 
 def _read(raw: ssl.SSLSocket) -> bytes:
-    """What comes until the connection ends, or an answer of ours is there. Raises TimeoutError where neither comes."""
+    """Read until the connection ends, or an answer of ours is there. Raises TimeoutError where neither comes."""
     parts = b""
     try:
         while piece := raw.recv(2**16):

@@ -1,4 +1,4 @@
-"""What libraries print: all of a little, beginning and end of much, also while they still print."""
+"""Output of libraries: all of a little, beginning and end of much, also while they still print."""
 
 from __future__ import annotations
 

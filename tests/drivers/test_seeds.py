@@ -1,4 +1,4 @@
-"""What two runs with one seed share: batches, cohorts that anyone may know and rounding, but no noise and no secret."""
+"""Two runs with one seed share batches, cohorts that anyone may know and rounding, but no noise and no secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where an export finds what it needs, where it writes, and what it leaves behind when it fails."""
+"""Places of an export: inputs, outputs, and what a failed one leaves behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `check` forecasts is what a run measures: bytes up and down, masks, signatures and addresses included."""
+"""Forecasts of `check` equal what a run measures: bytes up and down, masks, signatures and addresses included."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def _short(value):
 
 
 def alike(value):
-    """What a stored value is compared with: itself, figures with a tolerance."""
+    """Value to compare a stored one with: itself, or a figure with a tolerance."""
     if isinstance(value, dict):
         return {k: alike(v) for k, v in value.items()}
     return pytest.approx(value, rel=2e-6) if isinstance(value, float) else value

@@ -1,5 +1,5 @@
-"""What leaves a run beside its model: with differential privacy nothing that names a device, and marks where no epsilon
-is about a figure."""
+"""Outputs of a run beside its model: with differential privacy nothing that names a device, and marks on figures that
+no epsilon is about."""
 
 from __future__ import annotations
 

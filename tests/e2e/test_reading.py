@@ -1,5 +1,5 @@
-"""What was read and what was not stands in `check`, at the start of a run, in its summary and on its page, and is the
-same everywhere; with differential privacy its owner alone has it."""
+"""Figures on read and left-out data are the same in `check`, at the start of a run, in its summary and on its page.
+With differential privacy their owner alone has them."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def final(out):
 
 
 def down(out):
-    """What was downloaded: per round, and per device and round."""
+    """Bytes that were downloaded: per round, and per device and round."""
     with RunStore(out) as store:
         told = store.events()
     finished = [(e.round, e.bytes_down, e.lag_l2) for e in told if isinstance(e, events.RoundFinished)]

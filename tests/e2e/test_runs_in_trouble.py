@@ -130,7 +130,7 @@ def race(server: HttpServer, run: str, *states: str) -> None:
 
 
 def remains(server: HttpServer, run: str) -> list[Any]:
-    """What a server still has of the frames of a run."""
+    """Frames of a run that a server still has."""
     with server.service.database.read() as c:
         rows = [row for t in (MAIL, ROUNDS, UPLOADS) for row in c.execute(sa.select(t).where(t.c.run == run))]
     return [*rows, *(server.service.folder / "spool").iterdir()]

@@ -1,4 +1,4 @@
-"""What the server keeps for a stage survives a crash: a stopped and resumed run ends in the same model."""
+"""Server memory of a stage survives a crash: a stopped and resumed run ends in the same model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a whole run promises beside its model: what it is compared with, what it writes down, what resume refuses."""
+"""Promises of a whole run beside its model: comparisons, records, and refusals of resume."""
 
 from __future__ import annotations
 

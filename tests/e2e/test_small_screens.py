@@ -44,7 +44,7 @@ document.getElementById('said').textContent = JSON.stringify(said);
 
 
 def measured(page: str, width: int, folder: Path) -> dict[str, Any]:
-    """What a browser makes of a page in a frame of that width; the page's own policy forbids scripts in it."""
+    """Measure a page in a frame of that width as a browser shows it. The page's own policy forbids scripts in it."""
     outer = folder / f"outer-{width}.html"
     source = html.escape(page.replace("<details", "<details open"), quote=True)
     outer.write_text(

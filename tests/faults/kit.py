@@ -80,7 +80,7 @@ CONFIGURATIONS: dict[str, Mapping[str, Any]] = {
 
 
 def available() -> str:
-    """Why faults cannot be played here; empty where they can."""
+    """Say why faults cannot be played here. Empty where they can."""
     if sys.platform != "linux":
         return "faults are played on Linux only"
     return "" if shutil.which("cc") else "faults need a C compiler"
@@ -100,7 +100,7 @@ class Fault:
 
 
 class Outcome(NamedTuple):
-    """How a run ended.
+    """End of a run.
 
     Attributes:
         status: exit status, minus the signal's number. code: of a named error. said: what else was said.
@@ -158,7 +158,7 @@ class Image(NamedTuple):
 
 
 def image(folder: Path) -> Image:
-    """What a folder holds."""
+    """Contents of a folder."""
     paths = ((path, stat.S_IMODE(path.stat().st_mode)) for path in sorted(folder.rglob("*")))
     raws = ((path, mode, None if path.is_dir() else path.read_bytes()) for path, mode in paths)
     return Image(tuple((str(path.relative_to(folder)), mode, _once(raw)) for path, mode, raw in raws))
@@ -242,7 +242,7 @@ class Stage:
         return int(self._answer()["child"])
 
     def end(self) -> Outcome:
-        """How the run that was begun last ended."""
+        """End of the run that was begun last."""
         answer, control = self._answer(), self.control()
         assert control.count <= _Control.kinds.size, "more operations than the shim has room for"
         writes = frozenset(n for n, kind in enumerate(control.kinds, 1) if kind == ord("w"))
@@ -259,7 +259,7 @@ class Stage:
     def images(
         self, out: Path, settings: Mapping[str, Any], resume: bool = False, first: int = 1, last: int = 10**9
     ) -> list[Image]:
-        """What a kill would leave before each operation of a run, ``first`` to ``last``, and in each of their writes.
+        """Remains of a kill before each operation of a run, ``first`` to ``last``, and in each of their writes.
 
         The run stands still while it is looked at. Images that are equal, as before and after an fsync, come once.
         """
@@ -281,7 +281,7 @@ class Stage:
         return list(found)
 
     def control(self) -> _Control:
-        """What the shim has counted so far."""
+        """Operations that the shim has counted so far."""
         with open(self._control, "r+b") as f, mmap.mmap(f.fileno(), 0) as shared:
             return _Control.from_buffer_copy(shared[:])
 

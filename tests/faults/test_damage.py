@@ -25,7 +25,7 @@ CHOSEN = ("plain", "downlink", "distributed_dp", "compared") if LONG else ("down
 
 
 def kind(path: str) -> str:
-    """What a file is, without what is random in its name."""
+    """Name the kind of a file, without the random part of its name."""
     return re.sub(r"[0-9a-f]{16,}|\d{6}-[0-9a-f]{8}", "*", path)
 
 

@@ -44,7 +44,7 @@ def images(folder: Path) -> Mapping[str, Image]:
 
 
 def trouble(out: Path, verb: str) -> str:
-    """What is wrong with the server after its next start; empty where nothing is."""
+    """Faults of the server after its next start. Empty where there are none."""
     done = {"promote": [FIRST, SECOND], "rollback": [FIRST, SECOND, FIRST]}[verb]
     with opened(out, lambda: time.time() + LATER_S) as service:
         with service.database.read() as c:

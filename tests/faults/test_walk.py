@@ -84,7 +84,7 @@ def go_on(stage: Stage, out: Path, settings: Mapping[str, Any], forks: bool = Fa
 
 
 def calm(stage: Stage, folder: Path, name: str, settings: Mapping[str, Any]) -> tuple[Outcome, dict[str, Any]]:
-    """How the undisturbed run ends and what it leaves."""
+    """End and remains of the undisturbed run."""
     out = fresh(folder)
     outcome = stage.play(out, settings)
     assert outcome.status == 0, (name, outcome)
@@ -94,7 +94,7 @@ def calm(stage: Stage, folder: Path, name: str, settings: Mapping[str, Any]) -> 
 
 
 def differences(out: Path, expected: Mapping[str, Any]) -> str:
-    """What a finished run left that the undisturbed one did not, or the other way round; empty where nothing is."""
+    """Differences between what a finished run and the undisturbed one left. Empty where there are none."""
     try:
         found = left(out)
     except Exception as e:  # whatever it is, it is a finding
@@ -260,7 +260,7 @@ def test_a_disk_that_fails_a_pool_is_a_named_error_and_loses_nothing(stage, fold
 
 
 def waits(until: Callable[[], bool], patience_s: float = 60.0) -> bool:
-    """Whether it comes true in time."""
+    """Tell whether a condition comes true in time."""
     end_s = time.monotonic() + patience_s
     while not until() and time.monotonic() < end_s:
         time.sleep(0.005)

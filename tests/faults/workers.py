@@ -22,7 +22,7 @@ PATIENCE_S = 240  # a worker that is older hangs: its run was given up before
 
 
 class Forked:
-    """What the pool uses of ``subprocess.Popen``."""
+    """Stand-in for ``subprocess.Popen``, with the part that the pool uses."""
 
     def __init__(self, pid: int, stdin: BinaryIO, stdout: BinaryIO) -> None:
         self.pid, self.stdin, self.stdout = pid, stdin, stdout

@@ -1,4 +1,4 @@
-"""What a device reads before it takes part, from ``joining.json`` alone, as another implementation would read it."""
+"""Documents that a device reads before it takes part, from ``joining.json`` alone, as another implementation would."""
 
 from __future__ import annotations
 

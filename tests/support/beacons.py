@@ -93,7 +93,7 @@ class Mail:
 
 
 class Shelf:
-    """Where a server keeps its beacon."""
+    """Shelf on which a server keeps its beacon."""
 
     raw: bytes | None = None
 
@@ -127,7 +127,7 @@ def cohort(plan: Plan, blob: bytes, round: int = 0, key: bytes | None = None, tr
 
 
 def draw(plan: Plan, blob: bytes, round: int = 0, key: bytes | None = None) -> frame.Draw:
-    """What an invitation says of the cohort."""
+    """Message of an invitation on the cohort."""
     return frame.Draw(beacon=vector.digest(blob), key=key or beacon.key(TOP, plan.rounds, round))
 
 

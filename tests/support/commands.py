@@ -11,12 +11,12 @@ from edgewise.apps.cli.main import app
 
 
 def call(*arguments: str) -> Result:
-    """What a command prints, and its exit status."""
+    """Run a command. Returns what it prints, and its exit status."""
     return CliRunner().invoke(app, list(arguments))
 
 
 def command(*arguments: str) -> dict[str, Any]:
-    """What a command answers with ``--json``; of one that fails, its error (``code``, ``what``, ``fix``)."""
+    """Answer of a command with ``--json``. Of one that fails: its error (``code``, ``what``, ``fix``)."""
     done = call(*arguments, "--json")
     assert done.exception is None or isinstance(done.exception, SystemExit), done.output
     envelope = json.loads(done.stdout.strip().splitlines()[-1])
@@ -25,7 +25,7 @@ def command(*arguments: str) -> dict[str, Any]:
 
 
 def done(*arguments: str) -> dict[str, Any]:
-    """What a command answers that must not fail."""
+    """Answer of a command that must not fail."""
     found = command(*arguments)
     assert "ok" in found, found
     return found

@@ -193,7 +193,7 @@ class Lying:
             self.told_otherwise(move.weak, move.named)
 
     def told_otherwise(self, device: str, named: list[str]) -> None:
-        """What a server sends then: the invitations of all rounds again."""
+        """Send the invitations of all rounds again, as a server does then."""
         for number in range(2):
             for nonce in range(2 if self.plan.hides else 1):
                 self.give(device, frame.dump(self.invitation((number, nonce, 0))))
@@ -345,7 +345,7 @@ class Masks(Lying):
             self.tell(session, device, proofs, about, dies)
 
     def some(self, kind: str, move: Move) -> str | None:
-        """What devices have said something of this kind about, in a session."""
+        """List what devices have said of this kind in a session."""
         sid = _sid(self.plan, self.invitation(move.session))
         about = sorted(at for (s, k, at), by in self.said.items() if (s, k) == (sid, kind) and by)
         return about[move.which % len(about)] if about else None

@@ -1,4 +1,4 @@
-"""What a step costs, without a clock: bytes it allocates at most, and calls of Python functions."""
+"""Cost of a step without a clock: bytes it allocates at most, and calls of Python functions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def allocated(step: Callable[[], object]) -> int:
 
 @contextmanager
 def traced() -> Iterator[None]:
-    """Where ``allocated`` can be asked."""
+    """Context in which ``allocated`` can be asked."""
     gc.collect()
     tracemalloc.start()
     try:

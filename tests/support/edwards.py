@@ -79,7 +79,7 @@ def _signed(public: bytes, r: Point, nonce: int, secret: int, message: bytes, ra
 
 
 def cases() -> list[Case]:
-    """What is signed with a secret of 7 or, by keys of small order, by nobody."""
+    """Signatures with a secret of 7 or, by keys of small order, by nobody."""
     assert BASE is not None
     secret, nonce, message = 7, 12345, hashlib.sha256(b"message").digest()
     key, r, eight = times(secret, BASE), times(nonce, BASE), small()

@@ -80,7 +80,7 @@ class Toy:
         return cls(plan, trainer, root, simulated_trust(root, names))
 
     def part(self, folder: Path) -> RunPart:
-        """What one device needs to answer."""
+        """State that one device needs to answer."""
         downloads = Downloads(self.plan.spec.dim, self.plan.downlink)
         store = FileDevices(folder, self.plan.run)
         secrets = partial(simulated_secrets, self.plan, self.root)

@@ -1,4 +1,4 @@
-"""What `edgewise check` computes of a recipe, without model and text."""
+"""Results of `edgewise check` on a recipe, without model and text."""
 
 from __future__ import annotations
 

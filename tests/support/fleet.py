@@ -263,11 +263,11 @@ class Server:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """What a killed process leaves: files as they are, locks released."""
+        """Leave what a killed process leaves: files as they are, locks released."""
         self._store.close()
 
     def cut(self, fuse: Fuse) -> None:
-        """What a power cut leaves of the round's log at most: the records that were synced."""
+        """Leave of the round's log what a power cut leaves at most: the records that were synced."""
         for path in (self._store.out / "journal").glob("*.log"):
             with path.open("r+b") as f:
                 f.truncate(fuse.synced)

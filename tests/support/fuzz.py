@@ -66,12 +66,12 @@ class Damage:
 
 
 def limit_bytes(space: Space) -> int:
-    """What decoding one stream may allocate, whatever it holds: linear in what the space announces."""
+    """Bytes that decoding one stream may allocate, whatever it holds: linear in what the space announces."""
     return 24 * space.dim + 10 * space.universe + 8 * len(space.head) + 32_768
 
 
 def payload_is_strict(raw: bytes, pipe: Pipeline, turn: Turn) -> bool:
-    """Whether it decodes; then it is exactly what its payload packs to, and the sum takes or refuses it by code.
+    """Tell whether bytes decode. If so, their payload packs to the same bytes, and the sum takes or refuses it by code.
 
     Raises AssertionError for a decoder that is not strict; any exception but DecodeError comes through.
     """

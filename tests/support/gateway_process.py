@@ -27,7 +27,7 @@ class Process:
 
     @property
     def dead(self) -> bool:
-        """Whether it has been killed."""
+        """Tell whether the process has been killed."""
         return self._process.poll() is not None
 
     def end(self) -> None:

@@ -1,5 +1,5 @@
-"""What a device reads before it takes part in anything: tokens, facts, manifests, rosters, and canonical JSON, for
-``tests/protocol/vectors``."""
+"""Documents that a device reads before it takes part in a run, for ``tests/protocol/vectors``: tokens, facts,
+manifests, rosters, and canonical JSON."""
 
 from __future__ import annotations
 

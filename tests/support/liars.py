@@ -27,8 +27,8 @@ def _first(lie: str) -> int | None:
 
 
 def lies_in(kind: str, lie: str) -> bool:
-    """Whether the message of this kind of a device that lies so is not what it should be. Who accuses a dealer also
-    keeps its share back."""
+    """Tell whether the message of this kind of a device that lies so is not what it should be. A device that accuses
+    a dealer also keeps its share back."""
     accuses = kind == "revealed" and "accuse" in lie and "accuse none" not in lie
     return accuses or bool(_said(kind, lie))
 
@@ -71,7 +71,7 @@ class Lies:
         return s.server
 
     def answer(self, device: str, raw: bytes) -> bytes:
-        """What a device says to a message."""
+        """Answer of a device to a message."""
         before = self.s.clients[device]
         dealt, masked, revealed = (_said(kind, self.lies.get(device, "")) for kind in _NAMES)
         if dealt in ("seed", "key", "large", "last") and isinstance(before, client.Advertised):

@@ -1,4 +1,4 @@
-"""How much a test tries: a sample in ``make test``, all of it in ``make test-long``.
+"""Extent of a test: a sample in ``make test``, all of it in ``make test-long``.
 
 Mark such tests ``long``. ``long(sample=2)`` on a test with parameters plays two of its cases in ``make test``, evenly
 spread over them, and none with ``sample=0`` (``conftest.py`` does it); ``examples`` is for what a test draws itself.

@@ -1,4 +1,4 @@
-"""What runs over the network change of the toy's recipe, where single updates are hidden."""
+"""Changes of the toy's recipe for runs over the network, where single updates are hidden."""
 
 from __future__ import annotations
 

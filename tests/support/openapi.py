@@ -57,7 +57,7 @@ class Document(dict[str, Any]):
 
 @dataclass(frozen=True)
 class Request:
-    """What is sent."""
+    """Request that is sent."""
 
     method: str
     path: str
@@ -73,7 +73,7 @@ def operations(document: Mapping[str, Any]) -> Iterator[Operation]:
 
 
 def values(schema: Mapping[str, Any], document: Mapping[str, Any]) -> st.SearchStrategy[Any]:
-    """What a schema allows, more or less; see ``almost``."""
+    """Values that a schema allows, more or less. See ``almost``."""
     if "$ref" in schema:
         return values(document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]], document)
     if "enum" in schema:

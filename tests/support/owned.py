@@ -51,7 +51,7 @@ def submitted(server: HttpServer, admin: Link, **overrides: Any) -> str:
 
 
 def toy(recipe: Recipe, folder: Path, device: DeviceId, spec: Spec) -> Registered:
-    """What an agent trains with here."""
+    """Trainer of an agent."""
     return _kept(recipe, ToyTrainer(recipe, [device]))
 
 
@@ -84,7 +84,7 @@ def working(
 
 
 def state(admin: Link, run: str) -> str:
-    """What the server says of a run."""
+    """State of a run, as the server gives it."""
     return str(admin.call("GET", f"/v1/runs/{run}")["state"])
 
 

@@ -1,4 +1,4 @@
-"""What follows from facts: the numbers of plans, and blobs, for ``tests/protocol/vectors/plans.json``.
+"""Numbers of plans and blobs that follow from facts, for ``tests/protocol/vectors/plans.json``.
 
 The inputs are a recipe's own tables (defaults are left out), the layout of what is trained, the population, and the
 noise that facts state. The outputs are what ``docs/plan.md`` derives from them.
@@ -145,7 +145,7 @@ def compiled(one: dict[str, Any]) -> Plan:
 
 
 def numbers(plan: Plan) -> dict[str, Any]:
-    """What ``docs/plan.md`` derives."""
+    """Numbers that ``docs/plan.md`` derives."""
     sampling, policy = plan.sampling, plan.policy
     return {
         "ring_bits": list(plan.facts.ring_bits), "n_min": plan.facts.n_min, "corrupt": plan.facts.corrupt,

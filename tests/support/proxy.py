@@ -18,7 +18,7 @@ PIECE = 2**14
 
 @dataclass(frozen=True)
 class Way:
-    """What a connection meets.
+    """Fate of a connection.
 
     Attributes:
         delay_s: before its first byte passes; connections with another delay overtake it.

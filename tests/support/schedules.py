@@ -98,7 +98,7 @@ class Run:
         return self.rng.randbytes(size)
 
     def _to_server(self, device: str, m: Any) -> list[Any]:
-        """What a device could say instead, with its own signature where that helps it."""
+        """Lies of a device, with its own signature where that helps it."""
         rng, identity, others = self.rng, IDENTITIES[device].secret, [d for d in self.s.devices if d != device]
         match m:
             case messages.Advertise():
@@ -169,7 +169,7 @@ class Run:
         return []
 
     def _to_device(self, device: str, m: Any) -> list[Any]:
-        """What somebody between could tell a device instead of the server's words."""
+        """Lies that somebody between could tell a device in place of the server's words."""
         rng = self.rng
         match m:
             case messages.Roster():

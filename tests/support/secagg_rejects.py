@@ -216,7 +216,7 @@ def _roster(record: dict[str, Any]) -> Roster:
 
 
 def _boxes_of(roster: Roster) -> Boxes:
-    """What d000 is sent by the others, of whom d001 sees that its own keys are not there."""
+    """Boxes that the others send to d000. d001 sees that its own keys are not there."""
     raw, junk = messages.dump(roster), {"d000": bytes(messages.BOX_BYTES)}
     boxes = {
         "d001": _dealt(signed_by("d001", messages.roster_digest(SID, roster.keys), Shares(boxes=junk, signature=b"")))
@@ -231,13 +231,13 @@ def _boxes_of(roster: Roster) -> Boxes:
 
 
 def _dealt(shares: Any) -> messages.Dealt:
-    """What d000 gets of somebody's shares."""
+    """Shares of somebody that d000 gets."""
     every = messages.boxes_digest(shares.boxes)
     return messages.Dealt(box=shares.boxes["d000"], all=every, signature=shares.signature)
 
 
 def device_answers(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """What d000 says to messages that are not the recorded ones, and that it must accept all the same."""
+    """Answers of d000 to messages that are not the recorded ones, and that it must accept all the same."""
     b = Book(records["all stay"])
     proofs = messages.load(b.told[3]).signatures  # type: ignore[union-attr]
     revealed = messages.dump(b.sent["revealed", "d000"]).hex()
@@ -445,7 +445,7 @@ def _dealt_to_d000(book: Book) -> bytes:
 
 
 def floors() -> list[dict[str, Any]]:
-    """What a device's owner asks for, what the session is, and the code with which the device answers at once."""
+    """Policy of a device's owner, the session, and the code with which the device answers at once."""
     made = [((2, 0.0, "curious"), (2, 0.0, "curious"), ""), ((5, 0.0, "curious"), (4, 0.1, "malicious"), "-"),
             ((2, 0.1, "curious"), (9, 0.05, "malicious"), "-"), ((2, 0.0, "malicious"), (9, 0.1, "curious"), "-"),
             ((9, 0.1, "malicious"), (9, 0.1, "malicious"), "")]  # fmt: skip

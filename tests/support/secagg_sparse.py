@@ -1,4 +1,4 @@
-"""What d000 of a recorded session must refuse and accept at the very thresholds.
+"""Messages that d000 of a recorded session must refuse and accept at the very thresholds.
 
 In a sparse graph of 66 devices each has 8 neighbours: shares of 6 of them open a secret, and 34 signatures of anybody
 a list of survivors. With a curious server it has 4, of whom 2 are enough, and no more signatures are asked for.
@@ -67,7 +67,7 @@ class Sparse:
         return Boxes(boxes=messages.ordered(boxes))
 
     def answer(self, step: int, raw: bytes) -> bytes:
-        """What d000 says to a message in the place of the recorded one."""
+        """Answer of d000 to a message in the place of the recorded one."""
         entropy = derive(ROOT, "entropy", "d000")
         state: client.State
         state, _ = client.start(self.params, SID, "d000", IDENTITIES["d000"].secret, *self.update, entropy)

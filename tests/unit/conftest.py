@@ -1,4 +1,4 @@
-"""Where the unit tests of commands work."""
+"""Folder in which the unit tests of commands work."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def test_misuse_by_the_driver_raises():
 
 
 def lost(number, accepted, state):
-    """What a device answers whose memory is of another round."""
+    """Answer of a device whose memory is of another round."""
     state, effects = machine.step(PLAN, state, invited(PLAN, number, accepted=accepted))
     remember, send = effects
     assert isinstance(remember, device_events.Save)

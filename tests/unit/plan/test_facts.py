@@ -60,7 +60,7 @@ def device(
     signature: bytes | None = None,
     floor: OwnerFloor = ANY,
 ) -> Plan:
-    """What a device makes of facts, by default of facts that its server did sign."""
+    """Read facts as a device does, by default facts that its server signed."""
     return accept(
         raw, sign(SERVER.secret, raw) if signature is None else signature, SERVER.public, SPEC, floor, BUILT_IN
     )

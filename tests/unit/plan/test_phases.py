@@ -125,13 +125,13 @@ def test_cycles_that_cannot_be(cycle: float, code: str) -> None:
 
 
 def fed_back(held: states.After | None, phase: int) -> Memory:
-    """What ``feedback``, the third stage, remembers for a phase."""
+    """Memory of ``feedback``, the third stage, for a phase."""
     assert held is not None
     return held.memory.child("phase", phase).child("stage", 2)
 
 
 def test_each_phase_telescopes_on_its_own() -> None:
-    """What was sent plus what each phase's residual holds is what was trained, group by group."""
+    """The sent updates and the residuals of the phases add up to what was trained, group by group."""
     p, g = plan(round__rounds=7), np.random.default_rng(3)
     state, sent, given = states.join(p, "d"), np.zeros(60), np.zeros(60)
     assert set(state.committed.memory.children) == {("phase", 0), ("phase", 1)}

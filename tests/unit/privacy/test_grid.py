@@ -99,7 +99,7 @@ def test_noise_comes_to_the_whole_sum() -> None:
 
 
 def moved_by_one(pipe: Pipeline, x: np.ndarray) -> float:
-    """How far the sum, before its noise, moves with ``x`` in it."""
+    """Distance by which ``x`` moves the sum before its noise."""
     held = [pipe.add(pipe.start_sum(), pipe.encode(v, {}, 1.0, Memory(), TURN)[0], TURN) for v in (x, np.zeros_like(x))]
     with_it, without = (pipe.merge.finish(total.acc, pipe.merged).body.astype(np.float64) for total in held)
     return float(np.linalg.norm(with_it - without))

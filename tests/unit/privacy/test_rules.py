@@ -319,7 +319,7 @@ def test_what_a_device_sends_of_noised_steps_is_theirs_alone_feedback_and_all() 
 
 @pytest.mark.parametrize("before", [[], [{"kind": "rotate", "block": 64}]])
 def test_a_quantizer_stands_behind_a_devices_own_noise(before: list[dict[str, Any]]) -> None:
-    """What it rounds is noised already, so its wire is as small and its epsilon as it was."""
+    """The rounded update is noised already, so its wire is as small and its epsilon as it was."""
     grid = {"kind": "quantize", "bits": 4, **({"grid": "eden"} if before else {})}
     plain, small = plan(LOCAL, {"stage": before}), plan(LOCAL, {"stage": [*before, grid]})
     assert small.spend == plain.spend

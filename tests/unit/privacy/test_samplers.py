@@ -206,7 +206,7 @@ def test_the_fix_for_a_ring_of_the_wrong_size_works(wrong: int, step: int) -> No
 
 
 def _noise(z: float) -> tuple[np.ndarray, float, float]:
-    """What 40 sums of 10 updates are off by; the promised and the honest part of the noise."""
+    """Errors of 40 sums of 10 updates, with the promised and the honest part of the noise."""
     pipe = chain(clip(1.0), rotate(64), z=z)
     space, off = pipe.encoded, []  # type: ignore[attr-defined]
     assert space.grid.kind is Kind.RING
@@ -244,7 +244,7 @@ def test_shares_differ_between_devices_and_rounds() -> None:
 
 @pytest.mark.parametrize("bits", [13, 20, 29])
 def test_a_contribution_may_fill_the_whole_ring(monkeypatch: pytest.MonkeyPatch, bits: int) -> None:
-    """What is beyond it comes back from the other side, as residues do."""
+    """A value beyond the bound comes back from the other side, as residues do."""
     half = 1 << bits - 1
     given_ = np.resize(np.array([half - 1, -half, half, -half - 1, 0, half // 2 + 1]), SPACE.dim)
     monkeypatch.setattr(distributed, "discrete_gaussian", lambda s, n, key: given_)

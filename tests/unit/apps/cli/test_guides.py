@@ -1,4 +1,4 @@
-"""What helps at a start: shipped recipes, explanations, suggestions, completion, and where faults stand."""
+"""Help for a start: shipped recipes, explanations, suggestions, completion, and where faults stand."""
 
 from __future__ import annotations
 
@@ -226,7 +226,7 @@ def test_help_is_whole_at_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def complete(line: str) -> list[str]:
-    """What bash is offered after ``line``."""
+    """List the words that bash is offered after ``line``."""
     words = line.split(" ")
     env = {**os.environ, "_EDGEWISE_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(len(words) - 1)}
     done = subprocess.run(

@@ -46,7 +46,7 @@ def served(recipe: dict[str, Any]) -> Plan:
 
 
 def accepted(recipe: dict[str, Any], text: str) -> Plan:
-    """What a device with this policy makes of a run of its server."""
+    """Answer of a device with this policy to a run of its server."""
     raw = canonical(served(recipe).facts)
     return accept(raw, sign(SERVER.secret, raw), SERVER.public, SPEC, parsed(text).floor(), BUILT_IN)
 

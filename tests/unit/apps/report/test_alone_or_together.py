@@ -1,4 +1,4 @@
-"""How a report begins: whether training together is better than training alone, on how many devices."""
+"""First sentence of a report: whether training together is better than training alone, on how many devices."""
 
 from __future__ import annotations
 

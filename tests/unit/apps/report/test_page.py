@@ -130,7 +130,7 @@ def test_the_way_down_is_shown_where_there_is_one(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_what_says_nothing_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where nothing was lost there is neither a funnel of equal bars, nor reasons, nor a map of one colour."""
+    """A run without losses has neither a funnel of equal bars, nor reasons, nor a map of one colour."""
     titles = ("Funnel", "Lost contributions", "Participation by device")
     _, page = made(tmp_path / "lossy")
     assert all(f"<h3>{title}</h3>" in page for title in titles)

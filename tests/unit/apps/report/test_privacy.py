@@ -25,7 +25,7 @@ HIDDEN = "Individual updates are hidden. No epsilon is claimed."
 
 
 def written(out: Path, **recipe: Any) -> dict[str, str]:
-    """What each of the three says of privacy, spaces and line breaks apart."""
+    """Words of each of the three on privacy, without spaces and line breaks."""
     make_run(out, **recipe)
     with RunStore(out) as store:
         s = summary.build(store)

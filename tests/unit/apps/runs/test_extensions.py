@@ -1,4 +1,4 @@
-"""Where `--extension` finds a module: by name or file, here, beside the recipe, in worker processes."""
+"""Places where `--extension` finds a module: by name or file, here, beside the recipe, in worker processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a server publishes of a run beside its facts, and what is staged for it: only the one form of each is read."""
+"""Documents that a server publishes of a run beside its facts, or stages for it: only the one form of each is read."""
 
 from __future__ import annotations
 

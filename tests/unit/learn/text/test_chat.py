@@ -256,7 +256,7 @@ def test_keys_of_chats_need_chats() -> None:
 
 @pytest.mark.parametrize("template", [TURNS, FORGETS, MARKED, STRICT])
 def test_a_model_in_use_is_asked_as_in_training(folder: Path, template: str) -> None:
-    """What it reads before an answer, and the token at which the answer ends, are those of the row."""
+    """The tokens before an answer, and the token at which the answer ends, are those of the row."""
     used = tokens(folder, template).template
     assert used is not None
     (row,) = used.rows(pack([ASK, ANSWER])[0], "row")

@@ -1,4 +1,4 @@
-"""What a tokenizer's file asks for beside splitting text: it never changes the text of a device."""
+"""Wishes of a tokenizer's file beside splitting text: they never change the text of a device."""
 
 from __future__ import annotations
 

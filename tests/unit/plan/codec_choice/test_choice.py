@@ -124,7 +124,7 @@ def test_a_device_sends_what_it_has_time_for(elapsed_s: float, up_mbit: float) -
 
 @pytest.mark.slow
 def test_with_noise_on_records_the_rung_says_nothing_of_training() -> None:
-    """How long a step takes follows from how many blocks it drew, which are secret. The link still counts."""
+    """The time of a step follows from the number of blocks that it drew, which is secret. The link still counts."""
     plan = plan_of(
         privacy="local_dp", dp=EXAMPLE, stage=[], metrics="none", adaptive={"slack": 0.0, "deadline_s": 10.0}
     )
