@@ -168,7 +168,7 @@ class Recorder:
         return self._said(device, self.lies.answer(device, told))
 
     def _said(self, device: str, right: bytes) -> list[tuple[bytes, bool]]:
-        """List the messages that a device sends in place of its answer or beside it, and whether each is a stray one."""
+        """List messages that a device sends in place of its answer or beside it, and whether each is a stray one."""
         step, parts = self.case.says.get(device, (-1, ()))
         if step != self.number:
             return [(right, False)]
