@@ -194,6 +194,28 @@ def test_a_nonce_is_spent_once_also_after_a_restart(tmp_path: Path, clock: Clock
     second.close()
 
 
+def test_a_request_is_not_accepted_again_when_the_clock_is_set_back(tmp_path: Path, clock: Clock) -> None:
+    """Its nonce is deleted, and its time counts as fresh again. Later requests than the deleted ones are accepted."""
+    began_s, sweeping = clock.s, next(n for n in range(10_000) if _digest(n)[0] == 0)
+    first = Database(tmp_path, clock)
+    for n in (1, 2):
+        first.write(lambda c, n=n: nonces.spend(c, proof(n, clock()), clock()))  # type: ignore[misc]
+    clock.s += 3600.0
+    first.write(lambda c: nonces.spend(c, proof(sweeping, clock()), clock()))
+    with first.read() as c:
+        assert c.execute(sa.select(sa.func.count()).select_from(NONCES)).scalar() == 1
+    first.close()
+    clock.s = began_s
+    second = Database(tmp_path, clock)
+    assert code(second.write, lambda c: nonces.spend(c, proof(1, clock()), clock())) == "E-BUSY"
+    assert code(second.write, lambda c: nonces.spend(c, proof(3, clock() + 1.0), clock())) == ""
+    second.close()
+
+
+def _digest(nonce: int) -> bytes:
+    return sha256(DEVICE.encode() + nonce.to_bytes(16, "big")).digest()
+
+
 def test_a_nonce_is_not_spent_by_a_change_that_fails(database: Database, clock: Clock) -> None:
     def change(c: sa.Connection) -> None:
         nonces.spend(c, proof(1, clock()), clock())

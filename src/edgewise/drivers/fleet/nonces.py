@@ -4,6 +4,10 @@ connection; see ``database``.
 A nonce is spent in the transaction of its request's change. So both are durable or neither is, and a revocation comes
 either before the change or after it. Only hashes are stored, and only while a signature can still be accepted. So the
 rate of requests limits the size of the table.
+
+The database also has the latest time of a deleted nonce. A request that was signed at that time or before is refused,
+because the server may have accepted it. This matters where the server's clock is set back: the signature's time alone
+would count as fresh again.
 """
 
 from __future__ import annotations
@@ -15,10 +19,12 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import members
-from edgewise.drivers.fleet.tables import NONCES
+from edgewise.drivers.fleet.tables import FORGOTTEN_NONCES, NONCES
+from edgewise.drivers.http.limits import Later
 from edgewise.drivers.http.signatures import TOLERANCE_S, Proof
 
-_KEEP_S = 2 * TOLERANCE_S + 1  # one tolerance is needed; the other covers a server clock that is set back
+_KEEP_S = 2 * TOLERANCE_S + 1  # one tolerance is needed; the other covers a server clock that is set back a little
+_ROW = 0  # the id of the only row of ``FORGOTTEN_NONCES``
 
 
 def spend(c: sa.Connection, proof: Proof, now_s: float) -> None:
@@ -26,14 +32,31 @@ def spend(c: sa.Connection, proof: Proof, now_s: float) -> None:
 
     Raises:
         TransportError: E-REPLAY where the same sender spent its nonce before. E-REVOKED where the sender was revoked
-            after the request was admitted.
+            after the request was admitted. E-BUSY where it was signed before nonces that are deleted.
     """
     sender = members.find(c, proof.sender)
     if sender is not None and sender.status == members.REVOKED:
         raise members.revoked(proof.sender)
     digest = hashlib.sha256(proof.sender.encode() + proof.nonce).digest()
+    forgotten_s = c.execute(sa.select(FORGOTTEN_NONCES.c.created_s)).scalar()
+    if forgotten_s is not None and proof.created_s <= forgotten_s:
+        what = "the request was signed at a time that this server has passed before: its clock was set back."
+        fix = "sign it again. If this stays, wait until the server's clock has passed that time again."
+        raise Later("E-BUSY", what, fix, min(60.0, forgotten_s - proof.created_s + 1.0))
     row = upsert(NONCES).values(digest=digest, created_s=proof.created_s).on_conflict_do_nothing()
     if not c.execute(row).rowcount:
         raise TransportError("E-REPLAY", "this request was accepted before.", "sign every attempt again.")
     if digest[0] == 0:  # one request in 256 sweeps the table
-        c.execute(NONCES.delete().where(NONCES.c.created_s < now_s - _KEEP_S))
+        _sweep(c, now_s - _KEEP_S)
+
+
+def _sweep(c: sa.Connection, before_s: float) -> None:
+    """Delete the nonces of requests that were signed before that time, and note the latest of them."""
+    old = NONCES.c.created_s < before_s
+    latest = c.execute(sa.select(sa.func.max(NONCES.c.created_s)).where(old)).scalar()
+    if latest is None:
+        return
+    c.execute(NONCES.delete().where(old))
+    row = upsert(FORGOTTEN_NONCES).values(id=_ROW, created_s=latest)
+    higher = {"created_s": sa.func.max(FORGOTTEN_NONCES.c.created_s, latest)}
+    c.execute(row.on_conflict_do_update(index_elements=["id"], set_=higher))

@@ -49,6 +49,12 @@ NONCES = sa.Table(  # nonces of requests that changed something, while they coul
     sa.Column("digest", sa.LargeBinary, primary_key=True),
     sa.Column("created_s", sa.Integer, nullable=False, index=True),
 )
+FORGOTTEN_NONCES = sa.Table(  # one row: the latest time of a nonce that was deleted
+    "forgotten_nonces",
+    META,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("created_s", sa.Integer, nullable=False),
+)
 ROUNDS = sa.Table(  # rounds that accept frames; ``key`` opens the frames received and is deleted with the row
     "rounds",
     META,
