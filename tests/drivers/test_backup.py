@@ -97,8 +97,8 @@ def _saved(folder: Path, to: Path) -> Path:
 
 
 def test_a_finished_run_is_as_it_was(tmp_path: Path) -> None:
-    with running(tmp_path):
-        pass
+    with running(tmp_path) as server:
+        register(server)
     play(tmp_path / "server", range(3))
     with RunStore(tmp_path / "server" / "runs" / ID[:32]) as store:
         store.finish()
@@ -107,6 +107,15 @@ def test_a_finished_run_is_as_it_was(tmp_path: Path) -> None:
         loaded = store.load()
         assert loaded is not None
         assert loaded.next_round == 2
+
+
+def test_a_run_that_is_being_submitted_is_in_no_backup(tmp_path: Path) -> None:
+    """Its folder is made before its row. After a restore no submission would remove it."""
+    with running(tmp_path):
+        pass
+    play(tmp_path / "server", range(1))
+    backup.restore(_saved(tmp_path / "server", tmp_path / "copy"), tmp_path / "new", time.time())
+    assert not list(tmp_path.glob("new/runs/*"))
 
 
 @pytest.mark.slow
@@ -160,8 +169,8 @@ def test_a_backup_is_of_one_moment(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_backup_that_is_not_whole_is_refused_by_name(tmp_path: Path) -> None:
-    with running(tmp_path):
-        pass
+    with running(tmp_path) as server:
+        register(server)
     play(tmp_path / "server", range(2))
     copy = _saved(tmp_path / "server", tmp_path / "copy")
     files = [p for p in sorted(copy.rglob("*")) if p.is_file()]

@@ -34,9 +34,15 @@ from edgewise.drivers.storage.schema import SCHEMA_VERSION
 
 MANIFEST, DATABASE, RUNS, BLOBS = "backup.json", "server.db", "runs", "blobs"
 KEYS = ("server.key", "ca.pem", "ca.key", "tls.pem", "tls.key", EPOCH)
+RUN_NAME = 32  # characters of a run's id that name its folder
 ATTEMPTS = 5  # attempts to copy a run whose blobs are swept in the meantime
 NUMBERS = 2**40  # numbers of mail reserved for each epoch, so that no number is given twice
 _FORGOTTEN = ("rounds", "mail", "uploads", "nonces", f"publications WHERE run != '{EVERYBODY}'")
+_NONCES_PASSED = (
+    "INSERT INTO forgotten_nonces (id, created_s)"
+    " SELECT 0, latest FROM (SELECT MAX(created_s) AS latest FROM nonces) WHERE latest IS NOT NULL"
+    " ON CONFLICT (id) DO UPDATE SET created_s = MAX(created_s, excluded.created_s)"
+)
 _LEFT_OUT = {"blobs", "journal", "devices", "cache", "lock", "run.db", "run.db-wal", "run.db-shm", "sampling.key"}
 _FINISHED = "finished"
 
@@ -87,18 +93,21 @@ def save(folder: Path, to: Path, now_s: float) -> Manifest:
                 _copy(folder / name, part / name)
         _snapshot(folder / DATABASE, part / DATABASE)
         with closing(sqlite3.connect(part / DATABASE)) as c:
+            c.execute(_NONCES_PASSED)  # A request before the backup is not accepted again, whatever the clock says.
             for table in _FORGOTTEN:
                 c.execute(f"DELETE FROM {table}")
             c.execute("UPDATE leases SET until_s = 0")
             c.commit()
             c.execute("VACUUM")  # no page of the copy keeps deleted rows
             promoted = [str(row[0]) for row in c.execute("SELECT digest FROM publications")]
+            served = [str(row[0]) for row in c.execute("SELECT run FROM served ORDER BY run")]
         (part / BLOBS).mkdir(FOLDER)
         for digest in promoted:
             _copy(folder / BLOBS / digest, part / BLOBS / digest)
-        for run in sorted((folder / RUNS).iterdir()) if (folder / RUNS).is_dir() else ():
-            if (run / "run.db").is_file():
-                _save_run(run, part / RUNS / run.name)
+        for run in served:  # A run that is being submitted has a folder before it has a row.
+            name = run[:RUN_NAME]
+            if (folder / RUNS / name / "run.db").is_file():
+                _save_run(folder / RUNS / name, part / RUNS / name)
         manifest = Manifest(1, now_s, dict(_listed(part)))
         _write(part / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
     return manifest
