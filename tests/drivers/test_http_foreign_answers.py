@@ -146,10 +146,10 @@ def test_what_leaves_again_is_counted(answering: Callable[..., Link], monkeypatc
         status = said.pop(0)
         return travelling(httpx2.Response(status, json={"number": 1} if status == 200 else busy))
 
-    link = answering(inline, repeats=again.append, sleep=lambda seconds: None)
+    link = answering(inline, sends=again.append, sleep=lambda seconds: None)
     link.patience_s = 100.0
     assert link.send("r", 0, bytes(70)) == 1
-    assert sum(again) == 140
+    assert sum(again) == 3 * 70
 
     again.clear()
     where = iter([0, 4096, 0, 4096, 5000])  # the server says that it has lost a chunk
@@ -159,9 +159,9 @@ def test_what_leaves_again_is_counted(answering: Callable[..., Link], monkeypatc
         found = {"number": 2} if received is None else {"upload": "u", "chunk": 4096, "received": received}
         return travelling(httpx2.Response(200, json=found))
 
-    link = answering(chunked, repeats=again.append)
+    link = answering(chunked, sends=again.append)
     assert link.send("r", 0, bytes(5000)) == 2
-    assert sum(again) == 5000
+    assert sum(again) == 2 * 5000
     assert answers.ANSWER_BYTES >= 2 * 2**20, "facts of a run, escaped"
 
 

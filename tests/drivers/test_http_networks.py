@@ -59,7 +59,11 @@ def state(server: HttpServer) -> list[object]:
     from edgewise.drivers.fleet.tables import META
 
     with server.service.database.read() as c:
-        return [c.execute(t.select()).all() for n, t in META.tables.items() if n not in ("nonces", "leases")]
+        return [
+            c.execute(t.select()).all()
+            for n, t in META.tables.items()
+            if n not in ("nonces", "forgotten_nonces", "leases")
+        ]
 
 
 def again(port: int, recorded: bytes) -> bytes:

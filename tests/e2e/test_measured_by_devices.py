@@ -8,14 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+from invited import SECRETS, invitation
+from mortal_disk import Disk
 from played import play
 from toy import ToyTrainer
 from toy_recipe import make_recipe
 
-from edgewise.core import events
+from edgewise.codecs.wire import pack
+from edgewise.core import events, frame, keys, vector
 from edgewise.core.errors import EdgewiseError
+from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.workers.devices import Devices
+from edgewise.drivers.workers.held_models import Downloads
 from edgewise.engine.evaluation import COHORT, told_by_cohort
+from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import decisive
@@ -59,6 +66,27 @@ def test_devices_without_held_out_text_count_neither_way() -> None:
     assert (found.model, found.round, found.nll) == ("federated", 1, {COHORT: 3.0})
     assert told_by_cohort(0, {"held_out": 0.0, "held_share": 0.0}) is None
     assert told_by_cohort(0, {}) is None
+
+
+@pytest.mark.parametrize("evaluates", [True, False])
+def test_a_device_whose_owner_forbids_it_sends_no_held_out_loss(evaluates: bool) -> None:
+    """It sends what a device without held-out text sends: zeros, which the mean does not count."""
+    recipe = make_recipe(dict(SUMMED))
+    trainer = ToyTrainer(recipe)
+    plan = compile(recipe, trainer.spec, 8, BUILT_IN)
+    raw, downloads = vector.to_bytes(np.zeros(trainer.spec.dim, np.float32)), Downloads(50, plan.downlink)
+    downloads.put(vector.digest(raw), raw, keep=[vector.digest(raw)])
+    trust = simulated_trust(keys.root(1))
+    devices = Devices(
+        plan, registered(trainer), Disk(), downloads, trust, lambda *_: SECRETS, evaluates=evaluates
+    )  # fmt: skip
+    answer = devices.answer(trainer.devices()[0], frame.dump(invitation(plan))).frame
+    assert answer is not None
+    update = frame.load(answer, len(answer))
+    assert isinstance(update, frame.Contribution)
+    head = dict(zip(plan.metrics.names, pack.unpack(update.payload, plan.at(0).encoded).head, strict=True))
+    assert head["loss_last"]
+    assert (head["held_out"] != 0.0, head["held_share"] != 0.0) == (evaluates, evaluates)
 
 
 def test_the_run_is_another_one_where_devices_measure() -> None:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 from edgewise.apps.device import control, policy
@@ -13,7 +14,7 @@ from edgewise.apps.device.conditions import Conditions
 from edgewise.apps.device.joining import Make, Owner, Parts
 from edgewise.apps.device.personal import WaitingRuns, find, personalise
 from edgewise.apps.device.record import LEDGERS, Record
-from edgewise.core.errors import EdgewiseError
+from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.attend import RunPart, Watch, attend
 from edgewise.drivers.http.link import WAIT_S, Link
@@ -22,6 +23,8 @@ from edgewise.drivers.storage.files import FOLDER
 from edgewise.drivers.storage.personal_models import PersonalModel
 from edgewise.plan.frames import largest_upload
 
+DAY_S = 86400.0
+TIDY_S = 3600.0  # interval at which an idle agent looks for old models and blobs
 PATIENCE_S = 86400.0  # time to keep trying a server, which may be down for long
 APPROVAL_S = 10.0  # wait between two checks for approval
 SUM_S = 120.0  # The next message of a hidden sum comes within this time, or never.
@@ -41,6 +44,8 @@ class _Owner(Watch):
         sleep: Callable[[float], None],
     ) -> None:
         self._personal: WaitingRuns | None = None  # the runs whose personal model this agent makes
+        self._tidy: Callable[[], None] = lambda: None
+        self._tidied_s = time.monotonic()
         self._agent, self._link, self._owner = agent, link, owner
         self._conditions, self._record = conditions, record
         self._follow, self._sleep = follow, sleep
@@ -49,8 +54,10 @@ class _Owner(Watch):
     def doing(self, state: str, run: str = "") -> None:
         self._agent.say(state, f"run {run[:12]}" if run else "for the server's mail")
 
-    def declines(self, part: RunPart) -> str:
-        return self.refusal(largest_upload(part.devices.plan)) or self._follow.declines(part)
+    def declines(self, part: RunPart, round: int) -> str:
+        largest = largest_upload(part.devices.plan)
+        again = self._record.too_much_again(part.devices.plan.run, round, largest)
+        return again or self.refusal(largest) or self._follow.declines(part, round)
 
     def leaving(self, part: RunPart | None, frame: bytes) -> None:
         budget, plan = self._owner.budget, None if part is None else part.devices.plan
@@ -58,6 +65,13 @@ class _Owner(Watch):
         self._record.frame(self._link.home.server, plan, frame, spent)
         if plan is not None and plan.hides is not None:
             self._in_a_sum_until_s = time.monotonic() + SUM_S
+
+    def disk_full(self, error: StoreError, wait_s: float) -> None:
+        """Tell the owner, and wait. Raises Interrupted(E-INTERRUPTED) if the owner leaves."""
+        self._agent.say("waiting", f"{error.code}: {error.what}")
+        for _ in range(ceil(wait_s / control.POLL_S)):
+            self._agent.open()
+            self._sleep(control.POLL_S)
 
     def refused(self, run: str, error: EdgewiseError) -> None:
         self._record.refused(self._link.home.server, run, error)
@@ -72,7 +86,14 @@ class _Owner(Watch):
         now_s = time.time()
         return self._conditions.refusal(now_s, self._record.today(now_s), next_bytes)
 
+    def tidies(self, tidy: Callable[[], None]) -> None:
+        """Call ``tidy`` every ``TIDY_S`` seconds when there is no mail."""
+        self._tidy = tidy
+
     def idle(self) -> None:
+        if time.monotonic() - self._tidied_s >= TIDY_S:
+            self._tidied_s = time.monotonic()
+            self._tidy()
         if self._personal is not None:
             self._agent.say("training", "the personal models of finished runs")
             self._personal()
@@ -153,15 +174,17 @@ def work(
     conditions = Conditions(own, text=make is None)
     with ExitStack() as held:
         agent = held.enter_context(control.Agent(home))
-        record = Record(home)  # read under the agent's lock, since another agent may just have ended
+        # The record is read under the agent's lock, since another agent may just have ended.
+        record = Record(home, round_bytes=own.limits.upload_mb * policy.MB)
         may_send = partial(_may_send, agent, conditions, record)
         link = held.enter_context(
-            Link(home, patience_s, sleep=sleep, open=may_send, troubled=agent.troubled, repeats=record.repeated)
+            Link(home, patience_s, sleep=sleep, open=may_send, troubled=agent.troubled, sends=record.sends)
         )
         ledgers = held.enter_context(FileLedgers(home / LEDGERS))
         owner = _owner(home, own, link, ledgers, make)
         watch = _Owner(agent, link, owner, conditions, record, follow, sleep)
         with Parts(link, home, owner, make, personal) as parts:
+            watch.tidies(parts.tidy)
             if personal:
                 watch.makes(WaitingRuns(link, parts, home, own.limits.local_steps))
             began()
@@ -209,4 +232,7 @@ def _owner(home: Path, own: policy.Policy, link: Link, ledgers: FileLedgers, mak
         always=own.always(),
         gateway=own.privacy.gateway or link.home.gateway,
         engine=own.engine_keys(),
+        evaluates=own.privacy.evaluation,
+        room_bytes=own.limits.cache_mb * policy.MB,
+        room_s=own.limits.cache_days * DAY_S,
     )

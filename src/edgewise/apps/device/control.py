@@ -13,6 +13,7 @@ An agent reads its order before it sends anything, and between the pieces of wha
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -27,6 +28,7 @@ from edgewise.core.errors import EdgewiseError, Interrupted, StoreError
 from edgewise.drivers.storage import files
 
 ORDER, SAYS, LOCK = "order.json", "agent.json", "agent.lock"
+LOG = logging.getLogger("edgewise")
 POLL_S = 0.5  # interval at which a waiting agent reads its order
 LOOK_S = 0.2  # interval at which a sending agent reads its order
 GLANCES, GLANCE_S = 5, 0.05
@@ -134,16 +136,35 @@ class Agent:
         return not self._order.pause
 
     def say(self, state: str, why: str = "") -> None:
-        """Write the agent's state and the reason for it. An unchanged state is not written again."""
+        """Write the agent's state and the reason for it. An unchanged state is not written again.
+
+        On a full disk it is written over the last one. Where that fails too, the log has it.
+        """
         if self._said != (state, why):
-            report = Said(state, why, self._now_s(), self._pid)
-            files.replace(self._home / SAYS, msgspec.json.encode(report))
+            report = msgspec.json.encode(Said(state, why, self._now_s(), self._pid))
+            try:
+                files.replace(self._home / SAYS, report)
+            except StoreError as e:
+                if not _overwritten(self._home / SAYS, report):
+                    LOG.warning("the state %s is not written: %s", state, e)
+                    return
             self._said = (state, why)
 
     def troubled(self, error: EdgewiseError) -> None:
         """Write the trouble that keeps a waiting agent from its server."""
         if self._said is not None and self._said[0] == "waiting":
             self.say("waiting", f"{error.code}: {error.what}")
+
+
+def _overwritten(path: Path, raw: bytes) -> bool:
+    """Write a small file over an older one, which needs no room on a full disk. Returns whether that went well."""
+    try:
+        with open(path, "r+b") as f:
+            f.write(raw)
+            f.truncate()
+        return True
+    except OSError:
+        return False
 
 
 def _locked(path: Path) -> Callable[[], None]:

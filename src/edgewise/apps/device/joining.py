@@ -12,12 +12,15 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import inf
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps.device import personal
+from edgewise.apps.device import personal, room
+from edgewise.apps.device.room import MODELS, RUNS
 from edgewise.core.errors import DecodeError, EdgewiseError, ModelError, RecipeError
 from edgewise.core.keys import Secrets
 from edgewise.core.training import DeviceId
@@ -45,7 +48,6 @@ from edgewise.plan.personal import keeps_part, keeps_private, personal_training
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 
-RUNS, MODELS = "runs", "models"  # folders in the device's home
 LIST_BYTES, MODEL_BYTES = 2**24, 2**36  # limits of a layout and of a model's file
 Make = Callable[[Recipe, Path, DeviceId, Spec], Registered]
 
@@ -63,6 +65,8 @@ class Owner:
         always: names of the packages whose trainer trains in runs without a trainer of their own.
         gateway: fingerprint of the second server that shares may be sealed to. Empty: none.
         engine: the keys of [engine] of this device, such as its limit of memory.
+        evaluates: whether a loss on held-out text may leave, as a part of an update.
+        room_bytes, room_s: most bytes of models, blobs and caches on the disk, and seconds that unused ones stay.
     """
 
     data: Mapping[str, Any]
@@ -73,6 +77,9 @@ class Owner:
     always: tuple[str, ...] = ()
     gateway: str = ""
     engine: Mapping[str, Any] = field(default_factory=dict)
+    evaluates: bool = True
+    room_bytes: float = inf
+    room_s: float = inf
 
 
 class Parts:
@@ -109,6 +116,7 @@ class Parts:
                     self._refused[run] = e
                 raise
             self._part = part
+            self.tidy()
             return part
         return self._part
 
@@ -124,6 +132,11 @@ class Parts:
             self._store.close()
         self._part, self._store = None, None
 
+    def tidy(self) -> None:
+        """Remove models, blobs and caches of other runs, as the owner's limits ask (``room.sweep``)."""
+        own, in_use = self._owner, {self._run[:32]} if self._part is not None else set[str]()
+        room.sweep(self._home, in_use, own.room_bytes, own.room_s, time.time())
+
     def _join(self, run: str) -> RunPart:
         raw, signature, shares = self._published(run)
         stated = facts.parse(raw)
@@ -135,6 +148,7 @@ class Parts:
         catalogue = extension_packages.catalogue(stated.packages, self._owner.packages, self._owner.always)
         folder = self._home / RUNS / run[:32]
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
+        room.touch(folder / room.BLOBS, folder / room.CACHE)
         trainer = self._trainer(stated, folder, catalogue)
         plan = accept(raw, signature, server, trainer.trainer.spec, self._owner.floor, catalogue)
         noise_steps(plan, trainer)
@@ -151,6 +165,7 @@ class Parts:
         devices = Devices(
             plan=plan, trainer=trainer, store=self._store, downloads=downloads,
             trust=self._trust(plan, folder, shares), secrets=fresh, budget=self._owner.budget,
+            evaluates=self._owner.evaluates,
         )  # fmt: skip
         return RunPart(devices, downloads, folder / "blobs")
 
@@ -217,6 +232,8 @@ class Parts:
         blobs, out = folder / "blobs", self._home / MODELS / manifest
         files = package.parse(self._link.download(manifest, blobs, package.MANIFEST_BYTES).read_bytes())
         out.mkdir(FOLDER, parents=True, exist_ok=True)
+        room.touch(out)
+        room.note_use(folder, manifest)
         for name, digest in files.items():
             if not is_blob(out / name, digest):
                 os.replace(self._link.download(digest, self._home / MODELS, MODEL_BYTES), out / name)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps.device import control, policy, record
-from edgewise.apps.device.joining import MODELS, RUNS
+from edgewise.apps.device.room import MODELS, RUNS
 from edgewise.apps.device.unit import CACHE
 from edgewise.core.errors import StoreError
 from edgewise.drivers.http import home as homes

@@ -74,12 +74,14 @@ class Data(Section):
 class Limits(Section):
     """The resources of this device that a run may take."""
 
-    upload_mb: float = Field(100.0, gt=0, le=1e6, description="of one round at most, 10^6 bytes")
+    upload_mb: float = Field(100.0, gt=0, le=1e6, description="of one round at most, in all its attempts, 10^6 bytes")
     upload_mb_per_day: float = Field(1000.0, gt=0, le=1e9, description="of all rounds of a day, by local time")
     local_steps: int = Field(0, ge=0, description="optimizer steps of a round at most; 0 = any number")
     memory_mb: float = Field(
         0.0, ge=0, le=1e9, description="of training at most, 10^6 bytes beside Python and torch; 0 = any amount"
     )
+    cache_mb: float = Field(20000.0, gt=0, le=1e9, description="models, blobs and caches on the disk, 10^6 bytes")
+    cache_days: float = Field(30.0, gt=0, le=36500, description="days that unused ones of them stay")
 
 
 class When(Section):
@@ -120,6 +122,7 @@ class LeastPrivacy(Section):
     server: Literal["malicious", "curious"] = Field(
         "malicious", description="hidden sums must stand a server that lies, or one that follows the protocol and reads"
     )
+    evaluation: bool = Field(True, description="a loss on held-out text may leave, as a part of an update")
     gateway: str = Field(
         "", pattern=r"^([0-9a-f]{32})?$", description="fingerprint of the second server that shares may be sealed to"
     )

@@ -6,7 +6,8 @@
     rows(home); summary(rows(home), now_s)
 
 A line is on the disk before its frame is sent. So the record may list a frame that a crash held back, and it lacks no
-frame that was sent. Retries of a frame have no lines. A line without its end was being written when the process died.
+frame that was sent. What leaves once more, because a server or the network lost it, is counted: a line "sent again" has
+the bytes of several retries (``AGAIN_BYTES``). A line without its end was being written when the process died.
 Its frame was not sent, so the line is cut off.
 """
 
@@ -23,14 +24,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from edgewise.core import frame
-from edgewise.core.errors import EdgewiseError, StoreError
+from edgewise.core.errors import EdgewiseError, StoreError, TransportError
 from edgewise.drivers.storage import files
 
 if TYPE_CHECKING:  # This imports numba, which takes a second, and `edgewise device status` only reads.
     from edgewise.plan.plan import Plan
 
 FILE, LEDGERS = "left.jsonl", "ledgers"  # the record of frames, and the folder of their privacy costs
-REFUSAL, RUN_REFUSED = "refusal", "refused run"
+REFUSAL, RUN_REFUSED, AGAIN = "refusal", "refused run", "sent again"
+MB = 1e6
+AGAIN_BYTES = 2**16  # bytes sent again that a crash may leave out of the record
 
 
 class RecordLine(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -65,23 +68,44 @@ _FROM_SERVER = (frame.Delta, frame.Invite, frame.Probe, frame.Call, frame.Commit
 
 
 class Record:
-    """The record of a home folder, for the one process that sends. Raises StoreError: E-DISK, E-CHECKPOINT."""
+    """The record of a home folder, for the one process that sends. Raises StoreError: E-DISK, E-CHECKPOINT.
 
-    def __init__(self, home: Path, now_s: Callable[[], float] = time.time) -> None:
-        self._path, self._now_s = home / FILE, now_s
+    ``round_bytes``: the most that may leave in one round of a run, in all its attempts.
+    """
+
+    def __init__(self, home: Path, now_s: Callable[[], float] = time.time, round_bytes: float = inf) -> None:
+        self._path, self._now_s, self._round_bytes = home / FILE, now_s, round_bytes
         whole, self._size = _read(self._path)
         self._known = {(row.run, row.digest) for row in whole if row.digest}
         self._refused = {(row.run, row.reason) for row in whole if row.kind == RUN_REFUSED}
         self._today, self._again = _Today([(row.at_s, row.size) for row in whole]), _Today(())
+        self._rounds: dict[tuple[str, int], int] = {}
+        for row in whole:
+            self._count(row.run, row.round, row.size)
+        self._before = dict(self._rounds)  # of earlier processes
+        self._began = set[tuple[str, str]]()  # frames that this process has begun to send
+        self._sending = ("", "", -1)  # server, run and round of the frame that is being sent
+        self._fresh_bytes, self._unwritten = 0, 0  # bytes of that frame that the record has already; and sent again
 
     def frame(self, server: str, plan: Plan | None, raw: bytes, epsilon: float | None = None) -> None:
         """Record a frame that is about to be sent. A repeated frame is recorded once.
 
         Args:
             plan: of its run. None for the refusal of a run.
+        Raises:
+            TransportError: E-OWNER where the frame would pass the limit of its round. A refusal may always leave.
         """
         message, digest = frame.load(raw, len(raw)), hashlib.sha256(raw).hexdigest()
-        if isinstance(message, _FROM_SERVER) or (message.run, digest) in self._known:
+        if isinstance(message, _FROM_SERVER):
+            return
+        name, known = (message.run, digest), (message.run, digest) in self._known
+        why = "" if known else self._too_much(message.run, message.round, len(raw))
+        if why and not isinstance(message, frame.Refusal):
+            raise _not_allowed(why)
+        self._sending = (server, message.run, message.round)
+        self._fresh_bytes = 0 if name in self._began else len(raw)
+        if known:
+            self._began.add(name)
             return
         reason = f"{message.code}: {message.reason}" if isinstance(message, frame.Refusal) else ""
         reason = _step(message.body)[1] if isinstance(message, frame.Step) else reason
@@ -90,8 +114,10 @@ class Record:
             "" if plan is None else promise(plan),
         )  # fmt: skip
         self._append(row)
-        self._known.add((message.run, digest))
+        self._known.add(name)
+        self._began.add(name)
         self._today.add(row.at_s, row.size)
+        self._count(row.run, row.round, row.size)
 
     def refused(self, server: str, run: str, error: EdgewiseError) -> None:
         """Record that this device takes no part in a run, once for each reason."""
@@ -100,11 +126,45 @@ class Record:
             self._append(RecordLine(self._now_s(), server, run, -1, RUN_REFUSED, 0, reason=reason))
             self._refused.add((run, reason))
 
-    def repeated(self, size: int) -> None:
-        """Count bytes that leave once more, for the limit of a day. No line has them."""
-        if size:
-            self._today.add(self._now_s(), size)
-            self._again.add(self._now_s(), size)
+    def sends(self, size: int) -> None:
+        """Count bytes of the latest frame that are about to leave. What leaves once more counts for day and round.
+
+        A frame that an earlier process of this device has begun to send counts anew only where it leaves twice.
+
+        Raises:
+            TransportError: E-OWNER where bytes that leave once more would pass the limit of the round.
+        """
+        repeated = max(0, size - self._fresh_bytes)
+        if repeated and (why := self._too_much(*self._sending[1:], repeated)):
+            raise _not_allowed(why)
+        self._fresh_bytes = max(0, self._fresh_bytes - size)
+        if not repeated:
+            return
+        server, run, round = self._sending
+        self._today.add(self._now_s(), repeated)
+        self._again.add(self._now_s(), repeated)
+        self._count(run, round, repeated)
+        self._unwritten += repeated
+        if self._unwritten >= AGAIN_BYTES:
+            self._append(RecordLine(self._now_s(), server, run, round, AGAIN, self._unwritten))
+            self._unwritten = 0
+
+    def too_much_again(self, run: str, round: int, next_bytes: float) -> str:
+        """Return the words for a round that this process has sent something in, and that may not send as much again.
+
+        Empty for other rounds. A process that begins may go on with what an earlier one has sent in part.
+        """
+        here = self._rounds.get((run, round), 0) > self._before.get((run, round), 0)
+        return self._too_much(run, round, next_bytes) if here else ""
+
+    def _too_much(self, run: str, round: int, next_bytes: float) -> str:
+        sent = self._rounds.get((run, round), 0)
+        if sent + next_bytes <= self._round_bytes:
+            return ""
+        return (
+            f"{sent / MB:.3g} of {self._round_bytes / MB:g} MB have left in this round, and {next_bytes / MB:.3g} more"
+            " would leave"
+        )
 
     def again(self, now_s: float) -> int:
         """Return the bytes that this process has sent again since midnight, by local time."""
@@ -113,6 +173,9 @@ class Record:
     def today(self, now_s: float) -> int:
         """Return the bytes sent since midnight, by local time, also those that this process sent again."""
         return self._today.bytes(now_s)
+
+    def _count(self, run: str, round: int, size: int) -> None:
+        self._rounds[run, round] = self._rounds.get((run, round), 0) + size
 
     def _append(self, row: RecordLine) -> None:
         fresh, line = not self._path.exists(), msgspec.json.encode(row) + b"\n"
@@ -127,6 +190,10 @@ class Record:
         self._size += len(line)
         if fresh:
             files.sync_folder(self._path.parent)
+
+
+def _not_allowed(why: str) -> TransportError:
+    return TransportError("E-OWNER", f"{why}.", "the owner may raise limits.upload_mb in the policy.")
 
 
 class _Today:
@@ -236,7 +303,10 @@ class _Count:
         self.kinds: dict[str, int] = {}
 
     def add(self, row: RecordLine) -> None:
-        self.frames, self.size, self.last_s = self.frames + 1, self.size + row.size, row.at_s
+        self.size, self.last_s = self.size + row.size, row.at_s
+        if row.kind == AGAIN:
+            return
+        self.frames += 1
         self.kinds[row.kind] = self.kinds.get(row.kind, 0) + 1
         if row.kind != REFUSAL:
             self.rounds.add((row.run, row.round))

@@ -146,7 +146,7 @@ class _Inbox(Watch):
         self.plan: Plan | None = None
         self.files: Path | None = None  # folder of the model's files
 
-    def declines(self, part: RunPart) -> str:
+    def declines(self, part: RunPart, round: int) -> str:
         self.plan = part.devices.plan
         return ""
 

@@ -26,16 +26,17 @@ def found(home: Path, now_s: float) -> dict[str, Any]:
     if order.pause:
         state, why, since_s = "paused", _until(order.until_s), None
     budget: dict[str, float] | None = None
-    trouble = ""
+    trouble, evaluates = "", True
     try:
-        cap = policy.load(home).budget
+        own = policy.load(home)
+        cap, evaluates = own.budget, own.privacy.evaluation
         budget = None if cap.epsilon is None else {"epsilon": cap.epsilon, "delta": cap.delta}
     except RecipeError as e:
         trouble = str(e)
     return {
         "device": enrolled.name, "server": enrolled.url, "server_key": enrolled.server, "state": state, "why": why,
         "since_s": since_s, "running": agent is not None, "policy": str(home / policy.FILE), "policy_error": trouble,
-        "budget": budget, "left": record.summary(record.rows(home), now_s), "home": str(home),
+        "budget": budget, "evaluation": evaluates, "left": record.summary(record.rows(home), now_s), "home": str(home),
         "personal": personal.made(home), "personal_wanted": personal.wanted(home),
     }  # fmt: skip
 
@@ -66,6 +67,8 @@ def lines(status: Mapping[str, Any]) -> list[str]:
         out.append(f"epsilon  {0.0 if spent is None else spent:.4g} of {of}")
     else:
         out.append("epsilon  not capped by your policy")
+    if not status["evaluation"]:
+        out.append("losses   none on held-out text leaves: privacy.evaluation = false in your policy")
     for one in sorted(left["refusals"], key=lambda one: -one["last_s"])[:REFUSALS]:
         out.append(f"refused  run {one['run'][:SHOWN]}, {plural(one['times'], 'time')}: {one['reason']}")
     return out

@@ -5,11 +5,15 @@
 The state that must last is on the disk before a frame leaves (``drivers.workers.devices``). After a crash the device
 takes the mail of the open rounds again. Where its answer then has other bytes than before, the server keeps the first
 answer.
+
+Where the device's disk is full, the device waits with growing pauses, and takes the same mail again. A frame that was
+made before stays in memory until its line in the owner's record is on the disk.
 """
 
 from __future__ import annotations
 
 import logging
+import secrets
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -29,7 +33,8 @@ from edgewise.engine import broadcast
 
 TOUCH_S = 20.0  # seconds between two calls of a training device, far below the silence that costs its place
 LOG = logging.getLogger("edgewise")
-_OVER = ("E-CLOSED", "E-CONFLICT", "E-BLOB")  # the round continued without this device
+FIRST_S, LONGEST_S = 1.0, 60.0  # pauses of a device whose disk is full
+_OVER = ("E-CLOSED", "E-CONFLICT", "E-BLOB", "E-OWNER")  # the round continues without this device
 
 
 @dataclass(frozen=True)
@@ -50,15 +55,22 @@ class Watch:
     def doing(self, state: str, run: str = "") -> None:
         """Report the device's activity: waiting, joining, training, answering, sending."""
 
-    def declines(self, part: RunPart) -> str:
+    def declines(self, part: RunPart, round: int) -> str:
         """Return the reason why the device takes no part in a round now; empty where it takes part."""
         return ""
 
     def leaving(self, part: RunPart | None, frame: bytes) -> None:
-        """Report a frame that is about to leave. ``part`` is None where the device refuses the whole run."""
+        """Report a frame that is about to leave. ``part`` is None where the device refuses the whole run.
+
+        Raises TransportError(E-OWNER) where the owner does not let it leave.
+        """
 
     def refused(self, run: str, error: EdgewiseError) -> None:
         """Report that the device takes no part in a run."""
+
+    def disk_full(self, error: StoreError, wait_s: float) -> None:
+        """Report that the disk is full, and wait that long."""
+        time.sleep(wait_s)
 
     def idle(self) -> None:
         """Report that a poll brought no mail. The device has time for work of its own."""
@@ -80,25 +92,50 @@ def attend(
         watch: hooks for the owner.
     Raises:
         TransportError: E-REVOKED, E-CONNECT, and other errors for which the link gives up.
-        StoreError: where the device's state cannot be read or saved.
+        StoreError: where the device's state cannot be read. A full disk (E-DISK) is waited for.
     Guarantees: a frame that no server sends gets no answer, and does not end the device.
     """
-    last_number = 0
+    last_number, pauses = 0, _Pauses(watch)
     while not until():
-        watch.doing("waiting")
-        mail = link.poll(last_number, wait_s)
-        if mail is None:
-            watch.idle()
+        try:
+            watch.doing("waiting")
+            mail = link.poll(last_number, wait_s)
+            if mail is None:
+                watch.idle()
+            else:
+                _handle(link, part, mail, watch)
+                last_number = mail.number
+        except StoreError as e:
+            pauses.after(e)
         else:
-            try:
-                _answer(link, part, mail, watch)
-            except TransportError as e:
-                if e.code not in _OVER:
-                    raise
-                LOG.info("no part in a round: %s", e)
-            except DecodeError as e:
-                LOG.warning("a frame of the server is left alone: %s", e)
-            last_number = mail.number
+            pauses = _Pauses(watch)
+
+
+class _Pauses:
+    """Growing pauses of random length while the disk is full."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch, self._longest_s = watch, FIRST_S
+
+    def after(self, error: StoreError) -> None:
+        """Wait. Raises other errors than E-DISK."""
+        if error.code != "E-DISK":
+            raise error
+        LOG.warning("the disk of this device is full; trying again: %s", error)
+        self._watch.disk_full(error, self._longest_s * (1 + secrets.randbelow(1000) / 1000) / 2)
+        self._longest_s = min(2 * self._longest_s, LONGEST_S)
+
+
+def _handle(link: Link, part: Callable[[str], RunPart], mail: Mail, watch: Watch) -> None:
+    """Answer mail. A round that went on without this device, and a frame that no server sends, are only logged."""
+    try:
+        _answer(link, part, mail, watch)
+    except TransportError as e:
+        if e.code not in _OVER:
+            raise
+        LOG.info("no part in a round: %s", e)
+    except DecodeError as e:
+        LOG.warning("a frame of the server is left alone: %s", e)
 
 
 def _answer(link: Link, part: Callable[[str], RunPart], mail: Mail, watch: Watch) -> None:
@@ -120,7 +157,7 @@ def _answer(link: Link, part: Callable[[str], RunPart], mail: Mail, watch: Watch
         watch.refused(message.run, e)
         _refuse(link, message, e.code, watch)
         return
-    if isinstance(message, frame.Invite) and (why := watch.declines(own_part)):
+    if isinstance(message, frame.Invite) and (why := watch.declines(own_part, message.round)):
         LOG.info("no part in round %d of run %.12s: %s", message.round, message.run, why)
         watch.refused(message.run, TransportError("E-OWNER", why))
         _refuse(link, message, "E-OWNER", watch)
@@ -146,8 +183,14 @@ def _answer(link: Link, part: Callable[[str], RunPart], mail: Mail, watch: Watch
         return
     if answer.frame is not None:
         watch.doing("sending", message.run)
-        watch.leaving(own_part, answer.frame)
-        link.send(message.run, message.round, answer.frame)
+        try:
+            _leave(link, message, own_part, answer.frame, watch)
+        except TransportError as e:
+            if e.code != "E-OWNER":
+                raise
+            LOG.info("no part in round %d of run %.12s: %s", message.round, message.run, e)
+            watch.refused(message.run, e)
+            _refuse(link, message, "E-OWNER", watch)
 
 
 def _refuse(link: Link, message: frame.FromServer, code: str, watch: Watch) -> None:
@@ -157,8 +200,19 @@ def _refuse(link: Link, message: frame.FromServer, code: str, watch: Watch) -> N
         refusal = frame.dump(
             frame.Refusal(run=message.run, round=message.round, device=link.name, code=code, reason="")
         )
-        watch.leaving(None, refusal)
-        link.send(message.run, message.round, refusal)
+        _leave(link, message, None, refusal, watch)
+
+
+def _leave(link: Link, message: frame.FromServer, part: RunPart | None, raw: bytes, watch: Watch) -> None:
+    """Send a frame once the owner's record has it."""
+    pauses = _Pauses(watch)
+    while True:
+        try:
+            watch.leaving(part, raw)
+            break
+        except StoreError as e:
+            pauses.after(e)
+    link.send(message.run, message.round, raw)
 
 
 @contextmanager

@@ -70,7 +70,8 @@ class Link:
         sleep: pauses for some seconds.
         open: whether anything may leave now. An error that it raises ends the call.
         troubled: called for every attempt that failed and is repeated.
-        repeats: called with the number of bytes of a body that leaves once more.
+        sends: called with the size of a frame, or of a chunk of one, before each attempt to send it. An error that it
+            raises ends the call.
         answer_bytes: the largest answer to a ``call``.
     Raises:
         TransportError: E-IDENTITY where the folder holds no enrolment.
@@ -84,14 +85,14 @@ class Link:
         sleep: Callable[[float], None] = time.sleep,
         open: Callable[[], bool] = lambda: True,
         troubled: Callable[[TransportError], None] = lambda e: None,
-        repeats: Callable[[int], None] = lambda size: None,
+        sends: Callable[[int], None] = lambda size: None,
         answer_bytes: int = answers.ANSWER_BYTES,
     ) -> None:
         if isinstance(folder, Path):
             folder = home.load(folder), identity.load(folder / home.KEY)
         self.home, self._me = folder
         self.patience_s, self._now_s, self._sleep, self._open = patience_s, now_s, sleep, open
-        self._troubled, self._repeats, self._answer_bytes = troubled, repeats, answer_bytes
+        self._troubled, self._sends, self._answer_bytes = troubled, sends, answer_bytes
         self.speed = Speed()
         self.requests = 0
         verify = certificates.client_context(self.home.authority.encode()) if self.home.secure else False
@@ -213,9 +214,8 @@ class Link:
         announced = {"digest": hashlib.sha256(raw).hexdigest(), "size": len(raw)}
         state = self.call("POST", "/v1/uploads", document=announced, run=run, round=round)
         upload, chunk = entry(state, "upload", str), entry(state, "chunk", int, LEAST_CHUNK)
-        received, sent = entry(state, "received", int), 0
+        received = entry(state, "received", int)
         while received < len(raw):
-            self._repeats(max(0, sent - received))
             piece, begun = raw[received : received + chunk], time.monotonic()
             try:
                 query = {"offset": received}
@@ -225,7 +225,7 @@ class Link:
                 if e.code not in _IN_DISORDER:
                     raise
                 state = self.call("GET", f"/v1/uploads/{upload}")  # an answer was lost, and the server has the chunk
-            sent, received = received + len(piece), entry(state, "received", int)
+            received = entry(state, "received", int)
         return upload
 
     def download(self, digest: str, folder: Path, limit_bytes: int) -> Path:
@@ -287,11 +287,11 @@ class Link:
         Raises:
             TransportError: the server's refusal, or E-CONNECT.
         """
-        headers = dict(extra or {})
+        headers, size = dict(extra or {}), len(body)
         if document is not None:
             body, headers["content-type"] = json.dumps(document).encode(), "application/json"
         attempt = self._attempt(method, path, self._answer_bytes, query or {}, body, run, round, headers, answer_s)
-        return self._attempts(lambda: attempt().document(), len(body), once)
+        return self._attempts(lambda: attempt().document(), size, once)
 
     def fetch(self, method: str, path: str, body: bytes, run: str, round: int, limit_bytes: int) -> bytes:
         """Send a signed request about a round, and return the bytes of its answer, at most ``limit_bytes``.
@@ -338,10 +338,12 @@ class Link:
     def _attempts(self, attempt: Callable[[], T], size: int = 0, once: bool = False) -> T:
         """Try until an attempt succeeds, the server refuses, or patience ends.
 
-        Args: size: bytes that each one sends. once: as in ``call``.
+        Args: size: bytes of a frame that each one sends. once: as in ``call``.
         """
         began, pause_s = time.monotonic(), FIRST_PAUSE_S
         while True:
+            if size:
+                self._sends(size)  # before ``open``, which may count the bytes of a day
             while not self._open():
                 self._sleep(CLOSED_S)
                 began += CLOSED_S  # a closed link does not use up patience
@@ -349,7 +351,6 @@ class Link:
             try:
                 return attempt()
             except _Closed:
-                self._repeats(size)
                 continue
             except httpx2.TransportError as e:
                 if once and not isinstance(e, httpx2.ConnectError | httpx2.ConnectTimeout):
@@ -363,7 +364,6 @@ class Link:
             if time.monotonic() + wait_s > began + self.patience_s:
                 raise error
             self._troubled(error)
-            self._repeats(size)
             self._sleep(wait_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 

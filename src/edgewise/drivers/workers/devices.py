@@ -83,6 +83,8 @@ class Devices:
             another round. None: the device refuses the round with E-STALE and continues with empty memory, as a real
             device does.
         budget: the owner's limits for each device over all runs; None: no limit.
+        evaluates: whether the held-out loss of a round's model may leave. Otherwise zeros take its place, as on a
+            device without held-out text.
     """
 
     plan: Plan
@@ -93,6 +95,7 @@ class Devices:
     secrets: Callable[[DeviceId, int, bytes | None], Secrets]
     out_of_step: Callable[[device_state.Idle, int | None], StoreError] | None = None
     budget: OwnerBudget | None = None
+    evaluates: bool = True
 
     def answer(
         self, device: DeviceId, raw: bytes, elapsed_s: float | Callable[[], float] = 0.0, up_mbit: float = inf
@@ -261,9 +264,11 @@ class Devices:
 
     def _measured(self, request: FitRequest, fit: Callable[[], Update]) -> Update:
         """Train, and add the held-out loss of the round's model where the plan asks for it and the trainer did not
-        report it.
+        report it. The owner may forbid it.
         """
         update = beside(self.plan, self.trainer, request, fit())
+        if self.plan.evaluations.on_devices and not self.evaluates:
+            return replace(update, head={**update.head, HELD_OUT: 0.0, HELD_SHARE: 0.0})
         asked = self.plan.evaluations.on_devices and HELD_OUT not in update.head
         if not asked:
             return update

@@ -233,6 +233,7 @@ OTHER = {  # another value of each key than its default, as TOML
     "data.time": "'at'", "data.time_format": "'%Y'", "data.separator": "';'",
     "limits.upload_mb": "1.0", "limits.upload_mb_per_day": "1e-6", "limits.local_steps": "3",
     "limits.memory_mb": "600.0",
+    "limits.cache_mb": "1.0", "limits.cache_days": "1.0", "privacy.evaluation": "false",
     "when.quiet": "['00:00-12:00', '12:00-00:00']", "when.command": "['false']",
     "privacy.words": "['hidden']", "privacy.hidden": "true", "privacy.device_unit": "true", "privacy.epsilon": "1.0",
     "privacy.delta": "1e-9", "privacy.noise_multiplier": "1.0", "privacy.clip_l2": "1.0", "privacy.cohort": "9",
@@ -245,7 +246,8 @@ def effects(text: str) -> tuple[object, ...]:
     """Everything that a policy decides."""
     found = parsed(text)
     why = Conditions(found).refusal(NOON, sent_today=10.0, next_bytes=1.0)
-    return found.floor(), found.budget, found.data_keys(Path("/home")), found.engine_keys(), why
+    kept = (found.limits.cache_mb, found.limits.cache_days, found.privacy.evaluation)
+    return found.floor(), found.budget, found.data_keys(Path("/home")), found.engine_keys(), why, kept
 
 
 @pytest.mark.parametrize("key", OTHER)

@@ -15,7 +15,7 @@ from toy_recipe import make_recipe
 from edgewise.apps.device import record
 from edgewise.apps.device.record import Record, rows, summary
 from edgewise.core import frame
-from edgewise.core.errors import EdgewiseError, RecipeError
+from edgewise.core.errors import EdgewiseError, RecipeError, TransportError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
@@ -66,6 +66,39 @@ def test_each_frame_is_written_once_before_it_leaves(tmp_path: Path) -> None:
     assert left.today(NOON + 3600.0) == again.today(NOON) == len(raw)
     assert left.today(NOON + 86400.0) == 0
     assert Record(tmp_path).today(NOON) == len(raw), "a new process counts what left before"
+
+
+def test_the_limit_of_a_round_counts_what_really_leaves_in_all_its_attempts(tmp_path: Path) -> None:
+    plain, raw, size = plan(PLAIN), contribution(), len(contribution())
+    made = lambda: Record(tmp_path, lambda: NOON, 2.5 * size)  # noqa: E731
+    left = made()
+    left.frame("s", plain, raw)
+    left.sends(size)
+    assert left.too_much_again("r", 0, 2 * size)
+    assert not left.too_much_again("r", 0, size) + left.too_much_again("r", 1, 2 * size)
+    left.sends(size)  # the server has lost it
+    with pytest.raises(TransportError, match="MB have left in this round"):
+        left.sends(size)
+    with pytest.raises(TransportError, match="E-OWNER"):
+        left.frame("s", plain, contribution(99))
+    left.frame("s", plain, refusal())
+    left.frame("s", plain, contribution(99, round=1))
+    resumed = made()
+    assert not resumed.too_much_again("r", 0, 2 * size), "it may send the rest of what it has begun"
+    resumed.frame("s", plain, raw)
+    resumed.sends(size)
+
+
+def test_what_leaves_again_is_in_the_record(tmp_path: Path) -> None:
+    raw = contribution(2 * record.AGAIN_BYTES)
+    left = Record(tmp_path, lambda: NOON)
+    left.frame("s", plan(PLAIN), raw)
+    for _ in range(3):
+        left.sends(len(raw))
+    assert left.again(NOON) == 2 * len(raw)
+    assert Record(tmp_path).today(NOON) == 3 * len(raw)
+    counted = summary(rows(tmp_path), NOON)["all"]
+    assert (counted["frames"], counted["bytes"]) == (1, 3 * len(raw))
 
 
 @pytest.mark.parametrize(
