@@ -13,7 +13,7 @@ from toy_recipe import make_recipe
 import edgewise
 from edgewise.apps.simulate import check
 from edgewise.core.errors import EdgewiseError, RecipeError
-from edgewise.learn.models.generate import NEW, PROMPT, opening
+from edgewise.learn.text.openings import NEW, PROMPT, opening
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.recipe.privacy import DP_WORDS
 from edgewise.plan.recipe.recipe import from_plain

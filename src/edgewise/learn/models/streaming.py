@@ -120,7 +120,7 @@ def stream(
         pad_token_id=ending[0] if ending else 0, repetition_penalty=1.0, **drawn,
     )  # fmt: skip
     pieces = _Pieces(tokens, show, ending)
-    ids_BT = torch.tensor([list(ids)])
+    ids_BT = torch.tensor([list(ids)], device=next(model.parameters()).device)
     model.eval()
     begun, interrupted = time.perf_counter(), False
     try:

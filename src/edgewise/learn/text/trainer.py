@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import torch
 
 from edgewise.core.errors import DataError, ModelError
-from edgewise.core.keys import Key, derive, root
+from edgewise.core.keys import Key, derive, root, word
 from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Vector
 from edgewise.learn.batched import OnePass
 from edgewise.learn.computing import computing
 from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import autocast_dtype, chosen
-from edgewise.learn.models import generate, quantized
+from edgewise.learn.models import quantized
 from edgewise.learn.models.adapters import trainable, without_adapter
 from edgewise.learn.models.architecture import shares, sizes, unread
 from edgewise.learn.models.fingerprint import frozen_digest
@@ -43,6 +43,7 @@ from edgewise.learn.models.memory import evaluated_at_once, forecast, forward_by
 from edgewise.learn.models.memory_picks import MemoryPick, MemoryPicks
 from edgewise.learn.models.suited import check
 from edgewise.learn.text import corpus as corpora
+from edgewise.learn.text import openings
 from edgewise.learn.text.blocks import BlockStore
 from edgewise.learn.text.corpus import Corpus
 from edgewise.learn.text.counts import Counts
@@ -269,18 +270,20 @@ class TextTrainer(TorchTrainer):
             DataError: E-DEVICE-DATA where the device's hold-out is too short.
         """
         held_NS = self._open(device).blocks.held_NS
-        found = generate.opening(unmarked(held_NS[0])) if len(held_NS) else None
+        found = openings.opening(unmarked(held_NS[0])) if len(held_NS) else None
         if found is None:
             what = f"device {device!r:.60} has too little text for a hold-out."
             raise DataError("E-DEVICE-DATA", what, "give it more text, or raise data.holdout.")
-        tokens = self.loaded.tokens
-        longest = getattr(self.loaded.model.config, "max_position_embeddings", None) or generate.PROMPT + generate.NEW
-        with computing(device):
+        from edgewise.learn.models.streaming import Decoding, stream  # transformers' generation takes a second to load.
+
+        tokens, context = self.loaded.tokens, sizes(self.model).context
+        prompt = found.prompt if context is None else found.prompt[-max(1, context // 2) :]
+        decoding = Decoding(max_tokens=openings.NEW, seed=word(key))
+        half = torch.autocast(self.processor.type, torch.bfloat16, enabled=self.loss.autocast is torch.bfloat16)
+        with computing(device), half:
             self.flat.write(params)
-            ids = generate.continued(
-                self.model, found.prompt, longest, tokens.end, self.loss.autocast, key
-            )  # fmt: skip
-        return tokens.decode(found.prompt), tokens.decode(found.actual), tokens.decode(ids)
+            answer = stream(self.model, tokens, prompt, decoding, lambda _: None)
+        return tokens.decode(found.prompt), tokens.decode(found.actual), answer.text
 
     def describe(self) -> dict[str, Any]:
         """Describe model, vocabulary, arithmetic, data and text of a run, as plain JSON.
