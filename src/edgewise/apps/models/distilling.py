@@ -31,7 +31,7 @@ from edgewise.drivers.storage import folder as folders
 from edgewise.learn.compress import student as students
 from edgewise.learn.compress import teaching
 from edgewise.learn.compress.student import Student
-from edgewise.learn.compress.teaching import DATA, Lesson, Progress
+from edgewise.learn.compress.teaching import DATA, Lesson, LessonState
 from edgewise.learn.hardware import autocast_dtype, chosen
 from edgewise.learn.models.architecture import check_causal, sizes
 from edgewise.learn.models.exported import DTYPES, copy_tokenizer, stored_dtype
@@ -237,13 +237,13 @@ def _held(text: Blocks, wanted: DistillRequest) -> Array:
 def _taught(
     name: str, one: Student, teacher: Loaded, text: Blocks, lesson: Lesson, key: Key, arithmetic: torch.dtype,
     work: Path, step: Step,
-) -> Progress:  # fmt: skip
+) -> LessonState:  # fmt: skip
     """Take the steps that are left, and save the state now and then."""
     path, saved_at = work / f"{name}.state", time.perf_counter()
     title = {"student": "distilling", "alone": "training on the text alone"}[name]
     begin = teaching.load_progress(path) if path.is_file() else None
 
-    def after(done: int, read: Callable[[], Progress]) -> None:
+    def after(done: int, read: Callable[[], LessonState]) -> None:
         nonlocal saved_at
         step(title, done, lesson.steps)
         if time.perf_counter() - saved_at > SAVE_S:
@@ -291,7 +291,7 @@ def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def _quarters(last: Progress) -> list[float]:
+def _quarters(last: LessonState) -> list[float]:
     """Return the mean loss of the first and the last quarter of the steps."""
     n = max(1, len(last.losses) // 4)
     return [math.fsum(part) / len(part) for part in (last.losses[:n], last.losses[-n:])]

@@ -78,7 +78,7 @@ class Lesson(NamedTuple):
     optimizer: str = "muon"
 
 
-class Progress(NamedTuple):
+class LessonState(NamedTuple):
     """The state after some steps. It decides all later ones, with the arguments of ``teach``.
 
     Attributes:
@@ -103,9 +103,9 @@ def teach(
     lesson: Lesson,
     key: Key,
     arithmetic: torch.dtype = torch.float32,
-    begin: Progress | None = None,
-    after: Callable[[int, Callable[[], Progress]], object] = lambda done, read: None,
-) -> Progress:
+    begin: LessonState | None = None,
+    after: Callable[[int, Callable[[], LessonState]], object] = lambda done, read: None,
+) -> LessonState:
     """Take the steps of a lesson. The student's parameters change in place.
 
     Each step clips the gradient's norm at 1. The rate rises linearly over the first twentieth of the steps, then falls
@@ -276,12 +276,12 @@ def measure(model: nn.Module, blocks_NS: Array, arithmetic: torch.dtype = torch.
     return evaluate(model, TextLoss(arithmetic), batches())
 
 
-def _state(flat: Flat, optimizer: Optimizer, losses: list[float]) -> Progress:
+def _state(flat: Flat, optimizer: Optimizer, losses: list[float]) -> LessonState:
     moments = tuple(x_D.detach().cpu().clone() for x_D in optimizer.state)
-    return Progress(len(losses), flat.w_D.detach().cpu().clone(), moments, tuple(losses))
+    return LessonState(len(losses), flat.w_D.detach().cpu().clone(), moments, tuple(losses))
 
 
-def _restore(flat: Flat, optimizer: Optimizer, progress: Progress) -> None:
+def _restore(flat: Flat, optimizer: Optimizer, progress: LessonState) -> None:
     if progress.w_D.shape != flat.w_D.shape or len(progress.moments) != len(optimizer.state):
         raise StoreError("E-RESUME", "the saved state is of another student.", "begin again in another folder.")
     flat.w_D.copy_(progress.w_D)
@@ -290,18 +290,18 @@ def _restore(flat: Flat, optimizer: Optimizer, progress: Progress) -> None:
     optimizer.steps.fill_(float(progress.done))
 
 
-def save_progress(path: Path, progress: Progress) -> None:
+def save_progress(path: Path, progress: LessonState) -> None:
     """Write a state. The file is whole or absent. Raises StoreError(E-DISK)."""
     tensors = {"w": progress.w_D, "losses": torch.tensor(progress.losses, dtype=torch.float64)}
     tensors |= {f"moment{i}": x_D for i, x_D in enumerate(progress.moments)}
     write_atomically(path, lambda f: f.write(save(tensors)))
 
 
-def load_progress(path: Path) -> Progress:
+def load_progress(path: Path) -> LessonState:
     """Read a state. Raises StoreError(E-RESUME) for a damaged file."""
     again = "begin again in another folder."
     with foreign(StoreError, "E-RESUME", f"{path} is no state of a distillation", again), safe_open(path, "pt") as f:
         names = sorted(f.keys())
         moments = tuple(f.get_tensor(name) for name in names if name.startswith("moment"))
         losses = tuple(f.get_tensor("losses").tolist())
-        return Progress(len(losses), f.get_tensor("w"), moments, losses)
+        return LessonState(len(losses), f.get_tensor("w"), moments, losses)
