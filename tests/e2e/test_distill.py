@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import tiny_model
+import tiny_models
 from commands import call, done
 
 torch = pytest.importorskip("torch")
@@ -87,9 +88,21 @@ def test_a_killed_distillation_goes_on_and_ends_with_the_same_bytes(
     assert not (folder / ".cut.distill").exists()
 
 
+@pytest.mark.slow
+def test_two_teachers_of_other_architectures_teach_one_student(folder: Path) -> None:
+    tiny_models.save("gpt2", folder / "gpt2")
+    found = distil("student", "--also", "gpt2", "--weigh", "text", "--length", "32")
+    assert found["ensemble"]["names"] == ["teacher", "gpt2"]
+    assert sum(found["ensemble"]["weights"]) == pytest.approx(1.0)
+    assert found["ensemble"]["generated_tokens_per_s"] is None
+    assert "A student of `teacher`, `gpt2`" in (folder / "student" / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
+        (("--loss", "sequence", "--also", "teacher"), "E-DISTILL", "write no text"),
+        (("--weigh", "best"), "E-DISTILL", "no rule"),
         (("--to", "9M"), "E-DISTILL", "has 39,840"),
         (("--to", "config.jsn"), "E-DISTILL", "neither"),
         (("--length", "512"), "E-DISTILL", "at most 128 tokens"),

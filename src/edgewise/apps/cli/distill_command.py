@@ -10,6 +10,7 @@ import typer
 
 from edgewise.apps.terminal.options import Debug, Json
 
+WEIGHTS = ("equal", "text", "entropy")
 LOSSES = ("logits", "jsd", "gkd", "sequence", "top_k")
 
 
@@ -61,6 +62,16 @@ def distill(
         list[str] | None,
         typer.Option("--column", metavar="KEY=NAME", help="Column of text, prompt or messages. Repeatable."),
     ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option("--also", metavar="TEACHER", help="A further teacher with the same tokenizer. Repeatable."),
+    ] = None,
+    weigh: Annotated[
+        str,
+        typer.Option(
+            "--weigh", help="Of several teachers: equal, text or entropy.", autocompletion=lambda: list(WEIGHTS)
+        ),
+    ] = "equal",
     beside: Annotated[
         bool, typer.Option("--beside", help="Also train the same student on the text alone, for comparison.")
     ] = False,
@@ -84,6 +95,11 @@ def distill(
 
         if loss not in LOSSES:
             raise EdgewiseError("E-DISTILL", f"there is no loss {loss!r:.40}.", f"take one of {', '.join(LOSSES)}.")
+        if weigh not in WEIGHTS:
+            raise EdgewiseError("E-DISTILL", f"there is no rule {weigh!r:.40}.", f"--weigh {' or '.join(WEIGHTS)}.")
+        if loss == "sequence" and also:
+            what = "several teachers together write no text, which --loss sequence needs."
+            raise EdgewiseError("E-DISTILL", what, "take another loss, or one teacher.")
         with sessions.interrupts(), sessions.quiet_screen(None, debug) as screen:
             from edgewise.apps.models.distilling import DistillRequest, distil
             from edgewise.apps.terminal.progress_bar import steps as bar
@@ -92,7 +108,18 @@ def distill(
             lesson = Lesson(loss, steps, rate, batch, tau, beta, data, generated, top_k)
             named = dict(one.partition("=")[::2] for one in columns or ())
             wanted = DistillRequest(
-                teacher, to, on, out, lesson, named, length, seed=seed, beside=beside, resume=resume
+                teacher,
+                to,
+                on,
+                out,
+                lesson,
+                named,
+                length,
+                seed=seed,
+                beside=beside,
+                resume=resume,
+                also=tuple(also or ()),
+                weigh=weigh,
             )
             try:
                 with bar(None if as_json else screen) as step:

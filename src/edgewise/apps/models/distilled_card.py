@@ -19,7 +19,12 @@ LOSSES = {
     "top_k": "the teacher's {top_k} largest logits at temperature {tau:g}",
 }
 COLUMNS = ("model", "perplexity", "parameters", "weights", "tokens/s read", "tokens/s generated")
-ROWS = {"teacher": "teacher", "student": "student (this folder)", "alone": "the same student on the text alone"}
+ROWS = {
+    "teacher": "teacher",
+    "ensemble": "all teachers together",
+    "student": "student (this folder)",
+    "alone": "the same student on the text alone",
+}
 
 
 def card(name: str, report: Mapping[str, Any], teacher: Path) -> str:
@@ -28,6 +33,7 @@ def card(name: str, report: Mapping[str, Any], teacher: Path) -> str:
     head = {key: value for key, value in said.items() if key in model_card.PASSED_ON}
     head |= {"library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["distillation", "edgewise"]}
     metadata = "\n".join(f"{key}: {json.dumps(value)}" for key, value in head.items())
+    teachers = ", ".join(f"`{one}`" for one in report.get("ensemble", {}).get("names", [report["teacher"]["name"]]))
     rule = LOSSES[report["loss"]].format(**report)
     if report["loss"] not in ("sequence",) and report["data"]:
         rule += f". On real text, {report['data']:.0%} of the loss is that of the next tokens"
@@ -37,7 +43,7 @@ def card(name: str, report: Mapping[str, Any], teacher: Path) -> str:
 
 # {name}
 
-A student of `{report["teacher"]["name"]}`, distilled with edgewise in {report["steps"]:,} steps of {report["batch_tokens"]:,} tokens.
+A student of {teachers}, distilled with edgewise in {report["steps"]:,} steps of {report["batch_tokens"]:,} tokens.
 It began as {report["student"]["origin"]}. It learnt from {rule}.
 
 ```python
@@ -62,7 +68,7 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
             f"{one['parameters']:,}",
             numbers.size(one["bytes"]),
             f"{one['read_tokens_per_s']:,.0f}",
-            f"{one['generated_tokens_per_s']:,.0f}",
+            "-" if one["generated_tokens_per_s"] is None else f"{one['generated_tokens_per_s']:,.0f}",
         )
         for title, one in found
     ]

@@ -16,10 +16,11 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from edgewise.apps.models.distilled_card import card
@@ -30,6 +31,8 @@ from edgewise.core.vector import Array
 from edgewise.drivers.storage import folder as folders
 from edgewise.learn.compress import student as students
 from edgewise.learn.compress import teaching
+from edgewise.learn.compress.distill import of_blocks
+from edgewise.learn.compress.ensemble import Ensemble, shares
 from edgewise.learn.compress.student import Student
 from edgewise.learn.compress.teaching import DATA, Lesson, LessonState
 from edgewise.learn.hardware import autocast_dtype, chosen
@@ -66,6 +69,8 @@ class DistillRequest(NamedTuple):
         seed: decides the student's drawn weights, the order of the text, and generated text.
         beside: train the same student on the text alone too, for as many steps.
         resume: go on with a distillation that was interrupted.
+        also: further teachers, which may have other architectures. The student learns from all together.
+        weigh: their weights, a rule of ``learn.compress.ensemble.WEIGHTS``.
     """
 
     teacher: str
@@ -79,6 +84,8 @@ class DistillRequest(NamedTuple):
     seed: int = 0
     beside: bool = False
     resume: bool = False
+    also: tuple[str, ...] = ()
+    weigh: str = "equal"
 
 
 def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> dict[str, Any]:
@@ -103,26 +110,37 @@ def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> 
         raise StoreError("E-FOLDER", f"{dest} is not empty.", "name a new folder with --out; nothing is overwritten.")
     work, key = dest.with_name(f".{dest.name}.distill"), root(wanted.seed)
     _begun(work, wanted.resume)
-    teacher, arithmetic = _teacher(wanted)
+    teacher, arithmetic = _teacher(wanted, wanted.teacher)
+    others = [_other(wanted, name, teacher) for name in wanted.also]
     made = students.make(teacher, wanted.to, Path(), key)
     check_causal(made.model, teacher.tokens, wanted.length, "the student")
     folders.claim(work)
     text, fingerprint = _text(wanted, teacher, work)
-    facts = _facts(wanted, teacher, made, fingerprint)
+    facts = _facts(wanted, [teacher, *others], made, fingerprint)
     _same_request(work / "request.json", facts, wanted.resume)
     started = time.perf_counter()
     held_NS = _held(text, wanted)
     known = _figures(teacher, teacher.model, held_NS, arithmetic, _bytes(teacher.folder))
+    taught_by = teacher.model
     report: dict[str, Any] = {
         "on": wanted.on, **wanted.lesson._asdict(), "batch_tokens": wanted.lesson.batch * wanted.length,
         "train_tokens": text.train_tokens, "held_out_tokens": predictions(held_NS), "text_fingerprint": fingerprint,
         "teacher": {"name": teacher.name, **known},
     }  # fmt: skip
+    if others:
+        models = [teacher.model, *(one.model for one in others)]
+        weights = shares(wanted.weigh, models, text.train_NS)
+        taught_by = Ensemble(models, weights)
+        size_bytes = sum(_bytes(one.folder) for one in (teacher, *others))
+        report["ensemble"] = {
+            "names": [teacher.name, *(one.name for one in others)], "weigh": wanted.weigh, "weights": weights,
+            **_figures(teacher, taught_by, held_NS, arithmetic, size_bytes),
+        }  # fmt: skip
     names = ("student", "alone") if wanted.beside else ("student",)
     for name in names:
         one = made if name == "student" else students.make(teacher, wanted.to, Path(), key)
         lesson = wanted.lesson if name == "student" else wanted.lesson._replace(loss=DATA)
-        last = _taught(name, one, teacher, text, lesson, key, arithmetic, work, step)
+        last = _taught(name, one, taught_by, text, lesson, key, arithmetic, work, step)
         shutil.rmtree(work / name, ignore_errors=True)
         with whole_folder(work / name, "--out", "the work so far is saved") as part:
             _write(one, teacher, part)
@@ -160,12 +178,13 @@ def _same_request(path: Path, facts: Mapping[str, Any], resume: bool) -> None:
         raise StoreError("E-RESUME", what, "give the same options, or name another folder with --out.")
 
 
-def _facts(wanted: DistillRequest, teacher: Loaded, made: Student, fingerprint: str) -> dict[str, Any]:
+def _facts(wanted: DistillRequest, teachers: Sequence[Loaded], made: Student, fingerprint: str) -> dict[str, Any]:
     """Collect everything that decides the result."""
     made.model.requires_grad_(False)
     lesson = {f"lesson.{name}": value for name, value in wanted.lesson._asdict().items()}
     return {
-        "teacher": frozen_digest(teacher.model), "student": frozen_digest(made.model), "text": fingerprint,
+        "teacher": [frozen_digest(one.model) for one in teachers], "weigh": wanted.weigh,
+        "student": frozen_digest(made.model), "text": fingerprint,
         "length": wanted.length, "seed": wanted.seed, "beside": wanted.beside, **lesson,
     }  # fmt: skip
 
@@ -174,11 +193,19 @@ def _processor() -> torch.device:
     return chosen("auto")
 
 
-def _teacher(wanted: DistillRequest) -> tuple[Loaded, torch.dtype]:
-    """Load the teacher, and check that it can read the text."""
+def _other(wanted: DistillRequest, name: str, first: Loaded) -> Loaded:
+    """Load a further teacher, and check that it has the first one's tokens."""
+    one, _ = _teacher(wanted, name)
+    students.same_tokenizer(first, one.tokens, one.name)
+    students.same_vocabulary(first, sizes(one.model).vocabulary, one.name)
+    return one
+
+
+def _teacher(wanted: DistillRequest, name: str) -> tuple[Loaded, torch.dtype]:
+    """Load a teacher, and check that it can read the text."""
     processor = _processor()
-    arithmetic = autocast_dtype("auto", stored_parameters(located(wanted.teacher, Path())[0]), processor)
-    loaded = load(wanted.teacher, Path(), arithmetic)
+    arithmetic = autocast_dtype("auto", stored_parameters(located(name, Path())[0]), processor)
+    loaded = load(name, Path(), arithmetic)
     loaded.model.requires_grad_(False)
     found = sizes(loaded.model)
     if found.context is not None and wanted.length > found.context:
@@ -235,7 +262,7 @@ def _held(text: Blocks, wanted: DistillRequest) -> Array:
 
 
 def _taught(
-    name: str, one: Student, teacher: Loaded, text: Blocks, lesson: Lesson, key: Key, arithmetic: torch.dtype,
+    name: str, one: Student, teacher: torch.nn.Module, text: Blocks, lesson: Lesson, key: Key, arithmetic: torch.dtype,
     work: Path, step: Step,
 ) -> LessonState:  # fmt: skip
     """Take the steps that are left, and save the state now and then."""
@@ -254,7 +281,7 @@ def _taught(
     if arithmetic is torch.bfloat16 and _processor().type == "cpu":
         float32_attention(student)
     step(title, begin.done if begin else 0, lesson.steps)
-    taught_by = None if lesson.loss == DATA else teacher.model
+    taught_by = None if lesson.loss == DATA else teacher
     last = teaching.teach(student, taught_by, text.train_NS, lesson, key, arithmetic, begin, after)
     teaching.save_progress(path, last)
     return last
@@ -275,15 +302,18 @@ def _figures(
     begun = time.perf_counter()
     held = teaching.measure(model, held_NS, arithmetic)
     seconds = time.perf_counter() - begun
-    prompt = [int(i) for i in abs(held_NS[0, :PROMPT])]
-    greedy = stream(model.cpu(), teacher.tokens, prompt, Decoding(NEW, 0.0), lambda piece: None)
-    model.to(_processor())
+    generated = None
+    if hasattr(model, "generate"):
+        prompt = of_blocks(torch.from_numpy(np.asarray(held_NS[:1], np.int64))).x_BT[0, :PROMPT].tolist()
+        greedy = stream(model.cpu(), teacher.tokens, prompt, Decoding(NEW, 0.0), lambda piece: None)
+        generated = round(greedy.tokens_per_s, 1)
+        model.to(_processor())
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": size_bytes,
         "perplexity": math.exp(min(held.nll / max(1, held.tokens), 700.0)),
         "read_tokens_per_s": round(held.tokens / seconds, 1),
-        "generated_tokens_per_s": round(greedy.tokens_per_s, 1),
+        "generated_tokens_per_s": generated,
     }
 
 

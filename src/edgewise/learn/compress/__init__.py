@@ -1,4 +1,5 @@
 """Make a smaller model of a larger one.
 
-``distill`` has the losses of distillation. ``student`` makes the student, and ``teaching`` trains it on a teacher.
+``distill`` has the losses of distillation. ``student`` makes the student, ``teaching`` trains it on a teacher, and
+``ensemble`` makes one teacher of several.
 """

@@ -73,7 +73,7 @@ def make(teacher: Loaded, to: str, folder: Path, key: Key) -> Student:
     if place.is_dir() or place.suffix == ".json":
         config = _read(place / "config.json" if place.is_dir() else place)
         if place.is_dir() and (place / "tokenizer.json").is_file():
-            _same_tokenizer(teacher, tokens.load(place), str(place))
+            same_tokenizer(teacher, tokens.load(place), str(place))
     elif found:
         config = of_size(teacher, round(float(found[1]) * UNITS[found[2].upper()]))
     else:
@@ -84,25 +84,27 @@ def make(teacher: Loaded, to: str, folder: Path, key: Key) -> Student:
 
 def _trained(teacher: Loaded, place: Path) -> Student:
     one = load(str(place.resolve()), Path())
-    _same_tokenizer(teacher, one.tokens, str(place))
-    _same_vocabulary(teacher, sizes(one.model).vocabulary, str(place))
+    same_tokenizer(teacher, one.tokens, str(place))
+    same_vocabulary(teacher, sizes(one.model).vocabulary, str(place))
     return Student(one.model, f"the weights in {place.name}")
 
 
-def _same_tokenizer(teacher: Loaded, own: tokens.Tokens, name: str) -> None:
+def same_tokenizer(teacher: Loaded, own: tokens.Tokens, name: str) -> None:
+    """Refuse a model with another tokenizer than the teacher's. Raises ModelError(E-DISTILL)."""
     if own.digest != teacher.tokens.digest:
         what = (
             f"{name} has another tokenizer than the teacher {teacher.name}, so their predictions are of other tokens."
         )
-        fix = "take a student with the teacher's tokenizer, or let --to be a size, which makes a new one."
+        fix = "take a model with the teacher's tokenizer; a size in --to makes such a student."
         raise ModelError("E-DISTILL", what, fix)
 
 
-def _same_vocabulary(teacher: Loaded, own: int, name: str) -> None:
+def same_vocabulary(teacher: Loaded, own: int, name: str) -> None:
+    """Refuse a model with another number of tokens than the teacher's. Raises ModelError(E-DISTILL)."""
     wanted = sizes(teacher.model).vocabulary
     if own != wanted:
         what = f"{name} has a vocabulary of {own} tokens, the teacher {teacher.name} one of {wanted}."
-        raise ModelError("E-DISTILL", what, f"write vocab_size = {wanted} into the student's configuration.")
+        raise ModelError("E-DISTILL", what, f"take a model with vocab_size = {wanted}.")
 
 
 def _read(path: Path) -> Any:
@@ -206,7 +208,7 @@ def _started(teacher: Loaded, config: Any, key: Key) -> Student:
     """Make an untrained student, and give it what fits of the teacher."""
     with seeded(derive(key, "student")):
         model = _from(config)
-    _same_vocabulary(teacher, sizes(model).vocabulary, "the student's configuration")
+    same_vocabulary(teacher, sizes(model).vocabulary, "the student's configuration")
     made, total = sizes(model), sizes(teacher.model).layers
     shape = f"{type(model).__name__} of {made.layers} layers and width {made.hidden}"
     if type(model) is not type(teacher.model):
