@@ -6,6 +6,7 @@ import gc
 import ipaddress
 import os
 import socket
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +16,7 @@ os.environ.update(
     HF_HUB_OFFLINE="1",
     TOKENIZERS_PARALLELISM="false",
     MPLBACKEND="Agg",
+    EDGEWISE_CACHE=os.path.join(tempfile.gettempdir(), "edgewise-tests"),
 )
 
 import pytest

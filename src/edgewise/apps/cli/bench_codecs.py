@@ -149,7 +149,7 @@ def examine(
     """
     catalogue = with_extensions(extensions)
     with tempfile.TemporaryDirectory(prefix="edgewise-bench-") as scratch:
-        trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue)
+        trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue, passing=True)
         plan = compile_plan(recipe, trainer.trainer.spec, len(trainer.trainer.devices()), catalogue)
         device, update = ("", _random_update(plan)) if random else _trained_update(trainer, plan)
     rungs = [(r.name, rung_tables(r, plan.spec, catalogue)) for r in RUNGS] + [(OWN, recipe.stage)]

@@ -58,7 +58,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
     if recipe.simulation.link_trace:
         read_traces(recipe_dir / recipe.simulation.link_trace)
     with tempfile.TemporaryDirectory(prefix="edgewise-check-") as scratch:
-        trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue)
+        trainer = make_trainer(recipe, recipe_dir, Path(scratch), catalogue, passing=True)
         names = participants(recipe, trainer.trainer.devices()).seen
         population = len(names)
         plan = compile(recipe, trainer.trainer.spec, population, catalogue)

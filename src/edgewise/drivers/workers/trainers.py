@@ -22,6 +22,7 @@ def make_trainer(
     catalogue: Catalogue,
     device: DeviceId | None = None,
     worker: int = 0,
+    passing: bool = False,
 ) -> Registered:
     """Make the recipe's trainer and list its abilities. Imports torch, unless the trainer is an extension's.
 
@@ -32,6 +33,7 @@ def make_trainer(
     Args:
         device: an enrolled device that owns all the text; None in a simulation.
         worker: number of this worker process, from 0. It decides the GPU where there are several.
+        passing: ``run_dir`` is removed afterwards. A quantized copy of the base is then kept in the user's cache.
     Raises:
         RecipeError: E-COMBO where the recipe counts passes and the trainer does not count records, or where it asks for
             samples of text or metrics that the trainer cannot give, or trains devices together that it has to train
@@ -41,9 +43,11 @@ def make_trainer(
     if catalogue.trainer is not None:
         trainer = registered(catalogue.trainer(recipe))
     else:
+        from edgewise.learn.models.quantized import user_cache
         from edgewise.learn.text import trainer as text
 
-        trainer = registered(text.make(recipe, recipe_dir, run_dir / "cache", device, worker))
+        copies = user_cache() if passing else None
+        trainer = registered(text.make(recipe, recipe_dir, run_dir / "cache", device, worker, copies))
     if recipe.training.local_epochs and trainer.counts is None:
         what = "training.local_epochs needs a trainer that says how many records a device has."
         fix = "give training.local_steps, or build the trainer on learn.torch_task.TorchTrainer."

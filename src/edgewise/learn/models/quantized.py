@@ -36,6 +36,7 @@ from edgewise.core.errors import EdgewiseError, ModelError, StoreError
 from edgewise.core.foreign import foreign
 from edgewise.learn.models.weights import read_weights
 
+LOG = logging.getLogger("edgewise")
 Kind = Literal["nf4", "int8"]
 BLOCK, TILE = 64, 32  # Weights of one scale, and outputs that the CPU kernel of bitsandbytes computes together.
 SUPERBLOCK = 256  # Scales of NF4 that share a scale of their own.
@@ -50,7 +51,8 @@ def load(folder: Path, kind: Kind, dtype: torch.dtype, cache_dir: Path | None = 
     Args:
         folder: a model of ``transformers``, in safetensors. It may be quantized already, in the same way.
         dtype: dtype of the arithmetic, and of all weights that are not quantized.
-        cache_dir: folder for quantized copies. Several processes may share it. None keeps no copy.
+        cache_dir: folder for a quantized copy. Several processes may share it. A copy in the user's folder
+            (``user_cache``) is read too. None reads and keeps no copy.
     Returns:
         The model in evaluation mode. No weight of a quantized layer takes a gradient.
     Raises:
@@ -200,10 +202,28 @@ def _quantized(folder: Path, kind: Kind, cache_dir: Path | None) -> nn.Module:
     skipped = _check_layers(folder, kind)
     if cache_dir is None:
         return _rounded(folder, kind, skipped)
-    copy = cache_dir / "quantized" / _key(folder, kind)
-    if _whole(copy):
-        return _read(copy)
+    key = _key(folder, kind)
+    for place in (cache_dir, user_cache()):
+        if _whole(place / "quantized" / key):
+            return _read(place / "quantized" / key)
     model: Any = _rounded(folder, kind, skipped)
+    try:
+        _keep(model, cache_dir / "quantized" / key)
+    except StoreError as e:
+        if cache_dir != user_cache():
+            raise
+        LOG.warning("no quantized copy is kept, so the next command quantizes again: %s", e)
+    return model
+
+
+def user_cache() -> Path:
+    """Return the folder for copies that are of no run: EDGEWISE_CACHE, or edgewise in XDG_CACHE_HOME or ~/.cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(os.environ.get("EDGEWISE_CACHE") or Path(home) / "edgewise")
+
+
+def _keep(model: Any, copy: Path) -> None:
+    """Save a quantized model with the digests of its files. Raises StoreError(E-DISK)."""
     with foreign(StoreError, "E-DISK", f"{copy.parent} cannot be written", "free space, or choose another folder."):
         copy.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{copy.name}.", dir=copy.parent))
@@ -216,7 +236,6 @@ def _quantized(folder: Path, kind: Kind, cache_dir: Path | None) -> nn.Module:
                 os.replace(made, copy)
         finally:
             shutil.rmtree(made, ignore_errors=True)
-    return model
 
 
 def _check_layers(folder: Path, kind: Kind) -> list[str]:

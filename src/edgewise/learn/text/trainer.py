@@ -70,7 +70,12 @@ class Prepared(NamedTuple):
 
 
 def make(
-    recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | None = None, worker: int = 0
+    recipe: Recipe,
+    recipe_dir: Path,
+    cache_dir: Path,
+    device: DeviceId | None = None,
+    worker: int = 0,
+    copies: Path | None = None,
 ) -> TextTrainer:
     """Make the trainer of a recipe's text and model.
 
@@ -79,6 +84,7 @@ def make(
         cache_dir: folder for tokenized blocks. Processes and runs may share it. It may be deleted between runs.
         device: an enrolled device, which owns all of the text. None shares the text out by the recipe.
         worker: number of this worker process, which decides its GPU.
+        copies: folder for a quantized copy of the base. None is ``cache_dir``.
     Raises:
         ModelError: E-MODEL, E-MODEL-REMOTE, E-QUANTIZE, E-TARGETS.
         DataError: E-DATA-*.
@@ -89,20 +95,20 @@ def make(
     corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"), lenient=records)
     if device is not None:
         corpus = corpus.of(device)
-    prepared = model(recipe, recipe_dir, cache_dir, worker, corpus.devices if recipe.engine.limits else ())
+    prepared = model(recipe, recipe_dir, copies or cache_dir, worker, corpus.devices if recipe.engine.limits else ())
     store = BlockStore(corpus, prepared.loaded.tokens, recipe.data, cache_dir, apart=records)
     return TextTrainer(recipe, prepared, corpus, store)
 
 
 def model(
-    recipe: Recipe, recipe_dir: Path, cache_dir: Path | None = None, worker: int = 0, limited: Sequence[DeviceId] = ()
+    recipe: Recipe, recipe_dir: Path, copies: Path | None = None, worker: int = 0, limited: Sequence[DeviceId] = ()
 ) -> Prepared:
     """Load the recipe's model, with its adapters, and lay out the trained parameters. Raises as ``make``.
 
     The model is on the CPU. Its trainer moves it.
 
     Args:
-        cache_dir: folder for a quantized copy of the base. None keeps none.
+        copies: folder for a quantized copy of the base. None keeps none.
         limited: devices whose limits of memory decide settings. A base that none reads in float32 is in bfloat16.
     """
     processor = chosen(recipe.engine.device, worker)
@@ -113,7 +119,7 @@ def model(
         (arithmetic,) = picks.arithmetics
     lora = recipe.trainable.keeps_base  # A base that stays as it is can be read in 16 bits at once.
     dtype = arithmetic if lora else torch.float32
-    loaded = load(recipe.model.base, recipe_dir, dtype, recipe.model.quantize, cache_dir)
+    loaded = load(recipe.model.base, recipe_dir, dtype, recipe.model.quantize, copies)
     check(loaded, recipe)
     if torch.bfloat16 in {arithmetic, *picks.arithmetics} and processor.type == "cpu":
         float32_attention(loaded.model)

@@ -122,6 +122,8 @@ def test_a_size_that_the_kernel_does_not_accept_is_refused_by_name(tmp_path: Pat
 def test_a_cached_copy_gives_the_same_model_and_a_damaged_one_is_made_again(
     tmp_path: Path, folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("EDGEWISE_CACHE", str(tmp_path / "user"))
+
     def digest() -> str:
         model = load(str(folder), folder, torch.float32, kind, tmp_path).model
         return frozen_digest(trainable(model, LORA, root(0), torch.float32)[0])
@@ -137,6 +139,25 @@ def test_a_cached_copy_gives_the_same_model_and_a_damaged_one_is_made_again(
     assert digest() == fresh
     assert weights.read_bytes() != raw
     assert [p.name for p in (tmp_path / "quantized").iterdir()] == [weights.parent.name]
+
+
+def test_a_copy_that_an_examination_kept_serves_every_run(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEWISE_CACHE", str(tmp_path / "user"))
+    load(str(folder), folder, torch.float32, "int8", quantized.user_cache())
+    monkeypatch.setattr(quantized, "_rounded", None)  # No load after the first quantizes.
+    for place in (quantized.user_cache(), tmp_path / "run"):
+        load(str(folder), folder, torch.float32, "int8", place)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_user_folder_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EDGEWISE_CACHE", str(tmp_path / "file"))
+    load(str(folder), folder, torch.float32, "int8", quantized.user_cache())
 
 
 def test_the_frozen_digest_covers_codes_and_scales(folder: Path) -> None:
