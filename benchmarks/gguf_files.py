@@ -8,13 +8,15 @@ transformers reads it. ``readers`` is between transformers' reading and edgewise
 same model. ``llama`` has grouped heads and an output head of its own; all but ``bundled`` are random.
 
 ``--llama-cpp`` names a source tree of llama.cpp. Its converters then write the same model and adapter, and every tensor
-is compared byte by byte. They know a tokenizer by a digest of its tokens, which no small tokenizer has, so they are
-given the name of the pre-tokenizer.
+is compared byte by byte. ``llama.cpp`` is the difference of logits between the model in float32 and the file as
+llama.cpp computes it, where the package cyllama is installed. The converters know a tokenizer by a digest of its
+tokens, which no small tokenizer has, so they are given the name of the pre-tokenizer.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -28,6 +30,10 @@ import numpy as np
 import torch
 
 TEXT = "To be, or not to be, that is the question: whether 'tis nobler in the mind to suffer " * 9
+reference: Any = None
+if importlib.util.find_spec("cyllama"):
+    sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
+    reference = importlib.import_module("llama_logits")
 SMALL = {"vocab_size": 4096, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1}
 WIDE = {**SMALL, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 4, "num_attention_heads": 8,
         "num_key_value_heads": 2, "max_position_embeddings": 512}  # fmt: skip
@@ -139,6 +145,9 @@ def examine(name: str, folder: Path, source: str) -> dict[str, Any]:
             "rounding": float((read_BTV - plain_BTV).abs().max()) / scale,
             "readers": float((read_BTV - own_BTV).abs().max()) / scale,
         }
+        if reference is not None:
+            computed_TV = reference.logits(path, ids_BT[0].tolist())
+            found[dtype]["llama.cpp"] = float(np.abs(computed_TV - plain_BTV[0].numpy()).max()) / scale
     if source:
         write_adapter(loaded, folder)
         base, out = (

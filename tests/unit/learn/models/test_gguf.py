@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,21 @@ def test_rounded_weights_are_close(dtype: str, largest: float, tmp_path: Path) -
     assert 0 < float((logits(loaded.model) - before).abs().max()) < 20 * largest
 
 
+@pytest.mark.quick(sample=1)
+@pytest.mark.parametrize("name", ["llama", "llama-tied", "qwen2-tied", "gpt2"])
+def test_llama_cpp_computes_the_logits_of_the_model(name: str, tmp_path: Path) -> None:
+    """The reference implementation itself: its rotary order, its tokenizer, its loader of adapters."""
+    llama = pytest.importorskip("llama_logits")
+    loaded = saved(name, tmp_path)
+    plain = logits(loaded.model)[0].numpy()
+    exact = 2e-3 if name == "gpt2" else 2e-6  # llama.cpp looks GELU up in a table of float16.
+    for dtype, share in {"float32": exact, "float16": 2e-3, "bfloat16": 2e-2, "q8_0": 5e-2}.items():
+        write(loaded, tmp_path / "m.gguf", dtype)
+        read = llama.logits(tmp_path / "m.gguf", IDS[0])
+        assert np.abs(read - plain).max() < share * np.abs(plain).max(), dtype
+    assert llama.tokens(tmp_path / "m.gguf", TEXT) == loaded.tokens.encode([TEXT])[0].tolist()
+
+
 def test_a_file_says_where_its_model_comes_from(tmp_path: Path) -> None:
     write(saved("llama-tied", tmp_path), tmp_path / "m.gguf", **{"edgewise.rounds": 8})
     fields = gguf.GGUFReader(tmp_path / "m.gguf").fields
@@ -91,6 +107,9 @@ def test_an_adapter_added_to_the_base_is_the_merged_model(name: str, modules: in
     flat.write(np.random.default_rng(0).normal(0, 0.1, flat.spec.dim).astype(np.float32))
     files.write_adapter(model, tmp_path / "adapter.gguf", "float32", {})
     write(loaded._replace(model=model.merge_and_unload()), tmp_path / "merged.gguf")
+    with suppress(pytest.skip.Exception):
+        llama = pytest.importorskip("llama_logits")
+        assert llama.adapter_facts(tmp_path / "base.gguf", tmp_path / "adapter.gguf")["adapter.type"] == "lora"
     base, adapter, merged = (files.read(tmp_path / f"{file}.gguf") for file in ("base", "adapter", "merged"))
     alpha = gguf.GGUFReader(tmp_path / "adapter.gguf").fields["adapter.lora.alpha"].contents()
     adapted = {one.removesuffix(".lora_a") for one in adapter if one.endswith(".lora_a")}
