@@ -299,7 +299,14 @@ class Crossed:
 
 
 def session(device: DevicePart, server: ServerPart, u_shape: bool, steps: int, window: int = DEFAULT_WINDOW) -> Crossed:
-    """Train both sides in this process, over the bytes that would cross a network.
+    """Train both sides in this process, over the bytes that would cross a network. Raises as ``sessions``."""
+    return [Crossed(), *sessions(device, server, u_shape, steps, window)][-1]
+
+
+def sessions(
+    device: DevicePart, server: ServerPart, u_shape: bool, steps: int, window: int = DEFAULT_WINDOW
+) -> Iterator[Crossed]:
+    """Train as ``session``, and yield the bytes so far after each step.
 
     Raises:
         TrainingError, DecodeError: as ``DevicePart.perform``.
@@ -321,6 +328,7 @@ def session(device: DevicePart, server: ServerPart, u_shape: bool, steps: int, w
                     waiting.append(after)
 
     feed(0, events.Connected())
+    taken = 0
     while device.error is None:
         if up:
             crossed.up_bytes += len(up[0])
@@ -330,7 +338,9 @@ def session(device: DevicePart, server: ServerPart, u_shape: bool, steps: int, w
             feed(0, wire.from_server(down[0], len(down.pop(0))))
         else:
             raise TrainingError("E-TRAIN", "both sides of a session wait for each other.")
-    return crossed
+        if len(device.seen) > taken:
+            taken = len(device.seen)
+            yield crossed
 
 
 def summed_loss(loss: TextLoss, stage: nn.Module, x_BTC: Tensor, y_BT: Tensor, positions_BT: Tensor | None) -> Tensor:

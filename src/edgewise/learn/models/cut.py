@@ -132,10 +132,10 @@ def cut(model: nn.Module, block: int, shape: Shape) -> Cut:
     decoder, blocks = _decoder(whole)
     count = len(getattr(decoder, blocks))
     if not 0 <= block < count:
-        what = f"split.cut = {block}, but the model has {count} blocks and the server needs at least one."
-        raise ModelError("E-CUT", what, f"write a cut from 0 to {count - 1}.")
+        what = f"a cut behind {block} blocks: the model has {count} blocks, and the server needs at least one."
+        raise ModelError("E-CUT", what, f"take a cut from 0 to {count - 1}.")
     if shape == "head" and tied(whole):
-        what = 'split.shape = "head" gives the head to the server, and in this model it is the embedding itself.'
+        what = 'shape = "head" gives the head to the server, and in this model it is the embedding itself.'
         raise ModelError(
             "E-CUT", what, 'take shape = "U", which keeps both on the device, or make two of them (untied).'
         )
