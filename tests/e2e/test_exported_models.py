@@ -55,6 +55,7 @@ CASES = [
     ("llama-tied", "reffa", EMBED),
     ("llama", "fed_sb", '["q_proj", "up_proj"]'),
     ("llama", "fedex", '["q_proj", "up_proj"]'),
+    ("llama", "whole", '["q_proj", "up_proj"]'),
 ]
 
 
@@ -64,6 +65,8 @@ def test_exported_is_trained(name: str, kind: str, targets: str, tmp_path: Path)
     tiny_models.project(tmp_path)
     tiny_models.save(name, tmp_path / "model")
     rule, more = kind, {"trainable__targets": targets, "trainable__rank": 2, "round__rounds": 2} if targets else {}
+    if kind == "whole":
+        kind, more = "lora", {**more, "trainable__modules_to_save": '["embed_tokens", "norm", "lm_head"]'}
     if kind not in ("full", "lora"):
         kind, more = "lora", {**more, "trainable__rule": kind, **({"trainable__folds": 2} if kind == "reffa" else {})}
     summary = sim(trainable__kind=kind, **more)["summary"]

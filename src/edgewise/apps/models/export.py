@@ -83,6 +83,9 @@ def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
     if wanted.to in ADAPTERS and one.recipe.trainable.moves_base:
         what = f'trainable.rule = "{one.recipe.trainable.rule}" changed the base itself, which no adapter holds'
         raise _refused_export(what, "--to merged or --to gguf.")
+    if wanted.to == "gguf-adapter" and one.recipe.trainable.modules_to_save:
+        what = f"a GGUF adapter holds no whole modules, and this run trained {one.recipe.trainable.modules_to_save}"
+        raise _refused_export(what, "--to gguf, --to peft or --to merged.")
     if wanted.device:
         one = _with_personal_model(one, wanted)
     with opened(one.run_dir) as store:

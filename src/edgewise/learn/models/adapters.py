@@ -25,6 +25,7 @@ from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe.trainable import SHARED_A, TrainableSection
 
 ALL_LINEAR = "all-linear"
+ADAPTED = (".base_layer.", ".original_module.", ".modules_to_save.")  # peft's parts of a layer that changes in training
 MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft adapts no output projection in these.
 
 
@@ -114,6 +115,7 @@ def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Modu
         use_rslora=section.scaling == "root",
         lora_dropout=0.0,
         target_modules=_targets(model, section.targets),
+        modules_to_save=_whole(model, section.modules_to_save) or None,
         fan_in_fan_out=any(_is_conv1d(m) for m in model.modules()),
         task_type="CAUSAL_LM",
     )
@@ -166,6 +168,30 @@ def _targets(model: nn.Module, asked: list[str]) -> list[str] | str:
     return chosen
 
 
+def _whole(model: nn.Module, asked: list[str]) -> list[str]:
+    """Find the modules that train whole beside adapters, by their full names.
+
+    Raises:
+        ModelError: E-TARGETS for a name that matches nothing, for a module made of others, for one that text does not
+            run through, and for one that shares its weights with another.
+    """
+    live, chosen = called(model), []
+    own = {n: m for n, m in model.named_modules() if m._parameters}
+    for wanted in asked:
+        found = [n for n in own if n == wanted or n.endswith(f".{wanted}")]
+        if not found:
+            raise _no_match("trainable.modules_to_save", wanted, {n.rsplit(".", 1)[-1] for n in own})
+        what = ""
+        if unread := [n for n in found if pattern(n) not in live]:
+            what = f"no text runs through `{unread[0]}`. Training it would change nothing."
+        elif tied := [n for n in found if _tied(model, list(own[n].parameters()))]:
+            what = f"`{tied[0]}` shares its weights with another module, and one of the two would keep the old ones."
+        if what:
+            raise ModelError("E-TARGETS", f"trainable.modules_to_save: {what}", "leave it out, or name other modules.")
+        chosen += found
+    return chosen
+
+
 def _linear(model: nn.Module) -> list[str]:
     """Return the names of the linear layers that ``all-linear`` means."""
     head = getattr(model, "get_output_embeddings", lambda: None)()
@@ -186,11 +212,12 @@ def _listed(names: Iterable[str]) -> str:
 def without_adapter(model: nn.Module) -> dict[str, int]:
     """Count the weights of an adapted model that no adapter changes, by the pattern of their name. Matrices only.
 
-    Experts that share one tensor are often among them, because LoRA adapts modules and that tensor is not one.
+    A module that trains whole is not among them, and neither are the weights that it replaces. Experts that share one
+    tensor often are, because LoRA adapts modules and that tensor is not one.
     """
     counts: Counter[str] = Counter()
     for name, p in model.named_parameters():
-        if p.ndim > 1 and not factor(name) and ".base_layer." not in name:
+        if p.ndim > 1 and not factor(name) and not any(part in name for part in ADAPTED):
             counts[pattern(name.replace(PEFT_PREFIX, ""))] += count(p)
     return dict(counts)
 

@@ -221,7 +221,8 @@ class Recipe(Section):
     @rule
     def _base_frozen(self) -> Iterator[SettingError]:
         if self.model.quantized and not self.trainable.keeps_base:
-            moving = "rule" if self.trainable.adapts else "kind"
+            moving = "rule" if self.trainable.moves_base else "kind"
+            moving = "modules_to_save" if self.trainable.modules_to_save else moving
             what = (
                 f'model.quantize = "{self.model.quantize}" with trainable.{moving} = '
                 f'"{getattr(self.trainable, moving)}": rounded weights cannot take the small steps of training'

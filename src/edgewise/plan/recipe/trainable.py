@@ -39,6 +39,7 @@ _RULES = {
 
 VISIBLE = ("fedex", "flora")  # rules that need single devices' factors, and change the adapted matrices
 RANKED = ("ffa", "reffa", "flora")  # rules under which devices may have unequal ranks
+WHOLE = ("auto", "fedit", "ffa", "fed_sb")  # rules beside which whole modules may train: all segments travel each round
 SHARED_A = ("ffa", "reffa")  # rules under which A is the same on all devices and in all rounds of an adapter
 
 
@@ -73,11 +74,16 @@ class TrainableSection(Section):
         "rank", description="root: the update is scaled by alpha / sqrt(rank) instead, for high ranks (rsLoRA)"
     )
     targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
+    modules_to_save: list[str] = Field(
+        [],
+        description="modules that train whole beside the adapters, as peft means it, by name suffix: norm, lm_head; "
+        "plain averages; rule = fedit, ffa or fed_sb",
+    )
     layers: list[str] = Field([], description='parameter name patterns for kind = "layers", e.g. "model.layers.3.*"')
 
     @property
     def adapts(self) -> bool:
-        """True if adapters are trained, and nothing of the model itself."""
+        """True if adapters are trained, alone or beside whole modules."""
         return self.kind == "lora"
 
     @property
@@ -92,8 +98,8 @@ class TrainableSection(Section):
 
     @property
     def keeps_base(self) -> bool:
-        """True if adapters are trained and the base stays as it is in all rounds."""
-        return self.adapts and not self.moves_base
+        """True if adapters alone are trained, and the base stays as it is in all rounds."""
+        return self.adapts and not self.moves_base and not self.modules_to_save
 
     def trained(self, spec: Spec) -> tuple[Segment, ...]:
         """List the segments that devices train, where others are in the layout that they do not. Empty: all."""
@@ -136,17 +142,19 @@ class TrainableSection(Section):
         """Return the keys with their values, in plain JSON types.
 
         Keys that nothing reads are left out: ``rule`` without adapters, ``ranks`` and ``rank_shares`` where they are
-        empty, ``folds`` with another rule, ``scaling`` at its default.
+        empty, ``folds`` with another rule, ``scaling`` at its default, ``modules_to_save`` where it is empty.
         """
         read = {"rule": self.adapts, "folds": self.rule == "reffa"}
         read |= {"ranks": bool(self.ranks), "rank_shares": bool(self.rank_shares), "scaling": self.scaling != "rank"}
+        read |= {"modules_to_save": bool(self.modules_to_save)}
         return {key: value for key, value in self.model_dump(mode="json").items() if read.get(key, True)}
 
     @property
     def says(self) -> str:
         """The trained parameters in words, for reports and model cards."""
         rank = " or ".join(map(str, self.levels)) if self.unequal else str(self.rank)
-        return _SAYS[self.kind].format(rank=rank) + _RULES[self.rule].format(folds=self.folds)
+        whole = f", and {', '.join(self.modules_to_save)} whole" if self.modules_to_save else ""
+        return _SAYS[self.kind].format(rank=rank) + _RULES[self.rule].format(folds=self.folds) + whole
 
     @checked
     def _layers_named(self) -> Iterator[SettingError]:
@@ -189,6 +197,16 @@ class TrainableSection(Section):
         if self.rule != "reffa" and self.folds != type(self).model_fields["folds"].default:
             what = f'trainable.folds is of rule = "reffa", and trainable.rule = "{self.rule}" has one adapter'
             yield SettingError("E-COMBO", what, 'leave it out, or write rule = "reffa"')
+
+    @checked
+    def _modules_averaged(self) -> Iterator[SettingError]:
+        if self.modules_to_save and self.rule not in WHOLE:
+            what = f'trainable.modules_to_save cannot be used with trainable.rule = "{self.rule}": its rounds carry '
+            what += "factors of adapters alone, in turn or as products"
+            yield SettingError("E-COMBO", what, 'write rule = "fedit", "ffa" or "fed_sb", or leave the modules out')
+        if self.modules_to_save and self.kind != "lora":
+            what = f'trainable.modules_to_save trains beside adapters, and trainable.kind = "{self.kind}" has none'
+            yield SettingError("E-COMBO", what, 'write kind = "lora", or kind = "layers" with trainable.layers')
 
     @checked
     def _rule_of_adapters(self) -> Iterator[SettingError]:

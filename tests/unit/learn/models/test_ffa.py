@@ -43,6 +43,45 @@ def adapted(rule: str, key: int = 0, rank: int = 4):
     return trainable(model(), TrainableSection(kind="lora", rule=rule, rank=rank, alpha=8.0), root(key), torch.float32)
 
 
+def test_modules_train_whole_beside_adapters_and_begin_as_they_are():
+    from edgewise.learn.models.adapters import without_adapter
+
+    section = TrainableSection(kind="lora", rule="ffa", rank=4, modules_to_save=["norm", "lm_head"])
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        before = model()(input_ids=ids).logits
+    wrapped, flat = trainable(model(), section, root(0), torch.float32)
+    whole = {s.name: p for s, p in flat.pairs() if "lora_" not in s.name}
+    assert set(whole) == {"model.norm.modules_to_save.weight", "lm_head.modules_to_save.weight"}
+    loss = wrapped(input_ids=ids, labels=ids)
+    torch.testing.assert_close(loss.logits, before)
+    loss.loss.backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in whole.values())
+    assert set(without_adapter(wrapped)) == {"model.embed_tokens.weight"}, (
+        "the weights that it replaces are not counted"
+    )
+
+
+@pytest.mark.parametrize(
+    ("modules", "says"), [("lm_head", "shares its weights"), ("mlp", "matches nothing"), ("norms", "did you mean")]
+)
+def test_a_module_that_cannot_train_whole_is_named(modules, says):
+    tied = model()
+    tied.lm_head.weight = tied.model.embed_tokens.weight
+    section = TrainableSection(kind="lora", rule="fedit", modules_to_save=[modules])
+    with pytest.raises(ModelError, match="modules_to_save") as e:
+        trainable(tied, section, root(0), torch.float32)
+    assert (e.value.code, says in f"{e.value.what} {e.value.fix}") == ("E-TARGETS", True)
+
+
+@pytest.mark.parametrize("more", [{"rule": "rolora"}, {"rule": "flora"}, {"kind": "full", "rule": "auto"}])
+def test_whole_modules_are_refused_where_rounds_carry_factors_alone(more):
+    plain = {"kind": "lora", "modules_to_save": ["norm"], **more}
+    with pytest.raises(RecipeError, match="modules_to_save") as e:
+        from_plain({"privacy": "none", "trainable": plain})
+    assert e.value.code == "E-COMBO"
+
+
 def a_of(wrapped: nn.Module) -> dict[str, np.ndarray]:
     return {n: p.detach().numpy().copy() for n, p in wrapped.named_parameters() if "lora_A" in n}
 
