@@ -25,7 +25,7 @@ _LEAD_BYTES = KEY_BYTES + HPKE_OVERHEAD_BYTES  # A large box begins with its sea
 LARGE_OVERHEAD_BYTES = _LEAD_BYTES + OVERHEAD_BYTES
 
 
-def seal(key: bytes, plain: bytes, bound: bytes) -> bytes:
+def seal(key: bytes, plain: bytes | memoryview, bound: bytes) -> bytes:
     """Seal a box that only ``key`` opens.
 
     Args:
@@ -40,6 +40,14 @@ def open(key: bytes, box: bytes | memoryview, bound: bytes) -> bytes:
     """Open a box of ``seal``. Raises DecodeError(E-SEAL) unless the box was sealed with this key and ``bound``."""
     try:
         return AESGCM(key).decrypt(_ONCE, box, bound)
+    except (InvalidTag, ValueError):
+        raise DecodeError("E-SEAL", "a sealed box does not open.") from None
+
+
+def open_into(key: bytes, box: memoryview, bound: bytes, out: memoryview) -> None:
+    """Open a box of ``seal`` into memory of exactly its contents' size. Raises DecodeError(E-SEAL) as ``open``."""
+    try:
+        AESGCM(key).decrypt_into(_ONCE, box, bound, out)
     except (InvalidTag, ValueError):
         raise DecodeError("E-SEAL", "a sealed box does not open.") from None
 
@@ -75,7 +83,7 @@ class BoxKey:
     def __init__(self, key: bytes) -> None:
         self._cipher = AESGCM(key)
 
-    def seal(self, nonce: bytes, plain: bytes, bound: bytes) -> bytes:
+    def seal(self, nonce: bytes, plain: bytes | memoryview, bound: bytes) -> bytes:
         """Seal the contents of a box that begins with its ``nonce``: 12 random bytes.
 
         ``bound`` is authenticated with it.

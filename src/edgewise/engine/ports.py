@@ -26,7 +26,7 @@ class Arrived:
     """Frame from a device, at ``at_s`` on the cohort's clock. The timings are telemetry of simulation drivers."""
 
     device: DeviceId
-    frame: bytes = field(repr=False)
+    frame: bytes | memoryview = field(repr=False)
     at_s: float
     train_s: float = 0.0
     encode_s: float = 0.0

@@ -115,7 +115,9 @@ def invited(c: sa.Connection, run: str, round: int, device: str) -> None:
         raise TransportError("E-CLOSED", what, "wait for the next invitation.")
 
 
-def accept(c: sa.Connection, message: frame.FromDevice, raw: bytes, digest: bytes, upload: str, now_s: float) -> int:
+def accept(
+    c: sa.Connection, message: frame.FromDevice, raw: bytes | memoryview, digest: bytes, upload: str, now_s: float
+) -> int:
     """Store a frame from the device that it names. Return the frame's number.
 
     Args:
@@ -159,7 +161,7 @@ def arrivals(c: sa.Connection, run: str, after: int, limit: int = 1) -> list[Mai
     return [_letter(row) for row in c.execute(query.order_by(MAIL.c.number).limit(limit))]
 
 
-def opened(letter: MailboxLetter, key: bytes, chunks: spool.Chunks, chunk_bytes: int) -> bytes:
+def opened(letter: MailboxLetter, key: bytes, chunks: spool.Chunks, chunk_bytes: int) -> bytes | memoryview:
     """Open the frame of a letter from a device. Raises DecodeError(E-SEAL), StoreError(E-CHECKPOINT)."""
     if not letter.upload:
         place = _place(True, letter.run, letter.round, letter.device, letter.phase)

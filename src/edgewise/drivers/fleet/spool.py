@@ -8,7 +8,6 @@ Each box has its own key, so the same place can be written twice. Once the round
 
 from __future__ import annotations
 
-import io
 import secrets
 import shutil
 from pathlib import Path
@@ -27,7 +26,7 @@ def new_key() -> bytes:
     return secrets.token_bytes(32)
 
 
-def close_box(key: bytes, plain: bytes, label: str) -> bytes:
+def close_box(key: bytes, plain: bytes | memoryview, label: str) -> bytes:
     """Seal ``plain`` under a round's key for the place that ``label`` names."""
     salt = secrets.token_bytes(_SALT_BYTES)
     return salt + seal.seal(derive(key, salt, b"edgewise/spool/v1 " + label.encode()), plain, label.encode())
@@ -41,6 +40,12 @@ def open_box(key: bytes, box: bytes, label: str) -> bytes:
     """
     salt, sealed = box[:_SALT_BYTES], memoryview(box)[_SALT_BYTES:]
     return seal.open(derive(key, salt, b"edgewise/spool/v1 " + label.encode()), sealed, label.encode())
+
+
+def _open_into(key: bytes, box: memoryview, label: str, out: memoryview) -> None:
+    """Open a box of ``close_box`` into ``out``. Raises DecodeError(E-SEAL) as ``open_box``."""
+    derived = derive(key, bytes(box[:_SALT_BYTES]), b"edgewise/spool/v1 " + label.encode())
+    seal.open_into(derived, box[_SALT_BYTES:], label.encode(), out)
 
 
 class Chunks:
@@ -77,12 +82,24 @@ class Chunks:
             raise StoreError("E-CHECKPOINT", f"{path} cannot be read: {e.strerror}.", "restore the folder.") from None
         return open_box(key, box, f"{upload}/{number}")
 
-    def whole(self, key: bytes, upload: str, count: int) -> bytes:
-        """Join all chunks. Memory holds the result and one chunk. Raises as ``get``."""
-        buffer = io.BytesIO()  # joining the chunks at once would hold them twice
-        for number in range(count):
-            buffer.write(self.get(key, upload, number))
-        return buffer.getvalue()
+    def whole(self, key: bytes, upload: str, count: int) -> memoryview:
+        """Join all chunks. Memory holds the result and one box. Raises as ``get``."""
+        paths = [self._folder / upload / f"{number:06d}" for number in range(count)]
+        try:
+            sizes = [path.stat().st_size for path in paths]
+            plain = memoryview(bytearray(max(0, sum(sizes) - count * OVERHEAD_BYTES)))
+            box = memoryview(bytearray(max(sizes, default=0)))
+            at = 0
+            for number, (path, size) in enumerate(zip(paths, sizes, strict=True)):
+                with open(path, "rb", buffering=0) as f:
+                    read = f.readinto(box[:size])
+                end = at + max(0, size - OVERHEAD_BYTES)
+                _open_into(key, box[: read or 0], f"{upload}/{number}", plain[at:end])
+                at = end
+        except OSError as e:
+            what = f"{self._folder / upload} cannot be read: {e.strerror}."
+            raise StoreError("E-CHECKPOINT", what, "restore the folder.") from None
+        return plain.toreadonly()
 
     def drop(self, upload: str) -> None:
         """Remove an upload's chunks. Where the disk refuses, they stay, but nothing can open them."""

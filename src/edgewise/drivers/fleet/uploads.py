@@ -119,7 +119,7 @@ def advance(c: sa.Connection, upload: Upload, size: int) -> int:
     return upload.received + size
 
 
-def assembled(upload: Upload, key: bytes, chunks: spool.Chunks) -> bytes:
+def assembled(upload: Upload, key: bytes, chunks: spool.Chunks) -> memoryview:
     """Join the chunks of a complete upload to the frame.
 
     Raises:

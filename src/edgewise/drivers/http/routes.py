@@ -98,7 +98,9 @@ class DataPlane:
             begun = await service.read(lambda c: uploads.find(c, upload, member.id))
             return await self._accept(member, proof, await self._assemble(begun), begun.digest, upload)
 
-    async def _accept(self, member: Member, proof: Proof, raw: bytes, digest: bytes, upload: str) -> Response:
+    async def _accept(
+        self, member: Member, proof: Proof, raw: bytes | memoryview, digest: bytes, upload: str
+    ) -> Response:
         service = self._service
         message = await service.aside(lambda: frame.from_device(raw, service.limits.frame_bytes))
         if (message.device, message.run, message.round) != (member.id, proof.run, proof.round):
@@ -166,7 +168,7 @@ class DataPlane:
             )
         return _BlobResponse(self._service.blobs, digest, request.headers.get("range"))
 
-    async def _assemble(self, upload: Upload) -> bytes:
+    async def _assemble(self, upload: Upload) -> memoryview:
         key = await self._service.read(lambda c: mailboxes.round_key(c, upload.run, upload.round))
         try:
             return await self._service.aside(lambda: uploads.assembled(upload, key, self._service.chunks))

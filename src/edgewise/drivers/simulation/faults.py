@@ -94,9 +94,9 @@ class Faulty:
             return
         item = replace(item, at_s=item.at_s + fault.delay_s)
         if fault.corrupt and isinstance(item, Arrived):
-            middle = len(item.frame) // 2
-            flipped = bytes([item.frame[middle] ^ 0x5A])
-            item = replace(item, frame=item.frame[:middle] + flipped + item.frame[middle + 1 :])
+            raw, middle = bytes(item.frame), len(item.frame) // 2
+            flipped = bytes([raw[middle] ^ 0x5A])
+            item = replace(item, frame=raw[:middle] + flipped + raw[middle + 1 :])
         for _ in range(1 + fault.copies):
             self._order += 1
             heapq.heappush(self._held, (item.at_s, self._order, item))

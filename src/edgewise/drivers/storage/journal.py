@@ -167,12 +167,12 @@ class FileJournal:
         """Context that binds a sealed box to its place in the file."""
         return f"{self._of} {at} {what}".encode()
 
-    def _sealed_box(self, plain: bytes, place: bytes) -> list[bytes]:
+    def _sealed_box(self, plain: bytes | memoryview, place: bytes) -> list[bytes]:
         """Seal a box; return its nonce and the rest apart, so that the rest is not copied again."""
         nonce = secrets.token_bytes(NONCE_BYTES)
         return [nonce, self._boxes.seal(nonce, plain, place)]
 
-    def _write_record(self, item: bytes, frame: bytes) -> None:
+    def _write_record(self, item: bytes, frame: bytes | memoryview) -> None:
         """Write a record completely or not at all. A nearly full disk takes a part and then refuses."""
         start = self._file.seek(0, os.SEEK_END)
         first = self._sealed_box(item, self._sealing_context(start))
