@@ -119,13 +119,14 @@ class Blobs:
         """
         with self._sweeping:
             found = named()
-            for path in self._folder.iterdir():
-                whole = _DIGEST.fullmatch(path.name)
-                if path.name in found or not (whole or TEMPORARY.fullmatch(path.name)):
+            # Each round ends with a sweep, and a long run stores thousands of totals. So named files cost no call.
+            for name in set(os.listdir(self._folder)).difference(found):
+                whole = _DIGEST.fullmatch(name)
+                if not (whole or TEMPORARY.fullmatch(name)):
                     continue
                 with self._lock:  # a ``put`` looks for the file after it has taken hold of the digest
-                    if (path.name if whole else path.name[1 : 1 + _LENGTH]) not in self._held:
-                        discard(path)
+                    if (name if whole else name[1 : 1 + _LENGTH]) not in self._held:
+                        discard(self._folder / name)
 
 
 def _file_holds(path: Path, raw: vector.Buffer) -> bool:

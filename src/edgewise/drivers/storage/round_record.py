@@ -114,9 +114,10 @@ def named(c: sa.Connection, next_round: int) -> set[str]:
     if window is None:
         return set()
     first, stride = oldest(next_round, window), Window(window, 0).stride
-    found: set[str] = set()
-    for row in c.execute(sa.select(ROUNDS.c.total, ROUNDS.c.beside).where(ROUNDS.c.round >= first)):
-        found |= {row.total, *json.loads(row.beside).values()}
+    rows = c.execute(sa.select(ROUNDS.c.total, ROUNDS.c.beside).where(ROUNDS.c.round >= first)).all()
+    found = {total for total, _ in rows}  # a round of a long run: rows without vectors beside their total cost no call
+    for text in {beside for _, beside in rows} - {"{}"}:
+        found.update(json.loads(text).values())
     anchors = sa.select(MODELS).where(MODELS.c.next_round >= first)
     for row in c.execute(anchors.where(MODELS.c.next_round % stride == 0)) if stride else ():
         found |= {row.params, *json.loads(row.slots).values()}
