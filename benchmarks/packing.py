@@ -79,14 +79,14 @@ def speed(model: Any, packing: str, blocks_NS: Any, batch: int) -> float:
     import torch
 
     from edgewise.learn.models.load import TextLoss
-    from edgewise.learn.text.trainer import _batch
+    from edgewise.learn.text.shards import _loss_batch
 
     loss, learnt = TextLoss(torch.float32, packing == "isolated"), int((blocks_NS[:, 1:] >= 0).sum())
     model.train()
     start = time.perf_counter()
     for at in range(0, len(blocks_NS), batch):
         model.zero_grad()
-        loss(model, _batch(blocks_NS[at : at + batch]))[0].backward()
+        loss(model, _loss_batch(blocks_NS[at : at + batch]))[0].backward()
     return learnt / (time.perf_counter() - start)
 
 

@@ -76,9 +76,11 @@ def examine(model: nn.Module, loss: Loss, records: Sequence[Record], flat: Flat,
     """
     model.train()
     with unchanged(model):
-        before = _digests(model)
-        found = [_one(model, loss, r, flat, key) and _digest(flat.g_D) for r in (*records, records[0])]
-        after = _digests(model)
+        before = _state_digests(model)
+        found = [
+            _record_gradient(model, loss, r, flat, key) and _tensor_digest(flat.g_D) for r in (*records, records[0])
+        ]
+        after = _state_digests(model)
         flat.zero_grad()
     carrying = next((name for name in {**before, **after} if before.get(name) != after.get(name)), "")
     if not carrying and found[0] != found[-1]:
@@ -93,12 +95,13 @@ def examine(model: nn.Module, loss: Loss, records: Sequence[Record], flat: Flat,
     return found[0] is not None
 
 
-def _digests(model: nn.Module) -> dict[str, bytes]:
+def _state_digests(model: nn.Module) -> dict[str, bytes]:
     """Compute a digest of every parameter and buffer, in place of a copy of the model."""
-    return {name: _digest(x) for name, x in (*model.named_parameters(), *model.named_buffers())}
+    return {name: _tensor_digest(x) for name, x in (*model.named_parameters(), *model.named_buffers())}
 
 
-def _digest(x: Tensor) -> bytes:
+def _tensor_digest(x: Tensor) -> bytes:
+    """Compute the digest of a tensor's bytes."""
     return hashlib.sha256(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data).digest()
 
 
@@ -172,7 +175,7 @@ def gradient(
     summed, terms, weights_D = 0.0, 0.0, flat.w_D.clone()
     with unchanged(model) as restore:
         for record in records:
-            measured = _one(model, loss, record, flat, key)
+            measured = _record_gradient(model, loss, record, flat, key)
             restore()
             flat.w_D.copy_(weights_D)  # Only a noised step may change weights.
             if measured is None:
@@ -200,7 +203,7 @@ class _Measured(NamedTuple):
     terms: float
 
 
-def _one(model: nn.Module, loss: Loss, record: Record, flat: Flat, key: Key) -> _Measured | None:
+def _record_gradient(model: nn.Module, loss: Loss, record: Record, flat: Flat, key: Key) -> _Measured | None:
     """Compute one record's own gradient into ``flat.g_D``. None where its loss raises or anything is not finite."""
     row, batch = record
     flat.zero_grad()

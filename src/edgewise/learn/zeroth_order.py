@@ -70,10 +70,11 @@ def rebuilt(base_D: Vector, params: Vector, directions: Directions, root: Key) -
     """Compute the parameters (float32[D]) from a run's coefficients (float32[K]). Raises ValueError on another K."""
     if params.shape != (directions.count,):
         raise ValueError(f"{params.shape} coefficients for {directions.count} directions")
-    return expand(base_D, params, _seeds(directions, root))
+    return expand(base_D, params, _direction_seeds(directions, root))
 
 
-def _seeds(directions: Directions, root: Key) -> Seeds:
+def _direction_seeds(directions: Directions, root: Key) -> Seeds:
+    """Draw the seeds of a round's directions."""
     return seeds_of(derive(root, "directions"), directions.count)
 
 
@@ -129,9 +130,9 @@ def fit(
     with torch.no_grad():
         for k, micro in zip(chosen, dealt(batches, rule.steps), strict=True):
             shift(eps, k)
-            above, terms = _loss(model, loss, micro)
+            above, terms = _loss_sum(model, loss, micro)
             shift(-2.0 * eps, k)
-            below, _ = _loss(model, loss, micro)
+            below, _ = _loss_sum(model, loss, micro)
             seen.append((0.5 * (above + below), terms))
             if not math.isfinite(seen[-1][0]):
                 raise TrainingError("E-NAN", f"the loss is {seen[-1][0]} at local step {len(seen)}.", LOWER)
@@ -145,7 +146,7 @@ def fit(
     return Fitted(x_K, *quarters(seen))
 
 
-def _loss(model: nn.Module, loss: Loss, micro: Sequence[Batch]) -> tuple[float, float]:
+def _loss_sum(model: nn.Module, loss: Loss, micro: Sequence[Batch]) -> tuple[float, float]:
     """Sum the loss and the terms over all micro-batches."""
     total, terms = 0.0, 0.0
     for batch in micro:
@@ -170,7 +171,7 @@ class ZerothOrderTrainer:
     def __init__(self, inner: TrainsModel, directions: Directions, root: Key) -> None:
         self.inner, self.directions, self._can = inner, directions, registered(inner)
         self.spec = directions.spec
-        self._seeds_K = _seeds(directions, root)
+        self._seeds_K = _direction_seeds(directions, root)
         self._base_D = inner.initial()
         self._known = self.initial(), self._base_D  # These are the latest coefficients and their model.
 

@@ -230,7 +230,7 @@ def _relative_path(data: str, folder: Path) -> str:
     return data if at.is_absolute() else os.path.relpath(at, folder)
 
 
-class _Held(NamedTuple):
+class _HeldText(NamedTuple):
     """Amounts of text on devices.
 
     ``median_bytes`` is that of the median device. ``blocks`` is an upper estimate over all devices. ``row_tokens`` is
@@ -243,7 +243,7 @@ class _Held(NamedTuple):
     row_tokens: int
 
 
-def _measure_devices(section: Mapping[str, Any], folder: Path) -> _Held:
+def _measure_devices(section: Mapping[str, Any], folder: Path) -> _HeldText:
     """Measure a sample of devices. A token has about three bytes, and each document has a partial block of its own."""
     with tempfile.TemporaryDirectory(prefix="edgewise-new-") as cache:
         listed = corpus.load(DataSection(**section), folder, Path(cache), keys.root(0))
@@ -259,7 +259,7 @@ def _measure_devices(section: Mapping[str, Any], folder: Path) -> _Held:
     blocks = sum(size // new_text.SEQUENCE_LEN + 1 for rows in read for _, size in rows)
     whole = sorted(prompt + size for rows in read for prompt, size in rows if prompt)
     row_tokens = whole[int(MOST_ROWS * len(whole))] // 3 if whole else 0
-    return _Held(n, sizes[len(sizes) // 2], ceil(n * blocks / len(read)), row_tokens)
+    return _HeldText(n, sizes[len(sizes) // 2], ceil(n * blocks / len(read)), row_tokens)
 
 
 def _text_bytes(text: str) -> int:
@@ -276,7 +276,7 @@ def _readable_documents(listed: corpus.Corpus, device: str, refused: list[DataEr
         return []
 
 
-def _first_settings(word: str, example: bool, held: _Held) -> dict[str, Any]:
+def _first_settings(word: str, example: bool, held: _HeldText) -> dict[str, Any]:
     """Choose cohorts, rounds and steps of a first run from the number of devices and their amounts of text."""
     n, noisy = held.devices, word in ("central_dp", "distributed_dp")
     drawn = first_run.cohorts(word, n)

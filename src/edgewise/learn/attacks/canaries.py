@@ -31,7 +31,7 @@ class _Line(nn.Module):
         self.w_M = nn.Parameter(torch.zeros(m))
 
 
-def _along(model: nn.Module, canary: Any) -> tuple[Tensor, float]:
+def _canary_loss(model: nn.Module, canary: Any) -> tuple[Tensor, float]:
     """Compute a loss whose gradient is ``LENGTH`` clips long and points along the canary's own coordinate.
 
     With ``turns`` it points back once the weight is no longer 0.
@@ -57,7 +57,7 @@ def step(dp: StepNoise, present: NDArray[np.bool_], key: Key) -> NDArray[np.floa
         The code is that of a device: ``fit`` with its ``dp``, and so ``dp_sgd.gradient``. The divisor is 1, and the
         optimizer is plain SGD with a rate of 1 from weights of zero. Both come after the noise.
     """
-    return _fitted(dp, present, np.zeros(present.size, bool), key, 1, 0.0)
+    return _noised_steps(dp, present, np.zeros(present.size, bool), key, 1, 0.0)
 
 
 def pairs(
@@ -74,11 +74,11 @@ def pairs(
         The second step is the difference of a fit of two steps and a fit of one. Both share the first step, because
         they share the secret.
     """
-    first, both = (_fitted(dp, present, turns, one, steps, 0.0) for steps in (1, 2))
-    return first, both - first, _fitted(dp, present, turns, two, 1, 1.0)
+    first, both = (_noised_steps(dp, present, turns, one, steps, 0.0) for steps in (1, 2))
+    return first, both - first, _noised_steps(dp, present, turns, two, 1, 1.0)
 
 
-def _fitted(
+def _noised_steps(
     dp: StepNoise, present: NDArray[np.bool_], turns: NDArray[np.bool_], key: Key, steps: int, start: float
 ) -> NDArray[np.float64]:
     """Return the sum of ``steps`` noised steps from weights that all are ``start``, in clips."""
@@ -86,5 +86,5 @@ def _fitted(
     flat = Flat(list(line.named_parameters()))
     records = [(int(i), (int(i), LENGTH * dp.clip, bool(turns[i]))) for i in np.flatnonzero(present)]
     rule, params = LocalRule(steps=steps, lr=1.0), np.full(present.size, start, np.float32)
-    x = fit(line, _along, [records] * steps, flat, params, rule, _STEP, key, dp=dp, expected=1.0, secret=key).x
+    x = fit(line, _canary_loss, [records] * steps, flat, params, rule, _STEP, key, dp=dp, expected=1.0, secret=key).x
     return -x.astype(np.float64) / dp.clip

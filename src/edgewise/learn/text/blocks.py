@@ -107,23 +107,25 @@ class BlockStore:
         """
         stem = hashlib.sha256(f"{self._key} {self._corpus.digest(device)}".encode()).hexdigest()[:40]
         paths = [self._folder / f"{stem}.{part}.npy" for part in Blocks._fields]
-        maps = self._maps(*paths)
+        maps = self._cached_maps(*paths)
         if any(m is None for m in maps):
-            for path, array in zip(paths, self._build(device), strict=True):
+            for path, array in zip(paths, self._build_blocks(device), strict=True):
                 write_atomically(path, lambda f, a=array: np.save(f, a, allow_pickle=False), sync=False)
-            maps = self._maps(*paths)
+            maps = self._cached_maps(*paths)
         return Blocks(*maps)
 
-    def _maps(self, train: Path, held: Path, counts: Path) -> tuple[Array | None, ...]:
+    def _cached_maps(self, train: Path, held: Path, counts: Path) -> tuple[Array | None, ...]:
+        """Map the cached blocks of a device. None where they are not whole."""
         width = self._section.sequence_len + 1
-        found = _map(counts, np.int64, len(Counts._fields))
-        return _map(train, np.int32, width, 2), _map(held, np.int32, width, 2), found
+        found = _mapped_array(counts, np.int64, len(Counts._fields))
+        return _mapped_array(train, np.int32, width, 2), _mapped_array(held, np.int32, width, 2), found
 
-    def _build(self, device: DeviceId) -> Blocks:
+    def _build_blocks(self, device: DeviceId) -> Blocks:
+        """Cut a device's documents into blocks."""
         return build(self._corpus.documents(device), self._tokens, self._section, self._corpus.cut_each, self._apart)
 
 
-def _map(path: Path, dtype: type, width: int, axes: int = 1) -> Array | None:
+def _mapped_array(path: Path, dtype: type, width: int, axes: int = 1) -> Array | None:
     """Map the array in a cache file. None where the file is missing or damaged, so that it is made again."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
@@ -149,7 +151,7 @@ def build(
     """
     apart |= section.packing == "none"
     isolated = section.packing == "isolated"
-    encoded, counts = _encode(documents, tokens, section)
+    encoded, counts = _encode_documents(documents, tokens, section)
     if section.prompt or section.rendered:
         train, held = _hold_rows(encoded, section.holdout)
         packed = [_pack_rows(part, tokens, section.sequence_len, apart, isolated) for part in (train, held)]
@@ -164,10 +166,10 @@ def build(
     train_pieces, held_pieces = [], []
     for e, k in zip(encoded, keep, strict=True):
         if k:
-            train_pieces.append(_piece(e.text[:k], tokens, begins=True, ends=e.ends and k == len(e.text)))
+            train_pieces.append(_document_piece(e.text[:k], tokens, begins=True, ends=e.ends and k == len(e.text)))
         if k < len(e.text):
-            held_pieces.append(_piece(e.text[k:], tokens, begins=k == 0, ends=e.ends))
-    cut = (_cut(p, tokens, section.sequence_len, apart, isolated) for p in (train_pieces, held_pieces))
+            held_pieces.append(_document_piece(e.text[k:], tokens, begins=k == 0, ends=e.ends))
+    cut = (_cut_pieces(p, tokens, section.sequence_len, apart, isolated) for p in (train_pieces, held_pieces))
     return Blocks(*cut, counts.array())
 
 
@@ -192,7 +194,9 @@ class Encoded(NamedTuple):
 TOGETHER_CHARS = 1 << 20  # The tokenizer takes so much text at once. It occupies its threads and little memory.
 
 
-def _encode(documents: Iterable[Document], tokens: Tokens, section: DataSection) -> tuple[list[Encoded], Counts]:
+def _encode_documents(
+    documents: Iterable[Document], tokens: Tokens, section: DataSection
+) -> tuple[list[Encoded], Counts]:
     """Tokenize the documents with text, up to ``data.max_tokens`` with their prompts, and count.
 
     Documents after the limit are read for their length and not tokenized.
@@ -201,7 +205,7 @@ def _encode(documents: Iterable[Document], tokens: Tokens, section: DataSection)
     encoded: list[Encoded] = []
     total = 0
     n: Counter[str] = Counter()
-    for group in _groups(documents):
+    for group in _document_groups(documents):
         n["documents"] += len(group)
         n["characters"] += sum(len(d.text) for d in group)
         n["replaced"] += sum(d.replaced for d in group)
@@ -210,14 +214,16 @@ def _encode(documents: Iterable[Document], tokens: Tokens, section: DataSection)
             n["empty"] += sum(not d.text for d in group)
             n["characters_beyond"] += sum(len(d.text) for d in group)
             continue
-        for d, rows in _tokenized(group, tokens, limit + 1 if limit else 0, section):  # One more token tells of a cut.
+        for d, rows in _tokenized_documents(
+            group, tokens, limit + 1 if limit else 0, section
+        ):  # One more token tells of a cut.
             n["empty"] += not rows
             for e in rows:
                 room = max(0, limit - total - len(e.prompt)) if limit else len(e.text)
                 if room < len(e.text):
                     n["cut" if room else "beyond"] += 1
                     n["prompts_over"] += len(e.prompt) >= limit
-                    used = _share(d, e, room, len(rows)) if chats else tokens.characters(d.text, room)
+                    used = _answer_characters(d, e, room, len(rows)) if chats else tokens.characters(d.text, room)
                     n["characters_beyond"] += len(d.text) // len(rows) - used
                 if room:
                     learnt = None if e.learnt is None else e.learnt[:room]
@@ -227,7 +233,7 @@ def _encode(documents: Iterable[Document], tokens: Tokens, section: DataSection)
     return encoded, Counts(**n)
 
 
-def _tokenized(
+def _tokenized_documents(
     group: list[Document], tokens: Tokens, most: int, section: DataSection
 ) -> Iterator[tuple[Document, list[Encoded]]]:
     """Tokenize each document, up to at least ``most`` tokens of its text (0 = all).
@@ -246,13 +252,14 @@ def _tokenized(
         yield d, [Encoded(prompt, text, d.ends)] if len(text) else []
 
 
-def _share(d: Document, e: Encoded, room: int, rows: int) -> int:
+def _answer_characters(d: Document, e: Encoded, room: int, rows: int) -> int:
     """Estimate the number of characters of a chat's answers in the first ``room`` tokens of one of its rows."""
     learnt = np.zeros(0, bool) if e.learnt is None else e.learnt
     return int(len(d.text) // rows * learnt[:room].sum() // max(1, learnt.sum()))
 
 
-def _groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+def _document_groups(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    """Group documents that are tokenized together."""
     group, size = [], 0
     for d in documents:
         group.append(d)
@@ -298,7 +305,7 @@ def _hold_rows(encoded: list[Encoded], holdout: float) -> tuple[list[Encoded], l
     return encoded[:at], encoded[at:]
 
 
-def _piece(text: Array, tokens: Tokens, begins: bool, ends: bool) -> Array:
+def _document_piece(text: Array, tokens: Tokens, begins: bool, ends: bool) -> Array:
     """Add the tokens around a document to its text. A first token without context is not predicted."""
     start = [np.array([~tokens.start], np.int32)] if begins and tokens.start is not None else []
     body = text if start else np.concatenate([~text[:1], text[1:]])
@@ -306,7 +313,7 @@ def _piece(text: Array, tokens: Tokens, begins: bool, ends: bool) -> Array:
     return np.concatenate([*start, body, *end])
 
 
-def _joined(pieces: Sequence[Array], tokens: Tokens, isolated: bool) -> Array:
+def _joined_pieces(pieces: Sequence[Array], tokens: Tokens, isolated: bool) -> Array:
     """Join pieces into one stream. A token that ends one document and starts the next one stands once.
 
     Args:
@@ -321,12 +328,13 @@ def _joined(pieces: Sequence[Array], tokens: Tokens, isolated: bool) -> Array:
     return np.concatenate(parts)
 
 
-def _cut(pieces: Sequence[Array], tokens: Tokens, sequence_len: int, apart: bool, isolated: bool) -> Array:
-    streams = [np.zeros(0, np.int32), *pieces] if apart else [_joined(pieces, tokens, isolated)]
-    return np.concatenate([_stream(stream, tokens, sequence_len) for stream in streams])
+def _cut_pieces(pieces: Sequence[Array], tokens: Tokens, sequence_len: int, apart: bool, isolated: bool) -> Array:
+    """Cut pieces into rows, together or each by itself."""
+    streams = [np.zeros(0, np.int32), *pieces] if apart else [_joined_pieces(pieces, tokens, isolated)]
+    return np.concatenate([_stream_windows(stream, tokens, sequence_len) for stream in streams])
 
 
-def _stream(stream: Array, tokens: Tokens, sequence_len: int) -> Array:
+def _stream_windows(stream: Array, tokens: Tokens, sequence_len: int) -> Array:
     """Cut a stream into windows of S tokens. Each starts with the last token of the one before. The last is padded."""
     n = -(-max(0, len(stream) - 1) // sequence_len)
     padded = np.full(n * sequence_len + 1, ~(tokens.end or 0), np.int32)
@@ -336,10 +344,10 @@ def _stream(stream: Array, tokens: Tokens, sequence_len: int) -> Array:
     return blocks_NS[(blocks_NS[:, 1:] >= 0).any(1)]
 
 
-def _row(e: Encoded, tokens: Tokens) -> Array:
+def _encode_row(e: Encoded, tokens: Tokens) -> Array:
     """Encode a row of instruction data, or a chat, with ``~id`` for tokens that are only read."""
     if e.learnt is None:
-        row = _piece(np.concatenate([e.prompt, e.text]), tokens, begins=True, ends=e.ends)
+        row = _document_piece(np.concatenate([e.prompt, e.text]), tokens, begins=True, ends=e.ends)
         at = len(row) - len(e.text) - (e.ends and tokens.end is not None)
         row[:at] = np.minimum(row[:at], ~row[:at])  # The minimum is the negative one of x and ~x.
         return row
@@ -355,12 +363,12 @@ def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart:
     blocks: list[Array] = []
     waiting: list[Array] = []
     for e in encoded:
-        row = _row(e, tokens)
-        if waiting and (apart or len(_joined([*waiting, row], tokens, isolated)) > sequence_len + 1):
-            blocks.append(_stream(_joined(waiting, tokens, isolated), tokens, sequence_len))
+        row = _encode_row(e, tokens)
+        if waiting and (apart or len(_joined_pieces([*waiting, row], tokens, isolated)) > sequence_len + 1):
+            blocks.append(_stream_windows(_joined_pieces(waiting, tokens, isolated), tokens, sequence_len))
             waiting = []
         waiting.append(row)
-    blocks.append(_stream(_joined(waiting, tokens, isolated), tokens, sequence_len))
+    blocks.append(_stream_windows(_joined_pieces(waiting, tokens, isolated), tokens, sequence_len))
     return np.concatenate(blocks)
 
 
@@ -375,7 +383,7 @@ def _in_sight(encoded: list[Encoded], tokens: Tokens, sequence_len: int) -> Coun
     for e in encoded:
         if not len(e.prompt):
             continue
-        row = _row(e, tokens)
+        row = _encode_row(e, tokens)
         read = np.concatenate([[0], np.cumsum(row < 0)])
         t = np.flatnonzero(row >= 0)
         begins = (t - 1) // sequence_len * sequence_len

@@ -83,14 +83,14 @@ class Template:
         if not at:
             return []
         if self._marks:
-            return [self._marked(found[: at[-1] + 1], tools, where, last)]
-        parts = [self._parts(found[: i + 1], tools, where) for i in (at[-1:] if last else at)]
+            return [self._marked_answers(found[: at[-1] + 1], tools, where, last)]
+        parts = [self._chat_parts(found[: i + 1], tools, where) for i in (at[-1:] if last else at)]
         whole = "".join(part.text for part in parts[-1])
         if all(whole.startswith("".join(p.text for p in pair)) for pair in parts):
-            return [self._row(_together(parts))]
-        return [self._row(pair) for pair in parts]
+            return [self._encoded_row(_joined_answers(parts))]
+        return [self._encoded_row(pair) for pair in parts]
 
-    def _marked(self, found: list[Message], tools: list[Any] | None, where: str, last: bool) -> ChatTokens:
+    def _marked_answers(self, found: list[Message], tools: list[Any] | None, where: str, last: bool) -> ChatTokens:
         """Encode a chat as a whole. Tokens that begin or end within a marked answer are learnt."""
         why, fix = f"{where}: the model's chat template refuses the messages", "correct them, or drop the row."
         try:
@@ -122,23 +122,25 @@ class Template:
             DataError: E-DATA-FORMAT as ``rows``.
         """
         self._refuse_forged(found, "the chat")
-        return self._encoded(self._render(list(found), None, "the chat", invited=True))
+        return self._encoded_text(self._rendered_chat(list(found), None, "the chat", invited=True))
 
     def ends(self) -> list[int]:
         """Return the special token that the template writes after an answer. Empty where it writes none there."""
         turn = [{"role": "user", "content": "question"}, {"role": ANSWER, "content": PROBE}]
-        _, found, ending = self._render(turn, None, "the chat").rpartition(PROBE)
-        after = self._encoded(ending) if found else []
+        _, found, ending = self._rendered_chat(turn, None, "the chat").rpartition(PROBE)
+        after = self._encoded_text(ending) if found else []
         return [token for token in after[:1] if self._tokenizer.convert_ids_to_tokens(token) in self._special]
 
     def _refuse_forged(self, found: Sequence[Message], where: str, tools: list[Any] | None = None) -> None:
         for i, message in enumerate([*found, *(tools or [])]):
-            if spelt := next((token for text in _texts(message) for token in self._special if token in text), None):
+            if spelt := next(
+                (token for text in _texts_in_json(message) for token in self._special if token in text), None
+            ):
                 of = f"message {i + 1}" if i < len(found) else f"tool {i + 1 - len(found)}"
                 what = f"{where}: {of} spells {spelt!r}, which the chat template writes between messages."
                 raise DataError("E-DATA-FORMAT", what, "take it out of the text, or drop the row.")
 
-    def _encoded(self, text: str) -> list[int]:
+    def _encoded_text(self, text: str) -> list[int]:
         """Encode rendered text with the special tokens that the template wrote."""
         self._backend.encode_special_tokens = False
         try:
@@ -146,17 +148,18 @@ class Template:
         finally:
             self._backend.encode_special_tokens = True
 
-    def _parts(self, found: list[Message], tools: list[Any] | None, where: str) -> list[ChatPart]:
+    def _chat_parts(self, found: list[Message], tools: list[Any] | None, where: str) -> list[ChatPart]:
         """Split a chat whose last message is an answer into the part that is read and the part that is learnt."""
-        whole = self._render(found, tools, where)
+        whole = self._rendered_chat(found, tools, where)
         for invited in (True, False):
-            before = self._render(found[:-1], tools, where, invited) if found[:-1] or invited else ""
+            before = self._rendered_chat(found[:-1], tools, where, invited) if found[:-1] or invited else ""
             if whole.startswith(before):
                 return [ChatPart(before, False), ChatPart(whole[len(before) :], True)]
         what = f"{where}: the chat template rewrites the messages before message {len(found)}."
         raise DataError("E-DATA-FORMAT", what, "write prompt and text columns in place of the messages.")
 
-    def _render(self, found: list[Message], tools: list[Any] | None, where: str, invited: bool = False) -> str:
+    def _rendered_chat(self, found: list[Message], tools: list[Any] | None, where: str, invited: bool = False) -> str:
+        """Render messages by the template. Raises DataError where it refuses them."""
         why, fix = f"{where}: the model's chat template refuses the messages", "correct them, or drop the row."
         with foreign(DataError, "E-DATA-FORMAT", why, fix):
             rendered = self._tokenizer.apply_chat_template(
@@ -164,15 +167,15 @@ class Template:
             )
         return str(rendered)
 
-    def _row(self, parts: Sequence[ChatPart]) -> ChatTokens:
+    def _encoded_row(self, parts: Sequence[ChatPart]) -> ChatTokens:
         """Encode each part by itself, because a model in use reads the text before an answer by itself."""
-        encoded = [self._encoded(part.text) for part in parts]
+        encoded = [self._encoded_text(part.text) for part in parts]
         learnt = np.repeat([part.learnt for part in parts], [len(ids) for ids in encoded])
         learnt[:1] = False
         return ChatTokens(np.concatenate([np.array(ids, np.int32) for ids in encoded]), learnt)
 
 
-def _together(parts: Sequence[Sequence[ChatPart]]) -> list[ChatPart]:
+def _joined_answers(parts: Sequence[Sequence[ChatPart]]) -> list[ChatPart]:
     """Join the parts of a chat's answers into one sequence. Each part leaves out the text of the parts before it."""
     out: list[ChatPart] = []
     done = 0
@@ -182,14 +185,14 @@ def _together(parts: Sequence[Sequence[ChatPart]]) -> list[ChatPart]:
     return out
 
 
-def _texts(value: Any) -> Iterator[str]:
+def _texts_in_json(value: Any) -> Iterator[str]:
     """Yield all texts in a value of JSON, keys included."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, inner in value.items():
             yield key
-            yield from _texts(inner)
+            yield from _texts_in_json(inner)
     elif isinstance(value, list):
         for inner in value:
-            yield from _texts(inner)
+            yield from _texts_in_json(inner)

@@ -100,7 +100,7 @@ class Corpus:
                         try:
                             f.seek(found.start[d])
                             raw = f.read(found.stop[d] - found.start[d])
-                            document = self._document(f"{found.names[number]}@{found.start[d]}", raw, d)
+                            document = self._document_at(f"{found.names[number]}@{found.start[d]}", raw, d)
                         except (DataError, OSError) as e:
                             self._left_out(e, lost)
                             continue
@@ -115,7 +115,8 @@ class Corpus:
             lost.append(e)
         LOG.warning("a document cannot be read and is left out: %s", e)
 
-    def _document(self, name: str, raw: bytes, at: int) -> Document:
+    def _document_at(self, name: str, raw: bytes, at: int) -> Document:
+        """Read one document from its place in a file."""
         if self._found.rows:
             return Document(
                 name, *tables.check(self._section, tables.lifted(self._section, tables.decode(raw, name)), name)
@@ -135,8 +136,8 @@ class Corpus:
         where files are dealt out in pieces.
         """
         found = self._found
-        files = {"read": len(found.files) - len(found.broken), "left_out": _counts(found.left_out)}
-        rows = {"read": len(found.start), "left_out": _counts(found.rows_left_out)} if found.rows else None
+        files = {"read": len(found.files) - len(found.broken), "left_out": _found_counts(found.left_out)}
+        rows = {"read": len(found.start), "left_out": _found_counts(found.rows_left_out)} if found.rows else None
         return {"files": files, "rows": rows, "pieces": not found.rows and self._section.partition not in WHOLE}
 
     def digest(self, device: DeviceId) -> str:
@@ -177,7 +178,8 @@ class Corpus:
         return h.hexdigest()
 
 
-def _counts(found: Mapping[str, int]) -> dict[str, int]:
+def _found_counts(found: Mapping[str, int]) -> dict[str, int]:
+    """Sort the reasons, and leave out those that were not met."""
     return {reason: n for reason, n in sorted(found.items()) if n}
 
 

@@ -65,19 +65,19 @@ def read(path: Path, columns: Mapping[str, str]) -> list[EvaluationRow]:
         raise DataError("E-DATA-COLUMN", what, f"take one of these keys: {', '.join(KEYS)}.")
     names = {key: columns.get(key, key) for key in KEYS}
     found, first = [], True
-    for where, plain in _plain(path):
+    for where, plain in _plain_rows(path):
         for key, name in columns.items() if first else ():
             if name not in plain:
                 what = f"{where}: `{name}` ({key}) is not a column."
                 raise DataError("E-DATA-COLUMN", what, f"columns: {', '.join(map(str, plain)) or 'none'}.")
         first = False
-        found.append(_row(where, plain, names))
+        found.append(_evaluation_row(where, plain, names))
     if not found:
         raise DataError("E-DATA-EMPTY", f"{path} has no row.", "give a file with one row or more.")
     return found
 
 
-def _plain(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _plain_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield each row with its place."""
     kind, name = path.suffix.lower(), path.name
     if kind in (".jsonl", ".ndjson", ".jl", ".json"):
@@ -107,7 +107,9 @@ def _plain(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
         yield name, {"text": text}
 
 
-def _row(where: str, plain: Mapping[str, Any], names: Mapping[str, str]) -> EvaluationRow:
+def _evaluation_row(where: str, plain: Mapping[str, Any], names: Mapping[str, str]) -> EvaluationRow:
+    """Read a row's text, prompt, chat or question. Raises DataError with its place."""
+
     def text(key: str) -> str:
         value = plain.get(names[key])
         if value is not None and not isinstance(value, str):
@@ -117,7 +119,7 @@ def _row(where: str, plain: Mapping[str, Any], names: Mapping[str, str]) -> Eval
 
     owner = str(plain.get(names["owner"]) or EVERYBODY)
     if plain.get(names["choices"]) is not None:
-        return _choice(where, owner, plain, names, text("question") or text("prompt"))
+        return _choice_row(where, owner, plain, names, text("question") or text("prompt"))
     if plain.get(names["messages"]) is not None:
         packed = messages.pack(messages.messages(plain[names["messages"]], names["messages"], where))
         return EvaluationRow(where, owner, plain, chat=packed)
@@ -127,7 +129,10 @@ def _row(where: str, plain: Mapping[str, Any], names: Mapping[str, str]) -> Eval
     return EvaluationRow(where, owner, plain, text("text"), text("prompt"))
 
 
-def _choice(where: str, owner: str, plain: Mapping[str, Any], names: Mapping[str, str], question: str) -> EvaluationRow:
+def _choice_row(
+    where: str, owner: str, plain: Mapping[str, Any], names: Mapping[str, str], question: str
+) -> EvaluationRow:
+    """Read a question with choices. Raises DataError with its place."""
     choices, answer = plain[names["choices"]], plain.get(names["answer"])
     if isinstance(choices, str):
         with foreign(DataError, "E-DATA-FORMAT", f"{where}: the choices are no JSON list", "write a list of texts."):

@@ -42,17 +42,18 @@ class Listing:
         Links are followed, except those to a folder around ``folder`` or to one that was read already. A link that
         leads nowhere counts as a file, which cannot be read. Raises OSError for a folder that cannot be read.
         """
-        return self._below(folder, {_identity(p) for p in folder.resolve().parents})
+        return self._walk_folder(folder, {_folder_identity(p) for p in folder.resolve().parents})
 
-    def _below(self, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
-        identity = _identity(folder)
+    def _walk_folder(self, folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
+        """Walk a folder, and each folder once that several links lead to."""
+        identity = _folder_identity(folder)
         if identity in seen:
             self.left_out[TWICE] += 1
             return
         seen.add(identity)
         for path, is_folder in self.entries(folder):
             if is_folder:
-                yield from self._below(path, seen)
+                yield from self._walk_folder(path, seen)
             else:
                 yield path
 
@@ -76,7 +77,8 @@ class Listing:
         return found
 
 
-def _identity(folder: Path) -> tuple[int, int]:
+def _folder_identity(folder: Path) -> tuple[int, int]:
+    """Identify a folder by its device and number, whatever its name."""
     at = folder.stat()
     return at.st_dev, at.st_ino
 
@@ -135,7 +137,7 @@ def named(
         with foreign(DataError, "E-DATA-MISSING", f"data.path = {one!r}", "check the path."):
             at = (recipe_dir / Path(one).expanduser()).absolute()
             exists, pattern = os.path.lexists(at), glob.has_magic(one)
-            matches = [at] if exists or not pattern else _matches(one, recipe_dir.absolute())
+            matches = [at] if exists or not pattern else _pattern_matches(one, recipe_dir.absolute())
         if not exists and not pattern:
             raise DataError("E-DATA-MISSING", f"data.path = {one!r}: there is no {at}.", fix)
         if not exists:
@@ -146,7 +148,7 @@ def named(
     return list(found), several
 
 
-def _matches(pattern: str, base: Path) -> list[Path]:
+def _pattern_matches(pattern: str, base: Path) -> list[Path]:
     """Return the matches of a pattern by name, without edgewise's own files and folders."""
     pattern = str(Path(pattern).expanduser())
     fixed = base / Path(pattern)

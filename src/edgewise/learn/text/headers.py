@@ -73,10 +73,11 @@ def as_data(name: str, values: Sequence[str]) -> str:
         if pattern.match(name):
             every = all(map(pattern.match, filled))
             return f"it is a {kind}, as all values below it are" if every else ""
-    if digits and {_shape(v) for v in filled} == {_shape(name)}:
+    if digits and {_text_shape(v) for v in filled} == {_text_shape(name)}:
         return "it is spelt as all values below it are"
     return ""
 
 
-def _shape(value: str) -> str:
+def _text_shape(value: str) -> str:
+    """Reduce a value to its shape: every number to 9."""
     return re.sub(r"\d+", "9", value)

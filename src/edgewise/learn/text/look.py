@@ -125,26 +125,27 @@ def look(path: str, base: Path, header: Header = "auto") -> Look:
         files = list(listed.below(paths[0])) if kind_of(paths[0]) == "folder" else paths
         if not files:
             raise DataError("E-DATA-EMPTY", f"{path}: there is no file in it.", "name a folder with text or tables.")
-        source = Counter(map(_source, files)).most_common(1)[0][0]
+        source = Counter(map(_source_of_file, files)).most_common(1)[0][0]
         if source == "text":
             return Look(source)
-        tables = [f for f in files if _source(f) == source]
+        tables = [f for f in files if _source_of_file(f) == source]
         each = max(20, ROWS // len(tables))
-        rows = [row for file in tables[: ROWS // each] for row in islice(_rows(source, file, header), each)]
+        rows = [row for file in tables[: ROWS // each] for row in islice(_first_rows(source, file, header), each)]
     except OSError as e:
         what = f"{e.filename or path} cannot be read: {e.strerror or e}."
         raise DataError("E-DATA-MISSING", what, "check the path, and that you may read it.") from None
     if not rows:
         raise DataError("E-DATA-EMPTY", f"{path} has no row.", "give a table with some.")
     names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = [_column(name, [row.get(name) for row in rows]) for name in names]
+    columns = [_guessed_column(name, [row.get(name) for row in rows]) for name in names]
     if source == "csv" and header == "auto":
         below = {c.name: [row[c.name] for row in rows[: headers.ROWS] if c.name in row] for c in columns}
         columns = [c._replace(header=headers.as_data(c.name, below[c.name])) for c in columns]
     return Look(source, tuple(columns))
 
 
-def _source(file: Path) -> str:
+def _source_of_file(file: Path) -> str:
+    """Guess the format of a file by its ending."""
     plain = file.with_suffix("") if packed.is_packed(file) else file
     ending = plain.suffix.lower()
     if ending == ".txt":  # Such a file is a table only where a recipe says so.
@@ -152,13 +153,14 @@ def _source(file: Path) -> str:
     return next((source for source, endings in ENDINGS.items() if ending in endings), "text")
 
 
-def _rows(source: str, file: Path, header: Header) -> Iterator[dict[str, Any]]:
+def _first_rows(source: str, file: Path, header: Header) -> Iterator[dict[str, Any]]:
+    """Read rows of a table that nobody has described yet."""
     if source != "parquet":
         containers.refuse_file(file, file.name)
     if source == "jsonl":
         for number, raw in enumerate(packed.lines(file), 1):
             if raw.strip():
-                yield _flat(decode(raw.removeprefix(b"\xef\xbb\xbf"), f"{file.name}:{number}"))
+                yield _flat_row(decode(raw.removeprefix(b"\xef\xbb\xbf"), f"{file.name}:{number}"))
     elif source == "csv":
         open_section = DataSection.model_construct(source="csv", text="", header=header)
         yield from (row for _, row in csv_rows(open_section, file, file.name) if row is not None)
@@ -172,16 +174,17 @@ def _rows(source: str, file: Path, header: Header) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist() if batch is not None else ()
 
 
-def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
+def _flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
     """Flatten a row, so that values of nested objects have their paths for names (``meta.shop``)."""
     out: dict[str, Any] = {}
     for name, value in row.items():
-        inner = _flat(value) if isinstance(value, dict) else {"": value}
+        inner = _flat_row(value) if isinstance(value, dict) else {"": value}
         out |= {f"{name}.{path}" if path else name: found for path, found in inner.items()}
     return out
 
 
-def _column(name: str, values: list[Any]) -> Column:
+def _guessed_column(name: str, values: list[Any]) -> Column:
+    """Describe a column by its first values."""
     plain = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
     filled = [v for v in plain if v is not None]
     texts = [v for v in filled if isinstance(v, str)]
@@ -194,10 +197,10 @@ def _column(name: str, values: list[Any]) -> Column:
     words = fmean(len(v.split()) for v in texts) if whole else 0.0
     dates = whole and all(map(headers.is_date, texts))
     repeats = len(filled) / max(1, distinct)
-    return Column(name, distinct, repeats, length, words, bool(filled) and names, _chat(filled), dates)
+    return Column(name, distinct, repeats, length, words, bool(filled) and names, _chat_kind(filled), dates)
 
 
-def _chat(values: list[Any]) -> str:
+def _chat_kind(values: list[Any]) -> str:
     """Return the ``Column.chat`` of a column, by its first values."""
     first = [v for v in values[:20] if v != []]
     if not first or not all(isinstance(v, list) and all(isinstance(one, dict) for one in v) for v in first):

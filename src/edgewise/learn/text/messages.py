@@ -38,7 +38,7 @@ def messages(value: Any, name: str, where: str) -> list[_Message]:
     if not isinstance(value, list) or not value:
         kind = "an empty list" if value == [] else type(value).__name__
         raise DataError("E-DATA-FORMAT", f"{where}: `{name}` is {kind}, not a list of messages.", FIX)
-    return [_message(message, f"{where}: message {i + 1} of `{name}`") for i, message in enumerate(value)]
+    return [_checked_message(message, f"{where}: message {i + 1} of `{name}`") for i, message in enumerate(value)]
 
 
 def tools(value: Any, name: str, where: str) -> list[Any] | None:
@@ -58,7 +58,7 @@ def tools(value: Any, name: str, where: str) -> list[Any] | None:
     if not isinstance(value, list) or not all(isinstance(tool, dict) for tool in value):
         what = f"{where}: `{name}` is no list of tool definitions."
         raise DataError("E-DATA-FORMAT", what, "write a list of JSON schemas, or JSON text of one.")
-    return [_filled(tool) for tool in value]
+    return [_without_nulls(tool) for tool in value]
 
 
 def pack(found: Sequence[_Message], tools: list[Any] | None = None, last: bool = False) -> tuple[str, str]:
@@ -67,35 +67,38 @@ def pack(found: Sequence[_Message], tools: list[Any] | None = None, last: bool =
     Args:
         last: True counts the last answer alone as its text.
     """
-    answers = [_said(message) for message in found if message["role"] == "assistant"]
+    answers = [_message_text(message) for message in found if message["role"] == "assistant"]
     packed = msgspec.json.encode({"messages": found, "tools": tools}).decode()
     return packed, "\n".join(answers[-1:] if last else answers)
 
 
-def _said(message: _Message) -> str:
+def _message_text(message: _Message) -> str:
+    """Join the text of a message and its calls of tools."""
     calls = msgspec.json.encode(message["tool_calls"]).decode() if message.get("tool_calls") else ""
     return "\n".join(filter(None, [message["content"], calls]))
 
 
-def _message(value: Any, at: str) -> _Message:
+def _checked_message(value: Any, at: str) -> _Message:
+    """Read one message of a chat. Raises DataError with its place."""
     if not isinstance(value, dict):
         raise DataError("E-DATA-FORMAT", f"{at} has no role. It is {type(value).__name__}, not an object.", FIX)
     if "role" not in value and "from" in value:
-        value = _sharegpt(value, at)
-    message = _filled(value)
+        value = _sharegpt_message(value, at)
+    message = _without_nulls(value)
     if not isinstance(message.get("role"), str):
         raise DataError("E-DATA-FORMAT", f"{at} has no role that is text.", FIX)
     if "tool_calls" in message:
-        message["tool_calls"] = _calls(message["tool_calls"], at)
+        message["tool_calls"] = _tool_calls(message["tool_calls"], at)
     content = message.get("content", "" if message.get("tool_calls") else None)
     if isinstance(content, list):
-        content = _joined(content, at)
+        content = _joined_text_parts(content, at)
     if not isinstance(content, str):
         raise DataError("E-DATA-FORMAT", f"{at} has no content that is text.", FIX)
     return {**message, "content": content}
 
 
-def _sharegpt(value: _Message, at: str) -> _Message:
+def _sharegpt_message(value: _Message, at: str) -> _Message:
+    """Read a message with ``from`` and ``value``."""
     who = value["from"]
     if not isinstance(who, str) or who not in ROLES:
         known = ", ".join(ROLES)
@@ -112,7 +115,7 @@ def _sharegpt(value: _Message, at: str) -> _Message:
     return {"role": "assistant", "tool_calls": call if isinstance(call, list) else [call], **rest}
 
 
-def _calls(value: Any, at: str) -> list[Any]:
+def _tool_calls(value: Any, at: str) -> list[Any]:
     """Return calls of tools in the form of transformers: ``{"type": "function", "function": {name, arguments}}``."""
     fix = 'write a list of {"type": "function", "function": {"name": ..., "arguments": {...}}}.'
     if not isinstance(value, list):
@@ -137,7 +140,8 @@ def _calls(value: Any, at: str) -> list[Any]:
     return calls
 
 
-def _joined(parts: list[Any], at: str) -> str:
+def _joined_text_parts(parts: list[Any], at: str) -> str:
+    """Join the parts of a message. Raises DataError for a part that is no text."""
     texts = [
         part.get("text") if isinstance(part, dict) and part.get("type", "text") == "text" else None for part in parts
     ]
@@ -147,8 +151,8 @@ def _joined(parts: list[Any], at: str) -> str:
     return "".join(texts)  # type: ignore[arg-type]
 
 
-def _filled(value: Any) -> Any:
+def _without_nulls(value: Any) -> Any:
     """Leave out keys without a value, at every depth."""
     if isinstance(value, dict):
-        return {key: _filled(inner) for key, inner in value.items() if inner is not None}
-    return [_filled(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

@@ -19,7 +19,8 @@ from edgewise.learn.text.files import shown
 CHUNK = 1 << 20
 
 
-def _zst(path: Path) -> IO[bytes]:
+def _zst_stream(path: Path) -> IO[bytes]:
+    """Open a file that is packed with Zstandard."""
     try:
         import pyarrow
     except ImportError:
@@ -33,7 +34,7 @@ PACKED: dict[str, Callable[[Path], IO[bytes]]] = {
     ".gz": gzip.GzipFile,
     ".bz2": bz2.BZ2File,
     ".xz": lzma.LZMAFile,
-    ".zst": _zst,
+    ".zst": _zst_stream,
 }
 
 

@@ -38,7 +38,7 @@ def reading(
         ``example``, a list of such names. Some keys of the recipe: ``sequence_len``, ``max_tokens``, ``holdout``,
         ``time``, and ``prompt``, True for instruction data and chats.
     """
-    examined = _chosen(corpus, most_bytes)
+    examined = _counted_devices(corpus, most_bytes)
     total, train, held, lost = Counts(), 0, 0, 0
     cannot = {"too_little": 0, "unreadable": 0, "no_holdout": 0}
     example = ""
@@ -64,7 +64,7 @@ def reading(
         "unread_documents": lost,
         "cannot": cannot,
         "example": example,
-        "alike": _alike(corpus.devices),
+        "alike": _similar_devices(corpus.devices),
         "sequence_len": section.sequence_len,
         "max_tokens": section.max_tokens,
         "holdout": section.holdout,
@@ -73,7 +73,7 @@ def reading(
     }
 
 
-def _alike(devices: Sequence[DeviceId]) -> dict[str, Any]:
+def _similar_devices(devices: Sequence[DeviceId]) -> dict[str, Any]:
     """Find devices that may be one owner, whose name is written in several ways."""
     spelt: dict[str, list[DeviceId]] = {}
     for device in devices:
@@ -82,7 +82,8 @@ def _alike(devices: Sequence[DeviceId]) -> dict[str, Any]:
     return {"names": sum(map(len, several)), "example": several[0] if several else []}
 
 
-def _chosen(corpus: Corpus, most_bytes: int) -> Sequence[DeviceId]:
+def _counted_devices(corpus: Corpus, most_bytes: int) -> Sequence[DeviceId]:
+    """Choose the devices whose text is counted."""
     devices = corpus.devices
     n = len(devices) if len(devices) <= MOST_DEVICES else SOME_DEVICES
     if most_bytes:

@@ -52,7 +52,8 @@ def need_columns(section: DataSection, row: Iterable[str], where: str, header: b
             raise DataError("E-DATA-COLUMN", f"{where}: data.{key} = `{name}` is not a column.", hint)
 
 
-def _once(names: Sequence[str], wanted: Sequence[str], where: str) -> None:
+def _refuse_repeated_names(names: Sequence[str], wanted: Sequence[str], where: str) -> None:
+    """Raise DataError if a wanted column stands twice."""
     if twice := sorted(name for name, n in Counter(names).items() if n > 1 and name in wanted):
         what = f"{where} names {', '.join(twice[:3])} more than once."
         raise DataError("E-DATA-FORMAT", what, "give every column a name of its own.")
@@ -73,20 +74,20 @@ def csv_rows(section: DataSection, path: Path, name: str) -> Rows:
     """
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     between = section.separator or separator(section, path, name)
-    reader = csv.reader(_lines(path, name), strict=True, delimiter=between)
-    first = _next(reader, name) or []
-    while first == [] and (again := _next(reader, name)) is not None:  # Blank lines may come first.
+    reader = csv.reader(_text_lines(path, name), strict=True, delimiter=between)
+    first = _next_csv_row(reader, name) or []
+    while first == [] and (again := _next_csv_row(reader, name)) is not None:  # Blank lines may come first.
         first = again
     if not first:
         raise DataError("E-DATA-EMPTY", f"{name} is empty: it has no header.", "give a table with one row or more.")
     at = f"{name}:{reader.line_num}"
     header, of = (first, "header") if section.header else (headers.numbers(len(first)), "first row")
-    _once(header, columns(section), f"{at}: the header")
+    _refuse_repeated_names(header, columns(section), f"{at}: the header")
     need_columns(section, header, at, header=True)
     seen = _Seen(section, header, at)
     if not section.header:
         yield at, dict(zip(header, first, strict=True))
-    while (values := _next(reader, name)) is not None:
+    while (values := _next_csv_row(reader, name)) is not None:
         where = f"{name}:{reader.line_num}"
         if values and len(values) != len(header):
             what = f"{where}: {len(values)} fields, the {of} has {len(header)} (separated by {between!r})."
@@ -112,7 +113,7 @@ class _Seen:
         """Add a row. Raises DataError(E-DATA-FORMAT) as soon as the header proves to be data."""
         owner = self._section.owner
         if self._section.header == "auto" and owner and row[owner] == owner:
-            raise self._refused(f"{where}: {owner!r} is an owner here, and the name of the column in {self._at}")
+            raise self._refused_header(f"{where}: {owner!r} is an owner here, and the name of the column in {self._at}")
         if self._open:
             self._rows.append(row)
             if len(self._rows) == headers.ROWS:
@@ -123,10 +124,11 @@ class _Seen:
         rows, self._rows = self._rows, []
         for key, column in self._section.columns if self._open else ():
             if why := headers.as_data(column, [row[column] for row in rows]):
-                raise self._refused(f"{self._at}: `{column:.60}` names the column of data.{key} here, and {why}")
+                raise self._refused_header(f"{self._at}: `{column:.60}` names the column of data.{key} here, and {why}")
         self._open = False
 
-    def _refused(self, what: str) -> DataError:
+    def _refused_header(self, what: str) -> DataError:
+        """Make the error for a header that lacks a column."""
         what += ", so the first line seems to be a row of data and no header."
         return DataError("E-DATA-FORMAT", what, no_header(self._section, self._header))
 
@@ -176,7 +178,7 @@ def _first_rows(path: Path, name: str, between: str, n: int) -> tuple[list[list[
 
     def lines() -> Iterator[str]:
         nonlocal quotes
-        for line in _lines(path, name):
+        for line in _text_lines(path, name):
             if line.strip():
                 quotes += line.count('"')
                 yield line
@@ -188,7 +190,7 @@ def _first_rows(path: Path, name: str, between: str, n: int) -> tuple[list[list[
     return rows, quotes < sum(2 * field.count('"') + 2 for row in rows for field in row if '"' in field)
 
 
-def _lines(path: Path, name: str) -> Iterator[str]:
+def _text_lines(path: Path, name: str) -> Iterator[str]:
     """Read the lines of a UTF-8 file with their line ends. Raises DataError(E-DATA-FORMAT) with the line."""
     for number, raw in enumerate(packed.lines(path), 1):
         with foreign(DataError, "E-DATA-FORMAT", f"{name}:{number}", "save it as UTF-8 CSV."):
@@ -196,7 +198,7 @@ def _lines(path: Path, name: str) -> Iterator[str]:
         yield from io.StringIO(text, newline="")
 
 
-def _next(reader: Any, name: str) -> list[str] | None:
+def _next_csv_row(reader: Any, name: str) -> list[str] | None:
     """Read the next row of a csv reader, or None at the end. Raises DataError(E-DATA-FORMAT) with its lines."""
     first = reader.line_num + 1
     try:
@@ -229,7 +231,7 @@ def parquet_rows(section: DataSection, path: Path, name: str) -> Rows:
         with broken:
             table = parquet.ParquetFile(f)
             names = table.schema_arrow.names
-        _once(names, wanted, f"{name}: the schema")
+        _refuse_repeated_names(names, wanted, f"{name}: the schema")
         need_columns(section, names, name)
         with broken:
             batches = table.iter_batches(batch_size=1024, columns=wanted)
@@ -238,13 +240,13 @@ def parquet_rows(section: DataSection, path: Path, name: str) -> Rows:
                 batch = next(batches, None)
             if batch is None:
                 return
-            values = [_values(section, c, batch.column(c), name, at) for c in wanted]
+            values = [_column_values(section, c, batch.column(c), name, at) for c in wanted]
             for number, row in enumerate(zip(*values, strict=True), at + 1):
                 yield f"{name} row {number}", dict(zip(wanted, row, strict=True))
             at += batch.num_rows
 
 
-def _values(section: DataSection, column: str, array: Any, name: str, first: int) -> list[Any]:
+def _column_values(section: DataSection, column: str, array: Any, name: str, first: int) -> list[Any]:
     """Convert a column of a batch to Python values.
 
     Bytes are decoded as UTF-8. Values of the recipe's time column stay exact (``times.stamp``), and other times become
@@ -258,7 +260,7 @@ def _values(section: DataSection, column: str, array: Any, name: str, first: int
         if section.time_format:
             what = f"{name}: `{column}` holds times already ({kind})."
             raise DataError("E-DATA-FORMAT", what, "leave out data.time_format.")
-        return _stamps(array, column, name)
+        return _time_stamps(array, column, name)
     if is_time and not types.is_date(kind):
         why = f"{name}: `{column}` ({kind}) cannot be written as text"
         with foreign(DataError, "E-DATA-FORMAT", why, "write it as text, or name another column."):
@@ -270,14 +272,15 @@ def _values(section: DataSection, column: str, array: Any, name: str, first: int
     try:
         values = array.to_pylist()
     except Exception:  # boundary: pyarrow may raise anything about a value, and the error has to name its row
-        values = [_value(array, i, column, f"{name} row {first + i + 1}") for i in range(len(array))]
+        values = [_cell_value(array, i, column, f"{name} row {first + i + 1}") for i in range(len(array))]
     return [
-        _decoded(v, column, f"{name} row {first + i + 1}") if isinstance(v, bytes | bytearray) else v
+        _decoded_text(v, column, f"{name} row {first + i + 1}") if isinstance(v, bytes | bytearray) else v
         for i, v in enumerate(values)
     ]
 
 
-def _value(array: Any, i: int, column: str, where: str) -> Any:
+def _cell_value(array: Any, i: int, column: str, where: str) -> Any:
+    """Read a cell. Raises DataError with its place."""
     try:
         return array[i].as_py()
     except Exception as e:  # boundary: as above
@@ -285,7 +288,8 @@ def _value(array: Any, i: int, column: str, where: str) -> Any:
         raise DataError("E-DATA-FORMAT", what, "correct it, or drop the row.") from None
 
 
-def _decoded(raw: bytes, column: str, where: str) -> str:
+def _decoded_text(raw: bytes, column: str, where: str) -> str:
+    """Decode bytes as UTF-8. Raises DataError with their place."""
     try:
         return bytes(raw).decode("utf-8")
     except UnicodeDecodeError as e:
@@ -293,7 +297,7 @@ def _decoded(raw: bytes, column: str, where: str) -> str:
         raise DataError("E-DATA-FORMAT", what, "write the column as text.") from None
 
 
-def _stamps(array: Any, column: str, name: str) -> list[str | None]:
+def _time_stamps(array: Any, column: str, name: str) -> list[str | None]:
     """Convert times of any unit and year as ``times.stamp``. Durations and times of day become seconds."""
     from pyarrow import types
 

@@ -41,7 +41,7 @@ class TextShard:
 
     def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
         """Iterate over the micro-batches of each step, from blocks in random order, pass after pass."""
-        return _batches(self.blocks.train_NS.__getitem__, len(self.blocks.train_NS), steps, training, key)
+        return _training_batches(self.blocks.train_NS.__getitem__, len(self.blocks.train_NS), steps, training, key)
 
     @property
     def size(self) -> int:
@@ -50,7 +50,7 @@ class TextShard:
 
     def records(self, rows: Array) -> list[tuple[Tensor, int]]:
         """Return these blocks, each as a batch of its own."""
-        return [_batch(self.blocks.train_NS[int(r) : int(r) + 1]) for r in rows]
+        return [_loss_batch(self.blocks.train_NS[int(r) : int(r) + 1]) for r in rows]
 
     def held_out(self) -> Iterator[tuple[Tensor, int]]:
         """Iterate over batches of the first held-out predictions, ``eval_tokens`` at most."""
@@ -62,7 +62,7 @@ class TextShard:
             blocks_BS = np.array(held_NS[at : at + size])
             beyond_BT = np.cumsum(blocks_BS[:, 1:] >= 0).reshape(blocks_BS[:, 1:].shape) > room
             blocks_BS[:, 1:][beyond_BT] = np.minimum(blocks_BS[:, 1:], ~blocks_BS[:, 1:])[beyond_BT]
-            batch = _batch(blocks_BS)
+            batch = _loss_batch(blocks_BS)
             room -= batch[1]
             yield batch
 
@@ -88,7 +88,7 @@ class PooledShard:
 
     def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
         """Iterate over micro-batches as ``TextShard.batches``, from the rows of all devices."""
-        return _batches(self._rows, self.size, steps, training, key)
+        return _training_batches(self._pooled_rows, self.size, steps, training, key)
 
     def held_out(self) -> Iterator[tuple[Tensor, int]]:
         """Iterate over the hold-outs of all devices, one device after another."""
@@ -100,23 +100,28 @@ class PooledShard:
         """The number of blocks of all devices together."""
         return self._stops[-1] if self._stops else 0
 
-    def _rows(self, rows: Array) -> Array:
-        return np.stack([self._row(int(r)) for r in rows])
+    def _pooled_rows(self, rows: Array) -> Array:
+        """Read rows of all devices together."""
+        return np.stack([self._pooled_row(int(r)) for r in rows])
 
-    def _row(self, row: int) -> Array:
+    def _pooled_row(self, row: int) -> Array:
+        """Read a row of all devices together."""
         i = bisect_right(self._stops, row)
         start = self._stops[i - 1] if i else 0
         return self._open(self._devices[i]).blocks.train_NS[row - start]
 
 
-def _batches(take: Any, n: int, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
+def _training_batches(
+    take: Any, n: int, steps: int, training: TrainingSection, key: Key
+) -> Iterator[list[tuple[Tensor, int]]]:
+    """Yield the batches of each step."""
     size = training.batch // training.accumulate
     for rows in row_order(n, steps, training.batch, key):
         blocks_BS = take(rows)
-        yield [_batch(blocks_BS[i : i + size]) for i in range(0, len(rows), size)]
+        yield [_loss_batch(blocks_BS[i : i + size]) for i in range(0, len(rows), size)]
 
 
-def _batch(blocks_BS: Array) -> tuple[Tensor, int]:
+def _loss_batch(blocks_BS: Array) -> tuple[Tensor, int]:
     """Make a batch for the loss, without the last columns in which nothing is predicted (padding)."""
     used = np.flatnonzero((blocks_BS[:, 1:] >= 0).any(0))
     stop = int(used[-1]) + 2 if len(used) else 2

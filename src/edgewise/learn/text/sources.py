@@ -47,23 +47,24 @@ def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentInd
         what = 'data.source = "own" is for enrolled devices, each of which reads the text that its owner names.'
         raise DataError("E-DATA-MISSING", what, "name data of this machine, or submit the recipe to a server.")
     if section.source == "python-stdlib":
-        return _plain(*_stdlib(), whole, cache_dir, listing)
+        return _plain_documents(*_stdlib_documents(), whole, cache_dir, listing)
     if section.source == "plays":
         section, paths, several = section.model_copy(update=PLAYS), [shipped_plays()], False
     else:
         paths, several = named(section.path, recipe_dir)
     try:
         if section.source == "text":
-            return _plain(*_texts(paths, several, listing), whole, cache_dir, listing)
+            return _plain_documents(*_text_files(paths, several, listing), whole, cache_dir, listing)
         return tables.find(section, paths, cache_dir, listing)
     except OSError as e:
         what = f"{e.filename or paths[0]} cannot be read: {e.strerror or e}."
         raise DataError("E-DATA-MISSING", what, "give permission, or take it out of data.path.") from None
 
 
-def _stdlib() -> tuple[Path, dict[str, list[Path]]]:
+def _stdlib_documents() -> tuple[Path, dict[str, list[Path]]]:
+    """Find the source files of Python's standard library. A package is a device."""
     root = Path(sysconfig.get_path("stdlib"))
-    owners = {name: sorted(_sources(root / name)) for name in STDLIB_PACKAGES}
+    owners = {name: sorted(_python_files(root / name)) for name in STDLIB_PACKAGES}
     owners = {n: f for n, f in owners.items() if sum(p.stat().st_size for p in f) >= STDLIB_LEAST_BYTES}
     if len(owners) < 2:
         what = f"{root} has source text of {len(owners)} of the {len(STDLIB_PACKAGES)} demo packages, needs 2."
@@ -76,7 +77,7 @@ def shipped_plays() -> Path:
     return Path(str(resources.files("edgewise"))) / "assets" / "plays" / "plays.jsonl.gz"
 
 
-def _sources(folder: Path) -> Iterator[Path]:
+def _python_files(folder: Path) -> Iterator[Path]:
     """Iterate over Python source below a folder, without hidden files and tests."""
 
     def unreadable(e: OSError) -> None:
@@ -87,7 +88,7 @@ def _sources(folder: Path) -> Iterator[Path]:
         yield from (Path(at, n) for n in names if not n.startswith(".") and n.endswith(".py"))
 
 
-def _texts(paths: list[Path], several: bool, listing: Listing) -> tuple[Path, dict[str, list[Path]]]:
+def _text_files(paths: list[Path], several: bool, listing: Listing) -> tuple[Path, dict[str, list[Path]]]:
     """Return the root, and the files of each device.
 
     In a folder, each sub-folder and each file is a device. Each of several paths is a device too. A single file is one
@@ -120,9 +121,10 @@ def _texts(paths: list[Path], several: bool, listing: Listing) -> tuple[Path, di
     return root, devices
 
 
-def _plain(
+def _plain_documents(
     root: Path, by_owner: dict[str, list[Path]], whole: bool, cache_dir: Path, listing: Listing
 ) -> DocumentIndex:
+    """Find the documents of plain files, in pieces of bounded size."""
     owners = tuple(sorted(by_owner))
     listed = [(path, code) for code, name in enumerate(owners) for path in by_owner[name]]
     files, broken, pieces = [], {}, []
@@ -133,7 +135,7 @@ def _plain(
             if not whole and _is_container(file):  # A whole file's own device would refuse it. Pieces have none.
                 listing.left_out[NOT_TEXT] += 1
                 continue
-            cuts = [(0, size)] if whole else list(_pieces(file))
+            cuts = [(0, size)] if whole else list(_file_pieces(file))
         except (OSError, DataError) as e:
             listing.left_out[UNREADABLE] += 1
             if not whole:
@@ -173,7 +175,8 @@ def _is_container(path: Path) -> bool:
     return False
 
 
-def _pieces(path: Path) -> Iterator[tuple[int, int]]:
+def _file_pieces(path: Path) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) of the pieces of a file, cut at line ends."""
     start = at = 0
     with path.open("rb") as f:
         for line in f:

@@ -46,8 +46,8 @@ def find(section: DataSection, paths: list[Path], cache_dir: Path, listing: List
         DataError: as ``sources.find``.
         OSError: for a file that cannot be read.
     """
-    files = _files(section, paths, listing)
-    root = Path(*_common([p.parent for p in files]))
+    files = _table_files(section, paths, listing)
+    root = Path(*_common_folder([p.parent for p in files]))
     names = [shown(p.relative_to(root).as_posix()) for p in files]
     index = _Index(section)
     plain = []
@@ -63,7 +63,8 @@ def find(section: DataSection, paths: list[Path], cache_dir: Path, listing: List
     return index.found(plain, names, listing)
 
 
-def _common(folders: list[Path]) -> list[str]:
+def _common_folder(folders: list[Path]) -> list[str]:
+    """Find the folder that all folders are in."""
     first = [*folders[0].parts]
     for folder in folders[1:]:
         same = [a == b for a, b in zip(first, folder.parts, strict=False)]
@@ -71,7 +72,7 @@ def _common(folders: list[Path]) -> list[str]:
     return first
 
 
-def _files(section: DataSection, paths: list[Path], listing: Listing) -> list[Path]:
+def _table_files(section: DataSection, paths: list[Path], listing: Listing) -> list[Path]:
     """List the named files, and those in named folders with an ending of the format, at any depth."""
     files = []
     for path in paths:
@@ -107,12 +108,12 @@ class _Index:
         self._owner, self._label = _Codes(), _Codes()
         self._times = Times(section.time, section.time_format)
         self._left_out: Counter[str] = Counter()
-        self._files = 0
+        self._table_files = 0
         self.some_text = False
 
     def file(self, file: Path, name: str, lines: bool) -> None:
         section, new = self._section, True
-        for at, stop, where, raw in _scan(file, name, lines):
+        for at, stop, where, raw in _scan_rows(file, name, lines):
             if raw is None:
                 self._left_out[BLANK] += 1
                 continue
@@ -123,15 +124,15 @@ class _Index:
             _, learnt = check(section, row, where)
             self._left_out[EMPTY] += not learnt
             self.some_text |= bool(learnt.strip())
-            self._owner.add(_name(row, section.owner, where) if section.owner else "all")
+            self._owner.add(_owner_name(row, section.owner, where) if section.owner else "all")
             if section.label:
-                self._label.add(_name(row, section.label, where))
+                self._label.add(_owner_name(row, section.label, where))
             if section.time:
-                self._times.add(_value(row, section.time, where), where)
-            self._file.append(self._files)
+                self._times.add(_row_value(row, section.time, where), where)
+            self._file.append(self._table_files)
             self._start.append(at)
             self._stop.append(stop)
-        self._files += 1
+        self._table_files += 1
 
     def found(self, files: list[Path], names: list[str], listing: Listing) -> DocumentIndex:
         section, m = self._section, len(self._file)
@@ -170,7 +171,7 @@ class _Codes:
         return tuple(names), rank[self._codes]
 
 
-def _scan(file: Path, name: str, lines: bool) -> Iterator[tuple[int, int, str, bytes | None]]:
+def _scan_rows(file: Path, name: str, lines: bool) -> Iterator[tuple[int, int, str, bytes | None]]:
     """Iterate over (start, stop, "file:line" for messages, bytes) of each row. A blank line has None for bytes."""
     at = 0
     with file.open("rb") as f:
@@ -216,7 +217,8 @@ def lifted(section: DataSection, row: dict[str, Any]) -> dict[str, Any]:
     return row
 
 
-def _value(row: dict[str, Any], name: str, where: str) -> Any:
+def _row_value(row: dict[str, Any], name: str, where: str) -> Any:
+    """Read a value of a row. Raises DataError where it is missing."""
     value = row.get(name)
     if value is None:
         raise DataError("E-DATA-FORMAT", f"{where}: `{name}` is missing or null.", "fill it, or drop the row.")
@@ -225,7 +227,7 @@ def _value(row: dict[str, Any], name: str, where: str) -> Any:
 
 def text(row: dict[str, Any], name: str, where: str) -> str:
     """Return a column's text. Raises DataError(E-DATA-FORMAT) where it is not text."""
-    value = _value(row, name, where)
+    value = _row_value(row, name, where)
     if isinstance(value, str):
         return value
     kind, fix = type(value).__name__, "convert it."
@@ -238,7 +240,7 @@ def text(row: dict[str, Any], name: str, where: str) -> str:
 def check(section: DataSection, row: dict[str, Any], where: str) -> tuple[str, str]:
     """Return prompt and text of a row, or those of ``messages.pack`` for a chat. Raises DataError(E-DATA-FORMAT)."""
     if section.chats:
-        found = [m for name in section.chats for m in messages.messages(_value(row, name, where), name, where)]
+        found = [m for name in section.chats for m in messages.messages(_row_value(row, name, where), name, where)]
         tools = messages.tools(row.get(section.tools), section.tools, where) if section.tools else None
         return messages.pack(found, tools, section.answers == "last")
     prompts = [text(row, name, where) for name in section.prompts]
@@ -249,8 +251,9 @@ def check(section: DataSection, row: dict[str, Any], where: str) -> tuple[str, s
     return prompt, answer
 
 
-def _name(row: dict[str, Any], name: str, where: str) -> str:
-    value = _value(row, name, where)
+def _owner_name(row: dict[str, Any], name: str, where: str) -> str:
+    """Read the owner of a row. Raises DataError for a value that names nobody."""
+    value = _row_value(row, name, where)
     if not isinstance(value, str | int) or value in ("", POOLED):
         raise DataError("E-DATA-FORMAT", f"{where}: `{name}` = {value!r:.40} cannot name anything.", "use text or ids.")
     return str(value)
@@ -298,9 +301,9 @@ def _as_jsonl(section: DataSection, path: Path, name: str, cache_dir: Path) -> P
             check(section, read, where)
             for names in (section.owner, section.label):
                 if names:
-                    _name(read, names, where)
+                    _owner_name(read, names, where)
             if section.time:
-                times.add(_value(read, section.time, where), where)
+                times.add(_row_value(read, section.time, where), where)
             yield plain + b"\n"
 
     write_atomically(target, lambda f: f.writelines(lines()))

@@ -76,14 +76,14 @@ class Times:
 
     def read(self, value: Any, where: str) -> tuple[Key, str]:
         """Read a time into a key to compare, and its kind. Raises as ``add``."""
-        found = _declared(str(value), self._form) if self._form else _plain(value)
+        found = _declared_time(str(value), self._form) if self._form else _comparable_time(value)
         if found is not None:
             return found
         if self._form:
             what = f"is not written as data.time_format = {self._form!r}"
             raise DataError("E-DATA-FORMAT", f"{where}: `{self._name}` = {value!r:.60} {what}.", "correct one of them.")
         what = f"{where}: `{self._name}` = {value!r:.60} is neither a number nor a date as ISO 8601 writes it."
-        fits = [form for form in COMMON if isinstance(value, str) and _declared(value, form) is not None][:2]
+        fits = [form for form in COMMON if isinstance(value, str) and _declared_time(value, form) is not None][:2]
         how = f"set data.time_format to how it is written: {' or '.join(map(repr, fits))}" if fits else ""
         raise DataError("E-DATA-FORMAT", what, f"{how or 'write 2024-01-31, or set data.time_format'}.")
 
@@ -93,7 +93,8 @@ def stamp(seconds: str, zone: bool) -> str:
     return f"@{seconds}{'Z' * zone}"
 
 
-def _plain(value: Any) -> tuple[Key, str] | None:
+def _comparable_time(value: Any) -> tuple[Key, str] | None:
+    """Read a number or a date as (value, kind). None for anything else."""
     if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         return (value, "number") if value == value else None  # NaN has no order.
     if not isinstance(value, str):
@@ -104,31 +105,33 @@ def _plain(value: Any) -> tuple[Key, str] | None:
     if m := INSTANT.fullmatch(text):
         return int(m[1] + f"{m[2]:0<18.18}"), "instant" if m[3] else "date"
     if MONTH.fullmatch(text):
-        return _iso(f"{text}-01", "")
+        return _iso_time(f"{text}-01", "")
     if DATE.fullmatch(text):
-        return _iso(text, "")
+        return _iso_time(text, "")
     if (m := MOMENT.fullmatch(text)) and (not m["fraction"] or m["seconds"]):
         zone = (m["zone"] or "").upper().replace("UTC", "Z").replace("GMT", "Z")
-        return _iso(m["time"].upper() + zone, m["fraction"] or "")
+        return _iso_time(m["time"].upper() + zone, m["fraction"] or "")
     return None
 
 
-def _iso(text: str, fraction: str) -> tuple[Key, str] | None:
+def _iso_time(text: str, fraction: str) -> tuple[Key, str] | None:
     """Read an ISO 8601 date. The fraction comes apart, because Python reads only six digits of one."""
     try:
-        return _key(datetime.fromisoformat(text), int(f"{fraction:0<18.18}"))
+        return _time_key(datetime.fromisoformat(text), int(f"{fraction:0<18.18}"))
     except (ValueError, OverflowError):
         return None
 
 
-def _declared(value: str, form: str) -> tuple[Key, str] | None:
+def _declared_time(value: str, form: str) -> tuple[Key, str] | None:
+    """Read a date in the recipe's own form. None if it has another."""
     try:
-        return _key(datetime.strptime(value.strip(), form), 0)
+        return _time_key(datetime.strptime(value.strip(), form), 0)
     except (ValueError, OverflowError, re.error):  # A malformed pattern ends here too.
         return None
 
 
-def _key(at: datetime, atto: int) -> tuple[Key, str]:
+def _time_key(at: datetime, atto: int) -> tuple[Key, str]:
+    """Count from the epoch, in UTC, to the last digit."""
     offset, naive = at.utcoffset(), at.replace(tzinfo=None)
     since = naive - EPOCH - (offset or timedelta(0))
     whole, rest = divmod(since, SECOND)

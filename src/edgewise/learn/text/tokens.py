@@ -32,7 +32,7 @@ class Tokens:
     def __init__(self, tokenizer: Any) -> None:
         self._backend = tokenizer.backend_tokenizer
         self._backend.encode_special_tokens = True
-        self.notes = _reset(self._backend)
+        self.notes = _reset_backend(self._backend)
         self.end: int | None = tokenizer.eos_token_id
         self.start: int | None = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else self.end
         self.size = len(tokenizer)
@@ -48,7 +48,7 @@ class Tokens:
             limit: number of tokens that are needed of each text. Parts after them may be left out. 0 = all.
         """
         ids: list[list[Array]] = [[] for _ in texts]
-        waiting = {i: _parts(text) for i, text in enumerate(texts)}
+        waiting = {i: _text_parts(text) for i, text in enumerate(texts)}
         while waiting:
             parts = {i: part for i, more in waiting.items() if (part := next(more, None)) is not None}
             encodings = self._backend.encode_batch_fast(list(parts.values()), add_special_tokens=False)
@@ -73,7 +73,7 @@ class Tokens:
     def characters(self, text: str, n: int) -> int:
         """Count the characters of ``text`` in its first ``n`` tokens. A character that is cut in two counts."""
         done = 0
-        for part in _parts(text):
+        for part in _text_parts(text):
             encoding = self._backend.encode(part, add_special_tokens=False)
             if len(encoding.ids) >= n:
                 return done + (int(encoding.offsets[n - 1][1]) if n else 0)
@@ -81,7 +81,7 @@ class Tokens:
         return done
 
 
-def _reset(backend: Any) -> tuple[str, ...]:
+def _reset_backend(backend: Any) -> tuple[str, ...]:
     """Switch off settings that would cut, pad or vary a text, and return a sentence for each.
 
     One call such as ``tokenizer(text, truncation=True, padding="max_length")`` before ``save_pretrained`` leaves
@@ -102,7 +102,8 @@ def _reset(backend: Any) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _parts(text: str, size: int = 1 << 20) -> Iterator[str]:
+def _text_parts(text: str, size: int = 1 << 20) -> Iterator[str]:
+    """Yield parts of a text, cut at line ends, that are tokenized apart."""
     at = 0
     while at < len(text):
         stop = min(at + size, len(text))

@@ -139,7 +139,7 @@ class TextTrainer(TorchTrainer):
         self._trainable, self._adapts = recipe.trainable, recipe.trainable.adapts
         self._quantize = recipe.model.quantize
         self._picks, self._recipe_checkpoints = prepared.picks, recipe.training.checkpointing
-        self._open = lru_cache(OPEN_DEVICES)(self._device)
+        self._open = lru_cache(OPEN_DEVICES)(self._device_shard)
         found = sizes(loaded.model)
         self._pass_tokens = evaluated_at_once(found.vocabulary)
         micro = recipe.training.batch // recipe.training.accumulate * recipe.data.sequence_len
@@ -150,7 +150,8 @@ class TextTrainer(TorchTrainer):
         )  # fmt: skip
         self.passes = OnePass(self.model, loss, self.flat)
 
-    def _device(self, device: DeviceId) -> TextShard:
+    def _device_shard(self, device: DeviceId) -> TextShard:
+        """Make the shard of a device's blocks."""
         at_once = self._picks.pass_tokens(device, self._pass_tokens)
         return TextShard(self._store.open(device), self._eval_tokens, at_once)
 
@@ -188,35 +189,38 @@ class TextTrainer(TorchTrainer):
         return [found[i] for i in range(len(requests))]
 
     def _pooled_or_device(self, device: DeviceId) -> TextShard | PooledShard:
-        return self._pooled if device == POOLED else self._open(device)
+        return self._pooled_shard if device == POOLED else self._open(device)
 
     @cached_property
-    def _pooled(self) -> PooledShard:
+    def _pooled_shard(self) -> PooledShard:
+        """Make the shard of all devices' blocks."""
         return PooledShard(self._open, self.devices())
 
     def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
         """Return steps and weight as ``TorchTrainer.work``. Errors name ``data.max_tokens`` if that is the cause."""
-        with self._explained(request.device):
+        with self._explained_errors(request.device):
             return super().work(request)
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
         """Evaluate as ``TorchTrainer.evaluate``. Its error names ``data.max_tokens`` if that is the cause."""
-        with self._explained(device), self._as_picked(self._picks.of(device)):
+        with self._explained_errors(device), self._as_picked(self._picks.of(device)):
             return super().evaluate(device, params)
 
     @contextmanager
-    def _explained(self, device: DeviceId) -> Iterator[None]:
+    def _explained_errors(self, device: DeviceId) -> Iterator[None]:
+        """Add to an error of a device without blocks how much of its text was left out."""
         try:
             yield
         except DataError as e:
             limit = self._data.max_tokens
-            if e.code != "E-DEVICE-DATA" or not limit or not (beyond := self._beyond(device)):
+            if e.code != "E-DEVICE-DATA" or not limit or not (beyond := self._counts_beyond_limit(device)):
                 raise
             prompts = ", since a prompt alone is as long" if beyond.prompts_over else ""
             what = f"{e.what} data.max_tokens = {limit} leaves out texts of it{prompts}."
             raise DataError(e.code, what, "raise data.max_tokens.") from None
 
-    def _beyond(self, device: DeviceId) -> Counts | None:
+    def _counts_beyond_limit(self, device: DeviceId) -> Counts | None:
+        """Count the text beyond data.max_tokens. None where there is none."""
         if device == POOLED:
             return None
         with suppress(DataError):
@@ -226,7 +230,7 @@ class TextTrainer(TorchTrainer):
 
     def sizes(self) -> Mapping[str, float]:
         """Return sizes as ``TorchTrainer.sizes``, with the memory forecast of the model's configuration."""
-        return {**super().sizes(), "memory_bytes": self._picks.largest or self._forecast()}
+        return {**super().sizes(), "memory_bytes": self._picks.largest or self._memory_forecast()}
 
     def smaller(self) -> str:
         """Describe training that needs less memory, with forecasts."""
@@ -235,18 +239,19 @@ class TextTrainer(TorchTrainer):
             "training.checkpointing": True,
         }
         settings: dict[str, Any] = {}
-        said = [f"this recipe needs about {self._forecast() / 1e6:,.0f} MB beside Python and torch"]
+        said = [f"this recipe needs about {self._memory_forecast() / 1e6:,.0f} MB beside Python and torch"]
         for key, value in ways.items():
             settings[key.removeprefix("training.")] = value
             try:
-                less = self._forecast(**settings) / 1e6
+                less = self._memory_forecast(**settings) / 1e6
             except ModelError:  # This architecture cannot compute its activations again.
                 break
             also = " also" if len(settings) > 1 else ""
             said.append(f"with {key} = {str(value).lower()}{also} {less:,.0f} MB")
         return f"{', '.join(said)}."
 
-    def _forecast(self, **changes: Any) -> float:
+    def _memory_forecast(self, **changes: Any) -> float:
+        """Forecast the memory of training with other settings."""
         training = self.training.model_copy(update=changes)
         length, arithmetic = self._data.sequence_len, self.loss.autocast
         return forecast(self.loaded.folder, self._trainable, training, length, arithmetic, self._quantize).total

@@ -16,7 +16,7 @@ from edgewise.learn.text.blocks import Blocks, BlockStore, build, predictions
 from edgewise.learn.text.corpus import Document
 from edgewise.learn.text.corpus import load as load_corpus
 from edgewise.learn.text.counts import Counts
-from edgewise.learn.text.tokens import Tokens, _parts, load
+from edgewise.learn.text.tokens import Tokens, _text_parts, load
 from edgewise.plan.recipe.recipe import DataSection
 
 
@@ -213,10 +213,10 @@ def test_max_tokens_caps_a_device(tokens: Tokens) -> None:
 
 def test_long_texts_are_encoded_in_parts_of_lines() -> None:
     text = "the lazy dog\n" * 50
-    parts = list(_parts(text, size=100))
+    parts = list(_text_parts(text, size=100))
     assert "".join(parts) == text
     assert all(p.endswith("\n") and len(p) <= 100 for p in parts)
-    assert list(_parts("x" * 250, size=100)) == ["x" * 100, "x" * 100, "x" * 50]
+    assert list(_text_parts("x" * 250, size=100)) == ["x" * 100, "x" * 100, "x" * 50]
 
 
 def store(folder: Path, tokens: Tokens, **more: object) -> BlockStore:

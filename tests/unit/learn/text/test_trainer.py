@@ -92,7 +92,7 @@ def test_pooled_is_all_training_text(place: Path) -> None:
     per_device = t.describe()["devices"]
     update = t.fit(ask(t, POOLED))
     assert update.count == sum(per_device.values())
-    rows = {t._pooled._row(i).tobytes() for i in range(t._pooled._stops[-1])}
+    rows = {t._pooled_shard._pooled_row(i).tobytes() for i in range(t._pooled_shard._stops[-1])}
     assert rows == {r.tobytes() for d in per_device for r in t._open(d).blocks.train_NS}
     assert np.array_equal(update.x, t.fit(ask(t, POOLED)).x)
 
