@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps.models import released
+from edgewise.apps.runs.fetched_folder import FACTS, LINEAGE, TRAINED
 from edgewise.core.errors import EdgewiseError, ModelError
 from edgewise.core.foreign import foreign
 from edgewise.core.vector import Vector
@@ -34,7 +35,6 @@ NAMES = (GLOBAL, PERSONAL, BASE)
 ADAPTER = "adapter_config.json"
 LENGTH = 128
 SHOWN = 5  # A message names so many devices.
-TRAINED, LINEAGE, FACTS = "trained.safetensors", "lineage.json", "facts.json"  # in a fetched folder
 
 
 class UsedModel:

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.numpy import save_file
 
+from edgewise.apps.runs.fetched_folder import BASE, FACTS, LINEAGE, TRAINED
 from edgewise.core import vector
 from edgewise.core.errors import StoreError, TransportError
 from edgewise.core.foreign import foreign
@@ -21,7 +22,6 @@ from edgewise.drivers.http.answers import entry
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage.files import sync_folder
 
-TRAINED, BASE, LINEAGE, FACTS = "trained.safetensors", "base", "lineage.json", "facts.json"
 PART_SUFFIX = ".part"
 OPERATOR = "tell the operator of the server."
 

@@ -1,7 +1,7 @@
 """The codec's hot paths on one core, beside a plain memory copy and beside torch.
 
-    python benchmarks/kernels.py [--dim 10000000] [--repeats 9]
-    python benchmarks/kernels.py --memory [--dim 100000000]
+    python benchmarks/hot_paths.py [--dim 10000000] [--repeats 9]
+    python benchmarks/hot_paths.py --memory [--dim 100000000]
 
 a. ``sparse``: top_k 0.5 % in error feedback, 4 bits in blocks of 64, packed. ``torch`` does the same on one thread:
    a = x + e, torch.topk(|a|), 4-bit blocks with random rounding, bytes, new residual. Bar: 3 times faster.
