@@ -195,6 +195,7 @@ ACTIONS = st.sampled_from(["go"] * len(FAULTS) + FAULTS)
 UNDISTURBED = {u: play(u) for u in (False, True)}
 
 
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("u", [False, True], ids=["head", "U"])
 @settings(max_examples=examples(40, 400), deadline=None)
 @given(script=st.lists(st.tuples(ACTIONS, st.integers(0, 7)), min_size=20, max_size=80))

@@ -78,6 +78,7 @@ def parted(kind, shape, block=1, activations="float32", gradients="float32", iso
     return flat.minus(start), [total / terms for total, terms in device.seen], crossed
 
 
+@pytest.mark.quick(sample=3)
 @pytest.mark.parametrize(("kind", "shape"), [("llama", "U"), ("llama", "head"), ("gpt2", "U")])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_without_rounding_the_update_is_that_of_the_whole_model(kind, shape, optimizer):
@@ -106,6 +107,7 @@ def test_what_crosses_is_what_the_codec_computes(shape):
     assert tokens * down < crossed.down_bytes < tokens * down + 320 * messages
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize("rounding", ["bf16", "int8"])
 @pytest.mark.parametrize("shape", ["U", "head"])
 def test_rounding_moves_the_losses_little(shape, rounding):

@@ -58,6 +58,7 @@ def handed_over(parts, *context):
     return found.detach()
 
 
+@pytest.mark.quick(sample=6)
 @pytest.mark.parametrize("context", [(), (PACKED,), (None, PADDED)], ids=["plain", "packed", "padded"])
 @pytest.mark.parametrize("shape", ["U", "head"])
 @pytest.mark.parametrize("kind", KINDS)
