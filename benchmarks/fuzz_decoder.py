@@ -72,7 +72,10 @@ def targets() -> list[Target]:
 
 def guided(seconds: int) -> None:
     """libFuzzer, guided by the branches of ``pack`` and ``frame``; ends the process with its own report."""
-    import atheris
+    try:
+        import atheris
+    except ImportError:
+        raise SystemExit("--atheris: the package atheris is not installed (pip install atheris).") from None
 
     chain = next(c for c in CHAINS if "top_k(0.05) > quantize(4" in c.name)
     pipe, _ = streams_of(chain)
