@@ -115,6 +115,43 @@ def test_a_model_with_a_part_of_the_device_is_used_and_exported(tmp_path: Path, 
     assert unknown["code"] == "E-EXPORT"
 
 
+@pytest.mark.parametrize("gate", ["token", "none"])
+def test_an_adapter_of_the_devices_own_stays_beside_the_shared_one(tmp_path: Path, gate: str) -> None:
+    """The run's vector is that of one adapter. A gate depends on each token, so no file holds a gated model."""
+    from edgewise.apps.models import released
+    from edgewise.drivers.storage.personal_models import personal_models
+
+    out = str(tmp_path / "run")
+    sim(
+        out=out, trainable__kind="lora", trainable__rule="fedit", training__lr=0.3, personal__method="dual",
+        personal__gate=gate, personal__steps=3, personal__lr=0.5,
+    )  # fmt: skip
+    assert released.of(Path(out), None).params.size == released.of(Path("lora"), None).params.size
+    one, other = list(personal_models(Path(out)))[:2]
+    shared = released.of(Path(out), None).params.size
+    assert one.params.size > 2 * shared - 1
+    assert one.params.size == 2 * shared or gate == "token"
+    assert one.params.tobytes() != other.params.tobytes()
+    used = ("--device", one.device)
+    both = done("generate", out, *used, *GREEDY)["answers"]
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"text": tiny_models.tiny_model.LINES[0]}), encoding="utf-8")
+    found = done("eval", out, "--on", str(file), *used)["models"]
+    assert found["global"]["all"]["perplexity"] != found["personal"]["all"]["perplexity"]
+    for to in ("merged", "peft"):
+        done("export", out, "--to", to, "--dest", str(tmp_path / to))
+    assert text(str(tmp_path / "merged")) == both["global"]["text"]
+    for to in ("merged", "peft"):
+        into = ("--to", to, "--dest", str(tmp_path / f"own-{to}"))
+        if gate == "token":
+            refused = command("export", out, *used, *into)
+            assert (refused["code"], "gates" in refused["what"]) == ("E-EXPORT", True)
+        else:
+            done("export", out, *used, *into)
+    if gate == "none":
+        assert text(str(tmp_path / "own-merged")) == both["personal"]["text"]
+
+
 def test_an_evaluation_shows_models_and_owners(tmp_path: Path) -> None:
     rows = [
         {"owner": "ann", "text": tiny_models.tiny_model.LINES[0]},

@@ -1,4 +1,4 @@
-"""The part of a model that stays on its device (FedPer, FedRep): its segments, by the recipe's [personal] section.
+"""The part of what is trained that stays on its device: its segments, by the recipe's [personal] section.
 
 parts = own_part(recipe, spec)          # None where all that is trained travels
 parts.shared                            # the layout of the run's vector
@@ -16,6 +16,7 @@ from edgewise.plan.recipe.personal import PARTED
 from edgewise.plan.recipe.recipe import Recipe
 
 _BLOCK = re.compile(r"(?:^|\.)(\d+)\.")  # the number of a block in "model.layers.3.mlp.up_proj.weight"
+_OWN = re.compile(r"\.lora_(?:embedding_)?[AB]\.own(?:\.|$)")  # a factor of the device's own adapter, or its gate
 SHOWN = 6  # A message lists so many names.
 
 
@@ -24,6 +25,7 @@ def own_part(recipe: Recipe, spec: Spec) -> ModelParts | None:
 
     ``personal.parts`` are patterns of segment names. Without them the part is the last ``personal.blocks`` numbered
     blocks and what follows the last block in the layout: the final norm, and a head that is not tied to the embedding.
+    With ``dual`` it is the device's own adapter and its gates.
 
     Args:
         spec: the layout of all trained parameters.
@@ -35,6 +37,12 @@ def own_part(recipe: Recipe, spec: Spec) -> ModelParts | None:
     if wanted.method not in PARTED:
         return None
     names = [s.name for s in spec.segments]
+    if wanted.own_adapter:
+        own = [name for name in names if _OWN.search(name)]
+        if not own:
+            what = 'personal.method = "dual" needs a trainer that puts a second adapter into the model.'
+            raise ModelError("E-TARGETS", what, "use the text trainer.")
+        return ModelParts(spec, own)
     for pattern in wanted.parts:
         if not any(fnmatchcase(name, pattern) for name in names):
             what = f"personal.parts: `{pattern}` matches no trained parameter."

@@ -1,4 +1,4 @@
-"""A trainer whose devices keep a part of the model (FedPer, FedRep). The rest travels as a smaller vector.
+"""A trainer whose devices keep a part of the model (FedPer, FedRep, dual LoRA). The rest travels as a smaller vector.
 
     trainer = parted(trainer, parts, recipe)            # trainer.spec is the layout of the shared part
     trainer.keeps.whole(shared, private)                # float32[d], the model of a device
@@ -50,6 +50,7 @@ class PartedTrainer:
 
         fedper   one training of both parts from (w, p)
         fedrep   ``personal.steps`` steps of p alone, then the round's steps of w alone
+        dual     as fedrep, where p is an adapter beside that of w
 
     w is the round's model. p is the device's own part after its last contribution that the server used. A device
     without one begins with the own part of the model before round 0, which the seed decides.
@@ -67,7 +68,7 @@ class PartedTrainer:
 
     def __init__(self, inner: Registered, parts: ModelParts, recipe: Recipe) -> None:
         self.inner, self.parts = inner, parts
-        self.alternates = recipe.personal.method == "fedrep"
+        self.alternates = recipe.personal.method in ("fedrep", "dual")
         self._wanted, self._batch = recipe.personal, recipe.training.batch
         self._max_local_steps = recipe.training.max_local_steps
         self.own_names = tuple(s.name for s in parts.own.segments)

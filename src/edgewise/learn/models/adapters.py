@@ -19,6 +19,7 @@ from edgewise.core.keys import Key, derive, generator
 from edgewise.learn.flat import Flat
 from edgewise.learn.models.architecture import called, pattern
 from edgewise.learn.models.between import put_between
+from edgewise.learn.models.gated import OWN, put_gates
 from edgewise.learn.models.modules import PEFT_PREFIX, plain_name
 from edgewise.learn.models.quantized import count, import_bitsandbytes
 from edgewise.learn.seeded import seeded
@@ -29,7 +30,9 @@ ADAPTED = (".base_layer.", ".original_module.", ".modules_to_save.")  # peft's p
 MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft adapts no output projection in these.
 
 
-def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: torch.dtype) -> tuple[nn.Module, Flat]:
+def trainable(
+    model: nn.Module, section: TrainableSection, key: Key, frozen: torch.dtype, own: str = ""
+) -> tuple[nn.Module, Flat]:
     """Choose the trained parameters of a model, freeze the others, and lay them out in one vector.
 
     Args:
@@ -37,6 +40,7 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
         key: decides the start of LoRA's A (Kaiming uniform, as in peft). B starts at zero, so the adapted model equals
             the base. Equal keys give equal starts.
         frozen: dtype of all parameters that are not trained. The trained ones are float32.
+        own: the gate of a second adapter, a device's own (``PersonalSection.own_adapter``). Empty: no second adapter.
     Returns:
         The model to run (wrapped for LoRA) and its flat parameters. Segments have the model's own parameter names. An
         adapter's are those of a saved PEFT file without ``base_model.model.``, such as
@@ -49,9 +53,11 @@ def trainable(model: nn.Module, section: TrainableSection, key: Key, frozen: tor
     if section.adapts:
         if section.rule == "auto":
             raise ValueError('a recipe puts a rule in the place of "auto"')
-        model = _with_lora(model, section, key)
+        model = _with_lora(model, section, key, bool(own))
         if section.rule in SHARED_A:
             _fix_a(model, key)
+        if own == "token":
+            put_gates(model)
         if section.rule == "fed_sb":
             _fix_both(model, key)
             put_between(model)
@@ -104,7 +110,7 @@ def _freeze_others(model: nn.Module, patterns: list[str]) -> None:
         p.requires_grad_(any(fnmatchcase(name, wanted) for wanted in patterns))
 
 
-def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Module:
+def _with_lora(model: nn.Module, section: TrainableSection, key: Key, own: bool) -> nn.Module:
     with suppress(ImportError):  # peft imports it where it is installed.
         import_bitsandbytes()
     from peft import LoraConfig, get_peft_model  # The import takes seconds, and only LoRA needs it.
@@ -124,7 +130,7 @@ def _with_lora(model: nn.Module, section: TrainableSection, key: Key) -> nn.Modu
     with seeded(derive(key, "lora")), warnings.catch_warnings(), foreign(ModelError, "E-TARGETS", refused, fix):
         warnings.simplefilter("ignore", FutureWarning)  # peft calls a deprecated name of transformers.
         adapted = get_peft_model(model, config)
-        names = [f"fold{i}" for i in range(1, section.folds if section.rule == "reffa" else 1)]
+        names = [f"fold{i}" for i in range(1, section.folds if section.rule == "reffa" else 1)] + [OWN] * own
         for name in names:
             adapted.add_adapter(name, config)
         if names:

@@ -23,6 +23,7 @@ from edgewise.core.vector import Vector
 from edgewise.learn.models import quantized
 from edgewise.learn.models.architecture import logits, probe_ids, sizes, text_config
 from edgewise.learn.models.between import take_out
+from edgewise.learn.models.gated import without_own
 from edgewise.learn.models.load import Loaded
 from edgewise.learn.models.rebuilt import rebuild
 from edgewise.learn.text import tokens
@@ -78,13 +79,16 @@ def trained(
     directions: Directions | None,
     cache_dir: Path | None = None,
 ) -> TrainedModel:
-    """Rebuild the trained model as ``rebuild`` does, with the same errors, and read its logits."""
+    """Rebuild the trained model as ``rebuild`` does, with the same errors and those of ``without_own``, and read its
+    logits.
+    """
     loaded, model, flat, params = rebuild(recipe, base, folder, facts, params, directions, cache_dir)
     found = sizes(model)
     ids_BT = probe_ids(loaded.tokens, ROWS, min(LENGTH, found.context or LENGTH), found.vocabulary)
     base_BTV = read_logits(model, ids_BT)
     flat.write(params)
     wanted_BTV = read_logits(model, ids_BT)
+    without_own(model)
     for p in model.parameters():  # A safetensors file cannot hold the shared storage.
         p.data, p.grad = p.data.clone(), None
     return TrainedModel(loaded, model, ids_BT, base_BTV, wanted_BTV, recipe.model.quantize, cache_dir)

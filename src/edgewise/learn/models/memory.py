@@ -65,6 +65,7 @@ def forecast(
     arithmetic: torch.dtype,
     quantize: str = "none",
     eval_tokens: int = 0,
+    own: str = "",
 ) -> MemoryForecast:
     """Forecast the memory of a device with the model of a folder, from its config.json alone.
 
@@ -74,6 +75,7 @@ def forecast(
         arithmetic: dtype of a step's products, and of the frozen weights.
         quantize: ``model.quantize``.
         eval_tokens: tokens of a forward pass of an evaluation at most. 0: as many as ``evaluated_at_once``.
+        own: as in ``adapters.trainable``.
     Raises:
         ModelError: E-MODEL where the configuration describes no model, E-TARGETS as ``adapters.trainable``.
     """
@@ -91,7 +93,7 @@ def forecast(
     fused = any(p.ndim == EXPERTS_NDIM for p in model.parameters())
     if fused:
         model.set_experts_implementation("batched_mm")  # The only one that runs on tensors without storage.
-    model, flat = trainable(model, section, bytes(32), frozen=arithmetic)
+    model, flat = trainable(model, section, bytes(32), frozen=arithmetic, own=own)
     weights, largest = _weights(model, quantize)
     states = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
     # Five are the gradient, the round's model, the update, its copy while it is encoded, and the frame.

@@ -158,18 +158,21 @@ def _needed(recipe: Recipe, folder: Path, accumulate: int, checkpointing: bool, 
     training = recipe.training.model_copy(update={"accumulate": accumulate, "checkpointing": checkpointing})
     length = recipe.data.sequence_len
     return _total(
-        folder, recipe.trainable.model_dump_json(), training.model_dump_json(), length, dtype, recipe.model.quantize
-    )
+        folder, recipe.trainable.model_dump_json(), training.model_dump_json(), length, dtype, recipe.model.quantize,
+        recipe.personal.own_adapter,
+    )  # fmt: skip
 
 
 @cache
-def _total(folder: Path, section: str, training: str, length: int, dtype: torch.dtype, quantize: str) -> float:
+def _total(
+    folder: Path, section: str, training: str, length: int, dtype: torch.dtype, quantize: str, own: str
+) -> float:
     from edgewise.plan.recipe.sections import TrainingSection
 
     made = TrainingSection.model_validate_json(training)
     read = made.batch // made.accumulate * length
     trained = TrainableSection.model_validate_json(section)
-    return forecast(folder, trained, made, length, dtype, quantize, eval_tokens=read).total
+    return forecast(folder, trained, made, length, dtype, quantize, read, own).total
 
 
 def _remedy(limit: float, recipe: Recipe, folder: Path, least: MemoryPick) -> str:

@@ -95,7 +95,8 @@ def rebuild(
         raise EdgewiseError("E-EXPORT", f"{loaded.name} has other weights than the run trained on.", AGAIN)
     if recipe.model.quantized:
         plain = quantized.decode(loaded.folder, model.unload())
-        model, flat = trainable(plain, recipe.trainable, derive(root(recipe.seed), "model"), torch.float32)
+        key, own = derive(root(recipe.seed), "model"), recipe.personal.own_adapter
+        model, flat = trainable(plain, recipe.trainable, key, torch.float32, own)
         loaded = loaded._replace(model=plain)
     return RebuiltModel(loaded, model, flat, params)
 
@@ -105,7 +106,8 @@ def _start(
 ) -> tuple[Loaded, nn.Module, Flat]:
     dtype = arithmetic if recipe.trainable.keeps_base else torch.float32
     loaded = load(base, folder, dtype, recipe.model.quantize, cache_dir)
-    return loaded, *trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), arithmetic)
+    key, own = derive(root(recipe.seed), "model"), recipe.personal.own_adapter
+    return loaded, *trainable(loaded.model, recipe.trainable, key, arithmetic, own)
 
 
 def _from_directions(

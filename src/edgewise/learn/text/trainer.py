@@ -125,7 +125,8 @@ def model(
         float32_attention(loaded.model)
     if recipe.training.checkpointing:
         checkpoint(loaded.model, loaded.name)
-    made, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), frozen=arithmetic)
+    key, own = derive(root(recipe.seed), "model"), recipe.personal.own_adapter
+    made, flat = trainable(loaded.model, recipe.trainable, key, arithmetic, own)
     return Prepared(loaded._replace(model=made), flat, arithmetic, processor, picks)
 
 
@@ -137,7 +138,7 @@ class TextTrainer(TorchTrainer):
         self.loaded, self.corpus, self._store = loaded, corpus, store
         self._eval_tokens, self._data = recipe.eval.max_tokens, recipe.data
         self._trainable, self._adapts = recipe.trainable, recipe.trainable.adapts
-        self._quantize = recipe.model.quantize
+        self._quantize, self._own = recipe.model.quantize, recipe.personal.own_adapter
         self._picks, self._recipe_checkpoints = prepared.picks, recipe.training.checkpointing
         self._open = lru_cache(OPEN_DEVICES)(self._device_shard)
         found = sizes(loaded.model)
@@ -148,7 +149,8 @@ class TextTrainer(TorchTrainer):
             arithmetic=loss.autocast, forward_bytes=float(micro * forward_bytes_per_token(found)),
             processor=prepared.processor,
         )  # fmt: skip
-        self.passes = OnePass(self.model, loss, self.flat)
+        if not self._own:  # Devices with an adapter of their own train one by one.
+            self.passes = OnePass(self.model, loss, self.flat)
 
     def _device_shard(self, device: DeviceId) -> TextShard:
         """Make the shard of a device's blocks."""
@@ -254,7 +256,8 @@ class TextTrainer(TorchTrainer):
         """Forecast the memory of training with other settings."""
         training = self.training.model_copy(update=changes)
         length, arithmetic = self._data.sequence_len, self.loss.autocast
-        return forecast(self.loaded.folder, self._trainable, training, length, arithmetic, self._quantize).total
+        section, quantize = self._trainable, self._quantize
+        return forecast(self.loaded.folder, section, training, length, arithmetic, quantize, own=self._own).total
 
     def text(self, device: DeviceId) -> TextShard:
         """Return one device's blocks. Raises DataError(E-DEVICE-DATA, E-DATA-*) where they cannot be made."""

@@ -21,6 +21,7 @@ LATER = (
     "model.quantize",
     "personal",
     "personal.blocks",
+    "personal.gate",
     "personal.parts",
     "training.checkpointing",
 )

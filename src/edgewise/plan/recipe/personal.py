@@ -10,9 +10,10 @@ from pydantic import Field
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 from edgewise.plan.recipe.trainable import TrainableSection
 
-PARTED = ("fedper", "fedrep")  # methods with a part of the model that stays on its device
+LAYERED = ("fedper", "fedrep")  # methods with layers of the model that stay on their device
+PARTED = (*LAYERED, "dual")  # methods with a part of the trained vector that stays on its device
 PRIVATE = ("ditto", *PARTED)  # methods with something that a device keeps between rounds
-BESIDE = ("ditto", "fedrep")  # methods with steps of a device for itself in each of its rounds
+BESIDE = ("ditto", "fedrep", "dual")  # methods with steps of a device for itself in each of its rounds
 IN_TURN = ("reffa", "rolora")  # rules of adapters that train some of their factors in a round
 
 
@@ -21,20 +22,22 @@ class PersonalSection(Section):
 
     ``fine_tune``: v = w after ``steps`` further steps on the device's own text. ``interpolate``: the personal model is
     w + weight (v - w). ``ditto``: v trains beside every round of the device, pulled to the round's model by ``pull``.
-    ``fedper``, ``fedrep``: a part of the model stays on the device in all rounds, and the rest travels.
+    ``fedper``, ``fedrep``: a part of the model stays on the device in all rounds, and the rest travels. ``dual``: a
+    second adapter stays on the device, and both are active (``learn.models.gated``).
     """
 
-    method: Literal["none", "fine_tune", "interpolate", "ditto", "fedper", "fedrep"] = Field(
+    method: Literal["none", "fine_tune", "interpolate", "ditto", "fedper", "fedrep", "dual"] = Field(
         "none",
         description="how a device makes its personal model: further steps after the rounds (fine_tune), a mix of such "
-        "a model and the federated one (interpolate), a model of its own that trains beside the rounds (ditto), or a "
-        "part of the model that stays on the device and trains with the rest (fedper) or before it (fedrep)",
+        "a model and the federated one (interpolate), a model of its own that trains beside the rounds (ditto), a part "
+        "of the model that stays on the device and trains with the rest (fedper) or before it (fedrep), or an adapter "
+        "of its own beside the shared one (dual)",
     )
     steps: int = Field(
         10,
         ge=0,
         description="further optimizer steps of a device, with ditto in each of its rounds; 0: give epochs. fedper: "
-        "steps of its own part after the rounds, 0 = none; fedrep: in each of its rounds and after them",
+        "steps of its own part after the rounds, 0 = none; fedrep, dual: in each of its rounds and after them",
     )
     epochs: float = Field(0.0, ge=0, le=1e6, description="passes over its own blocks, in place of steps; 0 = steps")
     lr: float = Field(5e-4, gt=0, description="learning rate of the further steps")
@@ -59,6 +62,11 @@ class PersonalSection(Section):
         description="fedper, fedrep: patterns of parameter names that stay on the device, in place of blocks, e.g. "
         '["lm_head.*"]',
     )
+    gate: Literal["token", "none"] = Field(
+        "token",
+        description="dual: a trained gate at each adapted layer lets each token choose how much of the own adapter "
+        "counts, or the sum is plain (none)",
+    )
     keep_mb: float = Field(
         500.0, ge=0, le=1e9, description="room for personal models in a simulated run's folder, 10^6 bytes; 0 = none"
     )
@@ -76,10 +84,17 @@ class PersonalSection(Section):
         return self.weight if self.method == "interpolate" else 1.0
 
     @property
+    def own_adapter(self) -> str:
+        """The gate of the device's own adapter. Empty where it has none."""
+        return self.gate if self.method == "dual" else ""
+
+    @property
     def stays(self) -> str:
         """Name what a device keeps for itself between rounds. Empty where it keeps nothing."""
         if self.method == "ditto":
             return "a model of its own"
+        if self.method == "dual":
+            return "an adapter of its own"
         if self.method not in PARTED:
             return ""
         if self.parts:
@@ -119,7 +134,8 @@ class PersonalSection(Section):
     @rule
     def _method_given(self) -> Iterator[SettingError]:
         if self.method == "none" and any(
-            self._is_given(key) for key in ("steps", "epochs", "lr", "weight", "pull", "blocks", "parts", "keep_mb")
+            self._is_given(key)
+            for key in ("steps", "epochs", "lr", "weight", "pull", "blocks", "parts", "gate", "keep_mb")
         ):
             what = 'the section [personal] makes no model with personal.method = "none"'
             yield SettingError("E-COMBO", what, 'write method = "fine_tune", or leave the section out')
@@ -138,12 +154,18 @@ class PersonalSection(Section):
 
     @rule
     def _parts_read(self) -> Iterator[SettingError]:
-        if self.method not in ("none", *PARTED) and (self._is_given("blocks") or self.parts):
+        if self.method not in ("none", *LAYERED) and (self._is_given("blocks") or self.parts):
             what = f'personal.blocks and personal.parts are not read with personal.method = "{self.method}"'
             yield SettingError("E-COMBO", what, 'leave them out, or write method = "fedper" or "fedrep"')
         elif self.parts and self._is_given("blocks"):
             what = "personal.blocks and personal.parts both say what stays on the device"
             yield SettingError("E-COMBO", what, "give one of them")
+
+    @rule
+    def _gate_read(self) -> Iterator[SettingError]:
+        if self.method not in ("none", "dual") and self._is_given("gate"):
+            what = f'personal.gate is not read with personal.method = "{self.method}"'
+            yield SettingError("E-COMBO", what, 'leave it out, or write method = "dual"')
 
     def _is_given(self, key: str) -> bool:
         """Tell whether a key differs from its default."""
@@ -180,6 +202,11 @@ def private_faults(
         what += "of directions, and no model of a device's own"
         yield SettingError("E-COMBO", what, 'write personal.method = "fine_tune", or another strategy')
     if personal.method not in PARTED:
+        return
+    if personal.method == "dual" and (trainable.rule not in ("fedit", "ffa") or trainable.unequal):
+        what = f'{given} puts a second adapter beside the shared one of trainable.kind = "lora" with rule = "fedit" or '
+        what += '"ffa" and one rank on all devices, and this recipe trains otherwise'
+        yield SettingError("E-COMBO", what, 'write these, or personal.method = "fedrep"')
         return
     if of_records:
         what = f'{given} with dp.unit = "example": the part that stays depends on each record without noise, and the '
