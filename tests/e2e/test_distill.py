@@ -89,6 +89,22 @@ def test_a_killed_distillation_goes_on_and_ends_with_the_same_bytes(
 
 
 @pytest.mark.slow
+def test_teacher_and_student_learn_from_each_other_round_after_round(folder: Path) -> None:
+    """The teacher adapts to the text and to the student, and its folder is the next round's teacher."""
+    first = distil("student1", "--adapt", "6", "--teacher-out", "teacher1", "--length", "32", "--rate", "0.01")
+    assert first["adapted"]["perplexity"] < first["teacher"]["perplexity"]
+    found = done(
+        "distill", "teacher1", "--to", "student1", "--on", "text.txt", "--out", "student2", "--steps", "6",
+        "--adapt", "6", "--teacher-out", "teacher2", "--length", "32", "--rate", "0.01",
+    )  # fmt: skip
+    assert found["student"]["origin"] == "the weights in student1"
+    assert found["teacher"]["perplexity"] == pytest.approx(first["adapted"]["perplexity"], rel=1e-4)
+    assert found["student"]["perplexity"] < first["student"]["perplexity"]
+    assert found["student"]["perplexity_before"] == pytest.approx(first["student"]["perplexity"], rel=1e-4)
+    assert weights(folder / "teacher1") != weights(folder / "teacher2")
+
+
+@pytest.mark.slow
 def test_two_teachers_of_other_architectures_teach_one_student(folder: Path) -> None:
     tiny_models.save("gpt2", folder / "gpt2")
     found = distil("student", "--also", "gpt2", "--weigh", "text", "--length", "32")
@@ -102,6 +118,9 @@ def test_two_teachers_of_other_architectures_teach_one_student(folder: Path) -> 
     ("options", "code", "words"),
     [
         (("--loss", "sequence", "--also", "teacher"), "E-DISTILL", "write no text"),
+        (("--adapt", "2", "--data", "0.1"), "E-DISTILL", "at least 0.2"),
+        (("--adapt", "2", "--also", "teacher"), "E-DISTILL", "one teacher"),
+        (("--teacher-out", "adapted"), "E-DISTILL", "--adapt"),
         (("--weigh", "best"), "E-DISTILL", "no rule"),
         (("--to", "9M"), "E-DISTILL", "has 39,840"),
         (("--to", "config.jsn"), "E-DISTILL", "neither"),

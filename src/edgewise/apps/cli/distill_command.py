@@ -72,6 +72,16 @@ def distill(
             "--weigh", help="Of several teachers: equal, text or entropy.", autocompletion=lambda: list(WEIGHTS)
         ),
     ] = "equal",
+    adapt: Annotated[
+        int,
+        typer.Option("--adapt", min=0, help="Steps in which the teacher first learns the text, and a trained student."),
+    ] = 0,
+    adapt_rate: Annotated[
+        float, typer.Option("--adapt-rate", min=1e-9, max=10, help="Largest learning rate of the teacher.")
+    ] = 5e-4,
+    teacher_out: Annotated[
+        Path | None, typer.Option("--teacher-out", help="New folder for the adapted teacher.")
+    ] = None,
     beside: Annotated[
         bool, typer.Option("--beside", help="Also train the same student on the text alone, for comparison.")
     ] = False,
@@ -120,6 +130,9 @@ def distill(
                 resume=resume,
                 also=tuple(also or ()),
                 weigh=weigh,
+                adapt=adapt,
+                adapt_lr=adapt_rate,
+                teacher_dest=teacher_out,
             )
             try:
                 with bar(None if as_json else screen) as step:

@@ -21,6 +21,7 @@ LOSSES = {
 COLUMNS = ("model", "perplexity", "parameters", "weights", "tokens/s read", "tokens/s generated")
 ROWS = {
     "teacher": "teacher",
+    "adapted": "teacher, adapted to the text",
     "ensemble": "all teachers together",
     "student": "student (this folder)",
     "alone": "the same student on the text alone",

@@ -27,6 +27,7 @@ from edgewise.apps.models.distilled_card import card
 from edgewise.apps.models.export import whole_folder
 from edgewise.core.errors import DataError, ModelError, StoreError
 from edgewise.core.keys import Key, derive, root
+from edgewise.core.training import HeldOut
 from edgewise.core.vector import Array
 from edgewise.drivers.storage import folder as folders
 from edgewise.learn.compress import student as students
@@ -49,6 +50,8 @@ COLUMNS = ("text", "prompt", "messages")
 TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".jl": "jsonl", ".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
 PACKED = (".gz", ".bz2", ".xz", ".zst")
 REPORT = "distilled.json"
+TITLES = {"teacher": "adapting the teacher", "student": "distilling", "alone": "training on the text alone"}
+REAL = 0.2  # Least weight of real text where a teacher learns from its student.
 SAVE_S = 20.0  # Time between two saved states, at least.
 PROMPT, NEW = 16, 48  # Tokens that a model reads and writes to measure its speed.
 Step = Callable[[str, int, int], object]
@@ -71,6 +74,10 @@ class DistillRequest(NamedTuple):
         resume: go on with a distillation that was interrupted.
         also: further teachers, which may have other architectures. The student learns from all together.
         weigh: their weights, a rule of ``learn.compress.ensemble.WEIGHTS``.
+        adapt: steps in which the teacher itself learns first, 0 for none. It learns the real next tokens, and from a
+            student that is trained already also the student's probabilities, by the same loss and ``lesson.data``.
+        adapt_lr: largest learning rate of these steps.
+        teacher_dest: a folder for the adapted teacher, which does not exist or is empty.
     """
 
     teacher: str
@@ -86,6 +93,9 @@ class DistillRequest(NamedTuple):
     resume: bool = False
     also: tuple[str, ...] = ()
     weigh: str = "equal"
+    adapt: int = 0
+    adapt_lr: float = 5e-4
+    teacher_dest: Path | None = None
 
 
 def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> dict[str, Any]:
@@ -106,8 +116,7 @@ def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> 
         resumed distillation gives the bytes of an uninterrupted one, on the same processor and number of threads.
     """
     dest = wanted.dest.resolve()
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise StoreError("E-FOLDER", f"{dest} is not empty.", "name a new folder with --out; nothing is overwritten.")
+    _possible(wanted)
     work, key = dest.with_name(f".{dest.name}.distill"), root(wanted.seed)
     _begun(work, wanted.resume)
     teacher, arithmetic = _teacher(wanted, wanted.teacher)
@@ -127,6 +136,13 @@ def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> 
         "train_tokens": text.train_tokens, "held_out_tokens": predictions(held_NS), "text_fingerprint": fingerprint,
         "teacher": {"name": teacher.name, **known},
     }  # fmt: skip
+    if wanted.adapt:
+        last = _adapted(teacher, made, text, wanted, arithmetic, work, step)
+        report["adapted"] = {
+            "loss": _quarters(last), "steps": wanted.adapt,
+            **_figures(teacher, teacher.model, held_NS, arithmetic, _bytes(teacher.folder)),
+        }  # fmt: skip
+        made = students.make(teacher, wanted.to, Path(), key)  # An untrained one takes layers of the adapted teacher.
     if others:
         models = [teacher.model, *(one.model for one in others)]
         weights = shares(wanted.weigh, models, text.train_NS)
@@ -139,22 +155,58 @@ def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> 
     names = ("student", "alone") if wanted.beside else ("student",)
     for name in names:
         one = made if name == "student" else students.make(teacher, wanted.to, Path(), key)
+        before = _perplexity(teaching.measure(one.model.to(_processor()), held_NS, arithmetic))
         lesson = wanted.lesson if name == "student" else wanted.lesson._replace(loss=DATA)
         last = _taught(name, one, taught_by, text, lesson, key, arithmetic, work, step)
         shutil.rmtree(work / name, ignore_errors=True)
         with whole_folder(work / name, "--out", "the work so far is saved") as part:
-            _write(one, teacher, part)
+            _write(one.model, teacher, part)
         loaded = load(str(work / name), Path())
         ready = loaded.model.to(_processor())
         figures = _figures(teacher, ready, held_NS, arithmetic, _bytes(work / name))
-        report[name] = {"origin": one.origin, "loss": _quarters(last), **figures}
+        report[name] = {"origin": one.origin, "perplexity_before": before, "loss": _quarters(last), **figures}
     report["seconds"] = round(time.perf_counter() - started, 1)
     with whole_folder(dest, "--out", "the work so far is saved") as part:
         shutil.copytree(work / "student", part, dirs_exist_ok=True)
         (part / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
         (part / "README.md").write_text(card(dest.name, report, teacher.folder), encoding="utf-8")
+    if wanted.teacher_dest is not None:
+        with whole_folder(wanted.teacher_dest.resolve(), "--teacher-out", f"the student is in {dest}") as part:
+            _write(teacher.model, teacher, part)
     shutil.rmtree(work, ignore_errors=True)
     return {"dest": str(dest), **report}
+
+
+def _possible(wanted: DistillRequest) -> None:
+    """Refuse folders that hold files, and options that exclude each other."""
+    for option, place in (("--out", wanted.dest), ("--teacher-out", wanted.teacher_dest)):
+        if place is not None and place.exists() and (not place.is_dir() or any(place.iterdir())):
+            fix = f"name a new folder with {option}; nothing is overwritten."
+            raise StoreError("E-FOLDER", f"{place.resolve()} is not empty.", fix)
+    if wanted.adapt and wanted.also:
+        what = "--adapt is for one teacher, and --also names more."
+        raise ModelError("E-DISTILL", what, "adapt each by a distillation of its own (--teacher-out).")
+    if wanted.adapt and wanted.lesson.data < REAL:
+        what = f"a teacher that adapts needs at least {REAL} of real text, and --data is {wanted.lesson.data:g}."
+        fix = f"take --data {REAL} or more: teacher and student would drift to what both make up."
+        raise ModelError("E-DISTILL", what, fix)
+    if wanted.teacher_dest is not None and not wanted.adapt:
+        raise ModelError("E-DISTILL", "--teacher-out is for a teacher that adapts.", "give --adapt STEPS too.")
+
+
+def _adapted(
+    teacher: Loaded, made: Student, text: Blocks, wanted: DistillRequest, arithmetic: torch.dtype, work: Path,
+    step: Step,
+) -> LessonState:  # fmt: skip
+    """Let the teacher learn the text, and from a trained student also the student's probabilities."""
+    lesson = wanted.lesson._replace(loss="logits" if made.trained else DATA, steps=wanted.adapt, lr=wanted.adapt_lr)
+    pupil = Student(teacher.model, teacher.name)
+    made.model.requires_grad_(False).to(_processor())
+    last = _taught(
+        "teacher", pupil, made.model, text, lesson, derive(root(wanted.seed), "adapt"), arithmetic, work, step
+    )
+    teacher.model.requires_grad_(False)
+    return last
 
 
 def _begun(work: Path, resume: bool) -> None:
@@ -184,7 +236,7 @@ def _facts(wanted: DistillRequest, teachers: Sequence[Loaded], made: Student, fi
     lesson = {f"lesson.{name}": value for name, value in wanted.lesson._asdict().items()}
     return {
         "teacher": [frozen_digest(one.model) for one in teachers], "weigh": wanted.weigh,
-        "student": frozen_digest(made.model), "text": fingerprint,
+        "adapt": [wanted.adapt, wanted.adapt_lr], "student": frozen_digest(made.model), "text": fingerprint,
         "length": wanted.length, "seed": wanted.seed, "beside": wanted.beside, **lesson,
     }  # fmt: skip
 
@@ -267,7 +319,7 @@ def _taught(
 ) -> LessonState:  # fmt: skip
     """Take the steps that are left, and save the state now and then."""
     path, saved_at = work / f"{name}.state", time.perf_counter()
-    title = {"student": "distilling", "alone": "training on the text alone"}[name]
+    title = TITLES[name]
     begin = teaching.load_progress(path) if path.is_file() else None
 
     def after(done: int, read: Callable[[], LessonState]) -> None:
@@ -287,10 +339,10 @@ def _taught(
     return last
 
 
-def _write(one: Student, teacher: Loaded, part: Path) -> None:
-    """Write a student as transformers reads it, in the dtype of the teacher's weights, with the teacher's tokenizer."""
+def _write(model: Any, teacher: Loaded, part: Path) -> None:
+    """Write a model as transformers reads it, in the dtype of the teacher's weights, with the teacher's tokenizer."""
     dtype = DTYPES[stored_dtype(teacher.folder)]
-    one.model.cpu().to(dtype).save_pretrained(part)
+    model.cpu().to(dtype).save_pretrained(part)
     copy_tokenizer(teacher.folder, part)
 
 
@@ -311,10 +363,14 @@ def _figures(
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "bytes": size_bytes,
-        "perplexity": math.exp(min(held.nll / max(1, held.tokens), 700.0)),
+        "perplexity": _perplexity(held),
         "read_tokens_per_s": round(held.tokens / seconds, 1),
         "generated_tokens_per_s": generated,
     }
+
+
+def _perplexity(held: HeldOut) -> float:
+    return math.exp(min(held.nll / max(1, held.tokens), 700.0))
 
 
 def _bytes(folder: Path) -> int:

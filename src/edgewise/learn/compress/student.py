@@ -41,11 +41,13 @@ class Student(NamedTuple):
         model: float32.
         origin: its weights' origin, as a clause.
         copied: number of parameters that the teacher gave it.
+        trained: True where it has weights of its own.
     """
 
     model: nn.Module
     origin: str
     copied: int = 0
+    trained: bool = False
 
 
 def make(teacher: Loaded, to: str, folder: Path, key: Key) -> Student:
@@ -86,7 +88,7 @@ def _trained(teacher: Loaded, place: Path) -> Student:
     one = load(str(place.resolve()), Path())
     same_tokenizer(teacher, one.tokens, str(place))
     same_vocabulary(teacher, sizes(one.model).vocabulary, str(place))
-    return Student(one.model, f"the weights in {place.name}")
+    return Student(one.model, f"the weights in {place.name}", trained=True)
 
 
 def same_tokenizer(teacher: Loaded, own: tokens.Tokens, name: str) -> None:
