@@ -118,7 +118,7 @@ def child(a: argparse.Namespace, base: str, folder: Path) -> None:
     found = forecast(
         located(base, folder)[0], plain.trainable, plain.training, a.tokens, arithmetic, plain.model.quantize
     )
-    plan = compile(plain, make_trainer(plain, folder, folder / "plan", BUILT_IN).trainer.spec, 1)
+    plan = compile(plain, make_trainer(plain, folder, folder / "plan", BUILT_IN).trainer.spec, 1, BUILT_IN)
     device = found.total + device_bytes(plan)
     process = device + MARGIN * server_bytes(plan)
     bench.say(
