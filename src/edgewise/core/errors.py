@@ -132,6 +132,7 @@ REGISTRY: dict[str, Entry] = {
     "E-EXPORT": Entry("the model cannot be exported in this format", 2),
     "E-USE": Entry("the model cannot be used that way", 2),
     "E-DISTILL": Entry("this student cannot be distilled from this teacher", 2),
+    "E-SHRINK": Entry("the model cannot be made smaller that way", 2),
     "E-DEPENDENCY": Entry("an optional dependency is not installed", 2),
     "E-IDENTITY": Entry("a key, certificate or identity file cannot be used", 2),
     "E-TOKEN": Entry("an enrolment token cannot be used", 4),

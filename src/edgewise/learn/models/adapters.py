@@ -22,6 +22,7 @@ from edgewise.learn.models.between import put_between
 from edgewise.learn.models.gated import OWN, put_gates
 from edgewise.learn.models.modules import PEFT_PREFIX, plain_name
 from edgewise.learn.models.quantized import count, import_bitsandbytes
+from edgewise.learn.models.smaller_layers import put_masks
 from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe.trainable import SHARED_A, TrainableSection
 
@@ -64,6 +65,7 @@ def trainable(
         named = [(plain_name(n), p) for n, p in _trained(model)]
         fixed = _bases(model) if section.moves_base else []
     else:
+        put_masks(model)  # Nothing outside a mask trains or travels.
         if section.kind == "layers":
             _freeze_others(model, section.layers)
         named = _trained(model)

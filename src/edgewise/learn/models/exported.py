@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.foreign import foreign
 from edgewise.core.vector import Vector
-from edgewise.learn.models import quantized
+from edgewise.learn.models import compact, quantized
 from edgewise.learn.models.architecture import logits, probe_ids, sizes, text_config
 from edgewise.learn.models.between import take_out
 from edgewise.learn.models.gated import without_own
 from edgewise.learn.models.load import Loaded
 from edgewise.learn.models.rebuilt import rebuild
+from edgewise.learn.models.smaller_layers import densify
 from edgewise.learn.text import tokens
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.base import Directions
@@ -126,7 +127,7 @@ def write_merged(t: TrainedModel, folder: Path, dtype: str) -> LogitDifferences:
 
 
 def merged(t: TrainedModel) -> tuple[Any, Tensor]:
-    """Merge the adapters into the weights. Returns the model and its logits.
+    """Merge the adapters into the weights, and factors into matrices. Returns the model and its logits.
 
     Raises:
         EdgewiseError: E-EXPORT where the merged model gives other logits.
@@ -135,6 +136,7 @@ def merged(t: TrainedModel) -> tuple[Any, Tensor]:
     if hasattr(model, "merge_and_unload"):
         _untie(model)
         model = model.merge_and_unload()
+    densify(model)
     merged_BTV = read_logits(model, t.ids_BT)
     _close(merged_BTV, t, 'export the adapter instead: "--to peft".')
     return model, merged_BTV
@@ -278,7 +280,9 @@ def stored_dtype(folder: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """List the files from which ``transformers`` reads weights: one, or the parts that an index lists."""
+    """List the files that hold a folder's weights: one, or the parts that an index lists."""
+    if compact.is_compact(folder):
+        return [folder / compact.WEIGHTS]
     index = folder / "model.safetensors.index.json"
     if (folder / "model.safetensors").is_file() or not index.is_file():
         return [folder / "model.safetensors"]

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
-from edgewise.learn.models import hub, quantized
+from edgewise.learn.models import compact, hub, quantized
 from edgewise.learn.models.architecture import logits
 from edgewise.learn.models.weights import read_weights
 from edgewise.learn.text import tokens
@@ -78,8 +78,13 @@ def load(
     """
     folder, name = located(base, recipe_dir)
     quantized.check_stored(folder, quantize)
-    if quantize == "none":
-        model = read_weights(folder, dtype=dtype)
+    if compact.is_compact(folder):
+        if quantize != "none":
+            what = f'{folder} has masked or factored layers, which model.quantize = "{quantize}" cannot round.'
+            raise ModelError("E-QUANTIZE", what, "write it as a dense model first: `edgewise shrink --by unpack`.")
+        model = compact.read(folder, dtype)
+    elif quantize == "none":
+        model = compact.attach_masks(read_weights(folder, dtype=dtype), folder)
     else:
         model = quantized.load(folder, quantize, dtype, cache_dir)
     return Loaded(model, tokens.load(folder), name, folder, hub.commit(folder))
@@ -103,7 +108,12 @@ def located(base: str, recipe_dir: Path) -> tuple[Path, str]:
 
 
 def stored_parameters(folder: Path) -> int:
-    """Count the parameters in a folder's weights, from the headers of its files. Raises ModelError(E-MODEL)."""
+    """Count the parameters in a folder's weights, from the headers of its files. Raises ModelError(E-MODEL).
+
+    Those of masked and factored layers count as if the layers were dense.
+    """
+    if compact.is_compact(folder):
+        return compact.layers_of(folder).parameters
     count = 0
     with foreign(ModelError, "E-MODEL", f"{folder} cannot be loaded", "check that it is complete."):
         for path in hub.weights(folder):

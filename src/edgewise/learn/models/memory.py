@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
+from edgewise.learn.models import compact
 from edgewise.learn.models.adapters import trainable
 from edgewise.learn.models.architecture import Sizes, embeddings, sizes
 from edgewise.learn.models.load import TextLoss, checkpoint, float32_attention
@@ -86,6 +87,8 @@ def forecast(
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, dtype=arithmetic if section.keeps_base else torch.float32)
+        if compact.is_compact(folder):
+            compact.put_shapes(model, folder, masked=not section.adapts)
     if arithmetic is torch.bfloat16:
         float32_attention(model)
     if training.checkpointing:

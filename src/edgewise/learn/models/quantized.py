@@ -76,6 +76,13 @@ def load(folder: Path, kind: Kind, dtype: torch.dtype, cache_dir: Path | None = 
     return model
 
 
+def write(folder: Path, dest: Path, kind: Kind) -> None:
+    """Write a quantized copy of a model into a folder that ``from_pretrained`` reads. Raises as ``load``."""
+    _need_bitsandbytes()
+    model: Any = _quantized(folder, kind, None)
+    model.save_pretrained(dest)
+
+
 def layers(model: nn.Module) -> dict[str, Any]:
     """Return the quantized layers of a model by name. Empty for a model that is not quantized."""
     return {n: m for n, m in model.named_modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt", "_Int8Linear")
