@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from edgewise.apps.models.distilling import section_of
 from edgewise.apps.models.export import whole_folder
 from edgewise.core.errors import DataError, ModelError, StoreError
 from edgewise.core.keys import derive, root
@@ -31,7 +32,6 @@ from edgewise.learn.models.smaller_layers import FactoredLinear
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
 from edgewise.learn.torch_task import weights_bytes
-from edgewise.plan.recipe.data import SHIPPED, DataSection
 
 WAYS = {
     "prune": ("wanda", "magnitude", "width", "depth"),
@@ -39,7 +39,6 @@ WAYS = {
     "quantize": ("int8", "nf4"),
     "unpack": ("unpack",),
 }
-TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".parquet": "parquet"}
 REPORT = "shrunk.json"
 Step = Callable[[str, int, int], object]
 
@@ -162,12 +161,7 @@ def _possible(wanted: ShrinkRequest) -> str:
 
 def _text(wanted: ShrinkRequest, loaded: Loaded) -> Blocks:
     """Read and tokenize the text. Raises DataError."""
-    path = Path(wanted.on)
-    source = wanted.on if wanted.on in SHIPPED else TABLES.get(path.suffix.lower(), "text")
-    where = {} if wanted.on in SHIPPED else {"path": str(path.expanduser().resolve())}
-    section = DataSection.model_validate(
-        {"source": source, "partition": "whole", "sequence_len": wanted.length, **where}
-    )
+    section = section_of(wanted.on, {}, wanted.length)
     with tempfile.TemporaryDirectory(prefix="edgewise-shrink-") as work:
         corpus = corpora.load(section, Path(), Path(work), derive(root(wanted.healing.seed), "data"))
         found = BlockStore(corpus, loaded.tokens, section, Path(work)).open(corpus.devices[0])
