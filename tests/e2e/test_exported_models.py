@@ -56,6 +56,7 @@ CASES = [
     ("llama", "fed_sb", '["q_proj", "up_proj"]'),
     ("llama", "fedex", '["q_proj", "up_proj"]'),
     ("llama", "whole", '["q_proj", "up_proj"]'),
+    ("llama", "dora", '["q_proj", "up_proj"]'),
 ]
 
 
@@ -65,8 +66,9 @@ def test_exported_is_trained(name: str, kind: str, targets: str, tmp_path: Path)
     tiny_models.project(tmp_path)
     tiny_models.save(name, tmp_path / "model")
     rule, more = kind, {"trainable__targets": targets, "trainable__rank": 2, "round__rounds": 2} if targets else {}
-    if kind == "whole":
-        kind, more = "lora", {**more, "trainable__modules_to_save": '["embed_tokens", "norm", "lm_head"]'}
+    whole = {"trainable__modules_to_save": '["embed_tokens", "norm", "lm_head"]'}
+    if kind in ("whole", "dora"):
+        kind, more = "lora", {**more, **(whole if kind == "whole" else {"trainable__magnitudes": "true"})}
     if kind not in ("full", "lora"):
         kind, more = "lora", {**more, "trainable__rule": kind, **({"trainable__folds": 2} if kind == "reffa" else {})}
     summary = sim(trainable__kind=kind, **more)["summary"]

@@ -120,6 +120,7 @@ def _with_lora(model: nn.Module, section: TrainableSection, key: Key, own: bool)
     config = LoraConfig(
         r=section.rank,
         lora_alpha=section.alpha,
+        use_dora=section.magnitudes,
         use_rslora=section.scaling == "root",
         lora_dropout=0.0,
         target_modules=_targets(model, section.targets),

@@ -73,6 +73,11 @@ class TrainableSection(Section):
     scaling: Literal["rank", "root"] = Field(
         "rank", description="root: the update is scaled by alpha / sqrt(rank) instead, for high ranks (rsLoRA)"
     )
+    magnitudes: bool = Field(
+        False,
+        description="DoRA: also train the length of each row of an adapted matrix, one number an output; "
+        "rule = fedit or ffa",
+    )
     targets: list[str] = Field(["all-linear"], description="LoRA target modules, by name suffix")
     modules_to_save: list[str] = Field(
         [],
@@ -142,11 +147,12 @@ class TrainableSection(Section):
         """Return the keys with their values, in plain JSON types.
 
         Keys that nothing reads are left out: ``rule`` without adapters, ``ranks`` and ``rank_shares`` where they are
-        empty, ``folds`` with another rule, ``scaling`` at its default, ``modules_to_save`` where it is empty.
+        empty, ``folds`` with another rule, ``scaling`` and ``magnitudes`` at their defaults, ``modules_to_save`` where
+        it is empty.
         """
         read = {"rule": self.adapts, "folds": self.rule == "reffa"}
         read |= {"ranks": bool(self.ranks), "rank_shares": bool(self.rank_shares), "scaling": self.scaling != "rank"}
-        read |= {"modules_to_save": bool(self.modules_to_save)}
+        read |= {"modules_to_save": bool(self.modules_to_save), "magnitudes": self.magnitudes}
         return {key: value for key, value in self.model_dump(mode="json").items() if read.get(key, True)}
 
     @property
@@ -154,7 +160,8 @@ class TrainableSection(Section):
         """The trained parameters in words, for reports and model cards."""
         rank = " or ".join(map(str, self.levels)) if self.unequal else str(self.rank)
         whole = f", and {', '.join(self.modules_to_save)} whole" if self.modules_to_save else ""
-        return _SAYS[self.kind].format(rank=rank) + _RULES[self.rule].format(folds=self.folds) + whole
+        rows = " with magnitudes (DoRA)" if self.magnitudes else ""
+        return _SAYS[self.kind].format(rank=rank) + rows + _RULES[self.rule].format(folds=self.folds) + whole
 
     @checked
     def _layers_named(self) -> Iterator[SettingError]:
@@ -207,6 +214,13 @@ class TrainableSection(Section):
         if self.modules_to_save and self.kind != "lora":
             what = f'trainable.modules_to_save trains beside adapters, and trainable.kind = "{self.kind}" has none'
             yield SettingError("E-COMBO", what, 'write kind = "lora", or kind = "layers" with trainable.layers')
+
+    @checked
+    def _magnitudes_averaged(self) -> Iterator[SettingError]:
+        if self.magnitudes and (self.kind != "lora" or self.rule not in ("auto", "fedit", "ffa")):
+            what = "trainable.magnitudes (DoRA) trains lengths of rows beside the factors of adapters in every round, "
+            what += f'and kind = "{self.kind}", rule = "{self.rule}" does not'
+            yield SettingError("E-COMBO", what, 'write kind = "lora" and rule = "fedit" or "ffa", or leave it out')
 
     @checked
     def _rule_of_adapters(self) -> Iterator[SettingError]:

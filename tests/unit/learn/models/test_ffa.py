@@ -62,6 +62,24 @@ def test_modules_train_whole_beside_adapters_and_begin_as_they_are():
     )
 
 
+def test_magnitudes_are_one_more_segment_and_begin_at_the_lengths_of_rows():
+    section = TrainableSection(kind="lora", rule="ffa", rank=4, magnitudes=True)
+    wrapped, flat = trainable(model(), section, root(0), torch.float32)
+    rows = {s.name: p for s, p in flat.pairs() if "magnitude" in s.name}
+    assert len(rows) == 7
+    weights = dict(model().named_parameters())
+    for name, p in rows.items():
+        whole = weights[name.replace("lora_magnitude_vector.", "")]
+        torch.testing.assert_close(p.detach(), whole.detach().norm(dim=1))
+    ids = torch.arange(8)[None]
+    out = wrapped(input_ids=ids, labels=ids)
+    torch.testing.assert_close(out.logits, model()(input_ids=ids).logits)
+    out.loss.backward()
+    assert all(float(p.grad.abs().max()) > 0 for p in rows.values())
+    with pytest.raises(RecipeError, match="magnitudes"):
+        from_plain({"privacy": "none", "trainable": {"kind": "lora", "rule": "fed_sb", "magnitudes": True}})
+
+
 @pytest.mark.parametrize(
     ("modules", "says"), [("lm_head", "shares its weights"), ("mlp", "matches nothing"), ("norms", "did you mean")]
 )
