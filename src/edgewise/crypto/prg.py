@@ -32,7 +32,7 @@ def _add_one(acc: NDArray[Any], a: NDArray[Any], sign: Any, mask: Any) -> None:
 
 
 @njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
-def _add_four(acc: NDArray[Any], words: NDArray[Any], signs: NDArray[Any], mask: Any) -> None:
+def _add_four_masks(acc: NDArray[Any], words: NDArray[Any], signs: NDArray[Any], mask: Any) -> None:
     word, wide = words.dtype.type, acc.dtype.type
     a, b, c, d = words[0], words[1], words[2], words[3]
     p, q, r, s = signs[0], signs[1], signs[2], signs[3]
@@ -129,7 +129,7 @@ def add(acc: Ring, masks: Iterable[tuple[Words, int]], bits: int) -> None:
             for (stream, _), row in zip(batch, words, strict=False):
                 stream.fill(row)
             if len(batch) == _TOGETHER:
-                _add_four(part, words, signs, mask)
+                _add_four_masks(part, words, signs, mask)
                 continue
             for row, sign in zip(words, signs, strict=False):
                 _add_one(part, row, sign, mask)

@@ -60,14 +60,14 @@ class PrivacyBudget:
         for c in charges:
             if c != self._entry_of_round(c.round, c.attempt) or not 0 <= c.round <= played:
                 raise self._unsound_ledger_error(f"the charge of round {c.round} is not one that this run makes")
-        needed = played if self._at_once else checkpoint.state.round
+        needed = played if self._charges_before_sending else checkpoint.state.round
         if (charged := len({c.round for c in charges if c.round < played})) < needed:
             raise self._unsound_ledger_error(f"{needed} rounds were released, {charged} were charged")
         if self.epsilon() * (1.0 + 1e-6) < checkpoint.epsilon:  # Another machine may round differently.
             raise self._unsound_ledger_error(f"epsilon fell from {checkpoint.epsilon:.6g} to {self.epsilon():.6g}")
 
     @property
-    def _at_once(self) -> bool:
+    def _charges_before_sending(self) -> bool:
         """Tell whether devices add their noise before they send, so that a charge is due before sending."""
         return self._plan.promise.noised_before_leaving
 
@@ -85,7 +85,7 @@ class PrivacyBudget:
         """
         if (new := self._entry_of_round(round, attempt)) is None:
             return
-        if self._at_once:
+        if self._charges_before_sending:
             self._write_charge(new)
         else:
             self._charged_ledger(new)

@@ -165,7 +165,7 @@ def step_server(state: ServerSide, event: ServerEvent) -> ServerOut:
     if isinstance(event, Hello):
         return _greeted(state, event)
     if isinstance(event, Ran):
-        return _ran(state, event)
+        return _answer_server_pass(state, event)
     if isinstance(event, Stepped):
         done = StepTaken(attempt=state.attempt, step=state.version, norm2=event.norm2)
         return replace(state, ahead=True, answers=(done,)), (SendToPeer(done),)
@@ -219,7 +219,7 @@ def _answers(state: ServerSide, answer: Returned, event: Crossing) -> bool:
     return direct == (event.kind == "activations")
 
 
-def _ran(state: ServerSide, event: Ran) -> ServerOut:
+def _answer_server_pass(state: ServerSide, event: Ran) -> ServerOut:
     answer = Returned(
         attempt=state.attempt, step=state.version, micro=event.micro, kind=event.kind, body=event.body, loss=event.loss
     )

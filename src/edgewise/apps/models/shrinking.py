@@ -112,7 +112,7 @@ def shrink(wanted: ShrinkRequest, step: Step = lambda what, done, of: None) -> d
     }  # fmt: skip
     report["model"] = {"name": loaded.name, **_figures(loaded.model, loaded.folder, held_NS)}
     with whole_folder(dest, "--out", "nothing was written") as part:
-        smaller = _made(wanted, how, loaded, text)
+        smaller = _smaller_model(wanted, how, loaded, text)
         if smaller is not None:
             report["ranks"] = _ranks(smaller)
             if wanted.healing.steps:
@@ -172,7 +172,7 @@ def _text(wanted: ShrinkRequest, loaded: Loaded) -> Blocks:
     return found
 
 
-def _made(wanted: ShrinkRequest, how: str, loaded: Loaded, text: Blocks) -> Any:
+def _smaller_model(wanted: ShrinkRequest, how: str, loaded: Loaded, text: Blocks) -> Any:
     """Return the smaller model. None for one that is rounded as it is read from its folder."""
     every = max(1, len(text.train_NS) // wanted.calibration)
     seen_NS = text.train_NS[::every][: wanted.calibration]

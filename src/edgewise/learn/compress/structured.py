@@ -79,7 +79,7 @@ def narrow(model: Any, blocks_NS: Array, kept: float) -> Any:
     inner = text_config(new)
     inner.head_dim, inner.intermediate_size = heads.width, channels
     inner.num_key_value_heads, inner.num_attention_heads = groups, groups * heads.queries
-    return _made(model, new, tensors)
+    return _smaller_with_new_config(model, new, tensors)
 
 
 def shallow(model: Any, blocks_NS: Array, kept: float) -> Any:
@@ -121,10 +121,10 @@ def _of_blocks(model: Any, at: str, chosen: Sequence[int]) -> Any:
         if isinstance(value, list) and len(value) == whole and key.startswith("layer"):
             setattr(inner, key, [value[i] for i in chosen])
     inner.num_hidden_layers = len(chosen)
-    return _made(model, new, tensors)
+    return _smaller_with_new_config(model, new, tensors)
 
 
-def _made(model: Any, config: Any, tensors: dict[str, Tensor]) -> Any:
+def _smaller_with_new_config(model: Any, config: Any, tensors: dict[str, Tensor]) -> Any:
     """Make the smaller model and give it the tensors, which are copied. It has the mode of the old one."""
     dtype = next(model.parameters()).dtype
     made = type(model)._from_config(config, dtype=dtype)

@@ -70,7 +70,7 @@ def make(teacher: Loaded, to: str, folder: Path, key: Key) -> Student:
     """
     place = folder / Path(to).expanduser()
     if place.is_dir() and any(place.glob("*.safetensors")):
-        return _trained(teacher, place)
+        return _student_from_folder(teacher, place)
     found = SIZE.fullmatch(to.strip())
     if place.is_dir() or place.suffix == ".json":
         config = _read(place / "config.json" if place.is_dir() else place)
@@ -84,7 +84,7 @@ def make(teacher: Loaded, to: str, folder: Path, key: Key) -> Student:
     return _started(teacher, config, key)
 
 
-def _trained(teacher: Loaded, place: Path) -> Student:
+def _student_from_folder(teacher: Loaded, place: Path) -> Student:
     one = load(str(place.resolve()), Path())
     same_tokenizer(teacher, one.tokens, str(place))
     same_vocabulary(teacher, sizes(one.model).vocabulary, str(place))

@@ -62,13 +62,13 @@ def trainable(
         if section.rule == "fed_sb":
             _fix_both(model, key)
             put_between(model)
-        named = [(plain_name(n), p) for n, p in _trained(model)]
+        named = [(plain_name(n), p) for n, p in _trainable_parameters(model)]
         fixed = _bases(model) if section.moves_base else []
     else:
         put_masks(model)  # Nothing outside a mask trains or travels.
         if section.kind == "layers":
             _freeze_others(model, section.layers)
-        named = _trained(model)
+        named = _trainable_parameters(model)
     # Both halves of an adapter are float32.
     kept = {p for n, p in model.named_parameters() if factor(n)} | {p for _, p in fixed}
     for p in model.parameters():
@@ -99,7 +99,7 @@ def _tied(model: nn.Module, chosen: list[nn.Parameter]) -> bool:
     return any(uses[id(p)] > 1 for p in chosen)
 
 
-def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+def _trainable_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(n, p) for n, p in model.named_parameters() if p.requires_grad]  # Tied weights come once.
 
 

@@ -119,7 +119,7 @@ def stream(
         max_new_tokens=longest, num_beams=1, use_cache=True, eos_token_id=ending or None,
         pad_token_id=ending[0] if ending else 0, repetition_penalty=1.0, **drawn,
     )  # fmt: skip
-    pieces = _Pieces(tokens, show, ending)
+    pieces = _GeneratedText(tokens, show, ending)
     ids_BT = torch.tensor([list(ids)], device=next(model.parameters()).device)
     model.eval()
     begun, interrupted = time.perf_counter(), False
@@ -144,7 +144,7 @@ def _ends(model: nn.Module, tokens: Tokens) -> set[int]:
     return {int(token) for token in (*listed, tokens.end) if token is not None}
 
 
-class _Pieces(BaseStreamer):
+class _GeneratedText(BaseStreamer):
     """Decode tokens as transformers gives them. The first call has the prompt."""
 
     def __init__(self, tokens: Tokens, show: Callable[[str], object], ends: Collection[int]) -> None:
