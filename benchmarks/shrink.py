@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from edgewise.apps.models.shrinking import ShrinkRequest, _text, shrink
+from edgewise.apps.models.shrinking import ShrinkRequest, shrink, training_text
 from edgewise.learn.compress.heal import HealingPlan, heal
 from edgewise.learn.models.exported import copy_tokenizer
 from edgewise.learn.models.load import load
@@ -38,7 +38,7 @@ def main() -> None:
     torch.set_num_threads(1)
     place = Path(tempfile.mkdtemp())
     bundled = load("bundled", Path())
-    text = _text(ShrinkRequest("bundled", "prune", given.to, place / "unused"), bundled)
+    text = training_text(ShrinkRequest("bundled", "prune", given.to, place / "unused"), bundled)
     teacher = copy.deepcopy(bundled.model)
     for name, steps in (("tuned", given.tune), ("longer", given.heal)):
         heal(bundled.model, teacher, text.train_NS, HealingPlan(steps, distilled=0.0))

@@ -104,7 +104,7 @@ def shrink(wanted: ShrinkRequest, step: Step = lambda what, done, of: None) -> d
     if found.context is not None and wanted.length > found.context:
         what = f"{loaded.name} reads at most {found.context} tokens, and --length is {wanted.length}."
         raise ModelError("E-SHRINK", what, f"take --length {found.context} or less.")
-    text = _text(wanted, loaded)
+    text = training_text(wanted, loaded)
     held_NS = text.held_NS[:: -(-len(text.held_NS) // max(1, wanted.held_tokens // wanted.length))]
     dtype = DTYPES[stored_dtype(loaded.folder)]
     report: dict[str, Any] = {
@@ -159,7 +159,7 @@ def _possible(wanted: ShrinkRequest) -> str:
     return how
 
 
-def _text(wanted: ShrinkRequest, loaded: Loaded) -> Blocks:
+def training_text(wanted: ShrinkRequest, loaded: Loaded) -> Blocks:
     """Read and tokenize the text. Raises DataError."""
     section = section_of(wanted.on, {}, wanted.length)
     with tempfile.TemporaryDirectory(prefix="edgewise-shrink-") as work:
