@@ -7,6 +7,7 @@ import ipaddress
 import os
 import socket
 import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,12 @@ settings.register_profile("fast", max_examples=25, **_CALM)
 settings.register_profile("ci", max_examples=50, derandomize=True, **_CALM)
 settings.register_profile("thorough", max_examples=1000, **_CALM)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "fast"))
+
+
+@pytest.fixture(autouse=True)
+def _own_user_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Give each test an empty cache of the user, made where a test writes into it."""
+    monkeypatch.setenv("EDGEWISE_CACHE", str(tmp_path_factory.getbasetemp() / "user-cache" / uuid.uuid4().hex))
 
 
 @pytest.hookimpl(tryfirst=True)  # before ``-m`` chooses by markers

@@ -24,6 +24,8 @@ WRITING = {
     "sim": ("sim", "toy.toml", "--extension", "toy", "--out", "mine"),
     "demo": ("demo", "--out", "mine"),
     "audit": ("audit", "toy.toml", "--out", "mine"),
+    "distill": ("distill", "bundled", "--to", "1M", "--on", "plays", "--out", "mine"),
+    "shrink": ("shrink", "bundled", "--by", "prune", "--to", "0.5", "--out", "mine"),
     "export": ("export", "made", "--dest", "mine"),
     "report": ("report", "mine"),
     "compare": ("compare", "made", "other", "--out", "mine/report.html"),

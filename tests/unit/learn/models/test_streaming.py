@@ -93,7 +93,7 @@ def test_no_part_of_a_character_is_shown(loaded: Any) -> None:
     from edgewise.learn.models import streaming
 
     pieces: list[str] = []
-    taken = streaming._Pieces(loaded.tokens, pieces.append, ())
+    taken = streaming._GeneratedText(loaded.tokens, pieces.append, ())
     taken.put(torch.tensor([[0, 5]]))
     for token in loaded.tokens.encode(["a €uro"])[0].tolist():
         taken.put(torch.tensor([token]))
