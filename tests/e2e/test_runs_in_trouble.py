@@ -234,12 +234,12 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_by_itself(
         delivered, come, full = server.service.delivered, [0], threading.Event()
 
         def counted() -> None:
-            delivered()
             come[0] += 1
             if come[0] == 6:  # the second round is complete, and cannot be committed
                 fill(disk, 0)
                 server.service._free = (0, -1.0)  # it looks at its disk once in a second
                 full.set()
+            delivered()  # only now, because the round is committed as soon as this wakes it
 
         monkeypatch.setattr(server.service, "delivered", counted)
         run = submitted(server, admin, **{"round.rounds": 3, "round.minimum": 1.0})
