@@ -180,7 +180,7 @@ def _submitting(service: Service, run: str) -> Iterator[Path]:
         write_new(mark, b"")
         sync_folder(out.parent)
         yield out
-    except Exception:
+    except Exception:  # Whatever stops the submission must remove its folder; after a kill the next start does it.
         _settle(service, mark)
         raise
     discard(mark)
