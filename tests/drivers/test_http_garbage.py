@@ -14,7 +14,7 @@ from fuzz import KINDS, Damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from long import examples
-from served import RUN, connected, contribution, invite, joined, running, send_invitation
+from served import RUN, UNLIMITED, connected, contribution, invite, member_links, running, send_invitation
 
 from docs.blocks import ROOT
 from edgewise.apps.server.api import ControlPlane
@@ -23,27 +23,20 @@ from edgewise.core import frame
 from edgewise.core.errors import REGISTRY
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import ROLES
-from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.rules import RULES
-
-FREE = ServerLimits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
-    with running(tmp_path_factory.mktemp("garbage"), FREE) as made:
+    with running(tmp_path_factory.mktemp("garbage"), UNLIMITED) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def links(server: HttpServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Link]]:
-    folder = tmp_path_factory.mktemp("members")
-    made = {role: joined(server, folder / role, role) for role in ROLES}
-    send_invitation(server, made["device"].name)
-    yield made
-    for link in made.values():
-        link.close()
+    with member_links(server, tmp_path_factory.mktemp("members")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

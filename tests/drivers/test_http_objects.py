@@ -12,7 +12,7 @@ from hashlib import sha256
 import openapi
 import pytest
 import sqlalchemy as sa
-from served import RUN, contribution, joined, running, send_invitation
+from served import RUN, UNLIMITED, contribution, joined, running, send_invitation
 
 from edgewise.apps.server.api import ControlPlane
 from edgewise.apps.server.start import HttpServer
@@ -23,7 +23,6 @@ from edgewise.drivers.fleet.members import ROLES, Grant
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.fleet.tables import MAIL
 from edgewise.drivers.http import tokens
-from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 
 OK, UNKNOWN, ROLE = "", "E-UNKNOWN-ID", "E-ROLE"
@@ -89,8 +88,7 @@ LISTS = {"/v1/devices", "/v1/tokens", "/v1/runs", "/v1/models"}  # of the operat
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
-    limits = ServerLimits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
-    with running(tmp_path_factory.mktemp("objects"), limits) as made:
+    with running(tmp_path_factory.mktemp("objects"), UNLIMITED) as made:
         yield made
 
 

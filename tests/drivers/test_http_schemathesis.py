@@ -10,34 +10,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from long import examples
-from served import RUN, joined, running, send_invitation
+from served import RUN, UNLIMITED, member_links, running
 
 from edgewise.apps.server.api import ControlPlane
 from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet.members import ROLES
-from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.rules import RULES
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
-FREE = ServerLimits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
 ALL = list(HealthCheck)
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
-    with running(tmp_path_factory.mktemp("schema"), FREE) as made:
+    with running(tmp_path_factory.mktemp("schema"), UNLIMITED) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def links(server: HttpServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Link]]:
-    folder = tmp_path_factory.mktemp("members")
-    made = {role: joined(server, folder / role, role) for role in ROLES}
-    send_invitation(server, made["device"].name)
-    yield made
-    for link in made.values():
-        link.close()
+    with member_links(server, tmp_path_factory.mktemp("members")) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

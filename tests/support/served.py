@@ -14,7 +14,7 @@ import httpx2
 from edgewise.apps.server.start import HttpServer
 from edgewise.core import frame
 from edgewise.drivers.fleet import mailboxes
-from edgewise.drivers.fleet.members import Grant
+from edgewise.drivers.fleet.members import ROLES, Grant
 from edgewise.drivers.http import certificates
 from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
@@ -22,6 +22,7 @@ from edgewise.drivers.http.meter import NOWHERE
 from edgewise.drivers.http.rules import RULES
 
 RUN = "run-1"
+UNLIMITED = ServerLimits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
 
 
 def invite(round: int = 0, run: str = RUN) -> frame.Invite:
@@ -66,6 +67,16 @@ def joined(server: HttpServer, folder: Path, role: str = "device", approved: boo
     """A new member of a server, that gives up soon."""
     token = server.token(Grant(role, approved=approved))
     return Link.join(url or server.url, token, folder, patience_s=10.0)
+
+
+@contextmanager
+def member_links(server: HttpServer, folder: Path) -> Iterator[dict[str, Link]]:
+    """A member of each role, with its own link. The device has an invitation to round 0 of RUN."""
+    made = {role: joined(server, folder / role, role) for role in ROLES}
+    send_invitation(server, made["device"].name)
+    yield made
+    for link in made.values():
+        link.close()
 
 
 def code(call: object, *arguments: object) -> str:

@@ -8,13 +8,13 @@ trains by the server's values alone.
 from __future__ import annotations
 
 import math
-import re
 from typing import NamedTuple
 
 import numpy as np
 
 from edgewise.codecs.wire import pack
 from edgewise.core import vector
+from edgewise.core.digests import is_digest
 from edgewise.core.frame import Invite, LocalRule
 from edgewise.core.keys import KEY_BYTES
 from edgewise.core.vector import Array, Vector
@@ -22,7 +22,6 @@ from edgewise.plan.plan import Plan
 
 _ALIKE = 1e-9  # relative tolerance: two processors differ by less in the learning rate of a schedule
 _CLIPS = 1e-6  # relative tolerance: they differ by less in a clip after many rounds
-_DIGEST = re.compile("[0-9a-f]{64}")
 
 
 class No(NamedTuple):
@@ -107,7 +106,7 @@ def _impossible_invitation(plan: Plan, invite: Invite) -> str | None:
         return "the invitation says nothing of how its cohort was drawn, or more than there is to say"
     drawn = None if invite.draw is None else invite.draw.beacon
     named = (name for name in (invite.model, invite.base, invite.support, drawn, *invite.deltas) if name is not None)
-    if not all(map(_DIGEST.fullmatch, named)):
+    if not all(map(is_digest, named)):
         return "the name of a blob is not a digest"
     return None
 

@@ -29,6 +29,7 @@ from typing import Any
 import msgspec
 
 from edgewise.core import frame
+from edgewise.core.digests import is_digest
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import sign as ed25519
 from edgewise.secagg import messages
@@ -37,7 +38,7 @@ FORMAT = 1
 LIMIT_BYTES = 1 << 20
 MOST_DEVICES = 10**9
 CONTEXT = b"edgewise plan facts 1\0"  # what a signature is for; no other signature of a server begins so
-NAME, DIGEST = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", r"[0-9a-f]{64}"  # of a package
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # of a package
 _FIX = "ask the operator of the server for the facts of a run that it still serves."
 
 
@@ -182,7 +183,7 @@ def _check_packages(packages: tuple[ExtensionPackage, ...]) -> None:
     if names != sorted(set(names)):
         raise refused("they do not name each package once, in order")
     for package in packages:
-        if not (re.fullmatch(NAME, package.name) and re.fullmatch(DIGEST, package.sha256)):
+        if not (re.fullmatch(NAME, package.name) and is_digest(package.sha256)):
             raise refused(f"they name the package {package.name!r:.120} with the digest {package.sha256!r:.80}")
 
 

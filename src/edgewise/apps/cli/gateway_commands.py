@@ -97,11 +97,12 @@ def _named_package(given: str) -> tuple[str, str]:
     """Parse the name and digest of a package. Raises RecipeError(E-VALUE)."""
     import re
 
+    from edgewise.core.digests import is_digest
     from edgewise.core.errors import RecipeError
-    from edgewise.plan.facts import DIGEST, NAME
+    from edgewise.plan.facts import NAME
 
     name, _, sha256 = given.partition("=")
-    if not (re.fullmatch(NAME, name) and re.fullmatch(DIGEST, sha256)):
+    if not (re.fullmatch(NAME, name) and is_digest(sha256)):
         what = f"--package {given:.120} is not a name and a digest."
         raise RecipeError("E-VALUE", what, "write --package NAME=DIGEST; `edgewise device digest NAME` prints it.")
     return name, sha256

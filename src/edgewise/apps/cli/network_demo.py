@@ -24,6 +24,7 @@ from typing import Any
 
 from edgewise.apps.cli import demos
 from edgewise.apps.gateway import start as gateways
+from edgewise.apps.report.files import write_report
 from edgewise.apps.server import submission
 from edgewise.apps.server.start import HttpServer
 from edgewise.apps.server.submit import submit
@@ -32,7 +33,6 @@ from edgewise.apps.simulate.longer import longer
 from edgewise.apps.simulate.measuring import Measuring
 from edgewise.apps.simulate.personal import personalise
 from edgewise.apps.simulate.samples import sample
-from edgewise.apps.simulate.simulation import write_report
 from edgewise.core import events
 from edgewise.core.errors import RoundError, TransportError
 from edgewise.drivers.fleet import served

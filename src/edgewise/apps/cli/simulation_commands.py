@@ -81,8 +81,8 @@ def report(run_dir: RunDir, as_json: Json = False, debug: Debug = False) -> None
     session = CommandSession("report", as_json=as_json, debug=debug)
 
     def body() -> dict[str, Any]:
+        from edgewise.apps.report.files import write_report
         from edgewise.apps.runs.run_dirs import opened
-        from edgewise.apps.simulate.simulation import write_report
 
         with opened(run_dir) as store:
             summary = write_report(store, run_dir)

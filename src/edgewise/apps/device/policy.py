@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
+from edgewise.core.digests import DIGEST
 from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
 from edgewise.drivers.storage.files import FOLDER, sync_folder, write_durably
@@ -38,8 +39,7 @@ if TYPE_CHECKING:  # These import numba, which takes a second, and `edgewise dev
 FILE = "policy.toml"
 MB = 1e6
 _RANGE = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
-_DIGEST = r"^[0-9a-f]{64}$"
-_MODEL = re.compile(r"bundled|(sha256|module):[0-9a-f]{64}")
+_MODEL = re.compile(rf"bundled|(sha256|module):{DIGEST}")
 _COLUMNS = ("text", "prompt", "messages", "tools", "answers", "as_chat", "time", "time_format", "separator")
 _HERE = ("source", "path", *_COLUMNS)  # keys of both [data]
 
@@ -164,7 +164,7 @@ class OwnPackage(Section):
     """An installed package whose trainer, codecs and strategies runs may use."""
 
     name: str = Field(..., pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="as pip knows it")
-    sha256: str = Field(..., pattern=_DIGEST, description="of its files (`edgewise device digest NAME`)")
+    sha256: str = Field(..., pattern=rf"^{DIGEST}$", description="of its files (`edgewise device digest NAME`)")
     every_run: bool = Field(False, description="its trainer also trains in runs whose own packages bring none")
 
 

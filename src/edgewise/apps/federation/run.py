@@ -228,7 +228,7 @@ class Run:
 
     def report(self) -> Path:
         """Write ``report.html``, ``summary.json`` and the plots again. Returns the path of the page."""
-        from edgewise.apps.simulate.simulation import write_report
+        from edgewise.apps.report.files import write_report
 
         self._read_store(lambda store: write_report(store, self.run_dir))
         return self.run_dir / "report.html"

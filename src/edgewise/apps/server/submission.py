@@ -263,14 +263,3 @@ def _store(
         }
         store.create(plan.run, recipe.name, tables, facts, window_of(plan).rounds)
         store.commit(first(plan, initial), ())
-
-
-def report(store: RunStore) -> None:
-    """Write summary.json and report.html. `edgewise report` draws the plots, so a server does not need matplotlib."""
-    from edgewise.apps.report import page as pages
-    from edgewise.apps.report import summary
-
-    data = summary.build(store)
-    summary.write(store.out, data)
-    summary.write_devices(store, data, store.out)
-    pages.write(data, store.out)

@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -181,25 +180,14 @@ def _run_in_store(
         finally:
             executor.close()
         if report:
+            from edgewise.apps.report.files import write_report
+
             tell(events.PhaseStarted(phase="report"))
             write_report(store, out)
         if not over:
             return
         store.finish()
         tell(events.RunFinished(model=chosen(store).digest, seconds=time.time() - began))
-
-
-def write_report(store: RunStore, out: Path) -> dict[str, Any]:
-    """Write summary.json, plots and report.html from the store. With differential privacy also write devices.json."""
-    from edgewise.apps.report import page as report
-    from edgewise.apps.report import png, summary
-
-    data = summary.build(store)
-    summary.write(out, data)
-    summary.write_devices(store, data, out)
-    report.write(data, out)  # The plots come later, because more can fail in them.
-    png.write(data, out)
-    return data
 
 
 def _make_executor(recipe: Recipe, objects: Objects) -> Executor:

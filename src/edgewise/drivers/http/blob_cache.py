@@ -4,15 +4,13 @@ first.
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
 from pathlib import Path
 
+from edgewise.core.digests import is_digest
 from edgewise.core.errors import StoreError, TransportError
 from edgewise.drivers.storage.files import FOLDER, discard, for_owner, is_blob
-
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class BlobCache:
@@ -28,7 +26,7 @@ class BlobCache:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder, self.limit_bytes, self._lock = folder, limit_bytes, threading.RLock()
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
-        found = [path for path in folder.iterdir() if _DIGEST.fullmatch(path.name)]
+        found = [path for path in folder.iterdir() if is_digest(path.name)]
         found.sort(key=lambda path: path.stat().st_mtime)
         self._sizes = OrderedDict((path.name, path.stat().st_size) for path in found)
         self._unseen = set(self._sizes)  # blobs of an earlier process, which are not checked yet

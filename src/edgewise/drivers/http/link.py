@@ -29,6 +29,7 @@ from urllib.parse import urlencode
 
 import httpx2
 
+from edgewise.core.digests import is_digest
 from edgewise.core.errors import TransportError
 from edgewise.drivers.http import answers, certificates, home, identity, partial_blob, signatures, tokens
 from edgewise.drivers.http.answers import Answer, Wait, entry
@@ -38,7 +39,6 @@ from edgewise.drivers.http.link_speed import Speed
 from edgewise.drivers.http.naming import ANSWER_S, named, timeout, unreachable
 from edgewise.drivers.storage.files import is_blob
 
-_DIGEST = re.compile("[0-9a-f]{64}")
 _NUMBER = re.compile("[0-9]{1,18}")
 T = TypeVar("T")
 WAIT_S = 25.0  # duration of a long poll
@@ -240,7 +240,7 @@ class Link:
                 its bytes have another digest.
             StoreError: E-DISK.
         """
-        if not _DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             raise TransportError("E-BLOB", f"{digest!r:.80} is not the name of a blob.", "leave the run.")
         path, part = folder / digest, folder / f"{digest}.part"
         if is_blob(path, digest):

@@ -13,13 +13,13 @@ import json
 import re
 from collections.abc import Mapping
 
+from edgewise.core.digests import is_digest
 from edgewise.core.errors import DecodeError
 
 PREFIX = "sha256:"
 OWN = "module:"  # prefix of a layout's digest, for a model whose code devices have and whose files do not travel
 MANIFEST_BYTES = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(json|model|txt|jinja|safetensors)")
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 def dump(files: Mapping[str, str]) -> bytes:
@@ -45,7 +45,7 @@ def parse(raw: bytes) -> Mapping[str, str]:
 def digest_in(base: str) -> str | None:
     """Return the manifest's digest in ``model.base``; None where it names no package."""
     digest = base.removeprefix(PREFIX)
-    return digest if base.startswith(PREFIX) and _DIGEST.fullmatch(digest) else None
+    return digest if base.startswith(PREFIX) and is_digest(digest) else None
 
 
 def packed(name: str) -> bool:
@@ -55,4 +55,4 @@ def packed(name: str) -> bool:
 
 def _sound(item: tuple[object, object]) -> bool:
     name, digest = item
-    return isinstance(name, str) and packed(name) and isinstance(digest, str) and bool(_DIGEST.fullmatch(digest))
+    return isinstance(name, str) and packed(name) and isinstance(digest, str) and is_digest(digest)

@@ -9,7 +9,6 @@ refuse a revoked device or a blob that is not published any more.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
@@ -19,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from edgewise.core.digests import is_digest
 from edgewise.core.errors import TransportError
 from edgewise.drivers.http import answers, certificates, rules
 from edgewise.drivers.http.answers import Answer, Wait
@@ -35,7 +35,6 @@ from edgewise.drivers.http.service import Service
 ANSWER_S = 65.0  # the limit for an answer, longer than a long poll
 PATIENCE_S = 10.0  # the longest wait of a device for a blob that is being fetched
 _BLOBS = "/v1/blobs/{digest}"
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 _UP = ("content-digest", "content-type", "edgewise-key", "edgewise-round", "edgewise-run", "range", "signature",
        "signature-input")  # fmt: skip
 _DOWN = ("cache-control", "content-range", "content-type", "edgewise-number", "etag", "retry-after")
@@ -93,7 +92,7 @@ class Relay:
     async def blob(self, request: Request) -> Response:
         """Answer with a blob: from the cache where it has the blob and the server lets this device have it."""
         digest = request.path_params["digest"]
-        if not _DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             return await self.passed(request)
         try:
             async with self._fetching.of(digest, PATIENCE_S):

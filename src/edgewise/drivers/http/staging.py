@@ -9,18 +9,17 @@ A blob that no run names within a day is removed when the server starts.
 from __future__ import annotations
 
 import hashlib
-import re
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from edgewise.core.digests import is_digest
 from edgewise.core.errors import StoreError, TransportError
 from edgewise.drivers.storage.files import FOLDER, discard, for_owner, is_blob
 
 MOST_BYTES = 2**36  # the largest size of all staged blobs together
 KEPT_S = 86400.0
-_DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Staging:
@@ -99,7 +98,7 @@ class Staging:
         return sum(path.stat().st_size for path in self._folder.iterdir())
 
     def _paths(self, digest: str) -> tuple[Path, Path]:
-        if not _DIGEST.fullmatch(digest):
+        if not is_digest(digest):
             raise TransportError(
                 "E-REQUEST", "the path does not hold a SHA-256 digest.", "write 64 hexadecimal digits."
             )
