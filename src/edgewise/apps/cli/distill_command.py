@@ -33,7 +33,7 @@ def distill(
         typer.Option(
             "--on",
             metavar="TEXT",
-            help="File or folder of text or rows, or plays or python-stdlib.",
+            help="File or folder of text or rows, or plays, plays-public or python-stdlib.",
             show_default=False,
         ),
     ],

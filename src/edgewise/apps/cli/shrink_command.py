@@ -36,7 +36,8 @@ def shrink(
         ),
     ] = "",
     on: Annotated[
-        str, typer.Option("--on", metavar="TEXT", help="File or folder of text, or plays or python-stdlib.")
+        str,
+        typer.Option("--on", metavar="TEXT", help="File or folder of text, or plays, plays-public or python-stdlib."),
     ] = "plays",
     steps: Annotated[int, typer.Option("--heal", metavar="STEPS", min=0, help="Steps of training after the cut.")] = 0,
     rate: Annotated[float, typer.Option("--rate", min=1e-9, max=10, help="Largest learning rate of healing.")] = 1e-3,

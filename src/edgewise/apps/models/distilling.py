@@ -63,7 +63,7 @@ class DistillRequest(NamedTuple):
     Attributes:
         teacher: "bundled", "hub:owner/name", or a model's folder.
         to: a number of parameters, a configuration or a folder, as in ``learn.compress.student.make``.
-        on: "plays", "python-stdlib", or a file or folder of text or rows.
+        on: "plays", "plays-public", "python-stdlib", or a file or folder of text or rows.
         dest: a folder that does not exist or is empty.
         lesson: the rule by which the student learns.
         columns: column names of a table by key, of ``COLUMNS``.

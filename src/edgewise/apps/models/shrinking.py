@@ -52,7 +52,7 @@ class ShrinkRequest(NamedTuple):
         kept: share to keep, in (0, 1): of the weights of the decoder blocks, or of their 16-bit bytes (quantize).
         dest: a folder that does not exist or is empty.
         how: one of ``WAYS[by]``. Empty: the first, and for ``quantize`` the one that reaches ``kept``.
-        on: "plays", "python-stdlib", or a file or folder of text. Its end is held out.
+        on: "plays", "plays-public", "python-stdlib", or a file or folder of text. Its end is held out.
         healing: training after the cut. Of 0 steps: none.
         dense: write weights that ``transformers`` reads, where the default is a compact folder.
         length: tokens of a block.

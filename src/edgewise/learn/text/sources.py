@@ -48,8 +48,8 @@ def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentInd
         raise DataError("E-DATA-MISSING", what, "name data of this machine, or submit the recipe to a server.")
     if section.source == "python-stdlib":
         return _plain_documents(*_stdlib_documents(), whole, cache_dir, listing)
-    if section.source == "plays":
-        section, paths, several = section.model_copy(update=PLAYS), [shipped_plays()], False
+    if section.source in ("plays", "plays-public"):
+        section, paths, several = section.model_copy(update=PLAYS), [shipped_plays(section.source)], False
     else:
         paths, several = named(section.path, recipe_dir)
     try:
@@ -72,9 +72,10 @@ def _stdlib_documents() -> tuple[Path, dict[str, list[Path]]]:
     return root, owners
 
 
-def shipped_plays() -> Path:
-    """Return the path of the demo's text, which ships with edgewise (``assets/plays/README.md``)."""
-    return Path(str(resources.files("edgewise"))) / "assets" / "plays" / "plays.jsonl.gz"
+def shipped_plays(source: str = "plays") -> Path:
+    """Return the path of the demo's text or of the public text, which ship with edgewise (``assets/plays``)."""
+    name = {"plays": "plays.jsonl.gz", "plays-public": "public.jsonl.gz"}[source]
+    return Path(str(resources.files("edgewise"))) / "assets" / "plays" / name
 
 
 def _python_files(folder: Path) -> Iterator[Path]:

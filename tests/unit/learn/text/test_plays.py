@@ -19,6 +19,7 @@ from edgewise.plan.recipe import recipe as recipes
 from edgewise.plan.recipe.data import DataSection
 
 SHIPPED = ROOT / "src/edgewise/assets/plays/plays.jsonl.gz"
+PUBLIC = SHIPPED.with_name("public.jsonl.gz")
 
 
 def test_the_file_is_small_and_holds_a_like_amount_of_each_character() -> None:
@@ -43,6 +44,14 @@ def test_each_character_is_a_device_with_its_own_lines(tmp_path: Path) -> None:
     assert find(section, tmp_path, tmp_path / "cache").owners == found.devices
 
 
+def test_the_public_text_is_of_other_characters(tmp_path: Path) -> None:
+    assert PUBLIC.stat().st_size < 130_000
+    found = corpus.load(DataSection(source="plays-public"), tmp_path, tmp_path / "cache", root(0))
+    others = corpus.load(DataSection(source="plays"), tmp_path, tmp_path / "cache", root(0))
+    assert len(found.devices) == 10
+    assert not {*found.devices} & {*others.devices}
+
+
 @pytest.mark.parametrize("key", ["path", "owner", "text"])
 def test_its_columns_and_place_are_not_asked_for(key: str) -> None:
     with pytest.raises(RecipeError, match="E-COMBO"):
@@ -62,3 +71,5 @@ def test_the_script_ranks_speakers_and_keeps_the_order_of_speeches() -> None:
     assert list(dict.fromkeys(row["speaker"] for row in rows)) == [f"S{i}" for i in range(10, 34)]
     assert [row["text"].split()[-1] for row in rows[2:5]] == ["0", "1", "word"]
     assert gzip.decompress(script.packed(text)).decode().splitlines() == script.lines(text)
+    public = [json.loads(line)["speaker"] for line in script.lines(text, script.PUBLIC)]
+    assert list(dict.fromkeys(public)) == [f"S{i:02d}" for i in range(10)]
