@@ -31,6 +31,7 @@ NO_PART = ("simulation", "compare", "report", "eval", "personal")  # of what fol
 POPULATIONS = {
     "adapters": 24,
     "code": 24,
+    "fedsa": 24,
     "layerwise": 24,
     "personal": 24,
     "plays": 24,

@@ -14,6 +14,7 @@ from edgewise.codecs.ladder import rung_bytes
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
+from edgewise.plan.own_part import own_part
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import recipe
 
@@ -51,3 +52,14 @@ def test_the_layer_wise_recipe_moves_whole_layers_by_halves() -> None:
     moved = [{".".join(s.name.split(".")[:3]) for s in group} for group in plan.groups]
     assert moved == [{"model.layers.0", "model.layers.1"}, {"model.layers.2", "model.layers.3"}]
     assert plan.rounds % len(plan.pipelines) == 0
+
+
+def test_the_recipe_of_shared_factors_sends_a_and_keeps_b() -> None:
+    read = recipe.load(ASSETS / "recipes" / "fedsa.toml")
+    names = [
+        f"model.layers.0.mlp.{which}.lora_{factor}.weight" for which in ("up_proj", "down_proj") for factor in "AB"
+    ]
+    parts = own_part(read, Spec.of([(name, (8, 4), "float32") for name in names]))
+    assert parts is not None
+    assert [s.name.split(".")[-2] for s in parts.own.segments] == ["lora_B", "lora_B"]
+    assert [s.name.split(".")[-2] for s in parts.shared.segments] == ["lora_A", "lora_A"]

@@ -14,6 +14,7 @@ from typing import Any
 
 from edgewise.apps.report import numbers, svg
 from edgewise.apps.report.html import panel
+from edgewise.plan.recipe.personal import PARTED
 
 Measures = Mapping[str, tuple[float, int]]  # device -> (nll, tokens)
 LONGER = "longer"  # Name of the model in measures and events.
@@ -77,7 +78,13 @@ def _mean_perplexity(measures: Measures) -> float:
 
 
 def sentence(s: Mapping[str, Any], mark: Callable[[str], str] = str) -> str:
-    """Compare the federated model with training alone in words. ``mark`` formats the figures."""
+    """Compare the federated model with training alone in words. ``mark`` formats the figures.
+
+    Where a part of the model stays on each device, no device uses the federated model, so their personal models are
+    compared.
+    """
+    if s["recipe"].get("personal", {}).get("method") in PARTED:
+        return _parted_sentence(s, mark)
     c = s["against_alone"]
     if c is None:
         if not s["recipe"]["compare"]["local_only"]:
@@ -96,6 +103,24 @@ def sentence(s: Mapping[str, Any], mark: Callable[[str], str] = str) -> str:
         change = f" ({numbers.percent(c['change_percent'])})"
     figures = f"held-out perplexity {mark(together)} against {mark(apart)}{change}"
     return f"Training together did {verdict} than training alone: {figures}. {on}"
+
+
+def _parted_sentence(s: Mapping[str, Any], mark: Callable[[str], str]) -> str:
+    """Compare personal models, made of a shared and an own part, with training alone for as many steps."""
+    models = (s["perplexity"].get("personal"), s["perplexity"].get("local_personal"))
+    if None in models:
+        return "Training together was not compared with training alone: personal models were not measured beside it."
+    together, apart = (model["weighted_mean"] for model in models)
+    words = "did worse than" if together is None else "did better than" if apart is None else ""
+    if together is not None and apart is not None:
+        words = "did better than" if together < apart else "did worse than" if together > apart else "did as well as"
+    figures = f"{mark(numbers.measured(together))} against {mark(numbers.measured(apart))}"
+    said = f"Training a shared part together {words} training alone for as many steps: held-out perplexity of the "
+    said += f"personal models {figures}."
+    share = s["personal"]["share_improved"]["over_local_personal"]
+    return (
+        said if share is None else f"{said} They are better on {numbers.percent(100 * share, signed=False)} of devices."
+    )
 
 
 def note(s: Mapping[str, Any]) -> str:

@@ -78,6 +78,18 @@ def test_what_no_number_holds_is_still_better_or_worse(federated: float, single:
     assert "%" not in said
 
 
+def test_with_a_part_on_each_device_personal_models_are_compared() -> None:
+    """No device uses the federated model then."""
+    models: dict[str, Any] = {"personal": {"weighted_mean": 90.0}, "local_personal": {"weighted_mean": 120.0}}
+    s = {"recipe": {"personal": {"method": "fedrep"}}, "perplexity": models}
+    said = alone_or_together.sentence({**s, "personal": {"share_improved": {"over_local_personal": 0.75}}})
+    assert said.startswith("Training a shared part together did better than training alone")
+    assert "90.0 against 120.0" in said
+    assert said.endswith("They are better on 75 % of devices.")
+    models["personal"] = None
+    assert "was not compared" in alone_or_together.sentence({**s, "personal": None})
+
+
 def _finite(found: dict[str, Any] | None) -> dict[str, Any]:
     assert found is not None
     return {k: None if v == float("inf") else v for k, v in found.items()}
