@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx2
 import pytest
 from served import RUN, code, connected, contribution, joined, running, send_invitation
+from shown_runs import login
 from starlette.routing import Route
 
 from edgewise.apps.server.api import ControlPlane
@@ -20,10 +21,11 @@ from edgewise.apps.server.start import HttpServer, Tls
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import ROLES, Grant
-from edgewise.drivers.http import certificates, identity, signatures, tokens
+from edgewise.drivers.http import browser, certificates, identity, signatures, tokens
 from edgewise.drivers.http.limits import Buckets, Gatekeeper, ServerLimits
 from edgewise.drivers.http.link import Link
-from edgewise.drivers.http.rules import RULES, Rule
+from edgewise.drivers.http.page_rules import LOGIN, PAGES
+from edgewise.drivers.http.rules import ANYONE, RULES, Rule
 
 QUICK = ServerLimits(header_s=1.0, stall_s=0.4, wait_s=5.0)
 
@@ -143,7 +145,7 @@ def test_every_route_has_a_rule_and_every_rule_a_route(server: HttpServer) -> No
         methods = getattr(route, "methods", None)
         assert isinstance(route, Route) or methods, f"{route}: not a plain route"
         found |= {(method, str(getattr(route, "path", ""))) for method in methods or () if method != "HEAD"}
-    assert found == {(rule.method, rule.path) for rule in RULES}
+    assert found == {(rule.method, rule.path) for rule in (*RULES, *PAGES)}
 
 
 @pytest.mark.quick(sample=2)
@@ -171,6 +173,26 @@ def test_each_role_may_call_its_routes_and_no_other(
             assert refused != (open_to_all or role in rule.roles), f"{rule.method} {rule.path}: {answer.text}"
     if role == "stranger":
         link.close()
+
+
+@pytest.mark.parametrize("role", [*ROLES, "pending", "stranger"])
+def test_each_role_sees_its_pages_and_no_other(server: HttpServer, links: dict[str, Link], role: str) -> None:
+    """A session gives nobody more than the role of its member, also where a device would have one."""
+    http, secret = links["viewer"]._http, "" if role == "stranger" else login(server, links[role].name)
+    form = {browser.FIELD: browser.form_token(secret), "run": "0" * 64}
+    for rule in PAGES:
+        if rule.path.endswith("/logout"):  # it would end the session of this test
+            continue
+        path = rule.path.replace("{member}", "0" * 32).replace("{token}", "0" * 16).replace("{run}", "0" * 64)
+        path, cookie = path.replace("{verb}", "pause"), {"cookie": f"{browser.COOKIE}={secret}"}
+        sent = {"data": form} if rule.method == "POST" else {}
+        answer = http.request(rule.method, path, headers=cookie, follow_redirects=False, **sent)
+        to_login = answer.status_code == 303 and answer.headers["location"] == LOGIN
+        refused = answer.status_code in (401, 403) or to_login
+        if rule.path == LOGIN:
+            assert answer.status_code == (200 if rule.method == "GET" else 401), "no login token"
+        else:
+            assert refused != (rule.roles == ANYONE or role in rule.roles), f"{rule.method} {rule.path}: {answer.text}"
 
 
 @pytest.mark.parametrize("path", ["/v1/inbox/", "//v1/inbox", "/v1/%69nbox", "/V1/inbox", "/v1/blobs/..", "/docs", "/"])

@@ -19,6 +19,7 @@ from edgewise.drivers.http import certificates
 from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.meter import NOWHERE
+from edgewise.drivers.http.page_rules import PAGES
 from edgewise.drivers.http.rules import RULES
 
 RUN = "run-1"
@@ -58,7 +59,10 @@ def running(folder: Path, limits: ServerLimits = ServerLimits()) -> Iterator[Htt
 
 def undocumented(server: HttpServer) -> set[tuple[str, str]]:
     """(route, code) of errors that a server has answered with and that the route does not name."""
-    named = {(rule.path, code) for rule in RULES for code in rule.codes} | {(NOWHERE, "E-ROUTE"), (NOWHERE, "E-RATE")}
+    named = {(rule.path, code) for rule in (*RULES, *PAGES) for code in rule.codes} | {
+        (NOWHERE, "E-ROUTE"),
+        (NOWHERE, "E-RATE"),
+    }
     answered = {(route, outcome) for _, route, outcome in server.service.meter.outcomes() if outcome.startswith("E-")}
     return answered - named
 

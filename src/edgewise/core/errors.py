@@ -141,6 +141,7 @@ REGISTRY: dict[str, Entry] = {
     "E-SIGNATURE": Entry("a request is not signed by a known key", 4),
     "E-CLOCK": Entry("the clocks of device and server differ", 4),
     "E-REPLAY": Entry("a request was sent twice", 4),
+    "E-SESSION": Entry("a browser is not logged in, or a form is not from its session", 4),
     "E-ROLE": Entry("this role may not make this request", 4),
     "E-PENDING": Entry("the operator has not approved this device yet", 4),
     "E-REVOKED": Entry("this device was revoked, or it has left", 4),

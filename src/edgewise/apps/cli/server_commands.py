@@ -256,6 +256,20 @@ def list_members(
     ask_server("fleet ls", home, as_json, debug, ask)
 
 
+@fleet.command("login")
+def log_in(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
+    """Print a token that logs you in to the server's dashboard, once, within 5 minutes."""
+
+    def ask(link: Link) -> dict[str, Any]:
+        made: dict[str, Any] = link.call("POST", "/v1/logins")
+        made["url"] = f"{link.home.url}{made['path']}"
+        if not as_json:
+            print(f"{made['text']}\n  once, within {made['lasts_s'] / 60:.0f} minutes, at  {made['url']}")
+        return made
+
+    ask_server("fleet login", home, as_json, debug, ask)
+
+
 def _member_verb(verb: str, done: str) -> Callable[..., None]:
     """Make the command that changes the status of members."""
 

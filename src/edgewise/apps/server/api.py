@@ -20,18 +20,24 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
 
+from edgewise.apps.dashboard import rendering
+from edgewise.apps.dashboard.routes import DashboardRoutes
+from edgewise.apps.server.decisions import decided, may_decide, token_made
 from edgewise.apps.server.description import described
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.metrics import shown
 from edgewise.apps.server.model_routes import ModelRoutes
+from edgewise.apps.server.person_acts import PersonActs
 from edgewise.apps.server.run_routes import RunRoutes
 from edgewise.apps.server.verifying import VerifyingRoutes
 from edgewise.core.errors import EdgewiseError, TransportError
-from edgewise.drivers.fleet import members
+from edgewise.drivers.fleet import audit, members, sessions
 from edgewise.drivers.fleet.members import Grant, Member
 from edgewise.drivers.http import tokens
 from edgewise.drivers.http.guard import Guard, caller, failed, refused
+from edgewise.drivers.http.page_rules import LOGIN, PAGES, is_page
 from edgewise.drivers.http.routes import DataPlane
+from edgewise.drivers.http.rules import RULES
 from edgewise.drivers.http.service import Service
 
 T = TypeVar("T")
@@ -84,6 +90,14 @@ class MadeToken(BaseModel):
     text: str = Field(repr=False)
 
 
+class MadeLogin(BaseModel):
+    """A login token for the dashboard. Its text is shown only this once."""
+
+    text: str = Field(repr=False)
+    path: str = Field(description="Path of the login page.")
+    lasts_s: float
+
+
 class ListedToken(BaseModel):
     """A token in a list, without its text."""
 
@@ -127,12 +141,15 @@ class ControlPlane:
         api.add_api_route("/v1/tokens", self.tokens, methods=["GET"])
         api.add_api_route("/v1/tokens", self.make_token, methods=["POST"], status_code=201)
         api.add_api_route("/v1/tokens/{token}/revoke", self.revoke_token, methods=["POST"])
+        api.add_api_route("/v1/logins", self.make_login, methods=["POST"], status_code=201)
         RunRoutes(service, hosting).add_to(api)
         VerifyingRoutes(service).add_to(api)
-        ModelRoutes(service).add_to(api)
+        models = ModelRoutes(service)
+        models.add_to(api)
+        api.router.routes.extend(DashboardRoutes(service, PersonActs(service, hosting, models)).routes())
         api.openapi = cache(lambda: described(api))  # type: ignore[method-assign]
         self.api = api
-        self.app: ASGIApp = Guard(api, service)
+        self.app: ASGIApp = Guard(api, service, (*RULES, *PAGES), _shown_to_people)
 
     async def metrics(self) -> Response:
         """Counters for Prometheus. No member is named."""
@@ -144,7 +161,13 @@ class ControlPlane:
         token = tokens.parse(wanted.token)
         if found.proof is None or token.server != self._service.identity.name:
             raise TransportError("E-TOKEN", "the enrolment token is for another server.", "check the address.")
-        member = await self._once(request, lambda c: members.join(c, token, found.public, wanted.label, now_s))
+
+        def change(c: sa.Connection) -> Member:
+            member = members.join(c, token, found.public, wanted.label, now_s)
+            audit.note(c, member.id, "join", token.id, now_s)
+            return member
+
+        member = await self._once(request, change)
         self._service.changed(member)
         return _standing(member)
 
@@ -159,7 +182,12 @@ class ControlPlane:
             what = f"{wanted.device:.40} is not the device that signs."
             raise TransportError("E-REQUEST", what, "a device revokes itself alone.")
         now_s = self._service.now_s()
-        member = await self._once(request, lambda c: members.revoke(c, own.id, now_s))
+
+        def change(c: sa.Connection) -> Member:
+            audit.note(c, own.id, "leave", own.id, now_s)
+            return members.revoke(c, own.id, now_s)
+
+        member = await self._once(request, change)
         self._service.changed(member)
         return _standing(member)
 
@@ -170,11 +198,11 @@ class ControlPlane:
 
     async def approve(self, request: Request, member: str) -> MemberState:
         """Approve a pending member."""
-        return await self._decide(request, member, members.approve)
+        return await self._decide(request, member, "approve")
 
     async def revoke(self, request: Request, member: str) -> MemberState:
         """Revoke a member at once and for good. Its uploads and long polls end."""
-        return await self._decide(request, member, members.revoke)
+        return await self._decide(request, member, "revoke")
 
     async def tokens(self) -> list[ListedToken]:
         """List all enrolment tokens, without their texts."""
@@ -183,35 +211,34 @@ class ControlPlane:
     async def make_token(self, request: Request, wanted: NewToken) -> MadeToken:
         """Make an enrolment token. Operators make tokens for devices; administrators for all roles."""
         member, _ = caller(request).signed()
-        _may_make(member, wanted.role)
         token, now_s = tokens.make(self._service.identity.name), self._service.now_s()
         grant = Grant(wanted.role, tuple(wanted.tags), wanted.uses, wanted.approved, wanted.expires_in_s)
-        await self._once(request, lambda c: members.make_token(c, token, grant, member.id, now_s))
+        await self._once(request, lambda c: token_made(c, token, grant, member, now_s))
         return MadeToken(id=token.id, text=token.text)
 
     async def revoke_token(self, request: Request, token: str) -> dict[str, str]:
         """Revoke an enrolment token. Operators revoke tokens for devices, administrators all tokens."""
         own, _ = caller(request).signed()
+        now_s = self._service.now_s()
 
         def change(c: sa.Connection) -> None:
-            _may_make(own, members.revoke_token(c, token))
+            may_decide(own, members.revoke_token(c, token))
+            audit.note(c, own.id, "revoke token", token, now_s)
 
         await self._once(request, change)
         return {"revoked": token}
 
-    async def _decide(
-        self, request: Request, name: str, decide: Callable[[sa.Connection, str, float], Member]
-    ) -> MemberState:
+    async def make_login(self, request: Request) -> MadeLogin:
+        """Make a login token for the dashboard, for the calling member."""
         own, _ = caller(request).signed()
         now_s = self._service.now_s()
+        text = await self._once(request, lambda c: sessions.invite(c, own.id, now_s))
+        return MadeLogin(text=text, path=LOGIN, lasts_s=sessions.LOGIN_S)
 
-        def change(c: sa.Connection) -> Member:
-            other = members.find(c, name)
-            if other is not None:
-                _may_make(own, other.role)
-            return decide(c, name, now_s)
-
-        member = await self._once(request, change)
+    async def _decide(self, request: Request, name: str, verb: str) -> MemberState:
+        own, _ = caller(request).signed()
+        now_s = self._service.now_s()
+        member = await self._once(request, lambda c: decided(c, own, name, verb, now_s))
         self._service.changed(member)
         return _standing(member)
 
@@ -221,11 +248,8 @@ class ControlPlane:
         return await self._service.once(proof, change)
 
 
-def _may_make(member: Member, role: str) -> None:
-    """Check that a member may decide about a role. Raises TransportError(E-ROLE) if it may not."""
-    if member.role != "admin" and role != "device":
-        what = f"an {member.role} decides about devices, not about a {role:.20}."
-        raise TransportError("E-ROLE", what, "ask an administrator.")
+def _shown_to_people(path: str, error: EdgewiseError, answer: Response) -> Response:
+    return rendering.refusal(path, error, answer) if is_page(path) else answer
 
 
 async def _answer(request: Request, e: Exception) -> Response:

@@ -31,7 +31,7 @@ from edgewise.core.own_code import fault_of
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
 from edgewise.drivers import extension_packages
-from edgewise.drivers.fleet import mailboxes, roster, served
+from edgewise.drivers.fleet import audit, mailboxes, roster, served
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.cohort import Halted, HttpCohort
 from edgewise.drivers.http.service import Service
@@ -98,10 +98,19 @@ class Hosting:
         self._begin(run)
         return run
 
-    def ask(self, run: str, state: str) -> ServedRun:
-        """Pause a run after its round, cancel it at once, or continue it. Raises TransportError as ``served.ask``."""
+    def ask(self, run: str, state: str, by: str = "server") -> ServedRun:
+        """Pause a run after its round, cancel it at once, or continue it. Raises TransportError as ``served.ask``.
+
+        ``by``: the member who asks, for the audit log.
+        """
+        now_s = self._service.now_s()
+
+        def change(c: submission.Connection) -> ServedRun:
+            audit.note(c, by, state, run, now_s)
+            return served.ask(c, run, state)
+
         with self._asking:  # Database and memory must see two simultaneous requests in one order.
-            found = self._service.database.write(lambda c: served.ask(c, run, state))
+            found = self._service.database.write(change)
             with self._lock:
                 self._states[run] = state
                 thread = self._threads.get(run)

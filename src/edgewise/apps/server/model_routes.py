@@ -74,8 +74,12 @@ class ModelRoutes:
         """Spend the request's nonce, and do the work in a thread."""
         member, proof = caller(request).signed()
         await self._service.write(lambda c: self._service.spend(c, proof))
+        return _shown(await self.alone(lambda: work(member.id)))
+
+    async def alone(self, work: Callable[[], Promotion]) -> Promotion:
+        """Do the work in a thread when no other promotion is under way."""
         async with self._alone:
-            return _shown(await asyncio.get_running_loop().run_in_executor(None, work, member.id))
+            return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
 def _shown(one: Promotion) -> PromotedModel:

@@ -175,8 +175,9 @@ class RunRoutes:
         """Pause a run after its round, resume it, or cancel it."""
         if verb not in VERBS:
             raise TransportError("E-ROUTE", f"a run cannot {verb:.20}.", "pause, resume or cancel it.")
+        member, _ = caller(request).signed()
         await self._spent(request)
-        done = asyncio.get_running_loop().run_in_executor(None, self._hosting.ask, run, VERBS[verb])
+        done = asyncio.get_running_loop().run_in_executor(None, self._hosting.ask, run, VERBS[verb], member.id)
         return self._shown(await done)
 
     def _shown(self, run: ServedRun) -> ShownRun:

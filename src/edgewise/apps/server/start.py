@@ -10,10 +10,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import sqlalchemy as sa
+
 from edgewise.apps.server.api import ControlPlane
 from edgewise.apps.server.hosting import Hosting, Tell
 from edgewise.apps.server.sharing import Address
-from edgewise.drivers.fleet import members
+from edgewise.drivers.fleet import audit, members
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import certificates, tokens
 from edgewise.drivers.http.limits import ServerLimits
@@ -111,7 +113,12 @@ class HttpServer:
         """Make an enrolment token. Its text is not stored."""
         token = tokens.make(self.service.identity.name)
         now_s = self.service.now_s()
-        self.service.database.write(lambda c: members.make_token(c, token, grant, made_by, now_s))
+
+        def change(c: sa.Connection) -> None:
+            members.make_token(c, token, grant, made_by, now_s)
+            audit.note(c, made_by, "make token", token.id, now_s)
+
+        self.service.database.write(change)
         return token.text
 
     def first_token(self) -> str:

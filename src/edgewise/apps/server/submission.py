@@ -26,7 +26,7 @@ from edgewise.core import vector
 from edgewise.core.errors import EdgewiseError, RecipeError, TransportError
 from edgewise.core.vector import Spec
 from edgewise.drivers import extension_packages
-from edgewise.drivers.fleet import mailboxes, members, roster, served
+from edgewise.drivers.fleet import audit, mailboxes, members, roster, served
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http import package
@@ -146,6 +146,7 @@ def begin(
 
             def change(c: sa.Connection) -> None:
                 served.add(c, row)
+                audit.note(c, made_by, "submit", run, row.made_s)
                 mailboxes.admit(c, run, devices)
                 mailboxes.publish(c, run, dict(blobs))
 

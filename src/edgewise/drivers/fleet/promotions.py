@@ -19,7 +19,7 @@ import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError, TransportError
 from edgewise.core.foreign import foreign
-from edgewise.drivers.fleet import mailboxes
+from edgewise.drivers.fleet import audit, mailboxes
 from edgewise.drivers.fleet.tables import PROMOTIONS
 
 PROMOTE, ROLLBACK = "promote", "rollback"
@@ -113,6 +113,7 @@ def add(c: sa.Connection, new: Promotion) -> None:
     """Write a promotion or a rollback, and publish the model that is then promoted to all members."""
     row = {**asdict(new), "blobs": json.dumps(dict(new.blobs), sort_keys=True)}
     c.execute(PROMOTIONS.insert().values(**row))
+    audit.note(c, new.by, new.verb, new.run, new.at_s)
     blobs = {digest: size for one in standing(history(c)) for digest, size in one.blobs.items()}
     mailboxes.publish(c, mailboxes.EVERYBODY, blobs)
 

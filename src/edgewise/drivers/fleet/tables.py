@@ -43,6 +43,23 @@ TOKENS = sa.Table(
     sa.Column("made_by", sa.String, nullable=False),
     sa.Column("made_s", sa.Float, nullable=False),
 )
+SESSIONS = sa.Table(  # login tokens, and sessions of people in a browser
+    "sessions",
+    META,
+    sa.Column("digest", sa.LargeBinary, primary_key=True),  # hash of the secret
+    sa.Column("member", sa.String, nullable=False),
+    sa.Column("expires_s", sa.Float, nullable=False),
+)
+AUDIT = sa.Table(  # who changed what; rows are only added
+    "audit",
+    META,
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("at_s", sa.Float, nullable=False),
+    sa.Column("by", sa.String, nullable=False),
+    sa.Column("verb", sa.String, nullable=False),
+    sa.Column("what", sa.String, nullable=False),
+    sa.Column("digest", sa.String, nullable=False),  # over this row and the one before (fleet.audit)
+)
 NONCES = sa.Table(  # nonces of requests that changed something, while they could be replayed
     "nonces",
     META,

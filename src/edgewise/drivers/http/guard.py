@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from starlette.requests import Request
@@ -23,8 +23,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgewise.core.errors import EdgewiseError, TransportError
+from edgewise.drivers.fleet import sessions
 from edgewise.drivers.fleet.members import APPROVED, PENDING, REVOKED, Member, revoked
-from edgewise.drivers.http import rules, signatures
+from edgewise.drivers.http import browser, rules, signatures
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.http.limits import Later, customer
 from edgewise.drivers.http.meter import Visit
@@ -42,12 +43,20 @@ class Caller:
     """The sender of a request.
 
     ``member`` and ``proof``: None where the route takes unsigned requests. ``public``: the key that wants to join.
+    ``session``: the secret of a browser's session, for its forms.
     """
 
     member: Member | None
     proof: Proof | None
     body: bytes = field(repr=False)
     public: bytes = field(default=b"", repr=False)
+    session: str = field(default="", repr=False)
+
+    def person(self) -> Member:
+        """Return the member whose session this is, on a route for sessions."""
+        if self.member is None or not self.session:
+            raise _no_session()
+        return self.member
 
     def signed(self) -> tuple[Member, Proof]:
         """Return the member and its proof, on a route for members."""
@@ -66,7 +75,8 @@ async def refused(request: Request, error: EdgewiseError, otherwise: int = 503) 
     """Answer for a route that raised. The error becomes the outcome of the request. ``otherwise``: see ``reply``."""
     visit: Visit = request.scope["state"]["visit"]
     visit.code = error.code
-    return reply(error, otherwise)
+    shown: Shown = request.scope["state"]["shown"]
+    return shown(request.scope["path"], error, reply(error, otherwise))
 
 
 def reply(error: EdgewiseError, otherwise: int = 503) -> Response:
@@ -85,11 +95,23 @@ def reply(error: EdgewiseError, otherwise: int = 503) -> Response:
     return JSONResponse(body, status, headers)
 
 
-class Guard:
-    """The ASGI middleware around all routes of a server."""
+Shown = Callable[[str, EdgewiseError, Response], Response]  # path, error, its answer as JSON -> the answer to send
 
-    def __init__(self, app: ASGIApp, service: Service, lines: Sequence[Rule] = rules.RULES) -> None:
-        self._app, self._service, self._rules = app, service, lines
+
+class Guard:
+    """The ASGI middleware around all routes of a server.
+
+    ``shown``: makes a page of a refusal where a person asks.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        service: Service,
+        lines: Sequence[Rule] = rules.RULES,
+        shown: Shown = lambda path, error, answer: answer,
+    ) -> None:
+        self._app, self._service, self._rules, self._shown = app, service, lines, shown
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check one request and pass it on."""
@@ -117,7 +139,9 @@ class Guard:
             if found.proof is not None and not hmac.compare_digest(digest, found.proof.body):
                 raise TransportError("E-SIGNATURE", "the body is not the signed one.", "send it again.")
             state = scope.setdefault("state", {})
-            state["caller"], state["visit"] = Caller(found.member, found.proof, body, found.public), visit
+            if rule.session and rule.changes:
+                browser.check_form(body, found.session)
+            state["caller"], state["visit"], state["shown"] = replace(found, body=body), visit, self._shown
             if found.member is not None:
                 self._service.advanced(found.member.id)
             await self._app(scope, _replayed(body, receive), outgoing)
@@ -137,7 +161,7 @@ class Guard:
         outgoing.visit.code = error.code
         if not outgoing.begun:
             with suppress(TimeoutError):
-                await reply(error)(scope, receive, outgoing)
+                await self._shown(scope["path"], error, reply(error))(scope, receive, outgoing)
 
     def _admit(self, scope: Scope, visit: Visit) -> tuple[Rule, int]:
         """Check what needs no look-up: a request's address, route and announced size."""
@@ -156,6 +180,8 @@ class Guard:
     async def _identify(self, scope: Scope, rule: Rule, visit: Visit) -> Caller:
         if rule.roles in (rules.ANYONE, rules.LOCAL):
             return Caller(None, None, b"")
+        if rule.session:
+            return await self._person(scope, rule, visit)
         headers: dict[str, str] = {}
         for raw_name, value in scope["headers"]:
             if (name := raw_name.decode("latin-1")) in _SIGNED:
@@ -173,9 +199,20 @@ class Guard:
         key_of: Callable[[str], bytes | None] = lambda _: member.public if member else None  # noqa: E731
         proof = signatures.verify(where, headers, server, now_s, key_of)
         assert member is not None
-        visit.member, visit.role = member.id, member.role if member.status == APPROVED else member.status
-        self._standing(member, rule)
+        self._standing(member, rule, visit)
         return Caller(member, proof, b"")
+
+    async def _person(self, scope: Scope, rule: Rule, visit: Visit) -> Caller:
+        """Find the member whose session the cookie names. Raises TransportError: E-SESSION, and as ``_standing``."""
+        if rule.changes:
+            browser.check_origin(scope)
+        secret, now_s = browser.session_secret(scope), self._service.now_s()
+        name = await self._service.read(lambda c: sessions.find(c, secret, now_s)) if secret else ""
+        member = await self._service.member(name) if name else None
+        if member is None:
+            raise _no_session()
+        self._standing(member, rule, visit)
+        return Caller(member, None, b"", session=secret)
 
     def _fresh(self, proof: Proof) -> None:
         """Refuse a request that may have been accepted before this server was restored.
@@ -187,8 +224,9 @@ class Guard:
             what = "the server was restored from a backup after the request was signed."
             raise Later("E-BUSY", what, "sign it again.", 1.0)
 
-    def _standing(self, member: Member, rule: Rule) -> None:
+    def _standing(self, member: Member, rule: Rule, visit: Visit) -> None:
         """Check a member's status and role. Raises TransportError: E-REVOKED, E-PENDING, E-ROLE."""
+        visit.member, visit.role = member.id, member.role if member.status == APPROVED else member.status
         if member.status == REVOKED:
             raise revoked(member.id)
         if member.status == PENDING and "pending" not in rule.roles:
@@ -250,6 +288,10 @@ class _Outgoing:
             self.visit.sent += len(message.get("body", b""))
         async with asyncio.timeout(self._stall_s):
             await self._send(message)
+
+
+def _no_session() -> TransportError:
+    return TransportError("E-SESSION", "nobody is logged in with this browser.", "log in: `edgewise fleet login`.")
 
 
 def failed() -> TransportError:

@@ -27,7 +27,7 @@ class Rule:
     """A route: its method and path, the roles that may call it, and the largest body in bytes.
 
     ``path``: with ``{name}`` for one segment, as in the routers. ``refuses``: the error codes of this route itself,
-    beside those of all routes (``codes``).
+    beside those of all routes (``codes``). ``session``: people call it with the cookie of a session, and nobody signs.
     """
 
     method: str
@@ -35,11 +35,13 @@ class Rule:
     roles: frozenset[str]
     body_bytes: int = 0
     refuses: tuple[str, ...] = ()
+    session: bool = False
     pattern: re.Pattern[str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        segments = re.sub(r"\{\w+\}", "[0-9A-Za-z_-]{1,80}", self.path)
-        object.__setattr__(self, "pattern", re.compile(segments))
+        parts = re.split(r"(\{\w+\})", self.path)
+        segments = ("[0-9A-Za-z_-]{1,80}" if part.startswith("{") else re.escape(part) for part in parts)
+        object.__setattr__(self, "pattern", re.compile("".join(segments)))
 
     @property
     def changes(self) -> bool:
@@ -53,13 +55,13 @@ class Rule:
         if self.roles == LOCAL:
             found |= {"E-ROLE"}
         if self.roles not in (ANYONE, LOCAL):
-            found |= {"E-SIGNATURE", "E-CLOCK", "E-DISK", "E-CHECKPOINT"}
+            found |= {"E-DISK", "E-CHECKPOINT"} | ({"E-SESSION"} if self.session else {"E-SIGNATURE", "E-CLOCK"})
         if self.roles not in (ANYONE, LOCAL, JOINING):
             found |= {"E-ROLE", "E-REVOKED"} | (set() if "pending" in self.roles else {"E-PENDING"})
         if self.body_bytes:
             found |= {"E-BUSY"}
         if self.changes:
-            found |= {"E-REPLAY", "E-LEASE", "E-BUSY"}
+            found |= {"E-SESSION" if self.session else "E-REPLAY", "E-LEASE", "E-BUSY"}
         return frozenset(found)
 
 
@@ -95,6 +97,7 @@ RULES = (
     Rule("GET", "/v1/tokens", OPERATOR),
     Rule("POST", "/v1/tokens", OPERATOR, SMALL_BYTES),
     Rule("POST", "/v1/tokens/{token}/revoke", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID",)),
+    Rule("POST", "/v1/logins", VIEWER, SMALL_BYTES),
     Rule("GET", "/v1/staged/{digest}", OPERATOR),
     Rule("PUT", "/v1/staged/{digest}", OPERATOR, CHUNK_BYTES, ("E-OFFSET", "E-BLOB")),
     Rule("GET", "/v1/models", VIEWER),
@@ -123,6 +126,7 @@ STATUS: Mapping[str, int] = dict.fromkeys(
     "E-SIGNATURE": 401,
     "E-CLOCK": 401,
     "E-REPLAY": 401,
+    "E-SESSION": 401,
     "E-TOKEN": 403,
     "E-ROLE": 403,
     "E-PENDING": 403,

@@ -1,0 +1,168 @@
+"""Figures of devices, tokens, mail, models, budgets and the audit log for their pages, as plain JSON."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+
+from edgewise.apps.dashboard import run_data
+from edgewise.core.errors import EdgewiseError
+from edgewise.drivers.fleet import audit, members, promotions
+from edgewise.drivers.fleet.served import ServedRun
+from edgewise.drivers.fleet.tables import MAIL, MEMBERS, ROUNDS
+from edgewise.drivers.http.service import Service
+from edgewise.drivers.storage import charges, run_record
+from edgewise.plan.facts import parse
+from edgewise.privacy import ledger
+
+HERE_S = 60.0  # a device that called within this time is present; idle ones call twice a minute or more
+COMPARED = ("played", "abandoned", "loss", "perplexity", "bytes_up", "bytes_down", "seconds", "epsilon")
+PAGE = 200  # rows of a list on one page
+
+
+def counts(c: sa.Connection) -> dict[str, dict[str, int]]:
+    """Count members by role and status."""
+    found: dict[str, dict[str, int]] = {}
+    columns = (MEMBERS.c.role, MEMBERS.c.status)
+    for role, status, n in c.execute(sa.select(*columns, sa.func.count()).group_by(*columns)):
+        found.setdefault(role, {})[status] = int(n)
+    return found
+
+
+def devices(c: sa.Connection, service: Service, status: str, after: str) -> list[dict[str, Any]]:
+    """List members in the order of their ids, a page at a time, with the seconds since their last call here."""
+    now = time.monotonic()
+    return [
+        {
+            "id": one.id, "label": one.label, "role": one.role, "status": one.status, "tags": list(one.tags),
+            "joined_s": one.joined_s, "token": one.token,
+            "seen_ago_s": None if (at := service.progress_s.get(one.id)) is None else max(0.0, now - at),
+        }
+        for one in members.listed(c, status, after, PAGE)
+    ]  # fmt: skip
+
+
+def under_way(c: sa.Connection, run: str) -> dict[str, Any] | None:
+    """Show the round of a run that takes frames now: frames by phase and direction. None: no round is open."""
+    round = c.execute(sa.select(sa.func.max(ROUNDS.c.round)).where(ROUNDS.c.run == run)).scalar()
+    if round is None:
+        return None
+    here = (MAIL.c.run == run) & (MAIL.c.round == round)
+    columns = (MAIL.c.phase, MAIL.c.inbound)
+    rows = c.execute(
+        sa.select(*columns, sa.func.count()).where(here).group_by(*columns).order_by(sa.func.min(MAIL.c.number))
+    )
+    return {
+        "round": int(round),
+        "phases": [{"phase": phase, "from_devices": bool(inbound), "frames": int(n)} for phase, inbound, n in rows],
+    }
+
+
+def budget(run: ServedRun) -> float | None:
+    """Return the epsilon that a run may spend. None: it promises none."""
+    noise = parse(run.facts).noise
+    return None if noise is None else noise.epsilon
+
+
+def models(c: sa.Connection) -> dict[str, Any]:
+    """List promotions with the model that stands, and whether a rollback has a model to return to."""
+    history = promotions.history(c)
+    standing = promotions.standing(history)
+    rows = [{**asdict(one), "blobs": dict(one.blobs)} for one in reversed(history)]
+    return {
+        "history": rows,
+        "standing": None if not standing else {**asdict(standing[-1]), "blobs": dict(standing[-1].blobs)},
+        "former": None if len(standing) < 2 else {"name": standing[-2].name, "run": standing[-2].run},
+    }
+
+
+def privacy(runs: Sequence[ServedRun], progress: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """List the budgets of runs that promise an epsilon, the newest first."""
+    found = []
+    for run in reversed(runs):
+        if (limit := budget(run)) is None:
+            continue
+        spent = progress[run.run]["epsilon"] or 0.0
+        played = progress[run.run]["played"]
+        found.append({
+            "run": run.run, "name": run.name, "state": run.state, "budget": limit, "spent": spent,
+            "left": max(0.0, limit - spent), "rounds_left": max(0, run.rounds - played), "played": played,
+            "rounds": run.rounds,
+        })  # fmt: skip
+    return found
+
+
+def charged(folder: Path) -> dict[str, Any]:
+    """List the newest charges of a run's ledger, and say whether each follows from the one before."""
+    try:
+        record = run_record.read(folder)
+        entries, links = charges.read(record.charges, ledger.start(record.run["id"], record.run["instance"]))
+    except (EdgewiseError, ValueError, KeyError, TypeError) as e:
+        return {"charges": [], "count": 0, "problem": str(e)}
+    rows = [
+        {
+            "number": i + 1, "round": one.round + 1, "attempt": one.attempt[:12], "cohort": one.cohort,
+            "event": one.event.to_plain(), "digest": digest,
+        }
+        for i, (one, digest) in enumerate(zip(entries, links[1:], strict=True))
+    ]  # fmt: skip
+    return {"charges": rows[::-1][:PAGE], "count": len(rows), "problem": ""}
+
+
+def audited(c: sa.Connection, before: int, verify: bool) -> dict[str, Any]:
+    """List rows of the audit log, the newest first. ``verify``: recompute the whole chain."""
+    rows = audit.newest(c, PAGE, before)
+    found: dict[str, Any] = {"rows": [asdict(one) for one in rows], "verified": None, "problem": ""}
+    if verify:
+        found["problem"] = audit.problem(audit.rows(c))
+        found["verified"] = not found["problem"]
+    return found
+
+
+def compared(folders: Mapping[str, tuple[ServedRun, Path]]) -> dict[str, Any]:
+    """Put runs side by side: figures, the loss of each over the rounds, and the recipe keys that differ."""
+    rows, series, recipes = [], [], {}
+    for run, (row, folder) in folders.items():
+        found = run_data.figures(folder, run_data.BUCKETS // 2)
+        losses = [one for one in found["charts"]["loss"]["series"] if one["name"] == run_data.HEAD_NAMES["loss_last"]]
+        series += [
+            {"name": f"{row.name} {run[:6]}", "x": found["charts"]["loss"]["x"], "y": one["y"]} for one in losses
+        ]
+        rows.append({
+            "run": run, "name": row.name, "state": row.state, "budget": budget(row),
+            **{key: found[key] for key in COMPARED},
+        })  # fmt: skip
+        recipes[run] = flat(parse(row.facts).settings())
+    keys = sorted({key for one in recipes.values() for key in one})
+    differing = [key for key in keys if len({repr(one.get(key)) for one in recipes.values()}) > 1]
+    return {
+        "runs": rows,
+        "losses": on_one_axis(series),
+        "recipe": [{"key": key, "values": [one.get(key) for one in recipes.values()]} for key in differing],
+    }
+
+
+def on_one_axis(series: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Put curves of different runs on the union of their rounds."""
+    x = sorted({round for one in series for round in one["x"]})
+    at = [dict(zip(one["x"], one["y"], strict=True)) for one in series]
+    return {
+        "x": x,
+        "series": [{"name": one["name"], "y": [y.get(v) for v in x]} for one, y in zip(series, at, strict=True)],
+    }
+
+
+def flat(tables: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Map dotted keys to the values of nested tables."""
+    found: dict[str, Any] = {}
+    for key, value in tables.items():
+        if isinstance(value, Mapping):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found

@@ -1,0 +1,71 @@
+"""The server's half of the dashboard: the acts of a person in a browser, as the signed routes do them."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import sqlalchemy as sa
+
+from edgewise.apps.server import promoting, submission
+from edgewise.apps.server.decisions import decided, may_decide, token_made
+from edgewise.apps.server.hosting import Hosting
+from edgewise.apps.server.model_routes import ModelRoutes
+from edgewise.apps.server.run_routes import VERBS
+from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet import audit, members
+from edgewise.drivers.fleet.members import Grant, Member
+from edgewise.drivers.fleet.promotions import Promotion
+from edgewise.drivers.fleet.served import ServedRun
+from edgewise.drivers.http import tokens
+from edgewise.drivers.http.service import Service
+
+
+class PersonActs:
+    """Implements ``apps.dashboard.shown_server.ShownServer``."""
+
+    def __init__(self, service: Service, hosting: Hosting, models: ModelRoutes) -> None:
+        self._service, self._hosting, self._models = service, hosting, models
+
+    def folder(self, run: str) -> Path:
+        """Return the folder of a run."""
+        return submission.folder(self._service, run)
+
+    def why(self, run: ServedRun) -> str:
+        """Return the reason why a run failed or waits."""
+        return self._hosting.why(run)
+
+    async def ask(self, run: str, verb: str, by: str) -> None:
+        """Pause, resume or cancel a run."""
+        if verb not in VERBS:
+            raise TransportError("E-ROUTE", f"a run cannot {verb:.20}.", "pause, resume or cancel it.")
+        await asyncio.get_running_loop().run_in_executor(None, self._hosting.ask, run, VERBS[verb], by)
+
+    async def decide(self, by: Member, member: str, verb: str) -> None:
+        """Approve or revoke a member."""
+        now_s = self._service.now_s()
+        self._service.changed(await self._service.write(lambda c: decided(c, by, member, verb, now_s)))
+
+    async def make_token(self, by: Member, grant: Grant) -> str:
+        """Make an enrolment token and return its text."""
+        token, now_s = tokens.make(self._service.identity.name), self._service.now_s()
+        await self._service.write(lambda c: token_made(c, token, grant, by, now_s))
+        return token.text
+
+    async def revoke_token(self, by: Member, token: str) -> None:
+        """Revoke an enrolment token."""
+        now_s = self._service.now_s()
+
+        def change(c: sa.Connection) -> None:
+            may_decide(by, members.revoke_token(c, token))
+            audit.note(c, by.id, "revoke token", token, now_s)
+
+        await self._service.write(change)
+
+    async def promote(self, run: str, by: str) -> Promotion:
+        """Verify a run and promote the model that counts."""
+        return await self._models.alone(lambda: promoting.promote(self._service, run, None, by))
+
+    async def rollback(self, by: str) -> Promotion:
+        """Return to the previously promoted model."""
+        return await self._models.alone(lambda: promoting.rollback(self._service, by))

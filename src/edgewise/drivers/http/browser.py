@@ -1,0 +1,82 @@
+"""Requests of people in a browser: the cookie of a session, the token of a form, and the headers of a page.
+
+A form carries a token that is derived from the session's secret. A page holds the token and never the secret, which
+scripts cannot read either (HttpOnly). A browser that names another origin is refused, whatever the form holds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import parse_qs, urlsplit
+
+from starlette.types import Scope
+
+from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet.sessions import SESSION_S
+
+COOKIE = "__Host-edgewise"  # a browser takes this prefix only from a secure origin, for the whole host
+FIELD = "form_token"
+FIELDS = 64
+HEADERS: Mapping[str, str] = {
+    "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",  # with no-referrer a browser hides the origin of its own forms
+    "cross-origin-opener-policy": "same-origin",
+    "cache-control": "no-store",
+}
+_FOREIGN = TransportError("E-SESSION", "the form was not made in this session.", "open the page again, and send it.")
+
+
+def session_secret(scope: Scope) -> str:
+    """Return the secret in the cookie of a request. Empty: there is none."""
+    text = "; ".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie")
+    try:
+        found = SimpleCookie(text).get(COOKIE)
+    except CookieError:
+        return ""
+    return "" if found is None else found.value
+
+
+def cookie(secret: str) -> str:
+    """Write the header ``set-cookie`` of a session. An empty secret removes the cookie."""
+    lasts = int(SESSION_S) if secret else 0
+    return f"{COOKIE}={secret}; Path=/; Max-Age={lasts}; HttpOnly; Secure; SameSite=Strict"
+
+
+def form_token(secret: str) -> str:
+    """Derive the token of the forms of a session."""
+    return hmac.new(secret.encode(), b"edgewise/form/v1", hashlib.sha256).hexdigest()
+
+
+def fields(body: bytes) -> dict[str, str]:
+    """Read a form. Raises TransportError(E-REQUEST) for other bytes, and for a field that stands twice."""
+    try:
+        pairs = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=FIELDS, errors="strict")
+    except ValueError:
+        raise TransportError("E-REQUEST", "the body is not a form.", "send the page's own form.") from None
+    if any(len(values) != 1 for values in pairs.values()):
+        raise TransportError("E-REQUEST", "the form has a field twice.", "send the page's own form.")
+    return {name: values[0] for name, values in pairs.items()}
+
+
+def check_origin(scope: Scope) -> None:
+    """Refuse a form that a page of another origin sends. Raises TransportError(E-SESSION).
+
+    Browsers send these headers with every form. A program that sends neither has no session of a person to misuse.
+    """
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    if headers.get(b"sec-fetch-site", "same-origin") not in ("same-origin", "none"):
+        raise _FOREIGN
+    origin = headers.get(b"origin")
+    if origin is not None and urlsplit(origin).netloc != headers.get(b"host"):
+        raise _FOREIGN
+
+
+def check_form(body: bytes, secret: str) -> None:
+    """Refuse a form without the token of its session. Raises TransportError: E-SESSION, E-REQUEST."""
+    if not hmac.compare_digest(fields(body).get(FIELD, "").encode(), form_token(secret).encode()):
+        raise _FOREIGN
