@@ -1,4 +1,4 @@
-"""Laws of all trainers: of text, of any torch module, along directions, and the toy."""
+"""Laws of all trainers: of text, of any torch module, along directions, of a shared part, and the toy."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from toy import ToyTrainer
 from toy_recipe import make_recipe
 
+from arch.source import SRC, dotted, nodes, where
 from edgewise.core.errors import TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
+from edgewise.core.parts import ModelParts
 from edgewise.core.training import Correction, FitRequest
+from edgewise.drivers.workers.parted import PartedTrainer
 from edgewise.engine.trainer import Trainer, registered
 from edgewise.learn.shards import TensorShard
 from edgewise.learn.task import TaskTrainer, TorchTask
@@ -30,7 +33,6 @@ from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.strategies.base import Directions
 
-LEARN = Path(__file__).parents[2] / "src" / "edgewise" / "learn"
 RULE = LocalRule(steps=3, lr=0.05)
 
 
@@ -61,7 +63,13 @@ def _task(_: Path) -> TaskTrainer:
 
 
 def _directions(place: Path) -> ZerothOrderTrainer:
-    return ZerothOrderTrainer(_torch_trainer(place), Directions(32, 1e-3), root(3))
+    return ZerothOrderTrainer(registered(_torch_trainer(place)), Directions(32, 1e-3), root(3))
+
+
+def _parted(place: Path) -> PartedTrainer:
+    inner = registered(_torch_trainer(place))
+    recipe = from_plain({"privacy": "none", "personal": {"method": "fedrep", "parts": ["b"], "steps": 2}})
+    return PartedTrainer(inner, ModelParts(inner.trainer.spec, ("b",)), recipe)
 
 
 def _text(place: Path) -> Trainer:
@@ -81,6 +89,7 @@ TRAINERS: dict[str, Callable[[Path], Trainer]] = {
     "TorchTrainer": _torch_trainer,
     "TaskTrainer": _task,
     "ZerothOrderTrainer": _directions,
+    "PartedTrainer": _parted,
     "TextTrainer": _text,
 }
 
@@ -103,9 +112,20 @@ def trainer(request: pytest.FixtureRequest, place: Path) -> Trainer:
 
 PORTS = {
     "ToyTrainer": {"describes", "measures"},
-    "TorchTrainer": {"counts", "noises", "measures", "computes", "metrics", "together", "holds_back"},
-    "TaskTrainer": {"describes", "counts", "noises", "measures", "computes", "metrics", "together", "holds_back"},
+    "TorchTrainer": {"counts", "noises", "measures", "computes", "metrics", "together", "moves", "holds_back"},
+    "TaskTrainer": {
+        "describes",
+        "counts",
+        "noises",
+        "measures",
+        "computes",
+        "metrics",
+        "together",
+        "moves",
+        "holds_back",
+    },
     "ZerothOrderTrainer": {"describes", "counts", "measures", "continues"},
+    "PartedTrainer": {"describes", "continues"},
     "TextTrainer": {
         "describes",
         "counts",
@@ -117,6 +137,7 @@ PORTS = {
         "remarks",
         "metrics",
         "together",
+        "moves",
         "holds_back",
     },
 }
@@ -217,14 +238,39 @@ def test_sizes_are_those_that_a_forecast_reads(trainer: Trainer) -> None:
     assert sizes["parameters"] >= sizes["trainable"] > 0
 
 
+OTHERS = {  # Classes with ``fit`` and ``evaluate`` that no law can hold for.
+    "Trainer": "the port itself",
+    "Registered": "a trainer with its ports",
+    "Handover": "a script on a device trains, and evaluates nothing",
+}
+
+
 def test_every_trainer_is_under_these_laws() -> None:
-    """A class of ``learn`` that fits and evaluates, or inherits from one that does."""
+    """A class that fits and evaluates, or inherits from one that does, wherever it lives."""
     found: set[str] = set()
-    for path in sorted(LEARN.glob("**/*.py")):
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef):
-                methods = {m.name for m in node.body if isinstance(m, ast.FunctionDef)}
-                bases = {b.id for b in node.bases if isinstance(b, ast.Name)}
-                if {"fit", "evaluate"} <= methods or bases & TRAINERS.keys():
-                    found.add(node.name)
-    assert found | {"ToyTrainer"} == set(TRAINERS), "add the new trainer to TRAINERS"
+    for _, node in nodes(ast.ClassDef):
+        assert isinstance(node, ast.ClassDef)
+        methods = {m.name for m in node.body if isinstance(m, ast.FunctionDef)}
+        bases = {b.id for b in node.bases if isinstance(b, ast.Name)}
+        if {"fit", "evaluate"} <= methods or bases & TRAINERS.keys():
+            found.add(node.name)
+    assert OTHERS.keys() <= found, "a class that is gone needs no reason"
+    assert (found - OTHERS.keys()) | {"ToyTrainer"} == set(TRAINERS), "add the new trainer to TRAINERS"
+
+
+def test_the_abilities_of_a_trainer_are_looked_for_in_one_place() -> None:
+    """Whoever needs one asks ``engine.trainer.Registered``."""
+    bad = []
+    for path, node in nodes(ast.Call):
+        assert isinstance(node, ast.Call)
+        probes = dotted(node.func) in {"isinstance", "issubclass", "hasattr", "getattr"} and node.args
+        if probes and path != SRC / "engine" / "trainer.py" and "trainer" in dotted(node.args[0]).lower():
+            bad.append(where(path, node))
+    bad += [where(path, node) for path, node in nodes(ast.ClassDef) if _is_runtime_protocol(node)]
+    assert not bad, "give engine.trainer an optional port for it:\n" + "\n".join(bad)
+
+
+def _is_runtime_protocol(node: ast.AST) -> bool:
+    """Tell whether a class is a protocol that ``isinstance`` can ask for."""
+    assert isinstance(node, ast.ClassDef)
+    return any(dotted(one).rpartition(".")[2] == "runtime_checkable" for one in node.decorator_list)

@@ -10,10 +10,11 @@ A trainer is registered once, where it is made. ``registered`` finds its optiona
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import get_annotations
 from typing import Any, Protocol
 
 from edgewise.core.errors import RecipeError, TrainingError
@@ -119,8 +120,8 @@ class MeasuresSteps(Protocol):
 class FitsTogether(Protocol):
     """Optional port of a trainer that trains several devices in one pass."""
 
-    def apart(self) -> str:
-        """Return the reason why devices cannot be trained together. Empty where they can."""
+    def apart(self) -> str | None:
+        """Return the reason why devices cannot be trained together. None where they can."""
         ...
 
     def fit_many(self, requests: Sequence[FitRequest]) -> Sequence[Update | Exception]:
@@ -128,6 +129,30 @@ class FitsTogether(Protocol):
 
         An update equals that of ``Trainer.fit`` to rounding, whatever the other requests are.
         """
+        ...
+
+
+class TrainsModel(CountsRecords, Protocol):
+    """Optional port of a trainer whose torch model can move along directions (``learn.zeroth_order``).
+
+    The engine does not import torch, so the types stand here as text.
+
+    Attributes:
+        model: ``nn.Module``.
+        loss: ``learn.train.Loss``.
+        flat: the trained parameters, ``learn.flat.Flat``.
+        training: the recipe's [training].
+        forward_bytes: memory of a forward pass.
+    """
+
+    model: Any
+    loss: Any
+    flat: Any
+    training: Any
+    forward_bytes: float
+
+    def work(self, request: FitRequest) -> tuple[Iterable[Any], float]:
+        """Return the batches of each step, and the device's weight."""
         ...
 
 
@@ -204,6 +229,7 @@ class Registered:
     reports: ReportsMetrics | None = None
     holds_back: HoldsBack | None = None
     together: FitsTogether | None = None
+    moves: TrainsModel | None = None
     keeps: KeepsPart | None = None
 
     def whole(self, params: Vector) -> tuple[Registered, Vector]:
@@ -261,7 +287,7 @@ class Registered:
 
 
 def registered(trainer: Trainer) -> Registered:
-    """Find the optional ports of a trainer, once. It has a port where it has all methods of the port.
+    """Find the optional ports of a trainer, once. It has a port where it has all methods and attributes of the port.
 
     Raises RecipeError(E-EXTENSION) for an object that is no trainer. The message names the missing methods.
     """
@@ -282,6 +308,7 @@ def registered(trainer: Trainer) -> Registered:
         reports=_as_port(trainer, ReportsMetrics),
         holds_back=_as_port(trainer, HoldsBack),
         together=_as_port(trainer, FitsTogether),
+        moves=_as_port(trainer, TrainsModel),
     )
 
 
@@ -292,5 +319,7 @@ def _port_methods(port: type[Any]) -> list[str]:
 
 
 def _as_port(trainer: Trainer, port: Any) -> Any:
-    """Return the trainer if it has all methods of a port, else None."""
-    return trainer if all(callable(getattr(trainer, name, None)) for name in _port_methods(port)) else None
+    """Return the trainer if it has all methods and attributes of a port, else None."""
+    if not all(callable(getattr(trainer, name, None)) for name in _port_methods(port)):
+        return None
+    return trainer if all(hasattr(trainer, name) for name in get_annotations(port)) else None

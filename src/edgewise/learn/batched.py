@@ -60,9 +60,9 @@ class OnePass:
         self._layers = DeviceLayers(model, flat)
 
     @cached_property
-    def apart(self) -> str:
-        """The reason why devices cannot be trained together. Empty where they can. The model is tried for it once."""
-        return self._layers.apart or self._layers.tried(self._model, self._flat)
+    def apart(self) -> str | None:
+        """The reason why devices cannot be trained together. None where they can. The model is tried for it once."""
+        return self._layers.tried(self._model, self._flat) if self._layers.apart is None else self._layers.apart
 
     def backward(
         self, w_nD: Tensor, g_nD: Tensor, names: Collection[str], batches: Sequence[Any], summed: bool
@@ -88,7 +88,7 @@ class Passes(Protocol):
     processor: torch.device
 
     @property
-    def apart(self) -> str:
+    def apart(self) -> str | None:
         """See ``OnePass.apart``."""
         ...
 

@@ -49,14 +49,14 @@ class DeviceLayers:
         model: a causal language model.
         flat: its trained parameters.
     Attributes:
-        apart: the reason why devices cannot be trained together. Empty where they can.
+        apart: the reason why devices cannot be trained together. None where they can.
     """
 
     def __init__(self, model: nn.Module, flat: Flat) -> None:
         self._layers: list[_Layer] = []
         self.apart = self._examine(model, flat)
 
-    def _examine(self, model: nn.Module, flat: Flat) -> str:
+    def _examine(self, model: nn.Module, flat: Flat) -> str | None:
         segments = {id(p): s for s, p in flat.pairs()}
         uncovered = set(segments)
         for name, module in model.named_modules():
@@ -76,15 +76,15 @@ class DeviceLayers:
             kinds = "a plain LoRA adapter, or a linear, embedding or normalising layer"
             return f"{name} changes in a run, and it is no weight of {kinds}"
         dropout = {k: v for k, v in vars(getattr(model, "config", None) or object).items() if _drops(k, v)}
-        return f"the model has {min(dropout)}, which draws at random for all rows at once" if dropout else ""
+        return f"the model has {min(dropout)}, which draws at random for all rows at once" if dropout else None
 
-    def tried(self, model: nn.Module, flat: Flat) -> str:
+    def tried(self, model: nn.Module, flat: Flat) -> str | None:
         """Compare two devices of random weights in one pass with the same two alone.
 
         A model may use a weight without calling its layer, or order its rows in another way. Then logits differ.
 
         Returns:
-            The reason why devices cannot be trained together. Empty where the logits are equal to rounding.
+            The reason why devices cannot be trained together. None where the logits are equal to rounding.
         """
         exact = all(p.dtype is torch.float32 for p in model.parameters() if p.is_floating_point())
         start, g, mode = flat.w_D.clone(), torch.Generator().manual_seed(0), model.training
@@ -112,7 +112,7 @@ class DeviceLayers:
             model.train(mode)
         expected = torch.cat(alone)
         error = float((together - expected).abs().max() / expected.abs().max())
-        return "" if error <= (EXACT if exact else CLOSE) else "the model's layers do not compute row by row"
+        return None if error <= (EXACT if exact else CLOSE) else "the model's layers do not compute row by row"
 
     @contextmanager
     def devices(

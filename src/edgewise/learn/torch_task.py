@@ -216,7 +216,7 @@ class TorchTrainer:
             blank = replace(request, secret=derive(request.secret, "blank"))  # No noise may be drawn twice.
             return self._fitted(blank, ([] for _ in steps), 0.0, dp, expected)
 
-    def apart(self) -> str:
+    def apart(self) -> str | None:
         """Return the reason why devices cannot be trained together (``engine.trainer.FitsTogether``)."""
         if self.own is not None and self.own.loop is not None:
             return "your own training loop takes one device at a time"
@@ -231,8 +231,9 @@ class TorchTrainer:
             ValueError: where they cannot be trained together (``apart``).
             TrainingError: E-TRAIN for an error of torch, which ends the part of all of them.
         """
-        if self.passes is None or (why := self.apart()):
-            raise ValueError(f"devices cannot be trained together: {why or 'no way to'}")
+        if (why := self.apart()) is not None:
+            raise ValueError(f"devices cannot be trained together: {why}")
+        assert self.passes is not None
         found: dict[int, Update | Exception] = {}
         work: dict[int, tuple[Iterable[Sequence[Batch]], float]] = {}
         for i, request in enumerate(requests):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,29 +19,13 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
-from edgewise.engine.trainer import CountsRecords, Registered, Trainer, registered
+from edgewise.engine.trainer import Registered
 from edgewise.learn.computing import computing
 from edgewise.learn.directions import Seeds, expand, move, seeds_of
 from edgewise.learn.flat import Flat
 from edgewise.learn.torch_task import measured_step_s, weights_bytes
 from edgewise.learn.train import LOWER, Batch, Fitted, Loss, dealt, mean_loss, quarters
-from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.strategies.base import Directions
-
-
-@runtime_checkable
-class TrainsModel(Trainer, CountsRecords, Protocol):
-    """The optional port of a trainer whose torch model can move along directions. ``TorchTrainer`` has it."""
-
-    model: nn.Module
-    loss: Loss
-    flat: Flat
-    training: TrainingSection
-    forward_bytes: float
-
-    def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
-        """Return the batches of each step, and the device's weight."""
-        ...
 
 
 def wrapped(trainer: Registered, directions: Directions, root: Key) -> Registered:
@@ -52,9 +36,9 @@ def wrapped(trainer: Registered, directions: Directions, root: Key) -> Registere
     Args:
         root: the run's key.
     """
-    if not isinstance(trainer.trainer, TrainsModel):
+    if trainer.moves is None:
         return trainer
-    made = ZerothOrderTrainer(trainer.trainer, directions, root)
+    made = ZerothOrderTrainer(trainer, directions, root)
     return Registered(
         made,
         describes=made,
@@ -159,7 +143,7 @@ class ZerothOrderTrainer:
     """The ``Trainer`` port whose vector is the K coefficients of a ``TorchTrainer``'s directions.
 
     Args:
-        inner: the trainer with model, data and loss. The directions move its trained parameters.
+        inner: a registered trainer with the port ``moves``. The directions move its trained parameters.
         directions: their number, and the distance of the two losses.
         root: the run's key, from which the directions come. It is no secret, because everyone with the recipe has it.
     Guarantees:
@@ -168,8 +152,10 @@ class ZerothOrderTrainer:
         core with AVX2).
     """
 
-    def __init__(self, inner: TrainsModel, directions: Directions, root: Key) -> None:
-        self.inner, self.directions, self._can = inner, directions, registered(inner)
+    def __init__(self, inner: Registered, directions: Directions, root: Key) -> None:
+        if inner.moves is None:
+            raise ValueError(f"{type(inner.trainer).__name__} has no model that moves along directions")
+        self.inner, self.directions, self._ports, self._moves = inner.trainer, directions, inner, inner.moves
         self.spec = directions.spec
         self._seeds_K = _direction_seeds(directions, root)
         self._base_D = inner.initial()
@@ -191,8 +177,8 @@ class ZerothOrderTrainer:
 
     def fit(self, request: FitRequest) -> Update:
         """Train one device from the round's coefficients. Raises as ``TorchTrainer.fit``."""
-        batches, count = self.inner.work(request)
-        inner, key = self.inner, derive(request.key, "directions")
+        batches, count = self._moves.work(request)
+        inner, key = self._moves, derive(request.key, "directions")
         with computing(request.device):
             fitted = fit(
                 inner.model, inner.loss, batches, inner.flat, self.weights(request.params), request.rule,
@@ -202,7 +188,7 @@ class ZerothOrderTrainer:
 
     def records(self, device: DeviceId) -> int:
         """Count records as ``TorchTrainer.records``."""
-        return self.inner.records(device)
+        return self._moves.records(device)
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
         """Measure the held-out loss of the model that ``params`` stand for. Raises as ``TorchTrainer.evaluate``."""
@@ -210,13 +196,13 @@ class ZerothOrderTrainer:
 
     def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
         """Continue a held-out text as ``TextTrainer.sample``, with the model that ``params`` stand for."""
-        if self._can.continues is None:
+        if self._ports.continues is None:
             raise TypeError(f"{type(self.inner).__name__} does not go on with text")
-        return self._can.continues.sample(device, self.weights(params), key)
+        return self._ports.continues.sample(device, self.weights(params), key)
 
     def step_s(self) -> float:
         """Measure the seconds of a step as ``TorchTrainer.step_s``, without rebuilding the model."""
-        return measured_step_s(self, self.inner.training.lr)
+        return measured_step_s(self, self._moves.training.lr)
 
     def sizes(self) -> Mapping[str, float]:
         """Forecast sizes as ``TorchTrainer.sizes``. ``trainable`` is D.
@@ -227,10 +213,9 @@ class ZerothOrderTrainer:
         dims = 2.0 * self.inner.spec.dim + 4.0 * self.directions.count  # Round's, update's, and seeds of 8 bytes.
         return {
             **self.inner.sizes(),
-            "memory_bytes": weights_bytes(self.inner.model) + 4.0 * dims + self.inner.forward_bytes,
+            "memory_bytes": weights_bytes(self._moves.model) + 4.0 * dims + self._moves.forward_bytes,
         }
 
     def describe(self) -> dict[str, Any]:
         """Return the inner trainer's description, if it has one, with ``base_sha256`` (``base_digest``)."""
-        facts = {} if self._can.describes is None else self._can.describes.describe()
-        return {**facts, "base_sha256": base_digest(self.inner.spec, self._base_D)}
+        return {**self._ports.describe(), "base_sha256": base_digest(self.inner.spec, self._base_D)}

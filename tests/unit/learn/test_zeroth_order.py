@@ -25,6 +25,7 @@ from edgewise.core.training import POOLED, FitRequest
 from edgewise.core.vector import Spec
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers.trainers import make_trainer
+from edgewise.engine.trainer import registered
 from edgewise.learn import directions
 from edgewise.learn.shards import TensorShard
 from edgewise.learn.torch_task import TorchTrainer
@@ -114,7 +115,7 @@ def bowl(clip_grad: float = 0.0, count: int = COUNT, rows: int = 8, **more: Any)
     inner = TorchTrainer(Bowl(), bowl_loss, {"a": shard, "b": shard, POOLED: shard}, training)
     directions = zeroth_order(count, EPS).directions
     assert directions is not None
-    return ZerothOrderTrainer(inner, directions, root(0))
+    return ZerothOrderTrainer(registered(inner), directions, root(0))
 
 
 def ask(t: Any, steps: int = 1, lr: float = 0.01, seed: int = 0, params: Any = None, device: str = "a") -> FitRequest:

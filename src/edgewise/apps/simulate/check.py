@@ -168,7 +168,7 @@ def _step_together_s(trainer: Registered, plan: Plan, step_s: float) -> dict[str
     A pass that would take long is not measured, because large batches gain nothing. Nor is one that may need more than
     half of the free memory.
     """
-    if trainer.together is None or not step_s or trainer.together.apart() or plan.promise.noises_steps:
+    if not step_s or trainer.together is None or trainer.together.apart() is not None or plan.promise.noises_steps:
         return None
     devices = trainer.trainer.devices()[: min(TOGETHER, plan.sampling.goal)]
     if len(devices) < 2 or step_s * len(devices) > TOGETHER_S:

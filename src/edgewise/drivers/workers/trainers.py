@@ -92,6 +92,6 @@ def _check_together(recipe: Recipe, trainer: Registered) -> None:
     why = "the trainer takes one device at a time" if trainer.together is None else trainer.together.apart()
     if recipe.dp.example:
         why = 'dp.unit = "example" clips the gradient of each record by itself'
-    if why:
+    if why is not None:
         what = f"engine.batch_devices = {recipe.engine.batch_devices} trains devices in one pass, but {why}."
         raise RecipeError("E-COMBO", what, "write engine.batch_devices = 1.")
