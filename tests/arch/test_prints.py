@@ -25,7 +25,7 @@ SPELLINGS = (SECRET.hex(), repr(SECRET)[2:-1], str(list(SECRET))[1:-1], str(MARK
 
 # What anybody may see. A field that is not here, also a new one, is taken for a secret.
 PUBLIC: dict[str, set[str]] = {
-    "apps.simulate.beginning.LoadedRun": {"initial"},  # a model before training
+    "apps.simulate.beginning.LoadedRun": {"initial", "rest"},  # a model before training
     "apps.models.released.ReleasedModel": {"params"},  # a released model
     "core.keys.Turn": {"public"},
     "core.training.FitRequest": {"params"},  # the round's model

@@ -17,12 +17,13 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import WEIGHT, Stage
 
+CAP = 65536.0  # tokens, by default
 CAP_MAX = 2.0**24  # A contribution of one token still keeps 16 bits of a 2^-40 fixed-point sum.
 
 
 @part
 def weigh(
-    cap: Annotated[float, Gt(0), Le(CAP_MAX), Doc("tokens above which a device counts no more")] = 65536.0,
+    cap: Annotated[float, Gt(0), Le(CAP_MAX), Doc("tokens above which a device counts no more")] = CAP,
 ) -> Stage:
     """Weight contributions by their amount of training tokens, w = min(tokens, cap) / cap.
 

@@ -76,6 +76,22 @@ class Accepted(Event, frozen=True, tag="accepted"):
     bytes_down: int = 0
 
 
+class SplitSession(Event, frozen=True, tag="split_session"):
+    """A device trained its part of a split model in a session with the rest.
+
+    Attributes:
+        steps: optimizer steps of the session.
+        bytes_up: activations, gradients of outputs, labels, and the headers of their messages.
+        bytes_down: outputs, gradients, and headers.
+    """
+
+    round: int
+    device: str
+    steps: int
+    bytes_up: int
+    bytes_down: int
+
+
 class Lost(Event, frozen=True, tag="lost"):
     """A device contributes nothing to this round. ``code`` is an ``E-*`` code, or ``dropped`` if it never answered."""
 
@@ -219,6 +235,7 @@ AnyEvent = (
     | Noted
     | RoundStarted
     | Accepted
+    | SplitSession
     | Lost
     | Flagged
     | RoundFinished

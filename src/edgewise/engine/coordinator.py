@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from math import isfinite
 
@@ -36,7 +36,9 @@ from edgewise.engine.ports import Began, Cohort, Evaluator, Helper, Record, Stor
 from edgewise.engine.privacy_budget import PrivacyBudget
 from edgewise.engine.released import stepped
 from edgewise.engine.round_facts import RoundFacts, decide
+from edgewise.engine.split_rest import RestOfModel
 from edgewise.plan.plan import Plan
+from edgewise.plan.split_part import PART, REST
 from edgewise.strategies.base import State
 
 BEST = "best"  # name under which the store keeps the model with the lowest held-out loss
@@ -64,6 +66,7 @@ class Coordinator:
         trust, secret, helper: for secure aggregation: the enrolled devices, and with two servers the leader's secret
             HPKE key and the other server.
         evaluator: measures models where the recipe asks for it. With None no model is measured.
+        rest: with a split model, the part of it that is not the run's vector. Each checkpoint holds it in its memory.
     """
 
     plan: Plan
@@ -78,6 +81,7 @@ class Coordinator:
     secret: Key | None = field(default=None, repr=False)
     helper: Helper | None = None
     evaluator: Evaluator | None = None
+    rest: RestOfModel | None = None
     _loss_reasons: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     @cached_property
@@ -89,10 +93,19 @@ class Coordinator:
         """Load the stored checkpoint, or commit a fresh one from ``initial`` (float32[d])."""
         if (stored := self.store.load()) is not None:
             self.privacy_budget.verify(stored)
+            self._use_rest(stored)
             return stored
         fresh = first(self.plan, initial)
+        if self.rest is not None:
+            fresh = _with_rest(fresh, self.rest.start())
         self.store.commit(fresh, ())
+        self._use_rest(fresh)
         return fresh
+
+    def _use_rest(self, checkpoint: Checkpoint) -> None:
+        """Give sessions and measurements the rest of a checkpoint's model."""
+        if self.rest is not None:
+            self.rest.use(checkpoint.next_round, checkpoint.memory.child(REST)[PART])
 
     def run(self, checkpoint: Checkpoint, until: Callable[[], bool] = lambda: False) -> Checkpoint:
         """Play the remaining rounds and the evaluations that are due.
@@ -215,9 +228,12 @@ class Coordinator:
         released = self._released_mean(checkpoint, facts, sums) if sums else None
         del sums  # It frees 8 bytes a coordinate before the server's step.
         after = self._stepped_checkpoint(checkpoint, facts, released)
+        if self.rest is not None:
+            after = self._rest_after(self.rest, after, open_round, released is not None)
         open_round.books.aggregate_s += self.now_s() - started_s
         aggregate = None if released is None else released[0]
         self._commit_round(after, open_round, aggregate, began_s)
+        self._use_rest(after)
         if aggregate is not None:
             self._store_cohort_evaluation(checkpoint, evaluation.told_by_cohort(checkpoint.next_round, aggregate.head))
         if facts.session is not None:  # Devices do not reveal shares twice, so a crash before here may need the frames.
@@ -262,6 +278,19 @@ class Coordinator:
         if down is not None and self.plan.downlink is not None:
             down = broadcast.advance(self.plan, self.plan.downlink, down, self.plan.layout.broadcast(state))
         return Checkpoint(facts.round + 1, state, unmet, memory, down, self.privacy_budget.epsilon())
+
+    def _rest_after(self, rest: RestOfModel, after: Checkpoint, open_round: OpenRound, met: bool) -> Checkpoint:
+        """Add the rest of the model after the round to its checkpoint, and the bytes of its sessions to the books."""
+        before, accepted = after.memory.child(REST)[PART], open_round.closed.accepted
+        moved, sessions = rest.closed(open_round.facts.round, before, accepted, met)
+        if not vector.finite(moved):
+            raise TrainingError("E-NAN", "the rest of the model has values that are not finite.", "lower training.lr.")
+        for event in sessions:
+            open_round.books.events.append(event)
+            open_round.books.bytes_up += event.bytes_up
+            open_round.books.bytes_down[event.device] += event.bytes_down
+            self.tell(event)
+        return _with_rest(after, moved)
 
     def _applied_aggregate(self, before: State, facts: RoundFacts, aggregate: Aggregate) -> State:
         """Apply the strategy to an aggregate. Raises where the model is no longer finite."""
@@ -335,6 +364,11 @@ class Coordinator:
         event = self.evaluator.evaluate(model, round, params)
         self.store.append(event)
         self.tell(event)
+
+
+def _with_rest(checkpoint: Checkpoint, rest: vector.Vector) -> Checkpoint:
+    """Put the rest of a split model into a checkpoint."""
+    return replace(checkpoint, memory=checkpoint.memory.put(REST, None, Memory({PART: rest})))
 
 
 def _first_record(record: Record) -> Began:

@@ -31,6 +31,7 @@ from edgewise.core.training import (
     as_update,
 )
 from edgewise.core.vector import Spec, Vector
+from edgewise.engine.split_rest import Sessions
 
 
 class Trainer(Protocol):
@@ -212,6 +213,20 @@ class KeepsPart(Protocol):
         ...
 
 
+class SplitsModel(Protocol):
+    """Optional port of a trainer whose devices train a part of the model in sessions (``learn.split_trainer``).
+
+    Attributes:
+        sessions: the rest of the model in a round's sessions.
+        rest_start: float32[s], the rest before round 0.
+        token_bytes: bytes ``up`` and ``down`` of a token in each pass, without headers.
+    """
+
+    sessions: Sessions
+    rest_start: Vector
+    token_bytes: Mapping[str, float]
+
+
 @dataclass(frozen=True)
 class Registered:
     """Trainer with its optional ports. A port that it does not have is None."""
@@ -231,6 +246,7 @@ class Registered:
     together: FitsTogether | None = None
     moves: TrainsModel | None = None
     keeps: KeepsPart | None = None
+    splits: SplitsModel | None = None
 
     def whole(self, params: Vector) -> tuple[Registered, Vector]:
         """Return the trainer of whole models, and a vector of its layout: ``params`` with the seed's own part.

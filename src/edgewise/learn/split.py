@@ -74,6 +74,7 @@ class PartTraining:
             crossings,
             key,
         )
+        self._processor = flat.w_D.device
         self._pieces = flat.runs(flat.g_D, self.names) if self.names else []
         self._optimizer = optimizer or Optimizer(training, flat)
         self._optimizer.reset(self.names)
@@ -112,8 +113,8 @@ class PartTraining:
             raise TrainingError("E-NAN", f"what crosses the cut cannot be sent: {e}.", LOWER) from None
 
     def decoded(self, codec: TokenCodec, body: bytes, like: tuple[int, int]) -> Tensor:
-        """Decode float32[B, T, C]. Raises DecodeError(E-PAYLOAD)."""
-        return torch.from_numpy(codec.decode(body, like[0] * like[1])).view(*like, -1)
+        """Decode float32[B, T, C], on the processor of this side. Raises DecodeError(E-PAYLOAD)."""
+        return torch.from_numpy(codec.decode(body, like[0] * like[1])).view(*like, -1).to(self._processor)
 
 
 class DevicePart(PartTraining):
@@ -272,13 +273,13 @@ class ServerPart(PartTraining):
         if not c.rows or not c.length:
             raise DecodeError("E-PAYLOAD", "invalid payload: a micro-batch without tokens.")
         x_BTC = self.decoded(self._crossings.activations, c.body, size).requires_grad_()
-        positions_BT = read_positions(c.begins, size) if c.begins else None
+        positions_BT = read_positions(c.begins, size).to(self._processor) if c.begins else None
         if self._parts.top is None:
-            y_BT = read_labels(c.labels, size, self._vocabulary)
+            y_BT = read_labels(c.labels, size, self._vocabulary).to(self._processor)
             loss = summed_loss(self._loss, self._parts.server, x_BTC, y_BT, positions_BT)
             loss.backward()
             return events.Ran(c.micro, "gradients", self.gradient(x_BTC.grad, "down", c.step, c.micro), loss.item())
-        with self._loss.arithmetic("cpu"):
+        with self._loss.arithmetic(x_BTC.device.type):
             out_BTC = self._parts.server(x_BTC, positions_BT)
         self._ran[c.micro] = (x_BTC, out_BTC)
         return events.Ran(c.micro, "outputs", self.up(out_BTC))

@@ -17,6 +17,7 @@ from edgewise.plan.noise import Spend
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.split_part import split_claims, split_witnesses
 from edgewise.plan.trust import corrupt_existing
 from edgewise.privacy import card
 from edgewise.strategies.client import Client
@@ -42,7 +43,7 @@ def claims(
     pipe = max(pipes, key=lambda p: p.total.sensitivity)
     hides, noisy = pipe.merge.hides, spend is not None
     visible = hides is None
-    sentences = [_who_sees_updates(promise, pipe, sorted_into)]
+    sentences = [_who_sees_updates(promise, pipe, sorted_into), *split_claims(recipe, spend is not None)]
     if not visible:
         sentences.append(_honest_assumption(recipe, pipe))
     if spend is not None:
@@ -62,6 +63,7 @@ def claims(
     staying = (
         "raw text and codec memory never leave" if any(p.encoded.memory for p in pipes) else "raw text never leaves"
     )
+    shown += ", but for the tokens that go to the rest of the model as labels" if recipe.split.shows_labels else ""
     sentences.append(f"{staying} a device{shown}")
     if stays := recipe.personal.stays:
         sentences.append(f"{stays} stays on each device, and no message can name it")
@@ -222,5 +224,5 @@ def privacy_facts(plan: Plan) -> dict[str, Any]:
         "word": plan.promise.word,
         "servers": hides.servers if hides is not None else 0,
         "card": None if plan.spend is None else plan.spend.card.to_plain(),
-        "seen": witnesses(plan.promise, hides, plan.spend, groups),
+        "seen": split_witnesses(plan.recipe, witnesses(plan.promise, hides, plan.spend, groups)),
     }

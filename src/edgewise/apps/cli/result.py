@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.apps.report import alone_or_together, numbers, personal
+from edgewise.apps.report import alone_or_together, numbers, personal, traffic
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -88,6 +88,8 @@ def _cost_table(s: Mapping[str, Any]) -> Any:
         size = numbers.size(b[f"{key}_per_device_round"])
         ratio = numbers.against(b[f"{key}_ratio"], b["up_ratio_update"] if key == "up" else None)
         grid.add_row(name, f"{size} per device and round, {ratio}")
+    if sentence := traffic.split_in_words(b["split"]):
+        grid.add_row("cut", sentence)
     lost = ", ".join(
         [*(f"{n} {code}" for code, n in p["lost_by_code"].items()), *([f"{p['late']} late"] * bool(p["late"]))]
     )

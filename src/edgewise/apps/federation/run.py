@@ -24,9 +24,11 @@ from edgewise.apps.report import summary as summaries
 from edgewise.apps.report.summary_types import Summary
 from edgewise.apps.runs import run_dirs
 from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.joined import model_vector
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.vector import Array, Spec, Vector, unpack
 from edgewise.drivers.storage.run_store import RunStore
+from edgewise.plan.recipe.recipe import from_plain
 
 MOST_ROWS, MOST_COLUMNS = 60, 12  # A notebook shows at most so many of a table.
 T = TypeVar("T")
@@ -172,16 +174,20 @@ class Run:
                 stored = [str(n) for n, digest in models.items() if (self.run_dir / "blobs" / digest).is_file()]
                 what = f"{self.run_dir} has no stored model after {number} rounds."
                 raise StoreError("E-CHECKPOINT", what, f"it stores those after {', '.join(stored)} rounds.")
-            return store.blob(models[number])
+            run = store.run()
+            assert run is not None
+            return model_vector(store, from_plain(run["recipe"], str(self.run_dir)), run["facts"], number)
 
         return self._read_store(ask)
 
     @cached_property
     def spec(self) -> Spec:
-        """The layout of the trained parameters."""
+        """The layout of the trained parameters. That of a split model has both parts."""
         run = self._read_store(lambda store: store.run())
         assert run is not None
-        return Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in run["facts"]["spec"]])
+        facts = run["facts"]
+        layout = facts["whole_spec"] if "split" in facts else facts["spec"]
+        return Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in layout])
 
     def params(self, played: int | None = None) -> dict[str, Array]:
         """Return the trained tensors by name. ``played`` is as in ``vector``."""

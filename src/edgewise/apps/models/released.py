@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.joined import model_vector
 from edgewise.apps.runs.run_dirs import opened
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.vector import Spec, Vector, from_bytes
@@ -108,7 +109,9 @@ def of(folder: Path, played: int | None, *, code: str = "E-EXPORT", unfinished: 
         run = store.run()
         assert run is not None
         recipe = from_plain(run["recipe"], f"the recipe of {folder}")
-        number, digest, params = promoted[1:] if promoted else _model_params(store, recipe, played, code, unfinished)
+        number, digest, params = (
+            promoted[1:] if promoted else _model_params(store, recipe, run["facts"], played, code, unfinished)
+        )
     return ReleasedModel(folder, recipe, run["facts"], number, digest, params, directions_of(recipe), code)
 
 
@@ -126,7 +129,7 @@ def _promoted_model(folder: Path, played: int | None, code: str) -> tuple[str, i
 
 
 def _model_params(
-    store: RunStore, recipe: Recipe, played: int | None, code: str, unfinished: bool
+    store: RunStore, recipe: Recipe, facts: Mapping[str, Any], played: int | None, code: str, unfinished: bool
 ) -> tuple[int, str, Vector]:
     """Return (rounds played, digest, vector) of the wanted model version."""
     models, which = store.models(), chosen(store)
@@ -142,7 +145,7 @@ def _model_params(
         what = f"there is no model after {played} rounds any more." if played in models else f"no round {played} yet."
         fix = f"these are stored: --round {', '.join(map(str, stored)) or 'none'}."
         raise EdgewiseError(code, what, fix)
-    return played, models[played], store.blob(models[played])
+    return played, models[played], model_vector(store, recipe, facts, played)
 
 
 def directions_of(recipe: Recipe) -> Directions | None:

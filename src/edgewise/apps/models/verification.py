@@ -275,6 +275,8 @@ def _open_questions(
         )
     if plan.downlink is not None:
         sentences.append("the compressed changes that devices downloaded: the models themselves are replayed")
+    if record.run["recipe"].get("split"):
+        sentences.append("the rest of the model behind the cut, which sessions train: their activations are not kept")
     if dropped := sum(line.released and line.round < first for line in played):
         room = f"store.totals_mb = {record.run['recipe']['store']['totals_mb']:g}"
         sentences.append(f"the models of {counted(dropped, 'round')} before round {first}: {room} dropped their totals")

@@ -214,6 +214,10 @@ def _verdict_cards(s: Mapping[str, Any]) -> str:
             f"download {numbers.size(b['down_per_device_round'])}"
         )
         cards.append(card("Upload per device and round", numbers.size(b["up_per_device_round"]), more))
+    if (crossed := b["split"]) and crossed["sessions"]:
+        where = f"of it, behind block {crossed['cut']} ({crossed['shape']})"
+        more = f"{where}; down {numbers.size(crossed['down_per_session'])}"
+        cards.append(card("Activations and gradients up", numbers.size(crossed["up_per_session"]), more))
     p = s["participation"]
     missing = f"{p['lost']} lost, {p['late']} late"
     if p["unused"]:

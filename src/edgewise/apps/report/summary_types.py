@@ -53,6 +53,19 @@ class RoundRow(TypedDict):
     summed_metrics: dict[str, Figure]
 
 
+class SplitTraffic(TypedDict):
+    """Bytes that crossed the cut of a split model, in its sessions."""
+
+    cut: int
+    shape: str
+    sessions: int
+    up_per_session: Figure
+    down_per_session: Figure
+    up_total: int
+    down_total: int
+    token_bytes: dict[str, float]
+
+
 class Bytes(TypedDict):
     """Sizes of uploads, downloads, models and text."""
 
@@ -68,6 +81,7 @@ class Bytes(TypedDict):
     text_total: Figure
     text_per_device: Figure
     up_per_device: Figure
+    split: SplitTraffic | None
 
 
 class Rounds(TypedDict):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from edgewise.apps.report import numbers
 from edgewise.core import events
 
 
@@ -17,21 +18,54 @@ def sizes(
     asked = invited(log)
     update = 4.0 * trained if trained else None
     model = 4.0 * facts["parameters"] if facts.get("parameters") else None
-    per_up = sum(up) / len(up) if up else None
+    sessions = [e for e in log if isinstance(e, events.SplitSession)]
+    crossed = sum(e.bytes_up for e in sessions)
+    per_up = (sum(up) + crossed) / len(up) if up else None
     per_down = down / asked if asked else None
     reference = model or update
     return {
         "up_per_device_round": per_up,
         "down_per_device_round": per_down,
-        "up_total": sum(up),
+        "up_total": sum(up) + crossed,
         "down_total": down,
         "float32_model": model,
         "float32_update": update,
         "up_ratio": reference / per_up if reference and per_up else None,
         "up_ratio_update": update / per_up if update and per_up else None,
         "down_ratio": reference / per_down if reference and per_down else None,
-        **_text_traffic(sum(up), facts, noised),
+        **_text_traffic(sum(up) + crossed, facts, noised),
+        "split": _session_traffic(sessions, facts),
     }
+
+
+def _session_traffic(sessions: Sequence[events.SplitSession], facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Compute the share of the sessions of a split model in the bytes. None where the model is whole."""
+    if not facts.get("split"):
+        return None
+    up, down = sum(e.bytes_up for e in sessions), sum(e.bytes_down for e in sessions)
+    n = len(sessions)
+    return {
+        "cut": facts["split"]["cut"],
+        "shape": facts["split"]["shape"],
+        "sessions": n,
+        "up_per_session": up / n if n else None,
+        "down_per_session": down / n if n else None,
+        "up_total": up,
+        "down_total": down,
+        "token_bytes": facts["split"]["token_bytes"],
+    }
+
+
+def split_in_words(found: Mapping[str, Any] | None) -> str:
+    """Say how many bytes crossed the cut. Empty where the model is whole, or before the first session."""
+    if not found or not found["sessions"]:
+        return ""
+    up, down = (numbers.size(found[f"{way}_per_session"]) for way in ("up", "down"))
+    each = found["token_bytes"]
+    return (
+        f"behind block {found['cut']} ({found['shape']}): activations and gradients are {up} up and {down} down of "
+        f"each device and round, {each['up']:g} and {each['down']:g} bytes a token and pass"
+    )
 
 
 def _text_traffic(up: int, facts: Mapping[str, Any], noised: bool) -> dict[str, Any]:

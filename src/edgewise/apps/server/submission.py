@@ -83,6 +83,11 @@ def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Rec
         what = "round.patience and round.keep choose a model by held-out losses, which this server does not measure."
         fix = "let the devices measure (eval.on_devices = true), leave them out, or simulate the recipe."
         raise RecipeError("E-COMBO", what, fix)
+    if recipe.split.used:
+        what = (
+            f"split.cut = {recipe.split.cut}: this version carries sessions of split learning out in a simulation only."
+        )
+        raise RecipeError("E-COMBO", what, "simulate the recipe, or leave out [split].")
     base = f"{package.PREFIX}{model}" if model else "bundled"
     if model == OWN:
         base = f"{package.OWN}{spec.digest()}"

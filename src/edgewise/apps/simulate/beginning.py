@@ -7,7 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -41,6 +41,7 @@ SAME = {
     "precision": "the arithmetic that the recipe asks for",
     "arithmetic_sha256": "what this processor computes with these libraries",
     "initial_sha256": "the model's trained parameters",
+    "rest_sha256": "the parameters behind the cut",
     "base_sha256": "the parameters that the directions start from",
     "spec_sha256": "the layout of the model's trained parameters",
     "extensions": "the extensions",
@@ -58,7 +59,7 @@ class LoadedRun:
 
     ``devices`` are the population of the rounds, and ``unseen`` the devices that are in no round.
     ``initial`` is the initial vector. It is taken out when the run begins, so that it does not fill memory beside the
-    models that follow it.
+    models that follow it. So is ``rest``, the rest of a split model, which is empty without one.
     """
 
     plan: Plan
@@ -67,6 +68,7 @@ class LoadedRun:
     facts: dict[str, Any]
     traces: Traces
     unseen: tuple[str, ...] = ()
+    rest: list[vector.Vector] = field(default_factory=list)
 
 
 def claim(store: RunStore, recipe: Recipe, resume: bool) -> Any:
@@ -208,10 +210,14 @@ def load(
         "workers": recipe.simulation.workers if recipe.simulation.engine == "pool" else 1,
         "plan": planned(plan),
     }
+    rest: list[vector.Vector] = []
+    traces: Traces = ()
+    if recipe.split.used:
+        rest.append(vector.from_bytes(first.rest, len(first.rest) // 4))
+        facts["rest_sha256"] = vector.digest(first.rest)
     if recipe.simulation.link_trace:
         traces, facts["link_trace_sha256"] = read_traces(recipe_dir / recipe.simulation.link_trace)
-        return LoadedRun(plan, seen, [initial], facts, traces, unseen)
-    return LoadedRun(plan, seen, [initial], facts, (), unseen)
+    return LoadedRun(plan, seen, [initial], facts, traces, unseen, rest)
 
 
 def places(recipe_dir: Path, out: Path) -> dict[str, str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         ``local_epochs``, ``local_steps`` (``fewest``, ``mean`` and ``most`` of a device and round; with epochs of the
         ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``,
         ``together`` (``devices`` and ``ratio`` of the proposed ``engine.batch_devices``; null without one),
+        ``split`` (the cut, and the bytes that cross it: of a token and pass, and of a device and round),
         ``notes`` (sentences about model and tokenizer). What is not known is null.
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
@@ -73,6 +75,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
             most = recipe.training.max_local_steps
             rule = LocalRule(steps=most, lr=recipe.personal.lr, epochs=recipe.personal.epochs)
             personal_steps = _local_steps(trainer, plan, rule)["mean"]
+        token = None if trainer.splits is None else trainer.splits.token_bytes
         notes = [] if trainer.remarks is None else list(trainer.remarks.notes())
     parameters = sizes.get("parameters", 0.0)
     workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
@@ -104,6 +107,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         "privacy": privacy_facts(plan),
         "ladder": explain.ladder(plan, catalogue, steps["mean"]),
         "bytes": {**cost, "up_total": up_total, "down_total": explain.down_total(plan, cost["down_frames"])},
+        "split": _session_bytes(recipe, token, steps["mean"]),
         "memory_bytes": (sizes.get("memory_bytes") or 0.0) + device_bytes(plan) or None,
         "server_bytes": server_bytes(plan),
         "totals": window_of(plan)._asdict(),
@@ -116,6 +120,18 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         "workers": workers,
         "forecast": forecast,
     }
+
+
+def _session_bytes(recipe: Recipe, token: Mapping[str, float] | None, steps: float) -> dict[str, Any] | None:
+    """Compute the bytes that cross the cut in a device's session, without headers. None where the model is whole."""
+    if token is None:
+        return None
+    tokens = steps * recipe.training.batch * recipe.data.sequence_len
+    return {
+        "cut": recipe.split.cut, "shape": recipe.split.shape, "held_by": recipe.split.held_by,
+        "token_up": token["up"], "token_down": token["down"], "up": token["up"] * tokens,
+        "down": token["down"] * tokens,
+    }  # fmt: skip
 
 
 def _private_parameters(plan: Plan, trainer: Registered) -> int:

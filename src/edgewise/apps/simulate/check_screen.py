@@ -53,7 +53,8 @@ def verdict(found: Mapping[str, Any]) -> str:
     """Write the last line: that the recipe runs, with the figures to know before starting it."""
     b, f = found["bytes"], found["forecast"]
     figures = [f"{found['rounds']} rounds", f"{numbers.count(found['population'])} devices"]
-    figures.append(f"{numbers.size(b['up'])} up per device and round")
+    crossed = found["split"]["up"] if found["split"] else 0.0
+    figures.append(f"{numbers.size(b['up'] + crossed)} up per device and round")
     if f["total_s"] is not None:
         figures.append(f"about {numbers.duration(f['total_s'])} here")
     return f"ok: this recipe runs: {', '.join(figures)}"
@@ -229,6 +230,14 @@ def _numbers_table(found: Mapping[str, Any]) -> Any:
         grid.add_row(key, f"{bound}{numbers.size(b[key])} per device and round, {against}; {total}")
         if key == "up" and b["up_largest"] > b["up"]:
             grid.add_row("", f"the mean of groups that take turns; the largest sends {numbers.size(b['up_largest'])}")
+    if cut := found["split"]:
+        up, down = numbers.size(cut["up"]), numbers.size(cut["down"])
+        grid.add_row(
+            "cut",
+            f"behind block {cut['cut']} ({cut['shape']}): {cut['token_up']:g} bytes up and {cut['token_down']:g} down "
+            f"per token and pass; beside the above up to {up} up and {down} down per device and round",
+        )
+        grid.add_row("", f"activations and gradients are not private: the {cut['held_by']} sees them, under no epsilon")
     if b["down_missed"] is not None:
         missed = b["down_missed"]
         some = f"the deltas of up to {missed} missed round{'s' * (missed != 1)}, else " if missed else ""

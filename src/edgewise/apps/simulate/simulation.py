@@ -14,16 +14,18 @@ import msgspec
 from edgewise.apps.report import data_read
 from edgewise.apps.report.simulator_metrics import SimulatorMetrics
 from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.joined import REST_START
 from edgewise.apps.runs.toml_text import toml
 from edgewise.apps.simulate.baselines import compare
 from edgewise.apps.simulate.beginning import LoadedRun, Tell, check_same, claim, load, no_run, places, tell_forecast
 from edgewise.apps.simulate.longer import longer
 from edgewise.apps.simulate.personal import personalise, unseen
 from edgewise.apps.simulate.samples import sample
+from edgewise.codecs.weigh import CAP
 from edgewise.core import events
 from edgewise.core.errors import EdgewiseError, RecipeError, StoreError
 from edgewise.core.own_code import fault_of
-from edgewise.core.vector import Spec
+from edgewise.core.vector import Spec, Vector, to_bytes
 from edgewise.drivers.simulation.cohort import SimulatedCohort, World
 from edgewise.drivers.simulation.keys import (
     simulated_entropy,
@@ -36,6 +38,8 @@ from edgewise.drivers.simulation.local_helper import LocalHelper
 from edgewise.drivers.simulation.probes import Probes
 from edgewise.drivers.storage.files import write_durably
 from edgewise.drivers.storage.run_store import RunStore
+from edgewise.drivers.storage.split_sessions import SimulatedRest
+from edgewise.drivers.workers import jobs
 from edgewise.drivers.workers.executor import Executor, Inproc
 from edgewise.drivers.workers.host import Host
 from edgewise.drivers.workers.pool import Pool
@@ -234,6 +238,7 @@ def _play_rounds(
         secret=leader.secret,
         helper=LocalHelper(plan, helper.secret, trust.registry),
         evaluator=own,
+        rest=_rest_of_model(store, executor, recipe, loaded),
     )
     reached = _begin_coordinator(recipe.name, coordinator, simulated, loaded, tell)
     for after in coordinator.rounds(reached, until):
@@ -250,6 +255,22 @@ def _play_rounds(
     if wanted := recipe.report.samples:
         sample(store, executor, wanted, probes.devices, tell)
     return True
+
+
+def _rest_of_model(store: RunStore, executor: Executor, recipe: Recipe, loaded: LoadedRun) -> SimulatedRest | None:
+    """Make the keeper of a split model's rest. None where the model is whole."""
+    if not recipe.split.used:
+        return None
+
+    def give(number: int, rest: Vector) -> None:
+        executor.broadcast(jobs.Rest(round=number, data=to_bytes(rest)))
+
+    caps = [float(stage.get("cap", CAP)) for stage in recipe.stage if stage["kind"] == "weigh"]
+    cap = caps[0] if caps else None
+    initial = loaded.rest.pop()
+    if store.kept(REST_START) is None:
+        store.keep(REST_START, initial)
+    return SimulatedRest(store.out, initial, recipe.split.server_parts, cap, give)
 
 
 def _begin_coordinator(

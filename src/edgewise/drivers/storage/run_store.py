@@ -322,6 +322,14 @@ class RunStore:
         """Return rounds played -> digest of the parameters. The vectors of old versions are swept."""
         return {r.next_round: r.params for r in self._read_rows(sa.select(MODELS).order_by(MODELS.c.next_round))}
 
+    def memory(self, next_round: int) -> Memory:
+        """Return the server's memory beside a stored model. Empty where none is stored any more."""
+        rows = self._read_rows(sa.select(MODELS.c.memory).where(MODELS.c.next_round == next_round))
+        if not rows or not rows[0].memory or not self._blobs.path(rows[0].memory).is_file():
+            return Memory()
+        with self._named_damage("the server's memory"):
+            return tree(safetensors.numpy.load(self._blobs.get(rows[0].memory)))
+
     def keep(self, name: str, x: vector.Vector, note: int = 0) -> None:
         """Keep a vector under a name beside the model versions, for the progress of a comparison; ``note`` is a
         counter.

@@ -105,6 +105,10 @@ class Host:
             case jobs.Held():
                 self._downloads.hold(job.round, vector.from_bytes(job.data, self._plan.layout.given.dim))
                 return None
+            case jobs.Rest():
+                assert self._trainer.splits is not None
+                self._trainer.splits.sessions.use(job.round, np.array(_vector(job.data)))
+                return None
             case jobs.Handle():
                 return _handled(job, self._devices.answer(job.device, job.frame, job.elapsed_s, job.up_mbit))
             case jobs.HandleMany():
@@ -136,7 +140,7 @@ class Host:
             raise EdgewiseError(
                 "E-DEPENDENCY", f"training needs {e.name or e}.", 'pip install "edgewise[train]", or `make setup`.'
             ) from None
-        trainer = self._trainer.trainer
+        trainer, splits = self._trainer.trainer, self._trainer.splits
         self._facts = self._trainer.describe()
         return jobs.Described(
             id=job.id,
@@ -149,6 +153,7 @@ class Host:
                 **self._facts,
                 "arithmetic_sha256": arithmetic.digest(self._trainer.computes),
             },
+            rest=memoryview(b"" if splits is None else bytes(vector.to_bytes(splits.rest_start))),
         )
 
     def _compile(self, job: jobs.Compile) -> None:

@@ -61,6 +61,13 @@ class Held(_Base, frozen=True, tag="held"):
     data: memoryview
 
 
+class Rest(_Base, frozen=True, tag="rest"):
+    """Set the rest of a split model (raw float32) for the sessions of that round. No answer."""
+
+    round: int
+    data: memoryview
+
+
 class Handle(_Base, frozen=True, tag="handle"):
     """Give a server's frame to a device and return its answer.
 
@@ -129,17 +136,35 @@ class TakeMetrics(_Base, frozen=True, tag="take_metrics"):
     """Collect a person's own metrics that the trainer measured since the last such job."""
 
 
-Job = Setup | Compile | Blob | Held | Handle | HandleMany | Solo | Personalise | Count | Sample | Time | TakeMetrics
-SILENT = Blob | Held  # jobs without an answer
+Job = (
+    Setup
+    | Compile
+    | Blob
+    | Held
+    | Rest
+    | Handle
+    | HandleMany
+    | Solo
+    | Personalise
+    | Count
+    | Sample
+    | Time
+    | TakeMetrics
+)
+SILENT = Blob | Held | Rest  # jobs without an answer
 
 
 class Described(_Base, frozen=True, tag="described"):
-    """Answer to Setup: layout, population, and provenance facts. ``initial`` is the raw initial vector."""
+    """Answer to Setup: layout, population, and provenance facts. ``initial`` is the raw initial vector.
+
+    ``rest``: with a split model, the raw float32 of its rest before round 0.
+    """
 
     spec: list[Any]
     devices: list[str]
     initial: memoryview
     facts: dict[str, Any]
+    rest: memoryview = memoryview(b"")
 
 
 class Handled(_Base, frozen=True, tag="handled"):

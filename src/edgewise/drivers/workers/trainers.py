@@ -7,11 +7,13 @@ from pathlib import Path
 from edgewise.core import keys
 from edgewise.core.errors import RecipeError
 from edgewise.core.training import DeviceId
+from edgewise.drivers.storage.split_sessions import SessionFiles
 from edgewise.drivers.workers.parted import parted
 from edgewise.engine.trainer import Registered, registered
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.split_part import split_part
 from edgewise.plan.strategy import strategy_of
 
 
@@ -38,7 +40,7 @@ def make_trainer(
         RecipeError: E-COMBO where the recipe counts passes and the trainer does not count records, or where it asks for
             samples of text or metrics that the trainer cannot give, or trains devices together that it has to train
             one by one. E-EXTENSION as ``engine.trainer.registered``.
-        ModelError: E-TARGETS as ``plan.own_part``.
+        ModelError: E-TARGETS as ``plan.own_part``. E-CUT as ``plan.split_part`` and ``learn.split_trainer``.
     """
     if catalogue.trainer is not None:
         trainer = registered(catalogue.trainer(recipe))
@@ -72,9 +74,25 @@ def make_trainer(
         trainer = zeroth_order.wrapped(trainer, directions, keys.root(recipe.seed))
     if (parts := own_part(recipe, spec)) is not None:
         trainer = parted(trainer, parts, recipe)
+    if (parts := split_part(recipe, spec)) is not None:
+        _check_splits(catalogue, device)
+        from edgewise.learn.split_trainer import split_between
+
+        sessions = SessionFiles(run_dir, recipe.split.server_parts == "in_turn")
+        sessions.use(0, parts.split(trainer.initial())[1])
+        trainer = split_between(trainer, parts, recipe, sessions)
     if recipe.engine.batch_devices > 1:
         _check_together(recipe, trainer)
     return trainer
+
+
+def _check_splits(catalogue: Catalogue, device: DeviceId | None) -> None:
+    """Refuse a split model where no session can take place."""
+    why = "" if catalogue.trainer is None else "only the text trainer knows the blocks of its model"
+    if device is not None:
+        why = "a device on the network has no session with the rest of the model"
+    if why:
+        raise RecipeError("E-COMBO", f"split.cut divides the model, but {why}.", "leave out [split].")
 
 
 def _check_limits(recipe: Recipe, catalogue: Catalogue) -> None:

@@ -25,6 +25,7 @@ from edgewise.learn.models.load import Loaded, load
 from edgewise.learn.zeroth_order import base_digest, rebuilt
 from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.split_part import split_part
 from edgewise.strategies.base import Directions
 
 AGAIN = "put the base model back as it was when the run began, or name its folder with --base."
@@ -72,7 +73,7 @@ def rebuild(
         ModelError: E-MODEL, E-MODEL-REMOTE.
     """
     loaded, model, flat = _start(recipe, base, folder, torch.float32, cache_dir)
-    parts = own_part(recipe, flat.spec)
+    parts = own_part(recipe, flat.spec) or split_part(recipe, flat.spec)
     spec, initial = flat.spec, flat.read()
     if parts is not None:
         spec, (initial, own) = parts.shared, parts.split(initial)

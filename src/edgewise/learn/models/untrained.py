@@ -13,6 +13,7 @@ from edgewise.learn.text import trainer
 from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.split_part import split_part
 
 SETTINGS = ("*.json", "*.model", "*.txt", "*.jinja")
 
@@ -47,7 +48,7 @@ def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
         **({"model_commit": loaded.commit} if loaded.commit else {}),
     }
     files = () if recipe.model.base == "bundled" else _files(loaded.folder)
-    parts = own_part(recipe, flat.spec)
+    parts = own_part(recipe, flat.spec) or split_part(recipe, flat.spec)
     if parts is None:
         return Untrained(flat.spec, flat.read(), files, facts)
     return Untrained(parts.shared, parts.split(flat.read())[0], files, facts)

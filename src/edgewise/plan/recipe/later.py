@@ -23,6 +23,7 @@ LATER = (
     "personal.blocks",
     "personal.gate",
     "personal.parts",
+    "split",
     "training.checkpointing",
 )
 

@@ -39,6 +39,7 @@ from edgewise.plan.recipe.sections import (
     TrainingSection,
     TrustSection,
 )
+from edgewise.plan.recipe.split import SplitSection, split_faults
 from edgewise.plan.recipe.trainable import TrainableSection
 
 
@@ -146,6 +147,7 @@ class Recipe(Section):
         [], max_length=32, description="further numbers of devices that travel with updates, each within its bounds"
     )
     personal: PersonalSection = PersonalSection()
+    split: SplitSection = SplitSection()
     eval: EvalSection = EvalSection()
     compare: CompareSection = CompareSection()
     report: ReportSection = ReportSection()
@@ -292,6 +294,7 @@ class Recipe(Section):
             self.personal, self.codec, self.privacy, self.strategy, self.trainable,
             of_records=self.dp.example, chooses=self.round.chooses, together=self.engine.batch_devices,
         )  # fmt: skip
+        yield from split_faults(self)
 
     def resolved(self) -> dict[str, Any]:
         """Return all keys with their values and defaults, in plain JSON types, without unused later keys (``later``).

@@ -1,0 +1,112 @@
+"""The rest of a split model beside the rounds: what a session makes of it, and how a round makes one rest of many.
+
+SplitFed v1 ("each"), devices k of a closed round, w_k the weight of the update:
+
+    S' = sum_k w_k S_k / sum_k w_k          S_k: the rest after the session of device k, from S
+
+SplitFed v2 ("in_turn"): S' is the rest after the last session, each of which begins where the one before it ended.
+
+Source: Thapa et al. 2022, arXiv:2004.12088.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from edgewise.core import events
+from edgewise.core.training import DeviceId
+from edgewise.core.vector import Vector
+
+
+@dataclass(frozen=True, slots=True)
+class SessionResult:
+    """Result of one device's session in a round.
+
+    Attributes:
+        rest: float32[s], the rest of the model after it. Empty where it is frozen.
+        count: the device's training tokens, as in ``Update.count``.
+        steps: optimizer steps. up_bytes, down_bytes: bytes of all messages.
+        place: number among the sessions of its round, from 0.
+    """
+
+    rest: Vector = field(repr=False)
+    count: float
+    steps: int
+    up_bytes: int
+    down_bytes: int
+    place: int = 0
+
+
+class Sessions(Protocol):
+    """Holds the rest of the model for a round's sessions, beside what trains. Implemented by ``drivers``."""
+
+    def begin(self, round: int, device: DeviceId) -> Vector:
+        """Return the rest that a device's session begins with. The same again where the session is repeated."""
+        ...
+
+    def end(self, round: int, device: DeviceId, result: SessionResult) -> None:
+        """Make a session's result durable, before the device's contribution leaves."""
+        ...
+
+    @property
+    def current(self) -> Vector:
+        """The rest of the round's model."""
+        ...
+
+    def use(self, round: int, rest: Vector) -> None:
+        """Set the rest of the round's model."""
+        ...
+
+
+class RestOfModel(Protocol):
+    """Port of the coordinator: the rest of a split model, which moves as rounds close."""
+
+    def start(self) -> Vector:
+        """Return the rest before round 0, and forget sessions of another run."""
+        ...
+
+    def use(self, round: int, rest: Vector) -> None:
+        """Give the sessions of this round, and measurements before it, their rest. Sessions of others are removed."""
+        ...
+
+    def closed(
+        self, round: int, rest: Vector, accepted: Collection[DeviceId], met: bool
+    ) -> tuple[Vector, Sequence[events.SplitSession]]:
+        """Return the rest after a round, and the events of its sessions.
+
+        Args:
+            rest: of the round's model. accepted: devices whose contributions are in the sum. met: False where the round
+            was abandoned, and neither part moves.
+        """
+        ...
+
+
+def rest_after(
+    kind: str,
+    rest: Vector,
+    sessions: Mapping[DeviceId, SessionResult],
+    accepted: Collection[DeviceId],
+    cap: float | None,
+) -> Vector:
+    """Compute the rest after a round that was met.
+
+    Args:
+        kind: ``split.server_parts``.
+        sessions: those of the round.
+        cap: of the recipe's ``weigh``, above which tokens add no weight. None: all devices weigh the same.
+    """
+    if kind == "frozen" or not sessions:
+        return rest
+    if kind == "in_turn":
+        return max(sessions.values(), key=lambda one: one.place).rest
+    total, weights = np.zeros(rest.size, np.float64), 0.0
+    for device in sorted(accepted):
+        one = sessions[device]
+        w = 1.0 if cap is None else min(one.count, cap) / cap
+        total += w * one.rest.astype(np.float64)
+        weights += w
+    return (total / weights).astype(np.float32) if weights else rest

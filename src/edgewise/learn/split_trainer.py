@@ -1,0 +1,166 @@
+"""A trainer whose devices have the first part of the model, and train it in sessions with the rest (``learn.split``).
+
+    trainer = split_between(trainer, parts, recipe, sessions)     # trainer.spec is the layout of the device's part
+
+Both parts are in this process. What a network would carry between them crosses as bytes all the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from edgewise.codecs.wire.tokens import TokenCodec
+from edgewise.core.errors import ModelError, TrainingError
+from edgewise.core.keys import Key, derive
+from edgewise.core.parts import ModelParts
+from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
+from edgewise.core.vector import Spec, Vector, finite
+from edgewise.engine.split_rest import SessionResult, Sessions
+from edgewise.engine.trainer import Registered
+from edgewise.learn.computing import computing
+from edgewise.learn.models.architecture import embeddings, text_config
+from edgewise.learn.models.cut import check_cut, cut
+from edgewise.learn.seeded import seeded
+from edgewise.learn.split import Crossings, DevicePart, ServerPart, session
+from edgewise.learn.text.trainer import TextTrainer
+from edgewise.learn.train import LOWER, Optimizer, quarters
+from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.split_part import token_bytes
+
+PROBE = 16  # tokens of the forward pass that compares the stages with the model
+
+
+def split_between(trainer: Registered, parts: ModelParts, recipe: Recipe, sessions: Sessions) -> Registered:
+    """Wrap the text trainer of a whole model into one whose vector is the device's part.
+
+    Raises:
+        ModelError: E-CUT as ``learn.models.cut.cut`` and ``check_cut``, and where the layout's parts are not those of
+            the stages.
+    """
+    inner = trainer.trainer
+    assert isinstance(inner, TextTrainer)
+    made = SplitTrainer(trainer, inner, parts, recipe, sessions)
+    return replace(trainer, trainer=made, describes=made, continues=made, together=None, keeps=made, splits=made)
+
+
+class SplitTrainer:
+    """The ``Trainer`` port over the device's part of another trainer's model.
+
+    ``fit`` trains both parts in one session of ``learn.split`` and returns the change of the device's part. The rest
+    goes to ``Sessions.end``. ``evaluate`` and ``sample`` take a vector of the device's part, to which they add the rest
+    of the round's model, or of the whole model.
+
+    Without rounding and dropout the session equals ``learn.train.fit`` of the whole model, up to float tolerance.
+    """
+
+    def __init__(
+        self, inner: Registered, text: TextTrainer, parts: ModelParts, recipe: Recipe, sessions: Sessions
+    ) -> None:
+        self.inner, self.parts, self.sessions = inner, parts, sessions
+        self.own_names = tuple(s.name for s in parts.own.segments)
+        self._text, self._split, self._training, self._recipe = text, recipe.split, recipe.training, recipe
+        self._start, self.rest_start = parts.split(inner.initial())
+        model = text.model
+        self._stages = cut(model, recipe.split.cut, recipe.split.shape)
+        ids = torch.arange(PROBE).view(1, PROBE)
+        check_cut(model, self._stages, ids.to(text.processor), recipe.data.packing == "isolated")
+        here = set(self._stages.sides(model)[0])
+        device = [s.name for s in parts.shared.segments]
+        if {s.name for s in parts.whole.segments if s.name in here} != set(device):
+            what = f"the layout of {type(model).__name__} does not follow its blocks, so its parts cannot be named."
+            raise ModelError("E-CUT", what, "take a decoder of the kinds Llama, Mistral, Qwen, GPT-2 or GPT-NeoX.")
+        hidden = text_config(model.config).hidden_size
+        self.vocabulary = int(embeddings(model).weight.shape[0])
+        self._crossings = Crossings(*(TokenCodec(r, hidden) for r in (self._split.activations, self._split.gradients)))
+        self.token_bytes = token_bytes(recipe, hidden, self.vocabulary)
+        fixed = text.flat.fixed
+        self._device_names = [name for name in device if name not in fixed]
+        self._rest_names = [n for n in self.own_names if n not in fixed] if self._split.trains_rest else []
+        self._optimizers = [Optimizer(self._training, text.flat) for _ in range(2)]
+
+    @property
+    def spec(self) -> Spec:
+        """The layout of the device's part."""
+        return self.parts.shared
+
+    def initial(self) -> Vector:
+        """Return the device's part of the model before round 0."""
+        return self._start.copy()
+
+    def devices(self) -> Sequence[DeviceId]:
+        """Return the population, sorted."""
+        return self._text.devices()
+
+    def whole(self, shared: Vector, private: Mapping[str, Vector] | None = None) -> Vector:
+        """Join the device's part with the rest of the round's model. ``private`` is not read."""
+        return self.parts.join(shared, self.sessions.current)
+
+    def fit(self, request: FitRequest) -> Update:
+        """Train a device's part and the rest in one session.
+
+        Raises:
+            DataError, TrainingError: as ``TorchTrainer.fit``. E-TRAIN for terms of a strategy in the gradient.
+        """
+        if request.correction.pull or request.correction.shift is not None or request.rank:
+            what = "the strategy changes gradients of whole models, and a session has those of two parts."
+            raise TrainingError("E-TRAIN", what, 'write strategy.kind = "fedavg".')
+        text, flat, split = self._text, self._text.flat, self._split
+        rest = self.sessions.begin(request.round, request.device)
+        batches, count = text.work(request)
+        names = [n for n in self._device_names if not request.rule.segments or n in request.rule.segments]
+        steps, lr, key = request.rule.steps, request.rule.lr, derive(request.key, "split")
+        rest_of_arguments: tuple[Any, ...] = (self._training, lr, self._crossings, key)
+        with computing(request.device), seeded(request.key), flat.only([*names, *self._rest_names]):
+            flat.write(self.parts.join(request.params, rest))
+            flat.zero_grad()
+            text.model.train()
+            device = DevicePart(
+                self._stages, text.loss, iter(batches), self.vocabulary, flat, names, *rest_of_arguments,
+                optimizer=self._optimizers[0],
+            )  # fmt: skip
+            server = ServerPart(
+                self._stages, text.loss, self.vocabulary, flat, self._rest_names, *rest_of_arguments,
+                optimizer=self._optimizers[1],
+            )  # fmt: skip
+            crossed = session(device, server, split.shape == "U", steps, split.window)
+            shared, rest = self.parts.split(flat.read())
+        if device.error is not None and any(device.error):
+            raise TrainingError("E-TRAIN", f"the session ended: {' '.join(device.error)}")
+        if not (finite(shared) and finite(rest)):
+            raise TrainingError("E-NAN", f"the update is not finite after local step {steps}.", LOWER)
+        kept = rest if split.trains_rest else np.zeros(0, np.float32)
+        result = SessionResult(kept, count, steps, crossed.up_bytes, crossed.down_bytes)
+        self.sessions.end(request.round, request.device, result)
+        first, last = quarters(device.seen)
+        return Update(shared - request.params, {"loss_first": first, "loss_last": last}, count)
+
+    def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
+        """Measure the held-out loss of a device's part with the rest of the round's model, or of a whole model."""
+        return self.inner.evaluate(device, self._measured(params))
+
+    def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
+        """Continue a held-out text as the inner trainer does, with a vector as of ``evaluate``."""
+        return self._text.sample(device, self._measured(params), key)
+
+    def _measured(self, params: Vector) -> Vector:
+        return params if params.shape == (self.parts.whole.dim,) else self.whole(params)
+
+    def sizes(self) -> Mapping[str, float]:
+        """Forecast sizes as the inner trainer. ``trainable`` counts both parts."""
+        return self._text.sizes()
+
+    def describe(self) -> dict[str, Any]:
+        """Describe the inner trainer, with both parts of the layout and the bytes of a token at the cut."""
+        split = {
+            "cut": self._split.cut,
+            "shape": self._split.shape,
+            "device_parameters": self.parts.shared.dim,
+            "rest_parameters": self.parts.own.dim,
+            "token_bytes": self.token_bytes,
+        }
+        return {**self.inner.describe(), "split": split, "whole_spec": self.parts.whole.to_list()}
