@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -16,18 +14,26 @@ import sqlalchemy as sa
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from databases import KINDS, url_of
 
 from edgewise.core.errors import TransportError
-from edgewise.drivers.fleet import mailboxes, roster
-from edgewise.drivers.fleet.database import Database, _config
-from edgewise.drivers.fleet.tables import META, PARTICIPANTS, ROUNDS
+from edgewise.drivers.fleet import mailboxes, roster, served
+from edgewise.drivers.fleet.database import Database, _config, engine
+from edgewise.drivers.fleet.tables import META, PARTICIPANTS, ROUNDS, SERVED
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.storage.blobs import Blobs
 
 
+@pytest.fixture(params=KINDS)
+def url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database of each kind."""
+    return url_of(request.param)
+
+
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    made = Database(tmp_path)
+def database(tmp_path: Path, url: str) -> Iterator[Database]:
+    made = Database(tmp_path, url=url)
     yield made
     made.close()
 
@@ -37,7 +43,7 @@ def test_the_migrations_make_the_tables(database: Database) -> None:
         context = MigrationContext.configure(c, opts={"compare_type": True})
         differences = compare_metadata(context, META)
     assert differences == []
-    if os.name != "nt":
+    if os.name != "nt" and not database.shared:
         assert stat.S_IMODE(database.path.stat().st_mode) == 0o600
 
 
@@ -73,23 +79,31 @@ def test_a_change_that_fails_takes_back_itself_alone(
         assert c.execute(sa.select(ROUNDS.c.run, ROUNDS.c.round)).all() == [("good", n) for n in range(4)]
 
 
-def test_the_devices_of_older_runs_are_those_of_their_rosters(tmp_path: Path) -> None:
-    engine, config = sa.create_engine(f"sqlite:///{tmp_path / 'server.db'}"), _config()
-    with engine.begin() as older:
-        config.attributes["connection"] = older
-        command.upgrade(config, "0003")
-    engine.dispose()
-    keys = [bytes([i]) * 32 for i in range(3)]
+REVISIONS = [str(one.revision) for one in ScriptDirectory.from_config(_config()).walk_revisions()]
+KEYS = [bytes([i]) * 32 for i in range(3)]
+
+
+@pytest.mark.parametrize("revision", [r for r in REVISIONS if r >= "0002"])
+def test_a_database_of_an_older_version_is_brought_up_to_date(tmp_path: Path, url: str, revision: str) -> None:
+    """Its runs stay. Before 0004 their devices were known by the rosters alone."""
     (tmp_path / "blobs").mkdir()
-    facts = {"instance": {"roster": Blobs(tmp_path / "blobs").put(roster.dump(keys))}}
+    facts = {"instance": {"roster": Blobs(tmp_path / "blobs").put(roster.dump(KEYS))}}
     rows = {"here": facts, "gone": {"instance": {"roster": "0" * 64}}, "alone": {"instance": None}}
-    with closing(sqlite3.connect(tmp_path / "server.db")) as c:
+    older = engine(tmp_path, url)
+    with older.writing() as c:
+        config = _config()
+        config.attributes.update(connection=c, folder=tmp_path)
+        command.upgrade(config, revision)
         for run, said in rows.items():
-            raw = json.dumps(said).encode()
-            c.execute("INSERT INTO served VALUES (?, '', 'running', '', 1, ?, x'', '{}', '', 0)", (run, raw))
-        c.commit()
-    database = Database(tmp_path)
+            values = {"name": "", "state": "running", "why": "", "rounds": 1, "facts": json.dumps(said).encode()}
+            row = {"run": run, **values, "signature": b"", "kept": "{}", "made_by": "", "made_s": 0.0}
+            c.execute(SERVED.insert().values(row))
+    older.pool.dispose()
+    database = Database(tmp_path, url=url)
     with database.read() as c:
         found = c.execute(sa.select(PARTICIPANTS.c.run, PARTICIPANTS.c.device)).all()
+        assert [run.run for run in served.listed(c)] == ["alone", "gone", "here"]
+        assert compare_metadata(MigrationContext.configure(c, opts={"compare_type": True}), META) == []
+    database.write(lambda c: mailboxes.open_round(c, "here", 0))
     database.close()
-    assert sorted(found) == sorted(("here", fingerprint(key)) for key in keys)
+    assert sorted(found) == sorted(("here", fingerprint(key)) for key in KEYS if revision < "0004")

@@ -157,6 +157,7 @@ REGISTRY: dict[str, Entry] = {
     "E-STALL": Entry("a transfer stopped or was too slow", 3),
     "E-SERVER": Entry("internal error of the server", 1),
     "E-LISTEN": Entry("the server cannot listen at that address", 2),
+    "E-DATABASE": Entry("the database server cannot be reached, or refuses", 6),
     "E-LEASE": Entry("another server uses this database, or this server is shutting down", 1),
     "E-INTERRUPTED": Entry("interrupted by the user", 130),
 }

@@ -37,6 +37,18 @@ def serve(
         str,
         typer.Option("--gateway", metavar="NAME@URL", help="Gateway that aggregates shared sums, as it prints itself."),
     ] = "",
+    database: Annotated[
+        str,
+        typer.Option(
+            "--database",
+            metavar="URL",
+            envvar="EDGEWISE_DATABASE",
+            help="PostgreSQL database that servers share: postgresql://USER@HOST/NAME. Other users see options, so give "
+            "a password by the variable EDGEWISE_DATABASE.",
+            show_default="SQLite in FOLDER",
+            show_envvar=False,
+        ),
+    ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -62,7 +74,7 @@ def serve(
         second = sharing.address(gateway) if gateway else None
         with (
             sessions.interrupts(),
-            HttpServer(folder, host, port, tls, tell=tell, gateway=second) as server,
+            HttpServer(folder, host, port, tls, tell=tell, gateway=second, database=database) as server,
             logs.opened(lines),
         ):
             scheme, first = "http" if plain else "https", server.first_token()

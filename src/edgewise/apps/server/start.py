@@ -60,6 +60,7 @@ class HttpServer:
         evaluator: measures their models on text of this machine. None: nothing is measured here.
         turn: as in ``Hosting``.
         gateway: the second server of runs with shared sums.
+        database: URL of a database that servers share; empty: SQLite in the folder.
     Attributes:
         service: the state that its routes share.
         hosting: its runs.
@@ -82,11 +83,15 @@ class HttpServer:
         evaluator: Evaluator | None = None,
         turn: Callable[[str], bool] = lambda run: True,
         gateway: Address | None = None,
+        database: str = "",
     ) -> None:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
         with ExitStack() as undo:  # If the start fails, its runs end, and its port and lease are released.
-            self.service = Service(folder, limits, now_s)
+            self.service = Service(folder, limits, now_s, database=database)
             undo.callback(self.service.close)
+            if not self.service.database.coordinate():
+                what = "another server plays the runs of this database."
+                raise StoreError("E-LEASE", what, "stop it, or name another database.")
             context = secured(self.service, tls)
             self.hosting = Hosting(self.service, tell, evaluator, turn, gateway)
             self._listener = HttpsListener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)

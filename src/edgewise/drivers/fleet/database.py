@@ -1,81 +1,146 @@
-"""The database of a server: SQLite with a single writer, which commits waiting changes together and holds a lease.
+"""The database of a server: a single writer that commits waiting changes together, and the lease.
 
-    database = Database(folder)
+    database = Database(folder)                                   # SQLite in the folder
+    database = Database(folder, url="postgresql://...")           # shared by any number of servers
     number = database.write(lambda c: mailboxes.post(c, ...))     # durable when this returns
 
 A change is a function of a connection. The writer's thread runs all waiting changes in one transaction, each in its own
 savepoint. So a change that raises undoes only itself, whatever it raises. A failing disk or database fails all of them.
-Callers are answered after the commit, so an acknowledged change is durable (WAL, full sync). Reads see the last commit
-and never wait.
+Callers are answered after the commit, so an acknowledged change is durable. Reads see the last commit and never wait.
 
-The lease keeps a second server off the same database. It names its holder and a number that grows with each holder.
-Every transaction checks that number (a fencing token). So a server that was stopped while another took over cannot
-write any more: its changes fail with E-LEASE.
+The lease names its holder and a number that grows with each holder (a fencing token). A transaction checks the number.
+So a server that was stopped while another took over cannot write any more: its changes fail with E-LEASE.
+
+SQLite: the lease keeps a second server off the database, and all changes need it. PostgreSQL: each server writes what
+devices and operators send. The lease is for the coordinator, which plays the runs (``coordinate``), and only changes
+with ``fenced=True`` need it.
 """
 
 from __future__ import annotations
 
 import queue
 import secrets
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import StoreError, TransportError
+from edgewise.drivers.fleet.postgres import PREFIXES, Postgres
+from edgewise.drivers.fleet.sqlite import Sqlite
 from edgewise.drivers.fleet.tables import LEASES
-from edgewise.drivers.storage.files import FOLDER, for_owner
 
 T = TypeVar("T")
 Change = Callable[[sa.Connection], Any]
 LEASE_S, RENEW_S = 2.0, 0.5
-BUSY_MS = 5000  # longest wait for a program that holds the database, such as a shell of SQLite
 TOGETHER = 256  # the largest number of changes in one transaction
-DISK = ("readonly", "unable to open", "full", "disk I/O")  # words of SQLite's messages about the disk
 _WRITER = "writer"
-_OWN = (
-    sqlite3.SQLITE_ERROR,
-    sqlite3.SQLITE_TOOBIG,
-    sqlite3.SQLITE_CONSTRAINT,
-    sqlite3.SQLITE_MISMATCH,
-)  # SQLite's codes for errors of a single statement
 _MIGRATIONS = Path(__file__).parent / "migrations"
 
 
+class Engine(Protocol):
+    """What a server needs of the kind of its database.
+
+    Attributes:
+        shared: other servers write too.
+        name: the database, as errors name it.
+        path: its file; empty for a database without.
+        pool: its connections.
+    """
+
+    shared: bool
+    name: str
+    path: Path
+    pool: sa.Engine
+
+    def reading(self) -> AbstractContextManager[sa.Connection]:
+        """Open a connection to the last commit. It does not change while it is open."""
+
+    def writing(self) -> AbstractContextManager[sa.Connection]:
+        """Begin a transaction that sees all earlier changes, and during which nobody else changes anything."""
+
+    def now_s(self, c: sa.Connection, wall_s: float) -> float:
+        """Return the time by which leases end; ``wall_s``: this machine's."""
+
+    def scrub(self) -> None:
+        """Remove deleted rows from the disk too, as far as the database can."""
+
+    def fails_all(self, c: sa.Connection, e: Exception) -> bool:
+        """Return whether an error fails the whole transaction, as errors of the disk do, and not one change alone."""
+
+    def of_one(self, e: Exception) -> Exception:
+        """Return the error of a change that failed alone, for its caller."""
+
+    def guard(self) -> AbstractContextManager[None]:
+        """Turn the database's errors into errors of edgewise."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A change and its caller's future. ``fenced``: it needs the lease."""
+
+    change: Change
+    future: Future[Any]
+    fenced: bool
+
+
+def engine(folder: Path, url: str) -> Engine:
+    """Choose the kind of a database: SQLite in the folder without a URL, PostgreSQL by its URL.
+
+    Raises TransportError: E-REQUEST, E-DEPENDENCY.
+    """
+    if not url:
+        return Sqlite(folder)
+    if not url.startswith(PREFIXES):
+        what = f"{url.partition(':')[0]:.40} is no database that edgewise knows."
+        raise TransportError("E-REQUEST", what, "write postgresql://USER@HOST:PORT/DATABASE, or leave it out.")
+    return Postgres(url)
+
+
 class Database:
-    """The database in ``folder``, created or migrated when opened. Holds the writer's lease until ``close``.
+    """The database of the server in ``folder``, created or migrated when opened.
+
+    On SQLite it holds the lease until ``close``. On PostgreSQL it holds the lease from a ``coordinate`` that succeeds.
 
     Args:
         folder: the server's folder.
         now_s: wall clock, seconds since 1970.
-        wait_s: longest wait for the lease of a server that may have died.
+        wait_s: longest wait for the lease of a server that may have died; on SQLite only.
+        url: the database; empty: SQLite in the folder.
     Raises:
-        StoreError: E-LEASE where another server holds the lease; E-DISK, E-CHECKPOINT where SQLite cannot work.
+        StoreError: E-LEASE where another server holds the lease of an SQLite database. E-DISK, E-CHECKPOINT where
+            SQLite cannot work. E-DATABASE where PostgreSQL cannot.
+        TransportError: E-REQUEST, E-DEPENDENCY for a URL that cannot be used.
     """
 
-    def __init__(self, folder: Path, now_s: Callable[[], float] = time.time, wait_s: float = LEASE_S + RENEW_S) -> None:
-        self.path, self._now_s = folder / "server.db", now_s
+    def __init__(
+        self,
+        folder: Path,
+        now_s: Callable[[], float] = time.time,
+        wait_s: float = LEASE_S + RENEW_S,
+        url: str = "",
+    ) -> None:
+        self._engine, self._folder, self._now_s = engine(folder, url), folder, now_s
+        self.path, self.shared = self._engine.path, self._engine.shared
         self._holder, self._number = secrets.token_hex(8), 0
-        self._waiting: queue.SimpleQueue[tuple[Change, Future[Any]] | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._closed = threading.Event()
         self._renewed_s, self._until_s, self._fault = -1.0, now_s() + LEASE_S, ""
-        with self._guard():
-            folder.mkdir(FOLDER, parents=True, exist_ok=True)
-            with suppress(FileExistsError), open(self.path, "xb", opener=for_owner):
-                pass
-            self._engine = sa.create_engine(f"sqlite:///{self.path}", hide_parameters=True)
-            sa.event.listen(self._engine, "connect", _prepare)
-            sa.event.listen(self._engine, "begin", _begin)
-            self._take_lease(wait_s)
+        with self._engine.guard():
+            if self.shared:
+                with self._engine.writing() as c:
+                    self._migrate(c)
+            else:
+                self._take_lease(wait_s)
         self._thread = threading.Thread(target=self._run, name="edgewise-writer", daemon=True)
         self._thread.start()
 
@@ -86,32 +151,31 @@ class Database:
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """Open a connection to the last commit. It does not change while it is open."""
-        with self._guard(), self._engine.begin() as c:
+        with self._engine.reading() as c:
             yield c
 
-    def submit(self, change: Callable[[sa.Connection], T]) -> Future[T]:
+    def submit(self, change: Callable[[sa.Connection], T], fenced: bool = False) -> Future[T]:
         """Hand a change to the writer.
 
         The future is done when the change is durable, or fails with the error for which all of the change was undone.
+
+        Args:
+            fenced: the change is the coordinator's. It fails with E-LEASE where another server has the lease.
         """
         future: Future[T] = Future()
         if self._closed.is_set():
             future.set_exception(_closing())
         else:
-            self._waiting.put((change, future))
+            self._waiting.put(_Waiting(change, future, fenced))
         return future
 
-    def write(self, change: Callable[[sa.Connection], T]) -> T:
+    def write(self, change: Callable[[sa.Connection], T], fenced: bool = False) -> T:
         """Submit a change and wait until it is durable."""
-        return self.submit(change).result()
+        return self.submit(change, fenced).result()
 
     def scrub(self) -> None:
-        """Remove deleted rows from the write-ahead log too. The database itself overwrites them (``secure_delete``).
-
-        While a reader still sees an older state, the removal waits for the next call.
-        """
-        with self._guard(), self._engine.connect() as c:
-            c.connection.driver_connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # type: ignore[union-attr]
+        """Remove deleted rows from the disk too, as far as the database can."""
+        self._engine.scrub()
 
     def close(self) -> None:
         """Commit the waiting changes and give the lease back."""
@@ -120,76 +184,99 @@ class Database:
             self._waiting.put(None)
             self._thread.join()
             self._fail_what_waits()
-            with suppress(StoreError), self._guard(), self._writing() as c:
+            with suppress(StoreError, TransportError), self._engine.guard(), self._engine.writing() as c:
                 own_lease = (LEASES.c.name == _WRITER) & (LEASES.c.number == self._number)
                 c.execute(LEASES.update().where(own_lease).values(until_s=0.0))
-        self._engine.dispose()
+        self._engine.pool.dispose()
 
     def fault(self) -> str:
         """The reason why the writer's last commit failed; empty while it can commit."""
         return self._fault
 
     def lease_left_s(self) -> float:
-        """Return the seconds for which other servers leave this database alone; 0 where the writer has stalled or is
+        """Return the seconds for which this server has the lease; 0 without it, and where the writer has stalled or is
         ending.
         """
-        left_s = self._until_s - self._now_s()
+        left_s = self._until_s - self._now_s() if self._number else 0.0
         return left_s if self._thread.is_alive() and not self._closed.is_set() and left_s > 0.0 else 0.0
 
     def _fail_what_waits(self) -> None:
         with suppress(queue.Empty):
             while True:
-                if (item := self._waiting.get_nowait()) is not None and item[1].set_running_or_notify_cancel():
-                    item[1].set_exception(_closing())
+                if (item := self._waiting.get_nowait()) and item.future.set_running_or_notify_cancel():
+                    item.future.set_exception(_closing())
 
     # -- the lease -----------------------------------------------------------------------------------------------
+
+    def coordinate(self) -> bool:
+        """Take the lease where it is free, or keep it. Return whether this server has it.
+
+        Raises:
+            StoreError: E-DATABASE, E-DISK.
+        """
+        if not self._number and not self._closed.is_set():
+            self.write(self._take_free_lease)
+        return self.lease_left_s() > 0.0
+
+    def fence(self, c: sa.Connection) -> None:
+        """Refuse a transaction of another writer of the same database whose server has lost the lease.
+
+        The lease cannot change hands until the transaction has ended. Raises StoreError(E-LEASE).
+        """
+        row = c.execute(sa.select(LEASES).where(LEASES.c.name == _WRITER).with_for_update(read=True)).first()
+        if row is None or not self._number or row.number != self._number:
+            raise _overtaken()
+
+    def _migrate(self, c: sa.Connection) -> None:
+        config = _config()
+        config.attributes.update(connection=c, folder=self._folder)
+        command.upgrade(config, "head")
 
     def _take_lease(self, wait_s: float) -> None:
         """Migrate and take the lease, in one transaction."""
         give_up = time.monotonic() + wait_s
         while True:
-            with self._writing() as c:
-                config = _config()
-                config.attributes["connection"] = c
-                if not sa.inspect(c).has_table("leases") or not (row := self._lease(c)) or row.until_s <= self._now_s():
-                    command.upgrade(config, "head")
-                    self._number = (self._lease(c).number if self._lease(c) else 0) + 1
-                    c.execute(LEASES.delete().where(LEASES.c.name == _WRITER))
-                    until_s = self._now_s() + LEASE_S
-                    c.execute(
-                        LEASES.insert().values(name=_WRITER, holder=self._holder, number=self._number, until_s=until_s)
-                    )
+            with self._engine.writing() as c:
+                row = self._lease(c) if sa.inspect(c).has_table("leases") else None
+                if row is None or row.until_s <= self._now_s():
+                    self._migrate(c)
+                    self._take_free_lease(c)
                     return
             if time.monotonic() >= give_up:
-                what = f"another server is working in {self.path.parent}."
+                what = f"another server is working in {self._engine.name}."
                 raise StoreError("E-LEASE", what, "stop it, or name another folder.")
             time.sleep(0.1)
+
+    def _take_free_lease(self, c: sa.Connection) -> None:
+        """Take the lease unless it is another server's. Whoever has it next has a higher number."""
+        row, now_s = self._lease(c), self._engine.now_s(c, self._now_s())
+        if row is not None and row.until_s > now_s:
+            return
+        number = (row.number if row else 0) + 1
+        c.execute(LEASES.delete().where(LEASES.c.name == _WRITER))
+        values = {"holder": self._holder, "number": number, "until_s": now_s + LEASE_S}
+        c.execute(LEASES.insert().values(name=_WRITER, **values))
+        self._number, self._renewed_s, self._until_s = number, self._now_s(), self._now_s() + LEASE_S
 
     def _lease(self, c: sa.Connection) -> Any:
         return c.execute(sa.select(LEASES).where(LEASES.c.name == _WRITER)).first()
 
     def _check_lease(self, c: sa.Connection) -> None:
-        now = self._now_s()
-        row = self._lease(c)
-        if row is None or row.number != self._number:
-            raise StoreError(
-                "E-LEASE", "another server has taken over this database.", "stop this server. The other one continues."
-            )
+        """Check the number and renew the lease. Raises StoreError(E-LEASE)."""
+        row, now = self._lease(c), self._now_s()
+        if row is None or not self._number or row.number != self._number:
+            raise _overtaken()
         if not 0.0 <= now - self._renewed_s < RENEW_S:
-            c.execute(LEASES.update().where(LEASES.c.name == _WRITER).values(until_s=now + LEASE_S))
+            until_s = self._engine.now_s(c, now) + LEASE_S
+            c.execute(LEASES.update().where(LEASES.c.name == _WRITER).values(until_s=until_s))
             self._renewed_s = now
 
     # -- the writer ----------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _writing(self) -> Iterator[sa.Connection]:
-        with self._engine.connect().execution_options(immediate=True) as c, c.begin():
-            yield c
-
     def _run(self) -> None:
         last = False
         while not last:
-            batch: list[tuple[Change, Future[Any]]] = []
+            batch: list[_Waiting] = []
             with suppress(queue.Empty):
                 item = self._waiting.get(timeout=RENEW_S)
                 while item is not None and len(batch) < TOGETHER:
@@ -201,43 +288,45 @@ class Database:
                     batch.append(item)
             self._commit(batch)
 
-    def _commit(self, batch: list[tuple[Change, Future[Any]]]) -> None:
+    def _commit(self, batch: list[_Waiting]) -> None:
         # Leave out the changes of callers that cancelled.
-        batch = [item for item in batch if item[1].set_running_or_notify_cancel()]
+        batch = [item for item in batch if item.future.set_running_or_notify_cancel()]
         results: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
-            with self._guard(), self._writing() as c:
-                self._check_lease(c)
-                for change, future in batch:
+            with self._engine.guard(), self._engine.writing() as c:
+                overtaken = self._overtaken(c)
+                for item in batch:
                     try:
+                        if item.fenced and overtaken is not None:
+                            raise overtaken
                         with c.begin_nested():
-                            value = change(c)
-                        results.append((future, value, None))  # after the savepoint: a change has one result
+                            value = item.change(c)
+                        results.append((item.future, value, None))  # after the savepoint: a change has one result
                     except Exception as e:  # boundary: an error of one change must not fail the others
-                        if _of_all(c, e):
+                        if self._engine.fails_all(c, e):
                             raise
-                        results.append((future, None, e))
+                        results.append((item.future, None, self._engine.of_one(e)))
             self._fault, self._until_s = "", self._renewed_s + LEASE_S
         except Exception as e:  # boundary: the writer continues, and the callers get the error
-            results, self._fault = [(future, None, e) for _, future in batch], str(e)
+            results, self._fault = [(item.future, None, e) for item in batch], str(e)
         for future, value, error in results:
             if error is None:
                 future.set_result(value)
             else:
                 future.set_exception(error)
 
-    @contextmanager
-    def _guard(self) -> Iterator[None]:
+    def _overtaken(self, c: sa.Connection) -> StoreError | None:
+        """Check the lease. Where all changes need it, its loss fails them all; otherwise return the error."""
+        if self.shared and not self._number:
+            return _overtaken()
         try:
-            yield
-        except (sa.exc.DatabaseError, sqlite3.Error, OSError) as e:
-            reason = _reason(e)
-            if "locked" in reason:
-                fix = "end the other program that holds it. Work goes on by itself then."
-                raise StoreError("E-DISK", f"{self.path}: {reason}.", fix) from None
-            if any(words in reason for words in DISK) or isinstance(e, OSError):
-                raise StoreError("E-DISK", f"{self.path}: {reason}.", "free space or give write permission.") from None
-            raise StoreError("E-CHECKPOINT", f"{self.path}: {reason}.", "restore the folder from a backup.") from None
+            self._check_lease(c)
+        except StoreError as e:
+            if not self.shared:
+                raise
+            self._number = 0
+            return e
+        return None
 
 
 def _config() -> Config:
@@ -251,34 +340,11 @@ def head() -> str:
     return str(ScriptDirectory.from_config(_config()).get_current_head())
 
 
-def _of_all(c: sa.Connection, e: Exception) -> bool:
-    """Return whether an error fails the whole transaction, as errors of the disk do, and not one change alone."""
-    code: int | None = getattr(getattr(e, "orig", e), "sqlite_errorcode", None)  # the low byte is SQLite's main code
-    return not c.connection.driver_connection.in_transaction or (code is not None and code & 0xFF not in _OWN)  # type: ignore[union-attr]
-
-
-def _reason(e: BaseException) -> str:
-    """Return SQLite's first message.
-
-    On a full disk it ends the whole transaction, and the savepoint's end fails after it.
-    """
-    error, context = e, e.__context__
-    while context is not None:
-        error, context = (context if isinstance(context, sa.exc.DatabaseError) else error), context.__context__
-    return str(getattr(error, "orig", error))
+def _overtaken() -> StoreError:
+    return StoreError(
+        "E-LEASE", "another server has taken over this database.", "stop this server. The other one continues."
+    )
 
 
 def _closing() -> StoreError:
     return StoreError("E-LEASE", "this server is shutting down.", "try again when it is back.")
-
-
-def _prepare(connection: Any, _: object) -> None:
-    connection.isolation_level = None  # ``_begin`` begins transactions
-    cursor = connection.cursor()
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON", f"busy_timeout={BUSY_MS}"):
-        cursor.execute(f"PRAGMA {pragma}")
-    cursor.close()
-
-
-def _begin(c: sa.Connection) -> None:
-    c.exec_driver_sql("BEGIN IMMEDIATE" if c.get_execution_options().get("immediate") else "BEGIN")

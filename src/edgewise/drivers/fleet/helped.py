@@ -13,7 +13,6 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core import frame
 from edgewise.core.errors import StoreError
@@ -23,6 +22,7 @@ from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.tables import HELPED, TICKETS
 from edgewise.drivers.simulation.local_helper import HelperMemory, TicketAnswer
 from edgewise.drivers.storage.blobs import Blobs
+from edgewise.drivers.storage.dialects import upsert
 
 LIMIT_BYTES = 2**20  # the largest invitation
 
@@ -49,7 +49,7 @@ def enlist(c: sa.Connection, new: Enlisted, now_s: float) -> None:
         "roster": new.roster, "secret": new.secret, "made_s": now_s, "attempt": 0, "invite": b"", "opened": -1,
         "batch": "", "share": "",
     }  # fmt: skip
-    c.execute(upsert(HELPED).values(row).on_conflict_do_nothing())
+    c.execute(upsert(c, HELPED).values(row).on_conflict_do_nothing())
 
 
 def find(c: sa.Connection, run: str) -> Enlisted | None:
@@ -116,7 +116,7 @@ class HelpedRun:
                 "run": self._run, "attempt": attempt, "id": id, "digest": answer.digest,
                 "code": answer.code, "ticket": answer.ticket,
             }  # fmt: skip
-            c.execute(upsert(TICKETS).values(row).on_conflict_do_nothing())
+            c.execute(upsert(c, TICKETS).values(row).on_conflict_do_nothing())
 
         self._database.write(change)
 

@@ -14,12 +14,12 @@ from typing import Any, get_args
 
 import msgspec
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core import frame
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import spool
 from edgewise.drivers.fleet.tables import MAIL, PARTICIPANTS, PUBLICATIONS, ROUNDS, UPLOADS
+from edgewise.drivers.storage.dialects import upsert
 from edgewise.secagg import messages
 
 EVERYBODY = ""  # takes the place of a run for blobs that are published to all devices
@@ -64,7 +64,7 @@ def phase(message: frame.FromDevice | frame.FromServer) -> str:
 
 def open_round(c: sa.Connection, run: str, round: int) -> bytes:
     """Return the key of a round. Opens the round where it is not open."""
-    row = upsert(ROUNDS).values(run=run, round=round, key=spool.new_key()).on_conflict_do_nothing()
+    row = upsert(c, ROUNDS).values(run=run, round=round, key=spool.new_key()).on_conflict_do_nothing()
     c.execute(row)
     return round_key(c, run, round)
 
@@ -212,7 +212,7 @@ def admit(c: sa.Connection, run: str, devices: Collection[str]) -> None:
     """Let devices take part in a run: see it, and download its blobs. They stay when the run is over."""
     rows = [{"device": device, "run": run} for device in devices]
     if rows:
-        c.execute(upsert(PARTICIPANTS).on_conflict_do_nothing(), rows)
+        c.execute(upsert(c, PARTICIPANTS).on_conflict_do_nothing(), rows)
 
 
 def check_part(c: sa.Connection, run: str, device: str) -> None:

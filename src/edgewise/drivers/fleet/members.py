@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet.tables import MEMBERS, TOKENS
 from edgewise.drivers.http import tokens
 from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.storage.dialects import upsert
 
 ROLES = ("device", "viewer", "operator", "admin", "gateway")
 PENDING, APPROVED, REVOKED = "pending", "approved", "revoked"
@@ -145,7 +145,7 @@ def admit(c: sa.Connection, public: bytes, role: str, now_s: float) -> None:
         "id": fingerprint(public), "public": public, "role": role, "status": APPROVED, "tags": "[]", "label": "",
         "token": "", "joined_s": now_s, "changed_s": now_s,
     }  # fmt: skip
-    c.execute(upsert(MEMBERS).values(row).on_conflict_do_nothing())
+    c.execute(upsert(c, MEMBERS).values(row).on_conflict_do_nothing())
 
 
 def revoked(name: str) -> TransportError:

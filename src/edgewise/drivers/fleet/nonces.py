@@ -15,13 +15,13 @@ from __future__ import annotations
 import hashlib
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.sqlite import insert as upsert
 
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.tables import FORGOTTEN_NONCES, NONCES
 from edgewise.drivers.http.limits import Later
 from edgewise.drivers.http.signatures import TOLERANCE_S, Proof
+from edgewise.drivers.storage.dialects import larger, upsert
 
 _KEEP_S = 2 * TOLERANCE_S + 1  # one tolerance is needed; the other covers a server clock that is set back a little
 _ROW = 0  # the id of the only row of ``FORGOTTEN_NONCES``
@@ -43,8 +43,8 @@ def spend(c: sa.Connection, proof: Proof, now_s: float) -> None:
         what = "the request was signed at a time that this server has passed before: its clock was set back."
         fix = "sign it again. If this stays, wait until the server's clock has passed that time again."
         raise Later("E-BUSY", what, fix, min(60.0, forgotten_s - proof.created_s + 1.0))
-    row = upsert(NONCES).values(digest=digest, created_s=proof.created_s).on_conflict_do_nothing()
-    if not c.execute(row).rowcount:
+    row = upsert(c, NONCES).values(digest=digest, created_s=proof.created_s).on_conflict_do_nothing()
+    if c.execute(row.returning(NONCES.c.digest)).first() is None:
         raise TransportError("E-REPLAY", "this request was accepted before.", "sign every attempt again.")
     if digest[0] == 0:  # one request in 256 sweeps the table
         _sweep(c, now_s - _KEEP_S)
@@ -57,6 +57,6 @@ def _sweep(c: sa.Connection, before_s: float) -> None:
     if latest is None:
         return
     c.execute(NONCES.delete().where(old))
-    row = upsert(FORGOTTEN_NONCES).values(id=_ROW, created_s=latest)
-    higher = {"created_s": sa.func.max(FORGOTTEN_NONCES.c.created_s, latest)}
+    row = upsert(c, FORGOTTEN_NONCES).values(id=_ROW, created_s=latest)
+    higher = {"created_s": larger(FORGOTTEN_NONCES.c.created_s, latest)}
     c.execute(row.on_conflict_do_update(index_elements=["id"], set_=higher))

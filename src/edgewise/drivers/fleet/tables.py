@@ -6,13 +6,15 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from edgewise.drivers.storage.dialects import BIG
+
 META = sa.MetaData()
 LEASES = sa.Table(  # the server that may write; ``number`` grows with every holder
     "leases",
     META,
     sa.Column("name", sa.String, primary_key=True),
     sa.Column("holder", sa.String, nullable=False),
-    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("number", BIG, nullable=False),
     sa.Column("until_s", sa.Float, nullable=False),
 )
 MEMBERS = sa.Table(  # devices, and the people who run the fleet
@@ -53,7 +55,7 @@ SESSIONS = sa.Table(  # login tokens, and sessions of people in a browser
 AUDIT = sa.Table(  # who changed what; rows are only added
     "audit",
     META,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("number", BIG, primary_key=True, autoincrement=True),
     sa.Column("at_s", sa.Float, nullable=False),
     sa.Column("by", sa.String, nullable=False),
     sa.Column("verb", sa.String, nullable=False),
@@ -64,13 +66,13 @@ NONCES = sa.Table(  # nonces of requests that changed something, while they coul
     "nonces",
     META,
     sa.Column("digest", sa.LargeBinary, primary_key=True),
-    sa.Column("created_s", sa.Integer, nullable=False, index=True),
+    sa.Column("created_s", BIG, nullable=False, index=True),
 )
 FORGOTTEN_NONCES = sa.Table(  # one row: the latest time of a nonce that was deleted
     "forgotten_nonces",
     META,
     sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("created_s", sa.Integer, nullable=False),
+    sa.Column("created_s", BIG, nullable=False),
 )
 ROUNDS = sa.Table(  # rounds that accept frames; ``key`` opens the frames received and is deleted with the row
     "rounds",
@@ -82,14 +84,14 @@ ROUNDS = sa.Table(  # rounds that accept frames; ``key`` opens the frames receiv
 MAIL = sa.Table(
     "mail",
     META,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("number", BIG, primary_key=True, autoincrement=True),
     sa.Column("inbound", sa.Boolean, nullable=False),  # the frame comes from a device
     sa.Column("run", sa.String, nullable=False),
     sa.Column("round", sa.Integer, nullable=False),
     sa.Column("device", sa.String, nullable=False, index=True),
     sa.Column("phase", sa.String, nullable=False),
     sa.Column("digest", sa.LargeBinary, nullable=False),
-    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("size", BIG, nullable=False),
     sa.Column("upload", sa.String, nullable=False),  # the upload that holds the frame; empty = ``body`` holds it
     sa.Column("body", sa.LargeBinary, nullable=False),  # sealed under the round's key where inbound
     sa.Column("at_s", sa.Float, nullable=False),
@@ -104,9 +106,9 @@ UPLOADS = sa.Table(
     sa.Column("run", sa.String, nullable=False),
     sa.Column("round", sa.Integer, nullable=False),
     sa.Column("digest", sa.LargeBinary, nullable=False),
-    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("size", BIG, nullable=False),
     sa.Column("chunk", sa.Integer, nullable=False),
-    sa.Column("received", sa.Integer, nullable=False),
+    sa.Column("received", BIG, nullable=False),
     sa.Column("made_s", sa.Float, nullable=False),
     sa.UniqueConstraint("device", "run", "round", "digest"),
 )
@@ -115,7 +117,7 @@ PUBLICATIONS = sa.Table(  # blobs that devices may download
     META,
     sa.Column("digest", sa.String, primary_key=True),
     sa.Column("run", sa.String, primary_key=True),
-    sa.Column("size", sa.Integer, nullable=False),
+    sa.Column("size", BIG, nullable=False),
 )
 SERVED = sa.Table(  # runs that devices of this server take part in
     "served",
@@ -141,13 +143,13 @@ PARTICIPANTS = sa.Table(  # devices of a run; only they may see it and download 
 PROMOTIONS = sa.Table(  # promotions and rollbacks of models; rows are only added
     "promotions",
     META,
-    sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+    sa.Column("number", BIG, primary_key=True, autoincrement=True),
     sa.Column(
         "verb", sa.String, nullable=False
     ),  # promote or rollback; the other columns describe the model that is then promoted
     sa.Column("run", sa.String, nullable=False),
     sa.Column("name", sa.String, nullable=False),
-    sa.Column("played", sa.Integer, nullable=False),  # rounds of the run that led to it
+    sa.Column("played", BIG, nullable=False),  # rounds of the run that led to it
     sa.Column("model", sa.String, nullable=False),  # digest of its parameters
     sa.Column("total", sa.String, nullable=False),  # digest of the last released total
     sa.Column("chain", sa.String, nullable=False),  # end of the chain that the verification of its run computed
@@ -167,7 +169,7 @@ HELPED = sa.Table(  # runs that a gateway helps as second server, each with its 
     sa.Column("roster", sa.LargeBinary, nullable=False),  # the devices' keys
     sa.Column("secret", sa.LargeBinary, nullable=False),  # HPKE key, of this run alone
     sa.Column("made_s", sa.Float, nullable=False),
-    sa.Column("attempt", sa.Integer, nullable=False),  # grows with every invitation that begins a round
+    sa.Column("attempt", BIG, nullable=False),  # grows with every invitation that begins a round
     sa.Column("invite", sa.LargeBinary, nullable=False),  # frame of the round in progress; empty before the first
     sa.Column("opened", sa.Integer, nullable=False),  # the last round whose batch was opened; -1 = none
     sa.Column("batch", sa.Text, nullable=False),  # this round's opened devices as a JSON list; empty = not opened
@@ -178,7 +180,7 @@ TICKETS = sa.Table(  # tickets that a gateway answered; counted ones stay for ev
     META,
     sa.Column("run", sa.String, primary_key=True),
     sa.Column("digest", sa.LargeBinary, primary_key=True),
-    sa.Column("attempt", sa.Integer, nullable=False),
+    sa.Column("attempt", BIG, nullable=False),
     sa.Column("id", sa.LargeBinary, nullable=False),  # id of the report
     sa.Column("code", sa.String, nullable=False),  # code of the refusal; empty = it counts
     sa.Column("ticket", sa.LargeBinary, nullable=False),  # empty once the batch is opened, or another round begins

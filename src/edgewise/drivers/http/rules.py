@@ -55,7 +55,8 @@ class Rule:
         if self.roles == LOCAL:
             found |= {"E-ROLE"}
         if self.roles not in (ANYONE, LOCAL):
-            found |= {"E-DISK", "E-CHECKPOINT"} | ({"E-SESSION"} if self.session else {"E-SIGNATURE", "E-CLOCK"})
+            found |= {"E-DISK", "E-DATABASE", "E-CHECKPOINT"}
+            found |= {"E-SESSION"} if self.session else {"E-SIGNATURE", "E-CLOCK"}
         if self.roles not in (ANYONE, LOCAL, JOINING):
             found |= {"E-ROLE", "E-REVOKED"} | (set() if "pending" in self.roles else {"E-PENDING"})
         if self.body_bytes:

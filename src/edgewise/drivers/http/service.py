@@ -38,15 +38,21 @@ POLLS = 8  # long polls of a member at a time: a retry may come before its first
 class Service:
     """A server's state in ``folder``. Use as a context manager: it holds the writer's lease.
 
-    ``now_s``: wall clock. ``key``: file of the identity. Safe to use from the event loop and from other threads.
+    ``now_s``: wall clock. ``key``: file of the identity. ``database``: URL of a database that servers share; empty:
+    SQLite in the folder. Safe to use from the event loop and from other threads.
     """
 
     def __init__(
-        self, folder: Path, limits: ServerLimits, now_s: Callable[[], float] = time.time, key: str = "server.key"
+        self,
+        folder: Path,
+        limits: ServerLimits,
+        now_s: Callable[[], float] = time.time,
+        key: str = "server.key",
+        database: str = "",
     ) -> None:
         self.folder, self.now_s, self.limits = folder, now_s, limits
         self._begun_s = now_s(), time.monotonic()
-        self.database = Database(folder, now_s)
+        self.database = Database(folder, now_s, url=database)
         self.identity = identity.make(folder / key)
         for sub in ("blobs", "spool"):
             (folder / sub).mkdir(FOLDER, exist_ok=True)

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from edgewise.drivers.storage.dialects import BIG
+
 revision = "0001"
 down_revision = None
 
@@ -13,7 +15,7 @@ def upgrade() -> None:
         "leases",
         sa.Column("name", sa.String, primary_key=True),
         sa.Column("holder", sa.String, nullable=False),
-        sa.Column("number", sa.Integer, nullable=False),
+        sa.Column("number", BIG, nullable=False),
         sa.Column("until_s", sa.Float, nullable=False),
     )
     op.create_table(
@@ -46,7 +48,7 @@ def upgrade() -> None:
     op.create_table(
         "nonces",
         sa.Column("digest", sa.LargeBinary, primary_key=True),
-        sa.Column("created_s", sa.Integer, nullable=False),
+        sa.Column("created_s", BIG, nullable=False),
     )
     op.create_index("ix_nonces_created_s", "nonces", ["created_s"])
     op.create_table(
@@ -57,14 +59,14 @@ def upgrade() -> None:
     )
     op.create_table(
         "mail",
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("number", BIG, primary_key=True, autoincrement=True),
         sa.Column("inbound", sa.Boolean, nullable=False),
         sa.Column("run", sa.String, nullable=False),
         sa.Column("round", sa.Integer, nullable=False),
         sa.Column("device", sa.String, nullable=False),
         sa.Column("phase", sa.String, nullable=False),
         sa.Column("digest", sa.LargeBinary, nullable=False),
-        sa.Column("size", sa.Integer, nullable=False),
+        sa.Column("size", BIG, nullable=False),
         sa.Column("upload", sa.String, nullable=False),
         sa.Column("body", sa.LargeBinary, nullable=False),
         sa.Column("at_s", sa.Float, nullable=False),
@@ -79,9 +81,9 @@ def upgrade() -> None:
         sa.Column("run", sa.String, nullable=False),
         sa.Column("round", sa.Integer, nullable=False),
         sa.Column("digest", sa.LargeBinary, nullable=False),
-        sa.Column("size", sa.Integer, nullable=False),
+        sa.Column("size", BIG, nullable=False),
         sa.Column("chunk", sa.Integer, nullable=False),
-        sa.Column("received", sa.Integer, nullable=False),
+        sa.Column("received", BIG, nullable=False),
         sa.Column("made_s", sa.Float, nullable=False),
         sa.UniqueConstraint("device", "run", "round", "digest"),
     )
@@ -89,5 +91,5 @@ def upgrade() -> None:
         "publications",
         sa.Column("digest", sa.String, primary_key=True),
         sa.Column("run", sa.String, primary_key=True),
-        sa.Column("size", sa.Integer, nullable=False),
+        sa.Column("size", BIG, nullable=False),
     )

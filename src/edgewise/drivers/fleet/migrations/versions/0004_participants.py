@@ -22,7 +22,7 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     c = op.get_bind()
-    folder = Path(next(row.file for row in c.execute(sa.text("PRAGMA database_list")) if row.name == "main")).parent
+    folder: Path = op.get_context().config.attributes["folder"]  # that of the server
     for run, facts in c.execute(sa.text("SELECT run, facts FROM served")).all():
         roster = folder / "blobs" / str((json.loads(facts).get("instance") or {}).get("roster", ""))
         if roster.is_file():

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from edgewise.drivers.storage.dialects import BIG
+
 revision = "0005"
 down_revision = "0004"
 
@@ -11,11 +13,11 @@ def upgrade() -> None:
     """Make the table of promoted models."""
     op.create_table(
         "promotions",
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("number", BIG, primary_key=True, autoincrement=True),
         sa.Column("verb", sa.String, nullable=False),
         sa.Column("run", sa.String, nullable=False),
         sa.Column("name", sa.String, nullable=False),
-        sa.Column("played", sa.Integer, nullable=False),
+        sa.Column("played", BIG, nullable=False),
         sa.Column("model", sa.String, nullable=False),
         sa.Column("total", sa.String, nullable=False),
         sa.Column("chain", sa.String, nullable=False),

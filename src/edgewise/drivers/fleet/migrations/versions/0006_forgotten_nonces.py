@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from edgewise.drivers.storage.dialects import BIG
+
 revision = "0006"
 down_revision = "0005"
 
@@ -12,5 +14,5 @@ def upgrade() -> None:
     op.create_table(
         "forgotten_nonces",
         sa.Column("id", sa.Integer, primary_key=True),
-        sa.Column("created_s", sa.Integer, nullable=False),
+        sa.Column("created_s", BIG, nullable=False),
     )

@@ -3,6 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
+from edgewise.drivers.storage.dialects import BIG
+
 revision = "0007"
 down_revision = "0006"
 
@@ -17,7 +19,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "audit",
-        sa.Column("number", sa.Integer, primary_key=True, autoincrement=True),
+        sa.Column("number", BIG, primary_key=True, autoincrement=True),
         sa.Column("at_s", sa.Float, nullable=False),
         sa.Column("by", sa.String, nullable=False),
         sa.Column("verb", sa.String, nullable=False),
