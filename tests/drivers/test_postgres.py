@@ -97,13 +97,18 @@ def test_changes_of_all_servers_take_turns(opened: Callable[[], Database]) -> No
     assert sorted(f.result() for f in futures) == list(range(80))
 
 
-def test_a_restart_of_the_database_takes_back_what_was_under_way(opened: Callable[[], Database]) -> None:
+@pytest.mark.parametrize(
+    "outage", [databases.end_sessions, pytest.param(databases.restart, marks=pytest.mark.long(sample=0))]
+)
+def test_an_outage_of_the_database_takes_back_what_was_under_way(
+    opened: Callable[[], Database], outage: Callable[[], None]
+) -> None:
     server = opened()
     assert open_round(server, 0) == ""
 
     def interrupted(c: sa.Connection) -> None:
         mailboxes.open_round(c, "r", 1)
-        databases.restart()
+        outage()
         mailboxes.open_round(c, "r", 2)
 
     assert code(server.write, interrupted) == "E-DATABASE"

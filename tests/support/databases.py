@@ -37,6 +37,16 @@ def url_of(kind: str) -> str:
     return new_url() if kind == "postgresql" else ""
 
 
+def end_sessions() -> None:
+    """End all connections to the session's server, in the middle of whatever they do."""
+    import psycopg
+
+    with psycopg.connect(_server[0].get_uri(), autocommit=True) as c:
+        c.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid != pg_backend_pid() AND datname != ''"
+        )
+
+
 def restart() -> None:
     """Kill the session's server with all of its transactions, and start it again."""
     server = _server[0]

@@ -43,8 +43,8 @@ def serve(
             "--database",
             metavar="URL",
             envvar="EDGEWISE_DATABASE",
-            help="PostgreSQL database that servers share: postgresql://USER@HOST/NAME. Other users see options, so give "
-            "a password by the variable EDGEWISE_DATABASE.",
+            help="PostgreSQL database that servers share: postgresql://USER@HOST/NAME. Other users see options, so "
+            "give a password by the variable EDGEWISE_DATABASE.",
             show_default="SQLite in FOLDER",
             show_envvar=False,
         ),

@@ -15,6 +15,7 @@ import sqlalchemy as sa
 from edgewise.apps.server.api import ControlPlane
 from edgewise.apps.server.hosting import Hosting, Tell
 from edgewise.apps.server.sharing import Address
+from edgewise.core.errors import StoreError
 from edgewise.drivers.fleet import audit, members
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import certificates, tokens

@@ -89,7 +89,7 @@ class Postgres:
         if not isinstance(e, sa.exc.DBAPIError):
             return c.invalidated or c.closed
         state = getattr(e.orig, "sqlstate", None)
-        return e.connection_invalidated or (state or "00")[:2] not in _OF_ONE and not isinstance(e, sa.exc.DataError)
+        return e.connection_invalidated or ((state or "00")[:2] not in _OF_ONE and not isinstance(e, sa.exc.DataError))
 
     def of_one(self, e: Exception) -> Exception:
         """See Engine."""

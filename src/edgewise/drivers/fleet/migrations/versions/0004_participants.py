@@ -22,7 +22,9 @@ def upgrade() -> None:
         sqlite_with_rowid=False,
     )
     c = op.get_bind()
-    folder: Path = op.get_context().config.attributes["folder"]  # that of the server
+    config = op.get_context().config
+    assert config is not None
+    folder: Path = config.attributes["folder"]  # that of the server
     for run, facts in c.execute(sa.text("SELECT run, facts FROM served")).all():
         roster = folder / "blobs" / str((json.loads(facts).get("instance") or {}).get("roster", ""))
         if roster.is_file():
