@@ -32,6 +32,7 @@ POPULATIONS = {
     "adapters": 24,
     "code": 24,
     "fedsa": 24,
+    "edge-llm": 480,
     "layerwise": 24,
     "personal": 24,
     "plays": 24,
