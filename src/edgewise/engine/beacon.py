@@ -101,13 +101,13 @@ def valid_reveal(trust: Trust, fixed: bytes, listed: frame.Committed, run: str, 
     return same and public is not None and sign.verify(public, signature, reveal_digest(fixed, listed.device, value))
 
 
-def cohort(plan: Plan, trust: Trust, draw: frame.Draw | None, round: int, blob: bytes) -> frozenset[DeviceId]:
+def cohort(plan: Plan, trust: Trust, draw: frame.Draw | None, round: int, blob: bytes | None) -> frozenset[DeviceId]:
     """Verify a beacon and draw the cohort of a round. ``draw``: of its invitation. ``blob``: the beacon that it names.
 
     Raises DecodeError(E-BEACON) where the blob is not the one named or not a beacon of this run, where a reveal is
         missing or is not the one committed to, and where the round's key does not lead to the anchor.
     """
-    if draw is None or vector.digest(blob) != draw.beacon:
+    if draw is None or blob is None or vector.digest(blob) != draw.beacon:
         raise _unusable_beacon("the blob is not the one that the invitation names")
     value, committed_to = joint(plan.run, plan.contributors, trust, blob)
     first = draw.key
@@ -138,7 +138,7 @@ def joint(run: str, contributors: int, trust: Trust, blob: bytes) -> tuple[bytes
 
 
 def verified(
-    plan: Plan, trust: Trust | None, device: DeviceId, invite: frame.Invite, blob: bytes
+    plan: Plan, trust: Trust | None, device: DeviceId, invite: frame.Invite, blob: bytes | None
 ) -> frozenset[DeviceId] | None:
     """Verify the cohort of an invitation, with this device in it. None where the server draws cohorts alone.
 

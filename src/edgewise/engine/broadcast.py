@@ -115,17 +115,17 @@ def snapshot(plan: Plan, checkpoint: Checkpoint) -> vector.Buffer:
 def letters(
     common: frame.Invite,
     model: vector.Buffer,
-    support: bytes,
+    support: bytes | None,
     down: Downlink | None,
     devices: Mapping[DeviceId, Standing],
-    beacon: bytes = b"",
+    beacon: bytes | None = None,
 ) -> Letters:
     """Make the invitations of ``devices``, each with deltas or the snapshot, whichever is fewer bytes for the device.
 
     All of the ring is among the blobs, so that devices which are not invited may follow the model too.
     Args:
         common: fields that all invitations share. model: ``snapshot``. support: the blob that ``common.support`` names,
-            empty where it names none. beacon: likewise. A device whose update was accepted has it already.
+            None where it names none. beacon: likewise. A device whose update was accepted has it already.
     """
     frames: dict[DeviceId, bytes] = {}
     sizes: dict[DeviceId, int] = {}
@@ -133,7 +133,7 @@ def letters(
     for device, standing in devices.items():
         letter = msgspec.structs.replace(common, accepted=standing.accepted)
         raw = frame.dump(letter)
-        beside = len(support) + (len(beacon) if standing.accepted is None else 0)
+        beside = len(support or b"") + (len(beacon or b"") if standing.accepted is None else 0)
         size = len(raw) + len(model) + beside
         if down is not None and standing.held is not None and (deltas := since(down, standing.held)):
             letter = msgspec.structs.replace(letter, base=deltas[0].base, deltas=tuple(d.digest for d in deltas))
@@ -146,7 +146,7 @@ def letters(
             needs_snapshot = True
         frames[device], sizes[device] = raw, size
     ring = () if down is None else tuple(d.blob for d in down.ring)
-    named = tuple(blob for blob in (support, beacon) if blob)
+    named = tuple(blob for blob in (support, beacon) if blob is not None)
     return Letters(frames, sizes, (*((model,) if needs_snapshot else ()), *ring, *named))
 
 

@@ -27,10 +27,12 @@ from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, together
 from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
-from edgewise.engine import beacon, beacon_server, broadcast, evaluation, sampling
+from edgewise.engine import broadcast
 from edgewise.engine.aggregation import Sums, aggregation
 from edgewise.engine.checkpoint import Checkpoint
+from edgewise.engine.cohort_draw import CohortDraw
 from edgewise.engine.loop import receive
+from edgewise.engine.measured_models import MeasuredModels
 from edgewise.engine.open_round import OpenRound, Tell
 from edgewise.engine.ports import Began, Cohort, Evaluator, Helper, Record, Store, Trust
 from edgewise.engine.privacy_budget import PrivacyBudget
@@ -41,7 +43,6 @@ from edgewise.plan.plan import Plan
 from edgewise.plan.split_part import PART, REST
 from edgewise.strategies.base import State
 
-BEST = "best"  # name under which the store keeps the model with the lowest held-out loss
 UNMET_LIMIT = 3  # The run stops after this many abandoned rounds in a row, instead of trying for ever.
 
 
@@ -89,6 +90,16 @@ class Coordinator:
         """Privacy budget of the run."""
         return PrivacyBudget(self.plan, self.store)
 
+    @cached_property
+    def _draw(self) -> CohortDraw:
+        """Draw of the run's cohorts."""
+        return CohortDraw(self.plan, self.population, self.sampling_key, self.trust, self.store)
+
+    @cached_property
+    def _measured(self) -> MeasuredModels:
+        """Evaluations of the run's models."""
+        return MeasuredModels(self.plan, self.store, self.evaluator, self.tell)
+
     def begin(self, initial: vector.Vector) -> Checkpoint:
         """Load the stored checkpoint, or commit a fresh one from ``initial`` (float32[d])."""
         if (stored := self.store.load()) is not None:
@@ -114,7 +125,8 @@ class Coordinator:
         asked between two rounds.
         Raises:
             RoundError: E-ROUND where ``UNMET_LIMIT`` rounds in a row ended below their minimum, and the run can be
-                resumed. E-ROUND also where all rounds did, so that nothing was trained. E-BEACON as ``gather``.
+                resumed. E-ROUND also where all rounds did, so that nothing was trained. E-BEACON as
+                ``CohortDraw.gather``.
         """
         latest = checkpoint
         for after in self.rounds(checkpoint, until):
@@ -123,51 +135,17 @@ class Coordinator:
 
     def rounds(self, checkpoint: Checkpoint, until: Callable[[], bool] = lambda: False) -> Iterator[Checkpoint]:
         """Yield the checkpoint after each round, once it is committed and measured. Otherwise as ``run``."""
-        self.evaluate_if_due(checkpoint)
-        while checkpoint.next_round < self.plan.rounds and not self.kept(checkpoint).stopped and not until():
-            self.gather()
+        self._measured.evaluate_if_due(checkpoint)
+        while checkpoint.next_round < self.plan.rounds and not self._measured.kept(checkpoint).stopped and not until():
+            self._draw.gather(self.cohort, self.tell)
             checkpoint = self.round(checkpoint)
-            self.evaluate_if_due(checkpoint)
+            self._measured.evaluate_if_due(checkpoint)
             yield checkpoint
-        best, played = self.kept(checkpoint), checkpoint.next_round
+        best, played = self._measured.kept(checkpoint), checkpoint.next_round
         if checkpoint.unmet == played and (played == self.plan.rounds or best.stopped):
             raise self._unmet_rounds_error(played)
         if played < self.plan.rounds and best.stopped:
             self.tell(events.StoppedEarly(played=played, evaluations=best.waited, kept=best.played))
-
-    def gather(self) -> None:
-        """Run the common draw of the cohorts, where devices verify cohorts and the draw has not been made yet.
-
-        Raises RoundError(E-BEACON) where too few devices remain for it.
-        """
-        if not self.plan.contributors or beacon_server.stored(self.store.beacon) is not None:
-            return
-        assert self.trust is not None
-        anchor = beacon.anchor(self._last_beacon_key, self.plan.rounds)
-        parts = (self.plan, self.population, self.trust, anchor, self.cohort, self.store.beacon, self.tell)
-        gathering = beacon_server.Gathering(*parts)
-        gathering.begin()
-        receive(self.cohort, gathering)
-        self.cohort.close_round()
-
-    @property
-    def _last_beacon_key(self) -> Key:
-        """Key of the last round, from which the hash chain derives those of all rounds."""
-        return derive(self.sampling_key, "beacon")
-
-    def _stored_beacon(self) -> bytes:
-        """Load the beacon that cohorts are drawn from. Empty where the server draws alone."""
-        if not self.plan.contributors:
-            return b""
-        if (blob := beacon_server.stored(self.store.beacon)) is None:
-            raise StoreError("E-CHECKPOINT", "the run has no beacon.", "put a whole copy of the folder in its place.")
-        return blob
-
-    def _draw_message(self, number: int, blob: bytes) -> frame.Draw | None:
-        """Make the message by which devices verify a round's cohort. None where they do not."""
-        if not blob:
-            return None
-        return frame.Draw(beacon=vector.digest(blob), key=beacon.key(self._last_beacon_key, self.plan.rounds, number))
 
     def round(self, checkpoint: Checkpoint) -> Checkpoint:
         """Play one round and commit it, met or abandoned."""
@@ -182,8 +160,8 @@ class Coordinator:
         log = self.store.journal(number)
         records = iter(log.replay())
         logged = next(records, None)
-        blob = self._stored_beacon()
-        draw = self._draw_message(number, blob)
+        blob = self._draw.blob()
+        draw = self._draw.message(number, blob)
         began = self._drawn_cohort(number, draw, blob) if logged is None else _first_record(logged)
         # A sampled cohort may be below the minimum. Then no device is asked.
         asked = began.invited if len(began.invited) >= max(1, self.plan.sampling.minimum) else ()
@@ -202,16 +180,11 @@ class Coordinator:
         open_round.begin(None if logged is None else records)
         return open_round
 
-    def _drawn_cohort(self, number: int, draw: frame.Draw | None, blob: bytes) -> Began:
+    def _drawn_cohort(self, number: int, draw: frame.Draw | None, blob: bytes | None) -> Began:
         """Draw the random values and the cohort of a round. Its time is set when the round starts."""
         entropy, secure = self.entropy(number), self.plan.hides is not None
         nonce = derive(entropy, "nonce") if secure else None
-        if draw is None:
-            invited = sampling.draw(self.plan.sampling, self.population, self.sampling_key, number)
-        else:
-            assert self.trust is not None
-            found = beacon.cohort(self.plan, self.trust, draw, number, blob)
-            invited = tuple(device for device in self.population if device in found)
+        invited = self._draw.invited(number, draw, blob)
         return Began(0.0, derive(entropy, "attempt").hex(), nonce, derive(entropy, "groups"), invited)
 
     def close(self, checkpoint: Checkpoint, open_round: OpenRound, began_s: float) -> Checkpoint:
@@ -235,7 +208,7 @@ class Coordinator:
         self._commit_round(after, open_round, aggregate, began_s)
         self._use_rest(after)
         if aggregate is not None:
-            self._store_cohort_evaluation(checkpoint, evaluation.told_by_cohort(checkpoint.next_round, aggregate.head))
+            self._measured.take_cohort_loss(checkpoint, aggregate.head)
         if facts.session is not None:  # Devices do not reveal shares twice, so a crash before here may need the frames.
             self.cohort.close_round()
         self._loss_reasons.update(_loss_reasons(open_round.books.events))
@@ -328,42 +301,6 @@ class Coordinator:
         )
         self.store.commit(after, [*books.events, finished], broadcast.change(closed), aggregate)
         self.tell(finished)  # It follows the commit, so that nobody sees two noisy results of a round played twice.
-
-    def evaluate_if_due(self, checkpoint: Checkpoint) -> None:
-        """Measure the model on held-out text when the recipe asks for it, unless a measurement is stored already."""
-        played, every = checkpoint.next_round, self.plan.evaluations.every
-        last = played == self.plan.rounds
-        due = self.evaluator is not None and (played == 0 or last or (every > 0 and played % every == 0))
-        name = evaluation.BASE if played == 0 else evaluation.FEDERATED
-        if due and not self.store.evaluated(name, played - 1):
-            self._evaluate_model(name, played - 1, checkpoint.state.params)
-        # This also runs after a crash between an evaluation and this line, before another round is played.
-        if due and self.plan.evaluations.keep == "best" and self.kept(checkpoint).played == played:
-            stored = self.store.kept(BEST)
-            if stored is None or stored[1] != played:
-                self.store.keep(BEST, checkpoint.state.params, played)
-
-    def _store_cohort_evaluation(self, before: Checkpoint, event: events.Evaluated | None) -> None:
-        """Store the cohort's own evaluation of the model that it trained from."""
-        if event is None or self.store.evaluated(event.model, event.round):
-            return
-        self.store.append(event)
-        self.tell(event)
-        if self.plan.evaluations.keep == "best" and self.kept(before).played == before.next_round:
-            self.store.keep(BEST, before.state.params, before.next_round)
-
-    def kept(self, checkpoint: Checkpoint) -> evaluation.ModelThatCounts:
-        """Choose the model that counts so far, and tell whether the run ends with it."""
-        rule = self.plan.evaluations
-        measured = self.store.evaluations() if rule.choose else ()
-        return evaluation.kept(rule, measured, checkpoint.next_round)
-
-    def _evaluate_model(self, model: str, round: int, params: vector.Vector) -> None:
-        """Evaluate a model, store the result and report it."""
-        assert self.evaluator is not None  # No evaluation is due without an evaluator.
-        event = self.evaluator.evaluate(model, round, params)
-        self.store.append(event)
-        self.tell(event)
 
 
 def _with_rest(checkpoint: Checkpoint, rest: vector.Vector) -> Checkpoint:

@@ -19,14 +19,15 @@ class Invited:
     Attributes:
         params: the round's parameters and the strategy's vectors beside them, float32 of ``Layout.given``.
         secrets: of the device, for this attempt at the round. support: positions of the last release, where stages ask
-        for them. beacon: blob of the run's beacon, where cohorts are verified.
+        for them. beacon: blob of the run's beacon. None where cohorts are not
+        verified.
     """
 
     invite: Invite
     params: Vector = field(repr=False)
     secrets: keys.Secrets = field(repr=False)
     support: Array | None = field(default=None, repr=False)
-    beacon: bytes = field(default=b"", repr=False)
+    beacon: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,15 @@ class Trained:
     """Event: training is done. The driver's measurements set the device's own upload budget.
 
     Attributes:
-        elapsed_s: time since the invitation arrived, with download and training. 0: not measured, so the whole deadline
-            counts.
+        elapsed_s: time since the invitation arrived, with download and training. None: not measured, so the whole
+            deadline counts.
         steps: steps that the trainer took. None: as many as the rule says.
         up_mbit: likely speed of the next upload, by ``plan.upload_budget.link_estimate`` of the device's own transfers.
             inf: the link is no limit. 0: nothing is known of it, so the smallest rung is sent.
     """
 
     update: Update
-    elapsed_s: float = 0.0
+    elapsed_s: float | None = None
     up_mbit: float = inf
     steps: int | None = None
 

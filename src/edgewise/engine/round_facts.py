@@ -80,7 +80,7 @@ def decide(
     standings: Mapping[DeviceId, Standing],
     trust: Trust | None = None,
     draw: frame.Draw | None = None,
-    beacon: bytes = b"",
+    beacon: bytes | None = None,
 ) -> RoundFacts:
     """Decide the facts of round ``checkpoint.next_round``.
 
@@ -91,9 +91,9 @@ def decide(
     number, sampling = checkpoint.next_round, plan.sampling
     pipe, memory = plan.at(number), plan.phase_memory(checkpoint.memory, number)
     turn = Turn(number, plan.public(number), support=_turn_support(pipe, memory), clip=_turn_clip(pipe, memory))
-    named = (
-        b"" if turn.support is None or not turn.support.size else pack.pack_support(turn.support, plan.layout.sent.dim)
-    )
+    named = None
+    if turn.support is not None and turn.support.size:
+        named = pack.pack_support(turn.support, plan.layout.sent.dim)
     model = broadcast.snapshot(plan, checkpoint)
     invite = frame.Invite(
         run=plan.run,
@@ -104,7 +104,7 @@ def decide(
         accepted=None,
         deadline_s=sampling.deadline_s,
         rule=plan.rule(number),
-        support=vector.digest(named) if named else None,
+        support=None if named is None else vector.digest(named),
         nonce=began.nonce,
         clip=turn.clip,
         draw=draw,

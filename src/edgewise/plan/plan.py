@@ -321,24 +321,24 @@ class Plan:
         """Return the expected payload bytes of one contribution, by the largest rung where devices choose."""
         return pack.size_bytes(self.at(round).encoded)
 
-    def budget_bytes(self, elapsed_s: float, up_mbit: float) -> float:
+    def budget_bytes(self, elapsed_s: float | None, up_mbit: float) -> float:
         """Return the bytes that a device may upload (``plan.upload_budget``).
 
         Where training is not counted (``counts_training``), the deadline is that of the upload alone.
 
         Args:
-            elapsed_s: seconds of the round that the device has spent.
+            elapsed_s: seconds of the round that the device has spent. None: not measured, so the deadline alone counts.
             up_mbit: its uplink, megabit a second.
         Returns:
             Bytes; inf where the codec, and so the size, is fixed.
         """
         if not self.rungs:
             return math.inf
-        a, elapsed_s = self.recipe.adaptive, elapsed_s if self.counts_training else 0.0
+        a, spent_s = self.recipe.adaptive, elapsed_s if self.counts_training else None
         until_s = (a.deadline_s or self.recipe.round.deadline_s) * (1.0 - a.slack)
-        if a.patience and elapsed_s > 0.0:  # Without a measurement the deadline alone counts.
-            until_s = min(until_s, elapsed_s * (1.0 + a.patience))
-        return upload_budget(a.max_upload_mb * 1e6, until_s, elapsed_s, up_mbit)
+        if a.patience and spent_s is not None:
+            until_s = min(until_s, spent_s * (1.0 + a.patience))
+        return upload_budget(a.max_upload_mb * 1e6, until_s, spent_s or 0.0, up_mbit)
 
     @property
     def counts_training(self) -> bool:
@@ -349,7 +349,7 @@ class Plan:
         """
         return not self.rung_pipelines and not self.promise.noises_steps
 
-    def expected_bytes(self, round: int, elapsed_s: float, up_mbit: float) -> float:
+    def expected_bytes(self, round: int, elapsed_s: float | None, up_mbit: float) -> float:
         """Return the expected bytes of a device's answer to an invitation: its payload, or its keys.
 
         The arguments are those of ``budget_bytes``. A device announces the answer before it trains.
@@ -360,7 +360,7 @@ class Plan:
             return self.upload_bytes(round)
         return self.sizes[self.best(elapsed_s, up_mbit)]
 
-    def best(self, elapsed_s: float, up_mbit: float) -> int:
+    def best(self, elapsed_s: float | None, up_mbit: float) -> int:
         """Return the rung that a device picks, or asks for where a sum hides single updates. See ``budget_bytes``."""
         return pick(self.budget_bytes(elapsed_s, up_mbit), self.sizes)
 

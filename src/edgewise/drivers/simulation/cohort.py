@@ -41,12 +41,12 @@ class Fate:
     """The outcome of one message: answered or lost after ``after_s`` virtual seconds.
 
     After training the device knows two things: ``elapsed_s`` seconds have passed, and its next upload will probably
-    reach ``up_mbit``.
+    reach ``up_mbit``. For a message without training ``elapsed_s`` is None.
     """
 
     after_s: float
     lost: bool
-    elapsed_s: float = 0.0
+    elapsed_s: float | None = None
     up_mbit: float = inf
 
 

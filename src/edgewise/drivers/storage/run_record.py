@@ -25,7 +25,7 @@ from edgewise.drivers.storage import round_record as rounds
 from edgewise.drivers.storage.blobs import Blobs
 from edgewise.drivers.storage.schema import EVENTS, MODELS, RUNS, SCHEMA_VERSION, VECTORS
 from edgewise.drivers.storage.witness import Witness
-from edgewise.engine.coordinator import BEST
+from edgewise.engine.measured_models import BEST
 
 WAIT_S = 30.0  # the longest wait for a commit in progress
 

@@ -59,7 +59,7 @@ class Given:
 
     device: DeviceId
     frame: bytes = field(repr=False)
-    elapsed_s: float | Callable[[], float] = 0.0
+    elapsed_s: float | Callable[[], float] | None = None
     up_mbit: float = inf
 
 
@@ -98,7 +98,7 @@ class Devices:
     evaluates: bool = True
 
     def answer(
-        self, device: DeviceId, raw: bytes, elapsed_s: float | Callable[[], float] = 0.0, up_mbit: float = inf
+        self, device: DeviceId, raw: bytes, elapsed_s: float | Callable[[], float] | None = None, up_mbit: float = inf
     ) -> TimedAnswer:
         """Answer a frame for a device. When this returns, the store has every state that must last.
 
@@ -239,7 +239,7 @@ class Devices:
                     support = pack.unpack_support(
                         self.downloads.blob(invite.support), support_size, self.plan.layout.sent.dim
                     )
-            beacon = b"" if invite.draw is None else bytes(self.downloads.blob(invite.draw.beacon))
+            beacon = None if invite.draw is None else bytes(self.downloads.blob(invite.draw.beacon))
         except DecodeError as e:
             return device_events.Unready(invite, e.code, e.what)
         secrets = self.secrets(state.device, invite.round, invite.nonce)

@@ -77,7 +77,7 @@ class Handle(_Base, frozen=True, tag="handle"):
 
     device: str
     frame: bytes
-    elapsed_s: float = 0.0
+    elapsed_s: float | None = None
     up_mbit: float = inf
 
 

@@ -159,7 +159,9 @@ def test_an_upload_takes_a_share_of_the_time_until_then() -> None:
     assert plan.budget_bytes(8.0, 0.8) == pytest.approx(0.8e6 / 8 * 0.8)
     assert plan.budget_bytes(9.5, 0.8) == pytest.approx(0.8e6 / 8 * 0.5)
     assert plan_of(adaptive={"patience": 0.5}).budget_bytes(8.0, 0.8) == pytest.approx(0.8e6 / 8 * 4.0)
-    assert plan.budget_bytes(0.0, 0.8) == pytest.approx(1e6), "nothing measured: all of the deadline"
+    assert plan.budget_bytes(None, 0.8) == pytest.approx(1e6), "nothing measured: all of the deadline"
+    assert plan.budget_bytes(1e-9, 0.8) < 1.0, "hardly any time passed, so hardly any is left for the upload"
+    assert plan.budget_bytes(0.0, 0.8) == 0.0
 
 
 def test_the_table_of_links_is_what_devices_do() -> None:
