@@ -113,6 +113,22 @@ def test_what_holds_is_told_in_true_words(folder: Path, word: str) -> None:
         assert any(x.startswith("whole model, the release") and x.endswith("the noise of every step") for x in leaks)
 
 
+def test_the_cut_of_a_split_model_is_attacked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgewise.apps.audit import crossings
+
+    monkeypatch.setattr(crossings, "STEPS", 600)
+    split = ("split.cut=1", 'split.activations="int4"')
+    result = run(folder, "none", *(flag for s in split for flag in ("--set", s)))
+    assert result.exit_code == 0, result.output
+    told, page = found(folder, "none")
+    one, two = told["crossings"]
+    assert (one["kind"], one["cut"], one["rounding"], one["seen"]) == ("activations", 1, "int4", True)
+    assert (two["kind"], two["rounding"]) == ("output_gradients", "int8")
+    assert one["top1"] > one["unigram"] + 0.3
+    assert "the server sees this" in " ".join(result.stdout.split())
+    assert "Tokens recovered at the cut" in page
+
+
 @pytest.mark.long(sample=0)
 def test_the_leaks_of_record_privacy_are_of_its_dp_sgd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch, cohort and whole model train with the recipe's clip and noise; "in the clear" does not."""

@@ -4,6 +4,7 @@ Length      the largest distance of a device's update from its neighbour's, befo
 Mechanism   many releases by the recipe's stages and noise, with and without one worst-case device or record
 One run     one run of the compiled plan with many canaries, at the recipe's own noise
 Leakage     token recall from each update, the cohort's sum, and the noised sum
+Crossings   recovery of tokens from what crosses the cut of a split model
 Memory      membership inference and canary exposure of the model after an update, and after the release
 
     found = examine(recipe, Path("recipes"), out=Path("audit"), quick=True)
@@ -50,7 +51,8 @@ def examine(
     Returns:
         Plain JSON. ``claim`` holds epsilon, delta and noise multiplier of the whole run (null without differential
         privacy). ``findings`` hold the claimed and the measured value, the attacked thing and the omissions.
-        ``not_tried`` lists what no audit tries. ``leaks`` and ``memory`` are empty if a finding does not hold.
+        ``not_tried`` lists what no audit tries. ``leaks``, ``memory`` and ``crossings`` are empty if a finding
+        does not hold.
     Raises:
         AuditError: E-AUDIT if more was measured than is claimed. The files are written first.
         RecipeError, CompositionError: refusals of ``compile``, and E-COMBO for an extension's trainer.
@@ -66,7 +68,7 @@ def examine(
         plan = compile(recipe, trainer.spec, len(participants(recipe, trainer.devices()).seen), catalogue)
         noise_steps(plan, registered(trainer))
         findings = epsilon.examine(plan, quick, say, catalogue)
-        leaks: dict[str, Any] = {"leaks": [], "memory": [], "tokens": 0}
+        leaks: dict[str, Any] = {"leaks": [], "memory": [], "tokens": 0, "crossings": []}
         if all(f.holds for f in findings):  # Broken code may release something else than it should.
             leaks = leakage.examine(recipe, plan, trainer, recipe_dir, Path(scratch), quick, say, catalogue)
     found: dict[str, Any] = {
@@ -75,6 +77,7 @@ def examine(
         "claim": _privacy_claim(plan),
         "findings": [{**asdict(f), "holds": f.holds} for f in findings],
         "not_tried": list(epsilon.NOT_TRIED) if findings else [],
+        "held_by": recipe.split.holder if recipe.split.used else "",
         **leaks,
     }
     if out is not None:
@@ -136,6 +139,15 @@ def show(console: Any, found: Mapping[str, Any]) -> None:
     ]
     add("tokens of one device's batch that an attacker names", ("from", "span check", "rows", "guessing"), rows)
     console.print("* the server sees this under the recipe\n")
+    if found["crossings"]:
+        crossed = [
+            (f"{x['kind'].replace('_', ' ')} behind block {x['cut']}" + (" *" if x["seen"] else ""), x["rounding"],
+             x["tells"], _percent(x["top1"]), _percent(x["unigram"]))
+            for x in found["crossings"]
+        ]  # fmt: skip
+        heads = ("from", "format", "tells", "first guess", "guessing")
+        add("tokens that a trained head names from what crosses the cut", heads, crossed)
+        console.print(f"* {found['held_by']} sees this under the recipe\n")
     memory = [
         (
             x["what"],

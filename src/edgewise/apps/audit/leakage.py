@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from edgewise.apps.audit import crossings
 from edgewise.core.errors import DataError, RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Turn, derive, generator, root
@@ -79,7 +80,8 @@ def examine(
 
     Returns:
         ``leaks``: token recall from one update in the clear, from the update that leaves the device, from the cohort's
-        sum, and from the release. ``memory``: membership and exposure of the models after them. ``tokens``: the number
+        sum, and from the release. ``crossings``: tokens recovered at the cut of a split model.
+        ``memory``: membership and exposure of the models after them. ``tokens``: the number
         of distinct tokens in the attacked batch.
     """
     cohort = 8 if quick else 32
@@ -87,8 +89,10 @@ def examine(
     other = text_trainer(whole, recipe_dir, scratch, catalogue)
     everything = compile(whole, other.spec, len(other.devices()), catalogue)
     leaks = _Probe(everything, whole, other, cohort, step).whole()
-    more, memory = _Probe(plan, recipe, trainer, cohort, step).behind()
-    return {"leaks": leaks + more, "memory": memory, "tokens": leaks[0]["tokens"]}
+    probe = _Probe(plan, recipe, trainer, cohort, step)
+    crossed = crossings.examine(recipe, trainer, probe.devices, quick, step)  # before any training changes the model
+    more, memory = probe.behind()
+    return {"leaks": leaks + more, "memory": memory, "tokens": leaks[0]["tokens"], "crossings": crossed}
 
 
 class _Probe:

@@ -15,13 +15,14 @@ from edgewise.apps.report.svg import Bar, bars
 def page(a: Mapping[str, Any]) -> str:
     """Build the HTML of the whole page from the result of ``audit.examine``."""
     css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
+    sections = _privacy_claims(a) + _leakage_section(a) + _crossings_section(a) + _memory_section(a)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">
 <title>{escape(a["recipe"])} · edgewise audit</title><style>{css}</style></head><body>
 <div class="page"><header><p class="kind">edgewise audit</p><h1>{escape(a["recipe"])}</h1>
-<p class="lead">{_audit_lead(a)}</p></header><main>{_privacy_claims(a)}{_leakage_section(a)}{_memory_section(a)}</main>
+<p class="lead">{_audit_lead(a)}</p></header><main>{sections}</main>
 <footer><code>edgewise audit</code> made this page. The same numbers are in <code>audit.json</code>.</footer>
 </div></body></html>
 """
@@ -111,6 +112,26 @@ def _leakage_section(a: Mapping[str, Any]) -> str:
     made = table(("from", "span check", "embedding rows", "guessing"), rows)
     hint = f"Share of the {a['tokens']} distinct tokens of one batch that an attacker names with as many guesses."
     return f"<section><h2>Leakage</h2>{panel('Token recall', hint, chart)}{made}</section>"
+
+
+def _crossings_section(a: Mapping[str, Any]) -> str:
+    """Draw the table of what crosses the cut of a split model."""
+    if not a["crossings"]:
+        return ""
+    rows = [
+        row(
+            f"{x['kind'].replace('_', ' ')} behind block {x['cut']}"
+            + (f" <b>({escape(a['held_by'])} sees this)</b>" if x["seen"] else ""),
+            [x["rounding"], x["tells"], _percent(x["top1"]), _percent(x["unigram"])],
+        )
+        for x in a["crossings"]
+    ]
+    made = table(("from", "format", "tells", "first guess", "most frequent token"), rows)
+    hint = (
+        f"Share of {a['crossings'][0]['tokens']:,} tokens of one device that a head names at its first guess. It was "
+        "trained on text of other devices. The last column is the score without an attack."
+    )
+    return f"<section><h2>Cut</h2>{panel('Tokens recovered at the cut', hint, made)}</section>"
 
 
 def _memory_section(a: Mapping[str, Any]) -> str:

@@ -1,0 +1,111 @@
+"""Clip and noise for each vector that a device of split learning sends up.
+
+    noise = TokenNoise(clip_l2=4.0, z=0.5, hidden=128)
+    noised_NC = noise.hide(x_NC, entropy)
+    noise.epsilon(passes=3, vectors=2, delta=1e-5)
+
+Formula, for the vector x of one token:
+
+    x' = x min(1, C / ||x||),    sent = round(x' / step) + N_Z(0, S^2) in steps,    standard deviation z C
+
+Neighbours: any two vectors of one token. Two vectors of length at most C are at most 2 C apart, so the noise is z / 2
+times the sensitivity. An observer could not tell which of them was sent, given all other vectors that are sent.
+
+Limits. This is a promise about single vectors and not about text. Attention mixes tokens, so a change of one token
+changes the vectors of all later tokens of its block. Those tell of it too. Through the training of the device's part a
+change of a token also reaches the vectors of later steps. The epsilon covers neither.
+Source: Dwork and Roth 2014, appendix A, for the Gaussian mechanism; ``privacy.grid`` for the grid.
+
+Shape suffixes: N = tokens, C = width between blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgewise.core.errors import RecipeError
+from edgewise.core.keys import Key
+from edgewise.privacy import accountant, card, grid, spend
+from edgewise.privacy.clip import HAIR, LARGEST, SMALLEST
+
+
+@dataclass(frozen=True)
+class TokenNoise:
+    """Clip and noise of one kind of vector.
+
+    Attributes:
+        clip_l2: C, the longest vector.
+        z: standard deviation of the noise over C.
+        hidden: C of the shapes, the numbers of a vector.
+    Raises:
+        RecipeError: E-VALUE for a clip outside 1e-30 to 1e30, or a z that is not above 0. CompositionError: E-PRECISION
+            as ``grid.fit``.
+    """
+
+    clip_l2: float
+    z: float
+    hidden: int
+
+    def __post_init__(self) -> None:
+        if not SMALLEST <= self.clip_l2 <= LARGEST:
+            what = f"a clip of {self.clip_l2:g} for the vector of a token."
+            raise RecipeError("E-VALUE", what, f"write a number from {SMALLEST:g} to {LARGEST:g}.")
+        if not (isfinite(self.z) and self.z > 0):
+            what = f"a noise multiplier of {self.z:g} for the vector of a token."
+            raise RecipeError("E-VALUE", what, "write a number above 0.")
+        _ = self.grid
+
+    @property
+    def grid(self) -> grid.NoiseGrid:
+        """The grid of the noise."""
+        return grid.fit(f"token_noise({self.z:g})", self.z, self.clip_l2, self.hidden, self.clip_l2)
+
+    def hide(self, x_NC: NDArray[np.float32], entropy: Key) -> NDArray[np.float32]:
+        """Clip each vector and add noise to it: float32[N, C].
+
+        Args:
+            entropy: 32 fresh secret bytes. Never use them for other vectors.
+        Guarantees: a zero vector stays zero before the noise. The sum of vector and noise is exact in integers, and is
+            rounded to float32 once.
+        Raises:
+            ValueError: for another shape, or a value that is not finite.
+        """
+        if x_NC.ndim != 2 or x_NC.shape[1] != self.hidden:
+            raise ValueError(f"shape {x_NC.shape}, expected (tokens, {self.hidden})")
+        if not np.isfinite(x_NC).all():
+            raise ValueError("a value is not finite")
+        clipped = self.clipped(x_NC)
+        return grid.hidden(clipped.reshape(-1), self.grid, entropy).astype(np.float32).reshape(x_NC.shape)
+
+    def clipped(self, x_NC: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Scale each vector down to a length of at most C: float64[N, C]."""
+        x = x_NC.astype(np.float64)
+        norms_N = np.sqrt(np.square(x).sum(1))
+        over = norms_N > self.clip_l2
+        x[over] *= (self.clip_l2 * HAIR / norms_N[over])[:, None]
+        return x
+
+    def epsilon(self, passes: int, vectors: int, delta: float) -> float:
+        """Compute the epsilon of all vectors that one token sends.
+
+        Args:
+            passes: number of times that the token's block is trained on.
+            vectors: noised vectors of a token in one pass: 1 where activations go up, 2 where gradients follow.
+            delta: in (0, 1).
+        """
+        return accountant.epsilon({spend.local(self.z): passes * vectors}, delta)
+
+    def sentence(self, passes: int, vectors: int, delta: float) -> str:
+        """Describe what the noise promises and what it does not, for a privacy card."""
+        found = card.words(self.epsilon(passes, vectors, delta), delta)
+        each = "activations and output gradients" if vectors == 2 else "activations"
+        return (
+            f"{each} of each token are clipped to {self.clip_l2:g} and noised with multiplier {self.z:g}: {found} "
+            f"after {passes:,} pass{'es' * (passes != 1)}, for the vectors of one token given those of all others. It "
+            "is no promise about the text: attention mixes tokens, so vectors of later tokens tell of it too, and so "
+            "do later steps of a part that is trained"
+        )
