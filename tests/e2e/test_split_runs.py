@@ -208,13 +208,74 @@ def test_check_says_the_cut_its_bytes_and_that_nothing_covers_them(place):
     assert "behind block 1 (head)" in text
 
 
+CACHED = {"shape": "head", "held_by": "gateway"}
+
+
+@pytest.mark.slow
+def test_activations_of_a_frozen_part_go_up_once_and_train_as_the_model_would(place, tmp_path):
+    """A frozen part is the same as training the later layers alone, where no activation is rounded."""
+    layers = {"kind": "layers", "layers": ["model.layers.1.*"]}
+    more = {"trainable": layers, "round": {"rounds": 3, "sampling": "all"}}
+    play(place, recipe_of(place, **more), tmp_path / "whole")
+    seen = play(
+        place, recipe_of(place, {**CACHED, "device_part": "frozen", "activations": "float32"}, **more), tmp_path / "cut"
+    )
+    whole, cut = vector_of(tmp_path / "whole"), vector_of(tmp_path / "cut")
+    assert np.abs(whole - Run(tmp_path / "whole").vector(0)).max() > 1e-2
+    assert np.abs(whole - cut).max() < 1e-3
+    crossed = [e for e in seen if isinstance(e, events.SplitSession)]
+    assert [e.bytes_up > 0 for e in crossed] == [True] * 3 + [False] * 6
+    assert all(e.bytes_down == 0 for e in crossed)
+
+
+@pytest.mark.slow
+def test_a_local_loss_trains_the_device_part_first_and_then_the_rest_on_activations(place, tmp_path, monkeypatch):
+    split = {**CACHED, "loss": "local", "local_rounds": 2, "activations": "int4"}
+    rounds = {"round": {"rounds": 4, "sampling": "all"}}
+    seen = play(place, recipe_of(place, split, **rounds), tmp_path / "calm", report=True)
+    run = Run(tmp_path / "calm")
+    middle, last = (run.params(n) for n in (2, 4))
+    assert np.abs(run.vector(2) - run.vector(0)).max() > 1e-2
+    for name, x in last.items():
+        behind = ".1." in name or name == "model.norm.weight"
+        assert np.array_equal(run.params(0)[name], middle[name]) is behind, name
+        assert np.array_equal(middle[name], x) is not behind, name
+    losses = [e.head["loss_last"] for e in seen if isinstance(e, events.RoundFinished)]
+    assert losses[1] < losses[0]
+    assert losses[3] < losses[2]
+    crossed = [(e.round, e.bytes_up > 0) for e in seen if isinstance(e, events.SplitSession)]
+    assert crossed == [(2, True)] * 3 + [(3, False)] * 3
+    assert run.export(tmp_path / "model").is_dir()
+    assert "activations go up once" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
+
+    cache = SessionFiles.cache
+    for at in (2, 1):  # A kill when the bytes are counted, and the activations are not kept yet.
+        calls = []
+
+        def dying(self, *given, at=at, calls=calls):
+            calls.append(1)
+            if len(calls) == at:
+                raise Killed
+            cache(self, *given)
+
+        monkeypatch.setattr(SessionFiles, "cache", dying)
+        with pytest.raises(Killed):
+            play(place, recipe_of(place, split, **rounds), tmp_path / "stormy", resume=(tmp_path / "stormy").is_dir())
+    monkeypatch.setattr(SessionFiles, "cache", cache)
+    play(place, recipe_of(place, split, **rounds), tmp_path / "stormy", resume=True)
+    assert np.array_equal(vector_of(tmp_path / "stormy"), vector_of(tmp_path / "calm"))
+    again = [(e.round, e.bytes_up > 0) for e in events_of(tmp_path / "stormy", events.SplitSession)]
+    assert again == crossed
+
+
 NOISED = {"privacy": "central_dp", "dp": {"epsilon": 8.0, "delta": 1e-3, "clip_l2": 1.0}}
+RECORDS = {"privacy": "local_dp", "dp": {**NOISED["dp"], "unit": "example"}}
 REFUSED = [
     ({}, NOISED, "learns from activations and gradients"),
     ({"server_parts": "frozen"}, {**NOISED, "privacy": "distributed_dp"}, "against the server itself"),
     (
         {"server_parts": "frozen"},
-        {"privacy": "local_dp", "dp": {**NOISED["dp"], "unit": "example"}},
+        RECORDS,
         "record by record",
     ),
     ({}, {"personal": {"method": "fine_tune"}}, "never holds the whole model"),
@@ -228,6 +289,17 @@ REFUSED = [
     ({}, {"merge": {"kind": "median"}}, "in the mean all the same"),
     ({"server_parts": "in_turn"}, {"simulation": {"engine": "pool"}}, "cannot train at the same time"),
     ({"cut": 0, "shape": "head"}, {}, "splits nothing"),
+    ({"device_part": "frozen", "held_by": "gateway"}, {}, "would not go up once"),
+    ({"device_part": "frozen", "shape": "head"}, {}, "keeps its activations"),
+    ({**CACHED, "device_part": "frozen", "loss": "local"}, {}, "would train nothing"),
+    ({**CACHED, "loss": "local", "server_parts": "in_turn"}, {}, "no gradient crosses"),
+    ({**CACHED, "loss": "local", "local_rounds": 2}, {}, "both parts need rounds"),
+    ({"local_rounds": 2}, {}, "is of split.loss"),
+    (
+        {**CACHED, "loss": "local"},
+        RECORDS,
+        "record",
+    ),
 ]
 
 
@@ -252,6 +324,7 @@ def test_noise_goes_with_a_rest_that_stays_as_it_is_and_says_what_it_covers(plac
         ({"cut": 2}, "tied", "leaves nothing to train behind the cut"),
         ({"cut": 7, "server_parts": "frozen"}, "tied", "the model has 2 blocks"),
         ({"shape": "head"}, "tied", "it is the embedding itself"),
+        ({"cut": 2, **CACHED, "device_part": "frozen"}, "tied", "the model has 2 blocks"),
     ],
 )
 def test_a_cut_that_the_model_does_not_have_is_refused(place, split, base, reason):

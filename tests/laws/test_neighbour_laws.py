@@ -44,6 +44,7 @@ TABLES: dict[str, list[dict[str, object]]] = {
     "segments": [{"kind": "segments", "names": ["*"], "cycle": 2}],
     "factors": [{"kind": "factors"}],
     "folds": [{"kind": "folds"}],
+    "cut_parts": [{"kind": "cut_parts", "cut": 1}],
     "products": [],  # never beside noise: it needs single updates
     "rotate": [{"kind": "rotate", "block": 256}],
     "random_k": [{"kind": "random_k", "fraction": 0.3}, {"kind": "random_k", "fraction": 0.3, "each": True}],
@@ -115,7 +116,7 @@ def made(name: str, stages: list[dict[str, object]]) -> Plan:
     """A plan of a setting. Raises CompositionError and RecipeError where there is none."""
     dp = {"dp.delta": 1e-5, "dp.clip_l2": C, "dp.noise_multiplier": 0.5}
     overrides = {"privacy": name.split(",")[0], "name": "t", **dp, **SETTINGS[name], "stage": stages}
-    spec = LORA if stages and stages[0]["kind"] in ("factors", "folds") else SPEC
+    spec = LORA if stages and stages[0]["kind"] in ("factors", "folds", "cut_parts") else SPEC
     return compile(parse("", overrides=overrides), spec, 48, BUILT_IN)
 
 

@@ -407,6 +407,6 @@ def test_every_stage_says_what_it_does(chain: Chain) -> None:
 
 def test_every_stage_of_the_catalogue_is_under_these_laws() -> None:
     tested = {word for c in CHAINS for s in c.at().stages for word in re.findall(r"[a-z_]+(?=\()", s.name)}
-    # These need segments that this layout does not have: tests/unit/learn/models/test_ffa.py, test_products.py
-    tested |= {"factors", "folds", "products"}
+    # These need segments that this layout does not have: test_ffa.py, test_products.py, tests/e2e/test_split_runs.py
+    tested |= {"factors", "folds", "products", "cut_parts"}
     assert set(BUILT_IN.stages) <= tested, "add a chain with the new stage to CHAINS"

@@ -23,12 +23,15 @@ from edgewise.core.keys import derive, root
 from edgewise.core.parts import ModelParts
 from edgewise.core.training import Correction, FitRequest
 from edgewise.drivers.workers.parted import PartedTrainer
+from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.trainer import Trainer, registered
 from edgewise.learn.shards import TensorShard
+from edgewise.learn.split_trainer import SplitTrainer
 from edgewise.learn.task import TaskTrainer, TorchTask
 from edgewise.learn.text.trainer import make
 from edgewise.learn.torch_task import TorchTrainer
 from edgewise.learn.zeroth_order import ZerothOrderTrainer
+from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.strategies.base import Directions
@@ -83,6 +86,19 @@ def _text(place: Path) -> Trainer:
     return trainer
 
 
+def _cut(place: Path, **split: object) -> Trainer:
+    """A trainer of a split model."""
+    plain = {
+        "privacy": "none",
+        "model": {"base": "model", "precision": "float32"},
+        "data": {"source": "text", "path": "notes", "sequence_len": 32},
+        "training": {"batch": 2, "lr": 0.01},
+        "split": {"cut": 1, **split},
+    }
+    run_dir = place / f"run-{len(split)}"
+    return make_trainer(from_plain(plain), place, run_dir, BUILT_IN).trainer
+
+
 # One of each, by its class; add a line for a new one.
 TRAINERS: dict[str, Callable[[Path], Trainer]] = {
     "ToyTrainer": lambda _: ToyTrainer(make_recipe()),
@@ -91,6 +107,8 @@ TRAINERS: dict[str, Callable[[Path], Trainer]] = {
     "ZerothOrderTrainer": _directions,
     "PartedTrainer": _parted,
     "TextTrainer": _text,
+    "SplitTrainer": _cut,
+    "CachedTrainer": lambda place: _cut(place, shape="head", held_by="gateway", device_part="frozen"),
 }
 
 
@@ -126,6 +144,8 @@ PORTS = {
     },
     "ZerothOrderTrainer": {"describes", "counts", "measures", "continues"},
     "PartedTrainer": {"describes", "continues"},
+    "SplitTrainer": {"describes", "continues"},
+    "CachedTrainer": {"describes", "continues"},
     "TextTrainer": {
         "describes",
         "counts",
@@ -205,6 +225,10 @@ def test_gradients_are_corrected_as_the_request_says(trainer: Trainer) -> None:
     if isinstance(trainer, ZerothOrderTrainer):
         return
     request = ask(trainer)
+    if isinstance(trainer, SplitTrainer):  # A session has the gradients of two parts, and no strategy corrects both.
+        with pytest.raises(TrainingError):
+            trainer.fit(replace(request, correction=Correction(pull=1.0)))
+        return
     against = 10 * np.sign(trainer.fit(request).x) + np.float32(1e-3)
     for correction in (Correction(shift=against.astype(np.float32)), Correction(pull=1.0)):
         moved = trainer.fit(replace(request, correction=correction)).x

@@ -52,6 +52,18 @@ class Sessions(Protocol):
         """Make a session's result durable, before the device's contribution leaves."""
         ...
 
+    def ended(self, round: int, device: DeviceId) -> bool:
+        """Tell whether a session's result is there already."""
+        ...
+
+    def cached(self, device: DeviceId, version: bytes) -> list[bytes] | None:
+        """Return the messages with a device's activations, by this version of its part. None where there are none."""
+        ...
+
+    def cache(self, device: DeviceId, version: bytes, messages: list[bytes]) -> None:
+        """Keep the messages with a device's activations, in place of earlier ones."""
+        ...
+
     @property
     def current(self) -> Vector:
         """The rest of the round's model."""

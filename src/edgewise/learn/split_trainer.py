@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from edgewise.codecs.wire.tokens import TokenCodec
-from edgewise.core.errors import ModelError, TrainingError
+from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Key, derive
 from edgewise.core.parts import ModelParts
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
@@ -30,7 +30,7 @@ from edgewise.learn.split import Crossings, DevicePart, ServerPart, session
 from edgewise.learn.text.trainer import TextTrainer
 from edgewise.learn.train import LOWER, Optimizer, quarters
 from edgewise.plan.recipe.recipe import Recipe
-from edgewise.plan.split_part import token_bytes
+from edgewise.plan.split_part import check_sides, token_bytes
 
 PROBE = 16  # tokens of the forward pass that compares the stages with the model
 
@@ -69,11 +69,9 @@ class SplitTrainer:
         self._stages = cut(model, recipe.split.cut, recipe.split.shape)
         ids = torch.arange(PROBE).view(1, PROBE)
         check_cut(model, self._stages, ids.to(text.processor), recipe.data.packing == "isolated")
-        here = set(self._stages.sides(model)[0])
         device = [s.name for s in parts.shared.segments]
-        if {s.name for s in parts.whole.segments if s.name in here} != set(device):
-            what = f"the layout of {type(model).__name__} does not follow its blocks, so its parts cannot be named."
-            raise ModelError("E-CUT", what, "take a decoder of the kinds Llama, Mistral, Qwen, GPT-2 or GPT-NeoX.")
+        names = [s.name for s in parts.whole.segments]
+        check_sides(names, set(self._stages.sides(model)[0]), device, type(model).__name__)
         hidden = text_config(model.config).hidden_size
         self.vocabulary = int(embeddings(model).weight.shape[0])
         self._crossings = Crossings(*(TokenCodec(r, hidden) for r in (self._split.activations, self._split.gradients)))
@@ -159,6 +157,7 @@ class SplitTrainer:
         split = {
             "cut": self._split.cut,
             "shape": self._split.shape,
+            "once": False,
             "device_parameters": self.parts.shared.dim,
             "rest_parameters": self.parts.own.dim,
             "token_bytes": self.token_bytes,

@@ -198,7 +198,7 @@ class TorchTrainer:
             with computing(request.device):
                 return self.own.fit(self.model, self.flat, request, self.training.batch)
         if self.step_noise is None or request.device == POOLED:
-            return self._fitted(request, *self.work(request))
+            return self.fitted(request, *self.work(request))
         dp, steps = self.step_noise, range(request.rule.steps)
         dp_sgd.check(self.model)
         self._examine(request.device, request.params, request.secret)
@@ -208,13 +208,13 @@ class TorchTrainer:
             expected *= max(1, shard.size)
             rows = (dp_sgd.drawn(shard.size, dp.rate, derive(key, i)) for i in steps)
             batches = (self._moved(list(dp_sgd.taken(shard.records, at))) for at in rows)
-            return self._fitted(request, batches, float(shard.count), dp, expected)
+            return self.fitted(request, batches, float(shard.count), dp, expected)
         except StoreError:  # The reason is that of ``_examine``.
             raise
         except Exception:  # boundary: a shard and a loss are foreign code, and what they raise may depend on the text
             LOG.warning("device %.60r: local training failed, its update is noise alone", request.device, exc_info=True)
             blank = replace(request, secret=derive(request.secret, "blank"))  # No noise may be drawn twice.
-            return self._fitted(blank, ([] for _ in steps), 0.0, dp, expected)
+            return self.fitted(blank, ([] for _ in steps), 0.0, dp, expected)
 
     def apart(self) -> str | None:
         """Return the reason why devices cannot be trained together (``engine.trainer.FitsTogether``)."""
@@ -258,7 +258,7 @@ class TorchTrainer:
                 found[i] = one if isinstance(one, Exception) else _update(one, work[i][1])
         return [found[i] for i in range(len(requests))]
 
-    def _fitted(
+    def fitted(
         self,
         request: FitRequest,
         batches: Iterable[Sequence[Batch]],
@@ -266,6 +266,7 @@ class TorchTrainer:
         dp: StepNoise | None = None,
         expected: float = 0.0,
     ) -> Update:
+        """Train on these micro-batches of each step. ``count`` is the device's weight. Raises as ``fit``."""
         with computing(request.device, self.smaller):
             fitted = fit(
                 self.model, self.loss, batches, self.flat, request.params, request.rule, self.training, request.key,

@@ -29,6 +29,7 @@ from edgewise.codecs.project.sketch import sketch
 from edgewise.codecs.quantize.mixed import mixed
 from edgewise.codecs.quantize.quantize import quantize
 from edgewise.codecs.quantize.wrap import wrap
+from edgewise.codecs.select.cut_parts import cut_parts
 from edgewise.codecs.select.random_k import random_k
 from edgewise.codecs.select.segments import factors, folds, segments
 from edgewise.codecs.select.shared_top_k import shared_top_k
@@ -130,6 +131,7 @@ BUILT_IN = Catalogue().extended(
                 segments,
                 factors,
                 folds,
+                cut_parts,
                 products,
                 rotate,
                 random_k,

@@ -49,6 +49,8 @@ def chains_of(
         CompositionError: as ``schedule`` and ``adaptive``.
     """
     tables = [{"kind": turns}, *recipe.stage] if (turns := recipe.trainable.turns) else recipe.stage
+    if recipe.split.local:
+        tables = [{"kind": "cut_parts", "cut": recipe.split.cut}, *tables]
     if recipe.trainable.moves_base:  # The product of two weighed factors has to be divided by the weight once.
         at = int(bool(tables) and tables[0].get("kind") == "weigh")
         tables = [*tables[:at], {"kind": "products"}, *tables[at:]]

@@ -111,8 +111,9 @@ class Plan:
     @property
     def turns(self) -> Turns:
         """The schedule of the pipelines."""
-        in_order = self.recipe.trainable.turns == "folds"
-        return Turns(len(self.pipelines), self.sampling.groups, self.rounds if in_order else 0)
+        in_order, split = self.recipe.trainable.turns == "folds", self.recipe.split
+        until = split.first_rounds(self.rounds) if split.local else 0
+        return Turns(len(self.pipelines), self.sampling.groups, self.rounds if in_order else 0, until)
 
     def at(self, round: int, rung: int | None = None) -> Pipeline:
         """Return the update pipeline of a round, or that of a ``rung`` of ``rung_pipelines``."""

@@ -1,21 +1,21 @@
 """The two parts of a model that is split between devices and a server, by the names of its parameters.
 
 parts = split_part(recipe, spec)        # None where the model is whole
-parts.shared                            # the device's part, which is the run's vector
-parts.own                               # the rest, which the server or a gateway has
+parts.shared                            # the part that is the run's vector: the device's, or the rest
+parts.own                               # the other part
 """
 
 from __future__ import annotations
 
-import re
+from collections.abc import Collection, Sequence
 
+from edgewise.codecs.select.cut_parts import behind
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.errors import ModelError
 from edgewise.core.parts import ModelParts
 from edgewise.core.vector import Spec
 from edgewise.plan.recipe.recipe import Recipe
 
-_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")  # the number of a block in "model.layers.3.mlp.up_proj.weight"
 REST = "rest"  # of ``Checkpoint.memory``: the part of a split model that is not the run's vector
 PART = "part"  # name of its array
 
@@ -24,7 +24,9 @@ def split_part(recipe: Recipe, spec: Spec) -> ModelParts | None:
     """Divide a layout behind ``split.cut`` blocks. None where the model is whole.
 
     The device has the first blocks and what is before them in the layout, and with ``shape = "U"`` what follows the
-    last block. The trainer compares the names with those of the stages (``learn.split_trainer``).
+    last block. Where the device's part is frozen, the run's vector is the rest, and the device's part is ``own``. With
+    ``loss = "local"`` the vector is the whole layout, and its parts take turns over rounds. The trainer compares the
+    names with those of the stages (``check_sides``).
 
     Args:
         spec: the layout of all trained parameters.
@@ -35,22 +37,42 @@ def split_part(recipe: Recipe, spec: Spec) -> ModelParts | None:
     if not split.used:
         return None
     names = [s.name for s in spec.segments]
-    numbers = {name: int(found[1]) for name in names if (found := _BLOCK.search(name))}
-    end = max((i for i, name in enumerate(names) if name in numbers), default=-1)
-    behind = [name for i, name in enumerate(names) if name not in numbers and i > end]
-    rest = [name for name in names if numbers.get(name, 0) >= split.cut]
-    rest += behind if split.shape == "head" else []
+    rest = rest_names(recipe, spec)
+    if split.local:
+        return ModelParts(spec, ())
+    if split.device_part == "frozen":
+        parts = ModelParts(spec, [name for name in names if name not in rest])
+        if not parts.shared.dim:
+            what = f"split.cut = {split.cut} leaves nothing to train behind the cut, and the device's part is frozen."
+            raise ModelError("E-CUT", what, "take an earlier cut.")
+        return parts
     parts = ModelParts(spec, rest)
     if not parts.shared.dim:
         what = f"split.cut = {split.cut} leaves no trained parameter on the device, and nothing would travel."
         raise ModelError("E-CUT", what, "train parameters of the first blocks too, or take a later cut.")
     if split.trains_rest and not parts.own.dim:
-        last = max(numbers.values(), default=0)
-        what = (
-            f"split.cut = {split.cut} leaves nothing to train behind the cut: the last trained block has number {last}."
-        )
-        raise ModelError("E-CUT", what, f'take a cut from 1 to {last}, or split.server_parts = "frozen".')
+        what = f"split.cut = {split.cut} leaves nothing to train behind the cut."
+        raise ModelError("E-CUT", what, 'take an earlier cut, or split.server_parts = "frozen".')
     return parts
+
+
+def rest_names(recipe: Recipe, spec: Spec) -> list[str]:
+    """List the segments of a layout that are behind the cut."""
+    return behind([s.name for s in spec.segments], recipe.split.cut, recipe.split.shape == "head")
+
+
+def check_sides(names: Sequence[str], found: Collection[str], expected: Collection[str], kind: str) -> None:
+    """Compare the names of one side with those of the model's stages.
+
+    Args:
+        names: of all trained parameters. found: parameters of that side's stages. expected: segments of that side.
+        kind: class of the model, for the message.
+    Raises:
+        ModelError: E-CUT where they differ.
+    """
+    if {name for name in names if name in found} != set(expected):
+        what = f"the layout of {kind} does not follow its blocks, so its parts cannot be named."
+        raise ModelError("E-CUT", what, "take a decoder of the kinds Llama, Mistral, Qwen, GPT-2 or GPT-NeoX.")
 
 
 def token_bytes(recipe: Recipe, hidden: int, vocabulary: int) -> dict[str, float]:
@@ -65,6 +87,8 @@ def token_bytes(recipe: Recipe, hidden: int, vocabulary: int) -> dict[str, float
     """
     split = recipe.split
     activation, gradient = (float(TokenCodec(r, hidden).size_bytes(1)) for r in (split.activations, split.gradients))
+    if split.cached:
+        return {"up": activation + vocabulary.bit_length() / 8, "down": 0.0}
     if split.shape == "U":
         return {"up": activation + gradient, "down": activation + gradient}
     return {"up": activation + vocabulary.bit_length() / 8, "down": gradient}
@@ -82,11 +106,21 @@ def split_claims(recipe: Recipe, noised: bool) -> tuple[str, ...]:
     blocks = f"the first {split.cut} blocks" if split.cut > 1 else "the first block"
     top = ", final norm and head" if split.shape == "U" else ""
     labels = ", and the next tokens, which are the text itself" if split.shows_labels else ""
+    crosses = "activations" if split.cached else "activations and gradients"
     sentences = [
         f"the model is cut: embedding, {blocks}{top} are on each device, and {split.holder} has the rest",
-        f"{split.holder} sees activations and gradients of every token that devices train on{labels}; they are not "
+        f"{split.holder} sees {crosses} of every token that devices train on{labels}; they are not "
         "private, because trained attacks recover text from them, and no epsilon covers them",
     ]
+    if split.cached:
+        since = "after the device's part is trained by a small head of its own" if split.local else "from the start"
+        sentences.append(
+            f"activations go up once, {since}; the gateway of each device keeps them, and sends updates of the rest"
+        )
+        if noised:
+            who = "the server and readers of the models"
+            sentences.append(f"the epsilon is about {who}; it does not hold against the gateway")
+        return tuple(sentences)
     if split.trains_rest:
         copies = "a copy of the rest for each device" if split.server_parts == "each" else "the rest by each in turn"
         sentences.append(f"{split.holder} learns the weight of each device, and trains {copies}")
@@ -104,7 +138,9 @@ def split_witnesses(recipe: Recipe, rows: list[dict[str, str]]) -> list[dict[str
     split = recipe.split
     if not split.used:
         return rows
-    shown = "activations and gradients of each" + (", labels" if split.shows_labels else "")
+    shown = ("activations of each" if split.cached else "activations and gradients of each") + (
+        ", labels" if split.shows_labels else ""
+    )
     found, holds = [], False
     for row in rows:
         if row["who"].startswith(split.holder) and not holds:

@@ -217,7 +217,10 @@ def _verdict_cards(s: Mapping[str, Any]) -> str:
     if (crossed := b["split"]) and crossed["sessions"]:
         where = f"of it, behind block {crossed['cut']} ({crossed['shape']})"
         more = f"{where}; down {numbers.size(crossed['down_per_session'])}"
-        cards.append(card("Activations and gradients up", numbers.size(crossed["up_per_session"]), more))
+        title, size = "Activations and gradients up", crossed["up_per_session"]
+        if crossed["once"]:
+            title, size, more = "Activations, up once", crossed["up_total"], f"of all devices, {where[7:]}"
+        cards.append(card(title, numbers.size(size), more))
     p = s["participation"]
     missing = f"{p['lost']} lost, {p['late']} late"
     if p["unused"]:

@@ -58,6 +58,7 @@ class SplitTraffic(TypedDict):
 
     cut: int
     shape: str
+    once: bool
     sessions: int
     up_per_session: Figure
     down_per_session: Figure

@@ -47,6 +47,7 @@ def _session_traffic(sessions: Sequence[events.SplitSession], facts: Mapping[str
     return {
         "cut": facts["split"]["cut"],
         "shape": facts["split"]["shape"],
+        "once": facts["split"]["once"],
         "sessions": n,
         "up_per_session": up / n if n else None,
         "down_per_session": down / n if n else None,
@@ -62,6 +63,9 @@ def split_in_words(found: Mapping[str, Any] | None) -> str:
         return ""
     up, down = (numbers.size(found[f"{way}_per_session"]) for way in ("up", "down"))
     each = found["token_bytes"]
+    if found["once"]:
+        total = numbers.size(found["up_total"])
+        return f"behind block {found['cut']}: activations went up once, {each['up']:g} bytes a token and {total} in all"
     return (
         f"behind block {found['cut']} ({found['shape']}): activations and gradients are {up} up and {down} down of "
         f"each device and round, {each['up']:g} and {each['down']:g} bytes a token and pass"

@@ -26,6 +26,8 @@ def model_vector(store: RunStore, recipe: Recipe, facts: Mapping[str, Any], play
     params = store.blob(store.models()[played])
     if not recipe.split.used:
         return params
+    if recipe.split.local:
+        return params  # Both parts travel, in turn.
     parts = split_part(recipe, Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in facts["whole_spec"]]))
     assert parts is not None
     start = store.kept(REST_START)

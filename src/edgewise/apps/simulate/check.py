@@ -127,8 +127,11 @@ def _session_bytes(recipe: Recipe, token: Mapping[str, float] | None, steps: flo
     if token is None:
         return None
     tokens = steps * recipe.training.batch * recipe.data.sequence_len
+    if recipe.split.cached:
+        tokens = 0.0  # They go up once, and no device's tokens are counted here.
     return {
-        "cut": recipe.split.cut, "shape": recipe.split.shape, "held_by": recipe.split.held_by,
+        "once": recipe.split.cached, "cut": recipe.split.cut, "shape": recipe.split.shape,
+        "held_by": recipe.split.held_by,
         "token_up": token["up"], "token_down": token["down"], "up": token["up"] * tokens,
         "down": token["down"] * tokens,
     }  # fmt: skip

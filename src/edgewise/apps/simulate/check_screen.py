@@ -231,13 +231,9 @@ def _numbers_table(found: Mapping[str, Any]) -> Any:
         if key == "up" and b["up_largest"] > b["up"]:
             grid.add_row("", f"the mean of groups that take turns; the largest sends {numbers.size(b['up_largest'])}")
     if cut := found["split"]:
-        up, down = numbers.size(cut["up"]), numbers.size(cut["down"])
-        grid.add_row(
-            "cut",
-            f"behind block {cut['cut']} ({cut['shape']}): {cut['token_up']:g} bytes up and {cut['token_down']:g} down "
-            f"per token and pass; beside the above up to {up} up and {down} down per device and round",
-        )
-        grid.add_row("", f"activations and gradients are not private: the {cut['held_by']} sees them, under no epsilon")
+        grid.add_row("cut", _cut_in_words(cut))
+        crosses = "activations" if cut["once"] else "activations and gradients"
+        grid.add_row("", f"{crosses} are not private: the {cut['held_by']} sees them, under no epsilon")
     if b["down_missed"] is not None:
         missed = b["down_missed"]
         some = f"the deltas of up to {missed} missed round{'s' * (missed != 1)}, else " if missed else ""
@@ -263,6 +259,18 @@ def _numbers_table(found: Mapping[str, Any]) -> Any:
             "", f"engine.batch_devices = {n} takes {ratio:.1f} times as many steps in that time on this machine"
         )
     return grid
+
+
+def _cut_in_words(cut: Mapping[str, Any]) -> str:
+    """Write the bytes that cross the cut of a split model."""
+    where = f"behind block {cut['cut']} ({cut['shape']})"
+    if cut["once"]:
+        return f"{where}: {cut['token_up']:g} bytes of each token of a device's text go up, once"
+    up, down = numbers.size(cut["up"]), numbers.size(cut["down"])
+    return (
+        f"{where}: {cut['token_up']:g} bytes up and {cut['token_down']:g} down per token and pass; beside the above up "
+        f"to {up} up and {down} down per device and round"
+    )
 
 
 def _local_work(steps: Mapping[str, Any], epochs: float | None) -> str:

@@ -270,7 +270,8 @@ def _rest_of_model(store: RunStore, executor: Executor, recipe: Recipe, loaded: 
     initial = loaded.rest.pop()
     if store.kept(REST_START) is None:
         store.keep(REST_START, initial)
-    return SimulatedRest(store.out, initial, recipe.split.server_parts, cap, give)
+    kind = recipe.split.server_parts if recipe.split.trains_rest else "frozen"
+    return SimulatedRest(store.out, initial, kind, cap, give)
 
 
 def _begin_coordinator(

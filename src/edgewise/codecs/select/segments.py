@@ -47,7 +47,7 @@ def segments(spec: Spec, names: Names = ("*",), cycle: Cycle = 1, phase: int = 0
     require.between("segments: phase", phase, 0, cycle - 1)
     chosen = groups(spec, names, cycle)[phase]
     name = f"segments({', '.join(names)}{f'; group {phase} of cycle {cycle}' if cycle > 1 else ''})"
-    return _keep_segments(spec, chosen, name, cycle)
+    return keep_segments(spec, chosen, name, cycle)
 
 
 @part(turns=lambda keys, spec: factor_groups(spec))
@@ -62,7 +62,7 @@ def factors(spec: Spec, phase: int = 0) -> Stage:
     Source: Chen et al. 2024, arXiv:2409.02346 (RoLoRA).
     """
     require.between("factors: phase", phase, 0, 1)
-    return _keep_segments(spec, factor_groups(spec)[phase], f"factors({'BA'[phase]})", 2)
+    return keep_segments(spec, factor_groups(spec)[phase], f"factors({'BA'[phase]})", 2)
 
 
 @part(turns=lambda keys, spec: fold_groups(spec))
@@ -79,7 +79,7 @@ def folds(spec: Spec, phase: int = 0) -> Stage:
     """
     by_fold = fold_groups(spec)
     require.between("folds: phase", phase, 0, len(by_fold) - 1)
-    return _keep_segments(
+    return keep_segments(
         spec, by_fold[phase], f"folds({phase + 1} of {len(by_fold)})", 1, "the adapter of these rounds"
     )
 
@@ -102,7 +102,7 @@ def factor_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
     return by_factor
 
 
-def _keep_segments(spec: Spec, chosen: Sequence[Segment], name: str, cycle: int, which: str = "") -> Stage:
+def keep_segments(spec: Spec, chosen: Sequence[Segment], name: str, cycle: int, which: str = "") -> Stage:
     """Make the stage that keeps these segments, of a cycle of that many rounds. ``which`` describes them."""
     which = which or ("the same on all devices" if cycle > 1 else "fixed for the run")
     size = sum(s.size for s in chosen)

@@ -1,6 +1,7 @@
 """Files of split learning's sessions in a run's folder, and the rest of the model that follows from them.
 
     OUT/split/000003/<device>.safetensors    the session of a device in round 3, durable before its contribution leaves
+    OUT/split/cache/<device>.safetensors     the activations of a device, where they go up once
 
 A file holds what ``engine.split_rest.SessionResult`` has. The committed rest is in the checkpoint
 (``RunStore.commit``). So a run that was killed in a round has the rest of its begin, and the sessions of every device
@@ -25,7 +26,7 @@ from edgewise.core.vector import Vector
 from edgewise.drivers.storage.files import sync_folder, write_durably
 from edgewise.engine.split_rest import SessionResult, rest_after
 
-FOLDER = "split"
+FOLDER, CACHE = "split", "cache"
 RESTORE = "put a whole copy of the folder in its place, or start again with another --out."
 
 
@@ -70,14 +71,32 @@ class SessionFiles:
         numbers = np.array([result.count, result.steps, result.up_bytes, result.down_bytes, place], np.float64)
         name = np.frombuffer(device.encode(), np.uint8)
         raw = save({"rest": np.ascontiguousarray(result.rest), "numbers": numbers, "device": name})
-        folder = _round_folder(self._folder, round)
-        if not folder.is_dir():
-            with foreign(StoreError, "E-DISK", f"{folder} cannot be made", "free some space."):
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            for one in (folder.parent.parent, folder.parent):
-                sync_folder(one)
-        path = folder / f"{hashlib.sha256(device.encode()).hexdigest()[:32]}.safetensors"
-        write_durably(path, raw, owner_only=True)
+        _write(_round_folder(self._folder, round), device, raw)
+
+    def ended(self, round: int, device: DeviceId) -> bool:
+        """Tell whether a session's file is there."""
+        return _path(_round_folder(self._folder, round), device).is_file()
+
+    def cached(self, device: DeviceId, version: bytes) -> list[bytes] | None:
+        """Read the activations of a device. Raises StoreError(E-CHECKPOINT) for a damaged file."""
+        path = _path(self._folder / CACHE, device)
+        if not path.is_file():
+            return None
+        with foreign(StoreError, "E-CHECKPOINT", f"{path} is damaged", RESTORE):
+            arrays = load(path.read_bytes())
+            if arrays["version"].tobytes() != version:
+                return None
+            raw, stops = arrays["messages"].tobytes(), np.cumsum(arrays["lengths"]).tolist()
+            return [raw[start:stop] for start, stop in zip([0, *stops], stops, strict=False)]
+
+    def cache(self, device: DeviceId, version: bytes, messages: list[bytes]) -> None:
+        """Write the activations of a device. Raises StoreError(E-DISK)."""
+        arrays = {
+            "version": np.frombuffer(version, np.uint8),
+            "lengths": np.array([len(one) for one in messages], np.int64),
+            "messages": np.frombuffer(b"".join(messages), np.uint8),
+        }
+        _write(self._folder / CACHE, device, save(arrays))
 
 
 class SimulatedRest:
@@ -128,7 +147,7 @@ class SimulatedRest:
         """Remove the sessions of all rounds but one."""
         if self._folder.is_dir():
             for one in self._folder.iterdir():
-                if one != _round_folder(self._folder, keep):
+                if one != _round_folder(self._folder, keep) and (keep < 0 or one.name != CACHE):
                     shutil.rmtree(one, ignore_errors=True)
 
 
@@ -147,6 +166,20 @@ def read_sessions(folder: Path, round: int) -> dict[DeviceId, SessionResult]:
 def _place(sessions: dict[DeviceId, SessionResult], device: DeviceId) -> int:
     """Return a device's place among the sessions of a round: its own, or the next free one."""
     return sessions[device].place if device in sessions else len(sessions)
+
+
+def _write(folder: Path, device: DeviceId, raw: bytes) -> None:
+    """Write the file of a device durably. Raises StoreError(E-DISK)."""
+    if not folder.is_dir():
+        with foreign(StoreError, "E-DISK", f"{folder} cannot be made", "free some space."):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for one in (folder.parent.parent, folder.parent):
+            sync_folder(one)
+    write_durably(_path(folder, device), raw, owner_only=True)
+
+
+def _path(folder: Path, device: DeviceId) -> Path:
+    return folder / f"{hashlib.sha256(device.encode()).hexdigest()[:32]}.safetensors"
 
 
 def _round_folder(folder: Path, round: int) -> Path:

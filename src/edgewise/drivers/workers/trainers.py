@@ -76,11 +76,12 @@ def make_trainer(
         trainer = parted(trainer, parts, recipe)
     if (parts := split_part(recipe, spec)) is not None:
         _check_splits(catalogue, device)
+        from edgewise.learn.cached_trainer import cached_between
         from edgewise.learn.split_trainer import split_between
 
         sessions = SessionFiles(run_dir, recipe.split.server_parts == "in_turn")
         sessions.use(0, parts.split(trainer.initial())[1])
-        trainer = split_between(trainer, parts, recipe, sessions)
+        trainer = (cached_between if recipe.split.cached else split_between)(trainer, parts, recipe, sessions)
     if recipe.engine.batch_devices > 1:
         _check_together(recipe, trainer)
     return trainer

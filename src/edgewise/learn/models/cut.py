@@ -119,11 +119,13 @@ class Cut:
         return [name for name, here in names if here], [name for name, here in names if not here]
 
 
-def cut(model: nn.Module, block: int, shape: Shape) -> Cut:
+def cut(model: nn.Module, block: int, shape: Shape, shared: bool = False) -> Cut:
     """Cut a causal language model of ``transformers``, also one with adapters of ``peft``, behind ``block`` blocks.
 
     Args:
         block: number of blocks on the device, from 0 to all but one.
+        shared: True lets both sides hold a head that is the embedding. Then neither side may train it while the other
+            does. It counts as the device's (``Cut.sides``).
     Raises:
         ModelError: E-CUT for a cut that does not exist, for an architecture whose parts cannot be found, and for
             ``shape = "head"`` where embedding and head are one tensor (``untied`` makes two).
@@ -134,7 +136,7 @@ def cut(model: nn.Module, block: int, shape: Shape) -> Cut:
     if not 0 <= block < count:
         what = f"a cut behind {block} blocks: the model has {count} blocks, and the server needs at least one."
         raise ModelError("E-CUT", what, f"take a cut from 0 to {count - 1}.")
-    if shape == "head" and tied(whole):
+    if shape == "head" and tied(whole) and not shared:
         what = 'shape = "head" gives the head to the server, and in this model it is the embedding itself.'
         raise ModelError(
             "E-CUT", what, 'take shape = "U", which keeps both on the device, or make two of them (untied).'

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from edgewise.codecs.select.cut_parts import LOCAL_HEAD
 from edgewise.core import vector
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.keys import derive, root
@@ -22,6 +23,7 @@ from edgewise.learn.models import quantized
 from edgewise.learn.models.adapters import trainable
 from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.models.load import Loaded, load
+from edgewise.learn.models.local_head import with_initial_head
 from edgewise.learn.zeroth_order import base_digest, rebuilt
 from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.recipe import Recipe
@@ -77,6 +79,8 @@ def rebuild(
     spec, initial = flat.spec, flat.read()
     if parts is not None:
         spec, (initial, own) = parts.shared, parts.split(initial)
+    if recipe.split.local:  # The run's vector has the small head of devices at its end, and the model has none.
+        initial, params = with_initial_head(initial, model), _without_head(params, flat)
     if isinstance(params, Mapping):
         if {name: x.shape for name, x in params.items()} != {s.name: s.shape for s in spec.segments}:
             raise EdgewiseError("E-EXPORT", f"the trained tensors are not those of {loaded.name}.", AGAIN)
@@ -100,6 +104,13 @@ def rebuild(
         model, flat = trainable(plain, recipe.trainable, key, torch.float32, own)
         loaded = loaded._replace(model=plain)
     return RebuiltModel(loaded, model, flat, params)
+
+
+def _without_head(params: Vector | Mapping[str, Array], flat: Flat) -> Vector | Mapping[str, Array]:
+    """Leave out the local head of a split model's devices."""
+    if isinstance(params, Mapping):
+        return {name: x for name, x in params.items() if not name.startswith(LOCAL_HEAD)}
+    return params[: flat.spec.dim]
 
 
 def _start(

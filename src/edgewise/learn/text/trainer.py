@@ -39,6 +39,7 @@ from edgewise.learn.models.load import (
     located,
     stored_parameters,
 )
+from edgewise.learn.models.local_head import LocalHead, with_local_head
 from edgewise.learn.models.memory import evaluated_at_once, forecast, forward_bytes_per_token
 from edgewise.learn.models.memory_picks import MemoryPick, MemoryPicks
 from edgewise.learn.models.suited import check
@@ -67,6 +68,7 @@ class Prepared(NamedTuple):
     arithmetic: torch.dtype
     processor: torch.device
     picks: MemoryPicks
+    local_head: LocalHead | None = None
 
 
 def make(
@@ -127,7 +129,11 @@ def model(
         checkpoint(loaded.model, loaded.name)
     key, own = derive(root(recipe.seed), "model"), recipe.personal.own_adapter
     made, flat = trainable(loaded.model, recipe.trainable, key, arithmetic, own)
-    return Prepared(loaded._replace(model=made), flat, arithmetic, processor, picks)
+    local_head = None
+    if recipe.split.local:
+        local_head, flat = with_local_head(made, flat)
+        local_head.to(processor)
+    return Prepared(loaded._replace(model=made), flat, arithmetic, processor, picks, local_head)
 
 
 class TextTrainer(TorchTrainer):
@@ -136,6 +142,7 @@ class TextTrainer(TorchTrainer):
     def __init__(self, recipe: Recipe, prepared: Prepared, corpus: Corpus, store: BlockStore) -> None:
         loaded, loss = prepared.loaded, TextLoss(prepared.arithmetic, recipe.data.packing == "isolated")
         self.loaded, self.corpus, self._store = loaded, corpus, store
+        self.local_head = prepared.local_head
         self._eval_tokens, self._data = recipe.eval.max_tokens, recipe.data
         self._trainable, self._adapts = recipe.trainable, recipe.trainable.adapts
         self._quantize, self._own = recipe.model.quantize, recipe.personal.own_adapter

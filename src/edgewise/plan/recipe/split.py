@@ -48,6 +48,17 @@ class SplitSection(Section):
         "(SplitFed v1); in_turn: one rest that the devices of a round train one after the other (SplitFed v2); frozen: "
         "the rest stays as it is",
     )
+    device_part: Literal["trained", "frozen"] = Field(
+        "trained",
+        description="frozen: the device's part stays as it is, each activation goes up once and is kept by the "
+        "gateway, and the rounds train the rest on them",
+    )
+    loss: Literal["end", "local"] = Field(
+        "end",
+        description="end: the loss at the model's end trains both parts; local: the device trains its part by a small "
+        "head of its own for some rounds, then activations go up once, and the other rounds train the rest on them",
+    )
+    local_rounds: int = Field(0, ge=0, description="loss = local: rounds of the device's part; 0 = half of all")
     window: int = Field(2, ge=1, le=64, description="micro-batches of a device that are on their way at once")
 
     @property
@@ -58,7 +69,21 @@ class SplitSection(Section):
     @property
     def trains_rest(self) -> bool:
         """Tell whether sessions change the rest of the model."""
-        return self.used and self.server_parts != "frozen"
+        return self.used and not self.cached and self.server_parts != "frozen"
+
+    @property
+    def local(self) -> bool:
+        """Tell whether devices train their part by a head of their own."""
+        return self.used and self.loss == "local"
+
+    @property
+    def cached(self) -> bool:
+        """Tell whether activations go up once, and rounds train the rest on them."""
+        return self.local or (self.used and self.device_part == "frozen")
+
+    def first_rounds(self, rounds: int) -> int:
+        """Return the number of rounds in which devices train their part by a head of their own."""
+        return self.local_rounds or rounds // 2
 
     @property
     def shows_labels(self) -> bool:
@@ -76,6 +101,34 @@ class SplitSection(Section):
             what = "the section [split] splits nothing with split.cut = 0"
             yield SettingError("E-COMBO", what, "write cut = 1 or more, or leave the section out")
 
+    @rule
+    def _cache_kept(self) -> Iterator[SettingError]:
+        if not self.cached:
+            if self.local_rounds:
+                what = 'split.local_rounds is of split.loss = "local", and here the loss at the end trains both parts'
+                yield SettingError("E-COMBO", what, "leave it out")
+            return
+        given = 'split.loss = "local"' if self.local else 'split.device_part = "frozen"'
+        if self.shape != "head":
+            what = f'{given} with split.shape = "U": the head on the device would ask for outputs in every pass, and '
+            yield SettingError("E-COMBO", what + "activations would not go up once", 'write shape = "head"')
+        if self.held_by != "gateway":
+            what = (
+                f'{given} with split.held_by = "server": the gateway of each device keeps its activations, and sends '
+            )
+            what += "updates of the rest to the server, which merges them"
+            yield SettingError("E-COMBO", what, 'write held_by = "gateway"')
+        if self.local and self.device_part == "frozen":
+            what = 'split.loss = "local" with split.device_part = "frozen": the first rounds would train nothing'
+            yield SettingError("E-COMBO", what, "give one of them")
+        fields = type(self).model_fields
+        unread = [key for key in ("server_parts", "gradients", "window") if getattr(self, key) != fields[key].default]
+        if unread:
+            what = (
+                f"{given} with {', '.join(f'split.{key}' for key in unread)}: no gradient crosses, and the rest is in "
+            )
+            yield SettingError("E-COMBO", what + "the updates", f"leave out {', '.join(unread)}")
+
 
 def split_faults(recipe: Any) -> Iterator[SettingError]:
     """Find settings of a recipe (``plan.recipe.recipe.Recipe``) that do not go with split learning."""
@@ -84,6 +137,10 @@ def split_faults(recipe: Any) -> Iterator[SettingError]:
         return
     given = f"split.cut = {split.cut}"
     yield from _privacy_faults(recipe, given)
+    if split.local and not 0 < split.first_rounds(recipe.round.rounds) < recipe.round.rounds:
+        what = f'split.loss = "local" with round.rounds = {recipe.round.rounds} and split.local_rounds = '
+        what += f"{split.local_rounds}: both parts need rounds"
+        yield SettingError("E-COMBO", what, "play more rounds, or write fewer local_rounds")
     if recipe.personal.method != "none":
         what = f'{given} with personal.method = "{recipe.personal.method}": a device never holds the whole model that '
         yield SettingError("E-COMBO", what + "it would make its own", "leave out [personal]")
