@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from served import code, joined, running
 from shown_runs import filled, login, member, shown_run
 
 from edgewise.apps.dashboard.thinning import thinned
+from edgewise.apps.server import submission
 from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet import audit, members, served, sessions
 from edgewise.drivers.fleet.tables import AUDIT, SESSIONS
@@ -211,7 +214,7 @@ def test_names_that_devices_and_recipes_give_themselves_are_text(server: HttpSer
 def test_a_run_shows_its_figures(person: Person, ids: dict[str, str]) -> None:
     found = person.get(f"/runs/{ids['smart-home']}.json").json()
     assert (found["played"], found["rounds"], found["budget"]) == (62, 200, 8.0)
-    assert found["epsilon"] == pytest.approx(6.0)
+    assert found["epsilon"] == pytest.approx(6.0 * (62 / 200) ** 0.5)
     funnel = [step["count"] for step in found["funnel"]]
     assert funnel == sorted(funnel, reverse=True)
     assert funnel[0] == 62 * 8
@@ -237,6 +240,15 @@ def test_a_run_tells_a_browser_that_it_moved(server: HttpServer, person: Person,
         server.service.hang_up()
         assert list(lines)[-1:] != ["data"], "the answer ends"
     server.service.database.write(lambda c: served.ask(c, ids["smart-home"], served.RUNNING))
+
+
+def test_a_ledger_is_listed_and_a_changed_row_named(server: HttpServer, person: Person) -> None:
+    run = shown_run(server, "charged", served.FINISHED, 5, 5, seed=79)
+    path = f"/privacy.json?run={run}"
+    assert (person.get(path).json()["ledger"]["count"], person.get(path).json()["ledger"]["problem"]) == (5, "")
+    with closing(sqlite3.connect(submission.folder(server.service, run) / "run.db")) as c, c:
+        c.execute("UPDATE charges SET round = 4 WHERE number = 2")
+    assert "changed" in person.get(path).json()["ledger"]["problem"]
 
 
 # -- acts --------------------------------------------------------------------------------------------------------------

@@ -28,10 +28,13 @@ from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.fleet.promotions import Promotion, add
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http import identity, tokens
-from edgewise.drivers.storage import schema
+from edgewise.drivers.storage import charges, schema
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import Instance, PlanFacts, canonical
+from edgewise.privacy import ledger
+from edgewise.privacy.ledger import LedgerEntry
+from edgewise.privacy.spend import gaussian
 
 CENTRAL = {
     "privacy": "central_dp", "merge": {"kind": "sum"}, "stage": [], "dp.epsilon": 8.0, "dp.delta": 1e-5,
@@ -85,8 +88,10 @@ def write_run(folder: Path, run: str, name: str, played: int, seed: int = 0) -> 
     with engine.begin() as c:
         c.execute(schema.RUNS.insert().values(
             id=run, schema_version=schema.SCHEMA_VERSION, instance="i", name=name, recipe="{}", facts="{}",
-            next_round=played, ledger="", epsilon=6.0 * played / max(1, played), journal_key=b"", window=0,
+            next_round=played, ledger="", epsilon=6.0 * math.sqrt(played / 200), journal_key=b"", window=0,
         ))  # fmt: skip
+        for r in range(min(played, 40)):
+            charges.add(c, ledger.start(run, "i"), LedgerEntry(r, f"{r:032x}", 0, gaussian(1.1)))
         if rows:
             table = [_row(event) for event in rows]
             c.execute(schema.EVENTS.insert(), table)
@@ -100,7 +105,7 @@ def _finished(r: int, played: int, loss: float, lost: int, draw: random.Random) 
         bytes_up=draw.randrange(900_000, 1_200_000), bytes_down=draw.randrange(2_000_000, 2_400_000), update_l2=1.0,
         head={"loss_first": loss + 0.2, "loss_last": loss}, train_s=40.0, encode_s=1.0,
         aggregate_s=0.4 + draw.random() / 5, seconds=6.0 + 2 * draw.random(), model="m" * 64,
-        epsilon=6.0 * math.sqrt((r + 1) / played),
+        epsilon=6.0 * math.sqrt((r + 1) / 200),
     )  # fmt: skip
 
 

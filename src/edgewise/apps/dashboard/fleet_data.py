@@ -5,18 +5,21 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import sqlalchemy as sa
 
 from edgewise.apps.dashboard import run_data
+from edgewise.apps.dashboard.run_data import RunReader
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.fleet import audit, members, promotions
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.fleet.tables import MAIL, MEMBERS, ROUNDS
 from edgewise.drivers.http.service import Service
-from edgewise.drivers.storage import charges, run_record
+from edgewise.drivers.storage import charges
 from edgewise.plan.facts import parse
 from edgewise.privacy import ledger
 
@@ -31,6 +34,15 @@ def counts(c: sa.Connection) -> dict[str, dict[str, int]]:
     columns = (MEMBERS.c.role, MEMBERS.c.status)
     for role, status, n in c.execute(sa.select(*columns, sa.func.count()).group_by(*columns)):
         found.setdefault(role, {})[status] = int(n)
+    return found
+
+
+def devices_among(c: sa.Connection, names: Sequence[str]) -> int:
+    """Count the approved devices among members."""
+    found, some = 0, MEMBERS.c.status == members.APPROVED
+    for i in range(0, len(names), 500):  # SQLite takes a limited number of values
+        query = sa.select(sa.func.count()).where(some, MEMBERS.c.role == "device", MEMBERS.c.id.in_(names[i : i + 500]))
+        found += c.execute(query).scalar() or 0
     return found
 
 
@@ -65,7 +77,12 @@ def under_way(c: sa.Connection, run: str) -> dict[str, Any] | None:
 
 def budget(run: ServedRun) -> float | None:
     """Return the epsilon that a run may spend. None: it promises none."""
-    noise = parse(run.facts).noise
+    return _stated_epsilon(run.facts)
+
+
+@lru_cache(maxsize=4096)
+def _stated_epsilon(facts: bytes) -> float | None:
+    noise = parse(facts).noise
     return None if noise is None else noise.epsilon
 
 
@@ -99,11 +116,15 @@ def privacy(runs: Sequence[ServedRun], progress: Mapping[str, Mapping[str, Any]]
 
 def charged(folder: Path) -> dict[str, Any]:
     """List the newest charges of a run's ledger, and say whether each follows from the one before."""
+    names = ("number", "round", "attempt", "cohort", "event", "digest")
+    with run_data.opened(folder) as c:
+        run, instance = c.execute("SELECT id, instance FROM runs").fetchone()
+        found = c.execute(f"SELECT {', '.join(names)} FROM charges ORDER BY number").fetchall()
+    stored = [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in found]
     try:
-        record = run_record.read(folder)
-        entries, links = charges.read(record.charges, ledger.start(record.run["id"], record.run["instance"]))
-    except (EdgewiseError, ValueError, KeyError, TypeError) as e:
-        return {"charges": [], "count": 0, "problem": str(e)}
+        entries, links = charges.read(stored, ledger.start(run, instance))
+    except (EdgewiseError, ValueError, KeyError, TypeError) as e:  # whatever the parsing of a changed row raises
+        return {"charges": [], "count": len(stored), "problem": f"The ledger was changed: {e}."}
     rows = [
         {
             "number": i + 1, "round": one.round + 1, "attempt": one.attempt[:12], "cohort": one.cohort,
@@ -117,18 +138,21 @@ def charged(folder: Path) -> dict[str, Any]:
 def audited(c: sa.Connection, before: int, verify: bool) -> dict[str, Any]:
     """List rows of the audit log, the newest first. ``verify``: recompute the whole chain."""
     rows = audit.newest(c, PAGE, before)
-    found: dict[str, Any] = {"rows": [asdict(one) for one in rows], "verified": None, "problem": ""}
+    who = sorted({one.by for one in rows})
+    labels = dict(c.execute(sa.select(MEMBERS.c.id, MEMBERS.c.label).where(MEMBERS.c.id.in_(who))).all())
+    shown = [{**asdict(one), "name": labels.get(one.by, "")} for one in rows]
+    found: dict[str, Any] = {"rows": shown, "verified": None, "problem": ""}
     if verify:
         found["problem"] = audit.problem(audit.rows(c))
         found["verified"] = not found["problem"]
     return found
 
 
-def compared(folders: Mapping[str, tuple[ServedRun, Path]]) -> dict[str, Any]:
+def compared(reader: RunReader, folders: Mapping[str, tuple[ServedRun, Path]]) -> dict[str, Any]:
     """Put runs side by side: figures, the loss of each over the rounds, and the recipe keys that differ."""
     rows, series, recipes = [], [], {}
     for run, (row, folder) in folders.items():
-        found = run_data.figures(folder, run_data.BUCKETS // 2)
+        found = reader.figures(folder, run_data.BUCKETS // 2)
         losses = [one for one in found["charts"]["loss"]["series"] if one["name"] == run_data.HEAD_NAMES["loss_last"]]
         series += [
             {"name": f"{row.name} {run[:6]}", "x": found["charts"]["loss"]["x"], "y": one["y"]} for one in losses

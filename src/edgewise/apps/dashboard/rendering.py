@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -37,6 +38,11 @@ def ago(seconds: float | None) -> str:
     return f"{seconds:.0f} s ago"
 
 
+def plain(value: object) -> str:
+    """Write a recipe's value."""
+    return numbers.NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
 def qr(text: str) -> Markup:
     """Draw a QR code as SVG without inline styles."""
     drawn = segno.make(text, micro=False, error="m").svg_inline(
@@ -54,7 +60,7 @@ def environment() -> Environment:
     )  # fmt: skip
     made.filters |= {
         "moment": moment, "ago": ago, "size": numbers.size, "figures": numbers.figures, "count": numbers.count,
-        "duration": numbers.duration, "perplexity": numbers.perplexity,
+        "duration": numbers.duration, "perplexity": numbers.perplexity, "plain": plain,
     }  # fmt: skip
     made.globals |= {"chart": charts.lines, "bar": charts.bar, "qr": qr, "home": HOME, "field": browser.FIELD}
     return made

@@ -41,6 +41,7 @@ class DashboardRoutes:
 
     def __init__(self, service: Service, server: ShownServer) -> None:
         self._service, self._server = service, server
+        self._reader = run_data.RunReader()
         self._ended: dict[str, dict[str, Any]] = {}  # progress of runs that do not move any more
 
     def routes(self) -> list[Route]:
@@ -80,18 +81,21 @@ class DashboardRoutes:
     async def overview(self, request: Request) -> dict[str, Any]:
         """Show the state of the server, its newest runs, and everything that needs a person."""
         service = self._service
-        runs, members_by_role = await service.read(lambda c: (served.listed(c), fleet_data.counts(c)))
+        since_s = time.monotonic() - fleet_data.HERE_S
+        recent = [name for name, at_s in list(service.progress_s.items()) if at_s >= since_s]
+        runs, members_by_role, present = await service.read(
+            lambda c: (served.listed(c), fleet_data.counts(c), fleet_data.devices_among(c, recent))
+        )
         newest = sorted(runs, key=lambda run: (run.state != served.RUNNING, -run.made_s))[:RECENT]
         shown = await service.aside(lambda: [self._shown(run) for run in newest])
         devices = members_by_role.get("device", {})
-        since_s = time.monotonic() - fleet_data.HERE_S
         checks = await service.aside(service.checks)
         return {
             "runs": shown,
             "running": sum(run.state == served.RUNNING for run in runs),
             "all_runs": len(runs),
             "devices": devices,
-            "here": sum(at_s >= since_s for at_s in list(service.progress_s.values())),
+            "present": present,
             "free_bytes": await service.aside(service.free_bytes),
             "checks": checks,
             "alerts": _alerts(shown, devices, checks),
@@ -106,7 +110,7 @@ class DashboardRoutes:
         """Show a run: curves, funnel, rounds, budget, and the round under way."""
         name = request.path_params["run"]
         row, here = await self._service.read(lambda c: (served.find(c, name), fleet_data.under_way(c, name)))
-        found = await self._service.aside(lambda: run_data.figures(self._server.folder(row.run)))
+        found = await self._service.aside(lambda: self._reader.figures(self._server.folder(row.run)))
         own = {"run": row.run, "name": row.name, "state": row.state, "why": self._server.why(row), "rounds": row.rounds}
         return {
             **own,
@@ -124,7 +128,11 @@ class DashboardRoutes:
         folders = {row.run: (row, self._server.folder(row.run)) for row in rows}
         everything = await self._service.read(served.listed)
         listed = [{"run": row.run, "name": row.name, "state": row.state} for row in reversed(everything)]
-        return {**await self._service.aside(lambda: fleet_data.compared(folders)), "all": listed, "chosen": names}
+        return {
+            **await self._service.aside(lambda: fleet_data.compared(self._reader, folders)),
+            "all": listed,
+            "chosen": names,
+        }
 
     async def devices(self, request: Request) -> dict[str, Any]:
         """List members, a page at a time."""

@@ -1,6 +1,6 @@
 """Figures of a run for its page, read from its folder while another thread plays the run.
 
-    found = figures(folder)
+    found = RunReader().figures(folder)
     found["charts"]["loss"]          # {"x": [...], "series": [{"name": ..., "y": [...]}, ...]}
 
 Nothing is locked and nothing is written. A run that has not begun has empty figures.
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import msgspec
@@ -24,7 +26,8 @@ from edgewise.apps.report import numbers
 from edgewise.core.errors import TransportError
 
 BUCKETS = 250
-LAST_ROUNDS = 30
+LAST_ROUNDS = 15
+REMEMBERED = 4  # runs; 100,000 rounds of one take about 40 MB
 HEAD_NAMES = {"loss_first": "first steps", "loss_last": "last steps"}
 
 
@@ -85,25 +88,56 @@ def progress(folder: Path) -> dict[str, Any]:
     }
 
 
-def figures(folder: Path, buckets: int = BUCKETS) -> dict[str, Any]:
-    """Read curves, funnel and the last rounds of a run."""
-    with opened(folder) as c:
-        bodies = c.execute("SELECT body FROM events WHERE kind = 'round_finished' ORDER BY number").fetchall()
-        rounds = [_finished.decode(body) for (body,) in bodies]
-        bodies = c.execute("SELECT body FROM events WHERE kind = 'round_started' ORDER BY number").fetchall()
-        invited = {one.round: one.invited for one in (_started.decode(body) for (body,) in bodies)}
-        lost = c.execute(
-            "SELECT json_extract(body, '$.code'), count(*) FROM events WHERE kind = 'lost' GROUP BY 1 ORDER BY 2 DESC"
-        ).fetchall()
-        held = c.execute(
-            "SELECT round, sum(nll) / sum(tokens) FROM measures WHERE model = 'federated' AND round >= 0 "
-            "GROUP BY round HAVING sum(tokens) > 0 ORDER BY round"
-        ).fetchall()
-        last_event = c.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()[0]
+class RunReader:
+    """Reads the figures of runs, and remembers the finished rounds of the last few.
+
+    A page that follows its run then reads new rounds only. Safe to use from several threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._known: OrderedDict[Path, tuple[int, list[FinishedRound], dict[int, int]]] = OrderedDict()
+
+    def figures(self, folder: Path, buckets: int = BUCKETS) -> dict[str, Any]:
+        """Read curves, funnel and the last rounds of a run."""
+        with self._lock, opened(folder) as c:
+            rounds, invited = self._rounds(c, folder)
+            lost = c.execute(
+                "SELECT json_extract(body, '$.code'), count(*) FROM events WHERE kind = 'lost' "
+                "GROUP BY 1 ORDER BY 2 DESC"
+            ).fetchall()
+            held = c.execute(
+                "SELECT round, sum(nll) / sum(tokens) FROM measures WHERE model = 'federated' AND round >= 0 "
+                "GROUP BY round HAVING sum(tokens) > 0 ORDER BY round"
+            ).fetchall()
+        return _figures(rounds, invited, lost, held, buckets)
+
+    def _rounds(self, c: sqlite3.Connection, folder: Path) -> tuple[list[FinishedRound], dict[int, int]]:
+        """Return the finished rounds, and the number of devices that each round invited."""
+        after, rounds, invited = self._known.pop(folder, (0, [], {}))
+        last = int(c.execute("SELECT coalesce(max(number), 0) FROM events").fetchone()[0])
+        if last < after:  # another history, from a backup
+            after, rounds, invited = 0, [], {}
+        query = "SELECT body FROM events WHERE kind = ? AND number > ? AND number <= ? ORDER BY number"
+        rounds = rounds + [_finished.decode(body) for (body,) in c.execute(query, ("round_finished", after, last))]
+        begun = (_started.decode(body) for (body,) in c.execute(query, ("round_started", after, last)))
+        invited = invited | {one.round: one.invited for one in begun}
+        self._known[folder] = last, rounds, invited
+        if len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+        return rounds, invited
+
+
+def _figures(
+    rounds: Sequence[FinishedRound],
+    invited: Mapping[int, int],
+    lost: Sequence[tuple[str, int]],
+    held: Sequence[tuple[int, float]],
+    buckets: int,
+) -> dict[str, Any]:
     return {
         "played": len(rounds),
         "abandoned": sum(not one.met for one in rounds),
-        "last_event": int(last_event),
         "bytes_up": sum(one.bytes_up for one in rounds),
         "bytes_down": sum(one.bytes_down for one in rounds),
         "seconds": sum(one.seconds for one in rounds),
@@ -119,7 +153,7 @@ def figures(folder: Path, buckets: int = BUCKETS) -> dict[str, Any]:
     }
 
 
-def _funnel(rounds: Sequence[FinishedRound], invited: dict[int, int]) -> list[dict[str, Any]]:
+def _funnel(rounds: Sequence[FinishedRound], invited: Mapping[int, int]) -> list[dict[str, Any]]:
     """Count over all finished rounds how far devices came."""
     asked = sum(invited.get(one.round, 0) for one in rounds)
     accepted = sum(one.accepted for one in rounds)

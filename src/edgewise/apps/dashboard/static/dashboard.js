@@ -18,6 +18,11 @@ function written(value, unit) {
   return Number(value.toPrecision(4)).toLocaleString("en");
 }
 
+// Without a pointer the legend shows the newest round.
+function showLast(plot) {
+  plot.setLegend({ idx: plot.data[0].length - 1 }, false);
+}
+
 function draw(element, chart, unit, limit) {
   const width = element.clientWidth;
   if (!chart.series.length || chart.x.length < 2 || width < 100) return;
@@ -40,6 +45,7 @@ function draw(element, chart, unit, limit) {
   element.replaceChildren();
   plots.set(element, new uPlot({
     width, height: 230, series, scales: { x: { time: false } }, cursor: { drag: { x: true, y: false } },
+    hooks: { ready: [showLast], setData: [showLast], setCursor: [(u) => u.cursor.idx == null && showLast(u)] },
     axes: [{ ...axis, values: (_, at) => at.map((v) => (Number.isInteger(v) ? v.toLocaleString("en") : "")) },
            { ...axis, size: 70, values: (_, at) => at.map((v) => written(v, unit)) }],
   }, rows, element));
