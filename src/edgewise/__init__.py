@@ -15,6 +15,7 @@ from edgewise.api import simulate
 from edgewise.core.errors import EdgewiseError, RecipeError
 
 if TYPE_CHECKING:
+    from edgewise.apps.device.personal_task import PersonalTask
     from edgewise.apps.device.script import Device
     from edgewise.apps.device.task import Outcome, Task
     from edgewise.apps.federation.callbacks import STOP, Callback, CsvLogger, EarlyStopping
@@ -43,6 +44,7 @@ _LATER = {  # These names are imported when they are first used.
     "Trackio": "edgewise.apps.federation.trackers",
     "WandB": "edgewise.apps.federation.trackers",
     "Outcome": "edgewise.apps.device.task",
+    "PersonalTask": "edgewise.apps.device.personal_task",
     "Recipe": "edgewise.apps.federation.settings",
     "Round": "edgewise.apps.runs.rounds",
     "Run": "edgewise.apps.federation.run",
@@ -65,9 +67,9 @@ PARTS = (
 )  # fmt: skip
 __all__ = [  # noqa: RUF022
     "EdgewiseError", "RecipeError", "__version__", "simulate",
-    "Callback", "CsvLogger", "Device", "EarlyStopping", "Extension", "Federation", "Outcome", "Recipe", "Round", "Run",
-    "STOP", "MLflow", "Server", "Summary", "Task", "TensorBoard", "TorchTask", "Trackio", "WandB",
-    "open_run", "part", "summary_schema", "sweep",
+    "Callback", "CsvLogger", "Device", "EarlyStopping", "Extension", "Federation", "Outcome", "PersonalTask",
+    "Recipe", "Round", "Run", "STOP", "MLflow", "Server", "Summary", "Task", "TensorBoard", "TorchTask",
+    "Trackio", "WandB", "open_run", "part", "summary_schema", "sweep",
 ]  # fmt: skip
 
 

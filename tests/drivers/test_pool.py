@@ -151,7 +151,7 @@ def test_a_worker_that_is_just_ending_is_waited_for():
     """Its pipe closes a moment before its status is there."""
 
     class Ending:
-        returncode = None
+        returncode, pid = None, os.getpid()
 
         def poll(self):
             return None

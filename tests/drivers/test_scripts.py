@@ -28,12 +28,14 @@ from edgewise.apps.device.task import Left, Outcome, Task
 from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import ModelError, RecipeError, TrainingError
 from edgewise.core.training import FitRequest, Update
+from edgewise.drivers.storage.personal_models import personal_models
 from edgewise.learn.models import modules
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.recipe.recipe import from_plain
 
 PATHS = os.pathsep.join([str(Path(edgewise.__file__).parents[1]), str(Path(__file__).parents[1] / "support")])
+PERSONAL = {"personal": {"method": "interpolate", "weight": 0.5, "steps": 4, "lr": 0.1}}
 HERE, GONE = {"state": "released", "yours": True}, {"state": "released", "yours": False}
 
 
@@ -231,7 +233,7 @@ def test_three_scripts_train_a_module_of_their_own(server: HttpServer, tmp_path:
     """Behind masks. One broke off between loading and sending, and one was killed there: both get the task again."""
     devices = [device(server, tmp_path / f"device-{i}") for i in range(3)]
     outcomes: list[list[Outcome]] = [[] for _ in devices]
-    run = server.hosting.submit(submission({**RECIPE, "privacy": "hidden"}, server), "test")
+    run = server.hosting.submit(submission({**RECIPE, **PERSONAL, "privacy": "hidden"}, server), "test")
     threads = [Thread(target=play, args=(d, o, 2)) for d, o in zip(devices, outcomes, strict=True)]
     threads[2].start()
     with killed_when_loaded(devices[1].home):  # a round begins when all are here
@@ -243,6 +245,22 @@ def test_three_scripts_train_a_module_of_their_own(server: HttpServer, tmp_path:
     for thread in threads:
         thread.join()
     server.hosting.wait(run.run)
+    further = devices[0].personal(run.run[:12])
+    model = module()
+    with pytest.raises(TrainingError, match="not loaded"):
+        further.keep(model)
+    further.load_into(model)
+    assert np.array_equal(modules.read(model, further.spec), further.params)
+    for _ in range(further.steps):
+        step(model, further.lr)
+    sent = len(record.rows(devices[0].home))
+    own = further.keep(model)
+    half = (modules.read(model, further.spec) + further.params) / 2
+    assert np.allclose(own, half, atol=1e-6)
+    assert not np.array_equal(own, further.params)
+    (kept,) = personal_models(devices[0].home / "runs" / run.run[:32])
+    assert np.array_equal(kept.params, own)
+    assert len(record.rows(devices[0].home)) == sent, "nothing of it is sent"
     for made in devices:
         made.close()
     for told in outcomes:

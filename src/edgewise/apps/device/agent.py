@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from math import ceil
 from pathlib import Path
@@ -201,15 +201,29 @@ def personalise_run(home: Path, run: str, make: Make | None = None, patience_s: 
         StoreError(E-RUN-EXISTS): an agent works in ``home``. It makes the model by itself.
         EdgewiseError: as ``apps.device.personal.personalise``.
     """
+    with present(home, make, patience_s) as (link, parts, own):
+        return personalise(link, parts, home, find(home, run), own.limits.local_steps)
+
+
+@contextmanager
+def present(
+    home: Path, make: Make | None, patience_s: float = PATIENCE_S, personal: bool = True
+) -> Iterator[tuple[Link, Parts, policy.Policy]]:
+    """Work in ``home`` for a personal model, as its only agent. Yields the link, the parts in runs and the policy.
+
+    Raises:
+        StoreError(E-RUN-EXISTS): another agent works there.
+        RecipeError: as ``policy.load``.
+    """
     own = _policy(home, make)
     with (
         control.Agent(home) as agent,
         Link(home, patience_s, open=agent.open, troubled=agent.troubled) as link,
         FileLedgers(home / LEDGERS) as ledgers,
-        Parts(link, home, _owner(home, own, link, ledgers, make), make) as parts,
+        Parts(link, home, _owner(home, own, link, ledgers, make), make, personal) as parts,
     ):
         agent.say("training", "a personal model")
-        return personalise(link, parts, home, find(home, run), own.limits.local_steps)
+        yield link, parts, own
 
 
 def _policy(home: Path, make: Make | None) -> policy.Policy:

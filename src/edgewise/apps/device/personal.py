@@ -13,6 +13,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ from edgewise.core.errors import EdgewiseError, Interrupted, RecipeError, StoreE
 from edgewise.drivers.storage import files
 
 if TYPE_CHECKING:  # `edgewise device status` only lists files.
+    from edgewise.core.vector import Vector
     from edgewise.drivers.http.attend import RunPart
     from edgewise.drivers.http.link import Link
     from edgewise.drivers.storage.personal_models import PersonalModel
+    from edgewise.plan.personal import PersonalTraining
 
 LOG = logging.getLogger("edgewise")
 RUNS, WANTED = "runs", "personal-wanted"  # a folder of the home, and a file in a run's folder: its id
@@ -75,27 +78,58 @@ def personalise(link: Link, parts: Callable[[str], RunPart], home: Path, run: st
         TransportError: E-UNKNOWN-ID, E-CONNECT, E-BLOB.
         EdgewiseError: as ``Parts`` and the trainer.
     """
-    from edgewise.core import vector
-    from edgewise.drivers.storage.personal_models import PersonalModel, keep_personal
+    from edgewise.drivers.storage.personal_models import PersonalModel
     from edgewise.drivers.workers.personal import personal_model
+
+    found = released(link, parts, run)
+    plan, trainer, store = found.part.devices.plan, found.part.devices.trainer, found.part.devices.store
+    rule = found.training.rule
+    if most_steps and (rule.epochs or rule.steps > most_steps):
+        what = f"the personal model of run {run:.12} takes more steps than limits.local_steps = {most_steps} allows."
+        raise RecipeError("E-PERSONAL", what, "raise limits.local_steps in your policy.")
+    own = personal_model(plan, trainer, store, link.name, found.params, secrets.token_bytes(32))
+    return keep(home, run, PersonalModel(link.name, found.digest, found.training.method, own))
+
+
+@dataclass(frozen=True)
+class ReleasedRun:
+    """The released model of a finished run that asks for personal models.
+
+    Attributes:
+        part: this device's part in the run.
+        digest: of the model.
+        params: float32[d], the model.
+        training: the further training that the recipe asks for.
+    """
+
+    part: RunPart
+    digest: str
+    params: Vector = field(repr=False)
+    training: PersonalTraining
+
+
+def released(link: Link, parts: Callable[[str], RunPart], run: str) -> ReleasedRun:
+    """Download the released model of a run. Raises as ``personalise``, but for the owner's limit of steps."""
+    from edgewise.core import vector
     from edgewise.plan.personal import personal_training
 
     digest = str(link.call("GET", f"/v1/runs/{run}")["released"])
     if not digest:
         raise RecipeError("E-PERSONAL", f"run {run:.12} has not finished.", "wait for its last round.")
     part = parts(run)
-    plan, trainer = part.devices.plan, part.devices.trainer
+    plan = part.devices.plan
     training = personal_training(plan, link.name)
     if training is None:
         fix = "ask the operator for a recipe with a section [personal]."
         raise RecipeError("E-PERSONAL", f"the recipe of run {run:.12} asks for no personal models.", fix)
-    if most_steps and (training.rule.epochs or training.rule.steps > most_steps):
-        what = f"the personal model of run {run:.12} takes more steps than limits.local_steps = {most_steps} allows."
-        raise RecipeError("E-PERSONAL", what, "raise limits.local_steps in your policy.")
     raw = link.download(digest, part.blobs, 4 * plan.spec.dim).read_bytes()
-    params = vector.from_bytes(raw, plan.spec.dim)
-    own = personal_model(plan, trainer, part.devices.store, link.name, params, secrets.token_bytes(32))
-    model = PersonalModel(link.name, digest, training.method, own)
+    return ReleasedRun(part, digest, vector.from_bytes(raw, plan.spec.dim), training)
+
+
+def keep(home: Path, run: str, model: PersonalModel) -> PersonalModel:
+    """Write a personal model into the run's folder, for its owner only. Raises StoreError(E-DISK)."""
+    from edgewise.drivers.storage.personal_models import keep_personal
+
     folder = home / RUNS / run[:32]
     keep_personal(folder, model)
     files.discard(folder / WANTED)

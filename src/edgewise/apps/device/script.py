@@ -9,8 +9,10 @@ from threading import Event, Thread
 from typing import Any
 
 from edgewise.apps.device import control, policy, record
-from edgewise.apps.device.agent import work
+from edgewise.apps.device.agent import present, work
 from edgewise.apps.device.handover import Desk, Stopped, handover
+from edgewise.apps.device.personal import find, released
+from edgewise.apps.device.personal_task import PersonalTask
 from edgewise.apps.device.task import Left, Task
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.training import DeviceId
@@ -122,6 +124,23 @@ class Device:
         finally:
             desk.close()
             thread.join()
+
+    def personal(self, run: str) -> PersonalTask:
+        """Get the released model of a finished run, to make this device's personal model with a loop of one's own.
+
+        It needs a recipe with a section [personal]. A run that keeps a private part on its devices has no scripts.
+
+        Args:
+            run: the run's id, or the beginning of it.
+        Raises:
+            RecipeError(E-PERSONAL): the run has not finished, or asks for no personal models.
+            StoreError(E-RUN-EXISTS): another process, or ``tasks`` of this one, works in the home folder.
+            TransportError: E-UNKNOWN-ID, E-CONNECT, E-BLOB.
+        """
+        inbox = _Inbox(self, Desk(), 1)
+        with present(self.home, inbox.make, PATIENCE_S, personal=False) as (link, parts, _):
+            found = released(link, parts, find(self.home, run))
+            return PersonalTask(found.part.devices.plan, inbox.files, self.home, found, link.name)
 
     def _may_send(self) -> bool:
         return not control.order(self.home, time.time()).pause
