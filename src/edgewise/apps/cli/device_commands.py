@@ -1,4 +1,4 @@
-"""The commands ``edgewise device``: run, status, personalise, pause, resume, leave, policy, digest and unit.
+"""The commands ``edgewise device``: run, status, page, personalise, pause, resume, leave, policy, digest and unit.
 
 The commands import everything beyond typer inside their bodies, so that help is fast.
 """
@@ -62,6 +62,35 @@ def status(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> No
         return found
 
     _run_device_command("status", as_json, debug, body)
+
+
+@device.command()
+def page(
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="Port on 127.0.0.1. 0 takes a free one.")] = 0,
+    home: Home = HOME,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Show this device's page in a browser: what left, and pause, resume and leave. Ctrl-C ends it.
+
+    The page is served on this machine alone. The printed link works once.
+    """
+
+    def body() -> dict[str, Any]:
+        import json
+        from contextlib import suppress
+
+        from edgewise.apps.device.owner_page import OwnerPage
+        from edgewise.apps.terminal import sessions
+        from edgewise.core.errors import Interrupted
+
+        with sessions.interrupts(), OwnerPage(home.expanduser(), port) as shown:
+            print(json.dumps({"url": shown.url}) if as_json else f"open once  {shown.url}\n  (Ctrl-C ends)", flush=True)
+            with suppress(KeyboardInterrupt, Interrupted):
+                shown.wait()
+        return {"ended": str(home.expanduser())}
+
+    _run_device_command("page", as_json, debug, body)
 
 
 @device.command()

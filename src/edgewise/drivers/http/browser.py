@@ -10,12 +10,14 @@ import hashlib
 import hmac
 from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
-
-from starlette.types import Scope
 
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet.sessions import SESSION_S
+
+if TYPE_CHECKING:  # A device shows its page without the extra `server`.
+    from starlette.types import Scope
 
 COOKIE = "__Host-edgewise"  # a browser takes this prefix only from a secure origin, for the whole host
 FIELD = "form_token"
