@@ -148,3 +148,39 @@ def codecs(
         return found
 
     raise typer.Exit(session.run(body))
+
+
+@bench.command("edge-llm")
+def edge_llm(
+    out: Annotated[Path, typer.Option("--out", help="Folder of models, recipes and runs.")] = Path("edge-llm-bench"),
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds of each run.")] = 4,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps of the teacher and of the student.")] = 400,
+    rows: Annotated[list[str] | None, typer.Option("--row", metavar="NAME", help="Only this row. Repeatable.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Measure what each step of the recipe edge-llm gains and costs.
+
+    Makes a teacher and a student of public text once, then plays the recipe with one step more in each row. Started
+    again with the same folder, it goes on where it was.
+    """
+    from edgewise.apps.terminal.sessions import CommandSession
+
+    session = CommandSession("bench edge-llm", as_json=as_json, debug=debug)
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.terminal import sessions
+
+        with sessions.interrupts(), sessions.quiet_screen(None, debug) as screen:
+            from edgewise.apps.cli import bench_edge
+
+            found = bench_edge.examine(
+                out, rounds, steps, tuple(rows or ()), lambda line: None if as_json else print(line, file=screen)
+            )
+        if not as_json:
+            from rich.console import Console
+
+            bench_edge.show(Console(), found)
+        return found
+
+    raise typer.Exit(session.run(body))

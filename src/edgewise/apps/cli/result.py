@@ -102,4 +102,6 @@ def _cost_table(s: Mapping[str, Any]) -> Any:
     grid.add_row("time", f"{numbers.duration(t['total'])}: {wall}" if wall else numbers.duration(t["total"]))
     work = ", ".join(f"{k} {numbers.duration(t[k])}" for k in ("train", "encode", "aggregate"))
     grid.add_row("work", f"{work} (device and server seconds)")
+    if peak := s["memory"]["process_peak"]:
+        grid.add_row("memory", f"{numbers.size(peak)} at most in a process that trained, with Python and torch")
     return grid

@@ -50,6 +50,10 @@ def time(s: Summary) -> str:
     ]
     workers = s["facts"].get("workers")
     beside = f" on {workers} worker{'s' if workers != 1 else ''}" if workers else ""
+    peak = s["memory"]["process_peak"]
+    memory = (
+        f" A process that trained took {numbers.size(peak)} of memory at most, with Python and torch." if peak else ""
+    )
     return pair(
         panel(
             f"Wall clock: {numbers.duration(t['total'])}",
@@ -58,7 +62,7 @@ def time(s: Summary) -> str:
         ),
         panel(
             "Computing inside the rounds",
-            f"Seconds of work, summed over devices{beside}.",
+            f"Seconds of work, summed over devices{beside}.{memory}",
             svg.stack("Computing time inside the rounds", work),
         ),
     )

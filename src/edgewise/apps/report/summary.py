@@ -52,6 +52,10 @@ Seconds: ``train`` and ``encode`` are device seconds, summed over contributions.
 workers run in parallel. ``aggregate`` is the server's. ``rounds``, ``evaluate`` and ``compare`` are wall-clock seconds,
 and ``total`` is their sum. It excludes loading and the report itself, and counts work that a crash repeated once.
 
+Memory: ``process_peak`` is the largest resident memory of a process that trained devices, in bytes, with Python, torch
+and the model. Where one process simulates all (``engine = "inproc"``), it has the server in it. Null if the system
+does not tell it, and for real devices. `edgewise check` forecasts the memory of one device without Python and torch.
+
 Summed metrics (``summary_types.SummedMetric``): ``per_round`` has their means, weighted as updates are; null in a round
 without a sum. With noise they can lie outside of the bounds.
 
@@ -94,7 +98,7 @@ from edgewise.plan.recipe.recipe import simulation_digest
 from edgewise.privacy.card import OUTSIDE
 
 _PLACES = {"recipe_dir", "recipe_from_run"}  # Folders of a machine.
-_SHOWN_APART = {"versions", "plan", "devices", "bytes_per_token", "reading", "spec"} | _PLACES
+_SHOWN_APART = {"versions", "plan", "devices", "bytes_per_token", "reading", "spec", "peak_bytes"} | _PLACES
 
 
 def build(store: RunStore) -> dict[str, Any]:
@@ -157,6 +161,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "participation": participation.figures(log),
         "rungs": participation.rungs(log, plan.get("rungs") or []),
         "seconds": _seconds_of_run(log),
+        "memory": {"process_peak": facts.get("peak_bytes")},
         "summed_metrics": _declared_metrics(recipe, plan),
         "per_round": [_round_row(e, [m["name"] for m in recipe.get("metric", ())]) for e in rounds],
         "curve": [

@@ -163,6 +163,7 @@ class Summary(TypedDict):
     participation: dict[str, Any]
     rungs: list[dict[str, Any]]
     seconds: dict[str, float]
+    memory: dict[str, Figure]
     per_round: list[RoundRow]
     curve: list[dict[str, Any]]
     simulator_metrics: list[SimulatorMetric]

@@ -42,6 +42,7 @@ from edgewise.drivers.storage.split_sessions import SimulatedRest
 from edgewise.drivers.workers import jobs
 from edgewise.drivers.workers.executor import Executor, Inproc
 from edgewise.drivers.workers.host import Host
+from edgewise.drivers.workers.memory_use import peak_bytes
 from edgewise.drivers.workers.pool import Pool
 from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.coordinator import Coordinator
@@ -183,6 +184,7 @@ def _run_in_store(
             over = yield from _play_rounds(store, executor, recipe, loaded, wrap, tell, until)
         finally:
             executor.close()
+        _keep_peak(store, recipe)
         if report:
             from edgewise.apps.report.files import write_report
 
@@ -192,6 +194,14 @@ def _run_in_store(
             return
         store.finish()
         tell(events.RunFinished(model=chosen(store).digest, seconds=time.time() - began))
+
+
+def _keep_peak(store: RunStore, recipe: Recipe) -> None:
+    """Record the largest memory of a training process, over all sessions of the run."""
+    used = peak_bytes(recipe.simulation.engine == "pool")
+    run = store.run()
+    if used and run is not None:
+        store.renew({**run["facts"], "peak_bytes": max(used, run["facts"].get("peak_bytes", 0))})
 
 
 def _make_executor(recipe: Recipe, objects: Objects) -> Executor:

@@ -40,6 +40,7 @@ def test_a_full_run_has_everything(full: dict[str, Any]) -> None:
     for model in ("base", "federated", "local_only", "centralised"):
         assert set(full["perplexity"][model]) >= {"weighted_mean", "median", "worst_decile"}
     assert set(full["seconds"]) >= {"total", "train", "encode", "aggregate"}
+    assert full["memory"] == {"process_peak": None}, "of a store that no simulation has filled"
     assert full["change_percent"]["federated"] < 0
     assert len(full["recipe_sha256"]) == len(full["model_sha256"]) == 64
     assert [c["played"] for c in full["curve"]] == [0, 3, 6, 9, 12]
