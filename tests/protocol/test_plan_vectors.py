@@ -51,7 +51,12 @@ def test_the_inputs_are_the_shipped_recipes_and_each_codec() -> None:
     made = json.loads(json.dumps(plan_vectors.inputs()))
     assert {name: {k: v for k, v in one.items() if k != "plan"} for name, one in PLANS.items()} == made
     kinds = {table["kind"] for one in PLANS.values() for table in one["recipe"].get("stage", [])}
-    assert set(BUILT_IN.stages) - kinds == {"factors", "folds", "products"}  # `trainable.rule` puts these in front.
+    assert set(BUILT_IN.stages) - kinds == {
+        "factors",
+        "folds",
+        "products",
+        "cut_parts",
+    }  # `trainable.rule` and `split.loss` put these in front.
     assert {one["recipe"].get("merge", {"kind": "sum"})["kind"] for one in PLANS.values()} == set(BUILT_IN.merges)
 
 

@@ -38,6 +38,8 @@ POPULATIONS = {
     "plays": 24,
     "private": 1000,
     "quantized": 24,
+    "split": 24,
+    "split-once": 24,
     "tiny-link": 24,
     "two-server": 1000,
 }
@@ -132,6 +134,8 @@ def inputs() -> dict[str, dict[str, Any]]:
         tables = {k: v for k, v in tomllib.loads(shipped.text(name)).items() if k not in NO_PART}
         if "layers" in tables.get("trainable", {}):
             tables |= LAYERS  # of this file's layout
+        if tables.get("split", {}).get("loss") == "local":
+            tables["split"]["cut"] = 1
         found[name] = {"recipe": tables, "population": POPULATIONS[name]}
     for name, tables in CODECS.items():
         found[name] = {"recipe": tables, "population": 1000 if "noised" in name else 40}

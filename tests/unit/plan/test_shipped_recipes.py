@@ -17,6 +17,7 @@ from edgewise.plan.compile import compile
 from edgewise.plan.own_part import own_part
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import recipe
+from edgewise.plan.split_part import split_part
 
 ASSETS = Path(str(resources.files("edgewise"))) / "assets"
 OWNERS = {"python-stdlib": 17, "plays": 24}
@@ -36,6 +37,12 @@ def planned(path: Path) -> Plan:
     assert read.model.base == "bundled"
     wanted = read.trainable.layers or ["*"]
     spec = Spec.of([s for s in student() if any(fnmatchcase(s[0], p) for p in wanted)])
+    if (parts := split_part(read, spec)) is not None:
+        spec = parts.shared
+    if read.split.local:
+        spec = Spec.of(
+            [*spec.to_list(), ("local_head.gain", (128,), "float32"), ("local_head.map", (128, 128), "float32")]
+        )
     return compile(read, spec, read.data.devices or OWNERS[read.data.source], BUILT_IN)
 
 
@@ -45,6 +52,17 @@ def test_compiles(path: Path) -> None:
     assert plan.recipe.name == path.stem
     sizes = rung_bytes(plan.at(0).encoded) or (plan.upload_bytes(0),)  # a rung may be float32, for fast links
     assert min(sizes) < 4 * plan.spec.dim
+
+
+def test_the_recipes_of_a_split_model_move_the_part_of_the_devices_and_then_the_rest() -> None:
+    named = {s.name for s in planned(ASSETS / "recipes" / "split.toml").spec.segments}
+    assert {name for name in named if "layers" not in name} == {"model.embed_tokens.weight", "model.norm.weight"}
+    assert {name.split(".")[2] for name in named if "layers" in name} == {"0", "1"}
+    plan = planned(ASSETS / "recipes" / "split-once.toml")
+    assert [plan.phase(r) for r in range(plan.rounds)] == [0] * 6 + [1] * 10
+    blocks = [{s.name.split(".")[2] for s in group if "layers" in s.name} for group in plan.groups]
+    assert blocks == [{"0", "1"}, {"2", "3"}]
+    assert plan.turns.first(1) == 6
 
 
 def test_the_layer_wise_recipe_moves_whole_layers_by_halves() -> None:
