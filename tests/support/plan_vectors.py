@@ -33,6 +33,7 @@ POPULATIONS = {
     "code": 24,
     "fedsa": 24,
     "edge-llm": 480,
+    "last-blocks": 24,
     "layerwise": 24,
     "personal": 24,
     "plays": 24,

@@ -2,7 +2,8 @@
 
 loss(w) = mean((w - target)^2) / 2 + 1, whose gradient step is exact; held-out loss is the same function. Used as an
 extension module (``EDGEWISE``), so that worker processes make it too. ``TOY_*`` variables script misbehaviour and the
-speed that it claims. ``TOY_RANK`` makes the first segment a factor B of that many columns. Recipes: ``toy_recipe``.
+speed that it claims. ``TOY_RANK`` makes the first segment a factor B of that many columns. ``TOY_BLOCKS`` cuts it into
+numbered blocks, and device i of several makes choice i of its request. Recipes: ``toy_recipe``.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class ToyTrainer:
         self._seed = recipe.seed
         rank = int(os.environ.get("TOY_RANK", "0"))
         matrix = ("q.lora_B.weight", ((self._dim - 10) // rank, rank)) if rank else ("w", (self._dim - 10,))
-        self.spec = Spec.of([(*matrix, "float32"), ("b", (10,), "float32")])
+        blocks = int(os.environ.get("TOY_BLOCKS", "0"))
+        parts = [(f"layers.{i}.w", ((self._dim - 10) // blocks,)) for i in range(blocks)] or [matrix]
+        self.spec = Spec.of([(*shape, "float32") for shape in [*parts, ("b", (10,))]])
 
     def initial(self) -> Vector:
         return np.zeros(self._dim, np.float32)
@@ -52,7 +55,10 @@ class ToyTrainer:
             raise DataError("E-DEVICE-DATA", f"{request.device} has no text.")
         if delay := float(os.environ.get("TOY_SLEEP", "0")):
             time.sleep(delay)
-        target, w = self._target(request.device), request.params.copy()
+        target, w, choice = self._target(request.device), request.params.copy(), -1
+        if request.choices:
+            choice = self.blocks_that_fit(request.device) % len(request.choices)
+            request = request.chosen(choice)
         trained, correction = request.rule.segments, request.correction
         frozen = [s for s in self.spec.segments if trained and s.name not in trained]
         losses = []
@@ -68,7 +74,10 @@ class ToyTrainer:
         if request.device in os.environ.get("TOY_NAN", "").split(","):
             x[0] = np.nan
         count = 100.0 + 10 * self.devices().index(request.device) if request.device != POOLED else 1.0
-        return Update(x, {"loss_first": losses[0], "loss_last": losses[-1]}, count)
+        return Update(x, {"loss_first": losses[0], "loss_last": losses[-1]}, count, choice=choice)
+
+    def blocks_that_fit(self, device: str) -> int:
+        return self.devices().index(device)
 
     def evaluate(self, device: str, params: Vector) -> HeldOut:
         return HeldOut(100 * (float(np.mean((params - self._target(device)) ** 2)) / 2 + 1), 100)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import NamedTuple, TypeGuard
 
 import numpy as np
+from msgspec import structs
 
 from edgewise.core.errors import RecipeError, TrainingError
 from edgewise.core.frame import LocalRule
@@ -47,6 +48,9 @@ class FitRequest:
             in the others. 0: all train.
         personal: vectors that the device keeps for itself (``Update.personal``), of its last contribution. Empty before
             the first.
+        choices: names of segments, the fewest first, of which the device trains the most that fit its memory
+            (``Update.choice``). The last are all that ``rule`` trains. Empty: ``rule`` alone decides. A trainer that
+            knows no limit of memory may ignore them.
 
     Guarantees: the same ``key`` and ``secret`` give the same update, on any driver.
     """
@@ -60,6 +64,11 @@ class FitRequest:
     correction: Correction = Correction()
     rank: int = 0
     personal: Mapping[str, Vector] = field(default_factory=dict, repr=False)
+    choices: tuple[tuple[str, ...], ...] = ()
+
+    def chosen(self, number: int) -> FitRequest:
+        """Return the request to train the segments of one choice alone."""
+        return replace(self, rule=structs.replace(self.rule, segments=self.choices[number]), choices=())
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,12 +83,14 @@ class Update:
         personal: vectors by name that stay on the device. The engine keeps them beside the codec's memory, commits or
             discards them with the contribution, and gives them to the next request. They are no part of ``x``, so no
             stage encodes them, no message carries them, and none can name them. Empty: what was kept stays.
+        choice: number of the choice that trained, of ``FitRequest.choices``. -1: the last, or there was none.
     """
 
     x: Vector
     head: Mapping[str, float]
     count: float
     personal: Mapping[str, Vector] = field(default_factory=dict, repr=False)
+    choice: int = -1
 
     __repr__ = outline
 

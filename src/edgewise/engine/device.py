@@ -147,7 +147,7 @@ def _finished_update(plan: Plan, state: Training, event: Trained) -> tuple[Updat
         return update, Memory()
     number = state.invite.round
     steps = plan.rule(number).steps if event.steps is None else event.steps
-    work = plan.work(number, steps, state.device)
+    work = plan.work(number, steps, state.device, event.update.choice)
     with np.errstate(all="ignore"):  # Encoding refuses values that are not finite.
         done = client.finished(update.x, _strategy_memory(plan, state.base), state.given, work)
     x = plan.layout.outgoing(done.x, done.beside)
@@ -321,12 +321,12 @@ def _take_invitation(plan: Plan, state: State, event: Invited, trust: Trust | No
     training = Training(
         device, invite, held.committed, event.secrets, event.support, held.answered, given, held.lot, cohort
     )
-    key, rule = plan.batch_key(device, invite.round), plan.rule(invite.round)
+    key, rule = plan.batch_key(device, invite.round), plan.device_rule(invite.round, device)
     work = plan.work(invite.round, rule.steps, device)
     correction = plan.strategy.client.correction(_strategy_memory(plan, held.committed), given, work)
     personal = dict(held.committed.memory.child(PRIVATE).arrays)
     request = FitRequest(
-        device, invite.round, params, rule, key, event.secrets.training, correction, work.rank, personal
+        device, invite.round, params, rule, key, event.secrets.training, correction, work.rank, personal, plan.choices
     )
     leaving = () if state is before else (Save(before),)  # The device never resumes a session that it leaves.
     return training, (Train(request), *leaving)

@@ -157,6 +157,14 @@ class TrainsModel(CountsRecords, Protocol):
         ...
 
 
+class FitsBlocks(Protocol):
+    """Optional port of a trainer that trains the blocks that fit a device's memory (``FitRequest.choices``)."""
+
+    def blocks_that_fit(self, device: DeviceId) -> int:
+        """Return the number of last blocks that fit. 0: the device has no limit and trains all."""
+        ...
+
+
 class ComputesProbe(Protocol):
     """Optional port of a trainer whose arithmetic depends on the processor. A run resumes only on the same kind."""
 
@@ -247,6 +255,7 @@ class Registered:
     moves: TrainsModel | None = None
     keeps: KeepsPart | None = None
     splits: SplitsModel | None = None
+    fits_blocks: FitsBlocks | None = None
 
     def whole(self, params: Vector) -> tuple[Registered, Vector]:
         """Return the trainer of whole models, and a vector of its layout: ``params`` with the seed's own part.
@@ -325,6 +334,7 @@ def registered(trainer: Trainer) -> Registered:
         holds_back=_as_port(trainer, HoldsBack),
         together=_as_port(trainer, FitsTogether),
         moves=_as_port(trainer, TrainsModel),
+        fits_blocks=_as_port(trainer, FitsBlocks),
     )
 
 

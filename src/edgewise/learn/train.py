@@ -234,15 +234,17 @@ class Optimizer:
         self._arithmetic = arithmetic  # It is the dtype of Muon's orthogonalisation.
         self._training, self._flat, self.steps = training, flat, torch.zeros((), device=flat.w_D.device)
         pairs = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
-        self.state = [torch.zeros_like(flat.w_D) for _ in range(pairs)]
-        self.reset()
+        # Untouched pages take no memory, so the state of segments that never move costs nothing.
+        self.state = [torch.empty_like(flat.w_D) for _ in range(pairs)]
+        self._ready = False
 
     def reset(self, names: Collection[str] = ()) -> None:
         """Zero the state, and let only the named segments move from now on. No name means all."""
-        names = self._flat.moving(names)
+        names, self._ready = self._flat.moving(names), True
         self.steps.zero_()
         for x_D in self.state:
-            x_D.zero_()
+            for run_D in self._flat.runs(x_D, names):
+                run_D.zero_()
         columns = [self._flat.w_D, self._flat.g_D, *self.state]  # They are weights, gradients and moments.
         self._pieces = [self._flat.runs(x_D, names) for x_D in columns]
         self._muon: list[list[list[Tensor]]] = []  # Each shape has its weights, gradients and momenta.
@@ -257,6 +259,8 @@ class Optimizer:
 
     def step(self, lr: float) -> None:
         """Update w from g in place. ``g_D`` may change too."""
+        if not self._ready:
+            self.reset()
         decay = self._training.weight_decay
         if self._training.optimizer != "sgd":
             self.steps += 1

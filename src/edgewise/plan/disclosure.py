@@ -82,6 +82,8 @@ def claims(
             f"columns of the smallest sum have some {few} devices"
         )
         sentences.append("the public seed decides which device has which rank")
+    if recipe.trainable.block_shares:
+        sentences += _who_sees_depths(recipe, pipe.spaces[0].quorum.n_min, visible, noisy)
     if recipe.codec == "adaptive":
         fast = "its link and training were" if visible and not promise.noises_steps else "its link is"
         sentences.append(f"the rung that a device chose tells the server roughly how fast {fast}")
@@ -120,6 +122,25 @@ def claims(
         )
         sentences.append("a run that is played again has the same noise, and another run has its own")
     return tuple(sentences)
+
+
+def _who_sees_depths(recipe: Recipe, least: int, visible: bool, noisy: bool) -> list[str]:
+    """Say what the number of blocks that a device trains reveals."""
+    section, sentences = recipe.trainable, []
+    by_memory = section.blocks_by == "memory"
+    if visible:
+        shown = "an update's zeros show the server how many blocks its device trained"
+        sentences.append(shown + (", and so roughly its limit of memory" if by_memory else ""))
+    else:
+        few = f"{least * section.block_shares[str(section.last_blocks)]:.3g} of {least}"
+        text = f"blocks before the last {section.depths[0]} are sums over the devices that train more, and the first "
+        sentences.append(f"{text}blocks of the smallest sum have some {few} devices")
+    if not by_memory:
+        sentences.append("the public seed decides which device trains how many blocks")
+    elif not visible or noisy:
+        kept = "the mean of a block is too small or too large" if noisy else "a block is hidden among fewer"
+        sentences.append(f"devices choose their blocks by memory; where the fleet is not as block_shares say, {kept}")
+    return sentences
 
 
 def _promise_against(reader: str, epsilon: float | None, c: card.Card) -> str:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import re
 from fnmatch import fnmatchcase
 
+from edgewise.core.blocks import from_last
 from edgewise.core.errors import ModelError
 from edgewise.core.parts import ModelParts
 from edgewise.core.vector import Spec
 from edgewise.plan.recipe.personal import PARTED
 from edgewise.plan.recipe.recipe import Recipe
 
-_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")  # the number of a block in "model.layers.3.mlp.up_proj.weight"
 _OWN = re.compile(r"\.lora_(?:embedding_)?[AB]\.own(?:\.|$)")  # a factor of the device's own adapter, or its gate
 SHOWN = 6  # A message lists so many names.
 
@@ -64,12 +64,7 @@ def own_part(recipe: Recipe, spec: Spec) -> ModelParts | None:
 
 def _last(names: list[str], blocks: int) -> list[str]:
     """Return the names in the last blocks, and those without a block after the last one in the layout."""
-    numbers = {name: int(found[1]) for name in names if (found := _BLOCK.search(name))}
-    if not numbers:
-        return []
-    first_kept = max(numbers.values()) - blocks + 1
-    end = max(i for i, name in enumerate(names) if name in numbers)
-    return [name for i, name in enumerate(names) if numbers.get(name, first_kept if i > end else -1) >= first_kept]
+    return [name for name, number in zip(names, from_last(names), strict=False) if number <= blocks]
 
 
 def _shortened(names: list[str]) -> list[str]:

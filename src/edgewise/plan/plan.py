@@ -43,6 +43,7 @@ from edgewise.secagg.merge import params
 from edgewise.secagg.params import Params, TrustPolicy
 from edgewise.strategies.base import Strategy
 from edgewise.strategies.client import LocalWork
+from edgewise.strategies.depths import trained
 
 # Sizes of messages of secure aggregation, for device names of 16 characters: a device's keys, its sealed shares for one
 # other device, a signed answer with its frame, and one revealed share. The last size is that of one device's part of a
@@ -255,12 +256,29 @@ class Plan:
             epochs=t.local_epochs,
         )
 
-    def work(self, round: int, steps: int, device: str = "") -> LocalWork:
-        """Describe to the strategy's client half the work of ``device``, which takes ``steps`` steps in this round."""
+    def device_rule(self, round: int, device: str) -> LocalRule:
+        """Return the local training of one device, which may train fewer blocks than others."""
+        rule, blocks = self.rule(round), self.recipe.trainable.depth_of(device, self.key)
+        return msgspec.structs.replace(rule, segments=trained(self.spec, blocks)) if blocks else rule
+
+    @property
+    def choices(self) -> tuple[tuple[str, ...], ...]:
+        """The segments that a device may train, the fewest first, where its memory decides. Empty where it does not."""
+        section = self.recipe.trainable
+        return tuple(trained(self.spec, k) for k in section.depths) if section.blocks_by == "memory" else ()
+
+    def work(self, round: int, steps: int, device: str = "", choice: int = -1) -> LocalWork:
+        """Describe to the strategy's client half the work of ``device``, which takes ``steps`` steps in this round.
+
+        ``choice`` is that of its update (``Update.choice``).
+        """
         rule, t = self.rule(round), self.recipe.training
         momentum = t.momentum if t.optimizer == "sgd" else 0.0
-        rank = self.recipe.trainable.rank_of(device, self.key)
-        return LocalWork(steps=steps, most=rule.steps, lr=rule.lr, base_lr=t.lr, momentum=momentum, rank=rank)
+        section = self.recipe.trainable
+        rank, blocks = section.rank_of(device, self.key), section.depth_of(device, self.key)
+        if section.blocks_by == "memory":
+            blocks = section.depths[choice]
+        return LocalWork(steps, rule.steps, lr=rule.lr, base_lr=t.lr, momentum=momentum, rank=rank, blocks=blocks)
 
     def clips(self, round: int) -> tuple[float, float] | None:
         """Return the smallest and largest clip that an invitation can name. None where the recipe fixes the clip."""

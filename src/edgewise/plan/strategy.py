@@ -15,6 +15,7 @@ from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.recipe.privacy import DP_WORDS
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.base import Strategy
+from edgewise.strategies.depths import of_depths
 from edgewise.strategies.products import of_products
 from edgewise.strategies.ranks import of_ranks
 
@@ -43,14 +44,31 @@ def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: in
         rule: Literal["fedex", "flora"] = "fedex" if section.rule == "fedex" else "flora"
         key = keys.derive(keys.root(recipe.seed), "adapters")
         return of_products(made, spec, rule, section.scale, key) if spec.segments else made
-    if not section.unequal:
+    if not section.unequal and not section.block_shares:
         return made
-    if made.client.memory or made.client.sends:
-        what = f'strategy "{recipe.strategy["kind"]}" cannot be used with devices of unequal rank: '
+    if made.client.memory or made.client.sends or made.directions is not None:
+        which = "unequal rank" if section.unequal else "unequal depth"
+        what = f'strategy "{recipe.strategy["kind"]}" cannot be used with devices of {which}: '
         raise RecipeError(
             "E-COMBO", f"{what}its vectors are means of all devices.", "use fedavg, fedprox or a server optimizer."
         )
+    if section.block_shares:
+        _check_depths(recipe)
+        public = section.depth_shares if recipe.privacy in DP_WORDS else None
+        return of_depths(made, spec, section.depths, public)
     return of_ranks(made, spec, section.levels, _rank_denominators(recipe))
+
+
+def _check_depths(recipe: Recipe) -> None:
+    """Refuse devices of unequal depth beside what trains all blocks, or other blocks. Raises RecipeError(E-COMBO)."""
+    why = ""
+    if recipe.personal.method != "none":
+        why = f'personal.method = "{recipe.personal.method}" trains all blocks on every device'
+    elif any(table.get("kind") == "segments" for table in recipe.stage):
+        why = "the stage segments leaves out blocks by itself, the same ones on all devices"
+    if why:
+        what = f"trainable.block_shares lets devices train fewer blocks, and {why}."
+        raise RecipeError("E-COMBO", what, "leave out one of them.")
 
 
 def _rank_denominators(recipe: Recipe) -> dict[int, float] | None:

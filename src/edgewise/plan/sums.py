@@ -66,6 +66,13 @@ def sums_of(recipe: Recipe, merge: Merge, sampling: Sampling) -> Sums:
             "columns would hide less than two honest devices.",
             "take larger cohorts, raise round.minimum, or give more devices that rank.",
         )
+    if (shares := recipe.trainable.depth_shares) and least * (fewest := min(shares.values())) - corrupt < 2.0:
+        raise CompositionError(
+            "E-NMIN",
+            f"trainable.block_shares: the smallest sum has {least} devices, of which {corrupt} may be corrupt, and "
+            f"{100 * fewest:g} % train {max(shares)} blocks. The first would hide less than two honest devices.",
+            "take larger cohorts, raise round.minimum, or let more devices train that many.",
+        )
     policy = assured(merge, least, corrupt, trust.dropout_fraction, trust.server)
     if merge.hides.interactive:
         check_sessions(policy, least, -(-sampling.largest // merge.groups))

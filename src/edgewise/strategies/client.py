@@ -47,6 +47,7 @@ class LocalWork(NamedTuple):
         base_lr: eta before the schedule, the same in all rounds.
         momentum: momentum of plain SGD. 0 for other optimizers.
         rank: number of columns of each adapter that the device trains. 0 where there are none, or where all train all.
+        blocks: number of last blocks that the device trains. 0 where all devices train the same.
     """
 
     steps: int
@@ -55,6 +56,7 @@ class LocalWork(NamedTuple):
     base_lr: float
     momentum: float
     rank: int = 0
+    blocks: int = 0
 
     @property
     def unit(self) -> float:

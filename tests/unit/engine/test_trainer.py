@@ -15,7 +15,7 @@ from edgewise.engine.trainer import Registered, registered
 
 def test_a_trainer_has_the_ports_that_it_defines() -> None:
     toy = ToyTrainer(make_recipe())
-    assert registered(toy) == Registered(toy, describes=toy, measures=toy)
+    assert registered(toy) == Registered(toy, describes=toy, measures=toy, fits_blocks=toy)
 
 
 def test_what_is_no_trainer_is_refused_by_what_it_lacks() -> None:

@@ -18,6 +18,7 @@ from edgewise.plan.own_part import own_part
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe import recipe
 from edgewise.plan.split_part import split_part
+from edgewise.strategies.depths import trained
 
 ASSETS = Path(str(resources.files("edgewise"))) / "assets"
 OWNERS = {"python-stdlib": 17, "plays": 24}
@@ -43,6 +44,9 @@ def planned(path: Path) -> Plan:
         spec = Spec.of(
             [*spec.to_list(), ("local_head.gain", (128,), "float32"), ("local_head.map", (128, 128), "float32")]
         )
+    if blocks := read.trainable.last_blocks:
+        names = trained(spec, blocks)
+        spec = Spec.of([(s.name, s.shape, s.dtype) for s in spec.segments if s.name in names])
     return compile(read, spec, read.data.devices or OWNERS[read.data.source], BUILT_IN)
 
 

@@ -66,6 +66,9 @@ def make_trainer(
         raise RecipeError("E-COMBO", what, "leave it out, or use a trainer that has it (`edgewise explain extend`).")
     if recipe.engine.limits:
         _check_limits(recipe, catalogue)
+    if recipe.trainable.blocks_by == "memory" and trainer.fits_blocks is None:
+        what = 'trainable.blocks_by = "memory", and this trainer does not say how many blocks fit a device.'
+        raise RecipeError("E-COMBO", what, 'write blocks_by = "seed".')
     spec, population = trainer.trainer.spec, len(trainer.trainer.devices())
     directions = strategy_of(recipe, catalogue, spec, population).directions
     if directions is not None:

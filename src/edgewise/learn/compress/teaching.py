@@ -136,6 +136,7 @@ def teach(
     flat = Flat(list(student.named_parameters()))
     section = TrainingSection(optimizer=lesson.optimizer, clip_grad=1.0)
     optimizer, losses = Optimizer(section, flat, arithmetic), []
+    optimizer.reset()
     if begin is not None:
         _restore(flat, optimizer, begin)
         losses = list(begin.losses)

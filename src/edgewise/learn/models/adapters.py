@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 import torch
 from torch import nn
 
+from edgewise.core.blocks import blocks_in, from_last
 from edgewise.core.errors import ModelError
 from edgewise.core.factors import factor
 from edgewise.core.foreign import foreign
@@ -51,6 +52,7 @@ def trainable(
             or that LoRA cannot adapt.
     """
     fixed: list[tuple[str, nn.Parameter]] = []
+    _check_blocks(model, section.last_blocks)
     if section.adapts:
         if section.rule == "auto":
             raise ValueError('a recipe puts a rule in the place of "auto"')
@@ -68,6 +70,8 @@ def trainable(
         put_masks(model)  # Nothing outside a mask trains or travels.
         if section.kind == "layers":
             _freeze_others(model, section.layers)
+        if section.last_blocks:
+            _freeze_before(model, section.last_blocks)
         named = _trainable_parameters(model)
     # Both halves of an adapter are float32.
     kept = {p for n, p in model.named_parameters() if factor(n)} | {p for _, p in fixed}
@@ -112,6 +116,22 @@ def _freeze_others(model: nn.Module, patterns: list[str]) -> None:
         p.requires_grad_(any(fnmatchcase(name, wanted) for wanted in patterns))
 
 
+def _check_blocks(model: nn.Module, blocks: int) -> None:
+    """Refuse more last blocks than the model has. Raises ModelError(E-TARGETS)."""
+    names = [n for n, _ in model.named_parameters()]
+    count = blocks_in(names)
+    if blocks > count:
+        what = f"trainable.last_blocks = {blocks}: the model has {count} numbered blocks."
+        raise ModelError("E-TARGETS", what, f"write last_blocks = {count} or less." if count else "leave it out.")
+
+
+def _freeze_before(model: nn.Module, blocks: int) -> None:
+    """Freeze all that comes before the last blocks. A tied head is the embedding, which comes before them."""
+    names = [n for n, _ in model.named_parameters()]
+    for (_, p), number in zip(model.named_parameters(), from_last(names), strict=True):
+        p.requires_grad_(p.requires_grad and number <= blocks)
+
+
 def _with_lora(model: nn.Module, section: TrainableSection, key: Key, own: bool) -> nn.Module:
     with suppress(ImportError):  # peft imports it where it is installed.
         import_bitsandbytes()
@@ -123,7 +143,7 @@ def _with_lora(model: nn.Module, section: TrainableSection, key: Key, own: bool)
         use_dora=section.magnitudes,
         use_rslora=section.scaling == "root",
         lora_dropout=0.0,
-        target_modules=_targets(model, section.targets),
+        target_modules=_targets(model, section.targets, section.last_blocks),
         modules_to_save=_whole(model, section.modules_to_save) or None,
         fan_in_fan_out=any(_is_conv1d(m) for m in model.modules()),
         task_type="CAUSAL_LM",
@@ -151,8 +171,10 @@ def _check_rank(adapted: nn.Module, rank: int) -> None:
         raise ModelError("E-TARGETS", what, f"write rank = {largest} or less; a sixteenth of it is common.")
 
 
-def _targets(model: nn.Module, asked: list[str]) -> list[str] | str:
+def _targets(model: nn.Module, asked: list[str], blocks: int) -> list[str] | str:
     """Choose the modules for LoRA among those that the recipe names: the ones that text runs through.
+
+    ``blocks`` > 0 takes those in the last so many blocks and behind them.
 
     ``all-linear`` means every linear layer except the output head, as in peft, and except those that peft refuses in
     Mamba. A name is passed on as it is where all its modules count. Otherwise their full names replace it. (For a
@@ -160,6 +182,8 @@ def _targets(model: nn.Module, asked: list[str]) -> list[str] | str:
     """
     able = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding) or _is_conv1d(m)]
     live, chosen = called(model), []
+    names = [n for n, _ in model.named_modules()]
+    early = {n for n, number in zip(names, from_last(names), strict=False) if number > blocks > 0}
     for target in asked:
         found = [n for n in able if n == target or n.endswith(f".{target}")]
         if target == ALL_LINEAR:
@@ -167,6 +191,10 @@ def _targets(model: nn.Module, asked: list[str]) -> list[str] | str:
         elif not found:
             raise _no_match("trainable.targets", target, {n.rsplit(".", 1)[-1] for n in able})
         read = [n for n in found if pattern(n) in live]
+        if not set(read) - early and set(read) & early:
+            what = f"trainable.targets: no `{target}` is in the last {blocks} blocks."
+            raise ModelError("E-TARGETS", what, "raise trainable.last_blocks, or name other modules.")
+        read = [n for n in read if n not in early]
         if not read:
             what = f"trainable.targets: no text runs through `{target}`. An adapter there would change nothing."
             known = [n for n in able if pattern(n) in live]

@@ -32,6 +32,7 @@ from edgewise.learn.models.load import TextLoss, checkpoint, float32_attention
 from edgewise.learn.models.quantized import stored_bytes
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.plan.recipe.trainable import TrainableSection
+from edgewise.strategies.depths import trained
 
 # Tokens of a forward pass of an evaluation, and the logits that they may have. Larger passes gain nothing on a CPU.
 EVAL_TOKENS, EVAL_LOGITS = 2048, 2048 * 4096
@@ -67,6 +68,7 @@ def forecast(
     quantize: str = "none",
     eval_tokens: int = 0,
     own: str = "",
+    blocks: int = 0,
 ) -> MemoryForecast:
     """Forecast the memory of a device with the model of a folder, from its config.json alone.
 
@@ -77,6 +79,7 @@ def forecast(
         quantize: ``model.quantize``.
         eval_tokens: tokens of a forward pass of an evaluation at most. 0: as many as ``evaluated_at_once``.
         own: as in ``adapters.trainable``.
+        blocks: number of last blocks that the device trains. 0: all that ``section`` trains.
     Raises:
         ModelError: E-MODEL where the configuration describes no model, E-TARGETS as ``adapters.trainable``.
     """
@@ -97,10 +100,16 @@ def forecast(
     if fused:
         model.set_experts_implementation("batched_mm")  # The only one that runs on tensors without storage.
     model, flat = trainable(model, section, bytes(32), frozen=arithmetic, own=own)
+    moving = flat.spec.dim
+    if blocks:
+        names = trained(flat.spec, blocks)
+        for s, p in flat.pairs():
+            p.requires_grad_(p.requires_grad and s.name in names)
+        moving = sum(s.size for s in flat.spec.segments if s.name in names)
     weights, largest = _weights(model, quantize)
     states = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
     # Five are the gradient, the round's model, the update, its copy while it is encoded, and the frame.
-    vectors = 4.0 * flat.spec.dim * (5 + states)
+    vectors = 4.0 * (flat.spec.dim * 5 + moving * states)
     if fused:
         tokens = training.batch // training.accumulate * sequence_len
         return MemoryForecast(

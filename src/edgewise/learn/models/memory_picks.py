@@ -10,18 +10,23 @@ again, or in 16 bits. They are tried in the order of their cost, and the first t
 2. micro-batches: the divisors of ``training.batch``, from larger to smaller parts;
 3. ``training.checkpointing`` beside them, which costs one more forward pass;
 4. bfloat16 beside them, which rounds.
+
+Where devices may train fewer blocks (``trainable.blocks_by = "memory"``), all of these are tried with the most blocks
+first, and then with fewer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
 from edgewise.core.errors import ModelError
+from edgewise.core.training import FitRequest, Update
 from edgewise.learn.models.memory import forecast
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.trainable import TrainableSection
@@ -37,12 +42,14 @@ class MemoryPick(NamedTuple):
         checkpointing: ``training.checkpointing``.
         arithmetic: dtype of a step's products.
         bytes: the forecast.
+        blocks: number of last blocks that the device trains. 0: all that the recipe trains.
     """
 
     accumulate: int
     checkpointing: bool
     arithmetic: torch.dtype
     bytes: float
+    blocks: int = 0
 
     def differs(self, recipe: Recipe, arithmetic: torch.dtype) -> str:
         """Write the settings that are not the recipe's. Empty where all are."""
@@ -52,7 +59,10 @@ class MemoryPick(NamedTuple):
             "training.checkpointing = true",
             'model.precision = "bfloat16"',
         ]
-        return ", ".join(part for part, one, other in zip(parts, self, own, strict=False) if one != other)
+        found = [part for part, one, other in zip(parts, self, own, strict=False) if one != other]
+        if self.blocks and self.blocks != recipe.trainable.last_blocks:
+            found.insert(0, f"the last {self.blocks} of {recipe.trainable.last_blocks} blocks")
+        return ", ".join(found)
 
 
 def picked(limit: float, recipe: Recipe, folder: Path, arithmetic: torch.dtype) -> MemoryPick:
@@ -65,17 +75,20 @@ def picked(limit: float, recipe: Recipe, folder: Path, arithmetic: torch.dtype) 
     Raises:
         ModelError: E-MEMORY where nothing fits. It names what would. Others as ``memory.forecast``.
     """
+    section = recipe.trainable
+    depths = reversed(section.depths) if section.blocks_by == "memory" else (0,)
     smallest: MemoryPick | None = None
-    for parts in _candidates(recipe, arithmetic):
+    for blocks, parts in ((k, parts) for k in depths for parts in _candidates(recipe, arithmetic)):
+        pick = partial(_pick, recipe, folder, blocks)
         try:
-            least = _pick(recipe, folder, *parts[-1])
+            least = pick(*parts[-1])
         except ModelError as e:  # This architecture cannot compute its activations again.
             if not parts[-1][1] or recipe.training.checkpointing or e.code != "E-MODEL":
                 raise
             continue
         smallest = least if smallest is None or least.bytes < smallest.bytes else smallest
         if least.bytes <= limit:
-            return next(p for p in (_pick(recipe, folder, *one) for one in parts) if p.bytes <= limit)
+            return next(p for p in (pick(*one) for one in parts) if p.bytes <= limit)
     assert smallest is not None
     with_all = smallest.differs(recipe, arithmetic)
     what = (
@@ -138,6 +151,24 @@ class MemoryPicks:
         return tuple(sentences)
 
 
+def with_choice(
+    pick: MemoryPick | None,
+    section: TrainableSection,
+    requests: Sequence[FitRequest],
+    fit: Callable[[Sequence[FitRequest]], Sequence[Update | Exception]],
+) -> list[Update | Exception]:
+    """Train devices with the blocks of a pick, where their requests leave them to the device.
+
+    Args:
+        fit: trains them. It returns for each an update, which then carries the choice, or an error.
+    """
+    if pick is None or not pick.blocks or not requests[0].choices:
+        return list(fit(requests))
+    choice = section.depths.index(pick.blocks)
+    found = fit([one.chosen(choice) for one in requests])
+    return [one if isinstance(one, Exception) else replace(one, choice=choice) for one in found]
+
+
 def _candidates(recipe: Recipe, arithmetic: torch.dtype) -> Iterator[list[tuple[int, bool, torch.dtype]]]:
     """Give lists of settings in order. The last of each needs the least memory."""
     own, batch = recipe.training, recipe.training.batch
@@ -149,30 +180,34 @@ def _candidates(recipe: Recipe, arithmetic: torch.dtype) -> Iterator[list[tuple[
             yield [(n, checkpointing, dtype) for n in divisors]
 
 
-def _pick(recipe: Recipe, folder: Path, accumulate: int, checkpointing: bool, dtype: torch.dtype) -> MemoryPick:
-    needed = _needed(recipe, folder, accumulate, checkpointing, dtype)
-    return MemoryPick(accumulate, checkpointing, dtype, needed)
+def _pick(
+    recipe: Recipe, folder: Path, blocks: int, accumulate: int, checkpointing: bool, dtype: torch.dtype
+) -> MemoryPick:
+    needed = _needed(recipe, folder, blocks, accumulate, checkpointing, dtype)
+    return MemoryPick(accumulate, checkpointing, dtype, needed, blocks)
 
 
-def _needed(recipe: Recipe, folder: Path, accumulate: int, checkpointing: bool, dtype: torch.dtype) -> float:
+def _needed(
+    recipe: Recipe, folder: Path, blocks: int, accumulate: int, checkpointing: bool, dtype: torch.dtype
+) -> float:
     training = recipe.training.model_copy(update={"accumulate": accumulate, "checkpointing": checkpointing})
     length = recipe.data.sequence_len
     return _total(
         folder, recipe.trainable.model_dump_json(), training.model_dump_json(), length, dtype, recipe.model.quantize,
-        recipe.personal.own_adapter,
+        recipe.personal.own_adapter, blocks,
     )  # fmt: skip
 
 
 @cache
 def _total(
-    folder: Path, section: str, training: str, length: int, dtype: torch.dtype, quantize: str, own: str
+    folder: Path, section: str, training: str, length: int, dtype: torch.dtype, quantize: str, own: str, blocks: int
 ) -> float:
     from edgewise.plan.recipe.sections import TrainingSection
 
     made = TrainingSection.model_validate_json(training)
     read = made.batch // made.accumulate * length
     trained = TrainableSection.model_validate_json(section)
-    return forecast(folder, trained, made, length, dtype, quantize, read, own).total
+    return forecast(folder, trained, made, length, dtype, quantize, read, own, blocks).total
 
 
 def _remedy(limit: float, recipe: Recipe, folder: Path, least: MemoryPick) -> str:
@@ -190,7 +225,7 @@ def _remedy(limit: float, recipe: Recipe, folder: Path, least: MemoryPick) -> st
         coded = recipe.model.model_copy(update={"quantize": "nf4"})
         updates.insert(0, ('model.quantize = "nf4"', {"model": coded}))
     for words, update in updates:
-        needed = _needed(recipe.model_copy(update=update), folder, *least[:3])
+        needed = _needed(recipe.model_copy(update=update), folder, 0, *least[:3])
         if needed <= limit:
             found.append(f"{words} ({needed / MB:,.0f} MB)")
             break

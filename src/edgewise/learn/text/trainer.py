@@ -41,7 +41,7 @@ from edgewise.learn.models.load import (
 )
 from edgewise.learn.models.local_head import LocalHead, with_local_head
 from edgewise.learn.models.memory import evaluated_at_once, forecast, forward_bytes_per_token
-from edgewise.learn.models.memory_picks import MemoryPick, MemoryPicks
+from edgewise.learn.models.memory_picks import MemoryPick, MemoryPicks, with_choice
 from edgewise.learn.models.suited import check
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text import openings
@@ -183,8 +183,14 @@ class TextTrainer(TorchTrainer):
 
     def fit(self, request: FitRequest) -> Update:
         """Train as ``TorchTrainer.fit``, with the settings of a device with a limit."""
-        with self._as_picked(self._picks.of(request.device)):
-            return super().fit(request)
+        pick = self._picks.of(request.device)
+        with self._as_picked(pick):
+            (trained,) = with_choice(
+                pick, self._trainable, [request], lambda some: [super(TextTrainer, self).fit(some[0])]
+            )
+        if isinstance(trained, Exception):
+            raise trained
+        return trained
 
     def fit_many(self, requests: Sequence[FitRequest]) -> list[Update | Exception]:
         """Train as ``TorchTrainer.fit_many``. Devices with other settings are in a pass of their own."""
@@ -194,8 +200,14 @@ class TextTrainer(TorchTrainer):
         found: dict[int, Update | Exception] = {}
         for pick, group in groups.items():
             with self._as_picked(pick):
-                found |= zip(group, super().fit_many([requests[i] for i in group]), strict=True)
+                trained = with_choice(pick, self._trainable, [requests[i] for i in group], super().fit_many)
+            found |= zip(group, trained, strict=True)
         return [found[i] for i in range(len(requests))]
+
+    def blocks_that_fit(self, device: DeviceId) -> int:
+        """Return the number of last blocks that fit a device's limit of memory (``engine.trainer.FitsBlocks``)."""
+        pick = self._picks.of(device)
+        return 0 if pick is None else pick.blocks
 
     def _pooled_or_device(self, device: DeviceId) -> TextShard | PooledShard:
         return self._pooled_shard if device == POOLED else self._open(device)

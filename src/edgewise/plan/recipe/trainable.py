@@ -86,6 +86,24 @@ class TrainableSection(Section):
     )
     layers: list[str] = Field([], description='parameter name patterns for kind = "layers", e.g. "model.layers.3.*"')
 
+    last_blocks: int = Field(
+        0,
+        ge=0,
+        le=4096,
+        description="train the last so many decoder blocks only, and what follows them: the final norm and a head of "
+        "its own; nothing else is in the vector that travels; 0 = all blocks",
+    )
+    block_shares: dict[str, float] = Field(
+        {},
+        description="devices that train fewer blocks: last blocks = share of the devices, {2 = 0.75, 6 = 0.25}; the "
+        "largest is `last_blocks`; the mean of a block is over the devices that trained it",
+    )
+    blocks_by: Literal["seed", "memory"] = Field(
+        "seed",
+        description="which device trains how many blocks: dealt out by the seed in these shares, or each device takes "
+        "the most that fit its limit of memory (the shares are then what you expect of the fleet)",
+    )
+
     @property
     def adapts(self) -> bool:
         """True if adapters are trained, alone or beside whole modules."""
@@ -136,23 +154,36 @@ class TrainableSection(Section):
             return 0
         if self.ranks:
             return next((rank for wanted, rank in self.ranks.items() if fnmatchcase(device, wanted)), self.rank)
-        lot, stop = keys.word(keys.derive(key, "rank", device)) / 2**63, 0.0
-        for rank, share in self.shares.items():
-            stop += share
-            if lot < stop:
-                return rank
-        return self.rank
+        return _dealt(self.shares, keys.derive(key, "rank", device))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The numbers of last blocks that devices may train, increasing. Empty where all train the same."""
+        return tuple(sorted(map(int, self.block_shares)))
+
+    @property
+    def depth_shares(self) -> dict[int, float]:
+        """The share of all devices that train a number of last blocks or more."""
+        return {k: sum(s for n, s in self.block_shares.items() if int(n) >= k) for k in self.depths}
+
+    def depth_of(self, device: str, key: keys.Key) -> int:
+        """Return the number of last blocks that the seed deals out to a device. 0 where nothing is dealt out."""
+        if not self.block_shares or self.blocks_by == "memory":
+            return 0
+        return _dealt({int(k): s for k, s in self.block_shares.items()}, keys.derive(key, "blocks", device))
 
     def resolved(self) -> dict[str, Any]:
         """Return the keys with their values, in plain JSON types.
 
         Keys that nothing reads are left out: ``rule`` without adapters, ``ranks`` and ``rank_shares`` where they are
         empty, ``folds`` with another rule, ``scaling`` and ``magnitudes`` at their defaults, ``modules_to_save`` where
-        it is empty.
+        it is empty, ``last_blocks`` where it is 0, ``block_shares`` and ``blocks_by`` where there are none.
         """
         read = {"rule": self.adapts, "folds": self.rule == "reffa"}
         read |= {"ranks": bool(self.ranks), "rank_shares": bool(self.rank_shares), "scaling": self.scaling != "rank"}
         read |= {"modules_to_save": bool(self.modules_to_save), "magnitudes": self.magnitudes}
+        read |= {"last_blocks": self.last_blocks > 0}
+        read |= {"block_shares": bool(self.block_shares), "blocks_by": bool(self.block_shares)}
         return {key: value for key, value in self.model_dump(mode="json").items() if read.get(key, True)}
 
     @property
@@ -161,7 +192,10 @@ class TrainableSection(Section):
         rank = " or ".join(map(str, self.levels)) if self.unequal else str(self.rank)
         whole = f", and {', '.join(self.modules_to_save)} whole" if self.modules_to_save else ""
         rows = " with magnitudes (DoRA)" if self.magnitudes else ""
-        return _SAYS[self.kind].format(rank=rank) + rows + _RULES[self.rule].format(folds=self.folds) + whole
+        blocks = f" of the last {' or '.join(map(str, self.depths or (self.last_blocks,)))} blocks" * bool(
+            self.last_blocks
+        )
+        return _SAYS[self.kind].format(rank=rank) + rows + blocks + _RULES[self.rule].format(folds=self.folds) + whole
 
     @checked
     def _layers_named(self) -> Iterator[SettingError]:
@@ -169,6 +203,35 @@ class TrainableSection(Section):
             what = 'trainable.layers goes with trainable.kind = "layers", and only with it'
             fix = "name layers" if self.kind == "layers" else 'write kind = "layers", or leave out trainable.layers'
             yield SettingError("E-COMBO", what, fix)
+
+    @checked
+    def _blocks_dealt(self) -> Iterator[SettingError]:
+        if self.last_blocks and self.kind == "layers":
+            what = 'trainable.last_blocks and trainable.kind = "layers" both say what trains'
+            yield SettingError("E-COMBO", what, 'write kind = "full" or "lora", or leave out last_blocks')
+        if not self.block_shares:
+            if self.blocks_by != "seed":
+                what = f'trainable.blocks_by = "{self.blocks_by}" without trainable.block_shares'
+                yield SettingError("E-COMBO", what, "give block_shares, or leave blocks_by out")
+            return
+        if words := [k for k in self.block_shares if not k.isdecimal() or int(k) < 1]:
+            what = f"trainable.block_shares has the key {words[0]!r:.40}, which is no number of blocks"
+            yield SettingError("E-VALUE", what, "write blocks = share, as in {2 = 0.75, 6 = 0.25}")
+            return
+        shares = self.block_shares.values()
+        if min(shares) <= 0.0 or abs(sum(shares) - 1.0) > 1e-9:
+            what = f"trainable.block_shares are {sum(shares):g} together"
+            yield SettingError("E-VALUE", what, "give shares above 0 that make 1")
+        elif len(self.depths) < 2 or self.depths[-1] != self.last_blocks:
+            what = f"trainable.block_shares names {', '.join(map(str, self.depths))} blocks"
+            fix = f"name two or more, the largest of which is last_blocks = {self.last_blocks or self.depths[-1]}"
+            yield SettingError("E-VALUE", what, fix)
+        if self.unequal or self.rule not in ("auto", *WHOLE):
+            what = "trainable.block_shares gives each block a mean of its own, and "
+            what += "unequal ranks do" if self.unequal else f'the parts of trainable.rule = "{self.rule}" do'
+            yield SettingError(
+                "E-COMBO", f"{what} the same with columns or rounds", f"take one of both, or rule = {WHOLE[1]!r}"
+            )
 
     @checked
     def _ranks_held(self) -> Iterator[SettingError]:
@@ -233,3 +296,13 @@ class TrainableSection(Section):
         if self.rule != "auto" and self.kind != "lora":
             what = f'trainable.rule = "{self.rule}" averages adapters, and trainable.kind = "{self.kind}" trains none'
             yield SettingError("E-COMBO", what, 'write kind = "lora", or leave out trainable.rule')
+
+
+def _dealt(shares: dict[int, float], key: keys.Key) -> int:
+    """Deal out one of the numbers by their shares, from the smallest."""
+    lot, stop = keys.word(key) / 2**63, 0.0
+    for number, share in sorted(shares.items()):
+        stop += share
+        if lot < stop:
+            return number
+    return max(shares)

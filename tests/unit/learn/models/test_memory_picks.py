@@ -47,7 +47,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, bool, str], float]
     """Forecasts by accumulate, checkpointing and precision, in MB: parts of 90 / accumulate beside 10 MB."""
     asked: dict[tuple[int, bool, str], float] = {}
 
-    def needed(recipe, folder, accumulate, checkpointing, dtype):
+    def needed(recipe, folder, blocks, accumulate, checkpointing, dtype):
         total = 10 + 90 / accumulate * (0.5 if checkpointing else 1) * (0.5 if dtype is torch.bfloat16 else 1)
         asked[accumulate, checkpointing, str(dtype)] = total
         return (total if recipe.data.sequence_len == 16 else total / 2) * 1e6
