@@ -99,7 +99,7 @@ def examine(out: Path, rounds: int, steps: int, names: tuple[str, ...], tell: Te
 
     Args:
         rounds: rounds of each run. steps: of the teacher and of the student.
-        names: rows, of ``NAMES``; empty for all.
+        names: rows, of ``NAMES``; empty for all. Rows that are finished are shown too.
         tell: receives a line for each part of the work.
     Returns:
         ``baseline`` (the student on the devices' held-out text), ``teacher``, ``student`` and ``longer`` (perplexity on
@@ -115,7 +115,10 @@ def examine(out: Path, rounds: int, steps: int, names: tuple[str, ...], tell: Te
         raise EdgewiseError("E-UNKNOWN", what, f"one of {', '.join(NAMES)}.")
     out.mkdir(parents=True, exist_ok=True)
     made = _models(out, steps, tell)
-    summaries = {row.name: _played(row, out, rounds, tell) for row in ROWS if not names or row.name in names}
+    wanted = [
+        row for row in ROWS if not names or row.name in names or _summary(out / (row.run or row.name)).get("complete")
+    ]
+    summaries = {row.name: _played(row, out, rounds, tell) for row in wanted}
     base = next((s for name, s in summaries.items() if name != "control"), None)
     baseline = base["perplexity"]["base"]["weighted_mean"] if base else None
     rows = [_figures(row, summaries[row.name], baseline) for row in ROWS if row.name in summaries]
