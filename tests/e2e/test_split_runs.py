@@ -195,6 +195,7 @@ def test_adapters_train_on_both_sides_and_hidden_sums_hold_the_device_part(place
     assert any(np.abs(x).max() > 0 for name, x in run.params().items() if ".0." in name and "lora_B" in name)
 
 
+@pytest.mark.slow
 def test_check_says_the_cut_its_bytes_and_that_nothing_covers_them(place):
     found = check.examine(recipe_of(place, {"shape": "head"}, model={"base": "untied"}), place, fast=True)
     assert found["split"]["token_up"] == WIDTH + 2 + VOCABULARY.bit_length() / 8
@@ -310,6 +311,7 @@ def test_what_does_not_go_with_a_split_model_is_refused_with_its_reason(place, s
     assert reason in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_noise_goes_with_a_rest_that_stays_as_it_is_and_says_what_it_covers(place):
     frozen = {"server_parts": "frozen"}
     stage = {"stage": [], "merge": {"kind": "sum"}}
@@ -332,6 +334,20 @@ def test_a_cut_that_the_model_does_not_have_is_refused(place, split, base, reaso
         check.examine(recipe_of(place, split, model={"base": base}), place, fast=True)
     assert refusal.value.code == "E-CUT"
     assert reason in str(refusal.value)
+
+
+@pytest.mark.slow
+def test_a_device_without_memory_for_its_part_is_named_and_its_limit_is_of_the_part(place):
+    whole = check.examine(recipe_of(place), place, fast=True)["memory_bytes"]
+    part = check.examine(recipe_of(place, {}), place, fast=True)["memory_bytes"]
+    assert part < whole
+    room = {"engine": {"device_memory_mb": {"home-1": 1.0}}}
+    with pytest.raises(ModelError) as refusal:
+        check.examine(recipe_of(place, {}, **room), place, fast=True)
+    assert refusal.value.code == "E-MEMORY"
+    assert "'home-1', up to block 1" in refusal.value.what
+    enough = {"engine": {"device_memory_mb": {"home-*": part / 1e6 + 1}}}
+    assert check.examine(recipe_of(place, {}, **enough), place, fast=True)["split"]
 
 
 def test_an_extension_has_no_cut(place, tmp_path):

@@ -37,6 +37,7 @@ from edgewise.learn.models.architecture import embeddings, text_config
 from edgewise.learn.models.cut import Cut, check_cut, cut
 from edgewise.learn.models.load import TextLoss, positions
 from edgewise.learn.models.local_head import LocalHead
+from edgewise.learn.models.part_memory import check_part, forecast_part
 from edgewise.learn.shards import row_order
 from edgewise.learn.split import read_labels, read_positions, written_labels
 from edgewise.learn.text.trainer import TextTrainer
@@ -82,7 +83,7 @@ def cached_between(trainer: Registered, parts: ModelParts, recipe: Recipe, sessi
     """Wrap the text trainer of a whole model into one of a split model whose activations go up once.
 
     Raises:
-        ModelError: E-CUT as ``learn.split_trainer.split_between``.
+        ModelError: E-CUT and E-MEMORY as ``learn.split_trainer.split_between``.
     """
     inner = trainer.trainer
     assert isinstance(inner, TextTrainer)
@@ -105,6 +106,8 @@ class CachedTrainer:
         self.inner, self.parts, self.sessions = inner, parts, sessions
         self.own_names = tuple(s.name for s in parts.own.segments)
         self._text, self._split, self._training, model = text, recipe.split, recipe.training, text.model
+        check_part(recipe, text.devices(), text.loaded.folder, text.autocast)
+        self._recipe = recipe
         self._start, self.rest_start = parts.split(inner.initial())
         self._stages = cut(model, recipe.split.cut, "head", shared=True)
         ids = torch.arange(PROBE).view(1, PROBE)
@@ -240,8 +243,9 @@ class CachedTrainer:
         return params if params.shape == (self.parts.whole.dim,) else self.whole(params)
 
     def sizes(self) -> Mapping[str, float]:
-        """Forecast sizes as the inner trainer. ``trainable`` counts both parts."""
-        return self._text.sizes()
+        """Forecast sizes as the inner trainer. ``trainable`` counts both parts. Memory is the device part's."""
+        needed = forecast_part(self._recipe, self._text.loaded.folder, self._text.autocast).total
+        return {**self._text.sizes(), "memory_bytes": needed}
 
     def describe(self) -> dict[str, Any]:
         """Describe the inner trainer, with both parts of the layout and the bytes of a token at the cut."""

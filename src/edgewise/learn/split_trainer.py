@@ -25,6 +25,7 @@ from edgewise.engine.trainer import Registered
 from edgewise.learn.computing import computing
 from edgewise.learn.models.architecture import embeddings, text_config
 from edgewise.learn.models.cut import check_cut, cut
+from edgewise.learn.models.part_memory import check_part, forecast_part
 from edgewise.learn.seeded import seeded
 from edgewise.learn.split import Crossings, DevicePart, ServerPart, session
 from edgewise.learn.text.trainer import TextTrainer
@@ -40,7 +41,7 @@ def split_between(trainer: Registered, parts: ModelParts, recipe: Recipe, sessio
 
     Raises:
         ModelError: E-CUT as ``learn.models.cut.cut`` and ``check_cut``, and where the layout's parts are not those of
-            the stages.
+            the stages. E-MEMORY as ``learn.models.part_memory.check_part``.
     """
     inner = trainer.trainer
     assert isinstance(inner, TextTrainer)
@@ -64,6 +65,7 @@ class SplitTrainer:
         self.inner, self.parts, self.sessions = inner, parts, sessions
         self.own_names = tuple(s.name for s in parts.own.segments)
         self._text, self._split, self._training, self._recipe = text, recipe.split, recipe.training, recipe
+        check_part(recipe, text.devices(), text.loaded.folder, text.autocast)
         self._start, self.rest_start = parts.split(inner.initial())
         model = text.model
         self._stages = cut(model, recipe.split.cut, recipe.split.shape)
@@ -149,8 +151,9 @@ class SplitTrainer:
         return params if params.shape == (self.parts.whole.dim,) else self.whole(params)
 
     def sizes(self) -> Mapping[str, float]:
-        """Forecast sizes as the inner trainer. ``trainable`` counts both parts."""
-        return self._text.sizes()
+        """Forecast sizes as the inner trainer. ``trainable`` counts both parts. Memory is the device part's."""
+        needed = forecast_part(self._recipe, self._text.loaded.folder, self._text.autocast).total
+        return {**self._text.sizes(), "memory_bytes": needed}
 
     def describe(self) -> dict[str, Any]:
         """Describe the inner trainer, with both parts of the layout and the bytes of a token at the cut."""

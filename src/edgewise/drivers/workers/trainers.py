@@ -49,7 +49,7 @@ def make_trainer(
         from edgewise.learn.text import trainer as text
 
         copies = user_cache() if passing else None
-        trainer = registered(text.make(recipe, recipe_dir, run_dir / "cache", device, worker, copies))
+        trainer = registered(text.make(_inner(recipe), recipe_dir, run_dir / "cache", device, worker, copies))
     if recipe.training.local_epochs and trainer.counts is None:
         what = "training.local_epochs needs a trainer that says how many records a device has."
         fix = "give training.local_steps, or build the trainer on learn.torch_task.TorchTrainer."
@@ -88,6 +88,15 @@ def make_trainer(
     if recipe.engine.batch_devices > 1:
         _check_together(recipe, trainer)
     return trainer
+
+
+def _inner(recipe: Recipe) -> Recipe:
+    """Return the recipe of the whole model's trainer. Of a split model, devices' limits concern their parts alone."""
+    if not recipe.split.used:
+        return recipe
+    return recipe.model_copy(
+        update={"engine": recipe.engine.model_copy(update={"max_memory_mb": 0.0, "device_memory_mb": {}})}
+    )
 
 
 def _check_splits(catalogue: Catalogue, device: DeviceId | None) -> None:

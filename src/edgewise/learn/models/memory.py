@@ -107,7 +107,7 @@ def forecast(
             p.requires_grad_(p.requires_grad and s.name in names)
         moving = sum(s.size for s in flat.spec.segments if s.name in names)
     weights, largest = _weights(model, quantize)
-    states = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
+    states = optimizer_states(training)
     # Five are the gradient, the round's model, the update, its copy while it is encoded, and the frame.
     vectors = 4.0 * (flat.spec.dim * 5 + moving * states)
     if fused:
@@ -116,8 +116,8 @@ def forecast(
             float(weights), vectors, float(tokens * activation_bytes_per_token(sizes(model))) + largest
         )
     s_BS = torch.zeros(training.batch // training.accumulate, sequence_len + 1, dtype=torch.int64)
-    with FakeTensorMode(allow_non_fake_inputs=True), _Live() as live:
-        _without_storage(model)
+    with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
+        without_storage(model)
         before = live.bytes
         live.peak = 0
         model.train()
@@ -128,6 +128,11 @@ def forecast(
         with torch.no_grad():
             TextLoss(arithmetic)(model, (torch.zeros(rows, sequence_len + 1, dtype=torch.int64), 1))
     return MemoryForecast(float(weights), vectors, float(live.peak - before) + largest)
+
+
+def optimizer_states(training: TrainingSection) -> int:
+    """Count the numbers that the optimizer keeps for each trained parameter."""
+    return {"sgd": int(bool(training.momentum)), "adamw": 2, "muon": 2}[training.optimizer]
 
 
 def evaluated_at_once(vocabulary: int) -> int:
@@ -163,7 +168,7 @@ def _weights(model: nn.Module, quantize: str) -> tuple[int, int]:
     return total, max((layer.weight.numel() * layer.weight.element_size() for layer in layers), default=0)
 
 
-def _without_storage(model: nn.Module) -> None:
+def without_storage(model: nn.Module) -> None:
     """Give a model parameters and buffers that have a shape on the CPU, and gradients of those that train."""
     made: dict[int, Any] = {}
     for module in model.modules():
@@ -178,7 +183,7 @@ def _without_storage(model: nn.Module) -> None:
                     place[name] = made[id(x)]
 
 
-class _Live(TorchDispatchMode):  # type: ignore[misc]
+class LiveBytes(TorchDispatchMode):  # type: ignore[misc]
     """Count the bytes of all storages that operations make, as long as they are alive."""
 
     def __init__(self) -> None:
