@@ -98,8 +98,8 @@ def test_the_second_run_is_refused_in_the_middle(tmp_path: Path) -> None:
             *((first.plan.run, number) for number in range(3)), (second.plan.run, 0),
         ]  # fmt: skip
         assert ledgers.charges("d00002") == ()
-        assert budget.refusal(ME, second.plan, 0) == "", "a round that is charged may be asked for again"
-        assert budget.refusal("d00002", second.plan, 1) == "", "another device has its own"
+        assert budget.refusal(ME, second.plan, 0) is None, "a round that is charged may be asked for again"
+        assert budget.refusal("d00002", second.plan, 1) is None, "another device has its own"
 
 
 def of_masks(folder: Path, name: str, budget: OwnerBudget) -> Round:

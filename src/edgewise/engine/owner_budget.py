@@ -64,8 +64,8 @@ class OwnerBudget:
         """
         return max((c.round for c in self.ledgers.charges(device) if c.run == plan.run), default=None)
 
-    def refusal(self, device: DeviceId, plan: Plan, round: int, answered: int | None = None) -> str:
-        """Find the reason why a device takes no part in a round. Empty where it may. It charges nothing.
+    def refusal(self, device: DeviceId, plan: Plan, round: int, answered: int | None = None) -> str | None:
+        """Find the reason why a device takes no part in a round. None where it may. It charges nothing.
 
         Args: answered: the last round that the device answered, by its store, where an update may leave once only.
         Raises StoreError where the ledger cannot be read.
@@ -75,7 +75,7 @@ class OwnerBudget:
         charged = self.last(device, plan)
         if answered is not None and (charged is None or charged < answered):
             return UNCOUNTED
-        return SPENT if isinstance(self._charged_ledger(device, plan, round), OverBudget) else ""
+        return SPENT if isinstance(self._charged_ledger(device, plan, round), OverBudget) else None
 
     def charge(self, device: DeviceId, plan: Plan, round: int) -> None:
         """Write the charge of a round, once for each round of a run.

@@ -42,11 +42,11 @@ def release(pipe: Pipeline, updates: Iterable[Vector], key: Key) -> Vector:
 
 
 def released(
-    pipe: Pipeline, updates: Iterable[Vector], key: Key, round: int, memory: Memory, public: Key = b""
+    pipe: Pipeline, updates: Iterable[Vector], key: Key, round: int, memory: Memory, public: Key | None = None
 ) -> tuple[Vector, Memory]:
     """Compute ``release`` for any round of a run, with the server's memory of stages and posts before and after it.
-    ``public``: the round's public key. It is derived from ``key`` where empty."""
-    public, total = public or derive(key, "public"), pipe.start_sum()
+    ``public``: the round's public key. It is derived from ``key`` where it is None."""
+    public, total = derive(key, "public") if public is None else public, pipe.start_sum()
     for i, x in enumerate(updates):
         turn = Turn(round, public, derive(key, "device", i), device=str(i))
         payload, _ = pipe.encode(x, _no_head(pipe), FULL_WEIGHT, pipe.init(), turn)

@@ -54,10 +54,11 @@ class _Owner(Watch):
     def doing(self, state: str, run: str = "") -> None:
         self._agent.say(state, f"run {run[:12]}" if run else "for the server's mail")
 
-    def declines(self, part: RunPart, round: int) -> str:
+    def declines(self, part: RunPart, round: int) -> str | None:
         largest = largest_upload(part.devices.plan)
-        again = self._record.too_much_again(part.devices.plan.run, round, largest)
-        return again or self.refusal(largest) or self._follow.declines(part, round)
+        if (again := self._record.too_much_again(part.devices.plan.run, round, largest)) is not None:
+            return again
+        return self._follow.declines(part, round) if (why := self.refusal(largest)) is None else why
 
     def leaving(self, part: RunPart | None, frame: bytes) -> None:
         budget, plan = self._owner.budget, None if part is None else part.devices.plan
@@ -132,10 +133,10 @@ def _may_send(agent: control.Agent, conditions: Conditions, record: Record) -> b
     if not agent.open():
         return False
     now_s = time.time()
-    why = conditions.too_much(record.today(now_s)) if record.again(now_s) else ""
-    if why:
+    why = conditions.too_much(record.today(now_s)) if record.again(now_s) else None
+    if why is not None:
         agent.say("waiting", why)
-    return not why
+    return why is None
 
 
 def work(

@@ -47,21 +47,21 @@ class Conditions:
             return "the policy names no text: data.path is empty"
         if (until := quiet(self._policy.when.ranges, now_s)) is not None:
             return f"quiet hours until {until // 60:02d}:{until % 60:02d}"
-        if why := self.too_much(sent_today, next_bytes):
+        if (why := self.too_much(sent_today, next_bytes)) is not None:
             return why
         command = self._policy.when.command
         if command and not 0.0 <= now_s - self._asked_s < FRESH_S:
             self._answer, self._asked_s = self._ask(command), now_s
         return self._answer
 
-    def too_much(self, sent_today: float, next_bytes: float = 0.0) -> str:
-        """Return the words for a day's limit of bytes that is used up, or that the next round might pass; else empty.
+    def too_much(self, sent_today: float, next_bytes: float = 0.0) -> str | None:
+        """Return the words for a day's limit of bytes that is used up, or that the next round might pass, else None.
 
         Args: as ``refusal``.
         """
         allowed = self._policy.limits.upload_mb_per_day * MB
         if sent_today + next_bytes <= allowed:
-            return ""
+            return None
         sentence = f"{sent_today / MB:.3g} of {allowed / MB:g} MB have left today"
         return f"{sentence}, and a round may send {next_bytes / MB:.3g}" if next_bytes else sentence
 

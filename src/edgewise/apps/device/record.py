@@ -99,8 +99,8 @@ class Record:
         if isinstance(message, _FROM_SERVER):
             return
         name, known = (message.run, digest), (message.run, digest) in self._known
-        why = "" if known else self._too_much(message.run, message.round, len(raw))
-        if why and not isinstance(message, frame.Refusal):
+        why = None if known else self._too_much(message.run, message.round, len(raw))
+        if why is not None and not isinstance(message, frame.Refusal):
             raise _not_allowed(why)
         self._sending = (server, message.run, message.round)
         self._fresh_bytes = 0 if name in self._began else len(raw)
@@ -135,7 +135,7 @@ class Record:
             TransportError: E-OWNER where bytes that leave once more would pass the limit of the round.
         """
         repeated = max(0, size - self._fresh_bytes)
-        if repeated and (why := self._too_much(*self._sending[1:], repeated)):
+        if repeated and (why := self._too_much(*self._sending[1:], repeated)) is not None:
             raise _not_allowed(why)
         self._fresh_bytes = max(0, self._fresh_bytes - size)
         if not repeated:
@@ -149,18 +149,18 @@ class Record:
             self._append(RecordLine(self._now_s(), server, run, round, AGAIN, self._unwritten))
             self._unwritten = 0
 
-    def too_much_again(self, run: str, round: int, next_bytes: float) -> str:
+    def too_much_again(self, run: str, round: int, next_bytes: float) -> str | None:
         """Return the words for a round that this process has sent something in, and that may not send as much again.
 
-        Empty for other rounds. A process that begins may go on with what an earlier one has sent in part.
+        None for other rounds. A process that begins may go on with what an earlier one has sent in part.
         """
         here = self._rounds.get((run, round), 0) > self._before.get((run, round), 0)
-        return self._too_much(run, round, next_bytes) if here else ""
+        return self._too_much(run, round, next_bytes) if here else None
 
-    def _too_much(self, run: str, round: int, next_bytes: float) -> str:
+    def _too_much(self, run: str, round: int, next_bytes: float) -> str | None:
         sent = self._rounds.get((run, round), 0)
         if sent + next_bytes <= self._round_bytes:
-            return ""
+            return None
         return (
             f"{sent / MB:.3g} of {self._round_bytes / MB:g} MB have left in this round, and {next_bytes / MB:.3g} more"
             " would leave"

@@ -165,9 +165,9 @@ class _Inbox(Watch):
         self.plan: Plan | None = None
         self.files: Path | None = None  # folder of the model's files
 
-    def declines(self, part: RunPart, round: int) -> str:
+    def declines(self, part: RunPart, round: int) -> str | None:
         self.plan = part.devices.plan
-        return ""
+        return None
 
     def refused(self, run: str, error: EdgewiseError) -> None:
         self._device.refusals[run] = error

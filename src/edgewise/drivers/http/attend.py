@@ -55,9 +55,9 @@ class Watch:
     def doing(self, state: str, run: str = "") -> None:
         """Report the device's activity: waiting, joining, training, answering, sending."""
 
-    def declines(self, part: RunPart, round: int) -> str:
-        """Return the reason why the device takes no part in a round now; empty where it takes part."""
-        return ""
+    def declines(self, part: RunPart, round: int) -> str | None:
+        """Return the reason why the device takes no part in a round now. None where it takes part."""
+        return None
 
     def leaving(self, part: RunPart | None, frame: bytes) -> None:
         """Report a frame that is about to leave. ``part`` is None where the device refuses the whole run.
@@ -157,7 +157,7 @@ def _answer(link: Link, part: Callable[[str], RunPart], mail: Mail, watch: Watch
         watch.refused(message.run, e)
         _refuse(link, message, e.code, watch)
         return
-    if isinstance(message, frame.Invite) and (why := watch.declines(own_part, message.round)):
+    if isinstance(message, frame.Invite) and (why := watch.declines(own_part, message.round)) is not None:
         LOG.info("no part in round %d of run %.12s: %s", message.round, message.run, why)
         watch.refused(message.run, TransportError("E-OWNER", why))
         _refuse(link, message, "E-OWNER", watch)

@@ -249,9 +249,10 @@ class Devices:
         idle = state if isinstance(state, device_state.Idle) else state.idle
         if (refusal := admission.refused(self.plan, invite, idle.answered)) is not None:
             return refusal
-        if self.budget and (reason := self.budget.refusal(state.device, self.plan, invite.round, idle.answered)):
-            return admission.No("E-BUDGET", reason)
-        return None
+        if self.budget is None:
+            return None
+        reason = self.budget.refusal(state.device, self.plan, invite.round, idle.answered)
+        return None if reason is None else admission.No("E-BUDGET", reason)
 
     def _train(self, training: _Training, fit: Callable[[], Update]) -> device_events.Trained | device_events.Failed:
         given, request = training.given, training.request
