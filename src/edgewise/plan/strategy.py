@@ -62,7 +62,9 @@ def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: in
 def _check_depths(recipe: Recipe) -> None:
     """Refuse devices of unequal depth beside what trains all blocks, or other blocks. Raises RecipeError(E-COMBO)."""
     why = ""
-    if recipe.personal.method != "none":
+    if recipe.split.used:
+        why = "[split] trains the first blocks on every device"
+    elif recipe.personal.method != "none":
         why = f'personal.method = "{recipe.personal.method}" trains all blocks on every device'
     elif any(table.get("kind") == "segments" for table in recipe.stage):
         why = "the stage segments leaves out blocks by itself, the same ones on all devices"

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from edgewise.core.errors import ModelError
 from edgewise.core.vector import Array
-from edgewise.learn.compress.blocks import block_layers
 from edgewise.learn.compress.measure import layer_inputs
+from edgewise.learn.models.blocks import block_layers
 from edgewise.learn.models.smaller_layers import FactoredLinear, replace_layers
 
 RIDGE = 1e-4  # As a share of the mean second moment. Inputs that calibration never saw keep a little weight.

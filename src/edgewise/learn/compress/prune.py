@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from edgewise.core.vector import Array
-from edgewise.learn.compress.blocks import block_layers
 from edgewise.learn.compress.measure import layer_inputs
+from edgewise.learn.models.blocks import block_layers
 from edgewise.learn.models.smaller_layers import set_mask
 
 

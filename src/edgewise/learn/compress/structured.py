@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from edgewise.core.errors import ModelError
 from edgewise.core.vector import Array
-from edgewise.learn.compress.blocks import decoder_blocks
 from edgewise.learn.compress.measure import layer_inputs, perplexity
 from edgewise.learn.models.architecture import text_config
+from edgewise.learn.models.blocks import decoder_blocks
 
 QUERY, KEY, VALUE, OUT = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"
 GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
 from edgewise.learn.models.architecture import embeddings, logits, text_config
+from edgewise.learn.models.blocks import decoder_blocks
 from edgewise.learn.models.modules import plain_name
 
 Shape = Literal["U", "head"]
@@ -230,13 +231,11 @@ def check_cut(model: nn.Module, parts: Cut, ids_BT: Tensor, packed: bool = False
 
 def _decoder(whole: nn.Module) -> tuple[nn.Module, str]:
     """Find the module with the blocks, and the name of its list. Raises ModelError(E-CUT)."""
-    config = text_config(whole.config)
-    count = getattr(config, "num_hidden_layers", 0)
-    for decoder in whole.children():
-        for name, child in decoder.named_children():
-            if isinstance(child, nn.ModuleList) and len(child) == count > 0 and hasattr(decoder, "config"):
-                return decoder, name
-    raise ModelError("E-CUT", f"{type(whole).__name__} has no list of {count} blocks right under its decoder.", OTHER)
+    owner, _, name = decoder_blocks(whole, "E-CUT")[0].rpartition(".")
+    decoder = whole.get_submodule(owner)
+    if not owner or "." in owner or not hasattr(decoder, "config"):
+        raise ModelError("E-CUT", f"{type(whole).__name__} has no list of blocks right under its decoder.", OTHER)
+    return decoder, name
 
 
 def _part(decoder: nn.Module, blocks: str, start: int, stop: int, **children: nn.Module | None) -> nn.Module:

@@ -15,9 +15,11 @@ from torch import nn
 
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
-from edgewise.learn.models import hub
+from edgewise.learn.models import hub, quantized
+from edgewise.learn.models.blocks import decoder_blocks
 from edgewise.learn.models.cut import Cut, Shape, cut
 from edgewise.learn.models.modules import plain_name
+from edgewise.learn.models.smaller_layers import replace_layers
 
 INCOMPLETE = "check that the folder is complete."
 
@@ -37,7 +39,12 @@ class LoadedPart(NamedTuple):
 
 
 def load_part(
-    folder: Path, block: int, shape: Shape, side: Literal["device", "server"], dtype: torch.dtype = torch.float32
+    folder: Path,
+    block: int,
+    shape: Shape,
+    side: Literal["device", "server"],
+    dtype: torch.dtype = torch.float32,
+    quantize: Literal["none", "nf4"] = "none",
 ) -> LoadedPart:
     """Load one side of a causal language model.
 
@@ -45,9 +52,13 @@ def load_part(
         folder: a folder with config.json and safetensors, as ``learn.models.load.located`` returns it.
         block, shape: as in ``learn.models.cut.cut``.
         dtype: dtype of the weights.
+        quantize: "nf4" stores the linear layers of the side's blocks in 4 bits, one after another as they are read.
+            They are frozen, for adapters on top, and not in ``named``.
     Raises:
-        ModelError: E-MODEL for a folder that is incomplete, E-CUT as ``cut``.
-    Guarantees: both sides together are the model of the folder.
+        ModelError: E-MODEL for a folder that is incomplete, E-CUT as ``cut``, E-QUANTIZE for blocks with layers of
+            another kind or size.
+        EdgewiseError: E-DEPENDENCY without bitsandbytes.
+    Guarantees: both sides together are the model of the folder. The codes are those of ``quantized.load``.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -60,6 +71,11 @@ def load_part(
     stages = cut(model, block, shape)
     here = set(stages.sides(model)[0 if side == "device" else 1])
     wanted = {name: p for name, p in model.named_parameters() if plain_name(name) in here}
+    if quantize == "nf4":
+        for name in _block_layers(model, set(wanted)):
+            _code(model, name, folder, dtype)
+            for key in ("weight", "bias"):
+                wanted.pop(f"{name}.{key}", None)
     read = _read(folder, set(wanted), f"{model.base_model_prefix}.", dtype)
     made = {id(p): nn.Parameter(read[name]) for name, p in wanted.items()}
     for module in model.modules():
@@ -68,7 +84,30 @@ def load_part(
     return LoadedPart(model, stages, [(plain_name(n), made[id(p)]) for n, p in wanted.items()])
 
 
-def _read(folder: Path, names: set[str], prefix: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _block_layers(model: Any, names: set[str]) -> list[str]:
+    """List the linear layers of blocks among these parameters. Raises ModelError(E-QUANTIZE) for other kinds."""
+    prefix, blocks = decoder_blocks(model)
+    found = []
+    for name, module in blocks.named_modules(prefix=prefix):
+        if f"{name}.weight" in names and module.weight.ndim > 1:
+            if type(module) is not nn.Linear:
+                what = f"{name} is a {type(module).__name__}, and a part in NF4 has ordinary linear layers."
+                raise ModelError("E-QUANTIZE", what, "take another model, or leave the part as it is.")
+            found.append(name)
+    return found
+
+
+def _code(model: Any, name: str, folder: Path, dtype: torch.dtype) -> None:
+    """Read one linear layer and put it into the model in NF4."""
+    layer = model.get_submodule(name)
+    keys = {f"{name}.{key}" for key, p in layer.named_parameters()}
+    for key, value in _read(folder, keys, f"{model.base_model_prefix}.", None).items():
+        value = value.to(dtype) if key.endswith(".bias") else value  # Codes are those of the stored weights.
+        setattr(layer, key.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
+    replace_layers(model, {name: quantized.coded(layer, dtype)})
+
+
+def _read(folder: Path, names: set[str], prefix: str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """Read these tensors, also where they are stored without the model's prefix. Raises ModelError(E-MODEL)."""
     found: dict[str, torch.Tensor] = {}
     with foreign(ModelError, "E-MODEL", f"{folder} cannot be loaded", INCOMPLETE):
@@ -78,7 +117,8 @@ def _read(folder: Path, names: set[str], prefix: str, dtype: torch.dtype) -> dic
                 for name in names - found.keys():
                     key = name if name in stored else name.removeprefix(prefix)
                     if key in stored:
-                        found[name] = f.get_tensor(key).to(dtype, copy=True)
+                        value = f.get_tensor(key)
+                        found[name] = value.to(value.dtype if dtype is None else dtype, copy=True)
     if missing := sorted(names - found.keys()):
         raise ModelError("E-MODEL", f"{folder} has no weights {missing[0]}.", INCOMPLETE)
     return found

@@ -67,13 +67,39 @@ def load(folder: Path, kind: Kind, dtype: torch.dtype, cache_dir: Path | None = 
             p.data = p.data.to(dtype)
     for layer in layers(model).values():
         if kind == "nf4":
-            layer.compute_dtype, layer.compute_type_is_set = dtype, True
-            # With this flag the first forward pass in evaluation mode would repack the weights for a kernel without a
-            # derivative. Training after an evaluation would then leave out gradients, without an error.
-            layer.support_avx512bf16_for_cpu = False
+            _compute_in(layer, dtype)
         else:
             _weight_only(layer)
     return model
+
+
+def coded(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
+    """Quantize one linear layer in NF4, as ``load`` does it: the same codes, and arithmetic in ``dtype``.
+
+    Raises:
+        EdgewiseError: E-DEPENDENCY without bitsandbytes.
+        ModelError: E-QUANTIZE for a size that the kernel does not accept.
+    """
+    _need_bitsandbytes()
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    outputs, inputs = layer.weight.shape
+    _check_size("a linear layer", outputs, inputs)
+    made: Any = Linear4bit(inputs, outputs, layer.bias is not None, quant_type="nf4", device="meta")
+    weight = layer.weight.detach()
+    made.weight = Params4bit(weight, requires_grad=False, compress_statistics=True, quant_type="nf4", module=made)
+    made.bias = layer.bias
+    found: nn.Linear = made.to("cpu")
+    _compute_in(found, dtype)
+    return found
+
+
+def _compute_in(layer: Any, dtype: torch.dtype) -> None:
+    """Set the arithmetic of a layer in NF4."""
+    layer.compute_dtype, layer.compute_type_is_set = dtype, True
+    # With this flag the first forward pass in evaluation mode would repack the weights for a kernel without a
+    # derivative. Training after an evaluation would then leave out gradients, without an error.
+    layer.support_avx512bf16_for_cpu = False
 
 
 def write(folder: Path, dest: Path, kind: Kind) -> None:
@@ -262,14 +288,19 @@ def _check_layers(folder: Path, kind: Kind) -> list[str]:
         what = f"{folder} has no linear layer beside its output head, so nothing of it can be quantized."
         raise ModelError("E-QUANTIZE", what, "leave out model.quantize.")
     for name, (outputs, inputs) in sized.items() if kind == "nf4" else ():
-        if inputs % BLOCK or outputs % TILE:
-            fits = f"{-(-outputs // TILE) * TILE} x {-(-inputs // BLOCK) * BLOCK}"
-            what = (
-                f"{folder}: {name} has {outputs} outputs and {inputs} inputs. NF4 needs outputs in multiples of {TILE} "
-                f"and inputs in multiples of {BLOCK}. The next size that works is {fits}."
-            )
-            raise ModelError("E-QUANTIZE", what, 'write model.quantize = "int8", or take another model.')
+        _check_size(f"{folder}: {name}", outputs, inputs)
     return [n for n, m in linear if m is head]
+
+
+def _check_size(name: str, outputs: int, inputs: int) -> None:
+    """Check that the kernel of NF4 accepts a layer. Raises ModelError(E-QUANTIZE)."""
+    if inputs % BLOCK or outputs % TILE:
+        fits = f"{-(-outputs // TILE) * TILE} x {-(-inputs // BLOCK) * BLOCK}"
+        what = (
+            f"{name} has {outputs} outputs and {inputs} inputs. NF4 needs outputs in multiples of {TILE} "
+            f"and inputs in multiples of {BLOCK}. The next size that works is {fits}."
+        )
+        raise ModelError("E-QUANTIZE", what, 'write model.quantize = "int8", or take another model.')
 
 
 def _empty(folder: Path) -> Any:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from edgewise.core.errors import ModelError
+from edgewise.core.errors import ModelError, RecipeError
 from edgewise.learn.models.architecture import check_causal, sizes
 from edgewise.learn.models.isolated import check_isolated
 from edgewise.learn.models.load import Loaded
+from edgewise.learn.models.smaller_layers import masks
 from edgewise.plan.recipe.recipe import Recipe
 
 
 def check(loaded: Loaded, recipe: Recipe) -> None:
-    """Refuse a model that cannot read the recipe's text. Raises ModelError(E-MODEL)."""
+    """Refuse a model that cannot read the recipe's text, or that the recipe's optimizer cannot train.
+
+    Raises:
+        ModelError: E-MODEL.
+        RecipeError: E-COMBO.
+    """
+    if recipe.training.optimizer == "muon" and not recipe.trainable.adapts and masks(loaded.model):
+        what = (
+            'training.optimizer = "muon" turns whole matrices, and a masked layer trains only the weights inside its '
+        )
+        what += "mask. They are no matrix."
+        raise RecipeError("E-COMBO", what, 'write optimizer = "adamw", or train adapters: trainable.kind = "lora".')
     found, length = sizes(loaded.model), recipe.data.sequence_len
     if found.context is not None and length > found.context:
         what = f"{loaded.name} reads at most {found.context} tokens, data.sequence_len is {length}."

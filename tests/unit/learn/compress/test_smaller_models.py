@@ -11,12 +11,11 @@ import tiny_models
 import torch
 from torch import nn
 
-from edgewise.core.errors import EdgewiseError, ModelError
+from edgewise.core.errors import EdgewiseError, ModelError, RecipeError
 from edgewise.core.keys import derive, root
 from edgewise.core.training import FitRequest, LocalRule
 from edgewise.learn.compress import factorize as factorizing
 from edgewise.learn.compress import structured
-from edgewise.learn.compress.blocks import block_layers
 from edgewise.learn.compress.distill import divergence
 from edgewise.learn.compress.heal import HealingPlan, heal
 from edgewise.learn.compress.measure import layer_inputs, perplexity
@@ -24,9 +23,12 @@ from edgewise.learn.compress.prune import magnitudes, mask_of, put_masks_by, wan
 from edgewise.learn.models import compact
 from edgewise.learn.models.adapters import trainable
 from edgewise.learn.models.architecture import logits
-from edgewise.learn.models.load import TextLoss
+from edgewise.learn.models.blocks import block_layers
+from edgewise.learn.models.load import Loaded, TextLoss
 from edgewise.learn.models.smaller_layers import MaskedLinear, densify, masks, put_masks
+from edgewise.learn.models.suited import check
 from edgewise.learn.torch_task import TorchTrainer
+from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.plan.recipe.trainable import TrainableSection
 
@@ -268,3 +270,19 @@ def test_requests_without_a_way_are_refused(tmp_path: Path) -> None:
             shrink(ShrinkRequest("bundled", by, kept, tmp_path / "new", how, healing=HealingPlan(steps)))
         assert e.value.code == "E-SHRINK"
         assert e.value.fix
+
+
+def test_muon_is_refused_where_masked_weights_train() -> None:
+    def checked(**section: object) -> None:
+        asked = {
+            "privacy": "none",
+            "training": {"optimizer": "muon"},
+            "trainable": section,
+            "data": {"sequence_len": 32},
+        }
+        check(Loaded(pruned(), None, "pruned", Path()), from_plain(asked))  # type: ignore[arg-type]
+
+    with pytest.raises(RecipeError, match=r"E-COMBO: training.optimizer = \"muon\" turns whole matrices"):
+        checked(kind="full")
+    with pytest.raises(AttributeError):  # It goes on to look at the tokenizer, which stands for nothing here.
+        checked(kind="lora")

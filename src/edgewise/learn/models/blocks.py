@@ -1,4 +1,4 @@
-"""Find the decoder blocks of a model and their linear layers: what is pruned and factorized."""
+"""Find the decoder blocks of a model and their linear layers, to cut, prune, factorize or quantize them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from edgewise.core.errors import ModelError
 from edgewise.learn.models.architecture import text_config
 
 
-def decoder_blocks(model: Any) -> tuple[str, nn.ModuleList]:
+def decoder_blocks(model: Any, code: str = "E-SHRINK") -> tuple[str, nn.ModuleList]:
     """Return the name of the list of decoder blocks, and the list.
 
+    Args:
+        code: code of the refusal.
     Raises:
-        ModelError: E-SHRINK for a model without one list of ``num_hidden_layers`` blocks.
+        ModelError: ``code`` for a model without one list of ``num_hidden_layers`` blocks.
     """
     wanted = getattr(text_config(model.config), "num_hidden_layers", None)
     found = [(n, m) for n, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == wanted]
     outer = [(n, m) for n, m in found if not any(n.startswith(f"{other}.") for other, _ in found)]
     if len(outer) != 1:
         what = f"{type(model).__name__} has {len(outer)} lists of {wanted} decoder blocks, and one is needed."
-        raise ModelError("E-SHRINK", what, "take a plain decoder, such as a Llama or a Qwen.")
+        raise ModelError(code, what, "take a plain decoder, such as a Llama or a Qwen.")
     return outer[0]
 
 
