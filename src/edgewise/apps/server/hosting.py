@@ -35,7 +35,6 @@ from edgewise.drivers.fleet import audit, mailboxes, roster, served
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.cohort import Halted, HttpCohort
 from edgewise.drivers.http.service import Service
-from edgewise.drivers.storage.opening import journal_name
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine import beacon_server
 from edgewise.engine.coordinator import Coordinator
@@ -49,9 +48,10 @@ HERE_S = 60.0  # a device that called within this time is present; idle ones cal
 LOOK_S = 0.5
 FULL_S = 2.0  # wait before writing to a full disk again; it doubles up to LONGEST_FULL_S
 LONGEST_FULL_S = 60.0
-WAITS = {  # errors of the disk that end by themselves, and what ends them
+WAITS = {  # errors of disk and database that end by themselves, and what ends them
     "E-DISK": "Make room or give write permission",
     "E-RUN-EXISTS": "End the other program that holds it",
+    "E-DATABASE": "Look at the database server",
 }
 RESUME = "mend the package, install it everywhere, and submit the recipe again."
 Tell = Callable[[str, events.AnyEvent], None]
@@ -79,23 +79,60 @@ class Hosting:
         self._service, self._tell, self._evaluator = service, tell, evaluator
         self._turn, self._gateway = turn, gateway
         self._closing, self._lock, self._asking = Event(), Lock(), Lock()
+        self._leader = Thread(target=self._lead, name="edgewise-leader", daemon=True)
         self._threads: dict[str, Thread] = {}
         self._states: dict[str, str] = {}  # the wanted state of each run with a thread
         self._waiting: dict[str, str] = {}  # the reason why each run waits
         self._noted: dict[str, str] = {}  # the reasons that the database has
 
     def start(self) -> None:
-        """Continue all runs that were running when the server stopped, and remove what it left of a submission."""
+        """Continue all runs that were running when the server stopped, and remove what it left of a submission.
+
+        Where servers share a database, the one with the lease plays the runs, from the time when it gets the lease.
+        """
+        if self._service.database.shared:
+            self._leader.start()
+            return
         submission.clean(self._service)
         with self._service.database.read() as c:
             running = served.listed(c, served.RUNNING)
         for run in running:
             self._begin(run)
 
+    def _lead(self) -> None:
+        """Try to get and keep the lease, and bring the runs into the states that were asked for at any server."""
+        database, led = self._service.database, False
+        while not self._closing.wait(LOOK_S):
+            try:
+                leads = database.coordinate()
+                with database.read() as c:
+                    rows = served.listed(c) if leads else []
+                if leads and not led:
+                    LOG.info("this server plays the runs now (lease %d)", database.number)
+                    submission.clean(self._service, submission.ABANDONED_S)
+                led = leads
+                for row in rows:
+                    self._follow(row)
+            except EdgewiseError as e:
+                LOG.warning("the runs cannot be looked at: %s", e)
+
+    def _follow(self, row: ServedRun) -> None:
+        """Begin a run that is running, or stop one as somebody asked."""
+        with self._lock:
+            thread, wanted = self._threads.get(row.run), self._states.get(row.run)
+        if row.state == served.RUNNING:
+            if thread is None or wanted != row.state:
+                self._begin(row)
+        elif thread is not None and wanted == served.RUNNING:
+            self._states[row.run] = row.state
+            if row.state == served.CANCELLED:
+                self._end(row.run, thread)
+
     def submit(self, wanted: Submission, made_by: str) -> ServedRun:
         """Make a run and begin to play it. Raises as ``submission.begin``."""
         run = submission.begin(self._service, wanted, made_by, self._evaluator is not None, self._gateway)
-        self._begin(run)
+        if self._service.database.leads:
+            self._begin(run)
         return run
 
     def ask(self, run: str, state: str, by: str = "server") -> ServedRun:
@@ -111,18 +148,24 @@ class Hosting:
 
         with self._asking:  # Database and memory must see two simultaneous requests in one order.
             found = self._service.database.write(change)
+            if not self._service.database.leads:
+                return found  # The server with the lease follows.
             with self._lock:
                 self._states[run] = state
                 thread = self._threads.get(run)
         if state == served.RUNNING:
             self._begin(found)
         elif state == served.CANCELLED:
-            self._service.delivered()  # This wakes the threads that wait for frames.
-            if thread is not None:
-                thread.join()
-            self._withdraw(run)
-            self._service.ring(run)
+            self._end(run, thread)
         return found
+
+    def _end(self, run: str, thread: Thread | None) -> None:
+        """Stop the thread of a cancelled run, and remove its mail."""
+        self._service.delivered()  # This wakes the threads that wait for frames.
+        if thread is not None:
+            thread.join()
+        self._withdraw(run)
+        self._service.ring(run)
 
     def why(self, run: ServedRun) -> str:
         """Return the reason why a run failed or waits.
@@ -141,7 +184,7 @@ class Hosting:
         """Stop playing. All runs stay where they are."""
         self._closing.set()
         self._service.delivered()
-        for thread in list(self._threads.values()):
+        for thread in [*self._threads.values(), *([self._leader] if self._leader.is_alive() else [])]:
             thread.join()
 
     def _begin(self, run: ServedRun) -> None:
@@ -155,14 +198,17 @@ class Hosting:
                 thread.start()
 
     def _halted(self, run: str) -> bool:
-        return self._closing.is_set() or self._states[run] == served.CANCELLED
+        return not self._leads() or self._states[run] == served.CANCELLED
 
     def _stop(self, run: str) -> None:
         if self._halted(run):
             raise Halted
 
     def _paused(self, run: str) -> bool:
-        return self._closing.is_set() or self._states[run] != served.RUNNING
+        return not self._leads() or self._states[run] != served.RUNNING
+
+    def _leads(self) -> bool:
+        return self._service.database.leads and not self._closing.is_set()
 
     def _rests(self, run: str, devices: Collection[DeviceId], least: int) -> bool:
         """Wait until enough of the run's devices are present and it is the run's turn.
@@ -184,7 +230,7 @@ class Hosting:
         self._waiting[run] = why
         if self._noted.get(run) != why:
             with suppress(StoreError):  # On a full disk it is recorded later.
-                self._service.database.write(lambda c: served.explain(c, run, why))
+                self._service.database.write(lambda c: served.explain(c, run, why), fenced=True)
                 self._noted[run] = why
 
     def _waits_for_room(self, run: str, why: str, tried: int) -> None:
@@ -230,6 +276,8 @@ class Hosting:
         except EdgewiseError as e:
             if e.code in WAITS:
                 raise
+            if e.code == "E-LEASE" and self._service.database.shared:
+                raise Halted from None  # The other server plays it.
             LOG.warning("run %.12s stopped: %s", run.run, e)
             self._ended(run.run, served.FAILED, f"{e.code}: {e.what} {e.fix}")
         except Halted:
@@ -243,9 +291,9 @@ class Hosting:
     def _ended(self, run: str, state: str, why: str) -> None:
         """Record how a run ended. Raises StoreError(E-DISK) if the disk is full."""
         try:
-            self._service.database.write(lambda c: served.ended(c, run, state, why))
+            self._service.database.write(lambda c: served.ended(c, run, state, why), fenced=True)
         except StoreError as e:
-            if e.code == "E-DISK":
+            if e.code in ("E-DISK", "E-DATABASE"):
                 raise
         self._states[run] = state  # While the server closes, the run continues at the next start.
         self._service.ring(run)
@@ -253,7 +301,8 @@ class Hosting:
     def _played(self, run: ServedRun) -> bool:
         """Play a run from where it is. Returns whether it reached its end."""
         out = submission.folder(self._service, run.run)
-        with RunStore(out) as store, ExitStack() as links:
+        number = self._service.database.number if self._service.database.shared else 0
+        with RunStore(out, fence=number) as store, ExitStack() as links:
             known = store.run()
             if known is None:
                 raise StoreError("E-CHECKPOINT", f"{out} holds no run.", "restore it from a backup.")
@@ -270,7 +319,7 @@ class Hosting:
                 run=plan.run, name=run.name, rounds=plan.rounds, population=plan.facts.population, cohort=cohort,
                 dim=plan.spec.dim, resumed_round=resumed,
             ))  # fmt: skip
-            under_way = (out / "journal" / journal_name(checkpoint.next_round)).exists()
+            under_way = store.journal_path(checkpoint.next_round).exists()
             devices = coordinator.population
             # A round that has begun continues, whichever devices are present.
             first = [max(plan.contributors, plan.sampling.minimum)] * (beacon_server.stored(store.beacon) is None)

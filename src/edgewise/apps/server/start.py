@@ -15,7 +15,6 @@ import sqlalchemy as sa
 from edgewise.apps.server.api import ControlPlane
 from edgewise.apps.server.hosting import Hosting, Tell
 from edgewise.apps.server.sharing import Address
-from edgewise.core.errors import StoreError
 from edgewise.drivers.fleet import audit, members
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import certificates, tokens
@@ -90,9 +89,6 @@ class HttpServer:
         with ExitStack() as undo:  # If the start fails, its runs end, and its port and lease are released.
             self.service = Service(folder, limits, now_s, database=database)
             undo.callback(self.service.close)
-            if not self.service.database.coordinate():
-                what = "another server plays the runs of this database."
-                raise StoreError("E-LEASE", what, "stop it, or name another database.")
             context = secured(self.service, tls)
             self.hosting = Hosting(self.service, tell, evaluator, turn, gateway)
             self._listener = HttpsListener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)

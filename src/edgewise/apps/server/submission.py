@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import secrets
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from edgewise.plan.recipe.recipe import Recipe, from_plain
 from edgewise.plan.retention import window_of
 
 Connection = sa.Connection
+ABANDONED_S = 3600.0  # age of a mark after which no server is at the submission any more
 SAMPLING_KEY = "sampling.key"
 SUBMITTING = ".submitting"
 OWN = "module"
@@ -167,13 +169,17 @@ def folder(service: Service, run: str) -> Path:
     return service.folder / "runs" / run[:32]
 
 
-def clean(service: Service) -> None:
+def clean(service: Service, older_s: float = 0.0) -> None:
     """Remove the folders of submissions that ended before the run's row was written: of a server that was killed.
+
+    ``older_s``: only those with a mark of this age.
 
     A folder without its mark stays, whatever the database says. It may be newer than a restored database.
     """
     for mark in sorted((service.folder / "runs").glob(f"*{SUBMITTING}")):
-        _settle(service, mark)
+        with suppress(FileNotFoundError):  # Another server has settled it.
+            if time.time() - mark.stat().st_mtime >= older_s:
+                _settle(service, mark)
 
 
 @contextmanager

@@ -144,6 +144,12 @@ class Database:
         self._thread = threading.Thread(target=self._run, name="edgewise-writer", daemon=True)
         self._thread.start()
 
+    def __enter__(self) -> Database:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def now_s(self) -> float:
         """Return the time of the server's clock."""
         return self._now_s()
@@ -216,7 +222,17 @@ class Database:
         """
         if not self._number and not self._closed.is_set():
             self.write(self._take_free_lease)
-        return self.lease_left_s() > 0.0
+        return self.leads
+
+    @property
+    def number(self) -> int:
+        """The number of this server's lease; 0 where it has none, or knows that another server took over."""
+        return self._number
+
+    @property
+    def leads(self) -> bool:
+        """Whether this server plays the runs, as far as it knows. Its changes are checked when they are made."""
+        return not self.shared or self._number > 0
 
     def fence(self, c: sa.Connection) -> None:
         """Refuse a transaction of another writer of the same database whose server has lost the lease.

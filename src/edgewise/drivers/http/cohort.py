@@ -76,7 +76,7 @@ class HttpCohort:
             digests = tuple(put(blob) for blob in blobs)
             service.blobs.sync()
             sizes = {**self._kept, **dict(zip(digests, map(len, blobs), strict=True))}
-            service.database.write(lambda c: mailboxes.publish(c, self._run, sizes))
+            service.database.write(lambda c: mailboxes.publish(c, self._run, sizes), fenced=True)
         service.sweep_blobs()
         self._zero_s = time.monotonic()
         return digests
@@ -92,7 +92,7 @@ class HttpCohort:
             return mailboxes.post(c, to, raw, message, service.now_s())
 
         self._awaited[to] = time.monotonic()
-        future = service.database.submit(change)
+        future = service.database.submit(change, fenced=True)
         future.add_done_callback(lambda _: service.ring(to))
         self._sends.append((to, future))
 
@@ -128,7 +128,7 @@ class HttpCohort:
         """See Cohort. Without ``keep`` the round's key is destroyed, and with it all frames that are stored here."""
         self._settle()
         service = self._service
-        gone = service.database.write(lambda c: mailboxes.close(c, self._run, keep))
+        gone = service.database.write(lambda c: mailboxes.close(c, self._run, keep), fenced=True)
         service.drop_chunks(gone)
         if not keep:
             service.database.scrub()

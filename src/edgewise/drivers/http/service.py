@@ -9,15 +9,17 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import sqlalchemy as sa
 
+from edgewise.core.errors import StoreError
 from edgewise.drivers.fleet import epoch, mailboxes, members, nonces, uploads
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.members import Member
+from edgewise.drivers.fleet.news import News
 from edgewise.drivers.fleet.spool import Chunks
 from edgewise.drivers.http import identity
 from edgewise.drivers.http.limits import Gatekeeper, Later, ServerLimits
@@ -25,6 +27,7 @@ from edgewise.drivers.http.meter import Meter
 from edgewise.drivers.http.signatures import Proof
 from edgewise.drivers.http.staging import Staging
 from edgewise.drivers.storage.blobs import Blobs
+from edgewise.drivers.storage.fencing import GRACE_S
 from edgewise.drivers.storage.files import FOLDER
 
 T = TypeVar("T")
@@ -32,6 +35,7 @@ FRESH_S = 1.0  # seconds for which a member is cached; a revocation by another p
 REMEMBERED = 65536
 DISK_S = 5.0  # seconds until a caller may return to a full disk
 READERS = 4
+SEEN_S = 5.0  # seconds between two news of the same device's progress
 POLLS = 8  # long polls of a member at a time: a retry may come before its first attempt is known to be lost
 
 
@@ -56,11 +60,13 @@ class Service:
         self.identity = identity.make(folder / key)
         for sub in ("blobs", "spool"):
             (folder / sub).mkdir(FOLDER, exist_ok=True)
-        self.blobs, self.chunks = Blobs(folder / "blobs"), Chunks(folder / "spool")
+        grace_s = GRACE_S if database else 0.0
+        self.blobs, self.chunks = Blobs(folder / "blobs", grace_s), Chunks(folder / "spool")
         self.staging = Staging(folder / "staged", now_s)
         self.gate = Gatekeeper(limits)
         self.meter = Meter()
         self.epoch = epoch.load(folder)
+        self._told_s: dict[str, float] = {}  # device -> time of the last news of it to other servers
         self.progress_s: dict[str, float] = {}  # device -> monotonic time of its last progress
         self.revoked: set[str] = set()  # members revoked since the server started
         self.deliveries, self._arrived = 0, threading.Condition()
@@ -73,6 +79,7 @@ class Service:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers = ThreadPoolExecutor(READERS, "edgewise-reader")
         self._sweep()
+        self.news = News(database, self._hear) if database else None
 
     def __enter__(self) -> Service:
         return self
@@ -82,14 +89,17 @@ class Service:
 
     def close(self) -> None:
         """Release the database."""
+        if self.news is not None:
+            self.news.close()
         self._readers.shutdown()
         self.database.close()
 
     def _sweep(self) -> None:
         """Remove chunks of finished uploads that a killed server left."""
+        found = self.chunks.uploads()  # before the rows: another server may begin an upload in between
         with self.database.read() as c:
             known = uploads.in_use(c)
-        for upload in self.chunks.uploads():
+        for upload in found:
             if upload not in known:
                 self.chunks.drop(upload)
 
@@ -151,11 +161,15 @@ class Service:
         """Apply a change of a member's standing: read it again, wake its long poll, and notify the waiters for its
         frames.
         """
+        self._tell("member", member.id)
+        self._apply(member)
+
+    def _apply(self, member: Member) -> None:
         self._members.pop(member.id, None)
         if member.status == members.REVOKED:
             self.revoked.add(member.id)
-            self.delivered()
-        self.ring(member.id)
+            self._wake_waiters()
+        self._ring_here(member.id)
 
     @contextmanager
     def listening(self, device: str, member: str) -> Iterator[asyncio.Event | None]:
@@ -205,8 +219,11 @@ class Service:
     # -- from anywhere -------------------------------------------------------------------------------------------
 
     def ring(self, device: str) -> None:
-        """Wake the long poll of a device, or those for a run."""
+        """Wake the long poll of a device, or those for a run, at all servers."""
+        self._tell("ring", device)
+        self._ring_here(device)
 
+    def _ring_here(self, device: str) -> None:
         def wake() -> None:
             for bell in self._bells.get(device, ()):
                 bell.set()
@@ -216,7 +233,11 @@ class Service:
 
     def advanced(self, device: str) -> None:
         """Note the progress of a device: a call, or a chunk."""
-        self.progress_s[device] = time.monotonic()
+        now_s = time.monotonic()
+        if self.news is not None and now_s - self._told_s.get(device, -SEEN_S) >= SEEN_S:
+            self._told_s[device] = now_s
+            self._tell("seen", device)
+        self.progress_s[device] = now_s
 
     def present(self, devices: Collection[str], within_s: float) -> int:
         """Count the devices that have called within that time or wait for mail now."""
@@ -224,7 +245,11 @@ class Service:
         return sum(self.progress_s.get(device, 0.0) >= since_s or device in self._bells for device in devices)
 
     def delivered(self) -> None:
-        """Wake the waiters for frames: ``deliveries`` has grown."""
+        """Wake the waiters for frames, at all servers: ``deliveries`` has grown."""
+        self._tell("mail", "")
+        self._wake_waiters()
+
+    def _wake_waiters(self) -> None:
         with self._arrived:
             self.deliveries += 1
             self._arrived.notify_all()
@@ -233,6 +258,24 @@ class Service:
         """Wait until ``deliveries`` differs from ``seen``, or the time is over."""
         with self._arrived:
             self._arrived.wait_for(lambda: self.deliveries != seen, timeout_s)
+
+    def _tell(self, kind: str, name: str) -> None:
+        """Tell the other servers of the same database what happened here."""
+        if self.news is not None:
+            self.news.tell(kind, name)
+
+    def _hear(self, kind: str, name: str) -> None:
+        """Apply what happened at another server. Where its news is lost, waiters look again by themselves."""
+        if kind == "ring":
+            self._ring_here(name)
+        elif kind == "mail":
+            self._wake_waiters()
+        elif kind == "seen":
+            self.progress_s[name] = time.monotonic()
+        elif kind == "member":
+            with suppress(StoreError), self.database.read() as c:
+                if (member := members.find(c, name)) is not None:
+                    self._apply(member)
 
     def sweep_blobs(self) -> None:
         """Remove the blobs that no run publishes any more."""
@@ -260,7 +303,7 @@ class Service:
         """Check whether this server can do its work: commit, hold the lease of its folder, accept frames."""
         return {
             "database": not self.database.fault(),
-            "lease": self.database.lease_left_s() > 0.0,
+            "lease": self.database.shared or self.database.lease_left_s() > 0.0,
             "disk": self.free_bytes() >= self.limits.reserve_bytes,
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from edgewise.core.errors import StoreError
@@ -9,10 +10,13 @@ from edgewise.drivers.storage.files import write_durably
 
 
 class BeaconFile:
-    """Store a server's beacon in one file (port ``engine.ports.Shelf``). Only its owner can read the file."""
+    """Store a server's beacon in one file (port ``engine.ports.Shelf``). Only its owner can read the file.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    ``check``: called before each save. It raises where this process may not write any more.
+    """
+
+    def __init__(self, path: Path, check: Callable[[], None] = lambda: None) -> None:
+        self._path, self._check = path, check
 
     def load(self) -> bytes | None:
         """See Shelf.
@@ -33,6 +37,7 @@ class BeaconFile:
         """See Shelf.
 
         Raises:
-            StoreError: E-DISK.
+            StoreError: E-DISK, and what the check raises.
         """
+        self._check()
         write_durably(self._path, raw, owner_only=True)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -32,10 +33,13 @@ _DIGEST = re.compile(rf"[0-9a-f]{{{_LENGTH}}}")
 
 
 class Blobs:
-    """The content-addressed files of one folder."""
+    """The content-addressed files of one folder.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    ``grace_s``: sweeps leave files that were put within this time. Other processes may be about to name them.
+    """
+
+    def __init__(self, folder: Path, grace_s: float = 0.0) -> None:
+        self._folder, self._grace_s = folder, grace_s
         self._held = Counter[str]()  # digests of the blobs that are kept from sweeps
         self._lock, self._sweeping = threading.Lock(), threading.Lock()
 
@@ -51,6 +55,8 @@ class Blobs:
         path = self._folder / digest
         if not _file_holds(path, raw):
             write_durably(path, raw, owner_only=True)
+        elif self._grace_s:
+            os.utime(path)
         return digest
 
     @contextmanager
@@ -118,15 +124,25 @@ class Blobs:
             named: returns the digests that are named now.
         """
         with self._sweeping:
+            listed = set(os.listdir(self._folder))  # before the names: what is put and named after this, stays
             found = named()
             # Each round ends with a sweep, and a long run stores thousands of totals. So named files cost no call.
-            for name in set(os.listdir(self._folder)).difference(found):
+            for name in listed.difference(found):
                 whole = _DIGEST.fullmatch(name)
                 if not (whole or TEMPORARY.fullmatch(name)):
                     continue
                 with self._lock:  # a ``put`` looks for the file after it has taken hold of the digest
-                    if (name if whole else name[1 : 1 + _LENGTH]) not in self._held:
+                    if (name if whole else name[1 : 1 + _LENGTH]) not in self._held and self._is_old(name):
                         discard(self._folder / name)
+
+    def _is_old(self, name: str) -> bool:
+        """Return whether a file was put before the time of grace."""
+        if not self._grace_s:
+            return True
+        try:
+            return time.time() - (self._folder / name).stat().st_mtime > self._grace_s
+        except OSError:
+            return False
 
 
 def _file_holds(path: Path, raw: vector.Buffer) -> bool:

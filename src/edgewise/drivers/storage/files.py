@@ -153,10 +153,11 @@ def sync_folder(folder: Path) -> None:
         raise StoreError("E-DISK", f"cannot write {folder}: {e.strerror}.", "free some space, then --resume.") from None
 
 
-def lock(path: Path, fix: str = "wait for it, or choose another --out.") -> Callable[[], None]:
+def lock(path: Path, fix: str = "wait for it, or choose another --out.", shared: bool = False) -> Callable[[], None]:
     """Take a folder's advisory lock and return the function that releases it.
 
     Args:
+        shared: other processes may take it too, if they also share it.
         fix: the advice in the error where another process has the lock.
     Raises:
         StoreError: E-RUN-EXISTS if another process holds the lock, E-DISK where the file cannot be opened.
@@ -173,7 +174,7 @@ def lock(path: Path, fix: str = "wait for it, or choose another --out.") -> Call
         else:
             import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError:
         handle.close()
         raise StoreError("E-RUN-EXISTS", f"another process is working in {path.parent}.", fix) from None

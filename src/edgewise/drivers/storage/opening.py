@@ -8,7 +8,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,17 @@ import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError
 from edgewise.crypto.seal import KEY_BYTES
-from edgewise.drivers.storage import round_record
+from edgewise.drivers.storage import fencing, round_record
 from edgewise.drivers.storage.device_store import SESSIONS
 from edgewise.drivers.storage.files import FOLDER, TEMPORARY, discard, for_owner
 from edgewise.drivers.storage.schema import DELTAS, MODELS, SCHEMA_VERSION, VECTORS
 
+DISK = ("readonly", "unable to open", "full", "disk I/O")  # words of SQLite's messages about the disk
 KEEP_MODELS = 3  # number of model versions whose vectors stay on disk
 BEACON = "beacon"  # beside the journals: the joint randomness of a run's cohorts, or the progress towards it
 RESTORED = "restored.json"  # marks a run that comes from a backup of a server
 _EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # a folder for device memory
 _CACHING = re.compile(r"\.[0-9a-f]{32,64}(\.[a-z.]+)?\.[a-z0-9_]{8}")  # an incomplete file of the cache
-_ROUND = re.compile(r"round-(\d+)\.log")
 
 
 def token() -> str:
@@ -52,6 +52,20 @@ def _set_pragmas(connection: Any, _: object) -> None:
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.execute("PRAGMA secure_delete=ON")
     cursor.close()
+
+
+@contextmanager
+def database_errors(out: Path) -> Iterator[None]:
+    """Turn the errors of ``run.db`` into StoreError with what to do."""
+    try:
+        yield
+    except sa.exc.DatabaseError as e:
+        what, message = f"{out / 'run.db'}: {e.orig}.", str(e.orig)
+        if "locked" in message:
+            raise StoreError("E-RUN-EXISTS", what, "wait until the other program has closed it.") from None
+        if any(words in message for words in DISK):
+            raise StoreError("E-DISK", what, "free space or give write permission, then --resume.") from None
+        raise StoreError("E-CHECKPOINT", what, "use another --out.") from None
 
 
 def check_schema(engine: sa.Engine, out: Path) -> None:
@@ -164,13 +178,8 @@ def journal_key() -> bytes:
     return secrets.token_bytes(KEY_BYTES)
 
 
-def journal_name(round: int) -> str:
-    """Return the file name of a round's journal."""
-    return f"round-{max(0, round):06d}.log"
-
-
 def journals(out: Path) -> Iterator[tuple[int, Path]]:
     """List the journals of a run directory as (round, file)."""
     for path in (out / "journal").iterdir():
-        if found := _ROUND.fullmatch(path.name):
-            yield int(found[1]), path
+        if found := fencing.journal_of(path.name):
+            yield found[0], path

@@ -28,7 +28,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ from edgewise.core.foreign import foreign
 from edgewise.core.memory import Memory, flat, tree
 from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
-from edgewise.drivers.storage import charges, event_log, folder, opening, round_record, standings, witness
+from edgewise.drivers.storage import charges, event_log, fencing, folder, opening, round_record, standings, witness
 from edgewise.drivers.storage.beacon_file import BeaconFile
 from edgewise.drivers.storage.blobs import Blobs
 from edgewise.drivers.storage.device_store import RESTORE
@@ -57,13 +57,12 @@ from edgewise.privacy import ledger
 from edgewise.privacy.ledger import LedgerEntry
 from edgewise.strategies.base import State
 
-DISK = ("readonly", "unable to open", "full", "disk I/O")  # words of SQLite's messages about the disk
-
 
 class RunStore:
     """The durable state of one run (a Store port). Use as a context manager: it holds the directory's lock.
 
-    ``now_s`` stamps events that carry no time yet. The events of a round have the time of its commit.
+    ``now_s`` stamps events that carry no time yet. The events of a round have the time of its commit. ``fence``: the
+    number of a lease with which servers open the directory one after the other (``fencing``); 0: there is none.
     Raises StoreError(E-FOLDER) where ``out`` holds files and edgewise did not make it. Nothing is touched then.
 
     Attributes:
@@ -71,23 +70,24 @@ class RunStore:
         memory_dir: folder for the codec memory of devices, for this opening only.
     """
 
-    def __init__(self, out: Path, now_s: Callable[[], float] = time.time) -> None:
-        self.out, self._now_s = out, now_s
+    def __init__(self, out: Path, now_s: Callable[[], float] = time.time, fence: int = 0) -> None:
+        self.out, self._now_s, self._fence = out, now_s, fence
         self._journal: FileJournal | None = None
-        self._blobs = Blobs(out / "blobs")
-        self.beacon = BeaconFile(out / "journal" / opening.BEACON)
+        self._blobs = Blobs(out / "blobs", fencing.GRACE_S if fence else 0.0)
+        self.beacon = BeaconFile(out / "journal" / opening.BEACON, self._check_fence)
         folder.claim(out)
         try:
             for sub in ("blobs", "journal", "devices"):
                 (out / sub).mkdir(FOLDER, parents=True, exist_ok=True)
         except OSError as e:
             raise StoreError("E-DISK", f"cannot create {out}: {e.strerror}.", "choose another --out.") from None
-        self._lock = lock(out / "lock")
+        self._lock = lock(out / "lock", shared=bool(fence))
         self._engine = opening.database(out)
         try:
             with self._named_database_errors():
                 opening.check_schema(self._engine, out)
                 META.create_all(self._engine)
+                fencing.take(self._engine, out / "journal", fence)
             run = self.run()
             self.instance: str = run["instance"] if run else opening.token()
             self.memory_dir = opening.memory_dir(out / "devices", run is not None)
@@ -103,24 +103,14 @@ class RunStore:
         self.close()
 
     def close(self) -> None:
-        """Release the database, the journal and the lock."""
+        """Release all files."""
         if self._journal is not None:
             self._journal.close()
         self._engine.dispose()
         self._lock()
 
-    @contextmanager
-    def _named_database_errors(self) -> Iterator[None]:
-        """Turn the database's errors into StoreError with what to do."""
-        try:
-            yield
-        except sa.exc.DatabaseError as e:
-            what, message = f"{self.out / 'run.db'}: {e.orig}.", str(e.orig)
-            if "locked" in message:
-                raise StoreError("E-RUN-EXISTS", what, "wait until the other program has closed it.") from None
-            if any(words in message for words in DISK):
-                raise StoreError("E-DISK", what, "free space or give write permission, then --resume.") from None
-            raise StoreError("E-CHECKPOINT", what, "use another --out.") from None
+    def _named_database_errors(self) -> AbstractContextManager[None]:
+        return opening.database_errors(self.out)
 
     def _named_damage(self, what: str) -> foreign:
         """Turn any error of parsing a damaged row into StoreError(E-CHECKPOINT)."""
@@ -128,9 +118,15 @@ class RunStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        """Open a transaction. It is committed at its end."""
+        """Open a transaction. It is committed at its end. Raises StoreError(E-LEASE) as ``fencing.check``."""
         with self._named_database_errors(), self._engine.begin() as connection:
+            fencing.check(connection, self._fence)
             yield connection
+
+    def _check_fence(self) -> None:
+        """Raise StoreError(E-LEASE) where another server has taken over the run."""
+        with self._transaction():
+            pass
 
     def _read_rows(self, query: sa.Select[Any]) -> list[Any]:
         """Read all rows of a query."""
@@ -228,7 +224,6 @@ class RunStore:
         return run
 
     def _ledger_start(self, run: Mapping[str, Any]) -> str:
-        """First link of the ledger's chain."""
         return ledger.start(run["id"], self.instance)
 
     def _read_ledger(self, run: Mapping[str, Any]) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
@@ -244,10 +239,14 @@ class RunStore:
 
     def journal(self, round: int) -> FileJournal:
         """See Store."""
-        name, at = opening.journal_name(round), self._checkpoint_of(self._created_run())
+        at = self._checkpoint_of(self._created_run())
         (row,) = self._read_rows(sa.select(RUNS.c.journal_key))
-        self._journal = FileJournal(self.out / "journal" / name, at, bytes(row.journal_key))
+        self._journal = FileJournal(self.journal_path(round), at, bytes(row.journal_key))
         return self._journal
+
+    def journal_path(self, round: int) -> Path:
+        """Return the file of a round's journal. It exists while the round is open."""
+        return self.out / "journal" / fencing.journal_name(round, self._fence)
 
     def standing(self, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:
         """See Store."""
@@ -262,6 +261,7 @@ class RunStore:
         total: Aggregate | None = None,
     ) -> None:
         """See Store."""
+        self._check_fence()  # before anything is written
         state = checkpoint.state
         slots = json.dumps({name: self.put(x) for name, x in state.slots.items()})
         memory = ""

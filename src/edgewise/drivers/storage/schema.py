@@ -101,6 +101,12 @@ CHARGES = sa.Table(  # the privacy ledger; rows are only ever added
     sa.Column("digest", sa.String, nullable=False),  # over this row and the one before (privacy.ledger.link)
     sa.UniqueConstraint("round", "attempt"),
 )
+FENCES = sa.Table(  # one row where servers share a run: the number of the lease that opened it last
+    "fences",
+    META,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+)
 VECTORS = sa.Table(
     "vectors",
     META,

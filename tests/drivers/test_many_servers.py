@@ -1,0 +1,149 @@
+"""Servers over one database and one folder: devices call any of them, and one plays the runs."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import databases
+import pytest
+import sqlalchemy as sa
+from scripted import RECIPE, device, module, step, submission
+from served import code
+
+from edgewise.apps.device.script import Device
+from edgewise.apps.server.start import HttpServer
+from edgewise.core.errors import EdgewiseError
+from edgewise.drivers.fleet import served
+from edgewise.drivers.fleet.database import Database
+from edgewise.drivers.fleet.tables import LEASES
+from edgewise.drivers.storage import schema
+from edgewise.drivers.storage.run_store import RunStore
+
+ROUNDS = 6
+
+
+@contextmanager
+def serving(folder: Path, url: str) -> Iterator[subprocess.Popen[str]]:
+    """A server as a process, listening; killed at the end."""
+    command = [
+        sys.executable,
+        "-m",
+        "edgewise.apps.cli.main",
+        "serve",
+        str(folder),
+        "--listen",
+        "127.0.0.1:0",
+        "--json",
+    ]
+    environment = {**os.environ, "EDGEWISE_DATABASE": url}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline().startswith("{")
+            yield server
+        finally:
+            server.send_signal(signal.SIGCONT)
+            server.kill()
+
+
+@contextmanager
+def training(devices: list[Device]) -> Iterator[None]:
+    """The loops of these devices, until the run is over or their server is gone."""
+
+    def loop(one: Device) -> None:
+        model = module()
+        try:
+            for task in one.tasks():
+                task.load_into(model)
+                task.submit(model, examples=8, metrics={"loss": step(model)})
+        except EdgewiseError:
+            pass
+
+    threads = [Thread(target=loop, args=(one,), daemon=True) for one in devices]
+    for thread in threads:
+        thread.start()
+    yield
+
+
+def until(found: object, wait_s: float = 60.0) -> bool:
+    end = time.monotonic() + wait_s
+    while not found() and time.monotonic() < end:  # type: ignore[operator]
+        time.sleep(0.05)
+    return bool(found())  # type: ignore[operator]
+
+
+def holder(database: Database) -> int:
+    with database.read() as c:
+        return int(c.execute(sa.select(LEASES.c.number).where(LEASES.c.until_s > 0)).scalar() or 0)
+
+
+def played(folder: Path) -> list[int]:
+    """The rounds that a run has committed, from its own record."""
+    engine = sa.create_engine(f"sqlite:///{folder / 'run.db'}")
+    with engine.connect() as c:
+        found = [int(row.round) for row in c.execute(sa.select(schema.ROUNDS.c.round).order_by(schema.ROUNDS.c.round))]
+    engine.dispose()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.long(sample=0)  # half a minute
+def test_another_server_goes_on_with_a_run_and_the_stopped_one_commits_nothing_more(tmp_path: Path) -> None:
+    """Devices call the second server only. The first one plays the run, stands still past its lease, and wakes up."""
+    url, folder = databases.new_url(), tmp_path / "server"
+    with HttpServer(folder) as first:  # makes the keys
+        first.token()
+    with serving(folder, url) as leader:
+        with Database(folder, url=url) as looking:
+            assert until(lambda: holder(looking) == 1)
+        with HttpServer(folder, database=url) as server:
+            devices = [device(server, tmp_path / f"device{i}") for i in range(2)]
+            recipe = {**RECIPE, "round": {"rounds": ROUNDS, "minimum": 1.0}}
+            run = server.hosting.submit(submission(recipe, server), "me").run
+            out = folder / "runs" / run[:32]
+            with training(devices):
+                assert until(lambda: max(played(out)) >= 1)
+                assert not server.service.database.leads
+                leader.send_signal(signal.SIGSTOP)
+                assert until(lambda: server.service.database.leads)
+                before = max(played(out))
+                assert until(lambda: max(played(out)) > before)
+                leader.send_signal(signal.SIGCONT)
+
+                def state() -> str:
+                    with server.service.database.read() as c:
+                        return served.find(c, run).state
+
+                assert until(lambda: state() == served.FINISHED), state()
+            assert played(out) == list(range(-1, ROUNDS))
+            assert server.service.database.number == holder(server.service.database) == 2
+            assert leader.poll() is None
+            with RunStore(out, fence=2) as store:
+                kinds = [e.round for e in store.events("round_finished")]  # type: ignore[attr-defined]
+            assert kinds == list(range(ROUNDS))
+
+
+def test_a_run_that_another_server_opened_takes_nothing_from_the_one_before(tmp_path: Path) -> None:
+    first = RunStore(tmp_path / "run", fence=1)
+    first.create("run", "name", {}, {})
+    (tmp_path / "run" / "journal" / "round-000000.1.log").write_bytes(b"written so far")
+    second = RunStore(tmp_path / "run", fence=2)
+    assert [path.name for path in (tmp_path / "run" / "journal").glob("*.log")] == ["round-000000.2.log"]
+    assert code(first.renew, {"by": 1}) == "E-LEASE"
+    assert code(first.beacon.save, b"") == "E-LEASE"
+    assert code(RunStore, tmp_path / "run", time.time, 1) == "E-LEASE"
+    assert code(RunStore, tmp_path / "run") == "E-RUN-EXISTS"
+    second.renew({"by": 2})
+    run = second.run()
+    assert run is not None
+    assert run["facts"] == {"by": 2}
+    second.close()
+    first.close()
