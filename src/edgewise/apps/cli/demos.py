@@ -13,11 +13,16 @@ SAYS = {
         "24 characters of Shakespeare are the devices. Each keeps its own lines. The server gets masked updates, "
         "rounded to 4 bits."
     ),
+    "edge-llm": (
+        "480 devices hold some lines each. Each trains adapters on a base in 4 bits, adds its noise, and splits the "
+        "result into two shares for two servers."
+    ),
     "code": (
         "The packages of Python's standard library are the devices. Each package has names that no other uses. Such "
         "vocabularies favour training alone."
     ),
 }
+NETWORKED = ("plays", "edge-llm")  # They also run on enrolled processes (``network_demo``).
 
 
 def recipe(name: str) -> Path:

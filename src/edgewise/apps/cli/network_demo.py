@@ -5,8 +5,9 @@
     OUT/devices     the homes of the devices: key, policy, own lines, and the record of uploads
 
 The devices are the five characters of Shakespeare with the most text. Each device has only the lines of its character.
-The gateway and the devices are separate processes. The server itself measures the models, because the text is public
-and lies on this machine. It does not ask the devices.
+The gateway and the devices are separate processes. In the demonstration ``edge-llm`` the gateway is the second server
+of shared sums, and the policy of each device asks for its noise and for this gateway. The server itself measures the
+models, because the text is public and lies on this machine. It does not ask the devices.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from edgewise.apps.cli import demos
 from edgewise.apps.gateway import start as gateways
 from edgewise.apps.report.files import write_report
 from edgewise.apps.server import submission
+from edgewise.apps.server.sharing import Address
 from edgewise.apps.server.start import HttpServer
 from edgewise.apps.server.submit import submit
 from edgewise.apps.simulate.baselines import compare
@@ -37,6 +39,7 @@ from edgewise.core import events
 from edgewise.core.errors import RoundError, TransportError
 from edgewise.drivers.fleet import served
 from edgewise.drivers.fleet.members import Grant
+from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.learn.text.sources import shipped_plays
@@ -47,34 +50,54 @@ from edgewise.plan.recipe.recipe import Recipe
 DEVICES, LINES = 5, "lines.jsonl"
 FAREWELL_S = 20.0
 EDGEWISE = (sys.executable, "-m", "edgewise.apps.cli.main")
-POLICY = """# What the owner of this device allows. `edgewise device policy --print` shows all keys.
+DATA = """# What the owner of this device allows. `edgewise device policy --print` shows all keys.
 [data]
 source = "jsonl"
 path = "lines.jsonl"
 
 [privacy]
-words = ["hidden"]
 cohort = 3
 """
-SAYS = (
+POLICIES = {
+    "plays": 'words = ["hidden"]\n',
+    "edge-llm": 'words = ["distributed_dp"]\nnoise_multiplier = 0.8\nclip_l2 = 1.05\ngateway = "{gateway}"\n',
+}
+RECIPES: dict[str, dict[str, Any]] = {  # keys that differ from the simulated demonstration
+    "plays": {},
+    "edge-llm": {
+        "data.partition": "owner", "data.devices": 0, "data.max_tokens": 1000, "round.sampling": "all",
+        "round.cohort": 0, "round.minimum": 0.8, "round.rounds": 2, "eval.every": 1, "eval.devices": 0,
+    },
+}  # fmt: skip
+_WHO = (
     "Five characters of Shakespeare are the devices. Each is a process that reaches its server over TLS through a "
-    "gateway. Each keeps its own lines. The server gets masked updates, rounded to 4 bits."
+    "gateway. Each keeps its own lines. "
 )
+SAYS = {
+    "plays": _WHO + "The server gets masked updates, rounded to 4 bits.",
+    "edge-llm": _WHO
+    + "Each trains adapters on a base in 4 bits, adds its noise, and splits the result into two shares: one "
+    "for the server and one for the gateway.",
+}
 Tell = Callable[[events.AnyEvent], None]
 
 
-def recipe_of(out: Path, overrides: dict[str, Any]) -> Recipe:
-    """Load the demo's recipe over the lines of five characters, which it writes into ``out``."""
+def recipe_of(out: Path, overrides: dict[str, Any], what: str = "plays") -> Recipe:
+    """Load a demonstration's recipe over the lines of five characters, which it writes into ``out``.
+
+    Args:
+        what: one of ``SAYS``.
+    """
     _write_lines(out / LINES)
-    here = {"name": "plays-network", "data.source": "jsonl", "data.path": LINES, "data.owner": "speaker"}
-    return load(demos.recipe("plays"), {**here, **overrides}, BUILT_IN)
+    here = {"name": f"{what}-network", "data.source": "jsonl", "data.path": LINES, "data.owner": "speaker"}
+    return load(demos.recipe(what), {**here, **RECIPES[what], **overrides}, BUILT_IN)
 
 
-def play(out: Path, recipe: Recipe, tell: Tell) -> tuple[Path, dict[str, Any]]:
+def play(out: Path, recipe: Recipe, tell: Tell, what: str = "plays") -> tuple[Path, dict[str, Any]]:
     """Enrol the devices, train with them, run the comparisons, and write the report.
 
     Args:
-        out: a folder with the lines (``recipe_of``).
+        out: a folder with the lines (``recipe_of``). what: one of ``SAYS``.
     Returns:
         The run directory and its summary.
     Raises:
@@ -91,13 +114,17 @@ def play(out: Path, recipe: Recipe, tell: Tell) -> tuple[Path, dict[str, Any]]:
 
     with (
         Measuring(recipe, out, out / "measuring") as here,
-        HttpServer(out / "server", tell=told, evaluator=here.probes) as server,
+        _running_gateway(out / "server", out / "gateway") as (port, gateway),
+        HttpServer(out / "server", port=port, tell=told, evaluator=here.probes, gateway=gateway) as server,
     ):
         token = server.token(Grant(uses=len(names), approved=True))
         operator = Link.join(server.url, server.token(Grant("admin", approved=True)), out / "operator")
-        with operator, _running_gateway(server, out / "gateway") as (url, gateway), _processes_ended() as started:
-            homes = [_enrolled_device(url, gateway, token, out / "devices" / name, rows, name) for name in names]
-            started += map(_start_agent, homes)
+        with operator, _processes_ended() as started:
+            policy = DATA + POLICIES[what].format(gateway=gateway.name)
+            homes = {name: out / "devices" / name for name in names}
+            ids = [_enrol_device(gateway, token, home, policy, rows, name) for name, home in homes.items()]
+            Allowed(out / "gateway").add(ids)
+            started += map(_start_agent, homes.values())
             begun = submit(operator, recipe, out)
             server.hosting.wait(begun["run"])
             found = dict(operator.call("GET", f"/v1/runs/{begun['run']}"))
@@ -138,9 +165,19 @@ def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 @contextmanager
-def _running_gateway(server: HttpServer, folder: Path) -> Iterator[tuple[str, str]]:
-    """Run a gateway of the server as a process. Yields its address and its fingerprint."""
-    gateways.join(server.url, server.token(Grant("gateway", approved=True)), folder).close()
+def _running_gateway(server: Path, folder: Path) -> Iterator[tuple[int, Address]]:
+    """Enrol a gateway at the server, and run it as a process.
+
+    The server that enrols it has no gateway yet, so it ends here and is started anew with this one.
+
+    Args:
+        server, folder: the folders of both.
+    Yields:
+        The port that the server had, and the address of the gateway.
+    """
+    with HttpServer(server) as first:
+        gateways.join(first.url, first.token(Grant("gateway", approved=True)), folder).close()
+        port = first.port
     command = [*EDGEWISE, "gateway", "serve", str(folder), "--listen", "127.0.0.1:0", "--json"]
     with _processes_ended() as started:
         with open(folder / "output.log", "wb") as log:
@@ -150,15 +187,18 @@ def _running_gateway(server: HttpServer, folder: Path) -> Iterator[tuple[str, st
         status = json.loads(process.stdout.readline() or "{}")
         if "url" not in status:
             raise TransportError("E-LISTEN", "the gateway did not start.", f"see {folder}.")
-        yield str(status["url"]), str(status["gateway"])
+        yield port, Address(str(status["gateway"]), str(status["url"]))
 
 
-def _enrolled_device(url: str, gateway: str, token: str, home: Path, rows: Sequence[dict[str, Any]], name: str) -> Path:
-    """Enrol a device and write its own lines. Returns its home."""
-    Link.join(url, token, home, name, gateway=gateway).close()
+def _enrol_device(
+    gateway: Address, token: str, home: Path, policy: str, rows: Sequence[dict[str, Any]], name: str
+) -> str:
+    """Enrol a device through the gateway, and write its own lines and its policy. Returns its id."""
+    with Link.join(gateway.url, token, home, name, gateway=gateway.name) as link:
+        id = link.name
     _write_rows(home / LINES, [{"text": row["text"]} for row in rows if row["speaker"] == name])
-    (home / "policy.toml").write_text(POLICY, encoding="utf-8")
-    return home
+    (home / "policy.toml").write_text(policy, encoding="utf-8")
+    return id
 
 
 def _start_agent(home: Path) -> subprocess.Popen[bytes]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from edgewise.apps.cli import result
+from edgewise.apps.cli import demos, result
 from edgewise.apps.runs import run_dirs
 from edgewise.apps.terminal import sessions
 from edgewise.apps.terminal.progress import ProgressScreen
@@ -68,12 +68,11 @@ def play_network(
     """Run the demonstration on enrolled devices with progress on standard error, then print the result.
 
     Raises:
-        RecipeError: E-COMBO for another demonstration than ``plays``. StoreError: E-RUN-EXISTS for an existing folder.
+        RecipeError: E-COMBO for a demonstration without a network. StoreError: E-RUN-EXISTS for an existing folder.
     """
-    if what != "plays":
-        raise RecipeError(
-            "E-COMBO", f"--network runs only the demonstration `plays`, not {what!r:.40}.", "leave out the name."
-        )
+    if what not in demos.NETWORKED:
+        fix = f"name one of {', '.join(demos.NETWORKED)}."
+        raise RecipeError("E-COMBO", f"--network runs no demonstration {what!r:.40}.", fix)
     at = out or run_dirs.free("demo-network")
     if at.exists():
         raise StoreError("E-RUN-EXISTS", f"{at} exists already.", "choose another --out.")
@@ -81,13 +80,13 @@ def play_network(
     with sessions.interrupts() as listeners, sessions.quiet_screen(at / "log.txt", session.debug) as screen:
         from edgewise.apps.cli import network_demo
 
-        recipe = network_demo.recipe_of(at, overrides)
+        recipe = network_demo.recipe_of(at, overrides, what)
         with (
-            _with_introduction(screen, "" if quiet else network_demo.SAYS),
+            _with_introduction(screen, "" if quiet else network_demo.SAYS[what]),
             ProgressScreen(recipe, screen, quiet=quiet) as progress,
         ):
             listeners.append(progress.stopping)
-            run_dir, summary = network_demo.play(at, recipe, progress)
+            run_dir, summary = network_demo.play(at, recipe, progress, what)
     if not session.as_json and not quiet:
         from rich.console import Console
 

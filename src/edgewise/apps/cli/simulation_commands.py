@@ -24,7 +24,7 @@ from edgewise.apps.terminal.options import (
 
 def demo(
     what: Annotated[
-        str, typer.Argument(metavar="plays|code", help="Shakespeare's plays or Python's library as text.")
+        str, typer.Argument(metavar="plays|code|edge-llm", help="Demonstration: plays, code or edge-llm.")
     ] = "plays",
     network: Annotated[
         bool, typer.Option("--network", help="Run five device processes and a server over TLS.")
