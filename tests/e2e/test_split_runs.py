@@ -269,6 +269,20 @@ def test_a_local_loss_trains_the_device_part_first_and_then_the_rest_on_activati
     assert again == crossed
 
 
+@pytest.mark.slow
+def test_noise_on_tokens_changes_the_run_and_its_promise_is_on_the_card(place, tmp_path):
+    noise = {"token_noise": 0.5, "clip_activations": 0.2, "clip_gradients": 0.5}
+    play(place, recipe_of(place, {}), tmp_path / "plain")
+    play(place, recipe_of(place, noise), tmp_path / "noised")
+    play(place, recipe_of(place, noise), tmp_path / "again")
+    assert not np.array_equal(vector_of(tmp_path / "plain"), vector_of(tmp_path / "noised"))
+    assert np.array_equal(vector_of(tmp_path / "noised"), vector_of(tmp_path / "again"))
+    claims = " ".join(check.examine(recipe_of(place, noise), place, fast=True)["claims"])
+    assert "clipped and noised with multiplier 0.5: epsilon" in claims
+    assert "this is no promise about the text" in claims
+    assert "no epsilon covers them" not in claims
+
+
 NOISED = {"privacy": "central_dp", "dp": {"epsilon": 8.0, "delta": 1e-3, "clip_l2": 1.0}}
 RECORDS = {"privacy": "local_dp", "dp": {**NOISED["dp"], "unit": "example"}}
 REFUSED = [
@@ -301,6 +315,9 @@ REFUSED = [
         RECORDS,
         "record",
     ),
+    ({"token_noise": 1.0}, {}, "nothing bounds what the noise has to hide"),
+    ({"clip_gradients": 1.0}, {}, "a clip alone hides little"),
+    ({"shape": "head", "token_noise": 1.0, "clip_activations": 1.0, "clip_gradients": 1.0}, {}, "the text itself"),
 ]
 
 

@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,12 +30,13 @@ from edgewise.core.keys import Key, derive, word
 from edgewise.engine import split_messages as wire
 from edgewise.engine import split_states as events
 from edgewise.engine.split import step_device, step_server
-from edgewise.kernels.bits import pack_bits, packed_bytes, unpack_bits
 from edgewise.learn.flat import Storage
 from edgewise.learn.models.cut import Cut
-from edgewise.learn.models.load import TextLoss, positions
+from edgewise.learn.models.load import TextLoss
+from edgewise.learn.split_labels import read_labels, read_positions, written_labels
 from edgewise.learn.train import LOWER, Batch, Optimizer
 from edgewise.plan.recipe.sections import TrainingSection
+from edgewise.privacy.token_noise import TokenNoise
 
 NOTHING = b""
 DEFAULT_WINDOW = 2
@@ -41,10 +44,18 @@ DEFAULT_WINDOW = 2
 
 @dataclass(frozen=True)
 class Crossings:
-    """Rounding of what crosses the cut: ``activations`` to the nearest value, ``gradients`` at random without bias."""
+    """Rounding of what crosses the cut, and noise on what goes up.
+
+    Attributes:
+        activations: rounds to the nearest value. gradients: rounds at random without bias.
+        activation_noise, gradient_noise: clip and noise of the device's activations and output gradients, before
+            rounding. None adds none.
+    """
 
     activations: TokenCodec
     gradients: TokenCodec
+    activation_noise: TokenNoise | None = None
+    gradient_noise: TokenNoise | None = None
 
 
 class PartTraining:
@@ -67,13 +78,8 @@ class PartTraining:
         key: Key,
         optimizer: Optimizer | None = None,
     ) -> None:
-        self.names, self._clip, self._lr, self._crossings, self._key = (
-            list(names),
-            training.clip_grad,
-            lr,
-            crossings,
-            key,
-        )
+        self.names, self._clip, self._lr = list(names), training.clip_grad, lr
+        self._crossings, self._key = crossings, key
         self._processor = flat.w_D.device
         self._pieces = flat.runs(flat.g_D, self.names) if self.names else []
         self._optimizer = optimizer or Optimizer(training, flat)
@@ -107,10 +113,8 @@ class PartTraining:
         return self._encoded(self._crossings.gradients, x_BTC, word(derive(self._key, *labels)))
 
     def _encoded(self, codec: TokenCodec, x_BTC: Tensor, seed: int | None) -> bytes:
-        try:
-            return codec.encode(x_BTC.detach().float().cpu().flatten(0, 1).numpy(), seed)
-        except ValueError as e:
-            raise TrainingError("E-NAN", f"what crosses the cut cannot be sent: {e}.", LOWER) from None
+        with _as_training_error():
+            return codec.encode(_rows(x_BTC), seed)
 
     def decoded(self, codec: TokenCodec, body: bytes, like: tuple[int, int]) -> Tensor:
         """Decode float32[B, T, C], on the processor of this side. Raises DecodeError(E-PAYLOAD)."""
@@ -124,6 +128,10 @@ class DevicePart(PartTraining):
         parts: the model's stages, of which only those of the device are called.
         batches: the micro-batches of each step. Each is (s_BS, n), n the number of predicted tokens.
         save: called with the number of steps taken, or of the attempt, before it counts (``engine.split``).
+        secret: decides the noise. It is fresh for each session and known to the device alone.
+    Guarantees: one draw of the noise for each vector. A new attempt at a step sends the same noised bytes again.
+    Raises:
+        ValueError: for noise without a secret.
     Attributes:
         seen: summed loss and terms of each step.
         error: code and reason where the session ended before its last step. Empty otherwise.
@@ -137,11 +145,15 @@ class DevicePart(PartTraining):
         vocabulary: int,
         *part: Any,
         save: Callable[[str, int], None] = lambda what, number: None,
+        secret: Key | None = None,
         **more: Any,
     ) -> None:
         super().__init__(*part, **more)
         self._parts, self._loss, self._batches, self._save = parts, loss, batches, save
-        self._vocabulary = vocabulary
+        self._vocabulary, self._secret = vocabulary, secret
+        if secret is None and (self._crossings.activation_noise or self._crossings.gradient_noise):
+            raise ValueError("noise on what crosses the cut needs a secret")
+        self._noised: dict[tuple[str, int], bytes] = {}
         self.seen: list[tuple[float, float]] = []
         self.error: tuple[str, str] | None = None
         self._micros: Sequence[Batch] = ()
@@ -184,6 +196,7 @@ class DevicePart(PartTraining):
             if micros is None:
                 raise TrainingError("E-TRAIN", f"the data ends after {number} steps.")
             self._micros, self._attempt_step = micros, number
+            self._noised.clear()
         self._at, self._losses = number, 0.0
         self._sent.clear()
         self.zero()
@@ -196,7 +209,8 @@ class DevicePart(PartTraining):
         self._sent[micro] = (h_BTC, y_BT, positions_BT)
         begins = NOTHING if positions_BT is None else np.packbits((positions_BT == 0).cpu().numpy()).tobytes()
         labels = NOTHING if self._parts.top is not None else written_labels(y_BT, self._vocabulary)
-        return events.MicroEncoded(micro, "activations", self.up(h_BTC), *x_BT.shape, labels=labels, begins=begins)
+        body = self._noised_bytes("activations", micro, h_BTC) or self.up(h_BTC)
+        return events.MicroEncoded(micro, "activations", body, *x_BT.shape, labels=labels, begins=begins)
 
     def _head(self, micro: int, body: bytes) -> events.MicroEncoded:
         h_BTC, y_BT, positions_BT = self._sent[micro]
@@ -205,7 +219,26 @@ class DevicePart(PartTraining):
         loss = summed_loss(self._loss, self._parts.top, out_BTC, y_BT, positions_BT)
         loss.backward()
         self._add(loss.item())
-        return events.MicroEncoded(micro, "output_gradients", self.gradient(out_BTC.grad, "up", self._at, micro))
+        assert out_BTC.grad is not None
+        body = self._noised_bytes("output_gradients", micro, out_BTC.grad)
+        return events.MicroEncoded(
+            micro, "output_gradients", body or self.gradient(out_BTC.grad, "up", self._at, micro)
+        )
+
+    def _noised_bytes(self, kind: Literal["activations", "output_gradients"], micro: int, x_BTC: Tensor) -> bytes:
+        """Clip, noise and encode what goes up. Returns the earlier bytes in a new attempt, and b"" without noise."""
+        first = kind == "activations"
+        noise = self._crossings.activation_noise if first else self._crossings.gradient_noise
+        if noise is None:
+            return NOTHING
+        if (kind, micro) not in self._noised:
+            assert self._secret is not None
+            key = derive(self._secret, "token noise", kind, self._at, micro)
+            with _as_training_error():
+                hidden_NC = torch.from_numpy(noise.hide(_rows(x_BTC), key)).view(x_BTC.shape)
+            sent = self.up(hidden_NC) if first else self.gradient(hidden_NC, "up", self._at, micro)
+            self._noised[kind, micro] = sent
+        return self._noised[kind, micro]
 
     def _backward(self, micro: int, body: bytes, loss: float) -> None:
         h_BTC, y_BT, _ = self._sent.pop(micro)
@@ -344,32 +377,24 @@ def sessions(
             yield crossed
 
 
+def _rows(x_BTC: Tensor) -> NDArray[np.float32]:
+    """Return float32[N, C]."""
+    found: NDArray[np.float32] = x_BTC.detach().float().cpu().flatten(0, 1).numpy()
+    return found
+
+
+@contextmanager
+def _as_training_error() -> Iterator[None]:
+    """Raise TrainingError(E-NAN) where a codec or a noise refuses a value."""
+    try:
+        yield
+    except ValueError as e:
+        raise TrainingError("E-NAN", f"what crosses the cut cannot be sent: {e}.", LOWER) from None
+
+
 def summed_loss(loss: TextLoss, stage: nn.Module, x_BTC: Tensor, y_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
     """Compute the summed negative log-likelihood of a stage that ends in logits, in nats."""
     with loss.arithmetic(x_BTC.device.type):
         logits_BTV = stage(x_BTC, positions_BT)
     logp_NV = F.log_softmax(logits_BTV.flatten(0, 1), -1, dtype=torch.float32)
     return F.nll_loss(logp_NV, y_BT.flatten(), ignore_index=-1, reduction="sum")
-
-
-def written_labels(y_BT: Tensor, vocabulary: int) -> bytes:
-    """Pack next tokens, -1 among them, in ceil(log2(V + 1)) bits each."""
-    return bytes(pack_bits((y_BT.cpu().numpy().reshape(-1) + 1).astype(np.uint32), vocabulary.bit_length()))
-
-
-def read_labels(raw: bytes, size: tuple[int, int], vocabulary: int) -> Tensor:
-    """Read int64[B, T] of ``written_labels``. Raises DecodeError(E-PAYLOAD)."""
-    count, width = size[0] * size[1], vocabulary.bit_length()
-    found = unpack_bits(memoryview(raw), width, count) if len(raw) == packed_bytes(count, width) else None
-    if found is None or (found.size and int(found.max()) > vocabulary):
-        raise DecodeError("E-PAYLOAD", "invalid payload: labels of the wrong length or out of range.")
-    return torch.from_numpy(found.astype(np.int64) - 1).view(size)
-
-
-def read_positions(raw: bytes, size: tuple[int, int]) -> Tensor:
-    """Read int64[B, T] positions from the bit mask of documents' first tokens. Raises DecodeError(E-PAYLOAD)."""
-    count = size[0] * size[1]
-    if len(raw) != (count + 7) // 8:
-        raise DecodeError("E-PAYLOAD", "invalid payload: a mask of the wrong length.")
-    begins = np.unpackbits(np.frombuffer(raw, np.uint8), count=count).astype(bool)
-    return positions(torch.from_numpy(begins).view(size))

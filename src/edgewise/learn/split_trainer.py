@@ -31,7 +31,7 @@ from edgewise.learn.split import Crossings, DevicePart, ServerPart, session
 from edgewise.learn.text.trainer import TextTrainer
 from edgewise.learn.train import LOWER, Optimizer, quarters
 from edgewise.plan.recipe.recipe import Recipe
-from edgewise.plan.split_part import check_sides, token_bytes
+from edgewise.plan.split_part import check_sides, split_noise, token_bytes
 
 PROBE = 16  # tokens of the forward pass that compares the stages with the model
 
@@ -76,7 +76,8 @@ class SplitTrainer:
         check_sides(names, set(self._stages.sides(model)[0]), device, type(model).__name__)
         hidden = text_config(model.config).hidden_size
         self.vocabulary = int(embeddings(model).weight.shape[0])
-        self._crossings = Crossings(*(TokenCodec(r, hidden) for r in (self._split.activations, self._split.gradients)))
+        codecs = [TokenCodec(r, hidden) for r in (self._split.activations, self._split.gradients)]
+        self._crossings = Crossings(*codecs, *(split_noise(recipe, hidden) or ()))
         self.token_bytes = token_bytes(recipe, hidden, self.vocabulary)
         fixed = text.flat.fixed
         self._device_names = [name for name in device if name not in fixed]
@@ -121,7 +122,7 @@ class SplitTrainer:
             text.model.train()
             device = DevicePart(
                 self._stages, text.loss, iter(batches), self.vocabulary, flat, names, *rest_of_arguments,
-                optimizer=self._optimizers[0],
+                optimizer=self._optimizers[0], secret=derive(request.secret, "split"),
             )  # fmt: skip
             server = ServerPart(
                 self._stages, text.loss, self.vocabulary, flat, self._rest_names, *rest_of_arguments,

@@ -15,6 +15,7 @@ from edgewise.core.errors import ModelError
 from edgewise.core.parts import ModelParts
 from edgewise.core.vector import Spec
 from edgewise.plan.recipe.recipe import Recipe
+from edgewise.privacy.token_noise import TokenNoise, token_promise
 
 REST = "rest"  # of ``Checkpoint.memory``: the part of a split model that is not the run's vector
 PART = "part"  # name of its array
@@ -94,6 +95,23 @@ def token_bytes(recipe: Recipe, hidden: int, vocabulary: int) -> dict[str, float
     return {"up": activation + vocabulary.bit_length() / 8, "down": gradient}
 
 
+def split_noise(recipe: Recipe, hidden: int) -> tuple[TokenNoise, TokenNoise] | None:
+    """Make clip and noise of activations and of output gradients. None without ``split.token_noise``.
+
+    Args:
+        hidden: C, numbers per token between blocks.
+    Raises:
+        CompositionError: E-PRECISION as ``privacy.grid.fit``.
+    """
+    split = recipe.split
+    if not split.token_noise:
+        return None
+    activations, gradients = (
+        TokenNoise(c, split.token_noise, hidden) for c in (split.clip_activations, split.clip_gradients)
+    )
+    return activations, gradients
+
+
 def split_claims(recipe: Recipe, noised: bool) -> tuple[str, ...]:
     """Say where a model is split and what it shows to whom. Empty where the model is whole.
 
@@ -112,6 +130,9 @@ def split_claims(recipe: Recipe, noised: bool) -> tuple[str, ...]:
         f"{split.holder} sees {crosses} of every token that devices train on{labels}; they are not "
         "private, because trained attacks recover text from them, and no epsilon covers them",
     ]
+    if split.token_noise:
+        noised_tokens = f"{split.holder} sees activations and output gradients of every token that devices train on"
+        sentences[1:] = [noised_tokens, token_promise(split.token_noise, recipe.round.rounds)]
     if split.cached:
         since = "after the device's part is trained by a small head of its own" if split.local else "from the start"
         sentences.append(

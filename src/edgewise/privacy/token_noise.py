@@ -2,7 +2,7 @@
 
     noise = TokenNoise(clip_l2=4.0, z=0.5, hidden=128)
     noised_NC = noise.hide(x_NC, entropy)
-    noise.epsilon(passes=3, vectors=2, delta=1e-5)
+    token_epsilon(0.5, passes=3)
 
 Formula, for the vector x of one token:
 
@@ -31,6 +31,9 @@ from edgewise.core.errors import RecipeError
 from edgewise.core.keys import Key
 from edgewise.privacy import accountant, card, grid, spend
 from edgewise.privacy.clip import HAIR, LARGEST, SMALLEST
+
+DELTA = 1e-5  # at which the promise on a token's vectors is stated
+VECTORS = 2  # noised vectors of a token in one pass: activation and output gradient
 
 
 @dataclass(frozen=True)
@@ -89,23 +92,30 @@ class TokenNoise:
         x[over] *= (self.clip_l2 * HAIR / norms_N[over])[:, None]
         return x
 
-    def epsilon(self, passes: int, vectors: int, delta: float) -> float:
-        """Compute the epsilon of all vectors that one token sends.
 
-        Args:
-            passes: number of times that the token's block is trained on.
-            vectors: noised vectors of a token in one pass: 1 where activations go up, 2 where gradients follow.
-            delta: in (0, 1).
-        """
-        return accountant.epsilon({spend.local(self.z): passes * vectors}, delta)
+def token_epsilon(z: float, passes: int, delta: float = DELTA) -> float:
+    """Compute the epsilon of all vectors that one token sends, activation and output gradient in each pass.
 
-    def sentence(self, passes: int, vectors: int, delta: float) -> str:
-        """Describe what the noise promises and what it does not, for a privacy card."""
-        found = card.words(self.epsilon(passes, vectors, delta), delta)
-        each = "activations and output gradients" if vectors == 2 else "activations"
-        return (
-            f"{each} of each token are clipped to {self.clip_l2:g} and noised with multiplier {self.z:g}: {found} "
-            f"after {passes:,} pass{'es' * (passes != 1)}, for the vectors of one token given those of all others. It "
-            "is no promise about the text: attention mixes tokens, so vectors of later tokens tell of it too, and so "
-            "do later steps of a part that is trained"
-        )
+    Args:
+        z: noise multiplier of both kinds.
+        passes: number of times that the token's block is trained on.
+        delta: in (0, 1).
+    """
+    return accountant.epsilon({spend.local(z): VECTORS * passes}, delta)
+
+
+def token_promise(z: float, rounds: int) -> str:
+    """Describe what the noise of a run promises and what it does not, for its privacy card.
+
+    Args:
+        z: noise multiplier.
+        rounds: number of rounds, of which a device may be in each.
+    """
+    one = card.words(token_epsilon(z, 1), DELTA)
+    all_ = f", and {card.words(token_epsilon(z, rounds), DELTA)} after {rounds:,}" if rounds > 1 else ""
+    return (
+        f"each of these vectors is clipped and noised with multiplier {z:g}: {one} after one pass over a device's "
+        f"text{all_}, for the two vectors of one token given those of all others; this is no promise about the text, "
+        "because attention mixes tokens, so that vectors of later tokens tell of it too, and so do the update of the "
+        "device's part and the vectors of later steps"
+    )

@@ -10,7 +10,8 @@ import torch
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.errors import DecodeError, TrainingError
 from edgewise.core.frame import LocalRule
-from edgewise.learn import split
+from edgewise.engine import split_states as events
+from edgewise.learn import split, split_labels
 from edgewise.learn.flat import Flat
 from edgewise.learn.models.cut import cut
 from edgewise.learn.models.load import TextLoss
@@ -18,6 +19,7 @@ from edgewise.learn.models.modules import plain_name
 from edgewise.learn.text.marks import BEGINS
 from edgewise.learn.train import fit
 from edgewise.plan.recipe.sections import TrainingSection
+from edgewise.privacy.token_noise import TokenNoise
 
 HIDDEN, VOCABULARY, ROWS, LENGTH = 16, 300, 2, 10
 KEY, STEPS, MICROS = bytes(32), 4, 3
@@ -115,14 +117,48 @@ def test_rounding_moves_the_losses_little(shape, rounding):
     assert parted("llama", shape, activations=rounding, gradients=rounding)[1] == pytest.approx(expected, rel=5e-3)
 
 
+def noised(z, secret=KEY):
+    """A device's side whose activations and output gradients are noised."""
+    model = made("llama").train()
+    flat, parts = flat_of(model), cut(model, 1, "U")
+    codec, noise = TokenCodec("int8", HIDDEN), TokenNoise(1.0, z, HIDDEN)
+    crossings = split.Crossings(codec, codec, noise, noise)
+    rest = (training(), 1e-2, crossings, KEY)
+    here = parts.sides(model)[0]
+    return split.DevicePart(
+        parts, TextLoss(torch.float32, True), batches(), VOCABULARY, flat, here, *rest, secret=secret
+    )
+
+
+def test_a_vector_gets_one_draw_of_noise_however_often_its_step_begins_again():
+    """A server that ends connections or answers with other outputs gets the same bytes, and no second draw."""
+    device, sent = noised(0.5), []
+    for number, scale in ((0, 1), (0, 2), (1, 1)):
+        device.perform(events.Prepare(number))
+        up = device.perform(events.Forward(0)).body
+        other = TokenCodec("int8", HIDDEN).encode(np.full((ROWS * LENGTH, HIDDEN), scale, np.float32))
+        sent.append((up, device.perform(events.Head(0, other)).body))
+    assert sent[0] == sent[1]
+    assert sent[0][0] != sent[2][0]
+    assert sent[0][1] != sent[2][1]
+    plain = noised(1e-4)
+    plain.perform(events.Prepare(0))
+    assert plain.perform(events.Forward(0)).body != sent[0][0]
+
+
+def test_noise_without_a_secret_is_refused():
+    with pytest.raises(ValueError, match="secret"):
+        noised(0.5, secret=None)
+
+
 def test_labels_and_positions_come_back():
     y_BT = torch.tensor([[-1, 0, 299], [7, 300 - 1, -1]])
-    assert torch.equal(split.read_labels(split.written_labels(y_BT, 300), (2, 3), 300), y_BT)
-    for raw in (b"", b"\xff" * 7, split.written_labels(y_BT, 300) + b"\0"):
+    assert torch.equal(split_labels.read_labels(split_labels.written_labels(y_BT, 300), (2, 3), 300), y_BT)
+    for raw in (b"", b"\xff" * 7, split_labels.written_labels(y_BT, 300) + b"\0"):
         with pytest.raises(DecodeError):
-            split.read_labels(raw, (2, 3), 300)
+            split_labels.read_labels(raw, (2, 3), 300)
     with pytest.raises(DecodeError):
-        split.read_positions(b"\0\0", (2, 3))
+        split_labels.read_positions(b"\0\0", (2, 3))
 
 
 def test_a_loss_that_is_not_finite_ends_the_session_by_name(monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 from edgewise.core.errors import RecipeError
 from edgewise.core.keys import derive, generator, root
 from edgewise.privacy import accountant
-from edgewise.privacy.token_noise import TokenNoise
+from edgewise.privacy.token_noise import TokenNoise, token_epsilon, token_promise
 
 HIDDEN = 64
 
@@ -41,11 +41,10 @@ def test_noise_has_the_size_that_was_asked_and_lies_on_its_grid():
 
 
 def test_epsilon_is_that_of_replaced_vectors_over_all_crossings():
-    """Two vectors are twice the clip apart, and k crossings are one Gaussian with sqrt(k) less noise."""
-    noise = TokenNoise(4.0, 3.0, HIDDEN)
-    assert noise.epsilon(1, 1, 1e-5) == pytest.approx(accountant.gaussian(1.5, 1e-5), rel=1e-4)
-    assert noise.epsilon(3, 2, 1e-5) == pytest.approx(accountant.gaussian(1.5 / 6**0.5, 1e-5), rel=1e-4)
-    assert "no promise about the text" in noise.sentence(3, 2, 1e-5)
+    """Two vectors are twice the clip apart. A token sends two in a pass. k of them have sqrt(k) times less noise."""
+    assert token_epsilon(3.0, 1, 1e-5) == pytest.approx(accountant.gaussian(1.5 / 2**0.5, 1e-5), rel=1e-4)
+    assert token_epsilon(3.0, 3, 1e-5) == pytest.approx(accountant.gaussian(1.5 / 6**0.5, 1e-5), rel=1e-4)
+    assert "no promise about the text" in token_promise(3.0, 5)
 
 
 @pytest.mark.parametrize(("clip", "z"), [(0.0, 1.0), (float("inf"), 1.0), (1.0, 0.0), (1.0, float("nan"))])

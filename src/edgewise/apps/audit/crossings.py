@@ -23,6 +23,7 @@ from edgewise.learn.models.cut import cut
 from edgewise.learn.text.marks import unmarked
 from edgewise.learn.text.trainer import TextTrainer
 from edgewise.plan.recipe.recipe import Recipe
+from edgewise.plan.split_part import split_noise
 
 ATTACKED, OTHERS, STEPS = 1 << 11, 1 << 14, 300  # tokens of the device, tokens of others, steps of the attacker's head
 FEWER = 4  # A quick audit divides the attacker's text and steps by it.
@@ -73,13 +74,20 @@ def examine(recipe: Recipe, trainer: TextTrainer, devices: list[str], quick: boo
         step("inverting what crosses the cut", i, len(cases))
         parts = cut(trainer.model, block, split.shape)
         mine, others = (inversion.crossing(parts, rows) for rows in (rows_NS, other_NS))
+        noises = split_noise(recipe, mine["activations"].x_NTC.shape[2])
         for kind, vectors in mine.items():
-            rounding = activations if kind == "activations" else gradients
-            hidden = vectors.x_NTC.shape[2]
+            first = kind == "activations"
+            rounding, hidden = activations if first else gradients, vectors.x_NTC.shape[2]
+            noise = None if noises is None else noises[0 if first else 1]
             key = derive(root(3), "inversion", kind, block, rounding)
             table = embeddings(trainer.model).weight
             recovery = inversion.recover(
-                vectors, others[kind], table, key, inversion.channel(TokenCodec(rounding, hidden)), STEPS // fewer
+                vectors,
+                others[kind],
+                table,
+                key,
+                inversion.channel(TokenCodec(rounding, hidden), noise),
+                STEPS // fewer,
             )
             seen = (block, (activations, gradients)) == _own(recipe)
             found.append(Attacked(kind, KINDS[kind], block, rounding, seen, *recovery))

@@ -59,6 +59,14 @@ class SplitSection(Section):
         "head of its own for some rounds, then activations go up once, and the other rounds train the rest on them",
     )
     local_rounds: int = Field(0, ge=0, description="loss = local: rounds of the device's part; 0 = half of all")
+    token_noise: float = Field(
+        0.0,
+        ge=0,
+        le=1e6,
+        description="Gaussian noise on each vector that a device sends up, over its clip; 0 = none; U only",
+    )
+    clip_activations: float = Field(0.0, ge=0, le=1e30, description="longest activation of a token, with token_noise")
+    clip_gradients: float = Field(0.0, ge=0, le=1e30, description="longest output gradient, with token_noise")
     window: int = Field(2, ge=1, le=64, description="micro-batches of a device that are on their way at once")
 
     @property
@@ -128,6 +136,25 @@ class SplitSection(Section):
                 f"{given} with {', '.join(f'split.{key}' for key in unread)}: no gradient crosses, and the rest is in "
             )
             yield SettingError("E-COMBO", what + "the updates", f"leave out {', '.join(unread)}")
+
+    @rule
+    def _noise_with_clips(self) -> Iterator[SettingError]:
+        clips = (self.clip_activations, self.clip_gradients)
+        if self.token_noise and self.shape == "head":
+            what = (
+                'split.token_noise with split.shape = "head": the labels go to the rest as they are, and they are the '
+                "text itself, so noise on activations hides nothing"
+            )
+            yield SettingError("E-COMBO", what, 'write split.shape = "U", or leave out split.token_noise')
+        elif self.token_noise and not all(clips):
+            what = "split.token_noise without split.clip_activations and split.clip_gradients: nothing bounds what the "
+            fix = "write both clips. `edgewise audit` measures what they hide, and a trial run what they cost"
+            yield SettingError("E-NOISE-NOCLIP", what + "noise has to hide", fix)
+        elif any(clips) and not self.token_noise:
+            what = (
+                "split.clip_activations and split.clip_gradients without split.token_noise: a clip alone hides little"
+            )
+            yield SettingError("E-COMBO", what, "write split.token_noise, or leave out both clips")
 
 
 def split_faults(recipe: Any) -> Iterator[SettingError]:
