@@ -21,20 +21,20 @@ from typing import Any
 
 import torch
 
-from edgewise.apps.models.distilling import section_of
 from edgewise.core.keys import derive, root
 from edgewise.learn.compress import student, teaching
 from edgewise.learn.compress.teaching import DATA, LOSSES, Lesson
 from edgewise.learn.models.load import load
 from edgewise.learn.text import corpus
 from edgewise.learn.text.blocks import BlockStore
+from edgewise.plan.recipe.whole_text import whole_text
 
 HELD_BLOCKS = 150
 
 
 def measured(asked: argparse.Namespace, seed: int, cache: Path) -> dict[str, Any]:
     """Train both students of a seed and score them."""
-    key, section = root(seed), section_of(asked.on, {}, asked.length)
+    key, section = root(seed), whole_text(asked.on, {}, asked.length)
     teacher = load(asked.teacher, Path())
     teacher.model.requires_grad_(False)
     found = corpus.load(section, Path(), cache, derive(key, "data"))

@@ -100,6 +100,8 @@ TRAINED = {
     "all parameters": "",
     "reffa": '[trainable]\nkind = "lora"\nrule = "reffa"\nfolds = 2\nrank = 2\n',
     "fedex": '[trainable]\nkind = "lora"\nrule = "fedex"\nrank = 2\n',
+    "distilled": '[distill]\nevery = 1\nteacher = "teacher"\npublic = "public.txt"\nsteps = 3\nadapt = 2\nbatch = 2\n'
+    "diversity = 0.0\nheld_tokens = 128\n",
     "flora": '[trainable]\nkind = "lora"\nrule = "flora"\nrank = 2\nranks = {"x*" = 1}\n',
 }
 
@@ -109,6 +111,8 @@ TRAINED = {
 @pytest.mark.parametrize("what", TRAINED)
 def test_a_recipe_runs_on_three_devices_and_goes_on_after_the_server_was_killed(what: str, tmp_path: Path) -> None:
     tiny_model(tmp_path / "tiny")
+    tiny_model(tmp_path / "server" / "distill" / "teacher")  # The operator's, read by the recipe that distils alone.
+    (tmp_path / "server" / "distill" / "public.txt").write_text("the text that all may read. " * 200)
     visible = what in ("fedex", "flora")
     text = RECIPE.replace('"hidden"', '"none"') if visible else RECIPE
     (tmp_path / "recipe.toml").write_text(text + TRAINED[what])
@@ -134,6 +138,7 @@ def test_a_recipe_runs_on_three_devices_and_goes_on_after_the_server_was_killed(
     assert edgewise("run", "verify", out, home=admin)["chain"] == replayed["chain"]
     summary = json.loads((out / "summary.json").read_text())
     assert summary["rounds"]["met"] == 2
+    assert len(summary["distillations"]) == 2 * (what == "distilled")
     assert summary["participation"]["accepted"] == 6
     assert (out / "report.html").is_file()
     status = edgewise("device", "status", home=homes[0])

@@ -163,6 +163,28 @@ class Evaluated(Event, frozen=True, tag="evaluated"):
     missing: dict[str, str] = {}
 
 
+class Redistilled(Event, frozen=True, tag="redistilled"):
+    """The server distilled the round's model again on public text, and kept the result or rejected it.
+
+    Attributes:
+        reason: ``perplexity`` or ``diversity``, the figure that rejected it. Empty if it is kept.
+        perplexity_before, perplexity: of the model, on held-out public text, before and after.
+        diversity_before, diversity: share of distinct pairs of tokens in text that the model writes.
+        teacher_before, teacher: the teacher's perplexity on the same text, before and after it learnt.
+    """
+
+    round: int
+    kept: bool
+    reason: str
+    perplexity_before: float
+    perplexity: float
+    diversity_before: float
+    diversity: float
+    teacher_before: float
+    teacher: float
+    seconds: float
+
+
 class OwnMeasured(Event, frozen=True, tag="own_measured"):
     """A person's own metrics after a round: name -> device -> value. They did not travel in a frame.
 
@@ -241,6 +263,7 @@ AnyEvent = (
     | RoundFinished
     | Evaluated
     | OwnMeasured
+    | Redistilled
     | Sampled
     | StoppedEarly
     | Progress

@@ -65,6 +65,11 @@ def advance(plan: Plan, pipe: Pipeline, down: Downlink, model: Vector) -> Downli
     return Downlink(turn.round, shadow, vector.digest(vector.to_bytes(shadow)), tuple(ring), anchor)
 
 
+def jump(down: Downlink, model: Vector) -> Downlink:
+    """Replace the broadcast model of ``down.round``. Devices download ``model`` itself, and no delta leads to it."""
+    return Downlink(down.round, model, vector.digest(vector.to_bytes(model)), (), model)
+
+
 def follow(pipe: Pipeline, model: Vector, blob: vector.Buffer) -> Vector:
     """Apply one delta, on a device or on the server. Returns a new float32[d].
 

@@ -40,7 +40,7 @@ class Downlink:
         shadow: float32[d], the model that devices train from in that round.
         model: digest of ``shadow``.
         ring: the latest deltas, of consecutive rounds up to ``round``. Together they are smaller than a snapshot, but
-            the newest is always there. Empty before the first.
+            the newest is always there. Empty before the first, and after a model that was distilled again.
         anchor: float32[d], the model that the ring starts from.
     """
 

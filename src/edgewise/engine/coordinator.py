@@ -34,9 +34,9 @@ from edgewise.engine.cohort_draw import CohortDraw
 from edgewise.engine.loop import receive
 from edgewise.engine.measured_models import MeasuredModels
 from edgewise.engine.open_round import OpenRound, Tell
-from edgewise.engine.ports import Began, Cohort, Evaluator, Helper, Record, Store, Trust
+from edgewise.engine.ports import Began, Cohort, Distiller, Evaluator, Helper, Record, Store, Trust
 from edgewise.engine.privacy_budget import PrivacyBudget
-from edgewise.engine.released import stepped
+from edgewise.engine.released import DISTILLED, stepped
 from edgewise.engine.round_facts import RoundFacts, decide
 from edgewise.engine.split_rest import RestOfModel
 from edgewise.plan.plan import Plan
@@ -68,6 +68,7 @@ class Coordinator:
             HPKE key and the other server.
         evaluator: measures models where the recipe asks for it. With None no model is measured.
         rest: with a split model, the part of it that is not the run's vector. Each checkpoint holds it in its memory.
+        distiller: distils the model again where the recipe's section [distill] asks for it. None where it does not.
     """
 
     plan: Plan
@@ -83,6 +84,7 @@ class Coordinator:
     helper: Helper | None = None
     evaluator: Evaluator | None = None
     rest: RestOfModel | None = None
+    distiller: Distiller | None = None
     _loss_reasons: Counter[str] = field(default_factory=Counter, init=False, repr=False)
 
     @cached_property
@@ -205,6 +207,8 @@ class Coordinator:
             after = self._rest_after(self.rest, after, open_round, released is not None)
         open_round.books.aggregate_s += self.now_s() - started_s
         aggregate = None if released is None else released[0]
+        if aggregate is not None and self.plan.distils(facts.round):
+            after, aggregate = self._distilled(after, facts.round, aggregate, open_round)
         self._commit_round(after, open_round, aggregate, began_s)
         self._use_rest(after)
         if aggregate is not None:
@@ -275,6 +279,26 @@ class Coordinator:
             raise TrainingError("E-NAN", f"round {facts.round} gave the server values that are not finite.", fix)
         return after
 
+    def _distilled(
+        self, after: Checkpoint, round: int, aggregate: Aggregate, open_round: OpenRound
+    ) -> tuple[Checkpoint, Aggregate]:
+        """Distil the model of a round again. The result is recorded beside the round's total.
+
+        Devices download the whole distilled model, because a compressed delta would leave most of the change out.
+        """
+        assert self.distiller is not None  # The driver of a run with [distill] gives one.
+        params, event = self.distiller.distil(round, after.state.params)
+        open_round.books.events.append(event)
+        if not event.kept:
+            return after, aggregate
+        if not vector.finite(params):
+            raise TrainingError("E-NAN", f"the distillation after round {round} is not finite.", "lower distill.lr.")
+        state, down = replace(after.state, params=params), after.down
+        if down is not None:
+            down = broadcast.jump(down, self.plan.layout.broadcast(state))
+        kept = replace(aggregate, beside={**aggregate.beside, DISTILLED: params})
+        return replace(after, state=state, down=down), kept
+
     def _commit_round(
         self, after: Checkpoint, open_round: OpenRound, aggregate: Aggregate | None, began_s: float
     ) -> None:
@@ -300,6 +324,9 @@ class Coordinator:
             epsilon=None if self.plan.spend is None else after.epsilon,
         )
         self.store.commit(after, [*books.events, finished], broadcast.change(closed), aggregate)
+        for event in books.events:
+            if isinstance(event, events.Redistilled):
+                self.tell(event)
         self.tell(finished)  # It follows the commit, so that nobody sees two noisy results of a round played twice.
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from edgewise.core.events import AnyEvent, Evaluated
+from edgewise.core.events import AnyEvent, Evaluated, Redistilled
 from edgewise.core.frame import Invite
 from edgewise.core.keys import Key
 from edgewise.core.stage import Aggregate
@@ -203,6 +203,22 @@ class Evaluator(Protocol):
 
     def evaluate(self, model: str, round: int, params: Vector) -> Evaluated:
         """Measure the held-out losses of ``params`` (float32[d]), the model of this name after ``round`` (-1: base)."""
+        ...
+
+
+class Distiller(Protocol):
+    """Distils the model of a round again, on the server (the recipe's section [distill])."""
+
+    def distil(self, round: int, params: Vector) -> tuple[Vector, Redistilled]:
+        """Return the model to go on with, and what came of the distillation.
+
+        Args:
+            params: float32[d], the model after the round's step. It is not changed.
+        Returns:
+            The distilled model, or ``params`` where the event says that it is rejected.
+        Guarantees:
+            Equal arguments give equal bits, also after a crash within the call or before the round is committed.
+        """
         ...
 
 

@@ -15,13 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Vector
 from edgewise.plan.plan import Plan
 from edgewise.strategies.base import State, hold
 
+DISTILLED = "distilled"  # name of a re-distilled model among the vectors beside a total
 BASE = -1  # number of the record of the model before the first round
 
 
@@ -73,9 +74,13 @@ def link(before: str, record: RoundRecord) -> str:
 def replayed(plan: Plan, before: State, record: RoundRecord, mean: Vector, beside: Mapping[str, Vector]) -> State:
     """Apply the strategy of ``plan`` to a round's total. ``mean`` and each of ``beside``: float32[d].
 
+    A model that the server distilled again after the round is recorded beside the total, and takes the place of the
+    stepped one.
     Guarantees: the same bytes as in the run itself, on the same kind of processor and versions of libraries.
     """
-    return stepped(plan, before, record.round, Aggregate(mean, record.head, record.n, record.weight, beside))
+    sent = {name: x for name, x in beside.items() if name != DISTILLED}
+    after = stepped(plan, before, record.round, Aggregate(mean, record.head, record.n, record.weight, sent))
+    return replace(after, params=beside[DISTILLED]) if DISTILLED in beside else after
 
 
 def stepped(plan: Plan, before: State, round: int, aggregate: Aggregate) -> State:

@@ -67,6 +67,8 @@ def claims(
     sentences.append(f"{staying} a device{shown}")
     if stays := recipe.personal.stays:
         sentences.append(f"{stays} stays on each device, and no message can name it")
+    if recipe.distill.active:
+        sentences.append(recipe.distill.says)
     sentences.append(earns)
     sentences.append(_who_sees_metrics(recipe, visible, noisy))
     if client.head:

@@ -181,6 +181,7 @@ def _privacy_card(
         budget=budget.epsilon,
         continuous=text.continuous,
         z=z,
+        distilled=recipe.distill.says,
         derived="noise_multiplier" if dp.epsilon else "epsilon",
     )
 

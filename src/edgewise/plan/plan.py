@@ -213,6 +213,10 @@ class Plan:
         """The evaluations of the run, and the decisions that follow from them."""
         return evaluations(self.recipe)
 
+    def distils(self, round: int) -> bool:
+        """Tell whether the server distils the model again after this round."""
+        return self.recipe.distill.due(round)
+
     @property
     def batch(self) -> int:
         """The number of blocks in an optimizer step."""

@@ -42,7 +42,7 @@ def window(rounds: int, dim: int, vectors: int, limit_bytes: int) -> Window:
 
 def window_of(plan: Plan) -> Window:
     """Return the window that a plan's recipe asks for (``store.totals_mb``)."""
-    vectors = 1 + len(plan.strategy.client.sends)
+    vectors = 1 + len(plan.strategy.client.sends) + plan.recipe.distill.active
     return window(plan.rounds, plan.spec.dim, vectors, round(plan.recipe.store.totals_mb * 1e6))
 
 

@@ -34,6 +34,7 @@ class Card:
         continuous: where devices add discrete shares, epsilon of continuous noise of that size after all rounds. 0
             elsewhere.
         z: noise multiplier. None in runs that did not record it.
+        distilled: what a distillation between the rounds reads. Empty where there is none.
         derived: "epsilon" or "noise_multiplier", whichever follows from the other, which the recipe gives.
     """
 
@@ -53,6 +54,7 @@ class Card:
     budget: float | None
     continuous: float = 0.0
     z: float | None = None
+    distilled: str = ""
     derived: Literal["epsilon", "noise_multiplier"] = "noise_multiplier"
 
     def to_plain(self) -> dict[str, Any]:
@@ -104,6 +106,7 @@ def rests_on(c: Plain) -> list[tuple[str, str]]:
         ("noise", c["noise"]),
         *multiplier,
         *honest,
+        *([("distillation", c["distilled"])] if c.get("distilled") else []),
         ("other runs", ADD_UP),
         ("not covered", OUTSIDE),
     ]

@@ -44,11 +44,8 @@ from edgewise.learn.models.load import Loaded, float32_attention, load, located,
 from edgewise.learn.models.streaming import Decoding, stream
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
-from edgewise.plan.recipe.data import SHIPPED, DataSection
+from edgewise.plan.recipe.whole_text import whole_text
 
-COLUMNS = ("text", "prompt", "messages")
-TABLES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".jl": "jsonl", ".csv": "csv", ".parquet": "parquet", ".pq": "parquet"}
-PACKED = (".gz", ".bz2", ".xz", ".zst")
 REPORT = "distilled.json"
 TITLES = {"teacher": "adapting the teacher", "student": "distilling", "alone": "training on the text alone"}
 REAL = 0.2  # Least weight of real text where a teacher learns from its student.
@@ -66,7 +63,7 @@ class DistillRequest(NamedTuple):
         on: "plays", "plays-public", "python-stdlib", or a file or folder of text or rows.
         dest: a folder that does not exist or is empty.
         lesson: the rule by which the student learns.
-        columns: column names of a table by key, of ``COLUMNS``.
+        columns: column names of a table by key, of ``whole_text.COLUMNS``.
         length: tokens of a block.
         held_tokens: number of held-out tokens that are scored, at most.
         seed: decides the student's drawn weights, the order of the text, and generated text.
@@ -276,29 +273,9 @@ def _teacher(wanted: DistillRequest, name: str) -> tuple[Loaded, torch.dtype]:
     return loaded, arithmetic
 
 
-def section_of(on: str, columns: Mapping[str, str], length: int) -> DataSection:
-    """Describe a text as the section ``[data]`` of a recipe does. Raises DataError(E-DATA-COLUMN)."""
-    if unknown := sorted(columns.keys() - set(COLUMNS)):
-        what = f"a distillation reads no column {unknown[0]!r:.60}."
-        raise DataError("E-DATA-COLUMN", what, f"take one of these keys: {', '.join(COLUMNS)}.")
-    path = Path(on)
-    suffix = Path(path.stem).suffix if path.suffix.lower() in PACKED else path.suffix
-    source = on if on in SHIPPED else TABLES.get(suffix.lower(), "text")
-    if columns and (source not in TABLES.values() or ("messages" in columns and source == "csv")):
-        what = f"--column names a column of a table, and {on} has no column for {', '.join(columns)}."
-        raise DataError("E-DATA-COLUMN", what, "leave it out, or name a table: .jsonl, .csv or .parquet.")
-    if "messages" in columns and len(columns) > 1:
-        what = "--column messages=... holds prompts and answers already."
-        raise DataError("E-DATA-COLUMN", what, "leave out the other columns.")
-    where = {} if on in SHIPPED else {"path": str(path.expanduser().resolve())}
-    return DataSection.model_validate(
-        {"source": source, "partition": "whole", "sequence_len": length, **where, **columns}
-    )
-
-
 def _text(wanted: DistillRequest, teacher: Loaded, work: Path) -> tuple[Blocks, str]:
     """Read and tokenize the text. Returns its blocks and its fingerprint."""
-    section = section_of(wanted.on, wanted.columns, wanted.length)
+    section = whole_text(wanted.on, wanted.columns, wanted.length)
     corpus = corpora.load(section, Path(), work, derive(root(wanted.seed), "data"))
     found = BlockStore(corpus, teacher.tokens, section, work).open(corpus.devices[0])
     if not len(found.train_NS) or not len(found.held_NS):

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-from edgewise.apps.models.distilling import section_of
 from edgewise.apps.models.export import whole_folder
 from edgewise.core.errors import DataError, ModelError, StoreError
 from edgewise.core.keys import derive, root
@@ -32,6 +31,7 @@ from edgewise.learn.models.smaller_layers import FactoredLinear
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
 from edgewise.learn.torch_task import weights_bytes
+from edgewise.plan.recipe.whole_text import whole_text
 
 WAYS = {
     "prune": ("wanda", "magnitude", "width", "depth"),
@@ -161,7 +161,7 @@ def _possible(wanted: ShrinkRequest) -> str:
 
 def training_text(wanted: ShrinkRequest, loaded: Loaded) -> Blocks:
     """Read and tokenize the text. Raises DataError."""
-    section = section_of(wanted.on, {}, wanted.length)
+    section = whole_text(wanted.on, {}, wanted.length)
     with tempfile.TemporaryDirectory(prefix="edgewise-shrink-") as work:
         corpus = corpora.load(section, Path(), Path(work), derive(root(wanted.healing.seed), "data"))
         found = BlockStore(corpus, loaded.tokens, section, Path(work)).open(corpus.devices[0])

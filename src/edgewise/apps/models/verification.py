@@ -20,7 +20,7 @@ from edgewise.drivers.storage import charges as charge_rows
 from edgewise.drivers.storage import round_record, run_record, witness
 from edgewise.drivers.storage.run_record import RunRecord
 from edgewise.engine import released
-from edgewise.engine.released import BASE, RoundRecord, replayed
+from edgewise.engine.released import BASE, DISTILLED, RoundRecord, replayed
 from edgewise.plan.acceptance import planned
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.facts import parse
@@ -277,6 +277,10 @@ def _open_questions(
         sentences.append("the compressed changes that devices downloaded: the models themselves are replayed")
     if record.run["recipe"].get("split"):
         sentences.append("the rest of the model behind the cut, which sessions train: their activations are not kept")
+    if n := sum(DISTILLED in line.beside for line in played):
+        sentences.append(
+            f"the training in {counted(n, 'distillation')} on the server: the models that came of it are recorded"
+        )
     if dropped := sum(line.released and line.round < first for line in played):
         room = f"store.totals_mb = {record.run['recipe']['store']['totals_mb']:g}"
         sentences.append(f"the models of {counted(dropped, 'round')} before round {first}: {room} dropped their totals")

@@ -45,6 +45,8 @@ are null if the tokens of devices are not known, and with differential privacy.
 ``simulator_metrics``: measured by the simulator (``summary_types.SimulatorMetric``), of the models ``base`` and
 ``federated`` on held-out data, and of the devices' own ``training``. Each device has the same weight in ``mean``.
 
+``distillations``: what came of each distillation between the rounds (``summary_types.DistillationRow``).
+
 Samples: if the recipe asks for them (``report.samples``), the beginning of some devices' held-out text (``prompt``),
 its continuation (``actual``), and the continuations by ``base`` and by the ``federated`` model that counts.
 
@@ -83,7 +85,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps.report import alone_or_together as alone
-from edgewise.apps.report import participation, personal, quality, repeat, simulator_metrics, traffic
+from edgewise.apps.report import participation, personal, quality, redistillation, repeat, simulator_metrics, traffic
 from edgewise.apps.report.alone_or_together import LONGER, share_improved
 from edgewise.apps.report.quality import MODELS, change_percent
 from edgewise.apps.runs.chosen import chosen
@@ -174,6 +176,7 @@ def build(store: RunStore) -> dict[str, Any]:
             if isinstance(e, events.Evaluated) and e.model in ("base", "federated")
         ],
         "simulator_metrics": simulator_metrics.rows(log, noised),
+        "distillations": redistillation.rows(log),
         "quality_for_bytes": [],
         "per_device": [] if noised else participation.devices(log, measures, facts),
         "samples": [] if noised else _sample_rows(log),

@@ -97,6 +97,21 @@ class Rounds(TypedDict):
     stopped: bool
 
 
+class DistillationRow(TypedDict):
+    """One distillation between two rounds (``core.events.Redistilled``). Perplexities are on held-out public text."""
+
+    round: int
+    kept: bool
+    reason: str
+    perplexity_before: Figure
+    perplexity: Figure
+    diversity_before: Figure
+    diversity: Figure
+    teacher_before: Figure
+    teacher: Figure
+    seconds: float
+
+
 class SimulatorMetric(TypedDict):
     """A simulator metric (``metrics=`` of ``Federation``) of one model after one round.
 
@@ -167,6 +182,7 @@ class Summary(TypedDict):
     per_round: list[RoundRow]
     curve: list[dict[str, Any]]
     simulator_metrics: list[SimulatorMetric]
+    distillations: list[DistillationRow]
     summed_metrics: list[SummedMetric]
     quality_for_bytes: list[dict[str, Any]]
     per_device: list[dict[str, Any]]

@@ -23,7 +23,7 @@ from threading import Event, Lock, Thread
 import msgspec
 
 from edgewise.apps.runs.chosen import chosen
-from edgewise.apps.server import sharing, submission
+from edgewise.apps.server import distilling, sharing, submission
 from edgewise.apps.server.submission import Submission
 from edgewise.core import events, vector
 from edgewise.core.errors import EdgewiseError, StoreError
@@ -38,7 +38,7 @@ from edgewise.drivers.http.service import Service
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine import beacon_server
 from edgewise.engine.coordinator import Coordinator
-from edgewise.engine.ports import Evaluator, Trust
+from edgewise.engine.ports import Distiller, Evaluator, Trust
 from edgewise.plan.acceptance import planned
 from edgewise.plan.facts import parse
 from edgewise.plan.plan import Plan
@@ -308,7 +308,10 @@ class Hosting:
                 raise StoreError("E-CHECKPOINT", f"{out} holds no run.", "restore it from a backup.")
             facts = parse(run.facts)
             plan = planned(facts, Spec.of(known["facts"]["spec"]), extension_packages.catalogue(facts.packages))
-            coordinator = self._coordinator(run, plan, store, links)
+            distiller = distilling.distiller_of(self._service, store, dict(known["recipe"]))
+            if distiller is not None:
+                distiller.check(known["facts"])
+            coordinator = self._coordinator(run, plan, store, links, distiller)
             checkpoint = store.load()
             if checkpoint is None:
                 raise StoreError("E-CHECKPOINT", f"{out} has no checkpoint.", "restore it from a backup.")
@@ -334,7 +337,9 @@ class Hosting:
             store.finish()
             return True
 
-    def _coordinator(self, run: ServedRun, plan: Plan, store: RunStore, links: ExitStack) -> Coordinator:
+    def _coordinator(
+        self, run: ServedRun, plan: Plan, store: RunStore, links: ExitStack, distiller: Distiller | None
+    ) -> Coordinator:
         service, instance = self._service, plan.facts.instance
         assert instance is not None
         listing = service.blobs.get(instance.roster)
@@ -352,7 +357,7 @@ class Hosting:
             entropy=lambda round: secrets.token_bytes(32),
             sampling_key=(store.out / submission.SAMPLING_KEY).read_bytes(),
             trust=Trust(registry=keys.get, identity=_no_secret, roster=tuple(sorted(keys))), evaluator=self._evaluator,
-            secret=None if shares is None else shares.secret, helper=helper,
+            secret=None if shares is None else shares.secret, helper=helper, distiller=distiller,
         )  # fmt: skip
 
     def _told(self, run: str, event: events.AnyEvent) -> None:

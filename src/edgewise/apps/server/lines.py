@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import exp
 
-from edgewise.apps.report import numbers
+from edgewise.apps.report import numbers, redistillation
 from edgewise.core import events
 from edgewise.core.events import AnyEvent
 
@@ -20,6 +20,8 @@ def line(event: AnyEvent) -> str | None:
         case events.Evaluated(model=model, nll=nll, tokens=tokens):
             nats = sum(nll.values()) / max(1, sum(tokens.values()))
             return f"  held out  {model} model after {event.round + 1} rounds: perplexity {exp(min(nats, 700.0)):.1f}"
+        case events.Redistilled():
+            return f"  {redistillation.line(event)}"
         case events.RoundFinished():
             met = f"{event.accepted} contributions" if event.met else f"abandoned with {event.accepted} contributions"
             loss = "".join(f"  {name} {value:.3f}" for name, value in event.head.items() if "held" not in name)

@@ -22,7 +22,7 @@ import sqlalchemy as sa
 
 from edgewise.apps.runs.planned import planned
 from edgewise.apps.runs.toml_text import toml
-from edgewise.apps.server import sharing
+from edgewise.apps.server import distilling, sharing
 from edgewise.core import vector
 from edgewise.core.errors import EdgewiseError, RecipeError, TransportError
 from edgewise.core.vector import Spec
@@ -90,6 +90,7 @@ def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Rec
             f"split.cut = {recipe.split.cut}: this version carries sessions of split learning out in a simulation only."
         )
         raise RecipeError("E-COMBO", what, "simulate the recipe, or leave out [split].")
+    distilling.check_names(recipe)
     base = f"{package.PREFIX}{model}" if model else "bundled"
     if model == OWN:
         base = f"{package.OWN}{spec.digest()}"
@@ -273,5 +274,7 @@ def _store(
             "started_at": service.now_s(),
             "plan": planned(plan),
         }
+        if (distiller := distilling.distiller_of(service, store, tables)) is not None:
+            facts |= distiller.facts()
         store.create(plan.run, recipe.name, tables, facts, window_of(plan).rounds)
         store.commit(first(plan, initial), ())

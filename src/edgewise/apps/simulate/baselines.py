@@ -27,7 +27,7 @@ from edgewise.drivers.simulation.probes import Probes
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers import jobs
 from edgewise.drivers.workers.executor import Executor, checked
-from edgewise.plan.recipe.recipe import CompareSection
+from edgewise.plan.recipe.outcome import CompareSection
 
 CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
 LOCAL_PERSONAL = "local_personal"  # each device alone, with the steps of the rounds and of the personal model together

@@ -20,7 +20,7 @@ from edgewise.core.errors import DataError, StoreError
 from edgewise.core.vector import Spec
 from edgewise.drivers.simulation.link_traces import Traces, read_traces
 from edgewise.drivers.storage.run_store import RunStore
-from edgewise.drivers.workers import jobs
+from edgewise.drivers.workers import jobs, server_distiller
 from edgewise.drivers.workers.executor import Executor, checked
 from edgewise.plan import explain
 from edgewise.plan.compile import compile as compile_plan
@@ -46,6 +46,7 @@ SAME = {
     "spec_sha256": "the layout of the model's trained parameters",
     "extensions": "the extensions",
     "link_trace_sha256": "the file of link traces",
+    **server_distiller.WHAT,
 }
 
 # The facts of a run that an earlier version began lack these.
@@ -215,6 +216,8 @@ def load(
     if recipe.split.used:
         rest.append(vector.from_bytes(first.rest, len(first.rest) // 4))
         facts["rest_sha256"] = vector.digest(first.rest)
+    if recipe.distill.active:
+        facts |= server_distiller.ServerDistiller(recipe, recipe_dir, recipe_dir, store).facts()
     if recipe.simulation.link_trace:
         traces, facts["link_trace_sha256"] = read_traces(recipe_dir / recipe.simulation.link_trace)
     return LoadedRun(plan, seen, [initial], facts, traces, unseen, rest)

@@ -16,7 +16,7 @@ from edgewise.drivers.simulation.probes import Probes
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers import jobs
 from edgewise.drivers.workers.executor import Executor
-from edgewise.plan.recipe.recipe import CompareSection
+from edgewise.plan.recipe.outcome import CompareSection
 
 
 def longer(

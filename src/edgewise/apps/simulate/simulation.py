@@ -44,6 +44,7 @@ from edgewise.drivers.workers.executor import Executor, Inproc
 from edgewise.drivers.workers.host import Host
 from edgewise.drivers.workers.memory_use import peak_bytes
 from edgewise.drivers.workers.pool import Pool
+from edgewise.drivers.workers.server_distiller import ServerDistiller
 from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.coordinator import Coordinator
 from edgewise.engine.ports import Cohort
@@ -181,7 +182,7 @@ def _run_in_store(
                     )
             if forecast and known is None:
                 tell_forecast(executor, loaded.plan, tell)
-            over = yield from _play_rounds(store, executor, recipe, loaded, wrap, tell, until)
+            over = yield from _play_rounds(store, executor, recipe, recipe_dir, loaded, wrap, tell, until)
         finally:
             executor.close()
         _keep_peak(store, recipe)
@@ -220,6 +221,7 @@ def _play_rounds(
     store: RunStore,
     executor: Executor,
     recipe: Recipe,
+    recipe_dir: Path,
     loaded: LoadedRun,
     wrap: Wrap | None,
     tell: Tell,
@@ -249,6 +251,7 @@ def _play_rounds(
         helper=LocalHelper(plan, helper.secret, trust.registry),
         evaluator=own,
         rest=_rest_of_model(store, executor, recipe, loaded),
+        distiller=ServerDistiller(recipe, recipe_dir, recipe_dir, store) if recipe.distill.active else None,
     )
     reached = _begin_coordinator(recipe.name, coordinator, simulated, loaded, tell)
     for after in coordinator.rounds(reached, until):

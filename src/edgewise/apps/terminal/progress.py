@@ -276,6 +276,10 @@ class ProgressScreen:
                 return "\n".join(f"note: {note}" for note in e.notes)
             case events.Forecast():
                 return _forecast_in_words(e)
+            case events.Redistilled():
+                from edgewise.apps.report import redistillation
+
+                return redistillation.line(e)
             case events.RoundFinished():
                 loss = f"  loss {b.losses[-1]:.4f}" if e.head.get("loss_last") is not None else ""
                 lost = f"  lost {e.lost}, late {e.late}" if e.lost or e.late else ""

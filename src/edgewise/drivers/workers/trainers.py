@@ -64,6 +64,9 @@ def make_trainer(
         known = ", ".join(sorted(trainer.reported)) or "none"
         what = f"[[metric]] {lacks[0]}: the trainer does not measure it. Beside losses it measures: {known}."
         raise RecipeError("E-COMBO", what, "leave it out, or use a trainer that has it (`edgewise explain extend`).")
+    if recipe.distill.active and catalogue.trainer is not None:
+        what = "[distill] trains the model on the server, and here the trainer of an extension brings the model."
+        raise RecipeError("E-COMBO", what, "use the text trainer, or leave out [distill].")
     if recipe.engine.limits:
         _check_limits(recipe, catalogue)
     if recipe.trainable.blocks_by == "memory" and trainer.fits_blocks is None:

@@ -97,7 +97,7 @@ def same_tokenizer(teacher: Loaded, own: tokens.Tokens, name: str) -> None:
         what = (
             f"{name} has another tokenizer than the teacher {teacher.name}, so their predictions are of other tokens."
         )
-        fix = "take a model with the teacher's tokenizer; a size in --to makes such a student."
+        fix = "take a model with the teacher's tokenizer; `edgewise distill TEACHER --to SIZE` makes such a student."
         raise ModelError("E-DISTILL", what, fix)
 
 

@@ -105,6 +105,7 @@ def teach(
     arithmetic: torch.dtype = torch.float32,
     begin: LessonState | None = None,
     after: Callable[[int, Callable[[], LessonState]], object] = lambda done, read: None,
+    flat: Flat | None = None,
 ) -> LessonState:
     """Take the steps of a lesson. The student's parameters change in place.
 
@@ -119,6 +120,7 @@ def teach(
         arithmetic: dtype of the forward passes.
         begin: a state to go on from. None begins with the student as it is.
         after: called after each step with the number of steps so far, and a function that copies the state.
+        flat: the parameters that the student learns. None: all, and they are separate tensors again at the end.
     Returns:
         The last state. The student is in evaluation mode.
     Raises:
@@ -132,8 +134,10 @@ def teach(
     writer = {"gkd": student, "sequence": teacher}.get(lesson.loss)
     if writer is not None and lesson.generated and not hasattr(writer, "generate"):
         raise ModelError("E-DISTILL", f"{type(writer).__name__} cannot generate text.", "take the loss logits.")
-    student.requires_grad_(True)
-    flat = Flat(list(student.named_parameters()))
+    whole = flat is None
+    if flat is None:
+        student.requires_grad_(True)
+        flat = Flat(list(student.named_parameters()))
     section = TrainingSection(optimizer=lesson.optimizer, clip_grad=1.0)
     optimizer, losses = Optimizer(section, flat, arithmetic), []
     optimizer.reset()
@@ -156,7 +160,7 @@ def teach(
         after(step + 1, lambda: _state(flat, optimizer, losses))
     student.eval()
     last = _state(flat, optimizer, losses)
-    for p in student.parameters():  # A safetensors file cannot hold the shared storage.
+    for p in student.parameters() if whole else ():  # A safetensors file cannot hold the shared storage.
         p.data, p.grad = p.data.clone(), None
     return last
 

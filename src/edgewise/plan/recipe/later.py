@@ -16,6 +16,7 @@ LATER = (
     "data.as_chat",
     "data.packing",
     "data.tools",
+    "distill",
     "engine",
     "metric",
     "model.quantize",

@@ -24,10 +24,12 @@ from edgewise.plan.mechanisms.known import refused
 from edgewise.plan.recipe import findings, toml
 from edgewise.plan.recipe.adaptive import AdaptiveSection
 from edgewise.plan.recipe.data import DataSection
+from edgewise.plan.recipe.distill import DistillSection, distill_faults
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.findings import Examined, Finding
 from edgewise.plan.recipe.later import without_unused
 from edgewise.plan.recipe.model import ModelSection
+from edgewise.plan.recipe.outcome import CompareSection, ReportSection, StoreSection
 from edgewise.plan.recipe.personal import PersonalSection, private_faults
 from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.privacy import DP_WORDS, Privacy, chosen, filled
@@ -68,40 +70,6 @@ class MetricSection(Section):
         if not self.lower < self.upper:
             what = f"metric.lower = {self.lower:g} is not below metric.upper = {self.upper:g}"
             yield SettingError("E-VALUE", what, "give the least and the largest value that is worth telling apart")
-
-
-class ReportSection(Section):
-    """Data that the report shows. By default it shows none."""
-
-    samples: int = Field(
-        0,
-        ge=0,
-        le=8,
-        description="held-out texts that the report prints, and how the base and the model that counts go on with them",
-    )
-
-
-class CompareSection(Section):
-    """Models that the federated one is compared with. The first two cost about as much compute as the run, each."""
-
-    local_only: bool = Field(True, description="each device alone, same steps")
-    centralised: bool = Field(True, description="all text in one place, same number of steps in total")
-    longer: int = Field(0, ge=0, le=64, description="some devices alone, for so many times the steps; 0 = not run")
-    longer_devices: int = Field(6, ge=1, description="how many: spread evenly over those that evaluations measure")
-    unseen: float = Field(
-        0.0, ge=0, lt=1, description="share of devices that are in no round, and are measured when the rounds are over"
-    )
-
-
-class StoreSection(Section):
-    """Files that a run's folder keeps."""
-
-    totals_mb: float = Field(
-        500.0,
-        ge=0,
-        le=1e9,
-        description="room for released totals, 10^6 bytes; `edgewise run verify` replays those that are kept; 0 = none",
-    )
 
 
 class Recipe(Section):
@@ -146,6 +114,7 @@ class Recipe(Section):
     metric: list[MetricSection] = Field(
         [], max_length=32, description="further numbers of devices that travel with updates, each within its bounds"
     )
+    distill: DistillSection = DistillSection()
     personal: PersonalSection = PersonalSection()
     split: SplitSection = SplitSection()
     eval: EvalSection = EvalSection()
@@ -295,6 +264,9 @@ class Recipe(Section):
             of_records=self.dp.example, chooses=self.round.chooses, together=self.engine.batch_devices,
         )  # fmt: skip
         yield from split_faults(self)
+        yield from distill_faults(
+            self.distill, self.strategy, self.trainable, self.personal, self.round.rounds, self.split.used
+        )
 
     def resolved(self) -> dict[str, Any]:
         """Return all keys with their values and defaults, in plain JSON types, without unused later keys (``later``).
