@@ -31,12 +31,13 @@ from edgewise.engine import broadcast
 from edgewise.engine.aggregation import Sums, aggregation
 from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.cohort_draw import CohortDraw
+from edgewise.engine.distilled_round import distilled
 from edgewise.engine.loop import receive
 from edgewise.engine.measured_models import MeasuredModels
 from edgewise.engine.open_round import OpenRound, Tell
 from edgewise.engine.ports import Began, Cohort, Distiller, Evaluator, Helper, Record, Store, Trust
 from edgewise.engine.privacy_budget import PrivacyBudget
-from edgewise.engine.released import DISTILLED, stepped
+from edgewise.engine.released import stepped
 from edgewise.engine.round_facts import RoundFacts, decide
 from edgewise.engine.split_rest import RestOfModel
 from edgewise.plan.plan import Plan
@@ -208,7 +209,9 @@ class Coordinator:
         open_round.books.aggregate_s += self.now_s() - started_s
         aggregate = None if released is None else released[0]
         if aggregate is not None and self.plan.distils(facts.round):
-            after, aggregate = self._distilled(after, facts.round, aggregate, open_round)
+            assert self.distiller is not None  # The driver of a run with [distill] gives one.
+            after, aggregate, event = distilled(self.plan, self.distiller, after, aggregate)
+            open_round.books.events.append(event)
         self._commit_round(after, open_round, aggregate, began_s)
         self._use_rest(after)
         if aggregate is not None:
@@ -278,26 +281,6 @@ class Coordinator:
             fix = "lower strategy.lr, and dp.clip_l2 or the l2 of clip, with which noise grows."
             raise TrainingError("E-NAN", f"round {facts.round} gave the server values that are not finite.", fix)
         return after
-
-    def _distilled(
-        self, after: Checkpoint, round: int, aggregate: Aggregate, open_round: OpenRound
-    ) -> tuple[Checkpoint, Aggregate]:
-        """Distil the model of a round again. The result is recorded beside the round's total.
-
-        Devices download the whole distilled model, because a compressed delta would leave most of the change out.
-        """
-        assert self.distiller is not None  # The driver of a run with [distill] gives one.
-        params, event = self.distiller.distil(round, after.state.params)
-        open_round.books.events.append(event)
-        if not event.kept:
-            return after, aggregate
-        if not vector.finite(params):
-            raise TrainingError("E-NAN", f"the distillation after round {round} is not finite.", "lower distill.lr.")
-        state, down = replace(after.state, params=params), after.down
-        if down is not None:
-            down = broadcast.jump(down, self.plan.layout.broadcast(state))
-        kept = replace(aggregate, beside={**aggregate.beside, DISTILLED: params})
-        return replace(after, state=state, down=down), kept
 
     def _commit_round(
         self, after: Checkpoint, open_round: OpenRound, aggregate: Aggregate | None, began_s: float

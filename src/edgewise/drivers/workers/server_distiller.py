@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,12 +156,9 @@ class ServerDistiller:
 
 def _need_torch() -> None:
     """Check that torch is installed. Raises EdgewiseError(E-DEPENDENCY)."""
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError as e:
-        what = f"[distill] trains on the server, and the package {e.name} is not installed there."
-        raise EdgewiseError("E-DEPENDENCY", what, "install edgewise[train], or leave out [distill].") from None
+    if lacks := [name for name in ("torch", "transformers") if find_spec(name) is None]:
+        what = f"[distill] trains on the server, and {' and '.join(lacks)} cannot be imported there."
+        raise EdgewiseError("E-DEPENDENCY", what, 'pip install "edgewise[train]", or leave out [distill].')
 
 
 def _vocabulary(folder: Path) -> int | None:
