@@ -55,7 +55,7 @@ class ToyTrainer:
             raise DataError("E-DEVICE-DATA", f"{request.device} has no text.")
         if delay := float(os.environ.get("TOY_SLEEP", "0")):
             time.sleep(delay)
-        target, w, choice = self._target(request.device), request.params.copy(), -1
+        target, w, choice = self._target(request.device), request.params.copy(), None
         if request.choices:
             choice = self.blocks_that_fit(request.device) % len(request.choices)
             request = request.chosen(choice)

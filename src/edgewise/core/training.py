@@ -83,14 +83,14 @@ class Update:
         personal: vectors by name that stay on the device. The engine keeps them beside the codec's memory, commits or
             discards them with the contribution, and gives them to the next request. They are no part of ``x``, so no
             stage encodes them, no message carries them, and none can name them. Empty: what was kept stays.
-        choice: number of the choice that trained, of ``FitRequest.choices``. -1: the last, or there was none.
+        choice: number of the choice that trained, of ``FitRequest.choices``. None: the last, or there was none.
     """
 
     x: Vector
     head: Mapping[str, float]
     count: float
     personal: Mapping[str, Vector] = field(default_factory=dict, repr=False)
-    choice: int = -1
+    choice: int | None = None
 
     __repr__ = outline
 

@@ -271,7 +271,7 @@ class Plan:
         section = self.recipe.trainable
         return tuple(trained(self.spec, k) for k in section.depths) if section.blocks_by == "memory" else ()
 
-    def work(self, round: int, steps: int, device: str = "", choice: int = -1) -> LocalWork:
+    def work(self, round: int, steps: int, device: str = "", choice: int | None = None) -> LocalWork:
         """Describe to the strategy's client half the work of ``device``, which takes ``steps`` steps in this round.
 
         ``choice`` is that of its update (``Update.choice``).
@@ -281,7 +281,7 @@ class Plan:
         section = self.recipe.trainable
         rank, blocks = section.rank_of(device, self.key), section.depth_of(device, self.key)
         if section.blocks_by == "memory":
-            blocks = section.depths[choice]
+            blocks = section.depths[-1] if choice is None else section.depths[choice]
         return LocalWork(steps, rule.steps, lr=rule.lr, base_lr=t.lr, momentum=momentum, rank=rank, blocks=blocks)
 
     def clips(self, round: int) -> tuple[float, float] | None:
