@@ -1,6 +1,6 @@
 """Split learning against training the whole model: processor time, bytes, losses by rounding, memory by cut.
 
-    python benchmarks/split.py [--steps 16] [--width 320] [--layers 8] [--cut 2] [--parts time,memory]
+    python benchmarks/split.py [--steps 16] [--width 320] [--layers 8] [--cut 2] [--parts time,memory,forecast]
 
 A Llama of random weights (10.6 M by default, the bundled tokenizer) trains on Shakespeare's plays with AdamW, 8 x 128
 tokens a step in micro-batches of 4 blocks, in one thread.
@@ -9,6 +9,7 @@ tokens a step in micro-batches of 4 blocks, in one thread.
               turns in one process. Messages are written and read as on a network, without the sockets. Bar: 1.35
     bytes     measured, and as computed from width, rounding and labels
     loss      held-out, after all steps. Bars: 8 bits within 1 % of the whole model, within .5 % of bf16; 4 bits 2 %
+    forecast  weights, vectors and activations of a device's part, with all parameters or adapters trained
     memory    peak of a process that trains the device's side against random answers, over its resident set with torch
               and transformers loaded and used, beside one that trains the whole model. Bar: 35 % at a cut of 1 or 2
 """
@@ -39,11 +40,14 @@ from edgewise.learn import split
 from edgewise.learn.flat import Flat
 from edgewise.learn.models.cut import cut
 from edgewise.learn.models.load import TextLoss
+from edgewise.learn.models.memory import forecast
 from edgewise.learn.models.modules import plain_name
 from edgewise.learn.models.part import load_part
+from edgewise.learn.models.part_memory import forecast_part
 from edgewise.learn.models.weights import read_weights
 from edgewise.learn.text import tokens
 from edgewise.learn.train import LocalSteps, Optimizer, fit
+from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.recipe.sections import TrainingSection
 
 BATCH, MICRO, LENGTH, HELD, VOCABULARY, LR, KEY = 8, 4, 128, 32, 4096, 1e-3, bytes(32)
@@ -234,13 +238,35 @@ def memory(a: argparse.Namespace, folder: Path) -> None:
         print(f"| {block} | {u:.0f} | {100 * u / whole:.0f} % | {head:.0f} | {100 * head / whole:.0f} % |", flush=True)
 
 
+def forecasts(a: argparse.Namespace, folder: Path) -> None:
+    """Print what the memory of a device's part consists of, by the forecast of `edgewise check`."""
+    print("| trained | part | weights, MB | gradient, optimizer, copies | activations | in all | of whole |")
+    print("|---|---|---:|---:|---:|---:|---:|")
+    for trained in ({"kind": "full"}, {"kind": "lora", "rank": 8}):
+        plain = {
+            "privacy": "none", "trainable": trained, "data": {"source": "plays", "sequence_len": LENGTH},
+            "training": {"batch": BATCH, "accumulate": BATCH // MICRO},
+        }  # fmt: skip
+        recipe = from_plain(plain)
+        whole = forecast(folder, recipe.trainable, recipe.training, LENGTH, torch.float32)
+        found = [("whole", whole)]
+        for shape in ("U", "head"):
+            for block in (1, 2):
+                parted = from_plain({**plain, "split": {"cut": block, "shape": shape}})
+                found.append((f"{shape}, cut {block}", forecast_part(parted, folder, torch.float32)))
+        for name, one in found:
+            parts = " | ".join(f"{x / 1e6:.1f}" for x in (one.weights, one.vectors, one.activations))
+            share = 100 * one.total / whole.total
+            print(f"| {trained['kind']} | {name} | {parts} | {one.total / 1e6:.1f} | {share:.0f} % |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--width", type=int, default=320)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--cut", type=int, default=2)
-    parser.add_argument("--parts", default="time,memory")
+    parser.add_argument("--parts", default="time,memory,forecast")
     parser.add_argument("--child", default="", help=argparse.SUPPRESS)
     parser.add_argument("--folder", default="", help=argparse.SUPPRESS)
     a = parser.parse_args()
@@ -250,7 +276,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         save_model(Path(folder), a.width, a.layers)
-        wanted: dict[str, Any] = {"time": times, "memory": memory}
+        wanted: dict[str, Any] = {"time": times, "memory": memory, "forecast": forecasts}
         for name in a.parts.split(","):
             wanted[name](a, Path(folder))
 

@@ -25,6 +25,7 @@ from edgewise.plan.acceptance import planned
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.facts import parse
 from edgewise.plan.plan import Plan
+from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.retention import oldest
 from edgewise.privacy import ledger
 from edgewise.strategies.base import State
@@ -275,7 +276,7 @@ def _open_questions(
         )
     if plan.downlink is not None:
         sentences.append("the compressed changes that devices downloaded: the models themselves are replayed")
-    if record.run["recipe"].get("split"):
+    if from_plain(record.run["recipe"]).split.trains_rest:
         sentences.append("the rest of the model behind the cut, which sessions train: their activations are not kept")
     if n := sum(DISTILLED in line.beside for line in played):
         sentences.append(
