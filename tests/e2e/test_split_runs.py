@@ -298,6 +298,7 @@ REFUSED = [
     ({}, {"codec": "adaptive"}, "share the same link"),
     ({}, {"round": {"keep": "best"}}, "only the newest is kept"),
     ({}, {"engine": {"batch_devices": 2}}, "a session of its own"),
+    ({}, {"trainable": {"last_blocks": 2, "block_shares": {"1": 0.5, "2": 0.5}}}, "all of both parts"),
     ({}, {"trainable": {"kind": "lora", "rule": "rolora"}}, "one adapter"),
     ({}, {"strategy": {"kind": "scaffold"}}, "are of whole models"),
     ({}, {"strategy": {"kind": "fedadam"}}, "different points"),

@@ -180,6 +180,11 @@ def split_faults(recipe: Any) -> Iterator[SettingError]:
     if recipe.round.chooses:
         what = f'{given} with round.patience or round.keep = "best": an earlier device part would need the rest of its '
         yield SettingError("E-COMBO", what + "own round, and only the newest is kept", "leave both out")
+    if recipe.trainable.block_shares:
+        what = (
+            f"{given} with trainable.block_shares: devices would train other blocks each, and a session trains all of "
+        )
+        yield SettingError("E-COMBO", what + "both parts", "leave out block_shares")
     if recipe.engine.batch_devices > 1:
         what = (
             f"{given} with engine.batch_devices = {recipe.engine.batch_devices}: each device has a session of its own"
