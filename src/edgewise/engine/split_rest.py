@@ -11,7 +11,7 @@ Source: Thapa et al. 2022, arXiv:2004.12088.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -101,24 +101,24 @@ def rest_after(
     kind: str,
     rest: Vector,
     sessions: Mapping[DeviceId, SessionResult],
+    read: Callable[[DeviceId], Vector],
     accepted: Collection[DeviceId],
     cap: float | None,
 ) -> Vector:
-    """Compute the rest after a round that was met.
+    """Compute the rest after a round that was met. It holds one rest of a device at a time.
 
     Args:
         kind: ``split.server_parts``.
-        sessions: those of the round.
+        sessions: those of the round. read: device -> float32[s], the rest after its session.
         cap: of the recipe's ``weigh``, above which tokens add no weight. None: all devices weigh the same.
     """
     if kind == "frozen" or not sessions:
         return rest
     if kind == "in_turn":
-        return max(sessions.values(), key=lambda one: one.place).rest
+        return read(max(sessions, key=lambda device: sessions[device].place))
     total, weights = np.zeros(rest.size, np.float64), 0.0
     for device in sorted(accepted):
-        one = sessions[device]
-        w = 1.0 if cap is None else min(one.count, cap) / cap
-        total += w * one.rest.astype(np.float64)
+        w = 1.0 if cap is None else min(sessions[device].count, cap) / cap
+        total += w * read(device).astype(np.float64)
         weights += w
     return (total / weights).astype(np.float32) if weights else rest

@@ -8,7 +8,7 @@
     OUT/journal/    the write-ahead log of the round in progress, sealed under a key that run.db has until its commit
     OUT/devices/    codec memory of simulated devices, in a folder whose name changes at every opening
     OUT/witness.json the progress of run.db (``drivers.storage.witness``)
-    OUT/lock        held while a process works here
+    OUT/lock        held while a process works here. OUT/split/: sessions of a split model (``split_sessions``)
 
 Only the owner can read database, blobs, journal, codec memory and their folders. They hold losses of single devices,
 plain updates where those are visible, residuals, and the buffers of correlated noise. Recipe, summary and report have

@@ -13,9 +13,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from edgewise.core import events
@@ -27,6 +30,7 @@ from edgewise.drivers.storage.files import sync_folder, write_durably
 from edgewise.engine.split_rest import SessionResult, rest_after
 
 FOLDER, CACHE = "split", "cache"
+NOTHING = np.zeros(0, np.float32)
 RESTORE = "put a whole copy of the folder in its place, or start again with another --out."
 
 
@@ -62,8 +66,9 @@ class SessionFiles:
         if not self._in_turn:
             return self._rest
         sessions = read_sessions(self._folder, round)
-        before = _place(sessions, device)
-        return next((one.rest for one in sessions.values() if one.place == before - 1), self._rest)
+        before = _place(sessions, device) - 1
+        last = next((name for name, one in sessions.items() if one.place == before), None)
+        return self._rest if last is None else read_rest(self._folder, round, last)
 
     def end(self, round: int, device: DeviceId, result: SessionResult) -> None:
         """Write a session's file. It is on the disk when this returns. Raises StoreError(E-DISK)."""
@@ -141,7 +146,8 @@ class SimulatedRest:
         if self._kind == "each" and (missing := sorted(set(accepted) - sessions.keys())):
             what = f"{self._folder} lacks the session of {missing[0]!r:.60} in round {round}."
             raise StoreError("E-CHECKPOINT", what, RESTORE)
-        return rest_after(self._kind, rest, sessions, accepted, self._cap), told
+        read = partial(read_rest, self._folder, round)
+        return rest_after(self._kind, rest, sessions, read, accepted, self._cap), told
 
     def _clear(self, keep: int) -> None:
         """Remove the sessions of all rounds but one."""
@@ -152,15 +158,26 @@ class SimulatedRest:
 
 
 def read_sessions(folder: Path, round: int) -> dict[DeviceId, SessionResult]:
-    """Read the sessions of a round. Raises StoreError(E-CHECKPOINT) for a damaged file."""
+    """Read the sessions of a round without their rests. Raises StoreError(E-CHECKPOINT) for a damaged file."""
     found = dict[DeviceId, SessionResult]()
     for path in sorted(_round_folder(folder, round).glob("*.safetensors")):
-        with foreign(StoreError, "E-CHECKPOINT", f"{path} is damaged", RESTORE):
-            arrays = load(path.read_bytes())
-            count, *numbers = arrays["numbers"].tolist()
-            steps, up, down, place = map(int, numbers)
-            found[arrays["device"].tobytes().decode()] = SessionResult(arrays["rest"], count, steps, up, down, place)
+        numbers, name = _read(path, "numbers"), _read(path, "device")
+        count, *others = numbers.tolist()
+        steps, up, down, place = map(int, others)
+        found[name.tobytes().decode()] = SessionResult(NOTHING, count, steps, up, down, place)
     return found
+
+
+def read_rest(folder: Path, round: int, device: DeviceId) -> Vector:
+    """Read the rest after a device's session: float32[s]. Raises as ``read_sessions``."""
+    rest: Vector = _read(_path(_round_folder(folder, round), device), "rest")
+    return rest
+
+
+def _read(path: Path, name: str) -> Any:
+    """Read one array of a file, and no other."""
+    with foreign(StoreError, "E-CHECKPOINT", f"{path} is damaged", RESTORE), safe_open(path, "numpy") as f:
+        return f.get_tensor(name)
 
 
 def _place(sessions: dict[DeviceId, SessionResult], device: DeviceId) -> int:
