@@ -102,7 +102,8 @@ def examine(out: Path, rounds: int, steps: int, names: tuple[str, ...], tell: Te
         names: rows, of ``NAMES``; empty for all. Rows that are finished are shown too.
         tell: receives a line for each part of the work.
     Returns:
-        ``baseline`` (the student on the devices' held-out text), ``teacher``, ``student`` and ``longer`` (perplexity on
+        ``baseline`` and ``baseline_nf4`` (the student in float32 and in 4 bits on devices, None where no
+        row has it), ``teacher``, ``student`` and ``longer`` (perplexity on
         held-out public text) and ``rows``: ``name``, ``says``, ``perplexity``, ``change_percent`` against the baseline,
         ``bytes_up``, ``bytes_down`` (a device and round), ``epsilon``, ``delta``, ``memory_bytes`` (the process that
         played it, with the server), ``seconds``.
@@ -119,10 +120,11 @@ def examine(out: Path, rounds: int, steps: int, names: tuple[str, ...], tell: Te
         row for row in ROWS if not names or row.name in names or _summary(out / (row.run or row.name)).get("complete")
     ]
     summaries = {row.name: _played(row, out, rounds, tell) for row in wanted}
-    base = next((s for name, s in summaries.items() if name != "control"), None)
-    baseline = base["perplexity"]["base"]["weighted_mean"] if base else None
+    bases = {s["recipe"]["model"]["quantize"]: _base(s) for name, s in summaries.items() if name != "control"}
+    baseline = bases.get("none")
     rows = [_figures(row, summaries[row.name], baseline) for row in ROWS if row.name in summaries]
-    found = {"rounds": rounds, "steps": steps, **made, "baseline": baseline, "rows": rows}
+    found = {"rounds": rounds, "steps": steps, **made, "baseline": baseline, "baseline_nf4": bases.get("nf4")}
+    found["rows"] = rows
     write_durably(out / RESULTS, (json.dumps(found, indent=1) + "\n").encode())
     return found
 
@@ -171,6 +173,11 @@ def _played(row: Row, out: Path, rounds: int, tell: Tell) -> dict[str, Any]:
     return summary
 
 
+def _base(s: Mapping[str, Any]) -> float:
+    """Take the perplexity of the model before training from a summary."""
+    return float(s["perplexity"]["base"]["weighted_mean"])
+
+
 def _summary(run: Path) -> dict[str, Any]:
     """Read the summary of a run. Empty where there is none."""
     path = run / "summary.json"
@@ -205,7 +212,8 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
     table.add_column("step", overflow="fold")
     for name in ("perplexity", "change", "up", "down", "epsilon", "memory", "time"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row("the distilled student", numbers.figures(found["baseline"]), *[""] * 6)
+    for says, key in (("the distilled student", "baseline"), ("the same in 4 bits", "baseline_nf4")):
+        table.add_row(says, numbers.figures(found[key]), *[""] * 6)
     for r in found["rows"]:
         table.add_row(
             r["says"],

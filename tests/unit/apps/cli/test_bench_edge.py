@@ -51,7 +51,7 @@ def test_the_table_names_each_step_and_no_missing_figure_is_a_number() -> None:
         {**row, "name": r.name, "says": r.says, "perplexity": 50.0, "change_percent": -2.0} for r in bench_edge.ROWS
     ]
     console = Console(file=io.StringIO(), width=100)
-    bench_edge.show(console, {"baseline": 51.0, "rounds": 4, "rows": rows})
+    bench_edge.show(console, {"baseline": 51.0, "baseline_nf4": None, "rounds": 4, "rows": rows})
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(r.says in shown for r in bench_edge.ROWS)
     assert shown.count("none") == len(rows)
