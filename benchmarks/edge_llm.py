@@ -31,7 +31,7 @@ from edgewise.plan.recipe.loading import load
 
 LIMIT_MB, RANK, DEVICES = 5.0, 8, 480
 FULL = {
-    "personal": {}, "model.quantize": "none", "trainable": {"kind": "full"},
+    "personal": {}, "distill": {}, "model.quantize": "none", "trainable": {"kind": "full"},
     "stage": [{"kind": "shared_top_k", "fraction": 0.005}],
 }  # fmt: skip
 

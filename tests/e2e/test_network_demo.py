@@ -37,7 +37,7 @@ def test_five_processes_train_together_and_the_report_compares(tmp_path: Path) -
 def test_the_edge_workflow_is_played_with_noise_and_shares_at_a_gateway(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     out = tmp_path / "demo"
-    short = ["round.rounds=1", "eval.every=0", "personal.steps=1"]
+    short = ["round.rounds=1", "eval.every=0", "personal.steps=1", "distill.every=1", "distill.steps=1"]
     found = done("demo", "edge-llm", "--network", "--out", str(out), *(x for one in short for x in ("--set", one)))
     summary = found["summary"]
     assert summary["participation"]["accepted"] == 5

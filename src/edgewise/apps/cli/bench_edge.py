@@ -41,7 +41,7 @@ Tell = Callable[[str], object]
 
 _OPEN: dict[str, Any] = {  # The server sees each update, and nothing is rounded, hidden or noised.
     "privacy": "none", "dp": {}, "trust": {}, "merge": {"kind": "sum"}, "stage": [{"kind": "weigh"}],
-    "model.quantize": "none", "trainable.rule": "fedit", "personal": {},
+    "model.quantize": "none", "trainable.rule": "fedit", "personal": {}, "distill": {},
 }  # fmt: skip
 _SHARED = [  # Shares add integers of one grid.
     {"kind": "clip", "l2": 1.0}, {"kind": "rotate"}, {"kind": "clamp", "stds": 5.0},
@@ -53,8 +53,9 @@ _HIDDEN = {
     **{key: value for key, value in _NF4.items() if key != "trust"}, "privacy": "hidden",
     "merge": {"kind": "shared_sum"}, "stage": _SHARED,
 }  # fmt: skip
+_AGAIN = {"distill.every": 2, "distill.teacher": "teacher"}
 _SPLIT = {  # The device has two blocks and the head. What crosses is under no epsilon, and goes to the gateway.
-    "personal": {},
+    "personal": {}, "distill": {},
     "split": {"cut": 2, "shape": "U", "server_parts": "frozen", "held_by": "gateway"},
 }  # fmt: skip
 
@@ -79,14 +80,15 @@ ROWS = (
     Row("fixed", "+ fixed factor A", _FFA),
     Row("four-bit", "+ base in 4 bits", _NF4),
     Row("shares", "+ shares at two servers", _HIDDEN),
-    Row("noise", "+ noise on devices", {}, run="whole"),
-    Row("whole", "+ personal models", {}, of="personal"),
+    Row("noise", "+ noise on devices", {"personal": {}, "distill": {}}),
+    Row("distilled", "+ re-distillation", _AGAIN, run="whole"),
+    Row("whole", "+ personal models", _AGAIN, of="personal"),
     Row("split", "noise, and a split model instead", _SPLIT),
     Row(
         "coordinates",
         "0.5 % of all weights instead of adapters",
         {
-            "personal": {}, "model.quantize": "none", "trainable": {"kind": "full"},
+            "personal": {}, "distill": {}, "model.quantize": "none", "trainable": {"kind": "full"},
             "stage": [{"kind": "shared_top_k", "fraction": 0.005}],
         },
     ),
@@ -123,8 +125,9 @@ def examine(out: Path, rounds: int, steps: int, names: tuple[str, ...], tell: Te
     bases = {s["recipe"]["model"]["quantize"]: _base(s) for name, s in summaries.items() if name != "control"}
     baseline = bases.get("none")
     rows = [_figures(row, summaries[row.name], baseline) for row in ROWS if row.name in summaries]
-    found = {"rounds": rounds, "steps": steps, **made, "baseline": baseline, "baseline_nf4": bases.get("nf4")}
-    found["rows"] = rows
+    found = {
+        "rounds": rounds, "steps": steps, **made, "baseline": baseline, "baseline_nf4": bases.get("nf4"), "rows": rows,
+    }  # fmt: skip
     write_durably(out / RESULTS, (json.dumps(found, indent=1) + "\n").encode())
     return found
 

@@ -67,6 +67,7 @@ RECIPES: dict[str, dict[str, Any]] = {  # keys that differ from the simulated de
     "edge-llm": {
         "data.partition": "owner", "data.devices": 0, "data.max_tokens": 1000, "round.sampling": "all",
         "round.cohort": 0, "round.minimum": 0.8, "round.rounds": 2, "eval.every": 1, "eval.devices": 0,
+        "distill.every": 2, "distill.steps": 10, "distill.adapt": 10,
     },
 }  # fmt: skip
 _WHO = (
