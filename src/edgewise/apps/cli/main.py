@@ -20,6 +20,7 @@ from edgewise.apps.cli import (
     run_commands,
     shrink_command,
     simulation_commands,
+    stats_command,
     sweeping,
     use_commands,
 )
@@ -62,6 +63,7 @@ for command in (
     recipe_commands.check,
     simulation_commands.sim,
     simulation_commands.report,
+    stats_command.stats,
     sweeping.sweep,
     guides.compare,
     use_commands.chat,

@@ -31,6 +31,7 @@ WRITING = {
     "compare": ("compare", "made", "other", "--out", "mine/report.html"),
     "recipes": ("recipes", "private", "--to", "mine/README.md"),
     "backup": ("backup", "served", "mine"),
+    "stats": ("stats", "toy.toml", "--out", "mine"),
     "sweep": ("sweep", "toy.toml", "training.lr=0.01,0.02", "--extension", "toy", "--out", "mine"),
 }
 CODES = {
