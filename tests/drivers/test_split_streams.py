@@ -1,0 +1,198 @@
+"""Sessions of split learning over TLS: results of the session in one process, lost connections, and strangers."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+import pytest
+import tiny_models
+import torch
+from proxy import Proxy, Way
+
+from edgewise.codecs.wire.tokens import TokenCodec
+from edgewise.core.errors import TransportError
+from edgewise.drivers.http import certificates, identity
+from edgewise.drivers.http.split_streams import Address, DeviceStream, HostedSession, SplitListener, StreamLimits
+from edgewise.engine import split_states as events
+from edgewise.learn import split
+from edgewise.learn.flat import Flat
+from edgewise.learn.models.cut import cut
+from edgewise.learn.models.load import TextLoss
+from edgewise.learn.models.modules import plain_name
+from edgewise.plan.recipe.sections import TrainingSection
+
+pytestmark = pytest.mark.slow  # every test makes certificates and models
+HIDDEN, VOCABULARY, ROWS, LENGTH, STEPS, MICROS = 16, 300, 2, 10, 4, 3
+KEY, NAME = bytes(32), bytes(32)
+LIMITS = StreamLimits(answer_s=2.0, attempts=60, pause_s=0.0)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def batches():
+    torch.manual_seed(3)
+    for _ in range(STEPS):
+        yield [(torch.randint(0, VOCABULARY, (ROWS, LENGTH + 1)), ROWS * LENGTH) for _ in range(MICROS)]
+
+
+def parts(shape):
+    """Make both sides, each on a model of its own."""
+    made = []
+    for side in (0, 1):
+        torch.manual_seed(0)
+        model = tiny_models.BUILDERS["llama"]().train()
+        flat, stages = Flat([(plain_name(n), p) for n, p in model.named_parameters()]), cut(model, 1, shape)
+        codec = TokenCodec("int8", HIDDEN)
+        training = TrainingSection(local_steps=STEPS, lr=1e-1, optimizer="sgd", clip_grad=0.5)
+        rest = (flat, stages.sides(model)[side], training, 1e-1, split.Crossings(codec, codec), KEY)
+        loss = TextLoss(torch.float32)
+        if side:
+            versions = {0: flat.read()}
+
+            def save(what, number, flat=flat, versions=versions):
+                if what == "step":
+                    versions[number] = flat.read()
+                elif what == "use":
+                    flat.write(versions[number])
+
+            made.append((split.ServerPart(stages, loss, VOCABULARY, *rest, save=save), flat))
+        else:
+            made.append((split.DevicePart(stages, loss, batches(), VOCABULARY, *rest), flat))
+    return made
+
+
+@dataclass
+class Place:
+    """A listener, the keys that it knows, and the session of one device in round 3."""
+
+    folder: object
+    shape: str = "U"
+    known: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        self.identity, self.server = (identity.make(self.folder / name) for name in ("device.key", "server.key"))
+        self.known[self.identity.name] = self.identity.public
+        authority, certificate, key = certificates.authority_and_certificate(
+            self.folder, (), datetime.datetime.now(datetime.UTC)
+        )
+        self.trusted = authority.read_bytes()
+        self.tls = certificates.server_context(certificate, key)
+        (self.device, self.here), (self.rest, self.there) = parts(self.shape)
+        self.session = HostedSession(events.ServerSide(NAME, NAME, self.shape == "U"), self.rest.perform)
+
+    def listen(self, limits=LIMITS):
+        return SplitListener("127.0.0.1", 0, self.tls, self.server.name, self.known.get, self._session, limits)
+
+    def _session(self, proof):
+        asked = proof.sender, proof.run, proof.round
+        return self.session if asked == (self.identity.name, "run", 3) else None
+
+    def stream(self, port, who=None, round=3, server="", perform=None, limits=LIMITS, entropy=os.urandom):
+        address = Address("127.0.0.1", port, certificates.client_context(self.trusted), server or self.server.name)
+        state = events.DeviceSide(NAME, NAME, self.shape == "U", STEPS)
+        perform = perform or self.device.perform
+        return DeviceStream(address, who or self.identity, "run", round, state, perform, entropy, limits)
+
+    def weights(self):
+        """The device's part of one model, and the rest of the other."""
+        return self.here.read(), self.there.read()
+
+
+def in_one_process(shape):
+    (device, here), (rest, there) = parts(shape)
+    split.session(device, rest, shape == "U", STEPS)
+    assert device.error == ("", "")
+    return here.read(), there.read()
+
+
+def same(found, expected):
+    for x, y in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+@pytest.mark.parametrize("shape", ["U", "head"])
+def test_a_session_over_tls_gives_the_bits_of_one_in_this_process(tmp_path, shape):
+    place = Place(tmp_path, shape)
+    with place.listen() as listener:
+        stream = place.stream(listener.port)
+        assert stream.play().phase == "over"
+    assert stream.connections == 1
+    assert stream.waited_s > 0
+    same(place.weights(), in_one_process(shape))
+
+
+@pytest.mark.parametrize("direction", ["cut_up", "cut_down"])
+def test_a_connection_that_breaks_in_any_message_changes_no_bit(tmp_path, direction):
+    """Each connection breaks some hundred bytes later than the one before it, in both handshakes at first."""
+    place = Place(tmp_path)
+    with place.listen() as listener:
+        proxy = Proxy(listener.port, lambda n: Way(**{direction: 300 + 350 * n}))
+        try:
+            stream = place.stream(proxy.port)
+            assert stream.play().phase == "over"
+        finally:
+            proxy.close()
+    assert stream.connections > 8
+    same(place.weights(), in_one_process("U"))
+
+
+def test_a_device_that_is_revoked_is_cut_off_in_the_middle(tmp_path):
+    place = Place(tmp_path)
+
+    def perform(effect):
+        if isinstance(effect, events.Apply):
+            place.known.clear()
+        return place.device.perform(effect)
+
+    with place.listen() as listener:
+        stream = place.stream(listener.port, perform=perform)
+        with pytest.raises(TransportError) as refused:
+            stream.play()
+    assert refused.value.code == "E-REVOKED"
+    assert stream.state.step == 1
+    assert place.session.state.version <= 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("stranger", "E-SIGNATURE"), ("other round", "E-ROLE"), ("other server", "E-SIGNATURE"), ("much", "E-QUOTA"),
+     ("long", "E-QUOTA")],
+)  # fmt: skip
+def test_who_may_not_train_is_refused_by_name(tmp_path, kind, code):
+    place = Place(tmp_path)
+    limits = {"much": StreamLimits(session_bytes=3000), "long": StreamLimits(message_bytes=300)}.get(kind, LIMITS)
+    with place.listen(limits) as listener:
+        stranger = identity.make(tmp_path / "stranger.key")
+        given = {"stranger": {"who": stranger}, "other round": {"round": 4}, "other server": {"server": stranger.name}}
+        stream = place.stream(listener.port, **given.get(kind, {}))
+        with pytest.raises(TransportError) as refused:
+            stream.play()
+    assert refused.value.code == code
+    assert place.session.state.version == 0
+
+
+def test_a_signed_request_opens_one_connection(tmp_path):
+    place = Place(tmp_path)
+    with place.listen() as listener:
+        assert place.stream(listener.port, entropy=bytes).play().phase == "over"
+        with pytest.raises(TransportError) as refused:
+            place.stream(listener.port, entropy=bytes).play()
+    assert refused.value.code == "E-REPLAY"
+
+
+def test_a_server_that_is_not_there_is_told_by_name(tmp_path):
+    place = Place(tmp_path)
+    with place.listen() as listener:
+        port = listener.port
+    with pytest.raises(TransportError) as refused:
+        place.stream(port, limits=StreamLimits(attempts=2, pause_s=0.0)).play()
+    assert refused.value.code == "E-CONNECT"
