@@ -311,6 +311,7 @@ REFUSED = [
     ({**CACHED, "loss": "local", "server_parts": "in_turn"}, {}, "no gradient crosses"),
     ({**CACHED, "loss": "local", "local_rounds": 2}, {}, "both parts need rounds"),
     ({"local_rounds": 2}, {}, "is of split.loss"),
+    ({**CACHED, "loss": "local"}, {"downlink": [{"kind": "quantize", "bits": 8}]}, "would go up in each of them"),
     (
         {**CACHED, "loss": "local"},
         RECORDS,

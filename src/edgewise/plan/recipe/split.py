@@ -168,6 +168,9 @@ def split_faults(recipe: Any) -> Iterator[SettingError]:
         what = f'split.loss = "local" with round.rounds = {recipe.round.rounds} and split.local_rounds = '
         what += f"{split.local_rounds}: both parts need rounds"
         yield SettingError("E-COMBO", what, "play more rounds, or write fewer local_rounds")
+    if split.local and recipe.downlink:
+        what = 'split.loss = "local" with [[downlink]]: what devices hold of their part moves a little in every round, '
+        yield SettingError("E-COMBO", what + "and activations would go up in each of them", "leave out [[downlink]]")
     if recipe.personal.method != "none":
         what = f'{given} with personal.method = "{recipe.personal.method}": a device never holds the whole model that '
         yield SettingError("E-COMBO", what + "it would make its own", "leave out [personal]")
