@@ -76,6 +76,23 @@ def test_a_mask_keeps_the_largest_scores_of_each_row_and_the_first_of_equal_ones
     assert mask_of(scores, 0.01).sum(1).tolist() == [1, 1]
 
 
+def test_a_second_mask_of_a_trained_model_lies_inside_the_first_and_shortens_the_vector() -> None:
+    model = made()
+    put_masks_by(model, magnitudes(model), 0.75)
+    first = masks(model)
+    trained_model, flat = flat_of(model)
+    before = flat.spec.dim
+    fitted(trained_model, flat)
+    released = densify(trained_model)  # As a run exports it: zeros, and the server knows nothing else.
+    for name in first:
+        del released.get_submodule(name).mask
+    scores = magnitudes(released)
+    put_masks_by(released, scores, 0.5)
+    second = masks(released)
+    assert not any(bool((second[name] & ~first[name]).any()) for name in first)
+    assert flat_of(released)[1].spec.dim < before
+
+
 def test_wanda_scores_weights_by_the_norms_of_their_inputs() -> None:
     model = made()
     name = "model.layers.1.mlp.down_proj"
