@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +21,7 @@ from databases import KINDS, url_of
 
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes, roster, served
-from edgewise.drivers.fleet.database import Database, _config, engine
+from edgewise.drivers.fleet.database import Database, _config, engine, head
 from edgewise.drivers.fleet.tables import META, PARTICIPANTS, ROUNDS, SERVED
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.storage.blobs import Blobs
@@ -77,6 +79,22 @@ def test_a_change_that_fails_takes_back_itself_alone(
     assert database.fault() == ""
     with database.read() as c:
         assert c.execute(sa.select(ROUNDS.c.run, ROUNDS.c.round)).all() == [("good", n) for n in range(4)]
+
+
+def test_the_last_migration_is_the_version_of_the_tables() -> None:
+    assert head() == ScriptDirectory.from_config(_config()).get_current_head()
+
+
+@pytest.mark.slow
+def test_a_server_that_starts_again_imports_neither_alembic_nor_torch(tmp_path: Path) -> None:
+    """Each costs a part of the seconds for which devices wait after a crash."""
+    Database(tmp_path).close()
+    code = "import sys; from edgewise.apps.server.start import HttpServer; from pathlib import Path;"
+    code += (
+        "HttpServer(Path(sys.argv[1])).close(); print(*{'alembic', 'torch', 'transformers', 'pandas'} & {*sys.modules})"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.split() == []
 
 
 REVISIONS = [str(one.revision) for one in ScriptDirectory.from_config(_config()).walk_revisions()]
