@@ -15,6 +15,7 @@ import httpx2
 import pytest
 from served import RUN, contribution, joined, running, send_invitation
 
+from edgewise.apps.server.metrics import shown
 from edgewise.apps.server.start import HttpServer
 from edgewise.apps.terminal.sessions import CommandSession
 from edgewise.core.errors import EdgewiseError
@@ -22,8 +23,9 @@ from edgewise.core.redacted import redacted
 from edgewise.drivers import logs
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.fleet.members import Grant
-from edgewise.drivers.http import home, tokens
+from edgewise.drivers.http import browser, home, tokens
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.http.page_rules import HOME, LOGIN
 
 
 @pytest.fixture(scope="module")
@@ -123,14 +125,30 @@ def test_no_secret_reaches_a_log_an_answer_or_a_disk(
         thread = threading.Thread(target=fails)
         thread.start()
         thread.join()
-        shown = log.read_text() + device._http.get("/metrics").text + repr(device) + repr(device._me)
+        seen = log.read_text() + device._http.get("/metrics").text + repr(device) + repr(device._me)
     answers = "".join(answer.text + str(answer.headers) for answer in told)
     stored = b"".join(p.read_bytes() for p in server.service.folder.rglob("*") if p.is_file() and p.suffix != ".db-wal")
     for one in secret:
-        assert one not in shown + answers, one
+        assert one not in seen + answers, one
         if one != "canary-0f1e2d3c":  # a label is stored: operators see it
             assert one.encode("latin-1") not in stored
     server.service.database.write(lambda c: mailboxes.close(c, RUN))
+
+
+def test_no_login_token_and_no_session_reaches_the_log(server: HttpServer, log: Path, tmp_path: Path) -> None:
+    with joined(server, tmp_path / "viewer", "viewer") as viewer:
+        text, http = viewer.call("POST", "/v1/logins")["text"], viewer._http
+        entered = http.post(LOGIN, data={"token": text}, follow_redirects=False)
+        secret = entered.headers["set-cookie"].split("=", 1)[1].split(";")[0]
+        cookie = {"cookie": f"{browser.COOKIE}={secret}"}
+        answers = [http.get(HOME, headers=cookie), http.get(f"{HOME}/{secret}"), http.post(LOGIN, data={"token": text})]
+        found = [logged(log, answer) for answer in (entered, *answers)]
+    assert [one["code"] for one in found] == ["", "", "E-ROUTE", "E-SESSION"]
+    assert (found[1]["role"], found[1]["member"]) == ("viewer", viewer.name[:8])
+    told = log.read_text() + shown(server.service).decode()
+    assert text not in told
+    assert secret not in told
+    assert secret not in "".join(answer.text for answer in answers)
 
 
 def test_a_crash_file_tells_no_secret(
