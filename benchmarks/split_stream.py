@@ -24,7 +24,7 @@ import torch
 
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.drivers.http import certificates, identity
-from edgewise.drivers.http.split_streams import Address, DeviceStream, HostedSession, SplitListener
+from edgewise.drivers.http.split_streams import DeviceStream, HostedSession, SplitAddress, SplitListener
 from edgewise.engine import split_states as events
 from edgewise.learn import split
 from edgewise.learn.flat import Flat
@@ -66,7 +66,7 @@ def play(a: argparse.Namespace, window: int) -> tuple[float, float]:
         assert server.stdout is not None
         port, folder = int(server.stdout.readline()), Path(a.folder)
         tls = certificates.client_context((folder / "ca.pem").read_bytes())
-        address = Address("127.0.0.1", port, tls, identity.load(folder / "server.key").name)
+        address = SplitAddress("127.0.0.1", port, tls, identity.load(folder / "server.key").name)
         stages, rest = rest_of(a, "device")
         rows = setting.blocks(a.steps * a.micros * setting.MICRO)
         steps = iter(

@@ -15,7 +15,7 @@ from proxy import Proxy, Way
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.errors import TransportError
 from edgewise.drivers.http import certificates, identity
-from edgewise.drivers.http.split_streams import Address, DeviceStream, HostedSession, SplitListener, StreamLimits
+from edgewise.drivers.http.split_streams import DeviceStream, HostedSession, SplitAddress, SplitListener, StreamLimits
 from edgewise.engine import split_states as events
 from edgewise.learn import split
 from edgewise.learn.flat import Flat
@@ -97,7 +97,7 @@ class Place:
         return self.session if asked == (self.identity.name, "run", 3) else None
 
     def stream(self, port, who=None, round=3, server="", perform=None, limits=LIMITS, entropy=os.urandom):
-        address = Address("127.0.0.1", port, certificates.client_context(self.trusted), server or self.server.name)
+        address = SplitAddress("127.0.0.1", port, certificates.client_context(self.trusted), server or self.server.name)
         state = events.DeviceSide(NAME, NAME, self.shape == "U", STEPS)
         perform = perform or self.device.perform
         return DeviceStream(address, who or self.identity, "run", round, state, perform, entropy, limits)

@@ -6,7 +6,7 @@
 
     with SplitListener("0.0.0.0", 9443, tls, identity.name, key_of, session_of):      # beside a server
         ...
-    address = Address("fed.example", 9443, client_context(authority), server_name)    # on a device
+    address = SplitAddress("fed.example", 9443, client_context(authority), server_name)    # on a device
     state = DeviceStream(address, identity, run, round, state, part.perform, os.urandom).play()
 
 The listener has its own port and no route in the server's application. Each connection has a thread of its own, in
@@ -238,7 +238,7 @@ class SplitListener:
 
 
 @dataclass(frozen=True)
-class Address:
+class SplitAddress:
     """Where a device finds its session.
 
     Attributes:
@@ -267,7 +267,7 @@ class DeviceStream:
 
     def __init__(
         self,
-        address: Address,
+        address: SplitAddress,
         identity: Identity,
         run: str,
         round: int,
