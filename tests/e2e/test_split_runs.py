@@ -250,14 +250,15 @@ def test_a_local_loss_trains_the_device_part_first_and_then_the_rest_on_activati
     assert "activations go up once" in (tmp_path / "model" / "README.md").read_text(encoding="utf-8")
 
     cache = SessionFiles.cache
-    for at in (2, 1):  # A kill when the bytes are counted, and the activations are not kept yet.
+    for at, kept in ((2, True), (1, False)):  # A kill when the bytes are counted, with the activations kept or not.
         calls = []
 
-        def dying(self, *given, at=at, calls=calls):
+        def dying(self, *given, at=at, kept=kept, calls=calls):
             calls.append(1)
+            if len(calls) < at or kept:
+                cache(self, *given)
             if len(calls) == at:
                 raise Killed
-            cache(self, *given)
 
         monkeypatch.setattr(SessionFiles, "cache", dying)
         with pytest.raises(Killed):
