@@ -44,6 +44,9 @@ def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: in
         rule: Literal["fedex", "flora"] = "fedex" if section.rule == "fedex" else "flora"
         key = keys.derive(keys.root(recipe.seed), "adapters")
         return of_products(made, spec, rule, section.scale, key) if spec.segments else made
+    if section.last_blocks and recipe.split.used:
+        what = "trainable.last_blocks trains the end of the model, and [split] trains its first blocks on every device."
+        raise RecipeError("E-COMBO", what, "leave out one of them.")
     if not section.unequal and not section.block_shares:
         return made
     if made.client.memory or made.client.sends or made.directions is not None:
@@ -62,9 +65,7 @@ def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: in
 def _check_depths(recipe: Recipe) -> None:
     """Refuse devices of unequal depth beside what trains all blocks, or other blocks. Raises RecipeError(E-COMBO)."""
     why = ""
-    if recipe.split.used:
-        why = "[split] trains the first blocks on every device"
-    elif recipe.personal.method != "none":
+    if recipe.personal.method != "none":
         why = f'personal.method = "{recipe.personal.method}" trains all blocks on every device'
     elif any(table.get("kind") == "segments" for table in recipe.stage):
         why = "the stage segments leaves out blocks by itself, the same ones on all devices"

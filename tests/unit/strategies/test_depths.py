@@ -123,7 +123,7 @@ FEW = {"last_blocks": 4, "block_shares": {"2": 0.95, "4": 0.05}}
         ({}, {"last_blocks": 3, "block_shares": {"1": 0.5, "3": 0.5}}, "E-TARGETS", "the trained parameters have 4"),
         ({"stage": [{"kind": "segments", "cycle": 2}]}, FEW, "E-COMBO", "the stage segments"),
         ({"personal": {"method": "fine_tune"}}, FEW, "E-COMBO", "trains all blocks"),
-        ({"split": {"cut": 1}}, FEW, "E-COMBO", "trains the first blocks"),
+        ({"split": {"cut": 1}}, {"last_blocks": 1}, "E-COMBO", "trains its first blocks"),
         ({"privacy": "hidden"}, FEW, "E-NMIN", "less than two honest devices"),
         ({"strategy": {"kind": "scaffold"}, "training": {"optimizer": "sgd"}}, FEW, "E-COMBO", "unequal depth"),
     ],
