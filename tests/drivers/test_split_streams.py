@@ -27,7 +27,7 @@ from edgewise.plan.recipe.sections import TrainingSection
 pytestmark = pytest.mark.slow  # every test makes certificates and models
 HIDDEN, VOCABULARY, ROWS, LENGTH, STEPS, MICROS = 16, 300, 2, 10, 4, 3
 KEY, NAME = bytes(32), bytes(32)
-LIMITS = StreamLimits(answer_s=2.0, attempts=60, pause_s=0.0)
+LIMITS = StreamLimits(attempts=60, pause_s=0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -125,7 +125,6 @@ def test_a_session_over_tls_gives_the_bits_of_one_in_this_process(tmp_path, shap
     with place.listen() as listener:
         stream = place.stream(listener.port)
         assert stream.play().phase == "over"
-    assert stream.connections == 1
     assert stream.waited_s > 0
     same(place.weights(), in_one_process(shape))
 
