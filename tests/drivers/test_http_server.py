@@ -205,6 +205,24 @@ def test_other_spellings_of_a_path_do_not_exist(server: HttpServer, links: dict[
 # -- replays, floods and slow callers ----------------------------------------------------------------------------------
 
 
+def test_check_ins_that_bring_nothing_write_nothing(
+    server: HttpServer, links: dict[str, Link], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a device without mail, of another role, without a signature, and with a false one."""
+    written, submit = list[object](), server.service.database.submit
+    monkeypatch.setattr(server.service.database, "submit", lambda *a, **k: (written.append(a), submit(*a, **k))[1])
+    device, query = links["device"], "after=0&wait=0"
+    assert device.poll(2**40, 0.0) is None
+    assert code(links["viewer"].poll, 0, 0.0) == "E-ROLE"
+    false = {**device._signed("GET", "/v1/inbox", query, b"", "-", "-"), "signature": f"sig=:{'A' * 86}==:"}
+    for headers in (dict[str, str](), false):
+        assert device._http.get(f"/v1/inbox?{query}", headers=headers).json()["code"] == "E-SIGNATURE"
+    assert not written
+    send_invitation(server, device.name)
+    assert written
+    server.service.database.write(lambda c: mailboxes.close(c, RUN))
+
+
 def test_a_recorded_request_is_refused(server: HttpServer, links: dict[str, Link]) -> None:
     device = links["device"]
     send_invitation(server, device.name)

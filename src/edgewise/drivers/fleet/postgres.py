@@ -49,7 +49,7 @@ class Postgres:
             self.pool = sa.create_engine(  # imports psycopg
                 parsed,
                 hide_parameters=True,
-                pool_pre_ping=True,
+                pool_recycle=600,  # a broken connection fails one call and empties the pool
                 pool_size=8,
                 connect_args={
                     "connect_timeout": CONNECT_S,
