@@ -18,6 +18,7 @@ import pytest
 import sqlalchemy as sa
 from kit import ACTIONS, available
 from served import RUN, code, contribution, joined, running, send_invitation
+from shown_runs import login
 
 from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import StoreError
@@ -26,6 +27,7 @@ from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.epoch import EPOCH
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.fleet.tables import MAIL, MEMBERS, ROUNDS
+from edgewise.drivers.http.browser import COOKIE
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.checkpoint import Checkpoint
@@ -122,8 +124,9 @@ def test_a_run_that_is_being_submitted_is_in_no_backup(tmp_path: Path) -> None:
 def test_a_restored_server_takes_nothing_that_it_may_have_taken_before(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         joined(server, tmp_path / "home").close()
-        joined(server, tmp_path / "admin", "admin").close()
-        port = server.port
+        admin = joined(server, tmp_path / "admin", "admin")
+        session, port = login(server, admin.name), server.port
+        admin.close()
     began_s = time.time() - 20.0
     backup.restore(_saved(tmp_path / "server", tmp_path / "copy"), tmp_path / "new", began_s)
     with HttpServer(tmp_path / "new", port=port) as server:
@@ -132,6 +135,8 @@ def test_a_restored_server_takes_nothing_that_it_may_have_taken_before(tmp_path:
             assert send(old) == "E-BUSY"
             assert send(fresh) == ""
             assert old.standing()["role"] == "admin", "reading changes nothing"
+            answer = fresh._http.get("/dashboard.json", headers={"cookie": f"{COOKIE}={session}"})
+            assert answer.json()["code"] == "E-SESSION", "a session may have ended since"
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ ABSENT = {
     "{run}": "no run",
 }
 ABOUT_NOBODY = {"/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/server", "/v1/join"}
-ABOUT_THE_CALLER = {"/v1/me"}
+ABOUT_THE_CALLER = {"/v1/me", "/v1/logins"}
 LISTS = {"/v1/devices", "/v1/tokens", "/v1/runs", "/v1/models"}  # of the operators; a list names all
 
 

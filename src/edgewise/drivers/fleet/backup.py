@@ -37,7 +37,7 @@ KEYS = ("server.key", "ca.pem", "ca.key", "tls.pem", "tls.key", EPOCH)
 RUN_NAME = 32  # characters of a run's id that name its folder
 ATTEMPTS = 5  # attempts to copy a run whose blobs are swept in the meantime
 NUMBERS = 2**40  # numbers of mail reserved for each epoch, so that no number is given twice
-_FORGOTTEN = ("rounds", "mail", "uploads", "nonces", f"publications WHERE run != '{EVERYBODY}'")
+_FORGOTTEN = ("rounds", "mail", "uploads", "nonces", f"publications WHERE run != '{EVERYBODY}'", "sessions")
 _NONCES_PASSED = (
     "INSERT INTO forgotten_nonces (id, created_s)"
     " SELECT 0, latest FROM (SELECT MAX(created_s) AS latest FROM nonces) WHERE latest IS NOT NULL"
