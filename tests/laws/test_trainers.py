@@ -129,7 +129,7 @@ def trainer(request: pytest.FixtureRequest, place: Path) -> Trainer:
 
 
 PORTS = {
-    "ToyTrainer": {"describes", "measures"},
+    "ToyTrainer": {"describes", "measures", "fits_blocks"},
     "TorchTrainer": {"counts", "noises", "measures", "computes", "metrics", "together", "moves", "holds_back"},
     "TaskTrainer": {
         "describes",
@@ -159,6 +159,7 @@ PORTS = {
         "together",
         "moves",
         "holds_back",
+        "fits_blocks",
     },
 }
 
@@ -266,6 +267,8 @@ OTHERS = {  # Classes with ``fit`` and ``evaluate`` that no law can hold for.
     "Trainer": "the port itself",
     "Registered": "a trainer with its ports",
     "Handover": "a script on a device trains, and evaluates nothing",
+    "StatisticsTrainer": "it counts text, and trains nothing",
+    "CrossSiteTrainer": "it measures a model, and trains nothing",
 }
 
 
