@@ -122,7 +122,9 @@ def examine(out: Path, rounds: int, steps: int, names: tuple[str, ...], tell: Te
         row for row in ROWS if not names or row.name in names or _summary(out / (row.run or row.name)).get("complete")
     ]
     summaries = {row.name: _played(row, out, rounds, tell) for row in wanted}
-    bases = {s["recipe"]["model"]["quantize"]: _base(s) for name, s in summaries.items() if name != "control"}
+    bases = {
+        s["recipe"]["model"].get("quantize", "none"): _base(s) for name, s in summaries.items() if name != "control"
+    }
     baseline = bases.get("none")
     rows = [_figures(row, summaries[row.name], baseline) for row in ROWS if row.name in summaries]
     found = {

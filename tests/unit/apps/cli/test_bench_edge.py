@@ -58,6 +58,7 @@ def test_the_table_names_each_step_and_no_missing_figure_is_a_number() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long(sample=0)
 def test_a_finished_row_is_read_and_another_number_of_rounds_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     lines: list[str] = []
