@@ -99,8 +99,6 @@ def played(folder: Path) -> list[int]:
 def test_another_server_goes_on_with_a_run_and_the_stopped_one_commits_nothing_more(tmp_path: Path) -> None:
     """Devices call the second server only. The first one plays the run, stands still past its lease, and wakes up."""
     url, folder = databases.new_url(), tmp_path / "server"
-    with HttpServer(folder) as first:  # makes the keys
-        first.token()
     with serving(folder, url) as leader:
         with Database(folder, url=url) as looking:
             assert until(lambda: holder(looking) == 1)

@@ -12,7 +12,7 @@ import pytest
 import sqlalchemy as sa
 from served import code
 
-from edgewise.drivers.fleet import mailboxes
+from edgewise.drivers.fleet import backup, mailboxes
 from edgewise.drivers.fleet.database import LEASE_S, Database
 from edgewise.drivers.fleet.tables import ROUNDS
 
@@ -141,3 +141,13 @@ def test_a_value_that_it_cannot_hold_is_refused_alone(opened: Callable[[], Datab
 )
 def test_a_database_that_cannot_be_used_is_named(tmp_path: Path, url: str, wanted: str) -> None:
     assert code(lambda: Database(tmp_path, url=url)) == wanted
+
+
+def test_a_folder_has_one_fleet(tmp_path: Path) -> None:
+    """A server that is started without its URL, or with one too much, does not begin an empty fleet."""
+    url = databases.new_url()
+    Database(tmp_path / "shared", url=url).close()
+    Database(tmp_path / "own").close()
+    assert code(lambda: Database(tmp_path / "shared")) == "E-DATABASE"
+    assert code(lambda: Database(tmp_path / "own", url=url)) == "E-DATABASE"
+    assert code(backup.save, tmp_path / "shared", tmp_path / "copy", 0.0) == "E-DATABASE"

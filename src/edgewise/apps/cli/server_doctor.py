@@ -20,7 +20,7 @@ from cryptography import x509
 from edgewise.apps.cli.doctor import BAD, NOTE, OK, Check
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.fleet import epoch
-from edgewise.drivers.fleet.database import head
+from edgewise.drivers.fleet.database import ELSEWHERE, head
 from edgewise.drivers.http import certificates, identity
 from edgewise.drivers.http.limits import ServerLimits
 
@@ -98,6 +98,8 @@ def _check_certificate(folder: Path, now_s: float) -> Iterator[Check]:
 def _check_database(folder: Path, now_s: float) -> tuple[bool, list[Check]]:
     """Check the database. Returns whether a server holds its lease, and the findings."""
     path = folder / "server.db"
+    if (folder / ELSEWHERE).exists():
+        return False, [Check("database", NOTE, "in PostgreSQL: not looked at here", "ask the servers: GET /readyz")]
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=rw", uri=True, timeout=5.0)) as c:
             (verdict,) = c.execute("PRAGMA quick_check(1)").fetchone()

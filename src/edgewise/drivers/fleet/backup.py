@@ -25,6 +25,7 @@ from typing import Any
 import msgspec
 
 from edgewise.core.errors import StoreError, TransportError
+from edgewise.drivers.fleet.database import ELSEWHERE
 from edgewise.drivers.fleet.epoch import EPOCH, Epoch
 from edgewise.drivers.fleet.mailboxes import EVERYBODY
 from edgewise.drivers.http import home
@@ -77,12 +78,16 @@ def save(folder: Path, to: Path, now_s: float) -> Manifest:
 
     Raises:
         TransportError: E-IDENTITY where the folder is not a server's.
-        StoreError: E-FILE-EXISTS, E-DISK, and E-CHECKPOINT where a database is damaged.
+        StoreError: E-FILE-EXISTS, E-DISK, E-DATABASE where the fleet is in PostgreSQL, and E-CHECKPOINT where a
+            database is damaged.
     """
     if (folder / home.KEY).is_file() and (folder / DATABASE).is_file():
         what = f"{folder} belongs to a gateway. From an older copy it could open a sum twice."
         fix = "keep no copy. If it is lost, make another gateway (`edgewise gateway join`) and submit its runs again."
         raise TransportError("E-IDENTITY", what, fix)
+    if (folder / ELSEWHERE).exists():
+        what = f"the servers of {folder} have their fleet in PostgreSQL."
+        raise StoreError("E-DATABASE", what, "copy it with pg_dump, and the folder beside it.")
     if not (folder / "server.key").is_file() or not (folder / DATABASE).is_file():
         raise TransportError(
             "E-IDENTITY", f"{folder} is not the folder of a server.", "name the folder of `edgewise serve`."

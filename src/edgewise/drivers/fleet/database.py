@@ -35,6 +35,7 @@ from edgewise.core.errors import StoreError, TransportError
 from edgewise.drivers.fleet.postgres import PREFIXES, Postgres
 from edgewise.drivers.fleet.sqlite import Sqlite
 from edgewise.drivers.fleet.tables import LEASES
+from edgewise.drivers.storage.files import FOLDER
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -43,6 +44,7 @@ T = TypeVar("T")
 Change = Callable[[sa.Connection], Any]
 LEASE_S, RENEW_S = 2.0, 0.5
 TOGETHER = 256  # the largest number of changes in one transaction
+ELSEWHERE = "database-elsewhere"  # marks the folder of servers whose database has a URL
 _WRITER = "writer"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _VERSION = sa.text("SELECT version_num FROM alembic_version")
@@ -97,10 +99,20 @@ class _Waiting:
 def engine(folder: Path, url: str) -> Engine:
     """Choose the kind of a database: SQLite in the folder without a URL, PostgreSQL by its URL.
 
-    Raises TransportError: E-REQUEST, E-DEPENDENCY.
+    A folder belongs to one kind: its fleet would be unknown to the other.
+
+    Raises:
+        TransportError: E-REQUEST, E-DEPENDENCY.
+        StoreError: E-DATABASE where the folder has a fleet in the other kind.
     """
     if not url:
+        if (folder / ELSEWHERE).exists():
+            what = f"the servers of {folder} have their fleet in PostgreSQL."
+            raise StoreError("E-DATABASE", what, "give its URL (--database, or EDGEWISE_DATABASE).")
         return Sqlite(folder)
+    if (folder / "server.db").exists():
+        what = f"the server of {folder} has its fleet in server.db, which a database by URL does not know."
+        raise StoreError("E-DATABASE", what, "leave out --database, or name another folder.")
     if not url.startswith(PREFIXES):
         what = f"{url.partition(':')[0]:.40} is no database that edgewise knows."
         raise TransportError("E-REQUEST", what, "write postgresql://USER@HOST:PORT/DATABASE, or leave it out.")
@@ -140,6 +152,8 @@ class Database:
             if self.shared:
                 with self._engine.writing() as c:
                     self._migrate(c)
+                folder.mkdir(FOLDER, parents=True, exist_ok=True)
+                (folder / ELSEWHERE).touch()
             else:
                 self._take_lease(wait_s)
         self._thread = threading.Thread(target=self._run, name="edgewise-writer", daemon=True)
