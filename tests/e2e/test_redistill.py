@@ -87,7 +87,7 @@ def distillations(out: Path) -> list[events.Redistilled]:
 
 @pytest.mark.long(sample=2)
 @pytest.mark.parametrize(
-    ("point", "down"), [("kept", ""), ("step", DOWN), ("step", ""), ("committed", ""), ("kept", DOWN)]
+    ("point", "down"), [("kept", DOWN), ("step", ""), ("step", DOWN), ("committed", ""), ("kept", "")]
 )
 def test_a_run_killed_in_a_distillation_ends_with_the_same_models(folder: Path, point: str, down: str) -> None:
     whole = play(folder, "whole", RECIPE + down)
