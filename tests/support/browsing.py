@@ -108,5 +108,33 @@ def _pictures(out: Path) -> None:
                 page.screenshot(path=out / f"dashboard-{name}-{layout}.png")
 
 
+def _owner_picture(out: Path) -> None:
+    import time
+    from hashlib import sha256
+
+    import msgspec
+    from served import joined, running
+
+    from edgewise.apps.device import policy
+    from edgewise.apps.device.owner_page import OwnerPage
+    from edgewise.apps.device.record import FILE, RecordLine
+
+    promise = "epsilon 8 at delta 1e-05 for all text of this device in the whole run, against the server"
+    with tempfile.TemporaryDirectory() as folder, running(Path(folder)) as server:
+        home = Path(folder) / "home"
+        joined(server, home).close()
+        policy.first_policy(home)
+        lines = [
+            RecordLine(time.time() - 600 * (12 - i), "s", sha256(b"plays" if i < 8 else b"pumps").hexdigest(), i % 8,
+                       "masked update", 1_223_567 + 1000 * (i % 8), "d", 0.1 * (i + 1), promise=promise)
+            for i in range(12)
+        ]  # fmt: skip
+        (home / FILE).write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
+        with OwnerPage(home) as made, browser() as chromium, window(chromium) as page:
+            page.goto(made.url)
+            page.screenshot(path=out / "owner-page.png")
+
+
 if __name__ == "__main__":
     _pictures(Path(sys.argv[1]))
+    _owner_picture(Path(sys.argv[1]))

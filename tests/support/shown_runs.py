@@ -135,7 +135,7 @@ def login(server: HttpServer, name: str) -> str:
 
 def filled(server: HttpServer) -> dict[str, str]:
     """Fill a server; returns the ids of some of it by name."""
-    found = {"operator": member(server, "Ada", "admin")}
+    found = {"operator": member(server, "operator", "admin")}
     for i, label in enumerate(["kitchen hub", "garage", "pump 7", "ward 3 gateway", "", "press line B"]):
         found[label] = member(server, label or f"x{i}", approved=i % 3 != 2, tags=["site=north"] if i % 2 else [])
         if i < 3:
