@@ -34,7 +34,7 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[list[DeviceId]]:
         return [_or_error(self, request) for request in requests]
 
     monkeypatch.setattr(toy.ToyTrainer, "fit_many", fit_many, raising=False)
-    monkeypatch.setattr(toy.ToyTrainer, "apart", lambda self: "", raising=False)
+    monkeypatch.setattr(toy.ToyTrainer, "apart", lambda self: None, raising=False)
     return found
 
 

@@ -22,9 +22,9 @@ from edgewise.plan.recipe.first_run import completion
 from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.rules import Section
 
-AFTER = (
-    "personal",
-)  # Sections whose keys stand by themselves only if no other section has the key: lr is training.lr.
+# Sections whose keys stand by themselves only if no section before them has the key: lr is training.lr.
+AFTER = ("personal", "split", "distill")
+_ORDER = {section: place for place, section in enumerate(AFTER, 1)}
 
 
 class Recipe:
@@ -132,7 +132,7 @@ def _recipe_sections() -> dict[str, type[Section]]:
 def _places_of_keys() -> dict[str, list[str]]:
     """Map each key to its dotted places."""
     found: dict[str, list[str]] = defaultdict(list)
-    for section, kind in sorted(_recipe_sections().items(), key=lambda pair: pair[0] in AFTER):
+    for section, kind in sorted(_recipe_sections().items(), key=lambda pair: _ORDER.get(pair[0], 0)):
         for key in kind.model_fields:
             if section not in AFTER or key not in found:
                 found[key].append(f"{section}.{key}")
