@@ -29,7 +29,7 @@ def test_parts_that_do_not_exist_are_refused_before_a_folder_is_made(folder: Pat
 
 
 def test_a_setting_finds_its_section() -> None:
-    alone = ew.Recipe(privacy="none", batch=4, every=5, steps=3, personal={"method": "fine_tune"}).tables
+    alone = ew.Recipe(privacy="none", batch=4, every=5, personal={"method": "fine_tune"}, steps=3).tables
     assert (alone["training"], alone["eval"]["every"], alone["personal"]["steps"]) == ({"batch": 4}, 5, 3)
     made = ew.Recipe(privacy="none", rounds=20, lr=1e-3, data={"holdout": 0.2}, strategy={"kind": "fedadam"})
     assert made.tables == {
