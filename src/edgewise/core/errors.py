@@ -205,13 +205,13 @@ class EdgewiseError(Exception):
 
 
 class Fault(NamedTuple):
-    """One fault of a recipe. ``file`` is empty and ``line`` is 0 if no line of a file has it."""
+    """One fault of a recipe. ``file`` is None for a fault of no file, and ``line`` if no line of the file has it."""
 
     code: str
     what: str
     fix: str
-    file: str = ""
-    line: int = 0
+    file: str | None = None
+    line: int | None = None
 
 
 class RecipeError(EdgewiseError):

@@ -209,7 +209,7 @@ class Space:
     Attributes:
         dim: length of the encoded body.
         quorum: guaranteed survivors and possible contributors.
-        population: number of devices from which a round's cohort is drawn. 0 if unknown.
+        population: number of devices from which a round's cohort is drawn. None if unknown.
         adjacency: message of a device in the neighbouring data set: the encoding of an update of zeros ("zero_out"),
             nothing at all ("add_remove"), or the encoding of any other update ("replace_one").
         head: names of the exact scalars that travel beside the body (metrics, then the weight).
@@ -252,7 +252,7 @@ class Space:
 
     dim: int
     quorum: Quorum
-    population: int = 0
+    population: int | None = None
     adjacency: Adjacency = "zero_out"
     head: tuple[str, ...] = ()
     head_l2: float = 0.0

@@ -38,7 +38,7 @@ class OwnerFloor:
         epsilon: largest epsilon of a whole run, against a reader of everything that leaves the device; inf = any.
         device_unit: True where an epsilon must protect all text of the device, not single examples.
         hidden: True where secure aggregation must hide single updates from the server.
-        local_steps: largest number of optimizer steps in a round; 0 = any.
+        local_steps: largest number of optimizer steps in a round; inf = any.
         upload_bytes: largest upload of a round; inf = any.
         secagg: requirements on every session of secure aggregation.
         delta: largest delta at which ``epsilon`` may hold. An epsilon at a larger one promises next to nothing.
@@ -53,7 +53,7 @@ class OwnerFloor:
     epsilon: float = inf
     device_unit: bool = False
     hidden: bool = False
-    local_steps: int = 0
+    local_steps: float = inf
     upload_bytes: float = inf
     secagg: Floor = Floor()  # noqa: RUF009 (immutable)
     delta: float = 1e-5
@@ -164,9 +164,9 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
             f"a model is made of {floor.cohort} contributions or more; here it may be of {plan.facts.n_min}",
         ),
         (
-            floor.local_steps > 0,
+            isfinite(floor.local_steps),
             plan.rule(0).steps <= floor.local_steps,
-            f"a round has {floor.local_steps} local steps at most; here it has {plan.rule(0).steps}",
+            f"a round has {floor.local_steps:g} local steps at most; here it has {plan.rule(0).steps}",
         ),
         (
             isfinite(floor.upload_bytes),

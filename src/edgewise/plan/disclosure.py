@@ -172,6 +172,7 @@ def _who_sees_updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str
 def _honest_assumption(recipe: Recipe, pipe: Pipeline) -> str:
     """State the number of honest devices that hidden sums rely on."""
     space, trust = pipe.encoded, recipe.trust
+    assert space.population is not None  # A plan knows its devices.
     exist = corrupt_existing(trust, space.population)
     text = f"this holds while at most {exist:,} of the {space.population:,} devices are corrupt "
     if trust.cohorts == "verified":

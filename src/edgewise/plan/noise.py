@@ -106,7 +106,7 @@ def private(
         RecipeError: E-VALUE for a delta that promises nothing, E-BUDGET where no noise keeps the budget.
     """
     dp, rounds_each = recipe.dp, sampling.rounds_each(recipe.round.rounds)
-    rules.delta(dp.delta, start.population, "device")  # ``drivers.workers.records`` checks it for records.
+    rules.delta(dp.delta, sampling.population, "device")  # ``drivers.workers.records`` checks it for records.
     by_server = mechanism.who is Noiser.SERVER
     rules.amplification(dp.amplification, sampling.kind, seen_by_reader=not by_server)
     if dp.noise == "correlated":

@@ -194,7 +194,7 @@ class Policy(Section):
             epsilon=inf if asked.epsilon is None else asked.epsilon,
             device_unit=asked.device_unit,
             hidden=asked.hidden,
-            local_steps=limits.local_steps,
+            local_steps=limits.local_steps or inf,
             upload_bytes=MB * min(limits.upload_mb, limits.upload_mb_per_day),
             secagg=Floor(max(2, asked.cohort), asked.malicious_fraction, asked.server),
             delta=asked.delta,

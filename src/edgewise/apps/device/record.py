@@ -84,7 +84,7 @@ class Record:
             self._count(row.run, row.round, row.size)
         self._before = dict(self._rounds)  # of earlier processes
         self._began = set[tuple[str, str]]()  # frames that this process has begun to send
-        self._sending = ("", "", -1)  # server, run and round of the frame that is being sent
+        self._sending: tuple[str, str, int] | None = None  # server, run and round of the frame that is being sent
         self._fresh_bytes, self._unwritten = 0, 0  # bytes of that frame that the record has already; and sent again
 
     def frame(self, server: str, plan: Plan | None, raw: bytes, epsilon: float | None = None) -> None:
@@ -135,12 +135,13 @@ class Record:
             TransportError: E-OWNER where bytes that leave once more would pass the limit of the round.
         """
         repeated = max(0, size - self._fresh_bytes)
-        if repeated and (why := self._too_much(*self._sending[1:], repeated)) is not None:
+        assert self._sending is not None  # A frame is recorded before its bytes leave.
+        server, run, round = self._sending
+        if repeated and (why := self._too_much(run, round, repeated)) is not None:
             raise _not_allowed(why)
         self._fresh_bytes = max(0, self._fresh_bytes - size)
         if not repeated:
             return
-        server, run, round = self._sending
         self._today.add(self._now_s(), repeated)
         self._again.add(self._now_s(), repeated)
         self._count(run, round, repeated)

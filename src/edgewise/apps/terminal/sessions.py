@@ -136,7 +136,7 @@ def _as_json(e: EdgewiseError) -> dict[str, Any]:
     """Convert an error for the JSON object. ``faults`` lists all faults of a recipe."""
     plain: dict[str, Any] = {"code": e.code, "what": e.what, "fix": e.fix}
     if isinstance(e, RecipeError) and e.faults:
-        plain["faults"] = [{**fault._asdict(), "line": fault.line or None} for fault in e.faults]
+        plain["faults"] = [{**fault._asdict(), "file": fault.file or ""} for fault in e.faults]
     return plain
 
 

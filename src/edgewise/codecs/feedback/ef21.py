@@ -38,7 +38,7 @@ def ef21(inner: InnerChain, eta: float | None) -> Stage:
     """
 
     def infer(space: Space) -> Space:
-        if not space.population:
+        if space.population is None:
             raise CompositionError(
                 "E-COMBO",
                 f"{inner.name}: the server's mirror is a mean over all devices, and their number is unknown.",
@@ -79,6 +79,7 @@ def ef21(inner: InnerChain, eta: float | None) -> Stage:
         return Memory({"g": np.zeros(space.dim, np.float32)})
 
     def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn, head: Head) -> tuple[Vector, Memory]:
+        assert space.population is not None  # ``infer`` refuses it.
         g: Vector = memory["g"] + np.float32(n / space.population) * mean
         return g, Memory({"g": g})
 

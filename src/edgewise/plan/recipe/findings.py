@@ -86,11 +86,10 @@ def error(found: Sequence[Finding], origin: Origin) -> RecipeError:
     """
     faults = []
     for finding in found:
-        label, line = located(origin, finding.places)
-        file = origin.where if line >= 0 else ""
+        label, file, line = located(origin, finding.places)
         what = f"{label}: {finding.what}" if label and not finding.what.startswith("--set ") else finding.what
-        faults.append(Fault(finding.code, what, finding.fix, file, max(0, line)))
-    first, *others = faults = sorted(faults, key=lambda fault: (not fault.file, fault.line))
+        faults.append(Fault(finding.code, what, finding.fix, file or None, line))
+    first, *others = faults = sorted(faults, key=lambda fault: (fault.file is None, fault.line or 0))
     lines, room = [first.fix], LONGEST_FIX - len(first.fix)
     for fault in others[: MOST_SHOWN - 1]:
         line_of_text = f"also {fault.code}: {fault.what} Fix: {fault.fix}"

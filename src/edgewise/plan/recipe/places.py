@@ -19,13 +19,14 @@ class Origin(NamedTuple):
 
 
 class Located(NamedTuple):
-    """A place for a message (``recipe.toml:14``, ``--set training.lr``, or the file alone), and the line in the file.
+    """A place for a message: ``recipe.toml:14``, ``--set training.lr``, or the file alone.
 
-    ``line`` is 0 if no line has the key, and -1 for a key of the command line.
+    ``file`` is None for a key of the command line. ``line`` is None if no line has the key.
     """
 
     label: str
-    line: int
+    file: str | None
+    line: int | None
 
 
 def located(origin: Origin, places: Sequence[Place]) -> Located:
@@ -33,16 +34,16 @@ def located(origin: Origin, places: Sequence[Place]) -> Located:
     for place in places:
         for key in origin.overrides:
             if f"{'.'.join(map(str, place))}.".startswith(f"{key}."):
-                return Located(f"--set {key}", -1)
+                return Located(f"--set {key}", None, None)
     inline = [place[:1] for place in places if len(place) > 1 and isinstance(place[1], int)]  # stage = [{...}]
     for place in (*places, *inline):
-        if line := _line_of_key(origin.text, place):
-            return Located(f"{origin.where}:{line}", line)
-    return Located(origin.where, 0)
+        if (line := _line_of_key(origin.text, place)) is not None:
+            return Located(f"{origin.where}:{line}", origin.where, line)
+    return Located(origin.where, origin.where, None)
 
 
-def _line_of_key(text: str, place: Place) -> int:
-    """Find the line of a key, counted from 1. Returns 0 if no line has it.
+def _line_of_key(text: str, place: Place) -> int | None:
+    """Find the line of a key, counted from 1. None if no line has it.
 
     Tables of a list (``[[stage]]``) are counted. A value in a list stands on the line of its key.
     """
@@ -65,4 +66,4 @@ def _line_of_key(text: str, place: Place) -> int:
         here = current == header and (not header or seen[header] == nth + 1)
         if keys and here and stripped.split("=")[0].strip().strip('"') == str(keys[-1]):
             return number
-    return 0
+    return None

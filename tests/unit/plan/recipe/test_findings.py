@@ -83,7 +83,7 @@ def test_everything_is_found_at_once_in_the_order_of_lines() -> None:
         ('privacy = "none"\n[training]\nbatch = 6\naccumulate = 4\nlr = "x"', ["4 E-COMBO", "5 E-TYPE"]),
         ('privacy = "none"\n[training]\nbatch = "x"\naccumulate = 4', ["3 E-TYPE"]),
         ('privacy = "nothing"\n[round]\nminimum = 0\npatience = 2\n[eval]\nevery = 0', ["1 E-VALUE", "4 E-COMBO"]),
-        ('[round]\nroundz = 0', ["0 E-MISSING", "2 E-KEY"]),
+        ('[round]\nroundz = 0', ["None E-MISSING", "2 E-KEY"]),
         ('privacy = "central_dp"\n[dp]\nepsilonn = 1\ndelta = 1e-5\nclip_l2 = 1.0', ["3 E-KEY"]),
         ('privacy = "none"\n[lora]\nrank = 4\n[stage]\nkind = "clip"', ["2 E-KEY", "4 E-TYPE"]),
         ('privacy = "none"\n[merge]\nkind = "secure_sum"\n[metrics]', ["3 E-COMBO", "4 E-VALUE"]),
@@ -131,5 +131,5 @@ def test_keywords_and_settings_are_answered_with_the_key(tmp_path: Path) -> None
     with pytest.raises(RecipeError) as refused:
         loading.load(path, {"learning_rate": 1.0, "stage.7.l2": 1.0, "training.lr": "x"}, BUILT_IN)
     found = [(one.what.split(":")[0], one.fix, one.file, one.line) for one in refused.value.faults]
-    assert ("--set learning_rate", "write `training.lr`.", "", 0) in found
+    assert ("--set learning_rate", "write `training.lr`.", None, None) in found
     assert {label for label, *_ in found} == {"--set learning_rate", "--set stage.7.l2", "--set training.lr"}
