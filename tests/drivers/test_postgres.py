@@ -14,7 +14,7 @@ from served import code
 
 from edgewise.drivers.fleet import backup, mailboxes
 from edgewise.drivers.fleet.database import LEASE_S, Database
-from edgewise.drivers.fleet.tables import ROUNDS
+from edgewise.drivers.fleet.tables import LEASES, ROUNDS
 
 pytestmark = pytest.mark.slow
 
@@ -84,6 +84,38 @@ def test_a_coordinator_that_stood_still_commits_nothing_more(opened: Callable[[]
     assert rounds(second) == [0, 1]
 
 
+def test_a_lease_holds_from_its_commit_on(opened: Callable[[], Database], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server whose session ends before the commit has no lease, and no two servers have one number."""
+    first, second = opened(), opened()
+    take = first._take_free_lease
+
+    def interrupted(c: sa.Connection) -> int | None:
+        number = take(c)
+        databases.end_sessions()
+        return number
+
+    with monkeypatch.context() as lost:
+        lost.setattr(first, "_take_free_lease", interrupted)
+        assert code(first.coordinate) == "E-DATABASE"
+    assert not first.leads
+    code(second.coordinate)  # finds its broken connection
+    assert second.coordinate()
+    assert not first.coordinate()
+    assert [open_round(first, 0, fenced=True), open_round(second, 1, fenced=True)] == ["E-LEASE", ""]
+
+
+def test_leases_count_on_in_a_database_that_was_restored(opened: Callable[[], Database]) -> None:
+    first = opened()
+    for _ in range(3):
+        assert first.coordinate()
+        number = first.number
+        first.write(lambda c: c.execute(LEASES.delete().where(LEASES.c.name == "writer")))
+        assert open_round(first, 0, fenced=True) == "E-LEASE"
+    second = opened()
+    assert second.coordinate()
+    assert second.number == number + 1 == 4
+
+
 def test_changes_of_all_servers_take_turns(opened: Callable[[], Database]) -> None:
     """Each sees what the others did before it, so that a count has no gaps and no doubles."""
     servers = [opened(), opened()]
@@ -151,3 +183,10 @@ def test_a_folder_has_one_fleet(tmp_path: Path) -> None:
     assert code(lambda: Database(tmp_path / "shared")) == "E-DATABASE"
     assert code(lambda: Database(tmp_path / "own", url=url)) == "E-DATABASE"
     assert code(backup.save, tmp_path / "shared", tmp_path / "copy", 0.0) == "E-DATABASE"
+
+
+def test_a_folder_belongs_to_one_database(tmp_path: Path) -> None:
+    url = databases.new_url()
+    Database(tmp_path, url=url).close()
+    Database(tmp_path, url=url).close()
+    assert code(lambda: Database(tmp_path, url=databases.new_url())) == "E-DATABASE"

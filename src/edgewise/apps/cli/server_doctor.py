@@ -20,7 +20,8 @@ from cryptography import x509
 from edgewise.apps.cli.doctor import BAD, NOTE, OK, Check
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.fleet import epoch
-from edgewise.drivers.fleet.database import ELSEWHERE, head
+from edgewise.drivers.fleet.database import head
+from edgewise.drivers.fleet.shared_folder import ELSEWHERE
 from edgewise.drivers.http import certificates, identity
 from edgewise.drivers.http.limits import ServerLimits
 

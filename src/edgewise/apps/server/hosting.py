@@ -255,7 +255,8 @@ class Hosting:
                 why = f"{e.code}: {e.what} {WAITS[e.code]}; the run then goes on by itself."
                 self._waits_for_room(run.run, why, full_before)
             except Halted:
-                pass
+                if not self._service.database.leads:
+                    time.sleep(LOOK_S)  # Another server plays it, or this one leads again soon.
             with self._lock:  # Someone may just have resumed it.
                 if self._ends(run.run):
                     del self._threads[run.run]
@@ -301,7 +302,10 @@ class Hosting:
     def _played(self, run: ServedRun) -> bool:
         """Play a run from where it is. Returns whether it reached its end."""
         out = submission.folder(self._service, run.run)
-        number = self._service.database.number if self._service.database.shared else 0
+        database = self._service.database
+        number = database.number if database.shared else 0
+        if database.shared and not number:
+            raise Halted  # A run without a number is fenced against nobody.
         with RunStore(out, fence=number) as store, ExitStack() as links:
             known = store.run()
             if known is None:

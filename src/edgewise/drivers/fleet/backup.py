@@ -25,9 +25,9 @@ from typing import Any
 import msgspec
 
 from edgewise.core.errors import StoreError, TransportError
-from edgewise.drivers.fleet.database import ELSEWHERE
 from edgewise.drivers.fleet.epoch import EPOCH, Epoch
 from edgewise.drivers.fleet.mailboxes import EVERYBODY
+from edgewise.drivers.fleet.shared_folder import ELSEWHERE
 from edgewise.drivers.http import home
 from edgewise.drivers.storage.files import FOLDER, TEMPORARY, for_owner, sync_folder
 from edgewise.drivers.storage.opening import RESTORED, named

@@ -32,10 +32,10 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError, TransportError
+from edgewise.drivers.fleet import shared_folder
 from edgewise.drivers.fleet.postgres import PREFIXES, Postgres
 from edgewise.drivers.fleet.sqlite import Sqlite
 from edgewise.drivers.fleet.tables import LEASES
-from edgewise.drivers.storage.files import FOLDER
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -44,7 +44,6 @@ T = TypeVar("T")
 Change = Callable[[sa.Connection], Any]
 LEASE_S, RENEW_S = 2.0, 0.5
 TOGETHER = 256  # the largest number of changes in one transaction
-ELSEWHERE = "database-elsewhere"  # marks the folder of servers whose database has a URL
 _WRITER = "writer"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _VERSION = sa.text("SELECT version_num FROM alembic_version")
@@ -106,7 +105,7 @@ def engine(folder: Path, url: str) -> Engine:
         StoreError: E-DATABASE where the folder has a fleet in the other kind.
     """
     if not url:
-        if (folder / ELSEWHERE).exists():
+        if (folder / shared_folder.ELSEWHERE).exists():
             what = f"the servers of {folder} have their fleet in PostgreSQL."
             raise StoreError("E-DATABASE", what, "give its URL (--database, or EDGEWISE_DATABASE).")
         return Sqlite(folder)
@@ -152,8 +151,7 @@ class Database:
             if self.shared:
                 with self._engine.writing() as c:
                     self._migrate(c)
-                folder.mkdir(FOLDER, parents=True, exist_ok=True)
-                (folder / ELSEWHERE).touch()
+                    shared_folder.join(folder, c)
             else:
                 self._take_lease(wait_s)
         self._thread = threading.Thread(target=self._run, name="edgewise-writer", daemon=True)
@@ -206,7 +204,7 @@ class Database:
             self._thread.join()
             self._fail_what_waits()
             with suppress(StoreError, TransportError), self._engine.guard(), self._engine.writing() as c:
-                own_lease = (LEASES.c.name == _WRITER) & (LEASES.c.number == self._number)
+                own_lease = (LEASES.c.name == _WRITER) & (LEASES.c.holder == self._holder)
                 c.execute(LEASES.update().where(own_lease).values(until_s=0.0))
         self._engine.pool.dispose()
 
@@ -236,7 +234,7 @@ class Database:
             StoreError: E-DATABASE, E-DISK.
         """
         if not self._number and not self._closed.is_set():
-            self.write(self._take_free_lease)
+            self._hold(self.write(self._take_free_lease))
         return self.leads
 
     @property
@@ -255,8 +253,12 @@ class Database:
         The lease cannot change hands until the transaction has ended. Raises StoreError(E-LEASE).
         """
         row = c.execute(sa.select(LEASES).where(LEASES.c.name == _WRITER).with_for_update(read=True)).first()
-        if row is None or not self._number or row.number != self._number:
+        if not self._is_own(row):
             raise _overtaken()
+
+    def _is_own(self, row: Any) -> bool:
+        """Return whether a row is this server's lease. A number alone would not tell two holders apart."""
+        return row is not None and self._number > 0 and (row.holder, row.number) == (self._holder, self._number)
 
     def _migrate(self, c: sa.Connection) -> None:
         if sa.inspect(c).has_table("alembic_version") and c.execute(_VERSION).scalars().all() == [head()]:
@@ -271,27 +273,38 @@ class Database:
         """Migrate and take the lease, in one transaction."""
         give_up = time.monotonic() + wait_s
         while True:
+            taken = None
             with self._engine.writing() as c:
                 row = self._lease(c) if sa.inspect(c).has_table("leases") else None
                 if row is None or row.until_s <= self._now_s():
                     self._migrate(c)
-                    self._take_free_lease(c)
-                    return
+                    taken = self._take_free_lease(c)
+            if taken is not None:
+                return self._hold(taken)
             if time.monotonic() >= give_up:
                 what = f"another server is working in {self._engine.name}."
                 raise StoreError("E-LEASE", what, "stop it, or name another folder.")
             time.sleep(0.1)
 
-    def _take_free_lease(self, c: sa.Connection) -> None:
-        """Take the lease unless it is another server's. Whoever has it next has a higher number."""
+    def _take_free_lease(self, c: sa.Connection) -> int | None:
+        """Take the lease unless it is another server's. Return its number, which holds from the commit on.
+
+        Whoever has it next has a higher number. It takes another after a commit of its own that it could not see.
+        """
         row, now_s = self._lease(c), self._engine.now_s(c, self._now_s())
-        if row is not None and row.until_s > now_s:
-            return
-        number = (row.number if row else 0) + 1
+        if row is not None and row.until_s > now_s and row.holder != self._holder:
+            return None
+        last = row.number if row else 0
+        number = shared_folder.next_number(self._folder, last) if self.shared else last + 1
         c.execute(LEASES.delete().where(LEASES.c.name == _WRITER))
         values = {"holder": self._holder, "number": number, "until_s": now_s + LEASE_S}
         c.execute(LEASES.insert().values(name=_WRITER, **values))
-        self._number, self._renewed_s, self._until_s = number, self._now_s(), self._now_s() + LEASE_S
+        return number
+
+    def _hold(self, number: int | None) -> None:
+        """Work under a lease whose transaction is committed. None changes nothing."""
+        if number is not None:
+            self._number, self._renewed_s, self._until_s = number, self._now_s(), self._now_s() + LEASE_S
 
     def _lease(self, c: sa.Connection) -> Any:
         return c.execute(sa.select(LEASES).where(LEASES.c.name == _WRITER)).first()
@@ -299,7 +312,7 @@ class Database:
     def _check_lease(self, c: sa.Connection) -> None:
         """Check the number and renew the lease. Raises StoreError(E-LEASE)."""
         row, now = self._lease(c), self._now_s()
-        if row is None or not self._number or row.number != self._number:
+        if not self._is_own(row):
             raise _overtaken()
         if not 0.0 <= now - self._renewed_s < RENEW_S:
             until_s = self._engine.now_s(c, now) + LEASE_S

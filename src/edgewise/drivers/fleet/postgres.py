@@ -54,7 +54,8 @@ class Postgres:
                 connect_args={
                     "connect_timeout": CONNECT_S,
                     "application_name": "edgewise",
-                    "options": f"-c statement_timeout={STATEMENT_S}s -c idle_in_transaction_session_timeout=60s",
+                    "options": f"-c statement_timeout={STATEMENT_S}s -c idle_in_transaction_session_timeout=60s"
+                    " -c synchronous_commit=on",
                 },
             )
         except ModuleNotFoundError:
