@@ -197,7 +197,7 @@ def make(version: tuple[int, int, int], base: str, wanted: dict[str, str]) -> No
         make_venv(base, version)
     pins = constraints(version).relative_to(ROOT).as_posix()
     install_torch(constraints(version))
-    pip("installing edgewise", ["-c", pins, "-e", ".[train,server,export,eval,quant,dev]"], pins)
+    pip("installing edgewise", ["-c", pins, "-e", ".[train,server,export,eval,quant,split,postgres,dev]"], pins)
     STAMP.write_text(json.dumps(wanted, indent=1))
     UNFINISHED.unlink()
     say(f"environment ready in {time.monotonic() - started:.0f} s")

@@ -21,8 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.errors import DecodeError, TrainingError
@@ -32,7 +31,7 @@ from edgewise.engine import split_states as events
 from edgewise.engine.split import step_device, step_server
 from edgewise.learn.flat import Storage
 from edgewise.learn.models.cut import Cut
-from edgewise.learn.models.load import TextLoss
+from edgewise.learn.models.load import TextLoss, summed_loss
 from edgewise.learn.split_labels import read_labels, read_positions, written_labels
 from edgewise.learn.train import LOWER, Batch, Optimizer
 from edgewise.plan.recipe.sections import TrainingSection
@@ -129,7 +128,8 @@ class DevicePart(PartTraining):
         batches: the micro-batches of each step. Each is (s_BS, n), n the number of predicted tokens.
         save: called with the number of steps taken, or of the attempt, before it counts (``engine.split``).
         secret: decides the noise. It is fresh for each session and known to the device alone.
-    Guarantees: one draw of the noise for each vector. A new attempt at a step sends the same noised bytes again.
+    Guarantees: one draw of the noise for each vector. A new attempt at a step sends the same noised bytes again. A
+        process that restarts draws anew, which counts as one more pass. With noise the norm of the gradients stays.
     Raises:
         ValueError: for noise without a secret.
     Attributes:
@@ -153,7 +153,8 @@ class DevicePart(PartTraining):
         self._vocabulary, self._secret = vocabulary, secret
         if secret is None and (self._crossings.activation_noise or self._crossings.gradient_noise):
             raise ValueError("noise on what crosses the cut needs a secret")
-        self._noised: dict[tuple[str, int], bytes] = {}
+        self._hides = secret is not None and any((self._crossings.activation_noise, self._crossings.gradient_noise))
+        self._noised, self._attempt, self._own_norm2 = dict[tuple[str, int], bytes](), 0, 0.0
         self.seen: list[tuple[float, float]] = []
         self.error: tuple[str, str] | None = None
         self._micros: Sequence[Batch] = ()
@@ -170,6 +171,7 @@ class DevicePart(PartTraining):
         match effect:
             case events.SaveAttempt(attempt):
                 self._save("attempt", attempt)
+                self._attempt = attempt
             case events.Prepare(number):
                 return self._prepared(number)
             case events.Forward(micro):
@@ -180,9 +182,11 @@ class DevicePart(PartTraining):
                 self._backward(micro, body, loss)
             case events.Reduce():
                 terms = float(sum(n for _, n in self._micros))
-                return events.Reduced(terms, self.divided(terms))
+                norm2 = self.divided(terms)
+                self._own_norm2 = norm2 if self._hides else 0.0  # The norm is exact, and tells of each gradient.
+                return events.Reduced(terms, norm2 - self._own_norm2)
             case events.Apply(number, norm2):
-                self.take_step(norm2)
+                self.take_step(norm2 + self._own_norm2)
                 self.seen.append((self._losses, float(sum(n for _, n in self._micros))))
                 self._save("step", number + 1)
                 return events.Applied()
@@ -221,9 +225,8 @@ class DevicePart(PartTraining):
         self._add(loss.item())
         assert out_BTC.grad is not None
         body = self._noised_bytes("output_gradients", micro, out_BTC.grad)
-        return events.MicroEncoded(
-            micro, "output_gradients", body or self.gradient(out_BTC.grad, "up", self._at, micro)
-        )
+        body = body or self.gradient(out_BTC.grad, "up", self._at, micro)
+        return events.MicroEncoded(micro, "output_gradients", body)
 
     def _noised_bytes(self, kind: Literal["activations", "output_gradients"], micro: int, x_BTC: Tensor) -> bytes:
         """Clip, noise and encode what goes up. Returns the earlier bytes in a new attempt, and b"" without noise."""
@@ -233,7 +236,7 @@ class DevicePart(PartTraining):
             return NOTHING
         if (kind, micro) not in self._noised:
             assert self._secret is not None
-            key = derive(self._secret, "token noise", kind, self._at, micro)
+            key = derive(self._secret, "token noise", kind, self._attempt, self._at, micro)
             with _as_training_error():
                 hidden_NC = torch.from_numpy(noise.hide(_rows(x_BTC), key)).view(x_BTC.shape)
             sent = self.up(hidden_NC) if first else self.gradient(hidden_NC, "up", self._at, micro)
@@ -390,11 +393,3 @@ def _as_training_error() -> Iterator[None]:
         yield
     except ValueError as e:
         raise TrainingError("E-NAN", f"what crosses the cut cannot be sent: {e}.", LOWER) from None
-
-
-def summed_loss(loss: TextLoss, stage: nn.Module, x_BTC: Tensor, y_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-    """Compute the summed negative log-likelihood of a stage that ends in logits, in nats."""
-    with loss.arithmetic(x_BTC.device.type):
-        logits_BTV = stage(x_BTC, positions_BT)
-    logp_NV = F.log_softmax(logits_BTV.flatten(0, 1), -1, dtype=torch.float32)
-    return F.nll_loss(logp_NV, y_BT.flatten(), ignore_index=-1, reduction="sum")

@@ -8,6 +8,8 @@ parts.own                               # the other part
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from math import ceil
+from typing import TYPE_CHECKING
 
 from edgewise.codecs.select.cut_parts import behind
 from edgewise.codecs.wire.tokens import TokenCodec
@@ -16,6 +18,9 @@ from edgewise.core.parts import ModelParts
 from edgewise.core.vector import Spec
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.privacy.token_noise import TokenNoise, token_promise
+
+if TYPE_CHECKING:
+    from edgewise.plan.plan import Plan
 
 REST = "rest"  # of ``Checkpoint.memory``: the part of a split model that is not the run's vector
 PART = "part"  # name of its array
@@ -112,6 +117,23 @@ def split_noise(recipe: Recipe, hidden: int) -> tuple[TokenNoise, TokenNoise] | 
     return activations, gradients
 
 
+def most_passes(recipe: Recipe) -> int:
+    """Return the most times that a run trains on one token, whatever the amount of text on its device.
+
+    A step draws a block once at most, since a batch has at most as many blocks as the device. A device with a single
+    batch of text draws all of it in each step. A round of E passes ends in the middle of a batch, so it begins at most
+    one pass more.
+    """
+    training = recipe.training
+    each = ceil(training.local_epochs) + 1 if training.local_epochs else training.local_steps
+    return recipe.round.rounds * each
+
+
+def noises_crossings(plan: Plan) -> bool:
+    """Tell whether devices add noise to what crosses the cut, so that their secrets must be secret."""
+    return plan.recipe.split.token_noise > 0
+
+
 def split_claims(recipe: Recipe, noised: bool) -> tuple[str, ...]:
     """Say where a model is split and what it shows to whom. Empty where the model is whole.
 
@@ -132,7 +154,7 @@ def split_claims(recipe: Recipe, noised: bool) -> tuple[str, ...]:
     ]
     if split.token_noise:
         noised_tokens = f"{split.holder} sees activations and output gradients of every token that devices train on"
-        sentences[1:] = [noised_tokens, token_promise(split.token_noise, recipe.round.rounds)]
+        sentences[1:] = [noised_tokens, token_promise(split.token_noise, most_passes(recipe))]
     if split.cached:
         since = "after the device's part is trained by a small head of its own" if split.local else "from the start"
         sentences.append(

@@ -104,15 +104,16 @@ def token_epsilon(z: float, passes: int, delta: float = DELTA) -> float:
     return accountant.epsilon({spend.local(z): VECTORS * passes}, delta)
 
 
-def token_promise(z: float, rounds: int) -> str:
+def token_promise(z: float, passes: int) -> str:
     """Describe what the noise of a run promises and what it does not, for its privacy card.
 
     Args:
         z: noise multiplier.
-        rounds: number of rounds, of which a device may be in each.
+        passes: the most times that a run trains on one token.
     """
     one = card.words(token_epsilon(z, 1), DELTA)
-    all_ = f", and {card.words(token_epsilon(z, rounds), DELTA)} after {rounds:,}" if rounds > 1 else ""
+    most = f"after {passes:,}, the most that a token takes in this run, where its device has little text"
+    all_ = f", and {card.words(token_epsilon(z, passes), DELTA)} {most}" if passes > 1 else ""
     return (
         f"each of these vectors is clipped and noised with multiplier {z:g}: {one} after one pass over a device's "
         f"text{all_}, for the two vectors of one token given those of all others; this is no promise about the text, "

@@ -41,4 +41,4 @@ def test_nobody_else_looks_what_a_trainer_can_do() -> None:
             doors.append(where(path))
         if called == "inspect.signature" and "trainer" in ast.unparse(node.args[0]):
             doors.append(where(path))
-    assert set(doors) == {"src/edgewise/engine/trainer.py", "src/edgewise/learn/zeroth_order.py"}
+    assert set(doors) == {"src/edgewise/engine/trainer.py"}

@@ -146,6 +146,30 @@ def test_a_vector_gets_one_draw_of_noise_however_often_its_step_begins_again():
     assert plain.perform(events.Forward(0)).body != sent[0][0]
 
 
+def test_a_process_that_restarts_draws_other_noise():
+    """With the same noise on other outputs of the server, their difference would show both without any."""
+    sent = []
+    for attempt in (1, 2):
+        device = noised(0.5)
+        device.perform(events.SaveAttempt(attempt))
+        device.perform(events.Prepare(0))
+        sent.append(device.perform(events.Forward(0)).body)
+    assert sent[0] != sent[1]
+
+
+@pytest.mark.parametrize(("z", "crosses"), [(0.5, False), (None, True)])
+def test_the_norm_of_gradients_crosses_only_without_noise(z, crosses):
+    device = noised(z or 0.5)
+    if z is None:
+        device._hides = False
+    device.perform(events.Prepare(0))
+    device.perform(events.Forward(0))
+    outputs = TokenCodec("int8", HIDDEN).encode(np.ones((ROWS * LENGTH, HIDDEN), np.float32))
+    device.perform(events.Head(0, outputs))
+    reduced = device.perform(events.Reduce())
+    assert (reduced.norm2 > 0.0) == crosses
+
+
 def test_noise_without_a_secret_is_refused():
     with pytest.raises(ValueError, match="secret"):
         noised(0.5, secret=None)

@@ -20,7 +20,7 @@ def stats(
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
-    """Count the text of all devices before training, as the recipe's privacy allows.
+    """Count the text of all devices before training.
 
     Devices contribute histograms in place of updates: documents, lengths, tokens, drift. They are summed, hidden and
     noised as the recipe says, and charged to its budget. Plays in the simulator.

@@ -19,6 +19,8 @@ def sizes(
     update = 4.0 * trained if trained else None
     model = 4.0 * facts["parameters"] if facts.get("parameters") else None
     sessions = [e for e in log if isinstance(e, events.SplitSession)]
+    if noised and (facts.get("split") or {}).get("once"):
+        sessions = []  # What crosses once has the size of a device's text.
     crossed = sum(e.bytes_up for e in sessions)
     per_up = (sum(up) + crossed) / len(up) if up else None
     per_down = down / asked if asked else None

@@ -17,6 +17,7 @@ from edgewise.crypto import sign
 from edgewise.crypto.agree import Pair
 from edgewise.engine.ports import Trust
 from edgewise.plan.plan import Plan
+from edgewise.plan.split_part import noises_crossings
 from edgewise.secagg import two_server
 
 
@@ -67,7 +68,7 @@ def simulated_secrets(plan: Plan, root: Key, device: DeviceId, round: int, nonce
     are.
     """
     session = derive(root, "session", device, round, nonce or b"")
-    if not noised(plan):
+    if not (noised(plan) or noises_crossings(plan)):
         return Secrets(plan.batch_key(device, round), derive(plan.key, "device", device, round), session)
     return Secrets(derive(session, "training"), derive(session, "private"), session)
 

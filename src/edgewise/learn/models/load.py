@@ -273,3 +273,11 @@ def positions(begins_BT: Tensor) -> Tensor:
     """
     at_T = torch.arange(begins_BT.shape[1], device=begins_BT.device)
     return at_T - (at_T * begins_BT).cummax(1).values
+
+
+def summed_loss(loss: TextLoss, stage: nn.Module, x_BTC: Tensor, y_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
+    """Compute the summed negative log-likelihood of a stage that ends in logits, in nats."""
+    with loss.arithmetic(x_BTC.device.type):
+        logits_BTV = stage(x_BTC, positions_BT)
+    logp_NV = F.log_softmax(logits_BTV.flatten(0, 1), -1, dtype=torch.float32)
+    return F.nll_loss(logp_NV, y_BT.flatten(), ignore_index=-1, reduction="sum")

@@ -211,7 +211,7 @@ def private_faults(
     if of_records:
         what = f'{given} with dp.unit = "example": the part that stays depends on each record without noise, and the '
         what += "gradients of all later steps depend on that part, which no epsilon counts"
-        yield SettingError("E-COMBO", what, 'write dp.unit = "user", or personal.method = "fine_tune"')
+        yield SettingError("E-COMBO", what, 'write dp.unit = "device", or personal.method = "fine_tune"')
     if trainable.adapts and (trainable.rule in IN_TURN or trainable.moves_base):
         what = f'{given} with trainable.rule = "{trainable.rule}": the rule treats the factors of all layers as one '
         what += "adapter, and a part of it would stay behind"

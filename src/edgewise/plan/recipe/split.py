@@ -236,7 +236,9 @@ def _privacy_faults(recipe: Any, given: str) -> Iterator[SettingError]:
         yield SettingError("E-COMBO", what, fix + 'privacy = "hidden" or "none"')
     elif recipe.dp.example:
         what = f'{given} and dp.unit = "example": gradients that come back are of whole micro-batches, and cannot be '
-        yield SettingError("E-COMBO", what + "clipped record by record", 'write dp.unit = "user", or leave out [split]')
+        yield SettingError(
+            "E-COMBO", what + "clipped record by record", 'write dp.unit = "device", or leave out [split]'
+        )
     elif recipe.privacy != "central_dp" and split.held_by == "server":
         what = f'{given} and split.held_by = "server": the word promises something against the server itself, which '
         fix = 'write split.held_by = "gateway", which then sees them, or privacy = "central_dp"'
