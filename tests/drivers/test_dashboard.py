@@ -242,6 +242,27 @@ def test_a_run_tells_a_browser_that_it_moved(server: HttpServer, person: Person,
     server.service.database.write(lambda c: served.ask(c, ids["smart-home"], served.RUNNING))
 
 
+def test_the_stream_of_a_run_ends_with_its_session(
+    server: HttpServer, http: httpx2.Client, ids: dict[str, str]
+) -> None:
+    person = Person(http, login(server, ids["operator"]))
+    with http.stream("GET", f"{HOME}/runs/{ids['smart-home']}/live", headers=person.cookie) as answer:
+        lines = answer.iter_lines()
+        assert next(line for line in lines if line.startswith("data"))
+        server.service.database.write(lambda c: sessions.leave(c, person.secret))
+        server.service.database.write(lambda c: served.ask(c, ids["smart-home"], served.PAUSED))
+        server.service.ring(ids["smart-home"])
+        assert not any(line.startswith("data") for line in lines)
+    server.service.database.write(lambda c: served.ask(c, ids["smart-home"], served.RUNNING))
+
+
+@pytest.mark.parametrize("other", ['a={"x":1}', "path=1", "b", "", "=;;"])
+def test_cookies_of_other_programs_of_the_host_end_no_session(other: str) -> None:
+    assert browser.cookie_value(f"{other}; {browser.COOKIE}=abc", browser.COOKIE) == "abc"
+    assert browser.cookie_value(other, browser.COOKIE) == ""
+    assert browser.cookie_value(f"{browser.COOKIE}=a; {browser.COOKIE}=b", browser.COOKIE) == "", "which is not known"
+
+
 def test_a_ledger_is_listed_and_a_changed_row_named(server: HttpServer, person: Person) -> None:
     run = shown_run(server, "charged", served.FINISHED, 5, 5, seed=79)
     path = f"/privacy.json?run={run}"

@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -172,12 +173,14 @@ class DashboardRoutes:
 
     async def live(self, request: Request) -> Response:
         """Send an event whenever a round of a run has ended or its state has changed."""
-        name, member = request.path_params["run"], caller(request).person()
+        name, found = request.path_params["run"], caller(request)
         await self._service.read(lambda c: served.find(c, name))
         headers = {**browser.HEADERS, "x-accel-buffering": "no"}
-        return StreamingResponse(self._changes(name, member.id), media_type="text/event-stream", headers=headers)
+        return StreamingResponse(
+            self._changes(name, found.person().id, found.session), media_type="text/event-stream", headers=headers
+        )
 
-    async def _changes(self, run: str, member: str) -> AsyncIterator[str]:
+    async def _changes(self, run: str, member: str, session: str) -> AsyncIterator[str]:
         yield "retry: 2000\n\n"
         seen, until_s, rang = "", time.monotonic() + LIVE_S, False
         while time.monotonic() < until_s:
@@ -185,6 +188,9 @@ class DashboardRoutes:
                 person = await self._service.member(member)
                 if bell is None or person is None or person.status != members.APPROVED or person.role not in VIEWER:
                     return
+                lasts = partial(sessions.find, secret=session, now_s=self._service.now_s())
+                if session and not await self._service.read(lasts):
+                    return  # logged out in another tab
                 row = await self._service.read(lambda c: served.find(c, run))
                 played = await self._service.aside(lambda: run_data.progress(self._server.folder(run))["played"])
                 now = json.dumps({"state": row.state, "played": played})

@@ -18,7 +18,6 @@ import threading
 import time
 from collections.abc import Callable
 from html import escape
-from http.cookies import CookieError, SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from pathlib import Path
@@ -182,11 +181,7 @@ class _Request(BaseHTTPRequestHandler):
         return host in own and (origin is None or urlsplit(origin).netloc == host)
 
     def _owner(self) -> bool:
-        try:
-            found = SimpleCookie(self.headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return found is not None and self.owner.knows(found.value)
+        return self.owner.knows(browser.cookie_value(self.headers.get("cookie", ""), COOKIE))
 
     def _refuse(self, code: int, words: str) -> None:
         self._words(code, "Refused", words)

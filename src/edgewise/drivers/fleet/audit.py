@@ -1,9 +1,10 @@
 """The audit log of a server: who changed what, and when. Rows are only added, and each is chained to the one before.
 
     audit.note(c, member.id, "approve", device, now_s)     # in the transaction of the change itself
-    audit.problem(audit.rows(c))                           # empty where no row was changed, removed or swapped
+    audit.problem(audit.rows(c))                           # empty where no row before the newest was touched
 
-A person who can write the database can also write all rows anew. So an auditor keeps the newest digest elsewhere.
+A person who can write the database can also write all rows anew, or remove the newest. So an auditor keeps the newest
+digest elsewhere.
 """
 
 from __future__ import annotations

@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Mapping
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
@@ -35,12 +34,17 @@ _FOREIGN = TransportError("E-SESSION", "the form was not made in this session.",
 
 def session_secret(scope: Scope) -> str:
     """Return the secret in the cookie of a request. Empty: there is none."""
-    text = "; ".join(value.decode("latin-1") for name, value in scope["headers"] if name == b"cookie")
-    try:
-        found = SimpleCookie(text).get(COOKIE)
-    except CookieError:
-        return ""
-    return "" if found is None else found.value
+    return cookie_value("; ".join(v.decode("latin-1") for name, v in scope["headers"] if name == b"cookie"), COOKIE)
+
+
+def cookie_value(header: str, name: str) -> str:
+    """Return the value of a cookie in the header ``cookie``, whatever other programs of this host put beside it.
+
+    Empty: it has none, or several of the name. Values of edgewise need no quotes.
+    """
+    pairs = [part.strip().partition("=") for part in header.split(";")]
+    found = [value for key, _, value in pairs if key == name]
+    return found[0] if len(found) == 1 else ""
 
 
 def cookie(secret: str) -> str:
