@@ -57,10 +57,11 @@ def test_the_bytes_of_all_sessions_are_told(tmp_path: Path) -> None:
     assert [(e.device, e.steps, e.bytes_up, e.bytes_down) for e in told] == [(d, 4, 1000, 500) for d in "abc"]
 
 
-def test_what_is_missing_damaged_or_of_another_round_is_refused(tmp_path: Path) -> None:
-    files = ended(tmp_path)
+@pytest.mark.parametrize("kind", ["each", "in_turn"])
+def test_what_is_missing_damaged_or_of_another_round_is_refused(tmp_path: Path, kind: str) -> None:
+    files = ended(tmp_path, kind == "in_turn")
     with pytest.raises(StoreError) as missing:
-        closed(tmp_path, "each", None, ("a", "d"))
+        closed(tmp_path, kind, None, ("a", "d"))
     assert missing.value.code == "E-CHECKPOINT"
     assert "the session of 'd' in round 2" in missing.value.what
     with pytest.raises(StoreError) as other:
@@ -69,7 +70,7 @@ def test_what_is_missing_damaged_or_of_another_round_is_refused(tmp_path: Path) 
     for path in (tmp_path / "split" / "000002").glob("*"):
         path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(StoreError) as damaged:
-        closed(tmp_path, "each", None, ("a",))
+        closed(tmp_path, kind, None, ("a",))
     assert damaged.value.code == "E-CHECKPOINT"
 
 
