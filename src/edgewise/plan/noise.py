@@ -170,7 +170,7 @@ def _privacy_card(
         against_server=spent if text.against_server else None,
         of_release=spent,
         delta=dp.delta,
-        below=f"below 1 / n^1.1 for n = {after.population:,} devices{text.blocks}",
+        below=f"below 1 / n^1.1 for n = {setting.sampling.population:,} devices{text.blocks}",
         unit=text.unit,
         adjacency=text.adjacency or ADJACENT[built.events(z)[0].adjacency],
         sampling=text.sampling or setting.sampling.earns,
