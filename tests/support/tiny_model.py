@@ -44,3 +44,12 @@ def save(folder: Path, tie: bool = True, seed: int = 0) -> Path:
         )  # fmt: skip
     model.save_pretrained(folder)
     return folder
+
+
+def save_place(folder: Path) -> Path:
+    """Write the model and the notes of two devices: FOLDER/model, FOLDER/notes/DEVICE/1.txt."""
+    save(folder / "model")
+    for name in ("phone-1", "hub-1"):
+        (folder / "notes" / name).mkdir(parents=True)
+        (folder / "notes" / name / "1.txt").write_text("".join(f"the fox {i} jumps\n" for i in range(200)))
+    return folder

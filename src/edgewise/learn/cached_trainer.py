@@ -27,17 +27,17 @@ from edgewise.core import vector
 from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.keys import Key, derive
 from edgewise.core.parts import ModelParts
-from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
-from edgewise.core.vector import Spec, Vector
+from edgewise.core.training import DeviceId, FitRequest, Update
+from edgewise.core.vector import Vector
 from edgewise.engine import split_messages as wire
 from edgewise.engine.split_rest import SessionResult, Sessions
 from edgewise.engine.trainer import Registered
 from edgewise.learn.computing import computing
+from edgewise.learn.joined_trainer import JoinedTrainer
 from edgewise.learn.models.architecture import embeddings, text_config
 from edgewise.learn.models.cut import Cut, check_cut, cut
 from edgewise.learn.models.load import TextLoss, positions
 from edgewise.learn.models.local_head import LocalHead
-from edgewise.learn.models.part_memory import check_part, forecast_part
 from edgewise.learn.shards import row_order
 from edgewise.learn.split import read_labels, read_positions, written_labels
 from edgewise.learn.text.trainer import TextTrainer
@@ -91,7 +91,7 @@ def cached_between(trainer: Registered, parts: ModelParts, recipe: Recipe, sessi
     return replace(trainer, trainer=made, describes=made, continues=made, together=None, keeps=made, splits=made)
 
 
-class CachedTrainer:
+class CachedTrainer(JoinedTrainer):
     """The ``Trainer`` port over the rest of another trainer's model, or over both parts in turn.
 
     Args:
@@ -103,12 +103,8 @@ class CachedTrainer:
     def __init__(
         self, inner: Registered, text: TextTrainer, parts: ModelParts, recipe: Recipe, sessions: Sessions
     ) -> None:
-        self.inner, self.parts, self.sessions = inner, parts, sessions
-        self.own_names = tuple(s.name for s in parts.own.segments)
-        self._text, self._split, self._training, model = text, recipe.split, recipe.training, text.model
-        check_part(recipe, text.devices(), text.loaded.folder, text.autocast)
-        self._recipe = recipe
-        self._start, self.rest_start = parts.split(inner.initial())
+        super().__init__(inner, text, parts, recipe, sessions)
+        model = text.model
         self._stages = cut(model, recipe.split.cut, "head", shared=True)
         ids = torch.arange(PROBE).view(1, PROBE)
         check_cut(model, self._stages, ids.to(text.processor), recipe.data.packing == "isolated")
@@ -121,19 +117,6 @@ class CachedTrainer:
         self._codec = TokenCodec(recipe.split.activations, text_config(model.config).hidden_size)
         self.vocabulary = int(embeddings(model).weight.shape[0])
         self.token_bytes = token_bytes(recipe, self._codec.hidden, self.vocabulary)
-
-    @property
-    def spec(self) -> Spec:
-        """The layout of the run's vector."""
-        return self.parts.shared
-
-    def initial(self) -> Vector:
-        """Return the run's vector before round 0."""
-        return self._start.copy()
-
-    def devices(self) -> Sequence[DeviceId]:
-        """Return the population, sorted."""
-        return self._text.devices()
 
     def whole(self, shared: Vector, private: Mapping[str, Vector] | None = None) -> Vector:
         """Join the run's vector with the frozen part. ``private`` is not read."""
@@ -230,22 +213,6 @@ class CachedTrainer:
         packed = any(row.begins for row in crossings)
         placed = positions(begins_BT).to(at) if packed else None
         return (h_BTC.to(at), y_BT.to(at), placed), max(1, int((y_BT >= 0).sum()))
-
-    def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
-        """Measure the held-out loss of the joined model, for a vector of the run or of the whole layout."""
-        return self.inner.evaluate(device, self._measured(params))
-
-    def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
-        """Continue a held-out text as the inner trainer does, with a vector as of ``evaluate``."""
-        return self._text.sample(device, self._measured(params), key)
-
-    def _measured(self, params: Vector) -> Vector:
-        return params if params.shape == (self.parts.whole.dim,) else self.whole(params)
-
-    def sizes(self) -> Mapping[str, float]:
-        """Forecast sizes as the inner trainer. ``trainable`` counts both parts. Memory is the device part's."""
-        needed = forecast_part(self._recipe, self._text.loaded.folder, self._text.autocast).total
-        return {**self._text.sizes(), "memory_bytes": needed}
 
     def describe(self) -> dict[str, Any]:
         """Describe the inner trainer, with both parts of the layout and the bytes of a token at the cut."""

@@ -7,7 +7,7 @@ Both parts are in this process. What a network would carry between them crosses 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,16 +16,16 @@ import torch
 
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.errors import TrainingError
-from edgewise.core.keys import Key, derive
+from edgewise.core.keys import derive
 from edgewise.core.parts import ModelParts
-from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
-from edgewise.core.vector import Spec, Vector, finite
+from edgewise.core.training import FitRequest, Update
+from edgewise.core.vector import Vector, finite
 from edgewise.engine.split_rest import SessionResult, Sessions
 from edgewise.engine.trainer import Registered
 from edgewise.learn.computing import computing
+from edgewise.learn.joined_trainer import JoinedTrainer
 from edgewise.learn.models.architecture import embeddings, text_config
 from edgewise.learn.models.cut import check_cut, cut
-from edgewise.learn.models.part_memory import check_part, forecast_part
 from edgewise.learn.seeded import seeded
 from edgewise.learn.split import Crossings, DevicePart, ServerPart, session
 from edgewise.learn.text.trainer import TextTrainer
@@ -49,7 +49,7 @@ def split_between(trainer: Registered, parts: ModelParts, recipe: Recipe, sessio
     return replace(trainer, trainer=made, describes=made, continues=made, together=None, keeps=made, splits=made)
 
 
-class SplitTrainer:
+class SplitTrainer(JoinedTrainer):
     """The ``Trainer`` port over the device's part of another trainer's model.
 
     ``fit`` trains both parts in one session of ``learn.split`` and returns the change of the device's part. The rest
@@ -62,11 +62,7 @@ class SplitTrainer:
     def __init__(
         self, inner: Registered, text: TextTrainer, parts: ModelParts, recipe: Recipe, sessions: Sessions
     ) -> None:
-        self.inner, self.parts, self.sessions = inner, parts, sessions
-        self.own_names = tuple(s.name for s in parts.own.segments)
-        self._text, self._split, self._training, self._recipe = text, recipe.split, recipe.training, recipe
-        check_part(recipe, text.devices(), text.loaded.folder, text.autocast)
-        self._start, self.rest_start = parts.split(inner.initial())
+        super().__init__(inner, text, parts, recipe, sessions)
         model = text.model
         self._stages = cut(model, recipe.split.cut, recipe.split.shape)
         ids = torch.arange(PROBE).view(1, PROBE)
@@ -83,19 +79,6 @@ class SplitTrainer:
         self._device_names = [name for name in device if name not in fixed]
         self._rest_names = [n for n in self.own_names if n not in fixed] if self._split.trains_rest else []
         self._optimizers = [Optimizer(self._training, text.flat) for _ in range(2)]
-
-    @property
-    def spec(self) -> Spec:
-        """The layout of the device's part."""
-        return self.parts.shared
-
-    def initial(self) -> Vector:
-        """Return the device's part of the model before round 0."""
-        return self._start.copy()
-
-    def devices(self) -> Sequence[DeviceId]:
-        """Return the population, sorted."""
-        return self._text.devices()
 
     def whole(self, shared: Vector, private: Mapping[str, Vector] | None = None) -> Vector:
         """Join the device's part with the rest of the round's model. ``private`` is not read."""
@@ -139,22 +122,6 @@ class SplitTrainer:
         self.sessions.end(request.round, request.device, result)
         first, last = quarters(device.seen)
         return Update(shared - request.params, {"loss_first": first, "loss_last": last}, count)
-
-    def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
-        """Measure the held-out loss of a device's part with the rest of the round's model, or of a whole model."""
-        return self.inner.evaluate(device, self._measured(params))
-
-    def sample(self, device: DeviceId, params: Vector, key: Key) -> tuple[str, str, str]:
-        """Continue a held-out text as the inner trainer does, with a vector as of ``evaluate``."""
-        return self._text.sample(device, self._measured(params), key)
-
-    def _measured(self, params: Vector) -> Vector:
-        return params if params.shape == (self.parts.whole.dim,) else self.whole(params)
-
-    def sizes(self) -> Mapping[str, float]:
-        """Forecast sizes as the inner trainer. ``trainable`` counts both parts. Memory is the device part's."""
-        needed = forecast_part(self._recipe, self._text.loaded.folder, self._text.autocast).total
-        return {**self._text.sizes(), "memory_bytes": needed}
 
     def describe(self) -> dict[str, Any]:
         """Describe the inner trainer, with both parts of the layout and the bytes of a token at the cut."""

@@ -14,7 +14,7 @@ from edgewise.drivers.fleet.served import ServedRun
 
 
 class ShownServer(Protocol):
-    """What the dashboard needs of a server. Every change writes its row of the audit log with ``by``."""
+    """Port of the dashboard to a server. Every change writes its row of the audit log with ``by``."""
 
     def folder(self, run: str) -> Path:
         """Return the folder of a run."""

@@ -50,7 +50,7 @@ _VERSION = sa.text("SELECT version_num FROM alembic_version")
 
 
 class Engine(Protocol):
-    """What a server needs of the kind of its database.
+    """Port to the kind of a database.
 
     Attributes:
         shared: other servers write too.
@@ -244,7 +244,7 @@ class Database:
 
     @property
     def leads(self) -> bool:
-        """Whether this server plays the runs, as far as it knows. Its changes are checked when they are made."""
+        """True if this server plays the runs, as far as it knows. Its changes are checked when they are made."""
         return not self.shared or self._number > 0
 
     def fence(self, c: sa.Connection) -> None:

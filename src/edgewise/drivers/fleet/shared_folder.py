@@ -1,4 +1,4 @@
-"""What the folder of servers with a shared database knows of it: which one it is, and the highest lease it has seen.
+"""Two notes in the folder of servers with a shared database: which database it is, and the highest lease.
 
     FOLDER/database-elsewhere       the fleet's id, which the database has too
     FOLDER/highest-lease            a number that no later lease may have

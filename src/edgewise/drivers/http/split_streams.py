@@ -239,7 +239,7 @@ class SplitListener:
 
 @dataclass(frozen=True)
 class SplitAddress:
-    """Where a device finds its session.
+    """The place of a session, for a device.
 
     Attributes:
         tls: the device's context (``certificates.client_context``). server: fingerprint of the server's key.

@@ -84,16 +84,8 @@ def forecast(
         ModelError: E-MODEL where the configuration describes no model, E-TARGETS as ``adapters.trainable``.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoConfig, AutoModelForCausalLM
 
-    with foreign(ModelError, "E-MODEL", f"{folder} cannot be loaded", "check that it is complete."):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=arithmetic if section.keeps_base else torch.float32)
-        if compact.is_compact(folder):
-            compact.put_shapes(model, folder, masked=not section.adapts)
-    if arithmetic is torch.bfloat16:
-        float32_attention(model)
+    model = shapes_of(folder, section, arithmetic)
     if training.checkpointing:
         checkpoint(model, folder.name)
     fused = any(p.ndim == EXPERTS_NDIM for p in model.parameters())
@@ -128,6 +120,26 @@ def forecast(
         with torch.no_grad():
             TextLoss(arithmetic)(model, (torch.zeros(rows, sequence_len + 1, dtype=torch.int64), 1))
     return MemoryForecast(float(weights), vectors, float(live.peak - before) + largest)
+
+
+def shapes_of(folder: Path, section: TrainableSection, arithmetic: torch.dtype) -> nn.Module:
+    """Make the model of a folder without storage, from its configuration alone.
+
+    Raises ModelError(E-MODEL) where the configuration describes no model.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with foreign(ModelError, "E-MODEL", f"{folder} cannot be loaded", "check that it is complete."):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        with torch.device("meta"):
+            model: nn.Module = AutoModelForCausalLM.from_config(
+                config, dtype=arithmetic if section.keeps_base else torch.float32
+            )
+        if compact.is_compact(folder):
+            compact.put_shapes(model, folder, masked=not section.adapts)
+    if arithmetic is torch.bfloat16:
+        float32_attention(model)
+    return model
 
 
 def optimizer_states(training: TrainingSection) -> int:

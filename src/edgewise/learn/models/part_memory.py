@@ -14,14 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from edgewise.core.errors import ModelError
-from edgewise.core.foreign import foreign
-from edgewise.learn.models import compact
 from edgewise.learn.models.adapters import trainable
 from edgewise.learn.models.architecture import embeddings, text_config
 from edgewise.learn.models.cut import Cut, cut, parameters
-from edgewise.learn.models.load import TextLoss, float32_attention
+from edgewise.learn.models.load import TextLoss
 from edgewise.learn.models.local_head import LocalHead
-from edgewise.learn.models.memory import LiveBytes, MemoryForecast, optimizer_states, without_storage
+from edgewise.learn.models.memory import LiveBytes, MemoryForecast, optimizer_states, shapes_of, without_storage
 from edgewise.learn.models.quantized import stored_bytes
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.split_part import rest_names
@@ -39,17 +37,9 @@ def forecast_part(recipe: Recipe, folder: Path, arithmetic: torch.dtype) -> Memo
         ModelError: E-MODEL where the configuration describes no model, E-CUT as ``cut``.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     section, training, split = recipe.trainable, recipe.training, recipe.split
-    with foreign(ModelError, "E-MODEL", f"{folder} cannot be loaded", "check that it is complete."):
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, dtype=arithmetic if section.keeps_base else torch.float32)
-        if compact.is_compact(folder):
-            compact.put_shapes(model, folder, masked=not section.adapts)
-    if arithmetic is torch.bfloat16:
-        float32_attention(model)
+    model = shapes_of(folder, section, arithmetic)
     model, flat = trainable(model, section, bytes(32), frozen=arithmetic)
     stages = cut(model, split.cut, split.shape, shared=split.cached)
     rest = set(rest_names(recipe, flat.spec))

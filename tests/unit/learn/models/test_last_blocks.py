@@ -28,12 +28,7 @@ BOTH = {"last_blocks": 2, "block_shares": {"1": 0.5, "2": 0.5}, "blocks_by": "me
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("place")
-    tiny_model.save(folder / "model")
-    for name in ("phone-1", "hub-1"):
-        (folder / "notes" / name).mkdir(parents=True)
-        (folder / "notes" / name / "1.txt").write_text("".join(f"the fox {i} jumps\n" for i in range(200)))
-    return folder
+    return tiny_model.save_place(tmp_path_factory.mktemp("place"))
 
 
 def recipe(trainable: dict[str, object], **engine: object) -> Recipe:
