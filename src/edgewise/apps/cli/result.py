@@ -1,4 +1,4 @@
-"""Result of a run on the terminal: quality, cost, time, and the path of the report."""
+"""Result of a run on the terminal: quality, cost, privacy, time, and the path of the report."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.apps.report import alone_or_together, numbers, personal, traffic
+from edgewise.apps.report import alone_or_together, numbers, personal, privacy, traffic
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,7 +64,7 @@ def _quality_table(s: Mapping[str, Any], wide: bool) -> Any:
 
 
 def _cost_table(s: Mapping[str, Any]) -> Any:
-    """Make the table of bytes, time and participation."""
+    """Make the table of bytes, privacy, time and participation."""
     from rich.table import Table
 
     b, t, p, share = s["bytes"], s["seconds"], s["participation"], s["share_improved"]
@@ -94,6 +94,8 @@ def _cost_table(s: Mapping[str, Any]) -> Any:
         [*(f"{n} {code}" for code, n in p["lost_by_code"].items()), *([f"{p['late']} late"] * bool(p["late"]))]
     )
     unused = f"; {numbers.count(p['unused'])} in abandoned rounds" if p["unused"] else ""
+    if sentence := privacy.sentence(s):
+        grid.add_row("privacy", sentence)
     counted = f"{numbers.count(p['accepted'])} of {numbers.count(p['invited'])} invitations"
     grid.add_row("counted", f"{counted}{unused}{f'; lost: {lost}' if lost else ''}")
     if used := [r for r in s["rungs"] if r["accepted"]]:

@@ -50,6 +50,24 @@ def markdown(s: Summary, played: int) -> str:
     return f"\n## Privacy card\n\n{summary}.\n\n{card}{fewer_honest}\n### Who could see what\n\n{seen}"
 
 
+def sentence(s: Summary) -> str:
+    """Say on one line who learns how much of a device: the promises of the card after all rounds and what was spent,
+    or that no epsilon is claimed. It is empty if the run recorded nothing.
+
+    Example: ``"against the server epsilon 8 at delta 1e-05, of the released models epsilon 7.4 at delta 1e-05; spent
+    3.1 of 8"``.
+    """
+    p = s["plan"].get("privacy")
+    if not p:
+        return ""
+    c = p["card"]
+    if c is None:
+        return without(p["servers"])
+    told = ", ".join(f"{who} {what}" for who, what in promises(c) if who != "budget")
+    spent = _spent_epsilon(s, s["rounds"]["played"])
+    return told if spent is None else f"{told}; spent {spent:.3g} of {c['budget']:.6g}"
+
+
 def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Write a table in Markdown."""
     lines = [heads, ["---"] * len(heads), *rows]

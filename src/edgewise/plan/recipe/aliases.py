@@ -62,12 +62,13 @@ _SAME: Mapping[str, str] = {
     "stage": "compression compressor codecs stages",
 }
 
-# A key of [trust] stands once, for masks and noise alike.
+# Keys that stand elsewhere. A key of [trust] stands once, for masks and noise alike.
 MOVED = {
     "dp.corrupt": "trust.malicious_fraction",
     "merge.corrupt": "trust.malicious_fraction",
     "merge.dropout": "trust.dropout_fraction",
     "merge.server": "trust.server",
+    "model.source": "model.base",
 }
 
 # Names of parts' own keys.

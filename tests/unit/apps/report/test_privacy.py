@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from edgewise.apps.cli import result
 from edgewise.apps.models import model_card
 from edgewise.apps.report import privacy, summary
 from edgewise.apps.simulate import check_screen
@@ -90,8 +91,30 @@ def test_a_model_card_says_what_was_spent_on_its_model(tmp_path: Path) -> None:
     assert f"- `noise`: {noise['does']}." in travelled, "each part's own sentence"
 
 
+@pytest.mark.parametrize("word", ["central_dp", pytest.param("local_dp", marks=pytest.mark.slow)])
+def test_the_terminal_says_the_promise_and_what_was_spent(word: str, tmp_path: Path) -> None:
+    make_run(tmp_path, **RECIPES[word])
+    with RunStore(tmp_path) as store:
+        s = summary.build(store)
+    s["per_round"][-1]["epsilon"] = 2.5
+    card = s["plan"]["privacy"]["card"]
+    screen = Console(file=io.StringIO(), width=300, record=True)
+    result.show(screen, s, tmp_path)
+    (line,) = [line.split(maxsplit=1)[1].strip() for line in screen.export_text().splitlines() if "privacy " in line]
+    assert f"of the released models epsilon {card['of_release']:.3g} at delta 0.001" in line
+    assert line.endswith(f"spent 2.5 of {card['budget']:g}")
+    assert ("against the server nothing is promised" in line) == (word == "central_dp")
+
+
+def test_the_terminal_says_that_no_epsilon_is_claimed(tmp_path: Path) -> None:
+    make_run(tmp_path, **RECIPES["hidden"])
+    with RunStore(tmp_path) as store:
+        assert privacy.sentence(summary.build(store)).startswith(HIDDEN)
+
+
 def test_a_run_that_recorded_nothing_says_nothing() -> None:
     assert privacy.markdown({"plan": {"privacy": None}}, 1) == ""
+    assert privacy.sentence({"plan": {"privacy": None}}) == ""
 
 
 @pytest.mark.parametrize("word", ["local_dp", pytest.param("example", marks=pytest.mark.slow)])

@@ -115,6 +115,11 @@ def test_every_alias_names_a_key_and_none_is_a_key_of_that_table() -> None:
             assert name not in fields, name
 
 
+def test_the_source_of_a_model_is_its_base_and_not_that_of_data() -> None:
+    (one,) = faults('privacy = "none"\n[model]\nsource = "mine"')
+    assert (one.code, one.fix) == ("E-KEY", "write `base`.")
+
+
 def test_keywords_and_settings_are_answered_with_the_key(tmp_path: Path) -> None:
     with pytest.raises(ew.EdgewiseError) as e:
         ew.Recipe(privacy="none", learning_rate=0.1, num_rounds=0, lora_r=8, cohortt=3)
