@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from numba import njit
 from numpy.typing import NDArray
+
+from edgewise.core.compiled import compiled
 
 SEED_BYTES = 32
 LIMIT_BYTES = 1 << 36  # Key stream of one seed: 2^32 blocks, far below the limits of counter mode.
@@ -24,14 +25,14 @@ _ZEROS = memoryview(bytes(_CHUNK_BYTES))
 Ring = NDArray[np.uint32] | NDArray[np.uint64]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _add_one(acc: NDArray[Any], a: NDArray[Any], sign: Any, mask: Any) -> None:
     word, wide = a.dtype.type, acc.dtype.type  # Two words would add up to a uint64, which is slow on vector units.
     for i in range(acc.size):
         acc[i] = wide(acc[i] + wide(word((a[i] ^ sign) - sign))) & mask
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _add_four_masks(acc: NDArray[Any], words: NDArray[Any], signs: NDArray[Any], mask: Any) -> None:
     word, wide = words.dtype.type, acc.dtype.type
     a, b, c, d = words[0], words[1], words[2], words[3]

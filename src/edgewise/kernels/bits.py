@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.kernels.compiled import compiled
+from edgewise.core.compiled import compiled
 
 ONE = np.uint64(1)
 

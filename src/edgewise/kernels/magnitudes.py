@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.kernels.compiled import MAGNITUDE, compiled
+from edgewise.core.compiled import compiled
+
+MAGNITUDE = np.int32(0x7FFFFFFF)  # Mask for the bits of a float32 without its sign. They have the order of magnitudes.
 
 
 @compiled

@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.kernels.compiled import MAGNITUDE, RUN, compiled
+from edgewise.core.compiled import compiled
 from edgewise.kernels.hashing import fill, uniform
-from edgewise.kernels.magnitudes import peak
+from edgewise.kernels.magnitudes import MAGNITUDE, peak
+
+RUN = 2048  # coordinates at a time, which stay in the first-level cache: 8 KiB of float32, 8 KiB of random words
 
 
 @compiled

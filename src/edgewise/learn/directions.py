@@ -13,9 +13,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edgewise.core.compiled import compiled
 from edgewise.core.keys import Key, derive, word
 from edgewise.core.vector import Vector
-from edgewise.kernels.compiled import compiled
 from edgewise.kernels.hashing import mix
 
 Seeds = NDArray[np.uint64]

@@ -8,9 +8,9 @@ from math import sqrt
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from edgewise.core.compiled import compiled
 from edgewise.core.errors import DecodeError
 from edgewise.core.part import part
 from edgewise.core.payload import Payload
@@ -45,7 +45,7 @@ class Tally(NamedTuple):
         return outline(self)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _largest_magnitude(bits: NDArray[np.int32]) -> Any:
     """Find the largest magnitude of float32 values. Values and result are given as bits.
 
@@ -57,7 +57,7 @@ def _largest_magnitude(bits: NDArray[np.int32]) -> Any:
     return top
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _fold_coordinates(acc: NDArray[np.int64], x: NDArray[np.float32], limit: int, unit: float) -> bool:
     """Add all coordinates, rounded half to even, if none exceeds ``limit``. Otherwise add nothing and return False.
 
@@ -82,7 +82,7 @@ def _fold_coordinates(acc: NDArray[np.int64], x: NDArray[np.float32], limit: int
     return True
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _fold_sparse(
     acc: NDArray[np.int64], support: NDArray[np.int64], x: NDArray[np.float32], limit: int, unit: float
 ) -> bool:

@@ -38,9 +38,9 @@ from dataclasses import replace
 from math import erfc, exp, lgamma, log, log1p, pi, sqrt
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from edgewise.core.compiled import compiled
 from edgewise.privacy import accountant
 from edgewise.privacy.audit_findings import AuditFinding, Guessed
 
@@ -67,7 +67,7 @@ def right(scores: NDArray[np.float64], present: NDArray[np.bool_], guesses: int)
     return int(present[order[scores.size - half :]].sum() + (~present[order[:half]]).sum())
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _rejects_mu(m: int, guesses: int, right: int, mu: float, tau: float) -> bool:
     """Tell whether the recursion of the module ends above c' / m. 1 <= right <= guesses <= m, mu >= 0, 0 < tau < 1."""
     all_of_it = guesses / m

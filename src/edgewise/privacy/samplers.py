@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from edgewise.core.compiled import compiled
 from edgewise.core.keys import Key
 from edgewise.crypto.prg import Words
 
@@ -22,7 +22,7 @@ _BUFFER = 1 << 15  # words drawn at a time, 256 KiB
 _SPARE = 4096  # No sample begins with fewer words. One takes about 15, and more than 4096 never (< 2^-1000).
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _uniform_below(words: NDArray[np.uint64], at: int, n: np.uint64) -> Any:
     """Draw (uniform in [0, n), next position): as many low bits as n needs, drawn again where they are too large."""
     mask = n - np.uint64(1)
@@ -39,7 +39,7 @@ def _uniform_below(words: NDArray[np.uint64], at: int, n: np.uint64) -> Any:
             return value, at
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _bernoulli_exp(words: NDArray[np.uint64], at: int, top: np.uint64, bottom: np.uint64) -> Any:
     """Draw (Bernoulli(exp(-top / bottom)), next position), top <= bottom: algorithm 1, gamma in [0, 1]."""
     k = np.uint64(1)
@@ -50,7 +50,7 @@ def _bernoulli_exp(words: NDArray[np.uint64], at: int, top: np.uint64, bottom: n
         k += np.uint64(1)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _discrete_gaussian(words: NDArray[np.uint64], at: int, s: np.uint64) -> Any:
     """Draw (one sample, next position): algorithm 3 around algorithm 2."""
     one, square = np.uint64(1), np.uint64(2) * s * s
@@ -82,7 +82,7 @@ def _discrete_gaussian(words: NDArray[np.uint64], at: int, s: np.uint64) -> Any:
             return (-np.int64(x) if negative else np.int64(x)), at
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _fill_samples(words: NDArray[np.uint64], s: np.uint64, out: NDArray[np.int64], done: int, spare: int) -> Any:
     """Fill ``out`` as long as words are left. Returns how many are done."""
     at = 0
@@ -112,7 +112,7 @@ def discrete_gaussian(s: int, n: int, entropy: Key) -> NDArray[np.int64]:
     return out
 
 
-@njit(cache=True, nogil=True)  # type: ignore[untyped-decorator]
+@compiled
 def _rounded_at_random(y: NDArray[np.float64], words: NDArray[np.uint64], out: NDArray[np.int64]) -> Any:
     """Round each coordinate up or down at random. Returns the squared norm."""
     total = np.int64(0)

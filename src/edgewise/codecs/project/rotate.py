@@ -11,6 +11,7 @@ from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
 from edgewise.core import require
+from edgewise.core.compiled import compiled
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Key, Turn, derive, word
 from edgewise.core.memory import Memory
@@ -18,7 +19,6 @@ from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Rotation, Space
 from edgewise.core.stage import Stage
-from edgewise.kernels.compiled import compiled
 from edgewise.kernels.hashing import mix
 
 BLOCK = 2**15  # 128 KB of float32 stay in a core's cache.

@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from numpy.typing import NDArray
 
 from edgewise.core import require
+from edgewise.core.compiled import compiled
 from edgewise.core.errors import CompositionError, RecipeError, TrainingError
 from edgewise.core.keys import Turn, derive, word
 from edgewise.core.memory import Memory
@@ -19,7 +20,6 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import Head, ServerHalf, Stage, percent
 from edgewise.core.vector import Vector
-from edgewise.kernels.compiled import compiled
 from edgewise.kernels.hashing import uniform
 
 BLOCK = 1 << 18  # Coordinates estimated at a time. This bounds the temporary memory.

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from edgewise.codecs.quantize import scales
 from edgewise.core import require
+from edgewise.core.compiled import compiled
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
-from edgewise.kernels.compiled import compiled
 
 Encode = Callable[[Vector], tuple[NDArray[np.int8], scales.Scales]]
 Decode = Callable[[NDArray[np.int8], scales.Scales], Vector]

@@ -9,6 +9,7 @@ from edgewise.codecs.project.rotate import SHORTEST, edges
 from edgewise.codecs.quantize import scales
 from edgewise.codecs.quantize.codebook import coded, look_up
 from edgewise.core import require
+from edgewise.core.compiled import compiled
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, word
 from edgewise.core.memory import Memory
@@ -16,7 +17,6 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Vector
-from edgewise.kernels.compiled import compiled
 
 # Positive halves of the Lloyd-Max code books of N(0, 1). Each value is the mean of its cell, and each limit between two
 # cells lies halfway (Max 1960). A test checks both conditions.

@@ -15,6 +15,7 @@ from edgewise.codecs.quantize.quantize import block_growth
 from edgewise.codecs.quantize.scales import SLACK, of_blocks
 from edgewise.codecs.wire import pack
 from edgewise.core import require
+from edgewise.core.compiled import compiled
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn, word
 from edgewise.core.memory import Memory
@@ -24,7 +25,6 @@ from edgewise.core.space import Grid, Kind, Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec
 from edgewise.kernels.bits import pack_bits, packed_bytes, unpack_bits
-from edgewise.kernels.compiled import compiled
 from edgewise.kernels.rounding import round_levels, unround
 
 BLOCK = 64  # coordinates per scale

@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 from numpy.typing import NDArray
 
 from edgewise.core import require
+from edgewise.core.compiled import compiled
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
@@ -17,7 +18,6 @@ from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space, Support
 from edgewise.core.stage import Read, Stage, keeps
-from edgewise.kernels.compiled import compiled
 from edgewise.kernels.magnitudes import gather
 
 _PART = 1 << 15  # coordinates read at a time
