@@ -32,7 +32,7 @@ from edgewise.plan.recipe.privacy import Privacy
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 from edgewise.plan.recipe.sections import LARGEST_EPSILON
 
-if TYPE_CHECKING:  # These import numba, which takes a second, and `edgewise device status` needs none of them.
+if TYPE_CHECKING:  # `edgewise device status` needs none of them, and starts faster.
     from edgewise.engine.owner_budget import DeviceLedgers, OwnerBudget
     from edgewise.plan.acceptance import OwnerFloor
 
