@@ -198,6 +198,10 @@ def make(version: tuple[int, int, int], base: str, wanted: dict[str, str]) -> No
     pins = constraints(version).relative_to(ROOT).as_posix()
     install_torch(constraints(version))
     pip("installing edgewise", ["-c", pins, "-e", ".[train,server,export,eval,quant,split,postgres,dev]"], pins)
+    if sys.dont_write_bytecode:
+        # Python would not keep what it compiles (PYTHONDONTWRITEBYTECODE), so each process would compile torch again.
+        # A file that does not compile, of another Python's tests say, is none that will be imported.
+        logged("compiling packages", [str(PYTHON), "-m", "compileall", "-q", "-j", "0", str(VENV), str(ROOT / "src")])
     STAMP.write_text(json.dumps(wanted, indent=1))
     UNFINISHED.unlink()
     say(f"environment ready in {time.monotonic() - started:.0f} s")

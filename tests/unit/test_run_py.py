@@ -1,9 +1,10 @@
-"""run.py sets up ``.venv``: it deletes only an environment that it made itself."""
+"""run.py sets up ``.venv``: it deletes only an environment that it made itself, and compiles what Python would not."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -54,6 +55,28 @@ def test_an_environment_of_another_python_is_made_anew(script: ModuleType, tmp_p
     with pytest.raises(script.Stop, match="here"):
         script.make((3, 11, 0), "python", WANTED)
     assert [p.name for p in (tmp_path / ".venv").iterdir()] == ["edgewise-unfinished"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a link stands in for an environment's Python")
+@pytest.mark.parametrize("kept", [True, False])
+def test_packages_are_compiled_where_python_keeps_no_bytecode(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: bool
+) -> None:
+    def venv(*_: object) -> None:
+        (tmp_path / ".venv/bin").mkdir()
+        (tmp_path / ".venv/bin/python").symlink_to(sys.executable)
+
+    def pip(*_: object) -> None:
+        (tmp_path / ".venv/packages").mkdir()
+        (tmp_path / ".venv/packages/one.py").write_text("ONE = 1\n", encoding="utf-8")
+
+    (tmp_path / ".venv").rmdir()
+    monkeypatch.setattr(script, "make_venv", venv)
+    monkeypatch.setattr(script, "install_torch", lambda *_: None)
+    monkeypatch.setattr(script, "pip", pip)
+    monkeypatch.setattr(sys, "dont_write_bytecode", not kept)
+    script.make((3, 11, 0), "python", WANTED)
+    assert bool([*tmp_path.glob(".venv/packages/__pycache__/one.*.pyc")]) is not kept
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a shell script stands in for Python")
