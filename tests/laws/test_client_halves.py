@@ -283,6 +283,7 @@ REFUSED = {
     "equal steps": ("fednova", {}, "equally many"),
     "noise": ("scaffold", NOISED, "add up"),
     "noise, nothing sent": ("feddyn", NOISED, "add up"),
+    "noise beside models": ("moon", NOISED, "keep models"),
     "turns": ("feddyn", {"stage": [{"kind": "segments", "names": ["*"], "cycle": 2}]}, "take turns"),
     "left out": ("scaffold", {"stage": [{"kind": "segments", "names": ["w", "c/w"]}]}, "leaves out"),
     "a rule": (
@@ -321,3 +322,34 @@ def test_changed_memory_is_never_the_one_that_was_committed() -> None:
     before = held.memory.child(machine.STRATEGY)["c"].tobytes()
     run.round(1, ALL[1])
     assert held.memory.child(machine.STRATEGY)["c"].tobytes() == before
+
+
+def test_a_device_contrasts_with_its_last_model_that_counted() -> None:
+    """No contrast in the first round. A model whose contribution was not used is no previous model."""
+    run, asked = Federation(plan_of("moon", mu=2.0, tau=0.25)), []
+    fit = run.fit
+
+    def watched(device: int, request: FitRequest) -> Update:
+        update = fit(device, request)
+        asked.append((request.correction.contrast, request.params + update.x))
+        return update
+
+    run.fit = watched  # type: ignore[method-assign]
+    for number, ignored in enumerate([(), (0,), (), ()]):
+        run.round(number, (0,) if not ignored else (0, 1), ignored)
+    of_0 = [asked[i] for i in (0, 1, 3, 4)]
+    assert of_0[0][0] is None
+    for at, used in ((1, 0), (2, 0), (3, 2)):
+        contrast, model = of_0[at][0], of_0[used][1]
+        assert contrast is not None
+        assert (contrast.mu, contrast.tau) == (2.0, 0.25)
+        assert contrast.previous is not None
+        assert contrast.previous.tobytes() == model.tobytes()
+
+
+def test_moon_without_weight_is_fedavg_to_the_bit_and_keeps_nothing() -> None:
+    plan = plan_of("moon", mu=0.0)
+    assert not device_state.remembers(plan)
+    assert device_state.remembers(plan_of("moon"))
+    got = [Federation(p).played(SOME).server.params.tobytes() for p in (plan, plan_of("fedavg"))]
+    assert got[0] == got[1]

@@ -21,14 +21,34 @@ POOLED: DeviceId = "*"  # All training text together, for the centralised compar
 
 
 @dataclass(frozen=True, slots=True)
+class Contrast:
+    """A term added to the loss, which contrasts representations of the text (``strategies.moon``): mu l_con.
+
+    Attributes:
+        mu: weight of the term.
+        tau: temperature.
+        previous: float32[d], the device's model after its last contribution. A client half has None here, and the
+            engine fills it in.
+    """
+
+    mu: float
+    tau: float
+    previous: Vector | None = None
+
+    __repr__ = outline
+
+
+@dataclass(frozen=True, slots=True)
 class Correction:
     """A term added to every gradient before it is clipped: g += pull (w - params) + shift.
 
     ``shift`` is float32[d], the same in all steps. None means no shift. The client half of a strategy makes it.
+    ``contrast`` is a term of the loss, for trainers with the port ``engine.trainer.ContrastsModels`` alone.
     """
 
     pull: float = 0.0
     shift: Vector | None = None
+    contrast: Contrast | None = None
 
     __repr__ = outline
 

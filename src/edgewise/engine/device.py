@@ -70,6 +70,7 @@ from edgewise.engine.ports import Trust
 from edgewise.plan.plan import Plan
 from edgewise.secagg import client, messages, two_server
 from edgewise.secagg.merge import residues
+from edgewise.strategies.client import PREVIOUS
 
 NO_VECTORS: Mapping[str, Vector] = {}
 STRATEGY, NOTHING = "strategy", Memory()  # name of the child of a device's memory that the strategy's client half keeps
@@ -143,6 +144,8 @@ def _finished_update(plan: Plan, state: Training, event: Trained) -> tuple[Updat
     """
     client, update = plan.strategy.client, event.update
     update = replace(update, head=plan.metrics.encoded(update.head))
+    if state.start is not None:
+        return update, Memory({PREVIOUS: state.start + update.x})
     if client.finish is None:
         return update, Memory()
     number = state.invite.round
@@ -318,12 +321,17 @@ def _take_invitation(plan: Plan, state: State, event: Invited, trust: Trust | No
         empty = Idle(device, nothing, answered=before.answered, lot=before.lot)
         return empty, (Save(empty), SendFrame(_refusal_frame(device, invite, STALE, OUT_OF_STEP)))
     params, given = plan.layout.received(event.params)
+    client = plan.strategy.client
+    start = None if client.contrast is None else params
     training = Training(
-        device, invite, held.committed, event.secrets, event.support, held.answered, given, held.lot, cohort
+        device, invite, held.committed, event.secrets, event.support, held.answered, given, held.lot, cohort, start
     )
     key, rule = plan.batch_key(device, invite.round), plan.device_rule(invite.round, device)
     work = plan.work(invite.round, rule.steps, device)
-    correction = plan.strategy.client.correction(_strategy_memory(plan, held.committed), given, work)
+    correction = client.correction(_strategy_memory(plan, held.committed), given, work)
+    previous = held.committed.memory.child(STRATEGY).get(PREVIOUS)
+    if client.contrast is not None and previous is not None:
+        correction = replace(correction, contrast=replace(client.contrast, previous=previous))
     personal = dict(held.committed.memory.child(PRIVATE).arrays)
     request = FitRequest(
         device, invite.round, params, rule, key, event.secrets.training, correction, work.rank, personal, plan.choices

@@ -72,7 +72,7 @@ class Training:
     Attributes:
         base: the memory that the contribution will start from. given: vectors of the strategy's server half, sent
         beside the model. support: as in ``Turn``. answered, lot: as in ``Idle``. cohort: the round's cohort, where the
-        device verifies it.
+        device verifies it. start: the model that training starts from, where the strategy keeps the trained one.
     """
 
     device: DeviceId
@@ -84,6 +84,7 @@ class Training:
     given: Mapping[str, Vector] = field(default_factory=dict, repr=False)
     lot: Lot | None = field(default=None, repr=False)
     cohort: frozenset[DeviceId] | None = field(default=None, repr=False)
+    start: Vector | None = field(default=None, repr=False)
 
     @property
     def idle(self) -> Idle:

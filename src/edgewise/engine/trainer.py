@@ -157,6 +157,14 @@ class TrainsModel(CountsRecords, Protocol):
         ...
 
 
+class ContrastsModels(Protocol):
+    """Optional port of a trainer that adds a contrast of representations to the loss (``Correction.contrast``)."""
+
+    def contrasts(self) -> str | None:
+        """Return the reason why its model gives no representations. None where it does."""
+        ...
+
+
 class FitsBlocks(Protocol):
     """Optional port of a trainer that trains the blocks that fit a device's memory (``FitRequest.choices``)."""
 
@@ -256,6 +264,7 @@ class Registered:
     keeps: KeepsPart | None = None
     splits: SplitsModel | None = None
     fits_blocks: FitsBlocks | None = None
+    contrasts: ContrastsModels | None = None
 
     def whole(self, params: Vector) -> tuple[Registered, Vector]:
         """Return the trainer of whole models, and a vector of its layout: ``params`` with the seed's own part.
@@ -335,6 +344,7 @@ def registered(trainer: Trainer) -> Registered:
         together=_as_port(trainer, FitsTogether),
         moves=_as_port(trainer, TrainsModel),
         fits_blocks=_as_port(trainer, FitsBlocks),
+        contrasts=_as_port(trainer, ContrastsModels),
     )
 
 

@@ -130,6 +130,8 @@ def fit_many(
         Each result equals that of ``train.fit`` to rounding, whatever the other devices are and in any order. Devices
         may have unequal numbers of steps, rows and tokens.
     """
+    if any(request.correction.contrast is not None for request in requests):
+        raise ValueError("a contrast of representations trains one device at a time")
     order = sorted(range(len(requests)), key=lambda i: -requests[i].rule.steps)
     devices = [_Device(requests[i], batches[i]) for i in order]
     w_nD, g_nD = buffers.w_nD[: len(devices)], buffers.g_nD[: len(devices)]

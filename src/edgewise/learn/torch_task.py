@@ -269,10 +269,17 @@ class TorchTrainer:
         """Train on these micro-batches of each step. ``count`` is the device's weight. Raises as ``fit``."""
         with computing(request.device, self.smaller):
             fitted = fit(
-                self.model, self.loss, batches, self.flat, request.params, request.rule, self.training, request.key,
-                self._optimizer, dp, expected, request.secret, request.correction, request.rank,
+                self.model, self.loss_of(request), batches, self.flat, request.params, request.rule, self.training,
+                request.key, self._optimizer, dp, expected, request.secret, request.correction, request.rank,
             )  # fmt: skip
         return _update(fitted, count)
+
+    def loss_of(self, request: FitRequest) -> Loss:
+        """Return the loss that a request trains by. Raises TrainingError(E-TRAIN) for a contrast of representations."""
+        if request.correction.contrast is not None:
+            what = "the strategy contrasts representations of models, and this trainer gives none."
+            raise TrainingError("E-TRAIN", what, "use the text trainer, or strategy fedavg or fedprox.")
+        return self.loss
 
     def records(self, device: DeviceId) -> int:
         """Count the records of a device, or of all together (POOLED). An epoch is one pass. Raises DataError."""

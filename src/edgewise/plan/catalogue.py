@@ -53,6 +53,7 @@ from edgewise.strategies.feddyn import feddyn
 from edgewise.strategies.fednova import fednova
 from edgewise.strategies.fedopt import fedadagrad, fedadam, fedavg, fedavgm, fedyogi
 from edgewise.strategies.fedprox import fedprox
+from edgewise.strategies.moon import moon
 from edgewise.strategies.scaffold import scaffold
 from edgewise.strategies.zeroth_order import zeroth_order
 
@@ -143,7 +144,7 @@ BUILT_IN = Catalogue().extended(
             *(quantize, mixed, feedback, wrap),
             *(plain_sum, secure_sum, grouped, shared_sum),
             noise,
-            *(fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, scaffold, feddyn, fednova),
+            *(fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, moon, scaffold, feddyn, fednova),
             zeroth_order,
         )
     )

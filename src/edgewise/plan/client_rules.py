@@ -21,6 +21,7 @@ def check_recipe(recipe: Recipe, promise: Promise, client: Client) -> None:
     kind, training = recipe.strategy["kind"], recipe.training
     if promise.who_noises is not Noiser.NOBODY and (client.memory or client.sends or client.head):
         why = "noise would add up in what the server keeps" if client.memory else "no noise covers its exact scalars"
+        why = why if client.contrast is None else "its devices keep models, and no account here covers their use"
         what = f'strategy "{kind}" cannot be used with differential privacy: {why}.'
         raise RecipeError("E-COMBO", what, "use fedavg, fedprox or a server optimizer.")
     if client.plain_sgd is not None and (training.optimizer != "sgd" or training.momentum):
@@ -52,7 +53,7 @@ def check_pipelines(recipe: Recipe, client: Client, pipes: Sequence[Pipeline], r
     if not (client.memory or client.sends or client.head):
         return
     kind = recipe.strategy["kind"]
-    if pipes[0].merge.combine is not None:
+    if pipes[0].merge.combine is not None and client.contrast is None:
         what = f'strategy "{kind}" cannot be used with [merge] {pipes[0].merge.name}: its equations need a mean.'
         raise RecipeError("E-COMBO", what, "take the sum of all contributions, or strategy fedavg.")
     if client.memory and len(pipes) > 1 and not rungs:

@@ -19,6 +19,9 @@ def device_bytes(plan: Plan) -> float:
     """
     client = plan.strategy.client
     vectors = len((*client.memory, *client.given, *client.sends)) + (client.shift is not None)
+    vectors += 3 * (
+        client.contrast is not None
+    )  # They are the round's model twice, and the previous one beside weights.
     codec = sum(x.nbytes for x in flat(plan.at(0).init()).values())
     return 4.0 * plan.spec.dim * vectors + 2.0 * codec
 

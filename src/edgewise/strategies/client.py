@@ -12,7 +12,8 @@ every strategy. Vectors beside the update are more coordinates of the same vecto
 quantize and mask them like the rest. Memory is pending until the server has used the contribution (``engine.device``).
 
 A correction is affine in w, and its shift stays the same all round, so a step costs two passes and no new vector.
-FedProx, SCAFFOLD and FedDyn need no other. A term that looks inside the model, as MOON's does, belongs to the loss.
+FedProx, SCAFFOLD and FedDyn need no other. A term that looks inside the model, as MOON's does, belongs to the loss:
+``contrast`` describes it, and the trainer computes it (port ``engine.trainer.ContrastsModels``).
 
 Example of error feedback (``docs/howto/own-algorithm.md`` has one that runs):
 
@@ -31,10 +32,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from edgewise.core.safe_repr import outline
-from edgewise.core.training import Correction
+from edgewise.core.training import Contrast, Correction
 from edgewise.core.vector import Vector
 
 Vectors = Mapping[str, Vector]
+PREVIOUS = "previous"  # name of the memory that holds the device's last model, for a contrast
 
 
 class LocalWork(NamedTuple):
@@ -101,6 +103,8 @@ class Client:
         head: names of scalars that travel. Their means are in ``Aggregate.head``.
         plain_sgd: the reason why the equations need SGD without momentum. None if they do not.
         uneven: the reason why devices must take different numbers of steps. None if they need not.
+        contrast: term of the loss that contrasts representations. ``memory`` is then ``(PREVIOUS,)`` and ``finish`` is
+            None: the engine keeps the trained model, and gives it to the next training. The first has no such term.
 
     With memory, further vectors or scalars, the server's mean must be a mean of all contributions and of all
     coordinates, and noise on it must not add up. ``plan.client_rules`` refuses other plans.
@@ -115,6 +119,7 @@ class Client:
     head: tuple[str, ...] = ()
     plain_sgd: str | None = None
     uneven: str | None = None
+    contrast: Contrast | None = None
 
     def correction(self, memory: Vectors, given: Vectors, work: LocalWork) -> Correction:
         """Compute the correction of the gradients of one round."""

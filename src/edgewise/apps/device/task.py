@@ -166,12 +166,16 @@ class Task:
         A module of ``peft`` gets its adapter's weights. Frozen weights stay as they are, and are not compared.
 
         Raises:
+            TrainingError(E-TASK): the strategy has a term in the loss (``moon``).
             ModelError(E-LAYOUT): the module is not the run's. A parameter is missing, has another shape or is not
             float32, or
                 the module trains one more. Nothing is written then.
         """
         from edgewise.learn.models import modules
 
+        if self.plan.strategy.client.contrast is not None:
+            what = f"the strategy {self.plan.strategy.name} contrasts representations inside the loss"
+            raise refused(f"{what}, which a training script of your own has no part in")
         modules.load(model, self.spec, self.params, self.trains)
         self._loaded = True
 

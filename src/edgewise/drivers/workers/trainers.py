@@ -73,7 +73,8 @@ def make_trainer(
         what = 'trainable.blocks_by = "memory", and this trainer does not say how many blocks fit a device.'
         raise RecipeError("E-COMBO", what, 'write blocks_by = "seed".')
     spec, population = trainer.trainer.spec, len(trainer.trainer.devices())
-    directions = strategy_of(recipe, catalogue, spec, population).directions
+    strategy = strategy_of(recipe, catalogue, spec, population)
+    directions = strategy.directions
     if directions is not None:
         from edgewise.learn import zeroth_order
 
@@ -88,6 +89,8 @@ def make_trainer(
         sessions = SessionFiles(run_dir, recipe.split.server_parts == "in_turn")
         sessions.use(0, parts.split(trainer.initial())[1])
         trainer = (cached_between if recipe.split.cached else split_between)(trainer, parts, recipe, sessions)
+    if strategy.client.contrast is not None:
+        _check_contrast(recipe, trainer)
     if recipe.engine.batch_devices > 1:
         _check_together(recipe, trainer)
     return trainer
@@ -119,6 +122,17 @@ def _check_limits(recipe: Recipe, catalogue: Catalogue) -> None:
     if why:
         what = f"engine.max_memory_mb and device_memory_mb pick the settings of local training, but {why}."
         raise RecipeError("E-COMBO", what, "leave them out.")
+
+
+def _check_contrast(recipe: Recipe, trainer: Registered) -> None:
+    """Refuse a contrast of representations where nothing would compute it."""
+    why = "this trainer gives no representations" if trainer.contrasts is None else trainer.contrasts.contrasts()
+    if why is None and recipe.engine.batch_devices > 1:
+        why = f"engine.batch_devices = {recipe.engine.batch_devices} trains devices in one pass, which has no such term"
+    if why is not None:
+        what = f'strategy "{recipe.strategy["kind"]}" contrasts representations of models, but {why}.'
+        fix = "use the text trainer with a whole model and engine.batch_devices = 1, or strategy fedavg or fedprox."
+        raise RecipeError("E-COMBO", what, fix)
 
 
 def _check_together(recipe: Recipe, trainer: Registered) -> None:

@@ -23,6 +23,7 @@ from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Vector
 from edgewise.learn.batched import OnePass
 from edgewise.learn.computing import computing
+from edgewise.learn.contrast import lacks_representation, loss_for
 from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import autocast_dtype, chosen
 from edgewise.learn.models import quantized
@@ -52,7 +53,7 @@ from edgewise.learn.text.marks import unmarked
 from edgewise.learn.text.reading import MOST_DEVICES, reading
 from edgewise.learn.text.shards import PooledShard, TextShard
 from edgewise.learn.torch_task import TorchTrainer
-from edgewise.learn.train import Batch
+from edgewise.learn.train import Batch, Loss
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -203,6 +204,14 @@ class TextTrainer(TorchTrainer):
                 trained = with_choice(pick, self._trainable, [requests[i] for i in group], super().fit_many)
             found |= zip(group, trained, strict=True)
         return [found[i] for i in range(len(requests))]
+
+    def contrasts(self) -> str | None:
+        """Return the reason why its model gives no representations (``engine.trainer.ContrastsModels``)."""
+        return lacks_representation(self.model, self.own)
+
+    def loss_of(self, request: FitRequest) -> Loss:
+        """Return the text loss, with a contrast of representations where the request has one."""
+        return loss_for(self.loss, self.flat, request)
 
     def blocks_that_fit(self, device: DeviceId) -> int:
         """Return the number of last blocks that fit a device's limit of memory (``engine.trainer.FitsBlocks``)."""

@@ -16,6 +16,7 @@ REAL = 0.2  # Least weight of real text. Models that learn from each other alone
 STATEFUL = {  # strategies with a state that describes the model which a distillation replaces
     "scaffold": "control variates",
     "feddyn": "a correction for each device",
+    "moon": "the last model of each device",
     "zeroth_order": "seeds from which devices make the model",
 }
 
