@@ -2,7 +2,8 @@
 
 loss(w) = mean((w - target)^2) / 2 + 1, whose gradient step is exact; held-out loss is the same function. Used as an
 extension module (``EDGEWISE``), so that worker processes make it too. ``TOY_*`` variables script misbehaviour and the
-speed that it claims. ``TOY_RANK`` makes the first segment a factor B of that many columns. ``TOY_BLOCKS`` cuts it into
+speed that it claims. ``TOY_RANK`` makes the first segment a factor B of that many columns, ``TOY_ROWS`` a matrix of a
+numbered layer. ``TOY_BLOCKS`` cuts it into
 numbered blocks, and device i of several makes choice i of its request. Recipes: ``toy_recipe``.
 """
 
@@ -33,6 +34,8 @@ class ToyTrainer:
         rank = int(os.environ.get("TOY_RANK", "0"))
         matrix = ("q.lora_B.weight", ((self._dim - 10) // rank, rank)) if rank else ("w", (self._dim - 10,))
         blocks = int(os.environ.get("TOY_BLOCKS", "0"))
+        rows = int(os.environ.get("TOY_ROWS", "0"))
+        matrix = ("layers.0.w.weight", (rows, (self._dim - 10) // rows)) if rows else matrix
         parts = [(f"layers.{i}.w", ((self._dim - 10) // blocks,)) for i in range(blocks)] or [matrix]
         self.spec = Spec.of([(*shape, "float32") for shape in [*parts, ("b", (10,))]])
 

@@ -67,6 +67,7 @@ from edgewise.engine.device_state import (
     settled,
 )
 from edgewise.engine.ports import Trust
+from edgewise.plan import pruning
 from edgewise.plan.plan import Plan
 from edgewise.secagg import client, messages, two_server
 from edgewise.secagg.merge import residues
@@ -144,6 +145,8 @@ def _finished_update(plan: Plan, state: Training, event: Trained) -> tuple[Updat
     """
     client, update = plan.strategy.client, event.update
     update = replace(update, head=plan.metrics.encoded(update.head))
+    if state.dead is not None:
+        update = replace(update, x=pruning.without(state.dead, update.x))
     if state.start is not None:
         return update, Memory({PREVIOUS: state.start + update.x})
     if client.finish is None:
@@ -324,8 +327,9 @@ def _take_invitation(plan: Plan, state: State, event: Invited, trust: Trust | No
     client = plan.strategy.client
     start = None if client.contrast is None else params
     training = Training(
-        device, invite, held.committed, event.secrets, event.support, held.answered, given, held.lot, cohort, start
-    )
+        device, invite, held.committed, event.secrets, event.support, held.answered, given, held.lot, cohort, start,
+        pruning.dead(plan, invite.round, params),
+    )  # fmt: skip
     key, rule = plan.batch_key(device, invite.round), plan.device_rule(invite.round, device)
     work = plan.work(invite.round, rule.steps, device)
     correction = client.correction(_strategy_memory(plan, held.committed), given, work)

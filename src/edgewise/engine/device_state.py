@@ -73,6 +73,7 @@ class Training:
         base: the memory that the contribution will start from. given: vectors of the strategy's server half, sent
         beside the model. support: as in ``Turn``. answered, lot: as in ``Idle``. cohort: the round's cohort, where the
         device verifies it. start: the model that training starts from, where the strategy keeps the trained one.
+        dead: the coordinates that are pruned (``plan.pruning.dead``).
     """
 
     device: DeviceId
@@ -85,6 +86,7 @@ class Training:
     lot: Lot | None = field(default=None, repr=False)
     cohort: frozenset[DeviceId] | None = field(default=None, repr=False)
     start: Vector | None = field(default=None, repr=False)
+    dead: Array | None = field(default=None, repr=False)
 
     @property
     def idle(self) -> Idle:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Vector
+from edgewise.plan import pruning
 from edgewise.plan.plan import Plan
 from edgewise.strategies.base import State, hold
 
@@ -84,5 +85,6 @@ def replayed(plan: Plan, before: State, record: RoundRecord, mean: Vector, besid
 
 
 def stepped(plan: Plan, before: State, round: int, aggregate: Aggregate) -> State:
-    """Apply the server's step of a round: the strategy's step, with frozen segments held."""
-    return hold(before, plan.strategy.apply(before, aggregate), plan.frozen(round))
+    """Apply the server's step of a round: the strategy's step, with frozen segments held, then the pruning."""
+    after = hold(before, plan.strategy.apply(before, aggregate), plan.frozen(round))
+    return replace(after, params=pruning.pruned(plan, round, before.params, after.params))

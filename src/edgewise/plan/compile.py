@@ -31,6 +31,7 @@ from edgewise.plan.mechanisms.known import mechanism_of, promised
 from edgewise.plan.metrics import metrics_of
 from edgewise.plan.noise import private
 from edgewise.plan.plan import MESSAGE_LIMIT_BYTES, Plan
+from edgewise.plan.pruning import check as check_pruning
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.sampling import Sampling, sampled
 from edgewise.plan.strategy import strategy_of
@@ -83,6 +84,7 @@ def compile(
     divisor = spend.divisor if spend is not None else None
     pipes = tuple(replace(pipeline(start, chain, merge, posts), divisor=divisor) for chain in stages)
     check_pipelines(recipe, strategy.client, pipes, sums.rungs is not None)
+    check_pruning(recipe, spec, strategy, pipes, bool(chains.groups))
     _check_sizes(layout, pipes)
     facts = PlanFacts(
         format=FORMAT,

@@ -69,6 +69,8 @@ def claims(
         sentences.append(f"{stays} stays on each device, and no message can name it")
     if recipe.distill.active:
         sentences.append(recipe.distill.says)
+    if recipe.prune.active:
+        sentences.append(recipe.prune.says)
     sentences.append(earns)
     sentences.append(_who_sees_metrics(recipe, visible, noisy))
     if client.head:

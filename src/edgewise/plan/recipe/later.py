@@ -24,6 +24,7 @@ LATER = (
     "personal.blocks",
     "personal.gate",
     "personal.parts",
+    "prune",
     "split",
     "training.checkpointing",
 )

@@ -33,6 +33,7 @@ from edgewise.plan.recipe.outcome import CompareSection, ReportSection, StoreSec
 from edgewise.plan.recipe.personal import PersonalSection, private_faults
 from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.privacy import DP_WORDS, Privacy, chosen, filled
+from edgewise.plan.recipe.prune import PruneSection, prune_faults
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 from edgewise.plan.recipe.sections import (
     DpSection,
@@ -115,6 +116,7 @@ class Recipe(Section):
         [], max_length=32, description="further numbers of devices that travel with updates, each within its bounds"
     )
     distill: DistillSection = DistillSection()
+    prune: PruneSection = PruneSection()
     personal: PersonalSection = PersonalSection()
     split: SplitSection = SplitSection()
     eval: EvalSection = EvalSection()
@@ -266,6 +268,15 @@ class Recipe(Section):
         yield from split_faults(self)
         yield from distill_faults(
             self.distill, self.strategy, self.trainable, self.personal, self.round.rounds, self.split.used
+        )
+        others = {
+            "[distill]": self.distill.active,
+            "[personal]": self.personal.method != "none",
+            "[split]": self.split.used,
+            'round.patience or round.keep = "best"': self.round.chooses,
+        }
+        yield from prune_faults(
+            self.prune, self.round.rounds, self.strategy, self.trainable.kind, self.downlink, others
         )
 
     def resolved(self) -> dict[str, Any]:
