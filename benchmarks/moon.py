@@ -1,6 +1,6 @@
 """MOON beside FedAvg and FedProx on skewed text: perplexity at equal rounds, and processor time.
 
-    python benchmarks/moon.py [--rounds 12] [--seeds 3]
+    python benchmarks/moon.py [--rounds 12] [--seeds 3] [--kinds fedavg,moon]
 
 Devices hold lines of Shakespeare's plays, of one character each (``lora_rules.py``, skewed). Six of them train the
 bundled model with LoRA of rank 4 in a round. MOON has no term in a device's first round.
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -54,13 +55,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--kinds", default="fedavg,fedprox,moon")
     a = parser.parse_args()
     print(f"{bench.machine()}; {a.rounds} rounds, {a.seeds} seeds")
     print("| strategy | perplexity | processor s |")
     print("|---|---|---|")
     found = {}
     for name, strategy in STRATEGIES.items():
-        runs = [play(strategy, seed, a.rounds) for seed in range(a.seeds)]
+        if strategy["kind"] not in a.kinds.split(","):
+            continue
+        runs = []
+        for seed in range(a.seeds):
+            runs.append(play(strategy, seed, a.rounds))
+            print(f"{name}, seed {seed}: {runs[-1][0]:.2f}, {runs[-1][1]:.1f} s", file=sys.stderr, flush=True)
         ends, took = zip(*runs, strict=True)
         found[name] = {"perplexity": ends, "processor_s": took}
         mean = f"{statistics.mean(ends):.2f} ({', '.join(f'{x:.2f}' for x in ends)})"

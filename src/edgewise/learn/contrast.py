@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -61,9 +62,9 @@ class ContrastLoss:
     def __init__(self, loss: TextLoss, flat: Flat, params: Vector, contrast: Contrast) -> None:
         assert contrast.previous is not None
         self._loss, self._flat, self._mu, self._tau = loss, flat, contrast.mu, contrast.tau
-        # The clones come from torch's allocator, on the model's processor.
+        # Vectors may be read-only, and torch warns of these. The clones come from torch's allocator, on its processor.
         self._global_D, self._previous_D = (
-            torch.empty_like(flat.w_D).copy_(torch.from_numpy(x)) for x in (params, contrast.previous)
+            torch.empty_like(flat.w_D).copy_(torch.from_numpy(np.array(x))) for x in (params, contrast.previous)
         )
 
     def __call__(self, model: nn.Module, batch: tuple[Tensor, int]) -> tuple[Tensor, float]:
