@@ -1,4 +1,5 @@
-"""Rules that make one total of all contributions: ``plain`` (the server sees each), ``ring`` (blind), ``robust``.
+"""Merges, which make one total of all contributions: ``plain`` and ``robust_mean`` (the server sees each), ``ring``
+(blind). ``robust`` has the rules of ``robust_mean``, and of groups behind masks.
 
 ``secagg.merge`` adds masks and shares around ``ring``. To add a merge: docs/howto/own-algorithm.md.
 """

@@ -41,6 +41,7 @@ from edgewise.core.part import Doc, Part
 from edgewise.core.stage import Merge, Post, Stage
 from edgewise.core.vector import Spec
 from edgewise.merges.plain import plain_sum
+from edgewise.merges.robust_mean import robust_mean
 from edgewise.plan.facts import ExtensionPackage
 from edgewise.plan.recipe import findings
 from edgewise.plan.recipe.findings import Finding
@@ -142,7 +143,7 @@ BUILT_IN = Catalogue().extended(
                 sketch,
             ),
             *(quantize, mixed, feedback, wrap),
-            *(plain_sum, secure_sum, grouped, shared_sum),
+            *(plain_sum, robust_mean, secure_sum, grouped, shared_sum),
             noise,
             *(fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, moon, scaffold, feddyn, fednova),
             zeroth_order,

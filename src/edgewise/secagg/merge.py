@@ -128,7 +128,7 @@ class Groups(NamedTuple):
 def grouped(
     groups: Annotated[int, Ge(3), Le(1000), Doc("into which a cohort is dealt; above twice byzantine")],
     byzantine: Annotated[int, Ge(1), Le(499), Doc("devices of a cohort that may send anything")] = 1,
-    rule: Annotated[robust.RuleName, Doc("between the groups' means")] = "median",
+    rule: Annotated[robust.CoordinateRule, Doc("between the groups' means")] = "median",
 ) -> Merge:
     """Mask the sums of several random groups, and apply a robust rule to the groups' means.
 

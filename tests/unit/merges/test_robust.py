@@ -20,12 +20,17 @@ from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Merge
 from edgewise.engine.rung_groups import deal
-from edgewise.merges.robust import RuleName, rule
+from edgewise.merges import robust
+from edgewise.merges.robust import Before, RuleName, rule
+from edgewise.merges.robust_mean import robust_mean
 from edgewise.privacy.clip import clamp, clip
 from edgewise.privacy.noise import noise
 from edgewise.secagg.merge import grouped, secure_sum
 
-RULES: list[RuleName] = ["median", "trimmed_mean"]
+RULES: list[RuleName] = ["median", "trimmed_mean"]  # by coordinates
+ALL: list[RuleName] = [*RULES, "geometric_median", "krum", "multi_krum"]
+BEFORE: list[Before] = ["none", "nnm", "arc"]
+FOUR = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0], [7.0, 8.0, 9.0], [100.0, -50.0, 10.0]])  # the last one lies
 TURN = Turn(0, root(1), root(2))
 SPACE = Space(40, Quorum(3, 4), head=("loss",), head_l2=20.0)
 
@@ -54,7 +59,57 @@ def test_by_hand() -> None:
     np.testing.assert_allclose(rule("trimmed_mean", 1)(big), np.sort(big, axis=0)[1:4].mean(0))
 
 
-@pytest.mark.parametrize("name", RULES)
+def test_by_another_library() -> None:
+    """Values of byzfl 0.0.11 for these rows and f = 1. Its Krum looks at one neighbour more than the paper's."""
+    assert rule("median", 1)(FOUR).tolist() == rule("trimmed_mean", 1)(FOUR).tolist() == [5.5, 3.5, 7.5]
+    assert robust.nearest_means(FOUR, 1)[-1] == pytest.approx([37.0, -37 / 3, 25 / 3])
+    assert robust.shortened(FOUR, 1)[-1] == pytest.approx([12.4084, -6.2042, 1.2408], rel=1e-4)
+    assert (robust.shortened(FOUR, 1)[:3] == FOUR[:3]).all()
+    assert robust.geometric_median(FOUR) == pytest.approx([4.084, 4.95266, 6.00398], rel=2e-2)  # it smooths below .1
+    scores = robust.krum_scores(FOUR, 2)
+    assert scores[:3].tolist() == [27.0 + 108.0, 27.0 + 27.0, 27.0 + 108.0]
+    assert FOUR[scores.argmin()].tolist() == [4.0, 5.0, 6.0]
+
+
+def test_the_geometric_median_has_the_least_sum_of_distances() -> None:
+    def far(point: np.ndarray) -> float:
+        return float(np.linalg.norm(FOUR * 1e-4 - point, axis=1).sum())
+
+    found = rule("geometric_median", 1)(FOUR * 1e-4)
+    rng = np.random.default_rng(1)
+    assert all(far(found) <= far(found + 1e-6 * rng.standard_normal(3)) + 1e-9 for _ in range(100))
+    assert rule("geometric_median", 1)(np.zeros((3, 2))).tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("before", BEFORE)
+@pytest.mark.parametrize("name", ALL)
+@given(data=st.data())
+def test_no_order_changes_a_bit_and_liars_move_little(name: RuleName, before: Before, data: st.DataObject) -> None:
+    """Honest vectors lie in a ball of radius 1. However far liars are, the result stays within a few radii of it."""
+    n, f = 11, data.draw(st.integers(1, 2))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    honest = rng.uniform(-1.0, 1.0, (n - f, 6)) / np.sqrt(6) + 3.0
+    far = data.draw(st.floats(-1e12, 1e12)) * rng.standard_normal(6)
+    rows = np.concatenate([honest, np.tile(far, (f, 1))])
+    found = rule(name, f, before)(rows)
+    assert found.tobytes() == rule(name, f, before)(rows[data.draw(st.permutations(range(n)))]).tobytes()
+    assert np.linalg.norm(found - honest.mean(axis=0)) <= 8.0
+
+
+@pytest.mark.parametrize("before", ["nnm", "arc"])
+@pytest.mark.parametrize("name", ALL)
+def test_rules_of_nothing_have_no_values(name: RuleName, before: Before) -> None:
+    assert rule(name, 1, before)(np.zeros((5, 0))).shape == (0,)
+
+
+@pytest.mark.parametrize(("name", "least"), [("trimmed_mean", 5), ("geometric_median", 5), ("krum", 7)])
+def test_a_round_that_liars_could_outvote_is_refused(name: RuleName, least: int) -> None:
+    assert pipeline(SPACE.but(quorum=Quorum(least, 9)), [], robust_mean(2, name)).merge.combine is not None
+    with pytest.raises(CompositionError, match=rf"E-BYZANTINE.*needs {least} updates.*may have {least - 1}"):
+        pipeline(SPACE.but(quorum=Quorum(least - 1, 9)), [], robust_mean(2, name))
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_fewer_rows_than_the_rule_needs(name: RuleName) -> None:
     with pytest.raises(ValueError, match="4 rows"):
         rule(name, 2)(np.zeros((4, 3)))

@@ -8,6 +8,7 @@ from dataclasses import replace
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Adjacency, share_of
 from edgewise.core.vector import Spec
+from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
 from edgewise.plan.noise import Spend
 from edgewise.plan.plan import Plan
@@ -29,7 +30,9 @@ def promised(plan: Plan) -> Adjacency:
 def ways_of(plan: Plan) -> list[Pipeline]:
     """List the plan's pipelines, one per phase or rung, up to one sum, because the server sees each sum."""
     return [
-        pipeline(pipe.spaces[0], pipe.stages, ring_sum(), pipe.posts) if pipe.merge.combine is not None else pipe
+        pipe
+        if pipe.merge.combine is None
+        else pipeline(pipe.spaces[0], pipe.stages, ring_sum() if pipe.merge.blind else plain_sum(), pipe.posts)
         for pipe in plan.rung_pipelines or plan.pipelines
     ]
 
