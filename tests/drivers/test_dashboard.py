@@ -15,8 +15,9 @@ import pytest
 from served import code, joined, running
 from shown_runs import filled, login, member, shown_run
 
+from edgewise.apps.dashboard.routes import REFUSALS
 from edgewise.apps.dashboard.thinning import thinned
-from edgewise.apps.server import submission
+from edgewise.apps.server import decisions, submission
 from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet import audit, members, served, sessions
 from edgewise.drivers.fleet.tables import AUDIT, SESSIONS
@@ -359,3 +360,83 @@ def test_colours_have_the_contrast_of_wcag_aa(scheme: str) -> None:
     assert contrast(c["warn"], c["warn-wash"]) >= 4.5
     for mark in ("field", "main", *(f"s{i}" for i in range(8))):
         assert contrast(c[mark], c["card"]) >= 3.0, f"{mark}: borders of fields, focus and curves"
+
+
+# -- standing, origin, time and audit ----------------------------------------------------------------------------------
+
+
+def test_acts_of_a_person_who_was_revoked_a_moment_ago_are_undone(server: HttpServer, ids: dict[str, str]) -> None:
+    """The guard may have passed the member before. Every act looks again in its own transaction."""
+    name = member(server, "revoked meanwhile", "operator")
+    database = server.service.database
+    with database.read() as c:
+        person = members.find(c, name)
+    assert person is not None
+    database.write(lambda c: members.revoke(c, name, 1.0))
+    token = tokens.make("x")
+    grant = members.Grant("device", (), 1, False, 60.0)
+    acts = [
+        lambda c: decisions.decided(c, person, ids["pump 7"], "revoke", 1.0),
+        lambda c: decisions.token_made(c, token, grant, person, 1.0),
+        lambda c: decisions.token_revoked(c, "none", person, 1.0),
+    ]
+    for act in acts:
+        assert code(database.write, act) == "E-REVOKED"
+    assert code(server.hosting.ask, ids["smart-home"], served.PAUSED, name) == "E-REVOKED"
+    with database.read() as c:
+        assert served.find(c, ids["smart-home"]).state == served.RUNNING
+        pump = members.find(c, ids["pump 7"])
+    assert pump is not None
+    assert pump.status == members.PENDING
+
+
+@pytest.mark.parametrize(
+    ("origin", "host", "own"),
+    [
+        ("https://a.example", "a.example", True),
+        ("https://a.example", "a.example:443", True),
+        ("https://a.example:7443", "a.example:7443", True),
+        ("http://a.example:7443", "a.example:7443", False),
+        ("https://a.example:7444", "a.example:7443", False),
+        ("https://b.example", "a.example", False),
+        ("http://a.example", "a.example:443", False),
+        ("null", "a.example", False),
+        ("https://a.example:x", "a.example", False),
+    ],
+)
+def test_an_origin_is_scheme_host_and_port(origin: str, host: str, own: bool) -> None:
+    scope = {"type": "http", "scheme": "https", "headers": [(b"host", host.encode()), (b"origin", origin.encode())]}
+    if own:
+        browser.check_origin(scope)
+    else:
+        assert code(browser.check_origin, scope) == "E-SESSION"
+
+
+def test_a_clock_that_is_set_back_revives_no_session(
+    server: HttpServer, ids: dict[str, str], http: httpx2.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    person, now_s = Person(http, login(server, ids["operator"])), server.service.now_s()
+    monkeypatch.setattr(server.service, "now_s", lambda: now_s + sessions.SESSION_S + 1.0)
+    assert person.get("").status_code == 303
+    monkeypatch.setattr(server.service, "now_s", lambda: now_s)
+    assert person.get("").status_code == 303
+
+
+def test_log_ins_and_outs_are_audited_and_a_flood_fills_nothing(
+    server: HttpServer, http: httpx2.Client, tmp_path: Path
+) -> None:
+    def verbs() -> list[tuple[str, str, str]]:
+        with server.service.database.read() as c:
+            return [(row.by, row.verb, row.what) for row in audit.rows(c)]
+
+    with joined(server, tmp_path / "operator", "operator") as link:
+        text, name = link.call("POST", "/v1/logins")["text"], link.call("GET", "/v1/me")["id"]
+    secret = http.post(LOGIN, data={"token": text}, follow_redirects=False).headers["set-cookie"].split(";")[0]
+    Person(http, secret.split("=", 1)[1]).post("/logout")
+    own = [row for row in verbs() if row[0] == name and row[1] != "join"]
+    assert own == [(name, verb, name) for verb in ("make login", "log in", "log out")]
+    for _ in range(2 * REFUSALS):
+        assert http.post(LOGIN, data={"token": text}).status_code == 401
+    refused = [row for row in verbs() if row[1] == "refuse log in"]
+    assert 1 <= len(refused) <= REFUSALS
+    assert set(refused) == {("server", "refuse log in", "E-SESSION")}

@@ -18,10 +18,11 @@ from toy_recipe import PLAIN
 
 from edgewise.apps.models import export
 from edgewise.apps.server import fetching, promoting, submission
+from edgewise.apps.server.model_routes import ModelRoutes
 from edgewise.apps.server.start import HttpServer
 from edgewise.apps.simulate import simulation
 from edgewise.core import vector
-from edgewise.drivers.fleet import backup, served
+from edgewise.drivers.fleet import backup, members, promotions, served
 from edgewise.drivers.fleet.promotions import KEPT, PROMOTE, ROLLBACK, Promotion, standing
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.link import Link
@@ -173,6 +174,22 @@ def test_a_server_that_is_killed_has_one_model_or_the_other(
         promoting.promote(server.service, id, 3, "me")
         server.service.sweep_blobs()
         assert fetching.fetch(device, tmp_path / "second")["played"] == 3
+
+
+@pytest.mark.slow
+def test_a_member_who_is_revoked_during_the_replay_promotes_nothing(tmp_path: Path, run: Path) -> None:
+    with running(tmp_path) as server, joined(server, tmp_path / "device"):
+        id = hosted(server, run)
+        routes = ModelRoutes(server.service)
+        with server.service.database.read() as c:
+            (name,) = (one.id for one in members.listed(c, "", "", 9))
+        server.service.database.write(lambda c: members.revoke(c, name, 1.0))
+        assert code(routes.promoted_by, name, id, 2) == "E-REVOKED"
+        for played in (2, 3):
+            promoting.promote(server.service, id, played, "server")
+        assert code(routes.rolled_back_by, name) == "E-REVOKED"
+        with server.service.database.read() as c:
+            assert promotions.current(c).played == 3
 
 
 @pytest.mark.slow

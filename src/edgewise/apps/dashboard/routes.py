@@ -11,7 +11,6 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,6 +33,7 @@ from edgewise.drivers.http.service import Service
 LIVE_S, BEAT_S = 300.0, 15.0  # a browser asks again after the first; the second keeps proxies from hanging up
 COMPARED = 8  # runs side by side
 RECENT = 10
+REFUSALS, REFUSALS_S = 10, 3600.0  # refused log-ins that get a row each, in that time
 Data = Callable[[Request], Awaitable[dict[str, Any]]]
 
 
@@ -43,6 +43,7 @@ class DashboardRoutes:
     def __init__(self, service: Service, server: ShownServer) -> None:
         self._service, self._server = service, server
         self._reader = run_data.RunReader()
+        self._refusals_s, self._refused, self._unlisted = -REFUSALS_S, 0, 0
         self._ended: dict[str, dict[str, Any]] = {}  # progress of runs that do not move any more
 
     def routes(self) -> list[Route]:
@@ -188,8 +189,7 @@ class DashboardRoutes:
                 person = await self._service.member(member)
                 if bell is None or person is None or person.status != members.APPROVED or person.role not in VIEWER:
                     return
-                lasts = partial(sessions.find, secret=session, now_s=self._service.now_s())
-                if session and not await self._service.read(lasts):
+                if session and not await self._service.person(session):
                     return  # logged out in another tab
                 row = await self._service.read(lambda c: served.find(c, run))
                 played = await self._service.aside(lambda: run_data.progress(self._server.folder(run))["played"])
@@ -214,6 +214,13 @@ class DashboardRoutes:
 
     async def log_in(self, request: Request) -> Response:
         """Exchange a login token for a session. A cookie of a session before it ends that session."""
+        try:
+            return await self._logged_in(request)
+        except TransportError as e:
+            await self._note_refusal(e.code)
+            raise
+
+    async def _logged_in(self, request: Request) -> Response:
         browser.check_origin(request.scope)
         text, old, now_s = (
             browser.fields(caller(request).body).get("token", ""),
@@ -234,10 +241,36 @@ class DashboardRoutes:
         secret = await self._service.write(change)
         return _to(HOME, {"set-cookie": browser.cookie(secret)})
 
+    async def _note_refusal(self, code: str) -> None:
+        """Note a refused log-in: ``REFUSALS`` in ``REFUSALS_S`` seconds at most, so that no flood fills the log.
+
+        Those beyond are counted, and the next row has their number. What is past its time is deleted on the way.
+        """
+        passed_s = time.monotonic() - self._refusals_s
+        if passed_s >= REFUSALS_S:
+            self._refusals_s, self._refused = time.monotonic(), 0
+        self._refused += 1
+        if self._refused > REFUSALS:
+            self._unlisted += 1
+            return
+        before, self._unlisted, now_s = self._unlisted, 0, self._service.now_s()
+        what = f"{code}, and {before} more before" if before else code
+
+        def change(c: sa.Connection) -> None:
+            sessions.sweep(c, now_s)
+            audit.note(c, "server", "refuse log in", what, now_s)
+
+        await self._service.write(change)
+
     async def log_out(self, request: Request) -> Response:
         """End the session."""
-        secret = caller(request).session
-        await self._service.write(lambda c: sessions.leave(c, secret))
+        found, now_s = caller(request), self._service.now_s()
+
+        def change(c: sa.Connection) -> None:
+            sessions.leave(c, found.session)
+            audit.note(c, found.person().id, "log out", found.person().id, now_s)
+
+        await self._service.write(change)
         return _to(LOGIN, {"set-cookie": browser.cookie("")})
 
     async def decide(self, request: Request) -> Response:

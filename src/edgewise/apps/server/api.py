@@ -22,7 +22,7 @@ from starlette.types import ASGIApp
 
 from edgewise.apps.dashboard import rendering
 from edgewise.apps.dashboard.routes import DashboardRoutes
-from edgewise.apps.server.decisions import decided, may_decide, token_made
+from edgewise.apps.server.decisions import decided, token_made, token_revoked
 from edgewise.apps.server.description import described
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.metrics import shown
@@ -220,19 +220,19 @@ class ControlPlane:
         """Revoke an enrolment token. Operators revoke tokens for devices, administrators all tokens."""
         own, _ = caller(request).signed()
         now_s = self._service.now_s()
-
-        def change(c: sa.Connection) -> None:
-            may_decide(own, members.revoke_token(c, token))
-            audit.note(c, own.id, "revoke token", token, now_s)
-
-        await self._once(request, change)
+        await self._once(request, lambda c: token_revoked(c, token, own, now_s))
         return {"revoked": token}
 
     async def make_login(self, request: Request) -> MadeLogin:
         """Make a login token for the dashboard, for the calling member."""
         own, _ = caller(request).signed()
         now_s = self._service.now_s()
-        text = await self._once(request, lambda c: sessions.invite(c, own.id, now_s))
+
+        def change(c: sa.Connection) -> str:
+            audit.note(c, own.id, "make login", own.id, now_s)
+            return sessions.invite(c, own.id, now_s)
+
+        text = await self._once(request, change)
         return MadeLogin(text=text, path=LOGIN, lasts_s=sessions.LOGIN_S)
 
     async def _decide(self, request: Request, name: str, verb: str) -> MemberState:

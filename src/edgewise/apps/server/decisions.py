@@ -9,8 +9,25 @@ import sqlalchemy as sa
 
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import audit, members
-from edgewise.drivers.fleet.members import Grant, Member
+from edgewise.drivers.fleet.members import APPROVED, REVOKED, Grant, Member
+from edgewise.drivers.http.rules import OPERATOR
 from edgewise.drivers.http.tokens import Token
+
+BY_SERVER = "server"  # instead of a member's id, where the server itself acts
+
+
+def still(c: sa.Connection, by: str) -> Member:
+    """Look a member up again in the transaction of its act, which may come long after the guard has let it pass.
+
+    Raises:
+        TransportError: E-REVOKED. E-ROLE where it is no approved operator or administrator (any more).
+    """
+    member = members.find(c, by)
+    if member is not None and member.status == REVOKED:
+        raise members.revoked(by)
+    if member is None or member.status != APPROVED or member.role not in OPERATOR:
+        raise TransportError("E-ROLE", f"{by:.40} is no operator of this server any more.", "ask an administrator.")
+    return member
 
 
 def may_decide(member: Member, role: str) -> None:
@@ -22,7 +39,7 @@ def may_decide(member: Member, role: str) -> None:
 
 def decided(c: sa.Connection, by: Member, name: str, verb: str, now_s: float) -> Member:
     """Approve or revoke a member. ``verb``: ``approve`` or ``revoke``. Raises TransportError: E-ROLE, and as these."""
-    other = members.find(c, name)
+    by, other = still(c, by.id), members.find(c, name)
     if other is not None:
         may_decide(by, other.role)
     member = (members.approve if verb == "approve" else members.revoke)(c, name, now_s)
@@ -32,6 +49,12 @@ def decided(c: sa.Connection, by: Member, name: str, verb: str, now_s: float) ->
 
 def token_made(c: sa.Connection, token: Token, grant: Grant, by: Member, now_s: float) -> None:
     """Make an enrolment token. Operators make tokens for devices; administrators for all roles."""
-    may_decide(by, grant.role)
+    may_decide(still(c, by.id), grant.role)
     members.make_token(c, token, grant, by.id, now_s)
     audit.note(c, by.id, "make token", token.id, now_s)
+
+
+def token_revoked(c: sa.Connection, token: str, by: Member, now_s: float) -> None:
+    """Revoke an enrolment token. Operators revoke tokens for devices; administrators all tokens."""
+    may_decide(still(c, by.id), members.revoke_token(c, token))
+    audit.note(c, by.id, "revoke token", token, now_s)

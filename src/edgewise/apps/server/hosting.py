@@ -24,6 +24,7 @@ import msgspec
 
 from edgewise.apps.runs.chosen import chosen
 from edgewise.apps.server import distilling, sharing, submission
+from edgewise.apps.server.decisions import BY_SERVER, still
 from edgewise.apps.server.submission import Submission
 from edgewise.core import events, vector
 from edgewise.core.errors import EdgewiseError, StoreError
@@ -135,7 +136,7 @@ class Hosting:
             self._begin(run)
         return run
 
-    def ask(self, run: str, state: str, by: str = "server") -> ServedRun:
+    def ask(self, run: str, state: str, by: str = BY_SERVER) -> ServedRun:
         """Pause a run after its round, cancel it at once, or continue it. Raises TransportError as ``served.ask``.
 
         ``by``: the member who asks, for the audit log.
@@ -143,6 +144,8 @@ class Hosting:
         now_s = self._service.now_s()
 
         def change(c: submission.Connection) -> ServedRun:
+            if by != BY_SERVER:
+                still(c, by)
             audit.note(c, by, state, run, now_s)
             return served.ask(c, run, state)
 

@@ -11,6 +11,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from edgewise.apps.server import promoting
+from edgewise.apps.server.decisions import still
 from edgewise.drivers.fleet import promotions
 from edgewise.drivers.fleet.promotions import Promotion
 from edgewise.drivers.http.guard import caller
@@ -64,17 +65,25 @@ class ModelRoutes:
 
     async def promote(self, request: Request, wanted: Promoting) -> PromotedModel:
         """Verify a run, and promote one of its models."""
-        return await self._done(request, lambda by: promoting.promote(self._service, wanted.run, wanted.played, by))
+        return await self._done(request, lambda by: self.promoted_by(by, wanted.run, wanted.played))
 
     async def rollback(self, request: Request) -> PromotedModel:
         """Verify the run of the previously promoted model, and return to that model."""
-        return await self._done(request, lambda by: promoting.rollback(self._service, by))
+        return await self._done(request, self.rolled_back_by)
 
     async def _done(self, request: Request, work: Callable[[str], Promotion]) -> PromotedModel:
         """Spend the request's nonce, and do the work in a thread."""
         member, proof = caller(request).signed()
         await self._service.write(lambda c: self._service.spend(c, proof))
         return _shown(await self.alone(lambda: work(member.id)))
+
+    def promoted_by(self, by: str, run: str, played: int | None) -> Promotion:
+        """Promote for a member that may do so when the replay has ended. Raises as ``promoting.promote``, E-ROLE."""
+        return promoting.promote(self._service, run, played, by, lambda c: still(c, by))
+
+    def rolled_back_by(self, by: str) -> Promotion:
+        """Return to the former model for such a member. Raises as ``promoting.rollback``, E-ROLE."""
+        return promoting.rollback(self._service, by, lambda c: still(c, by))
 
     async def alone(self, work: Callable[[], Promotion]) -> Promotion:
         """Do the work in a thread when no other promotion is under way."""

@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-import sqlalchemy as sa
-
-from edgewise.apps.server import promoting, submission
-from edgewise.apps.server.decisions import decided, may_decide, token_made
+from edgewise.apps.server import submission
+from edgewise.apps.server.decisions import decided, token_made, token_revoked
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.model_routes import ModelRoutes
 from edgewise.apps.server.run_routes import VERBS
 from edgewise.core.errors import TransportError
-from edgewise.drivers.fleet import audit, members
 from edgewise.drivers.fleet.members import Grant, Member
 from edgewise.drivers.fleet.promotions import Promotion
 from edgewise.drivers.fleet.served import ServedRun
@@ -55,17 +52,12 @@ class PersonActs:
     async def revoke_token(self, by: Member, token: str) -> None:
         """Revoke an enrolment token."""
         now_s = self._service.now_s()
-
-        def change(c: sa.Connection) -> None:
-            may_decide(by, members.revoke_token(c, token))
-            audit.note(c, by.id, "revoke token", token, now_s)
-
-        await self._service.write(change)
+        await self._service.write(lambda c: token_revoked(c, token, by, now_s))
 
     async def promote(self, run: str, by: str) -> Promotion:
         """Verify a run and promote the model that counts."""
-        return await self._models.alone(lambda: promoting.promote(self._service, run, None, by))
+        return await self._models.alone(lambda: self._models.promoted_by(by, run, None))
 
     async def rollback(self, by: str) -> Promotion:
         """Return to the previously promoted model."""
-        return await self._models.alone(lambda: promoting.rollback(self._service, by))
+        return await self._models.alone(lambda: self._models.rolled_back_by(by))

@@ -7,7 +7,7 @@ the other.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from edgewise.apps.models import verification
@@ -23,9 +23,17 @@ from edgewise.drivers.storage import run_record
 from edgewise.drivers.storage.run_record import RunRecord
 from edgewise.plan.facts import parse
 
+Allowed = Callable[[submission.Connection], object]
 
-def promote(service: Service, run: str, played: int | None, by: str) -> Promotion:
+
+def _anyone(c: submission.Connection) -> None:
+    """Allow what is not done for a member."""
+
+
+def promote(service: Service, run: str, played: int | None, by: str, allowed: Allowed = _anyone) -> Promotion:
     """Promote the model of a run after ``played`` rounds. None: the model that counts.
+
+    ``allowed``: raises where the caller may not do it. It is asked in the transaction of the change, after the replay.
 
     Raises:
         TransportError(E-UNKNOWN-ID): for an unknown run or model.
@@ -43,16 +51,21 @@ def promote(service: Service, run: str, played: int | None, by: str) -> Promotio
         layout=record.run["facts"]["spec_sha256"], base=_base(record),
         blobs={digest: len(raw) for digest, raw in raws.items()}, by=by, at_s=service.now_s(),
     )  # fmt: skip
+
+    def add(c: submission.Connection) -> None:
+        allowed(c)
+        promotions.add(c, new)
+
     with service.blobs.kept() as put:
         for raw in raws.values():
             put(raw)
         service.blobs.sync()
-        service.database.write(lambda c: promotions.add(c, new))
+        service.database.write(add)
     return new
 
 
-def rollback(service: Service, by: str) -> Promotion:
-    """Return to the previously promoted model.
+def rollback(service: Service, by: str, allowed: Allowed = _anyone) -> Promotion:
+    """Return to the previously promoted model. ``allowed``: as ``promote``.
 
     Raises TransportError(E-CONFLICT) if there is none, and StoreError as ``promote``.
     """
@@ -73,6 +86,7 @@ def rollback(service: Service, by: str) -> Promotion:
     )  # fmt: skip
 
     def change(c: submission.Connection) -> None:
+        allowed(c)
         if promotions.former(c) != old:
             what = "another model was promoted or taken back meanwhile."
             raise TransportError("E-CONFLICT", what, "look with `edgewise models ls`, then decide again.")

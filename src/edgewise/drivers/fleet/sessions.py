@@ -6,6 +6,8 @@
 
 Only hashes are stored. The secrets have 256 random bits, so a fast hash suffices. A session has no rights of its own:
 whoever uses it has the standing and the role that its member has at that moment.
+
+A session that was once seen past its time is deleted (``sweep``), so a clock that is set back does not revive it.
 """
 
 from __future__ import annotations
@@ -49,6 +51,17 @@ def find(c: sa.Connection, secret: str, now_s: float) -> str:
     return _find(c, _SESSION, secret, now_s)
 
 
+def expired(c: sa.Connection, secret: str, now_s: float) -> bool:
+    """Tell whether the cookie is of a session whose time has passed, and that is stored still."""
+    row = c.execute(sa.select(SESSIONS.c.expires_s).where(SESSIONS.c.digest == _digest(_SESSION, secret))).first()
+    return row is not None and row.expires_s <= now_s
+
+
+def sweep(c: sa.Connection, now_s: float) -> None:
+    """Delete all sessions and login tokens whose time has passed."""
+    c.execute(SESSIONS.delete().where(SESSIONS.c.expires_s <= now_s))
+
+
 def leave(c: sa.Connection, secret: str) -> None:
     """End a session. A session that has ended already stays so."""
     _remove(c, _SESSION, secret)
@@ -60,7 +73,7 @@ def _digest(kind: str, secret: str) -> bytes:
 
 def _add(c: sa.Connection, kind: str, member: str, now_s: float, lasts_s: float) -> str:
     secret = secrets.token_urlsafe(32)
-    c.execute(SESSIONS.delete().where(SESSIONS.c.expires_s <= now_s))
+    sweep(c, now_s)
     c.execute(SESSIONS.insert().values(digest=_digest(kind, secret), member=member, expires_s=now_s + lasts_s))
     return secret
 

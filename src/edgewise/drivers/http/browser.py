@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # A device shows its page without the extra `server`.
 COOKIE = "__Host-edgewise"  # a browser takes this prefix only from a secure origin, for the whole host
 FIELD = "form_token"
 FIELDS = 64
+_PORTS = {"http": 80, "https": 443}
 HEADERS: Mapping[str, str] = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'",
@@ -72,14 +73,27 @@ def fields(body: bytes) -> dict[str, str]:
 def check_origin(scope: Scope) -> None:
     """Refuse a form that a page of another origin sends. Raises TransportError(E-SESSION).
 
+    An origin is a scheme, a host and a port: a page of http may not send a form to https of the same host and port.
     Browsers send these headers with every form. A program that sends neither has no session of a person to misuse.
     """
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     if headers.get(b"sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise _FOREIGN
     origin = headers.get(b"origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get(b"host"):
+    if origin is not None and _origin(origin) != _origin(f"{scope['scheme']}://{headers.get(b'host', '')}"):
         raise _FOREIGN
+
+
+def _origin(url: str) -> tuple[str, str, int]:
+    """Return scheme, host and port, the port also where it is the scheme's own. Raises TransportError(E-SESSION)."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        raise _FOREIGN from None
+    if not host or port is None:
+        raise _FOREIGN
+    return parts.scheme, host, port
 
 
 def check_form(body: bytes, secret: str) -> None:

@@ -23,7 +23,6 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgewise.core.errors import EdgewiseError, TransportError
-from edgewise.drivers.fleet import sessions
 from edgewise.drivers.fleet.members import APPROVED, PENDING, REVOKED, Member, revoked
 from edgewise.drivers.http import browser, rules, signatures
 from edgewise.drivers.http.identity import fingerprint
@@ -206,8 +205,8 @@ class Guard:
         """Find the member whose session the cookie names. Raises TransportError: E-SESSION, and as ``_standing``."""
         if rule.changes:
             browser.check_origin(scope)
-        secret, now_s = browser.session_secret(scope), self._service.now_s()
-        name = await self._service.read(lambda c: sessions.find(c, secret, now_s)) if secret else ""
+        secret = browser.session_secret(scope)
+        name = await self._service.person(secret) if secret else ""
         member = await self._service.member(name) if name else None
         if member is None:
             raise _no_session()

@@ -16,7 +16,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError
-from edgewise.drivers.fleet import epoch, mailboxes, members, nonces, uploads
+from edgewise.drivers.fleet import epoch, mailboxes, members, nonces, sessions, uploads
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.news import News
@@ -148,6 +148,16 @@ class Service:
             if len(self._members) > REMEMBERED:
                 self._members.popitem(last=False)
         return found[0]
+
+    async def person(self, secret: str) -> str:
+        """Return the id of the member whose session this is; empty where there is none. A session past its time is
+        deleted where it is seen, so that no clock that is set back revives it.
+        """
+        now_s = self.now_s()
+        name, past = await self.read(lambda c: (sessions.find(c, secret, now_s), sessions.expired(c, secret, now_s)))
+        if past:
+            await self.write(lambda c: sessions.sweep(c, now_s))
+        return name
 
     def spend(self, c: sa.Connection, proof: Proof) -> None:
         """Accept a request once, within the change that it asks for. Raises TransportError(E-REPLAY).
