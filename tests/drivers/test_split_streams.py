@@ -96,9 +96,9 @@ class Place:
         asked = proof.sender, proof.run, proof.round
         return self.session if asked == (self.identity.name, "run", 3) else None
 
-    def stream(self, port, who=None, round=3, server="", perform=None, limits=LIMITS, entropy=os.urandom):
+    def stream(self, port, who=None, round=3, server="", perform=None, limits=LIMITS, entropy=os.urandom, attempt=0):
         address = SplitAddress("127.0.0.1", port, certificates.client_context(self.trusted), server or self.server.name)
-        state = events.DeviceSide(NAME, NAME, self.shape == "U", STEPS)
+        state = events.DeviceSide(NAME, NAME, self.shape == "U", STEPS, attempt=attempt)
         perform = perform or self.device.perform
         return DeviceStream(address, who or self.identity, "run", round, state, perform, entropy, limits)
 
@@ -141,6 +141,27 @@ def test_a_connection_that_breaks_in_any_message_changes_no_bit(tmp_path, direct
         finally:
             proxy.close()
     assert stream.connections > 8
+    same(place.weights(), in_one_process("U"))
+
+
+@pytest.mark.parametrize("kill_at", [events.Reduce, events.Apply])
+def test_a_device_that_was_killed_begins_the_session_anew_to_the_same_bits(tmp_path, kill_at):
+    """It is killed in its third step, before or after the server has taken that step, and keeps its attempt alone."""
+    place, seen = Place(tmp_path), []
+
+    def perform(effect):
+        seen.extend([effect] * isinstance(effect, kill_at))
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return place.device.perform(effect)
+
+    with place.listen() as listener:
+        killed = place.stream(listener.port, perform=perform)
+        with pytest.raises(KeyboardInterrupt):
+            killed.play()
+        assert (place.session.state.version, place.session.state.ahead) == (2, kill_at is events.Apply)
+        place.device, place.here = parts("U")[0]
+        assert place.stream(listener.port, attempt=killed.state.attempt).play().phase == "over"
     same(place.weights(), in_one_process("U"))
 
 

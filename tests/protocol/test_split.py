@@ -104,20 +104,20 @@ class Server(Side):
 
     def __init__(self, u):
         super().__init__(split.ServerSide(SESSION, PARTS, u))
-        self.u, self.durable, self.runs = u, (0, {0: (0.8, 1.5)}), []
+        self.u, self.durable, self.runs = u, (0, 0, {0: (0.8, 1.5)}), []
 
     def load(self):
-        attempt, versions = self.durable
+        attempt, used, versions = self.durable
         base = split.ServerSide(SESSION, PARTS, self.u)
-        self.state = replace(base, version=min(versions), ahead=len(versions) > 1, attempt=attempt)
+        self.state = replace(base, version=used, ahead=used + 1 in versions, attempt=attempt)
 
     def perform(self, effect):
-        attempt, versions = self.durable
+        attempt, used, versions = self.durable
         match effect:
             case split.SaveAttempt(number):
-                self.durable = number, versions
+                self.durable = number, used, versions
             case split.Use(number):
-                self.durable = attempt, {number: versions[number]}
+                self.durable = attempt, number, {0: versions[0], number: versions[number]}
                 self.weights, self.grads, self.kept = versions[number], [0.0, 0.0], {}
             case split.RunMicro(crossing):
                 micro, (b, c) = crossing.micro, self.weights
@@ -137,7 +137,7 @@ class Server(Side):
                 own = sum(g * g for g in self.grads)
                 scale = LR / (1 + finish.norm2 + own)
                 after = tuple(w - scale * g for w, g in zip(self.weights, self.grads, strict=True))
-                self.durable = attempt, {finish.step: self.weights, finish.step + 1: after}
+                self.durable = attempt, used, {**versions, finish.step + 1: after}
                 return split.Stepped(own)
         return None
 
@@ -174,6 +174,9 @@ def play(u, script=()):
             case "device dies":
                 device.load()
                 server.feed(split.Disconnected())
+            case "device forgets":  # Nothing is left but the number of its last attempt.
+                device.durable, device.end = (0, device.durable[1], (0.5, 1.5)), None
+                device.load()
             case "server dies":
                 server.load()
                 device.feed(split.Disconnected())
@@ -187,10 +190,12 @@ def play(u, script=()):
         deliver(device, server, True, 0)
         deliver(device, server, False, 0)
     assert device.end == ""
-    return device.durable[2], server.durable[1][STEPS]
+    return device.durable[2], server.durable[2][STEPS]
 
 
-FAULTS = ["up", "down", "repeat up", "repeat down", "lose", "deadline", "cut", "device dies", "server dies"]
+FAULTS = [
+    "up", "down", "repeat up", "repeat down", "lose", "deadline", "cut", "device dies", "device forgets", "server dies",
+]  # fmt: skip
 ACTIONS = st.sampled_from(["go"] * len(FAULTS) + FAULTS)
 UNDISTURBED = {u: play(u) for u in (False, True)}
 
@@ -248,7 +253,7 @@ def test_the_server_computes_in_order_and_each_thing_once():
     assert [[getattr(a, "micro", "finished") for a in some] for some in answers] == [
         [], [0], [0], [1], [2], ["finished"], ["finished"], [],
     ]  # fmt: skip
-    assert server.durable[1].keys() == {0, 1}
+    assert server.durable[2].keys() == {0, 1}
 
 
 def replace_micro(crossing):

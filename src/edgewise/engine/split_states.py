@@ -153,7 +153,10 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Effect on the server: train on from the part after ``step`` steps, and forget the other one and all gradients."""
+    """Effect on the server: train on from the part after ``step`` steps, and forget all gradients.
+
+    Only that part and the one before the first step may be asked for again.
+    """
 
     step: int
 

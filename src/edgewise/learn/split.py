@@ -263,7 +263,7 @@ class ServerPart(PartTraining):
         parts: the model's stages, of which only the server's is called.
         vocabulary: V, for labels.
         save: called with a name and a number before it counts (``engine.split``): "attempt"; "use", the version to go
-            on from; "step", the version that is kept beside the one before it.
+            on from, 0 again where a device has lost its part; "step", the version that is kept beside the one before.
     """
 
     def __init__(
