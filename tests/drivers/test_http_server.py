@@ -25,7 +25,9 @@ from edgewise.drivers.http import browser, certificates, identity, signatures, t
 from edgewise.drivers.http.limits import Buckets, Gatekeeper, ServerLimits
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.page_rules import LOGIN, PAGES
+from edgewise.drivers.http.routes import IN_ROUND_S
 from edgewise.drivers.http.rules import ANYONE, RULES, Rule
+from edgewise.engine.pacing import LEAST_S
 
 QUICK = ServerLimits(header_s=1.0, stall_s=0.4, wait_s=5.0)
 
@@ -400,14 +402,18 @@ def test_rules_match_whole_paths() -> None:
 
 
 def test_who_cannot_wait_is_told_when_to_come_back(tmp_path: Path) -> None:
-    with running(tmp_path, ServerLimits(waiting=0, in_flight_bytes=1000)) as server:
+    with running(tmp_path, ServerLimits(waiting=0, in_flight_bytes=1000, checkin_rate=0.01)) as server:
         pauses: list[float] = []
         joined(server, tmp_path / "home").close()
         with Link(tmp_path / "home", patience_s=0.0, sleep=pauses.append) as device:
             assert device.poll(0, 30.0) is None
-            assert len(pauses) == 1
-            assert 1.0 <= pauses[0] <= 60.0
+            assert device.poll(0, 30.0) is None
+            first_s, second_s = pauses
+            assert first_s == pytest.approx(LEAST_S, abs=1.0)
+            assert second_s == pytest.approx(LEAST_S + 100.0, abs=20.0), "the queue has a place for the first already"
             number = send_invitation(server, device.name)
+            assert device.poll(number, 30.0) is None
+            assert 1.0 <= pauses.pop() <= IN_ROUND_S, "in an open round a device comes back soon"
             mail = device.poll(0, 30.0)
             assert mail is not None, "mail that lies there is handed out all the same"
             assert mail.number == number

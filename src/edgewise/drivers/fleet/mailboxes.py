@@ -35,6 +35,8 @@ _NEXT = (  # built once, because every check-in asks it, and building it takes t
     .limit(1)
 )
 
+_OF_OPEN_ROUND = sa.select(MAIL.c.number).where(MAIL.c.device == sa.bindparam("name"), sa.not_(MAIL.c.inbound)).limit(1)
+
 
 @dataclass(frozen=True, slots=True)
 class MailboxLetter:
@@ -109,6 +111,11 @@ def next_letter(c: sa.Connection, device: str, after: int) -> MailboxLetter | No
     """Return the oldest frame in a device's inbox with a number above ``after``."""
     row = c.execute(_NEXT, {"name": device, "after": after}).first()
     return _letter(row) if row else None
+
+
+def takes_part(c: sa.Connection, device: str) -> bool:
+    """Return whether a device was sent a frame of a round that is open."""
+    return c.execute(_OF_OPEN_ROUND, {"name": device}).first() is not None
 
 
 def invited(c: sa.Connection, run: str, round: int, device: str) -> None:

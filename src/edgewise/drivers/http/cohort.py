@@ -41,8 +41,8 @@ class HttpCohort:
         service: the server's state.
         run: identity of the run.
         frame_limit_bytes: the largest frame to a device.
-        silence_s: seconds after which a device is lost that owes an answer and neither calls nor sends a chunk. A
-            revoked device is lost at once.
+        silence_s: seconds after which a device is lost that owes an answer and neither calls nor sends a chunk. They
+            begin at the latest return that the server has asked a device for. A revoked device is lost at once.
         kept: digest -> bytes of stored blobs that stay published beside those of the round.
         halted: whether to leave the run now. It is called every second, and ``receive`` then raises Halted.
     """
@@ -63,7 +63,7 @@ class HttpCohort:
         self._after = 0  # number of the last delivered frame
         self._sends: deque[tuple[DeviceId, Future[int]]] = deque()
         self._lost: deque[Absent] = deque()
-        self._awaited: dict[DeviceId, float] = {}  # time of the last frame to the device
+        self._awaited: dict[DeviceId, float] = {}  # time from which the device may be silent
 
     def now_s(self) -> float:
         """Return the seconds since the last publish."""
@@ -91,7 +91,7 @@ class HttpCohort:
                 return 0
             return mailboxes.post(c, to, raw, message, service.now_s())
 
-        self._awaited[to] = time.monotonic()
+        self._awaited[to] = max(time.monotonic(), service.pace.until_s)
         future = service.database.submit(change, fenced=True)
         future.add_done_callback(lambda _: service.ring(to))
         self._sends.append((to, future))

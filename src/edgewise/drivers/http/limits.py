@@ -10,6 +10,7 @@ from collections import Counter, OrderedDict
 from dataclasses import dataclass
 
 from edgewise.core.errors import TransportError
+from edgewise.engine.pacing import RATE
 
 KEYS = 100_000  # keys in a table; an address that gives way begins with a full bucket again
 FINE = 40.0  # requests that a forged one counts as at a gateway
@@ -33,6 +34,7 @@ class ServerLimits:
         slowest: bytes per second that a body must average after its first ``stall_s``.
         waiting: number of long polls at a time.
         wait_s: longest duration of a long poll.
+        checkin_rate: check-ins that devices without mail and without a long poll are spread over (``engine.pacing``).
         connections: number of connections at a time.
     """
 
@@ -52,6 +54,7 @@ class ServerLimits:
     slowest: float = 1024.0
     waiting: int = 4096
     wait_s: float = 30.0
+    checkin_rate: float = RATE
     connections: int = 8192
 
 

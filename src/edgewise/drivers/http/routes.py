@@ -15,7 +15,9 @@ import asyncio
 import json
 import re
 import secrets
+import time
 from contextlib import suppress
+from math import ceil
 from typing import Any
 
 import sqlalchemy as sa
@@ -37,10 +39,11 @@ from edgewise.drivers.http.rules import VIEWER
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
 from edgewise.drivers.storage.blobs import Blobs
+from edgewise.engine import pacing
 
 ASSEMBLING = 2  # number of uploads joined at a time, because each is in memory as a whole
 _RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
-PACE_S = 30.0  # average seconds until an idle device returns that may not wait
+IN_ROUND_S = 30.0  # longest wait of a device in an open round that may not wait in a long poll
 
 
 class DataPlane:
@@ -77,14 +80,20 @@ class DataPlane:
             letter = await service.read(lambda c: mailboxes.next_letter(c, member.id, after))
             if letter is None and bell is not None and wait_s > 0.0:
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(wait_s):
+                    async with asyncio.timeout(pacing.poll_s(wait_s, _draw())):
                         await bell.wait()
                 letter = await service.read(lambda c: mailboxes.next_letter(c, member.id, after))
         if letter is None:
-            pause_s = 0 if bell is not None else 1 + secrets.randbelow(int(2 * PACE_S))
+            pause_s = 0 if bell is not None else await self._pause_s(member.id)
             return Response(status_code=204, headers={"retry-after": str(pause_s)})
         headers = {"edgewise-number": str(letter.number)}
         return Response(letter.body, 200, headers, "application/octet-stream")
+
+    async def _pause_s(self, device: str) -> int:
+        """Return the whole seconds after which a device without mail comes back. One in an open round comes soon."""
+        if await self._service.read(lambda c: mailboxes.takes_part(c, device)):
+            return 1 + secrets.randbelow(int(IN_ROUND_S))
+        return ceil(self._service.pace.pause_s(time.monotonic(), _draw()))
 
     async def outbox(self, request: Request) -> Response:
         """Accept a frame: the body, or the upload that the query names."""
@@ -211,6 +220,11 @@ def _bad_range(text: str | None, size: int) -> Response | None:
     error = TransportError("E-OFFSET", f"the blob has {size} bytes.", "use the complete file, or begin again.")
     body = {"code": error.code, "what": error.what, "fix": error.fix}
     return JSONResponse(body, 416, {"content-range": f"bytes */{size}"})
+
+
+def _draw() -> float:
+    """Draw uniformly from [0, 1)."""
+    return secrets.randbelow(2**20) / 2**20
 
 
 def _whole(request: Request, name: str) -> int:

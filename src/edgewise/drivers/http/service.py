@@ -29,6 +29,7 @@ from edgewise.drivers.http.staging import Staging
 from edgewise.drivers.storage.blobs import Blobs
 from edgewise.drivers.storage.fencing import GRACE_S
 from edgewise.drivers.storage.files import FOLDER
+from edgewise.engine.pacing import Pace
 
 T = TypeVar("T")
 FRESH_S = 1.0  # seconds for which a member is cached; a revocation by another process works after that
@@ -65,6 +66,7 @@ class Service:
         self.staging = Staging(folder / "staged", now_s)
         self.gate = Gatekeeper(limits)
         self.meter = Meter()
+        self.pace = Pace(limits.checkin_rate)
         self.epoch = epoch.load(folder)
         self._told_s: dict[str, float] = {}  # device -> time of the last news of it to other servers
         self.progress_s: dict[str, float] = {}  # device -> monotonic time of its last progress
