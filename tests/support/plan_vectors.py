@@ -88,7 +88,6 @@ CODECS: dict[str, dict[str, Any]] = {
     "masked, with metrics and weights": {**_hidden(
         {"kind": "weigh"}, *GRID, {"kind": "quantize", "bits": 4, "grid": "shared"}, {"kind": "wrap"}),
         "metrics": "sum"},
-    "a robust mean": {"privacy": "none", "merge": {"kind": "robust_mean", "byzantine": 1}},
     "grouped": {**_hidden(*GRID, {"kind": "quantize", "bits": 4, "grid": "shared"}, {"kind": "wrap"}),
                 "merge": {"kind": "grouped", "groups": 3}, "trust": {"malicious_fraction": 0.01}},
     "masked rungs": {"privacy": "hidden", "codec": "adaptive", "merge": {"kind": "secure_sum"},
