@@ -17,7 +17,7 @@ from edgewise.merges import robust
 from edgewise.merges.plain import plain_sum
 
 _MIB = 2**20
-_BYTES = 20  # of each coordinate of each contribution: kept and divided in float32, then compared in float64.
+ROW_BYTES = 20  # of each coordinate of each contribution: kept and divided in float32, then compared in float64.
 
 
 class Seen(NamedTuple):
@@ -78,7 +78,7 @@ def robust_mean(
 
     def says(total: Total) -> str:
         steps = {"none": "", "nnm": " of the means of nearest updates", "arc": " after the longest updates are cut"}
-        size = _BYTES * total.space.quorum.n_max * total.space.dim / _MIB
+        size = ROW_BYTES * total.space.quorum.n_max * total.space.dim / _MIB
         return (
             f"decodes each contribution, then takes the {rule.replace('_', ' ')}{steps[before]}, against {byzantine} "
             f"dishonest of {total.space.quorum.n_min} or more; keeps all of a round, up to {size:,.1f} MiB"

@@ -55,7 +55,8 @@ def check_pipelines(recipe: Recipe, client: Client, pipes: Sequence[Pipeline], r
     kind = recipe.strategy["kind"]
     if pipes[0].merge.combine is not None and client.contrast is None:
         what = f'strategy "{kind}" cannot be used with [merge] {pipes[0].merge.name}: its equations need a mean.'
-        raise RecipeError("E-COMBO", what, "take the sum of all contributions, or strategy fedavg.")
+        other = "" if kind == "fedavg" else ", or strategy fedavg"  # fedavg itself counts the devices of each part
+        raise RecipeError("E-COMBO", what, f"take the sum of all contributions{other}.")
     if client.memory and len(pipes) > 1 and not rungs:
         what = (
             f'strategy "{kind}" cannot be used where parts of the model take turns: what devices keep of a part that '

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgewise.core.memory import flat
+from edgewise.merges.robust_mean import ROW_BYTES
 from edgewise.plan.plan import Plan
 
 
@@ -19,14 +20,18 @@ def device_bytes(plan: Plan) -> float:
     """
     client = plan.strategy.client
     vectors = len((*client.memory, *client.given, *client.sends)) + (client.shift is not None)
-    vectors += 3 * (
-        client.contrast is not None
-    )  # They are the round's model twice, and the previous one beside weights.
+    if client.contrast is not None:
+        vectors += 3  # the round's model twice, and the previous one beside the weights
     codec = sum(x.nbytes for x in flat(plan.at(0).init()).values())
     return 4.0 * plan.spec.dim * vectors + 2.0 * codec
 
 
 def server_bytes(plan: Plan) -> float:
-    """Count the server's model and optimizer state, float32[d] each, and its exact sum, int64 of what is sent."""
-    state = plan.strategy.init(np.zeros(plan.spec.dim, np.float32))
-    return 4.0 * plan.spec.dim * (1 + len(state.slots)) + 8.0 * plan.layout.sent.dim
+    """Count the server's model and optimizer state, float32[d] each, and its exact sum, int64 of what is sent.
+
+    A rule between updates that the server sees (``robust_mean``) keeps all of a round in place of a sum.
+    """
+    state, pipe = plan.strategy.init(np.zeros(plan.spec.dim, np.float32)), plan.at(0)
+    seen = pipe.merge.combine is not None and not pipe.merge.blind
+    kept = ROW_BYTES * pipe.spaces[0].quorum.n_max if seen else 8.0
+    return 4.0 * plan.spec.dim * (1 + len(state.slots)) + kept * plan.layout.sent.dim
