@@ -9,7 +9,7 @@ from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Segment, Vector
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.strategies.base import State, Strategy, hold
-from edgewise.strategies.client import LocalWork
+from edgewise.strategies.client import PREVIOUS, LocalWork
 
 DIM, ROUNDS = 20, 8
 START = np.random.default_rng(0).standard_normal(DIM).astype(np.float32)
@@ -111,9 +111,11 @@ def test_the_client_half_is_pure_and_says_what_it_gives(strategy: Strategy) -> N
     corrections = [client.correction(memory, given, WORK) for _ in range(2)]
     assert [a.tobytes() for a in (x, *memory.values(), *given.values())] == before
     done = twice[0]
-    assert (set(done.beside), set(done.head), set(done.memory)) == (
+    kept_by_engine = client.memory if client.contrast else ()  # the trained model, which no hook sees
+    assert (set(done.beside), set(done.head), {*done.memory, *kept_by_engine}) == (
         set(client.sends), set(client.head), set(client.memory),
     )  # fmt: skip
+    assert client.contrast is None or (client.finish is None and client.memory == (PREVIOUS,))
     assert set(client.given) <= set(strategy.init(START).slots)
     assert all(0.0 <= value <= 1.0 for value in done.head.values())
     for a, b in zip((done.x, *done.beside.values(), *done.memory.values()),

@@ -160,6 +160,7 @@ PORTS = {
         "moves",
         "holds_back",
         "fits_blocks",
+        "contrasts",
     },
 }
 
