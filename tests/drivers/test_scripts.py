@@ -133,6 +133,16 @@ def test_a_strategy_that_corrects_gradients_hands_out_its_hook() -> None:
     assert task.submit(model, examples=8, metrics={"loss": 1.0}).released
 
 
+def test_a_strategy_with_a_term_in_the_loss_is_refused_before_a_script_trains() -> None:
+    task, model = task_of({"strategy": {"kind": "moon"}}), module()
+    before = modules.read(model, task.spec)
+    with pytest.raises(TrainingError, match=r"moon.* contrasts representations .* a training script of your own") as e:
+        task.load_into(model)
+    assert e.value.code == "E-TASK"
+    assert modules.read(model, task.spec).tobytes() == before.tobytes(), "nothing was written"
+    assert "was not loaded" in refused(task, model)
+
+
 def test_equations_for_a_number_of_steps_ask_for_that_many() -> None:
     scaffold = {"strategy": {"kind": "scaffold"}, "training": {"local_steps": 2, "optimizer": "sgd", "momentum": 0.0}}
     task, model = task_of(scaffold), module()

@@ -14,7 +14,7 @@ import torch
 from edgewise.core.errors import RecipeError
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
-from edgewise.core.training import Contrast, Correction, FitRequest
+from edgewise.core.training import Contrast, Correction, FitRequest, Update
 from edgewise.core.vector import Vector
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.learn.text.trainer import TextTrainer, make
@@ -114,3 +114,15 @@ def test_devices_in_one_pass_are_refused_by_name(place: Path, tmp_path: Path) ->
     with pytest.raises(RecipeError, match=r"E-COMBO.*moon.*batch_devices = 2") as caught:
         make_trainer(recipe(engine={"batch_devices": 2}), place, tmp_path, BUILT_IN)
     assert caught.value.fix
+
+
+def test_a_pass_of_several_devices_refuses_a_contrast_of_one(place: Path) -> None:
+    """The recipe is refused before. This pass would train the contrasted device as FedAvg."""
+    t = make(recipe(strategy={"kind": "fedavg"}, engine={"batch_devices": 2}), place, place / "cache")
+    ann, bob = (
+        FitRequest(name, 0, t.initial(), LocalRule(steps=1, lr=0.01), root(0), root(0)) for name in ("ann", "bob")
+    )
+    assert all(isinstance(update, Update) for update in t.fit_many([ann, bob]))
+    contrasted = replace(bob, correction=Correction(contrast=Contrast(MU, TAU, moved(t, 1))))
+    with pytest.raises(ValueError, match="contrast of representations trains one device at a time"):
+        t.fit_many([ann, contrasted])
