@@ -118,7 +118,7 @@ class MeasuresSteps(Protocol):
         ...
 
 
-class FitsTogether(Protocol):
+class BatchesDevices(Protocol):
     """Optional port of a trainer that trains several devices in one pass."""
 
     def apart(self) -> str | None:
@@ -259,7 +259,7 @@ class Registered:
     metrics: NotesMetrics | None = None
     reports: ReportsMetrics | None = None
     holds_back: HoldsBack | None = None
-    together: FitsTogether | None = None
+    together: BatchesDevices | None = None
     moves: TrainsModel | None = None
     keeps: KeepsPart | None = None
     splits: SplitsModel | None = None
@@ -281,7 +281,7 @@ class Registered:
         return as_update(self.trainer.fit(request), self.trainer.spec.dim, self._trainer_name)
 
     def fit_many(self, requests: Sequence[FitRequest]) -> list[Update | Exception]:
-        """Call ``FitsTogether.fit_many``. Raises TrainingError(E-TRAIN) where the results are no updates."""
+        """Call ``BatchesDevices.fit_many``. Raises TrainingError(E-TRAIN) where the results are no updates."""
         assert self.together is not None
         found, dim = self.together.fit_many(requests), self.trainer.spec.dim
         if len(found) != len(requests):
@@ -341,7 +341,7 @@ def registered(trainer: Trainer) -> Registered:
         metrics=_as_port(trainer, NotesMetrics),
         reports=_as_port(trainer, ReportsMetrics),
         holds_back=_as_port(trainer, HoldsBack),
-        together=_as_port(trainer, FitsTogether),
+        together=_as_port(trainer, BatchesDevices),
         moves=_as_port(trainer, TrainsModel),
         fits_blocks=_as_port(trainer, FitsBlocks),
         contrasts=_as_port(trainer, ContrastsModels),

@@ -217,7 +217,7 @@ class TorchTrainer:
             return self.fitted(blank, ([] for _ in steps), 0.0, dp, expected)
 
     def apart(self) -> str | None:
-        """Return the reason why devices cannot be trained together (``engine.trainer.FitsTogether``)."""
+        """Return the reason why devices cannot be trained together (``engine.trainer.BatchesDevices``)."""
         if self.own is not None and self.own.loop is not None:
             return "your own training loop takes one device at a time"
         if self.step_noise is not None:
