@@ -8,18 +8,17 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from served import RUN, contribution, joined, running, send_invitation
-from starlette.responses import FileResponse
+from starlette.responses import Response
 
 from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes, spool
+from edgewise.drivers.http.blob_response import BlobResponse
 from edgewise.drivers.http.cohort import HttpCohort
 from edgewise.drivers.http.link import Link
-from edgewise.drivers.storage.blobs import Blobs
 from edgewise.engine.ports import Arrived
 
 LATE_S = 0.3
@@ -99,44 +98,20 @@ def test_a_run_that_publishes_takes_no_blob_from_another(server: HttpServer) -> 
     assert len(list((server.service.folder / "blobs").iterdir())) == 9, "those that nobody names are gone"
 
 
-def test_a_sweep_that_asked_too_early_spares_what_was_named_meanwhile(tmp_path: Path) -> None:
-    blobs, named, asked, put = Blobs(tmp_path), set[str](), threading.Event(), threading.Event()
-
-    def early() -> set[str]:
-        found = set(named)
-        asked.set()
-        put.wait(5.0)
-        return found
-
-    thread = threading.Thread(target=blobs.sweep, args=(early,))
-    thread.start()
-    assert asked.wait(5.0)
-    ender = threading.Timer(0.05, put.set)
-    ender.start()
-    with blobs.kept() as keep:
-        digest = keep(b"new")
-        named.add(digest)
-    thread.join()
-    assert blobs.get(digest) == b"new"
-    named.clear()
-    blobs.sweep(lambda: named)
-    assert not blobs.path(digest).exists()
-
-
 def test_a_blob_that_is_replaced_while_it_is_asked_for_is_sent(
     server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The run publishes another model between the answer's begin and the opening of the file."""
-    cohort, send = HttpCohort(server.service, RUN, 2**20), FileResponse.__call__
+    """The run publishes another model between the answer's begin and the reading of the blob."""
+    cohort, answer = HttpCohort(server.service, RUN, 2**20), BlobResponse._answer
     with joined(server, tmp_path / "home") as device:
         server.service.database.write(lambda c: mailboxes.admit(c, RUN, [device.name]))
         (digest,) = cohort.publish([b"the round's model"])
 
-        async def late(response: FileResponse, *where: Any) -> None:
+        def late(response: BlobResponse, size: int) -> Response:
             cohort.publish([b"the next one"])
-            await send(response, *where)
+            return answer(response, size)
 
-        monkeypatch.setattr(FileResponse, "__call__", late)
+        monkeypatch.setattr(BlobResponse, "_answer", late)
         assert device.download(digest, tmp_path / "blobs", 100).read_bytes() == b"the round's model"
     monkeypatch.undo()
     give_up = time.monotonic() + 5.0

@@ -21,7 +21,7 @@ from edgewise.core.training import DeviceId
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.tables import HELPED, TICKETS
 from edgewise.drivers.simulation.local_helper import HelperMemory, TicketAnswer
-from edgewise.drivers.storage.blobs import Blobs
+from edgewise.drivers.storage.blob_store import BlobStore
 from edgewise.drivers.storage.dialects import upsert
 
 LIMIT_BYTES = 2**20  # the largest invitation
@@ -70,7 +70,7 @@ class HelpedRun:
         run: id of the run.
     """
 
-    def __init__(self, database: Database, blobs: Blobs, run: str) -> None:
+    def __init__(self, database: Database, blobs: BlobStore, run: str) -> None:
         self._database, self._blobs, self._run = database, blobs, run
         self._mine = TICKETS.c.run == run
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import secrets
 import time
 from contextlib import suppress
@@ -22,9 +21,8 @@ from typing import Any
 
 import sqlalchemy as sa
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
 
 from edgewise.core import frame
 from edgewise.core.errors import TransportError
@@ -32,17 +30,16 @@ from edgewise.drivers.fleet import mailboxes, uploads
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.uploads import Room, Upload
 from edgewise.drivers.http import certificates
+from edgewise.drivers.http.blob_response import BlobResponse
 from edgewise.drivers.http.guard import caller, parsed
 from edgewise.drivers.http.health import Health
 from edgewise.drivers.http.named_locks import NamedLocks
 from edgewise.drivers.http.rules import VIEWER
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
-from edgewise.drivers.storage.blobs import Blobs
 from edgewise.engine import pacing
 
 ASSEMBLING = 2  # number of uploads joined at a time, because each is in memory as a whole
-_RANGE = re.compile(r"bytes=([0-9]{1,15})-([0-9]{0,15})")
 IN_ROUND_S = 30.0  # longest wait of a device in an open round that may not wait in a long poll
 
 
@@ -175,7 +172,7 @@ class DataPlane:
             raise TransportError(
                 "E-BLOB", f"no blob {digest:.64} is published for the caller.", "wait for the next invitation."
             )
-        return _BlobResponse(self._service.blobs, digest, request.headers.get("range"))
+        return BlobResponse(self._service.blobs, digest, request.headers)
 
     async def _assemble(self, upload: Upload) -> memoryview:
         key = await self._service.read(lambda c: mailboxes.round_key(c, upload.run, upload.round))
@@ -185,41 +182,6 @@ class DataPlane:
             if e.code == "E-BLOB" and await self._service.write(lambda c: uploads.abandon(c, upload.id)):
                 self._service.chunks.drop(upload.id)
             raise
-
-
-class _BlobResponse(Response):
-    """A blob, whole or a range of it. Its file stays until it is sent, also where a new model replaces it meanwhile."""
-
-    def __init__(self, blobs: Blobs, digest: str, range: str | None) -> None:
-        super().__init__()
-        self._blobs, self._digest, self._range = blobs, digest, range
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it. Raises TransportError: E-BLOB where it is gone, E-REQUEST for a malformed range."""
-        digest = self._digest
-        with self._blobs.held(digest) as path:
-            if not path.is_file():  # a new model has just replaced it
-                raise TransportError("E-BLOB", f"blob {digest:.64} is gone.", "wait for the next invitation.")
-            answer = _bad_range(self._range, path.stat().st_size)
-            if answer is None:
-                headers = {"etag": f'"{digest}"', "cache-control": "private, max-age=31536000, immutable"}
-                answer = FileResponse(path, headers=headers, media_type="application/octet-stream")
-            await answer(scope, receive, send)
-
-
-def _bad_range(text: str | None, size: int) -> Response | None:
-    """Return the refusal of a range. A valid one is a single range whose first byte the blob has."""
-    if text is None:
-        return None
-    if (given := _RANGE.fullmatch(text)) is None or (given[2] and int(given[2]) < int(given[1])):
-        raise TransportError(
-            "E-REQUEST", "range is not one range of bytes.", "send `bytes=FIRST-` or `bytes=FIRST-LAST`."
-        )
-    if int(given[1]) < size:
-        return None
-    error = TransportError("E-OFFSET", f"the blob has {size} bytes.", "use the complete file, or begin again.")
-    body = {"code": error.code, "what": error.what, "fix": error.fix}
-    return JSONResponse(body, 416, {"content-range": f"bytes */{size}"})
 
 
 def _draw() -> float:

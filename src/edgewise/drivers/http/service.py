@@ -26,6 +26,7 @@ from edgewise.drivers.http.limits import Gatekeeper, Later, ServerLimits
 from edgewise.drivers.http.meter import Meter
 from edgewise.drivers.http.signatures import Proof
 from edgewise.drivers.http.staging import Staging
+from edgewise.drivers.storage.blob_store import BlobStore
 from edgewise.drivers.storage.blobs import Blobs
 from edgewise.drivers.storage.fencing import GRACE_S
 from edgewise.drivers.storage.files import FOLDER
@@ -62,7 +63,8 @@ class Service:
         for sub in ("blobs", "spool"):
             (folder / sub).mkdir(FOLDER, exist_ok=True)
         grace_s = GRACE_S if database else 0.0
-        self.blobs, self.chunks = Blobs(folder / "blobs", grace_s), Chunks(folder / "spool")
+        self.blobs: BlobStore = Blobs(folder / "blobs", grace_s)
+        self.chunks = Chunks(folder / "spool")
         self.staging = Staging(folder / "staged", now_s)
         self.gate = Gatekeeper(limits)
         self.meter = Meter()

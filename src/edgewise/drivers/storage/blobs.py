@@ -16,38 +16,36 @@ from __future__ import annotations
 
 import os
 import re
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from edgewise.core import vector
 from edgewise.core.errors import StoreError
+from edgewise.drivers.storage.blob_store import Holds
 from edgewise.drivers.storage.files import TEMPORARY, discard, sync_folder, write_durably
 
+REPAIR = "restore it from a backup, or start the run again in another folder."
 PIECE = 2**20  # bytes compared at a time
 _LENGTH = 64  # characters of a digest
 _DIGEST = re.compile(rf"[0-9a-f]{{{_LENGTH}}}")
 
 
 class Blobs:
-    """The content-addressed files of one folder.
+    """The content-addressed files of one folder: a ``BlobStore``.
 
     ``grace_s``: sweeps leave files that were put within this time. Other processes may be about to name them.
     """
 
+    piece_bytes = 2**18
+
     def __init__(self, folder: Path, grace_s: float = 0.0) -> None:
         self._folder, self._grace_s = folder, grace_s
-        self._held = Counter[str]()  # digests of the blobs that are kept from sweeps
-        self._lock, self._sweeping = threading.Lock(), threading.Lock()
+        self._holds = Holds()
 
     def put(self, raw: vector.Buffer) -> str:
-        """Store bytes and return their digest.
-
-        A stored file whose bytes have changed is written again. Call ``sync`` before anything durable names the digest.
-        """
+        """See BlobStore."""
         return self._put_blob(raw, vector.digest(raw))
 
     def _put_blob(self, raw: vector.Buffer, digest: str) -> str:
@@ -61,47 +59,26 @@ class Blobs:
 
     @contextmanager
     def kept(self) -> Iterator[Callable[[vector.Buffer], str]]:
-        """Give a ``put`` whose blobs no sweep of another thread removes before the block ends.
+        """See BlobStore."""
+        with self._holds.together() as take:
 
-        Name the blobs durably within the block. Sweeps that begin later find their names.
-        """
-        held: list[str] = []
+            def put(raw: vector.Buffer) -> str:
+                digest = vector.digest(raw)
+                take(digest)
+                return self._put_blob(raw, digest)
 
-        def put(raw: vector.Buffer) -> str:
-            digest = vector.digest(raw)
-            with self._lock:
-                self._held[digest] += 1
-            held.append(digest)
-            return self._put_blob(raw, digest)
-
-        try:
             yield put
-        finally:
-            # A sweep that is under way may have asked for the names before these blobs had theirs.
-            with self._sweeping, self._lock:
-                self._held = +(self._held - Counter(held))
 
-    @contextmanager
-    def held(self, digest: str) -> Iterator[Path]:
-        """Give the file of a blob, which no sweep removes before the block ends. It need not exist."""
-        with self._lock:
-            self._held[digest] += 1
-        try:
-            yield self.path(digest)
-        finally:
-            with self._lock:
-                self._held = +(self._held - Counter([digest]))
+    def held(self, digest: str) -> AbstractContextManager[None]:
+        """See BlobStore."""
+        return self._holds.held(digest)
 
     def sync(self) -> None:
-        """Make the names of all stored blobs survive a power cut."""
+        """See BlobStore."""
         sync_folder(self._folder)
 
     def get(self, digest: str) -> bytes:
-        """Return the bytes of a digest.
-
-        Raises:
-            StoreError: E-CHECKPOINT where the file is missing or its bytes are not those that were written.
-        """
+        """See BlobStore."""
         path = self._folder / digest
         try:
             raw = path.read_bytes()
@@ -113,17 +90,33 @@ class Blobs:
             raise StoreError("E-CHECKPOINT", f"{path} is not what was written.", "start again with another --out.")
         return raw
 
+    def size(self, digest: str) -> int | None:
+        """See BlobStore."""
+        try:
+            return self.path(digest).stat().st_size
+        except OSError:
+            return None
+
+    def read(self, digest: str, start: int, stop: int) -> bytes:
+        """See BlobStore."""
+        path = self.path(digest)
+        try:
+            with open(path, "rb") as f:
+                f.seek(start)
+                raw = f.read(stop - start)
+        except OSError as e:
+            raise StoreError("E-CHECKPOINT", f"cannot read {path}: {e.strerror}.", REPAIR) from None
+        if len(raw) != stop - start:
+            raise StoreError("E-CHECKPOINT", f"{path} ends before byte {stop}.", REPAIR)
+        return raw
+
     def path(self, digest: str) -> Path:
-        """Return the file of a stored blob, for a caller that sends the file itself."""
+        """Return the file of a stored blob, for a caller that looks for the file itself."""
         return self._folder / digest
 
     def sweep(self, named: Callable[[], Collection[str]]) -> None:
-        """Remove all blobs that nothing names, and the partial blobs of killed processes. Other files stay.
-
-        Args:
-            named: returns the digests that are named now.
-        """
-        with self._sweeping:
+        """See BlobStore. It also removes the partial blobs of killed processes. Other files stay."""
+        with self._holds.sweeping() as removal:
             listed = set(os.listdir(self._folder))  # before the names: what is put and named after this, stays
             found = named()
             # Each round ends with a sweep, and a long run stores thousands of totals. So named files cost no call.
@@ -131,8 +124,8 @@ class Blobs:
                 whole = _DIGEST.fullmatch(name)
                 if not (whole or TEMPORARY.fullmatch(name)):
                     continue
-                with self._lock:  # a ``put`` looks for the file after it has taken hold of the digest
-                    if (name if whole else name[1 : 1 + _LENGTH]) not in self._held and self._is_old(name):
+                with removal(name if whole else name[1 : 1 + _LENGTH]) as free:  # a ``put`` takes hold before it looks
+                    if free and self._is_old(name):
                         discard(self._folder / name)
 
     def _is_old(self, name: str) -> bool:
