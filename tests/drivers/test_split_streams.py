@@ -110,7 +110,7 @@ class Place:
 def in_one_process(shape):
     (device, here), (rest, there) = parts(shape)
     split.session(device, rest, shape == "U", STEPS)
-    assert device.error == ("", "")
+    assert device.ended == events.End()
     return here.read(), there.read()
 
 

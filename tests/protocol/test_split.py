@@ -94,8 +94,8 @@ class Device(Side):
                 self.weights = tuple(w - scale * g for w, g in zip(self.weights, self.grads, strict=True))
                 self.durable = number + 1, attempt, self.weights
                 return split.Applied()
-            case split.End(code):
-                self.end = code
+            case split.End():
+                self.end = effect
         return None
 
 
@@ -189,7 +189,7 @@ def play(u, script=()):
             device.feed(split.NoAnswer())
         deliver(device, server, True, 0)
         deliver(device, server, False, 0)
-    assert device.end == ""
+    assert device.end.refused is None
     return device.durable[2], server.durable[2][STEPS]
 
 
@@ -234,7 +234,7 @@ def test_parts_that_do_not_belong_together_are_refused(change):
     device = Device(True)
     device.feed(split.Connected())
     device.feed(sent.message)
-    assert device.end == "E-PARTS"
+    assert device.end.refused.code == "E-PARTS"
 
 
 def test_the_server_computes_in_order_and_each_thing_once():
@@ -273,3 +273,17 @@ def test_a_window_bounds_the_micro_batches_on_their_way():
 def test_foreign_bytes_are_refused(raw):
     with pytest.raises(DecodeError):
         wire.from_device(raw, 1 << 20)
+
+
+def test_what_a_message_does_not_have_is_left_out_of_its_bytes():
+    gradients = wire.Crossing(attempt=1, step=0, micro=2, kind="output_gradients", body=b"x")
+    plain = {"type": "crossing", "attempt": 1, "step": 0, "micro": 2, "kind": "output_gradients", "body": b"x"}
+    head = wire.MAGIC + bytes([wire.VERSION])
+    assert wire.dump(gradients) == head + written(plain)
+    assert wire.from_device(head + written(plain), 1 << 20) == gradients
+    for name in ("rows", "labels", "begins"):
+        with pytest.raises(DecodeError, match="E-FRAME"):
+            wire.from_device(head + written({**plain, name: None}), 1 << 20)
+    outputs = wire.Returned(attempt=1, step=0, micro=2, kind="outputs", body=b"x")
+    assert b"loss" not in wire.dump(outputs)
+    assert b"loss" in wire.dump(msgspec.structs.replace(outputs, loss=0.0))

@@ -83,7 +83,7 @@ def step_device(state: DeviceSide, event: DeviceEvent) -> DeviceOut:
         case _, Disconnected():
             return _idle(state), ()
         case _, SessionRefused(code=code, reason=reason):
-            return replace(_idle(state), phase="stopped"), (End(code, legible(reason)),)
+            return replace(_idle(state), phase="stopped"), (End(SessionRefused(code=code, reason=legible(reason))),)
         case (("greeting" | "working" | "finishing"), NoAnswer()):
             return state, tuple(map(SendToPeer, state.unanswered))
         case "greeting", Welcome(attempt=attempt) if attempt == state.attempt:

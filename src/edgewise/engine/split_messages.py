@@ -54,9 +54,11 @@ class Crossing(_SplitMessage, frozen=True, tag="crossing", omit_defaults=True):
     Attributes:
         micro: number of the micro-batch in its step.
         body: encoded by ``codecs.wire.tokens``.
-        rows, length: B and T of the micro-batch.
-        labels: next tokens, where the server has the head. Empty where the device has it.
-        begins: bit mask of the tokens that begin a document in a packed row. Empty without packed rows.
+        rows, length: B and T of the micro-batch, beside activations.
+        labels: next tokens, beside activations where the server has the head.
+        begins: bit mask of the tokens that begin a document in a packed row, beside activations of packed rows.
+
+    What a crossing does not have is left out of the message.
     """
 
     attempt: Number
@@ -64,10 +66,10 @@ class Crossing(_SplitMessage, frozen=True, tag="crossing", omit_defaults=True):
     micro: Number
     kind: Upward
     body: bytes
-    rows: Number = 0
-    length: Number = 0
-    labels: bytes = b""
-    begins: bytes = b""
+    rows: Number | None = None
+    length: Number | None = None
+    labels: bytes | None = None
+    begins: bytes | None = None
 
 
 class Returned(_SplitMessage, frozen=True, tag="returned", omit_defaults=True):
@@ -82,7 +84,7 @@ class Returned(_SplitMessage, frozen=True, tag="returned", omit_defaults=True):
     micro: Number
     kind: Downward
     body: bytes
-    loss: float = 0.0
+    loss: float | None = None
 
 
 class Finish(_SplitMessage, frozen=True, tag="finish"):

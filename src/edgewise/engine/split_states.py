@@ -13,6 +13,7 @@ from edgewise.engine.split_messages import (
     FromServer,
     Hello,
     Returned,
+    SessionRefused,
     StepTaken,
     Upward,
 )
@@ -49,10 +50,10 @@ class MicroEncoded:
     micro: int
     kind: Upward
     body: bytes = field(repr=False)
-    rows: int = 0
-    length: int = 0
-    labels: bytes = field(default=b"", repr=False)
-    begins: bytes = field(default=b"", repr=False)
+    rows: int | None = None
+    length: int | None = None
+    labels: bytes | None = field(default=None, repr=False)
+    begins: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +76,7 @@ class Ran:
     micro: int
     kind: Downward
     body: bytes = field(repr=False)
-    loss: float = 0.0
+    loss: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +128,7 @@ class Backward:
 
     micro: int
     body: bytes = field(repr=False)
-    loss: float
+    loss: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,10 +146,9 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Effect on the device: all steps are taken, or with a code the session cannot go on."""
+    """Effect on the device: all steps are taken, or ``refused`` says why the session cannot go on."""
 
-    code: str = ""
-    reason: str = ""
+    refused: SessionRefused | None = None
 
 
 @dataclass(frozen=True, slots=True)

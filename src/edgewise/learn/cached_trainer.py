@@ -181,7 +181,7 @@ class CachedTrainer(JoinedTrainer):
                 body = self._codec.encode(h_1TC.float().cpu().flatten(0, 1).numpy())
             except ValueError as e:
                 raise TrainingError("E-NAN", f"activations cannot be sent: {e}.", "lower training.lr.") from None
-            begins = b"" if positions_1T is None else np.packbits((positions_1T == 0).cpu().numpy()).tobytes()
+            begins = None if positions_1T is None else np.packbits((positions_1T == 0).cpu().numpy()).tobytes()
             yield wire.dump(
                 wire.Crossing(
                     attempt=1, step=0, micro=row, kind="activations", body=body, rows=1, length=x_1T.shape[1],
@@ -207,10 +207,10 @@ class CachedTrainer(JoinedTrainer):
         for i, row in enumerate(crossings):
             h_BTC[i, : row.length] = torch.from_numpy(self._codec.decode(row.body, row.length))
             y_BT[i, : row.length] = read_labels(row.labels, (1, row.length), self.vocabulary)[0]
-            if row.begins:
+            if row.begins is not None:
                 begins_BT[i, : row.length] = read_positions(row.begins, (1, row.length))[0] == 0
         at = self._text.processor
-        packed = any(row.begins for row in crossings)
+        packed = any(row.begins is not None for row in crossings)
         placed = positions(begins_BT).to(at) if packed else None
         return (h_BTC.to(at), y_BT.to(at), placed), max(1, int((y_BT >= 0).sum()))
 

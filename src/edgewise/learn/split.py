@@ -16,7 +16,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,12 +32,11 @@ from edgewise.engine.split import step_device, step_server
 from edgewise.learn.flat import Storage
 from edgewise.learn.models.cut import Cut
 from edgewise.learn.models.load import TextLoss, summed_loss
-from edgewise.learn.split_labels import read_labels, read_positions, written_labels
+from edgewise.learn.split_labels import given, read_labels, read_positions, written_labels
 from edgewise.learn.train import LOWER, Batch, Optimizer
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.privacy.token_noise import TokenNoise
 
-NOTHING = b""
 DEFAULT_WINDOW = 2
 
 
@@ -134,7 +133,7 @@ class DevicePart(PartTraining):
         ValueError: for noise without a secret.
     Attributes:
         seen: summed loss and terms of each step.
-        error: code and reason where the session ended before its last step. Empty otherwise.
+        ended: the end of the session, and why where it came before the last step. None while it goes on.
     """
 
     def __init__(
@@ -156,9 +155,10 @@ class DevicePart(PartTraining):
         self._hides = secret is not None and any((self._crossings.activation_noise, self._crossings.gradient_noise))
         self._noised, self._attempt, self._own_norm2 = dict[tuple[str, int], bytes](), 0, 0.0
         self.seen: list[tuple[float, float]] = []
-        self.error: tuple[str, str] | None = None
+        self.ended: events.End | None = None
         self._micros: Sequence[Batch] = ()
-        self._at, self._losses, self._attempt_step = 0, 0.0, -1
+        self._at, self._losses = 0, 0.0
+        self._attempt_step: int | None = None
         self._sent: dict[int, tuple[Tensor, Tensor, Tensor | None]] = {}
 
     def perform(self, effect: events.DeviceEffect) -> events.DeviceEvent | None:
@@ -190,8 +190,8 @@ class DevicePart(PartTraining):
                 self.seen.append((self._losses, float(sum(n for _, n in self._micros))))
                 self._save("step", number + 1)
                 return events.Applied()
-            case events.End(code, reason):
-                self.error = (code, reason) if code else ("", "")
+            case events.End():
+                self.ended = effect
         return None
 
     def _prepared(self, number: int) -> events.MicrosRead:
@@ -211,8 +211,8 @@ class DevicePart(PartTraining):
         with self._loss.arithmetic(x_BT.device.type):
             h_BTC = self._parts.device(x_BT, positions_BT)
         self._sent[micro] = (h_BTC, y_BT, positions_BT)
-        begins = NOTHING if positions_BT is None else np.packbits((positions_BT == 0).cpu().numpy()).tobytes()
-        labels = NOTHING if self._parts.top is not None else written_labels(y_BT, self._vocabulary)
+        begins = None if positions_BT is None else np.packbits((positions_BT == 0).cpu().numpy()).tobytes()
+        labels = None if self._parts.top is not None else written_labels(y_BT, self._vocabulary)
         body = self._noised_bytes("activations", micro, h_BTC) or self.up(h_BTC)
         return events.MicroEncoded(micro, "activations", body, *x_BT.shape, labels=labels, begins=begins)
 
@@ -228,12 +228,12 @@ class DevicePart(PartTraining):
         body = body or self.gradient(out_BTC.grad, "up", self._at, micro)
         return events.MicroEncoded(micro, "output_gradients", body)
 
-    def _noised_bytes(self, kind: Literal["activations", "output_gradients"], micro: int, x_BTC: Tensor) -> bytes:
-        """Clip, noise and encode what goes up. Returns the earlier bytes in a new attempt, and b"" without noise."""
+    def _noised_bytes(self, kind: wire.Upward, micro: int, x_BTC: Tensor) -> bytes | None:
+        """Clip, noise and encode what goes up. Returns the earlier bytes in a new attempt, and None without noise."""
         first = kind == "activations"
         noise = self._crossings.activation_noise if first else self._crossings.gradient_noise
         if noise is None:
-            return NOTHING
+            return None
         if (kind, micro) not in self._noised:
             assert self._secret is not None
             key = derive(self._secret, "token noise", kind, self._attempt, self._at, micro)
@@ -243,10 +243,10 @@ class DevicePart(PartTraining):
             self._noised[kind, micro] = sent
         return self._noised[kind, micro]
 
-    def _backward(self, micro: int, body: bytes, loss: float) -> None:
+    def _backward(self, micro: int, body: bytes, loss: float | None) -> None:
         h_BTC, y_BT, _ = self._sent.pop(micro)
         if self._parts.top is None:
-            self._add(loss)
+            self._add(given(loss, "gradients without the loss"))
         if h_BTC.requires_grad:
             h_BTC.backward(self.decoded(self._crossings.gradients, body, y_BT.shape).to(h_BTC))
 
@@ -305,13 +305,15 @@ class ServerPart(PartTraining):
         return None
 
     def _forward(self, c: wire.Crossing) -> events.Ran:
-        size = (c.rows, c.length)
         if not c.rows or not c.length:
             raise DecodeError("E-PAYLOAD", "invalid payload: a micro-batch without tokens.")
+        size = (c.rows, c.length)
         x_BTC = self.decoded(self._crossings.activations, c.body, size).requires_grad_()
-        positions_BT = read_positions(c.begins, size).to(self._processor) if c.begins else None
+        positions_BT = read_positions(c.begins, size).to(self._processor) if c.begins is not None else None
         if self._parts.top is None:
-            y_BT = read_labels(c.labels, size, self._vocabulary).to(self._processor)
+            y_BT = read_labels(given(c.labels, "activations without labels"), size, self._vocabulary).to(
+                self._processor
+            )
             loss = summed_loss(self._loss, self._parts.server, x_BTC, y_BT, positions_BT)
             loss.backward()
             return events.Ran(c.micro, "gradients", self.gradient(x_BTC.grad, "down", c.step, c.micro), loss.item())
@@ -366,7 +368,7 @@ def sessions(
 
     feed(0, events.Connected())
     taken = 0
-    while device.error is None:
+    while device.ended is None:
         if up:
             crossed.up_bytes += len(up[0])
             feed(1, wire.from_device(up[0], len(up.pop(0))))

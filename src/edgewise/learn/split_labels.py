@@ -5,6 +5,8 @@ Shape suffixes: B = batch, T = block length, V = vocabulary.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,15 @@ from torch import Tensor
 from edgewise.core.errors import DecodeError
 from edgewise.kernels.bits import pack_bits, packed_bytes, unpack_bits
 from edgewise.learn.models.load import positions
+
+T = TypeVar("T")
+
+
+def given(value: T | None, lack: str) -> T:
+    """Return a part of a message that its other side must send. Raises DecodeError(E-PAYLOAD) where it is left out."""
+    if value is None:
+        raise DecodeError("E-PAYLOAD", f"invalid payload: {lack}.")
+    return value
 
 
 def written_labels(y_BT: Tensor, vocabulary: int) -> bytes:

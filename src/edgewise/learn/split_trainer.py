@@ -113,8 +113,8 @@ class SplitTrainer(JoinedTrainer):
             )  # fmt: skip
             crossed = session(device, server, split.shape == "U", steps, split.window)
             shared, rest = self.parts.split(flat.read())
-        if device.error is not None and any(device.error):
-            raise TrainingError("E-TRAIN", f"the session ended: {' '.join(device.error)}")
+        if device.ended is not None and (refused := device.ended.refused) is not None:
+            raise TrainingError("E-TRAIN", f"the session ended: {refused.code} {refused.reason}")
         if not (finite(shared) and finite(rest)):
             raise TrainingError("E-NAN", f"the update is not finite after local step {steps}.", LOWER)
         kept = rest if split.trains_rest else np.zeros(0, np.float32)

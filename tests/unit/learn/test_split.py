@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import tiny_models
 import torch
+from msgspec import structs
 
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.errors import DecodeError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.engine import split_states as events
+from edgewise.engine.split_messages import Crossing
 from edgewise.learn import split, split_labels
 from edgewise.learn.flat import Flat
 from edgewise.learn.models.cut import cut
@@ -76,7 +78,7 @@ def parted(kind, shape, block=1, activations="float32", gradients="float32", iso
     device = split.DevicePart(parts, loss, batches(), VOCABULARY, flat, here, *rest)
     server = split.ServerPart(parts, loss, VOCABULARY, flat, there, *rest)
     crossed = split.session(device, server, shape == "U", STEPS, window)
-    assert device.error == ("", "")
+    assert device.ended == events.End()
     return flat.minus(start), [total / terms for total, terms in device.seen], crossed
 
 
@@ -183,6 +185,35 @@ def test_labels_and_positions_come_back():
             split_labels.read_labels(raw, (2, 3), 300)
     with pytest.raises(DecodeError):
         split_labels.read_positions(b"\0\0", (2, 3))
+
+
+def headed():
+    """The two sides with the head on the server, and the crossing of the first micro-batch."""
+    model = made("llama").train()
+    flat, parts = flat_of(model), cut(model, 1, "head")
+    codec = TokenCodec("float32", HIDDEN)
+    here, there = parts.sides(model)
+    rest = (training(), 1e-2, split.Crossings(codec, codec), KEY)
+    device = split.DevicePart(parts, TextLoss(torch.float32, True), batches(), VOCABULARY, flat, here, *rest)
+    server = split.ServerPart(parts, TextLoss(torch.float32, True), VOCABULARY, flat, there, *rest)
+    device.perform(events.Prepare(0))
+    up = device.perform(events.Forward(0))
+    fields = {name: getattr(up, name) for name in ("micro", "kind", "body", "rows", "length", "labels", "begins")}
+    return device, server, Crossing(attempt=1, step=0, **fields)
+
+
+@pytest.mark.parametrize("lacks", ["labels", "rows", "length"])
+def test_a_server_with_the_head_refuses_activations_that_lack_a_part(lacks):
+    _, server, crossing = headed()
+    with pytest.raises(DecodeError, match=r"E-PAYLOAD.*(without labels|without tokens)"):
+        server.perform(events.RunMicro(structs.replace(crossing, **{lacks: None})))
+
+
+def test_a_device_refuses_gradients_that_lack_the_loss_of_the_servers_head():
+    device, server, crossing = headed()
+    ran = server.perform(events.RunMicro(crossing))
+    with pytest.raises(DecodeError, match=r"E-PAYLOAD.*without the loss"):
+        device.perform(events.Backward(0, ran.body, None))
 
 
 def test_a_loss_that_is_not_finite_ends_the_session_by_name(monkeypatch):
