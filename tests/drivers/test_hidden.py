@@ -8,6 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 from played import play, story
+from toy import ToyTrainer
+from toy_recipe import make_recipe
 
 from edgewise.apps.report import summary
 from edgewise.core import events, frame
@@ -20,6 +22,8 @@ from edgewise.engine import device
 from edgewise.engine.ports import Absent, Arrived
 from edgewise.plan import acceptance
 from edgewise.plan import noise as private
+from edgewise.plan.catalogue import BUILT_IN
+from edgewise.plan.compile import compile
 from edgewise.privacy import ledger
 from edgewise.secagg import messages
 
@@ -42,6 +46,7 @@ PRIVATE = {
     "round.minimum": 0.75,
     "round.rounds": 3,
 }
+OPEN = {"merge": {"kind": "sum"}}
 CENTRAL = {**PRIVATE, "privacy": "central_dp", "merge": {"kind": "sum"}}
 
 
@@ -337,6 +342,27 @@ def test_a_device_that_deals_wrong_shares_and_vanishes_costs_one_round_and_is_na
     assert named == [("d00003", 1, "E-SHARE")]
 
 
+@pytest.mark.parametrize(
+    "settings", [PRIVATE, {**PRIVATE, "merge": {"kind": "shared_sum"}}, {**PRIVATE, "privacy": "local_dp", **OPEN}],
+    ids=["masks", "shares", "local"],
+)  # fmt: skip
+@pytest.mark.slow
+def test_losses_travel_under_the_noise_of_the_devices(tmp_path, settings):
+    noised = {**settings, "metrics": "sum", "eval.on_devices": True, "dp.epsilon": 0.0, "dp.noise_multiplier": 0.02}
+    _, told, _ = play(tmp_path, noised)
+    found = [e for e in told if isinstance(e, events.RoundFinished)]
+    assert all(e.met for e in found)
+    bare = {**OPEN, "privacy": "none", "stage": [], "eval.on_devices": True, "round.rounds": 1}
+    _, plain, _ = play(tmp_path / "plain", bare)
+    (exact,) = [e for e in plain if isinstance(e, events.RoundFinished)]
+    recipe = make_recipe(noised)
+    plan = compile(recipe, ToyTrainer(recipe).spec, 8, BUILT_IN)
+    for name in ("loss_first", "loss_last", "held_out", "held_share"):
+        noise = plan.metric_noise(name)
+        assert 0.0 < noise < 3.0
+        assert 0.0 < abs(found[0].head[name] - exact.head[name]) < 6 * noise, name
+
+
 @pytest.mark.slow
 def test_epsilon_grows_to_the_budget_and_the_ledger_says_the_same(tmp_path):
     _, told, _ = play(tmp_path, PRIVATE)
@@ -484,7 +510,16 @@ def test_words_and_merges_must_agree(tmp_path, code, change):
         ("E-MISSING", {"dp.clip_l2": 0.0}),
         ("E-COMBO", {"privacy": "hidden"}),
         ("E-COMBO", {"merge": {"kind": "sum"}}),
-        ("E-STATS", {"metrics": "sum"}),
+        (
+            "E-STATS",
+            {
+                "metrics": "sum",
+                "privacy": "local_dp",
+                "merge": {"kind": "sum"},
+                "dp.unit": "example",
+                "dp.sample_rate": 0.1,
+            },
+        ),
         ("E-WEIGHT", {"stage": [{"kind": "weigh"}]}),
         ("E-TOPK-SECAGG", {"stage": [{"kind": "top_k", "fraction": 0.1}]}),
         ("E-NMIN", {"trust.malicious_fraction": 0.5, "round.minimum": 0.25}),

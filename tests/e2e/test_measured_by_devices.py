@@ -95,12 +95,17 @@ def test_the_run_is_another_one_where_devices_measure() -> None:
     assert decisive(make_recipe({"eval.on_devices": True}).resolved()) != decisive(plain)
 
 
-def test_noise_of_devices_on_updates_refuses_a_loss_beside_them() -> None:
+@pytest.mark.parametrize("unit", ["device", "example"])
+def test_noise_of_devices_covers_a_held_out_loss_and_noise_in_steps_does_not(unit: str) -> None:
+    more = {"dp.unit": "example", "dp.sample_rate": 0.1} if unit == "example" else {}
     recipe = make_recipe(
         {"privacy": "local_dp", "stage": [], "strategy.kind": "fedavg", "dp.epsilon": 8.0, "dp.delta": 1e-5,
-         "dp.clip_l2": 1.0, "eval.on_devices": True, "metrics": "none"}
+         "dp.clip_l2": 1.0, "eval.on_devices": True, "metrics": "none", **more}
     )  # fmt: skip
     trainer = ToyTrainer(recipe)
+    if unit == "device":
+        assert compile(recipe, trainer.spec, 8, BUILT_IN).at(0).encoded.head == ()
+        return
     with pytest.raises(EdgewiseError) as e:
         compile(recipe, trainer.spec, 8, BUILT_IN)
     assert e.value.code == "E-STATS"

@@ -62,6 +62,11 @@ class Pipeline:
         """Number of the one stage that has a server half. None if no stage has one."""
         return next((i for i, stage in enumerate(self.stages) if stage.server is not None), None)
 
+    @cached_property
+    def released_head(self) -> tuple[str, ...]:
+        """Names of the scalars of a decoded sum. A stage may carry some of them inside the body (``joined``)."""
+        return _released_head(self.spaces[self.level :])
+
     @property
     def merged(self) -> Space:
         """Space of the decoded sum."""
@@ -131,7 +136,7 @@ class Pipeline:
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
             if stage.server is not None:
                 memory = memory.put("stage", i, stage.server.init(space))
-        size = self.merged.dim + len(self.encoded.head)
+        size = self.merged.dim + len(self.released_head)
         for i, (post, total) in enumerate(zip(self.posts, self.totals, strict=False)):
             memory = memory.put("post", i, post.init(total, size))
         return memory
@@ -194,7 +199,8 @@ class Pipeline:
                 raise DecodeError("E-RANGE", f"an update is longer than its bound of {bounds.l2:g}.")
         if isfinite(bounds.peak) and item.body.size and float(np.abs(item.body).max()) > bounds.peak * slack:
             raise DecodeError("E-RANGE", f"a coordinate is above its bound of {bounds.peak:g}.")
-        head = dict(zip(bounds.head, item.head.tolist(), strict=True))
+        decoded = dict(zip(self.released_head, item.head.tolist(), strict=True))
+        head = {name: decoded[name] for name in bounds.head}  # Noise is on the others, so nothing bounds them.
         weight = head.pop(WEIGHT, 1.0)
         head.pop(BELOW, None)  # Its norm bounds it already (``codecs.wire.pack``).
         if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= bounds.head_bound * weight * slack for v in head.values())):
@@ -243,14 +249,14 @@ class Pipeline:
         payload = self.merge.finish(acc, self.encoded if self.merge.blind else self.merged, bool(self.posts))
         if self.merge.blind:
             payload = self.decode(payload, turn, self.level)
-        head = payload.head if payload.head.size else np.zeros(len(self.encoded.head))  # An empty sum has no head.
+        head = payload.head if payload.head.size else np.zeros(len(self.released_head))  # An empty sum has no head.
         return payload.body if self.posts else payload.body.astype(np.float32, copy=False), head
 
     def _divided_sum(
         self, x: NDArray[np.floating], head: NDArray[np.float64], n: int
     ) -> tuple[Vector, dict[str, float], float]:
         """Divide a sum of n contributions: (mean, means of the head, weight)."""
-        sums = dict(zip(self.encoded.head, head.tolist(), strict=True))
+        sums = dict(zip(self.released_head, head.tolist(), strict=True))
         weight = sums.pop(WEIGHT, float(n) if self.divisor is None else self.divisor)
         empty = weight <= 0.0
         mean = np.zeros(x.size, np.float32) if empty else (x / np.float32(weight)).astype(np.float32, copy=False)
@@ -290,6 +296,11 @@ def _release_level(stages: Sequence[Stage]) -> int:
     return 0
 
 
+def _released_head(spaces: Sequence[Space]) -> tuple[str, ...]:
+    """List the names of all head scalars of these spaces, in the order in which they come."""
+    return tuple(dict.fromkeys(name for space in spaces for name in space.head))
+
+
 def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, turn: Turn, level: int = 0) -> Payload:
     """Decode ``stages[level:]`` in reverse order. ``spaces[i]`` is before stage i. The result may be sparse."""
     for i in range(len(stages) - 1, level - 1, -1):
@@ -310,25 +321,6 @@ def _of_kind(kind: type[T], given: object, who: str) -> T:
     if not isinstance(given, kind):
         raise RecipeError("E-EXTENSION", f"{who} returned {type(given).__name__}, needs {kind.__name__}.")
     return given
-
-
-def together(parts: Sequence[Aggregate]) -> Aggregate:
-    """Compute the mean of all contributions from the means of several sums. Each counts by its weight.
-
-    n and weights add up. A single part is returned unchanged.
-
-    Raises:
-        ValueError: there are no parts (own misuse).
-    """
-    if not parts:
-        raise ValueError("there is no part")
-    if len(parts) == 1:
-        return parts[0]
-    weight = sum(part.weight for part in parts)
-    shares = [part.weight / weight if weight > 0.0 else 0.0 for part in parts]
-    mean = sum(share * part.mean.astype(np.float64) for share, part in zip(shares, parts, strict=True))
-    head = {k: sum(s * part.head[k] for s, part in zip(shares, parts, strict=True)) for k in parts[0].head}
-    return Aggregate(np.asarray(mean).astype(np.float32), head, sum(part.n for part in parts), weight)
 
 
 def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequence[Post] = ()) -> Pipeline:
@@ -367,7 +359,8 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
         )
     # The merge comes first, because its refusals are more specific than those below.
     totals = [merge.infer(spaces[-1])]
-    totals[0] = totals[0].but(dim=spaces[_release_level(stages)].dim + len(spaces[-1].head))
+    level = _release_level(stages)
+    totals[0] = totals[0].but(dim=spaces[level].dim + len(_released_head(spaces[level:])))
     if merge.blind and not spaces[-1].summable:
         raise CompositionError(
             "E-NOT-SUMMABLE", f"{merge.name}: needs a summable encoding.", "use random_k, without each."

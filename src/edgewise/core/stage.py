@@ -238,5 +238,24 @@ class Sum:
     __repr__ = outline
 
 
+def together(parts: Sequence[Aggregate]) -> Aggregate:
+    """Compute the mean of all contributions from the means of several sums. Each counts by its weight.
+
+    n and weights add up. A single part is returned unchanged.
+
+    Raises:
+        ValueError: there are no parts (own misuse).
+    """
+    if not parts:
+        raise ValueError("there is no part")
+    if len(parts) == 1:
+        return parts[0]
+    weight = sum(part.weight for part in parts)
+    shares = [part.weight / weight if weight > 0.0 else 0.0 for part in parts]
+    mean = sum(share * part.mean.astype(np.float64) for share, part in zip(shares, parts, strict=True))
+    head = {k: sum(s * part.head[k] for s, part in zip(shares, parts, strict=True)) for k in parts[0].head}
+    return Aggregate(np.asarray(mean).astype(np.float32), head, sum(part.n for part in parts), weight)
+
+
 WEIGHT = "weight"
 BELOW = "below"  # Head scalar of an adaptive clip. It says, around zero, if the update was below the clip.

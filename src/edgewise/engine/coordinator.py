@@ -24,8 +24,8 @@ from edgewise.core import events, frame, vector
 from edgewise.core.errors import RoundError, StoreError, TrainingError
 from edgewise.core.keys import Key, derive
 from edgewise.core.memory import Memory
-from edgewise.core.pipeline import Pipeline, together
-from edgewise.core.stage import Aggregate
+from edgewise.core.pipeline import Pipeline
+from edgewise.core.stage import Aggregate, together
 from edgewise.core.training import DeviceId
 from edgewise.engine import broadcast
 from edgewise.engine.aggregation import Sums, aggregation

@@ -72,7 +72,7 @@ def claims(
     if recipe.prune.active:
         sentences.append(recipe.prune.says)
     sentences.append(earns)
-    sentences.append(_who_sees_metrics(recipe, visible, noisy))
+    sentences.append(_who_sees_metrics(recipe, visible, promise))
     if client.head:
         seen = "are visible to the server beside a device's update" if visible else "leave devices only as a sum"
         sentences.append(
@@ -187,13 +187,17 @@ def _honest_assumption(recipe: Recipe, pipe: Pipeline) -> str:
     return text + f"and the server draws cohorts as it says (then at most {space.quorum.corrupt:,} in a sum)"
 
 
-def _who_sees_metrics(recipe: Recipe, visible: bool, noisy: bool) -> str:
+def _who_sees_metrics(recipe: Recipe, visible: bool, promise: Promise) -> str:
     """Say who sees metrics of single devices."""
     own = ", ".join(metric.name for metric in recipe.metric)
     names = [*(["train losses"] if recipe.metrics == "sum" else []), *([own] if own else [])]
-    if noisy and (names or recipe.eval.on_devices):
-        names += ["held-out losses"] if recipe.eval.on_devices else []
-        return f"the server sees each device's {' and '.join(names)}, and one noise covers them and the update"
+    if promise.who_noises is not Noiser.NOBODY and (names or recipe.eval.on_devices):
+        each = " and ".join([*names, *(["held-out losses"] if recipe.eval.on_devices else [])])
+        if not visible:
+            return f"{each} leave devices only as a sum, and one noise covers them and the update"
+        if promise.noised_before_leaving:
+            return f"the server sees each device's {each} with noise: the device's own, which covers the update too"
+        return f"the server sees each device's {each}, and one noise covers them and the update"
     if own:
         seen = "are visible to the server beside its update" if visible else "leave devices only as a sum"
         return f"each device's {' and '.join(names)}, and its weight if a stage weighs, {seen}"

@@ -21,8 +21,9 @@ _TAKEN = frozenset({LOSS, WEIGHT, BELOW, *BUILT_IN})
 def metrics_of(recipe: Recipe, promise: Promise, client: Client, sampler: str) -> Metrics:
     """Return the metrics of a recipe.
 
-    The server noises an update and its metrics as one vector, so metrics are scaled to a share of the clip C. All
-    together are at most ``SHARE`` C long, and the noise is z sqrt(1 + SHARE^2) C.
+    One noise covers an update and its metrics as one vector, so metrics are scaled to a share of the clip C. All
+    together are at most ``SHARE`` C long, and the noise is z sqrt(1 + SHARE^2) C. Devices that add the noise put the
+    metrics behind the update first (``privacy.joined``).
 
     Args:
         client: the strategy's client half, whose scalars have names of their own.
@@ -41,6 +42,6 @@ def metrics_of(recipe: Recipe, promise: Promise, client: Client, sampler: str) -
     each = (*losses, *(HELD_METRICS if recipe.eval.on_devices else ()), *own)
     if promise.who_noises is Noiser.NOBODY or not each:
         return Metrics(each)
-    rules.metrics([metric.name for metric in each], by_server=promise.who_noises is Noiser.SERVER, sampler=sampler)
+    rules.metrics([metric.name for metric in each], in_steps=promise.who_noises is Noiser.STEPS, sampler=sampler)
     clip = 1.0 if recipe.dp.adaptive_clip else recipe.dp.clip_l2  # An adaptive clip is the unit of the update.
     return Metrics(each, min(HEAD_BOUND, SHARE * clip / sqrt(len(each))))

@@ -302,7 +302,9 @@ class Plan:
     def metric_noise(self, name: str) -> float:
         """Return the standard deviation of the noise on a metric's mean over a whole cohort. 0.0 without noise."""
         metric = next(metric for metric in self.metrics if metric.name == name)
-        return self.pipelines[0].total.noise_std / (self.metrics.factor(metric) * max(1.0, self.sampling.expected))
+        pipe, n = self.pipelines[0], max(1.0, self.sampling.expected)
+        std = pipe.encoded.noise.std * math.sqrt(n) or pipe.total.noise_std  # Shares of all devices add up.
+        return std / (self.metrics.factor(metric) * n)
 
     def turn(self, round: int, private: keys.Key | None = None, support: Array | None = None) -> keys.Turn:
         """Return the codec's view of a round."""

@@ -17,25 +17,23 @@ from edgewise.privacy.spend import Unit
 _ROUNDING = 1.0 + 1e-6
 
 
-def metrics(names: Iterable[str], by_server: bool, sampler: str) -> None:
-    """Refuse numbers about a device's data that leave it beside the private sum (E-STATS).
+def metrics(names: Iterable[str], in_steps: bool, sampler: str) -> None:
+    """Refuse numbers about a device's data that no noise covers (E-STATS).
 
     Args:
-        names: of these numbers. by_server: the server adds the noise, to body and head of the sum alike. sampler: of
-            cohorts. With "poisson" nobody may learn how many devices took part.
+        names: of these numbers. in_steps: the noise is in the steps of training, which these numbers do not pass.
+            Noise on an update or on a sum covers them too. sampler: of cohorts. With "poisson" nobody may learn how
+            many devices took part.
     """
     asked = ", ".join(sorted(set(names)))
-    if not asked or (by_server and sampler != "poisson"):
+    if not asked or not (in_steps or sampler == "poisson"):
         return
-    fix = 'write metrics = "none", eval.on_devices = false and no [[metric]]; or privacy = "central_dp" with cohorts'
-    if by_server:
-        what = f"{asked}: how many devices took part is hidden by sampling, so that nobody can take a mean over them."
-        raise CompositionError("E-STATS", what, f"{fix} of a fixed size, whose noise covers them.")
-    raise CompositionError(
-        "E-STATS",
-        f"{asked} would leave devices without noise, and each is computed from a device's data.",
-        f"{fix} that are not drawn by chance, whose noise covers them.",
-    )
+    fix = 'write metrics = "none", eval.on_devices = false and no [[metric]]; or'
+    if in_steps:
+        what = f"{asked} would leave devices without noise, and each is computed from a device's data."
+        raise CompositionError("E-STATS", what, f'{fix} dp.unit = "device", whose noise covers them.')
+    what = f"{asked}: how many devices took part is hidden by sampling, so that nobody can take a mean over them."
+    raise CompositionError("E-STATS", what, f"{fix} cohorts of a fixed size, whose noise covers them.")
 
 
 def amplification(asked: str, sampler: str, seen_by_reader: bool) -> None:

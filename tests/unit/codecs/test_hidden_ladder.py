@@ -17,8 +17,7 @@ from edgewise.core import frame
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.keys import derive, root
 from edgewise.core.memory import Memory
-from edgewise.core.pipeline import together
-from edgewise.core.stage import Aggregate
+from edgewise.core.stage import Aggregate, together
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
 from edgewise.engine import device as machine

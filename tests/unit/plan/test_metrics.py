@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from math import hypot, inf, nan
+from math import hypot, inf, nan, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,9 @@ CENTRAL: dict[str, Any] = {
     "dp.delta": 1e-5, "dp.clip_l2": 2.0,
 }  # fmt: skip
 
+LOCAL: dict[str, Any] = {**CENTRAL, "privacy": "local_dp", "merge": {"kind": "sum"}}
+SHARES: dict[str, Any] = {**CENTRAL, "privacy": "distributed_dp", "trust.malicious_fraction": 0.0}
+
 
 def plan_of(overrides: Mapping[str, Any], metric: list[dict[str, Any]] | None = None, population: int = 8) -> Plan:
     tables = {**overrides, "metric": OWN if metric is None else metric}
@@ -50,9 +53,9 @@ def released(plan: Plan, heads: list[dict[str, float]], counts: list[float] | No
     """The means of a round in which devices give these numbers, as the server tells them."""
     pipe, turn = plan.at(0), Turn(0, keys.root(1), keys.root(2))
     total = pipe.start_sum()
-    for given, count in zip(heads, counts or [100.0] * len(heads), strict=True):
-        x = np.zeros(SPEC.dim, np.float32)
-        payload, _ = pipe.encode(x, plan.metrics.encoded(given), count, pipe.init(), turn)
+    for i, (given, count) in enumerate(zip(heads, counts or [100.0] * len(heads), strict=True)):
+        x, own = np.zeros(SPEC.dim, np.float32), replace(turn, private=keys.derive(keys.root(2), "device", i))
+        payload, _ = pipe.encode(x, plan.metrics.encoded(given), count, pipe.init(), own)
         total = pipe.add(total, payload, turn)
     aggregate, _ = pipe.release(total, turn, keys.root(3), pipe.start_memory())
     return plan.measured(aggregate).head
@@ -119,17 +122,51 @@ def test_losses_and_held_out_losses_travel_under_central_noise_too() -> None:
 @pytest.mark.parametrize(
     "private",
     [
-        {**CENTRAL, "privacy": "distributed_dp", "trust.malicious_fraction": 0.0},
-        {**CENTRAL, "privacy": "local_dp"},
+        {**CENTRAL, "privacy": "local_dp", "dp.unit": "example", "dp.sample_rate": 0.1},
         {**CENTRAL, "round.sampling": "poisson", "round.cohort": 4},
     ],
-    ids=["distributed", "local", "poisson"],
+    ids=["steps", "poisson"],
 )
 def test_what_no_noise_covers_is_refused(private: dict[str, Any]) -> None:
     with pytest.raises(EdgewiseError) as e:
         plan_of(private)
     assert e.value.code == "E-STATS"
     assert "level" in e.value.what
+
+
+@pytest.mark.parametrize("merge", ["secure_sum", "shared_sum", "sum"])
+def test_noise_of_devices_covers_metrics_as_coordinates_of_the_update(merge: str) -> None:
+    private = LOCAL if merge == "sum" else {**SHARES, "merge": {"kind": merge}}
+    alone, plan = plan_of(private, [], 200), plan_of(private, population=200)
+    assert plan.at(0).encoded.head == (), "no exact scalar leaves a device"
+    assert plan.at(0).encoded.dim == SPEC.dim + len(OWN)
+    assert plan.at(0).total.dim == alone.at(0).total.dim + len(OWN)
+    before, after = alone.at(0).encoded.noise, plan.at(0).encoded.noise
+    assert after.std == pytest.approx(before.std * hypot(1.0, SHARE), rel=0.02), "sized by both together"
+    if merge == "sum":
+        assert alone.spend is not None
+        assert plan.spend is not None
+        assert plan.spend.events == alone.spend.events
+    else:
+        assert after.rho == pytest.approx(before.rho, rel=0.03), "the same epsilon, for both together"
+    assert plan.metric_noise("share") == pytest.approx(after.std / sqrt(200) / plan.metrics.bound, rel=1e-6)
+
+
+@pytest.mark.parametrize("merge", ["secure_sum", "sum"])
+def test_means_under_noise_of_devices_come_back_in_their_own_units(merge: str) -> None:
+    private = LOCAL if merge == "sum" else {**SHARES, "merge": {"kind": merge}}
+    plan = plan_of({**private, "dp.noise_multiplier": 0.01 if merge == "sum" else 0.05}, population=200)
+    given = [head(plan, level=2.0, share=0.25), head(plan, level=99.0, share=0.75)] * 100
+    found = released(plan, given)
+    assert found["share"] == pytest.approx(0.5, abs=6 * plan.metric_noise("share") + 1e-3)
+    assert found["level"] == pytest.approx(2.5, abs=6 * plan.metric_noise("level") + 4e-3)
+    assert plan.metric_noise("level") < 0.2
+
+
+def test_a_weight_beside_metrics_is_refused_where_devices_add_the_noise() -> None:
+    with pytest.raises(EdgewiseError) as e:
+        plan_of({**LOCAL, "stage": [{"kind": "weigh"}]})
+    assert e.value.code == "E-WEIGHT"
 
 
 @pytest.mark.parametrize(

@@ -114,7 +114,6 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
         lambda: plan(DISTRIBUTED, {**HONEST, "merge": {"kind": "grouped", "groups": 3}}),
     ),
     ("E-STATS", 'metrics = "none"', lambda: plan(CENTRAL, POISSON, {"metrics": "sum"})),
-    ("E-STATS", 'metrics = "none"', lambda: plan(LOCAL, {"metrics": "sum"})),
     ("E-STATS", 'metrics = "none"', lambda: plan(EXAMPLE, {"metrics": "sum"})),
     ("E-BN", "normalisation", lambda: dp_sgd.check(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))),
     ("E-NAN", "lower training.lr", nan),

@@ -141,7 +141,7 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     )
     probe = scaled(plan, stages, spec, whole / sqrt(spec.dim), catalogue, COHORT)
     of = "one coordinate of one release"
-    if probe.at(0).encoded.head:
+    if probe.at(0).released_head:
         tiny = scaled(plan, stages, layout(plan.spec, len(plan.spec.segments)), HEADED, catalogue, COHORT)
         update, many = np.full(tiny.spec.dim, size, np.float32), runs // RELEASES
         pipe, mu, of = first_way(tiny, plan), mu_of(tiny, 0), "one release, body and head"
@@ -212,7 +212,7 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> A
         mu /= matrix.participation_norm(column, blt.gap, blt.takes)
         of = f"{rounds} of {blt.rounds} rounds of correlated noise at multiplier {_noise_multiplier(plan):.4g}"
         of += f", a device in {takes}"
-    head = pipes[0].encoded.head
+    head = pipes[0].released_head
     beside = {f"{' and '.join(head)} beside the update (all canaries move the same number)": bool(head)}
     found = guessing.played(mu, spend_of(plan).delta, scores, present)
     return replace(found, of=of, left_out=(*_left_out(plan), *those(beside), *found.left_out))

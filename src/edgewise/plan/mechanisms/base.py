@@ -19,13 +19,14 @@ from typing import NamedTuple
 
 from edgewise.core.errors import CompositionError
 from edgewise.core.space import Adjacency, Space
-from edgewise.core.stage import Post, Stage
+from edgewise.core.stage import WEIGHT, Post, Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.promise import Noiser
 from edgewise.plan.recipe.privacy import Privacy
 from edgewise.plan.sampling import Sampling
 from edgewise.privacy import rules
 from edgewise.privacy.clip import clip, clip_tensors
+from edgewise.privacy.joined import joined_metrics
 from edgewise.privacy.spend import PrivacyEvent
 
 UNIT = "device: all its text, in all rounds"
@@ -168,6 +169,16 @@ def bounded(spec: Spec, clip_l2: float, tensor_l2: float) -> Stage:
         return clip(clip_l2)
     rules.per_tensor(len(spec.segments), tensor_l2, clip_l2)
     return clip_tensors(spec, tensor_l2)
+
+
+def covered(setting: Setting, clip_l2: float, tensor_l2: float) -> list[Stage]:
+    """Return the stages before noise that a device adds: those of ``bounded``, then metrics as coordinates.
+
+    Raises:
+        CompositionError: as ``bounded`` and ``joined_metrics``.
+    """
+    metrics = [joined_metrics()] if any(set(space.head) - {WEIGHT} for space in setting.before) else []
+    return [bounded(setting.spec, clip_l2, tensor_l2), *metrics]
 
 
 def bound_words(clip_l2: float, tensor_l2: float) -> str:

@@ -15,7 +15,7 @@ from edgewise.codecs.quantize.wrap import wrap
 from edgewise.core.errors import RecipeError
 from edgewise.core.space import Space
 from edgewise.core.stage import Post, Stage, fold
-from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, bounded
+from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, covered
 from edgewise.plan.promise import Noiser
 from edgewise.privacy import accountant, card
 from edgewise.privacy.distributed import discrete_gaussian_noise
@@ -27,7 +27,7 @@ def build(setting: Setting, *, clip_l2: float, tensor_l2: float, bits: int) -> B
 
     Raises:
         RecipeError: E-COMBO where single updates are not hidden.
-        CompositionError: as ``discrete_gaussian_noise``.
+        CompositionError: as ``covered`` and ``discrete_gaussian_noise``.
     """
     if not setting.hidden:
         raise RecipeError(
@@ -35,12 +35,12 @@ def build(setting: Setting, *, clip_l2: float, tensor_l2: float, bits: int) -> B
             'privacy = "distributed_dp" needs hidden updates. One share of the noise protects a device only in a sum.',
             '[merge] kind = "secure_sum" or "shared_sum".',
         )
-    bound = bounded(setting.spec, clip_l2, tensor_l2)
-    shortest = min(space.dim for space in setting.before)
+    bounds = covered(setting, clip_l2, tensor_l2)
+    shortest = min(fold(space, bounds).dim for space in setting.before)
     block = max(64, min(BLOCK, 1 << max(0, shortest.bit_length() - 1)))  # Take the largest block that is filled.
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
-        return [bound, rotate(block), discrete_gaussian_noise(z, bits or None), wrap()], []
+        return [*bounds, rotate(block), discrete_gaussian_noise(z, bits or None), wrap()], []
 
     def events(z: float) -> tuple[PrivacyEvent, ...]:
         found = [fold(space, ending(z)[0]).noise for space in setting.before]

@@ -10,24 +10,26 @@ from __future__ import annotations
 
 from edgewise.core.space import Space
 from edgewise.core.stage import Post, Stage
-from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, bound_words, bounded
+from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, bound_words, covered
 from edgewise.plan.promise import Noiser
 from edgewise.privacy.noise import local_noise
 from edgewise.privacy.spend import PrivacyEvent
 
 
 def build(setting: Setting, *, clip_l2: float, tensor_l2: float) -> Built:
-    """Build noise of z times the clip, on each update. Raises CompositionError as ``bounded`` and ``local_noise``."""
-    bound = bounded(setting.spec, clip_l2, tensor_l2)
+    """Build noise of z times the clip, on each update. Raises CompositionError as ``covered`` and ``local_noise``."""
+    bounds = covered(setting, clip_l2, tensor_l2)
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
-        return [bound, local_noise(z)], []
+        return [*bounds, local_noise(z)], []
 
     def events(z: float) -> tuple[PrivacyEvent, ...]:
         return (PrivacyEvent("gaussian", setting.before[0].adjacency, z=z / 2.0),) * len(setting.before)
 
+    more = " and of the metrics behind it together" if len(bounds) > 1 else ""
+
     def card(z: float, after: Space) -> Sentences:
-        return Sentences(f"each device, {z:.4g} times {bound_words(clip_l2, tensor_l2)}")
+        return Sentences(f"each device, {z:.4g} times {bound_words(clip_l2, tensor_l2)}{more}")
 
     return Built(ending, events, card)
 
