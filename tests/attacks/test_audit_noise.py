@@ -139,3 +139,13 @@ def test_the_recipes_stages_are_played():
 def test_without_an_epsilon_nothing_is_tried():
     it = compile(parse('privacy = "none"'), SPEC, 10, BUILT_IN)
     assert epsilon.examine(it, True, quiet) == []
+
+
+@pytest.mark.long(sample=1)
+@pytest.mark.slow
+@pytest.mark.parametrize("word", WORDS)
+def test_metrics_under_the_noise_are_audited_with_the_update(word):
+    of = plan(word, metrics="sum")
+    for found in (epsilon.mechanism(of, RUNS, quiet), round_trials.rounds(of, 1 << 12, quiet)):
+        assert found.holds, found
+    assert epsilon.length(of).holds

@@ -29,7 +29,8 @@ from edgewise.drivers.http.link import Link
 SHIM = Path(__file__).parents[1] / "faults" / "shim.c"
 LAST, STEP = 60, 1 if LONG else 15  # durable operations of one life of an agent, and how far apart it is killed
 DP: dict[str, Any] = {
-    "metrics": "none", "dp.noise_multiplier": 4.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "stage": [],
+    "metrics": "sum", "eval.on_devices": True, "stage": [],
+    "dp.noise_multiplier": 4.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0,
     "round.rounds": LAST // STEP + 3,  # a death costs it a round at most
      "round.deadline_s": 900.0, "round.minimum": 0.6,
 }  # fmt: skip

@@ -20,6 +20,7 @@ def scaled(
     catalogue: Catalogue,
     devices: int,
     bits: int = 0,
+    metrics: bool = True,
     **dp: Any,
 ) -> Plan:
     """Compile one round of a plan's update pipeline, on another layout and with a given noise multiplier.
@@ -32,11 +33,14 @@ def scaled(
         z: noise multiplier.
         devices: number of devices in the round.
         bits: bits of the ring; 0 = the smallest number that will do.
+        metrics: False leaves out the metrics that travel with updates.
         dp: further keys of [dp].
     """
     plain = plan.recipe.resolved()
     plain["codec"], plain["stage"], plain["downlink"] = "stages", list(stages), []
     plain["strategy"] = {"kind": "fedavg"}
+    if not metrics:
+        plain["metrics"], plain["metric"], plain["eval"] = "none", [], {**plain["eval"], "on_devices": False}
     plain["round"] = {"rounds": 1, "sampling": "all", "minimum": 1.0}
     if plan.hides is not None:
         share = min(0.5, plan.pipelines[0].spaces[0].quorum.corrupt_share)

@@ -141,7 +141,7 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     )
     probe = scaled(plan, stages, spec, whole / sqrt(spec.dim), catalogue, COHORT)
     of = "one coordinate of one release"
-    if probe.at(0).released_head:
+    if probe.at(0).encoded.head:
         tiny = scaled(plan, stages, layout(plan.spec, len(plan.spec.segments)), HEADED, catalogue, COHORT)
         update, many = np.full(tiny.spec.dim, size, np.float32), runs // RELEASES
         pipe, mu, of = first_way(tiny, plan), mu_of(tiny, 0), "one release, body and head"
@@ -164,6 +164,9 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
     spend, others = spend_of(plan), [table["kind"] for table in plan.stage_tables if not _by_coordinate(table)]
     left_out = {
         **{f"{kind} (behind it coordinates are not separate runs)": True for kind in others},
+        f"{' and '.join(plan.metrics.names)} (they are coordinates of the update here, and do not move)": bool(
+            plan.metrics.names and not probe.at(0).encoded.head
+        ),
         "correlation of noise over the rounds": spend.correlated,
         "corrupt devices (the trial's cohort is too small for one)": plan.promise.who_noises is Noiser.COHORT
         and uncounted(plan),

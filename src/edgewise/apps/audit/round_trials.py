@@ -53,20 +53,22 @@ from edgewise.privacy.distributed import MOST_BITS
 def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> AuditFinding:
     """Play two rounds of one worst-case device or its neighbour, with every one of ``runs`` coordinates as a run.
 
-    The trial has the recipe's clip, noise and merge without its stages. Its noise multiplier gives a mu of about 1, as
-    in ``mechanism``. A clip that follows the updates stays at its initial value.
+    The trial has the recipe's clip, noise and merge without its stages and metrics. Its noise multiplier gives a mu of
+    about 1, as in ``mechanism``. A clip that follows the updates stays at its initial value.
     """
     step("rounds", 0, 1)
     spec, whole = layout(plan.spec, runs), 2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0
     z, bits, stages = whole / sqrt(spec.dim), 0, [table["kind"] for table in plan.stage_tables]
     if plan.promise.who_noises is Noiser.COHORT:
-        bits = min(MOST_BITS, scaled(plan, [], spec, z, catalogue, COHORT).at(0).encoded.noise.ring_bits + FINER)
-    small = scaled(plan, [], spec, z, catalogue, COHORT, bits, adaptive_clip=False)
+        probe = scaled(plan, [], spec, z, catalogue, COHORT, metrics=False)
+        bits = min(MOST_BITS, probe.at(0).encoded.noise.ring_bits + FINER)
+    small = scaled(plan, [], spec, z, catalogue, COHORT, bits, metrics=False, adaptive_clip=False)
     update = np.full(spec.dim, LONG * clip_of(plan), np.float32)
     found = _play_two_rounds(small, first_way(small, plan), mu_of(small, 0), update, promised(plan))
     left_out = {
         **{f"{kind} (the two rounds run without it)": True for kind in stages},
         "composition of more than two rounds of a device": spend_of(plan).rounds_each > 2,
+        f"{' and '.join(plan.metrics.names)} beside the update": bool(plan.metrics.names),
         "changes of the clip": spend_of(plan).clipping.follows,
         "masks and shares (they cancel in the sum)": plan.hides is not None,
     }
