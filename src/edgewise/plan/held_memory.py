@@ -27,11 +27,13 @@ def device_bytes(plan: Plan) -> float:
 
 
 def server_bytes(plan: Plan) -> float:
-    """Count the server's model and optimizer state, float32[d] each, and its exact sum, int64 of what is sent.
+    """Count the vectors of the server when a round ends.
 
-    A rule between updates that the server sees (``robust_mean``) keeps all of a round in place of a sum.
+    These are the model and the optimizer state, float32[d] each, as they were and as they become, the mean, and the
+    exact sum, int64 of what is sent. A rule between updates that the server sees (``robust_mean``) keeps all of a
+    round in place of a sum.
     """
     state, pipe = plan.strategy.init(np.zeros(plan.spec.dim, np.float32)), plan.at(0)
     seen = pipe.merge.combine is not None and not pipe.merge.blind
     kept = ROW_BYTES * pipe.spaces[0].quorum.n_max if seen else 8.0
-    return 4.0 * plan.spec.dim * (1 + len(state.slots)) + kept * plan.layout.sent.dim
+    return 4.0 * plan.spec.dim * (2 * (1 + len(state.slots)) + 1) + kept * plan.layout.sent.dim

@@ -180,10 +180,10 @@ def test_forecast_counts_the_passes_of_personal_models() -> None:
 def test_a_run_holds_the_sum_the_model_and_what_server_and_codec_keep() -> None:
     plan = plain(strategy={"kind": "fedavg"})
     d = plan.spec.dim
-    assert server_bytes(plan) == 12 * d
-    assert server_bytes(plain(strategy={"kind": "fedadam"})) == 20 * d
+    assert server_bytes(plan) == 20 * d
+    assert server_bytes(plain(strategy={"kind": "fedadam"})) == 36 * d
     robust = plain(strategy={"kind": "fedavg"}, merge={"kind": "robust_mean"})
-    assert server_bytes(robust) == (4 + 20 * robust.at(0).spaces[0].quorum.n_max) * d
+    assert server_bytes(robust) == (12 + 20 * robust.at(0).spaces[0].quorum.n_max) * d
     remembers = plain(stage=[{"kind": "weigh"}, {"kind": "feedback"}, {"kind": "top_k", "fraction": 0.5}])
     assert device_bytes(remembers) - device_bytes(plan) == 2 * (2 * d + 8), "the residual in bfloat16 and its round"
 
