@@ -20,7 +20,8 @@ from edgewise.core import frame
 from edgewise.core.errors import DecodeError, StoreError, TransportError
 from edgewise.crypto import sign
 from edgewise.drivers.fleet import mailboxes, members, nonces, spool, sqlite, uploads
-from edgewise.drivers.fleet.database import LEASE_S, Database
+from edgewise.drivers.fleet.database import Database
+from edgewise.drivers.fleet.lease import LEASE_S
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.fleet.spool import Chunks
 from edgewise.drivers.fleet.tables import NONCES, ROUNDS, TOKENS

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from served import code
 
 from edgewise.drivers.fleet import backup, mailboxes
-from edgewise.drivers.fleet.database import LEASE_S, Database
+from edgewise.drivers.fleet.database import Database
+from edgewise.drivers.fleet.lease import LEASE_S
 from edgewise.drivers.fleet.tables import LEASES, ROUNDS
 
 pytestmark = pytest.mark.slow
@@ -87,7 +88,7 @@ def test_a_coordinator_that_stood_still_commits_nothing_more(opened: Callable[[]
 def test_a_lease_holds_from_its_commit_on(opened: Callable[[], Database], monkeypatch: pytest.MonkeyPatch) -> None:
     """A server whose session ends before the commit has no lease, and no two servers have one number."""
     first, second = opened(), opened()
-    take = first._take_free_lease
+    take = first._lease.take_free
 
     def interrupted(c: sa.Connection) -> int | None:
         number = take(c)
@@ -95,7 +96,7 @@ def test_a_lease_holds_from_its_commit_on(opened: Callable[[], Database], monkey
         return number
 
     with monkeypatch.context() as lost:
-        lost.setattr(first, "_take_free_lease", interrupted)
+        lost.setattr(first._lease, "take_free", interrupted)
         assert code(first.coordinate) == "E-DATABASE"
     assert not first.leads
     code(second.coordinate)  # finds its broken connection

@@ -1,4 +1,4 @@
-"""The database of a server: a single writer that commits waiting changes together, and the lease.
+"""The database of a server: a single writer that commits waiting changes together, under a lease.
 
     database = Database(folder)                                   # SQLite in the folder
     database = Database(folder, url="postgresql://...")           # shared by any number of servers
@@ -8,8 +8,8 @@ A change is a function of a connection. The writer's thread runs all waiting cha
 savepoint. So a change that raises undoes only itself, whatever it raises. A failing disk or database fails all of them.
 Callers are answered after the commit, so an acknowledged change is durable. Reads see the last commit and never wait.
 
-The lease names its holder and a number that grows with each holder (a fencing token). A transaction checks the number.
-So a server that was stopped while another took over cannot write any more: its changes fail with E-LEASE.
+Each transaction checks the lease (``lease``). So a server that was stopped while another took over cannot write any
+more: its changes fail with E-LEASE.
 
 SQLite: the lease keeps a second server off the database, and all changes need it. PostgreSQL: each server writes what
 devices and operators send. The lease is for the coordinator, which plays the runs (``coordinate``), and only changes
@@ -19,7 +19,6 @@ with ``fenced=True`` need it.
 from __future__ import annotations
 
 import queue
-import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,18 +32,16 @@ import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError, TransportError
 from edgewise.drivers.fleet import shared_folder
+from edgewise.drivers.fleet.lease import LEASE_S, RENEW_S, Lease, overtaken
 from edgewise.drivers.fleet.postgres import PREFIXES, Postgres
 from edgewise.drivers.fleet.sqlite import Sqlite
-from edgewise.drivers.fleet.tables import LEASES
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 T = TypeVar("T")
 Change = Callable[[sa.Connection], Any]
-LEASE_S, RENEW_S = 2.0, 0.5
 TOGETHER = 256  # the largest number of changes in one transaction
-_WRITER = "writer"
 _MIGRATIONS = Path(__file__).parent / "migrations"
 _VERSION = sa.text("SELECT version_num FROM alembic_version")
 
@@ -143,10 +140,10 @@ class Database:
     ) -> None:
         self._engine, self._folder, self._now_s = engine(folder, url), folder, now_s
         self.path, self.shared = self._engine.path, self._engine.shared
-        self._holder, self._number = secrets.token_hex(8), 0
+        self._lease = Lease(now_s, self._engine.now_s, self._next_number)
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._renewed_s, self._until_s, self._fault = -1.0, now_s() + LEASE_S, ""
+        self._fault = ""
         with self._engine.guard():
             if self.shared:
                 with self._engine.writing() as c:
@@ -204,8 +201,7 @@ class Database:
             self._thread.join()
             self._fail_what_waits()
             with suppress(StoreError, TransportError), self._engine.guard(), self._engine.writing() as c:
-                own_lease = (LEASES.c.name == _WRITER) & (LEASES.c.holder == self._holder)
-                c.execute(LEASES.update().where(own_lease).values(until_s=0.0))
+                self._lease.give_back(c)
         self._engine.pool.dispose()
 
     def fault(self) -> str:
@@ -216,8 +212,7 @@ class Database:
         """Return the seconds for which this server has the lease; 0 without it, and where the writer has stalled or is
         ending.
         """
-        left_s = self._until_s - self._now_s() if self._number else 0.0
-        return left_s if self._thread.is_alive() and not self._closed.is_set() and left_s > 0.0 else 0.0
+        return self._lease.left_s() if self._thread.is_alive() and not self._closed.is_set() else 0.0
 
     def _fail_what_waits(self) -> None:
         with suppress(queue.Empty):
@@ -233,32 +228,29 @@ class Database:
         Raises:
             StoreError: E-DATABASE, E-DISK.
         """
-        if not self._number and not self._closed.is_set():
-            self._hold(self.write(self._take_free_lease))
+        if not self.number and not self._closed.is_set():
+            self._lease.hold(self.write(self._lease.take_free))
         return self.leads
 
     @property
     def number(self) -> int:
         """The number of this server's lease; 0 where it has none, or knows that another server took over."""
-        return self._number
+        return self._lease.number
 
     @property
     def leads(self) -> bool:
         """True if this server plays the runs, as far as it knows. Its changes are checked when they are made."""
-        return not self.shared or self._number > 0
+        return not self.shared or self.number > 0
 
     def fence(self, c: sa.Connection) -> None:
         """Refuse a transaction of another writer of the same database whose server has lost the lease.
 
         The lease cannot change hands until the transaction has ended. Raises StoreError(E-LEASE).
         """
-        row = c.execute(sa.select(LEASES).where(LEASES.c.name == _WRITER).with_for_update(read=True)).first()
-        if not self._is_own(row):
-            raise _overtaken()
+        self._lease.fence(c)
 
-    def _is_own(self, row: Any) -> bool:
-        """Return whether a row is this server's lease. A number alone would not tell two holders apart."""
-        return row is not None and self._number > 0 and (row.holder, row.number) == (self._holder, self._number)
+    def _next_number(self, last: int) -> int:
+        return shared_folder.next_number(self._folder, last) if self.shared else last + 1
 
     def _migrate(self, c: sa.Connection) -> None:
         if sa.inspect(c).has_table("alembic_version") and c.execute(_VERSION).scalars().all() == [head()]:
@@ -275,49 +267,15 @@ class Database:
         while True:
             taken = None
             with self._engine.writing() as c:
-                row = self._lease(c) if sa.inspect(c).has_table("leases") else None
-                if row is None or row.until_s <= self._now_s():
+                if self._lease.is_free(c):
                     self._migrate(c)
-                    taken = self._take_free_lease(c)
+                    taken = self._lease.take_free(c)
             if taken is not None:
-                return self._hold(taken)
+                return self._lease.hold(taken)
             if time.monotonic() >= give_up:
                 what = f"another server is working in {self._engine.name}."
                 raise StoreError("E-LEASE", what, "stop it, or name another folder.")
             time.sleep(0.1)
-
-    def _take_free_lease(self, c: sa.Connection) -> int | None:
-        """Take the lease unless it is another server's. Return its number, which holds from the commit on.
-
-        Whoever has it next has a higher number. It takes another after a commit of its own that it could not see.
-        """
-        row, now_s = self._lease(c), self._engine.now_s(c, self._now_s())
-        if row is not None and row.until_s > now_s and row.holder != self._holder:
-            return None
-        last = row.number if row else 0
-        number = shared_folder.next_number(self._folder, last) if self.shared else last + 1
-        c.execute(LEASES.delete().where(LEASES.c.name == _WRITER))
-        values = {"holder": self._holder, "number": number, "until_s": now_s + LEASE_S}
-        c.execute(LEASES.insert().values(name=_WRITER, **values))
-        return number
-
-    def _hold(self, number: int | None) -> None:
-        """Work under a lease whose transaction is committed. None changes nothing."""
-        if number is not None:
-            self._number, self._renewed_s, self._until_s = number, self._now_s(), self._now_s() + LEASE_S
-
-    def _lease(self, c: sa.Connection) -> Any:
-        return c.execute(sa.select(LEASES).where(LEASES.c.name == _WRITER)).first()
-
-    def _check_lease(self, c: sa.Connection) -> None:
-        """Check the number and renew the lease. Raises StoreError(E-LEASE)."""
-        row, now = self._lease(c), self._now_s()
-        if not self._is_own(row):
-            raise _overtaken()
-        if not 0.0 <= now - self._renewed_s < RENEW_S:
-            until_s = self._engine.now_s(c, now) + LEASE_S
-            c.execute(LEASES.update().where(LEASES.c.name == _WRITER).values(until_s=until_s))
-            self._renewed_s = now
 
     # -- the writer ----------------------------------------------------------------------------------------------
 
@@ -342,11 +300,11 @@ class Database:
         results: list[tuple[Future[Any], Any, BaseException | None]] = []
         try:
             with self._engine.guard(), self._engine.writing() as c:
-                overtaken = self._overtaken(c)
+                lost = self._lost(c)
                 for item in batch:
                     try:
-                        if item.fenced and overtaken is not None:
-                            raise overtaken
+                        if item.fenced and lost is not None:
+                            raise lost
                         with c.begin_nested():
                             value = item.change(c)
                         results.append((item.future, value, None))  # after the savepoint: a change has one result
@@ -354,7 +312,8 @@ class Database:
                         if self._engine.fails_all(c, e):
                             raise
                         results.append((item.future, None, self._engine.of_one(e)))
-            self._fault, self._until_s = "", self._renewed_s + LEASE_S
+            self._fault = ""
+            self._lease.committed()
         except Exception as e:  # boundary: the writer continues, and the callers get the error
             results, self._fault = [(item.future, None, e) for item in batch], str(e)
         for future, value, error in results:
@@ -363,16 +322,16 @@ class Database:
             else:
                 future.set_exception(error)
 
-    def _overtaken(self, c: sa.Connection) -> StoreError | None:
+    def _lost(self, c: sa.Connection) -> StoreError | None:
         """Check the lease. Where all changes need it, its loss fails them all; otherwise return the error."""
-        if self.shared and not self._number:
-            return _overtaken()
+        if self.shared and not self.number:
+            return overtaken()
         try:
-            self._check_lease(c)
+            self._lease.check(c)
         except StoreError as e:
             if not self.shared:
                 raise
-            self._number = 0
+            self._lease.number = 0
             return e
         return None
 
@@ -388,12 +347,6 @@ def _config() -> Config:
 def head() -> str:
     """Return the version of the tables in this version of edgewise: the number of the last migration."""
     return max(path.name for path in (_MIGRATIONS / "versions").glob("[0-9]*.py")).partition("_")[0]
-
-
-def _overtaken() -> StoreError:
-    return StoreError(
-        "E-LEASE", "another server has taken over this database.", "stop this server. The other one continues."
-    )
 
 
 def _closing() -> StoreError:
