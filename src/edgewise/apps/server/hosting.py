@@ -5,44 +5,31 @@
     hosting.ask(run, served.PAUSED)                    # pauses after the current round
     hosting.close()                                    # stops at once; rounds continue at the next start
 
-Randomness comes from the system. The cohorts follow from a secret key in the run's folder. Noise, nonces and the
-randomness of secure aggregation are drawn afresh.
+``playing`` plays a single run. This module decides when a run plays, waits, pauses and ends.
 """
 
 from __future__ import annotations
 
 import logging
-import secrets
 import time
 from collections.abc import Callable, Collection
-from contextlib import ExitStack, suppress
-from functools import partial
-from itertools import chain, repeat
+from contextlib import suppress
 from threading import Event, Lock, Thread
 
-import msgspec
-
-from edgewise.apps.runs.chosen import chosen
-from edgewise.apps.server import distilling, sharing, submission
+from edgewise.apps.server import sharing, submission
 from edgewise.apps.server.decisions import BY_SERVER, still
+from edgewise.apps.server.playing import Player, Tell
 from edgewise.apps.server.submission import Submission
-from edgewise.core import events, vector
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.own_code import fault_of
 from edgewise.core.training import DeviceId
-from edgewise.core.vector import Spec
 from edgewise.drivers import extension_packages
-from edgewise.drivers.fleet import audit, mailboxes, roster, served
+from edgewise.drivers.fleet import audit, mailboxes, served
 from edgewise.drivers.fleet.served import ServedRun
-from edgewise.drivers.http.cohort import Halted, HttpCohort
+from edgewise.drivers.http.cohort import Halted
 from edgewise.drivers.http.service import Service
-from edgewise.drivers.storage.run_store import RunStore
-from edgewise.engine import beacon_server
-from edgewise.engine.coordinator import Coordinator
-from edgewise.engine.ports import Distiller, Evaluator, Trust
-from edgewise.plan.acceptance import planned
+from edgewise.engine.ports import Evaluator
 from edgewise.plan.facts import parse
-from edgewise.plan.plan import Plan
 
 LOG = logging.getLogger("edgewise")
 HERE_S = 60.0  # a device that called within this time is present; idle ones call twice a minute or more
@@ -55,7 +42,6 @@ WAITS = {  # errors of disk and database that end by themselves, and what ends t
     "E-DATABASE": "Look at the database server",
 }
 RESUME = "mend the package, install it everywhere, and submit the recipe again."
-Tell = Callable[[str, events.AnyEvent], None]
 
 
 class Hosting:
@@ -77,8 +63,9 @@ class Hosting:
         turn: Callable[[str], bool] = lambda run: True,
         gateway: sharing.Address | None = None,
     ) -> None:
-        self._service, self._tell, self._evaluator = service, tell, evaluator
+        self._service, self._evaluator = service, evaluator
         self._turn, self._gateway = turn, gateway
+        self._player = Player(service, tell, evaluator, gateway, self._halted, self._rests)
         self._closing, self._lock, self._asking = Event(), Lock(), Lock()
         self._leader = Thread(target=self._lead, name="edgewise-leader", daemon=True)
         self._threads: dict[str, Thread] = {}
@@ -203,10 +190,6 @@ class Hosting:
     def _halted(self, run: str) -> bool:
         return not self._leads() or self._states[run] == served.CANCELLED
 
-    def _stop(self, run: str) -> None:
-        if self._halted(run):
-            raise Halted
-
     def _paused(self, run: str) -> bool:
         return not self._leads() or self._states[run] != served.RUNNING
 
@@ -275,7 +258,7 @@ class Hosting:
     def _attempt(self, run: ServedRun) -> None:
         """Play a run until it ends, fails, or is paused. Raises Halted, and StoreError of a code in ``WAITS``."""
         try:
-            if self._played(run):
+            if self._player.play(run):
                 self._ended(run.run, served.FINISHED, "")
         except EdgewiseError as e:
             if e.code in WAITS:
@@ -302,76 +285,6 @@ class Hosting:
         self._states[run] = state  # While the server closes, the run continues at the next start.
         self._service.ring(run)
 
-    def _played(self, run: ServedRun) -> bool:
-        """Play a run from where it is. Returns whether it reached its end."""
-        out = submission.folder(self._service, run.run)
-        database = self._service.database
-        number = database.number if database.shared else 0
-        if database.shared and not number:
-            raise Halted  # A run without a number is fenced against nobody.
-        with RunStore(out, fence=number) as store, ExitStack() as links:
-            known = store.run()
-            if known is None:
-                raise StoreError("E-CHECKPOINT", f"{out} holds no run.", "restore it from a backup.")
-            facts = parse(run.facts)
-            plan = planned(facts, Spec.of(known["facts"]["spec"]), extension_packages.catalogue(facts.packages))
-            distiller = distilling.distiller_of(self._service, store, dict(known["recipe"]))
-            if distiller is not None:
-                distiller.check(known["facts"])
-            coordinator = self._coordinator(run, plan, store, links, distiller)
-            checkpoint = store.load()
-            if checkpoint is None:
-                raise StoreError("E-CHECKPOINT", f"{out} has no checkpoint.", "restore it from a backup.")
-            coordinator.privacy_budget.verify(checkpoint)
-            resumed = checkpoint.next_round or None
-            cohort = plan.sampling.goal
-            self._told(run.run, events.RunStarted(
-                run=plan.run, name=run.name, rounds=plan.rounds, population=plan.facts.population, cohort=cohort,
-                dim=plan.spec.dim, resumed_round=resumed,
-            ))  # fmt: skip
-            under_way = store.journal_path(checkpoint.next_round).exists()
-            devices = coordinator.population
-            # A round that has begun continues, whichever devices are present.
-            first = [max(plan.contributors, plan.sampling.minimum)] * (beacon_server.stored(store.beacon) is None)
-            least = chain([0] * under_way, first, repeat(max(1, plan.sampling.minimum)))
-            reached = coordinator.run(checkpoint, lambda: self._rests(run.run, devices, next(least)))
-            if reached.next_round < plan.rounds:
-                return False
-            coordinator.cohort.publish([vector.to_bytes(store.blob(chosen(store).digest))])
-            from edgewise.apps.report.files import write_report
-
-            write_report(store, store.out, plots=False)  # so a server needs no matplotlib
-            store.finish()
-            return True
-
-    def _coordinator(
-        self, run: ServedRun, plan: Plan, store: RunStore, links: ExitStack, distiller: Distiller | None
-    ) -> Coordinator:
-        service, instance = self._service, plan.facts.instance
-        assert instance is not None
-        listing = service.blobs.get(instance.roster)
-        keys = roster.parse(listing, plan.facts.population)
-        shares, helper = sharing.load(store.out), None
-        if shares is not None:
-            stop = partial(self._stop, run.run)
-            helper = links.enter_context(sharing.helper(service, self._gateway, plan, listing, shares, stop))
-        cohort = HttpCohort(
-            service, run.run, plan.frame_limit_bytes, kept=run.kept, halted=lambda: self._halted(run.run)
-        )
-        return Coordinator(
-            plan=plan, population=tuple(sorted(keys)), cohort=cohort, store=store,
-            tell=lambda event: self._told(run.run, event), now_s=time.perf_counter,
-            entropy=lambda round: secrets.token_bytes(32),
-            sampling_key=(store.out / submission.SAMPLING_KEY).read_bytes(),
-            trust=Trust(registry=keys.get, identity=_no_secret, roster=tuple(sorted(keys))), evaluator=self._evaluator,
-            secret=None if shares is None else shares.secret, helper=helper, distiller=distiller,
-        )  # fmt: skip
-
-    def _told(self, run: str, event: events.AnyEvent) -> None:
-        self._tell(run, msgspec.structs.replace(event, at_s=self._service.now_s()))
-        if isinstance(event, events.RoundFinished):
-            self._service.ring(run)
-
     def _withdraw(self, run: str) -> None:
         """Remove the mail and the blobs of a run."""
         service = self._service
@@ -384,7 +297,3 @@ class Hosting:
         service.drop_chunks(service.database.write(change))
         service.sweep_blobs()
         service.database.scrub()
-
-
-def _no_secret(device: DeviceId) -> bytes:
-    raise ValueError(f"a server has no secret key of {device}")

@@ -13,7 +13,8 @@ from pathlib import Path
 import sqlalchemy as sa
 
 from edgewise.apps.server.api import ControlPlane
-from edgewise.apps.server.hosting import Hosting, Tell
+from edgewise.apps.server.hosting import Hosting
+from edgewise.apps.server.playing import Tell
 from edgewise.apps.server.sharing import Address
 from edgewise.drivers.fleet import audit, members
 from edgewise.drivers.fleet.members import Grant
