@@ -21,9 +21,10 @@ from served import code
 from edgewise.apps.device.script import Device
 from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import EdgewiseError
-from edgewise.drivers.fleet import served
+from edgewise.drivers.fleet import mailboxes, served
 from edgewise.drivers.fleet.database import Database
-from edgewise.drivers.fleet.tables import LEASES
+from edgewise.drivers.fleet.tables import LEASES, PUBLICATIONS
+from edgewise.drivers.fleet.tables import ROUNDS as OPEN_ROUNDS
 from edgewise.drivers.storage import schema
 from edgewise.drivers.storage.run_store import RunStore
 
@@ -127,6 +128,35 @@ def test_another_server_goes_on_with_a_run_and_the_stopped_one_commits_nothing_m
             with RunStore(out, fence=2) as store:
                 kinds = [e.round for e in store.events("round_finished")]  # type: ignore[attr-defined]
             assert kinds == list(range(ROUNDS))
+
+
+@pytest.mark.parametrize("kind", databases.KINDS)
+def test_a_server_that_takes_the_lead_withdraws_the_mail_of_runs_that_were_cancelled_without_one(
+    tmp_path: Path, kind: str
+) -> None:
+    """The round's key goes too, so that no backup taken from now on can open the frames of the round."""
+    url, folder = databases.url_of(kind), tmp_path / "server"
+    with HttpServer(folder, database=url) as server:
+        device(server, tmp_path / "device")
+        database = server.service.database
+        assert until(lambda: database.leads)
+        run = server.hosting.submit(submission(RECIPE, server), "me").run
+        server.hosting.ask(run, served.PAUSED)
+        server.hosting.wait(run)
+        other = server.hosting.submit(submission({**RECIPE, "name": "other"}, server), "me").run
+
+    def left(database: Database) -> list[set[str]]:
+        with database.read() as c:
+            return [{str(row.run) for row in c.execute(sa.select(t.c.run))} for t in (OPEN_ROUNDS, PUBLICATIONS)]
+
+    with Database(folder, url=url) as database:
+        for one in (run, other):
+            database.write(lambda c, one=one: mailboxes.open_round(c, one, 0))
+        database.write(lambda c: served.ask(c, run, served.CANCELLED))
+        assert left(database) == [{run, other}, {run, other}]
+    with HttpServer(folder, database=url) as server:
+        assert until(lambda: run not in set().union(*left(server.service.database)), 20.0)
+        assert left(server.service.database) == [{other}, {other}], "a run that goes on keeps its mail"
 
 
 def test_a_run_that_another_server_opened_takes_nothing_from_the_one_before(tmp_path: Path) -> None:

@@ -74,7 +74,8 @@ class Hosting:
         self._noted: dict[str, str] = {}  # the reasons that the database has
 
     def start(self) -> None:
-        """Continue all runs that were running when the server stopped, and remove what it left of a submission.
+        """Continue all runs that were running when the server stopped. Remove the rest of a submission that it was
+        in, and the mail of runs that were cancelled without a server to remove it.
 
         Where servers share a database, the one with the lease plays the runs, from the time when it gets the lease.
         """
@@ -83,7 +84,12 @@ class Hosting:
             return
         submission.clean(self._service)
         with self._service.database.read() as c:
-            running = served.listed(c, served.RUNNING)
+            running, cancelled = served.listed(c, served.RUNNING), served.unwithdrawn(c)
+        for gone in sorted(cancelled):
+            try:
+                self._withdraw(gone)
+            except StoreError as e:  # A full disk must not keep the server down. Its next start tries again.
+                LOG.warning("the mail of the cancelled run %.12s stays for now: %s", gone, e)
         for run in running:
             self._begin(run)
 
@@ -94,27 +100,27 @@ class Hosting:
             try:
                 leads = database.coordinate()
                 with database.read() as c:
-                    rows = served.listed(c) if leads else []
+                    rows, cancelled = (served.listed(c), served.unwithdrawn(c)) if leads else ([], set[str]())
                 if leads and not led:
                     LOG.info("this server plays the runs now (lease %d)", database.number)
                     submission.clean(self._service, submission.ABANDONED_S)
                 led = leads
                 for row in rows:
-                    self._follow(row)
+                    self._follow(row, row.run in cancelled)
             except EdgewiseError as e:
                 LOG.warning("the runs cannot be looked at: %s", e)
 
-    def _follow(self, row: ServedRun) -> None:
-        """Begin a run that is running, or stop one as somebody asked."""
+    def _follow(self, row: ServedRun, withdraw: bool) -> None:
+        """Begin a run that is running, or stop one as somebody asked. ``withdraw``: it is cancelled and has mail."""
         with self._lock:
             thread, wanted = self._threads.get(row.run), self._states.get(row.run)
         if row.state == served.RUNNING:
             if thread is None or wanted != row.state:
                 self._begin(row)
-        elif thread is not None and wanted == served.RUNNING:
+        elif thread is not None and (wanted == served.RUNNING or row.state == served.CANCELLED):
             self._states[row.run] = row.state
-            if row.state == served.CANCELLED:
-                self._end(row.run, thread)
+        if withdraw:
+            self._end(row.run, thread)
 
     def submit(self, wanted: Submission, made_by: str) -> ServedRun:
         """Make a run and begin to play it. Raises as ``submission.begin``."""

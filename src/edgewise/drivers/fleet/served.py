@@ -16,7 +16,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from edgewise.core.errors import TransportError
-from edgewise.drivers.fleet.tables import SERVED
+from edgewise.drivers.fleet.tables import PUBLICATIONS, ROUNDS, SERVED
 
 RUNNING, PAUSED, CANCELLED, FINISHED, FAILED = "running", "paused", "cancelled", "finished", "failed"
 _FROM = {
@@ -72,6 +72,15 @@ def listed(c: sa.Connection, state: str = "") -> list[ServedRun]:
     """List all runs, or those in a state, the oldest first."""
     query = sa.select(SERVED).order_by(SERVED.c.made_s, SERVED.c.run)
     return [_run(row) for row in c.execute(query.where(SERVED.c.state == state) if state else query)]
+
+
+def unwithdrawn(c: sa.Connection) -> set[str]:
+    """List the cancelled runs that still have an open round, with its key, or published blobs."""
+    left = sa.union(sa.select(ROUNDS.c.run), sa.select(PUBLICATIONS.c.run))
+    return {
+        str(row.run)
+        for row in c.execute(sa.select(SERVED.c.run).where(SERVED.c.state == CANCELLED, SERVED.c.run.in_(left)))
+    }
 
 
 def ask(c: sa.Connection, run: str, state: str) -> ServedRun:
