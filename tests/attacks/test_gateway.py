@@ -11,12 +11,12 @@ import msgspec
 import numpy as np
 import pytest
 from served import code
-from tickets import DEVICES, IDENTITIES, ROSTER, Round, invite
+from tickets import DEVICES, IDENTITIES, ROSTER, Round, invite, registry
 from toy import ToyTrainer
 from toy_recipe import make_recipe
 
 from edgewise.apps.gateway.start import Gateway
-from edgewise.core import vector
+from edgewise.core import frame, vector
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import sign
 from edgewise.drivers.fleet import members, roster
@@ -26,6 +26,8 @@ from edgewise.drivers.http.helper_routes import LEADER
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
 from edgewise.drivers.http.remote_helper import RemoteHelper
+from edgewise.engine import beacon
+from edgewise.engine.ports import Trust
 from edgewise.plan import facts
 from edgewise.plan.acceptance import OwnerFloor
 from edgewise.plan.catalogue import BUILT_IN
@@ -163,6 +165,59 @@ def test_the_server_invents_no_devices(server: Identity, connect: Callable[..., 
     assert helper.admit(two_server.dump(forged)) == "E-SECAGG-KEYS", "signed by a key of its own"
     invented = roster.dump([own.public, *(IDENTITIES[device].public for device in DEVICES[1:])])
     assert code(lambda: connect(plan, roster=invented)) == "E-FACTS", "not the devices that devices know"
+
+
+VERIFIED: dict[str, Any] = {
+    "round.sampling": "fixed", "round.cohort": 3, "round.overselect": 1.0, "round.minimum": 1.0,
+    "trust.malicious_fraction": 0.2, "trust.cohorts": "verified",
+}  # fmt: skip
+TOP = bytes(range(32))
+
+
+def drawn_by(plan: Plan, contributors: list[str]) -> tuple[frame.Invite, bytes]:
+    """An invitation to the first round, and the beacon of these devices that its cohort is drawn from."""
+    anchor, values = beacon.anchor(TOP, plan.rounds), {d: d.encode().ljust(32)[:32] for d in contributors}
+    listed = tuple(frame.Committed(device=d, commitment=beacon.commitment(plan.run, d, values[d])) for d in values)
+    fixed = beacon.list_digest(plan.run, anchor, listed)
+    signed = (sign.sign(IDENTITIES[d].secret, beacon.reveal_digest(fixed, d, v)) for d, v in values.items())
+    said = frame.Beacon(
+        run=plan.run, anchor=anchor, listed=listed, values=tuple(values.values()), signatures=tuple(signed)
+    )
+    blob = frame.dump(said)
+    draw = frame.Draw(beacon=vector.digest(blob), key=beacon.key(TOP, plan.rounds, 0))
+    return msgspec.structs.replace(invite(plan), draw=draw), blob
+
+
+@pytest.mark.slow
+def test_the_server_picks_no_device_where_cohorts_are_verified(
+    server: Identity, connect: Callable[..., RemoteHelper]
+) -> None:
+    """Neither with a ticket from outside the draw, also after a restart of the gateway, nor with a draw of its own."""
+    plan = plan_of(server, **VERIFIED)
+    told, blob = drawn_by(plan, DEVICES[:2])
+    known = Trust(registry, lambda _: b"", roster=tuple(DEVICES))
+    cohort = beacon.cohort(plan, known, told.draw, 0, blob)
+    inside, outside = (next(d for d in DEVICES[:4] if (d in cohort) is there) for there in (True, False))
+    helper = connect(plan)
+    honest = Round(plan, told, helper.key)
+    helper.begin(told, blob)
+    helper = connect(plan)
+    assert helper.admit(honest.ticket(inside)) is None
+    assert helper.admit(honest.ticket(outside)) == "E-COHORT"
+    alone, forged = drawn_by(plan, DEVICES[:1])  # one value, which an accomplice may have chosen
+    other_key = msgspec.structs.replace(told.draw, key=beacon.key(TOP, plan.rounds, 1))
+    lies = [
+        (alone, forged, "E-BEACON"),
+        (told, forged, "E-BEACON"),
+        (msgspec.structs.replace(told, draw=other_key), blob, "E-BEACON"),
+        (msgspec.structs.replace(told, draw=None), blob, "E-INVITE"),
+    ]
+    for number, (said, raw, refusal) in enumerate(lies):
+        said = msgspec.structs.replace(said, nonce=bytes([number]) * 32)
+        helper.begin(said, raw)
+        assert helper.admit(Round(plan, said, helper.key).ticket(inside)) == refusal
+        assert refused(helper, sorted(cohort)) in (refusal, "E-SECAGG-ORDER")
+    assert code(helper.begin, msgspec.structs.replace(told, nonce=b"Z" * 32), None) == "E-FRAME"
 
 
 def test_the_gateway_takes_its_parameters_from_its_own_plan(

@@ -319,7 +319,6 @@ def test_a_device_answers_no_call_where_the_server_draws_alone() -> None:
     [
         ({"trust.server": "curious"}, "none does"),
         ({"round.sampling": "all", "round.cohort": 0}, "nothing to verify"),
-        ({"merge": {"kind": "shared_sum"}}, "masks"),
         ({"privacy": "none", "merge": {"kind": "sum"}, "stage": [], "trust.malicious_fraction": 0.1}, "hide"),
     ],
 )

@@ -251,7 +251,7 @@ class Leader:
     def __init__(self, plan: Plan) -> None:
         self.plan, self.trust = plan, simulated_trust(plan.key)
         self.pair, helper = simulated_servers(plan.key)
-        self.helper = LocalHelper(plan, helper.secret, self.trust.registry)
+        self.helper = LocalHelper(plan, helper.secret, self.trust)
         self.tickets: list[bytes] = []
 
     def batch(self, told: frame.Invite, begun: frame.Invite | None = None, devices: list[str] = DEVICES) -> set[str]:

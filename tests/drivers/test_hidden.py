@@ -608,10 +608,11 @@ def test_adaptive_clips_that_cannot_be(tmp_path, code, change):
 
 
 @pytest.mark.slow
-def test_simulated_devices_draw_their_cohorts_and_runs_repeat(tmp_path):
-    """Masks over cohorts that devices verify: with one seed the same models, and the cohorts of the beacon's draw."""
+@pytest.mark.parametrize("settings", [MASKS, SHARES], ids=["masks", "shares"])
+def test_simulated_devices_draw_their_cohorts_and_runs_repeat(tmp_path, settings):
+    """Sums over cohorts that devices verify: with one seed the same models, and the cohorts of the beacon's draw."""
     verified = {
-        **MASKS, "data.devices": 12, "round.sampling": "cyclic", "round.cohort": 6, "round.minimum": 1.0,
+        **settings, "data.devices": 12, "round.sampling": "cyclic", "round.cohort": 6, "round.minimum": 1.0,
         "trust.malicious_fraction": 0.1, "trust.cohorts": "verified",
     }  # fmt: skip
     models, told, _ = play(tmp_path / "a", verified)

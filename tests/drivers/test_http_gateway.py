@@ -162,6 +162,33 @@ def test_a_budget_holds_wherever_a_server_with_a_gateway_dies(
     assert ledger.spent(charges, budget.delta) <= budget.epsilon
 
 
+VERIFIED: dict[str, Any] = {
+    **GATEWAY, "round.sampling": "fixed", "round.cohort": 4, "round.overselect": 1.0, "round.minimum": 1.0,
+    "trust.malicious_fraction": 0.2, "trust.cohorts": "verified",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.long(sample=1)
+@pytest.mark.parametrize("killed", [False, True], ids=["undisturbed", "killed"])
+def test_a_gateway_verifies_the_cohorts_that_devices_draw(
+    server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, killed: bool
+) -> None:
+    """Four of five devices are drawn in each round, and their reports count. What it knows of the draw is durable."""
+    with fleet(server, tmp_path, 5, monkeypatch) as links:
+        toy, told = Toy.of([link.name for link in links], VERIFIED, server), list[events.AnyEvent]()
+        name = identity.load(tmp_path / "gateway" / home.KEY).name
+        with (
+            (Restarted if killed else Gateway)(tmp_path / "gateway") as gateway,
+            helped_by(toy, server, gateway.url, name, 120.0) as (helped, helper),
+            working(links, helped, tmp_path),
+        ):
+            played(server, helped, tmp_path / "out", told.append, helper=helper)
+            assert not isinstance(gateway, Restarted) or gateway.deaths >= 2 * (1 + 1 + 4 + 1)
+    assert [(e.met, e.accepted) for e in told if isinstance(e, events.RoundFinished)] == [(True, 4)] * 2
+    assert not [e for e in told if isinstance(e, events.Lost)]
+
+
 @pytest.mark.slow
 @pytest.mark.long(sample=0)
 def test_a_gateway_that_is_killed_around_every_step_changes_nothing(

@@ -97,7 +97,7 @@ class Toy:
             plan=self.plan, population=self.trainer.devices(), cohort=cohort, store=store, tell=tell,
             now_s=time.perf_counter, entropy=partial(simulated_entropy, self.plan, self.root),
             sampling_key=simulated_sampling(self.plan, self.root), trust=trust, secret=leader.secret,
-            helper=second or LocalHelper(self.plan, helper.secret, trust.registry), evaluator=Measured(self.trainer),
+            helper=second or LocalHelper(self.plan, helper.secret, trust), evaluator=Measured(self.trainer),
         )  # fmt: skip
 
 

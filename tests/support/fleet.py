@@ -77,7 +77,7 @@ class Fleet:
     def __init__(self, plan: Plan, silent: Callable[[str, str], bool] = lambda device, message: False) -> None:
         self.plan, self.trust, self._silent = plan, simulated_trust(root(7)), silent
         self.leader, helper = simulated_servers(root(7))
-        self.helper = LocalHelper(plan, helper.secret, self.trust.registry)
+        self.helper = LocalHelper(plan, helper.secret, self.trust)
         self.devices = [f"d{i}" for i in range(plan.sampling.population)]
         self.states: dict[str, states.State] = {d: states.join(plan, d) for d in self.devices}
         self.trained: Counter[str] = Counter()

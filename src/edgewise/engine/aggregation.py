@@ -80,7 +80,7 @@ class TwoServerAggregation:
         assert facts.secagg is not None
         assert facts.session is not None
         self._helper, self._leader = helper, two_server.lead(facts.secagg, facts.session, secret, trust.registry)
-        helper.begin(facts.invite)
+        helper.begin(facts.invite, facts.beacon)
 
     def fold(self, device: DeviceId, message: Contribution) -> int | None:
         """See Aggregation."""

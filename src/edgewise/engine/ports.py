@@ -118,13 +118,17 @@ class Trust:
 class Helper(Protocol):
     """Second server, which holds one share of every contribution (``secagg.two_server``)."""
 
-    def begin(self, invite: Invite) -> None:
+    def begin(self, invite: Invite, beacon: bytes | None = None) -> None:
         """Begin a new round, and forget the reports of the last one.
+
+        ``beacon``: the blob that the invitation's cohort is drawn from, where devices verify cohorts. The helper
+        verifies it as a device does, and admits no report of a device outside the cohort (E-COHORT).
 
         The helper computes the smallest batch and the session's id from its own plan and from the invitation as the
         devices received it. It takes neither from the leader. It refuses an invitation that a device would refuse, one
         of an earlier round, and one of a round whose batch was opened, because two batches that differ by one report
-        would show that report. Then ``admit`` and ``open`` refuse with the code.
+        would show that report. It refuses a cohort that it cannot verify. Then ``admit`` and ``open`` refuse with the
+        code.
         """
         ...
 

@@ -43,6 +43,7 @@ class RoundFacts:
         secagg, session: parameters and id of secure aggregation with two servers, or of masks with a fixed codec. None
             where the server sees each contribution.
         frame_limit_bytes: size of the largest honest frame of a device.
+        beacon: the blob that the cohort is drawn from. None where the server draws it alone.
     """
 
     run: str
@@ -61,6 +62,7 @@ class RoundFacts:
     secagg: Params | None
     session: bytes | None = field(repr=False)
     frame_limit_bytes: int
+    beacon: bytes | None = field(default=None, repr=False)
 
     def started(self, at_s: float) -> RoundFacts:
         """Set the beginning of the round to ``at_s`` on the cohort's clock."""
@@ -144,6 +146,7 @@ def decide(
         secagg=secagg,
         session=session,
         frame_limit_bytes=plan.frame_limit_bytes,
+        beacon=beacon,
     )
 
 

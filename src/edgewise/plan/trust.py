@@ -72,7 +72,7 @@ def check_read(recipe: Recipe, merge: Merge) -> None:
     if merge.hides is None:
         unread, by = found, "merges that hide single updates"
     else:
-        unread, by = found & (set() if merge.hides.interactive else {"dropout_fraction", "cohorts"}), "masks"
+        unread, by = found & (set() if merge.hides.interactive else {"dropout_fraction"}), "masks"
     if unread:
         what = f"trust.{sorted(unread)[0]} is for {by}. Nothing reads it with [merge] {recipe.merge['kind']}."
         raise RecipeError("E-COMBO", what, "leave it out.")

@@ -248,7 +248,7 @@ def _play_rounds(
         sampling_key=simulated_sampling(plan, root),
         trust=trust,
         secret=leader.secret,
-        helper=LocalHelper(plan, helper.secret, trust.registry),
+        helper=LocalHelper(plan, helper.secret, trust),
         evaluator=own,
         rest=_rest_of_model(store, executor, recipe, loaded),
         distiller=ServerDistiller(recipe, recipe_dir, recipe_dir, store) if recipe.distill.active else None,

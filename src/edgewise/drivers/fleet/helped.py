@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import sqlalchemy as sa
 
 from edgewise.core import frame
-from edgewise.core.errors import StoreError
+from edgewise.core.errors import DecodeError, StoreError
 from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
 from edgewise.drivers.fleet.database import Database
@@ -61,12 +61,40 @@ def find(c: sa.Connection, run: str) -> Enlisted | None:
     return Enlisted(row.run, row.facts, row.signature, layout, row.roster, row.secret)
 
 
+def dump_round(invite: Invite, beacon: bytes | None) -> bytes:
+    """Serialise the beginning of a round: the invitation, or its length as u32, the invitation and the beacon."""
+    raw = frame.dump(invite)
+    return raw if beacon is None else len(raw).to_bytes(4, "little") + raw + beacon
+
+
+def read_round(raw: bytes, verified: bool) -> tuple[Invite, bytes | None]:
+    """Parse the beginning of a round. ``verified``: devices verify the run's cohorts, so that a beacon follows.
+
+    Raises DecodeError: E-FRAME for anything that ``dump_round`` cannot have produced.
+    """
+    end = 4 + int.from_bytes(raw[:4], "little") if verified else len(raw)
+    return _invitation(raw[4:end] if verified else raw), raw[end:] if verified else None
+
+
+def _invitation(raw: bytes) -> Invite:
+    invite = frame.from_server(raw, LIMIT_BYTES)
+    if not isinstance(invite, Invite):
+        raise DecodeError("E-FRAME", "not an invitation.")
+    return invite
+
+
+def _beacon_name(raw: bytes) -> str:
+    """Return the digest of the beacon that a stored invitation names. Empty where it names none."""
+    draw = _invitation(raw).draw
+    return "" if draw is None else draw.beacon
+
+
 class HelpedRun:
     """The record of one run.
 
     Args:
         database: the gateway's database.
-        blobs: the store of the shares of opened batches, and of nothing else.
+        blobs: the store of the shares of opened batches and of the beacons of rounds, and of nothing else.
         run: id of the run.
     """
 
@@ -85,15 +113,21 @@ class HelpedRun:
             rows = c.execute(sa.select(TICKETS).where(self._mine)).all()
         answers = [TicketAnswer(t.digest, t.code, t.ticket) for t in rows if t.attempt == row.attempt]
         ids = {t.id for t in rows if not t.code and not t.ticket}
-        invite = frame.from_server(row.invite, LIMIT_BYTES) if row.invite else None
-        if invite is not None and not isinstance(invite, Invite):
-            raise StoreError("E-CHECKPOINT", f"round of {self._run:.12} is damaged.", "restore it from a backup.")
+        try:
+            invite = _invitation(row.invite) if row.invite else None
+        except DecodeError:
+            what = f"round of {self._run:.12} is damaged."
+            raise StoreError("E-CHECKPOINT", what, "restore it from a backup.") from None
         batch = (frozenset(json.loads(row.batch)), self._blobs.get(row.share)) if row.batch else None
-        return HelperMemory(ids, None if row.opened < 0 else row.opened, invite, answers, batch)
+        beacon = None if invite is None or invite.draw is None else self._blobs.get(invite.draw.beacon)
+        return HelperMemory(ids, None if row.opened < 0 else row.opened, invite, answers, batch, beacon)
 
-    def begin(self, invite: Invite) -> None:
+    def begin(self, invite: Invite, beacon: bytes | None) -> None:
         """See HelperRecord."""
         raw = frame.dump(invite)
+        if beacon is not None:
+            self._blobs.put(beacon)
+            self._blobs.sync()
 
         def change(c: sa.Connection) -> set[str]:
             c.execute(
@@ -103,7 +137,8 @@ class HelpedRun:
             )
             c.execute(TICKETS.delete().where(self._mine & (TICKETS.c.code != "")))
             c.execute(TICKETS.update().where(self._mine).values(ticket=b""))
-            return {row.share for row in c.execute(sa.select(HELPED.c.share).where(HELPED.c.share != ""))}
+            rows = c.execute(sa.select(HELPED.c.share, HELPED.c.invite).where(HELPED.c.invite != b"")).all()
+            return {name for row in rows for name in (row.share, _beacon_name(row.invite)) if name}
 
         self._blobs.sweep(lambda: self._database.write(change))
 

@@ -3,7 +3,7 @@
 server                                      gateway
 GET  /v1/gateway?nonce=       ──►           its identity, signed for the nonce
 POST /v1/shares/run           facts ──►     the run's own HPKE key, signed; or the reason why it does not help
-POST /v1/shares/round         invite ──►    begun, if the gateway accepts the invitation
+POST /v1/shares/round         invite ──►    begun, if the gateway accepts the invitation, and its cohort was drawn
 POST /v1/shares/ticket        ticket ──►    {"code"}: empty where the report counts
 POST /v1/shares/batch         devices ──►   the gateway's share of the sum, once a round
 
@@ -24,15 +24,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from edgewise.core import frame, vector
+from edgewise.core import vector
 from edgewise.core.errors import DecodeError, RecipeError, TransportError
-from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
 from edgewise.crypto.agree import public
 from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import helped, roster
-from edgewise.drivers.fleet.helped import LIMIT_BYTES, Enlisted, HelpedRun
+from edgewise.drivers.fleet.helped import Enlisted, HelpedRun
 from edgewise.drivers.fleet.uploads import CHUNK_BYTES
 from edgewise.drivers.http import certificates, share_keys
 from edgewise.drivers.http.allowed import Allowed
@@ -42,6 +41,7 @@ from edgewise.drivers.http.rules import ANYONE, LOCAL, SMALL_BYTES, Rule
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.share_keys import ShareKey
 from edgewise.drivers.simulation.local_helper import LocalHelper
+from edgewise.engine.ports import Trust
 from edgewise.plan import facts
 from edgewise.plan.acceptance import OwnerFloor, accept
 from edgewise.plan.plan import Plan
@@ -56,7 +56,7 @@ RULES = (
     Rule("GET", "/metrics", LOCAL),
     Rule("GET", "/v1/gateway", ANYONE),
     Rule("POST", "/v1/shares/run", _LEADER, CHUNK_BYTES),
-    Rule("POST", "/v1/shares/round", _LEADER, LIMIT_BYTES),
+    Rule("POST", "/v1/shares/round", _LEADER, CHUNK_BYTES),
     Rule("POST", "/v1/shares/ticket", _LEADER, SMALL_BYTES),
     Rule("POST", "/v1/shares/batch", _LEADER, CHUNK_BYTES),
 )
@@ -82,6 +82,10 @@ class _Registry:
 
     def __call__(self, device: DeviceId) -> bytes | None:
         return self._keys.get(device) if self.every or device in self._allowed.ids() else None
+
+
+def _no_identity(device: DeviceId) -> bytes:
+    raise ValueError("a gateway has no device's secret key")
 
 
 class HelperPlane:
@@ -129,10 +133,8 @@ class HelperPlane:
         """Begin a round. Where the invitation is refused, its tickets and batch are refused with the same code."""
 
         def begin(run: str, body: bytes) -> None:
-            invite = frame.from_server(body, LIMIT_BYTES)
-            if not isinstance(invite, Invite):
-                raise DecodeError("E-FRAME", "not an invitation.")
-            self._helper(run).begin(invite)
+            helper = self._helper(run)
+            helper.begin(*helped.read_round(body, verified=bool(helper.plan.contributors)))
 
         await self._step(request, begin)
         return JSONResponse({})
@@ -232,8 +234,9 @@ class HelperPlane:
             if known is None:
                 raise TransportError("E-UNKNOWN-ID", f"this gateway does not help with the run {run:.12}.", "send it.")
             plan = self._plan(known, Spec.of(known.layout))
-            registry = _Registry(self._devices(plan, known), self._allowed)
+            keys = self._devices(plan, known)
+            registry, trust = _Registry(keys, self._allowed), Trust(keys.get, _no_identity, roster=tuple(sorted(keys)))
             record = HelpedRun(service.database, service.blobs, run)
-            self._helpers[run] = LocalHelper(plan, known.secret, registry, record)
+            self._helpers[run] = LocalHelper(plan, known.secret, trust, registry, record)
             registry.every = False
         return self._helpers[run]

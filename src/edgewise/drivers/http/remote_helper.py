@@ -13,10 +13,10 @@ import json
 import time
 from collections.abc import Callable, Collection, Mapping
 
-from edgewise.core import frame
 from edgewise.core.errors import DecodeError, TransportError
 from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
+from edgewise.drivers.fleet import helped
 from edgewise.drivers.http import share_keys
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
@@ -32,6 +32,7 @@ REFUSALS = (
     "E-SECAGG-ORDER",
     "E-SECAGG-FEW",
     "E-INVITE",
+    "E-BEACON",
 )  # refusals of a batch, which are answers and not failures of the network
 
 
@@ -97,10 +98,10 @@ class RemoteHelper:
         """Close the connection."""
         self._link.close()
 
-    def begin(self, invite: Invite) -> None:
+    def begin(self, invite: Invite, beacon: bytes | None = None) -> None:
         """See Helper."""
         self._round = invite.round
-        self._call("round", frame.dump(invite))
+        self._call("round", helped.dump_round(invite, beacon))
 
     def admit(self, ticket: bytes) -> str | None:
         """See Helper."""

@@ -1,7 +1,7 @@
 """The helper of ``shared_sum`` in the server's own process (``secagg.two_server`` behind the engine's port).
 
-    LocalHelper(plan, secret, registry)             in a simulation: in memory, beside the leader
-    LocalHelper(plan, secret, registry, record)     in a gateway: its memory survives a crash
+    LocalHelper(plan, secret, trust)                        in a simulation: in memory, beside the leader
+    LocalHelper(plan, secret, trust, registry, record)      in a gateway: its memory survives a crash
 
 A record has every step before the answer to it leaves. So a killed helper repeats its earlier answers and never gives
 the sum of a second batch.
@@ -18,7 +18,9 @@ from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
 from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
+from edgewise.engine import beacon as beacons
 from edgewise.engine.admission import refused
+from edgewise.engine.ports import Trust
 from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server
 from edgewise.secagg.client import Registry
@@ -50,6 +52,7 @@ class HelperMemory:
         invite: the invitation of this round.
         answers: the answers of this round, in any order.
         batch: the opened batch of this round: devices, and the share in the form of ``two_server.dump_share``.
+        beacon: the blob that this round's cohort is drawn from. None where the server draws it alone.
     """
 
     ids: Iterable[bytes] = field(repr=False)
@@ -57,6 +60,7 @@ class HelperMemory:
     invite: Invite | None
     answers: Sequence[TicketAnswer] = field(repr=False)
     batch: tuple[frozenset[DeviceId], bytes] | None = field(repr=False)
+    beacon: bytes | None = field(default=None, repr=False)
 
 
 class HelperRecord(Protocol):
@@ -66,7 +70,7 @@ class HelperRecord(Protocol):
         """Return the newest content."""
         ...
 
-    def begin(self, invite: Invite) -> None:
+    def begin(self, invite: Invite, beacon: bytes | None) -> None:
         """Begin a round. Forget the last round, but keep the report ids of all rounds for ever."""
         ...
 
@@ -87,14 +91,25 @@ class LocalHelper:
     question of the leader changes nothing and gets the same answer, so the leader can continue after a stop.
     """
 
-    def __init__(self, plan: Plan, secret: bytes, registry: Registry, record: HelperRecord | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        secret: bytes,
+        trust: Trust,
+        registry: Registry | None = None,
+        record: HelperRecord | None = None,
+    ) -> None:
         """Begin before any round.
 
         Args:
             secret: HPKE key of the run.
+            trust: keys and roster of the run's devices. Cohorts that devices verify are drawn from them.
+            registry: keys of the devices that count. None: of all.
             record: durable memory; None where nothing needs to outlive this process.
         """
-        self._plan, self._secret, self._registry, self._record = plan, secret, registry, record
+        self.plan = plan
+        self._secret, self._trust, self._record = secret, trust, record
+        self._registry = trust.registry if registry is None else registry
         self._seen: AppendMap[bytes, None] = AppendMap()
         self._helper: two_server.HelperState | None = None
         self._refusal: str | None = "E-SECAGG-ORDER"  # the code for this round's tickets; no round has begun yet
@@ -106,26 +121,33 @@ class LocalHelper:
         if record is not None:
             self._restore_helper(record.load())
 
-    def begin(self, invite: Invite) -> None:
+    def begin(self, invite: Invite, beacon: bytes | None = None) -> None:
         """See Helper."""
         if invite == self._invite:
             return
-        refusal, over = refused(self._plan, invite, answered=None), False
+        refusal, over, helper = refused(self.plan, invite, answered=None), False, None
         if self._round is not None:
             over = invite.round < self._round or (self._opened is not None and invite.round <= self._opened)
         code = "E-SECAGG-ORDER" if over and refusal is None else refusal and refusal.code
-        if code is None and self._record is not None:
-            self._record.begin(invite)
-        self._invite, self._answers, self._batch, self._helper = invite, {}, None, None
-        self._refusal = code
         if code is None:
-            self._helper = self._started_helper(invite)
+            try:
+                helper = self._started_helper(invite, beacon)
+            except DecodeError as e:
+                code = e.code
+        if helper is not None and self._record is not None:
+            self._record.begin(invite, beacon)
+        self._invite, self._answers, self._batch, self._helper, self._refusal = invite, {}, None, helper, code
+        if helper is not None:
+            self._round = invite.round
 
-    def _started_helper(self, invite: Invite) -> two_server.HelperState:
-        """Start the helper of a round."""
-        self._round = invite.round
-        params, context = self._plan.secagg(invite.round), self._plan.session(invite)
-        return two_server.HelperState(params, context, self._secret, self._registry, self._seen)
+    def _started_helper(self, invite: Invite, beacon: bytes | None) -> two_server.HelperState:
+        """Start the helper of a round. Raises DecodeError as ``beacons.cohort``, for a cohort that was not drawn."""
+        members = None
+        if self.plan.contributors:
+            members = beacons.cohort(self.plan, self._trust, invite.draw, invite.round, beacon)
+        params, context = self.plan.secagg(invite.round), self.plan.session(invite)
+        registry = beacons.within(self._registry, members)
+        return two_server.HelperState(params, context, self._secret, registry, self._seen)
 
     def admit(self, ticket: bytes) -> str | None:
         """See Helper."""
@@ -169,7 +191,8 @@ class LocalHelper:
         )
         if memory.invite is None:
             return
-        self._helper, self._refusal = self._started_helper(memory.invite), None
+        self._helper, self._refusal = self._started_helper(memory.invite, memory.beacon), None
+        self._round = memory.invite.round
         for answer in memory.answers:
             if not answer.code and answer.ticket:
                 self._helper = two_server.admit(self._helper, two_server.load(answer.ticket))
