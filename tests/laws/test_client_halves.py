@@ -162,7 +162,17 @@ def fednova_by_hand(rounds: tuple[tuple[int, ...], ...], steps: tuple[int, ...],
     return w
 
 
+def momentum_by_hand(rounds: tuple[tuple[int, ...], ...], steps: tuple[int, ...], beta: float = 0.9) -> np.ndarray:
+    w, own = np.zeros(DIM), np.zeros((N, DIM))
+    for devices in rounds:
+        for i in devices:
+            own[i] = beta * own[i] + (1 - beta) * (trained(i, w, steps[i], np.zeros_like) - w)
+        w = w + np.mean([own[i] for i in devices], axis=0)
+    return w
+
+
 CASES = {
+    "momentum": (plan_of("momentum"), momentum_by_hand, (K,) * N),
     "scaffold": (plan_of("scaffold"), scaffold_by_hand, (K,) * N),
     "scaffold, unequal steps": (plan_of("scaffold", changes=UNEVEN), scaffold_by_hand, STEPS),
     "feddyn": (plan_of("feddyn"), feddyn_by_hand, (K,) * N),
@@ -284,6 +294,7 @@ REFUSED = {
     "noise": ("scaffold", NOISED, "add up"),
     "noise, nothing sent": ("feddyn", NOISED, "add up"),
     "noise beside models": ("moon", NOISED, "keep models"),
+    "noise beside updates": ("momentum", NOISED, "keep earlier updates"),
     "turns": ("feddyn", {"stage": [{"kind": "segments", "names": ["*"], "cycle": 2}]}, "take turns"),
     "left out": ("scaffold", {"stage": [{"kind": "segments", "names": ["w", "c/w"]}]}, "leaves out"),
     "a rule": (
@@ -313,6 +324,13 @@ def test_what_does_not_fit_is_refused_by_name(case: str) -> None:
 @pytest.mark.parametrize("kind", ["feddyn", "fedprox"])
 def test_other_optimizers_are_taken_where_the_equations_allow_them(kind: str) -> None:
     assert plan_of(kind, changes={"training.optimizer": "adamw"}).strategy.name.startswith(kind)
+
+
+def test_running_means_may_be_compared_and_control_variates_not() -> None:
+    robust = {"merge": {"kind": "centred_clip", "byzantine": 1}, "round.minimum": 1.0}
+    assert plan_of("momentum", changes=robust).at(0).merge.combine is not None
+    with pytest.raises(RecipeError, match=r"E-COMBO.*scaffold.*centred_clip.*need a mean"):
+        plan_of("scaffold", changes=robust)
 
 
 def test_changed_memory_is_never_the_one_that_was_committed() -> None:

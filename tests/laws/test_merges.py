@@ -19,6 +19,7 @@ from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Aggregate, Merge, Stage, Sum
 from edgewise.core.vector import Vector
+from edgewise.merges.centred_clip import centred_clip
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
 from edgewise.merges.robust_mean import robust_mean
@@ -33,6 +34,7 @@ BOUND = 4.0
 MERGES: dict[str, Merge] = {
     "sum": plain_sum(),
     "robust_mean": robust_mean(1),
+    "centred_clip": centred_clip(1),
     "secure_sum": secure_sum(),
     "shared_sum": shared_sum(),
     "grouped": grouped(3),

@@ -5,6 +5,7 @@
     │   └── stage.0              first stage inside it
     ├── strategy                 on a device: arrays of the strategy's client half, by its own names
     ├── private                  on a device: vectors that never leave it (``core.training.Update.personal``)
+    ├── merge                    on the server: memory of a merge that combines means
     ├── post.0                   on the server: memory of the first post
     └── release                  on the server: positions of the last release
 

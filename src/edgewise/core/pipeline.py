@@ -22,7 +22,7 @@ from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import SLACK, Space, Total
-from edgewise.core.stage import BELOW, WEIGHT, Aggregate, Head, Merge, Post, Rule, Stage, Sum, placed
+from edgewise.core.stage import BELOW, WEIGHT, Aggregate, Combine, Head, Merge, Post, Stage, Sum, placed
 from edgewise.core.vector import Vector, finite
 
 T = TypeVar("T")
@@ -227,7 +227,7 @@ class Pipeline:
         if total.n == 0 and self.divisor is None:
             raise ValueError("nothing to release: no contribution was added")
         if self.merge.combine is not None and self.merge.parts is not None:
-            return self._combined_sums(self.merge.parts(total.acc), self.merge.combine, turn, memory)
+            return self._combined_sums(self.merge.parts(total.acc), self.merge.combine, turn, entropy, memory)
         x, head = self._finished_sum(total.acc, turn)
         if self.posts:  # Body and head are released together, so posts (noise above all) see them as one vector.
             joint = np.concatenate([x.astype(np.float64, copy=False), head])  # The division alone rounds to float32.
@@ -263,16 +263,16 @@ class Pipeline:
         return mean, {k: 0.0 if empty else v / weight for k, v in sums.items()}, max(0.0, weight)
 
     def _combined_sums(
-        self, parts: list[tuple[Any, int]], combine: Rule, turn: Turn, memory: Memory
+        self, parts: list[tuple[Any, int]], combine: Combine, turn: Turn, entropy: Key, memory: Memory
     ) -> tuple[Aggregate, Memory]:
-        """Combine the means of several sums into one. Each sum counts the same."""
+        """Combine the means of several sums into one."""
         means = [self._divided_sum(*self._finished_sum(acc, turn), n) for acc, n in parts]
-        body = combine(np.stack([mean for mean, *_ in means]).astype(np.float64)).astype(np.float32)
-        heads = combine(np.array([list(head.values()) for _, head, _ in means], np.float64).reshape(len(means), -1))
-        n, names = sum(n for _, n in parts), means[0][1]
-        head = dict(zip(names, heads.tolist(), strict=True))
-        mean, memory = self._through_server_stage(body, n, memory, turn, head)
-        return Aggregate(mean, head, n, sum(weight for *_, weight in means)), memory
+        bodies = np.stack([mean for mean, *_ in means]).astype(np.float64)
+        heads = np.array([list(head.values()) for _, head, _ in means], np.float64).reshape(len(means), -1)
+        body, values, state = combine(bodies, heads, memory.child("merge"), derive(entropy, "merge"))
+        n, head = sum(n for _, n in parts), dict(zip(means[0][1], values.tolist(), strict=True))
+        whole = Aggregate(body.astype(np.float32), head, n, sum(weight for *_, weight in means))
+        return whole, memory.put("merge", None, state)  # Stages with a server half are refused beside such a merge.
 
     def _through_server_stage(
         self, mean: Vector, n: int, memory: Memory, turn: Turn, head: Head

@@ -25,7 +25,9 @@ from edgewise.core.vector import Vector
 
 Read = Callable[[int, int], Vector]  # (start, stop) -> those coordinates of a vector that need not be in memory whole
 Head = Mapping[str, float]  # scalars beside the body, by name
-Rule = Callable[[NDArray[np.float64]], NDArray[np.float64]]  # [g, m] -> [m]: combines several means into one
+Rows = NDArray[np.float64]
+Rule = Callable[[Rows], Rows]  # [g, m] -> [m]: makes one vector of several
+Combine = Callable[[Rows, Rows, Memory, Key], tuple[Rows, Rows, Memory]]  # makes one mean of several (``Merge``)
 
 
 def _no_stage_memory(_: Space) -> Memory:
@@ -167,7 +169,9 @@ class Merge:
         hides: how contributions are hidden from servers. None if they are not.
         parts: accumulator -> [(accumulator, contributions)] of the non-empty sums, for merges with several. Each is
             finished and divided by itself.
-        combine: rows float64[g, m] -> [m]. Combines the means of several sums into one.
+        combine: (means float64[g, d], means of the heads [g, h], memory, entropy) -> (mean [d], head [h], new memory).
+            Combines the means of several sums into one. The memory is the server's, empty before the first round. The
+            entropy is fresh for each round, and no device knows it.
     """
 
     name: str
@@ -180,7 +184,7 @@ class Merge:
     stream: Callable[[Any, Callable[[], Iterator[Payload]], Space], Any] | None = None
     hides: Hiding | None = None
     parts: Callable[[Any], list[tuple[Any, int]]] | None = None
-    combine: Rule | None = None
+    combine: Combine | None = None
 
     @property
     def groups(self) -> int:

@@ -12,25 +12,30 @@ alike, or bound long ones:
     nnm                each vector becomes the mean of its n - f nearest ones, itself among them
     arc                the floor(2 f (n - f) / n) longest vectors are cut to the length of the next one
 
+``buckets`` goes before both: it makes means of random vectors, which are more alike than single ones. f liars spoil at
+most f buckets, so the rule needs as many buckets as it else needs vectors.
+
 The result is the same for every order of the vectors, bit by bit. Time and memory: O(n d), and O(n^2 d) time for krum,
 multi_krum and nnm.
 
 Sources: Yin et al. 2018, arXiv:1803.01498 (median, trimmed mean); Pillutla et al. 2019, arXiv:1912.13445 (geometric
 median); Blanchard et al. 2017, arXiv:1703.02757 (Krum); Allouah et al. 2023, arXiv:2302.01772 (NNM); Allouah et al.
-2024, arXiv:2405.14432 (ARC).
+2024, arXiv:2405.14432 (ARC); Karimireddy et al. 2022, arXiv:2006.09365 (bucketing).
 """
 
 from __future__ import annotations
 
 import hashlib
+import hmac
 from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.stage import Rule
+from edgewise.core.keys import Key, derive
+from edgewise.core.memory import Memory
+from edgewise.core.stage import Combine, Rows, Rule
 
-Rows = NDArray[np.float64]
 CoordinateRule = Literal["median", "trimmed_mean"]
 RuleName = Literal["median", "trimmed_mean", "geometric_median", "krum", "multi_krum"]
 Before = Literal["none", "nnm", "arc"]
@@ -57,11 +62,7 @@ def rule(name: RuleName, byzantine: int, before: Before = "none") -> Rule:
             raise ValueError(f"{rows.shape[0]} rows are too few when {byzantine} of them may be arbitrary")
         if before == "none" and name in get_args(CoordinateRule):
             return _by_coordinates(rows, name, byzantine)  # Sorts by itself.
-        rows = rows[np.argsort([hashlib.sha256(row.tobytes()).hexdigest() for row in rows])]
-        if before == "nnm":
-            rows = nearest_means(rows, byzantine)
-        elif before == "arc":
-            rows = shortened(rows, byzantine)
+        rows = prepared(rows, byzantine, before)
         match name:
             case "geometric_median":
                 return geometric_median(rows)
@@ -73,6 +74,36 @@ def rule(name: RuleName, byzantine: int, before: Before = "none") -> Rule:
                 return _by_coordinates(rows, name, byzantine)
 
     return apply
+
+
+def combine(rule: Rule, bucket: int = 1) -> Combine:
+    """Make a merge of a rule: it takes the rule of bodies and of heads, each in buckets of their own."""
+
+    def apply(bodies: Rows, heads: Rows, memory: Memory, key: Key) -> tuple[Rows, Rows, Memory]:
+        body, head = derive(key, "buckets", 0), derive(key, "buckets", 1)
+        return rule(buckets(bodies, bucket, body)), rule(buckets(heads, bucket, head)), memory
+
+    return apply
+
+
+def buckets(rows: Rows, size: int, key: Key) -> Rows:
+    """Take the means of random buckets of ``size`` vectors: float64[n, d] -> [ceil(n / size), d].
+
+    The last bucket has the rest. Vectors are dealt in the order of a keyed digest, so that no order of arrival changes
+    the buckets, and nobody without the key can choose a companion.
+    """
+    if size == 1:
+        return rows
+    order = np.argsort([hmac.digest(key, row.tobytes(), "sha256").hex() for row in rows], kind="stable")
+    return np.stack([rows[order[i : i + size]].mean(axis=0) for i in range(0, len(rows), size)])
+
+
+def prepared(rows: Rows, byzantine: int, before: Before) -> Rows:
+    """Put the vectors in an order that does not depend on that of arrival, and take the step before a rule."""
+    rows = rows[np.argsort([hashlib.sha256(row.tobytes()).hexdigest() for row in rows])]
+    if before == "nnm":
+        return nearest_means(rows, byzantine)
+    return shortened(rows, byzantine) if before == "arc" else rows
 
 
 def nearest_means(rows: Rows, byzantine: int) -> Rows:

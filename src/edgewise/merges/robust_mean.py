@@ -2,38 +2,27 @@
 
 from __future__ import annotations
 
-from math import inf
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated
 
 from annotated_types import Ge, Le
 
-from edgewise.core.errors import CompositionError
 from edgewise.core.part import Doc, part
-from edgewise.core.payload import Payload
-from edgewise.core.safe_repr import outline
-from edgewise.core.space import Space, Total
+from edgewise.core.space import Total
 from edgewise.core.stage import Merge
 from edgewise.merges import robust
-from edgewise.merges.plain import plain_sum
+from edgewise.merges.seen import seen_merge
 
-_MIB = 2**20
-ROW_BYTES = 20  # of each coordinate of each contribution: kept and divided in float32, then compared in float64.
-
-
-class Seen(NamedTuple):
-    """Accumulator: decoded contributions, one by one, as they arrived."""
-
-    rows: tuple[Payload, ...]
-
-    def __repr__(self) -> str:
-        return outline(self)
+Byzantine = Annotated[int, Ge(1), Le(499), Doc("devices of a round that may send anything")]
+Bucket = Annotated[int, Ge(1), Le(100), Doc("updates in a random bucket, whose mean counts as one; 1 has no buckets")]
+BeforeRule = Annotated[robust.Before, Doc("what is done to the updates before the rule")]
 
 
 @part
 def robust_mean(
-    byzantine: Annotated[int, Ge(1), Le(499), Doc("devices of a round that may send anything")] = 1,
+    byzantine: Byzantine = 1,
     rule: Annotated[robust.RuleName, Doc("makes one update of all")] = "trimmed_mean",
-    before: Annotated[robust.Before, Doc("what is done to the updates before the rule")] = "nnm",
+    before: BeforeRule = "nnm",
+    bucket: Bucket = 1,
 ) -> Merge:
     """Make one update of all by a rule that ``byzantine`` devices cannot move far. The server sees each update.
 
@@ -44,45 +33,32 @@ def robust_mean(
         for every order of arrival. A refused contribution leaves the accumulator unchanged.
     Algebra: sensitivity inf, so no noise can be added to the result.
     Memory: 20 bytes for each coordinate of each contribution, on the server.
-    Raises: CompositionError(E-BYZANTINE) for rounds that may have too few devices for the rule.
+    Raises: CompositionError(E-BYZANTINE) for rounds that may have too few devices, or buckets, for the rule.
     Source: the papers of ``merges.robust``.
 
     Example: ``[merge] kind = "robust_mean", byzantine = 4``.
     """
-    one, least = plain_sum(), robust.least_rows(rule, byzantine)
-
-    def infer(space: Space) -> Total:
-        if space.quorum.n_min < least:
-            raise CompositionError(
-                "E-BYZANTINE",
-                f"robust_mean: {rule} against {byzantine} dishonest devices needs {least} updates in every round, and "
-                f"a round may have {space.quorum.n_min}.",
-                "lower merge.byzantine, or raise round.cohort or round.minimum.",
-            )
-        return one.infer(space).but(sensitivity=inf)
-
-    def init(space: Space) -> Seen:
-        return Seen(())
-
-    def add(acc: Seen, payload: Payload, space: Space) -> Seen:
-        if len(acc.rows) >= space.quorum.n_max:
-            raise ValueError(f"there are {len(acc.rows)} contributions, the limit")
-        alone = one.add(one.init(space), payload, space)  # It refuses what a sum refuses.
-        return Seen((*acc.rows, one.finish(alone, space, False)))
-
-    def finish(acc: Payload, space: Space, precise: bool = True) -> Payload:
-        return acc
-
-    def parts(acc: Seen) -> list[tuple[Any, int]]:
-        return [(row, 1) for row in acc.rows]
+    least = least_devices(robust.least_rows(rule, byzantine), bucket)
 
     def says(total: Total) -> str:
-        steps = {"none": "", "nnm": " of the means of nearest updates", "arc": " after the longest updates are cut"}
-        size = ROW_BYTES * total.space.quorum.n_max * total.space.dim / _MIB
-        return (
-            f"decodes each contribution, then takes the {rule.replace('_', ' ')}{steps[before]}, against {byzantine} "
-            f"dishonest of {total.space.quorum.n_min} or more; keeps all of a round, up to {size:,.1f} MiB"
-        )
+        return f"takes the {rule.replace('_', ' ')}{before_in_words(before, bucket)}"
 
-    name = f"robust_mean({byzantine}, {rule}{'' if before == 'none' else f', {before}'})"
-    return Merge(name, False, says, infer, init, add, finish, parts=parts, combine=robust.rule(rule, byzantine, before))
+    name = f"robust_mean({byzantine}, {rule}{'' if before == 'none' else f', {before}'}{bucket_in_name(bucket)})"
+    combine = robust.combine(robust.rule(rule, byzantine, before), bucket)
+    return seen_merge(name, f"{rule}{bucket_in_name(bucket)}", byzantine, least, says, combine)
+
+
+def least_devices(rows: int, bucket: int) -> int:
+    """Return the least number of contributions that fill ``rows`` buckets. The last may have one only."""
+    return (rows - 1) * bucket + 1
+
+
+def bucket_in_name(bucket: int) -> str:
+    """Name the buckets of a rule: ``", buckets of 2"``, or nothing for single updates."""
+    return "" if bucket == 1 else f", buckets of {bucket}"
+
+
+def before_in_words(before: robust.Before, bucket: int) -> str:
+    """Say what happens before a rule, for the sentence of a merge."""
+    steps = {"none": "", "nnm": " of the means of nearest updates", "arc": " after the longest updates are cut"}
+    return steps[before] + ("" if bucket == 1 else f", between the means of random buckets of {bucket}")

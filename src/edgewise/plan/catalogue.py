@@ -40,6 +40,7 @@ from edgewise.core.own_code import line_of
 from edgewise.core.part import Doc, Part
 from edgewise.core.stage import Merge, Post, Stage
 from edgewise.core.vector import Spec
+from edgewise.merges.centred_clip import centred_clip
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.robust_mean import robust_mean
 from edgewise.plan.facts import ExtensionPackage
@@ -54,6 +55,7 @@ from edgewise.strategies.feddyn import feddyn
 from edgewise.strategies.fednova import fednova
 from edgewise.strategies.fedopt import fedadagrad, fedadam, fedavg, fedavgm, fedyogi
 from edgewise.strategies.fedprox import fedprox
+from edgewise.strategies.momentum import momentum
 from edgewise.strategies.moon import moon
 from edgewise.strategies.scaffold import scaffold
 from edgewise.strategies.zeroth_order import zeroth_order
@@ -143,9 +145,9 @@ BUILT_IN = Catalogue().extended(
                 sketch,
             ),
             *(quantize, mixed, feedback, wrap),
-            *(plain_sum, robust_mean, secure_sum, grouped, shared_sum),
+            *(plain_sum, robust_mean, centred_clip, secure_sum, grouped, shared_sum),
             noise,
-            *(fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, moon, scaffold, feddyn, fednova),
+            *(fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, momentum, moon, scaffold, feddyn, fednova),
             zeroth_order,
         )
     )

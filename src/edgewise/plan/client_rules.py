@@ -21,7 +21,9 @@ def check_recipe(recipe: Recipe, promise: Promise, client: Client) -> None:
     kind, training = recipe.strategy["kind"], recipe.training
     if promise.who_noises is not Noiser.NOBODY and (client.memory or client.sends or client.head):
         why = "noise would add up in what the server keeps" if client.memory else "no noise covers its exact scalars"
-        why = why if client.contrast is None else "its devices keep models, and no account here covers their use"
+        if client.compared:
+            kept = "models" if client.contrast is not None else "earlier updates"
+            why = f"its devices keep {kept}, and no account here covers their use"
         what = f'strategy "{kind}" cannot be used with differential privacy: {why}.'
         raise RecipeError("E-COMBO", what, "use fedavg, fedprox or a server optimizer.")
     if client.plain_sgd is not None and (training.optimizer != "sgd" or training.momentum):
@@ -53,7 +55,7 @@ def check_pipelines(recipe: Recipe, client: Client, pipes: Sequence[Pipeline], r
     if not (client.memory or client.sends or client.head):
         return
     kind = recipe.strategy["kind"]
-    if pipes[0].merge.combine is not None and client.contrast is None:
+    if pipes[0].merge.combine is not None and not client.compared:
         what = f'strategy "{kind}" cannot be used with [merge] {pipes[0].merge.name}: its equations need a mean.'
         other = "" if kind == "fedavg" else ", or strategy fedavg"  # fedavg itself counts the devices of each part
         raise RecipeError("E-COMBO", what, f"take the sum of all contributions{other}.")

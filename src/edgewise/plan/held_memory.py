@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgewise.core.memory import flat
-from edgewise.merges.robust_mean import ROW_BYTES
+from edgewise.merges.seen import ROW_BYTES
 from edgewise.plan.plan import Plan
 
 
@@ -30,7 +30,7 @@ def server_bytes(plan: Plan) -> float:
     """Count the vectors of the server when a round ends.
 
     These are the model and the optimizer state, float32[d] each, as they were and as they become, the mean, and the
-    exact sum, int64 of what is sent. A rule between updates that the server sees (``robust_mean``) keeps all of a
+    exact sum, int64 of what is sent. A rule between updates that the server sees (``merges.seen``) keeps all of a
     round in place of a sum.
     """
     state, pipe = plan.strategy.init(np.zeros(plan.spec.dim, np.float32)), plan.at(0)

@@ -166,7 +166,7 @@ def grouped(
 
     return replace(
         one, name=name, says=says, infer=infer, init=init, add=add, parts=parts,
-        combine=robust.rule(rule, byzantine), hides=ByMasks(groups, 2 * byzantine + 1),
+        combine=robust.combine(robust.rule(rule, byzantine)), hides=ByMasks(groups, 2 * byzantine + 1),
     )  # fmt: skip
 
 

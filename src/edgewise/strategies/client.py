@@ -105,9 +105,10 @@ class Client:
         uneven: the reason why devices must take different numbers of steps. None if they need not.
         contrast: term of the loss that contrasts representations. ``memory`` is then ``(PREVIOUS,)`` and ``finish`` is
             None: the engine keeps the trained model, and gives it to the next training. The first has no such term.
+        compared: True if the vector that travels may be merged by a rule in place of a mean.
 
-    With memory, further vectors or scalars, the server's mean must be a mean of all contributions and of all
-    coordinates, and noise on it must not add up. ``plan.client_rules`` refuses other plans.
+    With memory, further vectors or scalars, the server's mean must be a mean of all contributions (unless
+    ``compared``) and of all coordinates, and noise on it must not add up. ``plan.client_rules`` refuses other plans.
     """
 
     pull: float = 0.0
@@ -120,6 +121,7 @@ class Client:
     plain_sgd: str | None = None
     uneven: str | None = None
     contrast: Contrast | None = None
+    compared: bool = False
 
     def correction(self, memory: Vectors, given: Vectors, work: LocalWork) -> Correction:
         """Compute the correction of the gradients of one round."""

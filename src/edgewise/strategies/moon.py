@@ -45,5 +45,5 @@ def moon(
         f"{average.says}; representations on devices are pulled towards those of the round's model and pushed from "
         f"those of the device's last model, with weight {mu:g} and temperature {tau:g}"
     )
-    client = Client(contrast=Contrast(mu, tau), memory=(PREVIOUS,)) if mu else Client()
+    client = Client(contrast=Contrast(mu, tau), memory=(PREVIOUS,), compared=True) if mu else Client()
     return average._replace(name=f"moon({mu:g}, {tau:g}, {lr:g})", says=says, client=client)

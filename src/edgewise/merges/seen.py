@@ -1,0 +1,78 @@
+"""Merges that keep the contributions of a round one by one, because they compare them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import inf
+from typing import Any, NamedTuple
+
+from edgewise.core.errors import CompositionError
+from edgewise.core.payload import Payload
+from edgewise.core.safe_repr import outline
+from edgewise.core.space import Space, Total
+from edgewise.core.stage import Combine, Merge
+from edgewise.merges.plain import plain_sum
+
+_MIB = 2**20
+ROW_BYTES = 20  # of each coordinate of each contribution: kept and divided in float32, then compared in float64.
+
+
+class Seen(NamedTuple):
+    """Accumulator: decoded contributions, one by one, as they arrived."""
+
+    rows: tuple[Payload, ...]
+
+    def __repr__(self) -> str:
+        return outline(self)
+
+
+def seen_merge(
+    name: str, rule: str, byzantine: int, least: int, says: Callable[[Total], str], combine: Combine
+) -> Merge:
+    """Make a merge of a rule between contributions that the server sees.
+
+    It refuses what a sum refuses. A refused contribution leaves the accumulator unchanged.
+
+    Args:
+        rule: name of the rule, for the refusal. byzantine: number of devices that may send anything.
+        least: least number of contributions with which the rule holds against them.
+        says: total -> the sentence on the merge. What the merge keeps in memory is added to it.
+    Raises:
+        CompositionError(E-BYZANTINE): from ``infer``, for rounds that may have fewer.
+    """
+    one, kind = plain_sum(), name.split("(")[0]
+
+    def infer(space: Space) -> Total:
+        if space.quorum.n_min < least:
+            raise CompositionError(
+                "E-BYZANTINE",
+                f"{kind}: {rule} against {byzantine} dishonest devices needs {least} updates in every round, and "
+                f"a round may have {space.quorum.n_min}.",
+                "lower merge.byzantine, or raise round.cohort or round.minimum.",
+            )
+        return one.infer(space).but(sensitivity=inf)
+
+    def init(space: Space) -> Seen:
+        return Seen(())
+
+    def add(acc: Seen, payload: Payload, space: Space) -> Seen:
+        if len(acc.rows) >= space.quorum.n_max:
+            raise ValueError(f"there are {len(acc.rows)} contributions, the limit")
+        alone = one.add(one.init(space), payload, space)  # It refuses what a sum refuses.
+        return Seen((*acc.rows, one.finish(alone, space, False)))
+
+    def finish(acc: Payload, space: Space, precise: bool = True) -> Payload:
+        return acc
+
+    def parts(acc: Seen) -> list[tuple[Any, int]]:
+        return [(row, 1) for row in acc.rows]
+
+    def says_all(total: Total) -> str:
+        quorum = total.space.quorum
+        size = ROW_BYTES * quorum.n_max * total.space.dim / _MIB
+        return (
+            f"decodes each contribution, then {says(total)}, against {byzantine} dishonest of {quorum.n_min} or more; "
+            f"keeps all of a round, up to {size:,.1f} MiB"
+        )
+
+    return Merge(name, False, says_all, infer, init, add, finish, parts=parts, combine=combine)
