@@ -1,4 +1,7 @@
-"""The HTML of the owner's page. All text is escaped here, because servers name their runs and write reasons."""
+"""The HTML of the owner's page. All text is escaped here, because servers name their runs and write reasons.
+
+All links are relative, because the page lies under a path that is secret (``owner_page``).
+"""
 
 from __future__ import annotations
 
@@ -55,14 +58,14 @@ def whole(body: str) -> str:
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
         '<meta name="viewport" content="width=device-width, initial-scale=1"><title>This device · edgewise</title>'
-        f'<link rel="icon" href="/icon.svg"><link rel="stylesheet" href="/style.css"></head><body><main>{body}</main>'
-        '<footer><a href="/page.json">This page as JSON</a></footer></body></html>'
+        f'<link rel="icon" href="icon.svg"><link rel="stylesheet" href="style.css"></head><body><main>{body}</main>'
+        '<footer><a href="page.json">This page as JSON</a></footer></body></html>'
     )
 
 
 def _form(path: str, form_token: str, inner: str) -> str:
     field = f'<input type="hidden" name="{FIELD}" value="{escape(form_token)}">'
-    return f'<form method="post" action="/{path}" class="fields">{field}{inner}</form>'
+    return f'<form method="post" action="{path}" class="fields">{field}{inner}</form>'
 
 
 def _orders(paused: bool, form_token: str) -> str:

@@ -1,12 +1,15 @@
 """The owner's page of a device, on this machine alone: what left it, and pause, resume and leave.
 
     with OwnerPage(home) as page:
-        print(page.url)                # http://127.0.0.1:PORT/?token=..., which opens the page once
+        print(page.url)                # http://127.0.0.1:PORT/PATH/?token=..., which opens the page once
         page.wait()                    # until the owner has left or `close` is called
 
 The page listens on 127.0.0.1. Other users of the machine can reach that address too, so the URL has a token that works
 once and is exchanged for a cookie. A site that a browser visits cannot use the page: the host, the origin and the
 token of each form are checked. It needs nothing but Python, as a device has no extra `server`.
+
+A browser sends the cookies of 127.0.0.1 to the servers on all of its ports. So the page lies under a random path, new
+at each start, and its cookie is for that path alone. Forms have a secret of their own, which no cookie holds.
 """
 
 from __future__ import annotations
@@ -29,9 +32,9 @@ from edgewise.core.errors import EdgewiseError, TransportError
 from edgewise.drivers.http import browser
 from edgewise.drivers.http import home as homes
 
-COOKIE = "edgewise-owner"
+COOKIE = "edgewise-owner"  # and the port, so that two pages of one machine do not overwrite each other's
 BODY_BYTES = 4096
-FILES = {"/style.css": "text/css; charset=utf-8", "/icon.svg": "image/svg+xml"}
+FILES = {"style.css": "text/css; charset=utf-8", "icon.svg": "image/svg+xml"}
 IDLE_S = 10.0  # the longest wait for a slow caller
 
 
@@ -41,6 +44,8 @@ class OwnerPage:
     Attributes:
         url: opens the page, once.
         port: the port on 127.0.0.1.
+        base: the path of the page, which only its owner knows.
+        cookie: the name of its cookie.
     Raises:
         TransportError: E-IDENTITY for a folder without an enrolment. E-LISTEN where the port is in use.
     """
@@ -48,8 +53,9 @@ class OwnerPage:
     def __init__(self, home: Path, port: int = 0, now_s: Callable[[], float] = time.time) -> None:
         homes.load(home)
         self.home, self.now_s = home, now_s
-        self._token, self._secret, self._lock = secrets.token_urlsafe(32), secrets.token_urlsafe(32), threading.Lock()
-        self._ended = threading.Event()
+        self._token, self._secret, self._forms = (secrets.token_urlsafe(32) for _ in range(3))
+        self._lock, self._ended = threading.Lock(), threading.Event()
+        self.base = f"/{secrets.token_urlsafe(32)}/"
         handler = type("OwnerRequest", (_Request,), {"owner": self})
         try:
             self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
@@ -58,7 +64,8 @@ class OwnerPage:
             raise TransportError("E-LISTEN", what, "name another port, or leave it out.") from None
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
-        self.url = f"http://127.0.0.1:{self.port}/?token={self._token}"
+        self.cookie = f"{COOKIE}-{self.port}"
+        self.url = f"http://127.0.0.1:{self.port}{self.base}?token={self._token}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="edgewise-owner", daemon=True)
         self._thread.start()
 
@@ -81,7 +88,7 @@ class OwnerPage:
     @property
     def form_token(self) -> str:
         """The token of the page's forms."""
-        return browser.form_token(self._secret)
+        return browser.form_token(self._forms)
 
     def enter(self, token: str) -> str:
         """Exchange the token of the URL for the secret of the cookie, once. Empty for another token."""
@@ -100,16 +107,19 @@ class OwnerPage:
         lines = [row for row in record.rows(self.home) if row.kind != record.RUN_REFUSED]
         return {"status": status.found(self.home, self.now_s()), "lines": lines}
 
-    def act(self, path: str, form: dict[str, str]) -> str:
-        """Do what the owner asks. Returns a note for the page. Raises EdgewiseError as these acts do."""
-        if path == "/pause":
+    def act(self, order: str, form: dict[str, str]) -> str:
+        """Do what the owner asks: pause, resume or leave. Returns a note for the page.
+
+        Raises EdgewiseError as these acts do.
+        """
+        if order == "pause":
             until = form.get("until", "").strip()
             control.give(self.home, control.Order("pause", clock.next_time(until, self.now_s()) if until else None))
             return "Paused. Nothing leaves this device."
-        if path == "/resume":
+        if order == "resume":
             control.give(self.home, control.Order())
             return "Resumed."
-        if path == "/leave":
+        if order == "leave":
             if form.get("sure") != "on":
                 raise TransportError("E-REQUEST", "leaving was not confirmed.", "mark that you want to leave.")
             done = leave.leave(self.home, keep_records=form.get("keep") == "on")
@@ -127,29 +137,30 @@ class _Request(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Answer with the page, its JSON or a file."""
-        parts = urlsplit(self.path)
+        parts, name = urlsplit(self.path), self._name()
         if not self._here():
             return self._refuse(403, "This address is not the page's own.")
-        if parts.path in FILES:
-            raw = resources.files("edgewise.apps.dashboard").joinpath("static", parts.path[1:]).read_bytes()
-            return self._send(200, FILES[parts.path], raw)
-        if parts.path == "/" and (given := parse_qs(parts.query).get("token")):
+        if (file := parts.path.rpartition("/")[2]) in FILES:  # of any path, for a refusal has a style too
+            raw = resources.files("edgewise.apps.dashboard").joinpath("static", file).read_bytes()
+            return self._send(200, FILES[file], raw)
+        if name == "" and (given := parse_qs(parts.query).get("token")):
             if secret := self.owner.enter(given[0]):
-                cookie = f"{COOKIE}={secret}; Path=/; HttpOnly; SameSite=Strict"
-                return self._send(303, "text/plain", b"", {"location": "/", "set-cookie": cookie})
+                cookie = f"{self.owner.cookie}={secret}; Path={self.owner.base}; HttpOnly; SameSite=Strict"
+                return self._send(303, "text/plain", b"", {"location": self.owner.base, "set-cookie": cookie})
             return self._refuse(403, "This link was used already. Run `edgewise device page` again.")
-        if not self._owner():
+        if name is None or not self._owner():
             return self._refuse(403, "Open the link that `edgewise device page` prints.")
-        if parts.path == "/page.json":
+        if name == "page.json":
             return self._send(200, "application/json", json.dumps(self._plain()).encode())
-        if parts.path == "/":
+        if name == "":
             return self._page(200, "")
         return self._refuse(404, "There is no such page.")
 
     def do_POST(self) -> None:
         """Take one of the page's forms."""
-        length = self.headers.get("content-length", "")
-        if not self._here() or not self._owner() or self.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+        length, name = self.headers.get("content-length", ""), self._name()
+        foreign = self.headers.get("sec-fetch-site", "same-origin") != "same-origin"
+        if foreign or name is None or not self._here() or not self._owner():
             return self._refuse(403, "This form was not sent by the page.")
         if not length.isdigit() or int(length) > BODY_BYTES:
             return self._refuse(413, "The form is too large.")
@@ -157,12 +168,12 @@ class _Request(BaseHTTPRequestHandler):
             form = browser.fields(self.rfile.read(int(length)))
             if not hmac.compare_digest(form.get(browser.FIELD, "").encode(), self.owner.form_token.encode()):
                 return self._refuse(403, "This form was not made in this session. Open the page again.")
-            note = self.owner.act(self.path, form)
+            note = self.owner.act(name, form)
         except EdgewiseError as e:
             return self._page(409, f"{e.code}: {e.what} {e.fix}")
-        if self.path == "/leave":
+        if name == "leave":
             return self._words(200, "Left", note)
-        return self._send(303, "text/plain", b"", {"location": "/"})
+        return self._send(303, "text/plain", b"", {"location": self.owner.base})
 
     def _page(self, code: int, note: str) -> None:
         shown = self.owner.shown()
@@ -174,14 +185,20 @@ class _Request(BaseHTTPRequestHandler):
         fields = ("at_s", "server", "run", "round", "kind", "size", "epsilon", "reason", "promise")
         return {**shown["status"], "lines": [{name: getattr(one, name) for name in fields} for one in shown["lines"]]}
 
+    def _name(self) -> str | None:
+        """Return the part of the path after the page's own; None for another path."""
+        path, base = urlsplit(self.path).path, self.owner.base
+        own = hmac.compare_digest(path[: len(base)].encode(), base.encode())
+        return path[len(base) :] if own else None
+
     def _here(self) -> bool:
         """Refuse a name that a foreign site lets point to this machine, and a form of another origin."""
         host, origin = self.headers.get("host", ""), self.headers.get("origin")
         own = {f"127.0.0.1:{self.owner.port}", f"localhost:{self.owner.port}"}
-        return host in own and (origin is None or urlsplit(origin).netloc == host)
+        return host in own and (origin is None or origin == f"http://{host}")
 
     def _owner(self) -> bool:
-        return self.owner.knows(browser.cookie_value(self.headers.get("cookie", ""), COOKIE))
+        return self.owner.knows(browser.cookie_value(self.headers.get("cookie", ""), self.owner.cookie))
 
     def _refuse(self, code: int, words: str) -> None:
         self._words(code, "Refused", words)
