@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from html.parser import HTMLParser
@@ -12,6 +14,7 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+import sqlalchemy as sa
 from served import code, joined, running
 from shown_runs import filled, login, member, shown_run
 
@@ -21,7 +24,8 @@ from edgewise.apps.server import decisions, submission
 from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet import audit, members, served, sessions
 from edgewise.drivers.fleet.tables import AUDIT, SESSIONS
-from edgewise.drivers.http import browser, certificates, tokens
+from edgewise.drivers.http import browser, certificates, service, tokens
+from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.page_rules import HOME, LOGIN, PAGES
 
 HOSTILE = "<script>alert(1)</script>\"'><img src=x onerror=alert(2)>{{7*7}}"
@@ -420,6 +424,32 @@ def test_a_clock_that_is_set_back_revives_no_session(
     assert person.get("").status_code == 303
     monkeypatch.setattr(server.service, "now_s", lambda: now_s)
     assert person.get("").status_code == 303
+
+
+def test_a_session_that_nobody_uses_is_deleted_when_its_time_has_passed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So a clock that is set back later revives it no more than one that somebody used."""
+    monkeypatch.setattr(service, "SWEEP_S", 0.01)
+    clock = [1000.0]
+    with service.Service(tmp_path, ServerLimits(), lambda: clock[0]) as made:
+
+        def stored() -> int:
+            with made.database.read() as c:
+                return len(c.execute(sa.select(SESSIONS)).all())
+
+        def login(c: sa.Connection) -> str:
+            return sessions.enter(c, sessions.invite(c, "operator", clock[0]), clock[0])[0]
+
+        secret = made.database.write(login)
+        assert asyncio.run(made.person(secret)) == "operator"
+        clock[0] += sessions.SESSION_S + 1.0
+        end = time.monotonic() + 20.0
+        while stored() and time.monotonic() < end:
+            time.sleep(0.01)
+        clock[0] = 1000.0
+        assert asyncio.run(made.person(secret)) == ""
+        assert stored() == 0
 
 
 def test_log_ins_and_outs_are_audited_and_a_flood_fills_nothing(

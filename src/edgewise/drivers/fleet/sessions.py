@@ -7,7 +7,8 @@
 Only hashes are stored. The secrets have 256 random bits, so a fast hash suffices. A session has no rights of its own:
 whoever uses it has the standing and the role that its member has at that moment.
 
-A session that was once seen past its time is deleted (``sweep``), so a clock that is set back does not revive it.
+A session that was once seen past its time is deleted (``sweep``), so a clock that is set back does not revive it. A
+server also looks for sessions that nobody uses (``Service``).
 """
 
 from __future__ import annotations
@@ -55,6 +56,11 @@ def expired(c: sa.Connection, secret: str, now_s: float) -> bool:
     """Tell whether the cookie is of a session whose time has passed, and that is stored still."""
     row = c.execute(sa.select(SESSIONS.c.expires_s).where(SESSIONS.c.digest == _digest(_SESSION, secret))).first()
     return row is not None and row.expires_s <= now_s
+
+
+def any_expired(c: sa.Connection, now_s: float) -> bool:
+    """Tell whether a session or a login token is stored whose time has passed."""
+    return c.execute(sa.select(SESSIONS.c.digest).where(SESSIONS.c.expires_s <= now_s).limit(1)).first() is not None
 
 
 def sweep(c: sa.Connection, now_s: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import shutil
 import threading
 import time
@@ -33,8 +34,10 @@ from edgewise.drivers.storage.files import FOLDER
 from edgewise.engine.pacing import Pace
 
 T = TypeVar("T")
+LOG = logging.getLogger("edgewise")
 FRESH_S = 1.0  # seconds for which a member is cached; a revocation by another process works after that
 REMEMBERED = 65536
+SWEEP_S = 10.0  # seconds between two looks for sessions that have ended and that nobody uses
 DISK_S = 5.0  # seconds until a caller may return to a full disk
 READERS = 4
 SEEN_S = 5.0  # seconds between two news of the same device's progress
@@ -84,6 +87,9 @@ class Service:
         self._readers = ThreadPoolExecutor(READERS, "edgewise-reader")
         self._sweep()
         self.news = News(database, self._hear) if database else None
+        self._closing = threading.Event()
+        self._sweeper = threading.Thread(target=self._sweep_sessions, name="edgewise-sessions", daemon=True)
+        self._sweeper.start()
 
     def __enter__(self) -> Service:
         return self
@@ -93,6 +99,8 @@ class Service:
 
     def close(self) -> None:
         """Release the database."""
+        self._closing.set()
+        self._sweeper.join()
         if self.news is not None:
             self.news.close()
         self._readers.shutdown()
@@ -106,6 +114,21 @@ class Service:
         for upload in found:
             if upload not in known:
                 self.chunks.drop(upload)
+
+    def _sweep_sessions(self) -> None:
+        """Delete sessions and login tokens soon after their time has passed, also those that nobody uses.
+
+        A clock that is set back later then finds nothing to revive.
+        """
+        while not self._closing.wait(SWEEP_S):
+            now_s = self.now_s()
+            try:
+                with self.database.read() as c:
+                    past = sessions.any_expired(c, now_s)
+                if past:
+                    self.database.write(lambda c, now_s=now_s: sessions.sweep(c, now_s))  # type: ignore[misc]
+            except StoreError as e:
+                LOG.warning("sessions that have ended are not deleted yet: %s", e)
 
     # -- from the event loop -------------------------------------------------------------------------------------
 
