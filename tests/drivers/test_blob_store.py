@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
+import object_stores
 import pytest
 from served import code
 
 from edgewise.core.vector import digest
 from edgewise.drivers.storage.blob_store import BlobStore, Holds
 from edgewise.drivers.storage.blobs import Blobs
+from edgewise.drivers.storage.object_store import ObjectStore
 
-Kind = Callable[[float], BlobStore]
 OLD_S = 7200.0
 
 
-class Drawer:
-    """One place of blobs, with what a test does behind the driver's back."""
+class Folder:
+    """A folder of blobs, with what a test does behind the driver's back."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -33,15 +34,35 @@ class Drawer:
 
     def age(self, name: str, by_s: float) -> None:
         """Let a blob grow older."""
-        import os
-
         at_s = (self._folder / name).stat().st_mtime - by_s
         os.utime(self._folder / name, (at_s, at_s))
 
 
-@pytest.fixture(params=["folder"])
-def drawer(request: pytest.FixtureRequest, tmp_path: Path) -> Drawer:
-    return Drawer(tmp_path)
+class Bucket:
+    """A prefix of a bucket: see Folder."""
+
+    def __init__(self) -> None:
+        self._place = object_stores.new_place()
+
+    def opened(self, grace_s: float = 0.0) -> BlobStore:
+        return ObjectStore(self._place, grace_s)
+
+    def spoil(self, name: str, raw: bytes) -> None:
+        object_stores.spoil(self._place, name, raw)
+
+    def age(self, name: str, by_s: float) -> None:
+        object_stores.age(self._place, name, by_s)
+
+
+Drawer = Folder | Bucket
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def drawer(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Drawer:
+    if request.param == "folder":
+        return Folder(tmp_path)
+    object_stores.credentials(monkeypatch)
+    return Bucket()
 
 
 @pytest.fixture

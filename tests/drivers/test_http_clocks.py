@@ -58,7 +58,7 @@ def test_a_jump_refuses_devices_and_harms_nothing(
     clock.off_s = jump_s
     assert code(device.send, RUN, 0, raw) == "E-CLOCK"
     server.service.database.write(lambda c: mailboxes.open_round(c, "other", 0))  # its own lease goes on
-    assert server.service.checks() == {"database": True, "lease": True, "disk": True}
+    assert server.service.checks() == {"database": True, "lease": True, "blobs": True, "disk": True}
     with Link(device_home(device, server), 0.0, clock) as jumped:
         assert jumped.send(RUN, 0, raw) == number, "a device with the same wrong time is served"
     clock.off_s = 0.0

@@ -21,6 +21,7 @@ from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.meter import NOWHERE
 from edgewise.drivers.http.page_rules import PAGES
 from edgewise.drivers.http.rules import RULES
+from edgewise.drivers.storage.store_place import Place
 
 RUN = "run-1"
 UNLIMITED = ServerLimits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
@@ -49,9 +50,13 @@ def send_invitation(server: HttpServer, device: str, round: int = 0, run: str = 
 
 
 @contextmanager
-def running(folder: Path, limits: ServerLimits = ServerLimits()) -> Iterator[HttpServer]:  # noqa: B008 (frozen)
+def running(
+    folder: Path,
+    limits: ServerLimits = ServerLimits(),  # noqa: B008 (frozen)
+    blobs: Place | None = None,
+) -> Iterator[HttpServer]:
     """A server over TLS. At its end: whatever it has refused, its description names the code for that route."""
-    with HttpServer(folder / "server", limits=limits) as server:
+    with HttpServer(folder / "server", limits=limits, blobs=blobs) as server:
         yield server
         unnamed = undocumented(server)
     assert not unnamed, f"add to the rules of these routes (drivers.http.rules): {sorted(unnamed)}"

@@ -159,6 +159,9 @@ REGISTRY: dict[str, Entry] = {
     "E-SERVER": Entry("internal error of the server", 1),
     "E-LISTEN": Entry("the server cannot listen at that address", 2),
     "E-DATABASE": Entry("the database server cannot be reached, or refuses", 6),
+    "E-STORE-CONNECT": Entry("the object store of the blobs cannot be reached", 6),
+    "E-STORE-ACCESS": Entry("the object store of the blobs refuses access", 4),
+    "E-STORE-BUCKET": Entry("there is no bucket for the blobs, or it is not this server's", 2),
     "E-LEASE": Entry("another server uses this database, or this server is shutting down", 1),
     "E-INTERRUPTED": Entry("interrupted by the user", 130),
 }

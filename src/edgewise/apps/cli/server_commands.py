@@ -49,6 +49,26 @@ def serve(
             show_envvar=False,
         ),
     ] = "",
+    blobs: Annotated[
+        str,
+        typer.Option(
+            "--blobs",
+            metavar="URL",
+            envvar="EDGEWISE_BLOBS",
+            help="Place of published models in an S3-compatible object store: s3://BUCKET/PREFIX. Credentials come "
+            "from the environment (AWS_ACCESS_KEY_ID) or from the machine's role.",
+            show_default="FOLDER",
+            show_envvar=False,
+        ),
+    ] = "",
+    blobs_endpoint: Annotated[
+        str,
+        typer.Option(
+            "--blobs-endpoint",
+            metavar="URL",
+            help="URL of an object store that is not Amazon's: https://HOST:PORT (default: AWS_ENDPOINT_URL).",
+        ),
+    ] = "",
     as_json: Json = False,
     debug: Debug = False,
 ) -> None:
@@ -67,14 +87,16 @@ def serve(
         from edgewise.apps.server.start import HttpServer, Tls
         from edgewise.apps.terminal import sessions
         from edgewise.drivers import logs
+        from edgewise.drivers.storage import store_place
 
+        place = store_place.given(blobs, blobs_endpoint, os.environ)
         host, port, names = address(listen, public, certificate, key)
         tls, lines = Tls(names, certificate, key, plain), None if log == "-" else Path(log or folder / "server.log")
         tell = (lambda run, event: None) if as_json else _print_run_event
         second = sharing.address(gateway) if gateway else None
         with (
             sessions.interrupts(),
-            HttpServer(folder, host, port, tls, tell=tell, gateway=second, database=database) as server,
+            HttpServer(folder, host, port, tls, tell=tell, gateway=second, database=database, blobs=place) as server,
             logs.opened(lines),
         ):
             scheme, first = "http" if plain else "https", server.first_token()

@@ -19,11 +19,13 @@ from cryptography import x509
 
 from edgewise.apps.cli.doctor import BAD, NOTE, OK, Check
 from edgewise.core.errors import EdgewiseError
-from edgewise.drivers.fleet import epoch
+from edgewise.drivers.fleet import blob_places, epoch
 from edgewise.drivers.fleet.database import head
 from edgewise.drivers.fleet.shared_folder import ELSEWHERE
 from edgewise.drivers.http import certificates, identity
 from edgewise.drivers.http.limits import ServerLimits
+from edgewise.drivers.storage.fencing import GRACE_S
+from edgewise.drivers.storage.object_store import ObjectStore
 
 RESTORE = "restore the folder from a backup (`edgewise restore`)"
 LOW_BYTES = 2**30
@@ -41,6 +43,7 @@ def examine(folder: Path, listen: str, now_s: float) -> list[Check]:
         _check_key_files(folder),
         *_check_certificate(folder, now_s),
         *database,
+        *_check_blobs(folder),
         _check_disk(folder),
         _check_clock(folder, now_s),
         _check_port(listen, held),
@@ -135,6 +138,25 @@ def _counts_in_words(by_state: dict[str, int]) -> str:
     return f"{sum(by_state.values())}" + (
         f" ({', '.join(f'{n} {s}' for s, n in sorted(by_state.items()))})" if by_state else ""
     )
+
+
+def _check_blobs(folder: Path) -> Iterator[Check]:
+    """Check the object store of the blobs with the credentials of this environment, without changing it."""
+    try:
+        place = blob_places.noted(folder)
+        if place is None:
+            return
+        store = ObjectStore(place, GRACE_S)
+        owner, (number, size) = store.owner(), store.measured()
+        name = identity.load(folder / "server.key").name
+    except EdgewiseError as e:
+        yield Check("blobs", BAD, e.what, e.fix)
+        return
+    if owner != name:
+        found = f"belongs to the server {owner:.80}" if owner else "has no blobs of this server"
+        yield Check("blobs", BAD, f"{place.url} {found}", "`edgewise explain E-STORE-BUCKET` says what to do")
+    else:
+        yield Check("blobs", OK, f"{number} in {place.url}, {size / 1e6:.1f} MB")
 
 
 def _check_disk(folder: Path) -> Check:

@@ -36,10 +36,12 @@ HERE_S = 60.0  # a device that called within this time is present; idle ones cal
 LOOK_S = 0.5
 FULL_S = 2.0  # wait before writing to a full disk again; it doubles up to LONGEST_FULL_S
 LONGEST_FULL_S = 60.0
-WAITS = {  # errors of disk and database that end by themselves, and what ends them
+WAITS = {  # errors of disk, database and object store that end by themselves, and what ends them
     "E-DISK": "Make room or give write permission",
     "E-RUN-EXISTS": "End the other program that holds it",
     "E-DATABASE": "Look at the database server",
+    "E-STORE-CONNECT": "Look at the object store",
+    "E-STORE-ACCESS": "Renew the credentials or their policy",
 }
 RESUME = "mend the package, install it everywhere, and submit the recipe again."
 

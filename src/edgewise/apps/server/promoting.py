@@ -79,6 +79,8 @@ def rollback(service: Service, by: str, allowed: Allowed = _anyone) -> Promotion
         try:
             service.blobs.get(digest)
         except StoreError as e:
+            if e.code != "E-CHECKPOINT":
+                raise
             raise StoreError("E-VERIFY", f"the former model is damaged: {e.what}", _FIX) from None
     new = Promotion(
         run=old.run, name=old.name, played=old.played, model=old.model, total=old.total, chain=chain,

@@ -23,6 +23,7 @@ from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.serving import HttpsListener
 from edgewise.drivers.storage.files import FOLDER
+from edgewise.drivers.storage.store_place import Place
 from edgewise.engine.ports import Evaluator
 
 
@@ -62,6 +63,7 @@ class HttpServer:
         turn: as in ``Hosting``.
         gateway: the second server of runs with shared sums.
         database: URL of a database that servers share; empty: SQLite in the folder.
+        blobs: place of the published models in an object store. None: the folder.
     Attributes:
         service: the state that its routes share.
         hosting: its runs.
@@ -69,6 +71,7 @@ class HttpServer:
         url: its URL on this machine.
     Raises:
         StoreError(E-LEASE): while another server works in the folder.
+        StoreError: E-STORE-CONNECT, E-STORE-ACCESS, E-STORE-BUCKET where the object store cannot be used.
         TransportError: E-LISTEN, E-IDENTITY.
     """
 
@@ -85,10 +88,11 @@ class HttpServer:
         turn: Callable[[str], bool] = lambda run: True,
         gateway: Address | None = None,
         database: str = "",
+        blobs: Place | None = None,
     ) -> None:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
         with ExitStack() as undo:  # If the start fails, its runs end, and its port and lease are released.
-            self.service = Service(folder, limits, now_s, database=database)
+            self.service = Service(folder, limits, now_s, database=database, blobs=blobs)
             undo.callback(self.service.close)
             context = secured(self.service, tls)
             self.hosting = Hosting(self.service, tell, evaluator, turn, gateway)

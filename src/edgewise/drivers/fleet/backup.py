@@ -25,15 +25,19 @@ from typing import Any
 import msgspec
 
 from edgewise.core.errors import StoreError, TransportError
+from edgewise.drivers.fleet import blob_places
+from edgewise.drivers.fleet.blob_places import BLOBS
 from edgewise.drivers.fleet.epoch import EPOCH, Epoch
 from edgewise.drivers.fleet.mailboxes import EVERYBODY
 from edgewise.drivers.fleet.shared_folder import ELSEWHERE
 from edgewise.drivers.http import home
+from edgewise.drivers.storage.fencing import GRACE_S
 from edgewise.drivers.storage.files import FOLDER, TEMPORARY, for_owner, sync_folder
+from edgewise.drivers.storage.object_store import ObjectStore
 from edgewise.drivers.storage.opening import RESTORED, named
 from edgewise.drivers.storage.schema import SCHEMA_VERSION
 
-MANIFEST, DATABASE, RUNS, BLOBS = "backup.json", "server.db", "runs", "blobs"
+MANIFEST, DATABASE, RUNS = "backup.json", "server.db", "runs"
 KEYS = ("server.key", "ca.pem", "ca.key", "tls.pem", "tls.key", EPOCH)
 RUN_NAME = 32  # characters of a run's id that name its folder
 ATTEMPTS = 5  # attempts to copy a run whose blobs are swept in the meantime
@@ -79,7 +83,7 @@ def save(folder: Path, to: Path, now_s: float) -> Manifest:
     Raises:
         TransportError: E-IDENTITY where the folder is not a server's.
         StoreError: E-FILE-EXISTS, E-DISK, E-DATABASE where the fleet is in PostgreSQL, and E-CHECKPOINT where a
-            database is damaged.
+            database is damaged. As ``ObjectStore`` where the blobs are in one: the backup has those of promoted models.
     """
     if (folder / home.KEY).is_file() and (folder / DATABASE).is_file():
         what = f"{folder} belongs to a gateway. From an older copy it could open a sum twice."
@@ -107,8 +111,12 @@ def save(folder: Path, to: Path, now_s: float) -> Manifest:
             promoted = [str(row[0]) for row in c.execute("SELECT digest FROM publications")]
             served = [str(row[0]) for row in c.execute("SELECT run FROM served ORDER BY run")]
         (part / BLOBS).mkdir(FOLDER)
+        elsewhere = blob_places.noted(folder)
         for digest in promoted:
-            _copy(folder / BLOBS / digest, part / BLOBS / digest)
+            if elsewhere is None:
+                _copy(folder / BLOBS / digest, part / BLOBS / digest)
+            else:
+                _write(part / BLOBS / digest, ObjectStore(elsewhere, GRACE_S).get(digest))
         for run in served:  # A run that is being submitted has a folder before it has a row.
             name = run[:RUN_NAME]
             if (folder / RUNS / name / "run.db").is_file():

@@ -7,6 +7,7 @@ on. Every page also exists as JSON, under its path with ``.json``.
 from __future__ import annotations
 
 from edgewise.drivers.http.rules import ANYONE, OPERATOR, SMALL_BYTES, VIEWER, Rule
+from edgewise.drivers.storage.store_place import CODES as STORE
 
 HOME = "/dashboard"
 LOGIN = f"{HOME}/login"
@@ -45,8 +46,8 @@ PAGES = (
     _form("/enrol"),
     _form("/enrol/{token}/revoke", "E-UNKNOWN-ID"),
     *_page("/models"),
-    _form("/models/promote", *_REPLAYED),
-    _form("/models/rollback", "E-CONFLICT", *_REPLAYED),
+    _form("/models/promote", *_REPLAYED, *STORE),
+    _form("/models/rollback", "E-CONFLICT", *_REPLAYED, *STORE),
     *_page("/privacy"),
     *_page("/audit"),
 )

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from edgewise.drivers.fleet.uploads import CHUNK_BYTES
+from edgewise.drivers.storage.store_place import CODES as STORE
 
 ANYONE = frozenset({"anyone"})  # needs no signature
 LOCAL = frozenset({"local"})  # needs no signature, from this machine only
@@ -91,7 +92,7 @@ RULES = (
     Rule("POST", "/v1/uploads", DEVICE, SMALL_BYTES, ("E-CLOSED", "E-BUSY")),
     Rule("GET", "/v1/uploads/{upload}", DEVICE, 0, ("E-UNKNOWN-ID",)),
     Rule("PUT", "/v1/uploads/{upload}", DEVICE, CHUNK_BYTES, _UPLOAD),
-    Rule("GET", "/v1/blobs/{digest}", DEVICE | GATEWAY | VIEWER, 0, ("E-BLOB", "E-OFFSET")),
+    Rule("GET", "/v1/blobs/{digest}", DEVICE | GATEWAY | VIEWER, 0, ("E-BLOB", "E-OFFSET", *STORE)),
     Rule("GET", "/v1/devices", VIEWER | GATEWAY),
     Rule("POST", "/v1/devices/{member}/approve", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID",)),
     Rule("POST", "/v1/devices/{member}/revoke", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID",)),
@@ -103,10 +104,10 @@ RULES = (
     Rule("PUT", "/v1/staged/{digest}", OPERATOR, CHUNK_BYTES, ("E-OFFSET", "E-BLOB")),
     Rule("GET", "/v1/models", VIEWER),
     Rule("GET", "/v1/models/promoted", DEVICE | GATEWAY | VIEWER, 0, ("E-UNKNOWN-ID",)),
-    Rule("POST", "/v1/models", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID", *_REPLAYED)),
-    Rule("POST", "/v1/models/rollback", OPERATOR, SMALL_BYTES, ("E-CONFLICT", *_REPLAYED)),
+    Rule("POST", "/v1/models", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID", *_REPLAYED, *STORE)),
+    Rule("POST", "/v1/models/rollback", OPERATOR, SMALL_BYTES, ("E-CONFLICT", *_REPLAYED, *STORE)),
     Rule("GET", "/v1/runs", VIEWER),
-    Rule("POST", "/v1/runs", OPERATOR, CHUNK_BYTES, ("E-BLOB", *RECIPE)),
+    Rule("POST", "/v1/runs", OPERATOR, CHUNK_BYTES, ("E-BLOB", *RECIPE, *STORE)),
     Rule("GET", "/v1/runs/{run}", DEVICE | VIEWER, 0, ("E-UNKNOWN-ID",)),
     Rule("GET", "/v1/runs/{run}/events", VIEWER, 0, ("E-UNKNOWN-ID",)),
     Rule("GET", "/v1/runs/{run}/verification", VIEWER, 0, ("E-UNKNOWN-ID", *_REPLAYED)),

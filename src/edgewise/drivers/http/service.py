@@ -17,7 +17,7 @@ from typing import TypeVar
 import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError
-from edgewise.drivers.fleet import epoch, mailboxes, members, nonces, sessions, uploads
+from edgewise.drivers.fleet import blob_places, epoch, mailboxes, members, nonces, sessions, uploads
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.news import News
@@ -28,9 +28,9 @@ from edgewise.drivers.http.meter import Meter
 from edgewise.drivers.http.signatures import Proof
 from edgewise.drivers.http.staging import Staging
 from edgewise.drivers.storage.blob_store import BlobStore
-from edgewise.drivers.storage.blobs import Blobs
 from edgewise.drivers.storage.fencing import GRACE_S
 from edgewise.drivers.storage.files import FOLDER
+from edgewise.drivers.storage.store_place import CODES, Place
 from edgewise.engine.pacing import Pace
 
 T = TypeVar("T")
@@ -38,6 +38,7 @@ LOG = logging.getLogger("edgewise")
 FRESH_S = 1.0  # seconds for which a member is cached; a revocation by another process works after that
 REMEMBERED = 65536
 SWEEP_S = 10.0  # seconds between two looks for sessions that have ended and that nobody uses
+STORE_S = 5.0  # seconds for which the finding about the blobs' store counts
 DISK_S = 5.0  # seconds until a caller may return to a full disk
 READERS = 4
 SEEN_S = 5.0  # seconds between two news of the same device's progress
@@ -48,7 +49,8 @@ class Service:
     """A server's state in ``folder``. Use as a context manager: it holds the writer's lease.
 
     ``now_s``: wall clock. ``key``: file of the identity. ``database``: URL of a database that servers share; empty:
-    SQLite in the folder. Safe to use from the event loop and from other threads.
+    SQLite in the folder. ``blobs``: their place in an object store; None: the folder. Safe to use from the event loop
+    and from other threads.
     """
 
     def __init__(
@@ -58,15 +60,18 @@ class Service:
         now_s: Callable[[], float] = time.time,
         key: str = "server.key",
         database: str = "",
+        blobs: Place | None = None,
     ) -> None:
         self.folder, self.now_s, self.limits = folder, now_s, limits
         self._begun_s = now_s(), time.monotonic()
         self.database = Database(folder, now_s, url=database)
-        self.identity = identity.make(folder / key)
-        for sub in ("blobs", "spool"):
-            (folder / sub).mkdir(FOLDER, exist_ok=True)
-        grace_s = GRACE_S if database else 0.0
-        self.blobs: BlobStore = Blobs(folder / "blobs", grace_s)
+        try:
+            self.identity = identity.make(folder / key)
+            self.blobs: BlobStore = blob_places.opened(folder, blobs, self.identity.name, GRACE_S if database else 0.0)
+        except Exception:  # Whatever stops the start must release the lease.
+            self.database.close()
+            raise
+        (folder / "spool").mkdir(FOLDER, exist_ok=True)
         self.chunks = Chunks(folder / "spool")
         self.staging = Staging(folder / "staged", now_s)
         self.gate = Gatekeeper(limits)
@@ -83,6 +88,7 @@ class Service:
         self._polls: dict[str, list[asyncio.Event]] = {}  # those of each member, the oldest first
         self._waiting = 0
         self._free = (0, -1.0)  # free bytes of the disk, and the time of the measurement
+        self._sound = (True, -STORE_S)  # whether the store of the blobs answers, and the time of the finding
         self._loop: asyncio.AbstractEventLoop | None = None
         self._readers = ThreadPoolExecutor(READERS, "edgewise-reader")
         self._sweep()
@@ -315,13 +321,18 @@ class Service:
                     self._apply(member)
 
     def sweep_blobs(self) -> None:
-        """Remove the blobs that no run publishes any more."""
+        """Remove the blobs that no run publishes any more. Where their store does not answer, a later sweep does it."""
 
         def published() -> set[str]:
             with self.database.read() as c:
                 return mailboxes.published(c)
 
-        self.blobs.sweep(published)
+        try:
+            self.blobs.sweep(published)
+        except StoreError as e:
+            if e.code not in CODES:
+                raise
+            LOG.warning("blobs were not swept: %s", e)
 
     def drop_chunks(self, gone: list[str]) -> None:
         """Remove the chunks of finished uploads."""
@@ -337,12 +348,23 @@ class Service:
         return free
 
     def checks(self) -> dict[str, bool]:
-        """Check whether this server can do its work: commit, hold the lease of its folder, accept frames."""
+        """Check whether this server can do its work: commit, hold the lease of its folder, hand out blobs, accept
+        frames.
+        """
         return {
             "database": not self.database.fault(),
             "lease": self.database.shared or self.database.lease_left_s() > 0.0,
+            "blobs": self._blobs_answer(),
             "disk": self.free_bytes() >= self.limits.reserve_bytes,
         }
+
+    def _blobs_answer(self) -> bool:
+        """Tell whether the store of the blobs can be used, at most ``STORE_S`` old."""
+        sound, at_s = self._sound
+        if not 0.0 <= time.monotonic() - at_s < STORE_S:
+            sound = not self.blobs.fault()
+            self._sound = sound, time.monotonic()
+        return sound
 
     @property
     def waiting(self) -> int:

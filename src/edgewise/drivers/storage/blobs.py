@@ -114,6 +114,10 @@ class Blobs:
         """Return the file of a stored blob, for a caller that looks for the file itself."""
         return self._folder / digest
 
+    def fault(self) -> str:
+        """See BlobStore."""
+        return "" if self._folder.is_dir() else f"{self._folder} is gone."
+
     def sweep(self, named: Callable[[], Collection[str]]) -> None:
         """See BlobStore. It also removes the partial blobs of killed processes. Other files stay."""
         with self._holds.sweeping() as removal:
