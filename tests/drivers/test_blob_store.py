@@ -179,6 +179,19 @@ def test_the_sweep_of_another_process_spares_what_is_young_and_a_put_makes_young
     assert [mine.size(name) for name in (old, young, again)] == [None, 5, 5]
 
 
+def test_a_sweep_spares_what_another_process_puts_again_after_it_was_listed(drawer: Drawer) -> None:
+    mine, theirs = drawer.opened(3600.0), drawer.opened(3600.0)
+    name = theirs.put(b"again")
+    drawer.age(name, OLD_S)
+
+    def named() -> set[str]:
+        theirs.put(b"again")
+        return set()
+
+    mine.sweep(named)
+    assert theirs.get(name) == b"again"
+
+
 def test_what_failed_holds_no_blob(store: BlobStore) -> None:
     name = digest(b"half")
 

@@ -10,17 +10,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 
 import databases
 import pytest
 import sqlalchemy as sa
-from scripted import RECIPE, device, module, step, submission
+from scripted import RECIPE, device, submission, training
 from served import code
 
-from edgewise.apps.device.script import Device
 from edgewise.apps.server.start import HttpServer
-from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.fleet import mailboxes, served
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.tables import LEASES, PUBLICATIONS
@@ -53,25 +50,6 @@ def serving(folder: Path, url: str) -> Iterator[subprocess.Popen[str]]:
         finally:
             server.send_signal(signal.SIGCONT)
             server.kill()
-
-
-@contextmanager
-def training(devices: list[Device]) -> Iterator[None]:
-    """The loops of these devices, until the run is over or their server is gone."""
-
-    def loop(one: Device) -> None:
-        model = module()
-        try:
-            for task in one.tasks():
-                task.load_into(model)
-                task.submit(model, examples=8, metrics={"loss": step(model)})
-        except EdgewiseError:
-            pass
-
-    threads = [Thread(target=loop, args=(one,), daemon=True) for one in devices]
-    for thread in threads:
-        thread.start()
-    yield
 
 
 def until(found: object, wait_s: float = 60.0) -> bool:

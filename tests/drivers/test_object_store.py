@@ -14,13 +14,14 @@ from pathlib import Path
 import object_stores
 import pytest
 from object_stores import KEY, SECRET, answering, new_place
-from served import RUN, code, joined, running
+from scripted import RECIPE, device, submission, training
+from served import RUN, UNLIMITED, code, joined, running
 
 from edgewise.apps.cli.doctor import BAD, OK
 from edgewise.apps.cli.server_doctor import examine
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.vector import digest
-from edgewise.drivers.fleet import backup, blob_places, mailboxes
+from edgewise.drivers.fleet import backup, blob_places, mailboxes, served
 from edgewise.drivers.fleet.mailboxes import EVERYBODY
 from edgewise.drivers.http.cohort import HttpCohort
 from edgewise.drivers.storage import object_store, store_place
@@ -331,3 +332,74 @@ def test_a_server_says_that_its_store_is_gone(tmp_path: Path, monkeypatch: pytes
         monkeypatch.setattr(server.service, "_sound", (True, -99.0))
         monkeypatch.setattr(server.service.blobs, "_probe", at("http://127.0.0.1:1")._probe)
         assert not server.service.checks()["blobs"]
+
+
+def test_the_clock_of_this_machine_does_not_matter_to_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = new_place()
+    store = ObjectStore(place, 3600.0)
+    young, old = store.put(b"young"), store.put(b"old")
+    object_stores.age(place, old, 7200.0)
+    for ahead_s in (-1e6, 1e6):
+        monkeypatch.setattr(time, "time", lambda ahead_s=ahead_s: 1.7e9 + ahead_s)
+        store.sweep(set)
+        assert (store.size(young), store.size(old)) == (5, None)
+
+
+def serve(folder: Path, **environment: str) -> subprocess.Popen[str]:
+    """The command, as a process."""
+    command = [sys.executable, "-m", "edgewise.apps.cli.main", "serve", str(folder), "--listen", "127.0.0.1:0"]
+    found = {**os.environ, **environment}
+    return subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=found)
+
+
+@pytest.mark.slow
+def test_the_command_keeps_blobs_where_its_environment_says(tmp_path: Path) -> None:
+    place, folder = new_place(), tmp_path / "server"
+    settings = {"EDGEWISE_BLOBS": place.url, "AWS_ENDPOINT_URL": place.endpoint}
+    with serve(folder, **settings) as server:
+        try:
+            assert server.stdout is not None
+            assert server.stdout.readline().startswith("{")
+        finally:
+            server.kill()
+    assert object_stores.names(place) == {"owner"}
+    assert blob_places.noted(folder) == place
+    with serve(folder) as server:
+        said = "".join(server.communicate(timeout=60.0))
+    assert server.returncode == 2
+    assert "E-STORE-BUCKET" in said
+    assert place.url in said
+
+
+@pytest.mark.slow
+def test_a_run_waits_for_its_store_and_goes_on(tmp_path: Path) -> None:
+    """The store is gone when a round publishes. The run says so, and ends as if nothing had been."""
+    recipe = {**RECIPE, "round": {"rounds": 3, "minimum": 1.0}}
+    with running(tmp_path, UNLIMITED, new_place()) as server:
+        blobs, waited = server.service.blobs, list[str]()
+        assert isinstance(blobs, ObjectStore)
+        sound = blobs._store
+
+        def turn(run: str) -> bool:
+            with server.service.database.read() as c:
+                if not waited and served.find(c, run).state == served.RUNNING:
+                    blobs._store = at("http://127.0.0.1:1")._store
+            return True
+
+        server.hosting._turn = turn
+        devices = [device(server, tmp_path / f"device{i}") for i in range(2)]
+        run = server.hosting.submit(submission(recipe, server), "me").run
+        with training(devices):
+            until = time.monotonic() + 60.0
+            while time.monotonic() < until:
+                with server.service.database.read() as c:
+                    found = served.find(c, run)
+                if found.state != served.RUNNING:
+                    break
+                if "E-STORE-CONNECT" in (why := server.hosting.why(found)):
+                    waited.append(why)
+                    blobs._store = sound
+                time.sleep(0.05)
+        assert found.state == served.FINISHED, found.why
+        assert waited
+        assert "Look at the object store; the run then goes on by itself." in waited[0]

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -13,6 +16,7 @@ from edgewise.apps.device.script import Device
 from edgewise.apps.server.start import HttpServer
 from edgewise.apps.server.submission import OWN, Submission
 from edgewise.core import vector
+from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.fleet.members import Grant
 from edgewise.learn.models import modules
 
@@ -67,3 +71,22 @@ def step(model: nn.Module, lr: float = 0.1) -> float:
             if p.grad is not None:
                 p -= lr * p.grad
     return float(loss.detach())
+
+
+@contextmanager
+def training(devices: list[Device]) -> Iterator[None]:
+    """The loops of these devices, until the run is over or their server is gone."""
+
+    def loop(one: Device) -> None:
+        model = module()
+        try:
+            for task in one.tasks():
+                task.load_into(model)
+                task.submit(model, examples=8, metrics={"loss": step(model)})
+        except EdgewiseError:
+            pass
+
+    threads = [Thread(target=loop, args=(one,), daemon=True) for one in devices]
+    for thread in threads:
+        thread.start()
+    yield

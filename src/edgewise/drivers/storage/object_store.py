@@ -145,10 +145,8 @@ class ObjectStore:
         import obstore
 
         with self._holds.sweeping() as removal:
-            if self._grace_s:
-                self._write(CLOCK, b"")
+            now = self._now() if self._grace_s else None
             listed = self._listed()
-            now = listed[CLOCK]["last_modified"] if self._grace_s else None
             for digest in set(filter(_DIGEST.fullmatch, listed)).difference(named()):
                 at = listed[digest]["last_modified"]
                 if now is not None and (now - at).total_seconds() <= self._grace_s:
@@ -158,6 +156,14 @@ class ObjectStore:
                     if free and (found := self._head(digest)) is not None and found["last_modified"] == at:
                         with self._errors():
                             obstore.delete(self._store, digest)
+
+    def _now(self) -> datetime.datetime:
+        """Return the store's time: that of an object which is put now. Raises StoreError(E-STORE-CONNECT)."""
+        self._write(CLOCK, b"")
+        if (found := self._head(CLOCK)) is None:
+            what = f"the object store of {self.place.url} lacks what was just put there."
+            raise StoreError("E-STORE-CONNECT", what, "use a store that shows an object once it has acknowledged it.")
+        return found["last_modified"]
 
     def _listed(self) -> dict[str, ObjectMeta]:
         import obstore
