@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import os
@@ -23,6 +24,7 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.core.vector import digest
 from edgewise.drivers.fleet import backup, blob_places, mailboxes, served
 from edgewise.drivers.fleet.mailboxes import EVERYBODY
+from edgewise.drivers.http import certificates
 from edgewise.drivers.http.cohort import HttpCohort
 from edgewise.drivers.storage import object_store, store_place
 from edgewise.drivers.storage.object_store import ObjectStore
@@ -147,6 +149,20 @@ def test_a_store_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatc
         assert len(seen) == 3
     with answering(*[(0, "")] * 9) as (url, _):
         assert code(at(url).put, b"four") == "E-STORE-CONNECT"
+
+
+def test_a_store_is_trusted_by_the_authority_of_the_environment_and_by_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    authority, certificate, key = certificates.authority_and_certificate(tmp_path, ("127.0.0.1",), now)
+    with answering(tls=certificates.server_context(certificate, key)) as (url, seen):
+        assert code(at(url).put, b"four") == "E-STORE-CONNECT"
+        assert not seen
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(authority))
+        assert at(url).put(b"four") == digest(b"four")
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "none"))
+        assert code(at, url) == "E-STORE-ACCESS"
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import atexit
 import datetime
 import logging
 import secrets
+import ssl
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -72,10 +73,12 @@ def age(place: Place, name: str, by_s: float) -> None:
 
 
 @contextmanager
-def answering(*script: tuple[int, str]) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
+def answering(
+    *script: tuple[int, str], tls: ssl.SSLContext | None = None
+) -> Iterator[tuple[str, list[tuple[str, bytes]]]]:
     """A store that answers requests by a script: status and code of the error. 0: it never answers. Then 200 for good.
 
-    Gives its URL, and the requests as they come: method and path, body.
+    Gives its URL, and the requests as they come: method and path, body. ``tls``: it speaks HTTPS.
     """
     left, seen, ended = list(script), list[tuple[str, bytes]](), threading.Event()
 
@@ -107,10 +110,12 @@ def answering(*script: tuple[int, str]) -> Iterator[tuple[str, list[tuple[str, b
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
         server.daemon_threads = True
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}", seen
+            yield f"{'http' if tls is None else 'https'}://127.0.0.1:{server.server_address[1]}", seen
         finally:
             ended.set()
             server.shutdown()
