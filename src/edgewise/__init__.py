@@ -5,6 +5,7 @@
     fed = ew.Federation(ew.Recipe(privacy="none"), data={"alice": texts, "bob": more})     # from Python objects
     for task in ew.Device.open().tasks(): ...                     # take part as a device
     for round in ew.Server("recipe.toml"): ...                    # be the server
+    for outcome in ew.contribute(device, server, examples=n): ...    # be a site: both at once
 
 Importing this package is light. It imports neither torch nor numpy.
 """
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from edgewise.apps.federation.settings import Recipe
     from edgewise.apps.federation.sweep import sweep
     from edgewise.apps.federation.trackers import MLflow, TensorBoard, Trackio, WandB
+    from edgewise.apps.gateway.site import contribute
     from edgewise.apps.report.summary_types import Summary, summary_schema
     from edgewise.apps.runs.parts import part
     from edgewise.apps.runs.rounds import Round
@@ -53,6 +55,7 @@ _LATER = {  # These names are imported when they are first used.
     "Summary": "edgewise.apps.report.summary_types",
     "Task": "edgewise.apps.device.task",
     "TorchTask": "edgewise.learn.task",
+    "contribute": "edgewise.apps.gateway.site",
     "open_run": "edgewise.apps.federation.run",
     "part": "edgewise.apps.runs.parts",
     "summary_schema": "edgewise.apps.report.summary_types",
@@ -69,7 +72,7 @@ __all__ = [  # noqa: RUF022
     "EdgewiseError", "RecipeError", "__version__", "simulate",
     "Callback", "CsvLogger", "Device", "EarlyStopping", "Extension", "Federation", "Outcome", "PersonalTask",
     "Recipe", "Round", "Run", "STOP", "MLflow", "Server", "Summary", "Task", "TensorBoard", "TorchTask",
-    "Trackio", "WandB", "open_run", "part", "summary_schema", "sweep",
+    "Trackio", "WandB", "contribute", "open_run", "part", "summary_schema", "sweep",
 ]  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.apps.device.handover import Desk
-from edgewise.core.errors import TrainingError
+from edgewise.core.errors import ModelError, TrainingError
 from edgewise.core.metric import HELD_OUT, HELD_SHARE, LOSSES
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec, Vector
@@ -212,13 +212,35 @@ class Task:
         """
         from edgewise.learn.models import modules
 
-        if self._done or not self._loaded:
-            why = "has been submitted already" if self._done else "was not loaded: call task.load_into(model) first"
-            raise refused(f"the task {why}")
+        if not (self._done or self._loaded):
+            raise refused("the task was not loaded: call task.load_into(model) first")
+        return self._submitted(lambda: modules.read(model, self.spec), examples, metrics, steps)
+
+    def submit_params(
+        self, params: Vector, examples: float, metrics: Mapping[str, float] | None = None, steps: int | None = None
+    ) -> Outcome:
+        """Send trained parameters that began as ``params``, and wait for the outcome as ``submit`` does.
+
+        It is for training without a torch module. ``params`` is float32[d] in the layout of ``spec``.
+
+        Raises:
+            ModelError(E-LAYOUT): the vector has another length or type.
+            TrainingError, TransportError, StoreError: as ``submit``.
+        """
+        if params.dtype != np.float32 or params.shape != self.params.shape:
+            what = f"the trained parameters are {params.dtype} of shape {params.shape}"
+            raise ModelError("E-LAYOUT", f"{what}, and the run has float32 of {self.params.shape}.", "see task.spec.")
+        return self._submitted(lambda: params, examples, metrics, steps)
+
+    def _submitted(
+        self, read: Callable[[], Vector], examples: float, metrics: Mapping[str, float] | None, steps: int | None
+    ) -> Outcome:
+        if self._done:
+            raise refused("the task has been submitted already")
         head = self._head(metrics or {})
         if not (isfinite(examples) and examples > 0):
             raise refused(f"examples = {examples:g} is not a number of examples")
-        x = modules.read(model, self.spec) - self.params
+        x = read() - self.params
         self._check(x, steps)
         self._done = True
         self._desk.answer(Update(x, head, float(examples)))

@@ -12,15 +12,16 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import msgspec
+import numpy as np
 
 from edgewise.apps.runs.rounds import Round, told
 from edgewise.apps.server import given, submission
 from edgewise.apps.server.start import HttpServer, Tls
 from edgewise.apps.server.submission import OWN
-from edgewise.apps.server.submit import StagedRun, check, of_vector, prepared, stage
+from edgewise.apps.server.submit import StagedRun, check, from_values, of_vector, prepared, stage
 from edgewise.core import events
-from edgewise.core.errors import REGISTRY, RecipeError, RoundError, TransportError
-from edgewise.core.vector import Spec
+from edgewise.core.errors import REGISTRY, ModelError, RecipeError, RoundError, TransportError
+from edgewise.core.vector import Spec, Vector
 from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import members, served
 from edgewise.drivers.fleet.members import Grant
@@ -152,6 +153,28 @@ class Server:
                 what = f"{here} of {devices} devices are enrolled after {timeout_s:g} s."
                 raise RoundError("E-ROUND", what, "start the others, or wait longer.")
             time.sleep(LOOK_S)
+
+    @property
+    def spec(self) -> Spec:
+        """The layout of the trained parameters."""
+        return self._spec
+
+    def start_from(self, params: Vector) -> None:
+        """Let the next loop over this server play a run that begins with these values of the trained parameters.
+
+        A run that began with them in this folder and is not finished is continued. Call it between two loops.
+
+        Args:
+            params: float32[d] in the layout of ``spec``.
+        Raises:
+            ModelError(E-LAYOUT): the vector has another length or type.
+        """
+        if params.dtype != np.float32 or params.shape != (self._spec.dim,):
+            what = f"the values are {params.dtype} of shape {params.shape}"
+            raise ModelError("E-LAYOUT", f"{what}, and the run has float32 of ({self._spec.dim},).", "see server.spec.")
+        self._prepared = from_values(self._prepared, params)
+        self.run = self._begun()
+        self._turns.watch(self.run or None)
 
     def __iter__(self) -> Iterator[Round]:
         """Play the run from where it is, one round for each turn of the loop.

@@ -126,6 +126,14 @@ def of_vector(
     return StagedRun(wanted, [(wanted.initial, raw, len(raw))])
 
 
+def from_values(made: StagedRun, initial: Vector) -> StagedRun:
+    """Make a submission of the same run that begins with other values of the trained parameters."""
+    raw = bytes(vector.to_bytes(initial))
+    wanted = msgspec.structs.replace(made.wanted, initial=vector.digest(raw))
+    blobs = [blob for blob in made.blobs if blob[0] != made.wanted.initial]
+    return StagedRun(wanted, [(wanted.initial, raw, len(raw)), *blobs])
+
+
 def check(recipe: Recipe) -> None:
     """Check that enrolled devices can train a recipe. Raises RecipeError(E-COMBO) if they cannot."""
     if recipe.strategy.get("kind") == "zeroth_order":
