@@ -288,7 +288,7 @@ def post(database: Database, round: int = 0, device: str = DEVICE, run: str = RU
 
 def accept(database: Database, raw: bytes) -> int:
     message = frame.from_device(raw, 2**20)
-    return database.write(lambda c: mailboxes.accept(c, message, raw, sha256(raw).digest(), "", 0.0))
+    return database.write(lambda c: mailboxes.accept(c, message, raw, sha256(raw).digest(), None, 0.0))
 
 
 def test_mail_waits_in_order_until_its_round_closes(database: Database) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import sqlite3
 import stat
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from contextlib import closing
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -26,7 +29,7 @@ from edgewise.core.errors import StoreError
 from edgewise.core.memory import Memory, flat
 from edgewise.core.vector import digest, to_bytes
 from edgewise.crypto.seal import BoxKey
-from edgewise.drivers.storage import blobs, folder
+from edgewise.drivers.storage import blobs, folder, run_record
 from edgewise.drivers.storage import run_store as store_module
 from edgewise.drivers.storage.files import write_durably
 from edgewise.drivers.storage.journal import FileJournal
@@ -55,6 +58,25 @@ def store(tmp_path):
     with RunStore(tmp_path) as opened:
         opened.create("run", "toy", {"k": 1}, {"f": 2})
         yield opened
+
+
+def test_what_is_absent_is_none_in_rows_and_as_before_in_the_file(tmp_path):
+    """Databases of before hold -1 and empty text, which digests over their rows cover."""
+    with RunStore(tmp_path) as store:
+        store.create("run", "toy", {}, {}, window=None)
+        store.commit(checkpoint(0), [])
+        store.commit(checkpoint(1), [])
+        assert store.run()["window"] is None
+    record = run_record.read(tmp_path)
+    model, line = record.models[1], record.rounds[-1]
+    assert (model.memory, model.shadow, model.anchor, line.total) == (None, None, None, None)
+    with closing(sqlite3.connect(tmp_path / "run.db")) as c:
+        assert c.execute("SELECT window FROM runs").fetchone() == (-1,)
+        assert c.execute("SELECT memory, shadow, anchor FROM models").fetchall() == [("", "", "")] * 2
+        assert c.execute("SELECT total FROM rounds").fetchall() == [("",)] * 2
+        models = [["run", record.run["instance"], 1, list(c.execute("SELECT * FROM models").fetchall()[1])]]
+    fields = [*models[0], line.digest]
+    assert record.checkpoint == sha256(json.dumps(fields).encode()).hexdigest()
 
 
 def test_commit_and_load_round_trip(store):

@@ -34,7 +34,7 @@ class RoundRecord:
     Attributes:
         round: its number. ``BASE``: the model before the first round.
         n: number of contributions to its total. weight: their summed weight. head: weighted means beside the update.
-        total: digest of the total's mean. Empty where the round released none, and the model stayed.
+        total: digest of the total's mean. None where the round released none, and the model stayed.
         beside: name -> digest of a vector that the strategy sends beside the update.
         model: digest of the parameters after the round. slots: name -> digest of the optimizer's state.
         step: number of rounds that the strategy has applied.
@@ -50,13 +50,13 @@ class RoundRecord:
     n: int = 0
     weight: float = 0.0
     head: Mapping[str, float] = field(default_factory=dict)
-    total: str = ""
+    total: str | None = None
     beside: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def released(self) -> bool:
         """Tell whether the server made a model of the round."""
-        return bool(self.total)
+        return self.total is not None
 
 
 def start(run: str, instance: str) -> str:
@@ -69,7 +69,8 @@ def link(before: str, record: RoundRecord) -> str:
 
     A record that is changed, removed, swapped or taken from another run breaks all links after it.
     """
-    return hashlib.sha256(json.dumps([before, asdict(record)], sort_keys=True).encode()).hexdigest()
+    fields = {**asdict(record), "total": record.total or ""}
+    return hashlib.sha256(json.dumps([before, fields], sort_keys=True).encode()).hexdigest()
 
 
 def replayed(plan: Plan, before: State, record: RoundRecord, mean: Vector, beside: Mapping[str, Vector]) -> State:

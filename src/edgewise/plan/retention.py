@@ -12,32 +12,30 @@ from typing import NamedTuple
 
 from edgewise.plan.plan import Plan
 
-ALL = -1
-
 
 class Window(NamedTuple):
     """The latest rounds whose totals are stored.
 
     Attributes:
-        rounds: largest number of rounds; ``ALL`` = every round of the run. Beyond it, old totals are dropped one
+        rounds: largest number of rounds. None: every round of the run. Beyond it, old totals are dropped one
             stretch at a time, so at least half of ``rounds`` remain.
         most_bytes: largest size of all stored totals together.
     """
 
-    rounds: int
+    rounds: int | None
     most_bytes: int
 
     @property
     def stride(self) -> int:
         """The number of rounds in a stretch; 0 = no stretches. The model before each stretch is stored too."""
-        return 0 if self.rounds in (ALL, 0) else (self.rounds + 1) // 2
+        return (self.rounds + 1) // 2 if self.rounds else 0
 
 
 def window(rounds: int, dim: int, vectors: int, limit_bytes: int) -> Window:
     """Return the largest window within ``limit_bytes``, for ``vectors`` of ``dim`` float32 coordinates each round."""
     each = 4 * dim * vectors
     fitting = limit_bytes // max(1, each)
-    return Window(ALL, rounds * each) if fitting >= rounds else Window(fitting, fitting * each)
+    return Window(None, rounds * each) if fitting >= rounds else Window(fitting, fitting * each)
 
 
 def window_of(plan: Plan) -> Window:
@@ -46,9 +44,9 @@ def window_of(plan: Plan) -> Window:
     return window(plan.rounds, plan.spec.dim, vectors, round(plan.recipe.store.totals_mb * 1e6))
 
 
-def oldest(next_round: int, rounds: int) -> int:
+def oldest(next_round: int, rounds: int | None) -> int:
     """Return the first round whose total is stored after ``next_round`` rounds, by the ``rounds`` of a window."""
-    if rounds == ALL or next_round <= rounds:
+    if rounds is None or next_round <= rounds:
         return 0
     if rounds == 0:
         return next_round

@@ -67,7 +67,7 @@ def _verify_record(record: RunRecord, anchor: str, catalogue: Catalogue) -> Veri
     for i, line in enumerate(lines):
         _check_line(record, plan, line, lines[i - 1] if i else None, charges, chain)
         files += _check_model_file(record, line)
-        if line.round + 1 == first and record.run["window"]:
+        if line.round + 1 == first and record.run["window"] != 0:
             state = _state_after(record, plan, line)
         elif state is not None:
             state = _replay_round(record, plan, state, line)
@@ -199,7 +199,7 @@ def _state_after(record: RunRecord, plan: Plan, line: RoundRecord) -> State:
 
 def _replay_round(record: RunRecord, plan: Plan, state: State, line: RoundRecord) -> State:
     """Replay a round."""
-    if line.released:
+    if line.total is not None:
         mean = _stored_vector(record, plan, line, line.total, "its released total")
         beside = {name: _stored_vector(record, plan, line, found, f"its {name}") for name, found in line.beside.items()}
         state = replayed(plan, state, line, mean, beside)

@@ -26,7 +26,7 @@ class PromotedModel(BaseModel):
     name: str
     played: int
     model: str
-    total: str
+    total: str | None
     chain: str
     layout: str
     base: str

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from edgewise.apps.report import data_read, numbers
 from edgewise.apps.runs.toml_text import inline
 from edgewise.plan.recipe.privacy import reason
-from edgewise.plan.retention import ALL
 from edgewise.privacy.card import FEWER, fewer, promises, rests_on, without
 
 if TYPE_CHECKING:
@@ -294,7 +293,7 @@ def _kept_totals(window: Mapping[str, int]) -> str:
         return "no round can be replayed: store.totals_mb has no room for one released total"
     which = (
         "all rounds"
-        if rounds == ALL
+        if rounds is None
         else f"the last {numbers.count((rounds + 1) // 2)} to {numbers.count(rounds)} rounds"
     )
     return f"the folder keeps the released totals of {which}, {most} at most, for `edgewise run verify`"

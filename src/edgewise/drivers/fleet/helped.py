@@ -22,7 +22,7 @@ from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.tables import HELPED, TICKETS
 from edgewise.drivers.simulation.local_helper import HelperMemory, TicketAnswer
 from edgewise.drivers.storage.blob_store import BlobStore
-from edgewise.drivers.storage.dialects import upsert
+from edgewise.drivers.storage.dialects import OptionalBytes, OptionalText, upsert
 
 LIMIT_BYTES = 2**20  # the largest invitation
 
@@ -46,8 +46,8 @@ def enlist(c: sa.Connection, new: Enlisted, now_s: float) -> None:
     """Begin to help with a run. A known run stays as it is."""
     row = {
         "run": new.run, "facts": new.facts, "signature": new.signature, "layout": json.dumps(new.layout),
-        "roster": new.roster, "secret": new.secret, "made_s": now_s, "attempt": 0, "invite": b"", "opened": -1,
-        "batch": "", "share": "",
+        "roster": new.roster, "secret": new.secret, "made_s": now_s, "attempt": 0, "invite": None, "opened": None,
+        "batch": None, "share": None,
     }  # fmt: skip
     c.execute(upsert(c, HELPED).values(row).on_conflict_do_nothing())
 
@@ -83,10 +83,10 @@ def _invitation(raw: bytes) -> Invite:
     return invite
 
 
-def _beacon_name(raw: bytes) -> str:
-    """Return the digest of the beacon that a stored invitation names. Empty where it names none."""
+def _beacon_name(raw: bytes) -> str | None:
+    """Return the digest of the beacon that a stored invitation names. None where it names none."""
     draw = _invitation(raw).draw
-    return "" if draw is None else draw.beacon
+    return None if draw is None else draw.beacon
 
 
 class HelpedRun:
@@ -112,15 +112,15 @@ class HelpedRun:
             row = c.execute(sa.select(HELPED).where(HELPED.c.run == self._run)).one()
             rows = c.execute(sa.select(TICKETS).where(self._mine)).all()
         answers = [TicketAnswer(t.digest, t.code, t.ticket) for t in rows if t.attempt == row.attempt]
-        ids = {t.id for t in rows if not t.code and not t.ticket}
+        ids = {t.id for t in rows if t.code is None and t.ticket is None}
         try:
-            invite = _invitation(row.invite) if row.invite else None
+            invite = None if row.invite is None else _invitation(row.invite)
         except DecodeError:
             what = f"round of {self._run:.12} is damaged."
             raise StoreError("E-CHECKPOINT", what, "restore it from a backup.") from None
-        batch = (frozenset(json.loads(row.batch)), self._blobs.get(row.share)) if row.batch else None
+        batch = None if row.batch is None else (frozenset(json.loads(row.batch)), self._blobs.get(row.share))
         beacon = None if invite is None or invite.draw is None else self._blobs.get(invite.draw.beacon)
-        return HelperMemory(ids, None if row.opened < 0 else row.opened, invite, answers, batch, beacon)
+        return HelperMemory(ids, row.opened, invite, answers, batch, beacon)
 
     def begin(self, invite: Invite, beacon: bytes | None) -> None:
         """See HelperRecord."""
@@ -133,16 +133,16 @@ class HelpedRun:
             c.execute(
                 HELPED.update()
                 .where(HELPED.c.run == self._run)
-                .values(attempt=HELPED.c.attempt + 1, invite=raw, batch="", share="")
+                .values(attempt=HELPED.c.attempt + 1, invite=raw, batch=None, share=None)
             )
-            c.execute(TICKETS.delete().where(self._mine & (TICKETS.c.code != "")))
-            c.execute(TICKETS.update().where(self._mine).values(ticket=b""))
-            rows = c.execute(sa.select(HELPED.c.share, HELPED.c.invite).where(HELPED.c.invite != b"")).all()
-            return {name for row in rows for name in (row.share, _beacon_name(row.invite)) if name}
+            c.execute(TICKETS.delete().where(self._mine & (TICKETS.c.code != OptionalText.STORED)))
+            c.execute(TICKETS.update().where(self._mine).values(ticket=None))
+            rows = c.execute(sa.select(HELPED.c.share, HELPED.c.invite).where(HELPED.c.invite != OptionalBytes.STORED))
+            return {name for row in rows for name in (row.share, _beacon_name(row.invite)) if name is not None}
 
         self._blobs.sweep(lambda: self._database.write(change))
 
-    def answer(self, answer: TicketAnswer, id: bytes) -> None:
+    def answer(self, answer: TicketAnswer, id: bytes | None) -> None:
         """See HelperRecord."""
 
         def change(c: sa.Connection) -> None:
@@ -164,7 +164,7 @@ class HelpedRun:
         def change(c: sa.Connection) -> None:
             row = HELPED.update().where(HELPED.c.run == self._run)
             c.execute(row.values(opened=round, batch=names, share=digest))
-            c.execute(TICKETS.update().where(self._mine).values(ticket=b""))
+            c.execute(TICKETS.update().where(self._mine).values(ticket=None))
 
         self._database.write(change)
         self._database.scrub()

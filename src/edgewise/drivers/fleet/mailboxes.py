@@ -19,7 +19,7 @@ from edgewise.core import frame
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import spool
 from edgewise.drivers.fleet.tables import MAIL, PARTICIPANTS, PUBLICATIONS, ROUNDS, UPLOADS
-from edgewise.drivers.storage.dialects import upsert
+from edgewise.drivers.storage.dialects import OptionalText, upsert
 from edgewise.secagg import messages
 
 EVERYBODY = ""  # takes the place of a run for blobs that are published to all devices
@@ -44,7 +44,7 @@ class MailboxLetter:
 
     Attributes:
         number: grows with every frame.
-        upload: the upload that holds the frame; empty where ``body`` holds it.
+        upload: the upload that holds the frame; None where ``body`` holds it.
         at_s: time of arrival by the server's clock.
     """
 
@@ -54,7 +54,7 @@ class MailboxLetter:
     device: str
     phase: str
     size: int
-    upload: str
+    upload: str | None
     at_s: float
     body: bytes = field(repr=False)
 
@@ -104,7 +104,7 @@ def post(c: sa.Connection, device: str, raw: bytes, message: frame.FromServer, n
         if old.digest == digest:
             return int(old.number)
         c.execute(MAIL.delete().where(MAIL.c.number == old.number))
-    return _insert(c, place, digest, len(raw), "", raw, now_s)
+    return _insert(c, place, digest, len(raw), None, raw, now_s)
 
 
 def next_letter(c: sa.Connection, device: str, after: int) -> MailboxLetter | None:
@@ -129,14 +129,19 @@ def invited(c: sa.Connection, run: str, round: int, device: str) -> None:
 
 
 def accept(
-    c: sa.Connection, message: frame.FromDevice, raw: bytes | memoryview, digest: bytes, upload: str, now_s: float
+    c: sa.Connection,
+    message: frame.FromDevice,
+    raw: bytes | memoryview,
+    digest: bytes,
+    upload: str | None,
+    now_s: float,
 ) -> int:
     """Store a frame from the device that it names. Return the frame's number.
 
     Args:
         raw: the whole frame.
         digest: SHA-256 of the frame.
-        upload: the upload that holds the bytes already; empty: they are stored here.
+        upload: the upload that holds the bytes already; None: they are stored here.
     Raises:
         TransportError: E-CLOSED where the device has no part in the round. E-CONFLICT where another frame of the same
             phase was accepted before. E-QUOTA as ``check_room``.
@@ -150,9 +155,9 @@ def accept(
             return int(old.number)
         what = f"another {place['phase']} of round {round} was accepted from this device before."
         raise TransportError("E-CONFLICT", what, "a frame cannot be replaced: send the first one, or nothing.")
-    if not upload:
+    if upload is None:
         check_room(c, device, len(raw))
-    body = b"" if upload else spool.close_box(round_key(c, run, round), raw, _label(place))
+    body = b"" if upload is not None else spool.close_box(round_key(c, run, round), raw, _label(place))
     return _insert(c, place, digest, len(raw), upload, body, now_s)
 
 
@@ -161,7 +166,9 @@ def check_room(c: sa.Connection, device: str, size: int) -> None:
 
     Raises TransportError(E-QUOTA).
     """
-    mail = sa.select(sa.func.sum(MAIL.c.size)).where(MAIL.c.device == device, MAIL.c.inbound, MAIL.c.upload == "")
+    mail = sa.select(sa.func.sum(MAIL.c.size)).where(
+        MAIL.c.device == device, MAIL.c.inbound, MAIL.c.upload == OptionalText.STORED
+    )
     begun = sa.select(sa.func.sum(UPLOADS.c.size)).where(UPLOADS.c.device == device)
     if sum(c.execute(query).scalar() or 0 for query in (mail, begun)) + size > DEVICE_BYTES:
         what = f"frames and uploads of a device may have {DEVICE_BYTES} bytes until their rounds end."
@@ -176,7 +183,7 @@ def arrivals(c: sa.Connection, run: str, after: int, limit: int = 1) -> list[Mai
 
 def opened(letter: MailboxLetter, key: bytes, chunks: spool.Chunks, chunk_bytes: int) -> bytes | memoryview:
     """Open the frame of a letter from a device. Raises DecodeError(E-SEAL), StoreError(E-CHECKPOINT)."""
-    if not letter.upload:
+    if letter.upload is None:
         place = _place(True, letter.run, letter.round, letter.device, letter.phase)
         return spool.open_box(key, letter.body, _label(place))
     return chunks.whole(key, letter.upload, -(-letter.size // chunk_bytes))
@@ -256,7 +263,7 @@ def _label(place: dict[str, Any]) -> str:
 
 
 def _insert(
-    c: sa.Connection, place: dict[str, Any], digest: bytes, size: int, upload: str, body: bytes, now_s: float
+    c: sa.Connection, place: dict[str, Any], digest: bytes, size: int, upload: str | None, body: bytes, now_s: float
 ) -> int:
     row = MAIL.insert().values(**place, digest=digest, size=size, upload=upload, body=body, at_s=now_s)
     done = c.execute(row).inserted_primary_key

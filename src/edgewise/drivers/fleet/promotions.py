@@ -34,7 +34,7 @@ class Promotion:
         run, name: id and name of the run.
         played: number of rounds of the run that led to the model.
         model: digest of its parameters, raw float32.
-        total: digest of the last released total.
+        total: digest of the total of the model's round. None where it released none.
         chain: end of the chain that the verification of the run computed.
         layout: digest of the layout (``Spec.written``).
         base: the model that the run began with, as named in its facts.
@@ -48,7 +48,7 @@ class Promotion:
     name: str
     played: int
     model: str
-    total: str
+    total: str | None
     chain: str
     layout: str
     base: str

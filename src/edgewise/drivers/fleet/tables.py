@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from edgewise.drivers.storage.dialects import BIG
+from edgewise.drivers.storage.dialects import BIG, OptionalBytes, OptionalDocument, OptionalNumber, OptionalText
 
 META = sa.MetaData()
 LEASES = sa.Table(  # the server that may write; ``number`` grows with every holder
@@ -92,7 +92,7 @@ MAIL = sa.Table(
     sa.Column("phase", sa.String, nullable=False),
     sa.Column("digest", sa.LargeBinary, nullable=False),
     sa.Column("size", BIG, nullable=False),
-    sa.Column("upload", sa.String, nullable=False),  # the upload that holds the frame; empty = ``body`` holds it
+    sa.Column("upload", OptionalText, nullable=False),  # the upload that holds the frame; None: ``body`` holds it
     sa.Column("body", sa.LargeBinary, nullable=False),  # sealed under the round's key where inbound
     sa.Column("at_s", sa.Float, nullable=False),
     sa.UniqueConstraint("inbound", "run", "round", "device", "phase"),
@@ -151,7 +151,7 @@ PROMOTIONS = sa.Table(  # promotions and rollbacks of models; rows are only adde
     sa.Column("name", sa.String, nullable=False),
     sa.Column("played", BIG, nullable=False),  # rounds of the run that led to it
     sa.Column("model", sa.String, nullable=False),  # digest of its parameters
-    sa.Column("total", sa.String, nullable=False),  # digest of the last released total
+    sa.Column("total", OptionalText, nullable=False),  # digest of the total of the model's round
     sa.Column("chain", sa.String, nullable=False),  # end of the chain that the verification of its run computed
     sa.Column("layout", sa.String, nullable=False),  # digest of the layout of the parameters
     sa.Column("base", sa.String, nullable=False),  # the model that the run began with, as named in its facts
@@ -170,10 +170,12 @@ HELPED = sa.Table(  # runs that a gateway helps as second server, each with its 
     sa.Column("secret", sa.LargeBinary, nullable=False),  # HPKE key, of this run alone
     sa.Column("made_s", sa.Float, nullable=False),
     sa.Column("attempt", BIG, nullable=False),  # grows with every invitation that begins a round
-    sa.Column("invite", sa.LargeBinary, nullable=False),  # frame of the round in progress; empty before the first
-    sa.Column("opened", sa.Integer, nullable=False),  # the last round whose batch was opened; -1 = none
-    sa.Column("batch", sa.Text, nullable=False),  # this round's opened devices as a JSON list; empty = not opened
-    sa.Column("share", sa.String, nullable=False),  # digest of the blob that opens it
+    sa.Column("invite", OptionalBytes, nullable=False),  # frame of the round in progress; None before the first
+    sa.Column("opened", OptionalNumber, nullable=False),  # the last round whose batch was opened
+    sa.Column(
+        "batch", OptionalDocument, nullable=False
+    ),  # this round's opened devices as a JSON list; None: not opened
+    sa.Column("share", OptionalText, nullable=False),  # digest of the blob that opens it
 )
 TICKETS = sa.Table(  # tickets that a gateway answered; counted ones stay for ever, so that none counts twice
     "tickets",
@@ -181,7 +183,7 @@ TICKETS = sa.Table(  # tickets that a gateway answered; counted ones stay for ev
     sa.Column("run", sa.String, primary_key=True),
     sa.Column("digest", sa.LargeBinary, primary_key=True),
     sa.Column("attempt", BIG, nullable=False),
-    sa.Column("id", sa.LargeBinary, nullable=False),  # id of the report
-    sa.Column("code", sa.String, nullable=False),  # code of the refusal; empty = it counts
-    sa.Column("ticket", sa.LargeBinary, nullable=False),  # empty once the batch is opened, or another round begins
+    sa.Column("id", OptionalBytes, nullable=False),  # id of the report; None: it could not be read
+    sa.Column("code", OptionalText, nullable=False),  # code of the refusal; None: it counts
+    sa.Column("ticket", OptionalBytes, nullable=False),  # None once the batch is opened, or another round begins
 )

@@ -96,16 +96,16 @@ class DataPlane:
         """Accept a frame: the body, or the upload that the query names."""
         service, found = self._service, caller(request)
         member, proof = found.signed()
-        raw, upload = found.body, request.query_params.get("upload", "")
+        raw, upload = found.body, request.query_params.get("upload") or None
         service.check_room(len(raw))
-        if not upload:
-            return await self._accept(member, proof, raw, proof.body, "")
+        if upload is None:
+            return await self._accept(member, proof, raw, proof.body, None)
         async with self._turns.of(f"{member.id}/{upload}"), self._assembling:
             begun = await service.read(lambda c: uploads.find(c, upload, member.id))
             return await self._accept(member, proof, await self._assemble(begun), begun.digest, upload)
 
     async def _accept(
-        self, member: Member, proof: Proof, raw: bytes | memoryview, digest: bytes, upload: str
+        self, member: Member, proof: Proof, raw: bytes | memoryview, digest: bytes, upload: str | None
     ) -> Response:
         service = self._service
         message = await service.aside(lambda: frame.from_device(raw, service.limits.frame_bytes))

@@ -33,13 +33,13 @@ class TicketAnswer:
 
     Attributes:
         digest: SHA-256 of the ticket.
-        code: empty where the ticket counts.
-        ticket: empty once it is forgotten.
+        code: of the refusal. None where the ticket counts.
+        ticket: None once it is forgotten.
     """
 
     digest: bytes = field(repr=False)
-    code: str
-    ticket: bytes = field(repr=False)
+    code: str | None
+    ticket: bytes | None = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,8 @@ class HelperRecord(Protocol):
         """Begin a round. Forget the last round, but keep the report ids of all rounds for ever."""
         ...
 
-    def answer(self, answer: TicketAnswer, id: bytes) -> None:
-        """Write down the answer to a ticket. ``id``: of its report, empty where it has none."""
+    def answer(self, answer: TicketAnswer, id: bytes | None) -> None:
+        """Write down the answer to a ticket. ``id``: of its report; None where it cannot be read."""
         ...
 
     def open(self, round: int, devices: Collection[DeviceId], share: bytes) -> None:
@@ -116,7 +116,7 @@ class LocalHelper:
         self._round: int | None = None  # the round in progress
         self._opened: int | None = None  # the last round whose batch was opened
         self._invite: Invite | None = None  # this round's invitation, answers and batch follow
-        self._answers: dict[bytes, str] = {}
+        self._answers: dict[bytes, str | None] = {}
         self._batch: tuple[frozenset[DeviceId], Hidden] | None = None
         if record is not None:
             self._restore_helper(record.load())
@@ -153,10 +153,10 @@ class LocalHelper:
         """See Helper."""
         digest = hashlib.sha256(ticket).digest()
         if digest in self._answers:
-            return self._answers[digest] or None
+            return self._answers[digest]
         if self._helper is None:
             return self._refusal
-        helper, id, code = self._helper, b"", ""
+        helper, id, code = self._helper, None, None
         try:
             read = two_server.load(ticket)
             id, helper = read.id, two_server.admit(self._helper, read)
@@ -166,7 +166,7 @@ class LocalHelper:
             self._record.answer(TicketAnswer(digest, code, ticket), id)
         self._helper, self._seen = helper, helper.seen
         self._answers[digest] = code
-        return code or None
+        return code
 
     def open(self, devices: Collection[DeviceId]) -> Hidden:
         """See Helper."""
@@ -194,7 +194,7 @@ class LocalHelper:
         self._helper, self._refusal = self._started_helper(memory.invite, memory.beacon), None
         self._round = memory.invite.round
         for answer in memory.answers:
-            if not answer.code and answer.ticket:
+            if answer.code is None and answer.ticket is not None:
                 self._helper = two_server.admit(self._helper, two_server.load(answer.ticket))
             self._answers[answer.digest] = answer.code
         self._seen = self._helper.seen

@@ -104,7 +104,8 @@ def named(c: sa.Connection, next_round: int) -> set[str]:
     models from which their replay starts.
     """
     newest = c.execute(sa.select(MODELS).where(MODELS.c.next_round > next_round - KEEP_MODELS))
-    found = {d for r in newest for d in (r.params, r.memory, r.shadow, r.anchor, *json.loads(r.slots).values())}
+    blobs = (d for r in newest for d in (r.params, r.memory, r.shadow, r.anchor, *json.loads(r.slots).values()))
+    found = {digest for digest in blobs if digest is not None}
     found |= {r.digest for r in c.execute(sa.select(DELTAS.c.digest))}
     found |= {r.digest for r in c.execute(sa.select(VECTORS.c.digest))}
     first = c.execute(sa.select(MODELS.c.params).where(MODELS.c.next_round == 0))

@@ -20,6 +20,7 @@ from sqlalchemy.dialects.sqlite import insert as upsert
 from edgewise.core import vector
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Buffer, Vector
+from edgewise.drivers.storage.dialects import OptionalText
 from edgewise.drivers.storage.schema import MODELS, ROUNDS, RUNS
 from edgewise.engine import released
 from edgewise.engine.released import RoundRecord
@@ -55,16 +56,16 @@ def load(raw: bytes, dim: int) -> Vector:
     return x
 
 
-def blobs(total: Aggregate | None, put: Callable[[Buffer], str]) -> tuple[str, dict[str, str]]:
+def blobs(total: Aggregate | None, put: Callable[[Buffer], str]) -> tuple[str | None, dict[str, str]]:
     """Store a total, if there is one. Return the digest of its mean, and the digests of its other vectors by name."""
     if total is None:
-        return "", {}
+        return None, {}
     return put(dump(total.mean)), {name: put(dump(x)) for name, x in total.beside.items()}
 
 
 def record(
     round: int, model: Mapping[str, Any], ledger: tuple[int, str], total: Aggregate | None,
-    stored: tuple[str, dict[str, str]],
+    stored: tuple[str | None, dict[str, str]],
 ) -> RoundRecord:  # fmt: skip
     """Make the line of a round.
 
@@ -110,12 +111,14 @@ def named(c: sa.Connection, next_round: int) -> set[str]:
     """List the digests that a replay of the kept totals needs: the totals, and the model and optimizer state before
     each stretch.
     """
-    window = c.execute(sa.select(RUNS.c.window)).scalar_one_or_none()
-    if window is None:
+    run = c.execute(sa.select(RUNS.c.window)).one_or_none()
+    if run is None:
         return set()
-    first, stride = oldest(next_round, window), Window(window, 0).stride
+    first, stride = oldest(next_round, run.window), Window(run.window, 0).stride
     rows = c.execute(sa.select(ROUNDS.c.total, ROUNDS.c.beside).where(ROUNDS.c.round >= first)).all()
-    found = {total for total, _ in rows}  # a round of a long run: rows without vectors beside their total cost no call
+    found = {
+        total for total, _ in rows if total is not None
+    }  # a round of a long run: rows without vectors beside their total cost no call
     for text in {beside for _, beside in rows} - {"{}"}:
         found.update(json.loads(text).values())
     anchors = sa.select(MODELS).where(MODELS.c.next_round >= first)
@@ -129,5 +132,6 @@ def checkpoint(c: sa.Connection, run: str, instance: str, next_round: int) -> st
     the record.
     """
     rows = c.execute(sa.select(MODELS).where(MODELS.c.next_round == next_round))
-    fields = [run, instance, next_round, *(list(row) for row in rows), end(c, "")]
+    models = ([OptionalText.STORED if field is None else field for field in row] for row in rows)
+    fields = [run, instance, next_round, *models, end(c, "")]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()

@@ -144,9 +144,11 @@ class RunStore:
             numbers = {name: int(row[name]) for name in ("next_round", "unmet")}
             return {**row, **numbers, "recipe": json.loads(row["recipe"]), "facts": json.loads(row["facts"])}
 
-    def create(self, run: str, name: str, recipe: Mapping[str, Any], facts: Mapping[str, Any], window: int = 0) -> None:
+    def create(
+        self, run: str, name: str, recipe: Mapping[str, Any], facts: Mapping[str, Any], window: int | None = 0
+    ) -> None:
         """Register a run in this directory. Device memory and journals of another run are removed.
-        ``window``: number of rounds whose released totals are kept (``plan.retention``)."""
+        ``window``: number of rounds whose released totals are kept (``plan.retention``); None: all."""
         opening.empty(self.out, self.memory_dir)
         start = ledger.start(run, self.instance)
         witness.write(self.out, self._witness_of({"id": run, "next_round": -1}, 0, start))
@@ -187,7 +189,7 @@ class RunStore:
             slots = {name: self.blob(digest) for name, digest in json.loads(model.slots).items()}
             state = State(self.blob(model.params), slots, model.step)
             memory = tree(safetensors.numpy.load(self._blobs.get(model.memory))) if model.memory else Memory()
-            down = self._broadcast_ring(model) if model.shadow else None
+            down = self._broadcast_ring(model) if model.shadow is not None else None
             return Checkpoint(run["next_round"], state, run["unmet"], memory, down, run["epsilon"])
 
     def _in_step(self, run: Mapping[str, Any]) -> None:
@@ -264,11 +266,11 @@ class RunStore:
         self._check_fence()  # before anything is written
         state = checkpoint.state
         slots = json.dumps({name: self.put(x) for name, x in state.slots.items()})
-        memory = ""
+        model: dict[str, Any] = {"params": self.put(state.params), "slots": slots, "step": state.round}
+        model |= {"memory": None, "shadow": None, "anchor": None}
         if checkpoint.memory:
             arrays = {k: np.ascontiguousarray(v) for k, v in flat(checkpoint.memory).items()}
-            memory = self._blobs.put(safetensors.numpy.save(arrays))
-        model = {"params": self.put(state.params), "slots": slots, "step": state.round, "memory": memory}
+            model["memory"] = self._blobs.put(safetensors.numpy.save(arrays))
         if (down := checkpoint.down) is not None:
             model |= {"shadow": self.put(down.shadow), "anchor": self.put(down.anchor)}
             written = {r.round for r in self._read_rows(sa.select(DELTAS.c.round))}
@@ -276,7 +278,7 @@ class RunStore:
                 if delta.round not in written:
                     self._blobs.put(delta.blob)
         known = self._created_run()
-        stored = round_record.blobs(total, self._blobs.put if known["window"] else vector.digest)
+        stored = round_record.blobs(total, vector.digest if known["window"] == 0 else self._blobs.put)
         self._blobs.sync()
         sync_folder(self.memory_dir)
         start = self._ledger_start(known)
@@ -331,9 +333,7 @@ class RunStore:
             return tree(safetensors.numpy.load(self._blobs.get(rows[0].memory)))
 
     def keep(self, name: str, x: vector.Vector, note: int = 0) -> None:
-        """Keep a vector under a name beside the model versions, for the progress of a comparison; ``note`` is a
-        counter.
-        """
+        """Keep a vector under a name beside the model versions, for the progress of a comparison. ``note`` counts."""
         digest = self.put(x)
         self._blobs.sync()
         with self._transaction() as c:

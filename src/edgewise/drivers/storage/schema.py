@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
+from edgewise.drivers.storage.dialects import OptionalNumber, OptionalText
+
 SCHEMA_VERSION = 8
 
 META = sa.MetaData()
@@ -16,13 +18,15 @@ RUNS = sa.Table(
     sa.Column("name", sa.String, nullable=False),
     sa.Column("recipe", sa.Text, nullable=False),
     sa.Column("facts", sa.Text, nullable=False),
-    sa.Column("next_round", sa.Integer, nullable=False, default=-1),
+    sa.Column(
+        "next_round", sa.Integer, nullable=False
+    ),  # the rounds that the newest checkpoint has; -1 before the first
     sa.Column("unmet", sa.Integer, nullable=False, default=0),
     sa.Column("ledger", sa.String, nullable=False),  # digest of the ledger's last row at the newest checkpoint
     sa.Column("epsilon", sa.Float, nullable=False, default=0.0),  # spent up to the newest checkpoint
     sa.Column("finished", sa.Boolean, nullable=False, default=False),
     sa.Column("journal_key", sa.LargeBinary, nullable=False),  # the next round's key, replaced by its commit
-    sa.Column("window", sa.Integer, nullable=False),  # rounds whose totals are kept (plan.retention); -1 = all
+    sa.Column("window", OptionalNumber, nullable=False),  # rounds whose totals are kept (plan.retention); None: all
 )
 MODELS = sa.Table(
     "models",
@@ -30,10 +34,10 @@ MODELS = sa.Table(
     sa.Column("next_round", sa.Integer, primary_key=True),
     sa.Column("params", sa.String, nullable=False),
     sa.Column("slots", sa.Text, nullable=False),
-    sa.Column("memory", sa.String, nullable=False),  # blob of the codec's memory on the server; empty = none
+    sa.Column("memory", OptionalText, nullable=False),  # blob of the codec's memory on the server
     sa.Column("step", sa.Integer, nullable=False),
-    sa.Column("shadow", sa.String, nullable=False, default=""),  # the devices' model; empty = params
-    sa.Column("anchor", sa.String, nullable=False, default=""),  # the model that the deltas start from
+    sa.Column("shadow", OptionalText, nullable=False),  # the devices' model; None: params
+    sa.Column("anchor", OptionalText, nullable=False),  # the model that the deltas start from
 )
 ROUNDS = sa.Table(  # the record of released models (engine.released); rows are only ever added
     "rounds",
@@ -47,9 +51,7 @@ ROUNDS = sa.Table(  # the record of released models (engine.released); rows are 
     sa.Column("n", sa.Integer, nullable=False),
     sa.Column("weight", sa.Float, nullable=False),
     sa.Column("head", sa.Text, nullable=False),
-    sa.Column(
-        "total", sa.String, nullable=False
-    ),  # blob of the mean (drivers.storage.round_record); empty = no total was released
+    sa.Column("total", OptionalText, nullable=False),  # blob of the mean (round_record); None: none was released
     sa.Column("beside", sa.Text, nullable=False),
     sa.Column("digest", sa.String, nullable=False),  # over this row and the one before (engine.released.link)
 )
