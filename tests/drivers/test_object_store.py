@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import databases
 import object_stores
 import pytest
 from object_stores import KEY, SECRET, answering, new_place
@@ -20,12 +21,15 @@ from served import RUN, UNLIMITED, code, joined, running
 
 from edgewise.apps.cli.doctor import BAD, OK
 from edgewise.apps.cli.server_doctor import examine
+from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.vector import digest
 from edgewise.drivers.fleet import backup, blob_places, mailboxes, served
 from edgewise.drivers.fleet.mailboxes import EVERYBODY
+from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import certificates
 from edgewise.drivers.http.cohort import HttpCohort
+from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage import object_store, store_place
 from edgewise.drivers.storage.object_store import ObjectStore
 from edgewise.drivers.storage.store_place import Place
@@ -419,3 +423,24 @@ def test_a_run_waits_for_its_store_and_goes_on(tmp_path: Path) -> None:
         assert found.state == served.FINISHED, found.why
         assert waited
         assert "Look at the object store; the run then goes on by itself." in waited[0]
+
+
+@pytest.mark.slow
+def test_servers_of_one_database_hand_out_what_any_of_them_published(tmp_path: Path) -> None:
+    """The second one hands out the first one's blobs, and its sweep spares what the first one is about to name."""
+    url, place = databases.new_url(), new_place()
+    with (
+        HttpServer(tmp_path / "server", database=url, blobs=place, limits=UNLIMITED) as first,
+        HttpServer(tmp_path / "server", database=url, blobs=place, limits=UNLIMITED) as second,
+    ):
+        token = first.token(Grant("device", approved=True))
+        with Link.join(second.url, token, tmp_path / "home", patience_s=10.0) as device_link:
+            name = first.service.blobs.put(BLOB)
+            first.service.database.write(lambda c: mailboxes.publish(c, EVERYBODY, {name: len(BLOB)}))
+            assert device_link.download(name, tmp_path / "got", len(BLOB)).read_bytes() == BLOB
+        with first.service.blobs.kept() as put:
+            young = put(b"named in a moment")
+            second.service.sweep_blobs()
+        assert second.service.blobs.get(young) == b"named in a moment"
+        assert second.service.blobs.get(name) == BLOB
+    assert folder_blobs(tmp_path / "server") == []
