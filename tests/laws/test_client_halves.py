@@ -205,6 +205,27 @@ def test_corrected_devices_end_at_the_minimum_of_the_mean_loss_and_averaging_doe
     assert off["feddyn"] < off["fedavg"] / 2
 
 
+def fixed_point(kind: str, lr: float) -> np.ndarray:
+    """Solve for the model that a round of all devices leaves as it is.
+
+    k plain steps move a device by (1 - (1 - lr a)^k) (b - w). FedNova divides that by k.
+    """
+    k = np.array(STEPS)[:, None]
+    pulls = (1 - (1 - lr * CURVES) ** k) / (k if kind == "fednova" else 1)
+    return (pulls * MINIMA).sum(axis=0) / pulls.sum(axis=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "off"), [("fedavg", 0.513), ("fednova", 0.155)])
+def test_with_unequal_steps_averaging_ends_far_from_the_minimum_of_the_mean_loss(kind: str, off: float) -> None:
+    """Averaging weighs each loss by its device's steps. FedNova keeps a rest that goes to 0 with the rate."""
+    plan = plan_of(kind, changes={**UNEVEN, "round.rounds": 60})
+    end = Federation(plan, STEPS).played(((0, 1, 2, 3),) * 60).server.params
+    np.testing.assert_allclose(end, fixed_point(kind, LR), atol=1e-4)
+    best = (CURVES * MINIMA).sum(axis=0) / CURVES.sum(axis=0)
+    assert np.abs(end - best).max() == pytest.approx(off, abs=1e-3)
+
+
 def test_fednova_with_equal_steps_is_fedavg_to_the_bit() -> None:
     nova = Federation(plan_of("fednova", changes=UNEVEN)).played(SOME).server.params
     assert nova.tobytes() == Federation(plan_of("fedavg", changes=UNEVEN)).played(SOME).server.params.tobytes()
