@@ -36,8 +36,8 @@ import numpy as np
 from edgewise.apps.simulate import simulation
 from edgewise.codecs.wire import pack
 from edgewise.core import events
+from edgewise.core.decoding import undo
 from edgewise.core.factors import factor
-from edgewise.core.pipeline import undo
 from edgewise.core.stage import WEIGHT
 from edgewise.core.vector import Spec, Vector, unpack
 from edgewise.engine.aggregation import PlainAggregation

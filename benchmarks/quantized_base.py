@@ -133,7 +133,7 @@ def memory(asked: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import LlamaForCausalLM  # noqa: F401
 
-    from edgewise.learn.torch_task import weights_bytes
+    from edgewise.learn.training_costs import weights_bytes
 
     process = psutil.Process()
     baseline, highest = process.memory_full_info().uss, 0

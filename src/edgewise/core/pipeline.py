@@ -11,21 +11,20 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import isfinite, sqrt
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.core.errors import CompositionError, DecodeError, RecipeError, TrainingError
+from edgewise.core.decoding import of_kind, undo
+from edgewise.core.enforced_bounds import enforce_bounds
+from edgewise.core.errors import CompositionError, TrainingError
 from edgewise.core.keys import Key, Turn, derive
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
-from edgewise.core.space import SLACK, Space, Total
-from edgewise.core.stage import BELOW, WEIGHT, Aggregate, Combine, Head, Merge, Post, Stage, Sum, placed
+from edgewise.core.space import Space, Total
+from edgewise.core.stage import WEIGHT, Aggregate, Combine, Head, Merge, Post, Stage, Sum, placed
 from edgewise.core.vector import Vector, finite
-
-T = TypeVar("T")
 
 PIECE = 1 << 16  # Coordinates decoded at a time while they are added: 256 KiB of float32 fit a second-level cache.
 
@@ -103,8 +102,8 @@ class Pipeline:
         payload, after = Payload(x, np.clip(values, 0.0, self.spaces[0].head_bound), count=count), Memory()
         for i, (stage, space) in enumerate(zip(self.stages, self.spaces, strict=False)):
             result = stage.encode(payload, memory.child("stage", i), space, placed(turn, self.stages, i))
-            payload, new = _of_kind(tuple, result, f"{stage.name}: encode")
-            payload = _of_kind(Payload, payload, f"{stage.name}: encode")
+            payload, new = of_kind(tuple, result, f"{stage.name}: encode")
+            payload = of_kind(Payload, payload, f"{stage.name}: encode")
             after = after.put("stage", i, new)
         return payload, after
 
@@ -167,7 +166,7 @@ class Pipeline:
                 self.merge.stream(total.acc, lambda: self._decoded_pieces(payload, turn), self.merged), total.n + 1
             )
         item = undo(self.stages, self.spaces, payload, turn, self.level)
-        self._enforce_bounds(item)
+        enforce_bounds(item, self.encoded, self.released_head)
         return Sum(self.merge.add(total.acc, item, self.merged), total.n + 1)
 
     @cached_property
@@ -184,28 +183,8 @@ class Pipeline:
             scales = None if payload.scales is None else payload.scales[first : first + count]
             part = Payload(payload.body[start : start + size], payload.head, None, scales, payload.count)
             item = undo(self.stages, self.spaces, part, turn, self.level)
-            square = self._enforce_bounds(item, square)
+            square = enforce_bounds(item, self.encoded, self.released_head, square)
             yield item
-
-    def _enforce_bounds(self, item: Payload, square: float = 0.0) -> float:
-        """Refuse a contribution that exceeds the bounds. Return the squared norm of all pieces so far.
-
-        ``square`` is the squared norm of the earlier pieces.
-        """
-        bounds, slack = self.encoded, 1.0 + SLACK
-        if isfinite(bounds.l2):
-            square += float(np.square(item.body, dtype=np.float64).sum())
-            if not sqrt(square) <= bounds.l2 * slack:
-                raise DecodeError("E-RANGE", f"an update is longer than its bound of {bounds.l2:g}.")
-        if isfinite(bounds.peak) and item.body.size and float(np.abs(item.body).max()) > bounds.peak * slack:
-            raise DecodeError("E-RANGE", f"a coordinate is above its bound of {bounds.peak:g}.")
-        decoded = dict(zip(self.released_head, item.head.tolist(), strict=True))
-        head = {name: decoded[name] for name in bounds.head}  # Noise is on the others, so nothing bounds them.
-        weight = head.pop(WEIGHT, 1.0)
-        head.pop(BELOW, None)  # Its norm bounds it already (``codecs.wire.pack``).
-        if not (0.0 <= weight <= 1.0 and all(0.0 <= v <= bounds.head_bound * weight * slack for v in head.values())):
-            raise DecodeError("E-RANGE", "a weight or a metric is outside its bounds.")
-        return square
 
     def release(self, total: Sum, turn: Turn, entropy: Key, memory: Memory) -> tuple[Aggregate, Memory]:
         """Compute the aggregate of a round from its total.
@@ -301,28 +280,6 @@ def _released_head(spaces: Sequence[Space]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for space in spaces for name in space.head))
 
 
-def undo(stages: Sequence[Stage], spaces: Sequence[Space], payload: Payload, turn: Turn, level: int = 0) -> Payload:
-    """Decode ``stages[level:]`` in reverse order. ``spaces[i]`` is before stage i. The result may be sparse."""
-    for i in range(len(stages) - 1, level - 1, -1):
-        stage, space = stages[i], spaces[i]
-        if not stage.takes_support and payload.support is not None and not spaces[i + 1].sparse:
-            payload = payload.dense(spaces[i + 1].dim)
-        result = stage.decode(payload, space, placed(turn, stages, i))
-        payload = _of_kind(Payload, result, f"{stage.name}: decode")
-    return payload
-
-
-def _of_kind(kind: type[T], given: object, who: str) -> T:
-    """Check the type of a value that a part returned. The part may be an extension's.
-
-    Raises:
-        RecipeError: E-EXTENSION for a value of another type.
-    """
-    if not isinstance(given, kind):
-        raise RecipeError("E-EXTENSION", f"{who} returned {type(given).__name__}, needs {kind.__name__}.")
-    return given
-
-
 def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequence[Post] = ()) -> Pipeline:
     """Type-check ``stages``, ``merge`` and ``posts`` by folding the start space through them.
 
@@ -337,7 +294,7 @@ def pipeline(start: Space, stages: Sequence[Stage], merge: Merge, posts: Sequenc
     """
     spaces = [start]
     for stage in stages:
-        spaces.append(_of_kind(Space, stage.infer(spaces[-1]), f"{stage.name}: infer"))
+        spaces.append(of_kind(Space, stage.infer(spaces[-1]), f"{stage.name}: infer"))
     if sum(stage.server is not None for stage in stages) > 1:
         names = " and ".join(stage.name for stage in stages if stage.server is not None)
         raise CompositionError(

@@ -22,10 +22,11 @@ from numpy.typing import NDArray
 
 from edgewise.codecs.wire import pack
 from edgewise.core import frame, vector
+from edgewise.core.decoding import undo
 from edgewise.core.errors import DecodeError, TrainingError
 from edgewise.core.keys import KEY_BYTES, Turn
 from edgewise.core.memory import Memory
-from edgewise.core.pipeline import Pipeline, undo
+from edgewise.core.pipeline import Pipeline
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Vector
 from edgewise.engine.checkpoint import Change, Checkpoint, DeltaBlob, Downlink, Standing

@@ -32,7 +32,7 @@ from edgewise.engine.round_states import (
     RoundPolicy,
 )
 from edgewise.engine.rung_groups import deal, sort
-from edgewise.secagg import events, server
+from edgewise.secagg import events, server, server_states
 from edgewise.secagg.recovery import NAMED
 
 DROPPED = "dropped"  # reason of a device that sent nothing more
@@ -44,7 +44,7 @@ def begin(
     collected: Closed,
     policy: RoundPolicy,
     masks: Masks,
-    keys: server.Advertising,
+    keys: server_states.Advertising,
     counted: Mapping[DeviceId, int | None],
     at_s: float,
 ) -> Out:
@@ -128,9 +128,9 @@ def _stepped_session(
         else:
             letters.append(Letter(effect.device, effect.raw, group.rung))
     match group.state, after:
-        case server.Masking(), server.Signing():
+        case server_states.Masking(), server_states.Signing():
             letters.insert(0, Pin(number, after.survivors))
-        case server.Signing(), server.Unmasking() if not state.charged:
+        case server_states.Signing(), server_states.Unmasking() if not state.charged:
             letters.insert(0, Charge())  # The letters after it ask for the shares that open the first sum.
             state = replace(state, charged=True)
     until_s = group.until_s if type(after) is type(group.state) else at_s + state.masks.deadline_s
@@ -152,8 +152,8 @@ def _end_if_sessions_ended(state: Exchanging, effects: tuple[Effect, ...]) -> Ou
     """
     if any(group.open for group in state.groups):
         return state, effects
-    released = tuple((g.rung, g.state) for g in state.groups if isinstance(g.state, server.Released))
-    failed = [group.state.code for group in state.groups if isinstance(group.state, server.Aborted)]
+    released = tuple((g.rung, g.state) for g in state.groups if isinstance(g.state, server_states.Released))
+    failed = [group.state.code for group in state.groups if isinstance(group.state, server_states.Aborted)]
     survivors = tuple(device for _, opened in released for device in opened.survivors)
     met = len(released) >= state.masks.least and len(survivors) >= state.policy.minimum
     if not met:
@@ -182,6 +182,6 @@ def _fault_codes(state: Exchanging, met: bool) -> dict[DeviceId, str]:
             faults[device] = code
     if met:
         for device, number in state.member.items():
-            if isinstance(aborted := state.groups[number].state, server.Aborted):
+            if isinstance(aborted := state.groups[number].state, server_states.Aborted):
                 faults.setdefault(device, aborted.code)
     return faults

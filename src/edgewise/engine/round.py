@@ -56,7 +56,7 @@ from edgewise.engine.round_states import (
     Usable,
     Useless,
 )
-from edgewise.secagg import server
+from edgewise.secagg import server, server_states
 from edgewise.secagg.events import Received, Refused
 
 LATE, DROPPED = "late", exchange.DROPPED
@@ -179,7 +179,7 @@ def _collect_event(state: Collecting, event: Answered | Usable | Useless | Gone)
                 if isinstance(effect, Refused):
                     reason = "the device's keys cannot be used."
                     return _collect_event(state, Useless(device, round, effect.code, reason, at_s))
-            assert isinstance(keys, server.Advertising)
+            assert isinstance(keys, server_states.Advertising)
             return _count_contribution(replace(state, keys=keys), device, message.rung, at_s)
         case Usable(device, _, rung):
             return _count_contribution(state, device, rung, state.policy.deadline_at_s)

@@ -24,7 +24,7 @@ from edgewise.engine.ports import Began, Trust
 from edgewise.engine.round_states import Masks, Protocol, RoundPolicy, TwoServers
 from edgewise.plan.plan import Plan
 from edgewise.privacy.adaptive import CLIP
-from edgewise.secagg import server
+from edgewise.secagg import server_states
 from edgewise.secagg.params import Params
 
 
@@ -120,7 +120,7 @@ def decide(
         if hides.interactive:
             rungs = tuple(plan.secagg(number, rung) for rung in range(len(plan.rung_pipelines)))
             protocol = Masks(
-                session=server.Session(secagg, session, trust.registry),
+                session=server_states.Session(secagg, session, trust.registry),
                 rungs=rungs,
                 sizes=plan.sizes if rungs else (),
                 groups=plan.most_rung_groups if rungs else hides.groups,

@@ -9,7 +9,7 @@ from edgewise.core.append_map import AppendMap
 from edgewise.core.frame import Contribution, Step
 from edgewise.core.keys import Key
 from edgewise.core.training import DeviceId
-from edgewise.secagg import server
+from edgewise.secagg import server_states
 from edgewise.secagg.params import Params
 
 
@@ -37,7 +37,7 @@ class Masks:
         dealing: decides the groups. No device can know it before it has sent its keys.
     """
 
-    session: server.Session
+    session: server_states.Session
     rungs: tuple[Params, ...]
     sizes: tuple[float, ...]
     groups: int
@@ -72,7 +72,7 @@ class Collecting:
     counted: AppendMap[DeviceId, int | None] = field(default_factory=AppendMap)
     reported: AppendMap[DeviceId, str] = field(default_factory=AppendMap)
     returned: int = 0
-    keys: server.Advertising | None = None
+    keys: server_states.Advertising | None = None
 
     @property
     def accepted(self) -> tuple[DeviceId, ...]:
@@ -111,7 +111,7 @@ class Closed:
     late: tuple[DeviceId, ...]
     flagged: tuple[tuple[DeviceId, str], ...] = ()
     code: str | None = None
-    released: tuple[tuple[int | None, server.Released], ...] = field(default=(), repr=False)
+    released: tuple[tuple[int | None, server_states.Released], ...] = field(default=(), repr=False)
     rungs: Mapping[DeviceId, int | None] = field(default_factory=dict)
 
 
@@ -126,14 +126,14 @@ class Opening:
 class Group:
     """One masked session of a round: its state, its rung, and the deadline of its present step."""
 
-    state: server.State
+    state: server_states.State
     rung: int | None
     until_s: float
 
     @property
     def open(self) -> bool:
         """Tell whether the session goes on."""
-        return not isinstance(self.state, server.Released | server.Aborted)
+        return not isinstance(self.state, server_states.Released | server_states.Aborted)
 
 
 @dataclass(frozen=True, slots=True)

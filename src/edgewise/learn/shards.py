@@ -7,14 +7,16 @@ for micro_batches in shard.batches(steps=10, training=recipe.training, key=key):
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from edgewise.core.errors import DataError
 from edgewise.core.keys import Key, generator
+from edgewise.core.training import POOLED, DeviceId
 from edgewise.core.vector import Array
 from edgewise.learn.train import Batch
 from edgewise.plan.recipe.sections import TrainingSection
@@ -102,3 +104,17 @@ class TensorShard:
         """See ``Shard``."""
         if self._held:
             yield self._held
+
+
+def by_device(shards: Mapping[DeviceId, Shard]) -> Callable[[DeviceId], Shard]:
+    """Make a function that returns the shard of a device. It raises DataError(E-DEVICE-DATA) where there is none."""
+
+    def shard(device: DeviceId) -> Shard:
+        if device in shards:
+            return shards[device]
+        if device == POOLED:
+            fix = f"add a shard of all devices' examples as shards[{POOLED!r}], or set compare.centralised = false."
+            raise DataError("E-DEVICE-DATA", "there is no shard with all training data together.", fix)
+        raise DataError("E-DEVICE-DATA", f"there is no device {device!r:.60}.")
+
+    return shard

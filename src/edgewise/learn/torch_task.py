@@ -8,7 +8,6 @@ The text trainer is a ``TorchTrainer`` (``learn.text.trainer``).
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,7 +17,6 @@ import torch
 from torch import nn
 
 from edgewise.core.errors import DataError, StoreError, TrainingError
-from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key, derive
 from edgewise.core.training import (
     POOLED,
@@ -28,11 +26,8 @@ from edgewise.core.training import (
     Note,
     StepNoise,
     Update,
-    as_initial,
-    as_update,
 )
 from edgewise.core.vector import Spec, Vector
-from edgewise.engine.trainer import Trainer
 from edgewise.learn import dp_sgd
 from edgewise.learn.batched import DeviceBuffers, Passes, fit_many
 from edgewise.learn.computing import LESS_MEMORY, computing
@@ -42,8 +37,9 @@ from edgewise.learn.hardware import CPU, moved
 from edgewise.learn.models import quantized
 from edgewise.learn.own_work import OwnWork
 from edgewise.learn.probe import probe
-from edgewise.learn.shards import Shard
+from edgewise.learn.shards import Shard, by_device
 from edgewise.learn.train import Batch, Fitted, Loss, Optimizer, fit
+from edgewise.learn.training_costs import measured_step_s, weights_bytes
 from edgewise.plan.recipe.sections import TrainingSection
 
 LOG = logging.getLogger("edgewise")
@@ -90,7 +86,7 @@ class TorchTrainer:
         if processor.type != "cpu":
             model.to(processor)
             self.flat.move(processor)
-        self._shard = shards if callable(shards) else _of(shards)
+        self._shard = shards if callable(shards) else by_device(shards)
         self._devices = tuple(sorted({*(devices or shards)} - {POOLED}))  # type: ignore[misc]
         self._optimizer, self._arithmetic = Optimizer(training, self.flat, arithmetic), arithmetic
         self._initial = self.flat.read()
@@ -355,45 +351,3 @@ class TorchTrainer:
 
 def _update(fitted: Fitted, count: float) -> Update:
     return Update(fitted.x, {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}, count)
-
-
-def weights_bytes(model: nn.Module) -> int:
-    """Return the bytes of all parameters, and of the scales of quantized ones. Shared ones count once."""
-    codes = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
-    return sum(codes.values()) + quantized.scale_bytes(model)
-
-
-def measured_step_s(trainer: Trainer, lr: float) -> float:
-    """Measure the seconds of one step on the first device that can train. 0.0 where none can.
-
-    It times the second of two steps, so that caches are warm.
-    """
-    who = type(trainer).__name__
-    for device in trainer.devices():
-        took = 0.0
-        for _ in range(2):
-            start_D = as_initial(trainer.initial(), trainer.spec.dim, who)
-            request = FitRequest(device, 0, start_D, LocalRule(steps=1, lr=lr), bytes(32), bytes(32))
-            start = time.perf_counter()
-            try:
-                update = as_update(trainer.fit(request), trainer.spec.dim, who)
-            except DataError:
-                break
-            if not update.count:  # With example-level noise a device without text takes its steps all the same.
-                break
-            took = time.perf_counter() - start
-        if took:
-            return took
-    return 0.0
-
-
-def _of(shards: Mapping[DeviceId, Shard]) -> Callable[[DeviceId], Shard]:
-    def shard(device: DeviceId) -> Shard:
-        if device in shards:
-            return shards[device]
-        if device == POOLED:
-            fix = f"add a shard of all devices' examples as shards[{POOLED!r}], or set compare.centralised = false."
-            raise DataError("E-DEVICE-DATA", "there is no shard with all training data together.", fix)
-        raise DataError("E-DEVICE-DATA", f"there is no device {device!r:.60}.")
-
-    return shard

@@ -23,8 +23,8 @@ from edgewise.engine.trainer import Registered
 from edgewise.learn.computing import computing
 from edgewise.learn.directions import Seeds, expand, move, seeds_of
 from edgewise.learn.flat import Flat
-from edgewise.learn.torch_task import measured_step_s, weights_bytes
 from edgewise.learn.train import LOWER, Batch, Fitted, Loss, dealt, mean_loss, quarters
+from edgewise.learn.training_costs import measured_step_s, weights_bytes
 from edgewise.strategies.base import Directions
 
 

@@ -34,9 +34,10 @@ from edgewise.apps.audit.trial_plans import (
     those,
 )
 from edgewise.core import keys
+from edgewise.core.decoding import undo
 from edgewise.core.keys import Turn, derive
 from edgewise.core.payload import Payload
-from edgewise.core.pipeline import Pipeline, undo
+from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Adjacency
 from edgewise.core.vector import Vector
 from edgewise.drivers.simulation.keys import simulated_entropy, simulated_root, simulated_secrets

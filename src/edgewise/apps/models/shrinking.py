@@ -30,7 +30,7 @@ from edgewise.learn.models.load import Loaded, load
 from edgewise.learn.models.smaller_layers import FactoredLinear
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
-from edgewise.learn.torch_task import weights_bytes
+from edgewise.learn.training_costs import weights_bytes
 from edgewise.plan.recipe.whole_text import whole_text
 
 WAYS = {

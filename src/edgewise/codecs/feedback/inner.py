@@ -8,11 +8,11 @@ from math import inf
 
 from edgewise.codecs.feedback.residual import Mixed
 from edgewise.core import require
+from edgewise.core.decoding import undo
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
-from edgewise.core.pipeline import undo
 from edgewise.core.space import Space
 from edgewise.core.stage import ServerHalf, Stage, placed
 

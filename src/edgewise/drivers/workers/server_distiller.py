@@ -87,10 +87,10 @@ class ServerDistiller:
         from edgewise.learn.computing import computing
         from edgewise.learn.flat import Flat
         from edgewise.learn.models.load import load
-        from edgewise.learn.text import trainer
+        from edgewise.learn.text.prepared import prepare
 
         started, section = time.perf_counter(), self._recipe.distill
-        made = trainer.model(self._recipe, self._recipe_dir, self._store.out / "cache")
+        made = prepare(self._recipe, self._recipe_dir, self._store.out / "cache")
         teacher = load(section.teacher, self._place)
         model, flat = made.loaded.model, made.flat
         if made.processor.type != "cpu":

@@ -9,7 +9,7 @@ from typing import Any
 from edgewise.core.vector import Spec, Vector
 from edgewise.learn.models.hub import weights
 from edgewise.learn.models.quantized import count, user_cache
-from edgewise.learn.text import trainer
+from edgewise.learn.text.prepared import prepare
 from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.recipe import Recipe
@@ -38,7 +38,7 @@ class Untrained:
 def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
     """Load the recipe's model. Raises ModelError as ``learn.text.trainer.make``."""
     on_cpu = recipe.model_copy(update={"engine": EngineSection(device="cpu")})  # Nothing is computed here.
-    prepared = trainer.model(on_cpu, recipe_dir, user_cache())
+    prepared = prepare(on_cpu, recipe_dir, user_cache())
     loaded, flat = prepared.loaded, prepared.flat
     facts = {
         "model": loaded.name,

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -24,32 +24,20 @@ from edgewise.core.vector import Vector
 from edgewise.learn.batched import OnePass
 from edgewise.learn.computing import computing
 from edgewise.learn.contrast import lacks_representation, loss_for
-from edgewise.learn.flat import Flat
-from edgewise.learn.hardware import autocast_dtype, chosen
 from edgewise.learn.models import quantized
-from edgewise.learn.models.adapters import trainable, without_adapter
+from edgewise.learn.models.adapters import without_adapter
 from edgewise.learn.models.architecture import shares, sizes, unread
 from edgewise.learn.models.fingerprint import frozen_digest
-from edgewise.learn.models.load import (
-    Loaded,
-    TextLoss,
-    checkpoint,
-    checkpointing,
-    float32_attention,
-    load,
-    located,
-    stored_parameters,
-)
-from edgewise.learn.models.local_head import LocalHead, with_local_head
+from edgewise.learn.models.load import TextLoss, checkpointing
 from edgewise.learn.models.memory import evaluated_at_once, forecast, forward_bytes_per_token
-from edgewise.learn.models.memory_picks import MemoryPick, MemoryPicks, with_choice
-from edgewise.learn.models.suited import check
+from edgewise.learn.models.memory_picks import MemoryPick, with_choice
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text import openings
 from edgewise.learn.text.blocks import BlockStore
 from edgewise.learn.text.corpus import Corpus
 from edgewise.learn.text.counts import Counts
 from edgewise.learn.text.marks import unmarked
+from edgewise.learn.text.prepared import Prepared, prepare
 from edgewise.learn.text.reading import MOST_DEVICES, reading
 from edgewise.learn.text.shards import PooledShard, TextShard
 from edgewise.learn.torch_task import TorchTrainer
@@ -59,17 +47,6 @@ from edgewise.plan.recipe.sections import TrainingSection
 
 OPEN_DEVICES = 256  # The blocks of so many devices stay open as memory maps.
 SAMPLED_DEVICES, SAMPLED_BLOCKS = 16, 32  # Devices, and blocks of each, that estimate the bytes of a token.
-
-
-class Prepared(NamedTuple):
-    """A loaded model, its trained parameters, the processor and arithmetic, and the settings of devices with limits."""
-
-    loaded: Loaded
-    flat: Flat
-    arithmetic: torch.dtype
-    processor: torch.device
-    picks: MemoryPicks
-    local_head: LocalHead | None = None
 
 
 def make(
@@ -98,43 +75,9 @@ def make(
     corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"), lenient=records)
     if device is not None:
         corpus = corpus.of(device)
-    prepared = model(recipe, recipe_dir, copies or cache_dir, worker, corpus.devices if recipe.engine.limits else ())
+    prepared = prepare(recipe, recipe_dir, copies or cache_dir, worker, corpus.devices if recipe.engine.limits else ())
     store = BlockStore(corpus, prepared.loaded.tokens, recipe.data, cache_dir, apart=records)
     return TextTrainer(recipe, prepared, corpus, store)
-
-
-def model(
-    recipe: Recipe, recipe_dir: Path, copies: Path | None = None, worker: int = 0, limited: Sequence[DeviceId] = ()
-) -> Prepared:
-    """Load the recipe's model, with its adapters, and lay out the trained parameters. Raises as ``make``.
-
-    The model is on the CPU. Its trainer moves it.
-
-    Args:
-        copies: folder for a quantized copy of the base. None keeps none.
-        limited: devices whose limits of memory decide settings. A base that none reads in float32 is in bfloat16.
-    """
-    processor = chosen(recipe.engine.device, worker)
-    folder = located(recipe.model.base, recipe_dir)[0]
-    arithmetic = autocast_dtype(recipe.model.precision, stored_parameters(folder), processor)
-    picks = MemoryPicks(limited, recipe, folder, arithmetic)
-    if arithmetic not in picks.arithmetics:
-        (arithmetic,) = picks.arithmetics
-    lora = recipe.trainable.keeps_base  # A base that stays as it is can be read in 16 bits at once.
-    dtype = arithmetic if lora else torch.float32
-    loaded = load(recipe.model.base, recipe_dir, dtype, recipe.model.quantize, copies)
-    check(loaded, recipe)
-    if torch.bfloat16 in {arithmetic, *picks.arithmetics} and processor.type == "cpu":
-        float32_attention(loaded.model)
-    if recipe.training.checkpointing:
-        checkpoint(loaded.model, loaded.name)
-    key, own = derive(root(recipe.seed), "model"), recipe.personal.own_adapter
-    made, flat = trainable(loaded.model, recipe.trainable, key, arithmetic, own)
-    local_head = None
-    if recipe.split.local:
-        local_head, flat = with_local_head(made, flat)
-        local_head.to(processor)
-    return Prepared(loaded._replace(model=made), flat, arithmetic, processor, picks, local_head)
 
 
 class TextTrainer(TorchTrainer):

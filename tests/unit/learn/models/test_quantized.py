@@ -21,7 +21,7 @@ from edgewise.learn.models.adapters import trainable
 from edgewise.learn.models.architecture import logits, probe_ids
 from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.models.load import TextLoss, load
-from edgewise.learn.torch_task import weights_bytes
+from edgewise.learn.training_costs import weights_bytes
 from edgewise.plan.recipe.recipe import TrainableSection, from_plain
 
 # Found, not imported: that takes 4 s in each process that collects the tests.
