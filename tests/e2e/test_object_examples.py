@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import nbclient
+import nbformat
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -32,22 +33,27 @@ def test_an_example_runs(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "run.db").is_file()
 
 
-def test_the_notebook_runs(tmp_path: Path) -> None:
-    """By nbclient where a kernel is installed, else its cells in order in one namespace."""
-    path = EXAMPLES / "own_data.ipynb"
-    try:
-        import nbclient
-        import nbformat
-        from ipykernel import kernelspec  # noqa: F401 (nbclient starts one)
-    except ImportError:
-        cells = [c["source"] for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
-        script = "\n".join("".join(lines) for lines in cells)
-        done = subprocess.run(
-            [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, **QUICK}, capture_output=True, text=True,
-            timeout=500,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-3000:]
-    else:
-        notebook = nbformat.read(path, as_version=4)
-        nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel executes it. Tables are shown, progress is written, and the run's folder can be replaced."""
+    for name, value in QUICK.items():
+        monkeypatch.setenv(name, value)
+    notebook = nbformat.read(EXAMPLES / "own_data.ipynb", as_version=4)
+    again = 'fed.run("notebook-run", overwrite=True, progress=False).summary["rounds"]["played"]'
+    notebook.cells += [nbformat.v4.new_code_cell(source) for source in ("run.rounds.to_pandas()", again)]
+    nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    cells = {cell.source.splitlines()[-1]: cell.outputs for cell in notebook.cells if cell.cell_type == "code"}
+
+    def shown(source: str, kind: str = "text/html") -> str:
+        (result,) = [found for found in cells[source] if found.output_type == "execute_result"]
+        return str(result.data[kind])
+
+    (page,) = cells["fed.check(fast=True)"]  # One output: the page in one piece.
+    assert "the update pipeline" in page.data["text/html"]
+    progress = "".join(found.text for found in cells["run"] if found.get("name") == "stderr")
+    assert "round 2/2  3/3 answered" in progress
+    assert "2 of 2 rounds" in shown("run")
+    assert shown("run", "text/plain").startswith("Run('notebook-run', ")
+    assert "<caption>2 rounds" in shown("run.rounds")
+    assert "<table" in shown("run.rounds.to_pandas()")
+    assert (shown(again, "text/plain"), [o.output_type for o in cells[again]]) == ("2", ["execute_result"])
     assert (tmp_path / "notebook-run" / "report.html").is_file()

@@ -59,7 +59,6 @@ def test_a_tracker_that_is_missing_says_so(package: str, make: Any, monkeypatch:
 
 
 def test_tensorboard_has_the_figures_of_the_rounds(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     recipe = tmp_path / "toy.toml"
