@@ -9,20 +9,20 @@ from edgewise.core.space import Kind, Space
 
 
 def positive(what: str, value: float, high: float = inf) -> None:
-    """Raise RecipeError(E-VALUE) unless ``0 < value <= high`` and value is finite (NaN is refused)."""
+    """Refuse an argument by RecipeError(E-VALUE) unless ``0 < value <= high`` and it is finite (NaN is refused)."""
     if not (0.0 < value <= high and value < inf):
         limit = f"above 0 and at most {high:g}" if high < inf else "above 0 and finite"
         raise RecipeError("E-VALUE", f"{what} is {value!r}, must be {limit}.", "choose a value in that range.")
 
 
 def between(what: str, value: float, low: float, high: float) -> None:
-    """Raise RecipeError(E-VALUE) unless ``low <= value <= high`` (NaN is refused)."""
+    """Refuse an argument by RecipeError(E-VALUE) unless ``low <= value <= high`` (NaN is refused)."""
     if not low <= value <= high:
         raise RecipeError("E-VALUE", f"{what} is {value!r}, must be {low:g} to {high:g}.", "choose a value in it.")
 
 
 def still(space: Space, who: str, why: str, fix: str) -> None:
-    """Raise CompositionError(E-ORDER) if the positions before ``who`` change every round.
+    """Refuse a chain by CompositionError(E-ORDER) if the positions before ``who`` change every round.
 
     ``who`` keeps memory per position. ``why`` says what would go wrong, and follows the word "so".
     """
@@ -31,7 +31,7 @@ def still(space: Space, who: str, why: str, fix: str) -> None:
 
 
 def contracting(space: Space, who: str) -> None:
-    """Raise CompositionError(E-COMBO) if the memory of ``who`` would grow from round to round.
+    """Refuse a chain by CompositionError(E-COMBO) if the memory of ``who`` would grow from round to round.
 
     The memory takes in the error of the quantizer every round. It grows if that error is larger than the encoded vector
     (``Space.quantized``).
@@ -46,7 +46,7 @@ def contracting(space: Space, who: str) -> None:
 
 
 def real(space: Space, who: str) -> None:
-    """Raise CompositionError unless ``who`` gets real numbers, in the same encoding on every device.
+    """Refuse a chain by CompositionError unless ``who`` gets real numbers, in the same encoding on every device.
 
     Raises:
         CompositionError: E-NOT-REAL for a body of integers or residues. E-ORDER behind a ladder.
@@ -64,7 +64,7 @@ def real(space: Space, who: str) -> None:
 
 
 def neighbours_at_zero(space: Space, who: str) -> None:
-    """Raise CompositionError(E-ADJ-MIX) unless a neighbouring device sends zeros and zeros are encoded to zeros.
+    """Refuse a chain by CompositionError(E-ADJ-MIX) unless a neighbour sends zeros and zeros are encoded to zeros.
 
     The privacy accounting of ``who`` measures distances from zero.
     """

@@ -126,7 +126,7 @@ _from_server: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(FromServer)
 
 
 def dump(message: FromDevice | FromServer) -> bytes:
-    """Serialise one message."""
+    """Serialise one message of split learning."""
     return MAGIC + bytes([VERSION]) + _encoder.encode(message)
 
 

@@ -142,7 +142,7 @@ def save(state: State) -> bytes:
 
 
 def restore(raw: bytes) -> State:
-    """Load a state that ``save`` wrote."""
+    """Load a state of a device's machine that ``save`` wrote."""
     return _decoder.decode(raw)
 
 

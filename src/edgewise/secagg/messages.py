@@ -174,7 +174,7 @@ _decoder: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Message)
 
 
 def dump(message: Message) -> bytes:
-    """Serialise one message."""
+    """Serialise one message of secure aggregation."""
     return _encoder.encode(message)
 
 

@@ -63,7 +63,7 @@ def commitment(sid: bytes, device: str, seed: bytes) -> bytes:
 
 
 def mask(seed: bytes, context: bytes, heads: int) -> tuple[Head, prg.Words]:
-    """Expand a seed to its mask.
+    """Expand a seed to its mask of the update.
 
     Args: context: ``Params.bound``, or the session's id with two servers. heads: residues of the head.
     Returns: the mask of the head, which is the first words of a key stream, and the rest of the stream for the body.

@@ -104,7 +104,7 @@ def _privacy_claim(plan: Plan) -> dict[str, Any] | None:
 
 
 def show(console: Any, found: Mapping[str, Any]) -> None:
-    """Print what ``examine`` found."""
+    """Print the result of an audit (``examine``)."""
     from rich import box
     from rich.table import Table
 

@@ -47,7 +47,7 @@ Step = Callable[[str, int, int], None]
 
 
 def text_trainer(recipe: Recipe, recipe_dir: Path, scratch: Path, catalogue: Catalogue) -> TextTrainer:
-    """Make the recipe's own trainer.
+    """Make the recipe's own trainer, which the attacks on text are played against.
 
     Raises RecipeError(E-COMBO) for an extension's trainer, because the attacks need a text model.
     """

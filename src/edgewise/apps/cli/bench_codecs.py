@@ -219,7 +219,7 @@ def _with_progress_bar(rungs: Sequence[tuple[str, Tables]], screen: TextIO | Non
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:
-    """Print what ``examine`` found."""
+    """Print the benchmark of the codecs (``examine``)."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -97,7 +97,7 @@ NAMES = tuple(row.name for row in ROWS)
 
 
 def examine(out: Path, rounds: int, steps: int, names: tuple[str, ...], tell: Tell) -> dict[str, Any]:
-    """Make teacher and student, play the rows, and write ``OUT/edge-llm.json``.
+    """Benchmark the edge workflow: make teacher and student, play the rows, and write ``OUT/edge-llm.json``.
 
     Args:
         rounds: rounds of each run. steps: of the teacher and of the student.
@@ -208,7 +208,7 @@ def _figures(row: Row, s: Mapping[str, Any], baseline: float | None) -> dict[str
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:
-    """Print what ``examine`` found."""
+    """Print the benchmark of the edge workflow (``examine``)."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -56,7 +56,7 @@ def examine(folder: Path) -> list[Check]:
 
 
 def healthy(findings: Iterable[Check]) -> bool:
-    """Tell whether no check is bad."""
+    """Tell whether no check of `edgewise doctor` is bad."""
     return all(f.state != BAD for f in findings)
 
 

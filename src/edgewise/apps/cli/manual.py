@@ -56,7 +56,7 @@ def codes() -> list[str]:
 
 
 def find(asked: str) -> Topic:
-    """Find a topic by its name.
+    """Find a topic of `edgewise explain` by its name.
 
     The name is an error code in any case, with or without ``E-``, or a page, a recipe key, or a glossary word in any
     case, in the plural, with spaces or hyphens.

@@ -176,7 +176,7 @@ def _chosen_column(
 
 
 def write(answers: Answers, found: Look) -> Written:
-    """Write the recipe to a new file.
+    """Write the recipe of `edgewise new` to a new file.
 
     Guarantees: the recipe is valid, its data can be read, and its stages, privacy and cohorts compose for the bundled
         model and the devices of the data.

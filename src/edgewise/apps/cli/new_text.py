@@ -27,7 +27,7 @@ UNIT = {
 
 
 def text(facts: Facts, s: Facts) -> str:
-    """Write the text of a whole recipe.
+    """Write the text of a whole recipe for `edgewise new`.
 
     Args:
         facts: ``name``, ``privacy``, ``unit``, ``data``, ``devices``, ``hints``.

@@ -76,7 +76,7 @@ def bar(share: float) -> Markup:
 
 
 def written(value: float, unit: str) -> str:
-    """Write a value of an axis."""
+    """Write a value of a chart's axis."""
     if unit == "bytes":
         return numbers.size(value) if value else "0"
     return f"{value:,.4g}" if abs(value) < 1e6 else f"{value:,.0f}"

@@ -29,7 +29,7 @@ PAGE = 200  # rows of a list on one page
 
 
 def counts(c: sa.Connection) -> dict[str, dict[str, int]]:
-    """Count members by role and status."""
+    """Count a fleet's members by role and status, for a page."""
     found: dict[str, dict[str, int]] = {}
     columns = (MEMBERS.c.role, MEMBERS.c.status)
     for role, status, n in c.execute(sa.select(*columns, sa.func.count()).group_by(*columns)):

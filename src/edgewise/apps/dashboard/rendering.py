@@ -24,12 +24,12 @@ TYPES = {"svg": "image/svg+xml", "css": "text/css; charset=utf-8", "js": "text/j
 
 
 def moment(at_s: float | None) -> str:
-    """Write a point in time, in UTC."""
+    """Write a point in time for a page, in UTC."""
     return numbers.NOTHING if not at_s else time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(at_s))
 
 
 def ago(seconds: float | None) -> str:
-    """Write how long ago something was."""
+    """Write for a page how long ago something was."""
     if seconds is None:
         return "not since the server started"
     for unit, size in (("d", 86400.0), ("h", 3600.0), ("min", 60.0)):
@@ -39,7 +39,7 @@ def ago(seconds: float | None) -> str:
 
 
 def plain(value: object) -> str:
-    """Write a recipe's value."""
+    """Write a recipe's value for a page."""
     return numbers.NOTHING if value is None else value if isinstance(value, str) else json.dumps(value)
 
 
@@ -67,7 +67,7 @@ def environment() -> Environment:
 
 
 def html(template: str, data: Mapping[str, Any]) -> str:
-    """Render a template."""
+    """Render the template of a page."""
     return environment().get_template(template).render(**data)
 
 

@@ -90,7 +90,7 @@ def _remove(path: Path) -> bool:
 
 
 def words(done: dict[str, Any], home: Path) -> list[str]:
-    """Describe the result for a screen."""
+    """Describe the result of leaving a server, for a screen."""
     sentence = "the server has revoked this device" if done["told"] else "the server was not told, and still lists it"
     out = [f"left: {sentence}", f"  removed  {len(done['removed'])} of its files and folders: key, state, models"]
     ours = {str(home / name) for name in (policy.FILE, *RECORDS)}

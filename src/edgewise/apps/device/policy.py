@@ -244,7 +244,7 @@ class Policy(Section):
 
 
 def load(home: Path) -> Policy:
-    """Read the policy of a home folder.
+    """Read the device owner's policy from a home folder.
 
     Raises:
         RecipeError: E-RECIPE-READ without a policy. E-RECIPE-SYNTAX, E-KEY, E-TYPE, E-VALUE, E-MISSING and E-COMBO as

@@ -42,7 +42,7 @@ def found(home: Path, now_s: float) -> dict[str, Any]:
 
 
 def lines(status: Mapping[str, Any]) -> list[str]:
-    """Write the status for a screen."""
+    """Write the device's status for a screen."""
     left, why = status["left"], f": {status['why']}" if status["why"] else ""
     since = f"  since {moment(status['since_s'])}" if status["since_s"] is not None else ""
     out = [f"device   {status['device']}  of {status['server']}", f"now      {status['state']}{why}{since}"]

@@ -67,7 +67,7 @@ def program() -> tuple[str, ...]:
 
 
 def text(command: Sequence[str], home: Path, policy: Policy) -> str:
-    """Write the unit for a home folder.
+    """Write the systemd unit of an agent for a home folder.
 
     Raises RecipeError(E-VALUE) for a path that no unit can hold (with a line break).
     """

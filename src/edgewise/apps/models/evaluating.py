@@ -65,7 +65,7 @@ def evaluate(
     wanted: EvaluationRequest,
     step: Callable[[str, int, int], object] = lambda what, done, of: None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Evaluate models on rows.
+    """Evaluate models in use on the rows of a file.
 
     A row of text counts for the perplexity and the bits per byte, a question for ``accuracy`` and ``accuracy_by_byte``,
     and a prompt with text for the generated answers too, which are greedy. Without a device of its own, the model

@@ -57,7 +57,7 @@ class ExportRequest(NamedTuple):
 
 
 def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
-    """Write the model of a run.
+    """Export the model of a run to a folder.
 
     Args:
         run_dir: the folder of a run, or of a server, whose promoted model is then taken.

@@ -81,7 +81,7 @@ class ReleasedModel(NamedTuple):
         raise EdgewiseError(self.code, what, "name its folder with --base FOLDER.")
 
     def refuse_own_models(self, fix: str) -> None:
-        """Raise ``code`` for a model of the user's own code, which edgewise cannot rebuild."""
+        """Refuse a model of the user's own code, which edgewise cannot rebuild, with this ``code``."""
         # The fact "vocabulary" is of the text trainer alone.
         facts = self.facts
         if (facts.get("extensions") or facts.get("objects")) and "vocabulary" not in facts:
@@ -90,7 +90,7 @@ class ReleasedModel(NamedTuple):
 
 
 def of(folder: Path, played: int | None, *, code: str = "E-EXPORT", unfinished: bool = False) -> ReleasedModel:
-    """Find a model.
+    """Find the released model of a run's folder or of a server's folder.
 
     Args:
         folder: the folder of a run, or of a server, whose promoted model is then taken.

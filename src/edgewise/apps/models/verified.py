@@ -62,7 +62,7 @@ def counted(n: int, what: str) -> str:
 
 
 def lines(found: Verified) -> list[str]:
-    """Write a verification in words."""
+    """Write the verification of a run in words."""
     gone = found.rounds - found.released
     replay = f"{found.replayed} of {counted(found.released, 'released total')}, from round {found.first} on"
     out = [f"run {found.run[:12]} of {found.name}: {'verified' if found.ok else 'not verified'}"]

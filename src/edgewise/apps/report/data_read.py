@@ -87,7 +87,7 @@ def prompts_over(r: Reading) -> str:
 
 
 def held_out(r: Reading) -> str:
-    """State the rule of the hold-out."""
+    """State in a report which data is held out."""
     share = f"the last {numbers.percent(100 * r['holdout'], signed=False)}"
     order = f" by `{r['time']}`" if r["time"] else ""
     if r["rows"]:

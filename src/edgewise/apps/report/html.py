@@ -37,7 +37,7 @@ def row(head: str, cells: Iterable[str], cls: str = "", plain: Sequence[int] = (
 def table(
     heads: Sequence[str], rows: Iterable[str], caption: str = "", plain: Sequence[int] = (), reflow: bool = False
 ) -> str:
-    """Make a table from ``row``s.
+    """Make an HTML table from ``row``s.
 
     Columns are right-aligned, except the first one and those in ``plain`` (counted without the first, as in ``row``).
     A table that is too wide scrolls, with a shadow at its edge. With ``reflow`` every row becomes a list of named

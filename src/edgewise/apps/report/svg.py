@@ -93,7 +93,7 @@ def is_wide(values: Sequence[float]) -> bool:
 
 
 def linear(low: float, high: float, start: float, stop: float) -> Scale:
-    """Map data to pixels."""
+    """Map data to the pixels of a chart."""
     span = (high - low) or 1.0
     return lambda v: start + (v - low) / span * (stop - start)
 

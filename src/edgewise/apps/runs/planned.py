@@ -10,7 +10,7 @@ from edgewise.plan.plan import Plan
 
 
 def planned(plan: Plan) -> dict[str, Any]:
-    """Make the fact ``plan`` of a run."""
+    """Make the fact ``plan`` of a run's record."""
     return {
         "trace": explain.trace(plan),
         "trace_down": explain.trace_down(plan),

@@ -27,7 +27,7 @@ OPERATOR = "tell the operator of the server."
 
 
 def fetch(link: Link, dest: Path) -> dict[str, Any]:
-    """Write the promoted model into a new folder ``dest``. Returns the model's lineage.
+    """Fetch a server's promoted model into a new folder ``dest``. Returns the model's lineage.
 
     Raises:
         TransportError: E-UNKNOWN-ID if no model is promoted. E-BLOB for a blob that does not have its digest or its

@@ -73,7 +73,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Recipe:
-    """Make the recipe that devices get.
+    """Make the recipe that devices get from a submitted one.
 
     Args:
         model: as in a submission.

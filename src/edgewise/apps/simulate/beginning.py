@@ -101,7 +101,7 @@ def no_run(out: Path) -> StoreError:
 
 
 def check_same(known: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Raise StoreError(E-RESUME) if a fact that decides the model has changed since the run began."""
+    """Refuse by StoreError(E-RESUME) to resume a run if a fact that decides the model has changed since it began."""
     then, commit = (str(facts.get("model_commit") or "") for facts in (known, now))
     if then != commit:
         raise StoreError(

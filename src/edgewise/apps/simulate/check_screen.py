@@ -17,7 +17,7 @@ WIDE = 100  # from this screen width on, the numbers of a pipeline stand in colu
 
 
 def show(console: Console, found: Mapping[str, Any], path: str) -> None:
-    """Print the result of ``examine``."""
+    """Print the result of `edgewise check` (``examine``)."""
     from rich.table import Table
     from rich.text import Text
 

@@ -356,5 +356,5 @@ def _support_limit(n: int, universe: int) -> int:
 
 
 def refuse(why: str) -> Never:
-    """Raise DecodeError(E-PAYLOAD) with this reason."""
+    """Refuse a payload: raise DecodeError(E-PAYLOAD) with this reason."""
     raise DecodeError("E-PAYLOAD", f"not a valid payload: {why}.")

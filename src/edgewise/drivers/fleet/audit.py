@@ -34,14 +34,14 @@ class AuditEntry:
 
 
 def note(c: sa.Connection, by: str, verb: str, what: str, now_s: float) -> None:
-    """Add a row."""
+    """Add a row to the fleet's audit log."""
     last = c.execute(sa.select(AUDIT.c.digest).order_by(AUDIT.c.number.desc()).limit(1)).scalar()
     digest = _link(last or _START, now_s, by, verb, what)
     c.execute(AUDIT.insert().values(at_s=now_s, by=by, verb=verb, what=what, digest=digest))
 
 
 def rows(c: sa.Connection) -> list[AuditEntry]:
-    """List all rows, the oldest first."""
+    """List all rows of the fleet's audit log, the oldest first."""
     return [AuditEntry(**row._asdict()) for row in c.execute(sa.select(AUDIT).order_by(AUDIT.c.number))]
 
 

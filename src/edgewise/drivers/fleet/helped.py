@@ -53,7 +53,7 @@ def enlist(c: sa.Connection, new: Enlisted, now_s: float) -> None:
 
 
 def find(c: sa.Connection, run: str) -> Enlisted | None:
-    """Find a run by its id."""
+    """Find a run that this gateway helps, by its id."""
     row = c.execute(sa.select(HELPED).where(HELPED.c.run == run)).first()
     if row is None:
         return None

@@ -59,7 +59,7 @@ class Grant:
 
 
 def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
-    """Sort tags and remove duplicates.
+    """Sort the tags of a member and remove duplicates.
 
     Raises:
         TransportError: E-REQUEST for a tag or a number of tags that is not allowed.
@@ -71,7 +71,7 @@ def check_tags(tags: Sequence[str]) -> tuple[str, ...]:
 
 
 def make_token(c: sa.Connection, token: tokens.Token, grant: Grant, made_by: str, now_s: float) -> None:
-    """Store a token's hash.
+    """Store the hash of an enrolment token.
 
     Raises:
         TransportError: E-REQUEST for a grant outside the limits.
@@ -154,7 +154,7 @@ def revoked(name: str) -> TransportError:
 
 
 def find(c: sa.Connection, name: str) -> Member | None:
-    """Find a member by its id."""
+    """Find a member of the fleet by its id."""
     row = c.execute(sa.select(MEMBERS).where(MEMBERS.c.id == name)).first()
     return _member(row) if row else None
 
@@ -166,7 +166,7 @@ def listed(c: sa.Connection, status: str = "", after: str = "", limit: int = 100
 
 
 def approve(c: sa.Connection, name: str, now_s: float) -> Member:
-    """Approve a pending member. An approved one stays approved.
+    """Approve a pending member of the fleet. An approved one stays approved.
 
     Raises:
         TransportError: E-UNKNOWN-ID, E-REVOKED.
@@ -175,7 +175,7 @@ def approve(c: sa.Connection, name: str, now_s: float) -> Member:
 
 
 def revoke(c: sa.Connection, name: str, now_s: float) -> Member:
-    """Revoke a member for ever.
+    """Revoke a member of the fleet for ever.
 
     Raises:
         TransportError: E-UNKNOWN-ID.

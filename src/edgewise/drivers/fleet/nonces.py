@@ -28,7 +28,7 @@ _ROW = 0  # the id of the only row of ``FORGOTTEN_NONCES``
 
 
 def spend(c: sa.Connection, proof: Proof, now_s: float) -> None:
-    """Accept a request once.
+    """Accept a signed request once, by its nonce in the fleet's database.
 
     Raises:
         TransportError: E-REPLAY where the same sender spent its nonce before. E-REVOKED where the sender was revoked

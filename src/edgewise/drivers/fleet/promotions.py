@@ -72,7 +72,7 @@ def standing(rows: Sequence[Promotion]) -> list[Promotion]:
 
 
 def current(c: sa.Connection) -> Promotion:
-    """Return the promoted model.
+    """Return the promoted model of the fleet.
 
     Raises:
         TransportError: E-UNKNOWN-ID where there is none.

@@ -16,7 +16,7 @@ KEY_BYTES = 32
 
 
 def dump(keys: Collection[bytes]) -> bytes:
-    """Encode these keys as a blob."""
+    """Encode the public keys of a run's roster as a blob."""
     return b"".join(sorted(keys))
 
 

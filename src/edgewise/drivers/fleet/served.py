@@ -51,13 +51,13 @@ class ServedRun:
 
 
 def add(c: sa.Connection, new: ServedRun) -> None:
-    """Register a run."""
+    """Register a run that the fleet's server serves."""
     values = {name: getattr(new, name) for name in ServedRun.__slots__}
     c.execute(SERVED.insert().values(**{**values, "kept": json.dumps(dict(new.kept))}))
 
 
 def find(c: sa.Connection, run: str) -> ServedRun:
-    """Find a run.
+    """Find a run that the fleet's server serves.
 
     Raises:
         TransportError: E-UNKNOWN-ID.

@@ -33,7 +33,7 @@ def close_box(key: bytes, plain: bytes | memoryview, label: str) -> bytes:
 
 
 def open_box(key: bytes, box: bytes, label: str) -> bytes:
-    """Open a box of ``close_box``.
+    """Open a sealed box of the spool that ``close_box`` made.
 
     Raises:
         DecodeError: E-SEAL for another key or label, and for changed bytes.

@@ -80,7 +80,7 @@ def begin(
 
 
 def find(c: sa.Connection, id: str, device: str) -> Upload:
-    """Find an upload of this device.
+    """Find a device's resumable upload.
 
     Raises:
         TransportError: E-UNKNOWN-ID, also for an upload of another device.
@@ -141,7 +141,7 @@ def abandon(c: sa.Connection, id: str) -> bool:
 
 
 def in_use(c: sa.Connection) -> set[str]:
-    """List the ids of all uploads."""
+    """List the ids of all resumable uploads."""
     return {str(row[0]) for row in c.execute(sa.select(UPLOADS.c.id))}
 
 

@@ -75,7 +75,7 @@ class Answer:
 
 
 def received(answer: httpx2.Response, limit_bytes: int) -> Answer:
-    """Read an answer that is streamed.
+    """Read an HTTP answer that is streamed.
 
     Args:
         limit_bytes: the largest size. At most one piece of the network more is in memory.
@@ -113,7 +113,7 @@ def _add(content: bytearray, piece: bytes, limit_bytes: int) -> None:
 
 
 def entry(document: Any, name: str, kind: type[T], least: int = 0) -> T:
-    """Return a value of a JSON object.
+    """Return a value of an HTTP answer's JSON object.
 
     Args:
         kind: the type that it must have.

@@ -345,7 +345,7 @@ def _joining_key(text: str) -> bytes:
 
 
 def parsed(body: bytes) -> Any:
-    """Parse a small JSON body.
+    """Parse the small JSON body of a request.
 
     Raises:
         TransportError: E-REQUEST.

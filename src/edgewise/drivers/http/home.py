@@ -63,7 +63,7 @@ def _is_loopback(host: str) -> bool:
 
 
 def load(folder: Path) -> Home:
-    """Load the enrolment in a folder.
+    """Load an enrolment from the home folder of its identity.
 
     Raises:
         TransportError: E-IDENTITY where there is none, or where it is damaged.
@@ -92,7 +92,7 @@ def check_free(folder: Path, server: str) -> None:
 
 
 def save(folder: Path, home: Home) -> None:
-    """Write an enrolment.
+    """Write an enrolment to the home folder of its identity.
 
     Raises:
         StoreError: E-DISK.

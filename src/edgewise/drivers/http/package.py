@@ -28,7 +28,7 @@ def dump(files: Mapping[str, str]) -> bytes:
 
 
 def parse(raw: bytes) -> Mapping[str, str]:
-    """Decode a manifest.
+    """Decode the manifest of a package of model files.
 
     Raises:
         DecodeError: E-FACTS for bytes that ``dump`` does not write.

@@ -68,7 +68,7 @@ def _too_large(part: Path, limit_bytes: int) -> TransportError:
 
 
 def finish(part: Path, path: Path, digest: str) -> None:
-    """Give a whole part its name.
+    """Give a whole partial blob its name.
 
     Raises:
         TransportError: E-BLOB for other bytes, which are deleted.

@@ -171,5 +171,5 @@ def verify(
 
 
 def sha256(body: bytes | memoryview) -> bytes:
-    """Return the SHA-256 of a body."""
+    """Return the SHA-256 of a request's body."""
     return hashlib.sha256(body).digest()

@@ -67,7 +67,7 @@ class HelperRecord(Protocol):
     """The durable memory of a helper, for one run. A change is on the disk when its method returns."""
 
     def load(self) -> HelperMemory:
-        """Return the newest content."""
+        """Return the newest content of the simulated helper's record."""
         ...
 
     def begin(self, invite: Invite, beacon: bytes | None) -> None:

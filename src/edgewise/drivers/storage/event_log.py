@@ -28,7 +28,7 @@ def add_measures(c: sa.Connection, e: events.Evaluated) -> None:
 
 
 def bodies(kind: str = "", round: int | None = None) -> sa.Select[Any]:
-    """Select events in their order: all, those of one kind (tag), or those of one kind and round."""
+    """Select events of a run's log in their order: all, those of one kind (tag), or those of one kind and round."""
     query = sa.select(EVENTS.c.body).order_by(EVENTS.c.number)
     if kind:
         query = query.where(EVENTS.c.kind == kind)
@@ -41,7 +41,7 @@ def read(rows: Sequence[Any]) -> list[events.AnyEvent]:
 
 
 def measures(model: str, round: int | None = None) -> sa.Select[Any]:
-    """Select the losses of a model by round: all, or those of one round."""
+    """Select from a run's log the losses of a model by round: all, or those of one round."""
     query = sa.select(MEASURES).where(MEASURES.c.model == model).order_by(MEASURES.c.round)
     return query if round is None else query.where(MEASURES.c.round == round)
 

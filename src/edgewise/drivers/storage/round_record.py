@@ -67,7 +67,7 @@ def record(
     round: int, model: Mapping[str, Any], ledger: tuple[int, str], total: Aggregate | None,
     stored: tuple[str | None, dict[str, str]],
 ) -> RoundRecord:  # fmt: skip
-    """Make the line of a round.
+    """Make the line of a round for the run's record.
 
     Args:
         model: the round's row of ``MODELS``.

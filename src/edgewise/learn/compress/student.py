@@ -51,7 +51,7 @@ class Student(NamedTuple):
 
 
 def make(teacher: Loaded, to: str, folder: Path, key: Key) -> Student:
-    """Make a student.
+    """Make a student model for distillation.
 
     Args:
         teacher: it decides the vocabulary, and gives layers where shapes allow.

@@ -117,7 +117,7 @@ def layers_of(folder: Path) -> CompactLayers:
 
 
 def read(folder: Path, dtype: torch.dtype) -> nn.Module:
-    """Read a compact folder.
+    """Read a model from its compact folder.
 
     Returns:
         The model in evaluation mode. Masked layers are ordinary ones with a buffer ``mask`` and zeros outside it.

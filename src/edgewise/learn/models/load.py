@@ -62,7 +62,7 @@ def load(
     quantize: str = "none",
     cache_dir: Path | None = None,
 ) -> Loaded:
-    """Load a model and its tokenizer.
+    """Load a language model and its tokenizer.
 
     Args:
         base: ``"bundled"``, ``"hub:owner/name"``, ``"hub:owner/name@revision"``, or a folder.

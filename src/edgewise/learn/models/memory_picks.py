@@ -66,7 +66,7 @@ class MemoryPick(NamedTuple):
 
 
 def picked(limit: float, recipe: Recipe, folder: Path, arithmetic: torch.dtype) -> MemoryPick:
-    """Pick the settings for a limit.
+    """Pick the training settings that fit a limit of memory.
 
     Args:
         limit: bytes of a training device, beside Python and torch.

@@ -51,7 +51,7 @@ class EvaluationRow(NamedTuple):
 
 
 def read(path: Path, columns: Mapping[str, str]) -> list[EvaluationRow]:
-    """Read all rows of a file.
+    """Read all evaluation rows of a file.
 
     Args:
         columns: column names in place of those of ``KEYS``, by key.
