@@ -35,9 +35,9 @@ PUBLIC: dict[str, set[str]] = {
     "learn.text.corpus.Corpus": {"_order", "_first"},  # which document is whose
     "learn.text.documents.DocumentIndex": {"file", "start", "stop", "owner", "label", "ends"},  # where documents are
     "secagg.messages.Keys": {"seal", "mask", "commitment", "signature"},  # public keys, signed
-    "secagg.server.Session": {"sid"},
-    "secagg.server.Sharing": {"roster"},  # a digest of public keys
-    "secagg.server.Signing": {"signatures"},
+    "secagg.server_states.Session": {"sid"},
+    "secagg.server_states.Sharing": {"roster"},  # a digest of public keys
+    "secagg.server_states.Signing": {"signatures"},
     "secagg.two_server.HelperState": {"context", "seen"},  # ids of reports
     "secagg.two_server.LeaderState": {"context", "counted"},
     "secagg.two_server.Report": {"id", "helper", "signature"},  # the seed is sealed
