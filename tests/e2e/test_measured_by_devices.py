@@ -14,6 +14,7 @@ from played import play
 from toy import ToyTrainer
 from toy_recipe import make_recipe
 
+from edgewise.apps.runs.chosen import chosen
 from edgewise.codecs.wire import pack
 from edgewise.core import events, frame, keys, vector
 from edgewise.core.errors import EdgewiseError
@@ -21,6 +22,7 @@ from edgewise.drivers.simulation.keys import simulated_trust
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers.devices import Devices
 from edgewise.drivers.workers.held_models import Downloads
+from edgewise.engine import measured_models
 from edgewise.engine.evaluation import COHORT, told_by_cohort
 from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import BUILT_IN
@@ -58,6 +60,46 @@ def test_the_mean_is_that_of_the_model_that_the_round_trained_from(tmp_path: Pat
             held = [trainer.evaluate(d, params) for d in trainer.devices()]
             assert e.nll[COHORT] == pytest.approx(np.mean([h.nll / h.tokens for h in held]), rel=1e-4)
         assert {(e.model, e.round) for e in found} <= {(e.model, e.round) for e in evaluations}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", ["commit", "keep"])
+def test_a_run_that_is_killed_at_a_write_keeps_the_cohorts_measurements(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dies: str
+) -> None:
+    """After each write of a round in turn. Nobody measures that round's model again, and it chooses the model."""
+    settings = {**SUMMED, "eval.every": 1, "round.rounds": 4, "round.keep": "best", "simulation.engine": "inproc"}
+
+    def left(out: Path) -> object:
+        with RunStore(out) as store:
+            found = [(e.model, e.round, dict(e.nll)) for e in store.evaluations()]
+            which = chosen(store)
+            best = store.kept(measured_models.BEST)
+            assert best is not None
+            return found, which, vector.to_bytes(best[0]), best[1], store.measures("federated", 1)
+
+    monkeypatch.setattr(measured_models.MeasuredModels, "evaluate_if_due", lambda *_: None)  # as on a server
+    play(tmp_path / "calm", settings)
+    calm = left(tmp_path / "calm")
+    assert [(name, round) for name, round, _ in calm[0]] == [("base", -1), *(("federated", n) for n in range(3))]
+    real = getattr(RunStore, dies)
+    for at in range(1, 5):
+        left_to_write = at + (dies == "commit")  # The first commit is before round 0.
+
+        def killed(store: RunStore, *args: Any, **more: Any) -> None:
+            nonlocal left_to_write
+            real(store, *args, **more)
+            left_to_write -= 1
+            if not left_to_write:
+                raise KeyboardInterrupt
+
+        out = tmp_path / f"{at}"
+        with monkeypatch.context() as dying:
+            dying.setattr(RunStore, dies, killed)
+            with pytest.raises(KeyboardInterrupt):
+                play(out, settings)
+        play(out, settings, resume=True)
+        assert left(out) == calm, at
 
 
 def test_devices_without_held_out_text_count_neither_way() -> None:

@@ -10,7 +10,7 @@ from edgewise.core import events
 from edgewise.drivers.storage.run_store import RunStore
 
 
-def play(out, overrides, wrap=None):
+def play(out, overrides, wrap=None, resume=False):
     told = []
     simulation.run(
         make_recipe(overrides),
@@ -19,6 +19,7 @@ def play(out, overrides, wrap=None):
         extensions=["toy"],
         sinks=[told.append],
         wrap=wrap,
+        resume=resume,
         report=False,
     )
     with RunStore(out) as store:

@@ -138,6 +138,7 @@ class Coordinator:
 
     def rounds(self, checkpoint: Checkpoint, until: Callable[[], bool] = lambda: False) -> Iterator[Checkpoint]:
         """Yield the checkpoint after each round, once it is committed and measured. Otherwise as ``run``."""
+        self._measured.keep_best(checkpoint)
         self._measured.evaluate_if_due(checkpoint)
         while checkpoint.next_round < self.plan.rounds and not self._measured.kept(checkpoint).stopped and not until():
             self._draw.gather(self.cohort, self.tell)
@@ -212,10 +213,10 @@ class Coordinator:
             assert self.distiller is not None  # The driver of a run with [distill] gives one.
             after, aggregate, event = distilled(self.plan, self.distiller, after, aggregate)
             open_round.books.events.append(event)
-        self._commit_round(after, open_round, aggregate, began_s)
+        measured = [] if aggregate is None else self._measured.by_cohort(checkpoint, aggregate.head)
+        self._commit_round(after, open_round, aggregate, began_s, measured)
         self._use_rest(after)
-        if aggregate is not None:
-            self._measured.take_cohort_loss(checkpoint, aggregate.head)
+        self._measured.keep_best(after)
         if facts.session is not None:  # Devices do not reveal shares twice, so a crash before here may need the frames.
             self.cohort.close_round()
         self._loss_reasons.update(_loss_reasons(open_round.books.events))
@@ -283,9 +284,10 @@ class Coordinator:
         return after
 
     def _commit_round(
-        self, after: Checkpoint, open_round: OpenRound, aggregate: Aggregate | None, began_s: float
-    ) -> None:
-        """Store the checkpoint with the round's events, in one transaction."""
+        self, after: Checkpoint, open_round: OpenRound, aggregate: Aggregate | None, began_s: float,
+        measured: Sequence[events.Evaluated],
+    ) -> None:  # fmt: skip
+        """Store the checkpoint with the round's events, in one transaction. ``measured``: by the round's devices."""
         closed, books, params = open_round.closed, open_round.books, after.state.params
         finished = events.RoundFinished(
             round=closed.round,
@@ -306,11 +308,13 @@ class Coordinator:
             code=closed.code,
             epsilon=None if self.plan.spend is None else after.epsilon,
         )
-        self.store.commit(after, [*books.events, finished], broadcast.change(closed), aggregate)
+        self.store.commit(after, [*books.events, finished, *measured], broadcast.change(closed), aggregate)
         for event in books.events:
             if isinstance(event, events.Redistilled):
                 self.tell(event)
         self.tell(finished)  # It follows the commit, so that nobody sees two noisy results of a round played twice.
+        for evaluation in measured:
+            self.tell(evaluation)
 
 
 def _with_rest(checkpoint: Checkpoint, rest: vector.Vector) -> Checkpoint:

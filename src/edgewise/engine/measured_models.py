@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from edgewise.core.events import AnyEvent
+from edgewise.core.events import AnyEvent, Evaluated
 from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.evaluation import BASE, FEDERATED, ModelThatCounts, kept, told_by_cohort
 from edgewise.engine.ports import Evaluator, Store
@@ -39,21 +39,26 @@ class MeasuredModels:
             event = self.evaluator.evaluate(name, played - 1, checkpoint.state.params)
             self.store.append(event)
             self.tell(event)
-        # This also runs after a crash between an evaluation and this line, before another round is played.
-        if self.plan.evaluations.keep == "best" and self.kept(checkpoint).played == played:
-            stored = self.store.kept(BEST)
-            if stored is None or stored[1] != played:
-                self.store.keep(BEST, checkpoint.state.params, played)
+        self.keep_best(checkpoint)
 
-    def take_cohort_loss(self, before: Checkpoint, head: Mapping[str, float]) -> None:
-        """Store the cohort's own evaluation of the model that it trained from. ``head``: of the round's aggregate."""
+    def by_cohort(self, before: Checkpoint, head: Mapping[str, float]) -> list[Evaluated]:
+        """Make the cohort's own evaluation of the model that it trained from. Empty where there is none, or is one.
+
+        It belongs into the commit of the round. A later write of its own could be lost, and no one measures again.
+
+        Args: before: the checkpoint before the round. head: of the round's aggregate.
+        """
         event = told_by_cohort(before.next_round, head)
-        if event is None or self.store.evaluated(event.model, event.round):
-            return
-        self.store.append(event)
-        self.tell(event)
-        if self.plan.evaluations.keep == "best" and self.kept(before).played == before.next_round:
-            self.store.keep(BEST, before.state.params, before.next_round)
+        return [] if event is None or self.store.evaluated(event.model, event.round) else [event]
+
+    def keep_best(self, checkpoint: Checkpoint) -> None:
+        """Keep the vector of the best model where the recipe asks for it, unless it is kept already.
+
+        Call it after each evaluation, and when a run continues: a crash may have come between the two.
+        """
+        rule = self.plan.evaluations
+        if rule.keep == "best" and (measured := self.store.evaluations()):
+            self.store.keep_model(BEST, kept(rule, measured, checkpoint.next_round).played)
 
     def kept(self, checkpoint: Checkpoint) -> ModelThatCounts:
         """Choose the model that counts so far, and tell whether the run ends with it."""

@@ -276,7 +276,7 @@ class Store(Protocol):
         change: Change = Change(),  # noqa: B008 (immutable)
         total: Aggregate | None = None,
     ) -> None:
-        """Save a checkpoint with the events that led to it.
+        """Save a checkpoint with the events that led to it (evaluations with their per-device rows).
 
         Args: change: of devices' standing, by the round before ``next_round``. total: that round's released aggregate,
         None where it released nothing.
@@ -313,6 +313,13 @@ class Store(Protocol):
 
     def keep(self, name: str, x: Vector, note: int = 0) -> None:
         """Store a vector durably under a name, in place of an earlier one. ``note`` is a number of the caller's."""
+        ...
+
+    def keep_model(self, name: str, played: int) -> None:
+        """Keep the stored model after ``played`` rounds under a name, as ``keep`` does with this number as the note.
+
+        It must be among the newest models. Nothing is read or written where it is kept already.
+        """
         ...
 
     def kept(self, name: str) -> tuple[Vector, int] | None:

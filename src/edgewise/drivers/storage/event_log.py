@@ -15,12 +15,15 @@ from edgewise.drivers.storage.schema import EVENTS, MEASURES
 
 
 def add(c: sa.Connection, new: Sequence[events.AnyEvent], now_s: Callable[[], float]) -> None:
-    """Add events. ``now_s`` stamps those that carry no time yet."""
+    """Add events, and the losses of evaluations. ``now_s`` stamps those that carry no time yet."""
     if new:
         c.execute(EVENTS.insert(), [_event_row(event, now_s) for event in new])
+    for event in new:
+        if isinstance(event, events.Evaluated):
+            _add_measures(c, event)
 
 
-def add_measures(c: sa.Connection, e: events.Evaluated) -> None:
+def _add_measures(c: sa.Connection, e: events.Evaluated) -> None:
     """Add the losses of an evaluation. A loss that is stored already stays."""
     rows = [{"model": e.model, "round": e.round, "device": d, "nll": e.nll[d], "tokens": e.tokens[d]} for d in e.nll]
     if rows:

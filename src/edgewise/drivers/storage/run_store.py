@@ -176,8 +176,7 @@ class RunStore:
     def load(self) -> Checkpoint | None:
         """See Store. Raises StoreError: E-CHECKPOINT where a blob is missing or damaged, and where database, ledger,
         journal and witness disagree. E-RESTORED for a run of a restored server."""
-        run = self.run()
-        if run is None:
+        if (run := self.run()) is None:
             return None
         opening.check_goes_on(self.out)
         self._in_step(run)
@@ -274,18 +273,16 @@ class RunStore:
         if (down := checkpoint.down) is not None:
             model |= {"shadow": self.put(down.shadow), "anchor": self.put(down.anchor)}
             written = {r.round for r in self._read_rows(sa.select(DELTAS.c.round))}
-            for delta in down.ring:
-                if delta.round not in written:
-                    self._blobs.put(delta.blob)
+            for delta in (one for one in down.ring if one.round not in written):
+                self._blobs.put(delta.blob)
         known = self._created_run()
         stored = round_record.blobs(total, vector.digest if known["window"] == 0 else self._blobs.put)
         self._blobs.sync()
         sync_folder(self.memory_dir)
-        start = self._ledger_start(known)
         with self._transaction() as c:
             c.execute(upsert(MODELS).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
             reached = {"next_round": checkpoint.next_round, "unmet": checkpoint.unmet, "epsilon": checkpoint.epsilon}
-            ended = charges.end(c, start)
+            ended = charges.end(c, self._ledger_start(known))
             c.execute(RUNS.update().values(**reached, ledger=ended[1], journal_key=opening.journal_key()))
             line = round_record.record(checkpoint.next_round - 1, model, ended, total, stored)
             round_record.add(c, released.start(known["id"], self.instance), line)
@@ -333,7 +330,7 @@ class RunStore:
             return tree(safetensors.numpy.load(self._blobs.get(rows[0].memory)))
 
     def keep(self, name: str, x: vector.Vector, note: int = 0) -> None:
-        """Keep a vector under a name beside the model versions, for the progress of a comparison. ``note`` counts."""
+        """See Store."""
         digest = self.put(x)
         self._blobs.sync()
         with self._transaction() as c:
@@ -341,6 +338,12 @@ class RunStore:
             c.execute(row.on_conflict_do_update(index_elements=["name"], set_={"digest": digest, "note": note}))
         rows = self._read_rows(sa.select(RUNS.c.next_round))
         self._blobs.sweep(lambda: self._named_models(rows[0].next_round if rows else 0))
+
+    def keep_model(self, name: str, played: int) -> None:
+        """See Store. Raises StoreError(E-CHECKPOINT) where the model's vector is gone."""
+        notes = self._read_rows(sa.select(VECTORS.c.note).where(VECTORS.c.name == name))
+        if [r.note for r in notes] != [played]:
+            self.keep(name, self.blob(self.models()[played]), played)
 
     def kept(self, name: str) -> tuple[vector.Vector, int] | None:
         """Return the vector and note kept under a name."""
@@ -358,8 +361,7 @@ class RunStore:
 
     def charges(self) -> tuple[LedgerEntry, ...]:
         """See Store. Raises StoreError(E-CHECKPOINT) where a row was changed, removed or moved."""
-        run = self.run()
-        return self._read_ledger(run)[0] if run else ()
+        return self._read_ledger(run)[0] if (run := self.run()) else ()
 
     # -- events and measures ------------------------------------------------------------------------------------
 
@@ -367,8 +369,6 @@ class RunStore:
         """See Store."""
         with self._transaction() as c:
             event_log.add(c, [event], self._now_s)
-            if isinstance(event, events.Evaluated):
-                event_log.add_measures(c, event)
 
     def measure(self, model: str, round: int, device: DeviceId, nll: float, tokens: int) -> None:
         """Store one device's held-out loss before the evaluation is complete."""
