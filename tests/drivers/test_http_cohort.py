@@ -128,19 +128,20 @@ def test_devices_draw_their_cohorts_over_the_network(server: HttpServer, tmp_pat
 
 @pytest.mark.long(sample=0)
 @pytest.mark.slow
-def test_one_server_and_three_device_processes_agree_with_the_simulator(
-    server: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("overrides", [FEDAVG, MASKS, SHARES], ids=["plain", "masks", "shares"])
+def test_one_server_and_five_device_processes_agree_with_the_simulator(
+    server: HttpServer, tmp_path: Path, overrides: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One of the devices is killed while it starts, and started again."""
-    with fleet(server, tmp_path, 3) as links:
+    with fleet(server, tmp_path, 5) as links:
         names = [link.name for link in links]
-        expected = simulated(tmp_path / "simulated", names, FEDAVG, monkeypatch)
-        toy = Toy.of(names, FEDAVG)
-        start = lambda i: process("device", tmp_path / f"home-{i}", FEDAVG)  # noqa: E731
-        devices = [start(i) for i in range(3)]
+        expected = simulated(tmp_path / "simulated", names, overrides, monkeypatch)
+        toy = Toy.of(names, overrides)
+        start = lambda i: process("device", tmp_path / f"home-{i}", overrides)  # noqa: E731
+        devices = [start(i) for i in range(5)]
         try:
             devices[0].kill()
-            devices[0].wait()
+            devices[0].communicate()
             devices[0] = start(0)
             assert played(server, toy, tmp_path / "out") == expected
         finally:
