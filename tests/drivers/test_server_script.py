@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from math import exp
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import own_package
 import pytest
-from scripted import device, module, step
+from scripted import POLICY, device, module, step
 
 import edgewise
+from edgewise.apps.device import policy, record
 from edgewise.apps.device.script import Device
 from edgewise.apps.server.given import figures
 from edgewise.codecs.select.top_k import top_k
@@ -120,6 +121,28 @@ def test_a_loop_plays_rounds_and_goes_on_after_a_start(recipe: Path, tmp_path: P
         assert summary["perplexity"]["federated"]["weighted_mean"] == pytest.approx(exp(2.0))
         assert second._state(run).state == "finished"
     assert seen == [0, 1, 2]
+
+
+@pytest.mark.slow
+def test_only_devices_with_the_runs_tags_take_part(recipe: Path, tmp_path: Path) -> None:
+    def loop(made: Device) -> None:
+        model = module()
+        with suppress(EdgewiseError):
+            for task in made.tasks():
+                task.load_into(model)
+                task.submit(model, examples=4, metrics={"loss": step(model)})
+
+    with edgewise.Server(recipe, model=module(), folder=tmp_path / "server", tags=["lab", "new"]) as server:
+        tagged = {"a": ["lab", "new", "east"], "b": ["new", "lab"], "c": ["lab"], "d": []}
+        made = {}
+        for name, tags in tagged.items():
+            made[name] = Device.join(server.url, server.token(tags=tags), tmp_path / name)
+            made[name]._poll_s = 1.0
+            (tmp_path / name / policy.FILE).write_text(POLICY)
+            Thread(target=loop, args=(made[name],), daemon=True).start()
+        assert server.devices() == sorted(made[name].name for name in "ab")
+        assert [round.contributions for round in server] == [2, 2, 2]
+        assert [bool(record.rows(tmp_path / name)) for name in tagged] == [True, True, False, False]
 
 
 @pytest.mark.slow

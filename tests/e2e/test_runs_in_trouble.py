@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -111,6 +114,31 @@ def test_what_a_device_gave_before_it_was_revoked_counts_and_nothing_after(
     with Link(homes[0]) as link:
         assert code(link.send, run, 2, contribution(me, round=2, run=run)) == "E-REVOKED"
         assert code(link.call, "GET", f"/v1/runs/{run}") == "E-REVOKED"
+
+
+def test_who_watches_a_run_and_goes_away_changes_nothing(server: HttpServer, admin: Link, tmp_path: Path) -> None:
+    """One is interrupted, one is killed. Who comes later sees all rounds."""
+    homes = [owned(server, tmp_path / f"home-{i}", OPEN) for i in range(2)]
+    run = submitted(server, admin, **{"round.rounds": 12, "round.minimum": 1.0})
+    command = [sys.executable, "-m", "edgewise.apps.cli.main", "run", "watch", run[:12]]
+    command += ["--home", str(tmp_path / "admin")]
+    watching = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    first, killed = watching
+    with working(*homes):
+        for one in watching:
+            assert one.stdout is not None
+            assert any(line.startswith("round 1  2 contributions") for line in one.stdout)
+        killed.kill()
+        first.send_signal(signal.SIGINT)
+        for one in watching:
+            one.communicate(timeout=30.0)
+        assert first.returncode in (130, 0), "0 where the run had ended before"
+        assert ended(admin, run) == "finished"
+    assert contributions(admin, run).total() == 24
+    later = subprocess.run(command, capture_output=True, text=True, timeout=60.0, check=True)
+    lines = [line.split("  ")[0] for line in later.stdout.splitlines()]
+    assert [line for line in lines if line.startswith("round ")] == [f"round {n}" for n in range(1, 13)]
+    assert lines[-1] == "finished"
 
 
 HIDDEN: dict[str, Any] = {
