@@ -11,6 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from edgewise.apps.cli import main
+from edgewise.apps.federation import poisoning
+from edgewise.apps.runs import recipe_file
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
@@ -233,3 +235,31 @@ def test_a_model_in_bfloat16_is_audited_as_it_is_trained(folder: Path) -> None:
     result = run(folder, "none", *(flag for s in half for flag in ("--set", s)))
     assert result.exit_code == 0, result.output
     assert "what the model remembers" in result.output
+
+
+def test_liars_ruin_a_sum_and_no_robust_mean(folder: Path) -> None:
+    recipe = recipe_file.read(
+        folder / "small.toml",
+        {
+            "merge": {"kind": "robust_mean", "byzantine": 2},
+            "round.minimum": 1.0,
+            "round.rounds": 2,
+            "training.lr": 0.01,
+        },
+        (),
+    )[0]
+    found = poisoning.examine(recipe, folder, attacks=["flip"], share=0.25)
+    assert (found["liars"], found["devices"], found["rounds"]) == (2, 8, 2)
+    rows = {(row["merge"], row["attack"]): row for row in found["rows"]}
+    assert rows["plain sum", "flip"]["harm"]
+    assert rows["plain sum", "none"]["worse"] == 1.0
+    assert not rows["this recipe", "flip"]["harm"]
+
+
+def test_what_is_not_played_against_liars_is_refused(folder: Path) -> None:
+    alone = CliRunner().invoke(main.app, ["audit", str(folder / "small.toml"), "--liars", "0.2"])
+    assert alone.exit_code == 2
+    assert "E-VALUE" in alone.output
+    many = CliRunner().invoke(main.app, ["audit", str(folder / "small.toml"), "--poison", "--liars", "0.5"])
+    assert many.exit_code == 2
+    assert "0.5 of the devices" in many.output

@@ -54,6 +54,8 @@ def audit(
     overrides: Set = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.html and audit.json.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Use fewer trials, for weaker bounds.")] = False,
+    poison: Annotated[bool, typer.Option("--poison", help="Play dishonest devices instead.")] = False,
+    liars: Annotated[float, typer.Option("--liars", help="With --poison: share that lies.")] = 0.0,
     extension: Extension = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -63,6 +65,9 @@ def audit(
     Runs the compiled recipe at its own noise: single releases, or single steps with example-level privacy. Compares
     the measured epsilon with the claimed one, and measures what an attacker learns behind each defence. Every finding
     says what was attacked and what was left out. Exit status 8 means that more was measured than is claimed.
+
+    With --poison, a share of the devices (--liars, 0.2 by default) lies: flipped and crafted updates, free riders, and
+    a backdoor with a trigger. Each attack is played against a plain sum and against the recipe.
     """
     from edgewise.apps.terminal.sessions import CommandSession
 
@@ -76,14 +81,22 @@ def audit(
         parsed, parts = recipe_file.read(recipe, recipe_file.assignments(overrides), extension or ())
         with sessions.interrupts(), sessions.quiet_screen(None, debug) as screen:
             from edgewise.apps.audit import audit as auditor
+            from edgewise.apps.federation import poisoning
             from edgewise.apps.terminal.progress_bar import steps
+            from edgewise.core.errors import RecipeError
+
+            if liars and not poison:
+                raise RecipeError("E-VALUE", "--liars is read with --poison only.", "add --poison.")
 
             with steps(None if as_json else screen) as step:
-                found = auditor.examine(parsed, recipe.parent, out, quick, step, with_extensions(parts))
+                if poison:
+                    found = poisoning.examine(parsed, recipe.parent, out, liars or 0.2, quick, step, tuple(parts))
+                else:
+                    found = auditor.examine(parsed, recipe.parent, out, quick, step, with_extensions(parts))
         if not as_json:
             from rich.console import Console
 
-            auditor.show(Console(), found)
+            (poisoning if poison else auditor).show(Console(), found)
         return found
 
     raise typer.Exit(session.run(body))
