@@ -58,7 +58,7 @@ def named(modules: Iterable[str]) -> tuple[ExtensionPackage, ...]:
 
 
 def module_of(function_module: str) -> str:
-    """Return the entry point whose module contains a part's function; empty where no installed package has one."""
+    """Return the entry point whose module contains a part's function. Empty where no installed package has one."""
     points = {point.module for point in metadata.entry_points(group=GROUP)}
     return next((m for m in sorted(points) if function_module == m or function_module.startswith(f"{m}.")), "")
 

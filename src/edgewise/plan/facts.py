@@ -125,7 +125,7 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 def decisive(resolved: Mapping[str, Any]) -> str:
-    """Return canonical JSON of the part of a resolved recipe that decides the model and the protocol.
+    """Return canonical JSON of the part of a resolved recipe that decides a run's model and protocol.
 
     It leaves out [simulation], [engine], [compare], [report] and [store]. It leaves out [eval], unless held-out losses
     decide which model counts or come with the updates. It leaves out ``trust.cohorts`` where the server draws cohorts,

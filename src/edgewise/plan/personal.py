@@ -59,7 +59,7 @@ def keeps_part(plan: Plan) -> bool:
 
 
 def personal_training(plan: Plan, device: DeviceId) -> PersonalTraining | None:
-    """Return the further training of a device after the rounds; None where the recipe asks for no personal models."""
+    """Return the further training of a device after the rounds. None where the recipe asks for no personal models."""
     wanted, training = plan.recipe.personal, plan.recipe.training
     if wanted.method == "none":
         return None
@@ -84,7 +84,7 @@ def as_many_alone(plan: Plan, device: DeviceId, rounds: int) -> PersonalTraining
 
 
 def beside_rounds(plan: Plan, device: DeviceId, round: int) -> PersonalTraining | None:
-    """Return the training of a device's own model v beside a round; None where there is none.
+    """Return the training of a device's own model v beside a round. None where there is none.
 
     v -= lr (grad F(v) + lambda (v - w)), with w the round's model. Source: Li et al. 2021, "Ditto: Fair and Robust
     Federated Learning Through Personalization", arXiv:2012.04221, algorithm 1.

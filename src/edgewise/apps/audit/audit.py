@@ -97,7 +97,7 @@ def examine(
 
 
 def _privacy_claim(plan: Plan) -> dict[str, Any] | None:
-    """Return the claim of the whole run; None without differential privacy."""
+    """Return the claim of the whole run. None without differential privacy."""
     if plan.spend is None:
         return None
     return {"epsilon": plan.spend.card.of_release, "delta": plan.spend.card.delta, "noise_multiplier": plan.spend.z}

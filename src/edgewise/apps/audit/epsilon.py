@@ -117,7 +117,7 @@ def length(plan: Plan) -> AuditFinding:
 
 
 def _noise_std(plan: Plan, pipe: Pipeline) -> float:
-    """Return the noise std of one release; 0 if noise is correlated, because the claim is then for the whole run."""
+    """Return the noise std of one release. 0 if noise is correlated, because the claim is then for the whole run."""
     if spend_of(plan).correlated:
         return 0.0
     return pipe.encoded.noise.std if plan.promise.who_noises is Noiser.DEVICE else pipe.total.noise_std

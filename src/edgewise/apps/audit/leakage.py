@@ -189,7 +189,7 @@ class _Probe:
         ]
 
     def _noise_in_words(self, word: str) -> str:
-        """Name the recipe's noise after ``word``; empty without noise."""
+        """Name the recipe's noise after ``word``. Empty without noise."""
         promise = self.plan.promise
         if promise.who_noises is Noiser.NOBODY:
             return ""

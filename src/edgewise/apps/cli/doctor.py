@@ -95,7 +95,7 @@ def _check_cores() -> Check:
 
 
 def memory_bytes() -> float | None:
-    """Return the free memory in bytes, capped by a container's limit; None if the system does not tell."""
+    """Return the free memory in bytes, capped by a container's limit. None if the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         free = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

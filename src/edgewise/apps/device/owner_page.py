@@ -186,7 +186,7 @@ class _Request(BaseHTTPRequestHandler):
         return {**shown["status"], "lines": [{name: getattr(one, name) for name in fields} for one in shown["lines"]]}
 
     def _name(self) -> str | None:
-        """Return the part of the path after the page's own; None for another path."""
+        """Return the part of the path after the page's own. None for another path."""
         path, base = urlsplit(self.path).path, self.owner.base
         own = hmac.compare_digest(path[: len(base)].encode(), base.encode())
         return path[len(base) :] if own else None

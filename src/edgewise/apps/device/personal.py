@@ -149,7 +149,7 @@ class WaitingRuns:
         self._failed: set[str] = set()
 
     def __call__(self) -> str:
-        """Make the personal model of one finished run. Returns the run; empty where there was none to make."""
+        """Make the personal model of one finished run. Returns the run. Empty where there was none to make."""
         if time.monotonic() - self._looked_s < LOOK_S:
             return ""
         self._looked_s = time.monotonic()

@@ -62,7 +62,7 @@ class PersonalTask:
 
     @property
     def epochs(self) -> float:
-        """The passes over the device's text that the recipe asks for; 0 where it gives ``steps``."""
+        """The passes over the device's text that the recipe asks for. 0 where it gives ``steps``."""
         return self._found.training.rule.epochs
 
     @property

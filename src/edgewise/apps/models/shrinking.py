@@ -160,7 +160,7 @@ def _possible(wanted: ShrinkRequest) -> str:
 
 
 def training_text(wanted: ShrinkRequest, loaded: Loaded) -> Blocks:
-    """Read and tokenize the text. Raises DataError."""
+    """Read and tokenize the text that shrinks and heals a model. Raises DataError."""
     section = whole_text(wanted.on, {}, wanted.length)
     with tempfile.TemporaryDirectory(prefix="edgewise-shrink-") as work:
         corpus = corpora.load(section, Path(), Path(work), derive(root(wanted.healing.seed), "data"))

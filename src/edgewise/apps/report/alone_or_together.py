@@ -27,7 +27,7 @@ NOTES = {  # Properties of a data source that explain the comparison.
 
 
 def share_improved(new: Measures, old: Measures) -> float | None:
-    """Compute the share of common devices whose perplexity is lower under ``new``; None without common devices."""
+    """Compute the share of common devices whose perplexity is lower under ``new``. None without common devices."""
     common = new.keys() & old.keys()
     if not common:
         return None
@@ -35,7 +35,7 @@ def share_improved(new: Measures, old: Measures) -> float | None:
 
 
 def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None:
-    """Compute ``against_alone`` (see the module); None if no device was measured under both models."""
+    """Compute ``against_alone`` (see the module). None if no device was measured under both models."""
     common = sorted(federated.keys() & alone.keys())
     if not common:
         return None
@@ -54,7 +54,7 @@ def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None
 
 
 def longer(times: int, measures: Mapping[str, Measures], going_on: Measures) -> dict[str, Any] | None:
-    """Compute ``longer`` (see the module); None if the comparison was not run."""
+    """Compute ``longer`` (see the module). None if the comparison was not run."""
     if not going_on:
         return None
     names = ("base", "local_only", "federated")
@@ -136,7 +136,7 @@ def note(s: Mapping[str, Any]) -> str:
 
 
 def going_on(s: Mapping[str, Any]) -> str:
-    """Summarise training alone for longer in one sentence; empty if it was not run."""
+    """Summarise training alone for longer in one sentence. Empty if it was not run."""
     g = s["longer"]
     if g is None:
         return ""
@@ -150,7 +150,7 @@ def going_on(s: Mapping[str, Any]) -> str:
 
 
 def picture(s: Mapping[str, Any]) -> str:
-    """Draw the panel on training alone for longer; empty if it was not run."""
+    """Draw the panel on training alone for longer. Empty if it was not run."""
     g = s["longer"]
     if g is None or None in (g["perplexity"], g["base"]):
         return ""

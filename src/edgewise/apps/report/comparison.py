@@ -187,7 +187,7 @@ def cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def best(found: Mapping[str, Any]) -> str:
-    """Name the comparable run with the lowest federated perplexity; empty if fewer than two can be compared."""
+    """Name the comparable run with the lowest federated perplexity. Empty if fewer than two can be compared."""
     fit = [
         r
         for r in found["runs"]

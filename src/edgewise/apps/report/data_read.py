@@ -61,7 +61,7 @@ def notes(r: Reading) -> list[str]:
 
 
 def prompts(r: Reading) -> str:
-    """Count the answers that are trained without their whole prompt in the block; empty without any."""
+    """Count the answers that are trained without their whole prompt in the block. Empty without any."""
     t = r["text"]
     if not t["answers_short"]:
         return ""
@@ -75,7 +75,7 @@ def prompts(r: Reading) -> str:
 
 
 def prompts_over(r: Reading) -> str:
-    """Count the rows that are not used because their prompts are too long; empty without any."""
+    """Count the rows that are not used because their prompts are too long. Empty without any."""
     n = r["text"]["prompts_over"]
     if not n:
         return ""

@@ -18,13 +18,13 @@ def card(what: str, big: str, more: str) -> str:
 
 
 def panel(title: str, hint: str, body: str) -> str:
-    """Make a panel with a heading, a hint and a chart; empty without a chart."""
+    """Make a panel with a heading, a hint and a chart. Empty without a chart."""
     paragraph = f'<p class="hint">{hint}</p>' if hint else ""
     return f'<div class="panel"><h3>{title}</h3>{paragraph}{body}</div>' if body else ""
 
 
 def pair(*panels: str) -> str:
-    """Put panels side by side if there is room; empty without panels."""
+    """Put panels side by side if there is room. Empty without panels."""
     return f'<div class="pair">{"".join(panels)}</div>' if any(panels) else ""
 
 

@@ -77,7 +77,7 @@ def measured(x: float | None) -> str:
 
 
 def figure(q: Mapping[str, Any], key: str) -> str:
-    """Format a model's figure over devices; a dash if only their mean is known."""
+    """Format a model's figure over devices. A dash if only their mean is known."""
     return NOTHING if key != "weighted_mean" and not q["devices"] else measured(q[key])
 
 

@@ -121,7 +121,7 @@ def section(s: Summary) -> str:
 
 
 def _codec_bars(s: Summary) -> str:
-    """Draw the contributions by codec that devices chose; empty if the codec is fixed."""
+    """Draw the contributions by codec that devices chose. Empty if the codec is fixed."""
     used = [r for r in s["rungs"] if r["accepted"]]
     rows = [
         svg.Bar(

@@ -26,7 +26,7 @@ OTHERS = ("base", "federated", "local_only", "local_personal")
 
 
 def figures(recipe: Mapping[str, Any], measures: Mapping[str, Measures], elsewhere: Measures) -> dict[str, Any] | None:
-    """Compute the figures of personal models (see the module); None where none was measured."""
+    """Compute the figures of personal models (see the module). None where none was measured."""
     own = measures["personal"]
     if not own:
         return None
@@ -60,7 +60,7 @@ def unseen(store: RunStore) -> dict[str, Any] | None:
 
 
 def unseen_sentence(s: Mapping[str, Any]) -> str:
-    """Say in words how models do on devices that were in no round; empty if there are none."""
+    """Say in words how models do on devices that were in no round. Empty if there are none."""
     u = s["unseen"]
     if u is None:
         return ""
@@ -71,7 +71,7 @@ def unseen_sentence(s: Mapping[str, Any]) -> str:
 
 
 def sentence(s: Mapping[str, Any]) -> str:
-    """Say in words whom personal models help, and what they forget; empty if none was made."""
+    """Say in words whom personal models help, and what they forget. Empty if none was made."""
     p = s["personal"]
     if p is None:
         return ""

@@ -75,7 +75,7 @@ def _markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _spent_epsilon(s: Summary, played: int) -> float | None:
-    """Return the epsilon that the ledger had charged after ``played`` rounds; None without a ledger."""
+    """Return the epsilon that the ledger had charged after ``played`` rounds. None without a ledger."""
     return next((r["epsilon"] for r in reversed(s["per_round"]) if r["round"] < played and r.get("epsilon")), None)
 
 

@@ -18,7 +18,7 @@ MODELS = tuple(numbers.MODELS)
 
 
 def perplexity(nll: float, tokens: float) -> float:
-    """Compute exp(nll / tokens); inf if it overflows or nothing was measured."""
+    """Compute exp(nll / tokens). inf if it overflows or nothing was measured."""
     try:
         return math.exp(nll / tokens)
     except (OverflowError, ZeroDivisionError):
@@ -26,7 +26,7 @@ def perplexity(nll: float, tokens: float) -> float:
 
 
 def figures(measures: Measures) -> dict[str, Any] | None:
-    """Compute the figures of one model over devices, as the module defines them; None if nothing was measured."""
+    """Compute the figures of one model over devices, as the module defines them. None if nothing was measured."""
     if not measures:
         return None
     each = sorted(perplexity(*m) for m in measures.values())
@@ -47,7 +47,7 @@ def figures(measures: Measures) -> dict[str, Any] | None:
 
 
 def change_percent(new: Mapping[str, Any] | None, old: Mapping[str, Any] | None) -> float | None:
-    """Compute 100 (new / old - 1) of the weighted means; None if one is missing or the old one is not finite."""
+    """Compute 100 (new / old - 1) of the weighted means. None if one is missing or the old one is not finite."""
     if new is None or old is None or not math.isfinite(old["weighted_mean"]):
         return None
     return float(100.0 * (new["weighted_mean"] / old["weighted_mean"] - 1.0))

@@ -18,7 +18,7 @@ EMPTY = hashlib.sha256(b"").hexdigest()
 
 
 def samples(s: Summary) -> str:
-    """Show continuations of held-out text by the base and the federated model; empty if the recipe asks for none."""
+    """Show continuations of held-out text by the base and the federated model. Empty if the recipe asks for none."""
     if not s["samples"]:
         return ""
     hint = (
@@ -153,7 +153,7 @@ def provenance(s: Summary) -> str:
 
 
 def _reading_section(s: Summary) -> str:
-    """List the files and rows that were read or left out; empty if the trainer does not report them."""
+    """List the files and rows that were read or left out. Empty if the trainer does not report them."""
     if not s["reading"]:
         return ""
     listed = facts((name, escape(figure)) for name, figure in data_read.rows(s["reading"]))

@@ -93,7 +93,7 @@ def series(s: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[float, float]
 
 
 def panels(s: Mapping[str, Any]) -> str:
-    """Draw a chart for each metric, and a table of the last figures; empty without metrics."""
+    """Draw a chart for each metric, and a table of the last figures. Empty without metrics."""
     found = series(s)
     if not found:
         return ""

@@ -22,7 +22,7 @@ class Quality(TypedDict):
 
 
 class Perplexities(TypedDict):
-    """Held-out perplexity by model; null for a model that was not measured."""
+    """Held-out perplexity by model. null for a model that was not measured."""
 
     base: Quality | None
     local_only: Quality | None

@@ -42,7 +42,7 @@ def clipped(name: str, pixels: float) -> str:
 
 
 def both(draw: Callable[[bool], str], large: bool = False) -> str:
-    """Join a chart for wide and one for narrow screens; empty if there is nothing to draw.
+    """Join a chart for wide and one for narrow screens. Empty if there is nothing to draw.
 
     ``large`` means that the wide chart needs more than a column.
     """

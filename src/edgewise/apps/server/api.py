@@ -209,7 +209,7 @@ class ControlPlane:
         return [ListedToken(**token) for token in await self._service.read(members.list_tokens)]
 
     async def make_token(self, request: Request, wanted: NewToken) -> MadeToken:
-        """Make an enrolment token. Operators make tokens for devices; administrators for all roles."""
+        """Make an enrolment token. Operators make those of devices, administrators those of all roles."""
         member, _ = caller(request).signed()
         token, now_s = tokens.make(self._service.identity.name), self._service.now_s()
         grant = Grant(wanted.role, tuple(wanted.tags), wanted.uses, wanted.approved, wanted.expires_in_s)

@@ -48,13 +48,13 @@ def decided(c: sa.Connection, by: Member, name: str, verb: str, now_s: float) ->
 
 
 def token_made(c: sa.Connection, token: Token, grant: Grant, by: Member, now_s: float) -> None:
-    """Make an enrolment token. Operators make tokens for devices; administrators for all roles."""
+    """Make an enrolment token. Operators make those of devices, administrators those of all roles."""
     may_decide(still(c, by.id), grant.role)
     members.make_token(c, token, grant, by.id, now_s)
     audit.note(c, by.id, "make token", token.id, now_s)
 
 
 def token_revoked(c: sa.Connection, token: str, by: Member, now_s: float) -> None:
-    """Revoke an enrolment token. Operators revoke tokens for devices; administrators all tokens."""
+    """Revoke an enrolment token. Operators revoke those of devices, administrators all."""
     may_decide(still(c, by.id), members.revoke_token(c, token))
     audit.note(c, by.id, "revoke token", token, now_s)

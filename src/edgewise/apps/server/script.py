@@ -262,7 +262,7 @@ class Server:
         return f"script {asked[:16]}"
 
     def _begun(self) -> str:
-        """Return the latest run that this script made in this folder; empty where there is none."""
+        """Return the latest run that this script made in this folder. Empty where there is none."""
         with self._serving.service.database.read() as c:
             return next((one.run for one in reversed(served.listed(c)) if one.made_by == self._maker), "")
 

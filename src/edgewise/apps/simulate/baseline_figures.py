@@ -13,7 +13,7 @@ from edgewise.drivers.workers.executor import Executor, checked
 
 
 def keep(store: RunStore, model: str, last: int, device: DeviceId, nll: float, tokens: int) -> str:
-    """Store a device's held-out loss after round ``last``. Returns the note of its progress.
+    """Store a device's held-out loss of a baseline after round ``last``. Returns the note of its progress.
 
     A device without held-out text has no figure. A loss that is not finite is no figure either, and the note says so.
     """

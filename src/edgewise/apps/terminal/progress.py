@@ -134,7 +134,7 @@ class Board:
         return self.now_s() - self.phase_at
 
     def left_s(self) -> float | None:
-        """Estimate the seconds to the end of the run, comparisons included; None while nothing is known.
+        """Estimate the seconds to the end of the run, comparisons included. None while nothing is known.
 
         During the rounds the estimate is their rate here, plus comparisons that repeat the same training (see
         ``plan.explain.forecast``). Before the first round has ended it is the forecast, if there is one.
@@ -264,7 +264,7 @@ class ProgressScreen:
             self._console.print(f"[green]✓[/] {title}  [dim]{numbers.duration(seconds)}[/]", highlight=False)
 
     def line(self, e: events.AnyEvent) -> str:
-        """Format an event as a plain line; empty for an event without news."""
+        """Format an event as a plain line. Empty for an event without news."""
         b = self.board
         match e:
             case events.RunStarted():

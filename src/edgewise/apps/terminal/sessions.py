@@ -162,7 +162,7 @@ def message(e: EdgewiseError, width: int = 0) -> str:
 
 
 def _screen_width() -> int:
-    """Return the columns of the screen that shows errors; 0 if standard error is not a screen."""
+    """Return the columns of the screen that shows errors. 0 if standard error is not a screen."""
     return shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
 
 

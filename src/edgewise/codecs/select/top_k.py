@@ -27,7 +27,7 @@ _SAMPLES, _SAMPLE = 256, 256  # number of the vector's stretches that are sample
 def largest(read: Read, dim: int, k: int) -> NDArray[np.int64]:
     """Find the positions of the k largest magnitudes, in increasing order.
 
-    Of equals at the edge, take the lowest positions.
+    Take the lowest of equal positions at the edge.
 
     A sample guesses a magnitude somewhat below the k-th largest. One pass collects all coordinates from that magnitude
     on. Whenever the room for 2 k + 4096 candidates is used up, the k largest of them stay, and the guess rises above
@@ -93,7 +93,7 @@ def _at_least(
 ) -> None:
     """Find the k positions of each chunk whose magnitudes reach its limit, the k-th largest.
 
-    Of equals, take the lowest.
+    Take the lowest of equal positions.
     """
     for c in range(limits.size):
         part, limit = magnitude[c * chunk : (c + 1) * chunk], limits[c]

@@ -205,11 +205,11 @@ class Database:
         self._engine.pool.dispose()
 
     def fault(self) -> str:
-        """The reason why the writer's last commit failed; empty while it can commit."""
+        """The reason why the writer's last commit failed. Empty while it can commit."""
         return self._fault
 
     def lease_left_s(self) -> float:
-        """Return the seconds for which this server has the lease; 0 without it, and where the writer has stalled or is
+        """Return the seconds for which this server has the lease. 0 without it, and where the writer has stalled or is
         ending.
         """
         return self._lease.left_s() if self._thread.is_alive() and not self._closed.is_set() else 0.0
@@ -234,7 +234,7 @@ class Database:
 
     @property
     def number(self) -> int:
-        """The number of this server's lease; 0 where it has none, or knows that another server took over."""
+        """The number of this server's lease. 0 where it has none, or knows that another server took over."""
         return self._lease.number
 
     @property

@@ -93,7 +93,7 @@ class Lease:
         self._until_s = self._renewed_s + LEASE_S
 
     def left_s(self) -> float:
-        """Return the seconds for which this server has the lease; 0 without it."""
+        """Return the seconds for which this server has the lease. 0 without it."""
         return max(0.0, self._until_s - self._now_s()) if self.number else 0.0
 
     def give_back(self, c: sa.Connection) -> None:

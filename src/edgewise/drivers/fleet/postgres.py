@@ -81,7 +81,7 @@ class Postgres:
         return float(c.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
 
     def scrub(self) -> None:
-        """See Engine. VACUUM frees the places of deleted rows; it does not overwrite them, nor the log."""
+        """See Engine. VACUUM frees the places of deleted rows. It does not overwrite them, nor the log."""
         with self.guard(), self.pool.connect().execution_options(isolation_level="AUTOCOMMIT") as c:
             c.execute(sa.text("VACUUM rounds, mail"))
 

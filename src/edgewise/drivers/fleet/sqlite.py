@@ -56,7 +56,7 @@ class Sqlite:
         return wall_s
 
     def scrub(self) -> None:
-        """See Engine. The database overwrites deleted rows (``secure_delete``); this empties its log.
+        """See Engine. The database overwrites deleted rows (``secure_delete``). This empties its log.
 
         While a reader still sees an older state, the removal waits for the next call.
         """

@@ -31,7 +31,7 @@ class Allowed:
         self.ids()
 
     def ids(self) -> frozenset[str]:
-        """Return the ids in the file, as it is now; none where there is no file."""
+        """Return the ids in the file, as it is now. None where there is no file."""
         try:
             state = self._path.stat()
         except FileNotFoundError:

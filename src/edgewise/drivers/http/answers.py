@@ -53,7 +53,7 @@ class Answer:
             raise Wait(foreign("it is not JSON")) from None
 
     def retry_after_s(self, now_s: Callable[[], float] = time.time) -> float:
-        """Return the seconds that ``Retry-After`` asks for, as a number or as a date; 0 without the header."""
+        """Return the seconds that ``Retry-After`` asks for, as a number or as a date. 0 without the header."""
         text = self.headers.get("retry-after", "0")
         try:
             wait_s = float(text) if text.isdigit() else parsedate_to_datetime(text).timestamp() - now_s()

@@ -41,7 +41,7 @@ class BlobCache:
             return sum(self._sizes.values())
 
     def path(self, digest: str) -> Path | None:
-        """Return the file of a cached blob; None where there is none."""
+        """Return the file of a cached blob. None where there is none."""
         with self._lock:
             path = self._folder / digest
             if digest not in self._sizes:

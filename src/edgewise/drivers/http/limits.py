@@ -120,7 +120,7 @@ class Gatekeeper:
             del self._held[holder]
 
     def address(self, address: str, now_s: float) -> None:
-        """Count a request of an address; an IPv6 address counts as its /64.
+        """Count a request of an address. An IPv6 address counts as its /64.
 
         Raises:
             TransportError: E-RATE.

@@ -178,7 +178,7 @@ class Link:
     # -- mail ----------------------------------------------------------------------------------------------------
 
     def poll(self, after: int, wait_s: float = WAIT_S) -> Mail | None:
-        """Return the oldest frame with a number above ``after``; None where none came within ``wait_s`` seconds.
+        """Return the oldest frame with a number above ``after``. None where none came within ``wait_s`` seconds.
 
         Where the server asks to come back later, this waits that long before it returns None.
         """

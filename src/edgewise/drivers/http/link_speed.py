@@ -49,7 +49,7 @@ class Samples:
 
     @property
     def mbit(self) -> float:
-        """The probable speed of the next transfer (``plan.upload_budget.link_estimate``); 0.0 where nothing is
+        """The probable speed of the next transfer (``plan.upload_budget.link_estimate``). 0.0 where nothing is
         known.
         """
         return link_estimate(tuple(self._mbit))

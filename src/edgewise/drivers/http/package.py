@@ -43,7 +43,7 @@ def parse(raw: bytes) -> Mapping[str, str]:
 
 
 def digest_in(base: str) -> str | None:
-    """Return the manifest's digest in ``model.base``; None where it names no package."""
+    """Return the manifest's digest in ``model.base``. None where it names no package."""
     digest = base.removeprefix(PREFIX)
     return digest if base.startswith(PREFIX) and is_digest(digest) else None
 

@@ -37,7 +37,7 @@ REFUSALS = (
 
 
 class RemoteHelper:
-    """A gateway that helps with one run; a context manager.
+    """A gateway that helps with one run. It is a context manager.
 
     Attributes:
         key: HPKE key to which devices seal, signed by the gateway.

@@ -117,7 +117,7 @@ RULES = (
 
 
 def matched(method: str, path: str, rules: Sequence[Rule] = RULES) -> Rule | None:
-    """Find the rule of a request; None where there is no such route."""
+    """Find the rule of a request. None where there is no such route."""
     return next((rule for rule in rules if rule.method == method and rule.pattern.fullmatch(path)), None)
 
 

@@ -183,7 +183,7 @@ class Service:
         return found[0]
 
     async def person(self, secret: str) -> str:
-        """Return the id of the member whose session this is; empty where there is none. A session past its time is
+        """Return the id of the member whose session this is. Empty where there is none. A session past its time is
         deleted where it is seen, so that no clock that is set back revives it.
         """
         now_s = self.now_s()

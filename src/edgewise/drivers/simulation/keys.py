@@ -83,5 +83,5 @@ def simulated_entropy(plan: Plan, root: Key, round: int) -> Key:
 
 
 def simulated_sampling(plan: Plan, root: Key) -> Key:
-    """Derive the key of all cohorts. Poisson cohorts that noise relies on are secret; others follow from the seed."""
+    """Derive the key of all cohorts. Poisson cohorts that noise relies on are secret. Others follow from the seed."""
     return root if plan.sampling.kind == "poisson" and noised(plan) else plan.key

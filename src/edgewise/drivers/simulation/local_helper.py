@@ -75,7 +75,7 @@ class HelperRecord(Protocol):
         ...
 
     def answer(self, answer: TicketAnswer, id: bytes | None) -> None:
-        """Write down the answer to a ticket. ``id``: of its report; None where it cannot be read."""
+        """Write down the answer to a ticket. ``id``: of its report. None where it cannot be read."""
         ...
 
     def open(self, round: int, devices: Collection[DeviceId], share: bytes) -> None:

@@ -84,7 +84,7 @@ class Probes:
 
 @dataclass
 class _Answers:
-    """The answers to one evaluation; a ``Listener``."""
+    """The answers to one evaluation. It is a ``Listener``."""
 
     plan: Plan
     round: int
@@ -118,7 +118,7 @@ class _Answers:
 
 
 def _probe_measurement(item: Arrived, plan: Plan, number: int) -> frame.Measurement | frame.Refusal | None:
-    """Decode an answer to this evaluation's probe; None for late mail, rubbish and impossible numbers."""
+    """Decode an answer to this evaluation's probe. None for late mail, rubbish and impossible numbers."""
     try:
         message = frame.from_device(item.frame, plan.frame_limit_bytes)
     except DecodeError:

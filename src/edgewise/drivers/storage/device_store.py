@@ -209,7 +209,7 @@ def _write_arrays(path: Path, arrays: Mapping[str, Array], of: Sequence[str]) ->
 
 
 def _read_arrays(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str, Array] | None:
-    """Read the arrays of a file; None where there is no file.
+    """Read the arrays of a file. None where there is no file.
 
     Raises:
         StoreError: E-CHECKPOINT.

@@ -18,7 +18,7 @@ FOLDER = 0o700  # the mode of a folder that only its owner may use
 
 
 def for_owner(path: str, flags: int) -> int:
-    """Open a file; a file that this creates can be read and written by its owner only.
+    """Open a file. Only its owner can read and write a file that this creates.
 
     Pass it to ``open`` as ``opener``.
     """

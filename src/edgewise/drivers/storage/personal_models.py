@@ -65,13 +65,13 @@ def keep_personal(folder: Path, model: PersonalModel) -> Path:
 
 
 def personal_model(folder: Path, device: DeviceId) -> PersonalModel | None:
-    """Read a device's personal model; None where it has none. Raises StoreError(E-CHECKPOINT) for a damaged file."""
+    """Read a device's personal model. None where it has none. Raises StoreError(E-CHECKPOINT) for a damaged file."""
     path = _model_path(folder, device)
     return _read_model(path) if path.is_file() else None
 
 
 def personal_params(folder: Path, device: DeviceId) -> Vector | None:
-    """Read the parameters of a device's personal model, float32[d]; None where it has none.
+    """Read the parameters of a device's personal model, float32[d]. None where it has none.
 
     Args:
         folder: the folder of a run, or of a device's own state.

@@ -40,7 +40,7 @@ def dump(x: Vector) -> Buffer:
 
 
 def load(raw: bytes, dim: int) -> Vector:
-    """Decode a blob of ``dim`` coordinates; the inverse of ``dump``.
+    """Decode a blob of ``dim`` coordinates. It is the inverse of ``dump``.
 
     Raises:
         ValueError: where ``dump`` gives no such bytes.

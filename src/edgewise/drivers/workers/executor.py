@@ -12,7 +12,7 @@ from edgewise.drivers.workers.host import Host
 
 
 class Executor(Protocol):
-    """A queue of jobs. Results may come in any order; ``id`` links a result to its job."""
+    """A queue of jobs. Results may come in any order. ``id`` links a result to its job."""
 
     @property
     def parallel(self) -> int:

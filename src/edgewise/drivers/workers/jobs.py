@@ -24,7 +24,7 @@ class _Base(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
 
 
 class Setup(_Base, frozen=True, tag="setup"):
-    """Make the trainer for this recipe (resolved, as JSON) and describe it; the first job of a worker.
+    """Make the trainer for this recipe (resolved, as JSON) and describe it. It is the first job of a worker.
 
     ``memory_dir``, ``instance``: of the run directory as it is open now (``RunStore``).
     """
@@ -38,13 +38,13 @@ class Setup(_Base, frozen=True, tag="setup"):
 
 
 class Compile(_Base, frozen=True, tag="compile"):
-    """Compile the plan that follows from these facts (``plan.facts.canonical``); the second job of a worker."""
+    """Compile the plan that follows from these facts (``plan.facts.canonical``). It is the second job."""
 
     facts: bytes
 
 
 class Blob(_Base, frozen=True, tag="blob"):
-    """Store this blob and drop all blobs that ``keep`` does not name. No answer."""
+    """Store this blob and drop all blobs that ``keep`` does not name. It has no answer."""
 
     digest: str
     data: memoryview
@@ -52,7 +52,7 @@ class Blob(_Base, frozen=True, tag="blob"):
 
 
 class Held(_Base, frozen=True, tag="held"):
-    """Set the model (raw float32) that this run's devices have of that round already. No answer.
+    """Set the model (raw float32) that this run's devices have of that round already. It has no answer.
 
     The disks of real devices would give it back after a restart.
     """
@@ -62,7 +62,7 @@ class Held(_Base, frozen=True, tag="held"):
 
 
 class Rest(_Base, frozen=True, tag="rest"):
-    """Set the rest of a split model (raw float32) for the sessions of that round. No answer."""
+    """Set the rest of a split model (raw float32) for the sessions of that round. It has no answer."""
 
     round: int
     data: memoryview
@@ -208,7 +208,7 @@ class Personalised(_Base, frozen=True, tag="personalised"):
 
 
 class CountedRecords(_Base, frozen=True, tag="counted"):
-    """Answer to Count. None where the device's text cannot be read; its training reports the reason."""
+    """Answer to Count. None where the device's text cannot be read. Its training reports the reason."""
 
     records: int | None = None
 

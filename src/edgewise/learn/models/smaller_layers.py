@@ -41,7 +41,7 @@ class _Spread(torch.autograd.Function):
 
 
 class MaskedLinear(nn.Module):
-    """y = W x + b, where W is zero outside a fixed mask.
+    """A linear layer whose matrix is zero outside a fixed mask: y = W x + b.
 
     Attributes:
         weight: the K weights inside the mask, row by row. This is the whole parameter: nothing outside it can move.
@@ -87,7 +87,7 @@ class MaskedLinear(nn.Module):
 
 
 class FactoredLinear(nn.Module):
-    """y = L (R x) + b, a linear layer of low rank.
+    """A linear layer of low rank: y = L (R x) + b.
 
     Attributes:
         right: R, rank x inputs, without a bias.

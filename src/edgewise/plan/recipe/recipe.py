@@ -47,7 +47,7 @@ from edgewise.plan.recipe.trainable import TrainableSection
 
 
 class EvalSection(Section):
-    """Evaluation on held-out text. A simulator can measure it; a server cannot."""
+    """Evaluation on held-out text. A simulator can measure it. A server cannot."""
 
     on_devices: bool = Field(
         False,
