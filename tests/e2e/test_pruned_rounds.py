@@ -88,6 +88,18 @@ def test_pruned_weights_stay_zero_and_the_smallest_go_next():
     assert list(np.flatnonzero(pruning.pruned(plan, 3, first, moved) == 0)) == list(range(20))
 
 
+def test_a_matrix_that_begins_with_zeros_lives_on_where_the_first_rounds_were_abandoned():
+    plan = plan_of({"strategy": {"kind": "fedavg"}})
+    initial = np.zeros(50, np.float32)  # Rounds 0 and 1 had no sum, so nothing is pruned in round 2.
+    mask = pruning.dead(plan, 2, initial)
+    assert mask is not None
+    assert not mask.any()
+    state = plan.strategy.init(initial)
+    mean = np.arange(1, 51, dtype=np.float32)
+    after = released.stepped(plan, state, 2, Aggregate(mean, {}, 8, 8.0, {}))
+    assert zeros(after.params) == (17, 0)
+
+
 def test_a_device_sends_zeros_for_pruned_weights_before_it_clips():
     plan = plan_of({"stage": [{"kind": "clip", "l2": 1.0}]})
     params = np.ones(50, np.float32)

@@ -31,13 +31,15 @@ def dead(plan: Plan, round: int, params: Vector) -> NDArray[np.bool_] | None:
 
     Args:
         params: float32[d], the model that devices train from.
-    Edge cases: a live weight of a matrix that training moved to exactly zero counts as pruned.
+    Edge cases: a live weight of a matrix that training moved to exactly zero counts as pruned. A matrix of zeros alone
+        lives: no pruning leaves one, but a model may begin with one, and the rounds before may have been abandoned.
     """
     if not plan.recipe.prune.pruned(round, plan.rounds):
         return None
     out = np.zeros(params.size, np.bool_)
     for s in matrices(plan.spec):
-        out[s.start : s.stop] = params[s.start : s.stop] == 0.0
+        zero = params[s.start : s.stop] == 0.0
+        out[s.start : s.stop] = zero & ~zero.all()
     return out
 
 
