@@ -237,6 +237,13 @@ def test_parts_that_do_not_belong_together_are_refused(change):
     assert device.end.refused.code == "E-PARTS"
 
 
+def test_a_server_with_a_frozen_part_that_lost_its_state_goes_on_at_the_step_of_the_device():
+    hello = wire.Hello(session=SESSION, parts=PARTS, step=2, attempt=3)
+    state, effects = step_server(split.ServerSide(SESSION, PARTS, True, frozen=True), hello)
+    assert (state.version, state.ahead, state.attempt, state.open) == (2, False, 3, True)
+    assert effects[-1].message == wire.Welcome(attempt=3)
+
+
 def test_the_server_computes_in_order_and_each_thing_once():
     server = Server(False)
     server.feed(wire.Hello(session=SESSION, parts=PARTS, step=0, attempt=1))

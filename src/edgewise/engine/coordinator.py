@@ -47,11 +47,12 @@ from edgewise.strategies.base import State
 UNMET_LIMIT = 3  # The run stops after this many abandoned rounds in a row, instead of trying for ever.
 
 
-def first(plan: Plan, initial: vector.Vector) -> Checkpoint:
-    """Make the checkpoint of a run before its first round, from initial parameters float32[d]."""
+def first(plan: Plan, initial: vector.Vector, rest: vector.Vector | None = None) -> Checkpoint:
+    """Make the checkpoint of a run before its first round, from initial parameters float32[d], and a model's rest."""
     state = plan.strategy.init(initial)
     down = None if plan.downlink is None else broadcast.start(plan.layout.broadcast(state))
-    return Checkpoint(0, state, memory=plan.initial_memory(Pipeline.start_memory), down=down)
+    made = Checkpoint(0, state, memory=plan.initial_memory(Pipeline.start_memory), down=down)
+    return made if rest is None else _with_rest(made, rest)
 
 
 @dataclass(frozen=True)
@@ -109,9 +110,7 @@ class Coordinator:
             self.privacy_budget.verify(stored)
             self._use_rest(stored)
             return stored
-        fresh = first(self.plan, initial)
-        if self.rest is not None:
-            fresh = _with_rest(fresh, self.rest.start())
+        fresh = first(self.plan, initial, None if self.rest is None else self.rest.start())
         self.store.commit(fresh, ())
         self._use_rest(fresh)
         return fresh

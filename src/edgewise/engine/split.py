@@ -24,6 +24,7 @@ Rules:
         step until the device has taken that step too.
     A device that was killed may have lost its part. It begins the session anew, and the server goes back to the part
         before the first step, which it keeps until the round ends.
+    A server's part that is frozen has one version. A server that was killed goes on at the device's step.
     Two parts of different models, cuts or steps are never trained together (E-PARTS).
 
 All states are plain frozen values, so that they can be saved and loaded at any moment.
@@ -187,7 +188,8 @@ def _greeted(state: ServerSide, hello: Hello) -> ServerOut:
     if hello.attempt == state.attempt:
         same = state.open and hello.step == state.version and not (state.started or state.ahead)
         return state, (SendToPeer(Welcome(attempt=hello.attempt)),) if same else ()
-    if hello.step not in (0, state.version) and not (state.ahead and hello.step == state.version + 1):
+    known = hello.step in (0, state.version) or (state.ahead and hello.step == state.version + 1)
+    if not (known or state.frozen):
         ahead = f" or {state.version + 1}" if state.ahead else ""
         what = f"the device's part has taken {hello.step} steps, and the server's {state.version}{ahead}."
         return state, (SendToPeer(SessionRefused(code="E-PARTS", reason=what)),)

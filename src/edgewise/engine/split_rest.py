@@ -20,6 +20,7 @@ import numpy as np
 from edgewise.core import events
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Vector
+from edgewise.engine import split_states as states
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,25 @@ class SessionResult:
     up_bytes: int
     down_bytes: int
     place: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WantedSession:
+    """A session that a device's trainer asks for.
+
+    Attributes:
+        device_part, rest: digests of the layouts of both parts.
+        steps: optimizer steps. window: largest number of micro-batches on their way.
+        once: True where noise hides what crosses, so that the session may not begin a second time with other noise.
+    """
+
+    round: int
+    device_part: str
+    rest: str
+    u_shape: bool
+    steps: int
+    window: int
+    once: bool = False
 
 
 class Sessions(Protocol):
@@ -71,6 +91,21 @@ class Sessions(Protocol):
 
     def use(self, round: int, rest: Vector) -> None:
         """Set the rest of the round's model."""
+        ...
+
+
+class RemoteRest(Protocol):
+    """Port of a device's trainer: plays its sessions with the rest of the model, which is on another machine."""
+
+    def play(self, wanted: WantedSession, perform: Callable[[states.DeviceEffect], states.DeviceEvent | None]) -> None:
+        """Play a session to its end, over as many connections as it takes.
+
+        Args:
+            perform: performs the effects of the device's machine. The number of ``SaveAttempt`` is durable before it
+                is called.
+        Raises:
+            EdgewiseError: the code that ended the session, and as ``perform``.
+        """
         ...
 
 

@@ -214,6 +214,8 @@ class ServerSide:
     Attributes:
         version: steps of the part that the device is known to have taken too. ahead: True where the part after the
             next step is kept beside it.
+        frozen: True where the part does not train, so that it is the same after every step, and a server that lost
+            this state can go on with a device at any step.
         open: True between Hello and the end of the connection.
         started, backed: micro-batches of this step that are through the forward and the backward pass.
         answers: answers that the device may not have yet.
@@ -225,6 +227,7 @@ class ServerSide:
     version: int = 0
     ahead: bool = False
     attempt: int = 0
+    frozen: bool = False
     open: bool = False
     started: int = 0
     backed: int = 0

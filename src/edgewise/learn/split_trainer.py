@@ -1,8 +1,10 @@
 """A trainer whose devices have the first part of the model, and train it in sessions with the rest (``learn.split``).
 
     trainer = split_between(trainer, parts, recipe, sessions)     # trainer.spec is the layout of the device's part
+    trainer = split_between(trainer, parts, recipe, sessions, remote)
 
-Both parts are in this process. What a network would carry between them crosses as bytes all the same.
+In a simulation both parts are in this process. What a network would carry between them crosses as bytes all the same.
+An enrolled device trains with the rest that a server has (``remote``).
 """
 
 from __future__ import annotations
@@ -20,24 +22,28 @@ from edgewise.core.keys import derive
 from edgewise.core.parts import ModelParts
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Vector, finite
-from edgewise.engine.split_rest import SessionResult, Sessions
+from edgewise.engine.split_rest import RemoteRest, SessionResult, Sessions, WantedSession
 from edgewise.engine.trainer import Registered
 from edgewise.learn.computing import computing
 from edgewise.learn.joined_trainer import JoinedTrainer
 from edgewise.learn.models.architecture import embeddings, text_config
 from edgewise.learn.models.cut import check_cut, cut
 from edgewise.learn.seeded import seeded
-from edgewise.learn.split import Crossings, DevicePart, ServerPart, session
+from edgewise.learn.split import Crossed, Crossings, DevicePart, ServerPart, session
 from edgewise.learn.text.trainer import TextTrainer
 from edgewise.learn.train import LOWER, Optimizer, quarters
 from edgewise.plan.recipe.recipe import Recipe
-from edgewise.plan.split_part import check_sides, split_noise, token_bytes
+from edgewise.plan.split_part import check_sides, split_facts, split_noise, token_bytes
 
 PROBE = 16  # tokens of the forward pass that compares the stages with the model
 
 
-def split_between(trainer: Registered, parts: ModelParts, recipe: Recipe, sessions: Sessions) -> Registered:
+def split_between(
+    trainer: Registered, parts: ModelParts, recipe: Recipe, sessions: Sessions, remote: RemoteRest | None = None
+) -> Registered:
     """Wrap the text trainer of a whole model into one whose vector is the device's part.
+
+    ``remote``: the rest on another machine, for a recipe whose rest is frozen. None: it is in this process.
 
     Raises:
         ModelError: E-CUT as ``learn.models.cut.cut`` and ``check_cut``, and where the layout's parts are not those of
@@ -45,7 +51,7 @@ def split_between(trainer: Registered, parts: ModelParts, recipe: Recipe, sessio
     """
     inner = trainer.trainer
     assert isinstance(inner, TextTrainer)
-    made = SplitTrainer(trainer, inner, parts, recipe, sessions)
+    made = SplitTrainer(trainer, inner, parts, recipe, sessions, remote)
     return replace(trainer, trainer=made, describes=made, continues=made, together=None, keeps=made, splits=made)
 
 
@@ -60,9 +66,16 @@ class SplitTrainer(JoinedTrainer):
     """
 
     def __init__(
-        self, inner: Registered, text: TextTrainer, parts: ModelParts, recipe: Recipe, sessions: Sessions
+        self,
+        inner: Registered,
+        text: TextTrainer,
+        parts: ModelParts,
+        recipe: Recipe,
+        sessions: Sessions,
+        remote: RemoteRest | None = None,
     ) -> None:
         super().__init__(inner, text, parts, recipe, sessions)
+        self._remote = remote
         model = text.model
         self._stages = cut(model, recipe.split.cut, recipe.split.shape)
         ids = torch.arange(PROBE).view(1, PROBE)
@@ -89,12 +102,13 @@ class SplitTrainer(JoinedTrainer):
 
         Raises:
             DataError, TrainingError: as ``TorchTrainer.fit``. E-TRAIN for terms of a strategy in the gradient.
+            EdgewiseError: as ``RemoteRest.play``.
         """
         if request.correction.pull or request.correction.shift is not None or request.rank:
             what = "the strategy changes gradients of whole models, and a session has those of two parts."
             raise TrainingError("E-TRAIN", what, 'write strategy.kind = "fedavg".')
         text, flat, split = self._text, self._text.flat, self._split
-        rest = self.sessions.begin(request.round, request.device)
+        rest = self.rest_start if self._remote is not None else self.sessions.begin(request.round, request.device)
         batches, count = text.work(request)
         names = [n for n in self._device_names if not request.rule.segments or n in request.rule.segments]
         steps, lr, key = request.rule.steps, request.rule.lr, derive(request.key, "split")
@@ -107,30 +121,34 @@ class SplitTrainer(JoinedTrainer):
                 self._stages, text.loss, iter(batches), self.vocabulary, flat, names, *rest_of_arguments,
                 optimizer=self._optimizers[0], secret=derive(request.secret, "split"),
             )  # fmt: skip
-            server = ServerPart(
-                self._stages, text.loss, self.vocabulary, flat, self._rest_names, *rest_of_arguments,
-                optimizer=self._optimizers[1],
-            )  # fmt: skip
-            crossed = session(device, server, split.shape == "U", steps, split.window)
+            crossed = Crossed()  # Of a remote rest, the server counts what crosses.
+            if self._remote is not None:
+                self._remote.play(self._wanted(request.round, steps), device.perform)
+            else:
+                server = ServerPart(
+                    self._stages, text.loss, self.vocabulary, flat, self._rest_names, *rest_of_arguments,
+                    optimizer=self._optimizers[1],
+                )  # fmt: skip
+                crossed = session(device, server, split.shape == "U", steps, split.window)
             shared, rest = self.parts.split(flat.read())
         if device.ended is not None and (refused := device.ended.refused) is not None:
             raise TrainingError("E-TRAIN", f"the session ended: {refused.code} {refused.reason}")
         if not (finite(shared) and finite(rest)):
             raise TrainingError("E-NAN", f"the update is not finite after local step {steps}.", LOWER)
-        kept = rest if split.trains_rest else np.zeros(0, np.float32)
-        result = SessionResult(kept, count, steps, crossed.up_bytes, crossed.down_bytes)
-        self.sessions.end(request.round, request.device, result)
+        if self._remote is None:
+            kept = rest if split.trains_rest else np.zeros(0, np.float32)
+            result = SessionResult(kept, count, steps, crossed.up_bytes, crossed.down_bytes)
+            self.sessions.end(request.round, request.device, result)
         first, last = quarters(device.seen)
         return Update(shared - request.params, {"loss_first": first, "loss_last": last}, count)
 
+    def _wanted(self, round: int, steps: int) -> WantedSession:
+        parts, split = self.parts, self._split
+        return WantedSession(
+            round, parts.shared.digest(), parts.own.digest(), split.shape == "U", steps, split.window,
+            once=self._crossings.activation_noise is not None,
+        )  # fmt: skip
+
     def describe(self) -> dict[str, Any]:
         """Describe the inner trainer, with both parts of the layout and the bytes of a token at the cut."""
-        split = {
-            "cut": self._split.cut,
-            "shape": self._split.shape,
-            "once": False,
-            "device_parameters": self.parts.shared.dim,
-            "rest_parameters": self.parts.own.dim,
-            "token_bytes": self.token_bytes,
-        }
-        return {**self.inner.describe(), "split": split, "whole_spec": self.parts.whole.to_list()}
+        return {**self.inner.describe(), **split_facts(self._recipe, self.parts, self.token_bytes)}

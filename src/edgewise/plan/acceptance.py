@@ -48,6 +48,7 @@ class OwnerFloor:
         noise_multiplier: smallest noise multiplier of the noise behind an epsilon; 0 = any.
         cohort: smallest number of contributions to a sum, hidden or not, that a model is made of.
         models: allowed values of ``model.base``; empty = any.
+        split: True where the model may be split, so that its other side sees activations and gradients of the text.
     """
 
     epsilon: float = inf
@@ -62,6 +63,7 @@ class OwnerFloor:
     noise_multiplier: float = 0.0
     cohort: int = 0
     models: tuple[str, ...] = ()
+    split: bool = True
 
 
 def accept(raw: bytes, signature: bytes, server: bytes, spec: Spec, floor: OwnerFloor, catalogue: Catalogue) -> Plan:
@@ -185,7 +187,7 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
 
 
 def check_stated(floor: OwnerFloor, facts: PlanFacts) -> None:
-    """Check what facts state by themselves, before anything is downloaded for them: model and word.
+    """Check what facts state by themselves, before anything is downloaded for them: model, word and cut.
 
     Raises RecipeError(E-FLOOR).
     """
@@ -195,6 +197,9 @@ def check_stated(floor: OwnerFloor, facts: PlanFacts) -> None:
         raise _below_owner_floor(f"the model is one of {', '.join(floor.models)}; here it is {base}")
     if floor.words and word not in floor.words:
         raise _below_owner_floor(f'privacy is one of {", ".join(floor.words)}; here it is "{word}"')
+    if not floor.split and (tables.get("split") or {}).get("cut"):
+        what = "no activations of its text leave; here the model is split, and whoever has the rest sees them, from "
+        raise _below_owner_floor(f"{what}which trained attacks recover text")
 
 
 def _below_owner_floor(what: str) -> RecipeError:

@@ -7,9 +7,9 @@ parts.own                               # the other part
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgewise.codecs.select.cut_parts import behind
 from edgewise.codecs.wire.tokens import TokenCodec
@@ -100,6 +100,19 @@ def token_bytes(recipe: Recipe, hidden: int, vocabulary: int) -> dict[str, float
     return {"up": activation + vocabulary.bit_length() / 8, "down": gradient}
 
 
+def split_facts(recipe: Recipe, parts: ModelParts, tokens: Mapping[str, float]) -> dict[str, Any]:
+    """Describe the cut for a run's record. ``tokens``: of ``token_bytes``."""
+    split = {
+        "cut": recipe.split.cut,
+        "shape": recipe.split.shape,
+        "once": recipe.split.cached,
+        "device_parameters": parts.shared.dim,
+        "rest_parameters": parts.own.dim,
+        "token_bytes": dict(tokens),
+    }
+    return {"split": split, "whole_spec": parts.whole.to_list()}
+
+
 def split_noise(recipe: Recipe, hidden: int) -> tuple[TokenNoise, TokenNoise] | None:
     """Make clip and noise of activations and of output gradients. None without ``split.token_noise``.
 
@@ -127,6 +140,11 @@ def most_passes(recipe: Recipe) -> int:
     training = recipe.training
     each = ceil(training.local_epochs) + 1 if training.local_epochs else training.local_steps
     return recipe.round.rounds * each
+
+
+def is_split(plan: Plan) -> bool:
+    """Tell whether devices have a part of the model only, and train it in sessions with the rest."""
+    return plan.recipe.split.used
 
 
 def noises_crossings(plan: Plan) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from edgewise.core.vector import Spec
 from edgewise.crypto import sign as ed25519
 from edgewise.plan import facts as plan_facts
 from edgewise.plan import noise as private
-from edgewise.plan.acceptance import OwnerFloor, accept, planned
+from edgewise.plan.acceptance import OwnerFloor, accept, check_stated, planned
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import Instance, PlanFacts, StatedNoise, canonical, parse, sign
@@ -265,6 +266,15 @@ def test_a_run_below_its_owners_floor_is_refused(floor: OwnerFloor, said: str, s
     with pytest.raises(EdgewiseError, match=said) as caught:
         device(canonical(served.facts), floor=floor)
     assert caught.value.code == "E-FLOOR"
+
+
+@pytest.mark.parametrize(("split", "refused"), [(None, False), ({"cut": 0}, False), ({"cut": 1}, True)])
+def test_an_owner_can_refuse_models_that_are_split(split: dict[str, int] | None, refused: bool, served: Plan) -> None:
+    tables = {**json.loads(served.facts.recipe), "split": split}
+    stated = msgspec.structs.replace(served.facts, recipe=json.dumps(tables))
+    check_stated(OwnerFloor(), stated)
+    with pytest.raises(EdgewiseError, match="no activations of its text leave") if refused else nullcontext():
+        check_stated(OwnerFloor(split=False), stated)
 
 
 @pytest.mark.slow

@@ -37,6 +37,14 @@ def serve(
         str,
         typer.Option("--gateway", metavar="NAME@URL", help="Gateway that aggregates shared sums, as it prints itself."),
     ] = "",
+    split_listen: Annotated[
+        str,
+        typer.Option(
+            "--split-listen",
+            metavar="HOST:PORT",
+            help="Address for sessions of split learning, over TLS; its process loads torch.",
+        ),
+    ] = "",
     database: Annotated[
         str,
         typer.Option(
@@ -94,9 +102,12 @@ def serve(
         tls, lines = Tls(names, certificate, key, plain), None if log == "-" else Path(log or folder / "server.log")
         tell = (lambda run, event: None) if as_json else _print_run_event
         second = sharing.address(gateway) if gateway else None
+        split = address(split_listen, None, None, None)[:2] if split_listen else None
         with (
             sessions.interrupts(),
-            HttpServer(folder, host, port, tls, tell=tell, gateway=second, database=database, blobs=place) as server,
+            HttpServer(
+                folder, host, port, tls, tell=tell, gateway=second, database=database, blobs=place, split=split
+            ) as server,
             logs.opened(lines),
         ):
             scheme, first = "http" if plain else "https", server.first_token()

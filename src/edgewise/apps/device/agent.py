@@ -184,7 +184,7 @@ def work(
         ledgers = held.enter_context(FileLedgers(home / LEDGERS))
         owner = _owner(home, own, link, ledgers, make)
         watch = _Owner(agent, link, owner, conditions, record, follow, sleep)
-        with Parts(link, home, owner, make, personal) as parts:
+        with Parts(link, home, owner, make, personal, partial(record.crosses, link.home.server)) as parts:
             watch.tidies(parts.tidy)
             if personal:
                 watch.makes(WaitingRuns(link, parts, home, own.limits.local_steps))

@@ -15,6 +15,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,11 @@ from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
 from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import roster
-from edgewise.drivers.http import package, share_keys
+from edgewise.drivers.http import package, share_keys, split_address
 from edgewise.drivers.http.attend import RunPart
 from edgewise.drivers.http.identity import fingerprint
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.http.split_address import RemoteSessions
 from edgewise.drivers.storage.device_store import FileDevices
 from edgewise.drivers.storage.files import FOLDER, is_blob, write_durably
 from edgewise.drivers.workers.devices import Devices
@@ -90,11 +92,20 @@ class Parts:
         make: (recipe, folder of the run, device, layout of the trained parameters) -> trainer, for a model that the
             device has. None: the recipe's trainer, on the owner's text.
         personal: note which runs ask for a personal model, so that the agent makes it.
+        crosses: called with run, round and bytes of each message of a session of split learning, before it leaves.
     """
 
-    def __init__(self, link: Link, home: Path, owner: Owner, make: Make | None = None, personal: bool = True) -> None:
+    def __init__(
+        self,
+        link: Link,
+        home: Path,
+        owner: Owner,
+        make: Make | None = None,
+        personal: bool = True,
+        crosses: Callable[[str, int, int], None] = lambda run, round, size: None,
+    ) -> None:
         self._link, self._home, self._owner, self._make = link, home, owner, make
-        self._personal = personal
+        self._personal, self._crosses = personal, crosses
         self._run = ""
         self._part: RunPart | None = None  # this device's part in the latest run
         self._store: FileDevices | None = None
@@ -138,7 +149,7 @@ class Parts:
         room.sweep(self._home, in_use, own.room_bytes, own.room_s, time.time())
 
     def _join(self, run: str) -> RunPart:
-        raw, signature, shares = self._published(run)
+        raw, signature, shares, sessions = self._published(run)
         stated = facts.parse(raw)
         if stated.digest() != run or stated.instance is None:
             raise facts.refused("they are those of another run")
@@ -149,7 +160,7 @@ class Parts:
         folder = self._home / RUNS / run[:32]
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
         room.touch(folder / room.BLOBS, folder / room.CACHE)
-        trainer = self._trainer(stated, folder, catalogue)
+        trainer = self._trainer(stated, folder, catalogue, sessions)
         plan = accept(raw, signature, server, trainer.trainer.spec, self._owner.floor, catalogue)
         noise_steps(plan, trainer)
         if not self._personal and keeps_private(plan):
@@ -169,14 +180,15 @@ class Parts:
         )  # fmt: skip
         return RunPart(devices, downloads, folder / "blobs")
 
-    def _published(self, run: str) -> tuple[bytes, bytes, Mapping[str, Any]]:
+    def _published(self, run: str) -> tuple[bytes, bytes, Mapping[str, Any], Any]:
         found = self._link.call("GET", f"/v1/runs/{run}")
         try:
-            return str(found["facts"]).encode("ascii"), bytes.fromhex(found["signature"]), dict(found["shares"] or {})
+            raw, signature = str(found["facts"]).encode("ascii"), bytes.fromhex(found["signature"])
+            return raw, signature, dict(found["shares"] or {}), found.get("sessions")
         except (KeyError, TypeError, ValueError):
             raise facts.refused("the server sent something else") from None
 
-    def _trainer(self, stated: PlanFacts, folder: Path, catalogue: Catalogue) -> Registered:
+    def _trainer(self, stated: PlanFacts, folder: Path, catalogue: Catalogue, sessions: Any) -> Registered:
         """Make the recipe's trainer on this device's text and model."""
         check_stated(self._owner.floor, stated)  # The check comes before the download.
         tables = stated.settings()
@@ -190,8 +202,16 @@ class Parts:
             "the run's facts",
         )
         if self._make is not None:
+            if own.split.used:
+                what = "the run splits its model, and a script trains whole ones."
+                raise RecipeError("E-COMBO", what, "take part with `edgewise device run`.")
             return self._make(own, folder, self._link.name, self._layout(stated, folder))
-        return make_trainer(own, self._owner.folder, folder, catalogue, self._link.name)
+        remote = None
+        if own.split.used:
+            run = stated.digest()
+            port = split_address.checked(sessions, run, self._link.home.server)
+            remote = RemoteSessions(self._link, run, port, folder, partial(self._crosses, run))
+        return make_trainer(own, self._owner.folder, folder, catalogue, self._link.name, remote=remote)
 
     def _layout(self, stated: PlanFacts, folder: Path) -> Spec:
         """Download the layout that the facts name by its digest."""

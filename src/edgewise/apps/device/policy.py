@@ -123,6 +123,9 @@ class LeastPrivacy(Section):
         "malicious", description="hidden sums must stand a server that lies, or one that follows the protocol and reads"
     )
     evaluation: bool = Field(True, description="a loss on held-out text may leave, as a part of an update")
+    split: bool = Field(
+        False, description="activations and gradients of the text may go to a server that has the rest of the model"
+    )
     gateway: str = Field(
         "", pattern=r"^([0-9a-f]{32})?$", description="fingerprint of the second server that shares may be sealed to"
     )
@@ -203,6 +206,7 @@ class Policy(Section):
             noise_multiplier=asked.noise_multiplier,
             cohort=asked.cohort,
             models=tuple(self.model.allow),
+            split=asked.split,
         )
 
     def owner_budget(self, ledgers: DeviceLedgers) -> OwnerBudget | None:

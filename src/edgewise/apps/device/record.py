@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # `edgewise device status` only reads, and starts faster with
 
 FILE, LEDGERS = "left.jsonl", "ledgers"  # the record of frames, and the folder of their privacy costs
 REFUSAL, RUN_REFUSED, AGAIN = "refusal", "refused run", "sent again"
+CROSSED = "activations and gradients of a split model"
+CROSSED_BYTES = 2**20
 MB = 1e6
 AGAIN_BYTES = 2**16  # bytes sent again that a crash may leave out of the record
 
@@ -85,6 +87,7 @@ class Record:
         self._before = dict(self._rounds)  # of earlier processes
         self._began = set[tuple[str, str]]()  # frames that this process has begun to send
         self._sending: tuple[str, str, int] | None = None  # server, run and round of the frame that is being sent
+        self._crossing: dict[tuple[str, str, int], int] = {}  # recorded bytes of a session that have not left yet
         self._fresh_bytes, self._unwritten = 0, 0  # bytes of that frame that the record has already; and sent again
 
     def frame(self, server: str, plan: Plan | None, raw: bytes, epsilon: float | None = None) -> None:
@@ -149,6 +152,28 @@ class Record:
         if self._unwritten >= AGAIN_BYTES:
             self._append(RecordLine(self._now_s(), server, run, round, AGAIN, self._unwritten))
             self._unwritten = 0
+
+    def crosses(self, server: str, run: str, round: int, size: int) -> None:
+        """Record bytes of a session of split learning that are about to leave.
+
+        A line stands for the next ``CROSSED_BYTES``, so the record may list more than has left, and never less.
+
+        Raises:
+            TransportError: E-OWNER where they would pass the limit of the round.
+        """
+        room = self._crossing.pop((server, run, round), 0)
+        if size > room:
+            reserved = max(CROSSED_BYTES, size - room)
+            if self._too_much(run, round, reserved) is not None:
+                reserved = size - room
+            if (why := self._too_much(run, round, reserved)) is not None:
+                raise _not_allowed(why)
+            row = RecordLine(self._now_s(), server, run, round, CROSSED, reserved)
+            self._append(row)
+            self._today.add(row.at_s, row.size)
+            self._count(run, round, reserved)
+            room += reserved
+        self._crossing = {(server, run, round): room - size}
 
     def too_much_again(self, run: str, round: int, next_bytes: float) -> str | None:
         """Return the words for a round that this process has sent something in, and that may not send as much again.

@@ -20,7 +20,7 @@ from itertools import chain, repeat
 import msgspec
 
 from edgewise.apps.runs.chosen import chosen
-from edgewise.apps.server import distilling, sharing, submission
+from edgewise.apps.server import distilling, sharing, splitting, submission
 from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
 from edgewise.core.training import DeviceId
@@ -133,6 +133,7 @@ class Player:
             sampling_key=(store.out / submission.SAMPLING_KEY).read_bytes(),
             trust=Trust(registry=keys.get, identity=_no_secret, roster=tuple(sorted(keys))), evaluator=self._evaluator,
             secret=None if shares is None else shares.secret, helper=helper, distiller=distiller,
+            rest=splitting.rest_of(service, plan, store, keys, links),
         )  # fmt: skip
 
     def _stop(self, run: str) -> None:

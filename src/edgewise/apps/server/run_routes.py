@@ -20,7 +20,7 @@ from annotated_types import Ge, Lt
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
-from edgewise.apps.server import sharing, submission
+from edgewise.apps.server import sharing, splitting, submission
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.submission import Submission
 from edgewise.core.errors import TransportError
@@ -30,6 +30,7 @@ from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.guard import caller
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.storage import run_record
+from edgewise.plan.facts import parse
 
 VERBS = {"pause": served.PAUSED, "resume": served.RUNNING, "cancel": served.CANCELLED}
 TOLD_AT_ONCE = 500
@@ -60,12 +61,14 @@ class PublishedRun(ShownRun):
     ``facts`` is canonical JSON as text. ``signature`` is the server's signature on it, in hexadecimal. ``shares`` has,
     with two servers, the keys to which devices seal, each signed by its server. ``released`` is the digest of the
     parameters of a finished run's model, a blob that its devices may download. It is empty before.
+    ``sessions`` has, with a split model, the port of its sessions, signed by the server.
     """
 
     facts: str
     signature: str
     released: str
     shares: dict[str, dict[str, str]] | None
+    sessions: dict[str, str | int] | None = None
 
 
 class Told(BaseModel):
@@ -140,10 +143,12 @@ class RunRoutes:
         member, _ = caller(request).signed()
         found = await self._service.read(lambda c: _seen(c, run, member))
         known = await self._service.aside(lambda: sharing.load(submission.folder(self._service, run)))
+        port = splitting.port(self._service, run, parse(found.facts).settings())
         return PublishedRun(
             **self._shown(found).model_dump(), facts=found.facts.decode("ascii"), signature=found.signature.hex(),
             released=await self._service.aside(lambda: _released(self._service, found)),
             shares=None if known is None else msgspec.to_builtins(known.shares),
+            sessions=None if port is None else msgspec.to_builtins(port),
         )  # fmt: skip
 
     async def told(self, run: str, after: Whole = 0) -> Told:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -16,6 +17,8 @@ from edgewise.apps.server.api import ControlPlane
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.playing import Tell
 from edgewise.apps.server.sharing import Address
+from edgewise.apps.server.splitting import revoked
+from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import audit, members
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import certificates, tokens
@@ -24,6 +27,8 @@ from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.serving import HttpsListener
 from edgewise.drivers.storage.files import FOLDER
 from edgewise.drivers.storage.store_place import Place
+from edgewise.drivers.workers.split_jobs import Listen
+from edgewise.drivers.workers.split_process import SplitProcess
 from edgewise.engine.ports import Evaluator
 
 
@@ -42,14 +47,30 @@ class Tls:
 
 def secured(service: Service, tls: Tls) -> ssl.SSLContext | None:
     """Set up the TLS of a server, and record its authority. None: TLS is off. Raises TransportError(E-IDENTITY)."""
-    if tls.off:
-        return None
+    return None if tls.off else certificates.server_context(*_certificate(service, tls))
+
+
+def _certificate(service: Service, tls: Tls) -> tuple[Path, Path]:
+    """Return the files of the server's certificate and of its key, and record its authority."""
     certificate, key = tls.certificate, tls.key
     if certificate is None or key is None:
         now = datetime.datetime.fromtimestamp(service.now_s(), datetime.UTC)
         authority, certificate, key = certificates.authority_and_certificate(service.folder, tls.names, now)
         service.authority = authority.read_bytes()
-    return certificates.server_context(certificate, key)
+    return certificate, key
+
+
+def _rests(service: Service, tls: Tls, split: tuple[str, int] | None) -> SplitProcess | None:
+    """Prepare the process with the rests of split models. Raises TransportError(E-REQUEST) without TLS."""
+    if split is None:
+        return None
+    if tls.off:
+        what = "sessions of split learning need TLS, and this server uses none."
+        raise TransportError("E-REQUEST", what, "leave out --plain, or --split-listen.")
+    certificate, key = _certificate(service, tls)
+    host, port = split
+    listen = Listen(host=host, port=port, certificate=str(certificate), key=str(key), server=service.identity.name)
+    return SplitProcess(listen, partial(revoked, service))
 
 
 class HttpServer:
@@ -64,6 +85,7 @@ class HttpServer:
         gateway: the second server of runs with shared sums.
         database: URL of a database that servers share; empty: SQLite in the folder.
         blobs: place of the published models in an object store. None: the folder.
+        split: host and port for sessions of split learning. None: runs with split models are refused.
     Attributes:
         service: the state that its routes share.
         hosting: its runs.
@@ -72,7 +94,7 @@ class HttpServer:
     Raises:
         StoreError(E-LEASE): while another server works in the folder.
         StoreError: E-STORE-CONNECT, E-STORE-ACCESS, E-STORE-BUCKET where the object store cannot be used.
-        TransportError: E-LISTEN, E-IDENTITY.
+        TransportError: E-LISTEN, E-IDENTITY. E-REQUEST for ``split`` without TLS.
     """
 
     def __init__(
@@ -89,12 +111,14 @@ class HttpServer:
         gateway: Address | None = None,
         database: str = "",
         blobs: Place | None = None,
+        split: tuple[str, int] | None = None,
     ) -> None:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
         with ExitStack() as undo:  # If the start fails, its runs end, and its port and lease are released.
             self.service = Service(folder, limits, now_s, database=database, blobs=blobs)
             undo.callback(self.service.close)
             context = secured(self.service, tls)
+            self.service.rests = _rests(self.service, tls, split)
             self.hosting = Hosting(self.service, tell, evaluator, turn, gateway)
             self._listener = HttpsListener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)
             undo.callback(self._listener.close, self.service.hang_up)

@@ -20,9 +20,10 @@ from typing import Any
 import msgspec
 import sqlalchemy as sa
 
+from edgewise.apps.runs.joined import REST_START
 from edgewise.apps.runs.planned import planned
 from edgewise.apps.runs.toml_text import toml
-from edgewise.apps.server import distilling, sharing
+from edgewise.apps.server import distilling, sharing, splitting
 from edgewise.core import vector
 from edgewise.core.errors import EdgewiseError, RecipeError, TransportError
 from edgewise.core.vector import Spec
@@ -56,6 +57,8 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         recipe: its tables.
         spec: layout of the trained parameters (``Spec.to_list``).
         initial: digest of their first values, raw float32.
+        rest: with a split model, digest of the first values behind the cut, raw float32. ``facts`` then has the layout
+            of the whole model, ``whole_spec``. Empty: there are none.
         model: digest of the manifest of the model's files (``drivers.http.package``). Empty: the bundled model.
             ``OWN``: a module whose code devices have.
         packages: installed packages that bring parts of the recipe, with the digests that the submitter has.
@@ -66,6 +69,7 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     recipe: dict[str, Any]
     spec: list[Any]
     initial: str
+    rest: str = ""
     model: str = ""
     facts: dict[str, Any] = {}
     tags: tuple[str, ...] = ()
@@ -85,11 +89,6 @@ def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Rec
         what = "round.patience and round.keep choose a model by held-out losses, which this server does not measure."
         fix = "let the devices measure (eval.on_devices = true), leave them out, or simulate the recipe."
         raise RecipeError("E-COMBO", what, fix)
-    if recipe.split.used:
-        what = (
-            f"split.cut = {recipe.split.cut}: this version carries sessions of split learning out in a simulation only."
-        )
-        raise RecipeError("E-COMBO", what, "simulate the recipe, or leave out [split].")
     distilling.check_names(recipe)
     base = f"{package.PREFIX}{model}" if model else "bundled"
     if model == OWN:
@@ -126,6 +125,7 @@ def begin(
     """
     spec, catalogue = _spec(wanted.spec), extension_packages.catalogue(sorted(wanted.packages))
     recipe = served_recipe(from_plain(wanted.recipe, "the submitted recipe"), wanted.model, spec, measured)
+    splitting.check(service, recipe, measured)
     with service.database.read() as c:
         devices = population(_everybody(c), wanted.tags)
     if not devices:
@@ -140,9 +140,10 @@ def begin(
     packed = "" if wanted.model == OWN else wanted.model
     files = _files(service, packed)
     initial = vector.from_bytes(service.staging.take(wanted.initial), spec.dim)
+    rest = splitting.submitted(service, wanted.rest, wanted.facts, recipe, spec)
     run = plan.run
     with _submitting(service, run) as out:
-        _store(out, plan, recipe, wanted, files, service, initial, shares)
+        _store(out, plan, recipe, wanted, files, service, initial, shares, rest)
         facts = canonical(plan.facts)
         with service.blobs.kept() as put:
             blobs = {put(raw): len(raw) for raw in _published(service, packed, files, listing, spec)}
@@ -159,7 +160,7 @@ def begin(
                 mailboxes.publish(c, run, dict(blobs))
 
             service.database.write(change)
-    for digest in (wanted.initial, packed, *files.values()):
+    for digest in (wanted.initial, wanted.rest, packed, *files.values()):
         if digest:
             service.staging.drop(digest)
     return row
@@ -248,6 +249,7 @@ def _store(
     service: Service,
     initial: vector.Vector,
     shares: sharing.Arranged | None,
+    rest: vector.Vector | None,
 ) -> None:
     """Make the run's folder with the first checkpoint, as a simulation would."""
     tables = recipe.resolved()
@@ -277,4 +279,6 @@ def _store(
         if (distiller := distilling.distiller_of(service, store, tables)) is not None:
             facts |= distiller.facts()
         store.create(plan.run, recipe.name, tables, facts, window_of(plan).rounds)
-        store.commit(first(plan, initial), ())
+        if rest is not None:
+            store.keep(REST_START, rest)
+        store.commit(first(plan, initial, rest), ())

@@ -83,6 +83,10 @@ def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = (), catalog
     manifest = package.dump(digests) if digests else b""
     model = vector.digest(manifest) if manifest else ""
     made = of_vector(recipe, begun.spec, begun.initial, model, begun.facts, tags, catalogue.packages)
+    if begun.rest is not None and begun.rest.size:
+        raw = bytes(vector.to_bytes(begun.rest))
+        wanted = msgspec.structs.replace(made.wanted, rest=vector.digest(raw))
+        made = StagedRun(wanted, (*made.blobs, (wanted.rest, raw, len(raw))))
     files: list[tuple[str, bytes | Path, int]] = []
     if manifest:
         files.append((vector.digest(manifest), manifest, len(manifest)))

@@ -31,6 +31,7 @@ from edgewise.drivers.storage.blob_store import BlobStore
 from edgewise.drivers.storage.fencing import GRACE_S
 from edgewise.drivers.storage.files import FOLDER
 from edgewise.drivers.storage.store_place import CODES, Place
+from edgewise.drivers.workers.split_process import SplitProcess
 from edgewise.engine.pacing import Pace
 
 T = TypeVar("T")
@@ -83,6 +84,7 @@ class Service:
         self.revoked: set[str] = set()  # members revoked since the server started
         self.deliveries, self._arrived = 0, threading.Condition()
         self.authority = b""
+        self.rests: SplitProcess | None = None  # where the server listens for sessions of split learning
         self._members: OrderedDict[str, tuple[Member | None, float]] = OrderedDict()
         self._bells: dict[str, set[asyncio.Event]] = {}
         self._polls: dict[str, list[asyncio.Event]] = {}  # those of each member, the oldest first
@@ -109,6 +111,8 @@ class Service:
         self._sweeper.join()
         if self.news is not None:
             self.news.close()
+        if self.rests is not None:
+            self.rests.close()
         self._readers.shutdown()
         self.database.close()
 

@@ -85,12 +85,13 @@ class HostedSession:
 
     Attributes:
         state: of the machine. perform: performs its effects, as ``learn.split.ServerPart.perform``.
-        received: bytes from the device in this session.
+        received, sent: bytes from the device and to it in this session.
     """
 
     state: events.ServerSide
     perform: Callable[[events.ServerEffect], events.ServerEvent | None]
     received: int = 0
+    sent: int = 0
     connection: Any = field(default=None, repr=False)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
@@ -235,6 +236,7 @@ class SplitListener:
                 out += session.take(wire.from_device(raw, self._limits.message_bytes))
             for message in out:
                 connection.send(message)
+                session.sent += len(message)
 
 
 @dataclass(frozen=True)
@@ -259,6 +261,7 @@ class DeviceStream:
         state: of the machine, with the last durable step and attempt.
         perform: performs its effects, as ``learn.split.DevicePart.perform``.
         entropy: returns so many fresh random bytes, for nonces.
+        leaving: called with the bytes of each message before it leaves. Its errors end the session.
     Attributes:
         state: of the machine, after ``play`` with the phase "over" or "stopped".
         connections: number of connections so far.
@@ -277,7 +280,9 @@ class DeviceStream:
         limits: StreamLimits = DEFAULT_LIMITS,
         now_s: Callable[[], float] = time.time,
         pause: Callable[[float], None] = time.sleep,
+        leaving: Callable[[int], None] = lambda size: None,
     ) -> None:
+        self._leaving = leaving
         self._address, self._identity, self._run, self._round = address, identity, run, round
         self.state, self._perform, self._entropy, self._limits = state, perform, entropy, limits
         self._now_s, self._pause, self.connections, self.waited_s = now_s, pause, 0, 0.0
@@ -296,9 +301,9 @@ class DeviceStream:
         while self.state.phase not in ("over", "stopped"):
             try:
                 self._connection()
-            except InvalidStatus as e:
-                raise _refusal(e) from None
             except (WebSocketException, OSError, TimeoutError) as e:
+                if isinstance(e, InvalidStatus) and (refused := _refusal(e)).code != BUSY:
+                    raise refused from None
                 _raise_refused(e)
                 failures, last = (0 if self.state.step > last else failures + 1), self.state.step
                 if failures >= self._limits.attempts:
@@ -352,7 +357,8 @@ class DeviceStream:
             self.state, effects = step_device(self.state, waiting.pop(0))
             for effect in effects:
                 if isinstance(effect, events.SendToPeer):
-                    connection.send(wire.dump(effect.message))
+                    self._leaving(len(message := wire.dump(effect.message)))
+                    connection.send(message)
                 elif (after := self._perform(effect)) is not None:
                     waiting.append(after)
 

@@ -9,6 +9,7 @@ from edgewise.core.errors import RecipeError
 from edgewise.core.training import DeviceId
 from edgewise.drivers.storage.split_sessions import SessionFiles
 from edgewise.drivers.workers.parted import parted
+from edgewise.engine.split_rest import RemoteRest
 from edgewise.engine.trainer import Registered, registered
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.own_part import own_part
@@ -25,6 +26,7 @@ def make_trainer(
     device: DeviceId | None = None,
     worker: int = 0,
     passing: bool = False,
+    remote: RemoteRest | None = None,
 ) -> Registered:
     """Make the recipe's trainer and list its abilities. Imports torch, unless the trainer is an extension's.
 
@@ -35,6 +37,7 @@ def make_trainer(
     Args:
         device: an enrolled device that owns all the text; None in a simulation.
         worker: number of this worker process, from 0. It decides the GPU where there are several.
+        remote: the rest of a split model, for an enrolled device.
         passing: ``run_dir`` is removed afterwards. A quantized copy of the base is then kept in the user's cache.
     Raises:
         RecipeError: E-COMBO where the recipe counts passes and the trainer does not count records, or where it asks for
@@ -82,13 +85,16 @@ def make_trainer(
     if (parts := own_part(recipe, spec)) is not None:
         trainer = parted(trainer, parts, recipe)
     if (parts := split_part(recipe, spec)) is not None:
-        _check_splits(catalogue, device)
+        _check_splits(catalogue, device, recipe, remote)
         from edgewise.learn.cached_trainer import cached_between
         from edgewise.learn.split_trainer import split_between
 
         sessions = SessionFiles(run_dir, recipe.split.server_parts == "in_turn")
         sessions.use(0, parts.split(trainer.initial())[1])
-        trainer = (cached_between if recipe.split.cached else split_between)(trainer, parts, recipe, sessions)
+        if recipe.split.cached:
+            trainer = cached_between(trainer, parts, recipe, sessions)
+        else:
+            trainer = split_between(trainer, parts, recipe, sessions, remote)
     if strategy.client.contrast is not None:
         _check_contrast(recipe, trainer)
     if recipe.engine.batch_devices > 1:
@@ -105,11 +111,13 @@ def _inner(recipe: Recipe) -> Recipe:
     )
 
 
-def _check_splits(catalogue: Catalogue, device: DeviceId | None) -> None:
+def _check_splits(catalogue: Catalogue, device: DeviceId | None, recipe: Recipe, remote: RemoteRest | None) -> None:
     """Refuse a split model where no session can take place."""
     why = "" if catalogue.trainer is None else "only the text trainer knows the blocks of its model"
-    if device is not None:
-        why = "a device on the network has no session with the rest of the model"
+    if device is not None and remote is None:
+        why = "this device has no way to the rest of the model"
+    elif device is not None and (recipe.split.trains_rest or recipe.split.cached):
+        why = "over a network the rest of the model is with the server, and does not train"
     if why:
         raise RecipeError("E-COMBO", f"split.cut divides the model, but {why}.", "leave out [split].")
 

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.core.vector import Spec, Vector
+from edgewise.learn.models.architecture import embeddings, text_config
 from edgewise.learn.models.hub import weights
 from edgewise.learn.models.quantized import count, user_cache
 from edgewise.learn.text.prepared import prepare
 from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.recipe import Recipe
-from edgewise.plan.split_part import split_part
+from edgewise.plan.split_part import split_facts, split_part, token_bytes
 
 SETTINGS = ("*.json", "*.model", "*.txt", "*.jinja")
 
@@ -27,12 +28,14 @@ class Untrained:
         initial: the trained parameters, float32 of ``spec``.
         files: the files that ``transformers`` reads. None for the bundled model, which every device has.
         facts: the model's part of ``learn.text.trainer.TextTrainer.describe``.
+        rest: with a split model, the trained parameters behind the cut.
     """
 
     spec: Spec
     initial: Vector = field(repr=False)
     files: tuple[Path, ...]
     facts: dict[str, Any]
+    rest: Vector | None = field(default=None, repr=False)
 
 
 def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
@@ -48,10 +51,16 @@ def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
         **({"model_commit": loaded.commit} if loaded.commit else {}),
     }
     files = () if recipe.model.base == "bundled" else _files(loaded.folder)
-    parts = own_part(recipe, flat.spec) or split_part(recipe, flat.spec)
+    split = split_part(recipe, flat.spec)
+    parts = own_part(recipe, flat.spec) or split
     if parts is None:
         return Untrained(flat.spec, flat.read(), files, facts)
-    return Untrained(parts.shared, parts.split(flat.read())[0], files, facts)
+    shared, own = parts.split(flat.read())
+    if split is None:
+        return Untrained(parts.shared, shared, files, facts)
+    model = loaded.model
+    tokens = token_bytes(recipe, text_config(model.config).hidden_size, int(embeddings(model).weight.shape[0]))
+    return Untrained(parts.shared, shared, files, {**facts, **split_facts(recipe, parts, tokens)}, own)
 
 
 def _files(folder: Path) -> tuple[Path, ...]:

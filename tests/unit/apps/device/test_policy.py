@@ -237,7 +237,7 @@ OTHER = {  # another value of each key than its default, as TOML
     "privacy.words": "['hidden']", "privacy.hidden": "true", "privacy.device_unit": "true", "privacy.epsilon": "1.0",
     "privacy.delta": "1e-9", "privacy.noise_multiplier": "1.0", "privacy.clip_l2": "1.0", "privacy.cohort": "9",
     "privacy.malicious_fraction": "0.2", "privacy.server": "'curious'", "budget.epsilon": "1.0",
-    "budget.delta": "1e-9", "model.allow": "['bundled']",
+    "privacy.split": "true", "budget.delta": "1e-9", "model.allow": "['bundled']",
 }  # fmt: skip
 
 

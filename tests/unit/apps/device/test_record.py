@@ -102,6 +102,20 @@ def test_what_leaves_again_is_in_the_record(tmp_path: Path) -> None:
     assert (counted["frames"], counted["bytes"]) == (1, 3 * len(raw))
 
 
+def test_what_crosses_a_cut_is_recorded_before_it_leaves_and_counts_for_the_round(tmp_path: Path) -> None:
+    left = Record(tmp_path, lambda: NOON, round_bytes=3e6)
+    for _ in range(10):
+        left.crosses("server", "r", 0, 200_000)
+    assert [(row.kind, row.size) for row in rows(tmp_path)] == [(record.CROSSED, record.CROSSED_BYTES)] * 2
+    left.crosses("server", "r", 1, 100)
+    assert left.today(NOON) == 3 * record.CROSSED_BYTES
+    assert summary(rows(tmp_path), NOON)["runs"][0]["bytes"] == 3 * record.CROSSED_BYTES
+    left.crosses("server", "r", 1, 2_900_000)
+    with pytest.raises(TransportError) as refused:
+        left.crosses("server", "r", 1, 100_000)
+    assert refused.value.code == "E-OWNER"
+
+
 @pytest.mark.parametrize(
     ("settings", "said", "promised"),
     [
