@@ -21,7 +21,7 @@ from shown_runs import filled, login, member, shown_run
 from edgewise.apps.dashboard.routes import REFUSALS
 from edgewise.apps.dashboard.thinning import thinned
 from edgewise.apps.server import decisions, submission
-from edgewise.apps.server.start import HttpServer
+from edgewise.apps.server.start import HttpServer, Tls
 from edgewise.drivers.fleet import audit, members, served, sessions
 from edgewise.drivers.fleet.tables import AUDIT, SESSIONS
 from edgewise.drivers.http import browser, certificates, service, tokens
@@ -424,6 +424,32 @@ def test_a_clock_that_is_set_back_revives_no_session(
     assert person.get("").status_code == 303
     monkeypatch.setattr(server.service, "now_s", lambda: now_s)
     assert person.get("").status_code == 303
+
+
+def test_forms_count_behind_a_proxy_that_ends_tls_where_the_server_knows_its_public_url(tmp_path: Path) -> None:
+    """The proxy speaks plain HTTP with the server, so the origin of the browser has another scheme than the request."""
+    public = "https://federation.example"
+    form = {"host": "federation.example", "origin": public, "x-forwarded-for": "192.0.2.7"}
+    with HttpServer(tmp_path, tls=Tls(off=True), public_url=public) as server:
+        name = member(server, "operator", "operator")
+        with httpx2.Client(base_url=server.url) as http:
+            now_s = server.service.now_s()
+            text = server.service.database.write(lambda c: sessions.invite(c, name, now_s))
+            answer = http.post(LOGIN, data={"token": text}, headers=form, follow_redirects=False)
+            assert (answer.status_code, answer.headers["location"]) == (303, HOME)
+            person = Person(http, answer.headers["set-cookie"].split(";")[0].split("=", 1)[1])
+            assert f"edgewise join {public}" in person.post("/enrol", **form).text
+            rewritten = {**form, "host": f"127.0.0.1:{server.port}"}  # by a proxy that names the server's own host
+            assert person.post("/enrol", **rewritten).status_code == 200
+            for origin in ("http://federation.example", f"{public}:8443", "https://elsewhere.example"):
+                assert person.post("/enrol", **{**form, "origin": origin}).headers["location"] == LOGIN, origin
+            server.service.public_url = ""
+            assert person.post("/enrol", **form).headers["location"] == LOGIN
+
+
+@pytest.mark.parametrize("url", ["federation.example", "http://a.example", "https://", "https://a/b", "https://a:x"])
+def test_a_public_url_is_an_origin_of_https(tmp_path: Path, url: str) -> None:
+    assert code(lambda: HttpServer(tmp_path, public_url=url)) == "E-REQUEST"
 
 
 def test_a_session_that_nobody_uses_is_deleted_when_its_time_has_passed(

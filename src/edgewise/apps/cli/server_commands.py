@@ -32,6 +32,14 @@ def serve(
     certificate: Certificate = None,
     key: Key = None,
     plain: Annotated[bool, typer.Option("--plain", help="Use HTTP without TLS, on 127.0.0.1 only.")] = False,
+    public_url: Annotated[
+        str,
+        typer.Option(
+            "--public-url",
+            metavar="URL",
+            help="URL of a reverse proxy in front of the server: https://HOST. Forms of the dashboard count from it.",
+        ),
+    ] = "",
     log: Log = "",
     gateway: Annotated[
         str,
@@ -106,12 +114,21 @@ def serve(
         with (
             sessions.interrupts(),
             HttpServer(
-                folder, host, port, tls, tell=tell, gateway=second, database=database, blobs=place, split=split
+                folder,
+                host,
+                port,
+                tls,
+                tell=tell,
+                gateway=second,
+                database=database,
+                blobs=place,
+                public_url=public_url,
+                split=split,
             ) as server,
             logs.opened(lines),
         ):
             scheme, first = "http" if plain else "https", server.first_token()
-            url = f"{scheme}://{names[0] if names else '127.0.0.1'}:{server.port}"
+            url = public_url or f"{scheme}://{names[0] if names else '127.0.0.1'}:{server.port}"
             if as_json:
                 print(json.dumps({"url": url, "server": server.service.identity.name, "token": first}), flush=True)
             else:

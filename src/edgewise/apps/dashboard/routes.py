@@ -148,7 +148,8 @@ class DashboardRoutes:
     async def enrolment(self, request: Request) -> dict[str, Any]:
         """List enrolment tokens without their texts."""
         found = await self._service.read(members.list_tokens)
-        return {"tokens": found[::-1], "url": str(request.base_url).rstrip("/"), "now_s": self._service.now_s()}
+        url = (self._service.public_url or str(request.base_url)).rstrip("/")
+        return {"tokens": found[::-1], "url": url, "now_s": self._service.now_s()}
 
     async def models(self, request: Request) -> dict[str, Any]:
         """Show the promoted model and its lineage."""
@@ -221,7 +222,7 @@ class DashboardRoutes:
             raise
 
     async def _logged_in(self, request: Request) -> Response:
-        browser.check_origin(request.scope)
+        browser.check_origin(request.scope, self._service.public_url)
         text, old, now_s = (
             browser.fields(caller(request).body).get("token", ""),
             browser.session_secret(request.scope),

@@ -113,7 +113,9 @@ class Server:
         if certificate is not None and key is not None:
             tls = Tls(names, Path(certificate), Path(key))
         tell: Callable[[str, events.AnyEvent], None] = lambda run, event: self._events.put((run, event))  # noqa: E731
-        self._serving = HttpServer(self._folder, host, port, tls, tell=tell, turn=self._turns.may)
+        self._serving = HttpServer(
+            self._folder, host, port, tls, tell=tell, turn=self._turns.may, public_url=public_url
+        )
         self.run = self._begun()
         self._turns.watch(self.run or None)
         self.url = public_url or f"https://{names[0] if names else '127.0.0.1'}:{self._serving.port}"

@@ -86,6 +86,7 @@ class HttpServer:
         database: URL of a database that servers share; empty: SQLite in the folder.
         blobs: place of the published models in an object store. None: the folder.
         split: host and port for sessions of split learning. None: runs with split models are refused.
+        public_url: the URL for browsers and devices, where it is another one: of a reverse proxy that ends TLS.
     Attributes:
         service: the state that its routes share.
         hosting: its runs.
@@ -94,7 +95,7 @@ class HttpServer:
     Raises:
         StoreError(E-LEASE): while another server works in the folder.
         StoreError: E-STORE-CONNECT, E-STORE-ACCESS, E-STORE-BUCKET where the object store cannot be used.
-        TransportError: E-LISTEN, E-IDENTITY. E-REQUEST for ``split`` without TLS.
+        TransportError: E-LISTEN, E-IDENTITY. E-REQUEST for ``split`` without TLS, and for an unusable public URL.
     """
 
     def __init__(
@@ -112,10 +113,11 @@ class HttpServer:
         database: str = "",
         blobs: Place | None = None,
         split: tuple[str, int] | None = None,
+        public_url: str = "",
     ) -> None:
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
         with ExitStack() as undo:  # If the start fails, its runs end, and its port and lease are released.
-            self.service = Service(folder, limits, now_s, database=database, blobs=blobs)
+            self.service = Service(folder, limits, now_s, database=database, blobs=blobs, public_url=public_url)
             undo.callback(self.service.close)
             context = secured(self.service, tls)
             self.service.rests = _rests(self.service, tls, split)

@@ -70,18 +70,47 @@ def fields(body: bytes) -> dict[str, str]:
     return {name: values[0] for name, values in pairs.items()}
 
 
-def check_origin(scope: Scope) -> None:
+def check_origin(scope: Scope, public_url: str = "") -> None:
     """Refuse a form that a page of another origin sends. Raises TransportError(E-SESSION).
 
     An origin is a scheme, a host and a port: a page of http may not send a form to https of the same host and port.
     Browsers send these headers with every form. A program that sends neither has no session of a person to misuse.
+
+    Args:
+        public_url: the server's URL for browsers, where a reverse proxy ends TLS. Its origin is the server's own too,
+            whatever host the proxy names. Empty: the scheme and host of the request alone count.
     """
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     if headers.get(b"sec-fetch-site", "same-origin") not in ("same-origin", "none"):
         raise _FOREIGN
     origin = headers.get(b"origin")
-    if origin is not None and _origin(origin) != _origin(f"{scope['scheme']}://{headers.get(b'host', '')}"):
+    if origin is None:
+        return
+    here = _origin(f"{scope['scheme']}://{headers.get(b'host', '')}")
+    known = {here}
+    if public_url:
+        public = _origin(public_url)
+        known = {public} if here[1] == public[1] else {here, public}  # A proxy may pass the public host on.
+    if _origin(origin) not in known:
         raise _FOREIGN
+
+
+def checked_url(url: str) -> str:
+    """Return a server's public URL as it is. Raises TransportError(E-REQUEST) for another text than a URL of HTTPS.
+
+    Empty: it has none. Browsers take the cookie of a session over TLS only.
+    """
+    if url:
+        try:
+            parts = urlsplit(url)
+            usable = parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+            usable = usable and parts.path in ("", "/") and not parts.query and not parts.fragment and "@" not in url
+        except ValueError:
+            usable = False
+        if not usable:
+            what = f"{url:.200} is no public URL of a server."
+            raise TransportError("E-REQUEST", what, "write https://HOST or https://HOST:PORT, without a path.")
+    return url
 
 
 def _origin(url: str) -> tuple[str, str, int]:

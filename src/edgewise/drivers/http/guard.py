@@ -204,7 +204,7 @@ class Guard:
     async def _person(self, scope: Scope, rule: Rule, visit: Visit) -> Caller:
         """Find the member whose session the cookie names. Raises TransportError: E-SESSION, and as ``_standing``."""
         if rule.changes:
-            browser.check_origin(scope)
+            browser.check_origin(scope, self._service.public_url)
         secret = browser.session_secret(scope)
         name = await self._service.person(secret) if secret else ""
         member = await self._service.member(name) if name else None

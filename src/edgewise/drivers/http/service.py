@@ -22,7 +22,7 @@ from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.news import News
 from edgewise.drivers.fleet.spool import Chunks
-from edgewise.drivers.http import identity
+from edgewise.drivers.http import browser, identity
 from edgewise.drivers.http.limits import Gatekeeper, Later, ServerLimits
 from edgewise.drivers.http.meter import Meter
 from edgewise.drivers.http.signatures import Proof
@@ -50,8 +50,8 @@ class Service:
     """A server's state in ``folder``. Use as a context manager: it holds the writer's lease.
 
     ``now_s``: wall clock. ``key``: file of the identity. ``database``: URL of a database that servers share; empty:
-    SQLite in the folder. ``blobs``: their place in an object store; None: the folder. Safe to use from the event loop
-    and from other threads.
+    SQLite in the folder. ``blobs``: their place in an object store; None: the folder. ``public_url``: as
+    ``browser.check_origin``. Safe to use from the event loop and from other threads.
     """
 
     def __init__(
@@ -62,7 +62,9 @@ class Service:
         key: str = "server.key",
         database: str = "",
         blobs: Place | None = None,
+        public_url: str = "",
     ) -> None:
+        self.public_url = browser.checked_url(public_url)
         self.folder, self.now_s, self.limits = folder, now_s, limits
         self._begun_s = now_s(), time.monotonic()
         self.database = Database(folder, now_s, url=database)
