@@ -22,7 +22,7 @@ from edgewise.drivers.fleet import mailboxes, served
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.tables import LEASES, PUBLICATIONS
 from edgewise.drivers.fleet.tables import ROUNDS as OPEN_ROUNDS
-from edgewise.drivers.storage import schema
+from edgewise.drivers.storage import fencing, schema
 from edgewise.drivers.storage.run_store import RunStore
 
 ROUNDS = 6
@@ -135,6 +135,26 @@ def test_a_server_that_takes_the_lead_withdraws_the_mail_of_runs_that_were_cance
     with HttpServer(folder, database=url) as server:
         assert until(lambda: run not in set().union(*left(server.service.database)), 20.0)
         assert left(server.service.database) == [{other}, {other}], "a run that goes on keeps its mail"
+
+
+def test_a_server_that_is_overtaken_while_it_opens_a_run_renames_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both have checked their numbers before either takes over the memory of devices."""
+    with RunStore(tmp_path / "run", fence=1) as made:
+        made.create("run", "name", {}, {})
+    take, opened = fencing.take, list[RunStore]()
+
+    def overtaken(engine: sa.Engine, journals: Path, number: int) -> None:
+        take(engine, journals, number)
+        if number == 1:
+            opened.append(RunStore(tmp_path / "run", fence=2))
+
+    monkeypatch.setattr(fencing, "take", overtaken)
+    assert code(RunStore, tmp_path / "run", time.time, 1) == "E-LEASE"
+    (second,) = opened
+    assert second.memory_dir.is_dir()
+    second.close()
 
 
 def test_a_run_that_another_server_opened_takes_nothing_from_the_one_before(tmp_path: Path) -> None:

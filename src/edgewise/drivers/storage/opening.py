@@ -138,6 +138,19 @@ def memory_dir(devices: Path, goes_on: bool) -> Path:
     return path
 
 
+def take_over(out: Path, next_round: int | None) -> Path:
+    """Take the files of a run directory over from the process before: ``memory_dir``, then ``clean``.
+
+    ``next_round``: of the run that goes on; None: no run is there. The caller holds the lock, or the run's fence.
+
+    Raises:
+        StoreError: E-DISK.
+    """
+    memory = memory_dir(out / "devices", next_round is not None)
+    clean(out, -1 if next_round is None else next_round)
+    return memory
+
+
 def empty(out: Path, memory: Path) -> None:
     """Remove device memory and journals of an earlier run, and make the folder ``memory``.
 

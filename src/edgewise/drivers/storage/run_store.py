@@ -90,8 +90,8 @@ class RunStore:
                 fencing.take(self._engine, out / "journal", fence)
             run = self.run()
             self.instance: str = run["instance"] if run else opening.token()
-            self.memory_dir = opening.memory_dir(out / "devices", run is not None)
-            opening.clean(out, run["next_round"] if run else -1)
+            with self._transaction():  # No server that was overtaken since ``take`` renames the folder of the next.
+                self.memory_dir = opening.take_over(out, run["next_round"] if run else None)
         except StoreError:
             self.close()
             raise
