@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from edgewise.core.errors import RecipeError
@@ -32,10 +33,15 @@ def check_names(recipe: Recipe) -> None:
             raise RecipeError("E-COMBO", what, f'the operator puts it there, and the recipe says {key} = "NAME".')
 
 
-def distiller_of(service: Service, store: RunStore, tables: dict[str, object]) -> ServerDistiller | None:
-    """Make the distiller of a run from its stored recipe. None where the recipe has no [distill]."""
+def distiller_of(
+    service: Service, store: RunStore, tables: dict[str, object], stop: Callable[[], None] = lambda: None
+) -> ServerDistiller | None:
+    """Make the distiller of a run from its stored recipe. None where the recipe has no [distill].
+
+    ``stop``: as in ``ServerDistiller``.
+    """
     recipe = from_plain(tables, "the stored recipe")
     if not recipe.distill.active:
         return None
     place: Path = service.folder / PLACE
-    return ServerDistiller(recipe, store.out, place, store)
+    return ServerDistiller(recipe, store.out, place, store, stop)

@@ -83,7 +83,8 @@ class Player:
                 raise StoreError("E-CHECKPOINT", f"{out} holds no run.", "restore it from a backup.")
             facts = parse(run.facts)
             plan = planned(facts, Spec.of(known["facts"]["spec"]), extension_packages.catalogue(facts.packages))
-            distiller = distilling.distiller_of(self._service, store, dict(known["recipe"]))
+            stop = partial(self._stop, run.run)
+            distiller = distilling.distiller_of(self._service, store, dict(known["recipe"]), stop)
             if distiller is not None:
                 distiller.check(known["facts"])
             coordinator = self._coordinator(run, plan, store, links, distiller)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,10 +45,14 @@ class ServerDistiller:
         recipe_dir: the folder where ``model.base`` starts.
         place: the folder where ``distill.teacher`` and ``distill.public`` start.
         store: keeps the teacher's weights, and the cache of tokenized text.
+        stop: called between the steps of a distillation. It ends the distillation by raising; nothing of it counts.
     """
 
-    def __init__(self, recipe: Recipe, recipe_dir: Path, place: Path, store: RunStore) -> None:
+    def __init__(
+        self, recipe: Recipe, recipe_dir: Path, place: Path, store: RunStore, stop: Callable[[], None] = lambda: None
+    ) -> None:
         self._recipe, self._recipe_dir, self._place, self._store = recipe, recipe_dir, place, store
+        self._stop = stop
 
     def facts(self) -> dict[str, str]:
         """Return the digests of teacher and public text, after checking that teacher and model have one vocabulary.
@@ -103,7 +108,9 @@ class ServerDistiller:
             Flat(list(teacher.model.named_parameters())).write(learnt[0])
         key = derive(root(self._recipe.seed), "distill", round)
         with computing("server, while it distils"):
-            found = rounds.redistil(model, flat, teacher.model, self._blocks(), section, key, made.arithmetic)
+            blocks = self._blocks()
+            self._stop()
+            found = rounds.redistil(model, flat, teacher.model, blocks, section, key, made.arithmetic, self._stop)
         event = Redistilled(
             round=round, kept=found.kept, reason=found.reason, perplexity_before=found.before,
             perplexity=found.after, diversity_before=found.wrote_before, diversity=found.wrote,

@@ -15,6 +15,7 @@ Source of the loop: Fan et al. 2024 (FedMKT), arXiv:2406.02224, mutual distillat
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ from edgewise.core.errors import ModelError
 from edgewise.core.keys import Key, derive
 from edgewise.core.vector import Array
 from edgewise.learn.compress.distill import of_blocks
-from edgewise.learn.compress.teaching import DATA, Lesson, measure, teach, written
+from edgewise.learn.compress.teaching import DATA, Lesson, LessonState, measure, teach, written
 from edgewise.learn.flat import Flat
 from edgewise.learn.text.blocks import Blocks
 from edgewise.plan.recipe.distill import DistillSection
@@ -66,7 +67,7 @@ def lesson_of(section: DistillSection) -> Lesson:
 
 def redistil(
     model: nn.Module, flat: Flat, teacher: nn.Module, blocks: Blocks, section: DistillSection, key: Key,
-    arithmetic: torch.dtype = torch.float32,
+    arithmetic: torch.dtype = torch.float32, stop: Callable[[], None] = lambda: None,
 ) -> Redistillation:  # fmt: skip
     """Let teacher and student learn from each other, and judge the student.
 
@@ -76,6 +77,7 @@ def redistil(
         teacher: all of its parameters learn, for ``section.adapt`` steps.
         blocks: public text. Its held-out part decides.
         key: decides the order of text, and generated text.
+        stop: called after each step and each measurement. It ends the distillation by raising.
     Returns:
         The figures, and the verdict.
     Raises:
@@ -85,16 +87,21 @@ def redistil(
     """
     held_NS = scored(blocks.held_NS, section.held_tokens)
     weights, lesson = flat.read(), lesson_of(section)
+
+    def after_step(done: int, read: Callable[[], LessonState]) -> None:
+        stop()
+
     before, wrote_before = perplexity(model, held_NS, arithmetic), diversity(model, held_NS, key, arithmetic)
+    stop()
     teacher_before = adapted = perplexity(teacher, held_NS, arithmetic)
     if section.adapt:
         taught = lesson._replace(loss="logits", steps=section.adapt, lr=section.adapt_lr)
-        teach(teacher, model.eval(), blocks.train_NS, taught, derive(key, "teacher"), arithmetic)
+        teach(teacher, model.eval(), blocks.train_NS, taught, derive(key, "teacher"), arithmetic, after=after_step)
         adapted = perplexity(teacher, held_NS, arithmetic)
     teacher.requires_grad_(False)
     teach(
         model, teacher if lesson.loss != DATA else None, blocks.train_NS, lesson, derive(key, "student"), arithmetic,
-        flat=flat,
+        after=after_step, flat=flat,
     )  # fmt: skip
     after, wrote = perplexity(model, held_NS, arithmetic), diversity(model, held_NS, key, arithmetic)
     reason = verdict(before, after, wrote_before, wrote, section.diversity)
