@@ -30,7 +30,6 @@ from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.guard import caller
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.storage import run_record
-from edgewise.plan.facts import parse
 
 VERBS = {"pause": served.PAUSED, "resume": served.RUNNING, "cancel": served.CANCELLED}
 TOLD_AT_ONCE = 500
@@ -143,7 +142,7 @@ class RunRoutes:
         member, _ = caller(request).signed()
         found = await self._service.read(lambda c: _seen(c, run, member))
         known = await self._service.aside(lambda: sharing.load(submission.folder(self._service, run)))
-        port = splitting.port(self._service, run, parse(found.facts).settings())
+        port = splitting.port(self._service, run, found.facts)
         return PublishedRun(
             **self._shown(found).model_dump(), facts=found.facts.decode("ascii"), signature=found.signature.hex(),
             released=await self._service.aside(lambda: _released(self._service, found)),

@@ -3,7 +3,7 @@
 splitting.check(service, recipe, measured)                        # when a recipe is submitted
 rest = splitting.submitted(service, digest, facts, recipe, spec)
 rest = splitting.rest_of(service, plan, store, keys, links)       # when the run is played: the coordinator's port
-splitting.port(service, run, recipe)                              # what devices get
+splitting.port(service, run, facts)                               # what devices get
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from edgewise.drivers.http.split_address import SplitPort, made
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers.split_jobs import HoldRest
 from edgewise.drivers.workers.split_process import SplitProcess
+from edgewise.plan.facts import parse
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 from edgewise.plan.split_part import PART, REST, is_split, split_part
@@ -143,9 +144,12 @@ def rest_of(
     return made_rest
 
 
-def port(service: Service, run: str, recipe: Mapping[str, Any]) -> SplitPort | None:
-    """Return the signed port for a run's sessions. None where the model is whole, or nothing listens."""
-    if service.rests is None or not recipe.get("split", {}).get("cut"):
+def port(service: Service, run: str, facts: bytes) -> SplitPort | None:
+    """Return the signed port for a run's sessions. None where the model is whole, or nothing listens.
+
+    Raises DecodeError(E-FACTS) for facts that a server with a listener cannot read.
+    """
+    if service.rests is None or not parse(facts).settings().get("split", {}).get("cut"):
         return None
     return made(service.identity, run, service.rests.port)
 

@@ -108,7 +108,7 @@ RULES = (
     Rule("POST", "/v1/models/rollback", OPERATOR, SMALL_BYTES, ("E-CONFLICT", *_REPLAYED, *STORE)),
     Rule("GET", "/v1/runs", VIEWER),
     Rule("POST", "/v1/runs", OPERATOR, CHUNK_BYTES, ("E-BLOB", *RECIPE, *STORE)),
-    Rule("GET", "/v1/runs/{run}", DEVICE | VIEWER, 0, ("E-UNKNOWN-ID",)),
+    Rule("GET", "/v1/runs/{run}", DEVICE | VIEWER, 0, ("E-UNKNOWN-ID", "E-FACTS")),
     Rule("GET", "/v1/runs/{run}/events", VIEWER, 0, ("E-UNKNOWN-ID",)),
     Rule("GET", "/v1/runs/{run}/verification", VIEWER, 0, ("E-UNKNOWN-ID", *_REPLAYED)),
     Rule("GET", "/v1/runs/{run}/rounds/{round}", DEVICE, 0, ("E-UNKNOWN-ID",)),
