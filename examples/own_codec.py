@@ -37,7 +37,7 @@ def sign(block: Annotated[int, Ge(8)] = 64) -> Stage:
 
 
 @ew.part
-def momentum(lr: Annotated[float, Gt(0)] = 1.0, keep: float = 0.5) -> Strategy:
+def running_sum(lr: Annotated[float, Gt(0)] = 1.0, keep: float = 0.5) -> Strategy:
     """Step by a running sum of the mean updates: m = keep m + D; w += lr m."""
 
     def apply(state, aggregate):
@@ -45,7 +45,7 @@ def momentum(lr: Annotated[float, Gt(0)] = 1.0, keep: float = 0.5) -> Strategy:
         return State(state.params + np.float32(lr) * m, {"m": m}, state.round + 1)
 
     says = f"steps by a running sum that keeps {keep:g} of itself"
-    return Strategy(f"momentum({lr:g})", says, lambda x: State(x, {"m": np.zeros_like(x)}), apply)
+    return Strategy(f"running_sum({lr:g})", says, lambda x: State(x, {"m": np.zeros_like(x)}), apply)
 
 
 lines = {
@@ -60,7 +60,7 @@ fed = ew.Federation(
     ),
     data={name: [line * 10] * 6 for name, line in lines.items()},
     stages=[ew.feedback(), sign(64)],
-    strategy=momentum(0.5),
+    strategy=running_sum(0.5),
 )  # fmt: skip
 run = fed.run(sys.argv[1] if len(sys.argv) > 1 else "own-codec", overwrite=True)
 up = run.summary["bytes"]

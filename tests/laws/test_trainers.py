@@ -270,6 +270,7 @@ OTHERS = {  # Classes with ``fit`` and ``evaluate`` that no law can hold for.
     "Handover": "a script on a device trains, and evaluates nothing",
     "StatisticsTrainer": "it counts text, and trains nothing",
     "CrossSiteTrainer": "it measures a model, and trains nothing",
+    "PoisonedTrainer": "it lies on purpose, for an audit",
 }
 
 
