@@ -31,7 +31,6 @@ from edgewise.plan.compile import compile
 from edgewise.plan.facts import canonical
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import from_plain
-from edgewise.plan.retention import ALL
 
 
 class Run:
@@ -40,7 +39,7 @@ class Run:
     def __init__(self, plan: Plan, store: RunStore) -> None:
         self.plan, self.store = plan, store
         facts = {"plan_facts": canonical(plan.facts).decode(), "spec": plan.spec.to_list()}
-        store.create(plan.run, "bench", plan.recipe.resolved(), facts, ALL)
+        store.create(plan.run, "bench", plan.recipe.resolved(), facts, None)
         self.checkpoint = first(plan, np.zeros(plan.spec.dim, np.float32))
         store.commit(self.checkpoint, ())
 

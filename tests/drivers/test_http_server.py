@@ -385,7 +385,10 @@ def test_an_error_says_code_cause_and_cure(links: dict[str, Link]) -> None:
 
 def test_a_server_is_ready_while_it_can_commit_and_has_room(server: HttpServer, links: dict[str, Link]) -> None:
     http: httpx2.Client = links["device"]._http
-    assert http.get("/readyz").json() == {"ready": True, "checks": dict.fromkeys(("database", "lease", "blobs", "disk"), "ok")}
+    assert http.get("/readyz").json() == {
+        "ready": True,
+        "checks": dict.fromkeys(("database", "lease", "blobs", "disk"), "ok"),
+    }
     server.service.database._fault = "disk full"
     answer = http.get("/readyz")
     assert (answer.status_code, answer.json()["checks"]["database"]) == (503, "failed")
