@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from agents import EDGEWISE, devices
 
-EDGEWISE = [sys.executable, "-m", "edgewise.apps.cli.main"]
 RECIPE = """
 name = "served"
 seed = 7
@@ -63,19 +62,6 @@ def serving(folder: Path, port: int = 0) -> Iterator[dict[str, Any]]:
             yield json.loads(server.stdout.readline())
         finally:
             server.send_signal(signal.SIGKILL)
-
-
-@contextmanager
-def devices(homes: list[Path]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Agents as processes."""
-    agents = [subprocess.Popen([*EDGEWISE, "device", "run", "--home", str(home)]) for home in homes]
-    try:
-        yield agents
-    finally:
-        for agent in agents:
-            agent.terminate()
-        for agent in agents:
-            agent.wait()
 
 
 def enrolled(url: str, admin: Path, folder: Path, n: int) -> list[Path]:

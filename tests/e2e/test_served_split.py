@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 import tomllib
 from collections.abc import Callable, Iterator
@@ -16,12 +15,12 @@ from typing import Any
 
 import pytest
 import tiny_model
+from agents import EDGEWISE, devices
 
 from edgewise.apps.simulate import simulation
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.plan.recipe.recipe import from_plain
 
-EDGEWISE = [sys.executable, "-m", "edgewise.apps.cli.main"]
 RECIPE = """
 name = "split"
 seed = 7
@@ -64,19 +63,6 @@ def edgewise(*arguments: object, home: Path, **more: Any) -> dict[str, Any]:
     assert done.returncode == 0, (done.stdout, done.stderr)
     told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return told.get("result", told)
-
-
-@contextmanager
-def devices(homes: list[Path]) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Agents as processes."""
-    agents = [subprocess.Popen([*EDGEWISE, "device", "run", "--home", str(home)]) for home in homes]
-    try:
-        yield agents
-    finally:
-        for agent in agents:
-            agent.terminate()
-        for agent in agents:
-            agent.wait()
 
 
 @contextmanager

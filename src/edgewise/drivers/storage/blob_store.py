@@ -19,6 +19,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
+from edgewise.core import vector
 from edgewise.core.vector import Buffer
 
 
@@ -117,6 +118,18 @@ class Holds:
         finally:
             with self._sweeping:
                 self._release(held)
+
+    @contextmanager
+    def kept(self, put_blob: Callable[[Buffer, str], str]) -> Iterator[Callable[[Buffer], str]]:
+        """Give the ``put`` of ``BlobStore.kept``. ``put_blob``: stores bytes under their digest and returns it."""
+        with self.together() as take:
+
+            def put(raw: Buffer) -> str:
+                digest = vector.digest(raw)
+                take(digest)
+                return put_blob(raw, digest)
+
+            yield put
 
     def _release(self, digests: list[str]) -> None:
         with self._change:

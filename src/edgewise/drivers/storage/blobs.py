@@ -17,8 +17,8 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from edgewise.core import vector
@@ -57,17 +57,9 @@ class Blobs:
             os.utime(path)
         return digest
 
-    @contextmanager
-    def kept(self) -> Iterator[Callable[[vector.Buffer], str]]:
+    def kept(self) -> AbstractContextManager[Callable[[vector.Buffer], str]]:
         """See BlobStore."""
-        with self._holds.together() as take:
-
-            def put(raw: vector.Buffer) -> str:
-                digest = vector.digest(raw)
-                take(digest)
-                return self._put_blob(raw, digest)
-
-            yield put
+        return self._holds.kept(self._put_blob)
 
     def held(self, digest: str) -> AbstractContextManager[None]:
         """See BlobStore."""

@@ -76,17 +76,9 @@ class ObjectStore:
             flat = view if view.format == "B" and view.ndim == 1 else view.cast("B")
             obstore.put(self._store, name, flat, chunk_size=PART_BYTES, max_concurrency=TRIES)
 
-    @contextmanager
-    def kept(self) -> Iterator[Callable[[vector.Buffer], str]]:
+    def kept(self) -> AbstractContextManager[Callable[[vector.Buffer], str]]:
         """See BlobStore."""
-        with self._holds.together() as take:
-
-            def put(raw: vector.Buffer) -> str:
-                digest = vector.digest(raw)
-                take(digest)
-                return self._put_blob(raw, digest)
-
-            yield put
+        return self._holds.kept(self._put_blob)
 
     def held(self, digest: str) -> AbstractContextManager[None]:
         """See BlobStore."""
