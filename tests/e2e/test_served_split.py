@@ -140,7 +140,7 @@ def simulated(folder: Path, texts: Path, names: list[str]) -> dict[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.long(sample=0)
+@pytest.mark.long(sample=1)
 def test_rounds_give_the_simulators_models_though_a_device_and_the_process_with_the_rest_are_killed(
     tmp_path: Path,
 ) -> None:

@@ -1,6 +1,6 @@
 """The rest of a split model on a server that trains nothing: it answers the sessions of many devices at once.
 
-    rest = FrozenRest(recipe, recipe_dir, cache, spec, values)
+    rest = FrozenRest(recipe, recipe_dir, cache, values)
     part = rest.part(key)                # of one session: ``engine.split_states.ServerEffect`` -> event
     event = part.perform(effect)
 
@@ -21,7 +21,7 @@ from edgewise.learn.models.architecture import embeddings, text_config
 from edgewise.learn.models.cut import cut
 from edgewise.learn.models.load import TextLoss
 from edgewise.learn.split import Crossings, ServerPart
-from edgewise.learn.text import trainer
+from edgewise.learn.text.prepared import prepare
 from edgewise.learn.train import Optimizer
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.split_part import split_part
@@ -38,11 +38,12 @@ class FrozenRest:
     Attributes:
         parts: the layouts of both parts.
     Raises:
-        ModelError: as ``learn.text.trainer.model`` and ``learn.models.cut.cut``. E-LAYOUT for values of another length.
+        ModelError: as ``learn.text.prepared.prepare`` and ``learn.models.cut.cut``. E-LAYOUT for values of
+            another length.
     """
 
     def __init__(self, recipe: Recipe, recipe_dir: Path, cache: Path, values: Vector) -> None:
-        made, split = trainer.model(recipe, recipe_dir, cache), recipe.split
+        made, split = prepare(recipe, recipe_dir, cache), recipe.split
         self._model, self._flat, self._training = made.loaded.model, made.flat, recipe.training
         if made.processor.type != "cpu":
             self._model.to(made.processor)
