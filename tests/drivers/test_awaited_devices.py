@@ -10,11 +10,11 @@ import pytest
 from scripted import RECIPE, device, module, step, submission
 
 from edgewise.apps.device.script import Device
-from edgewise.apps.server import hosting
 from edgewise.apps.server.start import HttpServer
 from edgewise.core import events
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.fleet import served
+from edgewise.drivers.http import presence
 
 
 def loop(made: Device) -> None:
@@ -29,7 +29,7 @@ def loop(made: Device) -> None:
 
 @pytest.mark.slow
 def test_no_round_begins_before_enough_devices_are_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hosting, "HERE_S", 0.2)
+    monkeypatch.setattr(presence, "HERE_S", 0.2)
     told: list[events.AnyEvent] = []
     with HttpServer(tmp_path / "server", tell=lambda _, event: told.append(event)) as server:
         homes = [device(server, tmp_path / name) for name in "ab"]

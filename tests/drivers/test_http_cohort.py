@@ -265,7 +265,7 @@ def test_a_device_without_progress_is_lost_and_one_that_calls_is_not(server: Htt
 def test_a_device_that_was_told_to_come_back_later_is_not_lost_before(server: HttpServer, device: Link) -> None:
     one = cohort(server, silence_s=0.0)
     one.publish([])
-    server.service.pace.until_s = time.monotonic() + 0.3
+    server.service.presence.returns(device.name, 0.3)
     one.send(device.name, frame.dump(invite()))
     assert one.receive(0.05) is None
     assert isinstance(one.receive(5.0), Absent)

@@ -49,6 +49,17 @@ def pauses(
     return waits, first + queued / rate
 
 
+def longest_s(devices: int, rate: float = RATE) -> float:
+    """Return the longest pause of a fleet in which each of so many devices has one place in the queue.
+
+        min(LONGEST, LEAST + devices / rate)
+
+    Example:
+        longest_s(100_000)                                  # 130.0
+    """
+    return min(LONGEST_S, LEAST_S + devices / rate)
+
+
 def poll_s(wait_s: float, draw: float) -> float:
     """Return the duration of a long poll that may last ``wait_s``: wait (1 + draw) / 2. ``draw``: uniform in [0, 1).
 
@@ -58,14 +69,10 @@ def poll_s(wait_s: float, draw: float) -> float:
 
 
 class Pace:
-    """The queue of returns of one server. Only one thread may use it.
-
-    Attributes:
-        until_s: time of the latest return that a device was asked for; -inf before the first.
-    """
+    """The queue of returns of one server. Only one thread may use it."""
 
     def __init__(self, rate: float = RATE) -> None:
-        self._rate, self._next_s, self.until_s = rate, -inf, -inf
+        self._rate, self._next_s = rate, -inf
 
     def pause_s(self, now_s: float, draw: float) -> float:
         """Return the seconds after which one device comes back. ``draw``: uniform in [0, 1)."""
@@ -74,6 +81,4 @@ class Pace:
     def pauses(self, now_s: float, draws: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the seconds after which each device comes back. As the function ``pauses``."""
         waits, self._next_s = pauses(self._next_s, now_s, draws, self._rate)
-        if len(waits):
-            self.until_s = max(self.until_s, now_s + float(waits.max()))
         return waits

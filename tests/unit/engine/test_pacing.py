@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgewise.drivers.http.answers import LONGEST_WAIT_S
-from edgewise.engine.pacing import LEAST_S, LONGEST_S, Pace, pauses, poll_s
+from edgewise.engine.pacing import LEAST_S, LONGEST_S, Pace, longest_s, pauses, poll_s
 
 
 def test_the_example() -> None:
@@ -44,13 +44,20 @@ def test_one_after_the_other_gets_what_all_get_at_once() -> None:
     one, all_at_once = Pace(rate=0.04), Pace(rate=0.04)
     expected = all_at_once.pauses(5.0, draws).tolist()
     assert [one.pause_s(5.0, draw) for draw in draws] == expected
-    assert one.until_s == all_at_once.until_s == 5.0 + max(expected)
 
 
 def test_nobody_is_no_reason_to_wait_longer() -> None:
     pace = Pace()
     assert pace.pauses(1.0, np.zeros(0)).size == 0
-    assert pace.until_s == -np.inf
+    assert pace.pause_s(1.0, 0.5) == LEAST_S
+
+
+def test_the_longest_pause_follows_the_fleet_and_has_an_end() -> None:
+    for devices in (1, 3, 50, 10_000):
+        waits = Pace(rate=20.0).pauses(0.0, np.random.default_rng(4).random(devices))
+        assert waits.max() <= longest_s(devices, rate=20.0)
+    assert longest_s(100_000) == 130.0
+    assert longest_s(10**7) == LONGEST_S
 
 
 def test_long_polls_that_began_together_come_apart() -> None:

@@ -54,6 +54,8 @@ def submit(
             begun = send(link, parsed, recipe.parent, tag or (), modules)
         if not as_json:
             print(f"run {begun['run'][:12]} of {begun['name']}: {begun['rounds']} rounds")
+            for warning in begun["warnings"]:
+                print(f"  warning  {warning}")
             print(f"  next  edgewise run watch {begun['run'][:12]}")
         return _follow_run(link, begun["run"], as_json) if follow else begun
 

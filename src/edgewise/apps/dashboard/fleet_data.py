@@ -23,7 +23,6 @@ from edgewise.drivers.storage import charges
 from edgewise.plan.facts import parse
 from edgewise.privacy import ledger
 
-HERE_S = 60.0  # a device that called within this time is present; idle ones call twice a minute or more
 COMPARED = ("played", "abandoned", "loss", "perplexity", "bytes_up", "bytes_down", "seconds", "epsilon")
 PAGE = 200  # rows of a list on one page
 
@@ -53,7 +52,7 @@ def devices(c: sa.Connection, service: Service, status: str, after: str) -> list
         {
             "id": one.id, "label": one.label, "role": one.role, "status": one.status, "tags": list(one.tags),
             "joined_s": one.joined_s, "token": one.token,
-            "seen_ago_s": None if (at := service.progress_s.get(one.id)) is None else max(0.0, now - at),
+            "seen_ago_s": None if (at := service.presence.progress_s.get(one.id)) is None else max(0.0, now - at),
         }
         for one in members.listed(c, status, after, PAGE)
     ]  # fmt: skip

@@ -83,8 +83,7 @@ class DashboardRoutes:
     async def overview(self, request: Request) -> dict[str, Any]:
         """Show the state of the server, its newest runs, and everything that needs a person."""
         service = self._service
-        since_s = time.monotonic() - fleet_data.HERE_S
-        recent = [name for name, at_s in list(service.progress_s.items()) if at_s >= since_s]
+        recent = service.presence.recent()
         runs, members_by_role, present = await service.read(
             lambda c: (served.listed(c), fleet_data.counts(c), fleet_data.devices_among(c, recent))
         )

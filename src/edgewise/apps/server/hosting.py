@@ -32,7 +32,6 @@ from edgewise.engine.ports import Evaluator
 from edgewise.plan.facts import parse
 
 LOG = logging.getLogger("edgewise")
-HERE_S = 60.0  # a device that called within this time is present; idle ones call twice a minute or more
 LOOK_S = 0.5
 FULL_S = 2.0  # wait before writing to a full disk again; it doubles up to LONGEST_FULL_S
 LONGEST_FULL_S = 60.0
@@ -211,7 +210,7 @@ class Hosting:
         Returns whether the run pauses now.
         """
         while not self._paused(run):
-            here = self._service.present(devices, HERE_S)
+            here = self._service.present(devices)
             self._says(run, "" if here >= least else f"waits for devices: {here} of at least {least} are here")
             if here < least:
                 time.sleep(LOOK_S)

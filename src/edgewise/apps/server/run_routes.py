@@ -54,6 +54,12 @@ class ShownRun(BaseModel):
     made_s: float
 
 
+class BegunRun(ShownRun):
+    """A run that was submitted, and sentences about what will go badly with it."""
+
+    warnings: list[str]
+
+
 class PublishedRun(ShownRun):
     """A run as devices get it.
 
@@ -125,7 +131,7 @@ class RunRoutes:
         """List all runs, the oldest first."""
         return [self._shown(run) for run in await self._service.read(served.listed)]
 
-    async def submit(self, request: Request) -> ShownRun:
+    async def submit(self, request: Request) -> BegunRun:
         """Begin a run. Its blobs were staged before."""
         found = caller(request)
         member, _ = found.signed()
@@ -135,7 +141,9 @@ class RunRoutes:
             raise TransportError("E-REQUEST", f"the submission is malformed: {e}.", "use `edgewise run`.") from None
         await self._spent(request)
         made = asyncio.get_running_loop().run_in_executor(None, self._hosting.submit, wanted, member.id)
-        return self._shown(await made)
+        row = await made
+        warnings = await self._service.aside(lambda: submission.warnings(self._service, row))
+        return BegunRun(**self._shown(row).model_dump(), warnings=warnings)
 
     async def run(self, request: Request, run: str) -> PublishedRun:
         """Show a run, with the facts that devices need to join it."""

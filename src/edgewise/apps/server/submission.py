@@ -9,6 +9,8 @@ killed in between removes the folder at its next start (``clean``).
 
 from __future__ import annotations
 
+import json
+import logging
 import secrets
 import shutil
 import time
@@ -31,17 +33,18 @@ from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import audit, mailboxes, members, roster, served
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.served import ServedRun
-from edgewise.drivers.http import package
+from edgewise.drivers.http import package, presence
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.storage.files import FOLDER, discard, sync_folder, write_durably, write_new
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.coordinator import first
 from edgewise.plan.compile import compile
-from edgewise.plan.facts import ExtensionPackage, Instance, canonical, sign
+from edgewise.plan.facts import ExtensionPackage, Instance, canonical, parse, sign
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 from edgewise.plan.retention import window_of
 
+LOG = logging.getLogger("edgewise")
 Connection = sa.Connection
 ABANDONED_S = 3600.0  # age of a mark after which no server is at the submission any more
 SAMPLING_KEY = "sampling.key"
@@ -160,10 +163,21 @@ def begin(
                 mailboxes.publish(c, run, dict(blobs))
 
             service.database.write(change)
+    for sentence in warnings(service, row):
+        LOG.warning("run %.12s: %s", run, sentence)
     for digest in (wanted.initial, wanted.rest, packed, *files.values()):
         if digest:
             service.staging.drop(digest)
     return row
+
+
+def warnings(service: Service, row: ServedRun) -> list[str]:
+    """Return sentences about what will go badly with a run in this fleet."""
+    with service.database.read() as c:
+        fleet = members.count(c)
+    deadline_s = json.loads(parse(row.facts).recipe)["round"]["deadline_s"]
+    found = presence.short_deadline(deadline_s, fleet, service.limits)
+    return [found] if found else []
 
 
 def folder(service: Service, run: str) -> Path:

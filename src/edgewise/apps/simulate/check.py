@@ -16,6 +16,7 @@ from edgewise.apps.report import data_read
 from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.frame import LocalRule
 from edgewise.core.training import FitRequest, Update
+from edgewise.drivers.http.presence import short_deadline
 from edgewise.drivers.simulation.link_traces import read_traces
 from edgewise.drivers.workers import speed
 from edgewise.drivers.workers.records import in_steps, noise_steps
@@ -51,7 +52,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         ``devices`` that were counted, of which ``cut`` reach the bound), ``forecast``,
         ``together`` (``devices`` and ``ratio`` of the proposed ``engine.batch_devices``; null without one),
         ``split`` (the cut, and the bytes that cross it: of a token and pass, and of a device and round),
-        ``notes`` (sentences about model and tokenizer). What is not known is null.
+        ``notes`` (sentences about model, tokenizer and deadline). What is not known is null.
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
     """
@@ -77,6 +78,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
             personal_steps = _local_steps(trainer, plan, rule)["mean"]
         token = None if trainer.splits is None else trainer.splits.token_bytes
         notes = [] if trainer.remarks is None else list(trainer.remarks.notes())
+        notes += filter(None, [short_deadline(recipe.round.deadline_s, population)])
     parameters = sizes.get("parameters", 0.0)
     workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
     forecast = explain.forecast(plan, step_s, workers, steps["mean"], encode_s, personal_steps)

@@ -165,6 +165,12 @@ def listed(c: sa.Connection, status: str = "", after: str = "", limit: int = 100
     return [_member(row) for row in c.execute(query.where(MEMBERS.c.status == status) if status else query)]
 
 
+def count(c: sa.Connection) -> int:
+    """Count the approved devices of the fleet."""
+    some = (MEMBERS.c.role == "device") & (MEMBERS.c.status == APPROVED)
+    return int(c.execute(sa.select(sa.func.count()).where(some)).scalar() or 0)
+
+
 def approve(c: sa.Connection, name: str, now_s: float) -> Member:
     """Approve a pending member of the fleet. An approved one stays approved.
 

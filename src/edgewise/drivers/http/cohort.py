@@ -42,7 +42,8 @@ class HttpCohort:
         run: identity of the run.
         frame_limit_bytes: the largest frame to a device.
         silence_s: seconds after which a device is lost that owes an answer and neither calls nor sends a chunk. They
-            begin at the latest return that the server has asked a device for. A revoked device is lost at once.
+            begin at the latest return that a server may have asked it for (``Presence.earliest_s``). A revoked device
+            is lost at once.
         kept: digest -> bytes of stored blobs that stay published beside those of the round.
         halted: whether to leave the run now. It is called every second, and ``receive`` then raises Halted.
     """
@@ -91,7 +92,7 @@ class HttpCohort:
                 return 0
             return mailboxes.post(c, to, raw, message, service.now_s())
 
-        self._awaited[to] = max(time.monotonic(), service.pace.until_s)
+        self._awaited[to] = service.presence.earliest_s(to)
         future = service.database.submit(change, fenced=True)
         future.add_done_callback(lambda _: service.ring(to))
         self._sends.append((to, future))
@@ -161,7 +162,7 @@ class HttpCohort:
         """Look for a device that is silent or was revoked."""
         now = time.monotonic()
         for device, sent_s in self._awaited.items():
-            silent_s = now - max(sent_s, self._service.progress_s.get(device, 0.0))
+            silent_s = now - max(sent_s, self._service.presence.last_s(device))
             if silent_s > self._silence_s or device in self._service.revoked:
                 self._lose(device)
                 return True

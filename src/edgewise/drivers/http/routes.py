@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import secrets
-import time
 from contextlib import suppress
 from math import ceil
 from typing import Any
@@ -83,6 +82,7 @@ class DataPlane:
         if letter is None:
             pause_s = 0 if bell is not None else await self._pause_s(member.id)
             return Response(status_code=204, headers={"retry-after": str(pause_s)})
+        service.presence.has_mail(member.id)
         headers = {"edgewise-number": str(letter.number)}
         return Response(letter.body, 200, headers, "application/octet-stream")
 
@@ -90,7 +90,7 @@ class DataPlane:
         """Return the whole seconds after which a device without mail comes back. One in an open round comes soon."""
         if await self._service.read(lambda c: mailboxes.takes_part(c, device)):
             return 1 + secrets.randbelow(int(IN_ROUND_S))
-        return ceil(self._service.pace.pause_s(time.monotonic(), _draw()))
+        return ceil(self._service.pause_s(device, _draw()))
 
     async def outbox(self, request: Request) -> Response:
         """Accept a frame: the body, or the upload that the query names."""

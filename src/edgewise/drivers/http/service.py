@@ -25,6 +25,7 @@ from edgewise.drivers.fleet.spool import Chunks
 from edgewise.drivers.http import browser, identity
 from edgewise.drivers.http.limits import Gatekeeper, Later, ServerLimits
 from edgewise.drivers.http.meter import Meter
+from edgewise.drivers.http.presence import Presence
 from edgewise.drivers.http.signatures import Proof
 from edgewise.drivers.http.staging import Staging
 from edgewise.drivers.storage.blob_store import BlobStore
@@ -32,7 +33,6 @@ from edgewise.drivers.storage.fencing import GRACE_S
 from edgewise.drivers.storage.files import FOLDER
 from edgewise.drivers.storage.store_place import CODES, Place
 from edgewise.drivers.workers.split_process import SplitProcess
-from edgewise.engine.pacing import Pace
 
 T = TypeVar("T")
 LOG = logging.getLogger("edgewise")
@@ -79,10 +79,9 @@ class Service:
         self.staging = Staging(folder / "staged", now_s)
         self.gate = Gatekeeper(limits)
         self.meter = Meter()
-        self.pace = Pace(limits.checkin_rate)
         self.epoch = epoch.load(folder)
         self._told_s: dict[str, float] = {}  # device -> time of the last news of it to other servers
-        self.progress_s: dict[str, float] = {}  # device -> monotonic time of its last progress
+        self.presence = Presence(limits.checkin_rate, self._fleet, self.database.shared)
         self.revoked: set[str] = set()  # members revoked since the server started
         self.deliveries, self._arrived = 0, threading.Condition()
         self.authority = b""
@@ -117,6 +116,10 @@ class Service:
             self.rests.close()
         self._readers.shutdown()
         self.database.close()
+
+    def _fleet(self) -> int:
+        with self.database.read() as c:
+            return members.count(c)
 
     def _sweep(self) -> None:
         """Remove chunks of finished uploads that a killed server left."""
@@ -286,12 +289,18 @@ class Service:
         if self.news is not None and now_s - self._told_s.get(device, -SEEN_S) >= SEEN_S:
             self._told_s[device] = now_s
             self._tell("seen", device)
-        self.progress_s[device] = now_s
+        self.presence.came(device)
 
-    def present(self, devices: Collection[str], within_s: float) -> int:
-        """Count the devices that have called within that time or wait for mail now."""
-        since_s = time.monotonic() - within_s
-        return sum(self.progress_s.get(device, 0.0) >= since_s or device in self._bells for device in devices)
+    def pause_s(self, device: str, draw: float) -> float:
+        """Return the seconds after which a device without mail comes back. Other servers hear of it."""
+        pause_s = self.presence.pause_s(device, draw)
+        self._tell("pause", f"{device} {pause_s:.0f}")
+        return pause_s
+
+    def present(self, devices: Collection[str]) -> int:
+        """Count the devices that are present (``Presence``) or wait for mail now."""
+        waiting = sum(device in self._bells for device in devices)
+        return waiting + self.presence.present([device for device in devices if device not in self._bells])
 
     def delivered(self) -> None:
         """Wake the waiters for frames, at all servers: ``deliveries`` has grown."""
@@ -320,7 +329,10 @@ class Service:
         elif kind == "mail":
             self._wake_waiters()
         elif kind == "seen":
-            self.progress_s[name] = time.monotonic()
+            self.presence.came(name)
+        elif kind == "pause":
+            device, _, pause_s = name.partition(" ")
+            self.presence.returns(device, float(pause_s))
         elif kind == "member":
             with suppress(StoreError), self.database.read() as c:
                 if (member := members.find(c, name)) is not None:
