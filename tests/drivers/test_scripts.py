@@ -81,7 +81,7 @@ def task_of(overrides: dict[str, Any], end: dict[str, Any] | None = None, left: 
     )
     start = modules.read(module(), spec)
     request = FitRequest("d", 0, start, plan.rule(0), bytes(32), bytes(32), correction)
-    told = end or {**HERE, "code": "", "reason": ""}
+    told = end or {**HERE, "code": None, "reason": None}
     return Task(plan, None, request, Desk(), lambda round: told, lambda round: left)
 
 
@@ -170,18 +170,22 @@ def test_a_part_that_rests_may_not_move() -> None:
     ("end", "left", "said"),
     [
         (
-            {**HERE, "code": "", "reason": ""},
+            {**HERE, "code": None, "reason": None},
             Left(9, 0.5),
             "released, 9 bytes, epsilon 0.5",
         ),
-        ({**GONE, "code": "late", "reason": ""}, Left(9), "dropped (late), 9 bytes, no"),
-        ({**GONE, "code": "", "reason": ""}, Left(9), "dropped (the round closed without"),
+        ({**GONE, "code": "late", "reason": None}, Left(9), "dropped (late), 9 bytes, no"),
+        ({**GONE, "code": None, "reason": None}, Left(9), "dropped (the round closed without"),
         (
-            {"state": "abandoned", "yours": False, "code": "", "reason": ""},
+            {"state": "abandoned", "yours": False, "code": None, "reason": None},
             Left(9),
             "dropped (the round was ab",
         ),
-        ({"state": "halted", "yours": False, "code": "", "reason": "the run is failed"}, Left(), "dropped (the run is"),
+        (
+            {"state": "halted", "yours": False, "code": None, "reason": "the run is failed"},
+            Left(),
+            "dropped (the run is",
+        ),
         ({"state": "open"}, Left(4, None, "E-BUDGET: spent"), "dropped (E-BUDGET: spent), 4 bytes"),
     ],
 )

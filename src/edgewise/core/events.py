@@ -167,7 +167,7 @@ class Redistilled(Event, frozen=True, tag="redistilled"):
     """The server distilled the round's model again on public text, and kept the result or rejected it.
 
     Attributes:
-        reason: ``perplexity`` or ``diversity``, the figure that rejected it. Empty if it is kept.
+        reason: ``perplexity`` or ``diversity``, the figure that rejected it. None if it is kept.
         perplexity_before, perplexity: of the model, on held-out public text, before and after.
         diversity_before, diversity: share of distinct pairs of tokens in text that the model writes.
         teacher_before, teacher: the teacher's perplexity on the same text, before and after it learnt.
@@ -175,7 +175,7 @@ class Redistilled(Event, frozen=True, tag="redistilled"):
 
     round: int
     kept: bool
-    reason: str
+    reason: str | None
     perplexity_before: float
     perplexity: float
     diversity_before: float
@@ -183,6 +183,10 @@ class Redistilled(Event, frozen=True, tag="redistilled"):
     teacher_before: float
     teacher: float
     seconds: float
+
+    def __post_init__(self) -> None:
+        if self.reason == "":  # in the logs of earlier versions
+            msgspec.structs.force_setattr(self, "reason", None)
 
 
 class OwnMeasured(Event, frozen=True, tag="own_measured"):

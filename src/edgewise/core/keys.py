@@ -123,7 +123,7 @@ class Turn:
         clip: the round's clip, model units, announced like ``public``, if it adapts to the updates. None if it is
             fixed.
         budget_bytes: bytes that the device may upload in this round. It measures them itself and never sends them.
-        device: the device whose contribution it is. Empty on the server if contributions are added before decoding.
+        device: the device whose contribution it is. None on the server if contributions are added before decoding.
         before: kinds of the stages before those that get the turn (``core.stage.placed``).
     """
 
@@ -133,7 +133,7 @@ class Turn:
     support: NDArray[np.int64] | None = field(default=None, repr=False)
     budget_bytes: float = inf
     clip: float | None = None
-    device: str = ""
+    device: str | None = None
     before: tuple[str, ...] = ()
 
     def own(self, *labels: str | int | bytes) -> Key:

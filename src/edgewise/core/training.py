@@ -184,10 +184,10 @@ def kind_of(given: object) -> str:
 
 
 class Note(NamedTuple):
-    """One of a person's own metrics, of a device's ``training`` in a round or on its ``held_out`` data (round -1)."""
+    """One of a person's own metrics, of a device's ``training`` in a round or on its ``held_out`` data (round None)."""
 
     kind: str
-    round: int
+    round: int | None
     device: DeviceId
     name: str
     value: float

@@ -34,7 +34,7 @@ class _Stored(msgspec.Struct, frozen=True):
 
     used: tuple[str, ...] = ()
     asked: tuple[tuple[str, bytes], ...] = ()
-    blob: bytes = b""
+    blob: bytes | None = None
 
     __repr__ = outline
 
@@ -45,7 +45,7 @@ _stored = msgspec.msgpack.Decoder(_Stored)
 def stored(shelf: Shelf) -> bytes | None:
     """Load the beacon of a run. None before there is one. Raises msgspec.DecodeError where it is damaged."""
     raw = shelf.load()
-    return None if raw is None else _stored.decode(raw).blob or None
+    return None if raw is None else _stored.decode(raw).blob or None  # older files have no bytes for none
 
 
 class Gathering:
@@ -214,4 +214,4 @@ class Gathering:
     def _save_gathering(self) -> None:
         """Save the gathering, so that a restart goes on with it."""
         asked = tuple((one.device, one.commitment) for one in self._asked)
-        self._shelf.save(msgspec.msgpack.encode(_Stored(tuple(sorted(self._used)), asked, self.blob or b"")))
+        self._shelf.save(msgspec.msgpack.encode(_Stored(tuple(sorted(self._used)), asked, self.blob)))

@@ -118,7 +118,7 @@ class OwnWork:
         model.eval()
         with torch.no_grad():
             found = {name: _number(metric(model, data), name) for name, metric in self.metrics.items()}
-        self.notes += [Note(HELD, -1, device, name, value) for name, value in found.items()]
+        self.notes += [Note(HELD, None, device, name, value) for name, value in found.items()]
 
 
 def _taken(result: Any, flat: Flat, start: Vector) -> tuple[Vector, float, Mapping[str, Any]]:

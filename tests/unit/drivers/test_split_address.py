@@ -48,7 +48,7 @@ def test_attempts_count_in_the_newest_round(tmp_path: Path) -> None:
     assert damaged.value.code == "E-CHECKPOINT"
 
 
-def link(gateway: str = "", secure: bool = True) -> Any:
+def link(gateway: str | None = None, secure: bool = True) -> Any:
     return SimpleNamespace(home=Home("https://fed.example:8443", "s", "", "d", secure, gateway), name="d")
 
 

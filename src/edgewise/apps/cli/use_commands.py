@@ -245,7 +245,7 @@ def export(
         with sessions.interrupts(), sessions.quiet_screen(run_dir / "log.txt", debug):
             from edgewise.apps.models import export as exporter
 
-            wanted = exporter.ExportRequest(to, played, base, dtype, with_base, device)
+            wanted = exporter.ExportRequest(to, played, base or None, dtype, with_base, device or None)
             written = exporter.write(run_dir, dest, wanted)
         if not as_json:
             print(f"{to} model after {written['rounds']} rounds: {dest}")

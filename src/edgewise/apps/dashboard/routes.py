@@ -178,7 +178,7 @@ class DashboardRoutes:
         await self._service.read(lambda c: served.find(c, name))
         headers = {**browser.HEADERS, "x-accel-buffering": "no"}
         return StreamingResponse(
-            self._changes(name, found.person().id, found.session), media_type="text/event-stream", headers=headers
+            self._changes(name, found.person().id, found.form()), media_type="text/event-stream", headers=headers
         )
 
     async def _changes(self, run: str, member: str, session: str) -> AsyncIterator[str]:
@@ -267,7 +267,7 @@ class DashboardRoutes:
         found, now_s = caller(request), self._service.now_s()
 
         def change(c: sa.Connection) -> None:
-            sessions.leave(c, found.session)
+            sessions.leave(c, found.form())
             audit.note(c, found.person().id, "log out", found.person().id, now_s)
 
         await self._service.write(change)
@@ -330,7 +330,7 @@ class DashboardRoutes:
         member = found.person()
         return {
             "title": TITLES[template], "here": template.removesuffix(".html"), "person": member,
-            "operates": member.role in OPERATOR, "form_token": browser.form_token(found.session), "made": "",
+            "operates": member.role in OPERATOR, "form_token": browser.form_token(found.form()), "made": "",
         }  # fmt: skip
 
     def _progress(self, run: ServedRun) -> dict[str, Any]:

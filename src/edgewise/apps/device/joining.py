@@ -65,7 +65,7 @@ class Owner:
         budget: the epsilon over all runs. None: no cap.
         packages: name -> digest of the installed packages that runs may use.
         always: names of the packages whose trainer trains in runs without a trainer of their own.
-        gateway: fingerprint of the second server that shares may be sealed to. Empty: none.
+        gateway: fingerprint of the second server that shares may be sealed to. None: the owner trusts none.
         engine: the keys of [engine] of this device, such as its limit of memory.
         evaluates: whether a loss on held-out text may leave, as a part of an update.
         room_bytes, room_s: most bytes of models, blobs and caches on the disk, and seconds that unused ones stay.
@@ -77,7 +77,7 @@ class Owner:
     budget: OwnerBudget | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
     always: tuple[str, ...] = ()
-    gateway: str = ""
+    gateway: str | None = None
     engine: Mapping[str, Any] = field(default_factory=dict)
     evaluates: bool = True
     room_bytes: float = inf
@@ -278,7 +278,7 @@ class Parts:
     def _sealing(self, trust: Trust, plan: Plan, shares: Mapping[str, Any]) -> Trust:
         """Add the keys that the server and the owner's gateway have signed for this run."""
         gateway, server = self._owner.gateway, self._link.home.server
-        if not gateway or gateway == server:
+        if gateway is None or gateway == server:
             what = "the run has a second server, and the owner of this device has named none to trust."
             raise RecipeError("E-FLOOR", what, "write its fingerprint into the policy: privacy.gateway.")
         leader = share_keys.checked(shares.get(share_keys.LEADER), share_keys.LEADER, plan.run, server)

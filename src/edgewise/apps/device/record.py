@@ -48,7 +48,7 @@ class RecordLine(msgspec.Struct, frozen=True, omit_defaults=True):
         round: -1 for a refused run.
         kind: in plain words.
         size: bytes of the frame; 0 if none was sent.
-        digest: SHA-256 of the frame.
+        digest: SHA-256 of the frame. None where the line is of no frame.
         epsilon: spent by the device in all its runs, with this frame. None if no cap counts it.
         reason: of a refusal, with its code.
         promise: of the run, as this device's own plan states it (``promise``).
@@ -60,7 +60,7 @@ class RecordLine(msgspec.Struct, frozen=True, omit_defaults=True):
     round: int
     kind: str
     size: int
-    digest: str = ""
+    digest: str | None = None
     epsilon: float | None = None
     reason: str = ""
     promise: str = ""
@@ -78,7 +78,7 @@ class Record:
     def __init__(self, home: Path, now_s: Callable[[], float] = time.time, round_bytes: float = inf) -> None:
         self._path, self._now_s, self._round_bytes = home / FILE, now_s, round_bytes
         whole, self._size = _read(self._path)
-        self._known = {(row.run, row.digest) for row in whole if row.digest}
+        self._known = {(row.run, row.digest) for row in whole if row.digest is not None}
         self._refused = {(row.run, row.reason) for row in whole if row.kind == RUN_REFUSED}
         self._today, self._again = _Today([(row.at_s, row.size) for row in whole]), _Today(())
         self._rounds: dict[tuple[str, int], int] = {}

@@ -151,7 +151,7 @@ class Device:
     def _left(self, run: str) -> Any:
         def left(round: int) -> Left:
             rows = [row for row in record.rows(self.home) if (row.run, row.round) == (run, round)]
-            refusal = next((row.reason for row in rows if row.kind == record.REFUSAL), "")
+            refusal = next((row.reason for row in rows if row.kind == record.REFUSAL), None)
             return Left(sum(row.size for row in rows), rows[-1].epsilon if rows else None, refusal)
 
         return left

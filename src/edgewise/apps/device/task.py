@@ -28,12 +28,12 @@ LOOK_S = 0.25  # wait between two questions for a round's end; the server answer
 class Left:
     """The total of the frames that the device sent in one round, by its record.
 
-    ``refusal`` is the code and reason of a refusal, or empty.
+    ``refusal`` is the code and reason of a refusal. None without one.
     """
 
     bytes: int = 0
     epsilon: float | None = None
-    refusal: str = ""
+    refusal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Outcome:
     Attributes:
         run, round: the round.
         released: whether the released model contains the update. This is the server's word.
-        why: the reason with its code, if the update was dropped.
+        why: the reason with its code, if the update was dropped. None if it was released, or the reason is not known.
         bytes: sent by this device in the round, all frames together.
         epsilon: spent. By ``counted`` this is the epsilon that all runs of this device have spent together, if its
             owner's policy has a budget. Otherwise it is the most that this run may spend in all its rounds. None: no
@@ -54,7 +54,7 @@ class Outcome:
     run: str
     round: int
     released: bool
-    why: str = ""
+    why: str | None = None
     bytes: int = 0
     epsilon: float | None = None
     counted: str = ""
@@ -291,24 +291,24 @@ class Task:
         while True:
             if self._desk.failure is not None:
                 raise self._desk.failure
-            if (sent := self._left(self.round)).refusal:
+            if (sent := self._left(self.round)).refusal is not None:
                 return self._result(sent, False, sent.refusal, metrics)
             end = self._end(self.round)
             if end["state"] != "open":
-                why = ": ".join(filter(None, (str(end["code"]), str(end["reason"]))))
-                if not end["yours"] and not why and end["state"] == "abandoned":
+                why = ": ".join(str(part) for part in (end["code"], end["reason"]) if part) or None
+                if not end["yours"] and why is None and end["state"] == "abandoned":
                     why = "the round was abandoned"
                 return self._result(self._left(self.round), bool(end["yours"]), why, metrics)
             time.sleep(LOOK_S)
 
-    def _result(self, sent: Left, released: bool, why: str, metrics: tuple[str, ...]) -> Outcome:
+    def _result(self, sent: Left, released: bool, why: str | None, metrics: tuple[str, ...]) -> Outcome:
         epsilon, counted = sent.epsilon, "in all runs of this device"
         if epsilon is None and self.plan.spend is not None:
             found = self.plan.spend.card
             epsilon = found.of_release if found.against_server is None else found.against_server
             counted = f"at most in all {self.plan.rounds} rounds of this run"
         counted = "" if epsilon is None else counted
-        return Outcome(self.run, self.round, released, "" if released else why, sent.bytes, epsilon, counted, metrics)
+        return Outcome(self.run, self.round, released, None if released else why, sent.bytes, epsilon, counted, metrics)
 
 
 def refused(why: str) -> TrainingError:

@@ -41,19 +41,19 @@ class ExportRequest(NamedTuple):
     Attributes:
         to: one of ``FORMATS``.
         played: the number of rounds after which the model is wanted. None: the model that counts in a complete run.
-        base: a folder, or ``hub:owner/name``, that replaces the recipe's ``model.base``. Empty: as in the recipe.
+        base: a folder, or ``hub:owner/name``, that replaces the recipe's ``model.base``. None: as in the recipe.
         dtype: of a merged model's or a GGUF file's weights, of ``DTYPES``. ``base``: as the base has them, and float32
             for an adapter.
         with_base: write a base folder beside the adapter.
-        device: the device whose personal model is written, in place of the run's. Empty: the run's.
+        device: the device whose personal model is written, in place of the run's. None: the run's.
     """
 
     to: str = "merged"
     played: int | None = None
-    base: str = ""
+    base: str | None = None
     dtype: str = "base"
     with_base: bool = False
-    device: str = ""
+    device: str | None = None
 
 
 def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
     if wanted.to == "gguf-adapter" and one.recipe.trainable.modules_to_save:
         what = f"a GGUF adapter holds no whole modules, and this run trained {one.recipe.trainable.modules_to_save}"
         raise _refused_export(what, "--to gguf, --to peft or --to merged.")
-    if wanted.device:
-        one = _with_personal_model(one, wanted)
+    if wanted.device is not None:
+        one = _with_personal_model(one, wanted, wanted.device)
     with opened(one.run_dir) as store:
         found = summary.build(store)
     coefficients = one.directions is not None
@@ -109,11 +109,11 @@ def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
     }
 
 
-def _with_personal_model(one: ReleasedModel, wanted: ExportRequest) -> ReleasedModel:
+def _with_personal_model(one: ReleasedModel, wanted: ExportRequest, device: str) -> ReleasedModel:
     """Put a device's personal model in the place of the run's. Raises EdgewiseError(E-EXPORT) where it has none."""
-    own = personal_model(one.run_dir, wanted.device)
+    own = personal_model(one.run_dir, device)
     if own is None:
-        what = f"device {wanted.device!r:.60} has no personal model in {one.run_dir}"
+        what = f"device {device!r:.60} has no personal model in {one.run_dir}"
         raise _refused_export(what, "run a recipe with a section [personal], with room for it in personal.keep_mb.")
     if wanted.played is not None:
         raise _refused_export("a personal model is made after the last round", "leave out --round.")
@@ -138,7 +138,7 @@ def _check_request(wanted: ExportRequest) -> None:
         raise _refused_export(f"--to {wanted.to} has no dtype {wanted.dtype!r:.40}", f"take one of: {found}.")
     if wanted.with_base and wanted.to != "peft":
         raise _refused_export("--with-base is for --to peft; a merged model needs no base", "leave out --with-base.")
-    if wanted.base and wanted.to == "tensors":
+    if wanted.base is not None and wanted.to == "tensors":
         raise _refused_export("--to tensors writes what was trained, and reads no base", "leave out --base.")
 
 
@@ -214,7 +214,7 @@ def _write_model(one: ReleasedModel, part: Path, wanted: ExportRequest, card: mo
     if wanted.to == "peft":
         dtype, local = "float32", not base.startswith("hub:")
         named = f"./{exported.BASE}" if beside else name
-        checked = exported.write_adapter(t, part, named, "" if beside or local else t.loaded.commit, beside)
+        checked = exported.write_adapter(t, part, named, None if beside or local else t.loaded.commit, beside)
     elif wanted.to == "merged":
         dtype = exported.stored_dtype(origin) if wanted.dtype == "base" else wanted.dtype
         checked = exported.write_merged(t, part, dtype)

@@ -30,7 +30,7 @@ class About(NamedTuple):
 
     base: str
     name: str
-    commit: str
+    commit: str | None
     beside: bool
     dtype: str
     checked: LogitDifferences
@@ -40,7 +40,7 @@ class About(NamedTuple):
 class ModelCard(NamedTuple):
     """A model card in the making. ``run`` is the run's summary. Figures of other model versions are left out.
 
-    ``device``: the owner of a personal model. Empty for the model of a run.
+    ``device``: the owner of a personal model. None for the model of a run.
     """
 
     run: Mapping[str, Any]
@@ -49,7 +49,7 @@ class ModelCard(NamedTuple):
     played: int
     digest: str
     coefficients: bool = False
-    device: str = ""
+    device: str | None = None
 
     def text(self, about: About | None = None) -> str:
         """Write Markdown after the metadata of the hub. ``about`` is None for tensors without a model."""
@@ -61,7 +61,7 @@ class ModelCard(NamedTuple):
         work, noised = numbers.local_work(t.local_steps, t.local_epochs), bool(s["not_covered"])
         fingerprint = "" if noised else f" Fingerprint: `{s['facts'].get('fingerprint', 'not recorded')}`."
         seed = "" if noised else f"| seed | {s['seed']} |\n"
-        commit = f"| base, commit on the hub | `{about.commit}` |\n" if about and about.commit else ""
+        commit = f"| base, commit on the hub | `{about.commit}` |\n" if about and about.commit is not None else ""
         vector = "coefficients of the directions" if self.coefficients else "trained parameters"
         claims = "\n".join(f"- {c}" for c in s["plan"]["claims"])
         return f"""{self._card_metadata(about)}
@@ -89,8 +89,8 @@ Data: {self._data_in_words()}.{fingerprint}
 """
 
     def _owner(self) -> str:
-        """Return a warning about a personal model. Empty for the model of a run."""
-        if not self.device:
+        """Return a warning about a personal model. None for the model of a run."""
+        if self.device is None:
             return ""
         return (
             f"**The personal model of one device, `{self.device}`.** It has learnt its text without noise, and text "

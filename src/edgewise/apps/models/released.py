@@ -50,18 +50,18 @@ class ReleasedModel(NamedTuple):
         folder = self.run_dir / "cache"
         return folder if folder.is_dir() else None
 
-    def base(self, given: str) -> tuple[str, Path]:
+    def base(self, given: str | None) -> tuple[str, Path]:
         """Return the model that the run began with, and the folder that its relative path starts from.
 
         The recipe's folder is first looked for relative to the run's folder, so a project can move as a whole.
 
         Args:
-            given: a folder, ``hub:owner/name`` or ``bundled``, in place of the recipe's ``model.base``. Empty: the
+            given: a folder, ``hub:owner/name`` or ``bundled``, in place of the recipe's ``model.base``. None: the
                 recipe's.
         Raises:
             EdgewiseError: ``code`` where the base is not found.
         """
-        if given:
+        if given is not None:
             hub = given.startswith("hub:") or given == "bundled"
             return given if hub else str(Path(given).resolve()), Path()
         base = self.recipe.model.base

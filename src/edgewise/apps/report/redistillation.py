@@ -19,7 +19,7 @@ HINT = (
 
 def line(e: events.Redistilled) -> str:
     """Write a distillation as one line of a log."""
-    verdict = "kept" if e.kept else f"rejected, {REASONS[e.reason]}"
+    verdict = "kept" if e.reason is None else f"rejected, {REASONS[e.reason]}"
     change = f"public perplexity {numbers.perplexity(e.perplexity_before)} -> {numbers.perplexity(e.perplexity)}"
     wrote = f"diversity {e.diversity_before:.2f} -> {e.diversity:.2f}"
     return f"distilled {e.round + 1}: {verdict}; {change}, {wrote}  {numbers.duration(e.seconds)}"

@@ -41,14 +41,14 @@ class SimulatorMetrics:
         self.take(model, round)
         return found
 
-    def take(self, model: str = "", round: int = -1) -> None:
-        """Store the metrics noted since the last call. Held-out figures are stored for ``model`` if it is named."""
+    def take(self, model: str | None = None, round: int | None = None) -> None:
+        """Store the metrics noted since the last call. Held-out figures are stored where model and round are named."""
         noted: dict[tuple[int, str], dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))
         for answer in checked(self.executor.broadcast(jobs.TakeMetrics())):
             for kind, number, device, name, value in answer.notes if isinstance(answer, jobs.MetricNotes) else ():
-                if kind == TRAINING:
+                if kind == TRAINING and number is not None:
                     noted[number, TRAINING][name][device] = value
-                elif model:
+                elif model is not None and round is not None:
                     noted[round, model][name][device] = value
         for (number, whose), metrics in sorted(noted.items()):
             plain = {name: dict(sorted(each.items())) for name, each in sorted(metrics.items())}

@@ -102,7 +102,7 @@ class DistillationRow(TypedDict):
 
     round: int
     kept: bool
-    reason: str
+    reason: str | None
     perplexity_before: Figure
     perplexity: Figure
     diversity_before: Figure

@@ -163,7 +163,7 @@ class ControlPlane:
             raise TransportError("E-TOKEN", "the enrolment token is for another server.", "check the address.")
 
         def change(c: sa.Connection) -> Member:
-            member = members.join(c, token, found.public, wanted.label, now_s)
+            member = members.join(c, token, found.joining(), wanted.label, now_s)
             audit.note(c, member.id, "join", token.id, now_s)
             return member
 

@@ -89,13 +89,13 @@ class RoundOutcome(BaseModel):
 
     ``state``: ``open``, ``released`` (a model was made of it), ``abandoned``, or ``halted`` (its run was cancelled or
     failed before). ``yours``: whether the device's contribution is in the released model. ``code``, ``reason``: why the
-    device gave nothing, or why the round has no sum; empty if that is unknown.
+    device gave nothing, or why the round has no sum. null: that is unknown.
     """
 
     state: str
     yours: bool = False
-    code: str = ""
-    reason: str = ""
+    code: str | None = None
+    reason: str | None = None
 
 
 class RunRoutes:
@@ -224,8 +224,8 @@ def _outcome(service: Service, run: ServedRun, round: int, device: str) -> Round
     return RoundOutcome(
         state="released" if end[0]["met"] else "abandoned",
         yours=yours,
-        code="" if yours else why.get("code", "") or end[0].get("code", ""),
-        reason="" if yours else why.get("reason", ""),
+        code=None if yours else why.get("code") or end[0].get("code") or None,
+        reason=None if yours else why.get("reason") or None,
     )
 
 

@@ -111,6 +111,7 @@ def compare(
         assert isinstance(result, jobs.TrainedAlone)
         note = result.device
         if result.device == POOLED:
+            assert result.params is not None
             chain, chain_left = result.params, chain_left - 1
             store.keep(CENTRALISED, vector.from_bytes(chain, len(chain) // 4), rounds - chain_left)
             if chain_left:

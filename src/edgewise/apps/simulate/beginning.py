@@ -214,6 +214,7 @@ def load(
     rest: list[vector.Vector] = []
     traces: Traces = ()
     if recipe.split.used:
+        assert first.rest is not None
         rest.append(vector.from_bytes(first.rest, len(first.rest) // 4))
         facts["rest_sha256"] = vector.digest(first.rest)
     if recipe.distill.active:

@@ -93,7 +93,7 @@ def random_k(
         )
 
     def positions(space: Space, turn: Turn) -> NDArray[np.int64]:
-        names = (turn.device,) if each else ()
+        names = (turn.device or "",) if each else ()  # the stream of keys is that of an empty name
         return _random_positions(derive(turn.public, "random_k", turn.round, *names), space.dim, size(space))
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:

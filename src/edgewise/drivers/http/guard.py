@@ -41,21 +41,33 @@ _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
 class Caller:
     """The sender of a request.
 
-    ``member`` and ``proof``: None where the route takes unsigned requests. ``public``: the key that wants to join.
-    ``session``: the secret of a browser's session, for its forms.
+    ``member`` and ``proof``: None where the route takes unsigned requests. ``public``: the key that wants to join, on
+    its route alone. ``session``: the secret of a browser's session, for its forms.
     """
 
     member: Member | None
     proof: Proof | None
     body: bytes = field(repr=False)
-    public: bytes = field(default=b"", repr=False)
-    session: str = field(default="", repr=False)
+    public: bytes | None = field(default=None, repr=False)
+    session: str | None = field(default=None, repr=False)
 
     def person(self) -> Member:
         """Return the member whose session this is, on a route for sessions."""
-        if self.member is None or not self.session:
+        if self.member is None or self.session is None:
             raise _no_session()
         return self.member
+
+    def form(self) -> str:
+        """Return the secret of the session, on a route for sessions."""
+        if self.session is None:
+            raise _no_session()
+        return self.session
+
+    def joining(self) -> bytes:
+        """Return the key that wants to join, on the route where one joins."""
+        if self.public is None:
+            raise TransportError("E-SIGNATURE", "the request names no key.", "sign it.")
+        return self.public
 
     def signed(self) -> tuple[Member, Proof]:
         """Return the member and its proof, on a route for members."""
@@ -139,7 +151,7 @@ class Guard:
                 raise TransportError("E-SIGNATURE", "the body is not the signed one.", "send it again.")
             state = scope.setdefault("state", {})
             if rule.session and rule.changes:
-                browser.check_form(body, found.session)
+                browser.check_form(body, found.form())
             state["caller"], state["visit"], state["shown"] = replace(found, body=body), visit, self._shown
             if found.member is not None:
                 self._service.advanced(found.member.id)

@@ -27,7 +27,7 @@ class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         name: fingerprint of the own key.
         authority: PEM of the only certificate authority that TLS trusts; empty: those of the system.
         secure: use TLS. False only for plain HTTP to this machine.
-        gateway: fingerprint of the gateway whose address ``url`` is; empty: the address is the server's own.
+        gateway: fingerprint of the gateway whose address ``url`` is. None: the address is the server's own.
     """
 
     url: str
@@ -35,7 +35,11 @@ class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     authority: str
     name: str
     secure: bool = True
-    gateway: str = ""
+    gateway: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.gateway == "":  # in the folders of earlier versions
+            msgspec.structs.force_setattr(self, "gateway", None)
 
 
 def check_url(url: str, plain: bool) -> bool:

@@ -107,7 +107,7 @@ class Link:
         label: str = "",
         plain: bool = False,
         patience_s: float = 60.0,
-        gateway: str = "",
+        gateway: str | None = None,
     ) -> Link:
         """Enrol at a server and open the connection.
 
@@ -116,7 +116,7 @@ class Link:
 
         Args:
             plain: allow plain HTTP, to this machine only.
-            gateway: fingerprint of the gateway whose address ``url`` is; empty: the address is the server's own.
+            gateway: fingerprint of the gateway whose address ``url`` is. None: the address is the server's own.
         Raises:
             TransportError: E-TOKEN, E-SERVER-KEY, E-CONNECT, E-REVOKED. E-IDENTITY where the folder is enrolled at
                 another server.
@@ -125,7 +125,7 @@ class Link:
         secure = home.check_url(url, plain)
         home.check_free(folder, parsed.server)
         _, authority = named(url, parsed.server, patience_s)  # also through a gateway, which cannot sign for the server
-        if gateway:
+        if gateway is not None:
             _, authority = named(url, gateway, patience_s, "/v1/gateway")
         me = identity.make(folder / home.KEY)
         home.save(folder, Home(url, parsed.server, authority, me.name, secure, gateway))

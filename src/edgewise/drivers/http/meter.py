@@ -26,16 +26,17 @@ class Visit:
         id: random; the answer names it in the header ``edgewise-request``.
         route: the path of its rule, never the requested path, which may be any text.
         role: ``anyone`` until it is known.
-        code: code of an error.
+        member: its sender. None until it is known, and for anyone.
+        code: code of an error. None without one.
         received, sent: bytes of the bodies.
     """
 
     method: str
     route: str = NOWHERE
     role: str = "anyone"
-    member: str = ""
+    member: str | None = None
     status: int = 0
-    code: str = ""
+    code: str | None = None
     received: int = 0
     sent: int = 0
     id: str = field(default_factory=lambda: secrets.token_hex(6))
@@ -71,9 +72,10 @@ class Meter:
         self._received.labels(visit.route).inc(visit.received)
         self._sent.labels(visit.route).inc(visit.sent)
         if LOG.isEnabledFor(logging.INFO):
+            member = None if visit.member is None else visit.member[:8]
             fields = {
                 "id": visit.id, "method": visit.method[:8], "route": visit.route, "role": visit.role,
-                "member": visit.member[:8], "status": visit.status, "code": visit.code,
+                "member": member, "status": visit.status, "code": visit.code,
                 "seconds": round(seconds, 6), "received": visit.received, "sent": visit.sent,
             }  # fmt: skip
             LOG.info("request", extra={"fields": fields})

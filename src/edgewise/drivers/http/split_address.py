@@ -87,8 +87,8 @@ class RemoteSessions:
         self, link: Link, run: str, port: int, folder: Path, leaving: Callable[[int, int], None] = lambda r, n: None
     ) -> None:
         home = link.home
-        if home.gateway or not home.secure:
-            how = "through a gateway, which does not carry sessions" if home.gateway else "without TLS"
+        if home.gateway is not None or not home.secure:
+            how = "through a gateway, which does not carry sessions" if home.gateway is not None else "without TLS"
             what = f"the run splits its model between devices and the server, and this device is joined {how}."
             raise RecipeError("E-COMBO", what, "join the server itself, by https://, with a new token.")
         context = certificates.client_context(home.authority.encode())

@@ -153,7 +153,7 @@ class Host:
                 **self._facts,
                 "arithmetic_sha256": arithmetic.digest(self._trainer.computes),
             },
-            rest=memoryview(b"" if splits is None else bytes(vector.to_bytes(splits.rest_start))),
+            rest=None if splits is None else memoryview(bytes(vector.to_bytes(splits.rest_start))),
         )
 
     def _compile(self, job: jobs.Compile) -> None:
@@ -196,7 +196,9 @@ class Host:
         for number in job.rounds:
             rule = self._plan.rule(number)
             # Nothing is sent here, so layer groups take no turns: all segments train in every round.
-            rule = frame.LocalRule(steps=rule.steps * job.scale, lr=rule.lr, epochs=job.epochs or rule.epochs)
+            rule = frame.LocalRule(
+                steps=rule.steps * job.scale, lr=rule.lr, epochs=rule.epochs if job.epochs is None else job.epochs
+            )
             rule = in_steps(trainer, self._plan, job.device, rule)
             drawn = number + played[number] * self._plan.rounds  # a round that is played again takes other batches
             played[number] += 1

@@ -90,7 +90,7 @@ class HandleMany(_Base, frozen=True, tag="handle_many"):
 class Solo(_Base, frozen=True, tag="solo"):
     """Train without a federation, from ``params`` (raw float32), over the given rounds of the schedule in order.
 
-    ``scale`` multiplies the steps. ``epochs`` replaces them where it is not 0. A round that is given again takes other
+    ``scale`` multiplies the steps. ``epochs`` replaces them where it is given. A round that is given again takes other
     batches. ``measure``: return the device's held-out loss instead of the parameters. ``personal``: measure also after
     the further steps of the recipe's [personal] section.
     """
@@ -99,7 +99,7 @@ class Solo(_Base, frozen=True, tag="solo"):
     params: memoryview
     rounds: tuple[int, ...]
     scale: int = 1
-    epochs: float = 0.0
+    epochs: float | None = None
     measure: bool = False
     personal: bool = False
 
@@ -157,14 +157,14 @@ SILENT = Blob | Held | Rest  # jobs without an answer
 class Described(_Base, frozen=True, tag="described"):
     """Answer to Setup: layout, population, and provenance facts. ``initial`` is the raw initial vector.
 
-    ``rest``: with a split model, the raw float32 of its rest before round 0.
+    ``rest``: with a split model, the raw float32 of its rest before round 0. None for a whole model.
     """
 
     spec: list[Any]
     devices: list[str]
     initial: memoryview
     facts: dict[str, Any]
-    rest: memoryview = memoryview(b"")
+    rest: memoryview | None = None
 
 
 class Handled(_Base, frozen=True, tag="handled"):
@@ -182,13 +182,13 @@ class HandledMany(_Base, frozen=True, tag="handled_many"):
 
 
 class TrainedAlone(_Base, frozen=True, tag="trained"):
-    """Answer to Solo: the parameters (raw float32), or the held-out measure.
+    """Answer to Solo: the parameters (raw float32), or, where they are None, the held-out measure.
 
     ``personal``: (summed loss, tokens) after the further steps.
     """
 
     device: str
-    params: memoryview = memoryview(b"")
+    params: memoryview | None = None
     nll: float = 0.0
     tokens: int = 0
     seconds: float = 0.0
@@ -231,7 +231,7 @@ class Timed(_Base, frozen=True, tag="timed"):
 class MetricNotes(_Base, frozen=True, tag="metric_notes"):
     """Answer to TakeMetrics: one (kind, round, device, name, value) for each note (``core.training.Note``)."""
 
-    notes: list[tuple[str, int, str, str, float]] = []
+    notes: list[tuple[str, int | None, str, str, float]] = []
 
 
 class Ready(_Base, frozen=True, tag="ready"):

@@ -38,12 +38,12 @@ class Redistillation(NamedTuple):
     """The result of one distillation. Perplexities are on held-out public text.
 
     Attributes:
-        reason: "perplexity" or "diversity", the figure that rejected the student. Empty: it is kept.
+        reason: "perplexity" or "diversity", the figure that rejected the student. None: it is kept.
         before, after: the student's perplexity. wrote_before, wrote: its ``diversity``.
         teacher_before, teacher: the teacher's perplexity.
     """
 
-    reason: str
+    reason: str | None
     before: float
     after: float
     wrote_before: float
@@ -54,7 +54,7 @@ class Redistillation(NamedTuple):
     @property
     def kept(self) -> bool:
         """True if the student keeps what it learnt."""
-        return not self.reason
+        return self.reason is None
 
 
 def lesson_of(section: DistillSection) -> Lesson:
@@ -105,13 +105,13 @@ def redistil(
     )  # fmt: skip
     after, wrote = perplexity(model, held_NS, arithmetic), diversity(model, held_NS, key, arithmetic)
     reason = verdict(before, after, wrote_before, wrote, section.diversity)
-    if reason:
+    if reason is not None:
         flat.write(weights)
     return Redistillation(reason, before, after, wrote_before, wrote, teacher_before, adapted)
 
 
-def verdict(before: float, after: float, wrote_before: float, wrote: float, share: float) -> str:
-    """Return the figure that rejects a student, or nothing.
+def verdict(before: float, after: float, wrote_before: float, wrote: float, share: float) -> str | None:
+    """Return the figure that rejects a student. None: it is kept.
 
     Args:
         before, after: perplexity on held-out public text. It has to fall.
@@ -119,7 +119,7 @@ def verdict(before: float, after: float, wrote_before: float, wrote: float, shar
     """
     if not after < before:
         return "perplexity"
-    return "" if wrote >= share * wrote_before else "diversity"
+    return None if wrote >= share * wrote_before else "diversity"
 
 
 def scored(held_NS: Array, most: int) -> Array:

@@ -171,11 +171,11 @@ def write_gguf(
     return LogitDifferences(_largest(merged_BTV, t.wanted_BTV), differs, moved), written.types
 
 
-def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, beside: bool) -> LogitDifferences:
+def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str | None, beside: bool) -> LogitDifferences:
     """Write the adapter and its tokenizer. With ``beside`` also copy the base to ``folder / "base"``.
 
     Args:
-        base, revision: the base that the adapter's configuration names.
+        base, revision: the base that the adapter's configuration names. ``revision`` is None for a folder.
     Returns:
         The differences between the folder and the trained model.
     Raises:
@@ -191,7 +191,7 @@ def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str, besid
         model.save_pretrained(folder)
     config = folder / "adapter_config.json"
     plain = json.loads(config.read_text(encoding="utf-8"))
-    plain |= {"base_model_name_or_path": base, "revision": revision or None}
+    plain |= {"base_model_name_or_path": base, "revision": revision}
     config.write_text(json.dumps(plain, indent=2), encoding="utf-8")
     write_tokenizer(t.loaded, folder)
     origin = t.loaded.folder

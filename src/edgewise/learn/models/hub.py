@@ -54,9 +54,9 @@ def fetch(asked: str) -> Path:
     return _snapshot(asked, repo, commit(folder) or revision, [*SMALL, *names])
 
 
-def commit(folder: Path) -> str:
-    """Return the commit of a folder in the hub's cache, 40 hexadecimal digits. Empty for another folder."""
-    return folder.name if COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots" else ""
+def commit(folder: Path) -> str | None:
+    """Return the commit of a folder in the hub's cache, 40 hexadecimal digits. None for another folder."""
+    return folder.name if COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots" else None
 
 
 def _snapshot(asked: str, repo: str, revision: str, wanted: list[str]) -> Path:

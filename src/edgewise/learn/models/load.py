@@ -45,14 +45,14 @@ class Loaded(NamedTuple):
         tokens: its tokenizer.
         name: its name for reports.
         folder: the folder that it came from.
-        commit: the commit of a model of the hub, 40 hexadecimal digits. Empty for other models.
+        commit: the commit of a model of the hub, 40 hexadecimal digits. None for other models.
     """
 
     model: nn.Module
     tokens: tokens.Tokens
     name: str
     folder: Path
-    commit: str = ""
+    commit: str | None = None
 
 
 def load(

@@ -12,16 +12,16 @@ from edgewise.learn.compress.rounds import scored, verdict
 @pytest.mark.parametrize(
     ("before", "after", "wrote_before", "wrote", "reason"),
     [
-        (20.0, 19.9, 0.8, 0.8, ""),
+        (20.0, 19.9, 0.8, 0.8, None),
         (20.0, 20.0, 0.8, 0.9, "perplexity"),
         (20.0, float("inf"), 0.8, 0.8, "perplexity"),
         (20.0, float("nan"), 0.8, 0.8, "perplexity"),
         (20.0, 10.0, 0.8, 0.7, "diversity"),
-        (20.0, 10.0, 0.8, 0.73, ""),
+        (20.0, 10.0, 0.8, 0.73, None),
     ],
 )
 def test_a_student_is_kept_where_perplexity_falls_and_diversity_stays(
-    before: float, after: float, wrote_before: float, wrote: float, reason: str
+    before: float, after: float, wrote_before: float, wrote: float, reason: str | None
 ) -> None:
     assert verdict(before, after, wrote_before, wrote, 0.9) == reason
 

@@ -101,4 +101,4 @@ def test_revisions_and_commits(tmp_path: Path) -> None:
     assert hub.split("owner/name") == ("owner/name", "")
     assert hub.split("owner/name@refs/pr/1") == ("owner/name", "refs/pr/1")
     assert hub.commit(tmp_path / "snapshots" / ("0f" * 20)) == "0f" * 20
-    assert hub.commit(tmp_path / ("0f" * 20)) == ""
+    assert hub.commit(tmp_path / ("0f" * 20)) is None
