@@ -127,9 +127,11 @@ def _refused_export(what: str, fix: str) -> EdgewiseError:
 
 
 def _check_request(wanted: ExportRequest) -> None:
-    """Raise EdgewiseError if a request names a format or a type that there is not."""
+    """Raise EdgewiseError if a request names a format or a type that there is not, or names by empty text."""
     if wanted.to not in FORMATS:
         raise _refused_export(f"there is no format {wanted.to!r}", f"--to {' or '.join(FORMATS)}.")
+    if "" in (wanted.base, wanted.device):
+        raise _refused_export("an empty text names no base and no device", "leave the field out.")
     if wanted.dtype not in DTYPES.get(wanted.to, ("base",)):
         if wanted.to not in DTYPES:
             what = f"--dtype is for {' and '.join(DTYPES)}; --to {wanted.to} writes what was trained in float32"

@@ -147,7 +147,7 @@ def _of_run(place: Path, played: int | None, base: str, device: str) -> UsedMode
         what = f"the run in {place} has finished no round, so it has no model of its own."
         raise EdgewiseError("E-USE", what, "finish a round with --resume, or use the base with --round 0.")
     one.refuse_own_models("load it with your own code: `edgewise export --to tensors` writes what was trained.")
-    model = rebuilt.rebuild(one.recipe, *one.base(base), one.facts, one.params, one.directions, one.cache_dir)
+    model = rebuilt.rebuild(one.recipe, *one.base(base or None), one.facts, one.params, one.directions, one.cache_dir)
     own = _personal_model(one.run_dir, device) if device else None
     used = partial(_of_vectors, model, f"{one.recipe.name} after {one.played} rounds", own)
     return used(one.recipe.data.sequence_len, lambda owner: model.flat.write(_personal_model(one.run_dir, owner)))

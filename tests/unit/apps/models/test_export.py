@@ -193,6 +193,13 @@ def refused(*arguments: Any) -> str:
     return str(e.value)
 
 
+@pytest.mark.parametrize("field", ["base", "device"])
+def test_an_empty_name_is_refused(field: str, tmp_path: Path) -> None:
+    """It would be the folder that the process works in."""
+    with pytest.raises(EdgewiseError, match="empty text names no"):
+        write(tmp_path / "run", tmp_path / "out", **{field: ""})
+
+
 def test_refusals_say_why(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     make_run(run, rounds_played=4, params=np.ones(8, np.float32))
@@ -256,13 +263,13 @@ def test_the_model_that_counts_is_exported_and_its_card_has_its_figures(base: Pa
 @pytest.mark.parametrize(
     ("model", "given", "asked"),
     [
-        ("hub:a/b", "", f"hub:a/b@{'f' * 40}"),
-        ("hub:a/b@main", "", f"hub:a/b@{'f' * 40}"),
+        ("hub:a/b", None, f"hub:a/b@{'f' * 40}"),
+        ("hub:a/b@main", None, f"hub:a/b@{'f' * 40}"),
         ("hub:a/b@main", "hub:a/b@v2", "hub:a/b@v2"),
     ],
 )
 def test_an_export_asks_for_the_commit_that_the_run_trained_on(
-    model: str, given: str, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str, given: str | None, asked: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model of the hub may have moved since. ``--base`` says another one."""
     from edgewise.learn.models import rebuilt
