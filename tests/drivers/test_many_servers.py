@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -155,6 +156,25 @@ def test_a_server_that_is_overtaken_while_it_opens_a_run_renames_nothing(
     (second,) = opened
     assert second.memory_dir.is_dir()
     second.close()
+
+
+def test_a_takeover_copies_a_large_journal_in_pieces(tmp_path: Path) -> None:
+    with RunStore(tmp_path / "run", fence=1) as made:
+        made.create("run", "name", {}, {})
+    journal = tmp_path / "run" / "journal"
+    written = bytes(range(256)) * 2**16
+    (journal / "round-000000.1.log").write_bytes(written)
+    tracemalloc.start()
+    try:
+        fencing._take_journals(journal, 2)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak_bytes < len(written) / 4
+    own = journal / "round-000000.2.log"
+    assert own.read_bytes() == written
+    assert own.stat().st_mode & 0o777 == 0o600
+    assert [path.name for path in journal.iterdir()] == [own.name]
 
 
 def test_a_run_that_another_server_opened_takes_nothing_from_the_one_before(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from edgewise.core.errors import StoreError
 from edgewise.drivers.storage.dialects import upsert
-from edgewise.drivers.storage.files import discard, sync_folder, write_durably
+from edgewise.drivers.storage.files import copy_durably, discard, sync_folder
 from edgewise.drivers.storage.schema import FENCES
 
 GRACE_S = 3600.0  # blobs of this age can be swept; another server may be about to name a younger one
@@ -80,7 +80,7 @@ def _take_journals(folder: Path, number: int) -> None:
         for round, (by, path) in newest.items():
             if by != number:
                 own = folder / journal_name(round, number)
-                write_durably(own, path.read_bytes(), owner_only=True)
+                copy_durably(path, own)
         sync_folder(folder)
     except OSError as e:
         raise StoreError("E-DISK", f"cannot copy the journals in {folder}: {e.strerror}.", "make room.") from None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from edgewise.core.errors import StoreError
 from edgewise.core.vector import Buffer
 
 TEMPORARY = re.compile(r"\..+\.\d+\.tmp")  # a file that ``write_durably`` has not finished
+COPIED_BYTES = 2**20  # bytes of a copied file that are in memory at a time
 FOLDER = 0o700  # the mode of a folder that only its owner may use
 
 
@@ -36,7 +39,21 @@ def write_durably(path: Path, raw: Buffer, owner_only: bool = False) -> None:
     Raises:
         StoreError: E-DISK.
     """
-    _replace_file(path, raw, owner_only, durable=True)
+    _replace_file(path, lambda f: f.write(raw), owner_only, durable=True)
+
+
+def copy_durably(source: Path, path: Path) -> None:
+    """Copy a file piece by piece, for its owner only. Of the copy the same holds as of ``write_durably``.
+
+    Raises:
+        StoreError: E-DISK.
+    """
+
+    def copied(f: BinaryIO) -> None:
+        with open(source, "rb") as original:
+            shutil.copyfileobj(original, f, COPIED_BYTES)
+
+    _replace_file(path, copied, owner_only=True, durable=True)
 
 
 def replace(path: Path, raw: Buffer) -> None:
@@ -47,7 +64,7 @@ def replace(path: Path, raw: Buffer) -> None:
     Raises:
         StoreError: E-DISK.
     """
-    _replace_file(path, raw, owner_only=True, durable=False)
+    _replace_file(path, lambda f: f.write(raw), owner_only=True, durable=False)
 
 
 def _temporary_path(path: Path) -> Path:
@@ -55,12 +72,12 @@ def _temporary_path(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}{threading.get_native_id()}.tmp")
 
 
-def _replace_file(path: Path, raw: Buffer, owner_only: bool, durable: bool) -> None:
-    """Write a file next to the old one, and put it in its place."""
+def _replace_file(path: Path, fill: Callable[[BinaryIO], object], owner_only: bool, durable: bool) -> None:
+    """Write a file next to the old one, and put it in its place. ``fill`` writes its bytes."""
     temporary = _temporary_path(path)
     try:
         with open(temporary, "wb", opener=for_owner if owner_only else None) as f:
-            f.write(raw)
+            fill(f)
             if durable:
                 f.flush()
                 os.fsync(f.fileno())

@@ -3,8 +3,8 @@
     FOLDER/personal/DEVICE.safetensors      DEVICE is a digest of the device's name
 
 A file holds ``params`` (float32[d], the layout of the trained vector) and, as metadata, the device, the digest of the
-federated model that it was made from, and the method. Only the owner can read the files. No message names them, and
-nothing that answers a server reads them.
+federated model that it was made from, the method, and a SHA-256 of all these, which every reader checks. Only the owner
+can read the files. No message names them, and nothing that answers a server reads them.
 
     model = personal_params(Path("runs/plays"), "HAMLET")       # None where the device has no personal model
 """
@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from edgewise.core.errors import StoreError
 from edgewise.core.training import DeviceId
-from edgewise.core.vector import Vector
+from edgewise.core.vector import Vector, to_bytes
 from edgewise.drivers.storage import files
 
 FOLDER_NAME = "personal"
@@ -58,7 +58,9 @@ def keep_personal(folder: Path, model: PersonalModel) -> Path:
     except OSError as e:
         raise StoreError("E-DISK", f"cannot make {path.parent}: {e.strerror}.", "free some space.") from None
     about = {"device": model.device, "made_from": model.made_from, "method": model.method}
-    raw = save({"params": np.ascontiguousarray(model.params)}, {"about": json.dumps(about)})
+    params = np.ascontiguousarray(model.params)
+    kept = {"about": json.dumps(about)}
+    raw = save({"params": params}, {**kept, "sha256": _digest(kept["about"], params)})
     files.write_durably(path, raw, owner_only=True)
     files.sync_folder(path.parent)
     return path
@@ -98,14 +100,25 @@ def _model_path(folder: Path, device: DeviceId) -> Path:
     return folder / FOLDER_NAME / f"{hashlib.sha256(device.encode()).hexdigest()[:32]}.safetensors"
 
 
+def _digest(about: str, params: Vector) -> str:
+    """Compute the SHA-256 of a personal model and of what is known of it, in hexadecimal."""
+    text = about.encode()
+    made = hashlib.sha256(len(text).to_bytes(8, "big") + text)
+    made.update(to_bytes(params))
+    return made.hexdigest()
+
+
 def _read_model(path: Path) -> PersonalModel:
     """Read a personal model and what is known of it. None where the file is not one."""
     try:
         with safe_open(path, "numpy") as file:
-            about = json.loads(file.metadata()["about"])
+            kept = file.metadata()
+            about = json.loads(kept["about"])
             params = file.get_tensor("params")
         if params.dtype != np.float32 or params.ndim != 1:
             raise ValueError("no vector float32[d]")
+        if kept["sha256"] != _digest(kept["about"], params):
+            raise ValueError("other bytes than were written")
         return PersonalModel(about["device"], about["made_from"], about["method"], params)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as e:
         what = f"the personal model {path} cannot be read ({type(e).__name__})."
