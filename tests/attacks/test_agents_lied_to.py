@@ -65,7 +65,7 @@ class Liar:
         raw = json.dumps(table, sort_keys=True, separators=(",", ":")).encode()
         row = self.row
         made = served.ServedRun(
-            run or vector.digest(raw), row.name, row.state, "", row.rounds, raw,
+            run or vector.digest(raw), row.name, row.state, None, row.rounds, raw,
             facts.sign(secret or self.service.identity.secret, raw), row.kept, row.made_by, row.made_s,
         )  # fmt: skip
         HttpCohort(self.service, made.run, 2**20, kept=self.kept).publish([vector.to_bytes(self.initial)])

@@ -121,7 +121,7 @@ class World:
     def run(self, *devices: str) -> str:
         """A run of these devices that is paused, as another operator submitted it."""
         run, service = secrets.token_hex(32), self.server.service
-        row = ServedRun(run, "test", served_runs.PAUSED, "", 1, b"{}", b"", {}, "0" * 32, service.now_s())
+        row = ServedRun(run, "test", served_runs.PAUSED, None, 1, b"{}", b"", {}, "0" * 32, service.now_s())
         service.database.write(lambda c: served_runs.add(c, row))
         service.database.write(lambda c: mailboxes.admit(c, run, devices))
         out = service.folder / "runs" / run[:32]

@@ -416,7 +416,7 @@ def test_a_run_waits_for_its_store_and_goes_on(tmp_path: Path) -> None:
                     found = served.find(c, run)
                 if found.state != served.RUNNING:
                     break
-                if "E-STORE-CONNECT" in (why := server.hosting.why(found)):
+                if "E-STORE-CONNECT" in (why := server.hosting.why(found) or ""):
                     waited.append(why)
                     blobs._store = sound
                 time.sleep(0.05)

@@ -46,7 +46,7 @@ def hosted(server: HttpServer, run: Path) -> str:
     out = submission.folder(server.service, id)
     out.parent.mkdir(exist_ok=True)
     shutil.copytree(run, out)
-    row = ServedRun(id, "toy", served.FINISHED, "", 3, facts, b"", {}, "0" * 32, server.service.now_s())
+    row = ServedRun(id, "toy", served.FINISHED, None, 3, facts, b"", {}, "0" * 32, server.service.now_s())
     server.service.database.write(lambda c: served.add(c, row))
     return str(id)
 

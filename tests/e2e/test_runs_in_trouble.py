@@ -183,7 +183,7 @@ def test_a_round_ends_whoever_drops_out(server: HttpServer, admin: Link, tmp_pat
     assert len(counts) == 10 - gone if gone <= 5 else len(counts) <= 10 - gone  # it ends once too many are gone
     assert set(counts.values()) <= {1}
     assert not names & {device for _, device in counts}
-    assert shown(admin, run)["why"].startswith("" if gone <= 5 else "E-ROUND: ")
+    assert (shown(admin, run)["why"] or "").startswith("" if gone <= 5 else "E-ROUND: ")
     assert seen(lambda: not remains(server, run))
 
 
@@ -273,10 +273,10 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_by_itself(
         run = submitted(server, admin, **{"round.rounds": 3, "round.minimum": 1.0})
         with working(*homes, patience_s=60.0):
             assert full.wait(30.0)
-            assert seen(lambda: shown(admin, run)["why"].startswith("E-DISK: "))
+            assert seen(lambda: (shown(admin, run)["why"] or "").startswith("E-DISK: "))
             assert shown(admin, run)["state"] == "running"
             (disk / "filler").unlink()
             assert ended(admin, run) == "finished"
-        assert shown(admin, run)["why"] == ""
+        assert shown(admin, run)["why"] is None
         counts = contributions(admin, run)
         assert (len(counts), set(counts.values())) == (9, {1}), "each device once in each of three rounds"

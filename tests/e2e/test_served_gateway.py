@@ -90,7 +90,7 @@ def test_a_submitted_recipe_with_shares_is_played_with_the_gateway_that_owners_p
             with agents(links, tmp_path):
                 run = submit(server)
                 server.hosting.wait(run.run, 60.0)
-            assert state(server, run.run) == (served.FINISHED, "")
+            assert state(server, run.run) == (served.FINISHED, None)
             assert len([e for e in told if isinstance(e, events.Accepted)]) == 8
             told.clear()
             with agents(links, tmp_path, "f" * 32):
@@ -118,7 +118,7 @@ def test_a_run_waits_for_its_gateway_and_the_server_can_be_stopped_meanwhile(
     with HttpServer(tmp_path / "server", port=port, gateway=at) as server:
         assert code(submit, server) == "E-CONNECT"
         time.sleep(0.5)
-        assert state(server, run.run) == (served.RUNNING, ""), "it waits"
+        assert state(server, run.run) == (served.RUNNING, None), "it waits"
         begun = time.monotonic()
     assert time.monotonic() - begun < 20.0
     with Gateway(tmp_path / "gateway") as again:
@@ -128,6 +128,6 @@ def test_a_run_waits_for_its_gateway_and_the_server_can_be_stopped_meanwhile(
             agents(links, tmp_path, again.name),
         ):
             server.hosting.wait(run.run, 90.0)
-            assert state(server, run.run) == (served.FINISHED, "")
+            assert state(server, run.run) == (served.FINISHED, None)
     for link in links:
         link.close()

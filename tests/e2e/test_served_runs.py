@@ -116,7 +116,7 @@ def test_a_recipe_runs_on_three_devices_and_goes_on_after_the_server_was_killed(
         replayed = edgewise("run", "verify", begun["run"][:12], home=admin)
         promoted = edgewise("models", "promote", begun["run"][:12], home=admin)
         fetched = edgewise("models", "fetch", tmp_path / "model", home=homes[0])
-    assert (found["state"], found["why"]) == ("finished", "")
+    assert (found["state"], found["why"]) == ("finished", None)
     assert (replayed["released"], replayed["replayed"]) == (2, 2)
     assert replayed["model"] == promoted["model"] == fetched["model"]
     assert (tmp_path / "model" / "base" / "config.json").is_file()

@@ -168,7 +168,7 @@ def test_rounds_give_the_simulators_models_though_a_device_and_the_process_with_
             found = ended(begun["run"], admin)
             assert children(told["pid"]) != [child]
         replayed = edgewise("run", "verify", begun["run"][:12], home=admin)
-    assert (found["state"], found["why"]) == ("finished", "")
+    assert (found["state"], found["why"]) == ("finished", None)
     assert replayed["released"] == 3
     (out,) = (folder / "runs").iterdir()
     summary = json.loads((out / "summary.json").read_text())

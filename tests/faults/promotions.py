@@ -36,7 +36,7 @@ def prepared(folder: Path, run: Path) -> None:
         out.parent.mkdir()
         shutil.copytree(run, out)
         facts = known["facts"]["plan_facts"].encode()
-        row = ServedRun(known["id"], "toy", served.FINISHED, "", SECOND, facts, b"", {}, BY, service.now_s())
+        row = ServedRun(known["id"], "toy", served.FINISHED, None, SECOND, facts, b"", {}, BY, service.now_s())
         service.database.write(lambda c: served.add(c, row))
         promoting.promote(service, known["id"], FIRST, BY)
 

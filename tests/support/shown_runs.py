@@ -63,7 +63,7 @@ def shown_run(
     run, folder = facts.digest(), submission.folder(server.service, facts.digest())
     folder.mkdir(parents=True)
     write_run(folder, run, name, played, seed)
-    why = "E-QUORUM: too few devices. Enrol more." if state == served.FAILED else ""
+    why = "E-QUORUM: too few devices. Enrol more." if state == served.FAILED else None
     made_s = server.service.now_s() - 3600.0 * (seed + 1)
     row = ServedRun(run, name, state, why, rounds, canonical(facts), b"", {}, "ab" * 16, made_s)
     server.service.database.write(lambda c: served.add(c, row))

@@ -9,6 +9,8 @@ import msgspec
 import pytest
 
 from edgewise.core.events import AnyEvent, Redistilled
+from edgewise.drivers.fleet import served
+from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.http import home
 from edgewise.engine import beacon_server
 
@@ -42,3 +44,19 @@ def test_the_beacon_of_a_run(blob: dict[str, bytes | None], read: bytes | None) 
             raise AssertionError
 
     assert beacon_server.stored(Shelf()) == read
+
+
+def test_the_reason_of_a_served_run(tmp_path: Path) -> None:
+    """Older rows and new ones have the same bytes, so no migration is needed."""
+    run = served.ServedRun("r", "n", served.RUNNING, None, 1, b"{}", b"", {}, "m", 0.0)
+    database = Database(tmp_path)
+    try:
+        database.write(lambda c: served.add(c, run))
+        with database.read() as c:
+            assert c.exec_driver_sql("SELECT why FROM served").scalar() == ""
+            assert served.find(c, "r").why is None
+        database.write(lambda c: served.explain(c, "r", "E-DISK: full"))
+        with database.read() as c:
+            assert served.find(c, "r").why == "E-DISK: full"
+    finally:
+        database.close()

@@ -44,7 +44,9 @@ def table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
                 moment = datetime.datetime.fromtimestamp(value, datetime.UTC)
                 cells.append(moment.strftime("%Y-%m-%d %H:%M UTC"))
             else:
-                cells.append(escape(", ".join(value) if isinstance(value, list) else str(value)))
+                cells.append(
+                    escape(", ".join(value) if isinstance(value, list) else "" if value is None else str(value))
+                )
         table.add_row(*cells)
     Console().print(table)
 

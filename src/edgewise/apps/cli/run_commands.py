@@ -88,7 +88,7 @@ def show(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False
         if not as_json:
             facts = json.loads(found["facts"])
             noise = facts["noise"]
-            print(f"{found['run']}\n  {found['name']}, {found['state']} {found['why']}".rstrip())
+            print(f"{found['run']}\n  {found['name']}, {found['state']} {found['why'] or ''}".rstrip())
             print(f"  privacy     {facts['recipe']['privacy']}")
             print(f"  devices     {facts['population']}, at least {facts['n_min']} in each sum")
             if noise is not None:
@@ -210,5 +210,5 @@ def _follow_run(link: Link, id: str, as_json: bool) -> dict[str, Any]:
         after = page["after"]
     found = dict(link.call("GET", f"/v1/runs/{id}"))
     if not as_json:
-        print(f"{found['state']} {found['why']}".rstrip())
+        print(f"{found['state']} {found['why'] or ''}".rstrip())
     return {name: found[name] for name in ("run", "name", "state", "why", "rounds")}

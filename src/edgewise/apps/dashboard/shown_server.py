@@ -20,8 +20,8 @@ class ShownServer(Protocol):
         """Return the folder of a run."""
         ...
 
-    def why(self, run: ServedRun) -> str:
-        """Return the reason why a run failed or waits."""
+    def why(self, run: ServedRun) -> str | None:
+        """Return the reason why a run failed or waits. None without one."""
         ...
 
     async def ask(self, run: str, verb: str, by: str) -> None:

@@ -71,8 +71,8 @@ class Hosting:
         self._leader = Thread(target=self._lead, name="edgewise-leader", daemon=True)
         self._threads: dict[str, Thread] = {}
         self._states: dict[str, str] = {}  # the wanted state of each run with a thread
-        self._waiting: dict[str, str] = {}  # the reason why each run waits
-        self._noted: dict[str, str] = {}  # the reasons that the database has
+        self._waiting: dict[str, str | None] = {}  # the reason why each run waits
+        self._noted: dict[str, str | None] = {}  # the reasons that the database has
 
     def start(self) -> None:
         """Continue all runs that were running when the server stopped. Remove the rest of a submission that it was
@@ -164,8 +164,8 @@ class Hosting:
         self._withdraw(run)
         self._service.ring(run)
 
-    def why(self, run: ServedRun) -> str:
-        """Return the reason why a run failed or waits.
+    def why(self, run: ServedRun) -> str | None:
+        """Return the reason why a run failed or waits. None without one.
 
         It is known here even if a full disk keeps it out of the database.
         """
@@ -211,17 +211,17 @@ class Hosting:
         """
         while not self._paused(run):
             here = self._service.present(devices)
-            self._says(run, "" if here >= least else f"waits for devices: {here} of at least {least} are here")
+            self._says(run, None if here >= least else f"waits for devices: {here} of at least {least} are here")
             if here < least:
                 time.sleep(LOOK_S)
             elif self._turn(run):  # It comes last, because a turn may be for one round only.
                 return self._paused(run)
         return True
 
-    def _says(self, run: str, why: str) -> None:
+    def _says(self, run: str, why: str | None) -> None:
         """Record why a running run waits."""
         self._waiting[run] = why
-        if self._noted.get(run) != why:
+        if run not in self._noted or self._noted[run] != why:
             with suppress(StoreError):  # On a full disk it is recorded later.
                 self._service.database.write(lambda c: served.explain(c, run, why), fenced=True)
                 self._noted[run] = why
@@ -232,7 +232,7 @@ class Hosting:
         while not self._paused(run):
             self._says(run, why)
             if time.monotonic() >= until_s and self._service.free_bytes() >= limits.reserve_bytes:
-                self._says(run, "")
+                self._says(run, None)
                 return
             time.sleep(LOOK_S)
 
@@ -266,7 +266,7 @@ class Hosting:
         """Play a run until it ends, fails, or is paused. Raises Halted, and StoreError of a code in ``WAITS``."""
         try:
             if self._player.play(run):
-                self._ended(run.run, served.FINISHED, "")
+                self._ended(run.run, served.FINISHED, None)
         except EdgewiseError as e:
             if e.code in WAITS:
                 raise
@@ -282,7 +282,7 @@ class Hosting:
             why = f"crash: {type(e).__name__}" if fault is None else f"{fault.code}: {fault.what} {RESUME}"
             self._ended(run.run, served.FAILED, why)
 
-    def _ended(self, run: str, state: str, why: str) -> None:
+    def _ended(self, run: str, state: str, why: str | None) -> None:
         """Record how a run ended. Raises StoreError(E-DISK) if the disk is full."""
         try:
             self._service.database.write(lambda c: served.ended(c, run, state, why), fenced=True)

@@ -28,8 +28,8 @@ class PersonActs:
         """Return the folder of a run."""
         return submission.folder(self._service, run)
 
-    def why(self, run: ServedRun) -> str:
-        """Return the reason why a run failed or waits."""
+    def why(self, run: ServedRun) -> str | None:
+        """Return the reason why a run failed or waits. None without one."""
         return self._hosting.why(run)
 
     async def ask(self, run: str, verb: str, by: str) -> None:

@@ -48,7 +48,7 @@ class ShownRun(BaseModel):
     run: str
     name: str
     state: str
-    why: str
+    why: str | None
     rounds: int
     made_by: str
     made_s: float

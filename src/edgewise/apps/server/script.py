@@ -246,9 +246,10 @@ class Server:
     def _over(self, run: str) -> None:
         found = self._state(run)
         if found.state == served.FAILED:
-            code, _, why = found.why.partition(": ")
+            reason = found.why or ""
+            code, _, why = reason.partition(": ")
             known = code if code in REGISTRY else "E-SERVER"
-            raise RoundError(known, why if code in REGISTRY else found.why, "see the server's log.")
+            raise RoundError(known, why if code in REGISTRY else reason, "see the server's log.")
 
     def _state(self, run: str) -> ServedRun:
         with self._serving.service.database.read() as c:

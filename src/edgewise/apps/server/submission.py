@@ -152,7 +152,7 @@ def begin(
             blobs = {put(raw): len(raw) for raw in _published(service, packed, files, listing, spec)}
             service.blobs.sync()
             row = ServedRun(
-                run=run, name=recipe.name, state=served.RUNNING, why="", rounds=plan.rounds, facts=facts,
+                run=run, name=recipe.name, state=served.RUNNING, why=None, rounds=plan.rounds, facts=facts,
                 signature=sign(service.identity.secret, facts), kept=blobs, made_by=made_by, made_s=service.now_s(),
             )  # fmt: skip
 

@@ -34,14 +34,14 @@ class ServedRun:
         run: its id.
         rounds: number of its rounds.
         facts, signature: in the form that devices get (``plan.facts``).
-        why: the error of a failed run, or the reason why a running one waits; otherwise empty.
+        why: the error of a failed run, or the reason why a running one waits. None otherwise.
         kept: digest -> bytes of the blobs that devices need in all rounds.
     """
 
     run: str
     name: str
     state: str
-    why: str
+    why: str | None
     rounds: int
     facts: bytes = field(repr=False)
     signature: bytes = field(repr=False)
@@ -93,21 +93,21 @@ def ask(c: sa.Connection, run: str, state: str) -> ServedRun:
     if known.state not in _FROM[state]:
         what = f"run {run:.12} is {known.state}, and cannot be {state} any more."
         raise TransportError("E-CONFLICT", what, "submit the recipe again for another run.")
-    return _set(c, known, state, "")
+    return _set(c, known, state, None)
 
 
-def explain(c: sa.Connection, run: str, why: str) -> None:
-    """Note why a running run waits; empty: it does not wait."""
+def explain(c: sa.Connection, run: str, why: str | None) -> None:
+    """Note why a running run waits. None: it does not wait."""
     c.execute(SERVED.update().where(SERVED.c.run == run, SERVED.c.state == RUNNING).values(why=why))
 
 
-def ended(c: sa.Connection, run: str, state: str, why: str = "") -> ServedRun:
+def ended(c: sa.Connection, run: str, state: str, why: str | None = None) -> ServedRun:
     """Note that a run finished or failed. A run that was cancelled in the meantime stays cancelled."""
     known = find(c, run)
     return known if known.state == CANCELLED else _set(c, known, state, why)
 
 
-def _set(c: sa.Connection, known: ServedRun, state: str, why: str) -> ServedRun:
+def _set(c: sa.Connection, known: ServedRun, state: str, why: str | None) -> ServedRun:
     c.execute(SERVED.update().where(SERVED.c.run == known.run).values(state=state, why=why))
     return find(c, known.run)
 
