@@ -22,6 +22,7 @@ from edgewise.plan import facts
 from edgewise.plan.acceptance import OwnerFloor
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
+from edgewise.plan.recipe.split import SplitSection
 
 SERVER, STRANGER, ME, OTHER = (sign.pair(bytes([i]) * 32) for i in (1, 2, 3, 4))
 HIDDEN = {
@@ -122,10 +123,10 @@ def test_files_of_an_earlier_run_are_looked_at_before_they_are_used(tmp_path: Pa
     lying.download = download  # type: ignore[method-assign]
     with Parts(lying, tmp_path, Owner({}, tmp_path, OwnerFloor())) as parts:  # type: ignore[arg-type]
         manifest = vector.digest(package.dump(files))
-        model = parts._unpacked(manifest, tmp_path / "run")
+        model = parts._unpacked(manifest, tmp_path / "run", SplitSection())
         assert fetched == [manifest, *files.values()]
         (model / "model.safetensors").write_bytes(bytes(len(weights)))
-        assert parts._unpacked(manifest, tmp_path / "run") == model
+        assert parts._unpacked(manifest, tmp_path / "run", SplitSection()) == model
         assert fetched[3:] == [manifest, files["model.safetensors"]]
         assert (model / "model.safetensors").read_bytes() == weights
 

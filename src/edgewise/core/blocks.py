@@ -12,9 +12,15 @@ from collections.abc import Sequence
 _NUMBER = re.compile(r"(?:^|\.)(\d+)\.")  # the number of a block in "model.layers.3.mlp.up_proj.weight"
 
 
+def block_of(name: str) -> int | None:
+    """Return the number of the block of a parameter. None outside the blocks."""
+    found = _NUMBER.search(name)
+    return None if found is None else int(found[1])
+
+
 def blocks_in(names: Sequence[str]) -> int:
     """Return the number of numbered blocks: one more than the largest number. 0 without any."""
-    return 1 + max((int(found[1]) for name in names if (found := _NUMBER.search(name))), default=-1)
+    return 1 + max((n for name in names if (n := block_of(name)) is not None), default=-1)
 
 
 def from_last(names: Sequence[str]) -> list[int]:
@@ -26,7 +32,7 @@ def from_last(names: Sequence[str]) -> list[int]:
         The numbers. What follows the last block has 0, as the final norm and a head that is not tied to the embedding.
         What comes before the first block has the largest number, as the embedding. Empty without a numbered block.
     """
-    numbers = [int(found[1]) if (found := _NUMBER.search(name)) else None for name in names]
+    numbers = [block_of(name) for name in names]
     known = [n for n in numbers if n is not None]
     if not known:
         return []

@@ -24,11 +24,18 @@ class Storage:
     """Weights (``w_D``) and gradients (``g_D``) of one device as flat tensors, float32[d] each.
 
     ``spec`` is their layout, and ``fixed`` names the segments that never move. Nothing says which module has these
-    weights.
+    weights. ``apart`` names segments that never share a piece with the one before them (``runs``).
     """
 
-    def __init__(self, spec: Spec, w_D: torch.Tensor, g_D: torch.Tensor, fixed: frozenset[str]) -> None:
-        self.spec, self.w_D, self.g_D, self.fixed = spec, w_D, g_D, fixed
+    def __init__(
+        self,
+        spec: Spec,
+        w_D: torch.Tensor,
+        g_D: torch.Tensor,
+        fixed: frozenset[str],
+        apart: frozenset[str] = frozenset(),
+    ) -> None:
+        self.spec, self.w_D, self.g_D, self.fixed, self.apart = spec, w_D, g_D, fixed, apart
 
     def moving(self, names: Collection[str]) -> Collection[str]:
         """Return the names of the segments that move: those given, or all that are not fixed. Empty means all."""
@@ -45,13 +52,13 @@ class Storage:
         No name means all that are not fixed.
         """
         names = self.moving(names)
-        if not names:
+        if not names and not self.apart:
             return [x_D]
         out: list[list[int]] = []
         for s in self.spec.segments:
-            if s.name not in names:
+            if names and s.name not in names:
                 continue
-            if out and out[-1][1] == s.start:
+            if out and out[-1][1] == s.start and s.name not in self.apart:
                 out[-1][1] = s.stop
             else:
                 out.append([s.start, s.stop])
@@ -68,6 +75,8 @@ class Flat(Storage):
         named: (segment name, parameter), each parameter once. Tied weights are one parameter. The parameters are
             converted to float32, whatever dtype the frozen rest of the model has.
         fixed: segments that are part of the model and never train. They take no gradient.
+        apart: segments that stand behind others in the layout of the whole model, of which this is a part. Sums over
+            pieces then round as there.
     Raises:
         ValueError: for a parameter that comes twice.
     Guarantees:
@@ -79,13 +88,15 @@ class Flat(Storage):
         ``Flat.zero_grad`` repairs gradients that were set to None.
     """
 
-    def __init__(self, named: Sequence[tuple[str, nn.Parameter]], fixed: Collection[str] = ()) -> None:
+    def __init__(
+        self, named: Sequence[tuple[str, nn.Parameter]], fixed: Collection[str] = (), apart: Collection[str] = ()
+    ) -> None:
         if len({id(p) for _, p in named}) != len(named):
             raise ValueError("a parameter is named twice")
         spec = Spec.of([(name, p.shape, "float32") for name, p in named])
         processor = named[0][1].device if named else None
         w_D, g_D = (make(spec.dim, dtype=torch.float32, device=processor) for make in (torch.empty, torch.zeros))
-        super().__init__(spec, w_D, g_D, frozenset(fixed))
+        super().__init__(spec, w_D, g_D, frozenset(fixed), frozenset(apart))
         self._views: list[tuple[nn.Parameter, torch.Tensor]] = []
         for segment, (_, p) in zip(self.spec.segments, named, strict=True):
             p.data = view(self.w_D, segment).copy_(p.data)

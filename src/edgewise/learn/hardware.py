@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edgewise.core.errors import RecipeError
 
@@ -41,6 +41,12 @@ def chosen(asked: str, worker: int = 0) -> torch.device:
     what = f'engine.device = "{asked}" asks for a GPU, but {why}.'
     fix = 'write engine.device = "auto" or "cpu", or install a driver and a build of torch for this GPU.'
     raise RecipeError("E-HARDWARE", what, fix)
+
+
+def move(model: nn.Module, processor: torch.device) -> None:
+    """Move the parameters and buffers of a model to a processor. Those without storage stay as they are."""
+    if processor.type != "cpu":
+        model._apply(lambda x: x if x.is_meta else x.to(processor))
 
 
 def moved(batch: Any, processor: torch.device) -> Any:

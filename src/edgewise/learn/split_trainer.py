@@ -1,10 +1,9 @@
 """A trainer whose devices have the first part of the model, and train it in sessions with the rest (``learn.split``).
 
     trainer = split_between(trainer, parts, recipe, sessions)     # trainer.spec is the layout of the device's part
-    trainer = split_between(trainer, parts, recipe, sessions, remote)
 
-In a simulation both parts are in this process. What a network would carry between them crosses as bytes all the same.
-An enrolled device trains with the rest that a server has (``remote``).
+Both parts are in this process, as in a simulation. What a network would carry between them crosses as bytes all the
+same. An enrolled device has its part alone (``learn.part_trainer``).
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.errors import TrainingError
@@ -22,28 +20,22 @@ from edgewise.core.keys import derive
 from edgewise.core.parts import ModelParts
 from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Vector, finite
-from edgewise.engine.split_rest import RemoteRest, SessionResult, Sessions, WantedSession
+from edgewise.engine.split_rest import SessionResult, Sessions
 from edgewise.engine.trainer import Registered
 from edgewise.learn.computing import computing
 from edgewise.learn.joined_trainer import JoinedTrainer
 from edgewise.learn.models.architecture import embeddings, text_config
-from edgewise.learn.models.cut import check_cut, cut
+from edgewise.learn.models.cut import probed
 from edgewise.learn.seeded import seeded
-from edgewise.learn.split import Crossed, Crossings, DevicePart, ServerPart, session
+from edgewise.learn.split import Crossings, DevicePart, ServerPart, session
 from edgewise.learn.text.trainer import TextTrainer
 from edgewise.learn.train import LOWER, Optimizer, quarters
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.split_part import check_sides, split_facts, split_noise, token_bytes
 
-PROBE = 16  # tokens of the forward pass that compares the stages with the model
 
-
-def split_between(
-    trainer: Registered, parts: ModelParts, recipe: Recipe, sessions: Sessions, remote: RemoteRest | None = None
-) -> Registered:
+def split_between(trainer: Registered, parts: ModelParts, recipe: Recipe, sessions: Sessions) -> Registered:
     """Wrap the text trainer of a whole model into one whose vector is the device's part.
-
-    ``remote``: the rest on another machine, for a recipe whose rest is frozen. None: it is in this process.
 
     Raises:
         ModelError: E-CUT as ``learn.models.cut.cut`` and ``check_cut``, and where the layout's parts are not those of
@@ -51,7 +43,7 @@ def split_between(
     """
     inner = trainer.trainer
     assert isinstance(inner, TextTrainer)
-    made = SplitTrainer(trainer, inner, parts, recipe, sessions, remote)
+    made = SplitTrainer(trainer, inner, parts, recipe, sessions)
     return replace(trainer, trainer=made, describes=made, continues=made, together=None, keeps=made, splits=made)
 
 
@@ -66,27 +58,17 @@ class SplitTrainer(JoinedTrainer):
     """
 
     def __init__(
-        self,
-        inner: Registered,
-        text: TextTrainer,
-        parts: ModelParts,
-        recipe: Recipe,
-        sessions: Sessions,
-        remote: RemoteRest | None = None,
+        self, inner: Registered, text: TextTrainer, parts: ModelParts, recipe: Recipe, sessions: Sessions
     ) -> None:
         super().__init__(inner, text, parts, recipe, sessions)
-        self._remote = remote
         model = text.model
-        self._stages = cut(model, recipe.split.cut, recipe.split.shape)
-        ids = torch.arange(PROBE).view(1, PROBE)
-        check_cut(model, self._stages, ids.to(text.processor), recipe.data.packing == "isolated")
+        self._stages = probed(model, recipe)
         device = [s.name for s in parts.shared.segments]
         names = [s.name for s in parts.whole.segments]
         check_sides(names, set(self._stages.sides(model)[0]), device, type(model).__name__)
         hidden = text_config(model.config).hidden_size
         self.vocabulary = int(embeddings(model).weight.shape[0])
-        codecs = [TokenCodec(r, hidden) for r in (self._split.activations, self._split.gradients)]
-        self._crossings = Crossings(*codecs, *(split_noise(recipe, hidden) or ()))
+        self._crossings = crossings_of(recipe, hidden)
         self.token_bytes = token_bytes(recipe, hidden, self.vocabulary)
         fixed = text.flat.fixed
         self._device_names = [name for name in device if name not in fixed]
@@ -104,11 +86,9 @@ class SplitTrainer(JoinedTrainer):
             DataError, TrainingError: as ``TorchTrainer.fit``. E-TRAIN for terms of a strategy in the gradient.
             EdgewiseError: as ``RemoteRest.play``.
         """
-        if request.correction.pull or request.correction.shift is not None or request.rank:
-            what = "the strategy changes gradients of whole models, and a session has those of two parts."
-            raise TrainingError("E-TRAIN", what, 'write strategy.kind = "fedavg".')
+        check_request(request)
         text, flat, split = self._text, self._text.flat, self._split
-        rest = self.rest_start if self._remote is not None else self.sessions.begin(request.round, request.device)
+        rest = self.sessions.begin(request.round, request.device)
         batches, count = text.work(request)
         names = [n for n in self._device_names if not request.rule.segments or n in request.rule.segments]
         steps, lr, key = request.rule.steps, request.rule.lr, derive(request.key, "split")
@@ -121,34 +101,49 @@ class SplitTrainer(JoinedTrainer):
                 self._stages, text.loss, iter(batches), self.vocabulary, flat, names, *rest_of_arguments,
                 optimizer=self._optimizers[0], secret=derive(request.secret, "split"),
             )  # fmt: skip
-            crossed = Crossed()  # Of a remote rest, the server counts what crosses.
-            if self._remote is not None:
-                self._remote.play(self._wanted(request.round, steps), device.perform)
-            else:
-                server = ServerPart(
-                    self._stages, text.loss, self.vocabulary, flat, self._rest_names, *rest_of_arguments,
-                    optimizer=self._optimizers[1],
-                )  # fmt: skip
-                crossed = session(device, server, split.shape == "U", steps, split.window)
+            server = ServerPart(
+                self._stages, text.loss, self.vocabulary, flat, self._rest_names, *rest_of_arguments,
+                optimizer=self._optimizers[1],
+            )  # fmt: skip
+            crossed = session(device, server, split.shape == "U", steps, split.window)
             shared, rest = self.parts.split(flat.read())
-        if device.ended is not None and (refused := device.ended.refused) is not None:
-            raise TrainingError("E-TRAIN", f"the session ended: {refused.code} {refused.reason}")
-        if not (finite(shared) and finite(rest)):
-            raise TrainingError("E-NAN", f"the update is not finite after local step {steps}.", LOWER)
-        if self._remote is None:
-            kept = rest if split.trains_rest else np.zeros(0, np.float32)
-            result = SessionResult(kept, count, steps, crossed.up_bytes, crossed.down_bytes)
-            self.sessions.end(request.round, request.device, result)
-        first, last = quarters(device.seen)
-        return Update(shared - request.params, {"loss_first": first, "loss_last": last}, count)
-
-    def _wanted(self, round: int, steps: int) -> WantedSession:
-        parts, split = self.parts, self._split
-        return WantedSession(
-            round, parts.shared.digest(), parts.own.digest(), split.shape == "U", steps, split.window,
-            once=self._crossings.activation_noise is not None,
-        )  # fmt: skip
+        update = ended(device, request, shared, count)
+        if not finite(rest):
+            raise not_finite(steps)
+        kept = rest if split.trains_rest else np.zeros(0, np.float32)
+        result = SessionResult(kept, count, steps, crossed.up_bytes, crossed.down_bytes)
+        self.sessions.end(request.round, request.device, result)
+        return update
 
     def describe(self) -> dict[str, Any]:
         """Describe the inner trainer, with both parts of the layout and the bytes of a token at the cut."""
         return {**self.inner.describe(), **split_facts(self._recipe, self.parts, self.token_bytes)}
+
+
+def crossings_of(recipe: Recipe, hidden: int) -> Crossings:
+    """Return the formats of what crosses the cut of a recipe, with its noise. ``hidden``: C, numbers per token."""
+    split = recipe.split
+    codecs = [TokenCodec(r, hidden) for r in (split.activations, split.gradients)]
+    return Crossings(*codecs, *(split_noise(recipe, hidden) or ()))
+
+
+def check_request(request: FitRequest) -> None:
+    """Refuse terms of a strategy in the gradient. Raises TrainingError(E-TRAIN)."""
+    if request.correction.pull or request.correction.shift is not None or request.rank:
+        what = "the strategy changes gradients of whole models, and a session has those of two parts."
+        raise TrainingError("E-TRAIN", what, 'write strategy.kind = "fedavg".')
+
+
+def ended(device: DevicePart, request: FitRequest, shared: Vector, count: float) -> Update:
+    """Make the update of a session that has ended. Raises TrainingError: E-TRAIN where it was refused, E-NAN."""
+    if device.ended is not None and (refused := device.ended.refused) is not None:
+        raise TrainingError("E-TRAIN", f"the session ended: {refused.code} {refused.reason}")
+    if not finite(shared):
+        raise not_finite(request.rule.steps)
+    first, last = quarters(device.seen)
+    return Update(shared - request.params, {"loss_first": first, "loss_last": last}, count)
+
+
+def not_finite(steps: int) -> TrainingError:
+    """Make the error for an update that is not finite."""
+    return TrainingError("E-NAN", f"the update is not finite after local step {steps}.", LOWER)

@@ -33,7 +33,7 @@ from edgewise.learn.batched import DeviceBuffers, Passes, fit_many
 from edgewise.learn.computing import LESS_MEMORY, computing
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
-from edgewise.learn.hardware import CPU, moved
+from edgewise.learn.hardware import CPU, move, moved
 from edgewise.learn.models import quantized
 from edgewise.learn.own_work import OwnWork
 from edgewise.learn.probe import probe
@@ -84,7 +84,7 @@ class TorchTrainer:
         self.model, self.loss, self.training, self.processor = model, loss, training, processor
         self.flat = flat or Flat([(n, p) for n, p in model.named_parameters() if p.requires_grad])
         if processor.type != "cpu":
-            model.to(processor)
+            move(model, processor)
             self.flat.move(processor)
         self._shard = shards if callable(shards) else by_device(shards)
         self._devices = tuple(sorted({*(devices or shards)} - {POOLED}))  # type: ignore[misc]

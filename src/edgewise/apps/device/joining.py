@@ -49,7 +49,9 @@ from edgewise.plan.facts import PlanFacts
 from edgewise.plan.personal import keeps_part, keeps_private, personal_training
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, from_plain
+from edgewise.plan.recipe.split import SplitSection
 
+WEIGHTS = ".safetensors"  # end of the names of files with weights
 LIST_BYTES, MODEL_BYTES = 2**24, 2**36  # limits of a layout and of a model's file
 Make = Callable[[Recipe, Path, DeviceId, Spec], Registered]
 
@@ -192,19 +194,13 @@ class Parts:
         """Make the recipe's trainer on this device's text and model."""
         check_stated(self._owner.floor, stated)  # The check comes before the download.
         tables = stated.settings()
-        own = from_plain(
-            {
-                **tables,
-                "engine": dict(self._owner.engine),
-                "data": self._data(tables),
-                "model": self._model(tables, folder),
-            },
-            "the run's facts",
-        )
+        tables = {**tables, "engine": dict(self._owner.engine), "data": self._data(tables)}
+        split = from_plain(tables, "the run's facts").split  # Whoever has one part downloads no other.
+        if self._make is not None and split.used:
+            what = "the run splits its model, and a script trains whole ones."
+            raise RecipeError("E-COMBO", what, "take part with `edgewise device run`.")
+        own = from_plain({**tables, "model": self._model(tables, folder, split)}, "the run's facts")
         if self._make is not None:
-            if own.split.used:
-                what = "the run splits its model, and a script trains whole ones."
-                raise RecipeError("E-COMBO", what, "take part with `edgewise device run`.")
             return self._make(own, folder, self._link.name, self._layout(stated, folder))
         remote = None
         if own.split.used:
@@ -230,12 +226,12 @@ class Parts:
             return dict(tables["data"])
         return {**tables["data"], **self._owner.data, "partition": "whole"}
 
-    def _model(self, tables: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    def _model(self, tables: Mapping[str, Any], folder: Path, split: SplitSection) -> dict[str, Any]:
         """Make [model], with a folder of this device if the facts name a package."""
         model = dict(tables["model"])
         manifest = package.digest_in(model["base"])
         if manifest is not None:
-            model["base"] = str(self._unpacked(manifest, folder).resolve())
+            model["base"] = str(self._unpacked(manifest, folder, split).resolve())
         elif model["base"].startswith(package.OWN):
             if self._make is None:
                 what = "the run trains a module whose files do not travel. Only a script with its code can train it."
@@ -244,20 +240,33 @@ class Parts:
             raise facts.refused(f"their model {model['base']!r:.80} has no digest")
         return model
 
-    def _unpacked(self, manifest: str, folder: Path) -> Path:
+    def _unpacked(self, manifest: str, folder: Path, split: SplitSection) -> Path:
         """Download a model's files into a folder. Each file, also an old one, is compared with its digest.
 
-        A damaged file would be another model, and nothing else would show damage of frozen weights.
+        A damaged file would be another model, and nothing else would show damage of frozen weights. Of the weights of a
+        split model, only files with a tensor of the device's part are downloaded.
         """
         blobs, out = folder / "blobs", self._home / MODELS / manifest
         files = package.parse(self._link.download(manifest, blobs, package.MANIFEST_BYTES).read_bytes())
         out.mkdir(FOLDER, parents=True, exist_ok=True)
         room.touch(out)
         room.note_use(folder, manifest)
+        self._fetch({name: digest for name, digest in files.items() if not name.endswith(WEIGHTS)}, out)
+        weights = {name: digest for name, digest in files.items() if name.endswith(WEIGHTS)}
+        if split.used:
+            from edgewise.learn.models.shards import part_files
+
+            wanted = part_files(out, split.cut, split.shape)
+            if wanted is not None and (lacks := sorted(wanted - weights.keys())):
+                raise facts.refused(f"their model has no file {lacks[0]!r:.80}")
+            weights = {name: digest for name, digest in weights.items() if wanted is None or name in wanted}
+        self._fetch(weights, out)
+        return out
+
+    def _fetch(self, files: Mapping[str, str], out: Path) -> None:
         for name, digest in files.items():
             if not is_blob(out / name, digest):
                 os.replace(self._link.download(digest, self._home / MODELS, MODEL_BYTES), out / name)
-        return out
 
     def _trust(self, plan: Plan, folder: Path, shares: Mapping[str, Any]) -> Trust:
         """Collect the keys that this device trusts in a run: its own, and those of other devices or of two servers."""

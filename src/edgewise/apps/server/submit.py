@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,28 +54,40 @@ def submit(
         RecipeError, ModelError: as ``prepared``.
         RecipeError, TransportError: as the server answers.
     """
-    made = prepared(recipe, recipe_dir, tags, extension_packages.catalogue(extension_packages.named(extensions)))
-    total, done = sum(size for _, _, size in made.blobs), 0
-    for digest, source, size in made.blobs:
-        for here in _staged(link, digest, source, size):
-            sent(done + here, total)
-        done += size
+    catalogue = extension_packages.catalogue(extension_packages.named(extensions))
+    with tempfile.TemporaryDirectory(prefix="edgewise-") as shards:
+        made = prepared(recipe, recipe_dir, tags, catalogue, Path(shards))
+        total, done = sum(size for _, _, size in made.blobs), 0
+        for digest, source, size in made.blobs:
+            for here in _staged(link, digest, source, size):
+                sent(done + here, total)
+            done += size
     document = msgspec.to_builtins(made.wanted)
     found: dict[str, Any] = link.call("POST", "/v1/runs", document=document, answer_s=SLOW_S, once=True)
     return found
 
 
-def prepared(recipe: Recipe, recipe_dir: Path, tags: Sequence[str] = (), catalogue: Catalogue = BUILT_IN) -> StagedRun:
-    """Collect the submission of a recipe and its blobs. ``catalogue`` holds the packages that the recipe uses.
+def prepared(
+    recipe: Recipe,
+    recipe_dir: Path,
+    tags: Sequence[str] = (),
+    catalogue: Catalogue = BUILT_IN,
+    shards: Path | None = None,
+) -> StagedRun:
+    """Collect the submission of a recipe and its blobs.
 
-    Raises RecipeError(E-COMBO), and ModelError as the trainer.
+    Args:
+        catalogue: the packages that the recipe uses.
+        shards: as in ``learn.models.untrained.untrained``. The folder has to stay until the blobs are sent.
+    Raises:
+        RecipeError(E-COMBO), and ModelError as the trainer. StoreError: E-DISK.
     """
     check(recipe)
     if catalogue.trainer is not None:
         return _of_trainer(recipe, recipe_dir, tags, catalogue)
     from edgewise.learn.models.untrained import untrained
 
-    begun = untrained(recipe, recipe_dir)
+    begun = untrained(recipe, recipe_dir, shards)
     names = {path.name: path for path in begun.files}
     if odd := [name for name in names if not package.packed(name)]:
         what = f"the model's folder has a file that does not travel: {odd[0]}."

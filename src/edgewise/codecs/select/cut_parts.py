@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -10,13 +9,13 @@ from annotated_types import Ge
 
 from edgewise.codecs.select.segments import keep_segments
 from edgewise.core import require
+from edgewise.core.blocks import block_of
 from edgewise.core.errors import CompositionError
 from edgewise.core.part import Doc, part
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Segment, Spec
 
 LOCAL_HEAD = "local_head."  # Names of the small head of a device's own begin so.
-_BLOCK = re.compile(r"(?:^|\.)(\d+)\.")  # the number of a block in "model.layers.3.mlp.up_proj.weight"
 
 
 @part(turns=lambda keys, spec: cut_groups(spec, **keys))
@@ -55,7 +54,7 @@ def behind(names: Sequence[str], cut: int, head: bool) -> list[str]:
     Args:
         head: what follows the last block is behind the cut too.
     """
-    numbers = {name: int(found[1]) for name in names if (found := _BLOCK.search(name))}
+    numbers = {name: number for name in names if (number := block_of(name)) is not None}
     end = max((i for i, name in enumerate(names) if name in numbers), default=-1)
     rest = [name for name in names if numbers.get(name, 0) >= cut]
     top = [n for i, n in enumerate(names) if n not in numbers and i > end and not n.startswith(LOCAL_HEAD)]

@@ -45,8 +45,14 @@ def make_trainer(
             one by one. E-EXTENSION as ``engine.trainer.registered``.
         ModelError: E-TARGETS as ``plan.own_part``. E-CUT as ``plan.split_part`` and ``learn.split_trainer``.
     """
+    if recipe.split.used:
+        _check_splits(catalogue, device, recipe, remote)
     if catalogue.trainer is not None:
         trainer = registered(catalogue.trainer(recipe))
+    elif recipe.split.used and remote is not None and device is not None:
+        from edgewise.learn.part_trainer import part_trainer
+
+        trainer = part_trainer(recipe, recipe_dir, run_dir / "cache", device, worker, remote)
     else:
         from edgewise.learn.models.quantized import user_cache
         from edgewise.learn.text import trainer as text
@@ -84,8 +90,7 @@ def make_trainer(
         trainer = zeroth_order.wrapped(trainer, directions, keys.root(recipe.seed))
     if (parts := own_part(recipe, spec)) is not None:
         trainer = parted(trainer, parts, recipe)
-    if (parts := split_part(recipe, spec)) is not None:
-        _check_splits(catalogue, device, recipe, remote)
+    if remote is None and (parts := split_part(recipe, spec)) is not None:
         from edgewise.learn.cached_trainer import cached_between
         from edgewise.learn.split_trainer import split_between
 
@@ -94,7 +99,7 @@ def make_trainer(
         if recipe.split.cached:
             trainer = cached_between(trainer, parts, recipe, sessions)
         else:
-            trainer = split_between(trainer, parts, recipe, sessions, remote)
+            trainer = split_between(trainer, parts, recipe, sessions)
     if strategy.client.contrast is not None:
         _check_contrast(recipe, trainer)
     if recipe.engine.batch_devices > 1:

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,12 +52,28 @@ def trainable(
         ModelError: E-TARGETS where a target or pattern matches nothing, or only modules that text does not run through
             or that LoRA cannot adapt.
     """
-    fixed: list[tuple[str, nn.Parameter]] = []
+    model, named, fixed = choose(model, section, key, frozen, own)
+    return model, Flat([*named, *fixed], [name for name, _ in fixed])
+
+
+Named = list[tuple[str, nn.Parameter]]
+
+
+def choose(
+    model: nn.Module, section: TrainableSection, key: Key, frozen: torch.dtype, own: str = "", shapes: Any = None
+) -> tuple[nn.Module, Named, Named]:
+    """Choose as ``trainable``. Returns the model, and the trained and the fixed parameters with their names.
+
+    Args:
+        shapes: the same model without storage, where ``model`` has one part of its weights only. It is asked which
+            modules text runs through.
+    """
+    fixed: Named = []
     _check_blocks(model, section.last_blocks)
     if section.adapts:
         if section.rule == "auto":
             raise ValueError('a recipe puts a rule in the place of "auto"')
-        model = _with_lora(model, section, key, bool(own))
+        model = _with_lora(model, section, key, bool(own), model if shapes is None else shapes)
         if section.rule in SHARED_A:
             _fix_a(model, key)
         if own == "token":
@@ -78,7 +95,7 @@ def trainable(
     for p in model.parameters():
         if not p.requires_grad and p.is_floating_point() and p not in kept:
             p.data = p.data.to(frozen)
-    return model, Flat([*named, *fixed], [name for name, _ in fixed])
+    return model, named, fixed
 
 
 def _bases(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -132,7 +149,7 @@ def _freeze_before(model: nn.Module, blocks: int) -> None:
         p.requires_grad_(p.requires_grad and number <= blocks)
 
 
-def _with_lora(model: nn.Module, section: TrainableSection, key: Key, own: bool) -> nn.Module:
+def _with_lora(model: nn.Module, section: TrainableSection, key: Key, own: bool, shapes: nn.Module) -> nn.Module:
     with suppress(ImportError):  # peft imports it where it is installed.
         import_bitsandbytes()
     from peft import LoraConfig, get_peft_model  # The import takes seconds, and only LoRA needs it.
@@ -143,8 +160,8 @@ def _with_lora(model: nn.Module, section: TrainableSection, key: Key, own: bool)
         use_dora=section.magnitudes,
         use_rslora=section.scaling == "root",
         lora_dropout=0.0,
-        target_modules=_targets(model, section.targets, section.last_blocks),
-        modules_to_save=_whole(model, section.modules_to_save) or None,
+        target_modules=_targets(shapes, section.targets, section.last_blocks),
+        modules_to_save=_whole(shapes, section.modules_to_save) or None,
         fan_in_fan_out=any(_is_conv1d(m) for m in model.modules()),
         task_type="CAUSAL_LM",
     )

@@ -25,11 +25,13 @@ from edgewise.core.foreign import foreign
 from edgewise.learn.models.architecture import embeddings, logits, text_config
 from edgewise.learn.models.blocks import decoder_blocks
 from edgewise.learn.models.modules import plain_name
+from edgewise.plan.recipe.recipe import Recipe
 
 Shape = Literal["U", "head"]
 NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")  # names of the norm after the last block
 POSITIONS = ("wpe",)  # names of learned positions that are added to the embeddings
 DROPOUTS = ("drop", "emb_dropout", "embd_dropout")  # names of dropout between embeddings and blocks
+PROBE = 16  # tokens of the forward pass that compares the stages with the model
 CLOSE = 1e-3  # Largest difference of stages and whole model, as a share of the largest logit.
 OTHER = "take a decoder of the kinds Llama, Mistral, Qwen, GPT-2 or GPT-NeoX, or name the modules of each part."
 
@@ -227,6 +229,14 @@ def check_cut(model: nn.Module, parts: Cut, ids_BT: Tensor, packed: bool = False
                     raise ModelError("E-CUT", what, OTHER)
     finally:
         model.train(mode)
+
+
+def probed(model: nn.Module, recipe: Recipe) -> Cut:
+    """Cut the model of a recipe, and compare its stages with it. Raises ModelError(E-CUT) as ``check_cut``."""
+    parts = cut(model, recipe.split.cut, recipe.split.shape)
+    ids = torch.arange(PROBE, device=embeddings(model).weight.device).view(1, PROBE)
+    check_cut(model, parts, ids, recipe.data.packing == "isolated")
+    return parts
 
 
 def _decoder(whole: nn.Module) -> tuple[nn.Module, str]:

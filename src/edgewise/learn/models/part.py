@@ -6,6 +6,7 @@ h_BTC = part.stages.device(ids_BT)                    # part.stages.server canno
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +23,7 @@ from edgewise.learn.models.modules import plain_name
 from edgewise.learn.models.smaller_layers import replace_layers
 
 INCOMPLETE = "check that the folder is complete."
+Side = Literal["device", "server"]
 
 
 class LoadedPart(NamedTuple):
@@ -42,7 +44,7 @@ def load_part(
     folder: Path,
     block: int,
     shape: Shape,
-    side: Literal["device", "server"],
+    side: Side,
     dtype: torch.dtype = torch.float32,
     quantize: Literal["none", "nf4"] = "none",
 ) -> LoadedPart:
@@ -60,6 +62,24 @@ def load_part(
         EdgewiseError: E-DEPENDENCY without bitsandbytes.
     Guarantees: both sides together are the model of the folder. The codes are those of ``quantized.load``.
     """
+    model, stages = empty_parts(folder, block, shape, dtype)
+    wanted = own_names(model, stages, side)
+    if quantize == "nf4":
+        for name in _block_layers(model, set(wanted)):
+            _code(model, name, folder, dtype)
+            for key in ("weight", "bias"):
+                wanted.pop(f"{name}.{key}", None)
+    read = _read(folder, set(wanted), model, dtype)
+    made = {id(p): nn.Parameter(read[name]) for name, p in wanted.items()}
+    for module in model.modules():
+        for name, p in module._parameters.items():
+            module._parameters[name] = made.get(id(p), p)
+    return LoadedPart(model, stages, [(plain_name(n), made[id(p)]) for n, p in wanted.items()])
+
+
+def empty_parts(folder: Path, block: int, shape: Shape, dtype: torch.dtype = torch.float32) -> tuple[Any, Cut]:
+    """Make a model without storage for its parameters, from config.json alone, and its stages. Raises as
+    ``load_part``."""
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -68,20 +88,22 @@ def load_part(
         with init_empty_weights(include_buffers=False):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
         model.tie_weights()
-    stages = cut(model, block, shape)
+    return model, cut(model, block, shape)
+
+
+def own_names(model: nn.Module, stages: Cut, side: Side) -> dict[str, nn.Parameter]:
+    """Return the parameters of one side by name, each once."""
     here = set(stages.sides(model)[0 if side == "device" else 1])
-    wanted = {name: p for name, p in model.named_parameters() if plain_name(name) in here}
-    if quantize == "nf4":
-        for name in _block_layers(model, set(wanted)):
-            _code(model, name, folder, dtype)
-            for key in ("weight", "bias"):
-                wanted.pop(f"{name}.{key}", None)
-    read = _read(folder, set(wanted), f"{model.base_model_prefix}.", dtype)
-    made = {id(p): nn.Parameter(read[name]) for name, p in wanted.items()}
-    for module in model.modules():
-        for name, p in module._parameters.items():
-            module._parameters[name] = made.get(id(p), p)
-    return LoadedPart(model, stages, [(plain_name(n), made[id(p)]) for n, p in wanted.items()])
+    return {name: p for name, p in model.named_parameters() if plain_name(name) in here}
+
+
+def stored_name(name: str, model: Any, stored: Collection[str]) -> str | None:
+    """Return the name under which a folder stores a parameter: its own, or without the model's prefix.
+
+    None where the folder does not have it.
+    """
+    bare = name.removeprefix(f"{model.base_model_prefix}.")
+    return next((key for key in (name, bare) if key in stored), None)
 
 
 def _block_layers(model: Any, names: set[str]) -> list[str]:
@@ -101,13 +123,13 @@ def _code(model: Any, name: str, folder: Path, dtype: torch.dtype) -> None:
     """Read one linear layer and put it into the model in NF4."""
     layer = model.get_submodule(name)
     keys = {f"{name}.{key}" for key, p in layer.named_parameters()}
-    for key, value in _read(folder, keys, f"{model.base_model_prefix}.", None).items():
+    for key, value in _read(folder, keys, model, None).items():
         value = value.to(dtype) if key.endswith(".bias") else value  # Codes are those of the stored weights.
         setattr(layer, key.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
     replace_layers(model, {name: quantized.coded(layer, dtype)})
 
 
-def _read(folder: Path, names: set[str], prefix: str, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
+def _read(folder: Path, names: set[str], model: Any, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """Read these tensors, also where they are stored without the model's prefix. Raises ModelError(E-MODEL)."""
     found: dict[str, torch.Tensor] = {}
     with foreign(ModelError, "E-MODEL", f"{folder} cannot be loaded", INCOMPLETE):
@@ -115,8 +137,7 @@ def _read(folder: Path, names: set[str], prefix: str, dtype: torch.dtype | None)
             with safe_open(path, "pt") as f:
                 stored = set(f.keys())
                 for name in names - found.keys():
-                    key = name if name in stored else name.removeprefix(prefix)
-                    if key in stored:
+                    if (key := stored_name(name, model, stored)) is not None:
                         value = f.get_tensor(key)
                         found[name] = value.to(value.dtype if dtype is None else dtype, copy=True)
     if missing := sorted(names - found.keys()):

@@ -23,6 +23,18 @@ def check(loaded: Loaded, recipe: Recipe) -> None:
         )
         what += "mask. They are no matrix."
         raise RecipeError("E-COMBO", what, 'write optimizer = "adamw", or train adapters: trainable.kind = "lora".')
+    check_text(loaded, recipe)
+    length = recipe.data.sequence_len
+    check_causal(loaded.model, loaded.tokens, length, loaded.name)
+    if recipe.data.packing == "isolated":
+        check_isolated(loaded.model, loaded.tokens, length, loaded.name)
+
+
+def check_text(loaded: Loaded, recipe: Recipe) -> None:
+    """Refuse a model whose configuration or tokenizer cannot read the recipe's text. It needs no weights.
+
+    Raises ModelError(E-MODEL).
+    """
     found, length = sizes(loaded.model), recipe.data.sequence_len
     if found.context is not None and length > found.context:
         what = f"{loaded.name} reads at most {found.context} tokens, data.sequence_len is {length}."
@@ -35,6 +47,3 @@ def check(loaded: Loaded, recipe: Recipe) -> None:
     if loaded.tokens.size > found.vocabulary:
         what = f"{loaded.name}: the tokenizer has {loaded.tokens.size} tokens, the model {found.vocabulary}."
         raise ModelError("E-MODEL", what, "model and tokenizer do not belong together.")
-    check_causal(loaded.model, loaded.tokens, length, loaded.name)
-    if recipe.data.packing == "isolated":
-        check_isolated(loaded.model, loaded.tokens, length, loaded.name)

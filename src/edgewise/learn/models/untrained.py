@@ -8,8 +8,10 @@ from typing import Any
 
 from edgewise.core.vector import Spec, Vector
 from edgewise.learn.models.architecture import embeddings, text_config
-from edgewise.learn.models.hub import weights
+from edgewise.learn.models.cut import probed
+from edgewise.learn.models.hub import INDEX, weights
 from edgewise.learn.models.quantized import count, user_cache
+from edgewise.learn.models.shards import write_shards
 from edgewise.learn.text.prepared import prepare
 from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.engine import EngineSection
@@ -26,7 +28,8 @@ class Untrained:
     Attributes:
         spec: layout of the trained parameters, of those that travel.
         initial: the trained parameters, float32 of ``spec``.
-        files: the files that ``transformers`` reads. None for the bundled model, which every device has.
+        files: the files that ``transformers`` reads. None for the bundled model, which every device has. Of a split
+            model, the weights are in a file for each block (``learn.models.shards``).
         facts: the model's part of ``learn.text.trainer.TextTrainer.describe``.
         rest: with a split model, the trained parameters behind the cut.
     """
@@ -38,8 +41,15 @@ class Untrained:
     rest: Vector | None = field(default=None, repr=False)
 
 
-def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
-    """Load the recipe's model. Raises ModelError as ``learn.text.trainer.make``."""
+def untrained(recipe: Recipe, recipe_dir: Path, shards: Path | None = None) -> Untrained:
+    """Load the recipe's model.
+
+    Args:
+        shards: an empty folder for the weights of a split model. None leaves them in the files that they are in.
+    Raises:
+        ModelError: as ``learn.text.trainer.make``. Of a split model also E-CUT as ``learn.models.cut.check_cut``, and
+            as ``learn.models.shards.write_shards``. StoreError: E-DISK.
+    """
     on_cpu = recipe.model_copy(update={"engine": EngineSection(device="cpu")})  # Nothing is computed here.
     prepared = prepare(on_cpu, recipe_dir, user_cache())
     loaded, flat = prepared.loaded, prepared.flat
@@ -50,7 +60,7 @@ def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
         "vocabulary": loaded.tokens.size,
         **({"model_commit": loaded.commit} if loaded.commit else {}),
     }
-    files = () if recipe.model.base == "bundled" else _files(loaded.folder)
+    files = () if recipe.model.base == "bundled" else _files(loaded.folder, recipe, shards)
     split = split_part(recipe, flat.spec)
     parts = own_part(recipe, flat.spec) or split
     if parts is None:
@@ -59,11 +69,14 @@ def untrained(recipe: Recipe, recipe_dir: Path) -> Untrained:
     if split is None:
         return Untrained(parts.shared, shared, files, facts)
     model = loaded.model
+    probed(model, recipe)
     tokens = token_bytes(recipe, text_config(model.config).hidden_size, int(embeddings(model).weight.shape[0]))
     return Untrained(parts.shared, shared, files, {**facts, **split_facts(recipe, parts, tokens)}, own)
 
 
-def _files(folder: Path) -> tuple[Path, ...]:
+def _files(folder: Path, recipe: Recipe, shards: Path | None) -> tuple[Path, ...]:
     """List settings, tokenizer and the weights that ``transformers`` reads: one file, or those of an index."""
     found = {path for pattern in SETTINGS for path in folder.glob(pattern)}
+    if shards is not None and recipe.split.used:
+        return tuple(sorted({*(p for p in found if p.name != INDEX), *write_shards(folder, shards)}))
     return tuple(sorted({*found, *weights(folder)}))
