@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import tiny_model
 from agents import EDGEWISE, devices
+from safetensors import safe_open
 
 from edgewise.apps.simulate import simulation
 from edgewise.drivers.storage.run_store import RunStore
@@ -126,6 +127,21 @@ def children(pid: int) -> list[int]:
     return found
 
 
+def weights_of(home: Path) -> set[str]:
+    """Names of the tensors on a device's disk."""
+    found = set[str]()
+    for path in home.glob("models/*/*.safetensors"):
+        with safe_open(path, "pt") as f:
+            found |= set(f.keys())
+    return found
+
+
+def block(folder: Path, number: int) -> set[str]:
+    """Names of the tensors of a block of the whole model."""
+    with safe_open(folder / "model.safetensors", "pt") as f:
+        return {name for name in f.keys() if f".{number}." in name}  # noqa: SIM118
+
+
 def simulated(folder: Path, texts: Path, names: list[str]) -> dict[int, str]:
     """Digests of the models of a simulation whose devices have these names."""
     for name in names:
@@ -183,5 +199,6 @@ def test_rounds_give_the_simulators_models_though_a_device_and_the_process_with_
         assert store.models() == simulated(tmp_path, texts, names)
     status = edgewise("device", "status", home=homes[0])
     assert status["left"]["all"]["kinds"]["activations and gradients of a split model"] >= 4
+    assert weights_of(homes[0]) == {"model.embed_tokens.weight", "model.norm.weight", *block(tmp_path / "tiny", 0)}
     text = b"which stays where it is"
     assert not any(text in path.read_bytes() for path in folder.rglob("*") if path.is_file())

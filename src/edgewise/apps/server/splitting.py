@@ -46,6 +46,9 @@ def check(service: Service, recipe: Recipe, measured: bool) -> None:
         what = f'{given} with split.server_parts = "{split.server_parts}": a server trains no rest of a model. It '
         what += "answers sessions with a rest that stays as it is."
         raise RecipeError("E-COMBO", what, 'write split.server_parts = "frozen", or simulate the recipe.')
+    if recipe.model.quantize == "int8":
+        what = f'{given} with model.quantize = "int8": a device reads its own part in NF4 or as it is stored.'
+        raise RecipeError("E-COMBO", what, f'write model.quantize = "nf4", or {fix}')
     if measured:
         what = (
             f"{given}, and this server measures the models of its runs on text of its own, which asks for whole ones."

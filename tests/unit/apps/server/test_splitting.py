@@ -45,6 +45,13 @@ def test_what_a_server_cannot_play_is_refused_by_name(
     assert refused.value.fix
 
 
+def test_a_base_in_8_bits_is_refused_because_it_is_not_read_in_parts() -> None:
+    made = recipe(FROZEN)
+    coded = made.model_copy(update={"model": made.model.model_copy(update={"quantize": "int8"})})
+    with pytest.raises(RecipeError, match=r'E-COMBO: .*"int8".*nf4'):
+        splitting.check(service(), coded, False)
+
+
 def test_a_frozen_rest_is_played() -> None:
     splitting.check(service(), recipe(FROZEN), False)
 
