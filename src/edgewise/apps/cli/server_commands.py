@@ -194,7 +194,7 @@ def join(
         from edgewise.drivers.http.link import Link
 
         folder = home.expanduser()
-        with Link.join(url, entered_token(token_file), folder, label, plain, PATIENCE_S, gateway) as link:
+        with Link.join(url, entered_token(token_file), folder, label, plain, PATIENCE_S, gateway or None) as link:
             standing = dict(link.standing())
         if not as_json:
             waits = "" if standing["status"] == "approved" else "; the operator must approve it"
