@@ -7,6 +7,7 @@ import pytest
 from invited import invited
 from toy_recipe import make_recipe
 
+from edgewise.apps.report import summary
 from edgewise.apps.simulate import simulation
 from edgewise.codecs.wire import pack
 from edgewise.core import events, frame, vector
@@ -57,6 +58,8 @@ def test_half_of_the_matrix_is_exactly_zero_and_a_stopped_run_ends_in_the_same_b
     play(tmp_path / "calm", overrides)
     calm, checkpoint = models(tmp_path / "calm")
     assert zeros(checkpoint.state.params) == (20, 0)
+    with RunStore(tmp_path / "calm") as store:
+        assert summary.build(store)["pruning"] == {"wanted": 0.5, "zero": 0.5}
     accepted = []
 
     def stop(event):

@@ -24,6 +24,7 @@ from edgewise.apps.report import (
     participation,
     personal,
     privacy,
+    pruned,
     redistillation,
     sections,
     settings,
@@ -329,7 +330,7 @@ def _quality_section(s: Mapping[str, Any]) -> str:
     shown = pair(*filter(None, panels))
     return (
         '<p class="hint">Measured on held-out text: the latest part of each device\'s text, which nobody trains on.</p>'
-        f"{shown}{simulator_metrics.panels(s)}{redistillation.shown(s)}{_device_spread(s)}{sections.samples(s)}"
+        f"{shown}{simulator_metrics.panels(s)}{redistillation.shown(s)}{pruned.shown(s)}{_device_spread(s)}{sections.samples(s)}"
     )
 
 

@@ -47,6 +47,9 @@ are null if the tokens of devices are not known, and with differential privacy.
 
 ``distillations``: what came of each distillation between the rounds (``summary_types.DistillationRow``).
 
+``pruning``: the ``wanted`` and the ``zero`` share of each matrix's weights where the recipe prunes (``[prune]``), else
+null. ``zero`` is smaller where the last rounds of the pruning had no sum.
+
 Samples: if the recipe asks for them (``report.samples``), the beginning of some devices' held-out text (``prompt``),
 its continuation (``actual``), and the continuations by ``base`` and by the ``federated`` model that counts.
 
@@ -85,7 +88,16 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps.report import alone_or_together as alone
-from edgewise.apps.report import participation, personal, quality, redistillation, repeat, simulator_metrics, traffic
+from edgewise.apps.report import (
+    participation,
+    personal,
+    pruned,
+    quality,
+    redistillation,
+    repeat,
+    simulator_metrics,
+    traffic,
+)
 from edgewise.apps.report.alone_or_together import LONGER, share_improved
 from edgewise.apps.report.quality import MODELS, change_percent
 from edgewise.apps.runs.chosen import chosen
@@ -177,6 +189,7 @@ def build(store: RunStore) -> dict[str, Any]:
         ],
         "simulator_metrics": simulator_metrics.rows(log, noised),
         "distillations": redistillation.rows(log),
+        "pruning": pruned.figures(recipe, rounds, which.played),
         "quality_for_bytes": [],
         "per_device": [] if noised else participation.devices(log, measures, facts),
         "samples": [] if noised else _sample_rows(log),

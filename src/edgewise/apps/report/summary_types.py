@@ -183,6 +183,7 @@ class Summary(TypedDict):
     curve: list[dict[str, Any]]
     simulator_metrics: list[SimulatorMetric]
     distillations: list[DistillationRow]
+    pruning: dict[str, float] | None
     summed_metrics: list[SummedMetric]
     quality_for_bytes: list[dict[str, Any]]
     per_device: list[dict[str, Any]]
