@@ -372,7 +372,7 @@ def rebuilt(folder, statement, *values):
     with sqlite3.connect(folder / "run.db") as c:
         c.execute(statement, values)
         run, instance = c.execute("SELECT id, instance FROM runs").fetchone()
-        before, count = ledger.start(run, instance), 0
+        before, count = ledger.first_link(run, instance), 0
         rows = c.execute("SELECT number, round, attempt, cohort, event FROM charges ORDER BY number").fetchall()
         for number, played, attempt, cohort, event in rows:
             charge = ledger.LedgerEntry(played, attempt, cohort, PrivacyEvent.from_plain(json.loads(event)))

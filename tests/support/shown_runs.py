@@ -91,7 +91,7 @@ def write_run(folder: Path, run: str, name: str, played: int, seed: int = 0) -> 
             next_round=played, ledger="", epsilon=6.0 * math.sqrt(played / 200), journal_key=b"", window=0,
         ))  # fmt: skip
         for r in range(min(played, 40)):
-            charges.add(c, ledger.start(run, "i"), LedgerEntry(r, f"{r:032x}", 0, gaussian(1.1)))
+            charges.add(c, ledger.first_link(run, "i"), LedgerEntry(r, f"{r:032x}", 0, gaussian(1.1)))
         if rows:
             table = [_row(event) for event in rows]
             c.execute(schema.EVENTS.insert(), table)

@@ -53,7 +53,7 @@ def begin(
     for rung, devices in _session_groups(masks, counted):
         params = masks.session.params if rung is None else masks.rungs[rung]
         member |= dict.fromkeys(devices, len(groups))
-        groups.append(Group(server.part(keys, devices, params), rung, at_s))
+        groups.append(Group(server.restricted(keys, devices, params), rung, at_s))
     state, effects = Exchanging(collected, policy, masks, tuple(groups), member), tuple[Effect, ...]()
     for number in range(len(groups)):
         state, more = _stepped_session(state, number, events.StepClosed(), at_s)

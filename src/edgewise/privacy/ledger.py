@@ -133,7 +133,7 @@ class Verdict:
         return not self.problems
 
 
-def start(run: str, instance: str) -> str:
+def first_link(run: str, instance: str) -> str:
     """Compute the digest before the first row of a ledger, hex, of one run in one place only."""
     return hashlib.sha256(json.dumps(["edgewise ledger", run, instance]).encode()).hexdigest()
 

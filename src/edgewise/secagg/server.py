@@ -63,7 +63,7 @@ def start(session: Session) -> Advertising:
     return Advertising(session)
 
 
-def part(state: Advertising, devices: Collection[Device], params: Params) -> Advertising:
+def restricted(state: Advertising, devices: Collection[Device], params: Params) -> Advertising:
     """Restrict a session to some of its devices. They become each other's whole roster."""
     chosen = set(devices)
     keys = AppendMap((d, keys) for d, keys in state.keys.items() if d in chosen)

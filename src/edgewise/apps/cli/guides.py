@@ -181,7 +181,7 @@ def new(
         from edgewise.apps.cli import new_recipe
         from edgewise.core.errors import RecipeError, StoreError
 
-        file = new_recipe.place(name)
+        file = new_recipe.recipe_file(name)
         if file.exists():
             raise StoreError("E-FILE-EXISTS", f"{file} exists already.", f"choose another name: edgewise new {name}-2")
         asks = sys.stdin.isatty() and sys.stderr.isatty()

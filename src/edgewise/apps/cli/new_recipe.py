@@ -64,7 +64,7 @@ class Written(NamedTuple):
     notes: tuple[str, ...]
 
 
-def place(name: str) -> Path:
+def recipe_file(name: str) -> Path:
     """Return the file of a recipe: ``mine.toml`` for both ``mine`` and ``mine.toml``."""
     return Path(name) if name.endswith(".toml") else Path(f"{name}.toml")
 

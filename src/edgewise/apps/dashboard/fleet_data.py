@@ -121,7 +121,7 @@ def charged(folder: Path) -> dict[str, Any]:
         found = c.execute(f"SELECT {', '.join(names)} FROM charges ORDER BY number").fetchall()
     stored = [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in found]
     try:
-        entries, links = charges.read(stored, ledger.start(run, instance))
+        entries, links = charges.read(stored, ledger.first_link(run, instance))
     except (EdgewiseError, ValueError, KeyError, TypeError) as e:  # whatever the parsing of a changed row raises
         return {"charges": [], "count": len(stored), "problem": f"The ledger was changed: {e}."}
     rows = [

@@ -138,7 +138,8 @@ def _record_lines(record: RunRecord) -> tuple[list[RoundRecord], list[str]]:
 
 def _ledger_charges(record: RunRecord) -> tuple[list[ledger.LedgerEntry], list[str]]:
     """Read the charges of the privacy ledger, and the digests of its chain. Both end before the first wrong line."""
-    link, found, chain = ledger.start(record.run["id"], record.run["instance"]), list[ledger.LedgerEntry](), list[str]()
+    link = ledger.first_link(record.run["id"], record.run["instance"])
+    found, chain = list[ledger.LedgerEntry](), list[str]()
     for row in record.charges:
         try:
             entry = charge_rows.entry(row)
@@ -149,7 +150,7 @@ def _ledger_charges(record: RunRecord) -> tuple[list[ledger.LedgerEntry], list[s
             break
         found.append(entry)
         chain.append(link)
-    return found, [ledger.start(record.run["id"], record.run["instance"]), *chain]
+    return found, [ledger.first_link(record.run["id"], record.run["instance"]), *chain]
 
 
 def _check_line(

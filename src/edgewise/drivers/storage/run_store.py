@@ -150,7 +150,7 @@ class RunStore:
         """Register a run in this directory. Device memory and journals of another run are removed.
         ``window``: number of rounds whose released totals are kept (``plan.retention``); None: all."""
         opening.empty(self.out, self.memory_dir)
-        start = ledger.start(run, self.instance)
+        start = ledger.first_link(run, self.instance)
         witness.write(self.out, self._witness_of({"id": run, "next_round": -1}, 0, start))
         sync_folder(self.out)
         with self._transaction() as c:
@@ -225,7 +225,7 @@ class RunStore:
         return run
 
     def _ledger_start(self, run: Mapping[str, Any]) -> str:
-        return ledger.start(run["id"], self.instance)
+        return ledger.first_link(run["id"], self.instance)
 
     def _read_ledger(self, run: Mapping[str, Any]) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
         """Read the charges and the last link of their chain."""

@@ -223,7 +223,7 @@ def _encode_documents(
                 if room < len(e.text):
                     n["cut" if room else "beyond"] += 1
                     n["prompts_over"] += len(e.prompt) >= limit
-                    used = _answer_characters(d, e, room, len(rows)) if chats else tokens.characters(d.text, room)
+                    used = _answer_characters(d, e, room, len(rows)) if chats else tokens.length_of_first(d.text, room)
                     n["characters_beyond"] += len(d.text) // len(rows) - used
                 if room:
                     learnt = None if e.learnt is None else e.learnt[:room]

@@ -70,7 +70,7 @@ class Tokens:
         piece: str | None = decoding.step(self._backend, int(token))
         return piece
 
-    def characters(self, text: str, n: int) -> int:
+    def length_of_first(self, text: str, n: int) -> int:
         """Count the characters of ``text`` in its first ``n`` tokens. A character that is cut in two counts."""
         done = 0
         for part in _text_parts(text):

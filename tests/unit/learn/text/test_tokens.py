@@ -44,4 +44,4 @@ def test_what_the_file_asks_for_does_not_change_a_text(asked: Callable[[Any], No
     assert np.array_equal(found, wanted)
     assert len(tokens.notes) == bool(said)
     assert said in "".join(tokens.notes)
-    assert tokens.characters(TEXT, len(wanted)) == len(TEXT)
+    assert tokens.length_of_first(TEXT, len(wanted)) == len(TEXT)
