@@ -172,6 +172,7 @@ class Merge:
         combine: (means float64[g, d], means of the heads [g, h], memory, entropy) -> (mean [d], head [h], new memory).
             Combines the means of several sums into one. The memory is the server's, empty before the first round. The
             entropy is fresh for each round, and no device knows it.
+        kept: number of vectors, float32 of the body's length, that ``combine`` keeps in the server's memory.
     """
 
     name: str
@@ -185,6 +186,7 @@ class Merge:
     hides: Hiding | None = None
     parts: Callable[[Any], list[tuple[Any, int]]] | None = None
     combine: Combine | None = None
+    kept: int = 0
 
     @property
     def groups(self) -> int:

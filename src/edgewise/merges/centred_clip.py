@@ -66,7 +66,7 @@ def centred_clip(
 
     least = least_devices(robust.least_rows("trimmed_mean", byzantine), bucket)
     name = f"centred_clip({byzantine}, {radius:g}{bucket_in_name(bucket)})"
-    return seen_merge(name, f"clipping{bucket_in_name(bucket)}", byzantine, least, says, combine)
+    return seen_merge(name, f"clipping{bucket_in_name(bucket)}", byzantine, least, says, combine, kept=1)
 
 
 def clipped_around(centre: Rows, rows: Rows, radius: float, steps: int) -> Rows:

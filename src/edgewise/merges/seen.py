@@ -27,7 +27,13 @@ class Seen(NamedTuple):
 
 
 def seen_merge(
-    name: str, rule: str, byzantine: int, least: int, says: Callable[[Total], str], combine: Combine
+    name: str,
+    rule: str,
+    byzantine: int,
+    least: int,
+    says: Callable[[Total], str],
+    combine: Combine,
+    kept: int = 0,
 ) -> Merge:
     """Make a merge of a rule between contributions that the server sees.
 
@@ -36,6 +42,7 @@ def seen_merge(
     Args:
         rule: name of the rule, for the refusal. byzantine: number of devices that may send anything.
         least: least number of contributions with which the rule holds against them.
+        kept: number of vectors that ``combine`` keeps for the next round.
         says: total -> the sentence on the merge. What the merge keeps in memory is added to it.
     Raises:
         CompositionError(E-BYZANTINE): from ``infer``, for rounds that may have fewer.
@@ -75,4 +82,4 @@ def seen_merge(
             f"keeps all of a round, up to {size:,.1f} MiB"
         )
 
-    return Merge(name, False, says_all, infer, init, add, finish, parts=parts, combine=combine)
+    return Merge(name, False, says_all, infer, init, add, finish, parts=parts, combine=combine, kept=kept)

@@ -31,9 +31,10 @@ def server_bytes(plan: Plan) -> float:
 
     These are the model and the optimizer state, float32[d] each, as they were and as they become, the mean, and the
     exact sum, int64 of what is sent. A rule between updates that the server sees (``merges.seen``) keeps all of a
-    round in place of a sum.
+    round in place of a sum. What a rule keeps for the next round (``Merge.kept``) is there as it was and as it becomes.
     """
     state, pipe = plan.strategy.init(np.zeros(plan.spec.dim, np.float32)), plan.at(0)
     seen = pipe.merge.combine is not None and not pipe.merge.blind
     kept = ROW_BYTES * pipe.spaces[0].quorum.n_max if seen else 8.0
+    kept += 8.0 * pipe.merge.kept
     return 4.0 * plan.spec.dim * (2 * (1 + len(state.slots)) + 1) + kept * plan.layout.sent.dim

@@ -184,6 +184,8 @@ def test_a_run_holds_the_sum_the_model_and_what_server_and_codec_keep() -> None:
     assert server_bytes(plain(strategy={"kind": "fedadam"})) == 36 * d
     robust = plain(strategy={"kind": "fedavg"}, merge={"kind": "robust_mean"})
     assert server_bytes(robust) == (12 + 20 * robust.at(0).spaces[0].quorum.n_max) * d
+    clipping = plain(strategy={"kind": "fedavg"}, merge={"kind": "centred_clip"})
+    assert server_bytes(clipping) == server_bytes(robust) + 8 * d, "the centre, as it was and as it becomes"
     remembers = plain(stage=[{"kind": "weigh"}, {"kind": "feedback"}, {"kind": "top_k", "fraction": 0.5}])
     assert device_bytes(remembers) - device_bytes(plan) == 2 * (2 * d + 8), "the residual in bfloat16 and its round"
 
