@@ -266,6 +266,7 @@ def test_sizes_are_those_that_a_forecast_reads(trainer: Trainer) -> None:
 
 OTHERS = {  # Classes with ``fit`` and ``evaluate`` that no law can hold for.
     "Trainer": "the port itself",
+    "PartTrainer": "it needs the rest on a server; test_part_trainer.py compares it with SplitTrainer",
     "Registered": "a trainer with its ports",
     "Handover": "a script on a device trains, and evaluates nothing",
     "StatisticsTrainer": "it counts text, and trains nothing",
