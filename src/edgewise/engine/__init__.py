@@ -1,6 +1,5 @@
-"""One round and one run as pure machines, and the loop that drives them over ports.
+"""One round and one run as pure machines, without torch, sockets or the wall clock, and the loop that drives them.
 
-Server side: ``coordinator`` opens and closes rounds, ``loop`` receives frames, ``round`` and ``exchange`` decide, and
-``aggregation`` sums. Device side: ``device``. Edges: ``ports`` and ``trainer``. Nothing here uses torch, sockets or the
-wall clock.
+Server side: ``coordinator`` opens and closes rounds, ``loop`` receives, ``round`` and ``exchange`` decide, and
+``aggregation`` sums. Device side: ``device``. Edges: ``ports`` and ``trainer``.
 """
