@@ -82,8 +82,16 @@ def write(summary: Summary, out: Path) -> list[Path]:
             if drawn:
                 written.append(path)
             else:
-                path.unlink(missing_ok=True)  # An earlier report may have drawn a figure that this one leaves out.
+                _remove_figure(path)  # An earlier report may have drawn a figure that this one leaves out.
     return written
+
+
+def _remove_figure(path: Path) -> None:
+    """Remove a figure, if there is one. Raises StoreError(E-DISK)."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as e:
+        raise StoreError("E-DISK", f"cannot remove {path}: {e.strerror}.", "free some space.") from None
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from edgewise.apps.cli import result
 from edgewise.apps.report import cost, numbers, png, settings, summary, svg
 from edgewise.apps.report import page as report
 from edgewise.apps.runs.toml_text import toml
+from edgewise.core.errors import StoreError
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
@@ -255,6 +256,18 @@ def test_quality_is_drawn_over_bytes_one_way_and_both_ways(tmp_path: Path) -> No
     checked(page)
     assert "Quality for bytes" not in page
     assert "quality_for_bytes" not in {path.stem for path in png.write(s, tmp_path)}
+
+
+@pytest.mark.slow
+def test_an_old_figure_that_stays_is_a_named_error(tmp_path: Path) -> None:
+    """A figure that this report leaves out would be shown as one of it."""
+    s, _ = made(tmp_path)
+    for p in s["quality_for_bytes"]:
+        p["perplexity"] = None
+    (tmp_path / "plots" / "quality_for_bytes.png").mkdir(parents=True)
+    with pytest.raises(StoreError, match="cannot remove") as e:
+        png.write(s, tmp_path)
+    assert e.value.code == "E-DISK"
 
 
 @pytest.mark.slow
