@@ -28,7 +28,7 @@ class Letters:
 
         return [np.frombuffer(t.encode(), np.uint8).astype(np.int32) for t in texts]
 
-    def characters(self, text: str, n: int) -> int:
+    def length_of_first(self, text: str, n: int) -> int:
         return len(text.encode()[:n].decode(errors="ignore"))
 
 
