@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmarked import FOLDER, names_of
 
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 PROGRAMS = sorted(FOLDER.glob("*.py"))
 MISPRINT = "independent noise (1000, 100, 10): rms"  # printed 70.8, is sqrt(10 x 1001 / 2) = 70.746
 
@@ -30,10 +28,8 @@ def test_every_benchmark_can_be_imported() -> None:
 @pytest.fixture(scope="module")
 def accountant() -> Iterator[dict[str, Any]]:
     """The names of ``benchmarks/accountant.py``."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield runpy.run_path(str(FOLDER / "accountant.py"), run_name="imported")
-        sys.modules.pop("bench", None)
+    with names_of("accountant.py") as found:
+        yield found
 
 
 def missed(accountant: dict[str, Any], part: str) -> tuple[list[str], int]:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-
-FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
+from benchmarked import names_of
 
 
 @pytest.fixture(scope="module")
 def continual() -> Iterator[dict[str, Any]]:
     """The names of the program."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield runpy.run_path(str(FOLDER / "continual.py"), run_name="imported")
-        sys.modules.pop("bench", None)
+    with names_of("continual.py") as found:
+        yield found
 
 
 @pytest.mark.slow

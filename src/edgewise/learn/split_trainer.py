@@ -84,7 +84,6 @@ class SplitTrainer(JoinedTrainer):
 
         Raises:
             DataError, TrainingError: as ``TorchTrainer.fit``. E-TRAIN for terms of a strategy in the gradient.
-            EdgewiseError: as ``RemoteRest.play``.
         """
         check_request(request)
         text, flat, split = self._text, self._text.flat, self._split

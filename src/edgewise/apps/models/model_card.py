@@ -89,7 +89,7 @@ Data: {self._data_in_words()}.{fingerprint}
 """
 
     def _owner(self) -> str:
-        """Return a warning about a personal model. None for the model of a run."""
+        """Return a warning about a personal model. Empty for the model of a run."""
         if self.device is None:
             return ""
         return (

@@ -30,6 +30,7 @@ from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.guard import caller
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.storage import run_record
+from edgewise.plan.facts import parse
 
 VERBS = {"pause": served.PAUSED, "resume": served.RUNNING, "cancel": served.CANCELLED}
 TOLD_AT_ONCE = 500
@@ -142,7 +143,8 @@ class RunRoutes:
         await self._spent(request)
         made = asyncio.get_running_loop().run_in_executor(None, self._hosting.submit, wanted, member.id)
         row = await made
-        warnings = await self._service.aside(lambda: submission.warnings(self._service, row))
+        deadline_s = json.loads(parse(row.facts).recipe)["round"]["deadline_s"]
+        warnings = await self._service.aside(lambda: submission.warnings(self._service, deadline_s))
         return BegunRun(**self._shown(row).model_dump(), warnings=warnings)
 
     async def run(self, request: Request, run: str) -> PublishedRun:

@@ -9,7 +9,6 @@ killed in between removes the folder at its next start (``clean``).
 
 from __future__ import annotations
 
-import json
 import logging
 import secrets
 import shutil
@@ -39,7 +38,7 @@ from edgewise.drivers.storage.files import FOLDER, discard, sync_folder, write_d
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.coordinator import first
 from edgewise.plan.compile import compile
-from edgewise.plan.facts import ExtensionPackage, Instance, canonical, parse, sign
+from edgewise.plan.facts import ExtensionPackage, Instance, canonical, sign
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 from edgewise.plan.retention import window_of
@@ -144,7 +143,7 @@ def begin(
     files = _files(service, packed)
     initial = vector.from_bytes(service.staging.take(wanted.initial), spec.dim)
     rest = splitting.submitted(service, wanted.rest, wanted.facts, recipe, spec)
-    run = plan.run
+    run, told = plan.run, warnings(service, recipe.round.deadline_s)
     with _submitting(service, run) as out:
         _store(out, plan, recipe, wanted, files, service, initial, shares, rest)
         facts = canonical(plan.facts)
@@ -163,7 +162,7 @@ def begin(
                 mailboxes.publish(c, run, dict(blobs))
 
             service.database.write(change)
-    for sentence in warnings(service, row):
+    for sentence in told:
         LOG.warning("run %.12s: %s", run, sentence)
     for digest in (wanted.initial, wanted.rest, packed, *files.values()):
         if digest:
@@ -171,11 +170,10 @@ def begin(
     return row
 
 
-def warnings(service: Service, row: ServedRun) -> list[str]:
-    """Return sentences about what will go badly with a run in this fleet."""
+def warnings(service: Service, deadline_s: float) -> list[str]:
+    """Return sentences about what will go badly in this fleet with a run whose rounds last so long."""
     with service.database.read() as c:
         fleet = members.count(c)
-    deadline_s = json.loads(parse(row.facts).recipe)["round"]["deadline_s"]
     found = presence.short_deadline(deadline_s, fleet, service.limits)
     return [found] if found else []
 

@@ -71,6 +71,7 @@ class Service:
         try:
             self.identity = identity.make(folder / key)
             self.blobs: BlobStore = blob_places.opened(folder, blobs, self.identity.name, GRACE_S if database else 0.0)
+            self.presence = Presence(limits.checkin_rate, self._fleet, self.database.shared)  # reads the database
         except Exception:  # Whatever stops the start must release the lease.
             self.database.close()
             raise
@@ -81,7 +82,6 @@ class Service:
         self.meter = Meter()
         self.epoch = epoch.load(folder)
         self._told_s: dict[str, float] = {}  # device -> time of the last news of it to other servers
-        self.presence = Presence(limits.checkin_rate, self._fleet, self.database.shared)
         self.revoked: set[str] = set()  # members revoked since the server started
         self.deliveries, self._arrived = 0, threading.Condition()
         self.authority = b""
