@@ -25,8 +25,10 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.fleet import served
 from edgewise.drivers.fleet.tables import MAIL, ROUNDS, UPLOADS
 from edgewise.drivers.http import link as connection
+from edgewise.drivers.http.cohort import HttpCohort
 from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
+from edgewise.engine.ports import Absent, Arrived
 from edgewise.engine.trainer import Registered
 from edgewise.plan.recipe.recipe import Recipe
 
@@ -269,6 +271,16 @@ def test_a_run_whose_disk_is_full_says_so_and_goes_on_by_itself(
                 full.set()
             delivered()  # only now, because the round is committed as soon as this wakes it
 
+        taken, receive = [0], HttpCohort.receive
+
+        def held(cohort: HttpCohort, timeout_s: float) -> Arrived | Absent | None:
+            found = receive(cohort, timeout_s)
+            taken[0] += isinstance(found, Arrived)
+            if taken[0] == 6:  # it may find the last frame before it is woken
+                full.wait(30.0)
+            return found
+
+        monkeypatch.setattr(HttpCohort, "receive", held)
         monkeypatch.setattr(server.service, "delivered", counted)
         run = submitted(server, admin, **{"round.rounds": 3, "round.minimum": 1.0})
         with working(*homes, patience_s=60.0):
