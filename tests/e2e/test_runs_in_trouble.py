@@ -196,8 +196,8 @@ def test_of_two_who_ask_at_once_the_same_one_is_last_everywhere(
     owned(server, tmp_path / "home", OPEN)
     run, write, held = submitted(server, admin), server.service.database.write, threading.Event()
 
-    def slow(change: Callable[[sa.Connection], Any]) -> Any:
-        done = write(change)
+    def slow(change: Callable[[sa.Connection], Any], **options: Any) -> Any:
+        done = write(change, **options)
         if getattr(done, "state", "") == served.PAUSED:
             held.set()
             time.sleep(0.5)
