@@ -18,7 +18,7 @@ import bench
 import numpy as np
 
 from edgewise.privacy import accountant, card, distributed, ledger, matrix
-from edgewise.privacy.accountant import COARSE, calibrate, epsilon, epsilon_renyi, gaussian, renyi, safe_cap
+from edgewise.privacy.accountant import COARSE, calibrate, epsilon, epsilon_renyi, gaussian, renyi_divergences, safe_cap
 from edgewise.privacy.adaptive import bit_noise, split
 from edgewise.privacy.ledger import Budget, Ledger, LedgerEntry
 from edgewise.privacy.spend import PrivacyEvent, discrete, fixed_size, local, poisson, tree, truncated
@@ -63,7 +63,7 @@ def sampled() -> Iterator[Row]:
         yield f"{name}: Renyi", by_renyi, epsilon_renyi(event, delta)
         yield f"{name}: loss distribution", by_loss, epsilon(event, delta)
         if published:
-            orders, divergences = renyi(event)
+            orders, divergences = renyi_divergences(event)
             yield f"{name}: as published", published, float(min(divergences - log(delta) / (orders - 1)))
     yield "all take part, z = 4, 100 rounds: Renyi", "14.1322", epsilon_renyi({plain(4.0): 100}, 1e-5)
     yield "all take part, z = 4, 100 rounds: exact", "13.2067", epsilon({plain(4.0): 100}, 1e-5)

@@ -169,7 +169,7 @@ class Round:
                 assert letter is not None
                 invite = frame.from_server(letter.body, 2**20)
                 assert isinstance(invite, frame.Invite)
-                assert admission.refused(self._plan, invite, None) is None
+                assert admission.invitation_refusal(self._plan, invite, None) is None
                 update = frame.Contribution(invite.run, invite.round, name(device), memoryview(bytes(100)))
                 raw = frame.dump(update)
                 mailboxes.accept(c, update, raw, bytes(32), "", float(second))

@@ -13,7 +13,7 @@ from edgewise.core.keys import derive
 from edgewise.crypto import agree
 from edgewise.kernels.bits import unpack_bits
 from edgewise.secagg import messages, params, secrets, server
-from edgewise.secagg.client import circle
+from edgewise.secagg.client import roster_neighbours
 from edgewise.secagg.params import TrustPolicy
 
 pytestmark = pytest.mark.slow
@@ -58,7 +58,7 @@ def cut() -> tuple[int, int]:
         assert body is not None
         hidden.add(body.astype(np.uint32), np.frombuffer(masked[d].head, "<u8"))
     hidden.mask([(own(d, "seed"), -1) for d in found], roster)
-    near = circle(s.params, SID, liar.keys)[1]
+    near = roster_neighbours(s.params, SID, liar.keys)[1]
     for c in corrupt:
         secret, others = agree.Secret(own(c, "mask")), [d for d in near[c] if d in found]
         pairs = [(d, secrets.pair_seed(secret, liar.keys[d].mask, roster, c, d)) for d in others]

@@ -76,7 +76,7 @@ def test_a_bit_that_is_counted_by_half_is_caught(monkeypatch):
 def test_releases_with_a_bit_beside_the_update_are_scored_with_it(monkeypatch, broken):
     if broken:
         monkeypatch.setattr(central, "following_clip", half_counted(central.following_clip))
-    found = epsilon.mechanism(plan("central_dp", dp__adaptive_clip=True), RUNS * 4, quiet)
+    found = epsilon.mechanism_release(plan("central_dp", dp__adaptive_clip=True), RUNS * 4, quiet)
     assert found.of.startswith("one release, body and head")
     assert found.holds is not broken, found
     assert found.tight

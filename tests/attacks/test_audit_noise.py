@@ -27,7 +27,7 @@ from support.audited import RUNS, SPEC, WORDS, forgetful, keyed, lying_local, pl
     ("central_dp", noise, "noise"), ("local_dp", keys, "local noise"), ("example", train, "dp"),
 ])  # fmt: skip
 def test_noise_from_a_known_key_is_caught(monkeypatch, word, module, label):
-    try_it = record_trials.mechanism if word == "example" else lambda *of: (epsilon.mechanism(*of),)
+    try_it = record_trials.mechanism if word == "example" else lambda *of: (epsilon.mechanism_release(*of),)
     assert try_it(plan(word), 4096, quiet)[0].holds
     keyed(monkeypatch, module, label)
     found = try_it(plan(word), 4096, quiet)[0]
@@ -39,9 +39,9 @@ def test_noise_from_a_known_key_is_caught(monkeypatch, word, module, label):
 def test_corrupt_devices_counted_as_honest_are_caught(monkeypatch):
     """Every device then adds too little noise for those who are left."""
     of = {"merge__kind": "shared_sum", "trust__malicious_fraction": 0.45, "round__minimum": 1.0}
-    assert epsilon.mechanism(plan("distributed_dp", **of), RUNS, quiet).holds
+    assert epsilon.mechanism_release(plan("distributed_dp", **of), RUNS, quiet).holds
     monkeypatch.setattr(Quorum, "honest", property(lambda quorum: quorum.n_min))
-    assert not epsilon.mechanism(plan("distributed_dp", **of), RUNS, quiet).holds
+    assert not epsilon.mechanism_release(plan("distributed_dp", **of), RUNS, quiet).holds
 
 
 @pytest.mark.parametrize("sent", ["replace_one", "zero_out"])
@@ -86,7 +86,7 @@ def test_bounds_of_known_gaussians_are_below_and_near():
 @pytest.mark.slow
 @pytest.mark.parametrize("word", WORDS)
 def test_honest_code_passes_and_is_found_tight(word):
-    found = epsilon.mechanism(plan(word), RUNS, quiet)
+    found = epsilon.mechanism_release(plan(word), RUNS, quiet)
     assert found.holds, found
     assert found.tight, found
     assert found.claimed == pytest.approx(1.0, abs=0.05)
@@ -101,7 +101,7 @@ def test_too_little_noise_is_caught(monkeypatch, word, by):
     true = grid.discrete_gaussian
     for module in (distributed, grid):
         monkeypatch.setattr(module, "discrete_gaussian", lambda s, n, key: true(max(1, round(s / by)), n, key))
-    assert not epsilon.mechanism(plan(word), RUNS, quiet).holds
+    assert not epsilon.mechanism_release(plan(word), RUNS, quiet).holds
 
 
 @pytest.mark.slow
@@ -110,12 +110,12 @@ def test_the_share_of_corrupt_devices_is_counted(monkeypatch):
     sent = []
     true = bounds.released
     monkeypatch.setattr(bounds, "released", lambda pipe, x, *a: true(pipe, sent.append(x) or x, *a))
-    found = epsilon.mechanism(plan("distributed_dp", trust__malicious_fraction=0.2), RUNS, quiet)
+    found = epsilon.mechanism_release(plan("distributed_dp", trust__malicious_fraction=0.2), RUNS, quiet)
     assert found.holds
     assert found.tight
     assert [len(x) for x in sent] == [16, 16]  # of 20
     assert "corrupt" in " ".join(
-        epsilon.mechanism(plan("distributed_dp", trust__malicious_fraction=0.02), RUNS, quiet).left_out
+        epsilon.mechanism_release(plan("distributed_dp", trust__malicious_fraction=0.02), RUNS, quiet).left_out
     )
 
 
@@ -124,7 +124,7 @@ def test_the_recipes_stages_are_played():
     """Those that keep coordinates apart in both trials, the others in one run, and they are named."""
     stages = [{"kind": "random_k", "fraction": 0.25}, {"kind": "clip", "l2": 0.5}, {"kind": "quantize", "bits": 8}]
     it = plan("central_dp", stage=stages)
-    mechanism = epsilon.mechanism(it, RUNS, quiet)
+    mechanism = epsilon.mechanism_release(it, RUNS, quiet)
     assert mechanism.runs == RUNS // 4
     assert mechanism.holds
     assert mechanism.tight
@@ -146,6 +146,6 @@ def test_without_an_epsilon_nothing_is_tried():
 @pytest.mark.parametrize("word", WORDS)
 def test_metrics_under_the_noise_are_audited_with_the_update(word):
     of = plan(word, metrics="sum")
-    for found in (epsilon.mechanism(of, RUNS, quiet), round_trials.rounds(of, 1 << 12, quiet)):
+    for found in (epsilon.mechanism_release(of, RUNS, quiet), round_trials.rounds(of, 1 << 12, quiet)):
         assert found.holds, found
     assert epsilon.length(of).holds

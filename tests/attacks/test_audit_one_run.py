@@ -83,7 +83,7 @@ def test_correlated_noise_is_tried_as_a_run():
     short = epsilon.one_run(it, 64, quiet, work=4 * 6 * SPEC.dim)
     assert short.of.startswith("6 of 20 rounds")
     assert short.claimed < found.claimed
-    assert "correlation of noise over the rounds" in epsilon.mechanism(it, RUNS, quiet).left_out
+    assert "correlation of noise over the rounds" in epsilon.mechanism_release(it, RUNS, quiet).left_out
 
 
 @pytest.mark.long(sample=1)

@@ -15,8 +15,8 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
 from edgewise.secagg import messages, recovery, secrets
-from edgewise.secagg.client import holding
-from edgewise.secagg.merge import assured, secure_sum
+from edgewise.secagg.client import share_holders
+from edgewise.secagg.merge import secure_sum, trust_policy
 from edgewise.secagg.params import TrustPolicy
 
 
@@ -48,7 +48,7 @@ def attack(n: int, bad: int) -> np.ndarray | None:
             signed[device] = answer.signature
         proofs = messages.dump(messages.Proofs(signatures=dict(sorted(signed.items()))))
         parts |= {device: messages.load(s.answer(device, proofs)) for device in told}
-    at = {d: i + 1 for i, d in enumerate(holding(victim, shared.near[victim], n))}
+    at = {d: i + 1 for i, d in enumerate(share_holders(victim, shared.near[victim], n))}
     opened = {h: r for h, r in parts.items() if isinstance(r, messages.Revealed)}
     seeds = {at[h]: r.seeds[victim] for h, r in opened.items() if victim in r.seeds}
     keys = {at[h]: r.keys[victim] for h, r in opened.items() if victim in r.keys}
@@ -85,10 +85,10 @@ def test_a_round_may_not_end_with_so_few_that_the_corrupt_of_its_cohort_are_a_th
     drops out beside them, 24 devices leave enough shares and 23 do not."""
     for least in (10, 11, 18, 23):
         with pytest.raises(CompositionError, match=r"6 may be corrupt and [12] more drop out.* it needs 24") as caught:
-            assured(secure_sum(), least, 6)
+            trust_policy(secure_sum(), least, 6)
         assert caught.value.code == "E-NMIN"
     for least, dropout in ((24, 0.1), (19, 0.0)):
-        policy = assured(secure_sum(), least, 6, dropout)
+        policy = trust_policy(secure_sum(), least, 6, dropout)
         assert policy.corrupt == pytest.approx(6 / least)
         assert policy.shape(least)[1] <= least - 6 - int(dropout * least)
 
@@ -111,6 +111,6 @@ def test_plans_of_masked_sums_are_held_to_it() -> None:
 
 def test_the_graph_of_the_smallest_roster_allows_for_all_corrupt_devices_of_the_cohort() -> None:
     """A tenth of 1,000 devices are a fifth of 500, and the graph of 500 has to stand that."""
-    policy = assured(secure_sum(), 500, 100)
+    policy = trust_policy(secure_sum(), 500, 100)
     assert policy.shape(500) == TrustPolicy(0.2, 0.1).shape(500)
     assert policy.shape(500)[0] > TrustPolicy(0.1, 0.1).shape(500)[0]

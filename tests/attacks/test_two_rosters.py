@@ -18,7 +18,7 @@ from session import SID, Session
 
 from edgewise.kernels.bits import unpack_bits
 from edgewise.secagg import messages, secrets, server
-from edgewise.secagg.client import circle
+from edgewise.secagg.client import roster_neighbours
 from edgewise.secagg.params import TrustPolicy
 
 LIARS = {"E-SHARE", "E-SECAGG-REVEAL"}
@@ -73,7 +73,7 @@ def test_an_invented_survivor_closes_a_sparse_sum(forge: str) -> None:
     (k, t), fake = s.policy.shape(66), s.devices[33]
     liar = Server(s, s.devices)
     _, revealed = liar.play([d for d in s.devices if d != fake], s.devices, s.devices, forge)
-    near = circle(s.params, SID, liar.keys)[1]
+    near = roster_neighbours(s.params, SID, liar.keys)[1]
     assert liar.aborted["E-SECAGG-SURVIVORS" if forge == "none" else "E-SECAGG-KEYS"] == k == 8
     assert len(revealed) > 66 / 2  # those far away notice nothing
     shares = Counter(d for r in revealed.values() for d in r.seeds)

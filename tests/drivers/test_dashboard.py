@@ -380,7 +380,7 @@ def test_acts_of_a_person_who_was_revoked_a_moment_ago_are_undone(server: HttpSe
     token = tokens.make("x")
     grant = members.Grant("device", (), 1, False, 60.0)
     acts = [
-        lambda c: decisions.decided(c, person, ids["pump 7"], "revoke", 1.0),
+        lambda c: decisions.decide_membership(c, person, ids["pump 7"], "revoke", 1.0),
         lambda c: decisions.token_made(c, token, grant, person, 1.0),
         lambda c: decisions.token_revoked(c, "none", person, 1.0),
     ]

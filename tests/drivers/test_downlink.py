@@ -147,7 +147,7 @@ def test_a_late_device_costs_the_virtual_time_of_what_it_downloads(tmp_path, mon
 def test_deltas_and_snapshots_lead_to_the_same_model(tmp_path, monkeypatch):
     """All devices by snapshots: other bytes on the way, the same contributions, the same model."""
     models, seen, _ = play(tmp_path / "a", {})
-    monkeypatch.setattr(broadcast, "since", lambda down, held: ())
+    monkeypatch.setattr(broadcast, "deltas_since", lambda down, held: ())
     plain, told_plain, _ = play(tmp_path / "b", {})
     assert models == plain
     down = [sum(e.bytes_down for e in told_ if isinstance(e, events.RoundFinished)) for told_ in (seen, told_plain)]

@@ -11,7 +11,7 @@ from toy_recipe import make_recipe
 from edgewise.apps.cli import result
 from edgewise.apps.report import page as report
 from edgewise.apps.report import summary
-from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.chosen import chosen_model
 from edgewise.apps.simulate import check, check_screen, simulation
 from edgewise.core import events, vector
 from edgewise.core.errors import RecipeError
@@ -42,7 +42,7 @@ def play(out, settings, *, resume=False, sink=None):
 def left(out):
     """Everything that a run leaves and that a crash must not change."""
     with RunStore(out) as store:
-        which = chosen(store)
+        which = chosen_model(store)
         held = {m: store.measures(m) for m in ("base", "federated", "local_only", "centralised")}
         return which, store.models(), vector.to_bytes(store.blob(which.digest)), held
 
@@ -59,7 +59,7 @@ def test_a_run_ends_when_waiting_is_over_and_its_best_model_counts(tmp_path):
     stops = [e for e in told if isinstance(e, events.StoppedEarly)]
     assert [(e.played, e.evaluations, e.kept) for e in stops] == [(6, 3, 3)]
     with RunStore(tmp_path) as store:
-        which = chosen(store)
+        which = chosen_model(store)
         assert (which.played, which.reached, which.over, which.stopped, which.waited) == (3, 6, True, True, 3)
         assert which.digest == store.models()[3] != store.models()[6]
         assert vector.digest(vector.to_bytes(store.blob(which.digest))) == which.digest, "its vector is on the disk"
@@ -84,14 +84,14 @@ def test_a_run_ends_when_waiting_is_over_and_its_best_model_counts(tmp_path):
 def test_the_best_of_all_rounds_counts_without_patience(tmp_path):
     play(tmp_path, {**OVERSHOOT, "round.rounds": 5, "round.keep": "best"})
     with RunStore(tmp_path) as store:
-        assert chosen(store)[:1] + chosen(store)[2:5] == (3, 5, True, False)
+        assert chosen_model(store)[:1] + chosen_model(store)[2:5] == (3, 5, True, False)
 
 
 @pytest.mark.slow
 def test_the_last_model_counts_unless_the_recipe_says_best(tmp_path):
     play(tmp_path, {**OVERSHOOT, "round.patience": 2})
     with RunStore(tmp_path) as store:
-        which = chosen(store)
+        which = chosen_model(store)
         assert (which.played, which.reached, which.stopped) == (5, 5, True)
         assert which.digest == store.models()[5]
 
@@ -100,7 +100,7 @@ def test_the_last_model_counts_unless_the_recipe_says_best(tmp_path):
 def test_the_base_counts_where_nothing_beats_it(tmp_path):
     play(tmp_path, {**OVERSHOOT, "strategy.lr": 30.0, "round.patience": 2, "round.keep": "best"})
     with RunStore(tmp_path) as store:
-        which, s = chosen(store), summary.build(store)
+        which, s = chosen_model(store), summary.build(store)
         assert (which.played, which.reached) == (0, 2)
         assert which.digest == store.models()[0]
     assert s["perplexity"]["federated"] == s["perplexity"]["base"]

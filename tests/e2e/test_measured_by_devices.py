@@ -14,7 +14,7 @@ from played import play
 from toy import ToyTrainer
 from toy_recipe import make_recipe
 
-from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.chosen import chosen_model
 from edgewise.codecs.wire import pack
 from edgewise.core import events, frame, keys, vector
 from edgewise.core.errors import EdgewiseError
@@ -73,7 +73,7 @@ def test_a_run_that_is_killed_at_a_write_keeps_the_cohorts_measurements(
     def left(out: Path) -> object:
         with RunStore(out) as store:
             found = [(e.model, e.round, dict(e.nll)) for e in store.evaluations()]
-            which = chosen(store)
+            which = chosen_model(store)
             best = store.kept(measured_models.BEST)
             assert best is not None
             return found, which, vector.to_bytes(best[0]), best[1], store.measures("federated", 1)

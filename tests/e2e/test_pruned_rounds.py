@@ -94,7 +94,7 @@ def test_pruned_weights_stay_zero_and_the_smallest_go_next():
 def test_a_matrix_that_begins_with_zeros_lives_on_where_the_first_rounds_were_abandoned():
     plan = plan_of({"strategy": {"kind": "fedavg"}})
     initial = np.zeros(50, np.float32)  # Rounds 0 and 1 had no sum, so nothing is pruned in round 2.
-    mask = pruning.dead(plan, 2, initial)
+    mask = pruning.pruned_positions(plan, 2, initial)
     assert mask is not None
     assert not mask.any()
     state = plan.strategy.init(initial)

@@ -77,7 +77,7 @@ def test_a_personal_model_stands_beside_the_global_one(tmp_path: Path) -> None:
     from edgewise.drivers.storage.personal_models import PersonalModel, keep_personal
 
     shutil.copytree("full", tmp_path / "run")
-    base = released.of(Path("full"), 0).params
+    base = released.released_model(Path("full"), 0).params
     keep_personal(tmp_path / "run", PersonalModel("ann", "", "fine_tune", base))
     run, moved = str(tmp_path / "run"), ("--base", "model")
     both = done("generate", run, "--device", "ann", *GREEDY, *moved)["answers"]
@@ -126,9 +126,11 @@ def test_an_adapter_of_the_devices_own_stays_beside_the_shared_one(tmp_path: Pat
         out=out, trainable__kind="lora", trainable__rule="fedit", training__lr=0.3, personal__method="dual",
         personal__gate=gate, personal__steps=3, personal__lr=0.5,
     )  # fmt: skip
-    assert released.of(Path(out), None).params.size == released.of(Path("lora"), None).params.size
+    assert (
+        released.released_model(Path(out), None).params.size == released.released_model(Path("lora"), None).params.size
+    )
     one, other = list(personal_models(Path(out)))[:2]
-    shared = released.of(Path(out), None).params.size
+    shared = released.released_model(Path(out), None).params.size
     assert one.params.size > 2 * shared - 1
     assert one.params.size == 2 * shared or gate == "token"
     assert one.params.tobytes() != other.params.tobytes()

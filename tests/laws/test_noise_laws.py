@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgewise.codecs.feedback.ef14 import feedback
-from edgewise.codecs.project.rotate import edges, rotate, turned
+from edgewise.codecs.project.rotate import block_edges, rotate, turned
 from edgewise.codecs.project.sketch import sketch
 from edgewise.codecs.quantize.wrap import wrap
 from edgewise.codecs.select.random_k import random_k
@@ -178,7 +178,7 @@ def test_encoding_is_pure_and_packs(before: list[Stage], block: int, z: float, b
 def test_rotated_coordinates_are_as_even_as_is_said(dim: int, block: int) -> None:
     """A coordinate deviates by at most r / sqrt(B); in a Hartley block it can by more than r / sqrt(its length)."""
     space = rotate(block).infer(Space(dim, Quorum(1, 1)))
-    b, ends = evenness(space), edges(dim, block)
+    b, ends = evenness(space), block_edges(dim, block)
     start, length = int(ends[-2]), int(ends[-1] - ends[-2])
     j = np.arange(length)
     hartley = length != block

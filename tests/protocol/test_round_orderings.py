@@ -375,7 +375,7 @@ def test_devices_get_deltas_from_the_model_they_certainly_hold(rounds):
             since = before.get(device, -1)
             reach = since >= checkpoint.down.anchor_round
             assert letter.model == shadows[number]
-            ring = broadcast.since(checkpoint.down, since)
+            ring = broadcast.deltas_since(checkpoint.down, since)
             assert len(ring) == (number - since if reach else 0)
             whole = msgspec.structs.replace(letter, base=None, deltas=())
             way = (

@@ -27,7 +27,7 @@ from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
 from edgewise.privacy.ledger import Budget
 from edgewise.secagg import messages
-from edgewise.secagg.client import Sharing, Signed, Waiting, circle
+from edgewise.secagg.client import Sharing, Signed, Waiting, roster_neighbours
 
 ROOT = keys.root(11)
 DP = {"metrics": "none", "dp.noise_multiplier": 4.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "round.rounds": 3,
@@ -281,7 +281,7 @@ class Masks(Lying):
 
     def roster(self, session: Session, who: Iterable[str], roster: Any, dies: int | None = None) -> str:
         sid = bytes.fromhex(_sid(self.plan, self.invitation(session)))
-        found = circle(self.plan.secagg(session[0]), sid, roster)
+        found = roster_neighbours(self.plan.secagg(session[0]), sid, roster)
         self.rosters[found[0].hex()] = found
         self.show(session, who, roster, found[0].hex(), dies)
         return found[0].hex()

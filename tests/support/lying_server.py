@@ -9,7 +9,7 @@ from session import IDENTITIES, SID, Session
 
 from edgewise.crypto import agree, sign
 from edgewise.secagg import messages, recovery
-from edgewise.secagg.client import circle, holding
+from edgewise.secagg.client import roster_neighbours, share_holders
 
 
 class Server:
@@ -39,7 +39,7 @@ class Server:
         """A session under ``roster`` with those of it who are told of it; the boxes of the rest are invented. The
         ``corrupt`` ones sign the list, whatever they have seen."""
         keys = {d: self.keys[d] for d in sorted(roster)}
-        digest, near, _ = circle(self.s.params, SID, keys)
+        digest, near, _ = roster_neighbours(self.s.params, SID, keys)
         boxes: dict[str, dict[str, bytes]] = {}
         signed: dict[str, tuple[bytes, bytes]] = {}
         for d in told:
@@ -76,7 +76,7 @@ class Server:
     def secret(self, device: str, roster: Sequence[str], revealed: dict[str, messages.Revealed]) -> agree.Secret:
         """The one behind a device's pairwise masks, from the shares that others revealed."""
         keys = {d: self.keys[d] for d in sorted(roster)}
-        _, near, threshold = circle(self.s.params, SID, keys)
-        holders = enumerate(holding(device, near[device], len(keys)), 1)
+        _, near, threshold = roster_neighbours(self.s.params, SID, keys)
+        holders = enumerate(share_holders(device, near[device], len(keys)), 1)
         shares = {i: revealed[h].keys[device] for i, h in holders if h in revealed and device in revealed[h].keys}
         return agree.Secret(recovery.key(self.keys[device], shares, threshold))

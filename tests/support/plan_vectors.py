@@ -132,7 +132,7 @@ FLOORS = (  # what an owner asks for, of which plan, and whether the plan keeps 
 def inputs() -> dict[str, dict[str, Any]]:
     """Plan -> its recipe's tables, population and stated noise."""
     found = {}
-    for name in shipped.names():
+    for name in shipped.shipped_recipe_names():
         tables = {k: v for k, v in tomllib.loads(shipped.text(name)).items() if k not in NO_PART}
         if "layers" in tables.get("trainable", {}):
             tables |= LAYERS  # of this file's layout

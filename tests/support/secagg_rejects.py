@@ -254,7 +254,7 @@ def device_answers(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     for device in list(g.keys)[1:]:
         changed = b.signed(device, replace(g.keys[device], seal=bytes(32)))
         roster = Roster(keys={**g.keys, device: changed})
-        _, near, _ = client.circle(p, SID, roster.keys)
+        _, near, _ = client.roster_neighbours(p, SID, roster.keys)
         if device not in near["d000"]:
             break
     name = "a sealing key that agrees with nobody, of a device that is no neighbour"

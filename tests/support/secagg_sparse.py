@@ -36,7 +36,7 @@ class Sparse:
         p, me = record["params"], record["devices"]["d000"]
         policy = CASES[name].more.get("policy", TrustPolicy())
         self.params = Params(policy, p["n_min"], p["bits"], p["dim"], p["heads"])
-        self.roster, near, self.t = client.circle(self.params, SID, roster.keys)
+        self.roster, near, self.t = client.roster_neighbours(self.params, SID, roster.keys)
         self.update = np.array(me["body"], np.uint32), np.array([int(v) for v in me["head"]], np.uint64)
         self.alive = survivors.devices
         self.near = [d for d in near["d000"] if d in self.alive]

@@ -17,7 +17,7 @@ from edgewise.core.space import Space
 from edgewise.core.stage import Stage, placed
 
 
-def pick(budget_bytes: float, sizes: Sequence[float]) -> int:
+def pick_rung(budget_bytes: float, sizes: Sequence[float]) -> int:
     """Choose the rung with the most bytes among those that fit: ``argmax {s_i : s_i <= budget}``, the first of equals.
 
     If none fits, choose the smallest. It may be late, but it is the best that the device can do.
@@ -148,7 +148,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
         )
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        chosen = pick(turn.budget_bytes, rung_bytes(infer(space)))
+        chosen = pick_rung(turn.budget_bytes, rung_bytes(infer(space)))
         chain = chains[chosen]
         for i, (stage, before) in enumerate(zip(chain, fold(space, chain), strict=False)):
             payload, _ = stage.encode(payload, Memory(), before, placed(turn, chain, i))

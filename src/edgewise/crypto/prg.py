@@ -71,7 +71,7 @@ class Words:
             self._stream.update_into(_ZEROS[: part.size], part.data)
 
 
-def coins(seed: bytes, n: int, rate: float) -> NDArray[np.bool_]:
+def random_coins(seed: bytes, n: int, rate: float) -> NDArray[np.bool_]:
     """Draw ``n`` independent coins, each true with probability ``rate`` to within 2^-53.
 
     A coin is true if u < rate, with u a 53-bit fraction of the seed's key stream. Use it for draws whose secrecy a
@@ -87,7 +87,7 @@ def coins(seed: bytes, n: int, rate: float) -> NDArray[np.bool_]:
     return np.asarray(fractions < rate, np.bool_)
 
 
-def width(bits: int) -> type[np.uint32] | type[np.uint64]:
+def residue_dtype(bits: int) -> type[np.uint32] | type[np.uint64]:
     """Choose the word that holds residues modulo 2^bits. Raises ValueError outside 1 to 64."""
     if not 1 <= bits <= 64:
         raise ValueError(f"a ring has 1 to 64 bits, not {bits}")
@@ -96,7 +96,7 @@ def width(bits: int) -> type[np.uint32] | type[np.uint64]:
 
 def stream_word(bits: int) -> type[np.uint16] | type[np.uint32] | type[np.uint64]:
     """Choose the word of a key stream that gives one residue. Up to 16 bits it is half as wide. Raises as ``width``."""
-    return np.uint16 if 1 <= bits <= 16 else width(bits)
+    return np.uint16 if 1 <= bits <= 16 else residue_dtype(bits)
 
 
 def add(acc: Ring, masks: Iterable[tuple[Words, int]], bits: int) -> None:
@@ -113,7 +113,7 @@ def add(acc: Ring, masks: Iterable[tuple[Words, int]], bits: int) -> None:
     Raises:
         ValueError: wrong dtype or sign, or d beyond ``LIMIT_BYTES``.
     """
-    wide, word = width(bits), np.dtype(stream_word(bits))
+    wide, word = residue_dtype(bits), np.dtype(stream_word(bits))
     if acc.dtype != wide or not acc.flags.c_contiguous or acc.ndim != 1:
         raise ValueError(f"the sum must be a contiguous {wide.__name__} vector")
     mask, whole = wide((1 << bits) - 1), (1 << 8 * word.itemsize) - 1
@@ -149,7 +149,7 @@ class Mask:
         word = np.dtype(stream_word(bits))
         self._stream, self._words = stream, np.empty(0, word)
         self._sign = word.type(0 if sign == 1 else (1 << 8 * word.itemsize) - 1)
-        self._mask = width(bits)((1 << bits) - 1)
+        self._mask = residue_dtype(bits)((1 << bits) - 1)
 
     def add(self, piece: Ring) -> None:
         """Add the key stream to the next coordinates, in place."""
@@ -161,6 +161,6 @@ class Mask:
 
 def expand(seed: bytes, dim: int, bits: int) -> Ring:
     """Compute PRG(seed): ``dim`` residues, uniform modulo 2^bits. Raises as ``add``."""
-    out: Ring = np.zeros(dim, np.uint32) if width(bits) is np.uint32 else np.zeros(dim, np.uint64)
+    out: Ring = np.zeros(dim, np.uint32) if residue_dtype(bits) is np.uint32 else np.zeros(dim, np.uint64)
     add(out, [(Words(seed), 1)], bits)
     return out

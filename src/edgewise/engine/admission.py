@@ -31,7 +31,7 @@ class No(NamedTuple):
     reason: str
 
 
-def refused(plan: Plan, invite: Invite, answered: int | None) -> No | None:
+def invitation_refusal(plan: Plan, invite: Invite, answered: int | None) -> No | None:
     """Find the reason to refuse an invitation. None: the device takes part, unless ``unfit`` refuses.
 
     Args:
@@ -49,7 +49,7 @@ def refused(plan: Plan, invite: Invite, answered: int | None) -> No | None:
     return None
 
 
-def unfit(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> No | None:
+def blob_refusal(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> No | None:
     """Find the reason to refuse the blobs of an invitation. None: they fit.
 
     Args:

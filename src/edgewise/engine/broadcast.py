@@ -66,7 +66,7 @@ def advance(plan: Plan, pipe: Pipeline, down: Downlink, model: Vector) -> Downli
     return Downlink(turn.round, shadow, vector.digest(vector.to_bytes(shadow)), tuple(ring), anchor)
 
 
-def jump(down: Downlink, model: Vector) -> Downlink:
+def replace_broadcast_model(down: Downlink, model: Vector) -> Downlink:
     """Replace the broadcast model of ``down.round``. Devices download ``model`` itself, and no delta leads to it."""
     return Downlink(down.round, model, vector.digest(vector.to_bytes(model)), (), model)
 
@@ -89,7 +89,7 @@ def follow(pipe: Pipeline, model: Vector, blob: vector.Buffer) -> Vector:
     return out
 
 
-def since(down: Downlink, held: int) -> tuple[DeltaBlob, ...]:
+def deltas_since(down: Downlink, held: int) -> tuple[DeltaBlob, ...]:
     """Select the deltas from the model of round ``held`` to the shadow. Empty where the ring does not reach so far."""
     if not down.anchor_round <= held < down.round:
         return ()
@@ -141,7 +141,7 @@ def letters(
         raw = frame.dump(letter)
         beside = len(support or b"") + (len(beacon or b"") if standing.accepted is None else 0)
         size = len(raw) + len(model) + beside
-        if down is not None and standing.held is not None and (deltas := since(down, standing.held)):
+        if down is not None and standing.held is not None and (deltas := deltas_since(down, standing.held)):
             letter = msgspec.structs.replace(letter, base=deltas[0].base, deltas=tuple(d.digest for d in deltas))
             shorter = frame.dump(letter)
             if (by_deltas := len(shorter) + sum(len(d.blob) for d in deltas) + beside) < size:

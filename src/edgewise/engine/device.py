@@ -146,7 +146,7 @@ def _finished_update(plan: Plan, state: Training, event: Trained) -> tuple[Updat
     client, update = plan.strategy.client, event.update
     update = replace(update, head=plan.metrics.encoded(update.head))
     if state.dead is not None:
-        update = replace(update, x=pruning.without(state.dead, update.x))
+        update = replace(update, x=pruning.zero_pruned(state.dead, update.x))
     if state.start is not None:
         return update, Memory({PREVIOUS: state.start + update.x})
     if client.finish is None:
@@ -307,8 +307,8 @@ def _take_invitation(plan: Plan, state: State, event: Invited, trust: Trust | No
     if isinstance(state, InSecAgg) and state.heard == _invitation_digest(invite):
         return state, (SendFrame(state.said),)
     before = state if isinstance(state, Idle) else state.idle
-    no = admission.refused(plan, invite, before.answered)
-    if (no := no or admission.unfit(plan, invite, event.params, event.support)) is not None:
+    no = admission.invitation_refusal(plan, invite, before.answered)
+    if (no := no or admission.blob_refusal(plan, invite, event.params, event.support)) is not None:
         return state, (SendFrame(_refusal_frame(device, invite, *no)),)
     try:
         cohort = beacon.verified(plan, trust, device, invite, event.beacon)
@@ -328,7 +328,7 @@ def _take_invitation(plan: Plan, state: State, event: Invited, trust: Trust | No
     start = None if client.contrast is None else params
     training = Training(
         device, invite, held.committed, event.secrets, event.support, held.answered, given, held.lot, cohort, start,
-        pruning.dead(plan, invite.round, params),
+        pruning.pruned_positions(plan, invite.round, params),
     )  # fmt: skip
     key, rule = plan.batch_key(device, invite.round), plan.device_rule(invite.round, device)
     work = plan.work(invite.round, rule.steps, device)

@@ -32,7 +32,7 @@ class Invited:
 
 @dataclass(frozen=True, slots=True)
 class Unready:
-    """Event: an invitation that the driver refuses, because of ``engine.admission.refused`` or of a missing blob."""
+    """Event: an invitation that the driver refuses, by ``admission.invitation_refusal`` or for a missing blob."""
 
     invite: Invite
     code: str

@@ -54,7 +54,7 @@ class Idle:
         committed: the memory after the last contribution that the server is known to have used.
         pending: the memory that applies if the server used the newest contribution. None: there is no newer one.
         answered: the last round this device contributed to, where an update may leave once only
-            (``engine.admission.refused``). None: there is no such round.
+            (``engine.admission.invitation_refusal``). None: there is no such round.
         lot: its part in the run's beacon. None where it has none.
     """
 
@@ -73,7 +73,7 @@ class Training:
         base: the memory that the contribution will start from. given: vectors of the strategy's server half, sent
         beside the model. support: as in ``Turn``. answered, lot: as in ``Idle``. cohort: the round's cohort, where the
         device verifies it. start: the model that training starts from, where the strategy keeps the trained one.
-        dead: the coordinates that are pruned (``plan.pruning.dead``).
+        dead: the coordinates that are pruned (``plan.pruning.pruned_positions``).
     """
 
     device: DeviceId

@@ -38,6 +38,6 @@ def distilled(
         raise TrainingError("E-NAN", f"the distillation after round {round} is not finite.", "lower distill.lr.")
     state, down = replace(after.state, params=params), after.down
     if down is not None:
-        down = broadcast.jump(down, plan.layout.broadcast(state))
+        down = broadcast.replace_broadcast_model(down, plan.layout.broadcast(state))
     kept = replace(aggregate, beside={**aggregate.beside, DISTILLED: params})
     return replace(after, state=state, down=down), kept, event

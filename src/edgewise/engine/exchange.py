@@ -31,7 +31,7 @@ from edgewise.engine.round_states import (
     Pin,
     RoundPolicy,
 )
-from edgewise.engine.rung_groups import deal, sort
+from edgewise.engine.rung_groups import deal_into_groups, sort_by_rung
 from edgewise.secagg import events, server, server_states
 from edgewise.secagg.recovery import NAMED
 
@@ -66,9 +66,9 @@ def _session_groups(
 ) -> Sequence[tuple[int | None, list[DeviceId]]]:
     """Deal the devices that contribute to the sessions of the round."""
     if not masks.rungs:
-        return [(None, devices) for devices in deal(tuple(counted), masks.groups, masks.dealing)]
+        return [(None, devices) for devices in deal_into_groups(tuple(counted), masks.groups, masks.dealing)]
     best = {device: rung for device, rung in counted.items() if rung is not None}
-    return sort(best, masks.sizes, masks.groups, masks.rungs[0].n_min, masks.dealing)
+    return sort_by_rung(best, masks.sizes, masks.groups, masks.rungs[0].n_min, masks.dealing)
 
 
 def waits_for(state: Exchanging, device: DeviceId) -> bool:

@@ -23,7 +23,7 @@ LEAST_S = 30.0
 LONGEST_S = 900.0  # a round that waits for invited devices lasts longer than this where its fleet is that large
 
 
-def pauses(
+def check_in_pauses(
     next_s: float, now_s: float, draws: NDArray[np.float64], rate: float = RATE
 ) -> tuple[NDArray[np.float64], float]:
     """Give places in the queue of returns to devices that ask at the same time.
@@ -80,5 +80,5 @@ class Pace:
 
     def pauses(self, now_s: float, draws: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return the seconds after which each device comes back. As the function ``pauses``."""
-        waits, self._next_s = pauses(self._next_s, now_s, draws, self._rate)
+        waits, self._next_s = check_in_pauses(self._next_s, now_s, draws, self._rate)
         return waits

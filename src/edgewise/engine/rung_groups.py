@@ -13,13 +13,13 @@ from edgewise.core.keys import Key, generator
 from edgewise.core.training import DeviceId
 
 
-def deal(devices: Sequence[DeviceId], groups: int, key: Key) -> list[list[DeviceId]]:
+def deal_into_groups(devices: Sequence[DeviceId], groups: int, key: Key) -> list[list[DeviceId]]:
     """Deal ``devices`` into random groups whose sizes differ by one at most. The order of ``devices`` has no effect."""
     shuffled = generator(key).permutation(sorted(devices)).tolist() if groups > 1 else list(devices)
     return [shuffled[i::groups] for i in range(groups)]
 
 
-def sort(
+def sort_by_rung(
     best: Mapping[DeviceId, int], sizes: Sequence[float], groups: int, least: int, key: Key
 ) -> list[tuple[int, list[DeviceId]]]:
     """Sort devices into at most ``groups`` groups of ``least`` or more, each with the rung of its slowest member.

@@ -30,5 +30,5 @@ def draw(sampling: Sampling, population: Sequence[DeviceId], key: Key, round: in
     if sampling.kind == "fixed":
         chosen = generator(cohort).choice(len(population), sampling.invite, replace=False)
     else:  # Sampling amplifies privacy only where nobody can guess the draw, so the coins are cryptographic.
-        chosen = prg.coins(cohort, len(population), sampling.rate).nonzero()[0]
+        chosen = prg.random_coins(cohort, len(population), sampling.rate).nonzero()[0]
     return tuple(population[i] for i in sorted(chosen.tolist()))

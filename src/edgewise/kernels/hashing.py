@@ -17,7 +17,7 @@ _ONE = np.uint64(1)
 
 
 @compiled
-def mix(seed: np.uint64, i: int) -> np.uint64:
+def hash_word(seed: np.uint64, i: int) -> np.uint64:
     """Compute the i-th word of the stream ``seed``, 64 bits."""
     z = seed + (np.uint64(i) + _ONE) * _GOLDEN
     z = (z ^ (z >> _S30)) * _M1
@@ -28,14 +28,14 @@ def mix(seed: np.uint64, i: int) -> np.uint64:
 @compiled
 def uniform(seed: np.uint64, i: int) -> float:
     """Compute the i-th number in [0, 1) of the stream ``seed``, 53 bits."""
-    return np.float64(mix(seed, i) >> _S11) * 2.0**-53
+    return np.float64(hash_word(seed, i) >> _S11) * 2.0**-53
 
 
 @compiled
 def fill(seed: np.uint64, first: int, words: NDArray[np.uint64]) -> None:
     """Write the words ``first``, ``first`` + 1, ... of the stream ``seed`` to ``words``, 64 bits each."""
     for j in range(words.size):
-        words[j] = mix(seed, first + j)
+        words[j] = hash_word(seed, first + j)
 
 
 @compiled

@@ -11,7 +11,7 @@ MAGNITUDE = np.int32(0x7FFFFFFF)  # Mask for the bits of a float32 without its s
 
 
 @compiled
-def peak(bits: NDArray[np.int32]) -> np.int32:
+def largest_magnitude(bits: NDArray[np.int32]) -> np.int32:
     """Find the largest magnitude of float32 values. Values and result are given as their bits.
 
     A result above 0x7F7FFFFF means that not all values are finite.
@@ -23,7 +23,7 @@ def peak(bits: NDArray[np.int32]) -> np.int32:
 
 
 @compiled
-def gather(
+def gather_magnitudes(
     bits: NDArray[np.int32],
     first: int,
     floor: int,
@@ -42,7 +42,7 @@ def gather(
     """
     for start in range(0, bits.size, 32):
         group = bits[start : start + 32]
-        if peak(group) >= floor:
+        if largest_magnitude(group) >= floor:
             for i in range(group.size):
                 m = group[i] & MAGNITUDE
                 if m >= floor:
@@ -61,7 +61,7 @@ def add_bfloat16(x: NDArray[np.float32], e: NDArray[np.uint16], f: np.float32, o
         bits[i] = np.int32(np.uint32(e[i]) << np.uint32(16))
     for i in range(x.size):
         out[i] = x[i] + f * out[i]
-    return peak(bits)
+    return largest_magnitude(bits)
 
 
 @compiled
@@ -69,4 +69,4 @@ def add_float32(x: NDArray[np.float32], e: NDArray[np.float32], f: np.float32, o
     """Compute out = x + f e. Return ``peak`` of the result."""
     for i in range(x.size):
         out[i] = x[i] + f * e[i]
-    return peak(out.view(np.int32))
+    return largest_magnitude(out.view(np.int32))

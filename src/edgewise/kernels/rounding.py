@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.compiled import compiled
 from edgewise.kernels.hashing import fill, uniform
-from edgewise.kernels.magnitudes import MAGNITUDE, peak
+from edgewise.kernels.magnitudes import MAGNITUDE, largest_magnitude
 
 RUN = 2048  # coordinates at a time, which stay in the first-level cache: 8 KiB of float32, 8 KiB of random words
 
@@ -89,7 +89,7 @@ def round_blocks(
     words, have, top = np.empty(RUN // 2, np.uint64), -1, np.float64(level_max)
     for b in range(scales.size):
         start, stop = b * block, min(x.size, (b + 1) * block)
-        m = np.int64(peak(bits[start:stop]))
+        m = np.int64(largest_magnitude(bits[start:stop]))
         inverse = 0.0
         if m >= 0x00800000:
             as_bits[b] = np.int32(min((m + np.int64(0xFFFF)) & np.int64(0xFFFF0000), np.int64(0x7F7F0000)))
@@ -154,6 +154,6 @@ def to_int8(
     words, have = np.empty(RUN // 2, np.uint64), -1
     for b in range(scales.size):
         start, stop = b * block, min(x.size, (b + 1) * block)
-        as_bits[b] = min(peak(bits[start:stop]), np.int32(0x7F7FFFFF))
+        as_bits[b] = min(largest_magnitude(bits[start:stop]), np.int32(0x7F7FFFFF))
         inverse = 127.0 / np.float64(scales[b]) if scales[b] > 0 else 0.0
         have = _round_span(x, start, stop, inverse, 127.0, seed, words, have, out)

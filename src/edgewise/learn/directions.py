@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgewise.core.compiled import compiled
 from edgewise.core.keys import Key, derive, word
 from edgewise.core.vector import Vector
-from edgewise.kernels.hashing import mix
+from edgewise.kernels.hashing import hash_word
 
 Seeds = NDArray[np.uint64]
 # So many coordinates stay in the first-level cache while all directions pass over them. It is a multiple of 64.
@@ -62,7 +62,7 @@ def add(w: Vector, a: Vector, seeds: Seeds) -> None:
             if c == 0.0:
                 continue
             for j in range((block.size + 63) // 64):
-                both = mix(seeds[k], start // 64 + j)
+                both = hash_word(seeds[k], start // 64 + j)
                 words[2 * j], words[2 * j + 1] = np.uint32(both & _LOW), np.uint32(both >> _HALF)
             whole = block.size // 32
             for j in range(whole):

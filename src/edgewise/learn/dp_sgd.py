@@ -132,7 +132,7 @@ def drawn(n: int, rate: float, key: Key) -> NDArray[np.int64]:
     The draw depends on the key alone, through a cryptographic generator. Only the device knows the key, because a draw
     that others can guess amplifies no privacy.
     """
-    return np.flatnonzero(prg.coins(key, n, rate)).astype(np.int64)
+    return np.flatnonzero(prg.random_coins(key, n, rate)).astype(np.int64)
 
 
 def taken(records: Callable[[NDArray[np.int64]], Sequence[Any]], rows: NDArray[np.int64]) -> Iterator[Record]:

@@ -99,8 +99,8 @@ class Flat(Storage):
         super().__init__(spec, w_D, g_D, frozenset(fixed), frozenset(apart))
         self._views: list[tuple[nn.Parameter, torch.Tensor]] = []
         for segment, (_, p) in zip(self.spec.segments, named, strict=True):
-            p.data = view(self.w_D, segment).copy_(p.data)
-            p.grad = view(self.g_D, segment)
+            p.data = segment_view(self.w_D, segment).copy_(p.data)
+            p.grad = segment_view(self.g_D, segment)
             self._views.append((p, p.grad))
         for s, (p, _) in zip(self.spec.segments, self._views, strict=True):
             p.requires_grad_(s.name not in self.fixed and p.requires_grad)
@@ -113,9 +113,9 @@ class Flat(Storage):
     def move(self, processor: torch.device) -> None:
         """Move parameters and gradients to a processor. The rest of the model has to be moved by itself."""
         self.w_D, self.g_D = self.w_D.to(processor), self.g_D.to(processor)
-        self._views = [(p, view(self.g_D, s)) for s, p in self.pairs()]
+        self._views = [(p, segment_view(self.g_D, s)) for s, p in self.pairs()]
         for s, (p, g) in zip(self.spec.segments, self._views, strict=True):
-            p.data = view(self.w_D, s)
+            p.data = segment_view(self.w_D, s)
             p.grad = g
         self._shared()
 
@@ -168,7 +168,7 @@ class Flat(Storage):
             if found is None or tuple(found.shape) != s.shape:
                 what = f"the module that the training loop returned has no parameter {s.name} of the shape {s.shape}."
                 raise TrainingError("E-TRAIN", what, "return the module that the loop received, or one like it.")
-            place = view(self.w_D, s)
+            place = segment_view(self.w_D, s)
             if found.data.data_ptr() != place.data_ptr():
                 place.copy_(found.data)
                 p.data = place
@@ -198,6 +198,6 @@ class Flat(Storage):
                 p.requires_grad_(True)
 
 
-def view(x_D: torch.Tensor, s: Segment) -> torch.Tensor:
+def segment_view(x_D: torch.Tensor, s: Segment) -> torch.Tensor:
     """Return one segment of ``x_D`` in its shape, as a view."""
     return x_D[s.start : s.stop].view(s.shape)

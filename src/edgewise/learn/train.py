@@ -20,7 +20,7 @@ from edgewise.core.safe_repr import outline
 from edgewise.core.training import Correction, StepNoise
 from edgewise.core.vector import Vector
 from edgewise.learn import dp_sgd
-from edgewise.learn.flat import Flat, Storage, view
+from edgewise.learn.flat import Flat, Storage, segment_view
 from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -252,10 +252,10 @@ class Optimizer:
             moving = [s for s in self._flat.spec.segments if not names or s.name in names]
             hidden = {s.name: s for s in moving if is_hidden_matrix(s.name, s.shape)}
             rest = [s for s in moving if s.name not in hidden]
-            self._pieces = [[view(x_D, s) for s in rest] for x_D in columns]
+            self._pieces = [[segment_view(x_D, s) for s in rest] for x_D in columns]
             for shape in sorted({s.shape for s in hidden.values()}):
                 alike = [s for s in hidden.values() if s.shape == shape]
-                self._muon.append([[view(x_D, s) for s in alike] for x_D in columns[:3]])
+                self._muon.append([[segment_view(x_D, s) for s in alike] for x_D in columns[:3]])
 
     def step(self, lr: float) -> None:
         """Update w from g in place. ``g_D`` may change too."""

@@ -103,7 +103,7 @@ def prepared(rows: Rows, byzantine: int, before: Before) -> Rows:
     rows = rows[np.argsort([hashlib.sha256(row.tobytes()).hexdigest() for row in rows])]
     if before == "nnm":
         return nearest_means(rows, byzantine)
-    return shortened(rows, byzantine) if before == "arc" else rows
+    return clip_longest_vectors(rows, byzantine) if before == "arc" else rows
 
 
 def nearest_means(rows: Rows, byzantine: int) -> Rows:
@@ -112,7 +112,7 @@ def nearest_means(rows: Rows, byzantine: int) -> Rows:
     return np.stack([rows[np.sort(one)].mean(axis=0) for one in near])
 
 
-def shortened(rows: Rows, byzantine: int) -> Rows:
+def clip_longest_vectors(rows: Rows, byzantine: int) -> Rows:
     """Cut the floor(2 f (n - f) / n) longest vectors to the length of the next one."""
     n, lengths = rows.shape[0], np.linalg.norm(rows, axis=1)
     bound = np.sort(lengths)[n - 1 - 2 * byzantine * (n - byzantine) // n]

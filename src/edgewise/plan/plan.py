@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from edgewise.codecs.ladder import pick, rung_bytes
+from edgewise.codecs.ladder import pick_rung, rung_bytes
 from edgewise.codecs.wire import pack
 from edgewise.core import keys
 from edgewise.core.frame import Invite, LocalRule
@@ -387,7 +387,7 @@ class Plan:
 
     def best(self, elapsed_s: float | None, up_mbit: float) -> int:
         """Return the rung that a device picks, or asks for where a sum hides single updates. See ``budget_bytes``."""
-        return pick(self.budget_bytes(elapsed_s, up_mbit), self.sizes)
+        return pick_rung(self.budget_bytes(elapsed_s, up_mbit), self.sizes)
 
     @property
     def snapshot_bytes(self) -> int:

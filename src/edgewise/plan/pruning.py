@@ -26,7 +26,7 @@ def matrices(spec: Spec) -> Iterator[Segment]:
             yield s
 
 
-def dead(plan: Plan, round: int, params: Vector) -> NDArray[np.bool_] | None:
+def pruned_positions(plan: Plan, round: int, params: Vector) -> NDArray[np.bool_] | None:
     """Find the coordinates that stay zero in a round: bool[d]. None before the first pruning.
 
     Args:
@@ -43,7 +43,7 @@ def dead(plan: Plan, round: int, params: Vector) -> NDArray[np.bool_] | None:
     return out
 
 
-def without(mask: NDArray[np.bool_], x: Vector) -> Vector:
+def zero_pruned(mask: NDArray[np.bool_], x: Vector) -> Vector:
     """Make a copy of ``x`` (float32[d]) with exact zeros where the mask (bool[d]) is true."""
     return np.where(mask, np.float32(0.0), x)
 
@@ -59,8 +59,8 @@ def pruned(plan: Plan, round: int, before: Vector, after: Vector) -> Vector:
     share = plan.recipe.prune.pruned(round + 1, plan.rounds)
     if not share:
         return after
-    mask = dead(plan, round, before)
-    out = after.copy() if mask is None else without(mask, after)
+    mask = pruned_positions(plan, round, before)
+    out = after.copy() if mask is None else zero_pruned(mask, after)
     for s in matrices(plan.spec):
         part = out[s.start : s.stop]
         part[np.argsort(np.abs(part), kind="stable")[: int(share * s.size + 1e-9)]] = 0.0

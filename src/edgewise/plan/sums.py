@@ -15,7 +15,7 @@ from edgewise.plan.codec_choice.choice import sorting
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.sampling import Sampling
 from edgewise.plan.trust import check_read, corrupt_most
-from edgewise.secagg.merge import assured, check_sessions
+from edgewise.secagg.merge import check_sessions, trust_policy
 from edgewise.secagg.params import TrustPolicy
 
 
@@ -73,7 +73,7 @@ def sums_of(recipe: Recipe, merge: Merge, sampling: Sampling) -> Sums:
             f"{100 * fewest:g} % train {max(shares)} blocks. The first would hide less than two honest devices.",
             "take larger cohorts, raise round.minimum, or let more devices train that many.",
         )
-    policy = assured(merge, least, corrupt, trust.dropout_fraction, trust.server)
+    policy = trust_policy(merge, least, corrupt, trust.dropout_fraction, trust.server)
     if merge.hides.interactive:
         check_sessions(policy, least, -(-sampling.largest // merge.groups))
     return Sums(least, corrupt, policy, rungs)

@@ -64,7 +64,7 @@ def epsilon(events: Mapping[PrivacyEvent, int], delta: float, grid: float = FINE
     return _composed_epsilon(counted, delta, grid)
 
 
-def together(events: Mapping[PrivacyEvent, int], delta: float, grid: float = COARSE) -> float:
+def composed_epsilon(events: Mapping[PrivacyEvent, int], delta: float, grid: float = COARSE) -> float:
     """Compute the epsilon of events of different neighbours and units, at one ``delta``.
 
     It holds for two worlds that are neighbours in the sense of each event: an update replaced in one run, zeroed in
@@ -96,7 +96,7 @@ def _composed_epsilon(counted: _Counted, delta: float, grid: float) -> float:
     return _by_loss(counted, delta, grid)
 
 
-def renyi(events: Mapping[PrivacyEvent, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def renyi_divergences(events: Mapping[PrivacyEvent, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Compute the Renyi divergences of all events together: (orders, divergence at each).
 
     They are looser than ``epsilon`` where there is Poisson sampling. Truncation is left out, so for "truncated" they

@@ -112,12 +112,12 @@ def rests_on(c: Plain) -> list[tuple[str, str]]:
     ]
 
 
-def fewer(c: Plain) -> list[tuple[str, str]]:
+def fewer_honest_rows(c: Plain) -> list[tuple[str, str]]:
     """List the rows of ``FEWER``. None where no devices' noise is counted on."""
     return [(f"{honest:,}", f"{epsilon:.3g}") for honest, epsilon in c["fewer"]]
 
 
-def without(servers: int) -> str:
+def no_epsilon_sentence(servers: int) -> str:
     """Say in place of a card that there is no epsilon. ``servers``: number of servers that hide updates, 0 = none."""
     seen, more = ("Individual updates are hidden.", f" {REPEATED}") if servers else ("The server sees each update.", "")
     return f"{seen} No epsilon is claimed.{more}"

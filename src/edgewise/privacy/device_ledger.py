@@ -6,10 +6,10 @@
     epsilon = epsilon(all events together, delta)
 
 A run counts its own rounds only (``privacy.ledger``). Here the rounds of all runs are composed, also those of different
-neighbours and units (``accountant.together``). The epsilon is for two worlds that differ by the device in the sense of
-each run. A reader of the device's part of a round, or of the models after it, knows that the device took part. So
-sampling of devices amplifies nothing here (``PrivacyEvent.seen``), and a round without the device costs it nothing.
-
+neighbours and units (``accountant.composed_epsilon``). The epsilon is for two worlds that differ by the device in the
+sense of each run. A reader of the device's part of a round, or of the models after it, knows that the device took
+part. So sampling of devices amplifies nothing here (``PrivacyEvent.seen``), and a round without the device costs it
+nothing.
 Correlated noise is one release for its whole run. Its rounds cost the event once, up to as many as it was sized for.
 Source: Kairouz, Oh, Viswanath 2015 (composition); Zhu, Dong, Wang 2022 (of different neighbours).
 """
@@ -65,7 +65,7 @@ def spent(charges: Iterable[DeviceCharge], delta: float) -> float:
             if rounds[one.run, event] > 1:
                 continue
         events[event] += one.event.steps
-    return accountant.together(events, delta)
+    return accountant.composed_epsilon(events, delta)
 
 
 def charge(ledger: DeviceLedger, new: DeviceCharge) -> DeviceLedger | OverBudget:

@@ -71,7 +71,7 @@ def rounded_norm(l: float, dim: int) -> float:  # noqa: E741 (the paper's L)
     return min(l + sqrt(dim), sqrt(l * l + dim / 4 + 1.0 * (l + sqrt(dim) / 2)))  # sqrt(2 ln(1/BETA)) = 1
 
 
-def gap(s: float, honest: int) -> float:
+def discrete_gaussian_gap(s: float, honest: int) -> float:
     """Compute tau: the distance of a sum of discrete Gaussians from a discrete Gaussian, per coordinate."""
     return 10.0 * sum(exp(-2.0 * pi**2 * s * s * j / (j + 1)) for j in range(1, honest))
 
@@ -99,7 +99,17 @@ def size(n: int, honest: int, z: float, clip_l2: float, dim: int, bits: int, k: 
     s, l2 = ceil(scale * local), scale * clip_l2
     d2 = rounded_norm(l2, dim)
     return Sizing(
-        n, honest, z, clip_l2, dim, bits, scale, s, d2, d2 * d2 / (2.0 * honest * s * s), gap(s, honest) * dim
+        n,
+        honest,
+        z,
+        clip_l2,
+        dim,
+        bits,
+        scale,
+        s,
+        d2,
+        d2 * d2 / (2.0 * honest * s * s),
+        discrete_gaussian_gap(s, honest) * dim,
     )
 
 

@@ -245,9 +245,9 @@ def _share_secrets(
             raise DecodeError("E-SECAGG-KEYS", "keys on the roster are not signed by an enrolled device.")
     if len({k.seal for k in keys.values()} | {k.mask for k in keys.values()}) != 2 * len(keys):
         raise DecodeError("E-SECAGG-KEYS", "the roster lists a key twice.")
-    digest, near, threshold = circle(params, own.sid, keys)
+    digest, near, threshold = roster_neighbours(params, own.sid, keys)
     secret, boxes, opening = agree.Secret(own.seal), {}, dict[str, bytes]()
-    points = {device: i + 1 for i, device in enumerate(holding(me, near[me], len(keys)))}
+    points = {device: i + 1 for i, device in enumerate(share_holders(me, near[me], len(keys)))}
     seeds = shamir.share(own.seed, list(points.values()), threshold, coins(own.shares, digest, "seed"))
     masks = shamir.share(own.mask, list(points.values()), threshold, coins(own.shares, digest, "key"))
     for device in near[me]:
@@ -277,7 +277,9 @@ def _share_checks(roster: bytes, dealer: str, holder: str, seed: bytes, key: byt
     return share_check(roster, dealer, holder, b"seed", seed) + share_check(roster, dealer, holder, b"key", key)
 
 
-def circle(params: Params, sid: bytes, keys: dict[str, Keys]) -> tuple[bytes, dict[str, tuple[str, ...]], int]:
+def roster_neighbours(
+    params: Params, sid: bytes, keys: dict[str, Keys]
+) -> tuple[bytes, dict[str, tuple[str, ...]], int]:
     """Compute a session's roster digest, each device's neighbours and the threshold from the signed keys.
 
     Raises DecodeError(E-SECAGG-FEW) where no graph of that many devices keeps the policy's promise.
@@ -290,7 +292,7 @@ def circle(params: Params, sid: bytes, keys: dict[str, Keys]) -> tuple[bytes, di
     return digest, dict(graph.neighbours(digest, tuple(keys), k)), threshold
 
 
-def holding(device: str, near: tuple[str, ...], n: int) -> list[str]:
+def share_holders(device: str, near: tuple[str, ...], n: int) -> list[str]:
     """List the holders of a device's shares: its neighbours, in a complete graph of ``n`` devices also itself."""
     return sorted((*near, device)) if len(near) == n - 1 else list(near)
 
@@ -320,7 +322,7 @@ def _mask_update(
             held[sender] = seed, key  # The server would take any other share for a lie of this device.
         else:
             failed.append(sender)
-    holders = holding(me, tuple(state.keys), len(state.everybody))
+    holders = share_holders(me, tuple(state.keys), len(state.everybody))
     if len(held) + (me in holders) < state.threshold:
         raise DecodeError("E-SECAGG-FEW", f"{len(held)} neighbours sent shares. {state.threshold} are needed.")
     hidden = Hidden(params, np.frombuffer(state.body, "<u4"), np.frombuffer(state.head, "<u8"))

@@ -51,7 +51,9 @@ def secure_sum() -> Merge:
     return _hiding_merge(ring_sum(), "secure_sum", ByMasks())
 
 
-def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server: Server = "malicious") -> TrustPolicy:
+def trust_policy(
+    merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server: Server = "malicious"
+) -> TrustPolicy:
     """Derive the trust policy for sums of ``least`` devices or more, ``corrupt`` of which may be corrupt.
 
     All corrupt devices may be in the smallest sum, where they are the largest share.
@@ -61,7 +63,7 @@ def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server
     """
     assert merge.hides is not None
     masks = merge.hides.interactive
-    if least < (needed := fewest(corrupt, dropout) if masks else fewest_shared(corrupt)):
+    if least < (needed := smallest_masked_sum(corrupt, dropout) if masks else fewest_shared(corrupt)):
         more = f" and {share_of(dropout, least)} more drop out" if masks else ""
         less = " or drop-outs (trust.dropout_fraction, a share of a sum)" if masks else ""
         raise CompositionError(
@@ -75,7 +77,7 @@ def assured(merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server
     return TrustPolicy(min(corrupt / least, CORRUPT_MOST), dropout, server)
 
 
-def fewest(corrupt: int, dropout: float = 0.0) -> int:
+def smallest_masked_sum(corrupt: int, dropout: float = 0.0) -> int:
     """Number of devices of the smallest masked sum that hides the honest ones and that they can open.
 
     It is max(2, ceil((3 A + 1) / (1 - 2 delta))), where all A = ``corrupt`` devices and the share delta = ``dropout``

@@ -23,8 +23,8 @@ choose the policy: no session has more than ``SESSION_MOST`` devices.
 A plan's policy has gamma = A / n_min, where A devices of any one sum may be corrupt. So a session of n >= n_min devices
 allows for all of them: floor(gamma n) >= A. With a malicious server A = min(cohort, floor(malicious_fraction x
 population)), because the server picks the cohort. With a curious one A is the 1 - 2^-40 quantile of the number of
-corrupt devices in an honestly drawn cohort (``plan.trust``). delta = dropout_fraction. ``secagg.merge.fewest`` computes
-n_min.
+corrupt devices in an honestly drawn cohort (``plan.trust``). delta = dropout_fraction.
+``secagg.merge.smallest_masked_sum`` computes n_min.
 Source: Bonawitz et al. 2017, ePrint 2017/281; Bell et al. 2020, ePrint 2020/704, theorems 3.10 and 4.9, for 1, 2, and
 the first bound of 4. Condition 5 counts corrupt holders there only as those who reveal.
 """

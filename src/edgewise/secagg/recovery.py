@@ -156,7 +156,7 @@ class Accused:
     lacking: tuple[str, ...]
 
 
-def accused(
+def accused_devices(
     holders: Mapping[str, Sequence[str]], failed: Mapping[str, Sequence[str]], threshold: int, most: int
 ) -> Accused:
     """Name the devices that lied about boxes, and the secrets that are lost already, before any share is revealed.
@@ -175,10 +175,10 @@ def accused(
         for dealer in holders
         if dealer not in failed and sum(h in failed and dealer not in failed[h] for h in holders[dealer]) < threshold
     )
-    return Accused(suspects(lacking, failed) | named, lacking)
+    return Accused(suspect_dealers(lacking, failed) | named, lacking)
 
 
-def suspects(lacking: Iterable[str], failed: Mapping[str, Sequence[str]]) -> dict[str, str]:
+def suspect_dealers(lacking: Iterable[str], failed: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Select, of the dealers whose secrets are lost, those that some holder accuses."""
     accused_dealers = {dealer for dealers in failed.values() for dealer in dealers}
     return {dealer: SUSPECT for dealer in lacking if dealer in accused_dealers}

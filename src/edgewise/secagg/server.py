@@ -33,7 +33,7 @@ from edgewise.core.errors import DecodeError
 from edgewise.crypto import agree, sign
 from edgewise.kernels.bits import unpack_bits
 from edgewise.secagg import messages, recovery
-from edgewise.secagg.client import circle, holding
+from edgewise.secagg.client import roster_neighbours, share_holders
 from edgewise.secagg.events import Device, DeviceGone, Effect, Event, Refused, SendMessage, StepClosed
 from edgewise.secagg.graph import smallest_part
 from edgewise.secagg.messages import SEALED_BYTES, survivors_digest
@@ -225,7 +225,7 @@ def _too_few(have: int, need: int, what: str) -> Aborted:
 def _send_roster(state: Advertising) -> Out:
     session, keys = state.session, messages.ordered(state.keys)
     try:
-        digest, near, threshold = circle(session.params, session.sid, keys)
+        digest, near, threshold = roster_neighbours(session.params, session.sid, keys)
     except DecodeError as e:
         return Aborted(e.code, e.what), ()
     need = session.params.needed(len(keys))
@@ -275,13 +275,13 @@ def _send_survivors(state: Masking) -> Out:
 
 def _share_holders(state: Sharing) -> dict[Device, list[Device]]:
     """Map each dealer to the holders of its shares, in the order of their points."""
-    return {device: holding(device, state.near[device], len(state.keys)) for device in state.boxes}
+    return {device: share_holders(device, state.near[device], len(state.keys)) for device in state.boxes}
 
 
 def _accused_dealers(state: Masking) -> recovery.Accused:
     """Find the dealers of junk among those whose updates are in the sum."""
     most = state.shared.session.params.policy.lying(len(state.shared.keys))
-    return recovery.accused(_share_holders(state.shared), state.folded, state.shared.threshold, most)
+    return recovery.accused_devices(_share_holders(state.shared), state.folded, state.shared.threshold, most)
 
 
 def _refused_devices(named: Mapping[Device, str]) -> tuple[Effect, ...]:
@@ -295,7 +295,7 @@ def _send_proofs(state: Signing) -> Out:
         return _too_few(len(signers), need, "signed the survivors"), ()
     letters = []
     for device in signers:
-        shown = set(holding(device, shared.near[device], len(shared.keys))).intersection(signers)
+        shown = set(share_holders(device, shared.near[device], len(shared.keys))).intersection(signers)
         shown |= set(islice((d for d in signers if d not in shown), max(0, quorum - len(shown))))
         proofs = messages.Proofs(signatures={d: state.signatures[d] for d in sorted(shown)})
         letters.append(SendMessage(device, messages.dump(proofs)))
@@ -308,7 +308,7 @@ def _open_sum(state: Unmasking) -> Out:
     session, alive = shared.session, frozenset(survivors)
     found = recovery.recover(session.sid, shared.keys, _share_holders(shared), alive, state.revealed, shared.threshold)
     before = _accused_dealers(masked).named  # These were reported when all masked updates had arrived.
-    late = {d: code for d, code in recovery.suspects(found.lacking, masked.folded).items() if d not in before}
+    late = {d: code for d, code in recovery.suspect_dealers(found.lacking, masked.folded).items() if d not in before}
     effects = _refused_devices({d: c for d, c in {**late, **found.named}.items() if before.get(d) != recovery.DEALT})
     if found.lacking:
         return Aborted("E-SECAGG-FEW", f"too few right shares of {', '.join(found.lacking)}"), effects

@@ -8,7 +8,7 @@ from edgewise.crypto.shamir import SHARE_BYTES
 from edgewise.crypto.sign import SIGNATURE_BYTES
 from edgewise.kernels.bits import packed_bytes
 from edgewise.secagg import messages
-from edgewise.secagg.client import holding
+from edgewise.secagg.client import share_holders
 from edgewise.secagg.params import Params
 
 _SIGNATURE, _WORD, _BOX, _SHARE = bytes(SIGNATURE_BYTES), bytes(32), bytes(messages.BOX_BYTES), bytes(SHARE_BYTES)
@@ -39,7 +39,7 @@ def letters(params: Params, names: Sequence[str], framed: Callable[[bytes], int]
         messages.Roster(keys=dict.fromkeys(everybody, keys)),
         messages.Boxes(boxes=dict.fromkeys(near, dealt)),
         messages.Survivors(devices=tuple(everybody)),
-        messages.Proofs(signatures=dict.fromkeys(holding(everybody[0], tuple(near), n), _SIGNATURE)),
+        messages.Proofs(signatures=dict.fromkeys(share_holders(everybody[0], tuple(near), n), _SIGNATURE)),
     )
     up_bytes, down_bytes = (sum(framed(messages.dump(message)) for message in side) for side in (sent, received))
     return up_bytes, down_bytes

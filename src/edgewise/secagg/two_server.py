@@ -104,7 +104,7 @@ def _share_context(context: bytes, role: bytes, device: str, id: bytes) -> bytes
     return digest(b"share", context, role, device.encode(), id)
 
 
-def ends(box: bytes | memoryview) -> bytes:
+def leader_box_ends(box: bytes | memoryview) -> bytes:
     """Ends of the leader's box: its sealed key (80 bytes) and its authentication tag (16 bytes)."""
     return bytes(box[: seal.LARGE_OVERHEAD_BYTES - seal.OVERHEAD_BYTES]) + bytes(box[-seal.OVERHEAD_BYTES :])
 
@@ -150,7 +150,7 @@ def split(
     box.write(tail.astype("<u8", copy=False).view(np.uint8).data)
     box.close()
     other = seal.hpke_seal(helper, k, _share_context(context, b"helper", device, id))
-    signature = sign.sign(identity, signed(context, device, id, ends(room), other))
+    signature = sign.sign(identity, signed(context, device, id, leader_box_ends(room), other))
     report[:_HEAD_BYTES] = _encoder.encode(Report(id=id, helper=other, signature=signature))
     return report
 
@@ -199,7 +199,9 @@ def open_report(leader: LeaderState, device: str, raw: Buffer) -> tuple[Ticket, 
     report = _strictly_decoded(bytes(raw[:_HEAD_BYTES]), _reports)
     if len(box) < seal.LARGE_OVERHEAD_BYTES:
         raise DecodeError("E-FRAME", "the report's box is too short for its ends.")
-    ticket = Ticket(device=device, id=report.id, leader=ends(box), helper=report.helper, signature=report.signature)
+    ticket = Ticket(
+        device=device, id=report.id, leader=leader_box_ends(box), helper=report.helper, signature=report.signature
+    )
     if device in leader.counted or report.id in leader.ids:
         raise DecodeError("E-SECAGG-ORDER", "the device or its report is counted already.")
     _authentic_ticket(leader.context, leader.registry, ticket)

@@ -9,12 +9,12 @@ from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Vector
 from edgewise.strategies.base import State, Strategy
 from edgewise.strategies.client import Client, ClientUpdate, LocalWork, Vectors
-from edgewise.strategies.fedopt import ServerLr, fedavg, of
+from edgewise.strategies.fedopt import ServerLr, factor_words, fedavg
 
 STEPS = "steps"  # the head scalar a_i / a
 
 
-def effective(steps: int, momentum: float) -> float:
+def effective_steps(steps: int, momentum: float) -> float:
     """Compute ||a||_1, the number of plain SGD steps that a device's steps equal if gradients stay the same.
 
     K without momentum, else (K - rho (1 - rho^K) / (1 - rho)) / (1 - rho).
@@ -49,7 +49,7 @@ def fednova(lr: ServerLr = 1.0) -> Strategy:
     average = fedavg(lr)
 
     def finish(x: Vector, memory: Vectors, given: Vectors, work: LocalWork) -> ClientUpdate:
-        share = effective(work.steps, work.momentum) / effective(work.most, work.momentum)
+        share = effective_steps(work.steps, work.momentum) / effective_steps(work.most, work.momentum)
         return ClientUpdate(x if share == 1.0 else x / np.float32(share), head={STEPS: share})
 
     def apply(state: State, aggregate: Aggregate) -> State:
@@ -57,5 +57,7 @@ def fednova(lr: ServerLr = 1.0) -> Strategy:
         return average.apply(state, Aggregate(mean, aggregate.head, aggregate.n, aggregate.weight))
 
     why = "it corrects for devices that take different numbers of steps"
-    says = f"moves the model by {of(lr)}the mean update per local step, as many steps as devices took on average"
+    says = (
+        f"moves the model by {factor_words(lr)}the mean update per local step, as many steps as devices took on average"
+    )
     return Strategy(f"fednova({lr:g})", says, State, apply, Client(finish=finish, head=(STEPS,), uneven=why))

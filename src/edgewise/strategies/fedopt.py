@@ -52,7 +52,7 @@ def _by_blocks(step: Callable[..., tuple[Vector, ...]], w: Vector, d: Vector, *s
     return out
 
 
-def of(share: float) -> str:
+def factor_words(share: float) -> str:
     """Write a factor for a sentence: ``"0.5 of "``, or nothing for 1."""
     return "" if share == 1.0 else f"{share:g} of "
 
@@ -68,7 +68,7 @@ def fedavg(lr: Annotated[float, Gt(0), Doc("server learning rate; 1 = the averag
         (params,) = _by_blocks(lambda w, d: (w + _F(lr) * d,), state.params, aggregate.mean)
         return State(params, {}, state.round + 1)
 
-    return Strategy(f"fedavg({lr:g})", f"adds {of(lr)}the mean update to the model", State, apply)
+    return Strategy(f"fedavg({lr:g})", f"adds {factor_words(lr)}the mean update to the model", State, apply)
 
 
 @part
@@ -95,7 +95,8 @@ def fedavgm(
         return State(params, {"m": m}, state.round + 1)
 
     ahead = " and looks one step ahead" if nesterov else ""
-    says = f"moves the model by {of(lr)}a sum of mean updates, which keeps {momentum:g} of itself each round{ahead}"
+    kept = f"keeps {momentum:g} of itself each round{ahead}"
+    says = f"moves the model by {factor_words(lr)}a sum of mean updates, which {kept}"
     return Strategy(f"fedavgm({lr:g}, {momentum:g}{', nesterov' if nesterov else ''})", says, init, apply)
 
 
@@ -163,5 +164,5 @@ def _adaptive_server_optimizer(
         return State(params, dict(zip(names, new, strict=True)), state.round + 1)
 
     mean = "the running mean of updates" if beta1 else "the mean update of a round"
-    says = f"moves every coordinate by {of(lr)}{mean}, divided by the root of {squares}"
+    says = f"moves every coordinate by {factor_words(lr)}{mean}, divided by the root of {squares}"
     return Strategy(f"{name}({lr:g})", says, init, apply)

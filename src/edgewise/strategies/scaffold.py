@@ -12,7 +12,7 @@ from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Vector
 from edgewise.strategies.base import State, Strategy
 from edgewise.strategies.client import Client, ClientUpdate, LocalWork, Vectors
-from edgewise.strategies.fedopt import of
+from edgewise.strategies.fedopt import factor_words
 
 _F = np.float32
 
@@ -68,5 +68,5 @@ def scaffold(population: int, lr: Annotated[float, Gt(0), Doc("server learning r
 
     why = "a control variate is (w - y) / (K eta), a mean gradient with plain SGD alone"
     client = Client(shift=shift, finish=finish, memory=("c",), given=("c",), sends=("c",), plain_sgd=why)
-    says = f"adds {of(lr)}the mean update to the model; devices correct their gradients by control variates"
+    says = f"adds {factor_words(lr)}the mean update to the model; devices correct their gradients by control variates"
     return Strategy(f"scaffold({lr:g})", says, init, apply, client)

@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 
 from edgewise.core.part import Doc, part
 from edgewise.strategies.base import Directions, Strategy
-from edgewise.strategies.fedopt import fedavg, of
+from edgewise.strategies.fedopt import factor_words, fedavg
 
 FEWEST, MOST = 16, 65536
 
@@ -42,5 +42,6 @@ def zeroth_order(
     1992 (SPSA, directions of signs). Both papers take Gaussian directions, and E z z^T = I either way.
     """
     name = f"zeroth_order({seeds}, {eps:g}, {lr:g})"
-    says = f"adds {of(lr)}the mean of the devices' coefficients of {seeds} seeded directions; no gradient is computed"
+    mean = f"the mean of the devices' coefficients of {seeds} seeded directions"
+    says = f"adds {factor_words(lr)}{mean}; no gradient is computed"
     return fedavg(lr)._replace(name=name, says=says, directions=Directions(seeds, eps))

@@ -24,7 +24,7 @@ from edgewise.engine import device as machine
 from edgewise.engine import device_events
 from edgewise.engine import device_state as states
 from edgewise.engine.ports import Trust
-from edgewise.engine.rung_groups import sort
+from edgewise.engine.rung_groups import sort_by_rung
 from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.codec_choice.rungs import MASKED_RUNGS
@@ -129,7 +129,7 @@ bests = st.lists(st.integers(0, 5), min_size=1, max_size=9)
 def test_groups_are_large_enough_few_enough_and_the_best_there_are(best: list[int], groups: int, least: int) -> None:
     asked = {f"d{i}": rung for i, rung in enumerate(best)}
     sizes = (1000.0, 500.0, 200.0, 50.0, 20.0, 1.0)
-    dealt = sort(asked, sizes, groups, least, KEY)
+    dealt = sort_by_rung(asked, sizes, groups, least, KEY)
     assert sorted(d for _, devices in dealt for d in devices) == sorted(asked)
     assert len(dealt) <= groups
     assert len({rung for rung, _ in dealt}) == len(dealt)
@@ -151,7 +151,8 @@ def test_groups_are_large_enough_few_enough_and_the_best_there_are(best: list[in
 def test_who_goes_with_the_slow_is_drawn() -> None:
     asked = {"slow": 3, **{f"d{i}": 0 for i in range(9)}}
     with_it = {
-        frozenset(dict(sort(asked, (9.0, 4.0, 2.0, 1.0), 2, 3, derive(KEY, i)))[3]) - {"slow"} for i in range(20)
+        frozenset(dict(sort_by_rung(asked, (9.0, 4.0, 2.0, 1.0), 2, 3, derive(KEY, i)))[3]) - {"slow"}
+        for i in range(20)
     }
     assert len(with_it) > 5
 
@@ -161,7 +162,7 @@ def test_nobody_can_be_alone_with_another_by_asking_for_a_small_rung() -> None:
     asked = {"victim": 5, "spy": 9, **{f"d{i}": 0 for i in range(10)}}
     least = plan.secagg(0, 0).n_min
     for i in range(50):
-        dealt = sort(asked, plan.sizes, plan.recipe.adaptive.groups, least, derive(KEY, i))
+        dealt = sort_by_rung(asked, plan.sizes, plan.recipe.adaptive.groups, least, derive(KEY, i))
         assert min(len(devices) for _, devices in dealt) >= 4
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgewise.codecs.feedback.ef14 import feedback
-from edgewise.codecs.ladder import ladder, pick, rung_bytes
+from edgewise.codecs.ladder import ladder, pick_rung, rung_bytes
 from edgewise.codecs.quantize.quantize import quantize
 from edgewise.codecs.select.random_k import random_k
 from edgewise.codecs.select.top_k import top_k
@@ -36,18 +36,18 @@ def turn(budget_bytes: float, round: int = 0) -> Turn:
 
 
 def test_by_hand() -> None:
-    assert [pick(b, (400.0, 100.0, 10.0)) for b in (inf, 400, 399, 100, 99, 10, 9, 0)] == [0, 0, 1, 1, 2, 2, 2, 2]
-    assert pick(150, (10.0, 100.0, 400.0)) == 1, "in any order"
-    assert pick(50, (40.0, 40.0)) == 0
+    assert [pick_rung(b, (400.0, 100.0, 10.0)) for b in (inf, 400, 399, 100, 99, 10, 9, 0)] == [0, 0, 1, 1, 2, 2, 2, 2]
+    assert pick_rung(150, (10.0, 100.0, 400.0)) == 1, "in any order"
+    assert pick_rung(50, (40.0, 40.0)) == 0
     with pytest.raises(ValueError, match="pick needs"):
-        pick(nan, (1.0,))
+        pick_rung(nan, (1.0,))
     with pytest.raises(ValueError, match="pick needs"):
-        pick(1.0, ())
+        pick_rung(1.0, ())
 
 
 @given(sizes=sizes, budget=st.floats(0, 1e7))
 def test_nothing_that_fits_is_larger(sizes: list[float], budget: float) -> None:
-    chosen = sizes[pick(budget, sizes)]
+    chosen = sizes[pick_rung(budget, sizes)]
     fitting = [s for s in sizes if s <= budget]
     assert chosen == (max(fitting) if fitting else min(sizes))
 

@@ -60,10 +60,10 @@ def test_expansion_does_not_depend_on_how_much_is_asked() -> None:
 def test_coins_are_read_off_the_key_stream() -> None:
     """Amplification by sampling needs a secret draw. The cipher makes it, so nobody without the key can guess it."""
     fractions = (prg.expand(SEED, 64, 64) >> np.uint64(11)).astype(np.float64) / 2.0**53
-    assert prg.coins(SEED, 64, 0.3).tolist() == (fractions < 0.3).tolist()
-    assert prg.coins(SEED, 1000, 1.0).all()
-    assert not prg.coins(SEED, 1000, 0.0).any()
-    assert prg.coins(SEED, 100_000, 0.1).mean() == pytest.approx(0.1, abs=0.004)
+    assert prg.random_coins(SEED, 64, 0.3).tolist() == (fractions < 0.3).tolist()
+    assert prg.random_coins(SEED, 1000, 1.0).all()
+    assert not prg.random_coins(SEED, 1000, 0.0).any()
+    assert prg.random_coins(SEED, 100_000, 0.1).mean() == pytest.approx(0.1, abs=0.004)
 
 
 def test_masks_are_uniform() -> None:

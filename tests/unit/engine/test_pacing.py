@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from edgewise.drivers.http.answers import LONGEST_WAIT_S
-from edgewise.engine.pacing import LEAST_S, LONGEST_S, Pace, longest_s, pauses, poll_s
+from edgewise.engine.pacing import LEAST_S, LONGEST_S, Pace, check_in_pauses, longest_s, poll_s
 
 
 def test_the_example() -> None:
-    waits, next_s = pauses(0.0, 100.0, np.zeros(3), rate=2.0)
+    waits, next_s = check_in_pauses(0.0, 100.0, np.zeros(3), rate=2.0)
     assert (waits.tolist(), next_s) == ([30.0, 30.5, 31.0], 131.5)
 
 
@@ -29,7 +29,7 @@ def test_a_herd_comes_back_at_the_rate_and_stays_apart() -> None:
 def test_few_devices_wait_the_least_and_a_full_queue_spreads_the_rest() -> None:
     assert Pace(rate=1000.0).pause_s(7.0, 0.5) == LEAST_S
     draws = np.random.default_rng(1).random(10_000)
-    waits, next_s = pauses(-np.inf, 0.0, draws, rate=1.0)
+    waits, next_s = check_in_pauses(-np.inf, 0.0, draws, rate=1.0)
     beyond = waits[871:]
     assert waits[870] == LONGEST_S
     assert next_s == LONGEST_S + 1

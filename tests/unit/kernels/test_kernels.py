@@ -13,7 +13,7 @@ from edgewise.codecs.quantize.scales import of_blocks
 from edgewise.codecs.wire import golomb
 from edgewise.kernels.bits import pack_bits, unpack_bits
 from edgewise.kernels.hashing import choose, uniform
-from edgewise.kernels.magnitudes import peak
+from edgewise.kernels.magnitudes import largest_magnitude
 from edgewise.kernels.rounding import round_blocks, round_levels, unround
 
 MASK = (1 << 64) - 1
@@ -185,6 +185,6 @@ def test_bytes_round_trip(width: int, n: int) -> None:
 
 @given(hnp.arrays(np.float32, st.integers(1, 200), elements=st.floats(width=32)))
 def test_peak(x: NDArray[np.float32]) -> None:
-    top = np.array(peak(x.view(np.int32)), np.int32).view(np.float32)
+    top = np.array(largest_magnitude(x.view(np.int32)), np.int32).view(np.float32)
     assert bool(np.isfinite(top)) == bool(np.isfinite(x).all())
     assert not np.isfinite(top) or top == np.abs(x).max()

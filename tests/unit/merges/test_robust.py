@@ -19,7 +19,7 @@ from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Merge
-from edgewise.engine.rung_groups import deal
+from edgewise.engine.rung_groups import deal_into_groups
 from edgewise.merges import robust
 from edgewise.merges.robust import Before, RuleName, rule
 from edgewise.merges.robust_mean import robust_mean
@@ -63,8 +63,8 @@ def test_by_another_library() -> None:
     """Values of byzfl 0.0.11 for these rows and f = 1. Its Krum looks at one neighbour more than the paper's."""
     assert rule("median", 1)(FOUR).tolist() == rule("trimmed_mean", 1)(FOUR).tolist() == [5.5, 3.5, 7.5]
     assert robust.nearest_means(FOUR, 1)[-1] == pytest.approx([37.0, -37 / 3, 25 / 3])
-    assert robust.shortened(FOUR, 1)[-1] == pytest.approx([12.4084, -6.2042, 1.2408], rel=1e-4)
-    assert (robust.shortened(FOUR, 1)[:3] == FOUR[:3]).all()
+    assert robust.clip_longest_vectors(FOUR, 1)[-1] == pytest.approx([12.4084, -6.2042, 1.2408], rel=1e-4)
+    assert (robust.clip_longest_vectors(FOUR, 1)[:3] == FOUR[:3]).all()
     assert robust.geometric_median(FOUR) == pytest.approx([4.084, 4.95266, 6.00398], rel=2e-2)  # it smooths below .1
     scores = robust.krum_scores(FOUR, 2)
     assert scores[:3].tolist() == [27.0 + 108.0, 27.0 + 27.0, 27.0 + 108.0]
@@ -117,13 +117,15 @@ def test_fewer_rows_than_the_rule_needs(name: RuleName) -> None:
 
 def test_groups_are_random_disjoint_and_even() -> None:
     names = [f"d{i}" for i in range(23)]
-    dealt = deal(names, 5, root(1))
+    dealt = deal_into_groups(names, 5, root(1))
     assert sorted(d for group in dealt for d in group) == sorted(names)
     assert sorted(len(group) for group in dealt) == [4, 4, 5, 5, 5]
-    assert deal(names[::-1], 5, root(1)) == dealt
-    assert deal(names, 5, root(2)) != dealt
-    assert deal(names, 1, root(1)) == [names]
-    together = sum(any({"d0", "d1"} <= set(g) for g in deal(names, 5, derive(root(1), i))) for i in range(400))
+    assert deal_into_groups(names[::-1], 5, root(1)) == dealt
+    assert deal_into_groups(names, 5, root(2)) != dealt
+    assert deal_into_groups(names, 1, root(1)) == [names]
+    together = sum(
+        any({"d0", "d1"} <= set(g) for g in deal_into_groups(names, 5, derive(root(1), i))) for i in range(400)
+    )
     assert 40 < together < 110  # 4/22 of 400 = 72.7
 
 

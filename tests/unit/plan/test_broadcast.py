@@ -181,8 +181,8 @@ def test_who_holds_what():
     assert broadcast.change(met) == Change(("new", "kept"), ("new", "kept"), ("gone",))
     assert broadcast.change(replace(met, met=False)) == Change((), ("new", "kept"), ("gone",))
     assert down.anchor_round == 6
-    assert broadcast.since(down, 12) == broadcast.since(down, 5) == broadcast.since(down, -1) == ()
-    assert [d.round for d in broadcast.since(down, 10)] == [11, 12]
+    assert broadcast.deltas_since(down, 12) == broadcast.deltas_since(down, 5) == broadcast.deltas_since(down, -1) == ()
+    assert [d.round for d in broadcast.deltas_since(down, 10)] == [11, 12]
 
 
 def test_a_model_that_leaves_float32_is_an_error():

@@ -9,7 +9,7 @@ import pytest
 
 from edgewise.core.errors import CompositionError
 from edgewise.privacy import accountant, card, distributed, ledger, spend
-from edgewise.privacy.accountant import calibrate, epsilon, epsilon_renyi, gaussian, renyi, safe_cap
+from edgewise.privacy.accountant import calibrate, epsilon, epsilon_renyi, gaussian, renyi_divergences, safe_cap
 from edgewise.privacy.ledger import Budget, Ledger, LedgerEntry, OverBudget
 from edgewise.privacy.spend import PrivacyEvent
 
@@ -88,7 +88,7 @@ def test_published_values_come_from_the_conversion_of_their_time(
     q: float, z: float, rounds: int, published: float, today: float
 ) -> None:
     """rdp + log(1 / delta) / (alpha - 1), before 2020."""
-    orders, divergences = renyi({poisson(q, z): rounds})
+    orders, divergences = renyi_divergences({poisson(q, z): rounds})
     assert min(divergences - log(1e-5) / (orders - 1)) == pytest.approx(published, abs=5.1e-5)
     assert epsilon_renyi({poisson(q, z): rounds}, 1e-5) == pytest.approx(today, abs=5.1e-5)
 

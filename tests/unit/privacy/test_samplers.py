@@ -143,8 +143,8 @@ def test_a_sum_of_discrete_gaussians_is_as_near_to_one_as_tau_says(honest: int) 
     near = np.abs(y) <= 30  # farther out float64 ends
     target = np.exp(-(y.astype(np.float64) ** 2) / (2 * honest))
     off = np.abs(np.log(total[near] * target.sum() / target[near])).max()
-    assert off <= distributed.gap(1, honest)
-    assert honest > 2 or off > 0.1 * distributed.gap(1, honest)  # with more it is ever looser
+    assert off <= distributed.discrete_gaussian_gap(1, honest)
+    assert honest > 2 or off > 0.1 * distributed.discrete_gaussian_gap(1, honest)  # with more it is ever looser
 
 
 def test_half_a_ring_holds_enough_deviations() -> None:

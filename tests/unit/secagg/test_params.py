@@ -15,7 +15,7 @@ from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import derive, root
 from edgewise.core.space import share_of
 from edgewise.secagg import graph, messages, params
-from edgewise.secagg.merge import fewest
+from edgewise.secagg.merge import smallest_masked_sum
 from edgewise.secagg.params import COMPLETE_MOST, COMPLETE_TO, Params, Server, TrustPolicy, choose, complete_threshold
 
 POLICIES = [
@@ -82,11 +82,11 @@ def test_corrupt_devices_and_drop_outs_at_once_leave_enough_holders(server: Serv
 def test_the_smallest_sum_of_masks_lets_larger_ones_be(dropout: float) -> None:
     """Of any number of devices from there on; one device fewer is refused at some number, or a third is corrupt."""
     for corrupt in range(12):
-        least = fewest(corrupt, dropout)
+        least = smallest_masked_sum(corrupt, dropout)
         for n in range(least, COMPLETE_TO + 1):
             assert n > 3 * share_of(corrupt / least, n) + 2 * share_of(dropout, n)
         assert least > 3 * corrupt + 2 * share_of(dropout, least)
-    assert [fewest(5, dropout) for dropout in (0.0, 0.1, 0.25)] == [16, 20, 32]
+    assert [smallest_masked_sum(5, dropout) for dropout in (0.0, 0.1, 0.25)] == [16, 20, 32]
 
 
 def test_a_share_that_binary_fractions_round_down_is_counted_whole() -> None:

@@ -23,12 +23,12 @@ from edgewise.apps.audit.trial_plans import (
     LONG,
     clip_of,
     first_way,
+    lacks_corrupt_devices,
     layout,
     mu_of,
     promised,
     spend_of,
-    those,
-    uncounted,
+    true_keys,
     ways_of,
 )
 from edgewise.core import keys
@@ -88,7 +88,7 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
     first = length(plan)
     if not first.holds:
         return [replace(first, left_out=("mechanism, rounds and one run (not tried if lengths do not hold)",))]
-    released_once = mechanism(plan, RUNS[quick], step, catalogue)
+    released_once = mechanism_release(plan, RUNS[quick], step, catalogue)
     whole = one_run(plan, CANARIES[quick], step, WORK[quick])
     if spend_of(plan).correlated:  # Then ``whole`` covers all rounds.
         return [first, released_once, whole]
@@ -123,7 +123,7 @@ def _noise_std(plan: Plan, pipe: Pipeline) -> float:
     return pipe.encoded.noise.std if plan.promise.who_noises is Noiser.DEVICE else pipe.total.noise_std
 
 
-def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> AuditFinding:
+def mechanism_release(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> AuditFinding:
     """Release one worst-case device or its neighbour, with every one of ``runs`` coordinates as a run.
 
     If numbers travel beside the update, there are ``runs / RELEASES`` releases with them instead, and each is a run.
@@ -169,13 +169,13 @@ def mechanism(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN
         ),
         "correlation of noise over the rounds": spend.correlated,
         "corrupt devices (the trial's cohort is too small for one)": plan.promise.who_noises is Noiser.COHORT
-        and uncounted(plan),
+        and lacks_corrupt_devices(plan),
         "dp.bits (the scaled noise needs another ring)": spend.bits > 0,
         "phases after the first": len(plan.pipelines) > 1,
         "the rungs of the ladder": bool(plan.rungs),
     }
     of += f", with noise scaled to a mu of {found.claimed:.3g}"
-    return replace(found, of=of, left_out=tuple(dict.fromkeys([*those(left_out), *_left_out(plan)])))
+    return replace(found, of=of, left_out=tuple(dict.fromkeys([*true_keys(left_out), *_left_out(plan)])))
 
 
 def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> AuditFinding:
@@ -218,7 +218,7 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> A
     head = pipes[0].released_head
     beside = {f"{' and '.join(head)} beside the update (all canaries move the same number)": bool(head)}
     found = guessing.played(mu, spend_of(plan).delta, scores, present)
-    return replace(found, of=of, left_out=(*_left_out(plan), *those(beside), *found.left_out))
+    return replace(found, of=of, left_out=(*_left_out(plan), *true_keys(beside), *found.left_out))
 
 
 def _play_canaries(
@@ -352,4 +352,4 @@ def _left_out(plan: Plan) -> tuple[str, ...]:
         "the rule between the groups (the server sees each group's sum)": plan.pipelines[0].merge.groups > 1,
         "masks and shares (they cancel in the sum)": plan.hides is not None,
     }
-    return those(found)
+    return true_keys(found)

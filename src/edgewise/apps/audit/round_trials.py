@@ -31,7 +31,7 @@ from edgewise.apps.audit.trial_plans import (
     mu_of,
     promised,
     spend_of,
-    those,
+    true_keys,
 )
 from edgewise.core import keys
 from edgewise.core.decoding import undo
@@ -74,7 +74,7 @@ def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -
         "masks and shares (they cancel in the sum)": plan.hides is not None,
     }
     of = f"one coordinate of two releases in a row, with noise scaled to a mu of {found.claimed:.3g}"
-    return replace(found, of=of, left_out=those(left_out))
+    return replace(found, of=of, left_out=true_keys(left_out))
 
 
 def _play_two_rounds(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adjacency: Adjacency) -> AuditFinding:

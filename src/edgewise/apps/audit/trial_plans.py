@@ -69,12 +69,12 @@ def clip_of(plan: Plan) -> float:
     return spend_of(plan).clipping.largest
 
 
-def uncounted(plan: Plan) -> bool:
+def lacks_corrupt_devices(plan: Plan) -> bool:
     """Tell whether the cohort of a scaled plan has no corrupt device although the plan assumes some."""
     share = plan.pipelines[0].spaces[0].quorum.corrupt_share
     return share > 0.0 and not share_of(share, COHORT)
 
 
-def those(found: Mapping[str, bool]) -> tuple[str, ...]:
+def true_keys(found: Mapping[str, bool]) -> tuple[str, ...]:
     """List the keys whose value is true."""
     return tuple(what for what, so in found.items() if so)

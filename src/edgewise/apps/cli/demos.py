@@ -25,7 +25,7 @@ SAYS = {
 NETWORKED = ("plays", "edge-llm")  # They also run on enrolled processes (``network_demo``).
 
 
-def recipe(name: str) -> Path:
+def demo_recipe(name: str) -> Path:
     """Return the recipe file of a demonstration. Raises RecipeError(E-UNKNOWN) with the nearest name."""
     if name not in SAYS:
         near = nearest(name, SAYS)

@@ -18,14 +18,16 @@ def _recipes_like(incomplete: str) -> Iterable[str]:
     """Complete the names of shipped recipes in the shell."""
     from edgewise.apps.cli import shipped
 
-    return [name for name in shipped.names() if name.startswith(incomplete)]
+    return [name for name in shipped.shipped_recipe_names() if name.startswith(incomplete)]
 
 
 def _topics_like(incomplete: str) -> Iterable[str]:
     """Complete error codes and page names in the shell."""
     from edgewise.apps.cli import manual
 
-    return [one for one in [*manual.codes(), *manual.pages()] if one.lower().startswith(incomplete.lower())]
+    return [
+        one for one in [*manual.documented_error_codes(), *manual.pages()] if one.lower().startswith(incomplete.lower())
+    ]
 
 
 def recipes(
@@ -54,7 +56,7 @@ def recipes(
         if not name:
             if to is not None:
                 raise RecipeError("E-MISSING", "--to needs the name of a recipe.", "`edgewise recipes` lists them.")
-            found = {one: shipped.purpose(one) for one in shipped.names()}
+            found = {one: shipped.recipe_purpose(one) for one in shipped.shipped_recipe_names()}
             if not as_json:
                 _print_pairs(found)
             return {"recipes": found}
@@ -130,7 +132,7 @@ def explain(
         if not topic:
             if not as_json:
                 print(manual.overview())
-            return {"codes": manual.codes(), "pages": list(manual.pages())}
+            return {"codes": manual.documented_error_codes(), "pages": list(manual.pages())}
         found = manual.find(topic)
         if not as_json:
             _print_markdown(found.text, plain=found.kind == "key")

@@ -50,7 +50,7 @@ def pages() -> dict[str, Path]:
     return {path.stem: path for path in sorted(found, key=lambda path: path.stem)}
 
 
-def codes() -> list[str]:
+def documented_error_codes() -> list[str]:
     """List all error codes in the order of ``docs/errors.md``."""
     return list(_code_sections())
 
@@ -110,7 +110,7 @@ def _similar_topics(asked: str, code: str, known: Iterable[str], keys: Sequence[
 
 def overview() -> str:
     """List all topics as lines for a terminal."""
-    lines = [f"{code:<20} {REGISTRY[code].title}" for code in codes()]
+    lines = [f"{code:<20} {REGISTRY[code].title}" for code in documented_error_codes()]
     for name, path in pages().items():
         title = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
         lines.append(f"{name:<20} {title}")

@@ -91,7 +91,7 @@ def recipe_of(out: Path, overrides: dict[str, Any], what: str = "plays") -> Reci
     """
     _write_lines(out / LINES)
     here = {"name": f"{what}-network", "data.source": "jsonl", "data.path": LINES, "data.owner": "speaker"}
-    return load(demos.recipe(what), {**here, **RECIPES[what], **overrides}, BUILT_IN)
+    return load(demos.demo_recipe(what), {**here, **RECIPES[what], **overrides}, BUILT_IN)
 
 
 def play(out: Path, recipe: Recipe, tell: Tell, what: str = "plays") -> tuple[Path, dict[str, Any]]:

@@ -17,7 +17,7 @@ from edgewise.core.errors import DataError, RecipeError
 from edgewise.core.vector import Spec
 from edgewise.drivers.storage.files import write_new
 from edgewise.learn.text import corpus
-from edgewise.learn.text.headers import OWNERS, PROMPTS, TIMES, known
+from edgewise.learn.text.headers import OWNERS, PROMPTS, TIMES, is_column_name
 from edgewise.learn.text.look import Look, look
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
@@ -151,7 +151,7 @@ def _chosen_column(
             what = f"the table seems to have no header: {c.name!r:.60} stands in its first line, and {c.header}."
             raise DataError("E-DATA-FORMAT", what, "say --no-header; or --header, if the first line names the columns.")
     likely = [c for c in found.columns if c.name in proposed]
-    if key == "owner" and not (ask or given) and len(likely) > 1 and not known(proposed[0], OWNERS):
+    if key == "owner" and not (ask or given) and len(likely) > 1 and not is_column_name(proposed[0], OWNERS):
         values = ", ".join(f"`{c.name}` ({c.distinct:,} values)" for c in likely)
         raise DataError(
             "E-DATA-COLUMN", f"several columns may name the owner of a row: {values}.", "say --owner COLUMN."

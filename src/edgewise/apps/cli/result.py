@@ -18,14 +18,14 @@ def show(console: Console, s: Mapping[str, Any], out: Path) -> None:
 
     console.print()
     console.print(Text(alone_or_together.sentence(s), "bold"))
-    if note := alone_or_together.note(s):
+    if note := alone_or_together.alone_won_reason(s):
         console.print(Text(note))
     console.print()
     console.print(_quality_table(s, wide=console.width >= 104))
     console.print(_cost_table(s))
     r = s["rounds"]
     if r["stopped"]:
-        console.print(Text(numbers.stopped(r["played"], r["planned"], r["waited"], r["kept"])))
+        console.print(Text(numbers.early_end_reason(r["played"], r["planned"], r["waited"], r["kept"])))
     elif r["kept"] != r["played"]:
         why = "because its held-out loss is the lowest"
         console.print(Text(f"{numbers.counts(r['kept'])}, of {r['played']} played, {why}"))

@@ -13,7 +13,7 @@ _ASSETS = Path(str(resources.files("edgewise"))) / "assets"
 FOLDER, STUDENT = _ASSETS / "recipes", _ASSETS / "student"  # STUDENT is the bundled model.
 
 
-def names() -> list[str]:
+def shipped_recipe_names() -> list[str]:
     """List the names of all shipped recipes."""
     return sorted(path.stem for path in FOLDER.glob("*.toml"))
 
@@ -21,14 +21,14 @@ def names() -> list[str]:
 def text(name: str) -> str:
     """Read a shipped recipe. Raises RecipeError(E-UNKNOWN) with the nearest name."""
     wanted = name.removesuffix(".toml")
-    if wanted not in names():
-        near = nearest(wanted, names())
-        hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(names())}."
+    if wanted not in shipped_recipe_names():
+        near = nearest(wanted, shipped_recipe_names())
+        hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(shipped_recipe_names())}."
         raise RecipeError("E-UNKNOWN", f"no recipe is called {name!r:.80}.", hint)
     return (FOLDER / f"{wanted}.toml").read_text(encoding="utf-8")
 
 
-def purpose(name: str) -> str:
+def recipe_purpose(name: str) -> str:
     """Return the first sentence of a recipe's heading comment."""
     lines = []
     for line in text(name).splitlines():

@@ -120,7 +120,7 @@ def _simulate_recipe(
         from edgewise.apps.runs import recipe_file, run_dirs
         from edgewise.core.errors import RecipeError
 
-        path, says = (demos.recipe(source), demos.SAYS[source]) if isinstance(source, str) else (source, "")
+        path, says = (demos.demo_recipe(source), demos.SAYS[source]) if isinstance(source, str) else (source, "")
         values = recipe_file.assignments(overrides)
         for key, given in (("engine", engine), ("workers", workers)):
             if given is not None:

@@ -145,7 +145,7 @@ def _figures(
         "loss": rounds[-1].head.get("loss_last") if rounds else None,
         "perplexity": math.exp(min(held[-1][1], 700.0)) if held else None,
         "funnel": _funnel(rounds, invited),
-        "lost": [{"code": str(code), "why": numbers.lost(str(code)), "times": int(n)} for code, n in lost],
+        "lost": [{"code": str(code), "why": numbers.loss_reason(str(code)), "times": int(n)} for code, n in lost],
         "charts": _charts(rounds, held, buckets),
         "last_rounds": [
             {**msgspec.to_builtins(one), "invited": invited.get(one.round, 0)} for one in rounds[-LAST_ROUNDS:][::-1]

@@ -45,7 +45,7 @@ class Conditions:
         """
         if self._text and not self._policy.data.given:
             return "the policy names no text: data.path is empty"
-        if (until := quiet(self._policy.when.ranges, now_s)) is not None:
+        if (until := quiet_hours_end(self._policy.when.ranges, now_s)) is not None:
             return f"quiet hours until {until // 60:02d}:{until % 60:02d}"
         if (why := self.too_much(sent_today, next_bytes)) is not None:
             return why
@@ -66,7 +66,7 @@ class Conditions:
         return f"{sentence}, and a round may send {next_bytes / MB:.3g}" if next_bytes else sentence
 
 
-def quiet(ranges: Sequence[tuple[int, int]], now_s: float) -> int | None:
+def quiet_hours_end(ranges: Sequence[tuple[int, int]], now_s: float) -> int | None:
     """Return the minute of the day at which the present quiet hours end. None: it is no quiet hour."""
     local = time.localtime(now_s)
     now = 60 * local.tm_hour + local.tm_min

@@ -189,7 +189,7 @@ def running(home: Path) -> Said | None:
     return None
 
 
-def ended(home: Path, within_s: float, sleep: Callable[[float], None] = time.sleep) -> bool:
+def wait_for_agent_end(home: Path, within_s: float, sleep: Callable[[float], None] = time.sleep) -> bool:
     """Wait for the agent's end, at most that long. Returns whether no agent runs."""
     left_s = within_s
     while running(home) is not None:

@@ -64,13 +64,13 @@ def _end_agent(home: Path) -> None:
     if control.running(home) is None:
         return
     control.give(home, control.Order("leave"))
-    if control.ended(home, POLITE_S):
+    if control.wait_for_agent_end(home, POLITE_S):
         return
     agent = control.running(home)
     if agent is not None and agent.pid > 0:
         with suppress(OSError):
             os.kill(agent.pid, signal.SIGTERM)
-    if not control.ended(home, LONGEST_S):
+    if not control.wait_for_agent_end(home, LONGEST_S):
         what = f"the agent in {home} has not ended yet. It sends nothing any more."
         raise StoreError("E-RUN-EXISTS", what, "wait for it, or end your script, and leave again.")
 

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from edgewise.apps.device.record import RecordLine
-from edgewise.apps.device.status import SHOWN, amount, moment, plural
+from edgewise.apps.device.status import SHOWN, amount, counted_noun, moment
 from edgewise.apps.report.html import card, facts, row, table
 from edgewise.drivers.http.browser import FIELD
 
@@ -31,8 +31,8 @@ def page(status: Mapping[str, Any], lines: Sequence[RecordLine], form_token: str
     name = escape(f"{status['device']} of {status['server']}")
     cards = (
         card("Now", status["state"], status["why"] or ("the agent runs" if status["running"] else "")),
-        card("Left today", amount(left["today"]).partition(", ")[2], plural(left["today"]["frames"], "frame")),
-        card("Left in all", amount(left["all"]).partition(", ")[2], plural(left["all"]["rounds"], "round")),
+        card("Left today", amount(left["today"]).partition(", ")[2], counted_noun(left["today"]["frames"], "frame")),
+        card("Left in all", amount(left["all"]).partition(", ")[2], counted_noun(left["all"]["rounds"], "round")),
         card("Epsilon", *budget),
     )
     body = [

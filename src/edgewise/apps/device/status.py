@@ -51,11 +51,13 @@ def lines(status: Mapping[str, Any]) -> list[str]:
     if status["policy_error"]:
         out.append(f"policy   {status['policy_error']}")
     whole = left["all"]
-    out.append(f"left     today {amount(left['today'])}; in all {amount(whole)}, {plural(whole['rounds'], 'round')}")
+    out.append(
+        f"left     today {amount(left['today'])}; in all {amount(whole)}, {counted_noun(whole['rounds'], 'round')}"
+    )
     for run in sorted(left["runs"], key=lambda one: -(one["last_s"] or 0.0))[:RUNS]:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(run["kinds"].items()))
         out.append(
-            f"  run {run['run'][:SHOWN]}  {plural(run['rounds'], 'round')}, last {moment(run['last_s'])}: {kinds}"
+            f"  run {run['run'][:SHOWN]}  {counted_noun(run['rounds'], 'round')}, last {moment(run['last_s'])}: {kinds}"
         )
     for one in status["personal"]:
         out.append(f"personal model of run {one['run'][:SHOWN]}, made {moment(one['at_s'])}: {one['file']}")
@@ -70,7 +72,7 @@ def lines(status: Mapping[str, Any]) -> list[str]:
     if not status["evaluation"]:
         out.append("losses   none on held-out text leaves: privacy.evaluation = false in your policy")
     for one in sorted(left["refusals"], key=lambda one: -one["last_s"])[:REFUSALS]:
-        out.append(f"refused  run {one['run'][:SHOWN]}, {plural(one['times'], 'time')}: {one['reason']}")
+        out.append(f"refused  run {one['run'][:SHOWN]}, {counted_noun(one['times'], 'time')}: {one['reason']}")
     return out
 
 
@@ -78,10 +80,10 @@ def amount(count: Mapping[str, Any]) -> str:
     """Write a number of frames and bytes in words."""
     size = count["bytes"]
     unit, by = next((u, b) for u, b in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1)) if size >= b or b == 1)
-    return f"{plural(count['frames'], 'frame')}, {size / by:.3g} {unit}"
+    return f"{counted_noun(count['frames'], 'frame')}, {size / by:.3g} {unit}"
 
 
-def plural(count: int, word: str) -> str:
+def counted_noun(count: int, word: str) -> str:
     """Write a count with its noun."""
     return f"{count} {word}{'' if count == 1 else 's'}"
 

@@ -146,7 +146,7 @@ class Task:
         """The privacy card, as names and sentences."""
         if self.plan.spend is None:
             hides = self.plan.hides
-            return {"privacy": card.without(0 if hides is None else hides.servers)}
+            return {"privacy": card.no_epsilon_sentence(0 if hides is None else hides.servers)}
         plain = self.plan.spend.card.to_plain()
         return {"privacy": plain["summary"], **dict(card.promises(plain)), **dict(card.rests_on(plain))}
 

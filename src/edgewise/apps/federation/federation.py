@@ -113,7 +113,7 @@ class Federation:
             self._data = {
                 d: list(x) if isinstance(x, Iterator) else x for d, x in data.items()
             }  # An iterator can be read only once.
-        self._own = own_work.of(model, self._data, loop, metrics or {})
+        self._own = own_work.own_training_code(model, self._data, loop, metrics or {})
         self._fill_parts(stages, posts, merge, strategy)
         self.chosen = {} if data is None else completion(self._tables, len(data))
         self._tables = settings.put(self._tables, self.chosen)

@@ -108,7 +108,7 @@ def check_names(metrics: Iterable[str], recipe: Recipe) -> None:
             raise RecipeError("E-EXTENSION", what, "give the simulator metric another name.")
 
 
-def of(model: Any, data: Mapping[str, Any] | None, loop: Any, metrics: Mapping[str, Any]) -> OwnTraining:
+def own_training_code(model: Any, data: Mapping[str, Any] | None, loop: Any, metrics: Mapping[str, Any]) -> OwnTraining:
     """Collect the training code that a federation was given.
 
     Raises:

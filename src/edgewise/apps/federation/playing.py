@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from edgewise.apps.runs.rounds import Round, told
+from edgewise.apps.runs.rounds import Round, round_of_event
 from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.core.vector import Spec
@@ -49,7 +49,7 @@ class Heard:
     def round(self, spec: Spec) -> Round:
         """Return the latest round, with its held-out loss and simulator metrics where they were measured."""
         assert self._finished is not None  # Each step of the run is a round.
-        found = told(self._finished, self._lost, spec, self._run_dir)
+        found = round_of_event(self._finished, self._lost, spec, self._run_dir)
         found.metrics.update(self._measured)
         return found
 

@@ -23,7 +23,7 @@ from edgewise.apps.models import export
 from edgewise.apps.report import summary as summaries
 from edgewise.apps.report.summary_types import Summary
 from edgewise.apps.runs import run_dirs
-from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.chosen import chosen_model
 from edgewise.apps.runs.joined import model_vector
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.core.vector import Array, Spec, Vector, unpack
@@ -169,7 +169,7 @@ class Run:
 
         def ask(store: RunStore) -> Vector:
             models = store.models()
-            number = chosen(store).played if played is None else played
+            number = chosen_model(store).played if played is None else played
             if number not in models or not (self.run_dir / "blobs" / models[number]).is_file():
                 stored = [str(n) for n, digest in models.items() if (self.run_dir / "blobs" / digest).is_file()]
                 what = f"{self.run_dir} has no stored model after {number} rounds."
@@ -206,7 +206,7 @@ class Run:
         facts = self._read_store(lambda store: store.run())["facts"]  # type: ignore[index]
         if "vocabulary" in facts and module is None:  # Only the text trainer has this fact.
             with tempfile.TemporaryDirectory(prefix="edgewise-model-") as place:
-                reached = self._read_store(lambda store: chosen(store))
+                reached = self._read_store(lambda store: chosen_model(store))
                 wanted = export.ExportRequest(played=None if reached.over else reached.reached)
                 export.write(self.run_dir, Path(place) / "model", wanted)
                 from transformers import AutoModelForCausalLM

@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from edgewise.apps.server.metrics import shown
-from edgewise.apps.server.start import Tls, secured
+from edgewise.apps.server.start import Tls, tls_setup
 from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, TransportError
 from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.database import Database
@@ -104,7 +104,7 @@ class Gateway:
                 exception_handlers={EdgewiseError: _answer, HTTPException: _answer, Exception: _answer},
             )
             guarded = Guard(app, self.service, (*helper_routes.RULES, *relay.RULES))
-            self._listener = HttpsListener(guarded, host, port, secured(self.service, tls), limits)
+            self._listener = HttpsListener(guarded, host, port, tls_setup(self.service, tls), limits)
         except Exception:  # Whatever stops the start must release database and lease.
             self.service.close()
             raise

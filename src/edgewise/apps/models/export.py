@@ -76,7 +76,7 @@ def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
     dest = dest.resolve()  # The path "." has no name.
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise _refused_export(f"{dest} is not empty", "give a new folder; nothing is ever overwritten.")
-    one = released.of(run_dir, wanted.played)
+    one = released.released_model(run_dir, wanted.played)
     if wanted.to in ADAPTERS and not one.recipe.trainable.adapts:
         what = f'an adapter needs trainable.kind = "lora"; this run trained "{one.recipe.trainable.kind}"'
         raise _refused_export(what, "--to merged or --to gguf.")

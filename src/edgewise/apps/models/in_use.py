@@ -142,7 +142,7 @@ def open_model(
 
 
 def _of_run(place: Path, played: int | None, base: str, device: str) -> UsedModel:
-    one = released.of(place, played, code="E-USE", unfinished=True)
+    one = released.released_model(place, played, code="E-USE", unfinished=True)
     if not one.played and played is None:
         what = f"the run in {place} has finished no round, so it has no model of its own."
         raise EdgewiseError("E-USE", what, "finish a round with --resume, or use the base with --round 0.")

@@ -1,6 +1,6 @@
 """Find the model of a run's folder or of a server's folder, with what is needed to rebuild it.
 
-one = released.of(Path("runs/plays-1a2b3c4d"), played=None)
+one = released.released_model(Path("runs/plays-1a2b3c4d"), played=None)
 one.played, one.digest, one.params
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.chosen import chosen_model
 from edgewise.apps.runs.joined import model_vector
 from edgewise.apps.runs.run_dirs import opened
 from edgewise.core.errors import EdgewiseError
@@ -89,7 +89,9 @@ class ReleasedModel(NamedTuple):
             raise EdgewiseError(self.code, f"the run trained a model of {own}, which edgewise cannot rebuild.", fix)
 
 
-def of(folder: Path, played: int | None, *, code: str = "E-EXPORT", unfinished: bool = False) -> ReleasedModel:
+def released_model(
+    folder: Path, played: int | None, *, code: str = "E-EXPORT", unfinished: bool = False
+) -> ReleasedModel:
     """Find the released model of a run's folder or of a server's folder.
 
     Args:
@@ -132,7 +134,7 @@ def _model_params(
     store: RunStore, recipe: Recipe, facts: Mapping[str, Any], played: int | None, code: str, unfinished: bool
 ) -> tuple[int, str, Vector]:
     """Return (rounds played, digest, vector) of the wanted model version."""
-    models, which = store.models(), chosen(store)
+    models, which = store.models(), chosen_model(store)
     if played is None:
         if not which.over and not unfinished:
             what = f"the run has played {which.reached} of {recipe.round.rounds} rounds."

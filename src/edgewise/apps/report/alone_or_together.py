@@ -53,7 +53,7 @@ def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None
     }
 
 
-def longer(times: int, measures: Mapping[str, Measures], going_on: Measures) -> dict[str, Any] | None:
+def longer_alone_figures(times: int, measures: Mapping[str, Measures], going_on: Measures) -> dict[str, Any] | None:
     """Compute ``longer`` (see the module). None if the comparison was not run."""
     if not going_on:
         return None
@@ -123,7 +123,7 @@ def _parted_sentence(s: Mapping[str, Any], mark: Callable[[str], str]) -> str:
     )
 
 
-def note(s: Mapping[str, Any]) -> str:
+def alone_won_reason(s: Mapping[str, Any]) -> str:
     """Explain why training alone did better, if the data source is known to favour it; else empty."""
     data, c, facts = s["recipe"]["data"], s["against_alone"], s["facts"]
     if c is None or (c["change_percent"] or 0.0) <= 0.0:
@@ -149,7 +149,7 @@ def going_on(s: Mapping[str, Any]) -> str:
     return sentence
 
 
-def picture(s: Mapping[str, Any]) -> str:
+def longer_alone_panel(s: Mapping[str, Any]) -> str:
     """Draw the panel on training alone for longer. Empty if it was not run."""
     g = s["longer"]
     if g is None or None in (g["perplexity"], g["base"]):

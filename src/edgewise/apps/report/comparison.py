@@ -163,7 +163,7 @@ def setting(value: Any) -> str:
     return "none" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def apart(name: str, why: Sequence[str]) -> str:
+def incomparable_reason(name: str, why: Sequence[str]) -> str:
     """Say why the perplexities of a run cannot be compared with those of the first."""
     return f"{name} has {' and '.join(why)} than the first run. Their perplexities cannot be compared."
 
@@ -173,7 +173,7 @@ PERPLEXITIES, WIDE = 5, 120  # Number of heads on perplexity. A screen of WIDE c
 SHOWN = ("base", "local_only", "federated", "personal", "centralised")
 
 
-def cells(row: Mapping[str, Any]) -> list[str]:
+def run_figures(row: Mapping[str, Any]) -> list[str]:
     """Format one run's figures under ``HEADS``."""
     perplexities = [row["perplexity"].get(model) for model in SHOWN]
     return [
@@ -211,7 +211,7 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
         for i in shown:
             table.add_column(HEADS[i], justify="right", no_wrap=True)
         for row in found["runs"]:
-            style, all_cells = "bold" if row["name"] == wins else "", cells(row)
+            style, all_cells = "bold" if row["name"] == wins else "", run_figures(row)
             table.add_row(Text(row["name"], style), *(Text(all_cells[i], style) for i in shown))
         console.print(table)
     if not all(row["complete"] for row in found["runs"]):
@@ -225,4 +225,4 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
             settings.add_row(key, *map(setting, values))
         console.print(settings)
     for name, why in found["not_comparable"].items():
-        console.print(Text(apart(name, why), "yellow"))
+        console.print(Text(incomparable_reason(name, why), "yellow"))

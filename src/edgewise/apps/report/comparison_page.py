@@ -88,7 +88,9 @@ def _comparison_lead(found: Mapping[str, Any]) -> str:
 
 def _not_comparable_note(found: Mapping[str, Any]) -> str:
     """Note the runs that cannot be compared, and why."""
-    notes = "<br>".join(escape(comparison.apart(name, why)) for name, why in found["not_comparable"].items())
+    notes = "<br>".join(
+        escape(comparison.incomparable_reason(name, why)) for name, why in found["not_comparable"].items()
+    )
     return f'<p class="note-box" role="note">{notes}</p>' if notes else ""
 
 
@@ -98,7 +100,7 @@ def _figures_table(found: Mapping[str, Any]) -> str:
     rows = [
         row(
             f'<span class="key" style="--c:var(--{_run_colour(i)})"></span>{escape(r["name"])}',
-            comparison.cells(r),
+            comparison.run_figures(r),
             "ours" if r["name"] == wins else "",
         )
         for i, r in enumerate(found["runs"])

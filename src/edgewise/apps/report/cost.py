@@ -74,7 +74,7 @@ def _raw_text(b: Mapping[str, Any]) -> str:
     return (
         f'<p class="hint">A device trains on about <b>{numbers.size(text)}</b> of text, and all devices together on '
         f"{numbers.size(b['text_total'])}. A device uploaded <b>{numbers.size(up)}</b> in all rounds: "
-        f"{numbers.than(text / up, 'its text')}.{more}</p>"
+        f"{numbers.compared_size(text / up, 'its text')}.{more}</p>"
     )
 
 

@@ -147,13 +147,13 @@ def against(model: float | None, update: float | None = None) -> str:
     """
     if model is None:
         return "the model's size is not known"
-    ratios = [than(model, "the whole model in float32")]
+    ratios = [compared_size(model, "the whole model in float32")]
     if update is not None and smaller(update) != smaller(model):
-        ratios.append(than(update, "the float32 update"))
+        ratios.append(compared_size(update, "the float32 update"))
     return ", ".join(ratios)
 
 
-def than(ratio: float, what: str) -> str:
+def compared_size(ratio: float, what: str) -> str:
     """Compare a size: ``7.5× smaller than WHAT``, ``1.2× larger than WHAT``, ``same size as WHAT``."""
     factor = smaller(ratio)
     return f"{factor} as {what}" if factor == "same size" else f"{factor} than {what}"
@@ -172,7 +172,7 @@ def local_work(steps: int, epochs: float) -> str:
     return f"{n:,.10g} local {unit}{'s' * (n != 1)}"
 
 
-def stopped(played: int, planned: int, evaluations: int, kept: int) -> str:
+def early_end_reason(played: int, planned: int, evaluations: int, kept: int) -> str:
     """Explain why a run ended before its last round, and which model counts."""
     waited = "1 evaluation" if evaluations == 1 else f"{evaluations} evaluations in a row"
     sentence = f"ended after {played} of {planned} rounds: no lower held-out loss in {waited}"
@@ -221,7 +221,7 @@ def result(s: Mapping[str, Any]) -> str:
     return "personal" if s["perplexity"]["personal"] else "federated"
 
 
-def lost(code: str) -> str:
+def loss_reason(code: str) -> str:
     """Explain a lost contribution in words: a known outcome, or the title of an error code."""
     from edgewise.core.errors import REGISTRY
 

@@ -115,7 +115,10 @@ def page(s: Mapping[str, Any]) -> str:
 
 def _report_lead(s: Mapping[str, Any]) -> str:
     """Summarise the run in a few sentences. The first one compares it with training alone."""
-    first, note = alone_or_together.sentence(s, lambda figure: f"<b>{figure}</b>"), alone_or_together.note(s)
+    first, note = (
+        alone_or_together.sentence(s, lambda figure: f"<b>{figure}</b>"),
+        alone_or_together.alone_won_reason(s),
+    )
     return f"{first} {_change_in_words(s)}{f' {note}' if note else ''}"
 
 
@@ -152,7 +155,7 @@ def _chosen_model_in_words(s: Mapping[str, Any]) -> str:
     """Name the final model and the reason for an early end, if held-out losses decided them."""
     r = s["rounds"]
     if r["stopped"]:
-        sentence = numbers.stopped(r["played"], r["planned"], r["waited"], r["kept"])
+        sentence = numbers.early_end_reason(r["played"], r["planned"], r["waited"], r["kept"])
     elif r["kept"] < r["played"]:
         sentence = f"{numbers.counts(r['kept'])}, of {r['played']} played, because its held-out loss is the lowest"
     else:
@@ -323,14 +326,14 @@ def _quality_section(s: Mapping[str, Any]) -> str:
     quarters = "Nats per token in the first and the last quarter of the local steps, averaged over devices."
     panels = [
         panel("Held-out perplexity", shade, held),
-        alone_or_together.picture(s),
+        alone_or_together.longer_alone_panel(s),
         panel("Training loss", quarters, loss),
     ]
     panels += [_metric_chart(s, metric) for metric in s["summed_metrics"]]
     shown = pair(*filter(None, panels))
     return (
         '<p class="hint">Measured on held-out text: the latest part of each device\'s text, which nobody trains on.</p>'
-        f"{shown}{simulator_metrics.panels(s)}{redistillation.shown(s)}{pruned.shown(s)}{_device_spread(s)}{sections.samples(s)}"
+        f"{shown}{simulator_metrics.panels(s)}{redistillation.distillation_panel(s)}{pruned.shown(s)}{_device_spread(s)}{sections.samples(s)}"
     )
 
 

@@ -105,7 +105,7 @@ def section(s: Summary) -> str:
         for n, v in funnel(p)
     ]
     causes = [
-        svg.Bar(numbers.lost(code), n, numbers.count(n), code if code.startswith("E-") else "", "lost")
+        svg.Bar(numbers.loss_reason(code), n, numbers.count(n), code if code.startswith("E-") else "", "lost")
         for code, n in reasons(p)
     ]
     why = svg.bars("Lost contributions by reason", causes, left=250)

@@ -298,7 +298,7 @@ def _draw_participation(figure: Any, s: Summary) -> bool:
     p = s["participation"]
     if not p["invited"]:
         return False
-    reasons = [(numbers.lost(code), n, numbers.count(n), "lost") for code, n in participation.reasons(p)]
+    reasons = [(numbers.loss_reason(code), n, numbers.count(n), "lost") for code, n in participation.reasons(p)]
     if not reasons and p["accepted"] == p["invited"]:  # All bars would be the same.
         return False
     axes = figure.subplots(1, 2 if reasons else 1, squeeze=False)[0]

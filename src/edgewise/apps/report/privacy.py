@@ -8,7 +8,7 @@ from typing import Any
 
 from edgewise.apps.report import svg
 from edgewise.apps.report.html import card, facts, pair, panel, row, table
-from edgewise.privacy.card import FEWER, fewer, promises, rests_on, without
+from edgewise.privacy.card import FEWER, fewer_honest_rows, no_epsilon_sentence, promises, rests_on
 
 Summary = Mapping[str, Any]
 SEEN = {"who": "who", "updates": "single updates", "sum": "the sum", "promised": "promised"}
@@ -23,7 +23,7 @@ def privacy(s: Summary) -> str:
     made = table(tuple(SEEN.values()), [row(who, rest, plain=(0, 1, 2)) for who, *rest in rows], plain=(0, 1, 2))
     c = p["card"]
     if c is None:
-        return f"<p>{without(p['servers'])}</p>{panel('Who could see what', '', made)}"
+        return f"<p>{no_epsilon_sentence(p['servers'])}</p>{panel('Who could see what', '', made)}"
     return _privacy_cards(s, c) + panel("Who could see what", "", made) + pair(_spending_chart(s, c), _rests_on(c))
 
 
@@ -39,13 +39,13 @@ def markdown(s: Summary, played: int) -> str:
     seen = _markdown_table(tuple(SEEN.values()), [[w[k] for k in SEEN] for w in p["seen"]])
     c = p["card"]
     if c is None:
-        return f"\n## Who could see what\n\n{without(p['servers'])}\n\n{seen}"
+        return f"\n## Who could see what\n\n{no_epsilon_sentence(p['servers'])}\n\n{seen}"
     promised = promises(c)
     if (spent := _spent_epsilon(s, played)) is not None:
         promised.append(("spent on this model", f"epsilon {spent:.3g}, charged before each release"))
     card = _markdown_table(("", ""), [*promised, *rests_on(c)])
     caption, *heads = FEWER
-    fewer_honest = f"\n{caption}:\n\n{_markdown_table(heads, rows)}" if (rows := fewer(c)) else ""
+    fewer_honest = f"\n{caption}:\n\n{_markdown_table(heads, rows)}" if (rows := fewer_honest_rows(c)) else ""
     summary = c["summary"][0].upper() + c["summary"][1:]
     return f"\n## Privacy card\n\n{summary}.\n\n{card}{fewer_honest}\n### Who could see what\n\n{seen}"
 
@@ -62,7 +62,7 @@ def sentence(s: Summary) -> str:
         return ""
     c = p["card"]
     if c is None:
-        return without(p["servers"])
+        return no_epsilon_sentence(p["servers"])
     told = ", ".join(f"{who} {what}" for who, what in promises(c) if who != "budget")
     spent = _spent_epsilon(s, s["rounds"]["played"])
     return told if spent is None else f"{told}; spent {spent:.3g} of {c['budget']:.6g}"
@@ -114,7 +114,7 @@ def _spending_chart(s: Summary, c: Mapping[str, Any]) -> str:
 
 def _rests_on(c: Mapping[str, Any]) -> str:
     body = facts((name, escape(sentence)) for name, sentence in rests_on(c))
-    if rows := fewer(c):
+    if rows := fewer_honest_rows(c):
         caption, *heads = FEWER
         body += table(heads, [row(honest, [epsilon]) for honest, epsilon in rows], caption)
     return panel("Assumptions", "", body)

@@ -32,7 +32,7 @@ def rows(log: Sequence[events.AnyEvent]) -> list[dict[str, Any]]:
     return [{name: getattr(e, name) for name in names} for e in found]
 
 
-def shown(s: Mapping[str, Any]) -> str:
+def distillation_panel(s: Mapping[str, Any]) -> str:
     """Build the panel of the report. Empty without a distillation."""
     if not (found := s.get("distillations")):
         return ""

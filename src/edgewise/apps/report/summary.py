@@ -100,7 +100,7 @@ from edgewise.apps.report import (
 )
 from edgewise.apps.report.alone_or_together import LONGER, share_improved
 from edgewise.apps.report.quality import MODELS, change_percent
-from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.chosen import chosen_model
 from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.core.training import POOLED
@@ -128,7 +128,7 @@ def build(store: RunStore) -> dict[str, Any]:
     plan = facts.get("plan") or {}
     trained = facts.get("trainable") or plan.get("dim")  # Of the model. The run's vector may be shorter.
     noised = promises_epsilon(recipe)
-    which = chosen(store)
+    which = chosen_model(store)
     played = which.reached
     if which.played < played:  # A model before the last round counts.
         earlier = ("federated", which.played - 1) if which.played else ("base", -1)
@@ -170,7 +170,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "against_alone": alone.against_alone(measures["federated"], measures["local_only"]),
         "personal": personal.figures(recipe, measures, store.measures(personal.ELSEWHERE)),
         "unseen": personal.unseen(store),
-        "longer": alone.longer(wanted.get("longer", 0), measures, store.measures(LONGER)),
+        "longer": alone.longer_alone_figures(wanted.get("longer", 0), measures, store.measures(LONGER)),
         "bytes": traffic.sizes(log, facts, trained, noised),
         "participation": participation.figures(log),
         "rungs": participation.rungs(log, plan.get("rungs") or []),

@@ -31,7 +31,7 @@ class Chosen(NamedTuple):
     waited: int
 
 
-def chosen(store: RunStore) -> Chosen:
+def chosen_model(store: RunStore) -> Chosen:
     """Choose the model of the run in ``store`` that counts so far. Its vector is ``store.blob(digest)``.
 
     Raises StoreError(E-RESUME) for a store without a run, and RecipeError for the recipe of an earlier version.

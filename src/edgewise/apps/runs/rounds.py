@@ -83,7 +83,7 @@ class Round:
         modules.load(model, self.spec, self.params)
 
 
-def told(event: events.RoundFinished, lost: Mapping[str, str], spec: Spec, run_dir: Path) -> Round:
+def round_of_event(event: events.RoundFinished, lost: Mapping[str, str], spec: Spec, run_dir: Path) -> Round:
     """Make the round that an event reports.
 
     Args:

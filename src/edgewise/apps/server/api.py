@@ -22,8 +22,8 @@ from starlette.types import ASGIApp
 
 from edgewise.apps.dashboard import rendering
 from edgewise.apps.dashboard.routes import DashboardRoutes
-from edgewise.apps.server.decisions import decided, token_made, token_revoked
-from edgewise.apps.server.description import described
+from edgewise.apps.server.decisions import decide_membership, token_made, token_revoked
+from edgewise.apps.server.description import openapi_document
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.metrics import shown
 from edgewise.apps.server.model_routes import ModelRoutes
@@ -147,7 +147,7 @@ class ControlPlane:
         models = ModelRoutes(service)
         models.add_to(api)
         api.router.routes.extend(DashboardRoutes(service, PersonActs(service, hosting, models)).routes())
-        api.openapi = cache(lambda: described(api))  # type: ignore[method-assign]
+        api.openapi = cache(lambda: openapi_document(api))  # type: ignore[method-assign]
         self.api = api
         self.app: ASGIApp = Guard(api, service, (*RULES, *PAGES), _shown_to_people)
 
@@ -238,7 +238,7 @@ class ControlPlane:
     async def _decide(self, request: Request, name: str, verb: str) -> MemberState:
         own, _ = caller(request).signed()
         now_s = self._service.now_s()
-        member = await self._once(request, lambda c: decided(c, own, name, verb, now_s))
+        member = await self._once(request, lambda c: decide_membership(c, own, name, verb, now_s))
         self._service.changed(member)
         return _standing(member)
 

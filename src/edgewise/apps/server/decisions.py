@@ -16,7 +16,7 @@ from edgewise.drivers.http.tokens import Token
 BY_SERVER = "server"  # instead of a member's id, where the server itself acts
 
 
-def still(c: sa.Connection, by: str) -> Member:
+def current_member(c: sa.Connection, by: str) -> Member:
     """Look a member up again in the transaction of its act, which may come long after the guard has let it pass.
 
     Raises:
@@ -37,9 +37,9 @@ def may_decide(member: Member, role: str) -> None:
         raise TransportError("E-ROLE", what, "ask an administrator.")
 
 
-def decided(c: sa.Connection, by: Member, name: str, verb: str, now_s: float) -> Member:
+def decide_membership(c: sa.Connection, by: Member, name: str, verb: str, now_s: float) -> Member:
     """Approve or revoke a member. ``verb``: ``approve`` or ``revoke``. Raises TransportError: E-ROLE, and as these."""
-    by, other = still(c, by.id), members.find(c, name)
+    by, other = current_member(c, by.id), members.find(c, name)
     if other is not None:
         may_decide(by, other.role)
     member = (members.approve if verb == "approve" else members.revoke)(c, name, now_s)
@@ -49,12 +49,12 @@ def decided(c: sa.Connection, by: Member, name: str, verb: str, now_s: float) ->
 
 def token_made(c: sa.Connection, token: Token, grant: Grant, by: Member, now_s: float) -> None:
     """Make an enrolment token. Operators make those of devices, administrators those of all roles."""
-    may_decide(still(c, by.id), grant.role)
+    may_decide(current_member(c, by.id), grant.role)
     members.make_token(c, token, grant, by.id, now_s)
     audit.note(c, by.id, "make token", token.id, now_s)
 
 
 def token_revoked(c: sa.Connection, token: str, by: Member, now_s: float) -> None:
     """Revoke an enrolment token. Operators revoke those of devices, administrators all."""
-    may_decide(still(c, by.id), members.revoke_token(c, token))
+    may_decide(current_member(c, by.id), members.revoke_token(c, token))
     audit.note(c, by.id, "revoke token", token, now_s)

@@ -106,7 +106,7 @@ BODIES: Mapping[tuple[str, str], Mapping[str, Any]] = {  # FastAPI does not read
 }
 
 
-def described(api: FastAPI) -> dict[str, Any]:
+def openapi_document(api: FastAPI) -> dict[str, Any]:
     """Make the OpenAPI document of a server."""
     document: dict[str, Any] = get_openapi(
         title=api.title, version=api.version, routes=api.routes,

@@ -17,7 +17,7 @@ from contextlib import suppress
 from threading import Event, Lock, Thread
 
 from edgewise.apps.server import sharing, submission
-from edgewise.apps.server.decisions import BY_SERVER, still
+from edgewise.apps.server.decisions import BY_SERVER, current_member
 from edgewise.apps.server.playing import Player, Tell
 from edgewise.apps.server.submission import Submission
 from edgewise.core.errors import EdgewiseError, StoreError
@@ -139,7 +139,7 @@ class Hosting:
 
         def change(c: submission.Connection) -> ServedRun:
             if by != BY_SERVER:
-                still(c, by)
+                current_member(c, by)
             audit.note(c, by, state, run, now_s)
             return served.ask(c, run, state)
 

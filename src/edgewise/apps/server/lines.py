@@ -16,7 +16,7 @@ def line(event: AnyEvent) -> str | None:
             goes_on = f", goes on with round {resumed + 1}" if resumed is not None else ""
             return f"{event.name}: {event.rounds} rounds of {event.cohort} of {event.population} devices{goes_on}"
         case events.Lost(device=device, code=code, reason=reason):
-            return f"  lost {device[:12]}  {code}: {reason or numbers.lost(code)}"
+            return f"  lost {device[:12]}  {code}: {reason or numbers.loss_reason(code)}"
         case events.Evaluated(model=model, nll=nll, tokens=tokens):
             nats = sum(nll.values()) / max(1, sum(tokens.values()))
             return f"  held out  {model} model after {event.round + 1} rounds: perplexity {exp(min(nats, 700.0)):.1f}"

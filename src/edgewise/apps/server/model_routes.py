@@ -11,7 +11,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from edgewise.apps.server import promoting
-from edgewise.apps.server.decisions import still
+from edgewise.apps.server.decisions import current_member
 from edgewise.drivers.fleet import promotions
 from edgewise.drivers.fleet.promotions import Promotion
 from edgewise.drivers.http.guard import caller
@@ -79,11 +79,11 @@ class ModelRoutes:
 
     def promoted_by(self, by: str, run: str, played: int | None) -> Promotion:
         """Promote for a member that may do so when the replay has ended. Raises as ``promoting.promote``, E-ROLE."""
-        return promoting.promote(self._service, run, played, by, lambda c: still(c, by))
+        return promoting.promote(self._service, run, played, by, lambda c: current_member(c, by))
 
     def rolled_back_by(self, by: str) -> Promotion:
         """Return to the former model for such a member. Raises as ``promoting.rollback``, E-ROLE."""
-        return promoting.rollback(self._service, by, lambda c: still(c, by))
+        return promoting.rollback(self._service, by, lambda c: current_member(c, by))
 
     async def alone(self, work: Callable[[], Promotion]) -> Promotion:
         """Do the work in a thread when no other promotion is under way."""

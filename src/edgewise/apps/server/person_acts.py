@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 from edgewise.apps.server import submission
-from edgewise.apps.server.decisions import decided, token_made, token_revoked
+from edgewise.apps.server.decisions import decide_membership, token_made, token_revoked
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.model_routes import ModelRoutes
 from edgewise.apps.server.run_routes import VERBS
@@ -41,7 +41,7 @@ class PersonActs:
     async def decide(self, by: Member, member: str, verb: str) -> None:
         """Approve or revoke a member."""
         now_s = self._service.now_s()
-        self._service.changed(await self._service.write(lambda c: decided(c, by, member, verb, now_s)))
+        self._service.changed(await self._service.write(lambda c: decide_membership(c, by, member, verb, now_s)))
 
     async def make_token(self, by: Member, grant: Grant) -> str:
         """Make an enrolment token and return its text."""

@@ -19,7 +19,7 @@ from itertools import chain, repeat
 
 import msgspec
 
-from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.chosen import chosen_model
 from edgewise.apps.server import distilling, sharing, splitting, submission
 from edgewise.core import events, vector
 from edgewise.core.errors import StoreError
@@ -106,7 +106,7 @@ class Player:
             reached = coordinator.run(checkpoint, lambda: self._rests(run.run, devices, next(least)))
             if reached.next_round < plan.rounds:
                 return False
-            coordinator.cohort.publish([vector.to_bytes(store.blob(chosen(store).digest))])
+            coordinator.cohort.publish([vector.to_bytes(store.blob(chosen_model(store).digest))])
             from edgewise.apps.report.files import write_report
 
             write_report(store, store.out, plots=False)  # so a server needs no matplotlib

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 import numpy as np
 
-from edgewise.apps.runs.rounds import Round, told
+from edgewise.apps.runs.rounds import Round, round_of_event
 from edgewise.apps.server import given, submission
 from edgewise.apps.server.start import HttpServer, Tls
 from edgewise.apps.server.submission import OWN
@@ -196,7 +196,7 @@ class Server:
                 if isinstance(event, events.Lost):
                     lost[event.device] = event.code
                 if isinstance(event, events.RoundFinished):
-                    finished, lost = told(event, lost, self._spec, folder), {}
+                    finished, lost = round_of_event(event, lost, self._spec, folder), {}
                     if self._metrics is not None:
                         finished.metrics.update(given.figures(self._metrics(finished), finished.metrics))
                     for callback in self._callbacks:

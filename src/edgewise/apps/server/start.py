@@ -45,7 +45,7 @@ class Tls:
     off: bool = False
 
 
-def secured(service: Service, tls: Tls) -> ssl.SSLContext | None:
+def tls_setup(service: Service, tls: Tls) -> ssl.SSLContext | None:
     """Set up the TLS of a server, and record its authority. None: TLS is off. Raises TransportError(E-IDENTITY)."""
     return None if tls.off else certificates.server_context(*_certificate(service, tls))
 
@@ -119,7 +119,7 @@ class HttpServer:
         with ExitStack() as undo:  # If the start fails, its runs end, and its port and lease are released.
             self.service = Service(folder, limits, now_s, database=database, blobs=blobs, public_url=public_url)
             undo.callback(self.service.close)
-            context = secured(self.service, tls)
+            context = tls_setup(self.service, tls)
             self.service.rests = _rests(self.service, tls, split)
             self.hosting = Hosting(self.service, tell, evaluator, turn, gateway)
             self._listener = HttpsListener(ControlPlane(self.service, self.hosting).app, host, port, context, limits)

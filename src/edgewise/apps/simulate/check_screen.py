@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from edgewise.apps.report import data_read, numbers
 from edgewise.apps.runs.toml_text import inline
 from edgewise.plan.recipe.privacy import reason
-from edgewise.privacy.card import FEWER, fewer, promises, rests_on, without
+from edgewise.privacy.card import FEWER, fewer_honest_rows, no_epsilon_sentence, promises, rests_on
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,13 +73,13 @@ def privacy_table(p: Mapping[str, Any]) -> Any:
         seen.add_row(w["who"], w["updates"], w["sum"], w["promised"])
     c = p["card"]
     if c is None:
-        return Group(seen, Text(without(p["servers"])), Text(""))
+        return Group(seen, Text(no_epsilon_sentence(p["servers"])), Text(""))
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
     for name, sentence in (*promises(c), *rests_on(c)):
         grid.add_row(name, sentence)
-    if rows := fewer(c):
+    if rows := fewer_honest_rows(c):
         caption, devices, epsilon = FEWER
         each = ", ".join(f"{eps} ({honest})" for honest, eps in rows)
         grid.add_row("", f"{caption}: {epsilon} ({devices}) {each}")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from edgewise.apps.report.personal import ELSEWHERE
-from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.chosen import chosen_model
 from edgewise.apps.simulate import baseline_figures
 from edgewise.core import events, vector
 from edgewise.core.training import DeviceId
@@ -57,7 +57,7 @@ def personalise(
     stored = store.measures(name, last)
     remaining = [device for device in devices if device not in stored]
     tell(events.PhaseStarted(phase=PERSONAL, steps=len(devices)))
-    digest = chosen(store).digest
+    digest = chosen_model(store).digest
     start = vector.to_bytes(store.blob(digest))
     kept = len(personal_files(store.out))
     for number, device in enumerate(remaining):
@@ -99,7 +99,7 @@ def unseen(
     """
     if not probes.population:
         return
-    for model, digest in (("base", store.models()[0]), ("federated", chosen(store).digest)):
+    for model, digest in (("base", store.models()[0]), ("federated", chosen_model(store).digest)):
         if not store.evaluated(f"{model}_{UNSEEN}", rounds - 1):
             event = probes.evaluate(f"{model}_{UNSEEN}", rounds - 1, store.blob(digest))
             store.append(event)

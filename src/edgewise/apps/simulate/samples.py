@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.chosen import chosen_model
 from edgewise.core import events, vector
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers import jobs
@@ -25,7 +25,7 @@ def sample(
     """
     stored = {(e.device, e.model) for e in store.events("sampled") if isinstance(e, events.Sampled)}
     n = min(wanted, len(devices))
-    vectors = {BASE: store.models()[0], FEDERATED: chosen(store).digest}
+    vectors = {BASE: store.models()[0], FEDERATED: chosen_model(store).digest}
     remaining = [(devices[i * len(devices) // n], model) for model in vectors for i in range(n)]
     remaining = [one for one in remaining if one not in stored]
     if not remaining:

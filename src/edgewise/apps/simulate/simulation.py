@@ -13,7 +13,7 @@ import msgspec
 
 from edgewise.apps.report import data_read
 from edgewise.apps.report.simulator_metrics import SimulatorMetrics
-from edgewise.apps.runs.chosen import chosen
+from edgewise.apps.runs.chosen import chosen_model
 from edgewise.apps.runs.joined import REST_START
 from edgewise.apps.runs.toml_text import toml
 from edgewise.apps.simulate.baselines import compare
@@ -194,7 +194,7 @@ def _run_in_store(
         if not over:
             return
         store.finish()
-        tell(events.RunFinished(model=chosen(store).digest, seconds=time.time() - began))
+        tell(events.RunFinished(model=chosen_model(store).digest, seconds=time.time() - began))
 
 
 def _keep_peak(store: RunStore, recipe: Recipe) -> None:

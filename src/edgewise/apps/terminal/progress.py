@@ -302,7 +302,7 @@ class ProgressScreen:
                     return f"perplexity {model}: not measured"
                 return f"perplexity {model}: {numbers.perplexity(value)}{without}"
             case events.StoppedEarly():
-                return numbers.stopped(e.played, b.rounds, e.evaluations, e.kept)
+                return numbers.early_end_reason(e.played, b.rounds, e.evaluations, e.kept)
             case events.Progress():
                 if failure(e.note):
                     return f"{e.phase} {e.done}/{e.total}  no figure for {e.note}"

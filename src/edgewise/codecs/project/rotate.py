@@ -19,7 +19,7 @@ from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Rotation, Space
 from edgewise.core.stage import Stage
-from edgewise.kernels.hashing import mix
+from edgewise.kernels.hashing import hash_word
 
 BLOCK = 2**15  # 128 KB of float32 stay in a core's cache.
 SHORTEST = 64  # A shorter block would not look normal. It is joined to the one before it.
@@ -30,7 +30,7 @@ _HIGH, _LOW = np.int32((127 + 100) << 23), np.int32((127 - 80) << 23)
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 
 
-def edges(dim: int, block: int) -> NDArray[np.int64]:
+def block_edges(dim: int, block: int) -> NDArray[np.int64]:
     """Compute the edges of the rotation's blocks, int64[n + 1]. Block i is [e_i, e_i+1).
 
     Whole blocks come first, then the rest. A rest of fewer than 64 coordinates is joined to the last whole block, if
@@ -52,7 +52,7 @@ def _flip_signs(x: NDArray[np.float32], first: int, seed: np.uint64) -> None:
     """
     plus, minus = np.float32(1.0), np.float32(-1.0)
     for w in range((x.size + 63) // 64):
-        flips = mix(seed, first // 64 + w)
+        flips = hash_word(seed, first // 64 + w)
         part = x[64 * w : 64 * w + 64]
         for j in range(part.size):
             part[j] *= plus if (flips >> np.uint64(j)) & _ONE == _ZERO else minus
@@ -146,7 +146,7 @@ def _tail_signs(seed: int, first: int, n: int) -> NDArray[np.float32]:
 
 def turned(x: NDArray[np.float32], block: int, key: Key, forward: bool) -> tuple[NDArray[np.float32], bool]:
     """Rotate ``x``, or undo the rotation. Also return True if all coordinates stayed within float32's range."""
-    seed, ends, out = word(key), edges(x.size, block), np.empty_like(x)
+    seed, ends, out = word(key), block_edges(x.size, block), np.empty_like(x)
     last = int(ends[-2]) if ends.size > 1 and ends[-1] - ends[-2] != block else x.size
     scale = _rounding_slack(block) / sqrt(block)
     in_range = bool(_rotate_blocks(x[:last], block, scale, np.uint64(seed), forward, out[:last]))
@@ -209,7 +209,7 @@ def rotate(
             )
         if space.rotated:
             raise CompositionError("E-ORDER", f"{name}: the update is already rotated.", "keep one rotate stage.")
-        lengths = np.diff(edges(space.dim, block))
+        lengths = np.diff(block_edges(space.dim, block))
         longest = sqrt(max(1, int(lengths.max(initial=0))))
         return space.but(
             linf=min(space.l2, space.linf * longest),

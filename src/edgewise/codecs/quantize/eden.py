@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs.project.rotate import SHORTEST, edges
+from edgewise.codecs.project.rotate import SHORTEST, block_edges
 from edgewise.codecs.quantize import scales
 from edgewise.codecs.quantize.codebook import coded, look_up
 from edgewise.core import require
@@ -151,7 +151,7 @@ def eden(bits: int) -> Stage:
                 fix = 'use grid = "pair" after top_k, or random_k or shared_top_k before rotate.'
             what = "its values fit coordinates that a rotation has made alike, block by block"
             raise CompositionError("E-ORDER", f"{name}: {what}{', so it cannot follow top_k' * space.sparse}.", fix)
-        shortest = int(np.diff(edges(space.dim, space.rotated)).min(initial=SHORTEST))
+        shortest = int(np.diff(block_edges(space.dim, space.rotated)).min(initial=SHORTEST))
         return coded(space, bits, space.rotated, NMSE[bits]).but(
             unbiased=space.unbiased and shortest >= SHORTEST,
             l2=space.l2 * LONGEST,
@@ -160,7 +160,7 @@ def eden(bits: int) -> Stage:
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         x: Vector = payload.body
-        ends = edges(x.size, space.rotated)
+        ends = block_edges(x.size, space.rotated)
         levels, scale, largest = np.empty(x.size, np.int8), np.zeros(ends.size - 1), np.zeros(ends.size - 1)
         _encode_blocks(x, ends, centroids, levels, scale, largest)
         seed = np.uint64(word(turn.own("quantize", turn.round)))

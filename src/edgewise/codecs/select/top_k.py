@@ -18,7 +18,7 @@ from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space, Support
 from edgewise.core.stage import Read, Stage, keeps
-from edgewise.kernels.magnitudes import gather
+from edgewise.kernels.magnitudes import gather_magnitudes
 
 _PART = 1 << 15  # coordinates read at a time
 _SAMPLES, _SAMPLE = 256, 256  # number of the vector's stretches that are sampled first, and their length
@@ -67,7 +67,7 @@ def _collect_largest(read: Read, dim: int, k: int, floor: int) -> NDArray[np.int
     for start in range(0, dim, _PART):
         bits, at = read(start, min(dim, start + _PART)).view(np.int32), 0
         while True:
-            used, have = gather(bits[at:], start + at, floor, where, size, have)
+            used, have = gather_magnitudes(bits[at:], start + at, floor, where, size, have)
             at += used
             if at == bits.size:
                 break

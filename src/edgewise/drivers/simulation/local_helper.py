@@ -19,7 +19,7 @@ from edgewise.core.errors import DecodeError
 from edgewise.core.frame import Invite
 from edgewise.core.training import DeviceId
 from edgewise.engine import beacon as beacons
-from edgewise.engine.admission import refused
+from edgewise.engine.admission import invitation_refusal
 from edgewise.engine.ports import Trust
 from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server
@@ -125,7 +125,7 @@ class LocalHelper:
         """See Helper."""
         if invite == self._invite:
             return
-        refusal, over, helper = refused(self.plan, invite, answered=None), False, None
+        refusal, over, helper = invitation_refusal(self.plan, invite, answered=None), False, None
         if self._round is not None:
             over = invite.round < self._round or (self._opened is not None and invite.round <= self._opened)
         code = "E-SECAGG-ORDER" if over and refusal is None else refusal and refusal.code

@@ -247,7 +247,7 @@ class Devices:
 
     def _refusal(self, state: device_state.Kept, invite: frame.Invite) -> admission.No | None:
         idle = state if isinstance(state, device_state.Idle) else state.idle
-        if (refusal := admission.refused(self.plan, invite, idle.answered)) is not None:
+        if (refusal := admission.invitation_refusal(self.plan, invite, idle.answered)) is not None:
             return refusal
         if self.budget is None:
             return None

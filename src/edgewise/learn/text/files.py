@@ -164,11 +164,11 @@ def _pattern_matches(pattern: str, base: Path) -> list[Path]:
     return [path for path in found if not own(path)]
 
 
-def shown(name: str) -> str:
+def printable_file_name(name: str) -> str:
     r"""Return a file's name as text, the same on every machine. Bytes that are not UTF-8 become ``\xe9``."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
-def why(e: OSError | DataError) -> str:
+def unreadable_reason(e: OSError | DataError) -> str:
     """Return in few words the reason that a file cannot be read."""
     return e.what if isinstance(e, DataError) else reason(e)

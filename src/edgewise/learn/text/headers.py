@@ -24,12 +24,12 @@ _NUMBER = re.compile(r"[-+]?\d+([.,]\d+)?$")
 _DATE = re.compile(r"\d{1,4}[-/.]\d{1,2}[-/.]\d{1,4}\b")
 
 
-def known(name: str, words: Sequence[str]) -> bool:
+def is_column_name(name: str, words: Sequence[str]) -> bool:
     """Tell whether a column has one of these words for a name."""
-    return rank(name, words) < len(words)
+    return column_name_rank(name, words) < len(words)
 
 
-def rank(name: str, words: Sequence[str]) -> int:
+def column_name_rank(name: str, words: Sequence[str]) -> int:
     """Return the place of the first word that is the name or a part of it (``user_id``, ``meta.user``).
 
     Edge cases: ``len(words)`` where none is.
@@ -55,7 +55,7 @@ def as_data(name: str, values: Sequence[str]) -> str:
     again, looks like names.
     """
     digits = any(c.isdigit() for c in name)  # "user_1" is a person, and "user" is a column.
-    if not digits and known(name, [*OWNERS, *TEXTS, *PROMPTS, *TIMES]) and len(name.split()) < PROSE:
+    if not digits and is_column_name(name, [*OWNERS, *TEXTS, *PROMPTS, *TIMES]) and len(name.split()) < PROSE:
         return ""
     filled = [v for v in values if v]
     if not filled:

@@ -65,11 +65,17 @@ class Look(NamedTuple):
 
     def texts(self) -> list[str]:
         """Return the columns that may be the text: those with known names first, then the longest before prompts."""
-        fit = [c for c in self.columns if c.characters >= (0.1 if headers.known(c.name, headers.TEXTS) else LEAST_TEXT)]
-        prompts = {c.name for c in fit if headers.known(c.name, headers.PROMPTS)}
+        fit = [
+            c
+            for c in self.columns
+            if c.characters >= (0.1 if headers.is_column_name(c.name, headers.TEXTS) else LEAST_TEXT)
+        ]
+        prompts = {c.name for c in fit if headers.is_column_name(c.name, headers.PROMPTS)}
         return [
             c.name
-            for c in sorted(fit, key=lambda c: (headers.rank(c.name, headers.TEXTS), c.name in prompts, -c.characters))
+            for c in sorted(
+                fit, key=lambda c: (headers.column_name_rank(c.name, headers.TEXTS), c.name in prompts, -c.characters)
+            )
         ]
 
     def owners(self, read: Collection[str]) -> list[str]:
@@ -79,26 +85,30 @@ class Look(NamedTuple):
             read: columns that are the text or its prompt.
         """
         fit = [c for c in self.columns if c.names and c.distinct > 1 and c.name not in read]
-        known = [c for c in fit if headers.known(c.name, headers.OWNERS)]
+        known = [c for c in fit if headers.is_column_name(c.name, headers.OWNERS)]
         likely = [
             c
             for c in fit
             if c.repeats >= LEAST_REPEATS
             and not c.dates
             and c.words < headers.PROSE
-            and not headers.known(c.name, headers.PROMPTS + headers.TEXTS)
+            and not headers.is_column_name(c.name, headers.PROMPTS + headers.TEXTS)
         ]
-        found = sorted({*known, *likely}, key=lambda c: (headers.rank(c.name, headers.OWNERS), -c.distinct, c.name))
+        found = sorted(
+            {*known, *likely}, key=lambda c: (headers.column_name_rank(c.name, headers.OWNERS), -c.distinct, c.name)
+        )
         return [c.name for c in found]
 
     def prompts(self, text: str) -> list[str]:
         """Return the columns that may be the prompt of ``text``, the likeliest first, if its name is an answer's."""
-        if not headers.known(text, headers.ANSWERS):
+        if not headers.is_column_name(text, headers.ANSWERS):
             return []
         fit = [
-            c for c in self.columns if c.characters > 0 and c.name != text and headers.known(c.name, headers.PROMPTS)
+            c
+            for c in self.columns
+            if c.characters > 0 and c.name != text and headers.is_column_name(c.name, headers.PROMPTS)
         ]
-        return [c.name for c in sorted(fit, key=lambda c: headers.rank(c.name, headers.PROMPTS))]
+        return [c.name for c in sorted(fit, key=lambda c: headers.column_name_rank(c.name, headers.PROMPTS))]
 
     def chats(self, kind: str) -> list[str]:
         """Return the columns of chats of this kind (``Column.chat``)."""
@@ -106,7 +116,7 @@ class Look(NamedTuple):
 
     def like(self, known: list[str]) -> str:
         """Return the first column with one of these names. Empty where there is none."""
-        return min((c.name for c in self.columns if headers.known(c.name, known)), default="")
+        return min((c.name for c in self.columns if headers.is_column_name(c.name, known)), default="")
 
 
 def look(path: str, base: Path, header: Header = "auto") -> Look:

@@ -14,7 +14,7 @@ from typing import IO
 from edgewise.core.errors import DataError, EdgewiseError
 from edgewise.core.foreign import foreign
 from edgewise.learn.text.cache import write_atomically
-from edgewise.learn.text.files import shown
+from edgewise.learn.text.files import printable_file_name
 
 CHUNK = 1 << 20
 
@@ -52,7 +52,9 @@ def chunks(path: Path) -> Iterator[bytes]:
         return
     with path.open("rb"):  # A file that cannot be opened is an OSError, not a broken archive.
         pass
-    broken = foreign(DataError, "E-DATA-FORMAT", f"{shown(path.name)} cannot be unpacked", "pack it again.")
+    broken = foreign(
+        DataError, "E-DATA-FORMAT", f"{printable_file_name(path.name)} cannot be unpacked", "pack it again."
+    )
     with broken:
         stream = PACKED[path.suffix.lower()](path)
     with stream:

@@ -19,7 +19,7 @@ from typing import Any
 from edgewise.core.errors import DataError, EdgewiseError
 from edgewise.core.foreign import foreign, reason
 from edgewise.learn.text import headers, packed
-from edgewise.learn.text.times import stamp
+from edgewise.learn.text.times import utc_text
 from edgewise.plan.recipe.recipe import DataSection
 
 SEPARATORS = (",", ";", "\t", "|")
@@ -249,8 +249,8 @@ def parquet_rows(section: DataSection, path: Path, name: str) -> Rows:
 def _column_values(section: DataSection, column: str, array: Any, name: str, first: int) -> list[Any]:
     """Convert a column of a batch to Python values.
 
-    Bytes are decoded as UTF-8. Values of the recipe's time column stay exact (``times.stamp``), and other times become
-    text.
+    Bytes are decoded as UTF-8. Values of the recipe's time column stay exact (``times.utc_text``), and other times
+    become text.
     """
     from pyarrow import types
 
@@ -298,7 +298,7 @@ def _decoded_text(raw: bytes, column: str, where: str) -> str:
 
 
 def _time_stamps(array: Any, column: str, name: str) -> list[str | None]:
-    """Convert times of any unit and year as ``times.stamp``. Durations and times of day become seconds."""
+    """Convert times of any unit and year as ``times.utc_text``. Durations and times of day become seconds."""
     from pyarrow import types
 
     kind = array.type
@@ -312,4 +312,4 @@ def _time_stamps(array: Any, column: str, name: str) -> list[str | None]:
     counts = [None if v is None else Decimal(v) * 86400 if not per_s else Decimal(v) / per_s for v in whole]
     if types.is_duration(kind) or types.is_time(kind):
         return [None if v is None else format(v, "f") for v in counts]
-    return [None if v is None else stamp(format(v, "f"), zone) for v in counts]
+    return [None if v is None else utc_text(format(v, "f"), zone) for v in counts]

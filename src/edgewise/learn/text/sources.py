@@ -19,7 +19,7 @@ from edgewise.core.errors import DataError
 from edgewise.core.training import POOLED
 from edgewise.learn.text import containers, packed, tables
 from edgewise.learn.text.documents import DocumentIndex
-from edgewise.learn.text.files import EMPTY, NOT_TEXT, UNREADABLE, Listing, kind_of, named, shown
+from edgewise.learn.text.files import EMPTY, NOT_TEXT, UNREADABLE, Listing, kind_of, named, printable_file_name
 from edgewise.plan.recipe.data import OWN, WHOLE, DataSection
 
 STDLIB_PACKAGES = (
@@ -114,7 +114,7 @@ def _text_files(paths: list[Path], several: bool, listing: Listing) -> tuple[Pat
         files = list(listing.below(path)) if is_folder else [path]
         if not files and sum(listing.left_out.values()) > before:
             continue  # A folder with nothing but runs, or the like, is not a device.
-        name = shown(path.stem if single and not several else path.name)
+        name = printable_file_name(path.stem if single and not several else path.name)
         if name in devices or name == POOLED:
             what = f"{root}: two devices are called {name!r}." if name in devices else f"{path}: the name is reserved."
             raise DataError("E-DATA-FORMAT", what, "rename one of the folders or files.")
@@ -141,7 +141,9 @@ def _plain_documents(
             listing.left_out[UNREADABLE] += 1
             if not whole:
                 continue  # The file would go to a random device.
-            broken[len(files)] = e.what if isinstance(e, DataError) else f"{shown(str(path))}: {e.strerror or e}."
+            broken[len(files)] = (
+                e.what if isinstance(e, DataError) else f"{printable_file_name(str(path))}: {e.strerror or e}."
+            )
             file, size, cuts = path, 1, [(0, 1)]
         pieces += [(len(files), start, stop, code, stop == size) for start, stop in cuts if stop > start]
         files.append((file, path))
@@ -154,7 +156,7 @@ def _plain_documents(
     number, start, stop, owner, ends = np.array(pieces, np.int64).T
     return DocumentIndex(
         files=tuple(file for file, _ in files),
-        names=tuple(shown(path.relative_to(root).as_posix()) for _, path in files),
+        names=tuple(printable_file_name(path.relative_to(root).as_posix()) for _, path in files),
         file=number.astype(np.int32),
         start=start,
         stop=stop,

@@ -23,7 +23,7 @@ from edgewise.core.training import POOLED
 from edgewise.learn.text import containers, messages, packed
 from edgewise.learn.text.cache import write_atomically
 from edgewise.learn.text.documents import DocumentIndex
-from edgewise.learn.text.files import OTHER, Listing, kind_of, shown
+from edgewise.learn.text.files import OTHER, Listing, kind_of, printable_file_name
 from edgewise.learn.text.rows import columns, csv_rows, need_columns, parquet_rows
 from edgewise.learn.text.times import Times
 from edgewise.plan.recipe.recipe import DataSection
@@ -48,7 +48,7 @@ def find(section: DataSection, paths: list[Path], cache_dir: Path, listing: List
     """
     files = _table_files(section, paths, listing)
     root = Path(*_common_folder([p.parent for p in files]))
-    names = [shown(p.relative_to(root).as_posix()) for p in files]
+    names = [printable_file_name(p.relative_to(root).as_posix()) for p in files]
     index = _Index(section)
     plain = []
     for path, name in zip(files, names, strict=True):

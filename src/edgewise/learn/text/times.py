@@ -88,7 +88,7 @@ class Times:
         raise DataError("E-DATA-FORMAT", what, f"{how or 'write 2024-01-31, or set data.time_format'}.")
 
 
-def stamp(seconds: str, zone: bool) -> str:
+def utc_text(seconds: str, zone: bool) -> str:
     """Write seconds since 1970 as text that ``Times`` reads exactly, of any year. ``zone``: True for an instant."""
     return f"@{seconds}{'Z' * zone}"
 

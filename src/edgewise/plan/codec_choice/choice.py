@@ -27,7 +27,7 @@ from edgewise.plan.codec_choice.rungs import MASKED_RUNGS, RUNGS, MaskedRung, Ru
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.stages import build_stages
 from edgewise.privacy.clip import clamp, clip
-from edgewise.secagg.merge import fewest
+from edgewise.secagg.merge import smallest_masked_sum
 
 # Clamp at 4 standard deviations of a rotated coordinate of an update at the clip. It cuts about 1 in 16,000.
 CLAMP_STDS = 4.0
@@ -146,7 +146,9 @@ def sorting(recipe: Recipe, merge: Merge, minimum: int, corrupt: int) -> tuple[i
         fix = 'hidden rungs need privacy = "hidden", [merge] kind = "secure_sum" and no [[post]]; or codec = "stages".'
         raise RecipeError("E-COMBO", what, fix)
     groups = recipe.adaptive.groups
-    return groups, min(minimum, max(minimum // groups, fewest(corrupt, dropout=recipe.trust.dropout_fraction)))
+    return groups, min(
+        minimum, max(minimum // groups, smallest_masked_sum(corrupt, dropout=recipe.trust.dropout_fraction))
+    )
 
 
 def adaptive(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from edgewise.core.errors import CompositionError
 from edgewise.plan.recipe.privacy import DP_WORDS
 from edgewise.plan.recipe.sections import TrustSection
-from edgewise.secagg.merge import fewest
+from edgewise.secagg.merge import smallest_masked_sum
 
 EVERYBODY = 40  # Up to so many devices all take part in every round.
 COHORT, DP_COHORT = 20, 125  # Cohorts of larger federations. Noise does not grow with a cohort, so DP's is larger.
@@ -75,7 +75,7 @@ def cohorts(word: str, devices: int) -> Cohorts:
             "give data of more owners.",
         )  # fmt: skip
     corrupt = min(int(CORRUPT[word] * devices), invited)
-    while corrupt and fewest(corrupt, dropout=TrustSection().dropout_fraction) > least:
+    while corrupt and smallest_masked_sum(corrupt, dropout=TrustSection().dropout_fraction) > least:
         corrupt -= 1
     whole = corrupt == int(CORRUPT[word] * devices)
     return Cohorts(

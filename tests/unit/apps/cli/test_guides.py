@@ -36,7 +36,7 @@ def test_every_code_page_and_key_can_be_explained() -> None:
         assert (found.kind, found.name) == ("code", code)
         assert "*What to do:*" in found.text
         assert "---" not in found.text
-    assert set(manual.codes()) == set(REGISTRY)
+    assert set(manual.documented_error_codes()) == set(REGISTRY)
     files = [p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "adr" and p.stem != "index"]
     assert sorted(manual.pages()) == sorted(path.stem for path in files), "each page has a name of its own"
     assert manual.find("threat-model").kind == manual.find("docs/howto/operate.md").kind == "page"
@@ -109,9 +109,9 @@ def test_messages_name_no_page_that_a_wheel_lacks() -> None:
 @pytest.mark.slow
 def test_shipped_recipes_are_listed_and_copied_and_nothing_is_written_over(folder: Path) -> None:
     listed = call("recipes").stdout.splitlines()
-    assert [line.split()[0] for line in listed] == shipped.names()
+    assert [line.split()[0] for line in listed] == shipped.shipped_recipe_names()
     assert all(len(line.split()) > 4 for line in listed)
-    for name in shipped.names():
+    for name in shipped.shipped_recipe_names():
         assert call("recipes", name, "--to", f"{name}-copy.toml").exit_code == 0
         assert recipe.load(folder / f"{name}-copy.toml") == recipe.load(shipped.FOLDER / f"{name}.toml")
     again = call("recipes", "private", "--to", "private-copy.toml")

@@ -44,9 +44,9 @@ def test_one_agent_works_in_a_home_and_says_what_it_does(tmp_path: Path) -> None
         with pytest.raises(EdgewiseError) as caught:
             Agent(tmp_path)
         assert caught.value.code == "E-RUN-EXISTS"
-        assert not control.ended(tmp_path, 1.0, sleep=lambda _: None)
+        assert not control.wait_for_agent_end(tmp_path, 1.0, sleep=lambda _: None)
     assert control.running(tmp_path) is None
-    assert control.ended(tmp_path, 0.0)
+    assert control.wait_for_agent_end(tmp_path, 0.0)
     Agent(tmp_path, time.time).close()
 
 

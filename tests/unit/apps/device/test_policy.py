@@ -12,7 +12,7 @@ import pytest
 from pydantic import BaseModel
 
 from edgewise.apps.device import policy
-from edgewise.apps.device.conditions import Conditions, quiet
+from edgewise.apps.device.conditions import Conditions, quiet_hours_end
 from edgewise.apps.device.policy import Policy
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.vector import Spec
@@ -207,7 +207,7 @@ def test_quiet_hours_end_where_they_say_for_every_minute_of_the_day() -> None:
     for minute in range(24 * 60):
         now = NOON + 60.0 * (minute - 12 * 60)
         inside = minute >= 22 * 60 or minute < 7 * 60
-        assert (quiet(ranges, now) is not None) == inside, minute
+        assert (quiet_hours_end(ranges, now) is not None) == inside, minute
 
 
 def test_no_work_without_text_nor_beyond_the_bytes_of_the_day() -> None:

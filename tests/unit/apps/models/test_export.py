@@ -23,7 +23,7 @@ from edgewise.core.keys import derive, root
 from edgewise.core.vector import unpack
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.plan.recipe.recipe import from_plain
-from edgewise.privacy.card import without
+from edgewise.privacy.card import no_epsilon_sentence
 from unit.made_run import PLAIN, RECIPES, make_run
 
 torch = pytest.importorskip("torch")
@@ -168,7 +168,7 @@ def test_the_privacy_card_is_exported(word: str, base: Path, tmp_path: Path) -> 
     card = s["plan"]["privacy"]["card"]
     assert (card is None) == (word != "distributed_dp")
     if card is None:
-        assert f"\n{without(s['plan']['privacy']['servers'])}\n" in text
+        assert f"\n{no_epsilon_sentence(s['plan']['privacy']['servers'])}\n" in text
         assert "private" not in text
     else:
         for said in (card["unit"], card["adjacency"], card["sampling"], card["noise"], "delta 0.001"):

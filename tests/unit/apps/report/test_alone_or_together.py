@@ -125,9 +125,9 @@ def test_data_whose_owners_have_words_of_their_own_is_said_to_favour_training_al
     s["against_alone"]["change_percent"] = 3.0
     assert said in report.page(s)
     own = {**s["facts"], "extensions": ["mine"]}
-    assert alone_or_together.note({**s, "facts": own}) == "", "a trainer of one's own reads data of its own"
+    assert alone_or_together.alone_won_reason({**s, "facts": own}) == "", "a trainer of one's own reads data of its own"
     for other in ({"source": "plays"}, {"partition": "iid"}):
-        assert alone_or_together.note({**s, "recipe": {"data": {**s["recipe"]["data"], **other}}}) == ""
+        assert alone_or_together.alone_won_reason({**s, "recipe": {"data": {**s["recipe"]["data"], **other}}}) == ""
 
 
 @pytest.mark.slow

@@ -79,7 +79,7 @@ def test_an_unfinished_run_and_one_with_a_budget(folder: Path) -> None:
     half, _ = found["runs"]
     assert (half["complete"], half["rounds"], half["perplexity"]["centralised"]) == (False, 5, None)
     assert {"privacy", "dp.epsilon"} <= set(found["settings"])
-    assert "5 *" in comparison.cells(half)
+    assert "5 *" in comparison.run_figures(half)
     assert "* not complete" in call("runs/half", "runs/dp").stdout
 
 

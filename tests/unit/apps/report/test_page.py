@@ -376,7 +376,7 @@ def test_numbers_as_people_read_them() -> None:
     )
     assert numbers.against(1.0, 1.0) == "same size as the whole model in float32"
     assert numbers.sparkline([1.0, 1.0]) == "▄▄"
-    assert numbers.lost("E-NAN") == "training produced a value that is not finite"
+    assert numbers.loss_reason("E-NAN") == "training produced a value that is not finite"
 
 
 @pytest.mark.slow

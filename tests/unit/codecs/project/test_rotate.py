@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgewise.codecs.project.rotate import _MOST, edges, hartley, rotate, turned
+from edgewise.codecs.project.rotate import _MOST, block_edges, hartley, rotate, turned
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.memory import Memory
@@ -34,7 +34,7 @@ def _gauss(dim: int, seed: int = 0) -> Vector:
     ],
 )
 def test_edges(dim: int, want: list[int]) -> None:
-    got = edges(dim, 128).tolist()
+    got = block_edges(dim, 128).tolist()
     assert got == want
 
 

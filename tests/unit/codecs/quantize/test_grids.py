@@ -9,7 +9,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from edgewise.codecs.project.rotate import edges, rotate
+from edgewise.codecs.project.rotate import block_edges, rotate
 from edgewise.codecs.quantize import scales
 from edgewise.codecs.quantize.codebook import NF4, nearest_growth, pair
 from edgewise.codecs.quantize.eden import CENTROIDS, eden
@@ -150,7 +150,7 @@ def test_eden_keeps_the_part_along_the_vector(bits: int) -> None:
     """<S Q(x), x> = ||x||^2, block by block, up to the scale's rounding, which has mean zero."""
     x, space = NORMAL[:300], rotate(128).infer(_space(300))
     stage = eden(bits)
-    blocks = [slice(a, b) for a, b in pairwise(edges(300, 128))]
+    blocks = [slice(a, b) for a, b in pairwise(block_edges(300, 128))]
     parts = []
     for i in range(400):
         y = stage.decode(_encode(stage, x, space, i), space, _turn(i)).body

@@ -131,7 +131,7 @@ def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(sys.modules, "gguf", None)
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     for call, extra in (
-        (lambda: architectures.of(LlamaConfig()), "export"),
+        (lambda: architectures.recognised_architecture(LlamaConfig()), "export"),
         (lambda: evaluating._answer_scores(evaluating.EvaluationRequest(rouge=True)), "eval"),
     ):
         with pytest.raises(EdgewiseError) as e:
@@ -151,7 +151,7 @@ def test_the_rotary_factors_of_llama_3_are_those_of_transformers() -> None:
     }  # fmt: skip
     config = LlamaConfig(hidden_size=64, num_attention_heads=2, rope_parameters=rope)
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
-    factors = architectures.of(config).extra()["rope_freqs.weight"]
+    factors = architectures.recognised_architecture(config).extra()["rope_freqs.weight"]
     plain = 5e5 ** -(np.arange(0, 32, 2) / 32)
     assert {1.0, 8.0} < set(factors.tolist())
     np.testing.assert_allclose(plain / factors, scaled.numpy(), rtol=1e-5)
@@ -162,7 +162,7 @@ def test_what_llama_cpp_would_read_differently_is_refused(tmp_path: Path) -> Non
 
     def refused(config: Any) -> str:
         with pytest.raises(EdgewiseError) as e:
-            architectures.of(config)
+            architectures.recognised_architecture(config)
         assert e.value.code == "E-EXPORT"
         return e.value.what
 

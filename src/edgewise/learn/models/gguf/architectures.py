@@ -90,7 +90,7 @@ class KnownArchitecture(NamedTuple):
         return {"rope_freqs.weight": _llama3_factors(rope, _head_width(self.config))}
 
 
-def of(config: Any) -> KnownArchitecture:
+def recognised_architecture(config: Any) -> KnownArchitecture:
     """Recognise a model by its configuration.
 
     Raises:

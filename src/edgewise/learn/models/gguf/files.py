@@ -51,7 +51,7 @@ def write_model(
     """
     import gguf
 
-    known = architectures.of(model.config)
+    known = architectures.recognised_architecture(model.config)
     writer = _writer(path, known, facts)
     writer.add_type(gguf.GGUFType.MODEL)
     architectures.write_settings(writer, known)
@@ -72,7 +72,7 @@ def write_adapter(model: nn.Module, path: Path, dtype: str, facts: Mapping[str, 
     """
     import gguf
 
-    known = architectures.of(model.get_base_model().config)
+    known = architectures.recognised_architecture(model.get_base_model().config)
     factors, alpha = _factors(model)
     writer = _writer(path, known, facts)
     writer.add_type(gguf.GGUFType.ADAPTER)
@@ -167,7 +167,7 @@ def read(path: Path) -> dict[str, Array]:
 
 def load_into(model: nn.Module, path: Path) -> None:
     """Give a model the parameters of its file, rounded as they are there."""
-    known, tensors = architectures.of(model.config), read(path)
+    known, tensors = architectures.recognised_architecture(model.config), read(path)
     with torch.no_grad():
         for name, p in model.named_parameters():
             p.copy_(torch.from_numpy(np.array(known.original(name, tensors[known.named(name)]))))
