@@ -86,6 +86,8 @@ REGISTRY: dict[str, Entry] = {
     "E-DEVICE-DATA": Entry("this device has too little text", 1),
     "E-MODEL": Entry("the model cannot be loaded", 2),
     "E-MODEL-REMOTE": Entry("the model is not on this machine and the hub cannot be reached", 5),
+    "E-INDEX": Entry("a file is no index of documents, or it is damaged", 8),
+    "E-INDEX-MODEL": Entry("an index of documents was made with another model", 2),
     "E-QUANTIZE": Entry("the base model cannot be quantized as asked", 2),
     "E-LAYOUT": Entry("the layout of a module differs from the layout of the run", 2),
     "E-TARGETS": Entry("no module of the model matches the LoRA targets or layer names", 2),

@@ -70,7 +70,7 @@ class ContrastLoss:
     def __call__(self, model: nn.Module, batch: tuple[Tensor, int]) -> tuple[Tensor, float]:
         """Return the loss of a batch, as ``TextLoss``, with the gradient of both terms."""
         compared = [self._representations(model, batch[0], w_D) for w_D in (self._global_D, self._previous_D)]
-        with _head_input(model) as seen:
+        with head_input(model) as seen:
             mean, n = self._loss(model, batch)
         term = self._mu * contrast_term(self._pooled(seen[-1], batch[0]), *compared, self._tau)
         return mean + (term - term.detach()), n
@@ -81,7 +81,7 @@ class ContrastLoss:
         self._flat.w_D.copy_(w_D)
         model.eval()
         try:
-            with _head_input(model) as seen:
+            with head_input(model) as seen:
                 self._loss(model, (s_BS, 1))
         finally:
             model.train(training)
@@ -97,7 +97,7 @@ class ContrastLoss:
 
 
 @contextmanager
-def _head_input(model: Any) -> Iterator[list[Tensor]]:
+def head_input(model: Any) -> Iterator[list[Tensor]]:
     """Collect the inputs of the model's output head inside: [B, T, H] of each pass."""
     seen: list[Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, given: seen.append(given[0]))

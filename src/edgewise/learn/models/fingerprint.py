@@ -29,5 +29,15 @@ def frozen_digest(model: nn.Module, arithmetic: torch.dtype | None = None) -> st
     return h.hexdigest()
 
 
+def whole_digest(model: nn.Module) -> str:
+    """Return the SHA-256 of all weights and stored buffers, trained or not, as they are now."""
+    h = hashlib.sha256()
+    for name, x in sorted(model.state_dict().items()):
+        if isinstance(x, Tensor):
+            h.update(f"{name} {x.dtype} {tuple(x.shape)};".encode())
+            h.update(_bytes(x.detach()))
+    return h.hexdigest()
+
+
 def _bytes(x: Tensor) -> Any:
     return x.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

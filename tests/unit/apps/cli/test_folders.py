@@ -26,6 +26,7 @@ WRITING = {
     "audit": ("audit", "toy.toml", "--out", "mine"),
     "distill": ("distill", "bundled", "--to", "1M", "--on", "plays", "--out", "mine"),
     "shrink": ("shrink", "bundled", "--by", "prune", "--to", "0.5", "--out", "mine"),
+    "index": ("index", "--documents", "toy.toml", "--out", "mine"),
     "export": ("export", "made", "--dest", "mine"),
     "report": ("report", "mine"),
     "compare": ("compare", "made", "other", "--out", "mine/report.html"),
@@ -39,6 +40,7 @@ CODES = {
     "report": "E-RESUME",
     "compare": "E-FILE-EXISTS",
     "recipes": "E-FILE-EXISTS",
+    "index": "E-FILE-EXISTS",
     "backup": "E-FILE-EXISTS",
 }
 
