@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="with ValidationSet.csv and TrainingSet.csv")
     folder = parser.parse_args().folder
     asked, others = rows(folder / "ValidationSet.csv"), rows(folder / "TrainingSet.csv")[:OTHERS]
-    documents = [indexes.Document(str(i), text) for i, (_, text) in enumerate(asked + others)]
+    documents = [indexes.IndexedText(str(i), text) for i, (_, text) in enumerate(asked + others)]
     indexes.passages.__defaults__ = (1 << 30,)  # A dialogue is one passage.
     embed = embedder("bundled")
     index = indexes.read_index(indexes.build(documents, embed, "bundled"))

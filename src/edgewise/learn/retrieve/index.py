@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from edgewise.core.errors import DataError, EdgewiseError
+from edgewise.core.safe_repr import outline
 from edgewise.core.vector import Array
 from edgewise.learn.retrieve.embed import Embedder
 
@@ -34,7 +35,7 @@ TABLES = """
 """
 
 
-class Document(NamedTuple):
+class IndexedText(NamedTuple):
     """A text, and where it is from: a file, or a file and its line."""
 
     source: str
@@ -55,6 +56,8 @@ class Index(NamedTuple):
     model: str
     digest: str
     vectors_NH: Array
+
+    __repr__ = outline
 
 
 def sentences(text: str) -> list[str]:
@@ -78,7 +81,7 @@ def passages(text: str, longest: int = LONGEST) -> list[str]:
     return made
 
 
-def read_documents(place: Path, column: str = "text") -> list[Document]:
+def read_documents(place: Path, column: str = "text") -> list[IndexedText]:
     """Read ``.txt``, ``.md`` and ``.jsonl`` files: one, or all of a folder and the folders in it.
 
     A text file is one document. Each line of a ``.jsonl`` file is one, in the field ``column``.
@@ -100,13 +103,13 @@ def read_documents(place: Path, column: str = "text") -> list[Document]:
     return found
 
 
-def _of_file(file: Path, column: str) -> Iterator[Document]:
+def _of_file(file: Path, column: str) -> Iterator[IndexedText]:
     try:
         text = file.read_bytes().decode()
     except (OSError, UnicodeDecodeError) as e:
         raise DataError("E-DATA-FORMAT", f"{file} cannot be read as UTF-8 text: {e}.", "convert it.") from None
     if file.suffix != ROWS:
-        yield Document(str(file), text)
+        yield IndexedText(str(file), text)
         return
     for n, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -118,10 +121,10 @@ def _of_file(file: Path, column: str) -> Iterator[Document]:
         if not isinstance(row, dict) or not isinstance(row.get(column), str):
             what = f"{file}:{n} has no text in the field {column!r:.60}."
             raise DataError("E-DATA-COLUMN", what, "name the field with --column.")
-        yield Document(f"{file}:{n}", row[column])
+        yield IndexedText(f"{file}:{n}", row[column])
 
 
-def build(documents: Sequence[Document], embed: Embedder, model: str) -> bytes:
+def build(documents: Sequence[IndexedText], embed: Embedder, model: str) -> bytes:
     """Make the index of documents.
 
     Args:

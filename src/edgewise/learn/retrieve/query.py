@@ -25,7 +25,7 @@ POOL = 100  # Passages of each ranking that are fused.
 WORD = re.compile(r"\w+")
 
 
-class Found(NamedTuple):
+class FoundPassage(NamedTuple):
     """A passage that was found. A larger ``score`` is better; scores of different ways do not compare."""
 
     score: float
@@ -44,7 +44,7 @@ def check_embedder(index: Index, embed: Embedder, name: str) -> None:
         raise EdgewiseError("E-INDEX-MODEL", what, "name that model with --model, or write the index again.")
 
 
-def search(index: Index, embed: Embedder | None, question: str, k: int, by: str = WORDS) -> list[Found]:
+def search(index: Index, embed: Embedder | None, question: str, k: int, by: str = WORDS) -> list[FoundPassage]:
     """Find the best passages, best first.
 
         words: BM25 of the question's words.    meaning: the cosine of the vectors.
@@ -70,10 +70,10 @@ def search(index: Index, embed: Embedder | None, question: str, k: int, by: str 
     scores = dict(rankings[0]) if len(rankings) == 1 else _fused(rankings)
     best = sorted(scores, key=lambda i: (-scores[i], i))[:k]
     rows = {i: index.tables.execute("SELECT source, text FROM passages WHERE id = ?", (i,)).fetchone() for i in best}
-    return [Found(scores[i], *rows[i]) for i in best]
+    return [FoundPassage(scores[i], *rows[i]) for i in best]
 
 
-def answer(found: list[Found], question: str) -> str:
+def answer(found: list[FoundPassage], question: str) -> str:
     """Return the sentence of the found passages that shares most with the question. Empty where nothing was found.
 
     Words count by their rarity in the passages. Of equal sentences the one of the better passage is taken.

@@ -21,12 +21,12 @@ from edgewise.core.vector import Array
 from edgewise.drivers.storage import files
 from edgewise.learn.retrieve import query
 from edgewise.learn.retrieve.embed import Embedder
-from edgewise.learn.retrieve.index import Document, Index, build, passages, read_documents, read_index
+from edgewise.learn.retrieve.index import IndexedText, Index, build, passages, read_documents, read_index
 
 NOTES = (
-    Document("a", "The pump was serviced in May. The valve was replaced in June."),
-    Document("b", "Dogs bark at night. Cats sleep by day."),
-    Document("c", "The boiler is old and the valve is new."),
+    IndexedText("a", "The pump was serviced in May. The valve was replaced in June."),
+    IndexedText("b", "Dogs bark at night. Cats sleep by day."),
+    IndexedText("c", "The boiler is old and the valve is new."),
 )
 QUESTION = "When was the valve replaced?"
 
