@@ -21,7 +21,7 @@ from edgewise.core.vector import Array
 from edgewise.drivers.storage import files
 from edgewise.learn.retrieve import query
 from edgewise.learn.retrieve.embed import Embedder
-from edgewise.learn.retrieve.index import IndexedText, Index, build, passages, read_documents, read_index
+from edgewise.learn.retrieve.index import Index, IndexedText, build, passages, read_documents, read_index
 
 NOTES = (
     IndexedText("a", "The pump was serviced in May. The valve was replaced in June."),
