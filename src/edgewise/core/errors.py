@@ -141,6 +141,7 @@ REGISTRY: dict[str, Entry] = {
     "E-TOKEN": Entry("an enrolment token cannot be used", 4),
     "E-CONNECT": Entry("the server cannot be reached", 5),
     "E-SERVER-KEY": Entry("the server is not the one that the enrolment token names", 4),
+    "E-ATTEST": Entry("attestation evidence is missing, or is refused", 4),
     "E-SIGNATURE": Entry("a request is not signed by a known key", 4),
     "E-CLOCK": Entry("the clocks of device and server differ", 4),
     "E-REPLAY": Entry("a request was sent twice", 4),
