@@ -27,9 +27,7 @@ class _Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 def made(secret: bytes, measurement: bytes, bound: bytes) -> Evidence:
     """Sign simulated evidence. ``secret``: an Ed25519 key, 32 bytes. ``measurement``: 48 bytes. ``bound``: 64."""
     signature = sign.sign(secret, _CONTEXT + measurement + bound)
-    statement = _Statement(
-        measurement=measurement, bound=bound, public=sign.pair(secret).public, signature=signature
-    )
+    statement = _Statement(measurement=measurement, bound=bound, public=sign.pair(secret).public, signature=signature)
     return Evidence(platform="simulated", document=msgspec.json.encode(statement))
 
 

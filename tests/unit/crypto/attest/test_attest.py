@@ -141,7 +141,9 @@ def test_a_quote_of_the_other_platform_is_refused():
     refuses(msgspec.structs.replace(quote("tdx"), collateral=None), NOW)
 
 
-@pytest.mark.parametrize("raw", [b"", b"{}", b"[]", b'{"platform":"tpm","document":""}', b"\xff", b'{"platform":"snp"}'])
+@pytest.mark.parametrize(
+    "raw", [b"", b"{}", b"[]", b'{"platform":"tpm","document":""}', b"\xff", b'{"platform":"snp"}']
+)
 def test_what_is_no_evidence_is_refused(raw):
     with pytest.raises(DecodeError) as refusal:
         parse(raw)
