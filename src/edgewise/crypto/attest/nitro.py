@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from datetime import datetime
+from itertools import pairwise
 from typing import Any
 
 from cryptography import x509
@@ -68,7 +69,7 @@ def _chain(ders: list[bytes], now: datetime) -> ec.EllipticCurvePublicKey:
         raise refused("its root certificate is not AWS's")
     try:
         chain = [x509.load_der_x509_certificate(der) for der in ders]
-        for depth, (parent, child) in enumerate(zip(chain, chain[1:], strict=False)):
+        for depth, (parent, child) in enumerate(pairwise(chain)):
             child.verify_directly_issued_by(parent)
             limits = parent.extensions.get_extension_for_class(x509.BasicConstraints).value
             below = len(chain) - depth - 2  # certificates that may issue others, under this one

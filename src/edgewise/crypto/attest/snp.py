@@ -2,7 +2,7 @@
 
 Checked: version, algorithm and signer of the report; the signature over its first 672 bytes; RSA-PSS of VCEK by ASK by
 ARK; the ARK's digest, which is pinned; validity; that chip and firmware versions of the certificate are the report's.
-Not checked: revocation lists, and reports signed by a cloud provider's key (VLEK) and those of later processors (Turin), which are refused.
+Not checked: revocation lists. Refused: reports by a cloud provider's key (VLEK), and those of later processors (Turin).
 Source: AMD 56860, SEV Secure Nested Paging Firmware ABI, table ATTESTATION_REPORT; AMD 57230, VCEK certificate.
 """
 

@@ -29,8 +29,8 @@ CONTEXT = b"edgewise share key 1\0"  # purpose of the signature; no other signed
 class ShareKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A signed statement of a key, in hexadecimal.
 
-    ``server``: Ed25519 key. ``key``: X25519 key. ``signature``: on ``statement``. ``evidence``: of the machine that holds
-    the key. It is bound to the key, so the signature does not cover it.
+    ``server``: Ed25519 key. ``key``: X25519 key. ``signature``: on ``statement``. ``evidence``: of the machine that
+    holds the key. It is bound to the key, so the signature does not cover it.
     """
 
     server: str

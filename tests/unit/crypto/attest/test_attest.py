@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -60,12 +61,14 @@ def refuses(evidence: Evidence, now: datetime) -> str:
 def test_evidence_is_accepted_also_as_it_travels(platform):
     evidence, now = ALL[platform]
     facts = verify(parse(dump(evidence)), now)
-    assert facts == verify(evidence, now) and facts.platform == platform
+    assert facts == verify(evidence, now)
+    assert facts.platform == platform
 
 
 def test_facts_of_real_machines():
     chip = verify(snp(), NOW)
-    assert chip.registers["measurement"].startswith("7a1e5c266c0108db") and not chip.debug
+    assert chip.registers["measurement"].startswith("7a1e5c266c0108db")
+    assert not chip.debug
     assert chip.versions == {"bootloader": 3, "tee": 0, "snp": 8, "microcode": 0x73}
     assert chip.bound.hex().startswith("d447b55d197491bf")
     assert verify(snp("gsg"), NOW).debug
@@ -73,7 +76,8 @@ def test_facts_of_real_machines():
     assert (domain.status, domain.debug) == ("UpToDate", False)
     assert domain.registers["mr_td"].startswith("91eb2b44d141d4ec")
     enclave = verify(quote("sgx"), NOW)
-    assert enclave.bound.startswith(b"Hello, world!") and enclave.status == "ConfigurationAndSWHardeningNeeded"
+    assert enclave.bound.startswith(b"Hello, world!")
+    assert enclave.status == "ConfigurationAndSWHardeningNeeded"
     assert verify(nitro(), THEN).debug  # PCR0 is zero
 
 
@@ -155,10 +159,10 @@ MEASURED = {"measurement": STATED.registers["measurement"]}
 
 
 def check(evidence: Evidence, *references: Reference, to: bytes = STATED.bound) -> str | None:
+    """The refusal, or None."""
     try:
         accepted(evidence, references, to, NOW)
     except DecodeError as e:
-        assert e.code == "E-ATTEST"
         return str(e)
     return None
 
@@ -170,7 +174,7 @@ def test_a_program_is_accepted_by_its_measurement_and_versions():
 
 def test_what_an_owner_does_not_accept_is_refused():
     good = Reference("snp", MEASURED)
-    assert "bound" in check(snp(), good, to=bytes(64))
+    assert re.match(r"E-ATTEST.*bound", check(snp(), good, to=bytes(64)) or "")
     assert "measurement" in check(snp(), Reference("snp", {"measurement": "ab" * 48}))
     assert "microcode" in check(snp(), Reference("snp", MEASURED, versions={"microcode": 0x74}))
     assert "platform" in check(snp(), Reference("tdx", {"mr_td": "00"}))
@@ -196,4 +200,5 @@ def test_a_simulated_statement_is_accepted_only_from_a_named_key():
 
 def test_a_key_is_bound_to_its_role_and_run():
     named = {bound("leader", "run", b"key"), bound("helper", "run", b"key"), bound("helper", "runs", b"key")}
-    assert len(named | {bound("helper", "run", b"keys")}) == 4 and all(len(one) == 64 for one in named)
+    assert len(named | {bound("helper", "run", b"keys")}) == 4
+    assert all(len(one) == 64 for one in named)
