@@ -100,7 +100,8 @@ def test_a_command_prints_evidence(tmp_path: Path) -> None:
     program = tmp_path / "evidence.py"
     program.write_text(
         "import sys\nfrom edgewise.crypto.attest import evidence, simulated\n"
-        "sys.stdout.buffer.write(evidence.dump(simulated.made(bytes(range(32)), b'\\xab' * 48, bytes.fromhex(sys.argv[1]))))"
+        "made = simulated.made(bytes(range(32)), b'\\xab' * 48, bytes.fromhex(sys.argv[1]))\n"
+        "sys.stdout.buffer.write(evidence.dump(made))"
     )
     to = bound("helper", "run", b"key")
     assert dump(EvidenceCommand([sys.executable, str(program)])(to)) == dump(attest(to))

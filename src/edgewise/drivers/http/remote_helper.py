@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from edgewise.core.errors import DecodeError, TransportError
 from edgewise.core.frame import Invite
