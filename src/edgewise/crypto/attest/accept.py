@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from edgewise.crypto.attest.evidence import Evidence, Facts, Platform, refused, verify
+from edgewise.crypto.attest import nitro, simulated, snp, tdx
+from edgewise.crypto.attest.evidence import LARGEST_BYTES, Evidence, Facts, Platform, refused
 
 UP_TO_DATE = "UpToDate"
 
@@ -49,6 +50,21 @@ class Reference:
         if facts.status is not None and facts.status not in self.statuses:
             return f"its platform's status is {facts.status}"
         return None if facts.signer == self.signer else "its statement is simulated, by a key that is not named"
+
+
+def verify(evidence: Evidence, now: datetime) -> Facts:
+    """Verify the signature of evidence and its chain to the root that is pinned for its platform.
+
+    Args:
+        now: time, with its zone, at which certificates and collateral must be valid.
+    Raises:
+        DecodeError: E-ATTEST for evidence that does not verify. E-MISSING without the package for its platform.
+    """
+    sizes = [len(evidence.document), *map(len, evidence.certificates), len(evidence.collateral or "")]
+    if max(sizes) > LARGEST_BYTES or len(evidence.certificates) > 8:
+        raise refused("it is larger than any evidence")
+    by = {"snp": snp.verify, "tdx": tdx.verify, "sgx": tdx.verify, "nitro": nitro.verify}
+    return by.get(evidence.platform, simulated.verify)(evidence, now)
 
 
 def accepted(evidence: Evidence, references: Sequence[Reference], bound: bytes, now: datetime) -> Facts:

@@ -1,6 +1,6 @@
 """Evidence of a platform, and the facts that a verified one states.
 
-    facts = verify(evidence, now)             # the signature and its chain to a pinned root; DecodeError(E-ATTEST) else
+    facts = accept.verify(evidence, now)      # the signature and its chain to a pinned root; DecodeError(E-ATTEST) else
     facts.bound == bound(role, run, key)      # what the attested program says of itself: here the key that it holds
 
 What is verified is that this platform's maker vouches for a processor, and that processor for the registers. Nothing
@@ -14,13 +14,13 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from types import MappingProxyType
 from typing import Literal
 
 import msgspec
 
 from edgewise.core.errors import DecodeError
+from edgewise.core.safe_repr import outline
 
 Platform = Literal["snp", "tdx", "sgx", "nitro", "simulated"]
 BOUND_BYTES = 64
@@ -46,6 +46,8 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     certificates: tuple[bytes, ...] = ()
     collateral: str | None = None
 
+    __repr__ = outline
+
 
 @dataclass(frozen=True)
 class Facts:
@@ -67,6 +69,8 @@ class Facts:
     versions: Mapping[str, int] = field(default_factory=dict)
     status: str | None = None
     signer: str | None = None
+
+    __repr__ = outline
 
 
 def parse(raw: bytes | str) -> Evidence:
@@ -91,23 +95,6 @@ def bound(role: str, run: str, key: bytes) -> bytes:
     budget, another key or another role is refused.
     """
     return hashlib.sha512(_CONTEXT + role.encode() + b"\0" + run.encode() + b"\0" + key).digest()
-
-
-def verify(evidence: Evidence, now: datetime) -> Facts:
-    """Verify the signature of evidence and its chain to the root that is pinned for its platform.
-
-    Args:
-        now: time, with its zone, at which certificates and collateral must be valid.
-    Raises:
-        DecodeError: E-ATTEST for evidence that does not verify. E-MISSING without the package for its platform.
-    """
-    from edgewise.crypto.attest import nitro, simulated, snp, tdx
-
-    sizes = [len(evidence.document), *map(len, evidence.certificates), len(evidence.collateral or "")]
-    if max(sizes) > LARGEST_BYTES or len(evidence.certificates) > 8:
-        raise refused("it is larger than any evidence")
-    by = {"snp": snp.verify, "tdx": tdx.verify, "sgx": tdx.verify, "nitro": nitro.verify}
-    return by.get(evidence.platform, simulated.verify)(evidence, now)
 
 
 def refused(why: str) -> DecodeError:

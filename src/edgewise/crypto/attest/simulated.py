@@ -10,6 +10,7 @@ from datetime import datetime
 
 import msgspec
 
+from edgewise.core.safe_repr import outline
 from edgewise.crypto import sign
 from edgewise.crypto.attest.evidence import BOUND_BYTES, Evidence, Facts, refused
 
@@ -22,6 +23,8 @@ class _Statement(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     bound: bytes
     public: bytes
     signature: bytes
+
+    __repr__ = outline
 
 
 def made(secret: bytes, measurement: bytes, bound: bytes) -> Evidence:

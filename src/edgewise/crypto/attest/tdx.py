@@ -33,7 +33,7 @@ def verify(evidence: Evidence, now: datetime) -> Facts:
     try:
         collateral = dcap_qvl.QuoteCollateralV3.from_json(evidence.collateral)
         found = json.loads(dcap_qvl.verify(evidence.document, collateral, int(now.timestamp())).to_json())
-    except Exception as e:  # whatever a foreign parser raises about foreign bytes
+    except Exception as e:  # boundary: a foreign parser may raise anything about foreign bytes
         raise refused(f"its quote does not verify ({e!s:.200})") from None
     return _facts(evidence, found)
 

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from cryptography import x509
 
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import sign
 from edgewise.crypto.attest import simulated
-from edgewise.crypto.attest.accept import Reference, accepted
-from edgewise.crypto.attest.evidence import Evidence, bound, dump, parse, verify
+from edgewise.crypto.attest.accept import Reference, accepted, verify
+from edgewise.crypto.attest.evidence import Evidence, bound, dump, parse
 
 VECTORS = Path(__file__).parent / "vectors"
 KEY = bytes(range(32))
@@ -100,6 +101,23 @@ def test_all_changed_bits_of_what_is_signed_are_refused(platform):
         changed = bytearray(evidence.document)
         changed[bit // 8] ^= 1 << bit % 8
         refuses(msgspec.structs.replace(evidence, document=bytes(changed)), now)
+
+
+@pytest.mark.parametrize("at", range(2))
+def test_any_changed_bit_of_what_is_signed_in_a_certificate_is_refused(at):
+    evidence, ders = snp(), list(snp().certificates)
+    size = len(x509.load_der_x509_certificate(ders[at]).tbs_certificate_bytes)
+    for bit in [8 * 4, *random.Random(at).sample(range(8 * 4, 8 * (4 + size)), 60)]:
+        changed = bytearray(ders[at])
+        changed[bit // 8] ^= 1 << bit % 8
+        refuses(msgspec.structs.replace(evidence, certificates=(*ders[:at], bytes(changed), *ders[at + 1 :])), NOW)
+
+
+def test_a_certificate_that_states_an_unknown_version_is_refused():
+    document = bytearray(nitro().document)
+    at = document.index(bytes.fromhex("a003020102")) + 4  # version 3 of X.509
+    document[at] ^= 1
+    assert "chain" in refuses(msgspec.structs.replace(nitro(), document=bytes(document)), THEN)
 
 
 @pytest.mark.parametrize("platform", ALL)
