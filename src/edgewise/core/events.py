@@ -124,8 +124,8 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
             itself.
         code: reason why secure aggregation ended without a sum. None if it did not.
         epsilon: privacy budget spent by all rounds so far. None without a budget.
-        waited_s: seconds from the first invitation to the end of the round, on the cohort's clock, which is virtual in a
-            simulation. None in the logs of earlier versions.
+        waited_s: seconds from the first invitation to the end of the round, on the cohort's clock. They are virtual in
+            a simulation. None in the logs of earlier versions.
     """
 
     round: int

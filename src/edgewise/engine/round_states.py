@@ -12,7 +12,6 @@ from edgewise.core.training import DeviceId
 from edgewise.secagg import server_states
 from edgewise.secagg.params import Params
 
-
 OUTDATED = "E-OUTDATED"
 
 

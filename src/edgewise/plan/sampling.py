@@ -85,7 +85,7 @@ class Sampling:
             "all": "every device is in every round, so sampling amplifies nothing",
             "fixed": f"each round draws {self.invite} of {self.population} devices, which amplifies nothing",
             "cyclic": f"{turns} groups take turns, so a device is in one of {turns} rounds, which amplifies nothing",
-            "buffered": f"a device is in at most one of {turns} rounds in a row, whoever is fast, which amplifies nothing",
+            "buffered": f"a device is in at most one of {turns} rounds in a row, which amplifies nothing",
             "poisson": f"Poisson sampling at rate {rate} can amplify privacy against readers, not against the server",
         }[self.kind]
 
@@ -116,7 +116,9 @@ def sampled(r: RoundSection, population: int, buffer: BufferSection | None = Non
         goal = invite = _rounded_up(population / groups)
     expected = population if r.sampling == "all" else r.cohort
     minimum = max(1, _rounded_up(expected * r.minimum)) if r.minimum else 0
-    return Sampling(r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population, groups, rule)
+    return Sampling(
+        r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population, groups, rule
+    )
 
 
 def at_most(n: int, p: float, failure: float) -> int:

@@ -57,7 +57,9 @@ def buffer_faults(recipe: Recipe) -> Iterator[SettingError]:
         what = f'round.sampling = "{KIND}" needs buffer.concurrency, the number of devices that train at any time'
         yield SettingError("E-COMBO", what, "write [buffer] and concurrency = 100, some times round.cohort")
     elif buffer.concurrency < drawn.cohort:
-        what = f"buffer.concurrency = {buffer.concurrency} devices cannot fill a buffer of round.cohort = {drawn.cohort}"
+        what = (
+            f"buffer.concurrency = {buffer.concurrency} devices cannot fill a buffer of round.cohort = {drawn.cohort}"
+        )
         yield SettingError("E-COMBO", what, "raise buffer.concurrency, or lower round.cohort")
     if drawn.overselect != type(drawn).model_fields["overselect"].default:
         what = f'round.overselect is not read with round.sampling = "{KIND}"'
