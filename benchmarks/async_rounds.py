@@ -27,6 +27,7 @@ import statistics
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,7 @@ def play(rule: str, seed: int, rounds: int, spread: float) -> dict[str, Any]:
 
 def reached(curve: Sequence[tuple[float, float, int]], target: float) -> tuple[float, int]:
     """Find the time at which a curve is at the target, and the contributions by then. Infinite where it never is."""
-    for (t0, l0, _), (t1, l1, n1) in zip(curve, curve[1:], strict=False):
+    for (t0, l0, _), (t1, l1, n1) in pairwise(curve):
         if l1 <= target:
             return t0 + (t1 - t0) * max(0.0, l0 - target) / max(l0 - l1, 1e-12), n1
     return NEVER, 0

@@ -66,7 +66,7 @@ def contribution(device, version):
     return message, decoded.body.astype(np.float64), min(10.0, count) / 10
 
 
-# A device answers to the round of its invitation, to another one, again and again, or is lost. Then the deadline passes.
+# A device answers to the round of its invitation, to another one, again, or is lost. Then the deadline passes.
 MOVES = st.tuples(st.sampled_from(DEVICES), st.sampled_from([None, None, None, 0, 1, 2]), st.sampled_from([0, 0, 0, 1]))
 SCRIPTS = st.lists(st.lists(MOVES, max_size=14), min_size=ROUNDS, max_size=ROUNDS)
 

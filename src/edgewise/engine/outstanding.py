@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -30,14 +30,12 @@ from edgewise.core.keys import Key, derive, generator
 from edgewise.core.memory import Memory
 from edgewise.core.safe_repr import outline
 from edgewise.core.training import DeviceId
+from edgewise.engine.broadcast import Letters
 from edgewise.engine.checkpoint import Checkpoint
-from edgewise.engine.ports import Cohort, Sent, Store
+from edgewise.engine.ports import Began, Cohort, Sent, Store
 from edgewise.engine.round_states import Closed
 from edgewise.plan.plan import Plan
 from edgewise.plan.sampling import Buffer
-
-if TYPE_CHECKING:
-    from edgewise.engine.round_facts import RoundFacts
 
 WORK, RECORD = "work", "record"  # child of the checkpoint's memory, and the array in it: uint8[], MessagePack
 
@@ -72,6 +70,35 @@ class Work(msgspec.Struct, frozen=True):
     resting: dict[str, int] = {}
 
     __repr__ = outline
+
+
+class OpenedRound(Protocol):
+    """Facts of a round that this record needs (``engine.round_facts.RoundFacts``)."""
+
+    @property
+    def round(self) -> int:
+        """Number of the round."""
+        ...
+
+    @property
+    def began(self) -> Began:
+        """Values that the server drew for it."""
+        ...
+
+    @property
+    def letters(self) -> Letters:
+        """Its own invitations."""
+        ...
+
+    @property
+    def carried(self) -> tuple[Outstanding, ...]:
+        """Earlier invitations that may count in it."""
+        ...
+
+    @property
+    def buffer(self) -> Buffer | None:
+        """Rule of asynchronous rounds."""
+        ...
 
 
 def load(memory: Memory) -> Work:
@@ -114,7 +141,7 @@ def replacements(
     return tuple(free[i] for i in sorted(chosen.tolist()))
 
 
-def after(before: Work, facts: RoundFacts, closed: Closed, now_s: float, rest: int) -> Work:
+def after(before: Work, facts: OpenedRound, closed: Closed, now_s: float, rest: int) -> Work:
     """Make the record after a round. ``now_s``: the cohort's clock at its end."""
     began, letters, waiting = facts.began, facts.letters, set(closed.late)
     new = (
@@ -128,7 +155,7 @@ def after(before: Work, facts: RoundFacts, closed: Closed, now_s: float, rest: i
     return Work(now_s, left, resting)
 
 
-def recorded(stepped: Checkpoint, before: Checkpoint, facts: RoundFacts, closed: Closed, now_s: float) -> Checkpoint:
+def recorded(stepped: Checkpoint, before: Checkpoint, facts: OpenedRound, closed: Closed, now_s: float) -> Checkpoint:
     """Put the record after a round into its checkpoint. ``before``: the checkpoint before the round."""
     assert facts.buffer is not None
     work = after(load(before.memory), facts, closed, now_s, facts.buffer.rest)
@@ -152,7 +179,7 @@ class OlderModels:
         self._held: dict[int, vector.Buffer] = {}
         self.goes_on = False  # The cohort of this process has the outstanding invitations.
 
-    def blobs(self, checkpoint: Checkpoint, facts: RoundFacts) -> tuple[vector.Buffer, ...]:
+    def blobs(self, checkpoint: Checkpoint, facts: OpenedRound) -> tuple[vector.Buffer, ...]:
         """Keep the model of the next round, and return those of outstanding invitations, the oldest first.
 
         Raises StoreError(E-CHECKPOINT) where the store has lost one.
@@ -166,7 +193,7 @@ class OlderModels:
         self._held[number] = vector.to_bytes(checkpoint.state.params)
         return blobs
 
-    def go_on(self, cohort: Cohort, checkpoint: Checkpoint, facts: RoundFacts) -> None:
+    def go_on(self, cohort: Cohort, checkpoint: Checkpoint, facts: OpenedRound) -> None:
         """Set the cohort's clock to the end of the last round. That of a new process gets the invitations too."""
         if self._rule is not None and checkpoint.next_round:
             cohort.resume(() if self.goes_on else sent(facts.carried), load(checkpoint.memory).clock_s)

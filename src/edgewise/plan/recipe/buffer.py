@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 
 from pydantic import Field
 
 from edgewise.plan.recipe.rules import Section, SettingError, rule
-
-if TYPE_CHECKING:
-    from edgewise.plan.recipe.recipe import Recipe
 
 KIND = "buffered"  # word of ``round.sampling``
 _HIDDEN = (
@@ -45,8 +42,8 @@ class BufferSection(Section):
             yield SettingError("E-COMBO", what, "write concurrency = 100, some times round.cohort")
 
 
-def buffer_faults(recipe: Recipe) -> Iterator[SettingError]:
-    """Find the settings that asynchronous rounds do not go with."""
+def buffer_faults(recipe: Any) -> Iterator[SettingError]:
+    """Find the settings of a recipe (``plan.recipe.recipe.Recipe``) that asynchronous rounds do not go with."""
     buffer, drawn = recipe.buffer, recipe.round
     if drawn.sampling != KIND:
         if buffer.given:
@@ -70,7 +67,7 @@ def buffer_faults(recipe: Recipe) -> Iterator[SettingError]:
             yield SettingError("E-COMBO", what, f'leave out {name}, or write sampling = "fixed"')
 
 
-def _refused(recipe: Recipe) -> dict[str, tuple[bool, str]]:
+def _refused(recipe: Any) -> dict[str, tuple[bool, str]]:
     """List what asynchronous rounds do not go with: its name, whether the recipe asks for it, and the reason."""
     merge = str(recipe.merge.get("kind"))
     between = "it changes the model between rounds, and contributions to the model before would undo it"
