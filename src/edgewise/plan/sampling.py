@@ -85,7 +85,9 @@ class Sampling:
             "all": "every device is in every round, so sampling amplifies nothing",
             "fixed": f"each round draws {self.invite} of {self.population} devices, which amplifies nothing",
             "cyclic": f"{turns} groups take turns, so a device is in one of {turns} rounds, which amplifies nothing",
-            "buffered": f"a device is in at most one of {turns} rounds in a row, which amplifies nothing",
+            "buffered": f"a device is in at most one of {turns} rounds in a row, which amplifies nothing"
+            if turns > 1
+            else "a fast device may be in every round, so sampling amplifies nothing",
             "poisson": f"Poisson sampling at rate {rate} can amplify privacy against readers, not against the server",
         }[self.kind]
 

@@ -97,3 +97,11 @@ def test_rest_is_the_gap_that_devices_and_the_ledger_count():
 def test_recipes_without_the_section_keep_their_identity():
     plain = recipe.from_plain({"privacy": "none"})
     assert "buffer" not in plain.resolved()
+
+
+def test_a_server_refuses_them_by_name():
+    from edgewise.apps.server.submission import served_recipe
+
+    with pytest.raises(RecipeError, match="edgewise sim") as refused:
+        served_recipe(recipe.from_plain(PLAIN), "", SPEC, measured=False)
+    assert refused.value.code == "E-COMBO"
