@@ -32,6 +32,14 @@ LOCAL_DP = {
 }
 
 
+CENTRAL_DP = {
+    **LOCAL_DP,
+    "privacy": "central_dp",
+    "buffer.concurrency": 6,
+    "buffer.rest": 3,
+}
+
+
 class Stopped(BaseException):
     """Stands for a process that dies."""
 
@@ -150,3 +158,41 @@ def test_the_record_of_devices_at_work_is_in_the_checkpoint(undisturbed, tmp_pat
     assert work.clock_s > 0.0
     assert len(work.outstanding) < 9
     assert all(one.version in (0, 1) for one in work.outstanding)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stage": [{"kind": "weigh"}, {"kind": "feedback"}, {"kind": "top_k", "fraction": 0.1}]},
+        {"codec": "adaptive", "stage": []},
+        CENTRAL_DP,
+        {**CENTRAL_DP, "dp.noise": "correlated"},
+        {"strategy": {"kind": "fedadam", "lr": 0.01}},
+    ],
+    ids=["feedback", "adaptive", "central", "correlated", "fedadam"],
+)
+def test_what_composes_is_exact_after_a_stop(tmp_path, changes):
+    settings = {**SETTINGS, **changes}
+    models, told, _ = play(tmp_path / "whole", settings)
+    assert len({e.staleness for e in of_kind(told, events.Accepted)}) > 1
+    with pytest.raises(Stopped):
+        play(tmp_path / "run", settings, wrap=lambda cohort: Mortal(cohort, 33))
+    assert play(tmp_path / "run", settings, resume=True)[0] == models
+
+
+def test_the_ledger_counts_the_most_rounds_of_a_device_also_where_rounds_were_abandoned(tmp_path):
+    from edgewise.drivers.storage.run_store import RunStore
+
+    settings = {**SETTINGS, **CENTRAL_DP, "simulation.dropout": 0.55, "round.minimum": 1.0, "round.rounds": 14}
+    _, told, _ = play(tmp_path / "run", settings)
+    met = [e.round for e in of_kind(told, events.RoundFinished) if e.met]
+    assert len(met) < 14
+    most, free_from = 0, 0
+    for round in met:  # the earliest rounds that lie three apart are the most of them
+        if round >= free_from:
+            most, free_from = most + 1, round + 3
+    with RunStore(tmp_path / "run") as store:
+        charges = store.charges()
+    assert [c.round for c in charges] == met
+    assert max(Counter(c.cohort for c in charges).values()) == most
+    assert most > max(Counter(round % 3 for round in met).values())  # turns would have counted too few

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgewise.core.errors import RecipeError
+from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile as compile_plan
@@ -56,6 +56,8 @@ def test_a_round_closes_at_its_cohort_and_a_sum_has_no_more():
         ({**CENTRAL, "dp": {**CENTRAL["dp"], "adaptive_clip": True}}, "the clips of several"),
         ({"strategy": {"kind": "scaffold"}, "training": {"optimizer": "sgd"}}, "drift from one model"),
         ({"stage": [{"kind": "weigh"}, {"kind": "segments", "cycle": 1}, {"kind": "sketch", "ratio": 4.0}]}, "half"),
+        ({"stage": [{"kind": "feedback", "form": "ef21"}, {"kind": "top_k", "fraction": 0.1}]}, "half"),
+        ({"strategy": {"kind": "moon"}}, "drift from one model"),
         ({"stage": [{"kind": "feedback"}, {"kind": "shared_top_k", "fraction": 0.2}]}, "one release"),
         ({"buffer": {"concurrency": 3}}, "cannot fill"),
         ({"buffer": {}}, "needs buffer.concurrency"),
@@ -68,6 +70,14 @@ def test_what_does_not_go_with_them_is_refused_with_its_reason(tables, reason):
         compiled(**tables)
     assert refused.value.code == "E-COMBO"
     assert reason in str(refused.value)
+
+
+def test_layers_that_take_turns_are_refused():
+    two = Spec.of([("w", (64,), "float32"), ("v", (8,), "float32")])
+    asked = recipe.from_plain({**PLAIN, "stage": [{"kind": "segments", "cycle": 2}]})
+    with pytest.raises(RecipeError, match="of several parts") as refused:
+        compile_plan(asked, two, 40, BUILT_IN)
+    assert refused.value.code == "E-COMBO"
 
 
 def test_a_population_too_small_for_resting_devices_is_refused():
@@ -87,6 +97,21 @@ def test_epsilon_counts_the_rounds_that_rest_leaves_a_device(rest, each):
 def test_rest_lowers_epsilon():
     often, seldom = (compiled(**CENTRAL, buffer={"concurrency": 12, "rest": rest}).spend for rest in (1, 4))
     assert seldom.budget.epsilon < often.budget.epsilon
+
+
+def test_correlated_noise_needs_devices_that_rest():
+    noise = {**CENTRAL, "dp": {**CENTRAL["dp"], "noise": "correlated"}}
+    with pytest.raises(CompositionError, match=r"buffer\.rest") as refused:
+        compiled(**noise)
+    assert refused.value.code == "E-MF-GAP"
+    event = compiled(**noise, buffer={"concurrency": 12, "rest": 4}).spend.events[0]
+    assert (event.kind, event.takes) == ("matrix", 3)
+
+
+def test_amplification_is_not_claimed():
+    with pytest.raises(CompositionError) as refused:
+        compiled(**{**CENTRAL, "dp": {**CENTRAL["dp"], "amplification": "poisson"}})
+    assert refused.value.code == "E-AMP-VISIBLE"
 
 
 def test_rest_is_the_gap_that_devices_and_the_ledger_count():
