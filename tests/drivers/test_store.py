@@ -37,6 +37,7 @@ from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.storage.schema import RUNS
 from edgewise.engine.checkpoint import Change, Checkpoint, DeltaBlob, Downlink, Standing
 from edgewise.engine.ports import Absent, Arrived, Expired
+from edgewise.learn.text.blocks import Blocks
 from edgewise.strategies.base import State
 
 KEY = bytes(range(32))
@@ -339,9 +340,16 @@ def test_opening_removes_what_a_killed_process_left(tmp_path):
         store.commit(checkpoint(2), ())
     memory = f"devices/{store.memory_dir.name}"
     stale = ["blobs/.ab.77.tmp", f"{memory}/.cd.safetensors.77.tmp", ".summary.json.77.tmp"]
-    stale += ["journal/round-000001.log"]
-    kept = ["journal/round-000002.log", "journal/round-1000000.log", f"{memory}/cd.safetensors"]
+    stale += ["journal/round-000001.log", "personal/.cd.safetensors.77.tmp", "split/000001/.cd.safetensors.77.tmp"]
+    kept = [
+        "personal/cd.safetensors",
+        "personal/.cd.tmp",
+        "journal/round-000002.log",
+        "journal/round-1000000.log",
+        f"{memory}/cd.safetensors",
+    ]
     for name in (*stale, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     with RunStore(tmp_path) as store:
         names = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()}
@@ -577,8 +585,11 @@ def test_what_a_killed_process_left_half_written_is_removed(tmp_path, begun):
     assert [name for name in (*torn, *whole) if (tmp_path / name).exists()] == whole
 
 
-def test_a_cache_file_that_a_killed_process_was_writing_is_removed(tmp_path):
-    target = tmp_path / "cache" / "tables" / ("ab" * 16 + ".jsonl")
+@pytest.mark.parametrize(
+    "name", ["tables/{:.32}.jsonl", "unpacked/{}", *(f"blocks/{{:.40}}.{p}.npy" for p in Blocks._fields)]
+)
+def test_a_cache_file_that_a_killed_process_was_writing_is_removed(tmp_path, name):
+    target = tmp_path / "cache" / name.format("ab" * 32)
     code = "import os, pathlib; from edgewise.learn.text.cache import write_atomically as w; "
     code += f"w(pathlib.Path({str(target)!r}), lambda f: os._exit(9))"
     folder.claim(tmp_path)
@@ -586,6 +597,16 @@ def test_a_cache_file_that_a_killed_process_was_writing_is_removed(tmp_path):
     assert len(list(target.parent.iterdir())) == 1
     RunStore(tmp_path).close()
     assert list(target.parent.iterdir()) == []
+
+
+def test_a_copy_of_a_quantized_model_that_a_killed_process_was_writing_is_removed(tmp_path):
+    folder.claim(tmp_path)
+    torn, whole = (tmp_path / "cache" / "quantized" / name for name in (f".{'ab' * 20}.x_1y5z7q", "ab" * 20))
+    for made in (torn, whole):
+        made.mkdir(parents=True)
+        (made / "model.safetensors").write_bytes(b"x")
+    RunStore(tmp_path).close()
+    assert list(whole.parent.iterdir()) == [whole]
 
 
 def test_a_finished_run_keeps_nothing_that_could_not_be_deleted_before(tmp_path):

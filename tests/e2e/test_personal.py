@@ -13,6 +13,7 @@ from toy_recipe import make_recipe
 
 from edgewise.apps.simulate import simulation
 from edgewise.core.errors import RecipeError, StoreError
+from edgewise.core.events import Evaluated
 from edgewise.core.training import FitRequest
 from edgewise.drivers.simulation.faults import Faulty, ScriptedFault
 from edgewise.drivers.storage.personal_models import personal_model, personal_models, personal_params
@@ -102,6 +103,36 @@ def test_a_killed_run_makes_only_the_models_that_are_missing(tmp_path, monkeypat
     assert [r.device for r in made] == [f"d{i:05d}" for i in (0, 1, 2, 2, 3, 4, 5, 6, 7)]
     assert found["perplexity"]["personal"]["devices"] == 8
     assert found["complete"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["personal_elsewhere", "local_personal"])
+def test_a_run_that_is_killed_between_two_evaluations_tells_each_once(tmp_path, model):
+    def killed(event):
+        if isinstance(event, Evaluated) and event.model == model:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        play(tmp_path, FINE_TUNE, sinks=[killed])
+    assert play(tmp_path, FINE_TUNE, resume=True)["complete"]
+    with RunStore(tmp_path) as store:
+        told = [e.model for e in store.evaluations() if e.round == 3]
+    assert sorted(told) == sorted({"federated", "personal", "personal_elsewhere", "local_only", "local_personal"})
+
+
+@pytest.mark.slow
+def test_a_model_that_is_made_again_takes_room_once(tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    tables = {"personal": {**FINE_TUNE["personal"], "keep_mb": 2.5 * 200 / 1e6}, "compare.local_only": False}
+    with monkeypatch.context() as during:
+        during.setattr(RunStore, "measure", killed)
+        with pytest.raises(KeyboardInterrupt):
+            play(tmp_path, tables)
+    assert {m.device for m in personal_models(tmp_path)} == {"d00000"}
+    play(tmp_path, tables, resume=True)
+    assert {m.device for m in personal_models(tmp_path)} == {"d00000", "d00001"}
 
 
 @pytest.mark.slow

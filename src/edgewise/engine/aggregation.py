@@ -52,14 +52,13 @@ class PlainAggregation:
     """Aggregation in the clear: the server decodes each contribution and adds it."""
 
     def __init__(self, facts: RoundFacts) -> None:
-        self._pipe, self._facts = facts.pipe, facts
+        self._pipe, self._turn = facts.pipe, facts.turn
         self._total = self._pipe.start_sum()
 
     def fold(self, device: DeviceId, message: Contribution) -> int | None:
         """See Aggregation."""
         payload = pack.unpack(message.payload, self._pipe.encoded)
-        turn, scale = self._facts.share(message.round)
-        self._total = self._pipe.add(self._total, payload, replace(turn, device=device), scale)
+        self._total = self._pipe.add(self._total, payload, replace(self._turn, device=device))
         return payload.rung
 
     def open(self, devices: Sequence[DeviceId]) -> None:

@@ -139,14 +139,6 @@ def serve(
             help="Installed package that runs may use. `edgewise device digest` prints its digest. Repeatable.",
         ),
     ] = None,
-    evidence: Annotated[
-        str,
-        typer.Option(
-            "--evidence",
-            metavar="COMMAND",
-            help="Command that prints attestation evidence of this machine for its last argument.",
-        ),
-    ] = "",
     log: Log = "",
     as_json: Json = False,
     debug: Debug = False,
@@ -159,7 +151,6 @@ def serve(
 
     def body() -> dict[str, Any]:
         import json
-        import shlex
         from contextlib import suppress
         from threading import Event
 
@@ -167,7 +158,6 @@ def serve(
         from edgewise.apps.server.start import Tls
         from edgewise.apps.terminal import sessions
         from edgewise.drivers import logs
-        from edgewise.drivers.http.evidence_command import EvidenceCommand
         from edgewise.plan.acceptance import OwnerFloor
         from edgewise.secagg.params import Floor
 
@@ -176,8 +166,7 @@ def serve(
         tls, cache_bytes = Tls(names, certificate, key), int(1e9 * cache_gb)
         lines = None if log == "-" else Path(log or folder / "gateway.log")
         packages = dict(map(_named_package, package or ()))
-        attest = EvidenceCommand(shlex.split(evidence)) if evidence.strip() else None
-        gateway = Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes, packages=packages, attest=attest)
+        gateway = Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes, packages=packages)
         with sessions.interrupts(), gateway as made, logs.opened(lines):
             url = f"https://{names[0] if names else '127.0.0.1'}:{made.port}"
             status = {"url": url, "gateway": made.name, "devices": len(made.allowed.ids())}

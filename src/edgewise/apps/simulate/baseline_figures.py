@@ -53,7 +53,12 @@ def collect(
 
 
 def conclude(store: RunStore, tell: Callable[[events.AnyEvent], None], model: str, last: int, seconds: float) -> None:
-    """Report and store the evaluation of all stored figures. They are not measured again."""
+    """Report and store the evaluation of all stored figures. They are not measured again.
+
+    Nothing happens where the evaluation is stored: a run that was killed right after it comes here again.
+    """
+    if store.evaluated(model, last):
+        return
     measured = sorted(store.measures(model, last).items())
     event = events.Evaluated(
         round=last,

@@ -18,7 +18,7 @@ from edgewise.apps.simulate import baseline_figures
 from edgewise.core import events, vector
 from edgewise.core.training import DeviceId
 from edgewise.drivers.simulation.probes import Probes
-from edgewise.drivers.storage.personal_models import PersonalModel, keep_personal, personal_files
+from edgewise.drivers.storage.personal_models import PersonalModel, keep_personal, personal_files, personal_path
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers import jobs
 from edgewise.drivers.workers.executor import Executor
@@ -59,18 +59,18 @@ def personalise(
     tell(events.PhaseStarted(phase=PERSONAL, steps=len(devices)))
     digest = chosen_model(store).digest
     start = vector.to_bytes(store.blob(digest))
-    kept = len(personal_files(store.out))
+    kept = {path.name for path in personal_files(store.out)}  # one of them may be of a device that is made again
     for number, device in enumerate(remaining):
         elsewhere = neighbours(devices, device) if name == PERSONAL else ()
         executor.submit(jobs.Personalise(id=number, device=device, params=start, elsewhere=elsewhere))
 
     def take(result: jobs.Result) -> str:
-        nonlocal kept
         assert isinstance(result, jobs.Personalised)
-        if (kept + 1) * len(result.params) <= wanted.keep_mb * 1e6:
+        made = kept | {personal_path(store.out, result.device).name}
+        if len(made) * len(result.params) <= wanted.keep_mb * 1e6:
             params = vector.from_bytes(result.params, len(result.params) // 4)
             keep_personal(store.out, PersonalModel(result.device, digest, wanted.method, params))
-            kept += 1
+            kept.update(made)
         if name == PERSONAL:
             baseline_figures.keep(store, ELSEWHERE, last, result.device, *result.elsewhere)
         return baseline_figures.keep(store, name, last, result.device, *result.own)

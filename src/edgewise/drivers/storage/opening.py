@@ -26,7 +26,7 @@ KEEP_MODELS = 3  # number of model versions whose vectors stay on disk
 BEACON = "beacon"  # beside the journals: the joint randomness of a run's cohorts, or the progress towards it
 RESTORED = "restored.json"  # marks a run that comes from a backup of a server
 _EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # a folder for device memory
-_CACHING = re.compile(r"\.[0-9a-f]{32,64}(\.[a-z.]+)?\.[a-z0-9_]{8}")  # an incomplete file of the cache
+_CACHING = re.compile(r"\.[0-9a-f]{32,64}(\.[A-Za-z_.]+)?\.[a-z0-9_]{8}")  # an incomplete file or folder of the cache
 
 
 def token() -> str:
@@ -179,12 +179,14 @@ def clean(out: Path, next_round: int) -> None:
     The caller holds the lock, so nobody is writing.
     """
     leftovers = [path for number, path in journals(out) if number < max(0, next_round)]
-    for pattern in (".*.tmp", "blobs/.*.tmp", "devices/*/.*.tmp"):
+    for pattern in (".*.tmp", "blobs/.*.tmp", "devices/*/.*.tmp", "personal/.*.tmp", "split/*/.*.tmp"):
         leftovers += (path for path in out.glob(pattern) if TEMPORARY.fullmatch(path.name))
-    leftovers += (path for path in out.glob("cache/*/.*") if _CACHING.fullmatch(path.name))
+    cached = [path for path in out.glob("cache/*/.*") if _CACHING.fullmatch(path.name)]
     leftovers += out.glob(f"devices/*/{SESSIONS}/*")
-    for path in leftovers:
+    for path in (*leftovers, *cached):
         discard(path)
+    for path in (path for path in cached if path.is_dir()):  # the copy of a quantized model
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def journal_key() -> bytes:

@@ -52,7 +52,7 @@ def keep_personal(folder: Path, model: PersonalModel) -> Path:
     Raises:
         StoreError: E-DISK.
     """
-    path = _model_path(folder, model.device)
+    path = personal_path(folder, model.device)
     try:
         path.parent.mkdir(files.FOLDER, exist_ok=True)
     except OSError as e:
@@ -68,7 +68,7 @@ def keep_personal(folder: Path, model: PersonalModel) -> Path:
 
 def personal_model(folder: Path, device: DeviceId) -> PersonalModel | None:
     """Read a device's personal model. None where it has none. Raises StoreError(E-CHECKPOINT) for a damaged file."""
-    path = _model_path(folder, device)
+    path = personal_path(folder, device)
     return _read_model(path) if path.is_file() else None
 
 
@@ -95,7 +95,7 @@ def personal_files(folder: Path) -> list[Path]:
     return sorted((folder / FOLDER_NAME).glob("*.safetensors"))
 
 
-def _model_path(folder: Path, device: DeviceId) -> Path:
+def personal_path(folder: Path, device: DeviceId) -> Path:
     """Name the file of a device's personal model."""
     return folder / FOLDER_NAME / f"{hashlib.sha256(device.encode()).hexdigest()[:32]}.safetensors"
 

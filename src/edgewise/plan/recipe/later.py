@@ -11,7 +11,6 @@ from typing import Any
 
 # Dotted keys, at most two parts. A section may stand here as a whole.
 LATER = (
-    "buffer",
     "compare.unseen",
     "data.answers",
     "data.as_chat",
