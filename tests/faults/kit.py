@@ -1,7 +1,7 @@
 """Play toy runs with a fault at the Nth durable operation, and compare everything that a run leaves.
 
     stage = Stage(folder)                        one loaded process, which forks a child for each run
-    stage.play(out, CONFIGURATIONS["plain"])     an undisturbed run
+    stage.play(out, CONFIGURATIONS["plain"])     an undisturbed run (``configurations``)
     stage.play(out, ..., Fault("kill_torn", 17)) SIGKILL in the middle of the 17th write, fsync, rename, ...
     left(out)                                    models, ledger, events, measures, memories, names of files
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import json
 import mmap
 import os
@@ -29,54 +30,20 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
+import numpy as np
+from configurations import SMALL
 
 from edgewise.core import events
+from edgewise.core.memory import flat
+from edgewise.core.vector import to_bytes
 from edgewise.drivers.storage.folder import MARKER
+from edgewise.drivers.storage.personal_models import personal_models
 from edgewise.drivers.storage.run_store import RunStore
+from edgewise.engine.checkpoint import Checkpoint, Standing
 
 HERE, SUPPORT = Path(__file__).parent, Path(__file__).parents[1] / "support"
 ACTIONS = {"nothing": 0, "kill_before": 1, "kill_torn": 2, "kill_after": 3, "fail": 4, "short": 5, "stop": 6, "show": 7}
 KILLS = ("kill_before", "kill_torn", "kill_after")
-
-SMALL: Mapping[str, Any] = {
-    "data.devices": 5, "round.rounds": 3, "compare.local_only": False, "compare.centralised": False,
-    "simulation.engine": "inproc",
-}  # fmt: skip
-_NOISED: Mapping[str, Any] = {"metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0}
-_MASKED: Mapping[str, Any] = {"privacy": "hidden", "round.minimum": 0.6}
-_GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 4, "grid": "shared"}, {"kind": "wrap"}]
-
-# One for each place where a run keeps something: what the device remembers, what the server does, the ledger, sessions;
-# and with "report" its figures and pages, which the others leave out.
-CONFIGURATIONS: dict[str, Mapping[str, Any]] = {
-    "plain": {},
-    "compared": {"compare.local_only": True, "compare.centralised": True},
-    "turns": {"stage": [{"kind": "segments", "cycle": 2}, {"kind": "weigh"}, {"kind": "feedback"},
-                        {"kind": "top_k", "fraction": 0.2}]},
-    "dropouts": {"round.sampling": "fixed", "round.cohort": 4, "simulation.dropout": 0.2, "round.minimum": 0.5},
-    "ef21": {"stage": [{"kind": "feedback", "form": "ef21"}, {"kind": "top_k", "fraction": 0.2}]},
-    "shared top-k": {"stage": [{"kind": "shared_top_k", "fraction": 0.4}]},
-    "sketch": {"stage": [{"kind": "sketch", "ratio": 2.0, "rows": 3, "keep": 0.2}], "strategy": {"kind": "fedavg"}},
-    "downlink": {"downlink": [{"kind": "top_k", "fraction": 0.1}, {"kind": "quantize", "bits": 4}],
-                 "round.sampling": "fixed", "round.cohort": 4, "simulation.dropout": 0.1},
-    "adaptive": {"codec": "adaptive", "stage": [], "adaptive.deadline_s": 2.0, "simulation.step_s": 0.1},
-    "hidden": {**_MASKED, "merge": {"kind": "secure_sum"}, "stage": [{"kind": "feedback"}, *_GRID]},
-    "hidden ladder": {**_MASKED, "codec": "adaptive", "merge": {"kind": "secure_sum"}, "adaptive.deadline_s": 2.0,
-                      "adaptive.groups": 2, "simulation.step_s": 0.4,
-                      "stage": [{"kind": "weigh", "cap": 160}, {"kind": "clip", "l2": 8.0}]},
-    "two servers": {**_MASKED, "merge": {"kind": "shared_sum"}, "stage": _GRID},
-    "grouped": {**_MASKED, "data.devices": 18, "round.minimum": 0.8, "trust.malicious_fraction": 0.0,
-                "merge": {"kind": "grouped", "groups": 3, "byzantine": 1}, "stage": _GRID},
-    "distributed_dp": {**_NOISED, "privacy": "distributed_dp", "merge": {"kind": "secure_sum"}, "round.minimum": 0.75},
-    "distributed, two servers": {**_NOISED, "privacy": "distributed_dp", "merge": {"kind": "shared_sum"},
-                                 "round.minimum": 0.75},
-    "correlated": {**_NOISED, "privacy": "central_dp", "round.sampling": "cyclic", "round.cohort": 2,
-                   "dp.noise": "correlated", "round.rounds": 6, "data.devices": 6},
-    "poisson": {**_NOISED, "privacy": "central_dp", "round.sampling": "poisson", "round.cohort": 3},
-    "local_dp": {**_NOISED, "privacy": "local_dp"},
-    "best": {"round.rounds": 6, "round.patience": 1, "round.keep": "best", "eval.every": 1, "strategy.lr": 0.5},
-    "reported": {"report": True, "data.devices": 2, "round.rounds": 1},
-}  # fmt: skip
 
 
 def available() -> str:
@@ -198,6 +165,8 @@ class Stage:
         env = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
+            "RAYON_NUM_THREADS": "1",
+            "TOKENIZERS_PARALLELISM": "false",
             **(environ or {}),
             "PYTHONPATH": path,
             "LD_PRELOAD": str(self._shim),
@@ -297,23 +266,51 @@ def _timeless(event: events.AnyEvent) -> dict[str, Any]:
     return {k: v for k, v in msgspec.to_builtins(event).items() if k not in _CLOCKS}
 
 
-def left(out: Path) -> dict[str, Any]:
-    """All that a finished run leaves, but for clocks: to be compared with what an undisturbed one leaves."""
+def _standing(store: RunStore) -> dict[str, Standing]:
+    """What the server knows of each device that it heard of, in an order of their names."""
+    return store.standing(sorted({e.device for e in store.events() if isinstance(e, events.Accepted | events.Lost)}))
+
+
+def _memory(path: Path, standing: Mapping[str, Standing]) -> Any:
+    """The memory with which a device would go on, by the last round of it that counts (``device_state.settled``).
+
+    Only this counts. A device that is late in the last round may be killed before it keeps what nobody uses.
+    """
     import safetensors.numpy
 
+    arrays = safetensors.numpy.load(path.read_bytes())
+    device = json.loads(arrays["of"].tobytes())[-1]
+    accepted = standing[device].accepted if device in standing else None
+    used = [] if accepted is None else [accepted]
+    for name in ("pending", "committed"):
+        if f"{name}_round" in arrays and arrays[f"{name}_round"].tolist() == used:
+            return device, used, {k[len(name) :]: x.tolist() for k, x in arrays.items() if k.startswith(f"{name}/")}
+    return device, used, "is of other rounds only"
+
+
+def _server(checkpoint: Checkpoint | None) -> dict[str, str]:
+    """Digests of all vectors that the server keeps between rounds."""
+    if checkpoint is None:
+        return {}
+    found = {**flat(checkpoint.memory), **checkpoint.state.slots, "params": checkpoint.state.params}
+    return {name: hashlib.sha256(np.ascontiguousarray(x).tobytes()).hexdigest() for name, x in found.items()}
+
+
+def left(out: Path) -> dict[str, Any]:
+    """All that a finished run leaves, but for clocks: to be compared with what an undisturbed one leaves."""
     with RunStore(out) as store:
         told = [_timeless(e) for e in store.events()]
         # A run that goes on tells again that it started; what is measured is told where it was measured first.
         told = [e for e in told if e["event"] not in ("run_started", "phase_started")]
+        standing = _standing(store)
         measures = {name: store.measures(name) for name in ("base", "federated", "centralised", "local_only")}
         found = {
             "models": store.models(), "ledger": store.charges(), "events": told, "measures": measures,
             "run": {k: v for k, v in (store.run() or {}).items() if k in ("id", "next_round", "unmet", "finished")},
+            "server": _server(store.load()), "standing": standing,
         }  # fmt: skip
-    memories = {  # the folder's name changes at every opening; names with a slash are the codec's own arrays
-        path.name: {k: x.tolist() for k, x in safetensors.numpy.load(path.read_bytes()).items() if "/" in k}
-        for path in sorted(out.glob("devices/**/*.safetensors"))
-    }
+    found["personal"] = {m.device: (m.made_from, m.method, to_bytes(m.params).hex()) for m in personal_models(out)}
+    memories = {path.name: _memory(path, standing) for path in sorted(out.glob("devices/*/*.safetensors"))}
     files = [p for p in out.rglob("*") if p.is_file() and p.suffix != ".safetensors" and not p.match("run.db-*")]
     for path in out.glob("*.json"):
         assert path.name == MARKER or json.loads(path.read_bytes()), path  # of the marker the name is what counts

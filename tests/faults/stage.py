@@ -21,6 +21,7 @@ from typing import Any
 
 import promotions
 import statements
+import texts
 import workers
 from toy_recipe import make_recipe
 
@@ -35,15 +36,18 @@ def run(settings: dict[str, Any], out: Path, resume: bool = False) -> None:
     if "server" in settings:
         promotions.change(out, settings["server"])
         return
-    recipe = make_recipe({k: v for k, v in settings.items() if k != "report"})
+    keys = {k: v for k, v in settings.items() if k not in ("report", "environ", "text")}
+    text = settings.get("text", False)
+    recipe, place = (texts.make_recipe(keys), texts.place()) if text else (make_recipe(keys), Path("/"))
     simulation.run(
-        recipe, out=out, recipe_dir=Path("/"), resume=resume, extensions=["toy"], report=settings.get("report", False)
+        recipe, out=out, recipe_dir=place, resume=resume, extensions=[] if text else ["toy"],
+        report=settings.get("report", False),
     )  # fmt: skip
 
 
 def play(request: dict[str, Any], told: int) -> None:
     """One run in a forked child, which this ends: 0, 1 for a named error, 70 for anything else."""
-    os.environ.update(request["environ"])
+    os.environ.update({**request["environ"], **request["settings"].get("environ", {})})
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.alarm(PATIENCE_S)
@@ -82,7 +86,10 @@ def main() -> None:
     child has no more than the thread that forked it, so there must be no other one that could hold a lock.
     """
     statements.share()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
     folder, warm = Path(sys.argv[1]), set()
+    texts.use(folder.parent / "place")
     for line in sys.stdin:
         request = json.loads(line)
         settings = {**request["settings"], "simulation.engine": "inproc"}
@@ -90,8 +97,12 @@ def main() -> None:
             warm.add(name)
             if "server" in settings:
                 shutil.copytree(request["out"], folder / str(len(warm)))
+            before = dict(os.environ)
+            os.environ.update(settings.get("environ", {}))
             with suppress(EdgewiseError):  # the child will say so
                 run(settings, folder / str(len(warm)))
+            os.environ.clear()
+            os.environ.update(before)
             gc.collect()
             gc.freeze()  # a collection in a child would copy all pages that it looks at
         assert alone(), "a thread runs, so a fork is not safe"
@@ -101,12 +112,12 @@ def main() -> None:
             os.close(receive)
             play(request, send)
         os.close(send)
-        print(json.dumps({"child": child}), flush=True)
+        print(json.dumps({"child": child}), file=answers, flush=True)
         with os.fdopen(receive, "rb") as pipe:
             _, status = os.waitpid(child, 0)
             os.set_blocking(pipe.fileno(), False)
             said = json.loads(pipe.read() or b'{"code": "", "said": ""}')
-        print(json.dumps({"status": os.waitstatus_to_exitcode(status), **said}), flush=True)
+        print(json.dumps({"status": os.waitstatus_to_exitcode(status), **said}), file=answers, flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from kit import CONFIGURATIONS, Fault, Image, available, fresh, image, left
+from configurations import CONFIGURATIONS
+from kit import Fault, Image, available, fresh, image, left
 from long import LONG
 
 from edgewise.drivers.storage.run_store import RunStore

@@ -13,6 +13,7 @@ from typing import Any
 
 import kit
 import pytest
+from configurations import SMALL
 from kit import KILLS, Fault, Image, Stage, fresh, image
 from long import LONG
 from promotions import FIRST, SECOND, change, opened, prepared
@@ -35,7 +36,7 @@ LATER_S = 3600.0  # the lease of the killed server is over
 def images(folder: Path) -> Mapping[str, Image]:
     """The server's folder before a promotion and before a rollback."""
     run = folder / "run"
-    simulation.run(make_recipe(kit.SMALL), out=run, recipe_dir=Path("/"), extensions=["toy"], report=False)
+    simulation.run(make_recipe(SMALL), out=run, recipe_dir=Path("/"), extensions=["toy"], report=False)
     out = fresh(folder)
     prepared(out, run)
     found = {"promote": image(out.parent)}

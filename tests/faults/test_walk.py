@@ -20,7 +20,8 @@ from typing import Any, TypeVar
 
 import kit
 import pytest
-from kit import CONFIGURATIONS, KILLS, Fault, Image, Outcome, Stage, fresh, left
+from configurations import CONFIGURATIONS
+from kit import KILLS, Fault, Image, Outcome, Stage, fresh, left
 from long import LONG
 
 pytestmark = [
@@ -99,7 +100,15 @@ def differences(out: Path, expected: Mapping[str, Any]) -> str:
         found = left(out)
     except Exception as e:  # whatever it is, it is a finding
         return f"cannot be read: {e!r}"
-    return "; ".join(f"{k}: {found[k]!r:.300} instead of {v!r:.300}" for k, v in expected.items() if found[k] != v)
+    return "; ".join(f"{k}: {_unlike(found[k], v)}" for k, v in expected.items() if found[k] != v)
+
+
+def _unlike(found: Any, expected: Any) -> str:
+    """Say where two things differ: of two lists only what is not in the other one."""
+    if isinstance(found, list) and isinstance(expected, list):
+        more, less = [x for x in found if x not in expected], [x for x in expected if x not in found]
+        found, expected = (more, less) if more or less else (found, expected)
+    return f"{found!r:.300} instead of {expected!r:.300}"
 
 
 def walk(faults: Iterable[Case], play: Play[Case], record_property: Callable[[str, object], None], name: str) -> int:
