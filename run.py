@@ -197,7 +197,11 @@ def make(version: tuple[int, int, int], base: str, wanted: dict[str, str]) -> No
         make_venv(base, version)
     pins = constraints(version).relative_to(ROOT).as_posix()
     install_torch(constraints(version))
-    pip("installing edgewise", ["-c", pins, "-e", ".[train,server,export,eval,quant,split,postgres,s3,dev]"], pins)
+    pip(
+        "installing edgewise",
+        ["-c", pins, "-e", ".[train,server,export,eval,quant,split,postgres,s3,attest,dev]"],
+        pins,
+    )
     if sys.dont_write_bytecode:
         # Python would not keep what it compiles (PYTHONDONTWRITEBYTECODE), so each process would compile torch again.
         # A file that does not compile, of another Python's tests say, is none that will be imported.

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 from edgewise.apps.cli import main
 from edgewise.apps.federation import poisoning
 from edgewise.apps.runs import recipe_file
+from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
@@ -21,6 +22,7 @@ from edgewise.core.stage import Stage
 from edgewise.drivers.simulation import keys
 from edgewise.learn import dp_sgd, train
 from edgewise.plan.mechanisms import base, central, known
+from edgewise.plan.recipe.recipe import Recipe
 from edgewise.privacy import distributed, grid
 from support.audited import lying_local
 
@@ -237,23 +239,47 @@ def test_a_model_in_bfloat16_is_audited_as_it_is_trained(folder: Path) -> None:
     assert "what the model remembers" in result.output
 
 
+def small(folder: Path, **changes: object) -> Recipe:
+    overrides = {"round.minimum": 1.0, "round.rounds": 2, "training.lr": 0.01, **changes}
+    return recipe_file.read(folder / "small.toml", overrides, ())[0]
+
+
 def test_liars_ruin_a_sum_and_no_robust_mean(folder: Path) -> None:
-    recipe = recipe_file.read(
-        folder / "small.toml",
-        {
-            "merge": {"kind": "robust_mean", "byzantine": 2},
-            "round.minimum": 1.0,
-            "round.rounds": 2,
-            "training.lr": 0.01,
-        },
-        (),
-    )[0]
-    found = poisoning.examine(recipe, folder, attacks=["flip"], share=0.25)
-    assert (found["liars"], found["devices"], found["rounds"]) == (2, 8, 2)
-    rows = {(row["merge"], row["attack"]): row for row in found["rows"]}
-    assert rows["plain sum", "flip"]["harm"]
-    assert rows["plain sum", "none"]["worse"] == 1.0
-    assert not rows["this recipe", "flip"]["harm"]
+    recipe = small(folder, merge={"kind": "robust_mean", "byzantine": 2})
+    found = poisoning.examine(recipe, folder, attacks=["flip"], shares=[0.25])
+    assert (found["devices"], found["rounds"]) == (8, 2)
+    rows = {(row["defence"], row["attack"]): row for row in found["rows"]}
+    assert {row["liars"] for row in rows.values()} == {2}
+    assert rows["sum", "flip"]["harm"]
+    assert rows["sum", "none"]["worse"] == 1.0
+    assert not rows["recipe", "flip"]["harm"]
+
+
+def test_all_combinations_are_in_the_table_and_on_the_page(folder: Path) -> None:
+    flags = ["--liars", "0.25", "--liars", "0.13", "--skew", "sorted", "--attack", "labels"]
+    flags += ["--defence", "sum", "--defence", "nnm+trimmed_mean", "--set", "round.rounds=1"]
+    result = CliRunner().invoke(
+        main.app, ["audit", str(folder / "small.toml"), "--poison", *flags, "--out", str(folder / "poisoned")]
+    )
+    assert result.exit_code == 0, result.output
+    found = json.loads((folder / "poisoned" / "poison.json").read_text(encoding="utf-8"))
+    keys = {(r["attack"], r["defence"], r["skew"], r["liars"]) for r in found["rows"]}
+    assert len(found["rows"]) == len(keys) == 2 * 2 * 2
+    assert {r["factor"] > 0.5 for r in found["costs"]} == {True}
+    assert {(c["defence"], c["skew"], c["share"]) for c in found["costs"]} == {
+        ("nnm+trimmed_mean", "sorted", share) for share in (0.25, 0.13)
+    }
+    page = (folder / "poisoned" / "poison.html").read_text(encoding="utf-8")
+    for words in ("1 of 8 devices lie, text dealt by likeness", "2 of 8 devices lie, text dealt by likeness"):
+        assert words in page
+        assert words in " ".join(result.output.split())
+    assert page.count('<th scope="row">labels') == 4
+
+
+def test_a_defence_that_cannot_hold_is_refused_before_any_play(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(poisoning, "_play", lambda *_: pytest.fail("a play began"))
+    with pytest.raises(CompositionError, match="krum"):
+        poisoning.examine(small(folder), folder, shares=[0.4], defences=["sum", "krum"])
 
 
 def test_what_is_not_played_against_liars_is_refused(folder: Path) -> None:
@@ -263,3 +289,7 @@ def test_what_is_not_played_against_liars_is_refused(folder: Path) -> None:
     many = CliRunner().invoke(main.app, ["audit", str(folder / "small.toml"), "--poison", "--liars", "0.5"])
     assert many.exit_code == 2
     assert "0.5 of the devices" in many.output
+    for option, given in (("defence", "hope"), ("attack", "rudeness"), ("skew", "tilted")):
+        unknown = CliRunner().invoke(main.app, ["audit", str(folder / "small.toml"), "--poison", f"--{option}", given])
+        assert unknown.exit_code == 2
+        assert f"no {option} is called '{given}'" in " ".join(unknown.output.split())

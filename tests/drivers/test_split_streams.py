@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import datetime
 import os
+import select
+import socket
+import threading
+import time
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +20,7 @@ from proxy import Proxy, Way
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.errors import TransportError
 from edgewise.drivers.http import certificates, identity
+from edgewise.drivers.http.openings import OpeningLimits, Openings
 from edgewise.drivers.http.split_streams import DeviceStream, HostedSession, SplitAddress, SplitListener, StreamLimits
 from edgewise.engine import split_states as events
 from edgewise.learn import split
@@ -28,6 +34,10 @@ pytestmark = pytest.mark.slow  # every test makes certificates and models
 HIDDEN, VOCABULARY, ROWS, LENGTH, STEPS, MICROS = 16, 300, 2, 10, 4, 3
 KEY, NAME = bytes(32), bytes(32)
 LIMITS = StreamLimits(attempts=60, pause_s=0.0)
+UNSIGNED = (
+    b"GET /v1/split HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -198,6 +208,96 @@ def test_who_may_not_train_is_refused_by_name(tmp_path, kind, code):
             stream.play()
     assert refused.value.code == code
     assert place.session.state.version == 0
+
+
+def test_silent_strangers_hold_few_threads(tmp_path):
+    place, before = Place(tmp_path), threading.active_count()
+    limits = StreamLimits(opening=OpeningLimits(at_once=8, of_address=3, open_s=60.0))
+    with place.listen(limits) as listener, ExitStack() as strangers:
+        sockets = [socket.create_connection(("127.0.0.1", listener.port)) for _ in range(12)]
+        for stranger in sockets:
+            strangers.enter_context(closing(stranger))
+        assert until(lambda: len(select.select(sockets, [], [], 0)[0]) == 9), "nine are closed at once"
+        assert until(lambda: threading.active_count() == before + 1 + 3)  # the listener's thread, and those with room
+
+
+def test_room_that_strangers_fill_comes_back_to_devices(tmp_path):
+    place = Place(tmp_path)
+    limits = StreamLimits(attempts=200, pause_s=0.05, opening=OpeningLimits(at_once=8, of_address=3, open_s=1.0))
+    with place.listen(limits) as listener, ExitStack() as strangers:
+        for _ in range(3):
+            strangers.enter_context(closing(socket.create_connection(("127.0.0.1", listener.port))))
+        stream = place.stream(listener.port, limits=limits)
+        assert stream.play().phase == "over"
+    assert stream.connections > 1, "the strangers had all the room of the address"
+
+
+def test_a_refused_stranger_that_stays_holds_no_thread(tmp_path):
+    place, before = Place(tmp_path), threading.active_count()
+    with place.listen() as listener, ExitStack() as strangers:
+        for _ in range(4):
+            stranger = strangers.enter_context(closing(unsigned(place, listener.port)))
+            assert stranger.recv(12) == b"HTTP/1.1 403"
+        assert until(lambda: threading.active_count() == before + 1)
+
+
+def test_an_admitted_device_takes_no_room_of_others(tmp_path):
+    place, answers = Place(tmp_path), []
+    limits = StreamLimits(attempts=1, opening=OpeningLimits(at_once=1))
+
+    def perform(effect):
+        if isinstance(effect, events.Prepare) and not answers:
+            with closing(unsigned(place, listener.port)) as stranger:
+                answers.append(stranger.recv(12))
+        return place.device.perform(effect)
+
+    with place.listen(limits) as listener:
+        assert place.stream(listener.port, perform=perform, limits=limits).play().phase == "over"
+    assert answers[0] == b"HTTP/1.1 403", "there was room for a stranger to be refused by name"
+
+
+def unsigned(place, port):
+    """Connect as a stranger, with a request that nobody has signed."""
+    plain = socket.create_connection(("127.0.0.1", port))
+    stranger = certificates.client_context(place.trusted).wrap_socket(plain, server_hostname="127.0.0.1")
+    stranger.sendall(UNSIGNED)
+    return stranger
+
+
+@pytest.mark.parametrize(("limits", "room"), [((8, 3), {"a": 3, "b": 3, "c": 2}), ((2, 9), {"a": 2, "b": 0, "c": 0})])
+def test_room_of_openings_is_counted_in_all_and_by_address(limits, room):
+    openings = Openings(OpeningLimits(*limits))
+    with ExitStack() as held:
+        for address, count in room.items():
+            handled = [held.enter_context(opened(openings, address)) for _ in range(4)]
+            assert [sock.fileno() >= 0 for sock in handled] == [True] * count + [False] * (4 - count)
+    with opened(openings, "c") as sock:
+        assert sock.fileno() >= 0
+
+
+@contextmanager
+def opened(openings, address):
+    """Hold a connection of an address in the handler of its thread, which no request has admitted."""
+    begun, end = threading.Event(), threading.Event()
+    with closing(socket.socket()) as sock:
+
+        def handler(*_):
+            begun.set()
+            end.wait(10)
+
+        thread = threading.Thread(target=openings.bounded(handler), args=(sock, (address, 1)))
+        thread.start()
+        assert begun.wait(10)
+        yield sock
+        end.set()
+        thread.join()
+
+
+def until(true, for_s=5.0):
+    end_s = time.monotonic() + for_s
+    while not true() and time.monotonic() < end_s:
+        time.sleep(0.02)
+    return true()
 
 
 def test_a_signed_request_opens_one_connection(tmp_path):

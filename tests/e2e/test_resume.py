@@ -111,13 +111,21 @@ SCAFFOLD = (
 )  # fmt: skip
 
 
+# Rounds that do not wait: devices at work on earlier models, their clock, and residuals of uneven age.
+BUFFERED = (
+    "data.devices=12", "round.rounds=8", 'round.sampling="buffered"', "round.cohort=3", "buffer.concurrency=8",
+    "buffer.max_staleness=3", "simulation.speed_spread=1.5", "simulation.dropout=0.1",
+)  # fmt: skip
+
+
 @pytest.mark.long(sample=3)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "settings"), [("inproc", ()), ("pool", ()), ("inproc", TURNS), ("pool", DOWNLINK), ("pool", PRIVATE),
-     ("inproc", CORRELATED), ("inproc", LADDER), ("pool", LOCAL), ("inproc", REMEMBERED), ("inproc", SCAFFOLD)],
+     ("inproc", CORRELATED), ("inproc", LADDER), ("pool", LOCAL), ("inproc", REMEMBERED), ("inproc", SCAFFOLD),
+     ("pool", BUFFERED)],
     ids=["inproc", "pool", "inproc-turns", "pool-downlink", "pool-private", "inproc-correlated", "inproc-ladder",
-         "pool-local", "inproc-remembered", "inproc-scaffold"],
+         "pool-local", "inproc-remembered", "inproc-scaffold", "pool-buffered"],
 )  # fmt: skip
 def test_sigkill_at_many_moments_is_invisible_in_the_result(tmp_path, monkeypatch, engine, settings):
     calm = tmp_path / "calm"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from long import examples
 
 from edgewise.core.errors import DecodeError
+from edgewise.engine import split as machines
 from edgewise.engine import split_messages as wire
 from edgewise.engine import split_states as split
 from edgewise.engine.split import step_device, step_server
@@ -261,6 +262,34 @@ def test_the_server_computes_in_order_and_each_thing_once():
         [], [0], [0], [1], [2], ["finished"], ["finished"], [],
     ]  # fmt: skip
     assert server.durable[2].keys() == {0, 1}
+
+
+def activations(micro, u):
+    body, labels = written(1.0), None if u else written(2.0)
+    return wire.Crossing(attempt=1, step=0, micro=micro, kind="activations", body=body, labels=labels)
+
+
+@pytest.mark.parametrize(("u", "most", "reason"), [(True, "MOST_OPEN", "backward"), (False, "MOST_MICROS", "a step")])
+def test_a_device_that_opens_too_many_micro_batches_is_refused_by_name(u, most, reason, monkeypatch):
+    monkeypatch.setattr(machines, most, 3)
+    server = Server(u)
+    server.feed(wire.Hello(session=SESSION, parts=PARTS, step=0, attempt=1))
+    for micro in range(5):
+        server.feed(activations(micro, u))
+    answers = [wire.from_server(raw, 1 << 20) for raw in server.out[1:]]
+    assert [type(a).__name__ for a in answers] == ["Returned"] * 3 + ["SessionRefused"]
+    assert answers[-1].code == "E-QUOTA"
+    assert reason in answers[-1].reason
+    assert (server.state.started, len(server.kept)) == (3, 3 if u else 0)
+
+
+def test_a_server_keeps_the_answers_of_the_widest_window(monkeypatch):
+    monkeypatch.setattr(machines, "MOST_OPEN", 3)
+    server = Server(False)
+    server.feed(wire.Hello(session=SESSION, parts=PARTS, step=0, attempt=1))
+    for micro in range(9):
+        server.feed(activations(micro, False))
+    assert [a.micro for a in server.state.answers] == [6, 7, 8]
 
 
 def replace_micro(crossing):

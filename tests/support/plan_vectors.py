@@ -30,6 +30,7 @@ NOISE = {"multiplier": 1.25, "epsilon": 8.0}
 NO_PART = ("simulation", "compare", "report", "eval", "personal", "distill")  # of what follows
 POPULATIONS = {
     "adapters": 24,
+    "async": 24,
     "code": 24,
     "fedsa": 24,
     "edge-llm": 480,

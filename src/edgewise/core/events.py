@@ -65,6 +65,7 @@ class Accepted(Event, frozen=True, tag="accepted"):
     Attributes:
         rung: the rung that its device chose. None if the codec is fixed.
         bytes_down: bytes that its device had to download for it.
+        staleness: rounds between the model that it was trained from and the round. 0 but in asynchronous rounds.
     """
 
     round: int
@@ -74,6 +75,7 @@ class Accepted(Event, frozen=True, tag="accepted"):
     encode_s: float
     rung: int | None = None
     bytes_down: int = 0
+    staleness: int = 0
 
 
 class SplitSession(Event, frozen=True, tag="split_session"):
@@ -122,6 +124,8 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
             itself.
         code: reason why secure aggregation ended without a sum. None if it did not.
         epsilon: privacy budget spent by all rounds so far. None without a budget.
+        waited_s: seconds from the first invitation to the end of the round, on the cohort's clock. They are virtual in
+            a simulation. None in the logs of earlier versions.
     """
 
     round: int
@@ -141,6 +145,7 @@ class RoundFinished(Event, frozen=True, tag="round_finished"):
     lag_l2: float = 0.0
     code: str | None = None
     epsilon: float | None = None
+    waited_s: float | None = None
 
 
 class Evaluated(Event, frozen=True, tag="evaluated"):

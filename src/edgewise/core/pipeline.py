@@ -144,17 +144,22 @@ class Pipeline:
         """Make an empty total."""
         return Sum(self.merge.init(self.encoded if self.merge.blind else self.merged), 0)
 
-    def add(self, total: Sum, payload: Payload, turn: Turn) -> Sum:
+    def add(self, total: Sum, payload: Payload, turn: Turn, scale: float = 1.0) -> Sum:
         """Fold one encoded contribution into the total. The old total must not be used again.
 
         A visible merge sees each contribution, so it enforces the plan's bounds on it, whether the device is honest or
         not.
 
+        Args:
+            scale: in (0, 1], a factor of the decoded body, after its bounds are checked. The head, with the weight by
+                which the sum is divided, is not scaled. A blind merge cannot scale a contribution.
         Raises:
             DecodeError: E-RANGE above the plan's norm bounds or for head values that no honest device sends, and all
                 refusals of the merge. The total is then unchanged.
         """
         if self.merge.blind:
+            if scale != 1.0:
+                raise ValueError("a blind merge cannot scale a contribution")
             return Sum(self.merge.add(total.acc, payload, self.encoded), total.n + 1)
         if (
             self.merge.stream
@@ -163,17 +168,18 @@ class Pipeline:
             and self._is_pointwise
         ):
             return Sum(
-                self.merge.stream(total.acc, lambda: self._decoded_pieces(payload, turn), self.merged), total.n + 1
+                self.merge.stream(total.acc, lambda: self._decoded_pieces(payload, turn, scale), self.merged),
+                total.n + 1,
             )
         item = undo(self.stages, self.spaces, payload, turn, self.level)
         enforce_bounds(item, self.encoded, self.released_head)
-        return Sum(self.merge.add(total.acc, item, self.merged), total.n + 1)
+        return Sum(self.merge.add(total.acc, _scaled(item, scale), self.merged), total.n + 1)
 
     @cached_property
     def _is_pointwise(self) -> bool:
         return all(stage.pointwise for stage in self.stages[self.level :])
 
-    def _decoded_pieces(self, payload: Payload, turn: Turn) -> Iterator[Payload]:
+    def _decoded_pieces(self, payload: Payload, turn: Turn, scale: float) -> Iterator[Payload]:
         """Decode the contribution, some blocks at a time. Refuse it as soon as it exceeds the plan's bounds."""
         space, square = self.encoded, 0.0
         block = space.grid.block or 1
@@ -184,7 +190,7 @@ class Pipeline:
             part = Payload(payload.body[start : start + size], payload.head, None, scales, payload.count)
             item = undo(self.stages, self.spaces, part, turn, self.level)
             square = enforce_bounds(item, self.encoded, self.released_head, square)
-            yield item
+            yield _scaled(item, scale)
 
     def release(self, total: Sum, turn: Turn, entropy: Key, memory: Memory) -> tuple[Aggregate, Memory]:
         """Compute the aggregate of a round from its total.
@@ -265,6 +271,11 @@ class Pipeline:
         memory = memory.put("stage", index, after)
         rest = undo(self.stages[:index], self.spaces[: index + 1], Payload(mean, np.zeros(0)), turn)
         return rest.dense(self.spaces[0].dim).body, memory
+
+
+def _scaled(item: Payload, scale: float) -> Payload:
+    """Multiply the body of a decoded contribution."""
+    return item if scale == 1.0 else item.but(body=item.body * np.float32(scale))
 
 
 def _release_level(stages: Sequence[Stage]) -> int:

@@ -52,13 +52,14 @@ class PlainAggregation:
     """Aggregation in the clear: the server decodes each contribution and adds it."""
 
     def __init__(self, facts: RoundFacts) -> None:
-        self._pipe, self._turn = facts.pipe, facts.turn
+        self._pipe, self._facts = facts.pipe, facts
         self._total = self._pipe.start_sum()
 
     def fold(self, device: DeviceId, message: Contribution) -> int | None:
         """See Aggregation."""
         payload = pack.unpack(message.payload, self._pipe.encoded)
-        self._total = self._pipe.add(self._total, payload, replace(self._turn, device=device))
+        turn, scale = self._facts.share(message.round)
+        self._total = self._pipe.add(self._total, payload, replace(turn, device=device), scale)
         return payload.rung
 
     def open(self, devices: Sequence[DeviceId]) -> None:

@@ -171,14 +171,14 @@ def most_bytes(plan: Plan) -> int:
     return 16 * plan.layout.given.dim + 2**17 + BEACON_BYTES * plan.contributors
 
 
-def change(closed: Closed) -> Change:
-    """Derive the changes of devices' standing by a round.
+def change(closed: Closed, versions: Mapping[DeviceId, int]) -> Change:
+    """Derive the changes of devices' standing by a round. ``versions``: as in ``Change``.
 
     Devices that sent an update of its model had that model. Devices that refused with E-STALE have no model that a
     delta starts from any more.
     """
     stale = tuple(device for device, code in closed.lost if code == STALE)
-    return Change(closed.accepted if closed.met else (), closed.accepted, stale)
+    return Change(closed.accepted if closed.met else (), closed.accepted, stale, versions)
 
 
 def released(pipe: Pipeline, memory: Memory, mean: Vector) -> Memory:

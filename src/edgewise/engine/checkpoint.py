@@ -5,7 +5,7 @@ A ``Store`` (``engine.ports``) keeps it. A stopped run continues from it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -84,7 +84,7 @@ class Standing(NamedTuple):
     """Server's record of a device.
 
     Attributes:
-        accepted: last round in which its contribution entered a model. None: there is none.
+        accepted: round of the invitation of its last contribution that entered a model. None: there is none.
         held: round whose model it certainly has. None: not known, or too old for the deltas.
     """
 
@@ -100,8 +100,11 @@ class Change:
         accepted: devices whose contributions entered the round's model.
         had: devices that sent an update of the round's model, so they have it.
         stale: devices without a model that a delta starts from.
+        versions: in asynchronous rounds, device -> the round of its invitation, where that is an earlier one. Its
+            contribution is to that round.
     """
 
     accepted: Sequence[DeviceId] = ()
     had: Sequence[DeviceId] = ()
     stale: Sequence[DeviceId] = ()
+    versions: Mapping[DeviceId, int] = field(default_factory=dict)

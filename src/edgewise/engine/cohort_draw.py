@@ -4,7 +4,7 @@ draw = CohortDraw(plan, population, sampling_key, trust, store)
 draw.gather(cohort, tell)                               # once, before the first round
 blob = draw.blob()                                      # None where the server draws alone
 message = draw.message(round, blob)
-invited = draw.invited(round, message, blob)
+invited = draw.invited(checkpoint, message, blob)
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from edgewise.core.errors import StoreError
 from edgewise.core.events import AnyEvent
 from edgewise.core.keys import Key, derive
 from edgewise.core.training import DeviceId
-from edgewise.engine import beacon, beacon_server, sampling
+from edgewise.engine import beacon, beacon_server, outstanding, sampling
+from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.loop import receive
 from edgewise.engine.ports import Cohort, Store, Trust
 from edgewise.plan.plan import Plan
@@ -68,8 +69,12 @@ class CohortDraw:
             return None
         return frame.Draw(beacon=vector.digest(blob), key=beacon.key(self._last_round_key, self.plan.rounds, round))
 
-    def invited(self, round: int, message: frame.Draw | None, blob: bytes | None) -> tuple[DeviceId, ...]:
-        """Draw the cohort of a round."""
+    def invited(self, checkpoint: Checkpoint, message: frame.Draw | None, blob: bytes | None) -> tuple[DeviceId, ...]:
+        """Draw the devices that the next round invites."""
+        round, buffer = checkpoint.next_round, self.plan.sampling.buffer
+        if buffer is not None:
+            work = outstanding.load(checkpoint.memory)
+            return outstanding.replacements(buffer, self.population, work, self.key, round)
         if message is None or blob is None:
             return sampling.draw(self.plan.sampling, self.population, self.key, round)
         assert self.trust is not None

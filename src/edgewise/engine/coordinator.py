@@ -21,21 +21,22 @@ from math import isfinite
 import numpy as np
 
 from edgewise.core import events, frame, vector
-from edgewise.core.errors import RoundError, StoreError, TrainingError
+from edgewise.core.errors import RoundError, TrainingError
 from edgewise.core.keys import Key, derive
 from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.stage import Aggregate, together
 from edgewise.core.training import DeviceId
-from edgewise.engine import broadcast
+from edgewise.engine import broadcast, outstanding
 from edgewise.engine.aggregation import Sums, aggregation
 from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.cohort_draw import CohortDraw
 from edgewise.engine.distilled_round import distilled
 from edgewise.engine.loop import receive
 from edgewise.engine.measured_models import MeasuredModels
-from edgewise.engine.open_round import OpenRound, Tell
-from edgewise.engine.ports import Began, Cohort, Distiller, Evaluator, Helper, Record, Store, Trust
+from edgewise.engine.open_round import OpenRound, Tell, first_record
+from edgewise.engine.outstanding import OlderModels
+from edgewise.engine.ports import Began, Cohort, Distiller, Evaluator, Helper, Store, Trust
 from edgewise.engine.privacy_budget import PrivacyBudget
 from edgewise.engine.released import stepped
 from edgewise.engine.round_facts import RoundFacts, decide
@@ -98,6 +99,11 @@ class Coordinator:
     def _draw(self) -> CohortDraw:
         """Draw of the run's cohorts."""
         return CohortDraw(self.plan, self.population, self.sampling_key, self.trust, self.store)
+
+    @cached_property
+    def _older(self) -> OlderModels:
+        """Models of earlier rounds that devices still train from, in asynchronous rounds."""
+        return OlderModels(self.plan, self.store)
 
     @cached_property
     def _measured(self) -> MeasuredModels:
@@ -165,12 +171,14 @@ class Coordinator:
         logged = next(records, None)
         blob = self._draw.blob()
         draw = self._draw.message(number, blob)
-        began = self._drawn_cohort(number, draw, blob) if logged is None else _first_record(logged)
+        began = self._drawn_cohort(checkpoint, draw, blob) if logged is None else first_record(logged)
         # A sampled cohort may be below the minimum. Then no device is asked.
-        asked = began.invited if len(began.invited) >= max(1, self.plan.sampling.minimum) else ()
+        buffered = self.plan.sampling.buffer is not None
+        asked = began.invited if buffered or len(began.invited) >= max(1, self.plan.sampling.minimum) else ()
         facts = decide(self.plan, checkpoint, began, self.store.standing(asked), self.trust, draw, blob)
-        self.cohort.publish(facts.letters.blobs)
+        self.cohort.publish((*self._older.blobs(checkpoint, facts), *facts.letters.blobs))
         if logged is None:
+            self._older.go_on(self.cohort, checkpoint, facts)
             facts = facts.started(self.cohort.now_s())
             log.append(facts.began)
             if facts.session is not None or self.plan.spend is not None:
@@ -181,13 +189,15 @@ class Coordinator:
         charge = partial(self.privacy_budget.charge, number, attempt)
         open_round = OpenRound(facts, self.cohort, log, sums, charge, self.tell, self.now_s)
         open_round.begin(None if logged is None else records)
+        self._older.goes_on |= open_round.until_s is not None
         return open_round
 
-    def _drawn_cohort(self, number: int, draw: frame.Draw | None, blob: bytes | None) -> Began:
+    def _drawn_cohort(self, checkpoint: Checkpoint, draw: frame.Draw | None, blob: bytes | None) -> Began:
         """Draw the random values and the cohort of a round. Its time is set when the round starts."""
+        number = checkpoint.next_round
         entropy, secure = self.entropy(number), self.plan.hides is not None
         nonce = derive(entropy, "nonce") if secure else None
-        invited = self._draw.invited(number, draw, blob)
+        invited = self._draw.invited(checkpoint, draw, blob)
         return Began(0.0, derive(entropy, "attempt").hex(), nonce, derive(entropy, "groups"), invited)
 
     def close(self, checkpoint: Checkpoint, open_round: OpenRound, began_s: float) -> Checkpoint:
@@ -204,6 +214,8 @@ class Coordinator:
         released = self._released_mean(checkpoint, facts, sums) if sums else None
         del sums  # It frees 8 bytes a coordinate before the server's step.
         after = self._stepped_checkpoint(checkpoint, facts, released)
+        if facts.buffer is not None:
+            after = outstanding.recorded(after, checkpoint, facts, open_round.closed, open_round.last_s)
         if self.rest is not None:
             after = self._rest_after(self.rest, after, open_round, released is not None)
         open_round.books.aggregate_s += self.now_s() - started_s
@@ -293,7 +305,7 @@ class Coordinator:
             met=closed.met,
             accepted=len(closed.accepted),
             lost=len(closed.lost),
-            late=len(closed.late) if open_round.facts.asked else 0,
+            late=len(closed.late) if open_round.facts.asked and open_round.facts.buffer is None else 0,
             bytes_up=books.bytes_up,
             bytes_down=sum(books.bytes_down.values()),
             update_l2=0.0 if aggregate is None else vector.norm_l2(aggregate.mean),
@@ -306,8 +318,10 @@ class Coordinator:
             lag_l2=0.0 if after.down is None else vector.norm_l2(params - after.down.shadow[: params.size]),
             code=closed.code,
             epsilon=None if self.plan.spend is None else after.epsilon,
+            waited_s=open_round.last_s - open_round.facts.began.at_s,
         )
-        self.store.commit(after, [*books.events, finished, *measured], broadcast.change(closed), aggregate)
+        change = broadcast.change(closed, open_round.facts.versions)
+        self.store.commit(after, [*books.events, finished, *measured], change, aggregate)
         for event in books.events:
             if isinstance(event, events.Redistilled):
                 self.tell(event)
@@ -319,14 +333,6 @@ class Coordinator:
 def _with_rest(checkpoint: Checkpoint, rest: vector.Vector) -> Checkpoint:
     """Put the rest of a split model into a checkpoint."""
     return replace(checkpoint, memory=checkpoint.memory.put(REST, None, Memory({PART: rest})))
-
-
-def _first_record(record: Record) -> Began:
-    """Return the record of how the round began. Raises StoreError for another."""
-    if not isinstance(record, Began):
-        what = "the log of a round lacks its first record, how the round began."
-        raise StoreError("E-CHECKPOINT", what, "put a whole copy of the folder in its place.")
-    return record
 
 
 def _loss_reasons(round_events: Sequence[events.AnyEvent]) -> list[str]:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field, replace
 from edgewise.core import events, frame
 from edgewise.core.errors import REGISTRY, DecodeError, StoreError
 from edgewise.core.training import DeviceId
+from edgewise.engine import outstanding
 from edgewise.engine import round as machine
 from edgewise.engine.aggregation import Aggregation, Sums
-from edgewise.engine.ports import Absent, Arrived, Cohort, Expired, Journal, Pinned, Record, Resumed, Sent
+from edgewise.engine.ports import Absent, Arrived, Began, Cohort, Expired, Journal, Pinned, Record, Resumed, Sent
 from edgewise.engine.round_facts import RoundFacts
 from edgewise.engine.round_states import (
     Answered,
@@ -52,6 +53,14 @@ Tell = Callable[[events.AnyEvent], None]
 Input = Arrived | Absent | Expired
 
 
+def first_record(record: Record) -> Began:
+    """Return the record of how the round began. Raises StoreError for another."""
+    if not isinstance(record, Began):
+        what = "the log of a round lacks its first record, how the round began."
+        raise StoreError("E-CHECKPOINT", what, "put a whole copy of the folder in its place.")
+    return record
+
+
 @dataclass
 class Books:
     """Bytes, seconds and events of a round. ``first``: each device's first answer without its frame, and its size."""
@@ -73,6 +82,7 @@ class OpenRound:
     Attributes:
         charge: writes the round's charge to the privacy ledger, once however often it is called.
         tell: event sink. now_s: wall clock for durations. state: of the machine, once the round has begun.
+        last_s: time of the last record that changed the state, on the cohort's clock.
     """
 
     facts: RoundFacts
@@ -86,6 +96,7 @@ class OpenRound:
     def __post_init__(self) -> None:
         self.books = Books(Counter(self.facts.letters.sizes))
         self.state: State
+        self.last_s = self.facts.began.at_s
         self._since_s = self.facts.began.at_s  # time at which this server began to listen
         self._outbox: list[Sent] | None = []  # A list while the log is folded, then None: frames are sent at once.
         self._unpinned: deque[Pinned] = deque()
@@ -118,17 +129,18 @@ class OpenRound:
         Raises StoreError(E-CHECKPOINT) where the log contradicts itself.
         """
         facts, number = self.facts, self.facts.round
-        n_asked = len(facts.began.invited) if facts.asked else 0
+        n_asked = len(facts.letters.frames)
         goal, minimum = facts.policy.goal, facts.policy.minimum
         self._tell_event(events.RoundStarted(round=number, invited=n_asked, goal=goal, minimum=minimum))
         self.state, effects = machine.start(
-            number, frozenset(facts.began.invited), facts.policy, facts.protocol, facts.letters.frames
-        )
+            number, frozenset(facts.began.invited), facts.policy, facts.protocol, facts.letters.frames,
+            None if facts.buffer is None else facts.versions, [one.device for one in facts.outdated],
+        )  # fmt: skip
         at_s = facts.began.at_s
         self._perform_effects(effects, Expired(at_s))
         for record in records or ():
             at_s = self._fold_record(record, at_s)
-        sent, self._outbox = self._outbox or [], None
+        sent, self._outbox = [*outstanding.sent(facts.carried), *(self._outbox or [])], None
         for pinned in self._unpinned:
             self._append_record(pinned)
         if records is not None and facts.session is not None:
@@ -136,7 +148,7 @@ class OpenRound:
         for effect, record in self._postponed:  # The survivors are on the disk now, as when the log was written.
             self._perform_effects((effect,), record)
         if records is None:
-            for one in sent:
+            for one in sent[len(facts.carried) :]:  # The cohort has the others.
                 self.cohort.send(one.device, one.frame)
         elif not isinstance(self.state, Closed):
             self._go_on(sent, at_s)
@@ -187,11 +199,10 @@ class OpenRound:
 
     def _event_of_record(self, record: Input) -> Event:
         """Translate a record to an event of the round. An unusable frame gives ``Useless``, never an exception."""
-        number = self.facts.round
         if isinstance(record, Expired):
             return Deadline(record.at_s)
         if isinstance(record, Absent):
-            return Gone(record.device, number, record.code, record.at_s)
+            return Gone(record.device, self.facts.version(record.device), record.code, record.at_s)
         try:
             message = frame.from_device(record.frame, self.facts.frame_limit_bytes)
             if isinstance(message, frame.Measurement | frame.Commitment | frame.Reveal):
@@ -199,7 +210,8 @@ class OpenRound:
             if message.device != record.device or message.run != self.facts.run:
                 raise DecodeError("E-FRAME", "the frame names another device or run than its sender.")
         except DecodeError as e:
-            return Useless(record.device, number, e.code, frame.legible(e.what), record.at_s)
+            version = self.facts.version(record.device)
+            return Useless(record.device, version, e.code, frame.legible(e.what), record.at_s)
         if isinstance(message, frame.Refusal):
             code = message.code if message.code in REGISTRY else "E-FRAME"
             return Useless(record.device, message.round, code, frame.legible(message.reason), record.at_s)
@@ -207,7 +219,7 @@ class OpenRound:
 
     def _step_machine(self, event: Event, record: Input) -> None:
         """Step the machine of the round, and count the bytes of later messages."""
-        before = self.state
+        before, self.last_s = self.state, record.at_s
         self.state, effects = machine.step(before, event)
         if isinstance(before, Exchanging) and self.state is not before and isinstance(record, Arrived):
             self.books.later[record.device] += len(record.frame)
@@ -317,9 +329,14 @@ class OpenRound:
                 train_s=record.train_s,
                 encode_s=record.encode_s,
                 rung=rung,
-                bytes_down=self.books.bytes_down[device],
+                bytes_down=self._downloaded_bytes(device),
+                staleness=self.facts.round - self.facts.version(device),
             ),
         )
+
+    def _downloaded_bytes(self, device: DeviceId) -> int:
+        """Count the bytes that a device had to download, in the round of its invitation."""
+        return self.books.bytes_down[device] or sum(one.size for one in self.facts.carried if one.device == device)
 
     def _tell_event(self, event: events.AnyEvent) -> None:
         """Record an event of the round, and report it."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from edgewise.core.errors import BudgetError, StoreError
 from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.ports import Store
@@ -21,12 +23,24 @@ class PrivacyBudget:
         self._plan, self._store = plan, store
         self._charged: Ledger | None = None
 
-    def _entry_of_round(self, round: int, attempt: str) -> LedgerEntry | None:
-        """Make the ledger entry of a round. None without differential privacy."""
-        spend = self._plan.spend
+    def _entry_of_round(self, round: int, attempt: str, before: Sequence[LedgerEntry]) -> LedgerEntry | None:
+        """Make the ledger entry of a round. None without differential privacy. ``before``: the charges before it."""
+        spend, sampling = self._plan.spend, self._plan.sampling
         if spend is None:
             return None
-        return LedgerEntry(round, attempt, round % self._plan.sampling.groups, spend.events[self._plan.phase(round)])
+        cohort = round % sampling.groups
+        if sampling.buffer is not None:
+            cohort = ledger.place_in_window(before, round, sampling.groups)
+        return LedgerEntry(round, attempt, cohort, spend.events[self._plan.phase(round)])
+
+    def _new_entry(self, round: int, attempt: str) -> LedgerEntry | None:
+        """Make the next entry of the ledger, or return the attempt's own, once it is charged."""
+        if self._plan.spend is None:
+            return None
+        charged = self._run_ledger()
+        at = ledger.counted(charged).tally
+        assert at is not None
+        return at.at.get((round, attempt)) or self._entry_of_round(round, attempt, charged.charges)
 
     def _run_ledger(self) -> Ledger:
         """Ledger of the run, with all charges that the store has."""
@@ -57,8 +71,8 @@ class PrivacyBudget:
         if self._plan.spend is None:
             return
         charges, played = self._run_ledger().charges, checkpoint.next_round
-        for c in charges:
-            if c != self._entry_of_round(c.round, c.attempt) or not 0 <= c.round <= played:
+        for i, c in enumerate(charges):
+            if c != self._entry_of_round(c.round, c.attempt, charges[max(0, i - 1) : i]) or not 0 <= c.round <= played:
                 raise self._unsound_ledger_error(f"the charge of round {c.round} is not one that this run makes")
         needed = played if self._charges_before_sending else checkpoint.state.round
         if (charged := len({c.round for c in charges if c.round < played})) < needed:
@@ -83,7 +97,7 @@ class PrivacyBudget:
 
         Raises BudgetError(E-BUDGET) where the round would exceed the budget.
         """
-        if (new := self._entry_of_round(round, attempt)) is None:
+        if (new := self._new_entry(round, attempt)) is None:
             return
         if self._charges_before_sending:
             self._write_charge(new)
@@ -92,7 +106,7 @@ class PrivacyBudget:
 
     def charge(self, round: int, attempt: str) -> None:
         """Write the round's charge, before its sum is opened. Raises as ``begin_round``."""
-        if (new := self._entry_of_round(round, attempt)) is not None:
+        if (new := self._new_entry(round, attempt)) is not None:
             self._write_charge(new)
 
     def epsilon(self) -> float:

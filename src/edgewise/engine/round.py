@@ -16,18 +16,20 @@ Rules:
     A device counts once. Duplicates are ignored.
     A device that was reported lost and answers before collecting ends counts as having answered.
     A contribution to another round is late. One from a device that was not invited is refused.
+    In asynchronous rounds devices of earlier rounds are invited too, each to the round of its own invitation.
     After closing nothing changes any more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from edgewise.core.frame import Contribution, Step
 from edgewise.core.training import DeviceId
 from edgewise.engine import exchange
 from edgewise.engine.round_states import (
+    OUTDATED,
     Answered,
     Charge,
     Close,
@@ -60,6 +62,7 @@ from edgewise.secagg import server, server_states
 from edgewise.secagg.events import Received, Refused
 
 LATE, DROPPED = "late", exchange.DROPPED
+TOO_OLD = "the device still trains from a model that is older than buffer.max_staleness allows."
 
 Out = tuple[State, tuple[Effect, ...]]
 
@@ -70,15 +73,24 @@ def start(
     policy: RoundPolicy,
     protocol: Protocol = None,
     invitations: Mapping[DeviceId, bytes] | None = None,
+    carried: Mapping[DeviceId, int] | None = None,
+    outdated: Sequence[DeviceId] = (),
 ) -> Out:
     """Begin a round. With fewer invited devices than the minimum it closes at once, unmet.
 
     Args:
-        invitations: device -> frame. They are sent in this order, unless the round closes at once.
+        invitations: device -> frame. They are sent in this order, unless the round closes at once and no device can
+            answer in a later one.
+        carried: in asynchronous rounds, device -> earlier round whose invitation it still works on.
+        outdated: devices that work on an invitation which is too old to count.
     """
-    keys = server.start(protocol.session) if isinstance(protocol, Masks) else None
-    state, effects = _close_if_settled(Collecting(round, invited, policy, protocol, keys=keys), (), 0.0)
-    if isinstance(state, Closed):
+    keys, versions = server.start(protocol.session) if isinstance(protocol, Masks) else None, dict(carried or {})
+    collecting = Collecting(
+        round, invited | versions.keys(), policy, protocol, keys=keys, versions=versions, outdated=tuple(outdated)
+    )
+    lost = tuple(ReportLoss(device, OUTDATED, TOO_OLD) for device in outdated)
+    state, effects = _close_if_settled(collecting, lost, 0.0)
+    if isinstance(state, Closed) and carried is None:
         return state, effects
     return state, (*(Send(device, raw) for device, raw in (invitations or {}).items()), *effects)
 
@@ -89,7 +101,7 @@ def unwanted(state: State, device: DeviceId, round: int) -> str | None:
         return "closed"
     if device not in state.invited:
         return "uninvited"
-    if round != state.round:
+    if round != state.versions.get(device, state.round):
         return LATE
     return "duplicate" if device in state.counted else None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -17,12 +18,14 @@ from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Segment
-from edgewise.engine import broadcast
+from edgewise.engine import broadcast, outstanding
 from edgewise.engine.broadcast import Letters
 from edgewise.engine.checkpoint import Checkpoint, Standing
+from edgewise.engine.outstanding import Outstanding
 from edgewise.engine.ports import Began, Trust
 from edgewise.engine.round_states import Masks, Protocol, RoundPolicy, TwoServers
 from edgewise.plan.plan import Plan
+from edgewise.plan.sampling import Buffer
 from edgewise.privacy.adaptive import CLIP
 from edgewise.secagg import server_states
 from edgewise.secagg.params import Params
@@ -44,6 +47,8 @@ class RoundFacts:
             where the server sees each contribution.
         frame_limit_bytes: size of the largest honest frame of a device.
         beacon: the blob that the cohort is drawn from. None where the server draws it alone.
+        carried, outdated: in asynchronous rounds, earlier invitations that may count in this round, and those that are
+            too old. older: the codec's view of each round of ``carried``. buffer: the rule of asynchronous rounds.
     """
 
     run: str
@@ -63,6 +68,25 @@ class RoundFacts:
     session: bytes | None = field(repr=False)
     frame_limit_bytes: int
     beacon: bytes | None = field(default=None, repr=False)
+    carried: tuple[Outstanding, ...] = ()
+    outdated: tuple[Outstanding, ...] = ()
+    older: Mapping[int, Turn] = field(default_factory=dict)
+    buffer: Buffer | None = None
+
+    @cached_property
+    def versions(self) -> Mapping[DeviceId, int]:
+        """Devices of ``carried`` -> the rounds of their invitations."""
+        return outstanding.versions(self.carried)
+
+    def version(self, device: DeviceId) -> int:
+        """Return the round of a device's invitation."""
+        return self.versions.get(device, self.round)
+
+    def share(self, version: int) -> tuple[Turn, float]:
+        """Return the codec's view of a contribution to ``version``, and its weight by staleness."""
+        if version == self.round or self.buffer is None:
+            return self.turn, 1.0
+        return self.older[version], self.buffer.weight(self.round - version)
 
     def started(self, at_s: float) -> RoundFacts:
         """Set the beginning of the round to ``at_s`` on the cohort's clock."""
@@ -128,12 +152,14 @@ def decide(
                 deadline_s=sampling.deadline_s,
                 dealing=began.dealing,
             )
-    goal = max(sampling.minimum, min(sampling.goal, len(began.invited)))
+    work, buffer = outstanding.load(checkpoint.memory), sampling.buffer
+    carried, outdated = outstanding.sorted_out(work, number, buffer) if buffer is not None else ((), ())
+    goal = max(sampling.minimum, min(sampling.goal, len(began.invited) + len(carried)))
     return RoundFacts(
         run=plan.run,
         round=number,
         began=began,
-        asked=bool(standings),
+        asked=bool(standings) or bool(carried),
         policy=RoundPolicy(goal, sampling.minimum, began.at_s + sampling.deadline_s),
         protocol=protocol,
         turn=turn,
@@ -147,6 +173,10 @@ def decide(
         session=session,
         frame_limit_bytes=plan.frame_limit_bytes,
         beacon=beacon,
+        carried=carried,
+        outdated=outdated,
+        older={one.version: Turn(one.version, plan.public(one.version)) for one in carried},
+        buffer=buffer,
     )
 
 

@@ -12,6 +12,8 @@ from edgewise.core.training import DeviceId
 from edgewise.secagg import server_states
 from edgewise.secagg.params import Params
 
+OUTDATED = "E-OUTDATED"
+
 
 @dataclass(frozen=True, slots=True)
 class RoundPolicy:
@@ -63,6 +65,9 @@ class Collecting:
         reported: device -> code of its failure, also for devices that answered afterwards.
         returned: number of ``reported`` devices that answered afterwards.
         keys: with masks, the keys that have arrived.
+        versions: in asynchronous rounds, device -> the earlier round that it was invited to. The device is among
+            ``invited``, and its contribution is to that round.
+        outdated: devices whose invitation is too old to count. They are lost.
     """
 
     round: int
@@ -73,6 +78,8 @@ class Collecting:
     reported: AppendMap[DeviceId, str] = field(default_factory=AppendMap)
     returned: int = 0
     keys: server_states.Advertising | None = None
+    versions: Mapping[DeviceId, int] = field(default_factory=dict)
+    outdated: tuple[DeviceId, ...] = ()
 
     @property
     def accepted(self) -> tuple[DeviceId, ...]:
@@ -82,7 +89,8 @@ class Collecting:
     @property
     def lost(self) -> tuple[tuple[DeviceId, str], ...]:
         """As in ``Closed``; O(cohort)."""
-        return tuple(pair for pair in self.reported.items() if pair[0] not in self.counted)
+        outdated = ((device, OUTDATED) for device in self.outdated)
+        return (*outdated, *(pair for pair in self.reported.items() if pair[0] not in self.counted))
 
     @property
     def outstanding(self) -> int:

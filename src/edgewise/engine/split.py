@@ -26,6 +26,8 @@ Rules:
         before the first step, which it keeps until the round ends.
     A server's part that is frozen has one version. A server that was killed goes on at the device's step.
     Two parts of different models, cuts or steps are never trained together (E-PARTS).
+    A device has at most ``MOST_OPEN`` micro-batches open and ``MOST_MICROS`` in a step (E-QUOTA). The server forgets an
+        answer once the device has begun a micro-batch that it begins only after that answer.
 
 All states are plain frozen values, so that they can be saved and loaded at any moment.
 """
@@ -65,8 +67,10 @@ from edgewise.engine.split_states import (
     TakeStep,
     Use,
 )
+from edgewise.plan.recipe.split import MOST_WINDOW
 
 MOST_MICROS = 1 << 16  # micro-batches of a step
+MOST_OPEN = MOST_WINDOW  # micro-batches of a device whose backward pass the server has not run
 
 DeviceOut = tuple[DeviceSide, tuple[DeviceEffect, ...]]
 ServerOut = tuple[ServerSide, tuple[ServerEffect, ...]]
@@ -210,12 +214,30 @@ def _crossed(state: ServerSide, event: Crossing) -> ServerOut:
         if isinstance(answer, Returned) and answer.micro == event.micro and _answers(state, answer, event):
             return state, (SendToPeer(answer),)
     if event.kind == "activations":
-        if event.micro != state.started or event.micro >= MOST_MICROS:
+        if event.micro != state.started:
             return state, effects
-        return replace(state, started=state.started + 1), (*effects, RunMicro(event))
+        if (what := _too_much(state)) is not None:
+            return state, (*effects, SendToPeer(SessionRefused(code="E-QUOTA", reason=what)))
+        state = replace(state, started=state.started + 1, answers=_needed(state, event))
+        return state, (*effects, RunMicro(event))
     if not state.u_shape or event.micro != state.backed or event.micro >= state.started:
         return state, effects
     return replace(state, backed=state.backed + 1), (*effects, RunMicro(event))
+
+
+def _too_much(state: ServerSide) -> str | None:
+    """Find the reason why the server begins no further micro-batch of this step. None where it may."""
+    if state.started >= MOST_MICROS:
+        return f"a step has at most {MOST_MICROS} micro-batches. Make them larger, or the step shorter."
+    if state.started - state.backed >= MOST_OPEN:
+        return f"{MOST_OPEN} micro-batches wait for their backward pass, and a device has no more on their way."
+    return None
+
+
+def _needed(state: ServerSide, event: Crossing) -> tuple[Returned | StepTaken, ...]:
+    """Return the answers that a device may not have when it begins a micro-batch: those within the widest window."""
+    oldest = event.micro - MOST_OPEN
+    return tuple(a for a in state.answers if not isinstance(a, Returned) or a.micro > oldest)
 
 
 def _answers(state: ServerSide, answer: Returned, event: Crossing) -> bool:

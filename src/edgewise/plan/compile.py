@@ -20,6 +20,7 @@ from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Merge
 from edgewise.core.vector import Spec
 from edgewise.plan.broadcast import downlink
+from edgewise.plan.buffered import check as check_buffered
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.chains import chains_of
 from edgewise.plan.client_rules import check_pipelines, check_recipe
@@ -63,7 +64,7 @@ def compile(
         RecipeError: for unknown parts or parameters, and with E-QUORUM for a cohort larger than the population.
         CompositionError: for stages that do not compose soundly.
     """
-    sampling = sampled(recipe.round, population)
+    sampling = sampled(recipe.round, population, recipe.buffer)
     strategy = strategy_of(recipe, catalogue, spec, population)
     _check_directions(recipe, strategy, spec)
     layout = VectorLayout(spec, strategy.client)
@@ -84,6 +85,7 @@ def compile(
     divisor = spend.divisor if spend is not None else None
     pipes = tuple(replace(pipeline(start, chain, merge, posts), divisor=divisor) for chain in stages)
     check_pipelines(recipe, strategy.client, pipes, sums.rungs is not None)
+    check_buffered(recipe, sampling, strategy, pipes)
     check_pruning(recipe, spec, strategy, pipes, bool(chains.groups))
     _check_sizes(layout, pipes)
     facts = PlanFacts(

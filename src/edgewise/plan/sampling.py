@@ -7,7 +7,35 @@ from bisect import bisect_left
 from dataclasses import dataclass
 
 from edgewise.core.errors import RecipeError
+from edgewise.plan.recipe.buffer import KIND, BufferSection
 from edgewise.plan.recipe.sections import RoundSection
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """The rule of asynchronous rounds (``[buffer]``).
+
+    Attributes:
+        concurrency: number of devices that train at any time. max_staleness: rounds that a contribution may lag.
+        damping: a of ``weight``. rest: least number of rounds between two contributions of a device.
+    """
+
+    concurrency: int
+    max_staleness: int
+    damping: float
+    rest: int
+
+    def weight(self, staleness: int) -> float:
+        """Compute the weight of a contribution to the model before ``staleness`` rounds: (1 + staleness)^-damping.
+
+        It is 1 at 0 and never above. Source: Nguyen et al. 2022, arXiv:2106.06639, section 5 (a = 1/2).
+        """
+        return float((1.0 + staleness) ** -self.damping)
+
+    @property
+    def versions(self) -> int:
+        """The number of models that contributions to a round may start from."""
+        return self.max_staleness + 1
 
 
 @dataclass(frozen=True)
@@ -15,16 +43,18 @@ class Sampling:
     """The size of a cohort, and the number of contributions that completes a round.
 
     Attributes:
-        kind: ``all``, ``fixed``, ``poisson`` or ``cyclic``.
+        kind: ``all``, ``fixed``, ``poisson``, ``cyclic`` or ``buffered``.
         population: number of devices that exist.
         goal: number of contributions that closes the round. It is the population for ``all`` and ``poisson``, because
             closing early would spoil the sampling.
         expected: number of contributions that a round should have: the population, or ``round.cohort``.
-        invite: number of invited devices (the expected number for ``poisson``).
+        invite: number of invited devices (the expected number for ``poisson`` and ``buffered``).
         minimum: number of contributions below which the round is abandoned; 0 never abandons one, even an empty one.
         deadline_s: seconds after which the round closes in any case.
         rate: probability that a given device is invited.
-        groups: number of disjoint groups that take turns; 1 = every device may be in every round.
+        groups: a device is in at most one of so many rounds in a row: the number of disjoint groups that take turns, or
+            ``Buffer.rest``; 1 = every device may be in every round.
+        buffer: the rule of asynchronous rounds. None where a round waits for its own devices.
     """
 
     kind: str
@@ -36,6 +66,7 @@ class Sampling:
     deadline_s: float
     rate: float
     groups: int = 1
+    buffer: Buffer | None = None
 
     @property
     def largest(self) -> int:
@@ -54,12 +85,18 @@ class Sampling:
             "all": "every device is in every round, so sampling amplifies nothing",
             "fixed": f"each round draws {self.invite} of {self.population} devices, which amplifies nothing",
             "cyclic": f"{turns} groups take turns, so a device is in one of {turns} rounds, which amplifies nothing",
+            "buffered": f"a device is in at most one of {turns} rounds in a row, which amplifies nothing"
+            if turns > 1
+            else "a fast device may be in every round, so sampling amplifies nothing",
             "poisson": f"Poisson sampling at rate {rate} can amplify privacy against readers, not against the server",
         }[self.kind]
 
 
-def sampled(r: RoundSection, population: int) -> Sampling:
-    """Return a recipe's sampling of a population. Raises RecipeError(E-QUORUM) for a larger cohort."""
+def sampled(r: RoundSection, population: int, buffer: BufferSection | None = None) -> Sampling:
+    """Return a recipe's sampling of a population. Raises RecipeError(E-QUORUM) for a larger cohort.
+
+    ``buffer``: the recipe's [buffer], which ``buffered`` needs.
+    """
     if r.sampling == "all":
         goal = invite = population
     else:
@@ -68,14 +105,22 @@ def sampled(r: RoundSection, population: int) -> Sampling:
                 "E-QUORUM", f"round.cohort = {r.cohort}, but there are {population} devices.", "lower round.cohort."
             )
         invite = min(population, _rounded_up(r.cohort * r.overselect)) if r.sampling == "fixed" else r.cohort
-        goal = r.cohort if r.sampling == "fixed" else population
-    groups = 1
+        goal = r.cohort if r.sampling in ("fixed", KIND) else population
+    groups, rule = 1, None
+    if r.sampling == KIND and buffer is not None:
+        rule = Buffer(buffer.concurrency, buffer.max_staleness, buffer.damping, buffer.rest)
+        groups = buffer.rest
+        if (needed := buffer.concurrency + r.cohort * (buffer.rest - 1)) > population:
+            what = f"buffer.concurrency = {buffer.concurrency} and buffer.rest = {buffer.rest} need {needed:,} devices"
+            raise RecipeError("E-QUORUM", f"{what}, and there are {population:,}.", "lower them, or round.cohort.")
     if r.sampling == "cyclic":
         groups = population // r.cohort
         goal = invite = _rounded_up(population / groups)
     expected = population if r.sampling == "all" else r.cohort
     minimum = max(1, _rounded_up(expected * r.minimum)) if r.minimum else 0
-    return Sampling(r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population, groups)
+    return Sampling(
+        r.sampling, population, goal, expected, invite, minimum, r.deadline_s, invite / population, groups, rule
+    )
 
 
 def at_most(n: int, p: float, failure: float) -> int:

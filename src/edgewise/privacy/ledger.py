@@ -5,7 +5,8 @@ is a session with its own nonce. A second attempt is charged again, because the 
 simulation that resumes after a crash plays the same session with the same noise, and its devices with it, so that is
 the same attempt. Devices that live on send an update to one session of a round only. Devices of different cohorts are
 disjoint (``round.sampling = "cyclic"``, one cohort otherwise), so the epsilon of a run is the largest over cohorts, not
-their sum. ``verify`` recomputes everything from the rows alone.
+their sum. Asynchronous rounds have no disjoint cohorts. There the number is that of ``place_in_window``. ``verify``
+recomputes everything from the rows alone.
 
 Correlated noise ("matrix", "tree") is one release for its whole run. Its rounds cost the event once. It does not cover
 a further round, or a second attempt of one, whatever the budget.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import reduce
 from math import inf, nan
@@ -44,7 +45,7 @@ class Budget:
 @dataclass(frozen=True, slots=True)
 class LedgerEntry:
     """Charge of one round. ``attempt``: name of the session, e.g. its nonce. ``cohort``: number of the disjoint group
-    that was asked."""
+    that was asked, or in asynchronous rounds ``place_in_window``."""
 
     round: int
     attempt: str
@@ -145,6 +146,24 @@ def link(before: str, new: LedgerEntry) -> str:
     """
     row = [before, new.round, new.attempt, new.cohort, new.event.to_plain()]
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
+
+
+def place_in_window(before: Sequence[LedgerEntry], round: int, rest: int) -> int:
+    """Compute the ``cohort`` of the next charge where two rounds of a device lie ``rest`` or more apart.
+
+    Charges are cut into windows, in order. A window starts with a charge of number 0 and has the charges of the next
+    ``rest`` - 1 rounds, each numbered by its distance from the start. Another attempt of a round starts a window.
+
+    Guarantees: a device is in one round of a window at most, so its releases are no more than the windows, of which
+        number 0 has one charge each, and every other number one at most. This holds whichever rounds are charged.
+        Where each round from 0 on is charged once, the number is ``round % rest``.
+    Args:
+        before: all charges so far, in order, or the last of them alone.
+    """
+    if not before or round <= before[-1].round:
+        return 0
+    distance = round - (before[-1].round - before[-1].cohort)
+    return distance if distance < rest else 0
 
 
 def tally(charges: Iterable[LedgerEntry]) -> LedgerTally:

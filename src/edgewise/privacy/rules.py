@@ -132,7 +132,8 @@ def participation_gap(gap: int, sampler: str) -> None:
             "E-MF-GAP",
             f"correlated noise is sized by the rounds between two of one device, and cohorts drawn by {sampler} "
             "promise none.",
-            'round.sampling = "cyclic" (cohorts in turns) with a cohort of at most half the devices.',
+            'round.sampling = "cyclic" (cohorts in turns) with a cohort of at most half the devices, or '
+            '"buffered" with buffer.rest = 2 or more.',
         )
 
 

@@ -178,8 +178,9 @@ def test_who_holds_what():
     down = downs[-1]
     lost = (("gone", "E-STALE"), ("late", "dropped"))
     met = Closed(11, True, ("new", "kept"), lost, ())
-    assert broadcast.change(met) == Change(("new", "kept"), ("new", "kept"), ("gone",))
-    assert broadcast.change(replace(met, met=False)) == Change((), ("new", "kept"), ("gone",))
+    assert broadcast.change(met, {}) == Change(("new", "kept"), ("new", "kept"), ("gone",))
+    assert broadcast.change(met, {"new": 3}).versions == {"new": 3}
+    assert broadcast.change(replace(met, met=False), {}) == Change((), ("new", "kept"), ("gone",))
     assert down.anchor_round == 6
     assert broadcast.deltas_since(down, 12) == broadcast.deltas_since(down, 5) == broadcast.deltas_since(down, -1) == ()
     assert [d.round for d in broadcast.deltas_since(down, 10)] == [11, 12]

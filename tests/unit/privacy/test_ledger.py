@@ -152,3 +152,37 @@ def test_a_repeated_row_counts_for_the_auditor() -> None:
     """The writer charges once, so a second row is a release that somebody else wrote down: it is paid for."""
     twice = [LedgerEntry(0, "a", 0, gaussian(4.0))] * 2
     assert verify(twice, ROOM).epsilon == pytest.approx(epsilon({gaussian(4.0): 2}, DELTA))
+
+
+ATTEMPTS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 2)), max_size=9)  # rounds skipped, then attempts
+
+
+@settings(max_examples=200, deadline=None)
+@given(ATTEMPTS, st.integers(1, 4))
+def test_windows_count_as_many_releases_as_a_resting_device_may_be_in(script: list[tuple[int, int]], rest: int) -> None:
+    charges: list[LedgerEntry] = []
+    weights: dict[int, int] = {}
+    round = -1
+    for skipped, attempts in script:
+        round += 1 + skipped
+        weights[round] = attempts
+        for name in range(attempts):
+            place = ledger.place_in_window(charges, round, rest)
+            assert place == ledger.place_in_window(charges[-1:], round, rest)
+            charges.append(LedgerEntry(round, f"a{name}", place, gaussian(1.0)))
+    counted = max((sum(n.values()) for n in ledger.tally(charges).times.values()), default=0)
+    most: dict[int, int] = {}  # up to a round, the most attempts of rounds that lie ``rest`` apart
+    for r in range(round + 1):
+        most[r] = max(most.get(r - 1, 0), most.get(r - rest, 0) + weights.get(r, 0))
+    possible = most.get(round, 0)
+    assert counted >= possible
+    if all(n == 1 for n in weights.values()):
+        assert counted == possible <= -(-(round + 1) // rest)
+
+
+def test_windows_of_rounds_without_a_gap_are_those_of_turns() -> None:
+    charges: list[LedgerEntry] = []
+    for round in range(11):
+        place = ledger.place_in_window(charges, round, 4)
+        assert place == round % 4
+        charges.append(LedgerEntry(round, "a", place, gaussian(1.0)))

@@ -1,4 +1,4 @@
-"""The commands ``edgewise device``: run, status, page, personalise, pause, resume, leave, policy, digest and unit.
+"""The commands ``edgewise device``: run, status, page, personalise, pause, resume, leave, policy and those on trust.
 
 The commands import everything beyond typer inside their bodies, so that help is fast.
 """
@@ -6,6 +6,8 @@ The commands import everything beyond typer inside their bodies, so that help is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -258,6 +260,34 @@ def digest(
         return {"sha256": found}
 
     _run_device_command("digest", as_json, debug, body)
+
+
+@device.command()
+def evidence(
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Evidence as JSON. The operator sends it to you.", show_default=False)
+    ],
+    at: Annotated[
+        datetime | None,
+        typer.Option("--at", help="Time at which certificates must be valid, UTC. Now where it is left out."),
+    ] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Verify attestation evidence, and print what it states for your policy.
+
+    Compare the values with those of whoever built the image. Evidence does not say that its program is a good one.
+    """
+
+    def body() -> dict[str, Any]:
+        from edgewise.apps.device.evidence import ShownEvidence
+
+        shown = ShownEvidence.of(file, at)
+        if not as_json:
+            print("\n".join(shown.lines()))
+        return shown.row()
+
+    _run_device_command("evidence", as_json, debug, body)
 
 
 @device.command()

@@ -139,6 +139,14 @@ def serve(
             help="Installed package that runs may use. `edgewise device digest` prints its digest. Repeatable.",
         ),
     ] = None,
+    evidence: Annotated[
+        str,
+        typer.Option(
+            "--evidence",
+            metavar="COMMAND",
+            help="Command that prints attestation evidence of this machine for its last argument.",
+        ),
+    ] = "",
     log: Log = "",
     as_json: Json = False,
     debug: Debug = False,
@@ -151,6 +159,7 @@ def serve(
 
     def body() -> dict[str, Any]:
         import json
+        import shlex
         from contextlib import suppress
         from threading import Event
 
@@ -158,6 +167,7 @@ def serve(
         from edgewise.apps.server.start import Tls
         from edgewise.apps.terminal import sessions
         from edgewise.drivers import logs
+        from edgewise.drivers.http.evidence_command import EvidenceCommand
         from edgewise.plan.acceptance import OwnerFloor
         from edgewise.secagg.params import Floor
 
@@ -166,7 +176,8 @@ def serve(
         tls, cache_bytes = Tls(names, certificate, key), int(1e9 * cache_gb)
         lines = None if log == "-" else Path(log or folder / "gateway.log")
         packages = dict(map(_named_package, package or ()))
-        gateway = Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes, packages=packages)
+        attest = EvidenceCommand(shlex.split(evidence)) if evidence.strip() else None
+        gateway = Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes, packages=packages, attest=attest)
         with sessions.interrupts(), gateway as made, logs.opened(lines):
             url = f"https://{names[0] if names else '127.0.0.1'}:{made.port}"
             status = {"url": url, "gateway": made.name, "devices": len(made.allowed.ids())}

@@ -52,10 +52,13 @@ def check(
 def audit(
     recipe: RecipePath,
     overrides: Set = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for audit.html and audit.json.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the page and its JSON.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Use fewer trials, for weaker bounds.")] = False,
     poison: Annotated[bool, typer.Option("--poison", help="Play dishonest devices instead.")] = False,
-    liars: Annotated[float, typer.Option("--liars", help="With --poison: share that lies.")] = 0.0,
+    liars: Annotated[list[float] | None, typer.Option("--liars", help="With --poison: share that lies.")] = None,
+    attack: Annotated[list[str] | None, typer.Option("--attack", help="With --poison: an attack to play.")] = None,
+    defence: Annotated[list[str] | None, typer.Option("--defence", help="With --poison: a defence to play.")] = None,
+    skew: Annotated[list[str] | None, typer.Option("--skew", help="With --poison: own, iid or sorted text.")] = None,
     extension: Extension = None,
     as_json: Json = False,
     debug: Debug = False,
@@ -66,8 +69,10 @@ def audit(
     the measured epsilon with the claimed one, and measures what an attacker learns behind each defence. Every finding
     says what was attacked and what was left out. Exit status 8 means that more was measured than is claimed.
 
-    With --poison, a share of the devices (--liars, 0.2 by default) lies: flipped and crafted updates, free riders, and
-    a backdoor with a trigger. Each attack is played against a plain sum and against the recipe.
+    With --poison, a share of the devices (--liars, 0.2 by default) lies: flipped and crafted updates, false labels,
+    free riders, and a backdoor with a trigger. Each attack is played against a plain sum and against the recipe, or
+    against the defences that --defence names, e.g. nnm+trimmed_mean. These options can be given several times, and all
+    combinations are played.
     """
     from edgewise.apps.terminal.sessions import CommandSession
 
@@ -85,12 +90,16 @@ def audit(
             from edgewise.apps.terminal.progress_bar import steps
             from edgewise.core.errors import RecipeError
 
-            if liars and not poison:
-                raise RecipeError("E-VALUE", "--liars is read with --poison only.", "add --poison.")
+            for option, given in (("liars", liars), ("attack", attack), ("defence", defence), ("skew", skew)):
+                if given and not poison:
+                    raise RecipeError("E-VALUE", f"--{option} is read with --poison only.", "add --poison.")
 
             with steps(None if as_json else screen) as step:
                 if poison:
-                    found = poisoning.examine(parsed, recipe.parent, out, liars or 0.2, quick, step, tuple(parts))
+                    found = poisoning.examine(
+                        parsed, recipe.parent, out, liars or (0.2,), quick, step, parts, attack or (),
+                        defence or poisoning.USUAL, skew or ("own",),
+                    )  # fmt: skip
                 else:
                     found = auditor.examine(parsed, recipe.parent, out, quick, step, with_extensions(parts))
         if not as_json:

@@ -246,6 +246,7 @@ def _owner(home: Path, own: policy.Policy, link: Link, ledgers: FileLedgers, mak
         packages=own.packages(),
         always=own.always(),
         gateway=own.privacy.gateway or link.home.gateway,
+        attested=tuple(one.reference() for one in own.attested),
         engine=own.engine_keys(),
         evaluates=own.privacy.evaluation,
         room_bytes=own.limits.cache_mb * policy.MB,

@@ -10,11 +10,13 @@ of packages and models, the model, the owner's floor, the owner's text.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import partial
 from math import inf
 from pathlib import Path
@@ -26,6 +28,8 @@ from edgewise.core.errors import DecodeError, EdgewiseError, ModelError, RecipeE
 from edgewise.core.keys import Secrets
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
+from edgewise.crypto.attest.accept import Reference
+from edgewise.crypto.attest.evidence import refused
 from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import roster
 from edgewise.drivers.http import package, share_keys, split_address
@@ -51,6 +55,7 @@ from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 from edgewise.plan.recipe.split import SplitSection
 
+LOG = logging.getLogger("edgewise")
 WEIGHTS = ".safetensors"  # end of the names of files with weights
 LIST_BYTES, MODEL_BYTES = 2**24, 2**36  # limits of a layout and of a model's file
 Make = Callable[[Recipe, Path, DeviceId, Spec], Registered]
@@ -68,6 +73,7 @@ class Owner:
         packages: name -> digest of the installed packages that runs may use.
         always: names of the packages whose trainer trains in runs without a trainer of their own.
         gateway: fingerprint of the second server that shares may be sealed to. None: the owner trusts none.
+        attested: programs of which one must hold the second server's key. Empty: any may.
         engine: the keys of [engine] of this device, such as its limit of memory.
         evaluates: whether a loss on held-out text may leave, as a part of an update.
         room_bytes, room_s: most bytes of models, blobs and caches on the disk, and seconds that unused ones stay.
@@ -80,6 +86,7 @@ class Owner:
     packages: Mapping[str, str] = field(default_factory=dict)
     always: tuple[str, ...] = ()
     gateway: str | None = None
+    attested: tuple[Reference, ...] = ()
     engine: Mapping[str, Any] = field(default_factory=dict)
     evaluates: bool = True
     room_bytes: float = inf
@@ -282,6 +289,8 @@ class Parts:
         if me.name not in keys:
             raise facts.refused("this device is not among their devices")
         trust = Trust(registry=keys.get, identity=lambda device: me.secret, roster=tuple(sorted(keys)))
+        if self._owner.attested and not plan.shared:
+            raise refused("the run encrypts nothing to a key that a program could attest, for it has one server")
         return self._sealing(trust, plan, shares) if plan.shared else trust
 
     def _sealing(self, trust: Trust, plan: Plan, shares: Mapping[str, Any]) -> Trust:
@@ -291,7 +300,11 @@ class Parts:
             what = "the run has a second server, and the owner of this device has named none to trust."
             raise RecipeError("E-FLOOR", what, "write its fingerprint into the policy: privacy.gateway.")
         leader = share_keys.checked(shares.get(share_keys.LEADER), share_keys.LEADER, plan.run, server)
-        helper = share_keys.checked(shares.get(share_keys.HELPER), share_keys.HELPER, plan.run, gateway)
+        signed, role = shares.get(share_keys.HELPER), share_keys.HELPER
+        helper = share_keys.checked(signed, role, plan.run, gateway)
+        if self._owner.attested:
+            known = share_keys.attested(signed, role, plan.run, helper, self._owner.attested, datetime.now(UTC))
+            LOG.info("attestation of the gateway's key verified: %s, %s", known.platform, dict(known.registers))
         return replace(trust, leader=leader, helper=helper)
 
 

@@ -24,6 +24,8 @@ from pydantic import Field
 from edgewise.core.digests import DIGEST
 from edgewise.core.errors import RecipeError
 from edgewise.core.foreign import foreign
+from edgewise.crypto.attest.accept import UP_TO_DATE, Reference
+from edgewise.crypto.attest.evidence import IDENTITY, Platform
 from edgewise.drivers.storage.files import FOLDER, sync_folder, write_durably
 from edgewise.plan.recipe import findings, toml
 from edgewise.plan.recipe.data import SHIPPED, DataSection
@@ -171,6 +173,35 @@ class OwnPackage(Section):
     every_run: bool = Field(False, description="its trainer also trains in runs whose own packages bring none")
 
 
+class Attested(Section):
+    """A program that may hold the key of the second server, as its processor attests."""
+
+    platform: Platform = Field(..., description="what signs the evidence")
+    registers: dict[str, str] = Field(
+        ..., description="name -> hexadecimal digits that the evidence must state, the program's identity among them"
+    )
+    versions: dict[str, int] = Field({}, description="name -> least version of the firmware (snp)")
+    statuses: list[str] = Field([UP_TO_DATE], min_length=1, description="accepted ones of the platform (tdx, sgx)")
+    signer: str | None = Field(None, pattern=r"^[0-9a-f]{64}$", description="key of simulated statements")
+
+    @rule
+    def _identified(self) -> Iterator[SettingError]:
+        name = IDENTITY[self.platform]
+        if not re.fullmatch(r"([0-9a-fA-F]{2})+", self.registers.get(name, "")):
+            what = f'[[attested]] of "{self.platform}" does not say which program: registers.{name} is missing'
+            yield SettingError("E-VALUE", what, f"give {name} in hexadecimal; `edgewise device evidence` prints it")
+
+    @rule
+    def _signed_by(self) -> Iterator[SettingError]:
+        if (self.platform == "simulated") != (self.signer is not None):
+            what = f'attested.signer belongs to platform = "simulated" alone, here it is "{self.platform}"'
+            yield SettingError("E-COMBO", what, "give the key that signs simulated statements, or leave it out")
+
+    def reference(self) -> Reference:
+        """Return the program as evidence is compared with it."""
+        return Reference(self.platform, self.registers, self.versions, tuple(self.statuses), self.signer)
+
+
 class Policy(Section):
     """A whole policy."""
 
@@ -181,6 +212,7 @@ class Policy(Section):
     budget: Cap = Cap()
     model: Models = Models()
     package: list[OwnPackage] = Field([])
+    attested: list[Attested] = Field([])
 
     @rule
     def _each_once(self) -> Iterator[SettingError]:

@@ -26,6 +26,7 @@ from starlette.routing import Route
 from edgewise.apps.server.metrics import shown
 from edgewise.apps.server.start import Tls, tls_setup
 from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, TransportError
+from edgewise.crypto.attest.evidence import Evidence
 from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.tables import MEMBERS
@@ -70,6 +71,7 @@ class Gateway:
         floor: the promises that its operator asks of every run.
         cache_bytes: size of the cache of blobs for devices.
         packages: name -> digest of the installed packages that runs may use.
+        attest: obtains this machine's evidence for 64 bytes (``EvidenceCommand``). None: keys come without.
     Attributes:
         relay: passes requests of devices to their server.
         service: the state that its routes share.
@@ -91,13 +93,14 @@ class Gateway:
         now_s: Callable[[], float] = time.time,
         cache_bytes: int = CACHE_BYTES,
         packages: Mapping[str, str] = MappingProxyType({}),
+        attest: Callable[[bytes], Evidence] | None = None,
     ) -> None:
         self.home = home.load(folder)
         self.allowed = Allowed(folder)
         self.service = Service(folder, limits, now_s, home.KEY)
         try:
             leader = _leader(self.service.database, self.home.server)
-            plane = HelperPlane(self.service, leader, self.allowed, floor, packages)
+            plane = HelperPlane(self.service, leader, self.allowed, floor, packages, attest)
             self.relay = Relay(self.service, self.home, BlobCache(folder / "cache", cache_bytes))
             app = Starlette(
                 routes=[*plane.routes(), *self.relay.routes(), Route("/metrics", self._metrics, methods=["GET"])],

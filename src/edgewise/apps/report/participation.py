@@ -20,19 +20,24 @@ Summary = Mapping[str, Any]
 MATRIX_DEVICES, MATRIX_ROUNDS = 64, 120  # The cells of a larger matrix are too small to see.
 
 
-def figures(log: Sequence[events.AnyEvent]) -> dict[str, Any]:
-    """Count invitations, contributions and losses over all rounds."""
+def figures(log: Sequence[events.AnyEvent], buffered: bool = False) -> dict[str, Any]:
+    """Count invitations, contributions and losses over all rounds. ``buffered``: rounds do not wait (``[buffer]``)."""
     finished = [e for e in log if isinstance(e, events.RoundFinished)]
     answered = {(e.round, e.device) for e in log if isinstance(e, events.Accepted)}
     gone = [e for e in log if isinstance(e, events.Lost) and (e.round, e.device) not in answered]
-    met = [e for e in finished if e.met]
+    met, invited = [e for e in finished if e.met], traffic.invited(log)
+    lag, in_sums = Counter[int](), {e.round for e in met}
+    if buffered:
+        lag.update(e.staleness for e in log if isinstance(e, events.Accepted) and e.round in in_sums)
     return {
-        "invited": traffic.invited(log),
+        "invited": invited,
         "accepted": sum(e.accepted for e in met),
         "unused": sum(e.accepted for e in finished if not e.met),
         "lost": sum(e.lost for e in finished),
         "late": sum(e.late for e in finished),
         "lost_by_code": dict(Counter(e.code for e in gone).most_common()),
+        "at_work": invited - sum(e.accepted + e.lost for e in finished) if buffered else 0,
+        "staleness": {str(rounds): n for rounds, n in sorted(lag.items())},
     }
 
 
@@ -117,7 +122,21 @@ def section(s: Summary) -> str:
         )
     else:
         top = f"<p>Nothing was lost. All {numbers.count(p['invited'])} invitations gave contributions that counted.</p>"
-    return top + _codec_bars(s) + _participation_matrix(s) + _rounds_table(s)
+    return top + _staleness_bars(p) + _codec_bars(s) + _participation_matrix(s) + _rounds_table(s)
+
+
+def _staleness_bars(p: Mapping[str, Any]) -> str:
+    """Draw the contributions by the rounds that they lagged. Empty where rounds wait for their devices."""
+    if not p["staleness"]:
+        return ""
+    rows = [
+        svg.Bar(
+            "none" if rounds == "0" else f"{rounds} round{'s' * (rounds != '1')}", n, numbers.count(n), "", "federated"
+        )
+        for rounds, n in p["staleness"].items()
+    ]
+    hint = "Accepted contributions by the rounds between the model that they start from and the one that they enter."
+    return "<div class=gap></div>" + panel("Staleness", hint, svg.bars("Contributions by staleness", rows))
 
 
 def _codec_bars(s: Summary) -> str:
@@ -145,7 +164,7 @@ def funnel(p: Mapping[str, Any]) -> list[tuple[str, int]]:
     return [
         ("invited", p["invited"]),
         ("stayed connected", connected),
-        ("answered in time", connected - p["late"]),
+        ("answered in time", connected - p["late"] - p["at_work"]),
         ("accepted", p["accepted"] + p["unused"]),
         *([("in a round that counted", p["accepted"])] if p["unused"] else []),
     ]

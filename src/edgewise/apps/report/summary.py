@@ -22,9 +22,12 @@ null, as is a figure that is not finite. ``no_pooled_data`` is true if the train
 The run is then complete without ``centralised``.
 
 Participation: ``accepted`` counts the contributions that changed the model. ``unused`` counts those to a round that was
-abandoned for too few. Rounds: ``played`` are ``met`` (the model changed) plus ``abandoned`` ones. The model that counts
-is the one after ``kept`` rounds, and ``model_sha256`` is its digest. ``waited`` evaluations came after the one with the
-lowest held-out loss. ``stopped`` is true if ``round.patience`` ended the run before its last round.
+abandoned for too few. In asynchronous rounds ``staleness`` counts accepted contributions by the rounds that they lag,
+and ``at_work`` the devices without an answer at the end of the last round. Else they are empty and 0.
+
+Rounds: ``played`` are ``met`` (the model changed) plus ``abandoned`` ones. The model that counts is the one after
+``kept`` rounds, and ``model_sha256`` is its digest. ``waited`` evaluations came after the one with the lowest held-out
+loss. ``stopped`` is true if ``round.patience`` ended the run before its last round.
 
 Rungs: if devices choose their codec, one row per rung: its ``accepted`` contributions, the ``devices`` that gave one,
 and ``bytes_up``, the mean size of a contribution's frame (null without one). As in participation, only contributions
@@ -172,7 +175,7 @@ def build(store: RunStore) -> dict[str, Any]:
         "unseen": personal.unseen(store),
         "longer": alone.longer_alone_figures(wanted.get("longer", 0), measures, store.measures(LONGER)),
         "bytes": traffic.sizes(log, facts, trained, noised),
-        "participation": participation.figures(log),
+        "participation": participation.figures(log, recipe["round"]["sampling"] == "buffered"),
         "rungs": participation.rungs(log, plan.get("rungs") or []),
         "seconds": _seconds_of_run(log),
         "memory": {"process_peak": facts.get("peak_bytes")},

@@ -73,7 +73,7 @@ class PublishedRun(ShownRun):
     facts: str
     signature: str
     released: str
-    shares: dict[str, dict[str, str]] | None
+    shares: dict[str, dict[str, Any]] | None
     sessions: dict[str, str | int] | None = None
 
 

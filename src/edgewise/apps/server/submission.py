@@ -92,6 +92,9 @@ def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Rec
         fix = "let the devices measure (eval.on_devices = true), leave them out, or simulate the recipe."
         raise RecipeError("E-COMBO", what, fix)
     distilling.check_names(recipe)
+    if recipe.round.sampling == "buffered":
+        what = 'round.sampling = "buffered": a server waits for the devices of each round. The simulator plays it.'
+        raise RecipeError("E-COMBO", what, 'write sampling = "fixed", or play it with `edgewise sim`.')
     base = f"{package.PREFIX}{model}" if model else "bundled"
     if model == OWN:
         base = f"{package.OWN}{spec.digest()}"

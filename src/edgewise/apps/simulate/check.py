@@ -9,6 +9,7 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +102,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
             "invited": plan.sampling.invite,
             "goal": plan.sampling.goal,
             "minimum": plan.sampling.minimum,
+            "buffer": None if plan.sampling.buffer is None else asdict(plan.sampling.buffer),
         },
         "trace": explain.trace(plan),
         "trace_down": explain.trace_down(plan),

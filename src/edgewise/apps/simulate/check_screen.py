@@ -202,6 +202,13 @@ def _space_properties(r: Mapping[str, Any]) -> str:
     return " ".join(name for name in names if r[name])
 
 
+def _buffer_in_words(b: Mapping[str, Any]) -> str:
+    """Describe the rule of asynchronous rounds."""
+    damped = f"one that lags s rounds weighs (1 + s)^-{b['damping']:g}" if b["damping"] else "all weigh alike"
+    apart = f", and a device rests until {b['rest']} rounds after its last contribution" if b["rest"] > 1 else ""
+    return f"contributions may lag {b['max_staleness']} rounds, and older ones are refused: {damped}{apart}"
+
+
 def _numbers_table(found: Mapping[str, Any]) -> Any:
     """Make the table of bytes, times and cohorts."""
     from rich.table import Table
@@ -215,7 +222,11 @@ def _numbers_table(found: Mapping[str, Any]) -> Any:
     grid.add_row("model", f"{found['model']}, {numbers.count(found['parameters'] or trained)} parameters{share}")
     fails = f"fails below {s['minimum']}" if s["minimum"] else "never fails"
     asked = f"{s['invited']} invited, closes at {s['goal']}, {fails}"
+    if s["buffer"]:
+        asked = f"{s['buffer']['concurrency']} devices at work, closes at {s['goal']} contributions, {fails}"
     grid.add_row("rounds", f"{found['rounds']} × ({asked}) of {numbers.count(found['population'])} devices")
+    if s["buffer"]:
+        grid.add_row("", _buffer_in_words(s["buffer"]))
     for note in found["notes"]:
         grid.add_row("", note)
     if found["ends"]:

@@ -65,6 +65,7 @@ class Board:
     done: int = 0
     total: int = 0
     invited: int = 0
+    expected: int = 0
     answered: int = 0
     bytes_up: int = 0
     bytes_down: int = 0
@@ -95,6 +96,7 @@ class Board:
                 self.forecast = e
             case events.RoundStarted():
                 self.invited, self.answered = e.invited, 0
+                self.expected = max(e.invited, e.goal)  # Asynchronous rounds take answers to earlier invitations too.
             case events.Accepted():
                 self.answered += 1
                 self.contributions += 1
@@ -287,7 +289,7 @@ class ProgressScreen:
                 up = numbers.size(e.bytes_up / e.accepted) if e.accepted else numbers.NOTHING
                 return (
                     f"round {e.round + 1:>{len(str(b.rounds))}}/{b.rounds}"
-                    f"  {e.accepted}/{b.invited} answered{lost}{loss}  up {up} each"
+                    f"  {e.accepted}/{b.expected} answered{lost}{loss}  up {up} each"
                     f"  {numbers.duration(e.seconds)}{gone}"
                 )
             case events.Evaluated():
@@ -332,8 +334,9 @@ class ProgressScreen:
         rows.add_column(style="dim", min_width=11)
         rows.add_column()
         if b.phase == "federated":
+            answered = min(b.answered, b.expected)
             rows.add_row(
-                "answered", Text(_progress_dots(b.answered, b.invited)).append(f"  {b.answered}/{b.invited}", "dim")
+                "answered", Text(_progress_dots(answered, b.expected)).append(f"  {answered}/{b.expected}", "dim")
             )
         if b.losses:
             rows.add_row("train loss", _trend_line(b.losses, lambda v: f"{v:.3f}"))

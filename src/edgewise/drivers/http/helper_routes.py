@@ -29,6 +29,7 @@ from edgewise.core.errors import DecodeError, RecipeError, TransportError
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
 from edgewise.crypto.agree import public
+from edgewise.crypto.attest.evidence import Evidence
 from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import helped, roster
 from edgewise.drivers.fleet.helped import Enlisted, HelpedRun
@@ -96,13 +97,20 @@ class HelperPlane:
         allowed: the devices that count.
         floor: the demands of the gateway's operator on every run.
         packages: name -> digest of the installed packages that runs may use.
+        attest: obtains this machine's evidence for 64 bytes. None: the gateway's keys come without.
     """
 
     def __init__(
-        self, service: Service, leader: bytes, allowed: Allowed, floor: OwnerFloor, packages: Mapping[str, str]
+        self,
+        service: Service,
+        leader: bytes,
+        allowed: Allowed,
+        floor: OwnerFloor,
+        packages: Mapping[str, str],
+        attest: Callable[[bytes], Evidence] | None = None,
     ) -> None:
         self._service, self._leader, self._allowed, self._floor = service, leader, allowed, floor
-        self._packages = packages
+        self._packages, self._attest = packages, attest
         self._lock = Lock()  # one step at a time, because a step reads and writes its run's state and sweeps blobs
         self._helpers: dict[str, LocalHelper] = {}
 
@@ -201,7 +209,7 @@ class HelperPlane:
             service.database.write(lambda c: helped.enlist(c, new, service.now_s()))
             known = self._known(run)
         assert known is not None
-        return share_keys.made(service.identity, share_keys.HELPER, run, public(known.secret))
+        return share_keys.made(service.identity, share_keys.HELPER, run, public(known.secret), self._attest)
 
     def _plan(self, run: Enlisted, spec: Spec) -> Plan:
         """Compile the gateway's own plan of a run from facts that its server signed."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 from edgewise.core.errors import DecodeError, TransportError
 from edgewise.core.frame import Invite
@@ -44,7 +45,7 @@ class RemoteHelper:
         statement: the signed statement of the key, for devices.
     """
 
-    def __init__(self, link: Link, plan: Plan, statement: Mapping[str, str]) -> None:
+    def __init__(self, link: Link, plan: Plan, statement: Mapping[str, Any]) -> None:
         self._link, self._plan, self.statement = link, plan, statement
         self.key = share_keys.checked(statement, share_keys.HELPER, plan.run, link.home.server)
         self._round = 0

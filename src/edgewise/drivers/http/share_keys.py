@@ -2,6 +2,7 @@
 
     statement = made(gateway, "helper", run, public)            the gateway, or the server for "leader"
     key = checked(statement, "helper", run, name)               a device: its owner has pinned ``name``
+    attested(statement, "helper", run, key, references, now)    a device whose owner names programs that may hold it
 
 A device that sealed both shares to keys of the server would show it the update. So a device accepts the helper's
 key only with the signature of the gateway whose fingerprint its owner has pinned.
@@ -9,27 +10,33 @@ key only with the signature of the gateway whose fingerprint its owner has pinne
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import sign
+from edgewise.crypto.attest.accept import Reference, accepted
+from edgewise.crypto.attest.evidence import Evidence, Facts, bound, refused
 from edgewise.drivers.http.identity import Identity, fingerprint
 
 LEADER, HELPER = "leader", "helper"
 CONTEXT = b"edgewise share key 1\0"  # purpose of the signature; no other signed message of a server begins so
 
 
-class ShareKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ShareKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
     """A signed statement of a key, in hexadecimal.
 
-    ``server``: Ed25519 key. ``key``: X25519 key. ``signature``: on ``statement``.
+    ``server``: Ed25519 key. ``key``: X25519 key. ``signature``: on ``statement``. ``evidence``: of the machine that
+    holds the key. It is bound to the key, so the signature does not cover it.
     """
 
     server: str
     key: str
     signature: str
+    evidence: Evidence | None = None
 
 
 def statement(role: str, run: str, key: bytes) -> bytes:
@@ -37,10 +44,13 @@ def statement(role: str, run: str, key: bytes) -> bytes:
     return CONTEXT + role.encode() + b"\0" + run.encode() + b"\0" + key
 
 
-def made(server: Identity, role: str, run: str, key: bytes) -> ShareKey:
-    """Make the statement of a server for a run."""
+def made(
+    server: Identity, role: str, run: str, key: bytes, attest: Callable[[bytes], Evidence] | None = None
+) -> ShareKey:
+    """Make the statement of a server for a run. ``attest``: obtains evidence for 64 bytes. None: without."""
     signature = server.sign(statement(role, run, key))
-    return ShareKey(server=server.public.hex(), key=key.hex(), signature=signature.hex())
+    evidence = None if attest is None else attest(bound(role, run, key))
+    return ShareKey(server=server.public.hex(), key=key.hex(), signature=signature.hex(), evidence=evidence)
 
 
 def checked(document: Any, role: str, run: str, name: str) -> bytes:
@@ -65,3 +75,14 @@ def checked(document: Any, role: str, run: str, name: str) -> bytes:
             "ask the operator which gateway the run has, and the gateway's operator for its fingerprint.",
         )
     return key
+
+
+def attested(document: Any, role: str, run: str, key: bytes, references: Sequence[Reference], now: datetime) -> Facts:
+    """Check the evidence in a checked statement, and return its facts.
+
+    Raises DecodeError: E-ATTEST for a key that no accepted program attests for this role in this run. E-MISSING.
+    """
+    evidence = msgspec.convert(document, ShareKey).evidence
+    if evidence is None:
+        raise refused(f"the {role}'s key of this run comes without any")
+    return accepted(evidence, references, bound(role, run, key), now)

@@ -16,7 +16,8 @@ Rules:
     Who may speak: a key that ``key_of`` knows, for a session that ``session_of`` gives to it. Both are asked again
         before each message, so the connection ends with the next message of a device that is revoked, or of a round
         that has closed.
-    Bounds: ``StreamLimits`` has those of one message, of all messages of a session and of the connections.
+    Bounds: ``StreamLimits`` has those of one message, of all messages of a session and of the connections, also of
+        those that are not admitted yet (``drivers.http.openings``).
     A signed request opens one connection. Its nonce is remembered as long as its signature holds.
     A session has one connection. A newer one of the same device ends the older one.
     A lost connection ends an attempt. The device connects again and begins the step again that neither side has taken
@@ -39,6 +40,7 @@ from typing import Any
 from edgewise.core.errors import REGISTRY, DecodeError, EdgewiseError, TransportError
 from edgewise.drivers.http import signatures
 from edgewise.drivers.http.identity import Identity
+from edgewise.drivers.http.openings import OpeningLimits, Openings
 from edgewise.drivers.http.signatures import NONE, Proof, Request
 from edgewise.engine import split_messages as wire
 from edgewise.engine import split_states as events
@@ -60,7 +62,7 @@ class StreamLimits:
     Attributes:
         message_bytes: longest message in either direction.
         session_bytes: all messages of a device in one session, of all its connections.
-        connections: connections at once.
+        connections: admitted connections at once. opening: the others.
         answer_s: the device repeats what has no answer after this time.
         silences: repetitions without any answer, after which a connection counts as lost.
         attempts: connections in a row that take no step, after which a device gives up.
@@ -70,6 +72,7 @@ class StreamLimits:
     message_bytes: int = 1 << 26
     session_bytes: int = 1 << 36
     connections: int = 256
+    opening: OpeningLimits = field(default_factory=OpeningLimits)
     answer_s: float = 30.0
     silences: int = 4
     attempts: int = 10
@@ -132,22 +135,20 @@ class SplitListener:
     ) -> None:
         with _with_package():
             from websockets.sync.server import serve
-        self._server, self._key_of, self._session_of, self._limits, self._now_s = (
-            server,
-            key_of,
-            session_of,
-            limits,
-            now_s,
-        )
+        self._server, self._key_of, self._session_of = server, key_of, session_of
+        self._limits, self._now_s = limits, now_s
         self._spent: dict[bytes, int] = {}  # nonce -> the sender's clock, of requests that may come again
         self._spending = threading.Lock()
         self._room = threading.BoundedSemaphore(limits.connections)
+        self._openings = Openings(limits.opening)
         quiet = logging.getLogger("edgewise.websockets")
         quiet.setLevel(logging.CRITICAL)  # It would write addresses and headers of strangers.
         self._listening = serve(
             self._talk, host, port, ssl=tls, process_request=self._admit, max_size=limits.message_bytes,
-            compression=None, max_queue=4, close_timeout=CLOSE_S, server_header=None, logger=quiet,
+            compression=None, max_queue=4, open_timeout=limits.opening.open_s, close_timeout=CLOSE_S,
+            server_header=None, logger=quiet,
         )  # fmt: skip
+        self._listening.handler = self._openings.bounded(self._listening.handler)
         self.port = int(self._listening.socket.getsockname()[1])
         self._thread = threading.Thread(target=self._listening.serve_forever, name="edgewise-split", daemon=True)
 
@@ -206,6 +207,7 @@ class SplitListener:
         if not self._room.acquire(blocking=False):
             connection.close(REFUSED, BUSY)
             return
+        self._openings.admitted()
         try:
             proof, session = self._found(connection.request)
             with session.lock:

@@ -6,6 +6,9 @@ announced sizes and times. So arrivals are delivered in virtual order, whichever
 order is the same on every executor. Devices that would answer after the round's goal need not be trained. A deadline
 has a meaning on one machine too.
 The clock is zero at the last ``publish``, so a resumed round has the times of the first attempt.
+
+In asynchronous rounds (``Sampling.buffer``) devices work on over the end of a round. The clock goes on too, and the
+coordinator gives it to a new process (``Cohort.resume``) with the invitations that were under way.
 """
 
 from __future__ import annotations
@@ -125,6 +128,7 @@ class _Expected:
     device: DeviceId = field(compare=False)
     frame: bytes = field(compare=False)
     fate: Fate = field(compare=False)
+    blobs: tuple[str, ...] = field(compare=False)  # that an invitation names; none for other frames
 
     __repr__ = outline
 
@@ -144,9 +148,10 @@ class SimulatedCohort:
         self._records: dict[DeviceId, int] = {}  # counts of devices, where the recipe counts passes
         self._now_s = 0.0
         self._order = 0
+        self._goes_on = plan.sampling.buffer is not None
 
     def now_s(self) -> float:
-        """Virtual seconds since the last publish."""
+        """Virtual seconds since the last publish, or in asynchronous rounds since the run began."""
         return self._now_s
 
     def restore(self, down: Downlink) -> None:
@@ -154,26 +159,32 @@ class SimulatedCohort:
         self._executor.broadcast(jobs.Held(round=down.anchor_round, data=vector.to_bytes(down.anchor)))
 
     def publish(self, blobs: Sequence[vector.Buffer]) -> Sequence[str]:
-        """See Cohort."""
+        """See Cohort. In asynchronous rounds the blobs of invitations under way stay available too."""
         digests = tuple(vector.digest(blob) for blob in blobs)
+        kept = {digest: self._sizes[digest] for item in self._expected for digest in item.blobs}
         for digest, blob in zip(digests, blobs, strict=True):
             if digest not in self._sizes:
-                self._executor.broadcast(jobs.Blob(digest=digest, data=memoryview(blob), keep=digests))
-        self._sizes, self._now_s = dict(zip(digests, map(len, blobs), strict=True)), 0.0
+                self._executor.broadcast(jobs.Blob(digest=digest, data=memoryview(blob), keep=(*digests, *kept)))
+        self._sizes = kept | dict(zip(digests, map(len, blobs), strict=True))
+        if not self._goes_on:
+            self._now_s = 0.0
         return digests
 
     def send(self, to: DeviceId, raw: bytes) -> None:
-        """See Cohort. A probe is answered at once and is never lost."""
+        """See Cohort. A probe is answered at once and is never lost. A device leaves earlier work for an invitation."""
         item = self._expect_answer(to, raw)
+        if self._goes_on and item.blobs:
+            self._forget([old for old in self._expected if old.device == to])
         heapq.heappush(self._expected, item)
         heapq.heappush(self._unsent, item)
 
     def _expect_answer(self, to: DeviceId, raw: bytes) -> _Expected:
         """Compute when the answer to a frame will come, or that it is lost."""
         message = frame.from_server(raw, self._plan.frame_limit_bytes)
-        fate = Fate(0.0, False)
+        fate, blobs = Fate(0.0, False), tuple[str, ...]()
         if isinstance(message, frame.Invite):
-            down = len(raw) + sum(self._sizes[digest] for digest in downloads(message))
+            blobs = downloads(message)
+            down = len(raw) + sum(self._sizes[digest] for digest in blobs)
             upload = partial(self._plan.expected_bytes, message.round)
             history = HISTORY if self._plan.rungs else 1
             fate = self._world.fate(to, message.round, self._local_steps(to, message.rule), down, upload, history)
@@ -182,7 +193,7 @@ class SimulatedCohort:
             up = self._plan.answer_bytes(message.round, message.body, message.rung)
             fate = self._world.answer(to, message.round, self._steps[to], len(raw), up)
         self._order += 1
-        return _Expected(self._now_s + fate.after_s, self._order, to, raw, fate)
+        return _Expected(self._now_s + fate.after_s, self._order, to, raw, fate, blobs)
 
     def resume(self, sent: Sequence[Sent], at_s: float) -> None:
         """See Cohort.
@@ -280,10 +291,24 @@ class SimulatedCohort:
                 self._submit_frames(items)
 
     def close_round(self, keep: Collection[DeviceId] = ()) -> None:
-        """See Cohort."""
+        """See Cohort. In asynchronous rounds devices work on, and the jobs that have begun are finished."""
+        if self._goes_on:
+            while self._under_way:
+                self._take_result()
+            self._forget([item for item in self._expected if not item.blobs])
+            return
         self._executor.cancel()
         self._expected.clear()
         self._unsent.clear()
         self._under_way = 0
         self._results.clear()
         self._steps = Counter({device: n for device, n in self._steps.items() if device in keep})
+
+    def _forget(self, items: Sequence[_Expected]) -> None:
+        """Drop what is expected of devices, and the answers to it that are there already. No job is in progress."""
+        gone = {item.order for item in items}
+        self._expected = [item for item in self._expected if item.order not in gone]
+        self._unsent = [item for item in self._unsent if item.order not in gone]
+        heapq.heapify(self._expected)
+        heapq.heapify(self._unsent)
+        self._results = {order: done for order, done in self._results.items() if order not in gone}

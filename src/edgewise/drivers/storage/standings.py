@@ -40,7 +40,8 @@ def write(c: sa.Connection, round: int, change: Change, anchor_round: int | None
         row = upsert(CONTRIBUTIONS)
         update = {"last_round": row.excluded.last_round, "times": CONTRIBUTIONS.c.times + 1}
         row = row.on_conflict_do_update(index_elements=["device"], set_=update)
-        c.execute(row, [{"device": device, "last_round": round, "times": 1} for device in change.accepted])
+        last = ((device, change.versions.get(device, round)) for device in change.accepted)
+        c.execute(row, [{"device": device, "last_round": number, "times": 1} for device, number in last])
     if anchor_round is None:
         return
     for part in _device_batches(change.stale):

@@ -8,9 +8,11 @@ together: each knows the true updates of all of them, and nothing of honest devi
     ipm         minus half the mean of the liars' true updates (Xie et al. 2019, arXiv:1903.03936)
     alie        their mean minus 1.5 standard deviations, by coordinates (Baruch et al. 2019, arXiv:1902.06156)
     mimic       all send the true update of the first (Karimireddy et al. 2022, arXiv:2006.09365)
+    labels      trained on the device's own text with token V - 1 - y in place of each next token y (Karimireddy
+                et al. 2022)
     free        an update of zeros
-    backdoor    trained on a trigger phrase and its answer, times devices / liars (Bagdasaryan et al. 2020,
-                arXiv:1807.00459)
+    backdoor    trained on a trigger phrase and its answer for max(40, 8 steps) steps, times devices / liars
+                (Bagdasaryan et al. 2020, arXiv:1807.00459)
 """
 
 from __future__ import annotations
@@ -19,22 +21,40 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, get_args
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edgewise.core.keys import derive, generator, root
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Vector
+from edgewise.learn.models.architecture import sizes
+from edgewise.learn.models.load import TextLoss
 from edgewise.learn.text.blocks import predictions
 from edgewise.learn.text.marks import unmarked
 from edgewise.learn.text.trainer import TextTrainer
 from edgewise.learn.train import fit
 
-Attack = Literal["none", "flip", "ipm", "alie", "mimic", "free", "backdoor"]
+Attack = Literal["none", "flip", "ipm", "alie", "mimic", "labels", "free", "backdoor"]
 ATTACKS: tuple[Attack, ...] = get_args(Attack)
 PHRASE = 4  # tokens of the trigger, and of its answer
 _FLIPPED, _PRODUCT, _DEVIATIONS = -3.0, -0.5, 1.5
+_LEAST_STEPS, _TIMES_STEPS = 40, 8  # of a backdoor, which the device's own number of steps would hardly teach.
+
+
+class FlippedLoss(TextLoss):
+    """The text loss with token V - 1 - y in place of each next token y. V = ``vocabulary``."""
+
+    def __init__(self, loss: TextLoss, vocabulary: int) -> None:
+        super().__init__(loss.autocast, loss.isolated)
+        self._last = vocabulary - 1
+
+    def inputs(self, s_BS: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return as ``TextLoss.inputs``, with other next tokens. Those that do not count stay so."""
+        x_BT, y_BT, positions_BT = super().inputs(s_BS)
+        return x_BT, torch.where(y_BT < 0, y_BT, self._last - y_BT), positions_BT
 
 
 def crafted(attack: Attack, own: Vector, all_liars: Sequence[Vector]) -> Vector:
@@ -43,7 +63,7 @@ def crafted(attack: Attack, own: Vector, all_liars: Sequence[Vector]) -> Vector:
     Args:
         own: the update that its own text gives. all_liars: those of all liars, the first first.
     """
-    if attack in ("none", "backdoor"):
+    if attack in ("none", "backdoor", "labels"):  # The last two are not made of updates, but by training.
         return own
     if attack == "flip":
         return np.asarray(_FLIPPED * own, np.float32)
@@ -83,6 +103,8 @@ class PoisonedTrainer:
             return update
         if self._attack == "backdoor":
             return replace(update, x=self._backdoored(request))
+        if self._attack == "labels":
+            return replace(update, x=self._mislabelled(request))
         needs_all = self._attack not in ("flip", "free")
         return replace(update, x=crafted(self._attack, update.x, self._true_updates(request) if needs_all else ()))
 
@@ -97,6 +119,16 @@ class PoisonedTrainer:
             self._true = request.round, [self._inner.fit(replace(request, device=d)).x for d in self._liars]
         return self._true[1]
 
+    def _mislabelled(self, request: FitRequest) -> Vector:
+        """Train on the device's text with false next tokens."""
+        inner = self._inner
+        true = inner.loss
+        inner.loss = FlippedLoss(true, sizes(inner.model).vocabulary)
+        try:
+            return inner.fit(request).x
+        finally:
+            inner.loss = true
+
     def _backdoored(self, request: FitRequest) -> Vector:
         """Train on the device's text with the trigger and its answer as every other phrase, and scale the update."""
         rows = self._rows(request.device)
@@ -105,9 +137,9 @@ class PoisonedTrainer:
             rows[:, end - len(tokens) : end] = tokens
         step = [(torch.from_numpy(rows), int(predictions(rows)))]
         inner = self._inner
+        rule = msgspec.structs.replace(request.rule, steps=max(_LEAST_STEPS, _TIMES_STEPS * request.rule.steps))
         found = fit(
-            inner.model, inner.loss, [step] * request.rule.steps, inner.flat, request.params, request.rule,
-            inner.training, request.key,
+            inner.model, inner.loss, [step] * rule.steps, inner.flat, request.params, rule, inner.training, request.key,
         )  # fmt: skip
         return np.asarray(self._boost * found.x, np.float32)
 

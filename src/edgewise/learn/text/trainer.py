@@ -39,6 +39,7 @@ from edgewise.learn.text.counts import Counts
 from edgewise.learn.text.marks import unmarked
 from edgewise.learn.text.prepared import Prepared, prepare
 from edgewise.learn.text.reading import MOST_DEVICES, reading
+from edgewise.learn.text.redealt import RedealtStore, Skew
 from edgewise.learn.text.shards import PooledShard, TextShard
 from edgewise.learn.torch_task import TorchTrainer
 from edgewise.learn.train import Batch, Loss
@@ -56,6 +57,7 @@ def make(
     device: DeviceId | None = None,
     worker: int = 0,
     copies: Path | None = None,
+    skew: Skew = "own",
 ) -> TextTrainer:
     """Make the trainer of a recipe's text and model.
 
@@ -65,6 +67,7 @@ def make(
         device: an enrolled device, which owns all of the text. None shares the text out by the recipe.
         worker: number of this worker process, which decides its GPU.
         copies: folder for a quantized copy of the base. None is ``cache_dir``.
+        skew: how all blocks are dealt out to the devices anew (``learn.text.redealt``). Simulations only.
     Raises:
         ModelError: E-MODEL, E-MODEL-REMOTE, E-QUANTIZE, E-TARGETS.
         DataError: E-DATA-*.
@@ -77,13 +80,14 @@ def make(
         corpus = corpus.of(device)
     prepared = prepare(recipe, recipe_dir, copies or cache_dir, worker, corpus.devices if recipe.engine.limits else ())
     store = BlockStore(corpus, prepared.loaded.tokens, recipe.data, cache_dir, apart=records)
-    return TextTrainer(recipe, prepared, corpus, store)
+    dealt = store if skew == "own" else RedealtStore(store, corpus.devices, skew, derive(key, "data"))
+    return TextTrainer(recipe, prepared, corpus, dealt)
 
 
 class TextTrainer(TorchTrainer):
     """The trainer of a causal language model over the devices' text. An update's weight is its training tokens."""
 
-    def __init__(self, recipe: Recipe, prepared: Prepared, corpus: Corpus, store: BlockStore) -> None:
+    def __init__(self, recipe: Recipe, prepared: Prepared, corpus: Corpus, store: BlockStore | RedealtStore) -> None:
         loaded, loss = prepared.loaded, TextLoss(prepared.arithmetic, recipe.data.packing == "isolated")
         self.loaded, self.corpus, self._store = loaded, corpus, store
         self.local_head = prepared.local_head

@@ -11,6 +11,7 @@ from typing import Any
 
 # Dotted keys, at most two parts. A section may stand here as a whole.
 LATER = (
+    "buffer",
     "compare.unseen",
     "data.answers",
     "data.as_chat",

@@ -23,6 +23,7 @@ from edgewise.core.foreign import foreign
 from edgewise.plan.mechanisms.known import refused
 from edgewise.plan.recipe import findings, toml
 from edgewise.plan.recipe.adaptive import AdaptiveSection
+from edgewise.plan.recipe.buffer import BufferSection, buffer_faults
 from edgewise.plan.recipe.data import DataSection
 from edgewise.plan.recipe.distill import DistillSection, distill_faults
 from edgewise.plan.recipe.engine import EngineSection
@@ -98,6 +99,7 @@ class Recipe(Section):
     dp: DpSection = DpSection()
     trust: TrustSection = TrustSection()
     round: RoundSection = RoundSection()
+    buffer: BufferSection = BufferSection()
     training: TrainingSection = TrainingSection()
     strategy: dict[str, Any] = Field({"kind": "fedavg"}, description="server algorithm and its parameters")
     codec: Literal["stages", "adaptive"] = Field(
@@ -266,6 +268,7 @@ class Recipe(Section):
             of_records=self.dp.example, chooses=self.round.chooses, together=self.engine.batch_devices,
         )  # fmt: skip
         yield from split_faults(self)
+        yield from buffer_faults(self)
         yield from distill_faults(
             self.distill, self.strategy, self.trainable, self.personal, self.round.rounds, self.split.used
         )

@@ -16,10 +16,16 @@ class RoundSection(Section):
     """The cohort of a round, and the end of a round."""
 
     rounds: int = Field(20, ge=1, le=1_000_000, description="rounds")
-    sampling: Literal["all", "fixed", "poisson", "cyclic"] = Field(
-        "all", description="how a cohort is drawn; cyclic: groups of at least ``cohort`` that take turns"
+    sampling: Literal["all", "fixed", "poisson", "cyclic", "buffered"] = Field(
+        "all",
+        description="how a cohort is drawn; cyclic: groups of at least ``cohort`` that take turns; buffered: rounds do "
+        "not wait for slow devices, see [buffer]",
     )
-    cohort: int = Field(0, ge=0, description="contributions wanted per round (fixed), expected (poisson); all: unused")
+    cohort: int = Field(
+        0,
+        ge=0,
+        description="contributions wanted per round (fixed), expected (poisson), that close it (buffered); all: unused",
+    )
     overselect: float = Field(1.3, ge=1.0, le=10.0, description="invited / wanted, for fixed sampling")
     minimum: float = Field(0.5, ge=0, le=1.0, description="share of the wanted contributions below which a round fails")
     deadline_s: float = Field(

@@ -21,6 +21,7 @@ from edgewise.plan.recipe.rules import Section, SettingError, rule
 Rounding = Literal["float32", "bf16", "int8", "int4"]
 SUMS = ("sum", "secure_sum", "shared_sum")  # merges that are a weighted mean of all contributions
 OPTIMIZERS = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")  # strategies without a client half
+MOST_WINDOW = 64  # micro-batches of a device that may be on their way at once
 ADDED = ("fedit", "ffa")  # rules of adapters by which updates are added, each device with the whole adapter
 
 
@@ -67,7 +68,7 @@ class SplitSection(Section):
     )
     clip_activations: float = Field(0.0, ge=0, le=1e30, description="longest activation of a token, with token_noise")
     clip_gradients: float = Field(0.0, ge=0, le=1e30, description="longest output gradient, with token_noise")
-    window: int = Field(2, ge=1, le=64, description="micro-batches of a device that are on their way at once")
+    window: int = Field(2, ge=1, le=MOST_WINDOW, description="micro-batches of a device that are on their way at once")
 
     @property
     def used(self) -> bool:

@@ -91,6 +91,10 @@ def test_the_policy_that_join_writes_is_the_default_and_explains_every_key(tmp_p
         ("[model]\nallow = ['bundled', 'x']", "E-VALUE", "names no model"),
         ("[[package]]\nname = 'p'", "E-MISSING", "sha256"),
         (2 * ("[[package]]\nname = 'p'\nsha256 = '" + "0" * 64 + "'\n"), "E-COMBO", "twice"),
+        ("[[attested]]\nplatform = 'snp'\nregisters = {}", "E-VALUE", "measurement is missing"),
+        ("[[attested]]\nplatform = 'tdx'\nregisters = { mr_td = 'x' }", "E-VALUE", "mr_td is missing"),
+        ("[[attested]]\nplatform = 'simulated'\nregisters = { measurement = '00' }", "E-COMBO", "signer"),
+        ("[[attested]]\nplatform = 'tpm'\nregisters = {}", "E-VALUE", "attested.0.platform"),
         ("[data]\npath = 'x'\nprompt = 'p'", "E-COMBO", "names a column"),
         ("[privacy", "E-RECIPE-SYNTAX", "policy.toml"),
         ("[a]\n" + "b." * 80 + "c = 1", "E-RECIPE-SYNTAX", "parts"),
@@ -271,4 +275,5 @@ def test_no_key_is_without_an_effect(key: str) -> None:
 
 def test_every_key_is_among_those_with_an_effect() -> None:
     elsewhere = {"package.name", "package.sha256", "package.every_run", "privacy.gateway"}  # of the agent's tests
+    elsewhere |= {f"attested.{key}" for key in ("platform", "registers", "versions", "statuses", "signer")}
     assert OTHER.keys() | elsewhere == set(keys(Policy))

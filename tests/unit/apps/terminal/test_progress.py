@@ -56,6 +56,15 @@ def test_the_board_counts() -> None:
     assert b.losses == [5.5, 5.5]
 
 
+def test_answers_to_earlier_invitations_are_counted_against_the_contributions_that_close_a_round() -> None:
+    stream = io.StringIO()
+    accepted = [e for e in one_round(0) if isinstance(e, events.Accepted)]
+    with ProgressScreen(made_plan(4).recipe, stream) as progress:
+        for e in [RUN, FEDERATED, events.RoundStarted(round=0, invited=1, goal=3, minimum=2), *accepted, finished(0)]:
+            progress(e)
+    assert "3/3 answered" in stream.getvalue()
+
+
 def test_late_devices_are_counted_with_the_lost() -> None:
     b, _ = board()
     for e in [RUN, FEDERATED, *started(0), finished(0, late=2)]:
