@@ -16,15 +16,10 @@ STAYS = {
         "DataOptions.base", "DataOptions.owner", "DataOptions.text", "EvaluationRequest.metric", "ShrinkRequest.how",
     },
     "sentences, labels and notes for people, where an empty one is shown as one": {
-        "AuditFinding.of", "Bar.note", "Board.name", "Board.phase", "Card.distilled", "Check.fix", "Column.header",
-        "Lost.reason", "Outcome.counted", "OverBudget.why", "Progress.note", "RecordLine.promise", "RecordLine.reason",
-        "ReportLoss.reason", "Sentences.blocks", "Useless.reason",
+        "Bar.note", "Check.fix", "Lost.reason", "Progress.note", "ReportLoss.reason", "Sentences.blocks",
+        "Useless.reason",
     },
-    "text that was read, which may be empty": {
-        "Column.chat", "EvaluationRow.prompt", "EvaluationRow.text", "Origin.text", "Origin.where",
-    },
-    "fields of a message or a file of earlier versions": {"Place.endpoint", "Submission.model", "Submission.rest"},
-    "names of tables that stand in one module": {"Row.run"},
+    "text that was read, which may be empty": {"Origin.text", "Origin.where"},
 }  # fmt: skip
 
 

@@ -37,7 +37,7 @@ def home(server: HttpServer, tmp_path: Path) -> Path:
     lines = [
         RecordLine(time.time() - 60, "s", "ab" * 32, 0, "masked update", 1_234_567, "d1", 0.5, promise="epsilon 8"),
         RecordLine(time.time() - 30, "s", "ab" * 32, 1, "masked update", 1_000_000, "d2", 0.75, promise="epsilon 8"),
-        RecordLine(time.time() - 20, "s", "cd" * 32, -1, RUN_REFUSED, 0, reason=f"E-OWNER: {HOSTILE}"),
+        RecordLine(time.time() - 20, "s", "cd" * 32, None, RUN_REFUSED, 0, reason=f"E-OWNER: {HOSTILE}"),
     ]
     (tmp_path / "home" / FILE).write_bytes(b"".join(msgspec.json.encode(line) + b"\n" for line in lines))
     return tmp_path / "home"

@@ -119,7 +119,7 @@ class PrivacyBudget:
         return BudgetError(
             "E-BUDGET",
             f"round {round} cannot be charged: {refused.why}."
-            if refused.why
+            if refused.why is not None
             else f"round {round} would bring epsilon to {refused.epsilon:.4g}, the budget is "
             f"{self._plan.spend.budget.epsilon:g}.",
             "the model of the last round stays; `edgewise report` shows it. Another run needs a budget of its own.",

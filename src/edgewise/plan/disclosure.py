@@ -65,12 +65,9 @@ def claims(
     )
     shown += ", but for the tokens that go to the rest of the model as labels" if recipe.split.shows_labels else ""
     sentences.append(f"{staying} a device{shown}")
-    if stays := recipe.personal.stays:
+    if (stays := recipe.personal.stays) is not None:
         sentences.append(f"{stays} stays on each device, and no message can name it")
-    if recipe.distill.active:
-        sentences.append(recipe.distill.says)
-    if recipe.prune.active:
-        sentences.append(recipe.prune.says)
+    sentences += filter(None, (recipe.distill.says, recipe.prune.says))
     sentences.append(earns)
     sentences.append(_who_sees_metrics(recipe, visible, promise))
     if client.head:

@@ -37,7 +37,7 @@ def own_part(recipe: Recipe, spec: Spec) -> ModelParts | None:
     if wanted.method not in PARTED:
         return None
     names = [s.name for s in spec.segments]
-    if wanted.own_adapter:
+    if wanted.own_adapter is not None:
         own = [name for name in names if _OWN.search(name)]
         if not own:
             what = 'personal.method = "dual" needs a trainer that puts a second adapter into the model.'

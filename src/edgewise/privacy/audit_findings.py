@@ -39,8 +39,8 @@ class AuditFinding:
     Attributes:
         claimed: mu. lower: bound of mu that holds with ``confidence``. epsilon_claimed, epsilon_lower: the same as
         epsilon at the claim's delta. runs: number of runs of each world, canaries, or updates. guessed: of a one-run
-        audit. of: the audited part, in words. The finding is about that and nothing larger. left_out: parts that were
-        not audited.
+        audit. of: the audited part, in words. The finding is about that and nothing larger. None until the part is
+        named. left_out: parts that were not audited.
     """
 
     name: str
@@ -51,7 +51,7 @@ class AuditFinding:
     runs: int
     confidence: float
     guessed: Guessed | None = None
-    of: str = ""
+    of: str | None = None
     left_out: tuple[str, ...] = ()
 
     @property

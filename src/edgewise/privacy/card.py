@@ -34,7 +34,7 @@ class Card:
         continuous: where devices add discrete shares, epsilon of continuous noise of that size after all rounds. 0
             elsewhere.
         z: noise multiplier. None in runs that did not record it.
-        distilled: what a distillation between the rounds reads. Empty where there is none.
+        distilled: what a distillation between the rounds reads. None where there is none.
         derived: "epsilon" or "noise_multiplier", whichever follows from the other, which the recipe gives.
     """
 
@@ -54,7 +54,7 @@ class Card:
     budget: float | None
     continuous: float = 0.0
     z: float | None = None
-    distilled: str = ""
+    distilled: str | None = None
     derived: Literal["epsilon", "noise_multiplier"] = "noise_multiplier"
 
     def to_plain(self) -> dict[str, Any]:

@@ -110,10 +110,10 @@ class Ledger:
 @dataclass(frozen=True, slots=True)
 class OverBudget:
     """Refusal of a charge. ``epsilon``: the epsilon with the charge. ``why``: the reason where it is another than the
-    budget."""
+    budget, None where the budget is the reason."""
 
     epsilon: float
-    why: str = ""
+    why: str | None = None
 
     @property
     def code(self) -> str:

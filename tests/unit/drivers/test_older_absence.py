@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 
+from edgewise.apps.device import record
+from edgewise.apps.server.submission import Submission
 from edgewise.core.events import AnyEvent, Redistilled
-from edgewise.drivers.fleet import served
+from edgewise.drivers.fleet import blob_places, served
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.http import home
 from edgewise.engine import beacon_server
@@ -60,3 +63,40 @@ def test_the_reason_of_a_served_run(tmp_path: Path) -> None:
             assert served.find(c, "r").why == "E-DISK: full"
     finally:
         database.close()
+
+
+@pytest.mark.parametrize(
+    ("stored", "read"),
+    [
+        ({"round": -1, "reason": "E-FLOOR: no", "promise": ""}, (None, "E-FLOOR: no", None)),
+        ({"round": None, "reason": "E-FLOOR: no"}, (None, "E-FLOOR: no", None)),
+        ({"round": 0, "reason": "", "promise": "no epsilon"}, (0, None, "no epsilon")),
+    ],
+)
+def test_a_line_of_an_owners_record(tmp_path: Path, stored: dict[str, Any], read: tuple[Any, ...]) -> None:
+    plain = {"at_s": 1.0, "server": "s", "run": "r", "kind": record.RUN_REFUSED, "size": 0, **stored}
+    (tmp_path / record.FILE).write_bytes(msgspec.json.encode(plain) + b"\n")
+    (line,) = record.rows(tmp_path)
+    assert (line.round, line.reason, line.promise) == read
+    refusals = record.summary([line], 2.0)["refusals"]
+    assert [one["reason"] for one in refusals] == [reason for reason in read[1:2] if reason]
+
+
+@pytest.mark.parametrize(
+    ("sent", "read"),
+    [({"rest": "", "model": ""}, (None, None)), ({}, (None, None)), ({"rest": "r", "model": "m"}, ("r", "m"))],
+)
+def test_the_digests_of_a_submission(sent: dict[str, str], read: tuple[str | None, str | None]) -> None:
+    """An older server has empty text for its defaults, so an absent digest is left out."""
+    raw = msgspec.json.encode({"recipe": {}, "spec": [], "initial": "i", **sent})
+    found = msgspec.json.decode(raw, type=Submission)
+    assert (found.rest, found.model) == read
+    assert (msgspec.to_builtins(found).keys() >= {"rest"}) == (read[0] is not None)
+
+
+@pytest.mark.parametrize(("noted", "read"), [("", None), ("https://s3.lan", "https://s3.lan")])
+def test_the_place_of_a_servers_blobs(tmp_path: Path, noted: str, read: str | None) -> None:
+    (tmp_path / blob_places.ELSEWHERE).write_text(json.dumps({"url": "s3://bucket/x", "endpoint": noted}))
+    found = blob_places.noted(tmp_path)
+    assert found is not None
+    assert found.endpoint == read

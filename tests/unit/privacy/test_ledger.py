@@ -41,14 +41,14 @@ def test_another_event_under_a_charged_name_is_not_free() -> None:
         refused = charge(book, other)
         assert isinstance(refused, OverBudget)
         assert refused.epsilon == inf
-        assert "already" in refused.why
+        assert "already" in (refused.why or "")
 
 
 def test_a_refusal_is_a_spent_budget() -> None:
     refused = charge(Ledger(Budget(1.0, DELTA)), LedgerEntry(0, "a", 0, gaussian(1.0)))
     assert isinstance(refused, OverBudget)
     assert refused.epsilon == pytest.approx(4.377178, abs=1e-6)
-    assert not refused.why
+    assert refused.why is None
     assert REGISTRY[refused.code].exit_status == 7
 
 
@@ -60,7 +60,7 @@ def test_events_that_do_not_add_up_are_refused() -> None:
         refused = charge(book, LedgerEntry(1, "a", 0, other))
         assert isinstance(refused, OverBudget)
         assert refused.epsilon == inf
-        assert "cannot be added up" in refused.why
+        assert "cannot be added up" in (refused.why or "")
 
 
 @pytest.mark.slow
@@ -82,7 +82,7 @@ def test_no_order_of_charges_exceeds_the_budget(asked: list[tuple[int, str, floa
             # a ledger without its running count says the same
             assert after == charge(Ledger(book.budget, book.charges), new)
             book = after
-        elif not after.why:
+        elif after.why is None:
             assert spent((*book.charges, new), DELTA) > limit
     assert spent(book.charges, DELTA) <= limit * (1 + 1e-8)
 
@@ -111,7 +111,7 @@ def test_correlated_noise_is_paid_once_and_covers_each_of_its_rounds_once(event:
     for beyond in (LedgerEntry(5, "x", 0, event), LedgerEntry(4, "again", 0, event), LedgerEntry(5, "x", 1, event)):
         refused = charge(book, beyond)
         assert isinstance(refused, OverBudget)
-        assert "correlated" in refused.why
+        assert "correlated" in (refused.why or "")
         assert spent((*book.charges, beyond), DELTA) == inf
 
 

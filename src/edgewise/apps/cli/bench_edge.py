@@ -63,7 +63,7 @@ _SPLIT = {  # The device has two blocks and the head. What crosses is under no e
 class Row(NamedTuple):
     """One row: the step that it adds, and the keys of the recipe that it changes.
 
-    ``run``: the run whose figures it has, where that is another row's. ``of``: the model that is measured.
+    ``run``: the run whose figures it has, where that is another row's, else None. ``of``: the model that is measured.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Row(NamedTuple):
     changes: Mapping[str, Any]
     model: str = "student"
     of: str = "federated"
-    run: str = ""
+    run: str | None = None
 
 
 ROWS = (

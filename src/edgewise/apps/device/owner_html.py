@@ -117,7 +117,7 @@ def _lines(lines: Sequence[RecordLine]) -> str:
             time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(one.at_s)),
             [
                 escape(one.kind), _hash(one.run),
-                "" if one.round < 0 else str(one.round + 1), f"{one.size:,}",
+                "" if one.round is None else str(one.round + 1), f"{one.size:,}",
                 "" if one.epsilon is None else f"{one.epsilon:.4g}",
             ],
             plain=(0, 1),

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from edgewise.core import frame
 from edgewise.core.errors import EdgewiseError, StoreError, TransportError
@@ -45,25 +46,33 @@ class RecordLine(msgspec.Struct, frozen=True, omit_defaults=True):
         at_s: seconds since 1970.
         server: fingerprint of the server.
         run: id of the run.
-        round: -1 for a refused run.
+        round: None for a refused run.
         kind: in plain words.
         size: bytes of the frame; 0 if none was sent.
         digest: SHA-256 of the frame. None where the line is of no frame.
         epsilon: spent by the device in all its runs, with this frame. None if no cap counts it.
-        reason: of a refusal, with its code.
-        promise: of the run, as this device's own plan states it (``promise``).
+        reason: of a refusal, with its code. None for other lines.
+        promise: of the run, as this device's own plan states it (``promise``). None without a plan.
+
+    Lines of earlier versions say -1 and empty text where these are None.
     """
 
     at_s: float
     server: str
     run: str
-    round: int
+    round: int | None
     kind: str
     size: int
     digest: str | None = None
     epsilon: float | None = None
-    reason: str = ""
-    promise: str = ""
+    reason: str | None = None
+    promise: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.round == -1:
+            force_setattr(self, "round", None)
+        force_setattr(self, "reason", self.reason or None)
+        force_setattr(self, "promise", self.promise or None)
 
 
 _FROM_SERVER = (frame.Delta, frame.Invite, frame.Probe, frame.Call, frame.Commitments, frame.Beacon)
@@ -83,7 +92,8 @@ class Record:
         self._today, self._again = _Today([(row.at_s, row.size) for row in whole]), _Today(())
         self._rounds: dict[tuple[str, int], int] = {}
         for row in whole:
-            self._count(row.run, row.round, row.size)
+            if row.round is not None:
+                self._count(row.run, row.round, row.size)
         self._before = dict(self._rounds)  # of earlier processes
         self._began = set[tuple[str, str]]()  # frames that this process has begun to send
         self._sending: tuple[str, str, int] | None = None  # server, run and round of the frame that is being sent
@@ -110,23 +120,23 @@ class Record:
         if known:
             self._began.add(name)
             return
-        reason = f"{message.code}: {message.reason}" if isinstance(message, frame.Refusal) else ""
+        reason = f"{message.code}: {message.reason}" if isinstance(message, frame.Refusal) else None
         reason = _step(message.body)[1] if isinstance(message, frame.Step) else reason
         row = RecordLine(
             self._now_s(), server, message.run, message.round, kind(message, plan), len(raw), digest, epsilon, reason,
-            "" if plan is None else promise(plan),
+            None if plan is None else promise(plan),
         )  # fmt: skip
         self._append(row)
         self._known.add(name)
         self._began.add(name)
         self._today.add(row.at_s, row.size)
-        self._count(row.run, row.round, row.size)
+        self._count(message.run, message.round, len(raw))
 
     def refused(self, server: str, run: str, error: EdgewiseError) -> None:
         """Record that this device takes no part in a run, once for each reason."""
         reason = f"{error.code}: {error.what}"
         if (run, reason) not in self._refused:
-            self._append(RecordLine(self._now_s(), server, run, -1, RUN_REFUSED, 0, reason=reason))
+            self._append(RecordLine(self._now_s(), server, run, None, RUN_REFUSED, 0, reason=reason))
             self._refused.add((run, reason))
 
     def sends(self, size: int) -> None:
@@ -268,24 +278,24 @@ def promise(plan: Plan) -> str:
     return f"epsilon {epsilon:.3g} at delta {card.delta:g} for {about} in the whole run, against {whom}"
 
 
-def _step(body: bytes) -> tuple[str, str]:
-    """Describe a message of a hidden sum, and why the device left the sum. Empty if it did not."""
+def _step(body: bytes) -> tuple[str, str | None]:
+    """Describe a message of a hidden sum, and why the device left the sum. None if it did not."""
     from edgewise.secagg import messages
 
     match messages.load(body):
         case messages.Advertise():
-            return "public keys of a hidden sum", ""
+            return "public keys of a hidden sum", None
         case messages.Shares():
-            return "sealed shares of its keys", ""
+            return "sealed shares of its keys", None
         case messages.Masked():
-            return "masked update", ""
+            return "masked update", None
         case messages.Consistent():
-            return "signature on who is in the sum", ""
+            return "signature on who is in the sum", None
         case messages.Revealed():
-            return "shares of others' keys that open the sum", ""
+            return "shares of others' keys that open the sum", None
         case messages.Abort(code=code):
             return REFUSAL, f"{code}: left the hidden sum"
-    return "message of a hidden sum", ""
+    return "message of a hidden sum", None
 
 
 def rows(home: Path) -> list[RecordLine]:
@@ -300,19 +310,19 @@ def summary(lines: Iterable[RecordLine], now_s: float) -> dict[str, Any]:
     """
     totals = {"today": _Count(), "all": _Count()}
     runs: dict[str, _Count] = {}
-    promises: dict[str, str] = {}
+    promises: dict[str, str | None] = {}
     refusals: dict[tuple[str, str], dict[str, Any]] = {}
     epsilon: float | None = None
     for row in lines:
         epsilon = row.epsilon if row.epsilon is not None else epsilon
-        if row.reason:
+        if row.reason is not None:
             refusal = refusals.setdefault((row.run, row.reason), {"run": row.run, "reason": row.reason, "times": 0})
             refusal["times"], refusal["last_s"] = refusal["times"] + 1, row.at_s
         if row.kind == RUN_REFUSED:
             continue
         for count in (totals["all"], runs.setdefault(row.run, _Count())):
             count.add(row)
-        promises[row.run] = row.promise or promises.get(row.run, "")
+        promises[row.run] = row.promise or promises.get(row.run)
         if _day(row.at_s) == _day(now_s):
             totals["today"].add(row)
     return {
@@ -334,7 +344,7 @@ class _Count:
             return
         self.frames += 1
         self.kinds[row.kind] = self.kinds.get(row.kind, 0) + 1
-        if row.kind != REFUSAL:
+        if row.kind != REFUSAL and row.round is not None:
             self.rounds.add((row.run, row.round))
 
     def plain(self) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Outcome:
         bytes: sent by this device in the round, all frames together.
         epsilon: spent. By ``counted`` this is the epsilon that all runs of this device have spent together, if its
             owner's policy has a budget. Otherwise it is the most that this run may spend in all its rounds. None: no
-            noise is added.
+            noise is added, and ``counted`` is None too.
         metrics: the numbers that travelled.
     """
 
@@ -57,7 +57,7 @@ class Outcome:
     why: str | None = None
     bytes: int = 0
     epsilon: float | None = None
-    counted: str = ""
+    counted: str | None = None
     metrics: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -302,12 +302,13 @@ class Task:
             time.sleep(LOOK_S)
 
     def _result(self, sent: Left, released: bool, why: str | None, metrics: tuple[str, ...]) -> Outcome:
-        epsilon, counted = sent.epsilon, "in all runs of this device"
+        epsilon = sent.epsilon
+        counted = None if epsilon is None else "in all runs of this device"
         if epsilon is None and self.plan.spend is not None:
             found = self.plan.spend.card
             epsilon = found.of_release if found.against_server is None else found.against_server
-            counted = f"at most in all {self.plan.rounds} rounds of this run"
-        counted = "" if epsilon is None else counted
+            if epsilon is not None:
+                counted = f"at most in all {self.plan.rounds} rounds of this run"
         return Outcome(self.run, self.round, released, None if released else why, sent.bytes, epsilon, counted, metrics)
 
 

@@ -62,11 +62,13 @@ def check(service: Service, recipe: Recipe, measured: bool) -> None:
         raise RecipeError("E-COMBO", what, f"start it with `edgewise serve --split-listen HOST:PORT`, or {fix}")
 
 
-def submitted(service: Service, digest: str, facts: Mapping[str, Any], recipe: Recipe, spec: Spec) -> Vector | None:
+def submitted(
+    service: Service, digest: str | None, facts: Mapping[str, Any], recipe: Recipe, spec: Spec
+) -> Vector | None:
     """Take the rest of a split model from a submission. None where the model is whole.
 
     Args:
-        digest: of the rest, raw float32, which is staged.
+        digest: of the rest, raw float32, which is staged. None where there is none.
         facts: of the submission, with ``whole_spec``.
         spec: layout of the device's part.
     Raises:
@@ -84,7 +86,11 @@ def submitted(service: Service, digest: str, facts: Mapping[str, Any], recipe: R
     if parts is None or parts.shared.digest() != spec.digest():
         what = f"the layout of the whole model is missing or malformed: {why}."
         raise TransportError("E-REQUEST", what, "submit with `edgewise run`.")
-    return vector.from_bytes(service.staging.take(digest) if parts.own.dim else b"", parts.own.dim)
+    if digest is None and parts.own.dim:
+        what = "the first values of the rest of the split model are missing."
+        raise TransportError("E-REQUEST", what, "submit with `edgewise run`.")
+    raw = service.staging.take(digest) if digest is not None and parts.own.dim else b""
+    return vector.from_bytes(raw, parts.own.dim)
 
 
 class ServedRest:

@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 import sqlalchemy as sa
+from msgspec.structs import force_setattr
 
 from edgewise.apps.runs.joined import REST_START
 from edgewise.apps.runs.planned import planned
@@ -52,7 +53,7 @@ OWN = "module"
 MODEL = "model"  # folder of the model's files, in a run's folder
 
 
-class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
     """A submitted recipe with its model and its conditions.
 
     Attributes:
@@ -60,25 +61,31 @@ class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         spec: layout of the trained parameters (``Spec.to_list``).
         initial: digest of their first values, raw float32.
         rest: with a split model, digest of the first values behind the cut, raw float32. ``facts`` then has the layout
-            of the whole model, ``whole_spec``. Empty: there are none.
-        model: digest of the manifest of the model's files (``drivers.http.package``). Empty: the bundled model.
+            of the whole model, ``whole_spec``. None: there are none.
+        model: digest of the manifest of the model's files (``drivers.http.package``). None: the bundled model.
             ``OWN``: a module whose code devices have.
         packages: installed packages that bring parts of the recipe, with the digests that the submitter has.
         facts: further facts about the model.
         tags: only devices with all these tags take part.
+
+    Earlier versions send empty text where ``rest`` and ``model`` are None. A field with its default is left out.
     """
 
     recipe: dict[str, Any]
     spec: list[Any]
     initial: str
-    rest: str = ""
-    model: str = ""
+    rest: str | None = None
+    model: str | None = None
     facts: dict[str, Any] = {}
     tags: tuple[str, ...] = ()
     packages: tuple[ExtensionPackage, ...] = ()
 
+    def __post_init__(self) -> None:
+        force_setattr(self, "rest", self.rest or None)
+        force_setattr(self, "model", self.model or None)
 
-def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Recipe:
+
+def served_recipe(recipe: Recipe, model: str | None, spec: Spec, measured: bool) -> Recipe:
     """Make the recipe that devices get from a submitted one.
 
     Args:
@@ -95,7 +102,7 @@ def served_recipe(recipe: Recipe, model: str, spec: Spec, measured: bool) -> Rec
     if recipe.round.sampling == "buffered":
         what = 'round.sampling = "buffered": a server waits for the devices of each round. The simulator plays it.'
         raise RecipeError("E-COMBO", what, 'write sampling = "fixed", or play it with `edgewise sim`.')
-    base = f"{package.PREFIX}{model}" if model else "bundled"
+    base = "bundled" if model is None else f"{package.PREFIX}{model}"
     if model == OWN:
         base = f"{package.OWN}{spec.digest()}"
     tables = recipe.resolved()
@@ -142,7 +149,7 @@ def begin(
     )
     plan = compile(recipe, spec, len(devices), catalogue, None, instance)
     shares = sharing.arranged(service, gateway, plan, listing)
-    packed = "" if wanted.model == OWN else wanted.model
+    packed = None if wanted.model == OWN else wanted.model
     files = _files(service, packed)
     initial = vector.from_bytes(service.staging.take(wanted.initial), spec.dim)
     rest = splitting.submitted(service, wanted.rest, wanted.facts, recipe, spec)
@@ -168,7 +175,7 @@ def begin(
     for sentence in told:
         LOG.warning("run %.12s: %s", run, sentence)
     for digest in (wanted.initial, wanted.rest, packed, *files.values()):
-        if digest:
+        if digest is not None:
             service.staging.drop(digest)
     return row
 
@@ -240,18 +247,20 @@ def _everybody(c: sa.Connection) -> list[Member]:
     return found
 
 
-def _files(service: Service, model: str) -> Mapping[str, str]:
-    return package.parse(service.staging.take(model)) if model else {}
+def _files(service: Service, model: str | None) -> Mapping[str, str]:
+    return {} if model is None else package.parse(service.staging.take(model))
 
 
-def _published(service: Service, model: str, files: Mapping[str, str], listing: bytes, spec: Spec) -> Iterator[bytes]:
+def _published(
+    service: Service, model: str | None, files: Mapping[str, str], listing: bytes, spec: Spec
+) -> Iterator[bytes]:
     """Yield the blobs that devices need beside those of rounds: list of keys, layout, files of the model.
 
     One is in memory at a time.
     """
     yield listing
     yield spec.written()
-    for digest in (model, *files.values()) if model else ():
+    for digest in () if model is None else (model, *files.values()):
         yield service.staging.take(digest)
 
 

@@ -94,12 +94,13 @@ def prepared(
         raise ModelError("E-MODEL", what, "rename or remove it.")
     digests = {name: _digest(path) for name, path in names.items()}
     manifest = package.dump(digests) if digests else b""
-    model = vector.digest(manifest) if manifest else ""
+    model = vector.digest(manifest) if manifest else None
     made = of_vector(recipe, begun.spec, begun.initial, model, begun.facts, tags, catalogue.packages)
     if begun.rest is not None and begun.rest.size:
         raw = bytes(vector.to_bytes(begun.rest))
-        wanted = msgspec.structs.replace(made.wanted, rest=vector.digest(raw))
-        made = StagedRun(wanted, (*made.blobs, (wanted.rest, raw, len(raw))))
+        rest = vector.digest(raw)
+        wanted = msgspec.structs.replace(made.wanted, rest=rest)
+        made = StagedRun(wanted, (*made.blobs, (rest, raw, len(raw))))
     files: list[tuple[str, bytes | Path, int]] = []
     if manifest:
         files.append((vector.digest(manifest), manifest, len(manifest)))
@@ -119,14 +120,14 @@ def _of_trainer(recipe: Recipe, recipe_dir: Path, tags: Sequence[str], catalogue
         "parameters": int(sizes["parameters"]),
         "trainable": made.trainer.spec.dim,
     }
-    return of_vector(recipe, made.trainer.spec, made.initial(), "", facts, tags, catalogue.packages)
+    return of_vector(recipe, made.trainer.spec, made.initial(), None, facts, tags, catalogue.packages)
 
 
 def of_vector(
     recipe: Recipe,
     spec: Spec,
     initial: Vector,
-    model: str,
+    model: str | None,
     facts: dict[str, Any],
     tags: Sequence[str] = (),
     packages: Sequence[ExtensionPackage] = (),

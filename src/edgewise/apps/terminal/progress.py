@@ -51,16 +51,18 @@ def _beside_the_bar(phase: str, recipe: Recipe) -> str:
 
 @dataclass
 class Board:
-    """State of a run as its events tell it. ``now_s`` is an argument, so that a test can hold the clock."""
+    """State of a run as its events tell it. ``now_s`` is an argument, so that a test can hold the clock.
+
+    ``phase`` is None before the first phase and after the last one.
+    """
 
     recipe: Recipe
     now_s: Callable[[], float] = time.monotonic
-    name: str = ""
     population: int = 0
     dim: int = 0
     rounds: int = 0
     resumed: int | None = None
-    phase: str = ""
+    phase: str | None = None
     phase_at: float = 0.0
     done: int = 0
     total: int = 0
@@ -84,7 +86,7 @@ class Board:
         """Update the state with one event."""
         match e:
             case events.RunStarted():
-                self.name, self.population, self.dim = e.name, e.population, e.dim
+                self.population, self.dim = e.population, e.dim
                 self.rounds, self.resumed = e.rounds, e.resumed_round
             case events.PhaseStarted():
                 self._close_phase()
@@ -124,10 +126,10 @@ class Board:
                     self.failures.append(e.note)
             case events.RunFinished() | events.RunFailed():
                 self._close_phase()
-                self.phase = ""
+                self.phase = None
 
     def _close_phase(self) -> None:
-        if self.phase:
+        if self.phase is not None:
             self.phases.append((self.phase, self.now_s() - self.phase_at))
 
     @property
@@ -320,7 +322,7 @@ class ProgressScreen:
         from rich.text import Text
 
         b = self.board
-        if not b.phase:
+        if b.phase is None:
             return Group()
         left = b.left_s()
         head = Table.grid(padding=(0, 2))

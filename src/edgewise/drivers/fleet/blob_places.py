@@ -86,7 +86,7 @@ def _move(folder: Path, store: ObjectStore) -> None:
     digests = [path.name for path in (folder / BLOBS).iterdir() if is_digest(path.name)]
     for digest in digests:
         store.put(old.get(digest))
-    text = json.dumps({"url": store.place.url, "endpoint": store.place.endpoint})
+    text = json.dumps({"url": store.place.url, "endpoint": store.place.endpoint or ""})
     write_durably(folder / ELSEWHERE, text.encode(), owner_only=True)
     sync_folder(folder)
     for digest in digests:

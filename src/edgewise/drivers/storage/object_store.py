@@ -226,9 +226,11 @@ def _client(place: Place, answer_s: float, again: int) -> S3Store:
     options: ClientConfig = {
         "timeout": _seconds(answer_s),
         "connect_timeout": _seconds(CONNECT_S),
-        "allow_http": place.endpoint.startswith("http://"),
+        "allow_http": place.endpoint is not None and place.endpoint.startswith("http://"),
     }
-    if place.endpoint:  # both names, because the second one in the environment would count more than the first one here
+    if (
+        place.endpoint is not None
+    ):  # both names, because the second one in the environment would count more than the first one here
         config["endpoint"] = config["aws_endpoint_url_s3"] = place.endpoint
     if (authorities := _authorities()) is not None:
         options["root_certificate"] = authorities
@@ -263,7 +265,7 @@ def _authorities() -> bytes | None:
 
 def _error(place: Place, e: Exception) -> StoreError:
     """Say what kind of fault it is. The text of ``e`` is not shown: it may quote the store, keys and all."""
-    text, where = str(e), f"{place.url}{f' at {place.endpoint}' if place.endpoint else ''}"
+    text, where = str(e), f"{place.url}{'' if place.endpoint is None else f' at {place.endpoint}'}"
     found = _CODE.search(text)
     status, code = _status(e), "" if found is None else found[1]
     if any(address in text.partition("Debug source")[0] for address in _METADATA):

@@ -19,11 +19,11 @@ _FORM = "write s3://BUCKET/PREFIX, with letters, digits, `-`, `_`, `.` and `=` i
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where blobs are. ``endpoint``: the URL of the store; empty: that of Amazon for the region of the environment."""
+    """Where blobs are. ``endpoint``: the URL of the store; None: that of Amazon for the region of the environment."""
 
     bucket: str
     prefix: str
-    endpoint: str = ""
+    endpoint: str | None = None
 
     @property
     def url(self) -> str:
@@ -64,7 +64,7 @@ def parse(url: str, endpoint: str = "") -> Place:
     if not _PREFIX.fullmatch(prefix := prefix.strip("/")) or {".", ".."} & set(prefix.split("/")):
         what = "the URL of the blobs has no prefix that can be used. Each server needs one of its own."
         raise TransportError("E-REQUEST", what, _FORM)
-    return Place(bucket, prefix, _endpoint(endpoint) if endpoint else "")
+    return Place(bucket, prefix, _endpoint(endpoint) if endpoint else None)
 
 
 def _endpoint(text: str) -> str:

@@ -34,7 +34,7 @@ MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft a
 
 
 def trainable(
-    model: nn.Module, section: TrainableSection, key: Key, frozen: torch.dtype, own: str = ""
+    model: nn.Module, section: TrainableSection, key: Key, frozen: torch.dtype, own: str | None = None
 ) -> tuple[nn.Module, Flat]:
     """Choose the trained parameters of a model, freeze the others, and lay them out in one vector.
 
@@ -43,7 +43,7 @@ def trainable(
         key: decides the start of LoRA's A (Kaiming uniform, as in peft). B starts at zero, so the adapted model equals
             the base. Equal keys give equal starts.
         frozen: dtype of all parameters that are not trained. The trained ones are float32.
-        own: the gate of a second adapter, a device's own (``PersonalSection.own_adapter``). Empty: no second adapter.
+        own: the gate of a second adapter, a device's own (``PersonalSection.own_adapter``). None: no second adapter.
     Returns:
         The model to run (wrapped for LoRA) and its flat parameters. Segments have the model's own parameter names. An
         adapter's are those of a saved PEFT file without ``base_model.model.``, such as
@@ -60,7 +60,12 @@ Named = list[tuple[str, nn.Parameter]]
 
 
 def choose(
-    model: nn.Module, section: TrainableSection, key: Key, frozen: torch.dtype, own: str = "", shapes: Any = None
+    model: nn.Module,
+    section: TrainableSection,
+    key: Key,
+    frozen: torch.dtype,
+    own: str | None = None,
+    shapes: Any = None,
 ) -> tuple[nn.Module, Named, Named]:
     """Choose as ``trainable``. Returns the model, and the trained and the fixed parameters with their names.
 
@@ -73,7 +78,7 @@ def choose(
     if section.adapts:
         if section.rule == "auto":
             raise ValueError('a recipe puts a rule in the place of "auto"')
-        model = _with_lora(model, section, key, bool(own), model if shapes is None else shapes)
+        model = _with_lora(model, section, key, own is not None, model if shapes is None else shapes)
         if section.rule in SHARED_A:
             _fix_a(model, key)
         if own == "token":

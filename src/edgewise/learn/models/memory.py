@@ -67,7 +67,7 @@ def forecast(
     arithmetic: torch.dtype,
     quantize: str = "none",
     eval_tokens: int = 0,
-    own: str = "",
+    own: str | None = None,
     blocks: int = 0,
 ) -> MemoryForecast:
     """Forecast the memory of a device with the model of a folder, from its config.json alone.

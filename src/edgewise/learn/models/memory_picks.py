@@ -200,7 +200,14 @@ def _needed(
 
 @cache
 def _total(
-    folder: Path, section: str, training: str, length: int, dtype: torch.dtype, quantize: str, own: str, blocks: int
+    folder: Path,
+    section: str,
+    training: str,
+    length: int,
+    dtype: torch.dtype,
+    quantize: str,
+    own: str | None,
+    blocks: int,
 ) -> float:
     from edgewise.plan.recipe.sections import TrainingSection
 

@@ -40,13 +40,13 @@ def text_loss(model: nn.Module, tokens: Tokens, row: EvaluationRow, length: int)
     Raises:
         DataError: E-DATA-FORMAT where the chat template refuses a chat. E-USE is raised for one without a template.
     """
-    packed, answers = row.chat
-    if packed and tokens.template is None:
+    if row.chat is not None and tokens.template is None:
         raise EdgewiseError(
             "E-USE", f"{row.where} is a chat, and the model has no chat template.", "take a chat model."
         )
-    document = Document(row.where, packed or row.prompt, answers if packed else row.text)
-    columns = {"messages": "m"} if packed else {"prompt": "p"} if row.prompt else {}
+    prompt, text = (row.prompt, row.text) if row.chat is None else row.chat
+    document = Document(row.where, prompt or "", text or "")  # Of a file, where an empty prompt is none.
+    columns = {"messages": "m"} if row.chat is not None else {"prompt": "p"} if prompt else {}
     section = DataSection(source="jsonl", path="-", partition="whole", sequence_len=length, holdout=NOTHING, **columns)
     made = build([document], tokens, section, cut_each=False, apart=True)
     blocks_NS = np.concatenate([made.train_NS, made.held_NS]).astype(np.int64)
@@ -75,7 +75,7 @@ def choice(model: nn.Module, tokens: Tokens, row: EvaluationRow) -> tuple[int, i
 def choice_logp(model: nn.Module, tokens: Tokens, row: EvaluationRow) -> Array:
     """Return the log-likelihood of each choice after its question, in nats: float64[C]."""
     start = [] if tokens.start is None else [tokens.start]
-    question, *choices = (e.tolist() for e in tokens.encode([row.prompt, *(f" {c}" for c in row.choices)]))
+    question, *choices = (e.tolist() for e in tokens.encode([row.prompt or "", *(f" {c}" for c in row.choices)]))
     read = start + question
     longest = len(read) + max(map(len, choices))
     context = sizes(model).context

@@ -32,17 +32,17 @@ class EvaluationRow(NamedTuple):
         where: its place, for messages.
         owner: the device.
         plain: the row as it was read.
-        text, prompt: empty where it has none.
-        chat: a packed chat (``messages.pack``) and the text of its answers, or two empty texts.
+        text, prompt: None where it has none.
+        chat: a packed chat (``messages.pack``) and the text of its answers. None where it has none.
         choices: of multiple choice. ``prompt`` is the question then, and ``answer`` the place of the right choice.
     """
 
     where: str
     owner: str
     plain: Mapping[str, Any]
-    text: str = ""
-    prompt: str = ""
-    chat: tuple[str, str] = ("", "")
+    text: str | None = None
+    prompt: str | None = None
+    chat: tuple[str, str] | None = None
     choices: tuple[str, ...] = ()
     answer: int = 0
 
@@ -110,12 +110,12 @@ def _plain_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 def _evaluation_row(where: str, plain: Mapping[str, Any], names: Mapping[str, str]) -> EvaluationRow:
     """Read a row's text, prompt, chat or question. Raises DataError with its place."""
 
-    def text(key: str) -> str:
+    def text(key: str) -> str | None:
         value = plain.get(names[key])
         if value is not None and not isinstance(value, str):
             what = f"{where}: `{names[key]}` is {type(value).__name__}, not text."
             raise DataError("E-DATA-FORMAT", what, f"write it as text, or name another column: --column {key}=NAME.")
-        return value or ""
+        return value or None
 
     owner = str(plain.get(names["owner"]) or EVERYBODY)
     if plain.get(names["choices"]) is not None:
@@ -130,7 +130,7 @@ def _evaluation_row(where: str, plain: Mapping[str, Any], names: Mapping[str, st
 
 
 def _choice_row(
-    where: str, owner: str, plain: Mapping[str, Any], names: Mapping[str, str], question: str
+    where: str, owner: str, plain: Mapping[str, Any], names: Mapping[str, str], question: str | None
 ) -> EvaluationRow:
     """Read a question with choices. Raises DataError with its place."""
     choices, answer = plain[names["choices"]], plain.get(names["answer"])
@@ -147,4 +147,4 @@ def _choice_row(
     if not isinstance(place, int) or isinstance(place, bool) or not 0 <= place < len(choices):
         what = f"{where}: the answer {answer!r:.60} is no choice."
         raise DataError("E-DATA-FORMAT", what, "write the text of a choice, or its place from 0.")
-    return EvaluationRow(where, owner, plain, "", question, choices=tuple(choices), answer=place)
+    return EvaluationRow(where, owner, plain, prompt=question, choices=tuple(choices), answer=place)

@@ -48,18 +48,18 @@ def numbers(width: int) -> list[str]:
     return [str(number) for number in range(1, width + 1)]
 
 
-def as_data(name: str, values: Sequence[str]) -> str:
-    """Return the reason that a column's name seems to be data, from the values below it. Empty where it does not.
+def as_data(name: str, values: Sequence[str]) -> str | None:
+    """Return the reason that a column's name seems to be data, from the values below it. None where it does not.
 
     This is a guess, and ``data.header`` overrules it. A first row whose owner and text are short, and do not occur
     again, looks like names.
     """
     digits = any(c.isdigit() for c in name)  # "user_1" is a person, and "user" is a column.
     if not digits and is_column_name(name, [*OWNERS, *TEXTS, *PROMPTS, *TIMES]) and len(name.split()) < PROSE:
-        return ""
+        return None
     filled = [v for v in values if v]
     if not filled:
-        return ""
+        return None
     if len(name) > LONGEST_OWNER or "\n" in name:
         return f"it has {len(name)} characters"
     if name in filled:
@@ -72,10 +72,10 @@ def as_data(name: str, values: Sequence[str]) -> str:
     for pattern, kind in ((_NUMBER, "number"), (_DATE, "date")):
         if pattern.match(name):
             every = all(map(pattern.match, filled))
-            return f"it is a {kind}, as all values below it are" if every else ""
+            return f"it is a {kind}, as all values below it are" if every else None
     if digits and {_text_shape(v) for v in filled} == {_text_shape(name)}:
         return "it is spelt as all values below it are"
-    return ""
+    return None
 
 
 def _text_shape(value: str) -> str:

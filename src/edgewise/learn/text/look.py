@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from edgewise.core.errors import DataError, EdgewiseError
 from edgewise.core.foreign import foreign
@@ -23,6 +23,7 @@ from edgewise.plan.recipe.recipe import DataSection
 
 ROWS = 5000  # So many rows are read.
 LEAST_TEXT = 8  # Characters on average. A column of shorter values is text only if its name says so.
+Chat = Literal["messages", "other"]
 LEAST_REPEATS = 1.5  # Rows of an owner on average. A column of rarer values has owners only if its name says so.
 
 
@@ -36,9 +37,9 @@ class Column(NamedTuple):
         characters, words: length of its text on average; 0 where some values are not text.
         names: True where its values can name devices.
         chat: ``"messages"`` where its values are lists of role and content, or of from and value, ``"other"`` for lists
-            of other objects, else empty.
+            of other objects, else None.
         dates: True where its values are dates.
-        header: the reason that its name seems to be data. Empty where it does not.
+        header: the reason that its name seems to be data. None where it does not.
     """
 
     name: str
@@ -47,9 +48,9 @@ class Column(NamedTuple):
     characters: float
     words: float
     names: bool
-    chat: str = ""
+    chat: Chat | None = None
     dates: bool = False
-    header: str = ""
+    header: str | None = None
 
 
 class Look(NamedTuple):
@@ -110,13 +111,13 @@ class Look(NamedTuple):
         ]
         return [c.name for c in sorted(fit, key=lambda c: headers.column_name_rank(c.name, headers.PROMPTS))]
 
-    def chats(self, kind: str) -> list[str]:
+    def chats(self, kind: Chat) -> list[str]:
         """Return the columns of chats of this kind (``Column.chat``)."""
         return [c.name for c in self.columns if c.chat == kind]
 
-    def like(self, known: list[str]) -> str:
-        """Return the first column with one of these names. Empty where there is none."""
-        return min((c.name for c in self.columns if headers.is_column_name(c.name, known)), default="")
+    def like(self, known: list[str]) -> str | None:
+        """Return the first column with one of these names. None where there is none."""
+        return min((c.name for c in self.columns if headers.is_column_name(c.name, known)), default=None)
 
 
 def look(path: str, base: Path, header: Header = "auto") -> Look:
@@ -210,11 +211,11 @@ def _guessed_column(name: str, values: list[Any]) -> Column:
     return Column(name, distinct, repeats, length, words, bool(filled) and names, _chat_kind(filled), dates)
 
 
-def _chat_kind(values: list[Any]) -> str:
+def _chat_kind(values: list[Any]) -> Chat | None:
     """Return the ``Column.chat`` of a column, by its first values."""
     first = [v for v in values[:20] if v != []]
     if not first or not all(isinstance(v, list) and all(isinstance(one, dict) for one in v) for v in first):
-        return ""
+        return None
     pairs = (("role", "content"), ("from", "value"))
     complete = any(all(isinstance(one.get(key), str) for v in first for one in v for key in pair) for pair in pairs)
     return "messages" if complete else "other"

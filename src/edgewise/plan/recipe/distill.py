@@ -64,10 +64,10 @@ class DistillSection(Section):
     held_tokens: int = Field(8192, ge=64, description="held-out tokens of public text that decide, at most")
 
     @property
-    def says(self) -> str:
-        """Say what the distillations read, and what they cost in privacy. Empty where there is none."""
+    def says(self) -> str | None:
+        """Say what the distillations read, and what they cost in privacy. None where there is none."""
         if not self.active:
-            return ""
+            return None
         often = "after each round" if self.every == 1 else f"every {self.every} rounds"
         return (
             f"{often} the server distils the released model again from {self.teacher} on {self.public}, which must be "
@@ -110,7 +110,7 @@ def distill_faults(
         what = f'distill.every with trainable.rule = "{trainable.rule}", which adds products of factors to the base: a'
         fix = 'write rule = "ffa", "reffa" or "fedit", or trainable.kind = "full"'
         yield SettingError("E-COMBO", f"{what} distillation would move the base itself", fix)
-    if personal.stays and personal.method != "ditto":
+    if personal.stays is not None and personal.method != "ditto":
         what = f'distill.every with personal.method = "{personal.method}": {personal.stays} stays on each device, so'
         yield SettingError("E-COMBO", f"{what} the server has no whole model to distil", "leave one of them out")
     if split:

@@ -84,19 +84,19 @@ class PersonalSection(Section):
         return self.weight if self.method == "interpolate" else 1.0
 
     @property
-    def own_adapter(self) -> str:
-        """The gate of the device's own adapter. Empty where it has none."""
-        return self.gate if self.method == "dual" else ""
+    def own_adapter(self) -> str | None:
+        """The gate of the device's own adapter. None where it has none."""
+        return self.gate if self.method == "dual" else None
 
     @property
-    def stays(self) -> str:
-        """Name what a device keeps for itself between rounds. Empty where it keeps nothing."""
+    def stays(self) -> str | None:
+        """Name what a device keeps for itself between rounds. None where it keeps nothing."""
         if self.method == "ditto":
             return "a model of its own"
         if self.method == "dual":
             return "an adapter of its own"
         if self.method not in PARTED:
-            return ""
+            return None
         if self.parts:
             return f"the part of the model that {', '.join(self.parts)} names"
         last = f"the last {self.blocks} block{'s' * (self.blocks != 1)} of the model with " if self.blocks else ""

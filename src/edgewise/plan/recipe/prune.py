@@ -27,10 +27,10 @@ class PruneSection(Section):
         return self.to < 1.0
 
     @property
-    def says(self) -> str:
-        """Say what pruning reads, and what it costs in privacy. Empty where there is none."""
+    def says(self) -> str | None:
+        """Say what pruning reads, and what it costs in privacy. None where there is none."""
         if not self.active:
-            return ""
+            return None
         return (
             f"between rounds the server prunes the released model to {self.to:g} of its weights by their magnitude: "
             "that is post-processing of released models, and no epsilon is spent on it"

@@ -59,5 +59,5 @@ def test_a_frozen_rest_is_played() -> None:
 @pytest.mark.parametrize("facts", [{}, {"whole_spec": [["w", [2], "float32"]]}, {"whole_spec": 7}])
 def test_a_layout_that_is_not_that_of_the_model_is_refused(facts: dict[str, Any]) -> None:
     with pytest.raises(TransportError) as refused:
-        splitting.submitted(service(), "", facts, recipe(FROZEN), Spec.of([("other", (2,), "float32")]))
+        splitting.submitted(service(), None, facts, recipe(FROZEN), Spec.of([("other", (2,), "float32")]))
     assert refused.value.code == "E-REQUEST"
