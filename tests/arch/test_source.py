@@ -108,40 +108,6 @@ def test_no_class_name_stands_twice() -> None:
     assert twice.keys() == TWICE.keys(), twice
 
 
-ABSENT = {"core", "codecs", "engine", "merges", "plan", "privacy", "secagg", "strategies"}  # None says absence here
-EMPTY_BYTES = {  # Fields of messages and files, where no bytes are a value.
-    "engine/beacon_server.py:blob",
-    "engine/split_messages.py:labels",
-    "engine/split_messages.py:begins",
-    "engine/split_states.py:labels",
-    "engine/split_states.py:begins",
-}
-
-
-def test_absence_is_none() -> None:
-    """No default of a field or parameter of the pure rooms is -1 or empty bytes."""
-    bad = []
-    for path, node in nodes(ast.AnnAssign, ast.arguments):
-        if path.relative_to(SRC).parts[0] not in ABSENT:
-            continue
-        if isinstance(node, ast.AnnAssign):
-            defaults = [(dotted(node.target), node.value)]
-        else:
-            placed = [one.arg for one in (*node.posonlyargs, *node.args)]
-            defaults = list(zip(reversed(placed), reversed(node.defaults), strict=False))
-            defaults += zip((one.arg for one in node.kwonlyargs), node.kw_defaults, strict=True)
-        names = [f"{path.relative_to(SRC).as_posix()}:{name}" for name, value in defaults if _is_sentinel(value)]
-        bad += [name for name in names if name not in EMPTY_BYTES]
-    assert not bad, "write None for absence:\n" + "\n".join(bad)
-
-
-def _is_sentinel(value: ast.expr | None) -> bool:
-    """Tell whether a default is -1 or empty bytes, alone or inside ``field(default=...)``."""
-    if isinstance(value, ast.Call) and dotted(value.func) == "field":
-        return any(_is_sentinel(keyword.value) for keyword in value.keywords if keyword.arg == "default")
-    return value is not None and ast.unparse(value) in ("-1", "-1.0", "b''")
-
-
 def public(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, ast.AST]]:
     """Public functions, classes and methods; dunder methods and overloads explain themselves."""
     for node in body:

@@ -76,7 +76,7 @@ def test_a_change_that_fails_takes_back_itself_alone(
     together.set()
     assert len({f.result() for f in futures} | {last.result()}) == 4
     assert isinstance(bad.exception(), TransportError | sa.exc.DBAPIError | IndexError)
-    assert database.fault() == ""
+    assert database.fault() is None
     with database.read() as c:
         assert c.execute(sa.select(ROUNDS.c.run, ROUNDS.c.round)).all() == [("good", n) for n in range(4)]
 
@@ -125,3 +125,13 @@ def test_a_database_of_an_older_version_is_brought_up_to_date(tmp_path: Path, ur
     database.write(lambda c: mailboxes.open_round(c, "here", 0))
     database.close()
     assert sorted(found) == sorted(("here", fingerprint(key)) for key in KEYS if revision < "0004")
+
+
+def test_a_nameless_device_is_in_no_run(tmp_path: Path) -> None:
+    """Who may read every run says so by None. An empty name gets what is published to everybody."""
+    with Database(tmp_path) as database:
+        database.write(lambda c: mailboxes.publish(c, "r", {"a" * 64: 1}))
+        database.write(lambda c: mailboxes.admit(c, "r", ["d"]))
+        with database.read() as c:
+            allowed = {device: mailboxes.offered(c, "a" * 64, device) for device in (None, "d", "e", "")}
+    assert allowed == {None: True, "d": True, "e": False, "": False}

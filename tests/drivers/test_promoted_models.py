@@ -182,7 +182,7 @@ def test_a_member_who_is_revoked_during_the_replay_promotes_nothing(tmp_path: Pa
         id = hosted(server, run)
         routes = ModelRoutes(server.service)
         with server.service.database.read() as c:
-            (name,) = (one.id for one in members.listed(c, "", "", 9))
+            (name,) = (one.id for one in members.listed(c, None, "", 9))
         server.service.database.write(lambda c: members.revoke(c, name, 1.0))
         assert code(routes.promoted_by, name, id, 2) == "E-REVOKED"
         for played in (2, 3):

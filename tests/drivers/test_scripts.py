@@ -77,7 +77,7 @@ def task_of(overrides: dict[str, Any], end: dict[str, Any] | None = None, left: 
     correction = plan.strategy.client.correction(
         {name: np.ones(spec.dim, np.float32) for name in plan.strategy.client.memory},
         {name: np.zeros(spec.dim, np.float32) for name in plan.strategy.client.given},
-        plan.work(0, plan.rule(0).steps),
+        plan.work(0, plan.rule(0).steps, "d"),
     )
     start = modules.read(module(), spec)
     request = FitRequest("d", 0, start, plan.rule(0), bytes(32), bytes(32), correction)

@@ -63,6 +63,8 @@ def test_devices_of_groups_say_what_was_recorded(name: str) -> None:
                     assert isinstance(held, client.Advertised)
                     params, update = params_of(session, message.rung), me["updates"][message.rung or 0]
                     head = np.array([int(v) for v in update["head"]], np.uint64)
+                    with pytest.raises(ValueError, match="call ready first"):  # It deals no shares of nothing.
+                        client.step(params, held, message.body, enrolled)
                     held = client.ready(params, held, np.array(update["body"], np.uint32), head)
                 state, answer = client.step(params, held if state is None else state, message.body, enrolled)
                 said = written(device, answer, None)

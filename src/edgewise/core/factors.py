@@ -23,10 +23,10 @@ _FACTOR = re.compile(r"\.lora_(?:embedding_)?([AB])(?:\.|$)")
 _FOLD = re.compile(r"\.fold(\d+)(?:\.|$)")
 
 
-def factor(name: str) -> str:
-    """Return ``"A"`` or ``"B"`` for a factor's segment, on a linear layer or an embedding. Empty for any other name."""
+def factor(name: str) -> str | None:
+    """Return ``"A"`` or ``"B"`` for a factor's segment, on a linear layer or an embedding. None for any other name."""
     found = _FACTOR.search(name)
-    return found[1] if found else ""
+    return found[1] if found else None
 
 
 def fold(name: str) -> int:

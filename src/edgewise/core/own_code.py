@@ -48,13 +48,13 @@ def _is_module_of(name: str, modules: Sequence[str]) -> bool:
     return any(name == module or name.startswith(f"{module}.") for module in modules)
 
 
-def line_of(e: BaseException) -> str:
+def line_of(e: BaseException) -> str | None:
     """Find the innermost line of a traceback outside edgewise and installed libraries: ``net.py:31, in fit``.
 
-    Empty if there is none. Only the name of the file is given, because the reason may travel.
+    None if there is none. Only the name of the file is given, because the reason may travel.
     """
     frames = [frame for frame in traceback.extract_tb(e.__traceback__) if not is_library(frame.filename)]
-    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name}" if frames else ""
+    return f"{Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name}" if frames else None
 
 
 def type_and_line(e: BaseException) -> str:

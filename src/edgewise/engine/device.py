@@ -24,7 +24,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import msgspec
 import numpy as np
 
 from edgewise.codecs.wire import pack
@@ -268,7 +267,6 @@ def _answer_secagg(
         return state, ()
     if state.heard == (heard := _invitation_digest(message)):
         return state, (SendFrame(state.said),)
-    sent = frame.Step(run=message.run, round=message.round, device=me, body=b"")
     if state.unsent is not None:
         try:
             state = _encoded_for_group(plan, state, state.unsent, message.rung)
@@ -280,7 +278,7 @@ def _answer_secagg(
     if isinstance(after, client.Waiting) and (answered is None or answered < state.round):
         idle, charge = replace(idle, answered=state.round), (ChargeOwner(state.round),)  # The masked update leaves now.
     over = isinstance(after, client.Finished | client.Aborted)
-    reply = frame.dump(msgspec.structs.replace(sent, body=answer))
+    reply = frame.dump(frame.Step(run=message.run, round=message.round, device=me, body=answer))
     next_state: Kept = idle if over else replace(state, client=after, idle=idle, heard=heard, said=reply)
     return next_state, (*charge, Save(next_state), SendFrame(reply))
 

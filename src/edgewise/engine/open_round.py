@@ -61,12 +61,21 @@ def first_record(record: Record) -> Began:
     return record
 
 
+@dataclass(frozen=True, slots=True)
+class FirstAnswer:
+    """Size and timings of a device's first answer. Its frame is not kept."""
+
+    size_bytes: int
+    train_s: float
+    encode_s: float
+
+
 @dataclass
 class Books:
-    """Bytes, seconds and events of a round. ``first``: each device's first answer without its frame, and its size."""
+    """Bytes, seconds and events of a round. ``first``: each device's first answer."""
 
     bytes_down: Counter[DeviceId]
-    first: dict[DeviceId, tuple[Arrived, int]] = field(default_factory=dict)
+    first: dict[DeviceId, FirstAnswer] = field(default_factory=dict)
     later: Counter[DeviceId] = field(default_factory=Counter)  # device -> bytes of its messages after the first
     events: list[events.AnyEvent] = field(default_factory=list)
     bytes_up: int = 0
@@ -251,7 +260,7 @@ class OpenRound:
                 case Dismiss(keep) if self._outbox is None:
                     self.cohort.close_round(keep)
                 case Counted(device, rung) if isinstance(record, Arrived):
-                    self.books.first[device] = replace(record, frame=b""), len(record.frame)
+                    self.books.first[device] = FirstAnswer(len(record.frame), record.train_s, record.encode_s)
                     if self.facts.session is None:
                         self._report_accepted(device, rung)
                 case ReportLoss(device, code, reason):
@@ -316,18 +325,18 @@ class OpenRound:
 
     def _report_accepted(self, device: DeviceId, rung: int | None) -> None:
         """Report that a contribution is in the sum."""
-        record, size = self.books.first[device]
-        size += self.books.later[device]
+        answer = self.books.first[device]
+        size = answer.size_bytes + self.books.later[device]
         self.books.bytes_up += size
-        self.books.train_s += record.train_s
-        self.books.encode_s += record.encode_s
+        self.books.train_s += answer.train_s
+        self.books.encode_s += answer.encode_s
         self._tell_event(
             events.Accepted(
                 round=self.facts.round,
                 device=device,
                 bytes_up=size,
-                train_s=record.train_s,
-                encode_s=record.encode_s,
+                train_s=answer.train_s,
+                encode_s=answer.encode_s,
                 rung=rung,
                 bytes_down=self._downloaded_bytes(device),
                 staleness=self.facts.round - self.facts.version(device),

@@ -113,8 +113,8 @@ class ReportsMetrics(Protocol):
 class MeasuresSteps(Protocol):
     """Optional port of a trainer that can measure the duration of a step."""
 
-    def step_s(self) -> float:
-        """Measure the seconds of one optimizer step. 0.0 where no device can train."""
+    def step_s(self) -> float | None:
+        """Measure the seconds of one optimizer step. None where no device can train."""
         ...
 
 
@@ -313,6 +313,11 @@ class Registered:
         except (TypeError, ValueError) as e:
             raise RecipeError("E-EXTENSION", f"{self._trainer_name}.describe gave no plain JSON: {e}.") from e
         return given
+
+    def step_s(self) -> float | None:
+        """Call ``MeasuresSteps.step_s``. None where the trainer lacks the port, or gives no time above 0."""
+        measured = None if self.measures is None else self.measures.step_s()
+        return measured if measured is not None and measured > 0.0 else None
 
     @property
     def _trainer_name(self) -> str:

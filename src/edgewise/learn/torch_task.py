@@ -331,7 +331,7 @@ class TorchTrainer:
         """Describe training that needs less memory, for a message."""
         return LESS_MEMORY
 
-    def step_s(self) -> float:
+    def step_s(self) -> float | None:
         """Measure the seconds of one optimizer step on this machine."""
         return measured_step_s(self, self.training.lr)
 

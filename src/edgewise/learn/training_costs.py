@@ -19,14 +19,14 @@ def weights_bytes(model: nn.Module) -> int:
     return sum(codes.values()) + quantized.scale_bytes(model)
 
 
-def measured_step_s(trainer: Trainer, lr: float) -> float:
-    """Measure the seconds of one step on the first device that can train. 0.0 where none can.
+def measured_step_s(trainer: Trainer, lr: float) -> float | None:
+    """Measure the seconds of one step on the first device that can train. None where none can.
 
     It times the second of two steps, so that caches are warm.
     """
     who = type(trainer).__name__
     for device in trainer.devices():
-        took = 0.0
+        took: float | None = None
         for _ in range(2):
             start_D = as_initial(trainer.initial(), trainer.spec.dim, who)
             request = FitRequest(device, 0, start_D, LocalRule(steps=1, lr=lr), bytes(32), bytes(32))
@@ -38,6 +38,6 @@ def measured_step_s(trainer: Trainer, lr: float) -> float:
             if not update.count:  # With example-level noise a device without text takes its steps all the same.
                 break
             took = time.perf_counter() - start
-        if took:
+        if took is not None:
             return took
-    return 0.0
+    return None

@@ -200,7 +200,7 @@ class ZerothOrderTrainer:
             raise TypeError(f"{type(self.inner).__name__} does not go on with text")
         return self._ports.continues.sample(device, self.weights(params), key)
 
-    def step_s(self) -> float:
+    def step_s(self) -> float | None:
         """Measure the seconds of a step as ``TorchTrainer.step_s``, without rebuilding the model."""
         return measured_step_s(self, self._moves.training.lr)
 

@@ -158,7 +158,7 @@ def down_total(plan: Plan, frames: float) -> float:
 
 def forecast(
     plan: Plan,
-    step_s: float,
+    step_s: float | None,
     workers: int,
     local_steps: float = 0.0,
     encode_s: float = 0.0,
@@ -176,7 +176,7 @@ def forecast(
     on some segments counts as a whole one.
 
     Args:
-        step_s: measured seconds of one optimizer step; 0 = unknown, which makes all forecasts None.
+        step_s: measured seconds of one optimizer step; None = unknown, which makes all forecasts None.
         workers: number of worker processes.
         local_steps: mean steps of a device in a round, where the recipe counts passes; 0 = the recipe's own steps.
         encode_s: measured seconds of one encoding.
@@ -185,7 +185,7 @@ def forecast(
     recipe, sampling = plan.recipe, plan.sampling
     expected = sampling.expected
     out: Row = {"contributions_per_round": expected, "federated_s": None, "compare_s": None, "total_s": None}
-    if step_s <= 0.0:
+    if step_s is None:
         return out
     device_round_s = step_s * (local_steps or plan.rule(0).steps)
     after_s = step_s * recipe.personal.further_steps(personal_steps)

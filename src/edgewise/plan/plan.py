@@ -271,7 +271,7 @@ class Plan:
         section = self.recipe.trainable
         return tuple(trained(self.spec, k) for k in section.depths) if section.blocks_by == "memory" else ()
 
-    def work(self, round: int, steps: int, device: str = "", choice: int | None = None) -> LocalWork:
+    def work(self, round: int, steps: int, device: str, choice: int | None = None) -> LocalWork:
         """Describe to the strategy's client half the work of ``device``, which takes ``steps`` steps in this round.
 
         ``choice`` is that of its update (``Update.choice``).

@@ -74,11 +74,12 @@ class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Advertised(_State, frozen=True, tag="advertised"):
-    """State after sending keys. ``body`` (uint32) and ``head`` (uint64) are the update, little-endian."""
+    """State after sending keys. ``body`` (uint32) and ``head`` (uint64) are the update, little-endian. Both
+    are None until ``ready`` puts them in."""
 
     own: Own
-    body: bytes
-    head: bytes
+    body: bytes | None = None
+    head: bytes | None = None
 
 
 class Sharing(_State, frozen=True, tag="sharing"):
@@ -195,7 +196,7 @@ def advertise(
         signature=b"",
     )
     keys = msgspec.structs.replace(keys, signature=sign.sign(identity, keys.signed(sid, device)))
-    return Advertised(device=device, own=own, body=b"", head=b""), messages.dump(messages.Advertise(keys=keys))
+    return Advertised(device=device, own=own), messages.dump(messages.Advertise(keys=keys))
 
 
 def ready(params: Params, state: Advertised, body: Body, head: Head) -> Advertised:
@@ -232,6 +233,8 @@ def _share_secrets(
     params: Params, state: Advertised, roster: messages.Roster, registry: Registry
 ) -> tuple[State, bytes]:
     """Deal shares of both secrets to the neighbours on the roster."""
+    if state.body is None or state.head is None:
+        raise ValueError("the update is not in the session yet: call ready first")
     own, me, keys = state.own, state.device, roster.keys
     everybody = tuple(keys)
     if len(everybody) < params.n_min:

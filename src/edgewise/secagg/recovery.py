@@ -60,11 +60,11 @@ class CheckedShares:
     """Shares that one device revealed and that passed their checks.
 
     Attributes:
-        own: the seed of its own mask, empty where it revealed another one or none. seeds, keys: dealer -> share.
+        own: the seed of its own mask, None where it revealed another one or none. seeds, keys: dealer -> share.
         lied: it revealed something else than it knows.
     """
 
-    own: bytes = field(repr=False)
+    own: bytes | None = field(repr=False)
     seeds: Mapping[str, bytes] = field(repr=False)
     keys: Mapping[str, bytes] = field(repr=False)
     lied: bool
@@ -91,7 +91,7 @@ def check_revealed(
     own = message.seeds.get(device, b"")[: shamir.SECRET_BYTES]
     is_own = shamir.element(own) == message.seeds.get(device) and commitment(sid, device, own) == keys.commitment
     lied = not is_own or len(seeds) + len(key_shares) < dealers
-    return CheckedShares(own if is_own else b"", seeds, key_shares, lied)
+    return CheckedShares(own if is_own else None, seeds, key_shares, lied)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def recover(
             by_dealer = revealed[holder].seeds if dealer in alive else revealed[holder].keys
             if dealer in by_dealer:
                 shares[point] = by_dealer[dealer]
-        own = revealed[dealer].own if dealer in revealed else b""
+        own = revealed[dealer].own if dealer in revealed else None
         if len(shares) >= threshold:  # Combine even where the seed is known: this brings wrong shares to light.
             try:
                 own = (
@@ -137,7 +137,7 @@ def recover(
                 )
             except DecodeError as e:
                 named[dealer] = e.code
-        if own:
+        if own is not None:
             secrets[dealer] = own
         else:
             lacking.append(dealer)

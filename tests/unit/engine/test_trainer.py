@@ -18,6 +18,15 @@ def test_a_trainer_has_the_ports_that_it_defines() -> None:
     assert registered(toy) == Registered(toy, describes=toy, measures=toy, fits_blocks=toy)
 
 
+@pytest.mark.parametrize(("given", "taken"), [(0.25, 0.25), (0.0, None), (-1.0, None), (None, None)])
+def test_a_time_of_a_step_is_above_0_or_unknown(given: float | None, taken: float | None) -> None:
+    class Timed(ToyTrainer):
+        def step_s(self) -> float | None:  # type: ignore[override]
+            return given
+
+    assert registered(Timed(make_recipe())).step_s() == taken
+
+
 def test_what_is_no_trainer_is_refused_by_what_it_lacks() -> None:
     class Half:
         spec = ToyTrainer(make_recipe()).spec

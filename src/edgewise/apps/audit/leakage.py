@@ -163,7 +163,7 @@ class _Probe:
         """Measure how many of the text's tokens an update reveals."""
         vocabulary = self.inputs.shape[0]
         segment = reconstruction.first_layer(spec) if how == "span" else reconstruction.embedding(spec, vocabulary)
-        if not segment:
+        if segment is None:
             return None
         if how == "rows":
             scores = reconstruction.row_scores(update, spec, segment)

@@ -153,7 +153,7 @@ def _check_blobs(folder: Path) -> Iterator[Check]:
         yield Check("blobs", BAD, e.what, e.fix)
         return
     if owner != name:
-        found = f"belongs to the server {owner:.80}" if owner else "has no blobs of this server"
+        found = f"belongs to the server {owner:.80}" if owner is not None else "has no blobs of this server"
         yield Check("blobs", BAD, f"{place.url} {found}", "`edgewise explain E-STORE-BUCKET` says what to do")
     else:
         yield Check("blobs", OK, f"{number} in {place.url}, {size / 1e6:.1f} MB")

@@ -54,7 +54,7 @@ def devices(c: sa.Connection, service: Service, status: str, after: str) -> list
             "joined_s": one.joined_s, "token": one.token,
             "seen_ago_s": None if (at := service.presence.progress_s.get(one.id)) is None else max(0.0, now - at),
         }
-        for one in members.listed(c, status, after, PAGE)
+        for one in members.listed(c, status or None, after, PAGE)
     ]  # fmt: skip
 
 
@@ -131,7 +131,7 @@ def charged(folder: Path) -> dict[str, Any]:
         }
         for i, (one, digest) in enumerate(zip(entries, links[1:], strict=True))
     ]  # fmt: skip
-    return {"charges": rows[::-1][:PAGE], "count": len(rows), "problem": ""}
+    return {"charges": rows[::-1][:PAGE], "count": len(rows), "problem": None}
 
 
 def audited(c: sa.Connection, before: int, verify: bool) -> dict[str, Any]:
@@ -140,10 +140,10 @@ def audited(c: sa.Connection, before: int, verify: bool) -> dict[str, Any]:
     who = sorted({one.by for one in rows})
     labels = dict(c.execute(sa.select(MEMBERS.c.id, MEMBERS.c.label).where(MEMBERS.c.id.in_(who))).all())
     shown = [{**asdict(one), "name": labels.get(one.by, "")} for one in rows]
-    found: dict[str, Any] = {"rows": shown, "verified": None, "problem": ""}
+    found: dict[str, Any] = {"rows": shown, "verified": None, "problem": None}
     if verify:
         found["problem"] = audit.problem(audit.rows(c))
-        found["verified"] = not found["problem"]
+        found["verified"] = found["problem"] is None
     return found
 
 

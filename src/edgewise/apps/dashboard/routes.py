@@ -233,7 +233,7 @@ class DashboardRoutes:
             member = members.find(c, name)
             if member is None or member.status != members.APPROVED or member.role not in VIEWER:
                 raise TransportError("E-ROLE", "this member may not see the dashboard.", "ask an administrator.")
-            if old:
+            if old is not None:
                 sessions.leave(c, old)
             audit.note(c, name, "log in", name, now_s)
             return secret

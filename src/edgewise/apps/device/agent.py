@@ -51,8 +51,8 @@ class _Owner(Watch):
         self._follow, self._sleep = follow, sleep
         self._in_a_sum_until_s = 0.0
 
-    def doing(self, state: str, run: str = "") -> None:
-        self._agent.say(state, f"run {run[:12]}" if run else "for the server's mail")
+    def doing(self, state: str, run: str | None = None) -> None:
+        self._agent.say(state, f"run {run[:12]}" if run is not None else "for the server's mail")
 
     def declines(self, part: RunPart, round: int) -> str | None:
         largest = largest_upload(part.devices.plan)

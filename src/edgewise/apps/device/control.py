@@ -60,14 +60,14 @@ class Said(msgspec.Struct, frozen=True):
 
     Attributes:
         state: one word, such as waiting, training, sending.
-        why: a sentence, or empty.
+        why: a sentence. None where the state says it all.
         since_s: seconds since 1970.
         pid: the agent's process, which a signal may end. 0 if the process does other work too, as a script or a
             notebook.
     """
 
     state: str
-    why: str
+    why: str | None
     since_s: float
     pid: int
 
@@ -103,7 +103,7 @@ class Agent:
         self._release = _locked(home / LOCK)
         alone = threading.current_thread() is threading.main_thread()
         self._pid = os.getpid() if alone else 0
-        self._said: tuple[str, str] | None = None
+        self._said: tuple[str, str | None] | None = None
         self._order, self._looked_s = Order(), float("-inf")
 
     def __enter__(self) -> Agent:
@@ -135,7 +135,7 @@ class Agent:
             )
         return not self._order.pause
 
-    def say(self, state: str, why: str = "") -> None:
+    def say(self, state: str, why: str | None = None) -> None:
         """Write the agent's state and the reason for it. An unchanged state is not written again.
 
         On a full disk it is written over the last one. Where that fails too, the log has it.
@@ -185,7 +185,7 @@ def running(home: Path) -> Said | None:
     except StoreError:
         with suppress(OSError, msgspec.DecodeError):
             return msgspec.json.decode((home / SAYS).read_bytes(), type=Said)
-        return Said("starting", "", time.time(), 0)
+        return Said("starting", None, time.time(), 0)
     return None
 
 

@@ -98,9 +98,9 @@ class OwnerPage:
             self._token = ""
             return self._secret
 
-    def knows(self, secret: str) -> bool:
+    def knows(self, secret: str | None) -> bool:
         """Tell whether a cookie is the owner's."""
-        return hmac.compare_digest(secret.encode(), self._secret.encode())
+        return secret is not None and hmac.compare_digest(secret.encode(), self._secret.encode())
 
     def shown(self) -> dict[str, Any]:
         """Return the status of the device, as `edgewise device status --json` does, and the lines of its record."""

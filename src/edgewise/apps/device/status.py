@@ -22,7 +22,7 @@ def found(home: Path, now_s: float) -> dict[str, Any]:
     """
     enrolled = homes.load(home)
     agent, order = control.running(home), control.order(home, now_s)
-    state, why, since_s = ("not running", "", None) if agent is None else (agent.state, agent.why, agent.since_s)
+    state, why, since_s = ("not running", None, None) if agent is None else (agent.state, agent.why, agent.since_s)
     if order.pause:
         state, why, since_s = "paused", _until(order.until_s), None
     budget: dict[str, float] | None = None

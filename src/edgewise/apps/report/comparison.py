@@ -186,14 +186,14 @@ def run_figures(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def best(found: Mapping[str, Any]) -> str:
-    """Name the comparable run with the lowest federated perplexity. Empty if fewer than two can be compared."""
+def best(found: Mapping[str, Any]) -> str | None:
+    """Name the comparable run with the lowest federated perplexity. None if fewer than two can be compared."""
     fit = [
         r
         for r in found["runs"]
         if r["name"] not in found["not_comparable"] and r["perplexity"].get("federated") is not None
     ]
-    return min(fit, key=lambda r: r["perplexity"]["federated"])["name"] if len(fit) > 1 else ""
+    return min(fit, key=lambda r: r["perplexity"]["federated"])["name"] if len(fit) > 1 else None
 
 
 def show(console: Console, found: Mapping[str, Any]) -> None:

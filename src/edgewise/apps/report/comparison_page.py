@@ -73,7 +73,7 @@ def _run_colour(i: int) -> str:
 def _comparison_lead(found: Mapping[str, Any]) -> str:
     """Write the first paragraph: the best run."""
     wins = comparison.best(found)
-    if not wins:
+    if wins is None:
         return "No two of these runs have a federated perplexity that can be compared."
     top = next(r for r in found["runs"] if r["name"] == wins)
     lowest = numbers.perplexity(top["perplexity"]["federated"])

@@ -194,7 +194,9 @@ class ControlPlane:
     async def devices(self, status: str = "", after: str = "", limit: int = 1000) -> list[MemberState]:
         """List members in the order of their ids, a page at a time. ``after`` is the last id of the previous page."""
         count = max(1, min(limit, 1000))
-        return [_standing(x) for x in await self._service.read(lambda c: members.listed(c, status, after, count))]
+        return [
+            _standing(x) for x in await self._service.read(lambda c: members.listed(c, status or None, after, count))
+        ]
 
     async def approve(self, request: Request, member: str) -> MemberState:
         """Approve a pending member."""

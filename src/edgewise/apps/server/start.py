@@ -154,9 +154,9 @@ class HttpServer:
         self.service.database.write(change)
         return token.text
 
-    def first_token(self) -> str:
-        """Make a token for the first administrator. Empty: there is an administrator."""
+    def first_token(self) -> str | None:
+        """Make a token for the first administrator. None: there is an administrator."""
         with self.service.database.read() as c:
             if any(member.role == "admin" for member in members.listed(c, members.APPROVED)):
-                return ""
+                return None
         return self.token(Grant("admin", approved=True))

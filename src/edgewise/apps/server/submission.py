@@ -185,7 +185,7 @@ def warnings(service: Service, deadline_s: float) -> list[str]:
     with service.database.read() as c:
         fleet = members.count(c)
     found = presence.short_deadline(deadline_s, fleet, service.limits)
-    return [found] if found else []
+    return [] if found is None else [found]
 
 
 def folder(service: Service, run: str) -> Path:

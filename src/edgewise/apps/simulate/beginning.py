@@ -247,9 +247,10 @@ def versions() -> Mapping[str, str]:
 
 def tell_forecast(executor: Executor, plan: Plan, tell: Tell) -> None:
     """Report how long the run will take, if a step can be measured and the recipe counts steps."""
-    timed = [t for t in executor.broadcast(jobs.Time()) if isinstance(t, jobs.Timed) and t.step_s]
+    answers = [t for t in executor.broadcast(jobs.Time()) if isinstance(t, jobs.Timed)]
+    timed = [(t.step_s, t.encode_s) for t in answers if t.step_s is not None]
     if not timed or plan.rule(0).epochs:
         return
-    step_s, encode_s = (fmean(getattr(t, name) for t in timed) for name in ("step_s", "encode_s"))
+    step_s, encode_s = map(fmean, zip(*timed, strict=True))
     found = explain.forecast(plan, step_s, executor.parallel, encode_s=encode_s)
     tell(events.Forecast(rounds_s=found["federated_s"], compare_s=found["compare_s"]))

@@ -68,7 +68,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         plan = compile(recipe, trainer.trainer.spec, population, catalogue)
         noise_steps(plan, trainer)
         sizes = trainer.trainer.sizes()
-        step_s = 0.0 if fast or trainer.measures is None else trainer.measures.step_s()
+        step_s = None if fast else trainer.step_s()
         together = _step_together_s(trainer, plan, step_s)
         encode_s = 0.0 if fast else speed.encode_s(plan)
         read = _reading_record(trainer)
@@ -119,7 +119,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         "ends": _decisions_by_loss(recipe),
         "local_epochs": recipe.training.local_epochs or None,
         "local_steps": steps,
-        "step_s": step_s or None,
+        "step_s": step_s,
         "together": together,
         "workers": workers,
         "forecast": forecast,
@@ -185,13 +185,13 @@ def _decisions_by_loss(recipe: Recipe) -> str:
     return "; ".join(decisions)
 
 
-def _step_together_s(trainer: Registered, plan: Plan, step_s: float) -> dict[str, float] | None:
+def _step_together_s(trainer: Registered, plan: Plan, step_s: float | None) -> dict[str, float] | None:
     """Measure a step of several devices in one pass. None where they cannot, or are not clearly faster than in turn.
 
     A pass that would take long is not measured, because large batches gain nothing. Nor is one that may need more than
     half of the free memory.
     """
-    if not step_s or trainer.together is None or trainer.together.apart() is not None or plan.promise.noises_steps:
+    if step_s is None or trainer.together is None or trainer.together.apart() is not None or plan.promise.noises_steps:
         return None
     devices = trainer.trainer.devices()[: min(TOGETHER, plan.sampling.goal)]
     if len(devices) < 2 or step_s * len(devices) > TOGETHER_S:

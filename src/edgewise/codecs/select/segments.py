@@ -102,9 +102,9 @@ def factor_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
     return by_factor
 
 
-def keep_segments(spec: Spec, chosen: Sequence[Segment], name: str, cycle: int, which: str = "") -> Stage:
+def keep_segments(spec: Spec, chosen: Sequence[Segment], name: str, cycle: int, which: str | None = None) -> Stage:
     """Make the stage that keeps these segments, of a cycle of that many rounds. ``which`` describes them."""
-    which = which or ("the same on all devices" if cycle > 1 else "fixed for the run")
+    which = which if which is not None else ("the same on all devices" if cycle > 1 else "fixed for the run")
     size = sum(s.size for s in chosen)
     stops = np.cumsum([s.size for s in chosen])  # The end of each kept segment among the kept coordinates.
     shift = np.array([s.stop for s in chosen]) - stops

@@ -1,7 +1,7 @@
 """The audit log of a server: who changed what, and when. Rows are only added, and each is chained to the one before.
 
     audit.note(c, member.id, "approve", device, now_s)     # in the transaction of the change itself
-    audit.problem(audit.rows(c))                           # empty where no row before the newest was touched
+    audit.problem(audit.rows(c))                           # None where no row before the newest was touched
 
 A person who can write the database can also write all rows anew, or remove the newest. So an auditor keeps the newest
 digest elsewhere.
@@ -51,14 +51,14 @@ def newest(c: sa.Connection, limit: int, before: int = 2**62) -> list[AuditEntry
     return [AuditEntry(**row._asdict()) for row in c.execute(query)]
 
 
-def problem(entries: Sequence[AuditEntry]) -> str:
-    """Name the first row that does not follow from the rows before it. Empty: all rows do."""
+def problem(entries: Sequence[AuditEntry]) -> str | None:
+    """Name the first row that does not follow from the rows before it. None: all rows do."""
     before = _START
     for entry in entries:
         before = _link(before, entry.at_s, entry.by, entry.verb, entry.what)
         if entry.digest != before:
             return f"row {entry.number} is not the one that was written there"
-    return ""
+    return None
 
 
 def _link(before: str, at_s: float, by: str, verb: str, what: str) -> str:

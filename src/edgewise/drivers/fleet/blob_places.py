@@ -49,11 +49,11 @@ def opened(folder: Path, place: Place | None, owner: str, grace_s: float) -> Blo
     store = ObjectStore(place, GRACE_S)
     store.check_rights()
     found = store.owner()
-    if known is not None and not found:
+    if known is not None and found is None:
         lost = "has no blobs of this server any more" if known == place else f"has no copy of those in {known.url}"
         fix = "copy all objects of the old place, `owner` too, or restore the server from a backup."
         raise StoreError("E-STORE-BUCKET", f"{place.url} {lost}.", fix)
-    if not found:
+    if found is None:
         store.claim(owner)
         found = store.owner()
     if found != owner:

@@ -143,7 +143,7 @@ class Database:
         self._lease = Lease(now_s, self._engine.now_s, self._next_number)
         self._waiting: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()
         self._closed = threading.Event()
-        self._fault = ""
+        self._fault: str | None = None
         with self._engine.guard():
             if self.shared:
                 with self._engine.writing() as c:
@@ -204,8 +204,8 @@ class Database:
                 self._lease.give_back(c)
         self._engine.pool.dispose()
 
-    def fault(self) -> str:
-        """The reason why the writer's last commit failed. Empty while it can commit."""
+    def fault(self) -> str | None:
+        """The reason why the writer's last commit failed. None while it can commit."""
         return self._fault
 
     def lease_left_s(self) -> float:
@@ -312,7 +312,7 @@ class Database:
                         if self._engine.fails_all(c, e):
                             raise
                         results.append((item.future, None, self._engine.of_one(e)))
-            self._fault = ""
+            self._fault = None
             self._lease.committed()
         except Exception as e:  # boundary: the writer continues, and the callers get the error
             results, self._fault = [(item.future, None, e) for item in batch], str(e)

@@ -217,13 +217,13 @@ def published(c: sa.Connection) -> set[str]:
     return {str(row[0]) for row in c.execute(sa.select(PUBLICATIONS.c.digest).distinct())}
 
 
-def offered(c: sa.Connection, digest: str, device: str = "") -> bool:
+def offered(c: sa.Connection, digest: str, device: str | None) -> bool:
     """Return whether a blob is published to everybody or by a run.
 
-    ``device``: count only the runs that this device takes part in; empty: any run.
+    ``device``: count only the runs that this device takes part in; None: any run.
     """
     query = sa.select(PUBLICATIONS.c.run).where(PUBLICATIONS.c.digest == digest)
-    if device:
+    if device is not None:
         query = query.where(sa.or_(PUBLICATIONS.c.run == EVERYBODY, _part(PUBLICATIONS.c.run, device)))
     return c.execute(query.limit(1)).first() is not None
 

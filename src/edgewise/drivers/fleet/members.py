@@ -159,10 +159,10 @@ def find(c: sa.Connection, name: str) -> Member | None:
     return _member(row) if row else None
 
 
-def listed(c: sa.Connection, status: str = "", after: str = "", limit: int = 1000) -> list[Member]:
+def listed(c: sa.Connection, status: str | None = None, after: str = "", limit: int = 1000) -> list[Member]:
     """List members in the order of their ids, of one status or all, a page at a time."""
     query = sa.select(MEMBERS).where(MEMBERS.c.id > after).order_by(MEMBERS.c.id).limit(limit)
-    return [_member(row) for row in c.execute(query.where(MEMBERS.c.status == status) if status else query)]
+    return [_member(row) for row in c.execute(query.where(MEMBERS.c.status == status) if status is not None else query)]
 
 
 def count(c: sa.Connection) -> int:

@@ -68,10 +68,10 @@ def find(c: sa.Connection, run: str) -> ServedRun:
     return _run(row)
 
 
-def listed(c: sa.Connection, state: str = "") -> list[ServedRun]:
+def listed(c: sa.Connection, state: str | None = None) -> list[ServedRun]:
     """List all runs, or those in a state, the oldest first."""
     query = sa.select(SERVED).order_by(SERVED.c.made_s, SERVED.c.run)
-    return [_run(row) for row in c.execute(query.where(SERVED.c.state == state) if state else query)]
+    return [_run(row) for row in c.execute(query.where(SERVED.c.state == state) if state is not None else query)]
 
 
 def unwithdrawn(c: sa.Connection) -> set[str]:

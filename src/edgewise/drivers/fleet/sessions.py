@@ -39,16 +39,16 @@ def enter(c: sa.Connection, text: str, now_s: float) -> tuple[str, str]:
         TransportError: E-SESSION for a token that is unknown, expired, or used already.
     """
     text = text.strip()
-    member = _find(c, _LOGIN, text.removeprefix(PREFIX), now_s) if text.startswith(PREFIX) else ""
-    if not member:
+    member = _find(c, _LOGIN, text.removeprefix(PREFIX), now_s) if text.startswith(PREFIX) else None
+    if member is None:
         what = "this login token is unknown, expired, or used already."
         raise TransportError("E-SESSION", what, "ask for a new one: `edgewise fleet login`.")
     _remove(c, _LOGIN, text.removeprefix(PREFIX))
     return _add(c, _SESSION, member, now_s, SESSION_S), member
 
 
-def find(c: sa.Connection, secret: str, now_s: float) -> str:
-    """Return the id of the member whose session this is. Empty where there is no such session."""
+def find(c: sa.Connection, secret: str, now_s: float) -> str | None:
+    """Return the id of the member whose session this is. None where there is no such session."""
     return _find(c, _SESSION, secret, now_s)
 
 
@@ -84,11 +84,11 @@ def _add(c: sa.Connection, kind: str, member: str, now_s: float, lasts_s: float)
     return secret
 
 
-def _find(c: sa.Connection, kind: str, secret: str, now_s: float) -> str:
+def _find(c: sa.Connection, kind: str, secret: str, now_s: float) -> str | None:
     if len(secret) != _CHARACTERS:
-        return ""
+        return None
     row = c.execute(sa.select(SESSIONS).where(SESSIONS.c.digest == _digest(kind, secret))).first()
-    return "" if row is None or row.expires_s <= now_s else str(row.member)
+    return None if row is None or row.expires_s <= now_s else str(row.member)
 
 
 def _remove(c: sa.Connection, kind: str, secret: str) -> None:

@@ -52,7 +52,7 @@ class RunPart:
 class Watch:
     """Hooks by which a device's owner sees its work and decides about it. This one decides nothing."""
 
-    def doing(self, state: str, run: str = "") -> None:
+    def doing(self, state: str, run: str | None = None) -> None:
         """Report the device's activity: waiting, joining, training, answering, sending."""
 
     def declines(self, part: RunPart, round: int) -> str | None:

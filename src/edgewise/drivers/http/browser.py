@@ -33,19 +33,19 @@ HEADERS: Mapping[str, str] = {
 _FOREIGN = TransportError("E-SESSION", "the form was not made in this session.", "open the page again, and send it.")
 
 
-def session_secret(scope: Scope) -> str:
-    """Return the secret in the cookie of a request. Empty: there is none."""
+def session_secret(scope: Scope) -> str | None:
+    """Return the secret in the cookie of a request. None: there is none."""
     return cookie_value("; ".join(v.decode("latin-1") for name, v in scope["headers"] if name == b"cookie"), COOKIE)
 
 
-def cookie_value(header: str, name: str) -> str:
+def cookie_value(header: str, name: str) -> str | None:
     """Return the value of a cookie in the header ``cookie``, whatever other programs of this host put beside it.
 
-    Empty: it has none, or several of the name. Values of edgewise need no quotes.
+    None: it has none, or several of the name. Values of edgewise need no quotes.
     """
     pairs = [part.strip().partition("=") for part in header.split(";")]
     found = [value for key, _, value in pairs if key == name]
-    return found[0] if len(found) == 1 else ""
+    return found[0] if len(found) == 1 else None
 
 
 def cookie(secret: str) -> str:

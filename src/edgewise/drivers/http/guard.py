@@ -206,7 +206,7 @@ class Guard:
             proof = signatures.verify(where, headers, server, now_s, {fingerprint(public): public}.get)
             return Caller(None, proof, b"", public)
         sender = signatures.sender(headers)
-        member = await self._service.member(sender) if sender else None
+        member = None if sender is None else await self._service.member(sender)
         key_of: Callable[[str], bytes | None] = lambda _: member.public if member else None  # noqa: E731
         proof = signatures.verify(where, headers, server, now_s, key_of)
         assert member is not None
@@ -218,9 +218,9 @@ class Guard:
         if rule.changes:
             browser.check_origin(scope, self._service.public_url)
         secret = browser.session_secret(scope)
-        name = await self._service.person(secret) if secret else ""
-        member = await self._service.member(name) if name else None
-        if member is None:
+        name = None if secret is None else await self._service.person(secret)
+        member = None if name is None else await self._service.member(name)
+        if secret is None or member is None:
             raise _no_session()
         self._standing(member, rule, visit)
         return Caller(member, None, b"", session=secret)

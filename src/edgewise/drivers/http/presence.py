@@ -25,14 +25,14 @@ SLACK_S = 60  # seconds to train and send that the warning adds to the longest p
 COUNTED_S = 60.0  # seconds for which the size of the fleet is remembered
 
 
-def short_deadline(deadline_s: float, devices: int, limits: ServerLimits = ServerLimits()) -> str:  # noqa: B008 (frozen)
-    """Return a warning where rounds end before the devices of a fleet come back. Empty where they come in time.
+def short_deadline(deadline_s: float, devices: int, limits: ServerLimits = ServerLimits()) -> str | None:  # noqa: B008 (frozen)
+    """Return a warning where rounds end before the devices of a fleet come back. None where they come in time.
 
     As long as all devices find a long poll free, they are not asked to come back later.
     """
     pause_s = longest_s(devices, limits.checkin_rate)
     if devices <= limits.waiting or deadline_s >= pause_s:
-        return ""
+        return None
     return (
         f"round.deadline_s = {deadline_s:g} is short for a fleet of {devices:,} devices. Idle ones are asked to come "
         f"back after up to {ceil(pause_s)} s, so many find their invitation too late. Write "

@@ -167,7 +167,7 @@ class DataPlane:
         A device gets the blobs of its own runs. A gateway gets those that are published to everybody.
         """
         digest, (member, _) = request.path_params["digest"], caller(request).signed()
-        device = "" if member.role in VIEWER else member.id
+        device = None if member.role in VIEWER else member.id
         if not await self._service.read(lambda c: mailboxes.offered(c, digest, device)):
             raise TransportError(
                 "E-BLOB", f"no blob {digest:.64} is published for the caller.", "wait for the next invitation."

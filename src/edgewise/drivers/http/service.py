@@ -191,8 +191,8 @@ class Service:
                 self._members.popitem(last=False)
         return found[0]
 
-    async def person(self, secret: str) -> str:
-        """Return the id of the member whose session this is. Empty where there is none. A session past its time is
+    async def person(self, secret: str) -> str | None:
+        """Return the id of the member whose session this is. None where there is none. A session past its time is
         deleted where it is seen, so that no clock that is set back revives it.
         """
         now_s = self.now_s()
@@ -370,7 +370,7 @@ class Service:
         frames.
         """
         return {
-            "database": not self.database.fault(),
+            "database": self.database.fault() is None,
             "lease": self.database.shared or self.database.lease_left_s() > 0.0,
             "blobs": self._blobs_answer(),
             "disk": self.free_bytes() >= self.limits.reserve_bytes,
@@ -380,7 +380,7 @@ class Service:
         """Tell whether the store of the blobs can be used, at most ``STORE_S`` old."""
         sound, at_s = self._sound
         if not 0.0 <= time.monotonic() - at_s < STORE_S:
-            sound = not self.blobs.fault()
+            sound = self.blobs.fault() is None
             self._sound = sound, time.monotonic()
         return sound
 

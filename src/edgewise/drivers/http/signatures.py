@@ -117,10 +117,10 @@ def headers(identity: Identity, request: Request, server: str, created_s: int, n
     }
 
 
-def sender(headers: Mapping[str, str]) -> str:
-    """Return the id that a request claims as sender, not checked yet. Empty where it claims none."""
+def sender(headers: Mapping[str, str]) -> str | None:
+    """Return the id that a request claims as sender, not checked yet. None where it claims none."""
     given = _INPUT.fullmatch(headers.get("signature-input", ""))
-    return given[3] if given else ""
+    return given[3] if given else None
 
 
 def verify(

@@ -70,8 +70,8 @@ class BlobStore(Protocol):
             StoreError: E-CHECKPOINT where the blob is gone or shorter.
         """
 
-    def fault(self) -> str:
-        """Say why the store cannot be used at the moment. Empty: it can. The answer comes within a few seconds."""
+    def fault(self) -> str | None:
+        """Say why the store cannot be used at the moment. None: it can. The answer comes within a few seconds."""
 
     def sweep(self, named: Callable[[], Collection[str]]) -> None:
         """Remove all blobs that nothing names and nobody holds.

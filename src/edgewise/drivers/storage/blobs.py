@@ -106,9 +106,9 @@ class Blobs:
         """Return the file of a stored blob, for a caller that looks for the file itself."""
         return self._folder / digest
 
-    def fault(self) -> str:
+    def fault(self) -> str | None:
         """See BlobStore."""
-        return "" if self._folder.is_dir() else f"{self._folder} is gone."
+        return None if self._folder.is_dir() else f"{self._folder} is gone."
 
     def sweep(self, named: Callable[[], Collection[str]]) -> None:
         """See BlobStore. It also removes the partial blobs of killed processes. Other files stay."""

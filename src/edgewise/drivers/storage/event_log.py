@@ -30,10 +30,10 @@ def _add_measures(c: sa.Connection, e: events.Evaluated) -> None:
         c.execute(upsert(MEASURES).on_conflict_do_nothing(), rows)
 
 
-def bodies(kind: str = "", round: int | None = None) -> sa.Select[Any]:
+def bodies(kind: str | None = None, round: int | None = None) -> sa.Select[Any]:
     """Select events of a run's log in their order: all, those of one kind (tag), or those of one kind and round."""
     query = sa.select(EVENTS.c.body).order_by(EVENTS.c.number)
-    if kind:
+    if kind is not None:
         query = query.where(EVENTS.c.kind == kind)
     return query if round is None else query.where(EVENTS.c.round == round)
 

@@ -163,7 +163,7 @@ class ObjectStore:
         with self._errors():
             return {one["path"]: one for page in obstore.list(self._store) for one in page}
 
-    def fault(self) -> str:
+    def fault(self) -> str | None:
         """See BlobStore."""
         import obstore
 
@@ -172,12 +172,12 @@ class ObjectStore:
                 obstore.head(self._probe, OWNER)
         except StoreError as e:
             return str(e)
-        return ""
+        return None
 
-    def owner(self) -> str:
-        """Return the name of the server to which the blobs belong. Empty: nobody has claimed the place."""
+    def owner(self) -> str | None:
+        """Return the name of the server to which the blobs belong. None: nobody has claimed the place."""
         size = self.size(OWNER)
-        return "" if size is None else self.read(OWNER, 0, min(size, 256)).decode("utf-8", "replace")
+        return None if size is None else self.read(OWNER, 0, min(size, 256)).decode("utf-8", "replace")
 
     def claim(self, name: str) -> None:
         """Name the server to which the blobs belong, unless it has a name. Of two claims one wins: see ``owner``."""

@@ -395,6 +395,6 @@ class RunStore:
         with self._named_damage("an event"):
             return event_log.read(rows)
 
-    def events(self, kind: str = "") -> list[events.AnyEvent]:
+    def events(self, kind: str | None = None) -> list[events.AnyEvent]:
         """Return the stored events in order, of one kind (tag) or all."""
         return self._read_events(event_log.bodies(kind))

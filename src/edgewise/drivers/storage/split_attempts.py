@@ -30,18 +30,19 @@ class SplitAttempts:
     def last(self, round: int) -> int:
         """Return the number of the last connection in a round. 0: there was none. Raises StoreError(E-CHECKPOINT)."""
         found = self._read()
-        return found.attempt if found.round == round else 0
+        return found.attempt if found is not None and found.round == round else 0
 
     def begun(self, round: int) -> bool:
         """Tell whether a session of this round, or of a later one, has begun. Raises StoreError(E-CHECKPOINT)."""
-        return self._read().round >= round
+        found = self._read()
+        return found is not None and found.round >= round
 
-    def _read(self) -> _Attempt:
+    def _read(self) -> _Attempt | None:
         path = self._folder / FILE
         try:
             return msgspec.json.decode(path.read_bytes(), type=_Attempt)
         except FileNotFoundError:
-            return _Attempt(-1, 0)
+            return None
         except (OSError, msgspec.DecodeError) as e:
             what = f"{path} cannot be read: {e}."
             raise StoreError("E-CHECKPOINT", what, "remove it after the round that is open now.") from None

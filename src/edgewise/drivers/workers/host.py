@@ -241,8 +241,7 @@ class Host:
     def _timed(self, job: jobs.Time) -> jobs.Timed:
         """Measure speeds for a forecast. No failure stops a run, except a disk that cannot be written."""
         try:
-            step_s = 0.0 if self._trainer.measures is None else self._trainer.measures.step_s()
-            return jobs.Timed(id=job.id, step_s=step_s, encode_s=speed.encode_s(self._plan))
+            return jobs.Timed(id=job.id, step_s=self._trainer.step_s(), encode_s=speed.encode_s(self._plan))
         except StoreError:
             raise
         except Exception:  # boundary: a trainer is foreign code

@@ -222,9 +222,9 @@ class Continued(_Base, frozen=True, tag="continued"):
 
 
 class Timed(_Base, frozen=True, tag="timed"):
-    """Answer to Time. 0.0 where a speed is not known."""
+    """Answer to Time. ``step_s`` is None where it is not known. ``encode_s`` is then left out."""
 
-    step_s: float = 0.0
+    step_s: float | None = None
     encode_s: float = 0.0
 
 

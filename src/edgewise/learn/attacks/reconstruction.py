@@ -32,20 +32,20 @@ class Leak(NamedTuple):
     tokens: int
 
 
-def first_layer(spec: Spec) -> str:
+def first_layer(spec: Spec) -> str | None:
     """Find the segment that reads the first block's normed embeddings: its query projection (or LoRA's A of it).
 
     Returns:
-        Its name. Empty where the update has none.
+        Its name. None where the update has none.
     """
     names = [s.name for s in spec.segments if ".0." in s.name and "q_proj" in s.name and len(s.shape) == 2]
     inputs = [n for n in names if "lora_B" not in n]
-    return inputs[0] if inputs else ""
+    return inputs[0] if inputs else None
 
 
-def embedding(spec: Spec, vocabulary: int) -> str:
-    """Find the segment with one row per token. Empty where the update has none."""
-    return next((s.name for s in spec.segments if len(s.shape) == 2 and s.shape[0] == vocabulary), "")
+def embedding(spec: Spec, vocabulary: int) -> str | None:
+    """Find the segment with one row per token. None where the update has none."""
+    return next((s.name for s in spec.segments if len(s.shape) == 2 and s.shape[0] == vocabulary), None)
 
 
 def row_scores(update: Vector, spec: Spec, segment: str) -> Scores:

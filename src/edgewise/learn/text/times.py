@@ -49,7 +49,7 @@ class Times:
         form: ``data.time_format``. Empty for numbers and ISO 8601.
     """
 
-    def __init__(self, name: str, form: str = "") -> None:
+    def __init__(self, name: str, form: str) -> None:
         self._name, self._form = name, form
         self._kind = self._first = ""
         self._keys: list[Key] = []

@@ -102,14 +102,14 @@ def error(found: Sequence[Finding], origin: Origin) -> RecipeError:
     return RecipeError(first.code, first.what, "\n".join(lines), faults)
 
 
-def examined(model: type[M], plain: Any, help: str = "") -> Examined[M]:
+def examined(model: type[M], plain: Any, help: str | None = None) -> Examined[M]:
     """Validate tables. Find everything that is wrong with them.
 
     The rules of a section run although others of its values are wrong: those that read a wrong value make no
     statement.
 
     Args:
-        model: of the whole. help: the next step for a wrong value; empty for that of a recipe.
+        model: of the whole. help: the next step for a wrong value; None for that of a recipe.
     """
     try:
         return Examined(model.model_validate(plain, strict=True), None, plain, [])
@@ -127,8 +127,8 @@ def examined(model: type[M], plain: Any, help: str = "") -> Examined[M]:
 
 
 def faults_of(
-    errors: Sequence[Any], model: type[BaseModel], plain: Mapping[str, Any], label: str = "", path: str = "",
-    help: str = "",
+    errors: Sequence[Any], model: type[BaseModel], plain: Mapping[str, Any], label: str = "", path: str | None = None,
+    help: str | None = None,
 ) -> tuple[list[Finding], set[Place]]:  # fmt: skip
     """Find the faults of single values, and the keys whose value is not known because of them.
 
@@ -220,7 +220,7 @@ def _keys_in_words(keys: Sequence[str]) -> str:
 
 
 def _wrong_value(
-    model: type[BaseModel], place: Place, kinds: set[str], got: Any, label: str, path: str, help: str
+    model: type[BaseModel], place: Place, kinds: set[str], got: Any, label: str, path: str | None, help: str | None
 ) -> Finding:
     """Describe a value that its key does not take."""
     node, dotted = words.node_of(model, place), _dotted_key(place)
@@ -234,7 +234,7 @@ def _wrong_value(
         what = f'trainable.kind = "{got}" has another name now.'
         return Finding("E-VALUE", what, f"write {RENAMED_KINDS[got]} in [trainable].", (place,))
     what = f"{label}`{dotted}` = {repr(got)[:80]} is not {words.wanted(node)}."
-    field = f"{path}.{dotted}" if path else ".".join(map(str, place[:2]))
+    field = f"{path}.{dotted}" if path is not None else ".".join(map(str, place[:2]))
     fix = help or f"see `edgewise schema --field {field}`."
     if isinstance(got, str) and (near := nearest(got, words.choices(node))):
         fix = f'did you mean "{near}"?'

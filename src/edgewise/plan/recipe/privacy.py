@@ -84,10 +84,10 @@ def filled(plain: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, An
     return out
 
 
-def reason(word: str, key: str, value: Any) -> str:
-    """Return why a word chooses this value of a key, where that is not plain from the word itself. Else empty."""
+def reason(word: str, key: str, value: Any) -> str | None:
+    """Return why a word chooses this value of a key, where that is not plain from the word itself. Else None."""
     if key != "trainable.rule":
-        return ""
+        return None
     return RULES[word][1] if value == RULES[word][0] else "devices of unequal rank share one A"
 
 
