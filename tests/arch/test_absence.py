@@ -1,7 +1,8 @@
 """What is not there is None: nothing means it by empty text, no bytes or -1 (docs/design.md, "Absence").
 
-Defaults of fields and parameters, arguments of the package's own classes, and values that functions return are looked
-at. A literal counts wherever it may be the value: alone, as a branch of ``a if b else c``, or as a part of ``a or b``.
+Defaults of fields and parameters, arguments of the package's own classes, attributes that are set, and values that
+functions return are looked at. A literal counts wherever it may be the value: alone, as a branch of
+``a if b else c``, or as a part of ``a or b``.
 """
 
 from __future__ import annotations
@@ -47,9 +48,13 @@ RETURNS = {
 }  # fmt: skip
 # Here a function that returns text makes a part of a page, a screen or a card, and none is nothing to show.
 SHOWN = (
-    "apps/audit/", "apps/cli/", "apps/device/owner_", "apps/device/personal.py", "apps/federation/run.py",
+    "apps/audit/", "apps/cli/", "apps/device/owner_html.py", "apps/federation/run.py",
     "apps/models/model_card.py", "apps/report/", "apps/terminal/progress.py",
 )  # fmt: skip
+
+ATTRIBUTES = {
+    "bytes that are signed, where none are the authorities of the web": {"drivers/http/service.py:self.authority"},
+}
 
 PARAMETERS = {
     "sentences and parts of them": {
@@ -199,6 +204,16 @@ def test_no_function_returns_such_a_value() -> None:
         for line in returned(function)
     }
     _compare(found, RETURNS)
+
+
+def test_no_attribute_is_set_to_such_a_value() -> None:
+    found = {
+        f"{_file(path)}:{dotted(target)}": where(path, line)
+        for path, line in nodes(ast.Assign, ast.AnnAssign)
+        for target in (line.targets if isinstance(line, ast.Assign) else [line.target])
+        if isinstance(target, ast.Attribute) and _is_nothing(line.value)
+    }
+    _compare(found, ATTRIBUTES)
 
 
 def test_no_parameter_has_such_a_default() -> None:

@@ -130,9 +130,7 @@ def serve(
             scheme, first = "http" if plain else "https", server.first_token()
             url = public_url or f"{scheme}://{names[0] if names else '127.0.0.1'}:{server.port}"
             if as_json:
-                print(
-                    json.dumps({"url": url, "server": server.service.identity.name, "token": first or ""}), flush=True
-                )
+                print(json.dumps({"url": url, "server": server.service.identity.name, "token": first}), flush=True)
             else:
                 print(f"serving  {url}  key {server.service.identity.name}  (Ctrl-C ends)", flush=True)
                 if first is not None:

@@ -115,7 +115,7 @@ class Parts:
     ) -> None:
         self._link, self._home, self._owner, self._make = link, home, owner, make
         self._personal, self._crosses = personal, crosses
-        self._run = ""
+        self._run: str | None = None
         self._part: RunPart | None = None  # this device's part in the latest run
         self._store: FileDevices | None = None
         self._refused: dict[str, EdgewiseError] = {}

@@ -53,7 +53,8 @@ class OwnerPage:
     def __init__(self, home: Path, port: int = 0, now_s: Callable[[], float] = time.time) -> None:
         homes.load(home)
         self.home, self.now_s = home, now_s
-        self._token, self._secret, self._forms = (secrets.token_urlsafe(32) for _ in range(3))
+        self._token: str | None = secrets.token_urlsafe(32)
+        self._secret, self._forms = secrets.token_urlsafe(32), secrets.token_urlsafe(32)
         self._lock, self._ended = threading.Lock(), threading.Event()
         self.base = f"/{secrets.token_urlsafe(32)}/"
         handler = type("OwnerRequest", (_Request,), {"owner": self})
@@ -90,12 +91,12 @@ class OwnerPage:
         """The token of the page's forms."""
         return browser.form_token(self._forms)
 
-    def enter(self, token: str) -> str:
-        """Exchange the token of the URL for the secret of the cookie, once. Empty for another token."""
+    def enter(self, token: str) -> str | None:
+        """Exchange the token of the URL for the secret of the cookie, once. None for another token."""
         with self._lock:
-            if not self._token or not hmac.compare_digest(token.encode(), self._token.encode()):
-                return ""
-            self._token = ""
+            if self._token is None or not hmac.compare_digest(token.encode(), self._token.encode()):
+                return None
+            self._token = None
             return self._secret
 
     def knows(self, secret: str | None) -> bool:
@@ -144,7 +145,7 @@ class _Request(BaseHTTPRequestHandler):
             raw = resources.files("edgewise.apps.dashboard").joinpath("static", file).read_bytes()
             return self._send(200, FILES[file], raw)
         if name == "" and (given := parse_qs(parts.query).get("token")):
-            if secret := self.owner.enter(given[0]):
+            if (secret := self.owner.enter(given[0])) is not None:
                 cookie = f"{self.owner.cookie}={secret}; Path={self.owner.base}; HttpOnly; SameSite=Strict"
                 return self._send(303, "text/plain", b"", {"location": self.owner.base, "set-cookie": cookie})
             return self._refuse(403, "This link was used already. Run `edgewise device page` again.")

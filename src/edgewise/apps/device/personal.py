@@ -148,10 +148,10 @@ class WaitingRuns:
         self._looked_s = -LOOK_S
         self._failed: set[str] = set()
 
-    def __call__(self) -> str:
-        """Make the personal model of one finished run. Returns the run. Empty where there was none to make."""
+    def __call__(self) -> str | None:
+        """Make the personal model of one finished run. Returns the run. None where there was none to make."""
         if time.monotonic() - self._looked_s < LOOK_S:
-            return ""
+            return None
         self._looked_s = time.monotonic()
         for run in wanted(self._home):
             if run in self._failed or not self._link.call("GET", f"/v1/runs/{run}")["released"]:
@@ -164,4 +164,4 @@ class WaitingRuns:
             except EdgewiseError as e:
                 self._failed.add(run)
                 LOG.warning("no personal model of run %.12s: %s", run, e)
-        return ""
+        return None

@@ -228,9 +228,8 @@ def _client(place: Place, answer_s: float, again: int) -> S3Store:
         "connect_timeout": _seconds(CONNECT_S),
         "allow_http": place.endpoint is not None and place.endpoint.startswith("http://"),
     }
-    if (
-        place.endpoint is not None
-    ):  # both names, because the second one in the environment would count more than the first one here
+    if place.endpoint is not None:
+        # Both names are set, because the second one in the environment would count more than the first one here.
         config["endpoint"] = config["aws_endpoint_url_s3"] = place.endpoint
     if (authorities := _authorities()) is not None:
         options["root_certificate"] = authorities

@@ -51,7 +51,7 @@ class Times:
 
     def __init__(self, name: str, form: str) -> None:
         self._name, self._form = name, form
-        self._kind = self._first = ""
+        self._first: tuple[str, str] | None = None  # kind and place of the first row
         self._keys: list[Key] = []
 
     def add(self, value: Any, where: str) -> None:
@@ -63,11 +63,12 @@ class Times:
             DataError: E-DATA-FORMAT for a value that is not a time, or is of another kind than those before it.
         """
         key, kind = self.read(value, where)
-        if not self._kind:
-            self._kind, self._first = kind, where
-        if kind != self._kind:
-            what = f"{where}: `{self._name}` = {value!r:.60} is one of {KINDS[kind]}; from {self._first} on they are"
-            raise DataError("E-DATA-FORMAT", f"{what} {KINDS[self._kind]}.", "write all times in one form.")
+        if self._first is None:
+            self._first = kind, where
+        before, start = self._first
+        if kind != before:
+            what = f"{where}: `{self._name}` = {value!r:.60} is one of {KINDS[kind]}; from {start} on they are"
+            raise DataError("E-DATA-FORMAT", f"{what} {KINDS[before]}.", "write all times in one form.")
         self._keys.append(key)
 
     def order(self) -> Array:
