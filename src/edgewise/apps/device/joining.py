@@ -154,7 +154,8 @@ class Parts:
 
     def tidy(self) -> None:
         """Remove models, blobs and caches of other runs, as the owner's limits ask (``room.sweep``)."""
-        own, in_use = self._owner, {self._run[:32]} if self._part is not None else set[str]()
+        own = self._owner
+        in_use = {self._run[:32]} if self._run is not None and self._part is not None else set[str]()
         room.sweep(self._home, in_use, own.room_bytes, own.room_s, time.time())
 
     def _join(self, run: str) -> RunPart:
