@@ -2,11 +2,11 @@
 
     python benchmarks/continual.py [--seeds 3] [--orders 3] [--rounds 3] [--buffer 32]
 
-Three devices train the bundled model. The text arrives in windows. Each window is one of five plays, and each device
+Three devices train the bundled model on a stream (``data.stream``). Each window is one of five plays, and each device
 holds the lines of one character of it. A round trains on the lines of the current window alone and averages the
-updates. With replay, half of every batch comes from a reservoir of at most ``--buffer`` blocks of earlier windows, on
-the device. Both have the same batch and steps. edgewise has no setting for this, so the program builds it from the
-trainer.
+updates. With replay (``data.replay``), half of every batch comes from at most ``--buffer`` blocks of earlier windows,
+which a device draws anew in each round. Both have the same batch and steps. Text, windows and batches are those of the
+text trainer.
 
 With R[t][i] = minus the loss (nats per token) on the held-out lines of play i after window t, and R[-1] before any:
 
@@ -25,21 +25,25 @@ Bar: replay forgets at most half as much as plain fine-tuning.
 from __future__ import annotations
 
 import argparse
+import copy
+import json
 import statistics
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import bench
 import numpy as np
-import torch
 
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
 from edgewise.core.training import FitRequest
-from edgewise.learn.text.blocks import predictions
+from edgewise.learn.evaluate import evaluate
+from edgewise.learn.text import packed
+from edgewise.learn.text.sources import shipped_plays
+from edgewise.learn.text.stream import StreamShard
 from edgewise.learn.text.trainer import TextTrainer, make
 from edgewise.plan.recipe import recipe as recipes
 
@@ -53,28 +57,14 @@ PLAYS = {
 DEVICES, BATCH, STEPS, LR = 3, 8, 4, 2e-3
 RECIPE: dict[str, Any] = {
     "privacy": "none",
-    "data": {"source": "plays", "sequence_len": 64, "max_tokens": 2000},
-    "round": {"rounds": 1, "sampling": "all"},
+    "data": {
+        "source": "jsonl", "owner": "device", "time": "window", "sequence_len": 64, "max_tokens": 2000,
+        "stream": True, "window": 1.0, "window_start": "0",
+    },
+    "round": {"sampling": "all"},
     "training": {"lr": LR, "local_steps": STEPS, "batch": BATCH},
     "eval": {"max_tokens": 320},
-}
-
-
-class Reservoir:
-    """A uniform sample of at most ``most`` of the rows that it was given (Vitter's algorithm R)."""
-
-    def __init__(self, most: int, rng: np.random.Generator) -> None:
-        self.rows: list[np.ndarray] = []
-        self._most, self._rng, self._given = most, rng, 0
-
-    def add(self, rows: np.ndarray) -> None:
-        """Add rows. Each row given so far stays with probability ``most`` / given."""
-        for row in rows:
-            self._given += 1
-            if len(self.rows) < self._most:
-                self.rows.append(row)
-            elif (at := int(self._rng.integers(self._given))) < self._most:
-                self.rows[at] = row
+}  # fmt: skip
 
 
 @dataclass
@@ -129,44 +119,53 @@ def detection(alarms: Sequence[tuple[int, int]], windows: int, rounds: int) -> t
     return list(first.values()), DEVICES * (windows - 1) - len(first), false
 
 
-def batches(new: np.ndarray, old: Sequence[np.ndarray], rng: np.random.Generator) -> Iterator[list[Any]]:
-    """Yield the batch of each step. Half of it is old where there is any."""
-    for _ in range(STEPS):
-        replayed = min(BATCH // 2, len(old))
-        rows = [new[i] for i in rng.choice(len(new), BATCH - replayed, replace=False)]
-        rows += [old[i] for i in rng.choice(len(old), replayed, replace=False)] if replayed else []
-        rows_BS = np.stack(rows).astype(np.int64)
-        yield [(torch.from_numpy(rows_BS), predictions(rows_BS))]
+def stream(order: Sequence[str], to: Path) -> None:
+    """Write the lines of the plays as rows of a table, with the place of each play in the order as their time."""
+    rows = [json.loads(line) for line in packed.lines(shipped_plays())]
+    with to.open("w", encoding="utf-8") as f:
+        for window, play in enumerate(order):
+            for device, speaker in enumerate(PLAYS[play]):
+                for row in rows:
+                    if row["speaker"] == speaker:
+                        f.write(json.dumps({"device": f"d{device}", "window": window, "text": row["text"]}) + "\n")
 
 
-def score(trainer: TextTrainer, play: str, params: Any) -> float:
-    """Minus the mean loss on a play's held-out lines."""
-    measured = [trainer.evaluate(speaker, params) for speaker in PLAYS[play]]
+def streamed(order: Sequence[str], rounds: int, buffer: int, folder: Path) -> TextTrainer:
+    """Make the text trainer of a stream. ``buffer`` = 0 replays nothing."""
+    path = folder / f"{'-'.join(str(list(PLAYS).index(play)) for play in order)}.jsonl"
+    stream(order, path)
+    plain = copy.deepcopy(RECIPE)
+    plain["data"] |= {"path": str(path), "window_rounds": rounds, "replay": buffer}
+    plain["round"]["rounds"] = rounds * len(order)
+    return make(recipes.from_plain(plain), folder, folder)
+
+
+def score(trainer: TextTrainer, window: int, params: Any) -> float:
+    """Minus the mean loss on a window's held-out lines."""
+    trainer.flat.write(params)
+    shards = [trainer.text(device) for device in trainer.devices()]
+    held = [shard.window(window).held_out() for shard in shards if isinstance(shard, StreamShard)]
+    measured = [evaluate(trainer.model, trainer.loss, batches) for batches in held]
     return -sum(m.nll for m in measured) / sum(m.tokens for m in measured)
 
 
-def run(trainer: TextTrainer, order: Sequence[str], seed: int, rounds: int, buffer: int) -> dict[str, Any]:
-    """Train on the plays in this order. ``buffer`` = 0 is plain fine-tuning."""
-    rng, key, params = np.random.default_rng(seed), root(seed), trainer.initial()
-    memories = [Reservoir(buffer, rng) for _ in range(DEVICES)]
-    watches, alarms = [PageHinkley() for _ in range(DEVICES)], []
-    before, scores = [score(trainer, play, params) for play in order], []
-    for window, play in enumerate(order):
+def run(trainer: TextTrainer, windows: int, seed: int, rounds: int) -> dict[str, Any]:
+    """Train on the windows of a stream, one after another."""
+    key, params = root(seed), trainer.initial()
+    watches, alarms = {device: PageHinkley() for device in trainer.devices()}, []
+    before, scores = [score(trainer, window, params) for window in range(windows)], []
+    for window in range(windows):
         for r in range(window * rounds, (window + 1) * rounds):
             total, weight = np.zeros_like(params), 0.0
-            for device, speaker in enumerate(PLAYS[play]):
-                rule, own = LocalRule(steps=STEPS, lr=LR), derive(key, f"{r} {device}")
-                request = FitRequest(speaker, r, params, rule, own, own)
-                new = np.array(trainer.text(speaker).blocks.train_NS)
-                update = trainer.fitted(request, batches(new, memories[device].rows, rng), float(len(new)))
+            for number, device in enumerate(trainer.devices()):
+                own = derive(key, f"{r} {device}")
+                update = trainer.fit(FitRequest(device, r, params, LocalRule(steps=STEPS, lr=LR), own, own))
                 total, weight = total + update.count * update.x, weight + update.count
                 if watches[device].alarm(update.head["loss_first"]):
-                    alarms.append((device, r))
+                    alarms.append((number, r))
             params = params + (total / weight).astype(params.dtype)
-        for device, speaker in enumerate(PLAYS[play]):
-            memories[device].add(np.array(trainer.text(speaker).blocks.train_NS))
-        scores.append([score(trainer, other, params) for other in order])
-    delays, missed, false = detection(alarms, len(order), rounds)
+        scores.append([score(trainer, other, params) for other in range(windows)])
+    delays, missed, false = detection(alarms, windows, rounds)
     return {**transfer(scores, before), "delays": delays, "missed": missed, "false": false}
 
 
@@ -176,18 +175,20 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--orders", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=3, help="rounds of a window")
-    parser.add_argument("--buffer", type=int, default=32, help="blocks that a device keeps")
+    parser.add_argument(
+        "--buffer", type=int, default=32, help="blocks of earlier windows that a device draws in a round"
+    )
     a = parser.parse_args()
     names = list(PLAYS)
     orders = [names, names[::-1], *([str(x) for x in np.random.default_rng(n).permutation(names)] for n in range(9))]
     found: dict[str, list[dict[str, Any]]] = {"fine-tuning": [], "replay": []}
     print(f"{bench.machine()}; {a.orders} orders, {a.seeds} seeds, {a.rounds} rounds a window")
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = make(recipes.from_plain(RECIPE), Path(), Path(scratch))
-        for seed in range(a.seeds):
-            for order in orders[: a.orders]:
-                for name, runs in found.items():
-                    runs.append(run(trainer, order, seed, a.rounds, a.buffer if name == "replay" else 0))
+        for order in orders[: a.orders]:
+            for name, runs in found.items():
+                trainer = streamed(order, a.rounds, a.buffer if name == "replay" else 0, Path(scratch))
+                for seed in range(a.seeds):
+                    runs.append(run(trainer, len(order), seed, a.rounds))
                     bench.note(f"{name}, seed {seed}: {runs[-1]}")
     keys = ("average", "backward", "forgetting", "forward")
     print(f"| | {' | '.join(keys)} | delay, rounds | missed | false alarms |\n|---|---|---|---|---|---|---|---|")

@@ -32,6 +32,7 @@ POPULATIONS = {
     "adapters": 24,
     "async": 24,
     "code": 24,
+    "drift": 12,
     "fedsa": 24,
     "edge-llm": 480,
     "last-blocks": 24,

@@ -1,11 +1,10 @@
-"""The formulas of ``benchmarks/continual.py``: transfer, the reservoir and the Page-Hinkley test."""
+"""The formulas of ``benchmarks/continual.py``: transfer and the Page-Hinkley test."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 from benchmarked import names_of
 
@@ -32,18 +31,6 @@ def test_forgetting_counts_from_the_best_score_and_backward_from_the_first(conti
     found = continual["transfer"]([[-3.0, -4.0, -4.0], [-1.0, -2.0, -4.0], [-2.0, -2.0, -1.0]], [-4.0] * 3)
     assert found["forgetting"] == pytest.approx((1.0 + 0.0) / 2)
     assert found["backward"] == pytest.approx((1.0 + 0.0) / 2)
-
-
-@pytest.mark.slow
-def test_a_reservoir_is_bounded_and_keeps_each_row_equally_often(continual: dict[str, Any]) -> None:
-    times = np.zeros(40)
-    for seed in range(1000):
-        reservoir = continual["Reservoir"](8, np.random.default_rng(seed))
-        for row in range(40):
-            reservoir.add(np.array([[row]]))
-            assert len(reservoir.rows) == min(row + 1, 8)
-        times[[int(row[0]) for row in reservoir.rows]] += 1
-    assert abs(times - 200).max() < 5 * np.sqrt(1000 * 0.2 * 0.8)
 
 
 @pytest.mark.slow

@@ -283,12 +283,16 @@ class TorchTrainer:
 
     def work(self, request: FitRequest) -> tuple[Iterable[Sequence[Batch]], float]:
         """Return the micro-batches of each step, and the device's weight. Raises DataError as ``fit``."""
-        shard = self._shard(request.device)
+        shard = self._shard_of(request)
         if not shard.count:
             what = f"device {request.device!r:.60} has no token to predict; it needs two tokens of text."
             raise DataError("E-DEVICE-DATA", what, "give it more text, or leave it out.")
         batches = shard.batches(request.rule.steps, self._training_of(request.device), derive(request.key, "batches"))
         return map(self._moved, batches), float(shard.count)
+
+    def _shard_of(self, request: FitRequest) -> Shard:
+        """Return the data that a request trains on. A trainer whose data arrives over time goes by the round."""
+        return self._shard(request.device)
 
     def _training_of(self, device: DeviceId) -> TrainingSection:
         """Return the settings of a device's training. A trainer whose devices have limits of memory has others."""

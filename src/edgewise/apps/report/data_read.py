@@ -91,7 +91,8 @@ def held_out(r: Reading) -> str:
     share = f"the last {numbers.percent(100 * r['holdout'], signed=False)}"
     order = f" by `{r['time']}`" if r["time"] else ""
     if r["rows"]:
-        what = f"{share} of each device's rows{order or ' in their order'}"
+        each = "each window's rows of a device" if r.get("stream") else "each device's rows"  # Older runs lack the key.
+        what = f"{share} of {each}{order or ' in their order'}"
         return f"{what}, whole rows" if r["prompt"] else what
     if r["pieces"]:
         return f"{share} of each piece of a file (about 2 kB); the device trains on the beginning of the same piece"
@@ -110,8 +111,9 @@ def _text_not_read(r: Reading) -> str:
     )
     share, limit = _share_of(t["characters_beyond"], t["characters"]), r["max_tokens"]
     unused = _counted_in_words(t["beyond"], "document is", "documents are")
+    whole = "a window of a device" if r.get("stream") else "a device"
     return (
-        f"{share} of the text is beyond data.max_tokens = {limit} of a device{about}: {unused} not used, "
+        f"{share} of the text is beyond data.max_tokens = {limit} of {whole}{about}: {unused} not used, "
         f"{numbers.count(t['cut'])} cut"
     )
 

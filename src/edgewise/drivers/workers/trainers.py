@@ -76,6 +76,9 @@ def make_trainer(
     if recipe.distill.active and catalogue.trainer is not None:
         what = "[distill] trains the model on the server, and here the trainer of an extension brings the model."
         raise RecipeError("E-COMBO", what, "use the text trainer, or leave out [distill].")
+    if recipe.data.stream and catalogue.trainer is not None:
+        what = "data.stream cuts text into windows of time, and here the trainer of an extension brings its own data."
+        raise RecipeError("E-COMBO", what, "use the text trainer, or leave out data.stream.")
     if recipe.engine.limits:
         _check_limits(recipe, catalogue)
     if recipe.trainable.blocks_by == "memory" and trainer.fits_blocks is None:

@@ -30,7 +30,7 @@ import numpy as np
 from edgewise.core.safe_repr import outline
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
-from edgewise.learn.text.cache import write_atomically
+from edgewise.learn.text.cache import mapped_array, write_atomically
 from edgewise.learn.text.corpus import Corpus, Document
 from edgewise.learn.text.counts import Counts
 from edgewise.learn.text.marks import begun
@@ -47,11 +47,14 @@ class Blocks(NamedTuple):
         train_NS: training blocks, int32.
         held_NS: held-out blocks, int32. No token is predicted in both.
         counts: ``Counts`` of the text, as int64.
+        windows_V3: with ``data.stream`` the number of each window with text, and where its rows end in ``train_NS`` and
+            in ``held_NS``, int64. Otherwise it has no rows.
     """
 
     train_NS: Array
     held_NS: Array
     counts: Array
+    windows_V3: Array = np.zeros((0, 3), np.int64)
 
     def __repr__(self) -> str:
         return outline(self)
@@ -106,32 +109,23 @@ class BlockStore:
             StoreError: E-DISK where the cache cannot be written.
         """
         stem = hashlib.sha256(f"{self._key} {self._corpus.digest(device)}".encode()).hexdigest()[:40]
-        paths = [self._folder / f"{stem}.{part}.npy" for part in Blocks._fields]
-        maps = self._cached_maps(*paths)
+        layout = self._layout()
+        paths = [self._folder / f"{stem}.{part}.npy" for part in layout]
+        maps = [mapped_array(path, *of) for path, of in zip(paths, layout.values(), strict=True)]
         if any(m is None for m in maps):
-            for path, array in zip(paths, self._build_blocks(device), strict=True):
+            for path, array in zip(paths, self._build_blocks(device), strict=False):
                 write_atomically(path, lambda f, a=array: np.save(f, a, allow_pickle=False), sync=False)
-            maps = self._cached_maps(*paths)
+            maps = [mapped_array(path, *of) for path, of in zip(paths, layout.values(), strict=True)]
         return Blocks(*maps)
 
-    def _cached_maps(self, train: Path, held: Path, counts: Path) -> tuple[Array | None, ...]:
-        """Map the cached blocks of a device. None where they are not whole."""
-        width = self._section.sequence_len + 1
-        found = _mapped_array(counts, np.int64, len(Counts._fields))
-        return _mapped_array(train, np.int32, width, 2), _mapped_array(held, np.int32, width, 2), found
+    def _layout(self) -> dict[str, tuple[type, int, int]]:
+        """Return the dtype, the width and the number of axes of each cached part of ``Blocks``."""
+        rows = (np.int32, self._section.sequence_len + 1, 2)
+        return {"train_NS": rows, "held_NS": rows, "counts": (np.int64, len(Counts._fields), 1)}
 
     def _build_blocks(self, device: DeviceId) -> Blocks:
         """Cut a device's documents into blocks."""
         return build(self._corpus.documents(device), self._tokens, self._section, self._corpus.cut_each, self._apart)
-
-
-def _mapped_array(path: Path, dtype: type, width: int, axes: int = 1) -> Array | None:
-    """Map the array in a cache file. None where the file is missing or damaged, so that it is made again."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
-        return None
-    return array if (array.dtype, array.ndim, array.shape[-1:]) == (dtype, axes, (width,)) else None
 
 
 def build(

@@ -1,4 +1,7 @@
-"""Write files that several processes may write at once. The last complete one wins, and no reader sees half of one."""
+"""Write files that several processes may write at once. The last complete one wins, and no reader sees half of one.
+
+Arrays in such files are read as memory maps.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
+
 from edgewise.core.errors import StoreError
+from edgewise.core.vector import Array
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], sync: bool = True) -> None:
@@ -45,3 +51,12 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], Any], sync: bool =
         with suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def mapped_array(path: Path, dtype: type, width: int, axes: int) -> Array | None:
+    """Map the array in a cache file. None where the file is missing or damaged, so that it is made again."""
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return array if (array.dtype, array.ndim, array.shape[-1:]) == (dtype, axes, (width,)) else None

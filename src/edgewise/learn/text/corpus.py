@@ -33,6 +33,7 @@ class Document(NamedTuple):
         text: text that is learnt. The answers of a chat.
         replaced: number of bad bytes that ``text`` has as U+FFFD.
         ends: True where the text ends here. False for a piece that another document continues.
+        window: number of its window of time (``data.stream``). None without windows.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Document(NamedTuple):
     text: str
     replaced: int = 0
     ends: bool = True
+    window: int | None = None
 
     def __repr__(self) -> str:
         return (
@@ -118,9 +120,9 @@ class Corpus:
     def _document_at(self, name: str, raw: bytes, at: int) -> Document:
         """Read one document from its place in a file."""
         if self._found.rows:
-            return Document(
-                name, *tables.check(self._section, tables.lifted(self._section, tables.decode(raw, name)), name)
-            )
+            row = tables.lifted(self._section, tables.decode(raw, name))
+            window = None if self._found.window is None else int(self._found.window[at])
+            return Document(name, *tables.check(self._section, row, name), window=window)
         containers.refuse_text(name, raw, first=not self._found.start[at])
         if not self._found.start[at]:
             raw = raw.removeprefix(tables.BOM)
@@ -150,8 +152,15 @@ class Corpus:
                     h.update(len(raw).to_bytes(8, "little") + raw)
                 if not document.ends:
                     h.update(b"a piece")
+                if document.window is not None:
+                    h.update(b"window" + document.window.to_bytes(8, "little"))
             self._digests[device], self._lost[device] = h.hexdigest(), len(lost)
         return self._digests[device]
+
+    @property
+    def last_window(self) -> int | None:
+        """The number of the last window of time that has text of any device. None without windows."""
+        return None if self._found.window is None else int(self._found.window.max(initial=0))
 
     def lost(self, device: DeviceId) -> int:
         """Count a device's documents that are left out as unreadable; 0 unless ``lenient``. Raises as ``documents``."""

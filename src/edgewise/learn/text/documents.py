@@ -25,6 +25,7 @@ class DocumentIndex:
         broken: number of a file -> the reason that it cannot be read. Its document is one byte that does not exist.
         left_out: reason -> number of files that are not data.
         rows_left_out: reason -> number of rows that are not data.
+        window: each document's window of time (``data.stream``). None without windows.
     """
 
     files: tuple[Path, ...]
@@ -40,3 +41,4 @@ class DocumentIndex:
     broken: Mapping[int, str] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
     rows_left_out: Mapping[str, int] = field(default_factory=dict)
+    window: Array | None = field(default=None, repr=False)

@@ -36,7 +36,7 @@ def reading(
         (``no_holdout``). ``example``: the error and fix of one unreadable device.
         ``alike``: ``names``, the number of devices whose names differ only in case, spaces or Unicode form, and
         ``example``, a list of such names. Some keys of the recipe: ``sequence_len``, ``max_tokens``, ``holdout``,
-        ``time``, and ``prompt``, True for instruction data and chats.
+        ``time``, ``stream``, and ``prompt``, True for instruction data and chats.
     """
     examined = _counted_devices(corpus, most_bytes)
     total, train, held, lost = Counts(), 0, 0, 0
@@ -69,6 +69,7 @@ def reading(
         "max_tokens": section.max_tokens,
         "holdout": section.holdout,
         "time": section.time,
+        "stream": section.stream,
         "prompt": bool(section.prompt or section.rendered),
     }
 

@@ -6,7 +6,7 @@ Shape suffixes: N = blocks, B = blocks of a micro-batch, S = tokens per block (s
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -41,7 +41,7 @@ class TextShard:
 
     def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
         """Iterate over the micro-batches of each step, from blocks in random order, pass after pass."""
-        return _training_batches(self.blocks.train_NS.__getitem__, len(self.blocks.train_NS), steps, training, key)
+        return training_batches(self.blocks.train_NS.__getitem__, len(self.blocks.train_NS), steps, training, key)
 
     @property
     def size(self) -> int:
@@ -88,7 +88,7 @@ class PooledShard:
 
     def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[tuple[Tensor, int]]]:
         """Iterate over micro-batches as ``TextShard.batches``, from the rows of all devices."""
-        return _training_batches(self._pooled_rows, self.size, steps, training, key)
+        return training_batches(self._pooled_rows, self.size, steps, training, key)
 
     def held_out(self) -> Iterator[tuple[Tensor, int]]:
         """Iterate over the hold-outs of all devices, one device after another."""
@@ -111,12 +111,19 @@ class PooledShard:
         return self._open(self._devices[i]).blocks.train_NS[row - start]
 
 
-def _training_batches(
+def training_batches(
     take: Any, n: int, steps: int, training: TrainingSection, key: Key
 ) -> Iterator[list[tuple[Tensor, int]]]:
     """Yield the batches of each step."""
+    return micro_batches(take, row_order(n, steps, training.batch, key), training)
+
+
+def micro_batches(
+    take: Any, rows_of_steps: Iterable[Array], training: TrainingSection
+) -> Iterator[list[tuple[Tensor, int]]]:
+    """Yield the micro-batches of each step from the numbers of its rows. ``take`` reads rows."""
     size = training.batch // training.accumulate
-    for rows in row_order(n, steps, training.batch, key):
+    for rows in rows_of_steps:
         blocks_BS = take(rows)
         yield [_loss_batch(blocks_BS[i : i + size]) for i in range(0, len(rows), size)]
 

@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from edgewise.core.errors import DataError
 from edgewise.core.training import POOLED
 from edgewise.learn.text import containers, packed, tables
+from edgewise.learn.text.cache import write_atomically
 from edgewise.learn.text.documents import DocumentIndex
 from edgewise.learn.text.files import EMPTY, NOT_TEXT, UNREADABLE, Listing, kind_of, named, printable_file_name
 from edgewise.plan.recipe.data import OWN, WHOLE, DataSection
@@ -29,6 +31,16 @@ STDLIB_PACKAGES = (
 STDLIB_LEAST_BYTES = 8192  # A package with less source than this (about 2,400 tokens) is not a device.
 TEST_FOLDERS = {"test", "tests", "idle_test", "__pycache__"}
 PLAYS = {"source": "jsonl", "owner": "speaker", "text": "text"}  # The plays as a table.
+YEARS = {  # By tradition the plays of these characters were first played then.
+    1591: ("WARWICK", "KING EDWARD IV", "KING HENRY VI"),
+    1592: ("TRANIO",),
+    1593: ("KING RICHARD III", "BUCKINGHAM", "QUEEN ELIZABETH"),
+    1595: ("HENRY BOLINGBROKE", "DUKE OF YORK", "FRIAR LAURENCE", "CAPULET", "MERCUTIO", "Nurse"),
+    1604: ("ISABELLA", "ANGELO", "LUCIO"),
+    1608: ("VOLUMNIA", "AUFIDIUS", "COMINIUS"),
+    1610: ("PAULINA", "AUTOLYCUS", "CAMILLO", "POLIXENES"),
+    1611: ("PROSPERO",),
+}
 PIECE_BYTES = 2048  # Pieces of files ("dirichlet", "iid") have at least so many bytes, in whole lines.
 
 
@@ -49,7 +61,9 @@ def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentInd
     if section.source == "python-stdlib":
         return _plain_documents(*_stdlib_documents(), whole, cache_dir, listing)
     if section.source in ("plays", "plays-public"):
-        section, paths, several = section.model_copy(update=PLAYS), [shipped_plays(section.source)], False
+        path = _dated_plays(cache_dir) if section.stream else shipped_plays(section.source)
+        times = {"time": "year"} if section.stream else {}
+        section, paths, several = section.model_copy(update={**PLAYS, **times}), [path], False
     else:
         paths, several = named(section.path, recipe_dir)
     try:
@@ -76,6 +90,17 @@ def shipped_plays(source: str = "plays") -> Path:
     """Return the path of the demo's text or of the public text, which ship with edgewise (``assets/plays``)."""
     name = {"plays": "plays.jsonl.gz", "plays-public": "public.jsonl.gz"}[source]
     return Path(str(resources.files("edgewise"))) / "assets" / "plays" / name
+
+
+def _dated_plays(cache_dir: Path) -> Path:
+    """Write the demo's text with the year of each speech's play into the cache, and return its path."""
+    years = {speaker: year for year, speakers in YEARS.items() for speaker in speakers}
+    target = cache_dir / "tables" / "plays-by-year.jsonl"
+    if not target.is_file():
+        rows = (msgspec.json.decode(line) for line in packed.lines(shipped_plays()))
+        lines = [msgspec.json.encode({**row, "year": years[row["speaker"]]}) + b"\n" for row in rows]
+        write_atomically(target, lambda f: f.writelines(lines))
+    return target
 
 
 def _python_files(folder: Path) -> Iterator[Path]:

@@ -151,6 +151,7 @@ class _Index:
             ends=np.ones(m, bool),
             left_out=listing.left_out,
             rows_left_out=self._left_out,
+            window=self._times.windows(section.window_start, section.window)[order] if section.stream else None,
         )
 
 

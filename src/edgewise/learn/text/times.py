@@ -14,6 +14,8 @@ from __future__ import annotations
 import re
 from datetime import datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
+from math import inf
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ COMMON = (
     "%a %b %d %H:%M:%S %Y", "%m/%d/%y", "%d.%m.%y",
 )  # fmt: skip
 EPOCH, SECOND, ATTO = datetime(1970, 1, 1), timedelta(seconds=1), 10**18
+DAY, MOST_WINDOWS = 86400 * ATTO, 2**53
 
 Key = int | float | Decimal
 
@@ -74,6 +77,33 @@ class Times:
     def order(self) -> Array:
         """Return the rows from the earliest to the latest, int64[m]. Equal times keep their order."""
         return np.array(sorted(range(len(self._keys)), key=self._keys.__getitem__), np.int64)
+
+    def windows(self, start: str, length: float) -> Array:
+        """Return the number of each row's window, int64[m]: max(0, floor((time - start) / length)).
+
+        A date without a zone counts as one in UTC.
+
+        Args:
+            start: number or date, ``data.window_start``.
+            length: units of a column with numbers, else days.
+        Raises:
+            DataError: E-DATA-FORMAT where the column has dates and ``start`` is a number, or the other way round, and
+                for a row more than 2^53 windows later.
+        """
+        if self._first is None:
+            return np.zeros(0, np.int64)
+        kind, found = self._first[0], _comparable_time(start)
+        if found is None or (found[1] == "number") != (kind == "number"):
+            what = f"data.window_start = {start!r:.40} is not one of {KINDS[kind]}, which `{self._name}` holds."
+            raise DataError("E-DATA-FORMAT", what, "write both as dates, or both as numbers.")
+        begin = Fraction(found[0])
+        step = Fraction(str(length)) * (1 if kind == "number" else DAY)
+        finite = all(abs(key) < inf for key in self._keys)
+        numbers = [max(0, (Fraction(key) - begin) // step) for key in self._keys] if finite else []
+        if not finite or max(numbers, default=0) > MOST_WINDOWS:
+            what = f"`{self._name}` has a time that is more than 2^53 windows after data.window_start."
+            raise DataError("E-DATA-FORMAT", what, "correct the time, or raise data.window.")
+        return np.array(numbers, np.int64)
 
     def read(self, value: Any, where: str) -> tuple[Key, str]:
         """Read a time into a key to compare, and its kind. Raises as ``add``."""

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from edgewise.core.errors import DataError, ModelError
+from edgewise.core.errors import DataError, ModelError, RecipeError
 from edgewise.core.keys import Key, derive, root, word
 from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Vector
@@ -31,6 +31,7 @@ from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.models.load import TextLoss, checkpointing
 from edgewise.learn.models.memory import evaluated_at_once, forecast, forward_bytes_per_token
 from edgewise.learn.models.memory_picks import MemoryPick, with_choice
+from edgewise.learn.shards import Shard
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text import openings
 from edgewise.learn.text.blocks import BlockStore
@@ -41,6 +42,7 @@ from edgewise.learn.text.prepared import Prepared, prepare
 from edgewise.learn.text.reading import MOST_DEVICES, reading
 from edgewise.learn.text.redealt import RedealtStore, Skew
 from edgewise.learn.text.shards import PooledShard, TextShard
+from edgewise.learn.text.stream import StreamShard, StreamStore, unreached
 from edgewise.learn.torch_task import TorchTrainer
 from edgewise.learn.train import Batch, Loss
 from edgewise.plan.recipe.recipe import Recipe
@@ -71,7 +73,7 @@ def make(
     Raises:
         ModelError: E-MODEL, E-MODEL-REMOTE, E-QUANTIZE, E-TARGETS.
         DataError: E-DATA-*.
-        RecipeError: E-HARDWARE.
+        RecipeError: E-HARDWARE. E-COMBO for a skew of a stream.
     """
     key = root(recipe.seed)
     records = recipe.dp.example  # With records as the unit, a document may influence its own blocks only.
@@ -79,7 +81,11 @@ def make(
     if device is not None:
         corpus = corpus.of(device)
     prepared = prepare(recipe, recipe_dir, copies or cache_dir, worker, corpus.devices if recipe.engine.limits else ())
-    store = BlockStore(corpus, prepared.loaded.tokens, recipe.data, cache_dir, apart=records)
+    if skew != "own" and recipe.data.stream:
+        what = f'the blocks of a stream (data.stream) cannot be dealt out anew ("{skew}"): each belongs to its window.'
+        raise RecipeError("E-COMBO", what, "leave out data.stream, or the skew.")
+    kind = StreamStore if recipe.data.stream else BlockStore
+    store = kind(corpus, prepared.loaded.tokens, recipe.data, cache_dir, apart=records)
     dealt = store if skew == "own" else RedealtStore(store, corpus.devices, skew, derive(key, "data"))
     return TextTrainer(recipe, prepared, corpus, dealt)
 
@@ -91,7 +97,7 @@ class TextTrainer(TorchTrainer):
         loaded, loss = prepared.loaded, TextLoss(prepared.arithmetic, recipe.data.packing == "isolated")
         self.loaded, self.corpus, self._store = loaded, corpus, store
         self.local_head = prepared.local_head
-        self._eval_tokens, self._data = recipe.eval.max_tokens, recipe.data
+        self._eval_tokens, self._data, self._rounds = recipe.eval.max_tokens, recipe.data, recipe.round.rounds
         self._trainable, self._adapts = recipe.trainable, recipe.trainable.adapts
         self._quantize, self._own = recipe.model.quantize, recipe.personal.own_adapter
         self._picks, self._recipe_checkpoints = prepared.picks, recipe.training.checkpointing
@@ -110,7 +116,16 @@ class TextTrainer(TorchTrainer):
     def _device_shard(self, device: DeviceId) -> TextShard:
         """Make the shard of a device's blocks."""
         at_once = self._picks.pass_tokens(device, self._pass_tokens)
+        if self._data.stream:
+            return StreamShard(self._store.open(device), self._eval_tokens, at_once, self._data)
         return TextShard(self._store.open(device), self._eval_tokens, at_once)
+
+    def _shard_of(self, request: FitRequest) -> Shard:
+        """Return the text that a request trains on: of a stream the current window, and earlier text to replay."""
+        shard = self._pooled_or_device(request.device)
+        if isinstance(shard, StreamShard):
+            return shard.at(request.device, request.round, derive(request.secret, "replay"))
+        return shard
 
     def _training_of(self, device: DeviceId) -> TrainingSection:
         pick = self._picks.of(device)
@@ -325,6 +340,7 @@ class TextTrainer(TorchTrainer):
         settings that limits of memory picked.
         """
         sentences = (*self.loaded.tokens.notes, *self._picks.notes())
+        sentences += unreached(self._data, self._rounds, self.corpus.last_window)
         bare = without_adapter(self.model) if self._adapts else {}
         if idle := {} if self._adapts else unread(self.model):
             share = 100 * sum(idle.values()) / self.spec.dim

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from edgewise.plan.recipe import stream
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 
 Header = bool | Literal["auto"]
@@ -81,7 +82,30 @@ class DataSection(Section):
         "and positions begin anew; none: no two share one",
     )
     holdout: float = Field(0.1, gt=0, lt=0.9, description="share of each device's text, its latest part, never trained")
-    max_tokens: int = Field(0, ge=0, description="tokens used per device at most; 0 = all")
+    max_tokens: int = Field(
+        0, ge=0, description="tokens used per device at most, with a stream of each of its windows; 0 = all"
+    )
+    stream: bool = Field(
+        False, description="text arrives over time: in each round devices train on the current window of it alone"
+    )
+    window: float = Field(
+        0.0, ge=0, le=1e12, description="length of a window: days, or units of a time column with numbers"
+    )
+    window_start: str = Field(
+        "",
+        max_length=40,
+        description="time at which the first window begins: a date as ISO 8601 writes it, or a number; rows before it "
+        "belong to the first window",
+    )
+    window_rounds: int = Field(1, ge=1, le=1_000_000, description="rounds until the next window is the current one")
+    replay: int = Field(
+        0,
+        ge=0,
+        le=1_000_000,
+        description="blocks of earlier windows that a device draws anew in each round, to train on beside the window; "
+        "0 = none",
+    )
+    replay_share: float = Field(0.5, gt=0, lt=1, description="share of replayed blocks in a batch")
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -111,7 +135,7 @@ class DataSection(Section):
         """Keep the keys that enrolled devices need: how text is cut. Their owners decide where it lies."""
         return DataSection(
             source=OWN, sequence_len=self.sequence_len, packing=self.packing, holdout=self.holdout,
-            max_tokens=self.max_tokens,
+            max_tokens=self.max_tokens, stream=self.stream, **{key: getattr(self, key) for key in stream.KEYS},
         )  # fmt: skip
 
     @rule
@@ -172,6 +196,10 @@ class DataSection(Section):
             if isinstance(names, list) and not all(names):
                 what = f"data.{key} lists a column without a name"
                 yield SettingError("E-VALUE", what, "name each column, or leave it out")
+
+    @rule
+    def _stream_timed(self) -> Iterator[SettingError]:
+        yield from stream.data_faults(self)
 
     @rule
     def _times_named(self) -> Iterator[SettingError]:

@@ -44,6 +44,7 @@ from edgewise.plan.recipe.sections import (
     TrustSection,
 )
 from edgewise.plan.recipe.split import SplitSection, split_faults
+from edgewise.plan.recipe.stream import stream_faults
 from edgewise.plan.recipe.trainable import TrainableSection
 
 
@@ -269,6 +270,7 @@ class Recipe(Section):
         )  # fmt: skip
         yield from split_faults(self)
         yield from buffer_faults(self)
+        yield from stream_faults(self)
         yield from distill_faults(
             self.distill, self.strategy, self.trainable, self.personal, self.round.rounds, self.split.used
         )
