@@ -18,19 +18,21 @@ from arch.source import SRC, dotted, nodes, where
 
 # Each table holds, by the reason, the places that may stay. A new one stands in the table of docs/design.md too.
 FIELDS = {
-    "options of a command, where an empty one is none": {
-        "DataOptions.base", "DataOptions.owner", "DataOptions.text", "EvaluationRequest.metric", "ShrinkRequest.how",
+    "options of a command as a person typed them, where an empty one is none": {
+        "DataOptions.base", "DataOptions.owner", "DataOptions.text",
     },
-    "sentences, labels and notes for people, where an empty one is shown as one": {
-        "Bar.note", "Check.fix", "Joining.label", "Lost.reason", "Progress.note", "ReportLoss.reason",
-        "Sentences.blocks", "Useless.reason",
+    "words that are put behind other words, where none change nothing": {
+        "Bar.note", "Progress.note", "Sentences.blocks",
     },
-    "text that was read, which may be empty": {"Origin.text", "Origin.where"},
+    "a label that a person may leave empty, and that is shown as it is": {"Joining.label"},
+    "the text of a recipe and the words before its faults, of which a table in Python has none": {
+        "Origin.text", "Origin.where",
+    },
 }  # fmt: skip
 TOML = "Section"  # Its classes hold the keys of a recipe, or of an owner's device.toml: TOML has no null.
 
 ARGUMENTS = {
-    "sentences and labels, as above": {"Bar.name", "Broken.fix", "Key.default", "Refusal.reason"},
+    "labels, and sentences of messages that have each field": {"Bar.name", "Broken.fix", "Key.default", "Refusal.reason"},
     "a body or a query that has no bytes": {"Caller.body", "Request.query"},
     "text of a file, which may be empty": {"Document.prompt", "Document.text"},
     "a value that is put in at once": {"Keys.signature", "Turn.private", "Turn.public"},

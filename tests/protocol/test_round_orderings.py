@@ -283,6 +283,7 @@ def test_what_is_no_answer_says_so_in_few_words(raw):
     _, store, _ = play([Arrived("d0", raw, 1.0), *(good(d) for d in DEVICES[1:])])
     (lost,) = lost_in(store)
     assert lost.code == ("E-FRAME-SIZE" if len(raw) > PLAN.frame_limit_bytes else "E-FRAME")
+    assert lost.reason is not None
     assert "\x1b" not in lost.reason
     assert len(lost.reason) <= 500
     assert "A" * 20 not in lost.reason

@@ -95,12 +95,19 @@ class SplitSession(Event, frozen=True, tag="split_session"):
 
 
 class Lost(Event, frozen=True, tag="lost"):
-    """A device contributes nothing to this round. ``code`` is an ``E-*`` code, or ``dropped`` if it never answered."""
+    """A device contributes nothing to this round. ``code`` is an ``E-*`` code, or ``dropped`` if it never answered.
+
+    ``reason``: in words. None where nobody gave one.
+    """
 
     round: int
     device: str
     code: str
-    reason: str = ""
+    reason: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.reason == "":  # in the logs of earlier versions
+            msgspec.structs.force_setattr(self, "reason", None)
 
 
 class Flagged(Event, frozen=True, tag="flagged"):

@@ -198,7 +198,7 @@ class Useless:
     device: DeviceId
     round: int
     code: str
-    reason: str = ""
+    reason: str | None = None
     at_s: float = 0.0
 
 
@@ -307,7 +307,7 @@ class ReportLoss:
 
     device: DeviceId
     code: str
-    reason: str = ""
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import pytest
 
 from edgewise.apps.device import record
 from edgewise.apps.server.submission import Submission
-from edgewise.core.events import AnyEvent, Redistilled
+from edgewise.core.events import AnyEvent, Lost, Redistilled
 from edgewise.drivers.fleet import blob_places, served
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.http import home
@@ -25,6 +25,14 @@ def test_the_reason_of_a_distillation(stored: str | None, read: str | None) -> N
     row = {"event": "redistilled", "round": 1, "kept": read is None, "reason": stored, **dict.fromkeys(FIGURES, 1.0)}
     found: Any = msgspec.json.decode(msgspec.json.encode(row), type=AnyEvent)
     assert isinstance(found, Redistilled)
+    assert found.reason == read
+
+
+@pytest.mark.parametrize(("stored", "read"), [({"reason": ""}, None), ({}, None), ({"reason": "busy"}, "busy")])
+def test_the_reason_of_a_loss(stored: dict[str, str], read: str | None) -> None:
+    row = {"event": "lost", "round": 1, "device": "d", "code": "dropped", **stored}
+    found: Any = msgspec.json.decode(msgspec.json.encode(row), type=AnyEvent)
+    assert isinstance(found, Lost)
     assert found.reason == read
 
 

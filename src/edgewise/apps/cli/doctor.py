@@ -32,7 +32,7 @@ class Check(NamedTuple):
     name: str
     state: str
     found: str
-    fix: str = ""
+    fix: str | None = None
 
 
 def examine(folder: Path) -> list[Check]:

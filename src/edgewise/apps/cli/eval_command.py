@@ -68,7 +68,7 @@ def evaluate(
         importable(extensions or (), Path())
         used, _ = opened(place, played, base, device, home, debug)
         names = names_of(models, used)
-        wanted = evaluating.EvaluationRequest(length or used.length, rouge, metric, max_tokens)
+        wanted = evaluating.EvaluationRequest(length or used.length, rouge, metric or None, max_tokens)
         with sessions.interrupts(), sessions.quiet_screen(None, debug) as screen:
             from edgewise.apps.terminal.progress_bar import steps
 

@@ -70,7 +70,7 @@ def shrink(
 
             healing = HealingPlan(steps, batch, rate, teacher, seed)
             with bar(None if as_json else screen) as step:
-                report = run(ShrinkRequest(model, by, to, out, how, on, healing, dense, length), step)
+                report = run(ShrinkRequest(model, by, to, out, how or None, on, healing, dense, length), step)
         if not as_json:
             _show(report)
         return report

@@ -28,13 +28,13 @@ class EvaluationRequest(NamedTuple):
     Attributes:
         length: tokens of a block, for the perplexity.
         rouge: generate an answer to each prompt, and compare it with the row's text.
-        metric: ``module:name`` of a function (row, answer) -> number, for the generated answers. Empty: none.
+        metric: ``module:name`` of a function (row, answer) -> number, for the generated answers. None: none.
         max_tokens: of a generated answer.
     """
 
     length: int = 128
     rouge: bool = False
-    metric: str = ""
+    metric: str | None = None
     max_tokens: int = 128
 
 
@@ -133,7 +133,7 @@ def _answer_scores(wanted: EvaluationRequest) -> dict[str, Score]:
     found: dict[str, Score] = {}
     if wanted.rouge:
         found[ROUGE] = _rouge_score()
-    if wanted.metric:
+    if wanted.metric is not None:
         module, _, name = wanted.metric.partition(":")
         if not name:
             what = f"{wanted.metric!r:.60} is no metric."

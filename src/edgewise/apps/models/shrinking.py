@@ -51,7 +51,7 @@ class ShrinkRequest(NamedTuple):
         by: a key of ``WAYS``. ``unpack`` writes a compact folder as ``transformers`` reads it.
         kept: share to keep, in (0, 1): of the weights of the decoder blocks, or of their 16-bit bytes (quantize).
         dest: a folder that does not exist or is empty.
-        how: one of ``WAYS[by]``. Empty: the first, and for ``quantize`` the one that reaches ``kept``.
+        how: one of ``WAYS[by]``. None: the first, and for ``quantize`` the one that reaches ``kept``.
         on: "plays", "plays-public", "python-stdlib", or a file or folder of text. Its end is held out.
         healing: training after the cut. Of 0 steps: none.
         dense: write weights that ``transformers`` reads, where the default is a compact folder.
@@ -64,7 +64,7 @@ class ShrinkRequest(NamedTuple):
     by: str
     kept: float
     dest: Path
-    how: str = ""
+    how: str | None = None
     on: str = "plays"
     healing: HealingPlan = HealingPlan(0)
     dense: bool = False
@@ -138,7 +138,7 @@ def _possible(wanted: ShrinkRequest) -> str:
     """Return the way to make the model smaller. Raises ModelError(E-SHRINK) for a request without one."""
     if wanted.by not in WAYS:
         raise ModelError("E-SHRINK", f"there is no way {wanted.by!r:.40}.", f"take --by {' or '.join(WAYS)}.")
-    if wanted.how and wanted.how not in WAYS[wanted.by]:
+    if wanted.how is not None and wanted.how not in WAYS[wanted.by]:
         what = f"--by {wanted.by} has no way {wanted.how!r:.40}."
         raise ModelError("E-SHRINK", what, f"take --how {' or '.join(WAYS[wanted.by])}.")
     if wanted.by != "unpack" and not 0.0 < wanted.kept < 1.0:
