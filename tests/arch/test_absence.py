@@ -32,7 +32,7 @@ FIELDS = {
 TOML = "Section"  # Its classes hold the keys of a recipe, or of an owner's device.toml: TOML has no null.
 
 ARGUMENTS = {
-    "labels, and sentences of messages that have each field": {"Bar.name", "Broken.fix", "Key.default", "Refusal.reason"},
+    "labels, and sentences of messages with fixed fields": {"Bar.name", "Broken.fix", "Key.default", "Refusal.reason"},
     "a body or a query that has no bytes": {"Caller.body", "Request.query"},
     "text of a file, which may be empty": {"Document.prompt", "Document.text"},
     "a value that is put in at once": {"Keys.signature", "Turn.private", "Turn.public"},
