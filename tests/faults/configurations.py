@@ -16,6 +16,10 @@ SMALL: Mapping[str, Any] = {
 _NOISED: Mapping[str, Any] = {"metrics": "none", "stage": [], "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0}
 _MASKED: Mapping[str, Any] = {"privacy": "hidden", "round.minimum": 0.6}
 _GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 4, "grid": "shared"}, {"kind": "wrap"}]
+_BUFFERED: Mapping[str, Any] = {
+    "data.devices": 6, "round.rounds": 4, "round.sampling": "buffered", "round.cohort": 2, "buffer.concurrency": 4,
+    "simulation.speed_spread": 1.5, "simulation.dropout": 0.1,
+}  # fmt: skip
 
 _TEXT: Mapping[str, Any] = {"text": True, "round.rounds": 2}
 _DISTILL: Mapping[str, Any] = {
@@ -49,6 +53,8 @@ CONFIGURATIONS: dict[str, Mapping[str, Any]] = {
                    "dp.noise": "correlated", "round.rounds": 6, "data.devices": 6},
     "poisson": {**_NOISED, "privacy": "central_dp", "round.sampling": "poisson", "round.cohort": 3},
     "local_dp": {**_NOISED, "privacy": "local_dp"},
+    "buffered": {**_BUFFERED, "stage": [{"kind": "feedback"}, {"kind": "top_k", "fraction": 0.2}]},
+    "buffered, central_dp": {**_NOISED, **_BUFFERED, "privacy": "central_dp"},
     "best": {"round.rounds": 6, "round.patience": 1, "round.keep": "best", "eval.every": 1, "strategy.lr": 0.5},
     "measured by devices": {"eval.on_devices": True, "strategy.kind": "fedavg", "strategy.lr": 1.0, "stage": []},
     "pruned": {"environ": {"TOY_ROWS": "5"}, "prune.to": 0.5, "stage": [{"kind": "weigh", "cap": 160}]},
