@@ -40,8 +40,8 @@ from edgewise.core.decoding import undo
 from edgewise.core.factors import factor
 from edgewise.core.stage import WEIGHT
 from edgewise.core.vector import Spec, Vector, unpack
+from edgewise.engine import after_round
 from edgewise.engine.aggregation import PlainAggregation
-from edgewise.engine.coordinator import Coordinator
 from edgewise.plan import strategy as strategies
 from edgewise.plan.recipe import recipe as recipes
 from edgewise.strategies.ranks import of_ranks
@@ -78,7 +78,7 @@ def recipe(rule: str, skew: str, rank: str, seed: int, rounds: int) -> dict[str,
 @contextmanager
 def recorded(errors: list[float]) -> Iterator[None]:
     """Measure the aggregation error of each round inside, from the contributions as the server decodes them."""
-    fold, applied, seen = PlainAggregation.fold, Coordinator._applied_aggregate, list[tuple[float, Vector]]()
+    fold, applied, seen = PlainAggregation.fold, after_round.stepped, list[tuple[float, Vector]]()
 
     def folding(self: Any, device: str, message: Any) -> Any:
         pipe, turn = self._pipe, self._turn
@@ -89,14 +89,14 @@ def recorded(errors: list[float]) -> Iterator[None]:
         seen.append((weight, item.body / np.float32(weight)))
         return fold(self, device, message)
 
-    def applying(self: Any, before: Any, facts: Any, aggregate: Any) -> Any:
-        errors.append(error(self.plan.spec, before.params, seen))
+    def applying(plan: Any, before: Any, round: int, aggregate: Any) -> Any:
+        errors.append(error(plan.spec, before.params, seen))
         seen.clear()
-        return applied(self, before, facts, aggregate)
+        return applied(plan, before, round, aggregate)
 
     with (
         mock.patch.object(PlainAggregation, "fold", folding),
-        mock.patch.object(Coordinator, "_applied_aggregate", applying),
+        mock.patch.object(after_round, "stepped", applying),
     ):
         yield
 

@@ -14,21 +14,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
-from math import isfinite
-
-import numpy as np
 
 from edgewise.core import events, frame, vector
-from edgewise.core.errors import RoundError, TrainingError
+from edgewise.core.errors import RoundError
 from edgewise.core.keys import Key, derive
-from edgewise.core.memory import Memory
 from edgewise.core.pipeline import Pipeline
-from edgewise.core.stage import Aggregate, together
+from edgewise.core.stage import Aggregate
 from edgewise.core.training import DeviceId
-from edgewise.engine import broadcast, outstanding
-from edgewise.engine.aggregation import Sums, aggregation
+from edgewise.engine import after_round, broadcast, outstanding
+from edgewise.engine.aggregation import aggregation
 from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.cohort_draw import CohortDraw
 from edgewise.engine.distilled_round import distilled
@@ -38,12 +34,10 @@ from edgewise.engine.open_round import OpenRound, Tell, first_record
 from edgewise.engine.outstanding import OlderModels
 from edgewise.engine.ports import Began, Cohort, Distiller, Evaluator, Helper, Store, Trust
 from edgewise.engine.privacy_budget import PrivacyBudget
-from edgewise.engine.released import stepped
-from edgewise.engine.round_facts import RoundFacts, decide
+from edgewise.engine.round_facts import decide
 from edgewise.engine.split_rest import RestOfModel
 from edgewise.plan.plan import Plan
 from edgewise.plan.split_part import PART, REST
-from edgewise.strategies.base import State
 
 UNMET_LIMIT = 3  # The run stops after this many abandoned rounds in a row, instead of trying for ever.
 
@@ -53,7 +47,7 @@ def first(plan: Plan, initial: vector.Vector, rest: vector.Vector | None = None)
     state = plan.strategy.init(initial)
     down = None if plan.downlink is None else broadcast.start(plan.layout.broadcast(state))
     made = Checkpoint(0, state, memory=plan.initial_memory(Pipeline.start_memory), down=down)
-    return made if rest is None else _with_rest(made, rest)
+    return made if rest is None else after_round.with_rest(made, rest)
 
 
 @dataclass(frozen=True)
@@ -211,19 +205,22 @@ class Coordinator:
         if facts.session is None:  # Frames that are still under way are not needed any more.
             self.cohort.close_round()
         sums = open_round.sums()
-        released = self._released_mean(checkpoint, facts, sums) if sums else None
+        released = after_round.released_mean(self.plan, self.entropy, checkpoint, facts, sums) if sums else None
         del sums  # It frees 8 bytes a coordinate before the server's step.
-        after = self._stepped_checkpoint(checkpoint, facts, released)
+        epsilon = self.privacy_budget.epsilon()
+        after = after_round.checkpoint_after(self.plan, checkpoint, facts, released, epsilon)
         if facts.buffer is not None:
             after = outstanding.recorded(after, checkpoint, facts, open_round.closed, open_round.last_s)
         if self.rest is not None:
-            after = self._rest_after(self.rest, after, open_round, released is not None)
+            after, sessions = after_round.rest_after(self.rest, after, open_round, released is not None)
+            for event in sessions:
+                self.tell(event)
         open_round.books.aggregate_s += self.now_s() - started_s
         aggregate = None if released is None else released[0]
         if aggregate is not None and self.plan.distils(facts.round):
             assert self.distiller is not None  # The driver of a run with [distill] gives one.
-            after, aggregate, event = distilled(self.plan, self.distiller, after, aggregate)
-            open_round.books.events.append(event)
+            after, aggregate, verdict = distilled(self.plan, self.distiller, after, aggregate)
+            open_round.books.events.append(verdict)
         measured = [] if aggregate is None else self._measured.by_cohort(checkpoint, aggregate.head)
         self._commit_round(after, open_round, aggregate, began_s, measured)
         self._use_rest(after)
@@ -246,81 +243,14 @@ class Coordinator:
             "see the lost devices in the report; lower round.minimum, raise round.deadline_s or overselect.",
         )
 
-    def _released_mean(self, checkpoint: Checkpoint, facts: RoundFacts, sums: Sums) -> tuple[Aggregate, Memory]:
-        """Decode the mean of a round, and the server's codec memory after it."""
-        number, memory, parts = facts.round, facts.memory, list[Aggregate]()
-        for rung, summed in sums:
-            part, memory = facts.at(rung).release(summed, facts.turn, self.entropy(number), memory)
-            parts.append(part)
-        aggregate = together(parts)
-        memory = broadcast.released(facts.pipe, memory, aggregate.mean)
-        memory = self.plan.with_phase_memory(checkpoint.memory, number, memory)
-        return self.plan.measured(self.plan.layout.aggregated(aggregate)), memory
-
-    def _stepped_checkpoint(
-        self, checkpoint: Checkpoint, facts: RoundFacts, released: tuple[Aggregate, Memory] | None
-    ) -> Checkpoint:
-        """Make the checkpoint after a round. ``released`` is None for a round without a sum."""
-        state, memory, down = checkpoint.state, checkpoint.memory, checkpoint.down
-        # A cohort that sampling drew below the minimum is no failure of devices, so it does not count.
-        unmet = checkpoint.unmet + int(facts.asked)
-        if released is not None:
-            aggregate, memory = released
-            state, unmet = self._applied_aggregate(state, facts, aggregate), 0
-        if down is not None and self.plan.downlink is not None:
-            down = broadcast.advance(self.plan, self.plan.downlink, down, self.plan.layout.broadcast(state))
-        return Checkpoint(facts.round + 1, state, unmet, memory, down, self.privacy_budget.epsilon())
-
-    def _rest_after(self, rest: RestOfModel, after: Checkpoint, open_round: OpenRound, met: bool) -> Checkpoint:
-        """Add the rest of the model after the round to its checkpoint, and the bytes of its sessions to the books."""
-        before, accepted = after.memory.child(REST)[PART], open_round.closed.accepted
-        moved, sessions = rest.closed(open_round.facts.round, before, accepted, met)
-        if not vector.finite(moved):
-            raise TrainingError("E-NAN", "the rest of the model has values that are not finite.", "lower training.lr.")
-        for event in sessions:
-            open_round.books.events.append(event)
-            open_round.books.bytes_up += event.bytes_up
-            open_round.books.bytes_down[event.device] += event.bytes_down
-            self.tell(event)
-        return _with_rest(after, moved)
-
-    def _applied_aggregate(self, before: State, facts: RoundFacts, aggregate: Aggregate) -> State:
-        """Apply the strategy to an aggregate. Raises where the model is no longer finite."""
-        with np.errstate(over="ignore", invalid="ignore"):  # The check below finds every value that is not finite.
-            after = stepped(self.plan, before, facts.round, aggregate)
-        vectors = (aggregate.mean, *aggregate.beside.values(), after.params, *after.slots.values())
-        if not (all(map(vector.finite, vectors)) and all(map(isfinite, aggregate.head.values()))):
-            fix = "lower strategy.lr, and dp.clip_l2 or the l2 of clip, with which noise grows."
-            raise TrainingError("E-NAN", f"round {facts.round} gave the server values that are not finite.", fix)
-        return after
-
     def _commit_round(
         self, after: Checkpoint, open_round: OpenRound, aggregate: Aggregate | None, began_s: float,
         measured: Sequence[events.Evaluated],
     ) -> None:  # fmt: skip
         """Store the checkpoint with the round's events, in one transaction. ``measured``: by the round's devices."""
-        closed, books, params = open_round.closed, open_round.books, after.state.params
-        finished = events.RoundFinished(
-            round=closed.round,
-            met=closed.met,
-            accepted=len(closed.accepted),
-            lost=len(closed.lost),
-            late=len(closed.late) if open_round.facts.asked and open_round.facts.buffer is None else 0,
-            bytes_up=books.bytes_up,
-            bytes_down=sum(books.bytes_down.values()),
-            update_l2=0.0 if aggregate is None else vector.norm_l2(aggregate.mean),
-            head={} if aggregate is None else dict(aggregate.head),
-            train_s=books.train_s,
-            encode_s=books.encode_s,
-            aggregate_s=books.aggregate_s,
-            seconds=self.now_s() - began_s,
-            model=vector.digest(vector.to_bytes(params)),
-            lag_l2=0.0 if after.down is None else vector.norm_l2(params - after.down.shadow[: params.size]),
-            code=closed.code,
-            epsilon=None if self.plan.spend is None else after.epsilon,
-            waited_s=open_round.last_s - open_round.facts.began.at_s,
-        )
-        change = broadcast.change(closed, open_round.facts.versions)
+        books = open_round.books
+        finished = after_round.finished(self.plan, after, open_round, aggregate, self.now_s() - began_s)
+        change = broadcast.change(open_round.closed, open_round.facts.versions)
         self.store.commit(after, [*books.events, finished, *measured], change, aggregate)
         for event in books.events:
             if isinstance(event, events.Redistilled):
@@ -328,11 +258,6 @@ class Coordinator:
         self.tell(finished)  # It follows the commit, so that nobody sees two noisy results of a round played twice.
         for evaluation in measured:
             self.tell(evaluation)
-
-
-def _with_rest(checkpoint: Checkpoint, rest: vector.Vector) -> Checkpoint:
-    """Put the rest of a split model into a checkpoint."""
-    return replace(checkpoint, memory=checkpoint.memory.put(REST, None, Memory({PART: rest})))
 
 
 def _loss_reasons(round_events: Sequence[events.AnyEvent]) -> list[str]:
