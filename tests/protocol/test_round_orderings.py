@@ -310,8 +310,7 @@ def test_whatever_devices_send_the_round_ends_with_the_others(raws):
     for lost in lost_in(store):
         assert lost.device in DEVICES
         assert lost.code in REGISTRY
-        assert len(lost.reason) <= 500
-        assert lost.reason.isprintable()
+        assert lost.reason is None or (len(lost.reason) <= 500 and lost.reason.isprintable())
     mailbox = Mailbox([*script, Arrived("d1", refusal("no text", -1, "d1"), 1.0)])
     with suppress(DataError, RoundError):
         Probes(mailbox, PLAN, DEVICES, lambda: 0.0).evaluate("base", -1, np.zeros(DIM, np.float32))
