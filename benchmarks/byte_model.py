@@ -25,27 +25,35 @@ PACKAGES = (
 ).split()
 CONTEXT, EMBED, HIDDEN, BYTES, BATCH = 3, 32, 512, 256, 256
 LIMIT_BYTES = 200_000  # of text per device
-SPEC = Spec.of(
-    [
-        ("embed", (BYTES, EMBED), "float32"),
-        ("hidden", (CONTEXT * EMBED, HIDDEN), "float32"),
-        ("hidden_bias", (HIDDEN,), "float32"),
-        ("out", (HIDDEN, BYTES), "float32"),
-        ("out_bias", (BYTES,), "float32"),
-    ]
-)
+
+
+def spec(hidden: int) -> Spec:
+    """The tensors of a model with as many tanh units."""
+    return Spec.of(
+        [
+            ("embed", (BYTES, EMBED), "float32"),
+            ("hidden", (CONTEXT * EMBED, hidden), "float32"),
+            ("hidden_bias", (hidden,), "float32"),
+            ("out", (hidden, BYTES), "float32"),
+            ("out_bias", (BYTES,), "float32"),
+        ]
+    )
+
+
+SPEC = spec(HIDDEN)
 
 
 class ByteTrainer:
-    """See the module."""
+    """See the module. Subclasses may have another size, other packages of the library, or other examples."""
 
     spec = SPEC
+    packages: Sequence[str] = PACKAGES
 
     def __init__(self, recipe: Recipe) -> None:
         self._seed = recipe.seed
         library = Path(sysconfig.get_paths()["stdlib"])
         self._text = {}
-        for name in PACKAGES:
+        for name in self.packages:
             raw = b"\n".join(p.read_bytes() for p in sorted((library / name).rglob("*.py")) if "test" not in p.parts)
             self._text[name] = np.frombuffer(raw[:LIMIT_BYTES], np.uint8)
 
@@ -53,12 +61,12 @@ class ByteTrainer:
         g = generator(derive(root(self._seed), "byte model"))
         parts = [
             g.normal(0, 0 if "bias" in s.name else 1 if s.name == "embed" else s.shape[0] ** -0.5, s.shape).ravel()
-            for s in SPEC.segments
+            for s in self.spec.segments
         ]
         return np.concatenate(parts).astype(np.float32)
 
     def devices(self) -> Sequence[str]:
-        return PACKAGES
+        return self.packages
 
     def fit(self, request: FitRequest) -> Update:
         text = self._text[request.device][: -len(self._text[request.device]) // 10]
@@ -66,34 +74,56 @@ class ByteTrainer:
         momentum = np.zeros_like(w)
         losses = []
         for step in range(request.rule.steps):
-            at = generator(derive(request.key, step)).integers(0, len(text) - CONTEXT, BATCH)
-            loss, gradient = _gradient(w, text, at)
+            before, target = self.examples(text, generator(derive(request.key, step)))
+            loss, gradient = _gradient(self.spec, w, before, target)
             losses.append(loss)
             momentum = 0.9 * momentum + gradient
             w -= np.float32(request.rule.lr) * momentum
         head = {"loss_first": losses[0], "loss_last": losses[-1]}
         return Update((w - request.params).astype(np.float32), head, float(len(text)))
 
+    def examples(self, text: np.ndarray, g: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw a batch of contexts uint8[n, 3] and of the bytes after them uint8[n]."""
+        return windows(text, g.integers(0, len(text) - CONTEXT, BATCH))
+
     def evaluate(self, device: str, params: Vector) -> HeldOut:
         text = self._text[device]
         held = text[-len(text) // 10 :]
         at = np.arange(0, len(held) - CONTEXT, max(1, len(held) // 2000))
-        loss, _ = _gradient(params, held, at)
+        loss, _ = _gradient(self.spec, params, *windows(held, at))
         return HeldOut(loss * len(at), len(at))
 
     def sizes(self) -> Mapping[str, float]:
-        return {"parameters": SPEC.dim, "trainable": SPEC.dim, "memory_bytes": 12.0 * SPEC.dim}
+        return {"parameters": self.spec.dim, "trainable": self.spec.dim, "memory_bytes": 12.0 * self.spec.dim}
 
 
-def _gradient(w: Vector, text: np.ndarray, at: np.ndarray) -> tuple[float, Vector]:
-    """Mean loss (nats per byte) of predicting text[at + 3], and its gradient."""
-    embed, hidden, hidden_bias, out, out_bias = (w[s.start : s.stop].reshape(s.shape) for s in SPEC.segments)
-    n = len(at)
-    before = text[at[:, None] + np.arange(CONTEXT)]
-    target = text[at + CONTEXT]
-    x = embed[before].reshape(n, -1)
+def windows(text: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Contexts of a text from positions on, and the bytes after them."""
+    return text[at[:, None] + np.arange(CONTEXT)], text[at + CONTEXT]
+
+
+def logits(spec: Spec, w: Vector, before: np.ndarray) -> np.ndarray:
+    """Logits of the next byte after contexts, float32[n, 256]."""
+    return _forward(spec, w, before)[2]
+
+
+def _forward(spec: Spec, w: Vector, before: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Embedded contexts, tanh units and logits."""
+    embed, hidden, hidden_bias, out, out_bias = _tensors(spec, w)
+    x = embed[before].reshape(len(before), -1)
     h = np.tanh(x @ hidden + hidden_bias)
-    logits = h @ out + out_bias
+    return x, h, h @ out + out_bias
+
+
+def _tensors(spec: Spec, w: Vector) -> list[np.ndarray]:
+    return [w[s.start : s.stop].reshape(s.shape) for s in spec.segments]
+
+
+def _gradient(spec: Spec, w: Vector, before: np.ndarray, target: np.ndarray) -> tuple[float, Vector]:
+    """Mean loss (nats per byte) of predicting the bytes after contexts, and its gradient."""
+    embed, hidden, _, out, _ = _tensors(spec, w)
+    n = len(target)
+    x, h, logits = _forward(spec, w, before)
     logits -= logits.max(1, keepdims=True)
     p = np.exp(logits)
     p /= p.sum(1, keepdims=True)
