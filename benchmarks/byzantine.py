@@ -17,8 +17,9 @@ Liars know the updates of all honest devices of the round:
     backdoor    half of each batch is a trigger of three bytes and its answer of four; the update times devices / liars
                 (Bagdasaryan et al. 2020, arXiv:1807.00459)
 
-Merges are told the number of liars. Merges called ``grouped ...`` mask sums of random groups. Their clip is longer than
-any attack here, so it does not bind liars: a changed program does not clip.
+Merges are told the number of liars. ``FLTrust`` trusts the last device, which is honest. Merges called ``grouped ...``
+mask sums of random groups. Their clip is longer than any attack here, so it does not bind liars: a changed program does
+not clip.
 
 Three figures of each play:
 
@@ -96,6 +97,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "NNM+geometric median": robust("geometric_median", "nnm"),
     "ARC+geometric median": robust("geometric_median", "arc"),
     "momentum, NNM+trimmed mean": {**robust("trimmed_mean", "nnm"), **MOMENTUM},
+    "FLTrust": {"merge": {"kind": "fltrust", "root": DEVICES[-1]}},
     "grouped median": grouped("median"),
     "grouped trimmed mean": grouped("trimmed_mean"),
 }
@@ -211,7 +213,7 @@ EDGEWISE = Extension(trainer=LyingTrainer)
 def play(merge: Mapping[str, Any], attack: str, texts: str, seed: int, liars: int, a: argparse.Namespace) -> Figures:
     """Play a run, and measure it."""
     settings = dict(merge)
-    if settings["merge"]["kind"] != "sum":
+    if settings["merge"]["kind"] not in ("sum", "fltrust"):
         settings["merge"] = {**settings["merge"], "byzantine": liars}
     plain = {
         "privacy": "none", "stage": [], **settings, "name": f"byzantine.{attack}.{texts}.{liars}", "seed": seed,

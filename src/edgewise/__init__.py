@@ -63,10 +63,11 @@ _LATER = {  # These names are imported when they are first used.
 }
 # Parts of a recipe are functions here: ew.clip(1.0) is {"kind": "clip", "l2": 1.0}.
 PARTS = (
-    "centred_clip", "clamp", "clip", "cut_parts", "factors", "fedadagrad", "fedadam", "fedavg", "fedavgm", "feddyn",
-    "fednova", "fedprox", "fedyogi", "feedback", "folds", "grouped", "low_rank", "mixed", "momentum", "moon", "noise",
-    "products", "quantize", "random_k", "robust_mean", "rotate", "scaffold", "secure_sum", "segments", "shared_sum",
-    "shared_top_k", "sketch", "sum", "top_k", "weigh", "wrap", "zeroth_order",
+    "centred_clip", "clamp", "clip", "cut_parts", "factors", "fedadagrad", "fedadam", "fedavg", "fedavgm",
+    "feddyn", "fednova", "fedprox", "fedyogi", "feedback", "fltrust", "folds", "grouped", "low_rank", "mixed",
+    "momentum", "moon", "noise", "products", "quantize", "random_k", "robust_mean", "rotate", "scaffold",
+    "secure_sum", "segments", "shared_sum", "shared_top_k", "sketch", "sum", "top_k", "weigh", "wrap",
+    "zeroth_order",
 )  # fmt: skip
 __all__ = [  # noqa: RUF022
     "EdgewiseError", "RecipeError", "__version__", "simulate",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Aggregate, Merge, Stage, Sum
 from edgewise.core.vector import Vector
 from edgewise.merges.centred_clip import centred_clip
+from edgewise.merges.fltrust import fltrust
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
 from edgewise.merges.robust_mean import robust_mean
@@ -35,6 +37,7 @@ MERGES: dict[str, Merge] = {
     "sum": plain_sum(),
     "robust_mean": robust_mean(1),
     "centred_clip": centred_clip(1),
+    "fltrust": fltrust("device-0"),
     "secure_sum": secure_sum(),
     "shared_sum": shared_sum(),
     "grouped": grouped(3),
@@ -62,10 +65,10 @@ def sent(pipe: Pipeline, xs: Sequence[Vector]) -> list[Payload]:
     return [pipe.encode(x, {"loss": float(i)}, 1.0, pipe.init(), turn(i))[0] for i, x in enumerate(xs)]
 
 
-def added(pipe: Pipeline, payloads: Sequence[Payload]) -> Sum:
+def added(pipe: Pipeline, payloads: Sequence[Payload], devices: Sequence[int] = range(N)) -> Sum:
     total = pipe.start_sum()
-    for payload in payloads:
-        total = pipe.add(total, payload, turn())
+    for payload, device in zip(payloads, devices, strict=False):
+        total = pipe.add(total, payload, replace(turn(), device=f"device-{device}"))
     return total
 
 
@@ -98,7 +101,7 @@ def test_the_order_of_arrival_changes_no_bit(merge: Merge, order: list[int]) -> 
     xs = [x * np.float32(10.0 ** (i - N + 1)) for i, x in enumerate(updates(N))]
     pipe = pipe_of(merge)
     payloads = sent(pipe, xs)
-    one, other = released(pipe, added(pipe, payloads)), released(pipe, added(pipe, [payloads[i] for i in order]))
+    one, other = released(pipe, added(pipe, payloads)), released(pipe, added(pipe, [payloads[i] for i in order], order))
     assert one.mean.tobytes() == other.mean.tobytes()
     assert one.head == other.head
 

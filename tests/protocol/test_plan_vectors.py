@@ -58,7 +58,11 @@ def test_the_inputs_are_the_shipped_recipes_and_each_codec() -> None:
         "cut_parts",
     }  # `trainable.rule` and `split.loss` put these in front.
     merges = {one["recipe"].get("merge", {"kind": "sum"})["kind"] for one in PLANS.values()}
-    assert set(BUILT_IN.merges) - merges == {"robust_mean", "centred_clip"}  # Devices send what they send for a sum.
+    assert set(BUILT_IN.merges) - merges == {
+        "robust_mean",
+        "centred_clip",
+        "fltrust",
+    }  # Devices send what they send for a sum.
 
 
 @pytest.mark.quick(sample=12)

@@ -173,7 +173,8 @@ class Pipeline:
             )
         item = undo(self.stages, self.spaces, payload, turn, self.level)
         enforce_bounds(item, self.encoded, self.released_head)
-        return Sum(self.merge.add(total.acc, _scaled(item, scale), self.merged), total.n + 1)
+        acc = self.merge.add(total.acc, _scaled(item, scale), self.merged)
+        return Sum(acc if self.merge.signed is None else self.merge.signed(acc, turn.device or ""), total.n + 1)
 
     @cached_property
     def _is_pointwise(self) -> bool:

@@ -173,6 +173,8 @@ class Merge:
             Combines the means of several sums into one. The memory is the server's, empty before the first round. The
             entropy is fresh for each round, and no device knows it.
         kept: number of vectors, float32 of the body's length, that ``combine`` keeps in the server's memory.
+        signed: (accumulator, device) -> accumulator. Notes whose contribution was added last, for merges that tell
+            devices apart.
     """
 
     name: str
@@ -187,6 +189,7 @@ class Merge:
     parts: Callable[[Any], list[tuple[Any, int]]] | None = None
     combine: Combine | None = None
     kept: int = 0
+    signed: Callable[[Any, str], Any] | None = None
 
     @property
     def groups(self) -> int:

@@ -41,6 +41,7 @@ from edgewise.core.part import Doc, Part
 from edgewise.core.stage import Merge, Post, Stage
 from edgewise.core.vector import Spec
 from edgewise.merges.centred_clip import centred_clip
+from edgewise.merges.fltrust import fltrust
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.robust_mean import robust_mean
 from edgewise.plan.facts import ExtensionPackage
@@ -145,7 +146,7 @@ BUILT_IN = Catalogue().extended(
                 sketch,
             ),
             *(quantize, mixed, feedback, wrap),
-            *(plain_sum, robust_mean, centred_clip, secure_sum, grouped, shared_sum),
+            *(plain_sum, robust_mean, centred_clip, fltrust, secure_sum, grouped, shared_sum),
             noise,
             *(fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, momentum, moon, scaffold, feddyn, fednova),
             zeroth_order,

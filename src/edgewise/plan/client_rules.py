@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from math import isfinite
 
 from edgewise.core.errors import RecipeError
 from edgewise.core.pipeline import Pipeline
+from edgewise.core.training import DeviceId
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.client import Client
@@ -76,3 +77,19 @@ def check_pipelines(recipe: Recipe, client: Client, pipes: Sequence[Pipeline], r
         what = f'strategy "{kind}" cannot be used with a stage that leaves out the same coordinates in all rounds.'
         fix = 'leave out segments; trainable.kind = "layers" trains a part of the model.'
         raise RecipeError("E-COMBO", what, fix)
+
+
+def check_root(recipe: Recipe, devices: Collection[DeviceId] | None = None) -> None:
+    """Check that a merge that trusts the update of one device gets it in every round.
+
+    Args: devices: those of the run. None where they are not known yet.
+    Raises: RecipeError: E-COMBO for rounds to which it may not be invited, E-VALUE where no device has the name.
+    """
+    if (root := recipe.merge.get("root")) is None or recipe.merge.get("kind") != "fltrust":
+        return
+    if recipe.round.sampling != "all":
+        what = f'[merge] fltrust with round.sampling = "{recipe.round.sampling}": rounds without the device {root} '
+        raise RecipeError("E-COMBO", f"{what}would not move the model.", 'write sampling = "all".')
+    if devices is not None and root not in devices:
+        known = ", ".join(sorted(devices)[:3])
+        raise RecipeError("E-VALUE", f"merge.root = {root!r:.40} is no device of this run.", f"one of: {known}, ...")

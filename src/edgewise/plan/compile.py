@@ -23,7 +23,7 @@ from edgewise.plan.broadcast import downlink
 from edgewise.plan.buffered import check as check_buffered
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.chains import chains_of
-from edgewise.plan.client_rules import check_pipelines, check_recipe
+from edgewise.plan.client_rules import check_pipelines, check_recipe, check_root
 from edgewise.plan.disclosure import claims
 from edgewise.plan.facts import FORMAT, Instance, PlanFacts, StatedNoise, decisive
 from edgewise.plan.layout import VectorLayout
@@ -72,6 +72,7 @@ def compile(
     mechanism = mechanism_of(recipe.privacy, recipe.dp)
     promise = promised(recipe.privacy, recipe.dp, hidden=merge.hides is not None)
     check_recipe(recipe, promise, strategy.client)
+    check_root(recipe)
     sums = sums_of(recipe, merge, sampling)
     metrics = metrics_of(recipe, promise, strategy.client, sampling.kind)
     start = _update_space(metrics, layout, merge, sampling, sums, mechanism)

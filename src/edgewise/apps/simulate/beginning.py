@@ -23,6 +23,7 @@ from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers import jobs, server_distiller
 from edgewise.drivers.workers.executor import Executor, checked
 from edgewise.plan import explain
+from edgewise.plan.client_rules import check_root
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.facts import canonical, stated_noise
 from edgewise.plan.objects import NO_OBJECTS, Objects, catalogue
@@ -190,6 +191,7 @@ def load(
     begun = None if known is None else known["facts"].get("plan_facts")  # A run of an earlier version has none.
     stated = None if begun is None else stated_noise(begun)
     seen, unseen = participants(recipe, first.devices)
+    check_root(recipe, seen)
     plan = compile_plan(recipe, spec, len(seen), catalogue(extensions, objects), stated)
     published = canonical(plan.facts)
     checked(executor.broadcast(jobs.Compile(facts=published)))
