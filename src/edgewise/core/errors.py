@@ -155,6 +155,8 @@ REGISTRY: dict[str, Entry] = {
     "E-UNKNOWN-ID": Entry("the server has no member, token or upload of that name", 2),
     "E-CLOSED": Entry("the round is closed for this device", 1),
     "E-CONFLICT": Entry("the server has already accepted another frame in this place", 8),
+    "E-OLDER": Entry("this device's folder is an older copy, or another copy of it is in use", 4),
+    "E-COUNTER": Entry("the frames of a device are not counted on both sides", 1),
     "E-OFFSET": Entry("an upload chunk starts at the wrong offset", 1),
     "E-QUOTA": Entry("too many bytes for a size limit or a quota", 6),
     "E-RATE": Entry("too many requests or bytes in a short time", 6),

@@ -13,7 +13,7 @@ from edgewise.apps.device import control, policy
 from edgewise.apps.device.conditions import Conditions
 from edgewise.apps.device.joining import Make, Owner, Parts
 from edgewise.apps.device.personal import WaitingRuns, find, personalise
-from edgewise.apps.device.record import LEDGERS, Record
+from edgewise.apps.device.record import Record
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.attend import RunPart, Watch, attend
@@ -181,7 +181,7 @@ def work(
         link = held.enter_context(
             Link(home, patience_s, sleep=sleep, open=may_send, troubled=agent.troubled, sends=record.sends)
         )
-        ledgers = held.enter_context(FileLedgers(home / LEDGERS))
+        ledgers = held.enter_context(FileLedgers(home / homes.LEDGERS))
         owner = _owner(home, own, link, ledgers, make)
         watch = _Owner(agent, link, owner, conditions, record, follow, sleep)
         with Parts(link, home, owner, make, personal, partial(record.crosses, link.home.server)) as parts:
@@ -220,7 +220,7 @@ def present(
     with (
         control.Agent(home) as agent,
         Link(home, patience_s, open=agent.open, troubled=agent.troubled) as link,
-        FileLedgers(home / LEDGERS) as ledgers,
+        FileLedgers(home / homes.LEDGERS) as ledgers,
         Parts(link, home, _owner(home, own, link, ledgers, make), make, personal) as parts,
     ):
         agent.say("training", "a personal model")
@@ -233,7 +233,7 @@ def _policy(home: Path, make: Make | None) -> policy.Policy:
     own = policy.load(home)
     if make is None:
         own.data_keys(home)  # It refuses a policy without text before anything begins.
-    (home / LEDGERS).mkdir(FOLDER, exist_ok=True)
+    (home / homes.LEDGERS).mkdir(FOLDER, exist_ok=True)
     return own
 
 

@@ -24,7 +24,7 @@ PATIENCE_S = 30.0  # time to keep trying the server
 POLITE_S, LONGEST_S = 5.0, 25.0  # time that an agent gets to end by itself, and after a signal
 STATE = (RUNS, MODELS, CACHE, control.SAYS, control.ORDER)
 SECRETS = (homes.KEY, homes.SERVER)
-RECORDS = (record.FILE, record.LEDGERS)
+RECORDS = (record.FILE, homes.LEDGERS)
 
 
 def leave(home: Path, keep_records: bool = False, offline: bool = False) -> dict[str, Any]:

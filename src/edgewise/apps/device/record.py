@@ -31,7 +31,7 @@ from edgewise.drivers.storage import files
 if TYPE_CHECKING:  # `edgewise device status` only reads, and starts faster without a plan's modules.
     from edgewise.plan.plan import Plan
 
-FILE, LEDGERS = "left.jsonl", "ledgers"  # the record of frames, and the folder of their privacy costs
+FILE = "left.jsonl"
 REFUSAL, RUN_REFUSED, AGAIN = "refusal", "refused run", "sent again"
 CROSSED = "activations and gradients of a split model"
 CROSSED_BYTES = 2**20

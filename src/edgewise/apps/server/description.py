@@ -19,6 +19,8 @@ from edgewise.drivers.http.rules import ANYONE, LOCAL, RULES, STATUS, Rule
 _UNSIGNED = (ANYONE, LOCAL)
 _HEX = {"type": "string", "pattern": "^[0-9a-f]+$"}
 _COUNT = {"type": "integer", "minimum": 0}
+_DIGEST = {"type": "string", "pattern": "^([0-9a-f]{64})?$"}  # empty: of no frame
+_COUNTED = {"number": _COUNT, "digest": _DIGEST, "key": _HEX, "signature": _HEX}
 _STATE = {"upload": _HEX, "size": _COUNT, "chunk": _COUNT, "received": _COUNT}
 
 
@@ -63,6 +65,11 @@ BARE: Mapping[tuple[str, str], Mapping[str, Any]] = {
         "parameters": [_query("after", "Number of the last frame."), _query("wait", "Seconds to wait for one.")],
         "responses": _answers(200, "A frame; its number is in `edgewise-number`.", _BYTES)
         | _answers(204, "None; come back after `retry-after` seconds."),
+    },
+    ("POST", "/v1/counter"): {
+        "summary": "Count the next frame of the device.",
+        "requestBody": {"content": _json({"number": _COUNT, "digest": _DIGEST, "before": _DIGEST})},
+        "responses": _answers(200, "It is the last one that the server remembers.", _json(_COUNTED)),
     },
     ("POST", "/v1/outbox"): {
         "summary": "Take a frame: the body, or an upload.",

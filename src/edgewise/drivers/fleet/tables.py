@@ -74,6 +74,13 @@ FORGOTTEN_NONCES = sa.Table(  # one row: the latest time of a nonce that was del
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("created_s", BIG, nullable=False),
 )
+COUNTERS = sa.Table(  # the last frame that each device has counted (fleet.counters)
+    "counters",
+    META,
+    sa.Column("device", sa.String, primary_key=True),
+    sa.Column("number", BIG, nullable=False),
+    sa.Column("digest", sa.LargeBinary, nullable=False),  # of that frame
+)
 ROUNDS = sa.Table(  # rounds that accept frames; ``key`` opens the frames received and is deleted with the row
     "rounds",
     META,

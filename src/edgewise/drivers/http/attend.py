@@ -91,7 +91,8 @@ def attend(
         wait_s: duration of one poll.
         watch: hooks for the owner.
     Raises:
-        TransportError: E-REVOKED, E-CONNECT, and other errors for which the link gives up.
+        TransportError: E-REVOKED, E-CONNECT, and other errors for which the link gives up. E-OLDER where the folder is
+            an older copy: nothing leaves until the device is enrolled anew.
         StoreError: where the device's state cannot be read. A full disk (E-DISK) is waited for.
     Guarantees: a frame that no server sends gets no answer, and does not end the device.
     """
@@ -99,6 +100,7 @@ def attend(
     while not until():
         try:
             watch.doing("waiting")
+            link.frames.recall()
             mail = link.poll(last_number, wait_s)
             if mail is None:
                 watch.idle()

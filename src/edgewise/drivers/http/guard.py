@@ -13,7 +13,7 @@ import hmac
 import ipaddress
 import json
 import time
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -82,27 +82,36 @@ def caller(request: Request) -> Caller:
     return found
 
 
-async def refused(request: Request, error: EdgewiseError, otherwise: int = 503) -> Response:
-    """Answer for a route that raised. The error becomes the outcome of the request. ``otherwise``: see ``reply``."""
+NOTHING: Mapping[str, object] = {}
+
+
+async def refused(
+    request: Request, error: EdgewiseError, otherwise: int = 503, beside: Mapping[str, object] = NOTHING
+) -> Response:
+    """Answer for a route that raised. The error becomes the outcome of the request.
+
+    ``otherwise``, ``beside``: see ``reply``.
+    """
     visit: Visit = request.scope["state"]["visit"]
     visit.code = error.code
     shown: Shown = request.scope["state"]["shown"]
-    return shown(request.scope["path"], error, reply(error, otherwise))
+    return shown(request.scope["path"], error, reply(error, otherwise, beside))
 
 
-def reply(error: EdgewiseError, otherwise: int = 503) -> Response:
+def reply(error: EdgewiseError, otherwise: int = 503, beside: Mapping[str, object] = NOTHING) -> Response:
     """Turn an error into an answer: its code, what was asked, and what to do.
 
     ``retry-after`` where the error ends by itself.
 
     Args:
         otherwise: the status of an error without a status of its own.
+        beside: what the answer says in addition.
     """
     status = rules.STATUS.get(error.code, otherwise)
     wait_s = error.wait_s if isinstance(error, Later) else TROUBLE_S if status >= 500 else 0.0
     headers = {"retry-after": f"{max(1, round(wait_s))}"} if wait_s else {}
     fix = error.fix or f"`edgewise explain {error.code}` says what to do."
-    body = {"code": error.code, "what": error.what, "fix": fix}
+    body = {"code": error.code, "what": error.what, "fix": fix, **beside}
     return JSONResponse(body, status, headers)
 
 

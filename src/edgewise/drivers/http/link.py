@@ -21,7 +21,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +33,7 @@ from edgewise.core.digests import is_digest
 from edgewise.core.errors import TransportError
 from edgewise.drivers.http import answers, certificates, home, identity, partial_blob, signatures, tokens
 from edgewise.drivers.http.answers import Answer, Wait, entry
+from edgewise.drivers.http.frame_counter import COUNTER, FrameCounter
 from edgewise.drivers.http.home import Home
 from edgewise.drivers.http.identity import Identity
 from edgewise.drivers.http.link_speed import Speed
@@ -88,9 +89,12 @@ class Link:
         sends: Callable[[int], None] = lambda size: None,
         answer_bytes: int = answers.ANSWER_BYTES,
     ) -> None:
+        where = folder if isinstance(folder, Path) else None
         if isinstance(folder, Path):
             folder = home.load(folder), identity.load(folder / home.KEY)
         self.home, self._me = folder
+        claim: Callable[..., Any] = lambda document: self.call("POST", COUNTER, document=document, reads=(409,))  # noqa: E731
+        self._counter = None if where is None else FrameCounter(where, self._me.name, self.home.server, claim)
         self.patience_s, self._now_s, self._sleep, self._open = patience_s, now_s, sleep, open
         self._troubled, self._sends, self._answer_bytes = troubled, sends, answer_bytes
         self.speed = Speed()
@@ -158,6 +162,13 @@ class Link:
         """The key of this device."""
         return self._me
 
+    @property
+    def frames(self) -> FrameCounter:
+        """The counter of this device's frames. Raises TransportError(E-IDENTITY) for a connection without a folder."""
+        if self._counter is None:
+            raise TransportError("E-IDENTITY", "this connection has no folder to count frames in.", "name the folder.")
+        return self._counter
+
     def standing(self) -> Mapping[str, Any]:
         """Return the server's record of this member: id, role, status, tags."""
         found: Mapping[str, Any] = self.call("GET", "/v1/me")
@@ -198,8 +209,10 @@ class Link:
         The same frame again gets the same answer. Another frame of the same phase is E-CONFLICT.
 
         Raises:
-            TransportError: E-CLOSED where the round is over, and other refusals of the server.
+            TransportError: E-CLOSED where the round is over, and other refusals of the server. E-OLDER and E-COUNTER as
+                ``FrameCounter.count``: nothing has left.
         """
+        self.frames.count(hashlib.sha256(raw).hexdigest())
         if len(raw) <= INLINE_BYTES:
             begun = time.monotonic()
             answer = self.call("POST", "/v1/outbox", body=raw, run=run, round=round)
@@ -277,6 +290,7 @@ class Link:
         extra: Mapping[str, str] | None = None,
         answer_s: float = ANSWER_S,
         once: bool = False,
+        reads: Collection[int] = (),
     ) -> Any:
         """Send a signed request with bytes or a JSON ``document``, and return its JSON answer.
 
@@ -284,13 +298,15 @@ class Link:
             answer_s: longest wait for the answer.
             once: the request does something each time that it arrives. It is not sent again where the server may have
                 done it.
+            reads: statuses of refusals whose JSON is returned.
         Raises:
             TransportError: the server's refusal, or E-CONNECT.
         """
         headers, size = dict(extra or {}), len(body)
         if document is not None:
             body, headers["content-type"] = json.dumps(document).encode(), "application/json"
-        attempt = self._attempt(method, path, self._answer_bytes, query or {}, body, run, round, headers, answer_s)
+        limit_bytes = self._answer_bytes
+        attempt = self._attempt(method, path, limit_bytes, query or {}, body, run, round, headers, answer_s, reads)
         return self._attempts(lambda: attempt().document(), size, once)
 
     def fetch(self, method: str, path: str, body: bytes, run: str, round: int, limit_bytes: int) -> bytes:
@@ -311,8 +327,9 @@ class Link:
         round: int | None = None,
         extra: Mapping[str, str] | None = None,
         timeout_s: float = ANSWER_S,
+        reads: Collection[int] = (),
     ) -> Callable[[], Answer]:
-        """Make the function that sends a request once, signed anew each time."""
+        """Make the function that sends a request once, signed anew each time. ``reads``: as in ``call``."""
         text = urlencode({k: str(v) for k, v in query.items()})
         number = signatures.NONE if round is None else str(round)
 
@@ -324,7 +341,7 @@ class Link:
             limits = timeout(timeout_s)
             with self._http.stream(method, url, content=content, headers=headers, timeout=limits) as begun:
                 answer = answers.received(begun, limit_bytes)
-            if answer.status >= 400:
+            if answer.status >= 400 and answer.status not in reads:
                 raise answer.refusal(self._now_s)
             return answer
 

@@ -2,6 +2,7 @@
 
 device                                     server
 GET  /v1/inbox?after=7&wait=25    ──►      the next frame, or 204 with Retry-After
+POST /v1/counter   number, digest ──►      the last frame of the device that the server remembers now, signed
 POST /v1/outbox            frame  ──►      stored durably, then acknowledged; once for each phase of a round
 POST /v1/uploads   digest, size   ──►      the number of bytes that it has already
 PUT  /v1/uploads/ID?offset=0      ──►      a chunk, durable when it is acknowledged
@@ -25,12 +26,13 @@ from starlette.routing import Route
 
 from edgewise.core import frame
 from edgewise.core.errors import TransportError
-from edgewise.drivers.fleet import mailboxes, uploads
+from edgewise.drivers.fleet import counters, mailboxes, uploads
+from edgewise.drivers.fleet.counters import Counted
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.uploads import Room, Upload
-from edgewise.drivers.http import certificates
+from edgewise.drivers.http import certificates, frame_counter
 from edgewise.drivers.http.blob_response import BlobResponse
-from edgewise.drivers.http.guard import caller, parsed
+from edgewise.drivers.http.guard import caller, parsed, refused
 from edgewise.drivers.http.health import Health
 from edgewise.drivers.http.named_locks import NamedLocks
 from edgewise.drivers.http.rules import VIEWER
@@ -56,6 +58,7 @@ class DataPlane:
             *Health(self._service).routes(),
             Route("/v1/server", self.server, methods=["GET"]),
             Route("/v1/inbox", self.inbox, methods=["GET"]),
+            Route("/v1/counter", self.count, methods=["POST"]),
             Route("/v1/outbox", self.outbox, methods=["POST"]),
             Route("/v1/uploads", self.begin, methods=["POST"]),
             Route("/v1/uploads/{upload}", self.upload, methods=["GET"]),
@@ -92,6 +95,18 @@ class DataPlane:
             return 1 + secrets.randbelow(int(IN_ROUND_S))
         return ceil(self._service.pause_s(device, _draw()))
 
+    async def count(self, request: Request) -> Response:
+        """Count a device's next frame, and state the one that the server remembers now."""
+        service, found = self._service, caller(request)
+        member, proof = found.signed()
+        claimed, before = _claim(parsed(found.body))
+        known = await service.once(proof, lambda c: counters.count(c, member.id, claimed, before))
+        statement = frame_counter.stated(service.identity, member.id, known.number, known.digest.hex())
+        if known == claimed:
+            return JSONResponse(statement)
+        what = f"the server remembers frame {known.number} of this device, which is not the one that it counts now."
+        return await refused(request, TransportError("E-OLDER", what, frame_counter.FIX), beside=statement)
+
     async def outbox(self, request: Request) -> Response:
         """Accept a frame: the body, or the upload that the query names."""
         service, found = self._service, caller(request)
@@ -112,9 +127,13 @@ class DataPlane:
         if (message.device, message.run, message.round) != (member.id, proof.run, proof.round):
             what = "the frame is not of the device, run and round that signed the request."
             raise TransportError("E-REQUEST", what, "sign for the run and the round of the frame.")
-        number = await self._service.once(
-            proof, lambda c: mailboxes.accept(c, message, raw, digest, upload, service.now_s())
-        )
+
+        def take(c: sa.Connection) -> int:
+            number = mailboxes.accept(c, message, raw, digest, upload, service.now_s())
+            counters.check(c, member.id, digest)
+            return number
+
+        number = await self._service.once(proof, take)
         service.delivered()
         return JSONResponse({"number": number})
 
@@ -204,6 +223,19 @@ def _announced(wanted: Any) -> tuple[bytes, int]:
     if len(digest) != 32 or type(size) is not int or set(wanted) != {"digest", "size"}:
         raise TransportError("E-REQUEST", "an upload has a digest (SHA-256) and a size in bytes.", "send both.")
     return digest, size
+
+
+def _claim(wanted: Any) -> tuple[Counted, bytes]:
+    """Read the claim of a frame: the frame, and the digest of the one before it."""
+    try:
+        number, digest, before = wanted["number"], bytes.fromhex(wanted["digest"]), bytes.fromhex(wanted["before"])
+    except (TypeError, KeyError, ValueError):
+        number, digest, before = -1, b"", b""
+    sizes = (32 if number else 0, 32 if type(number) is int and number > 1 else 0)
+    if type(number) is not int or not 0 <= number <= counters.MOST or (len(digest), len(before)) != sizes:
+        what = "a frame is counted by its number, its digest (SHA-256) and the digest of the frame before it."
+        raise TransportError("E-REQUEST", what, "send the three; before frame 1, and for number 0, a digest is empty.")
+    return Counted(number, digest), before
 
 
 def _upload(begun: Upload, status: int) -> Response:

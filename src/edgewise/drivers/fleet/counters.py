@@ -1,0 +1,70 @@
+"""Frame counters: the last frame of each device, as its server remembers it. Functions of a connection; see
+``database``.
+
+A device numbers its frames. It counts a frame here before any byte of it leaves, and names the frame before it. The
+server moves from a frame to the next one only. So of two copies of a device's folder, the second one that counts a
+frame is refused, and so is a folder that was put back to an older copy (``drivers.http.frame_counter``).
+
+A device may be ahead, because this database may itself have been put back to an older copy. A device that is ahead is
+believed: its owner loses nothing by it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import sqlalchemy as sa
+
+from edgewise.core.errors import TransportError
+from edgewise.drivers.fleet.tables import COUNTERS
+from edgewise.drivers.storage.dialects import upsert
+
+MOST = 2**53  # the largest number of a frame
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """The last frame of a device.
+
+    Attributes:
+        number: of the frame, from 1. 0: no frame has left.
+        digest: its SHA-256. Empty for number 0.
+    """
+
+    number: int
+    digest: bytes = field(repr=False)
+
+
+NOTHING = Counted(0, b"")
+
+
+def find(c: sa.Connection, device: str) -> Counted:
+    """Return the last frame that a device has counted."""
+    row = c.execute(sa.select(COUNTERS).where(COUNTERS.c.device == device)).first()
+    return Counted(int(row.number), bytes(row.digest)) if row else NOTHING
+
+
+def count(c: sa.Connection, device: str, last: Counted, before: bytes) -> Counted:
+    """Count a frame. Return the last frame of the device that the server remembers now.
+
+    It is ``last``, unless the device's folder is older than what the server remembers. The same frame again is counted
+    once, because its first answer may have been lost.
+
+    Args:
+        last: the frame to count.
+        before: digest of the frame before it.
+    """
+    known = find(c, device)
+    is_next = last.number == known.number + 1 and before == known.digest
+    if not is_next and last.number <= known.number + 1:
+        return known
+    row = {"number": last.number, "digest": last.digest}
+    c.execute(upsert(c, COUNTERS).values(device=device, **row).on_conflict_do_update(["device"], set_=row))
+    return last
+
+
+def check(c: sa.Connection, device: str, digest: bytes) -> None:
+    """Refuse a frame that is not the last one that its device has counted. Raises TransportError(E-COUNTER)."""
+    if find(c, device).digest != digest:
+        what = "the device has not counted this frame (`POST /v1/counter`)."
+        raise TransportError("E-COUNTER", what, "update edgewise on the device.")

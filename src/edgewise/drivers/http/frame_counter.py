@@ -1,0 +1,180 @@
+"""Numbers of a device's frames, which its server remembers, so that a device notices when its folder is an older copy.
+
+    counter = FrameCounter(home, me.name, server, claim)      # claim: posts a document and returns the answer
+    counter.count(digest)                                     # before the frame leaves
+
+A device that is put back to an older copy of its folder has forgotten which rounds it answered and what it has spent.
+It would draw noise again for an update that has left. Nothing in the folder can show that, so the server remembers
+number and digest of the last frame of each device. A device claims its next frame before any byte of it leaves:
+
+    number, digest    of the frame, on this disk before the claim leaves
+    before            digest of the frame with the number before
+
+The server answers with the frame that it remembers then, signed by its key. It is the claimed one, or the folder is
+older (``fleet.counters``). The claim may be sent again, and a frame that was claimed and never left does no harm. A
+device claims its last frame anew when it starts, which does not change anything and shows an older folder at once.
+
+The server is trusted to remember, and with nothing else. A server that forgets on purpose, or that answers that a
+folder is older when it is not, can do as much without a counter: invite a device again, or not at all.
+
+The file lies beside the privacy ledger. An owner who puts back the folder of the ledger puts back both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from edgewise.core.errors import StoreError, TransportError
+from edgewise.crypto import sign
+from edgewise.drivers.http.answers import entry, foreign
+from edgewise.drivers.http.home import LEDGERS
+from edgewise.drivers.http.identity import Identity, fingerprint
+from edgewise.drivers.storage.files import FOLDER, sync_folder, write_durably
+
+COUNTER = "/v1/counter"
+CONTEXT = b"edgewise frame counter 1\0"  # what a signature is for; no other signature of a server begins so
+FIX = "`edgewise explain E-OLDER` says what to do."
+
+
+class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The content of the file.
+
+    Attributes:
+        number: of the last frame. 0: none has left.
+        digest: its SHA-256, in hexadecimal. Empty for number 0.
+        before: digest of the frame before it. Empty for the numbers 0 and 1.
+        remembered: the larger number that the server has told. None where it has told none.
+    """
+
+    number: int = 0
+    digest: str = ""
+    before: str = ""
+    remembered: int | None = None
+
+
+class FrameCounter:
+    """The counter of an enrolment, in the file ``HOME/ledgers/NAME.counter``.
+
+    One process counts at a time: the one that sends the device's frames.
+
+    Args:
+        home: folder of the enrolment. name: id of the device. server: fingerprint of the server's key.
+        claim: posts a document to ``COUNTER`` and returns the answer's document, also of a refusal with status 409.
+    Guarantees: a number is on the disk before it is claimed, so no server remembers one that the newest copy of the
+        folder does not have.
+    """
+
+    def __init__(self, home: Path, name: str, server: str, claim: Callable[[Mapping[str, Any]], Any]) -> None:
+        self._path, self._name, self._server, self._claim = path(home, name), name, server, claim
+        self._state: State | None = None
+        self._confirmed = False  # whether the server has confirmed the state in the life of this process
+
+    def recall(self) -> None:
+        """Compare this folder with the server's memory, once in the life of this process.
+
+        Raises:
+            TransportError: E-OLDER where the folder is an older copy. E-COUNTER where the server is of a version that
+                remembers no frames. E-CONNECT where its key did not sign the answer.
+            StoreError: E-CHECKPOINT where the file is damaged, E-DISK.
+        """
+        state = self._state = self._state or load(self._path)
+        if state.remembered is not None:
+            raise older(state.number, state.remembered)
+        if self._confirmed:
+            return
+        try:
+            answer = self._claim({"number": state.number, "digest": state.digest, "before": state.before})
+        except TransportError as e:
+            raise _unknown_route() if e.code == "E-ROUTE" else e from None
+        number, digest = checked(answer, self._server, self._name)
+        if (number, digest) != (state.number, state.digest):
+            self._write(msgspec.structs.replace(state, remembered=number))
+            raise older(state.number, number)
+        self._confirmed = True
+
+    def count(self, digest: str) -> None:
+        """Count a frame before any byte of it leaves. The frame that was counted last is not counted again.
+
+        Args: digest: its SHA-256, in hexadecimal.
+        Raises as ``recall``.
+        """
+        self.recall()
+        assert self._state is not None
+        if digest != self._state.digest:
+            self._write(State(self._state.number + 1, digest, self._state.digest))
+            self._confirmed = False
+            self.recall()
+
+    def _write(self, state: State) -> None:
+        self._path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
+        write_durably(self._path, msgspec.json.encode(state), owner_only=True)
+        sync_folder(self._path.parent)
+        self._state = state
+
+
+def path(home: Path, name: str) -> Path:
+    """Return the path of the counter of an enrolment."""
+    return home / LEDGERS / f"{name}.counter"
+
+
+def load(path: Path) -> State:
+    """Load a counter. A device without a file has sent nothing.
+
+    Raises:
+        StoreError: E-CHECKPOINT.
+    """
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=State)
+    except FileNotFoundError:
+        return State()
+    except (OSError, msgspec.DecodeError) as e:
+        what = f"the counter of this device's frames cannot be read ({path}): {e}."
+        raise StoreError(
+            "E-CHECKPOINT", what, "put the newest copy of the folder in its place, or enrol anew."
+        ) from None
+
+
+def older(number: int, remembered: int) -> TransportError:
+    """Make the error for a folder that is an older copy. Args: the numbers of the folder and of the server."""
+    what = (
+        f"this device's folder is an older copy, or another copy of it is in use. The folder counts {number} sent "
+        f"frames, and the server remembers another frame with number {remembered}."
+    )
+    return TransportError("E-OLDER", what, FIX)
+
+
+def _unknown_route() -> TransportError:
+    what = "the server, or the gateway on the way to it, is of a version that remembers no frames of devices."
+    return TransportError("E-COUNTER", what, "ask its operator to update edgewise. Nothing has left this device.")
+
+
+def _statement(device: str, number: int, digest: str) -> bytes:
+    return CONTEXT + f"{device} {number} {digest}".encode()
+
+
+def stated(server: Identity, device: str, number: int, digest: str) -> dict[str, Any]:
+    """State the last frame of a device, signed by the server's key."""
+    signature = server.sign(_statement(device, number, digest))
+    return {"number": number, "digest": digest, "key": server.public.hex(), "signature": signature.hex()}
+
+
+def checked(document: Any, server: str, device: str) -> tuple[int, str]:
+    """Check a server's statement about a device's last frame. Return its number and its digest.
+
+    Args:
+        server: fingerprint of the server's key.
+    Raises:
+        TransportError: E-CONNECT where the server's key did not sign it.
+    """
+    number, digest = entry(document, "number", int), entry(document, "digest", str)
+    try:
+        key, signature = bytes.fromhex(entry(document, "key", str)), bytes.fromhex(entry(document, "signature", str))
+    except ValueError:
+        key, signature = b"", b""
+    if fingerprint(key) != server or not sign.verify(key, signature, _statement(device, number, digest)):
+        raise foreign("the server's key did not sign what it says of this device's frames")
+    return number, digest
