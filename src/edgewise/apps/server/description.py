@@ -68,7 +68,7 @@ BARE: Mapping[tuple[str, str], Mapping[str, Any]] = {
     },
     ("POST", "/v1/counter"): {
         "summary": "Count the next frame of the device.",
-        "requestBody": {"content": _json({"number": _COUNT, "digest": _DIGEST, "before": _DIGEST})},
+        "requestBody": {"content": _json({"number": _COUNT, "digest": _DIGEST})},
         "responses": _answers(200, "It is the last one that the server remembers.", _json(_COUNTED)),
     },
     ("POST", "/v1/outbox"): {

@@ -1,12 +1,12 @@
 """Frame counters: the last frame of each device, as its server remembers it. Functions of a connection; see
 ``database``.
 
-A device numbers its frames. It counts a frame here before any byte of it leaves, and names the frame before it. The
-server moves from a frame to the next one only. So of two copies of a device's folder, the second one that counts a
-frame is refused, and so is a folder that was put back to an older copy (``drivers.http.frame_counter``).
+A device numbers its frames, and counts each here before any byte of it leaves. A number of which the server remembers
+another frame, and a lower one, are refused. So of two copies of a device's folder, the second one that counts a frame
+is refused, and so is a folder that was put back to an older copy (``drivers.http.frame_counter``).
 
-A device may be ahead, because this database may itself have been put back to an older copy. A device that is ahead is
-believed: its owner loses nothing by it.
+A device may be ahead by more than one, because this database may itself have been put back to an older copy. It is
+believed: a device that says a higher number than its own harms itself alone.
 """
 
 from __future__ import annotations
@@ -44,19 +44,14 @@ def find(c: sa.Connection, device: str) -> Counted:
     return Counted(int(row.number), bytes(row.digest)) if row else NOTHING
 
 
-def count(c: sa.Connection, device: str, last: Counted, before: bytes) -> Counted:
+def count(c: sa.Connection, device: str, last: Counted) -> Counted:
     """Count a frame. Return the last frame of the device that the server remembers now.
 
     It is ``last``, unless the device's folder is older than what the server remembers. The same frame again is counted
     once, because its first answer may have been lost.
-
-    Args:
-        last: the frame to count.
-        before: digest of the frame before it.
     """
     known = find(c, device)
-    is_next = last.number == known.number + 1 and before == known.digest
-    if not is_next and last.number <= known.number + 1:
+    if last.number <= known.number:
         return known
     row = {"number": last.number, "digest": last.digest}
     c.execute(upsert(c, COUNTERS).values(device=device, **row).on_conflict_do_update(["device"], set_=row))

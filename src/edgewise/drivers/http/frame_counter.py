@@ -5,14 +5,14 @@
 
 A device that is put back to an older copy of its folder has forgotten which rounds it answered and what it has spent.
 It would draw noise again for an update that has left. Nothing in the folder can show that, so the server remembers
-number and digest of the last frame of each device. A device claims its next frame before any byte of it leaves:
+number and digest of the last frame of each device. A device claims its next frame, by number and digest, before any
+byte of it leaves. The claim is on its disk before. The server answers with the frame that it remembers then, signed by
+its key. It is the claimed one, or the folder is older (``fleet.counters``).
 
-    number, digest    of the frame, on this disk before the claim leaves
-    before            digest of the frame with the number before
-
-The server answers with the frame that it remembers then, signed by its key. It is the claimed one, or the folder is
-older (``fleet.counters``). The claim may be sent again, and a frame that was claimed and never left does no harm. A
-device claims its last frame anew when it starts, which does not change anything and shows an older folder at once.
+A device takes the next number only once the server has confirmed the one before. It claims its last frame anew when it
+starts, which shows an older folder at once. So the numbers of a folder and of its copies grow with what the server has
+confirmed alone, and a copy that lacks a confirmed frame never has a higher number. A frame that was claimed and never
+left does no harm.
 
 The server is trusted to remember, and with nothing else. A server that forgets on purpose, or that answers that a
 folder is older when it is not, can do as much without a counter: invite a device again, or not at all.
@@ -46,13 +46,11 @@ class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         number: of the last frame. 0: none has left.
         digest: its SHA-256, in hexadecimal. Empty for number 0.
-        before: digest of the frame before it. Empty for the numbers 0 and 1.
         remembered: the larger number that the server has told. None where it has told none.
     """
 
     number: int = 0
     digest: str = ""
-    before: str = ""
     remembered: int | None = None
 
 
@@ -87,7 +85,7 @@ class FrameCounter:
         if self._confirmed:
             return
         try:
-            answer = self._claim({"number": state.number, "digest": state.digest, "before": state.before})
+            answer = self._claim({"number": state.number, "digest": state.digest})
         except TransportError as e:
             raise _unknown_route() if e.code == "E-ROUTE" else e from None
         number, digest = checked(answer, self._server, self._name)
@@ -105,7 +103,7 @@ class FrameCounter:
         self.recall()
         assert self._state is not None
         if digest != self._state.digest:
-            self._write(State(self._state.number + 1, digest, self._state.digest))
+            self._write(State(self._state.number + 1, digest))
             self._confirmed = False
             self.recall()
 

@@ -99,8 +99,8 @@ class DataPlane:
         """Count a device's next frame, and state the one that the server remembers now."""
         service, found = self._service, caller(request)
         member, proof = found.signed()
-        claimed, before = _claim(parsed(found.body))
-        known = await service.once(proof, lambda c: counters.count(c, member.id, claimed, before))
+        claimed = _claim(parsed(found.body))
+        known = await service.once(proof, lambda c: counters.count(c, member.id, claimed))
         statement = frame_counter.stated(service.identity, member.id, known.number, known.digest.hex())
         if known == claimed:
             return JSONResponse(statement)
@@ -225,17 +225,17 @@ def _announced(wanted: Any) -> tuple[bytes, int]:
     return digest, size
 
 
-def _claim(wanted: Any) -> tuple[Counted, bytes]:
-    """Read the claim of a frame: the frame, and the digest of the one before it."""
+def _claim(wanted: Any) -> Counted:
+    """Read the claim of a frame."""
     try:
-        number, digest, before = wanted["number"], bytes.fromhex(wanted["digest"]), bytes.fromhex(wanted["before"])
+        number, digest = wanted["number"], bytes.fromhex(wanted["digest"])
     except (TypeError, KeyError, ValueError):
-        number, digest, before = -1, b"", b""
-    sizes = (32 if number else 0, 32 if type(number) is int and number > 1 else 0)
-    if type(number) is not int or not 0 <= number <= counters.MOST or (len(digest), len(before)) != sizes:
-        what = "a frame is counted by its number, its digest (SHA-256) and the digest of the frame before it."
-        raise TransportError("E-REQUEST", what, "send the three; before frame 1, and for number 0, a digest is empty.")
-    return Counted(number, digest), before
+        number, digest = -1, b""
+    whole = type(number) is int and 0 <= number <= counters.MOST and set(wanted) == {"number", "digest"}
+    if not whole or len(digest) != (32 if number else 0):
+        what = "a device counts a frame by its number and its digest (SHA-256). The number 0 has an empty digest."
+        raise TransportError("E-REQUEST", what, "send both.")
+    return Counted(number, digest)
 
 
 def _upload(begun: Upload, status: int) -> Response:
