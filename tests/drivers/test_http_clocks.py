@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from served import RUN, code, contribution, send_invitation
+from served import RUN, code, contribution, count, send_invitation
 
 from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet import mailboxes
@@ -75,6 +75,7 @@ def test_what_was_taken_stays_taken_when_the_clock_goes_ahead_and_comes_back(
 ) -> None:
     send_invitation(server, device.name)
     raw = contribution(device.name)
+    count(device, raw)
     headers = device._signed("POST", "/v1/outbox", "", raw, RUN, "0")
     send = lambda: device._http.post("/v1/outbox", content=raw, headers=headers)  # noqa: E731
     assert send().status_code == 200

@@ -14,7 +14,7 @@ from fuzz import KINDS, Damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from long import examples
-from served import RUN, UNLIMITED, connected, contribution, invite, member_links, running, send_invitation
+from served import RUN, UNLIMITED, connected, contribution, count, invite, member_links, running, send_invitation
 
 from docs.blocks import ROOT
 from edgewise.apps.server.api import ControlPlane
@@ -127,6 +127,7 @@ def test_a_damaged_frame_is_refused_or_is_a_frame(
     send_invitation(server, device.name)
     frames = _frames(device.name)
     raw = damage(frames[which], frames[other])
+    count(device, raw)
     headers = device._signed("POST", "/v1/outbox", "", raw, RUN, "0")
     answer = device._http.post("/v1/outbox", content=raw, headers=headers)
     with server.service.database.read() as c:

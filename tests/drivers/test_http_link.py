@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 from proxy import PIECE, Way, proxied
-from served import RUN, code, contribution, joined, running, send_invitation, travelling
+from served import RUN, code, contribution, count, joined, running, send_invitation, travelling
 
 from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet import mailboxes, uploads
@@ -181,6 +181,8 @@ def test_a_frame_overtakes_another_ones_slow_connection(server: HttpServer, fold
         one, other = through(folder, proxy.url), through(folder, proxy.url)
         send_invitation(server, one.name)
         raw, numbers = contribution(one.name), []
+        with through(folder, server.url) as first:
+            count(first, raw)
         slow = threading.Thread(target=lambda: numbers.append(one.send(RUN, 0, raw)))
         slow.start()
         time.sleep(0.05)

@@ -12,7 +12,7 @@ from hashlib import sha256
 import openapi
 import pytest
 import sqlalchemy as sa
-from served import RUN, UNLIMITED, contribution, joined, running, send_invitation
+from served import RUN, UNLIMITED, contribution, count, joined, running, send_invitation
 
 from edgewise.apps.server.api import ControlPlane
 from edgewise.apps.server.start import HttpServer
@@ -24,6 +24,7 @@ from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.fleet.tables import MAIL
 from edgewise.drivers.http import tokens
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.storage.counter_file import load
 
 OK, UNKNOWN, ROLE = "", "E-UNKNOWN-ID", "E-ROLE"
 Outcomes = Mapping[
@@ -63,6 +64,7 @@ OBJECTS: Mapping[tuple[str, str], Outcomes] = {
             "own": OK, "in another's name": "E-REQUEST", "another's upload": UNKNOWN, "another's round": "E-CLOSED",
         }
     },
+    ("POST", "/v1/counter"): {"device": {"own": OK}},
     ("POST", "/v1/uploads"): {"device": {"own": OK, "another's round": "E-CLOSED"}},
     ("GET", "/v1/inbox"): {"device": {"own": OK}},
     ("POST", "/v1/me/leave"): {"device": {"in another's name": "E-REQUEST"}},
@@ -182,9 +184,14 @@ def asked(world: World, link: Link, method: str, path: str, whose: str) -> str:
     elif path == "/v1/outbox":
         other = world.links["other"]
         body = contribution(other.name if whose == "in another's name" else link.name, round=int("round" in whose))
+        if link is world.links["device"]:
+            count(link, body)
         if whose == "another's upload":
             query, body = f"upload={world.upload(other, b'theirs')}", b""
         about = (RUN, str(int("round" in whose)))
+    elif path == "/v1/counter":
+        last = load(link.frames._path)
+        document = {"number": last.number, "digest": last.digest}
     elif path == "/v1/uploads":
         document, about = {"digest": secrets.token_hex(32), "size": 5}, (RUN, str(int("round" in whose)))
     if document is not None:

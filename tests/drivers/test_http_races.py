@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from served import RUN, contribution, joined, running, send_invitation
+from served import RUN, contribution, count, joined, running, send_invitation
 from starlette.responses import Response
 
 from edgewise.apps.server.start import HttpServer
@@ -59,6 +59,7 @@ def test_a_chunk_that_comes_late_replaces_none_that_was_accepted(
         thread.start()
         assert begun.wait(5.0)
         accepted = False
+        count(device, raw)
         for _ in range(2):  # where the late chunk came first, the upload begins again
             put(device, raw)
             upload = device.call("POST", "/v1/uploads", document=document, run=RUN, round=0)["upload"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx2
 import pytest
-from served import RUN, contribution, joined, running, send_invitation
+from served import RUN, contribution, count, joined, running, send_invitation
 
 from edgewise.apps.server.metrics import shown
 from edgewise.apps.server.start import HttpServer
@@ -58,6 +58,7 @@ def test_a_request_is_one_line_of_the_log(server: HttpServer, log: Path, tmp_pat
     with joined(server, tmp_path / "home") as device:
         send_invitation(server, device.name)
         raw = contribution(device.name, bytes(1000))
+        count(device, raw)
         answer = device._http.post(
             "/v1/outbox", content=raw, headers=device._signed("POST", "/v1/outbox", "", raw, RUN, "0")
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import httpx2
 import pytest
-from served import RUN, code, connected, contribution, joined, running, send_invitation
+from served import RUN, code, connected, contribution, count, joined, running, send_invitation
 from shown_runs import login
 from starlette.routing import Route
 
@@ -229,6 +229,7 @@ def test_a_recorded_request_is_refused(server: HttpServer, links: dict[str, Link
     device = links["device"]
     send_invitation(server, device.name)
     raw = contribution(device.name)
+    count(device, raw)
     headers = device._signed("POST", "/v1/outbox", "", raw, RUN, "0")
     assert device._http.post("/v1/outbox", content=raw, headers=headers).status_code == 200
     for path, body, expected in (

@@ -21,6 +21,7 @@ from edgewise.core.errors import RecipeError
 from edgewise.core.vector import Spec
 from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.storage.counter_file import LEDGERS
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.recipe.recipe import from_plain
@@ -112,7 +113,7 @@ def test_an_agent_says_what_it_lacks(home: Path, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("keep", [False, True])
 def test_who_leaves_is_revoked_and_only_what_edgewise_made_is_gone(home: Path, server: HttpServer, keep: bool) -> None:
     name = homes.load(home).name
-    for folder in ("runs", "models", "cache", homes.LEDGERS):
+    for folder in ("runs", "models", "cache", LEDGERS):
         (home / folder / "deep").mkdir(parents=True)
     (home / "left.jsonl").write_bytes(b"")
     (home / ".device.key.77.tmp").write_bytes(b"what a killed process left")
@@ -122,7 +123,7 @@ def test_who_leaves_is_revoked_and_only_what_edgewise_made_is_gone(home: Path, s
     assert found["told"]
     assert code(copy.standing) == "E-REVOKED"
     copy.close()
-    records = {homes.LEDGERS, "left.jsonl"} if keep else set()
+    records = {LEDGERS, "left.jsonl"} if keep else set()
     assert {path.name for path in home.iterdir()} == {policy.FILE, "mine.txt"} | records
     assert sorted(found["stays"]) == sorted(str(path) for path in home.iterdir())
     with server.service.database.read() as c:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import socket
 import ssl
 import time
@@ -38,6 +39,11 @@ def invite(round: int = 0, run: str = RUN) -> frame.Invite:
 def contribution(device: str, payload: bytes = b"x", round: int = 0, run: str = RUN) -> bytes:
     """A contribution as it travels."""
     return frame.dump(frame.Contribution(run=run, round=round, device=device, payload=memoryview(payload)))
+
+
+def count(device: Link, raw: bytes) -> None:
+    """Count a frame that a test then sends without ``Link.send``."""
+    device.frames.count(hashlib.sha256(raw).hexdigest())
 
 
 def send_invitation(server: HttpServer, device: str, round: int = 0, run: str = RUN) -> int:

@@ -18,6 +18,7 @@ from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.attend import RunPart, Watch, attend
 from edgewise.drivers.http.link import WAIT_S, Link
+from edgewise.drivers.storage.counter_file import LEDGERS
 from edgewise.drivers.storage.device_ledgers import FileLedgers
 from edgewise.drivers.storage.files import FOLDER
 from edgewise.drivers.storage.personal_models import PersonalModel
@@ -181,7 +182,7 @@ def work(
         link = held.enter_context(
             Link(home, patience_s, sleep=sleep, open=may_send, troubled=agent.troubled, sends=record.sends)
         )
-        ledgers = held.enter_context(FileLedgers(home / homes.LEDGERS))
+        ledgers = held.enter_context(FileLedgers(home / LEDGERS))
         owner = _owner(home, own, link, ledgers, make)
         watch = _Owner(agent, link, owner, conditions, record, follow, sleep)
         with Parts(link, home, owner, make, personal, partial(record.crosses, link.home.server)) as parts:
@@ -220,7 +221,7 @@ def present(
     with (
         control.Agent(home) as agent,
         Link(home, patience_s, open=agent.open, troubled=agent.troubled) as link,
-        FileLedgers(home / homes.LEDGERS) as ledgers,
+        FileLedgers(home / LEDGERS) as ledgers,
         Parts(link, home, _owner(home, own, link, ledgers, make), make, personal) as parts,
     ):
         agent.say("training", "a personal model")
@@ -233,7 +234,7 @@ def _policy(home: Path, make: Make | None) -> policy.Policy:
     own = policy.load(home)
     if make is None:
         own.data_keys(home)  # It refuses a policy without text before anything begins.
-    (home / homes.LEDGERS).mkdir(FOLDER, exist_ok=True)
+    (home / LEDGERS).mkdir(FOLDER, exist_ok=True)
     return own
 
 

@@ -19,12 +19,13 @@ from edgewise.core.errors import StoreError
 from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage import files
+from edgewise.drivers.storage.counter_file import LEDGERS
 
 PATIENCE_S = 30.0  # time to keep trying the server
 POLITE_S, LONGEST_S = 5.0, 25.0  # time that an agent gets to end by itself, and after a signal
 STATE = (RUNS, MODELS, CACHE, control.SAYS, control.ORDER)
 SECRETS = (homes.KEY, homes.SERVER)
-RECORDS = (record.FILE, homes.LEDGERS)
+RECORDS = (record.FILE, LEDGERS)
 
 
 def leave(home: Path, keep_records: bool = False, offline: bool = False) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 from edgewise.apps.device import control, personal, policy, record
 from edgewise.core.errors import RecipeError
 from edgewise.drivers.http import home as homes
+from edgewise.drivers.storage import counter_file
 
 SHOWN = 12  # characters of a run's id that a screen shows
 RUNS, REFUSALS = 5, 5  # the number of newest ones that a screen shows
@@ -18,13 +19,16 @@ RUNS, REFUSALS = 5, 5  # the number of newest ones that a screen shows
 def found(home: Path, now_s: float) -> dict[str, Any]:
     """Collect the status of a device as plain JSON, without asking a server.
 
-    Raises TransportError(E-IDENTITY) for a folder without an enrolment, and StoreError as ``record.rows``.
+    Raises TransportError(E-IDENTITY) for a folder without an enrolment, and StoreError as ``record.rows`` and
+    ``counter_file.load``.
     """
     enrolled = homes.load(home)
     agent, order = control.running(home), control.order(home, now_s)
     state, why, since_s = ("not running", None, None) if agent is None else (agent.state, agent.why, agent.since_s)
     if order.pause:
         state, why, since_s = "paused", _until(order.until_s), None
+    if (older := counter_file.older(counter_file.load(counter_file.path(home, enrolled.name)))) is not None:
+        state, why, since_s = "stopped", str(older), None
     budget: dict[str, float] | None = None
     trouble, evaluates = "", True
     try:

@@ -16,8 +16,6 @@ left does no harm.
 
 The server is trusted to remember, and with nothing else. A server that forgets on purpose, or that answers that a
 folder is older when it is not, can do as much without a counter: invite a device again, or not at all.
-
-The file lies beside the privacy ledger. An owner who puts back the folder of the ledger puts back both.
 """
 
 from __future__ import annotations
@@ -26,32 +24,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
-from edgewise.core.errors import StoreError, TransportError
+from edgewise.core.errors import TransportError
 from edgewise.crypto import sign
 from edgewise.drivers.http.answers import entry, foreign
-from edgewise.drivers.http.home import LEDGERS
 from edgewise.drivers.http.identity import Identity, fingerprint
-from edgewise.drivers.storage.files import FOLDER, sync_folder, write_durably
+from edgewise.drivers.storage import counter_file
+from edgewise.drivers.storage.counter_file import SentFrames
 
 COUNTER = "/v1/counter"
 CONTEXT = b"edgewise frame counter 1\0"  # what a signature is for; no other signature of a server begins so
-FIX = "`edgewise explain E-OLDER` says what to do."
-
-
-class State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The content of the file.
-
-    Attributes:
-        number: of the last frame. 0: none has left.
-        digest: its SHA-256, in hexadecimal. Empty for number 0.
-        remembered: the larger number that the server has told. None where it has told none.
-    """
-
-    number: int = 0
-    digest: str = ""
-    remembered: int | None = None
 
 
 class FrameCounter:
@@ -67,32 +48,33 @@ class FrameCounter:
     """
 
     def __init__(self, home: Path, name: str, server: str, claim: Callable[[Mapping[str, Any]], Any]) -> None:
-        self._path, self._name, self._server, self._claim = path(home, name), name, server, claim
-        self._state: State | None = None
-        self._confirmed = False  # whether the server has confirmed the state in the life of this process
+        self._path, self._name, self._server, self._claim = counter_file.path(home, name), name, server, claim
+        self._confirmed: SentFrames | None = None  # the last state that the server has confirmed to this process
 
-    def recall(self) -> None:
-        """Compare this folder with the server's memory, once in the life of this process.
+    def recall(self) -> SentFrames:
+        """Compare this folder with the server's memory, where this process has not done it. Return the folder's state.
 
         Raises:
             TransportError: E-OLDER where the folder is an older copy. E-COUNTER where the server is of a version that
-                remembers no frames. E-CONNECT where its key did not sign the answer.
+                remembers no frames. E-CONNECT where its key did not sign the answer, or signed it earlier.
             StoreError: E-CHECKPOINT where the file is damaged, E-DISK.
         """
-        state = self._state = self._state or load(self._path)
-        if state.remembered is not None:
-            raise older(state.number, state.remembered)
-        if self._confirmed:
-            return
-        try:
-            answer = self._claim({"number": state.number, "digest": state.digest})
-        except TransportError as e:
-            raise _unknown_route() if e.code == "E-ROUTE" else e from None
-        number, digest = checked(answer, self._server, self._name)
-        if (number, digest) != (state.number, state.digest):
-            self._write(msgspec.structs.replace(state, remembered=number))
-            raise older(state.number, number)
-        self._confirmed = True
+        state = counter_file.load(self._path)
+        if (refused := counter_file.older(state)) is not None:
+            raise refused
+        if state != self._confirmed:
+            try:
+                answer = self._claim({"number": state.number, "digest": state.digest})
+            except TransportError as e:
+                raise _unknown_route() if e.code == "E-ROUTE" else e from None
+            number, digest = checked(answer, self._server, self._name)
+            if number < state.number:  # an earlier answer, which somebody on the way has recorded
+                raise foreign("it is about an earlier frame of this device")
+            if (number, digest) != (state.number, state.digest):
+                counter_file.save(self._path, SentFrames(state.number, state.digest, number))
+                return self.recall()
+            self._confirmed = state
+        return state
 
     def count(self, digest: str) -> None:
         """Count a frame before any byte of it leaves. The frame that was counted last is not counted again.
@@ -100,49 +82,10 @@ class FrameCounter:
         Args: digest: its SHA-256, in hexadecimal.
         Raises as ``recall``.
         """
-        self.recall()
-        assert self._state is not None
-        if digest != self._state.digest:
-            self._write(State(self._state.number + 1, digest))
-            self._confirmed = False
+        state = self.recall()
+        if digest != state.digest:
+            counter_file.save(self._path, SentFrames(state.number + 1, digest))
             self.recall()
-
-    def _write(self, state: State) -> None:
-        self._path.parent.mkdir(FOLDER, parents=True, exist_ok=True)
-        write_durably(self._path, msgspec.json.encode(state), owner_only=True)
-        sync_folder(self._path.parent)
-        self._state = state
-
-
-def path(home: Path, name: str) -> Path:
-    """Return the path of the counter of an enrolment."""
-    return home / LEDGERS / f"{name}.counter"
-
-
-def load(path: Path) -> State:
-    """Load a counter. A device without a file has sent nothing.
-
-    Raises:
-        StoreError: E-CHECKPOINT.
-    """
-    try:
-        return msgspec.json.decode(path.read_bytes(), type=State)
-    except FileNotFoundError:
-        return State()
-    except (OSError, msgspec.DecodeError) as e:
-        what = f"the counter of this device's frames cannot be read ({path}): {e}."
-        raise StoreError(
-            "E-CHECKPOINT", what, "put the newest copy of the folder in its place, or enrol anew."
-        ) from None
-
-
-def older(number: int, remembered: int) -> TransportError:
-    """Make the error for a folder that is an older copy. Args: the numbers of the folder and of the server."""
-    what = (
-        f"this device's folder is an older copy, or another copy of it is in use. The folder counts {number} sent "
-        f"frames, and the server remembers another frame with number {remembered}."
-    )
-    return TransportError("E-OLDER", what, FIX)
 
 
 def _unknown_route() -> TransportError:

@@ -2,7 +2,6 @@
 
 HOME/device.key    Ed25519, for its owner only
 HOME/server.json   address and fingerprint of the server, and the certificate authority that its key has signed
-HOME/ledgers       privacy ledgers, and the counter of sent frames (``frame_counter``)
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import msgspec
 from edgewise.core.errors import TransportError
 from edgewise.drivers.storage.files import FOLDER, write_durably
 
-KEY, SERVER, LEDGERS = "device.key", "server.json", "ledgers"
+KEY, SERVER = "device.key", "server.json"
 
 
 class Home(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

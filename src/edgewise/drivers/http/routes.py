@@ -38,6 +38,7 @@ from edgewise.drivers.http.named_locks import NamedLocks
 from edgewise.drivers.http.rules import VIEWER
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.signatures import Proof
+from edgewise.drivers.storage import counter_file
 from edgewise.engine import pacing
 
 ASSEMBLING = 2  # number of uploads joined at a time, because each is in memory as a whole
@@ -105,7 +106,7 @@ class DataPlane:
         if known == claimed:
             return JSONResponse(statement)
         what = f"the server remembers frame {known.number} of this device, which is not the one that it counts now."
-        return await refused(request, TransportError("E-OLDER", what, frame_counter.FIX), beside=statement)
+        return await refused(request, TransportError("E-OLDER", what, counter_file.FIX), beside=statement)
 
     async def outbox(self, request: Request) -> Response:
         """Accept a frame: the body, or the upload that the query names."""

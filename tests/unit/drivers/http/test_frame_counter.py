@@ -19,8 +19,9 @@ from edgewise.crypto import sign
 from edgewise.drivers.fleet import counters
 from edgewise.drivers.fleet.counters import Counted
 from edgewise.drivers.fleet.tables import COUNTERS
-from edgewise.drivers.http.frame_counter import FrameCounter, checked, load, path, stated
+from edgewise.drivers.http.frame_counter import FrameCounter, checked, stated
 from edgewise.drivers.http.identity import Identity
+from edgewise.drivers.storage.counter_file import load, path
 
 NAME = "0d" * 16
 SERVER = Identity(*((pair := sign.pair(bytes(32))).public, pair.secret))
@@ -139,6 +140,15 @@ def test_only_the_key_of_the_server_says_what_it_remembers(tmp_path: Path) -> No
         assert code(checked, liar, SERVER.name, NAME) == "E-CONNECT"
     assert checked(stated(SERVER, NAME, 1, digest), SERVER.name, NAME) == (1, digest)
     assert load(path(tmp_path, NAME)).remembered is None
+
+
+def test_a_recorded_answer_does_not_stop_a_device(tmp_path: Path) -> None:
+    server, first = Server(), frame()
+    for digest in (first, frame()):
+        opened(tmp_path, server.claim).count(digest)
+    recorded = stated(SERVER, NAME, 1, first)
+    assert code(opened(tmp_path, lambda _: recorded).recall) == "E-CONNECT"
+    opened(tmp_path, server.claim).count(frame())
 
 
 def test_a_server_without_a_counter_gets_nothing(tmp_path: Path) -> None:
