@@ -19,7 +19,7 @@ from edgewise.drivers.http.rules import ANYONE, LOCAL, RULES, STATUS, Rule
 _UNSIGNED = (ANYONE, LOCAL)
 _HEX = {"type": "string", "pattern": "^[0-9a-f]+$"}
 _COUNT = {"type": "integer", "minimum": 0}
-_DIGEST = {"type": "string", "pattern": "^([0-9a-f]{64})?$"}  # empty: of no frame
+_DIGEST = {"type": ["string", "null"], "pattern": "^[0-9a-f]{64}$"}  # null: of no frame
 _COUNTED = {"number": _COUNT, "digest": _DIGEST, "key": _HEX, "signature": _HEX}
 _STATE = {"upload": _HEX, "size": _COUNT, "chunk": _COUNT, "received": _COUNT}
 

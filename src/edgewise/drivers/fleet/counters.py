@@ -23,28 +23,28 @@ MOST = 2**53  # the largest number of a frame
 
 
 @dataclass(frozen=True, slots=True)
-class Counted:
+class LastFrame:
     """The last frame of a device.
 
     Attributes:
         number: of the frame, from 1. 0: no frame has left.
-        digest: its SHA-256. Empty for number 0.
+        digest: its SHA-256. None for number 0.
     """
 
     number: int
-    digest: bytes = field(repr=False)
+    digest: bytes | None = field(repr=False)
 
 
-NOTHING = Counted(0, b"")
+NOTHING = LastFrame(0, None)
 
 
-def find(c: sa.Connection, device: str) -> Counted:
+def find(c: sa.Connection, device: str) -> LastFrame:
     """Return the last frame that a device has counted."""
     row = c.execute(sa.select(COUNTERS).where(COUNTERS.c.device == device)).first()
-    return Counted(int(row.number), bytes(row.digest)) if row else NOTHING
+    return LastFrame(int(row.number), bytes(row.digest)) if row else NOTHING
 
 
-def count(c: sa.Connection, device: str, last: Counted) -> Counted:
+def count(c: sa.Connection, device: str, last: LastFrame) -> LastFrame:
     """Count a frame. Return the last frame of the device that the server remembers now.
 
     It is ``last``, unless the device's folder is older than what the server remembers. The same frame again is counted

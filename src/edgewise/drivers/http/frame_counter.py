@@ -93,17 +93,18 @@ def _unknown_route() -> TransportError:
     return TransportError("E-COUNTER", what, "ask its operator to update edgewise. Nothing has left this device.")
 
 
-def _statement(device: str, number: int, digest: str) -> bytes:
-    return CONTEXT + f"{device} {number} {digest}".encode()
+def _statement(device: str, number: int, digest: str | None) -> bytes:
+    return CONTEXT + f"{device} {number} {digest or '-'}".encode()
 
 
-def stated(server: Identity, device: str, number: int, digest: str) -> dict[str, Any]:
+def stated(server: Identity, device: str, number: int, digest: bytes | None) -> dict[str, Any]:
     """State the last frame of a device, signed by the server's key."""
-    signature = server.sign(_statement(device, number, digest))
-    return {"number": number, "digest": digest, "key": server.public.hex(), "signature": signature.hex()}
+    text = None if digest is None else digest.hex()
+    signature = server.sign(_statement(device, number, text))
+    return {"number": number, "digest": text, "key": server.public.hex(), "signature": signature.hex()}
 
 
-def checked(document: Any, server: str, device: str) -> tuple[int, str]:
+def checked(document: Any, server: str, device: str) -> tuple[int, str | None]:
     """Check a server's statement about a device's last frame. Return its number and its digest.
 
     Args:
@@ -111,7 +112,8 @@ def checked(document: Any, server: str, device: str) -> tuple[int, str]:
     Raises:
         TransportError: E-CONNECT where the server's key did not sign it.
     """
-    number, digest = entry(document, "number", int), entry(document, "digest", str)
+    number = entry(document, "number", int)
+    digest = entry(document, "digest", str) if number else None
     try:
         key, signature = bytes.fromhex(entry(document, "key", str)), bytes.fromhex(entry(document, "signature", str))
     except ValueError:

@@ -27,7 +27,7 @@ from starlette.routing import Route
 from edgewise.core import frame
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import counters, mailboxes, uploads
-from edgewise.drivers.fleet.counters import Counted
+from edgewise.drivers.fleet.counters import LastFrame
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.uploads import Room, Upload
 from edgewise.drivers.http import certificates, frame_counter
@@ -102,7 +102,7 @@ class DataPlane:
         member, proof = found.signed()
         claimed = _claim(parsed(found.body))
         known = await service.once(proof, lambda c: counters.count(c, member.id, claimed))
-        statement = frame_counter.stated(service.identity, member.id, known.number, known.digest.hex())
+        statement = frame_counter.stated(service.identity, member.id, known.number, known.digest)
         if known == claimed:
             return JSONResponse(statement)
         what = f"the server remembers frame {known.number} of this device, which is not the one that it counts now."
@@ -226,17 +226,18 @@ def _announced(wanted: Any) -> tuple[bytes, int]:
     return digest, size
 
 
-def _claim(wanted: Any) -> Counted:
+def _claim(wanted: Any) -> LastFrame:
     """Read the claim of a frame."""
     try:
-        number, digest = wanted["number"], bytes.fromhex(wanted["digest"])
+        number, text = wanted["number"], wanted["digest"]
+        digest = None if text is None else bytes.fromhex(text)
     except (TypeError, KeyError, ValueError):
-        number, digest = -1, b""
+        number, digest = -1, None
     whole = type(number) is int and 0 <= number <= counters.MOST and set(wanted) == {"number", "digest"}
-    if not whole or len(digest) != (32 if number else 0):
-        what = "a device counts a frame by its number and its digest (SHA-256). The number 0 has an empty digest."
+    if not whole or (None if digest is None else len(digest)) != (32 if number else None):
+        what = "a device counts a frame by its number and its digest (SHA-256). For number 0 the digest is null."
         raise TransportError("E-REQUEST", what, "send both.")
-    return Counted(number, digest)
+    return LastFrame(number, digest)
 
 
 def _upload(begun: Upload, status: int) -> Response:

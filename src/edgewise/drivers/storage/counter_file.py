@@ -22,12 +22,12 @@ class SentFrames(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         number: of the last frame. 0: none has left.
-        digest: its SHA-256, in hexadecimal. Empty for number 0.
+        digest: its SHA-256, in hexadecimal. None for number 0.
         remembered: the number of the frame that the server remembers instead. None where it remembers this one.
     """
 
     number: int = 0
-    digest: str = ""
+    digest: str | None = None
     remembered: int | None = None
 
 

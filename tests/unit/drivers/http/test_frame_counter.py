@@ -17,7 +17,7 @@ from served import code
 from edgewise.core.errors import TransportError
 from edgewise.crypto import sign
 from edgewise.drivers.fleet import counters
-from edgewise.drivers.fleet.counters import Counted
+from edgewise.drivers.fleet.counters import LastFrame
 from edgewise.drivers.fleet.tables import COUNTERS
 from edgewise.drivers.http.frame_counter import FrameCounter, checked, stated
 from edgewise.drivers.http.identity import Identity
@@ -47,18 +47,18 @@ class Server:
         self.during()
         if self.dies == "before the claim":
             raise Crash
-        last = Counted(document["number"], bytes.fromhex(document["digest"]))
+        last = LastFrame(document["number"], bytes.fromhex(document["digest"]) if document["number"] else None)
         with self._engine.begin() as c:
             known = counters.count(c, NAME, last)
         if self.dies == "before the answer":
             raise Crash
-        return stated(SERVER, NAME, known.number, known.digest.hex())
+        return stated(SERVER, NAME, known.number, known.digest)
 
-    def memory(self) -> Counted:
+    def memory(self) -> LastFrame:
         with self._engine.begin() as c:
             return counters.find(c, NAME)
 
-    def put_back(self, memory: Counted) -> None:
+    def put_back(self, memory: LastFrame) -> None:
         with self._engine.begin() as c:
             c.execute(COUNTERS.delete())
             if memory.number:
@@ -127,7 +127,7 @@ def test_a_device_that_dies_goes_on(tmp_path: Path, dies: str) -> None:
 def test_only_the_key_of_the_server_says_what_it_remembers(tmp_path: Path) -> None:
     pair = sign.pair(bytes([1]) * 32)
     other = Identity(pair.public, pair.secret)
-    digest = frame()
+    digest = bytes.fromhex(text := frame())
     for liar in (
         stated(other, NAME, 1, digest),
         {**stated(other, NAME, 1, digest), "key": SERVER.public.hex()},
@@ -138,7 +138,7 @@ def test_only_the_key_of_the_server_says_what_it_remembers(tmp_path: Path) -> No
         None,
     ):
         assert code(checked, liar, SERVER.name, NAME) == "E-CONNECT"
-    assert checked(stated(SERVER, NAME, 1, digest), SERVER.name, NAME) == (1, digest)
+    assert checked(stated(SERVER, NAME, 1, digest), SERVER.name, NAME) == (1, text)
     assert load(path(tmp_path, NAME)).remembered is None
 
 
@@ -146,7 +146,7 @@ def test_a_recorded_answer_does_not_stop_a_device(tmp_path: Path) -> None:
     server, first = Server(), frame()
     for digest in (first, frame()):
         opened(tmp_path, server.claim).count(digest)
-    recorded = stated(SERVER, NAME, 1, first)
+    recorded = stated(SERVER, NAME, 1, bytes.fromhex(first))
     assert code(opened(tmp_path, lambda _: recorded).recall) == "E-CONNECT"
     opened(tmp_path, server.claim).count(frame())
 
