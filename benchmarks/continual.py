@@ -1,11 +1,12 @@
-"""Forgetting on text that drifts: plays that arrive one after another, fine-tuned with and without a replay buffer.
+"""Forgetting on text that drifts: plays that arrive one after another, fine-tuned plainly, with replay, with a penalty.
 
-    python benchmarks/continual.py [--seeds 3] [--orders 3] [--rounds 3] [--buffer 32]
+    python benchmarks/continual.py [--seeds 3] [--orders 3] [--rounds 3] [--buffer 32] [--penalty 1e4] [--ways replay]
 
 Three devices train the bundled model on a stream (``data.stream``). Each window is one of five plays, and each device
 holds the lines of one character of it. A round trains on the lines of the current window alone and averages the
 updates. With replay (``data.replay``), half of every batch comes from at most ``--buffer`` blocks of earlier windows,
-which a device draws anew in each round. Both have the same batch and steps. Text, windows and batches are those of the
+which a device draws anew in each round. With a penalty (``drift.penalty``, online EWC), a device holds the weights that
+its earlier windows needed. All have the same batch and steps. Text, windows and batches are those of the
 text trainer.
 
 With R[t][i] = minus the loss (nats per token) on the held-out lines of play i after window t, and R[-1] before any:
@@ -19,7 +20,7 @@ Each device watches the loss of its first steps in a round with Page-Hinkley (de
 the number of rounds from a new play to the first alarm before the next one. An alarm is false if its device already
 raised one in this window, or if the window is the first.
 
-Bar: replay forgets at most half as much as plain fine-tuning.
+Bar: each forgets at most half as much as plain fine-tuning.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ PLAYS = {
     "Coriolanus": ("VOLUMNIA", "AUFIDIUS", "COMINIUS"),
 }
 DEVICES, BATCH, STEPS, LR = 3, 8, 4, 2e-3
+WAYS = ("fine-tuning", "replay", "penalty", "both")
 RECIPE: dict[str, Any] = {
     "privacy": "none",
     "data": {
@@ -130,12 +132,13 @@ def stream(order: Sequence[str], to: Path) -> None:
                         f.write(json.dumps({"device": f"d{device}", "window": window, "text": row["text"]}) + "\n")
 
 
-def streamed(order: Sequence[str], rounds: int, buffer: int, folder: Path) -> TextTrainer:
-    """Make the text trainer of a stream. ``buffer`` = 0 replays nothing."""
+def streamed(order: Sequence[str], rounds: int, buffer: int, penalty: float, folder: Path) -> TextTrainer:
+    """Make the text trainer of a stream. ``buffer`` = 0 replays nothing, and ``penalty`` = 0 holds no weight."""
     path = folder / f"{'-'.join(str(list(PLAYS).index(play)) for play in order)}.jsonl"
     stream(order, path)
     plain = copy.deepcopy(RECIPE)
     plain["data"] |= {"path": str(path), "window_rounds": rounds, "replay": buffer}
+    plain["drift"] = {"penalty": penalty}
     plain["round"]["rounds"] = rounds * len(order)
     return make(recipes.from_plain(plain), folder, folder)
 
@@ -153,13 +156,16 @@ def run(trainer: TextTrainer, windows: int, seed: int, rounds: int) -> dict[str,
     """Train on the windows of a stream, one after another."""
     key, params = root(seed), trainer.initial()
     watches, alarms = {device: PageHinkley() for device in trainer.devices()}, []
+    kept: dict[str, Any] = {device: {} for device in trainer.devices()}
     before, scores = [score(trainer, window, params) for window in range(windows)], []
     for window in range(windows):
         for r in range(window * rounds, (window + 1) * rounds):
             total, weight = np.zeros_like(params), 0.0
             for number, device in enumerate(trainer.devices()):
                 own = derive(key, f"{r} {device}")
-                update = trainer.fit(FitRequest(device, r, params, LocalRule(steps=STEPS, lr=LR), own, own))
+                rule = LocalRule(steps=STEPS, lr=LR)
+                update = trainer.fit(FitRequest(device, r, params, rule, own, own, personal=kept[device]))
+                kept[device] = update.personal
                 total, weight = total + update.count * update.x, weight + update.count
                 if watches[device].alarm(update.head["loss_first"]):
                     alarms.append((number, r))
@@ -178,15 +184,19 @@ def main() -> None:
     parser.add_argument(
         "--buffer", type=int, default=32, help="blocks of earlier windows that a device draws in a round"
     )
+    parser.add_argument("--penalty", type=float, default=1e4, help="drift.penalty")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS, help="of going on with new text")
     a = parser.parse_args()
     names = list(PLAYS)
     orders = [names, names[::-1], *([str(x) for x in np.random.default_rng(n).permutation(names)] for n in range(9))]
-    found: dict[str, list[dict[str, Any]]] = {"fine-tuning": [], "replay": []}
+    found: dict[str, list[dict[str, Any]]] = {way: [] for way in a.ways}
     print(f"{bench.machine()}; {a.orders} orders, {a.seeds} seeds, {a.rounds} rounds a window")
     with tempfile.TemporaryDirectory() as scratch:
         for order in orders[: a.orders]:
             for name, runs in found.items():
-                trainer = streamed(order, a.rounds, a.buffer if name == "replay" else 0, Path(scratch))
+                buffer = a.buffer if name in ("replay", "both") else 0
+                penalty = a.penalty if name in ("penalty", "both") else 0.0
+                trainer = streamed(order, a.rounds, buffer, penalty, Path(scratch))
                 for seed in range(a.seeds):
                     runs.append(run(trainer, len(order), seed, a.rounds))
                     bench.note(f"{name}, seed {seed}: {runs[-1]}")
@@ -199,9 +209,11 @@ def main() -> None:
         delay = f"{statistics.mean(delays):.2f}" if delays else "none"
         cells += [delay, f"{changes - len(delays)} of {changes}", str(sum(r["false"] for r in runs))]
         print(f"| {name} | {' | '.join(cells)} |")
-    plain, replay = (statistics.mean(r["forgetting"] for r in runs) for runs in found.values())
-    print(f"forgetting {replay:+.4f} with replay, {plain:+.4f} without; bar: at most half: ", end="")
-    print("no forgetting to halve" if plain <= 0 else bench.verdict(replay / plain, 0.5))
+    forgetting = {name: statistics.mean(r["forgetting"] for r in runs) for name, runs in found.items()}
+    plain = forgetting.pop("fine-tuning", 0.0)
+    for name, value in forgetting.items():
+        print(f"forgetting {value:+.4f} with {name}, {plain:+.4f} without; bar: at most half: ", end="")
+        print("no forgetting to halve" if plain <= 0 else bench.verdict(value / plain, 0.5))
     bench.say(**found)
 
 

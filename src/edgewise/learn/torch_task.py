@@ -38,7 +38,7 @@ from edgewise.learn.models import quantized
 from edgewise.learn.own_work import OwnWork
 from edgewise.learn.probe import probe
 from edgewise.learn.shards import Shard, by_device
-from edgewise.learn.train import Batch, Fitted, Loss, Optimizer, fit
+from edgewise.learn.train import Batch, Fitted, Loss, Optimizer, Penalty, fit
 from edgewise.learn.training_costs import measured_step_s, weights_bytes
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -261,12 +261,14 @@ class TorchTrainer:
         count: float,
         dp: StepNoise | None = None,
         expected: float = 0.0,
+        penalty: Penalty | None = None,
     ) -> Update:
         """Train on these micro-batches of each step. ``count`` is the device's weight. Raises as ``fit``."""
         with computing(request.device, self.smaller):
             fitted = fit(
                 self.model, self.loss_of(request), batches, self.flat, request.params, request.rule, self.training,
                 request.key, self._optimizer, dp, expected, request.secret, request.correction, request.rank,
+                penalty,
             )  # fmt: skip
         return _update(fitted, count)
 

@@ -28,6 +28,18 @@ Batch = Any
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, float]]  # (mean loss over the batch, number of its terms)
 
 
+class Penalty(NamedTuple):
+    """A penalty for moving weights: sum_j ``importance``_j (w_j - ``anchor``_j)^2 / 2 is added to the loss.
+
+    Both are float32[d].
+    """
+
+    importance: Vector
+    anchor: Vector
+
+    __repr__ = outline
+
+
 class Fitted(NamedTuple):
     """The result of local training.
 
@@ -59,6 +71,7 @@ def fit(
     secret: Key | None = None,
     correction: Correction = Correction(),  # noqa: B008 (immutable)
     rank: int = 0,
+    penalty: Penalty | None = None,
 ) -> Fitted:
     """Take ``rule.steps`` steps of AdamW, Muon or SGD from ``params``, with fresh optimizer state.
 
@@ -66,6 +79,7 @@ def fit(
 
         g = sum_m n_m grad(loss_m) / sum_m n_m
         g += pull (w - params) + shift                (``correction``)
+        g += importance (w - anchor)                  (``penalty``)
         g = 0 beyond column ``rank`` of each adapter  (where a rank is given)
         g *= min(1, clip / ||g||)
 
@@ -84,6 +98,7 @@ def fit(
         secret: decides the noise, and dropout record by record. ``dp`` needs it.
         correction: the strategy's terms in the gradient. The default adds nothing.
         rank: number of columns of each adapter that train. The update is zero in the others. 0: all train.
+        penalty: holds weights where they were. None holds none.
     Returns:
         The difference and the losses.
     Raises:
@@ -98,7 +113,7 @@ def fit(
         raise ValueError("noise on every step needs a secret of the device's own")
     optimizer = optimizer or Optimizer(training, flat)
     flat.write(params)
-    local = LocalSteps(flat, optimizer, rule, training, correction, rank)
+    local = LocalSteps(flat, optimizer, rule, training, correction, rank, penalty)
     if not model.training:
         model.train()
     seen: list[tuple[float, float]] = []  # per step: summed loss, terms
@@ -123,7 +138,7 @@ class LocalSteps:
     Args:
         storage: the device's weights, which are those of the round's model, and its gradient.
         optimizer: optimizer over ``storage``, whose state is zeroed here.
-        rank: as in ``fit``.
+        rank, penalty: as in ``fit``.
     Attributes:
         names: the segments that move. Empty means all.
     """
@@ -136,6 +151,7 @@ class LocalSteps:
         training: TrainingSection,
         correction: Correction,
         rank: int,
+        penalty: Penalty | None = None,
     ) -> None:
         self._g_D, self._optimizer, self._rule, self._clip = storage.g_D, optimizer, rule, training.clip_grad
         self._beyond = torch.from_numpy(columns(storage.spec) >= rank).to(storage.w_D.device) if rank else None
@@ -146,6 +162,9 @@ class LocalSteps:
         self._pulled = list(zip(*(storage.runs(x_D, rule.segments) for x_D in vectors), strict=True))
         vectors = (storage.g_D, torch.from_numpy(shift).to(storage.w_D.device)) if shift is not None else ()
         self._shifted = list(zip(*(storage.runs(x_D, rule.segments) for x_D in vectors), strict=True))
+        kept = () if penalty is None else (torch.from_numpy(x).to(storage.w_D.device) for x in penalty)
+        vectors = () if penalty is None else (storage.w_D, storage.g_D, *kept)
+        self._penalised = list(zip(*(storage.runs(x_D, rule.segments) for x_D in vectors), strict=True))
 
     def step(self) -> None:
         """Take one step along the gradient. The gradient changes too."""
@@ -153,6 +172,8 @@ class LocalSteps:
             g.add_(w, alpha=self._pull).sub_(anchor, alpha=self._pull)
         for g, shift in self._shifted:
             g.add_(shift)
+        for w, g, importance, anchor in self._penalised:
+            g.addcmul_(importance, w - anchor)
         if self._beyond is not None:
             self._g_D[self._beyond] = 0.0
         if self._clip:

@@ -65,7 +65,7 @@ def claims(
     )
     shown += ", but for the tokens that go to the rest of the model as labels" if recipe.split.shows_labels else ""
     sentences.append(f"{staying} a device{shown}")
-    if (stays := recipe.personal.stays) is not None:
+    for stays in filter(None, (recipe.personal.stays, recipe.drift.stays)):
         sentences.append(f"{stays} stays on each device, and no message can name it")
     sentences += filter(None, (recipe.distill.says, recipe.prune.says))
     sentences.append(earns)

@@ -22,6 +22,8 @@ def device_bytes(plan: Plan) -> float:
     vectors = len((*client.memory, *client.given, *client.sends)) + (client.shift is not None)
     if client.contrast is not None:
         vectors += 3  # the round's model twice, and the previous one beside the weights
+    if plan.recipe.drift.penalty:
+        vectors += 4  # the importance and the model that it is of, as they were and as they will be
     codec = sum(x.nbytes for x in flat(plan.at(0).init()).values())
     return 4.0 * plan.spec.dim * vectors + 2.0 * codec
 

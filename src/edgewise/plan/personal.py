@@ -50,7 +50,12 @@ class PersonalTraining:
 
 def keeps_private(plan: Plan) -> bool:
     """Tell whether devices keep private vectors between rounds."""
-    return plan.recipe.personal.method in PRIVATE
+    return plan.recipe.personal.method in PRIVATE or keeps_importance(plan)
+
+
+def keeps_importance(plan: Plan) -> bool:
+    """Tell whether devices keep an importance of each weight and the model that it is of (``drift.penalty``)."""
+    return plan.recipe.drift.stays is not None
 
 
 def keeps_part(plan: Plan) -> bool:

@@ -84,7 +84,8 @@ class StreamShard(TextShard):
             what = f"device {device!r:.60} has no text up to window {window} of its stream."
             raise DataError("E-DEVICE-DATA", what, "it takes part once it has text; or choose an earlier window_start.")
         first = stops[latest - 2] if latest > 1 else 0
-        return WindowShard(self, slice(first, stops[latest - 1]), self._section, secret)
+        number = int(self.blocks.windows_V3[latest - 1, 0])
+        return WindowShard(self, number, slice(first, stops[latest - 1]), self._section, secret)
 
     def window(self, number: int) -> TextShard:
         """Return one window by itself, as a shard of its training and held-out blocks. It may have no rows."""
@@ -108,10 +109,12 @@ class WindowShard:
     """A window's training blocks, with blocks of earlier windows to replay (``learn.shards.Shard``).
 
     Args:
+        number: number of the window.
         rows: the rows of the window. All before them are of earlier windows.
     """
 
-    def __init__(self, whole: StreamShard, rows: slice, section: DataSection, secret: Key) -> None:
+    def __init__(self, whole: StreamShard, number: int, rows: slice, section: DataSection, secret: Key) -> None:
+        self.number = number
         self._whole, self._section, self._secret = whole, section, secret
         self._first, self.size = rows.start, rows.stop - rows.start
         self._train_NS = whole.blocks.train_NS

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import torch
 
 from edgewise.core.errors import DataError, ModelError, RecipeError
 from edgewise.core.keys import Key, derive, root, word
-from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, Update
+from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, StepNoise, Update
 from edgewise.core.vector import Vector
 from edgewise.learn.batched import OnePass
 from edgewise.learn.computing import computing
@@ -37,6 +38,7 @@ from edgewise.learn.text import openings
 from edgewise.learn.text.blocks import BlockStore
 from edgewise.learn.text.corpus import Corpus
 from edgewise.learn.text.counts import Counts
+from edgewise.learn.text.drift import DriftWork
 from edgewise.learn.text.marks import unmarked
 from edgewise.learn.text.prepared import Prepared, prepare
 from edgewise.learn.text.reading import MOST_DEVICES, reading
@@ -44,7 +46,7 @@ from edgewise.learn.text.redealt import RedealtStore, Skew
 from edgewise.learn.text.shards import PooledShard, TextShard
 from edgewise.learn.text.stream import StreamShard, StreamStore, unreached
 from edgewise.learn.torch_task import TorchTrainer
-from edgewise.learn.train import Batch, Loss
+from edgewise.learn.train import Batch, Loss, Penalty
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -97,6 +99,7 @@ class TextTrainer(TorchTrainer):
         loaded, loss = prepared.loaded, TextLoss(prepared.arithmetic, recipe.data.packing == "isolated")
         self.loaded, self.corpus, self._store = loaded, corpus, store
         self.local_head = prepared.local_head
+        self._drift = DriftWork(recipe.drift)
         self._eval_tokens, self._data, self._rounds = recipe.eval.max_tokens, recipe.data, recipe.round.rounds
         self._trainable, self._adapts = recipe.trainable, recipe.trainable.adapts
         self._quantize, self._own = recipe.model.quantize, recipe.personal.own_adapter
@@ -166,6 +169,24 @@ class TextTrainer(TorchTrainer):
                 trained = with_choice(pick, self._trainable, [requests[i] for i in group], super().fit_many)
             found |= zip(group, trained, strict=True)
         return [found[i] for i in range(len(requests))]
+
+    def fitted(
+        self,
+        request: FitRequest,
+        batches: Iterable[Sequence[Batch]],
+        count: float,
+        dp: StepNoise | None = None,
+        expected: float = 0.0,
+        penalty: Penalty | None = None,
+    ) -> Update:
+        """Train as ``TorchTrainer.fitted``, with the work of [drift] before."""
+        shard = self._pooled_or_device(request.device)
+        if not isinstance(shard, StreamShard):
+            return super().fitted(request, batches, count, dp, expected, penalty)
+        with computing(request.device, self.smaller):
+            work = self._drift.before(self, shard, request)
+        update = super().fitted(request, batches, count, dp, expected, work.penalty)
+        return replace(update, personal=work.memory)
 
     def contrasts(self) -> str | None:
         """Return the reason why its model gives no representations (``engine.trainer.ContrastsModels``)."""

@@ -26,6 +26,7 @@ from edgewise.plan.recipe.adaptive import AdaptiveSection
 from edgewise.plan.recipe.buffer import BufferSection, buffer_faults
 from edgewise.plan.recipe.data import DataSection
 from edgewise.plan.recipe.distill import DistillSection, distill_faults
+from edgewise.plan.recipe.drift import DriftSection, drift_faults
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.findings import Examined, Finding
 from edgewise.plan.recipe.later import without_unused
@@ -118,6 +119,7 @@ class Recipe(Section):
     metric: list[MetricSection] = Field(
         [], max_length=32, description="further numbers of devices that travel with updates, each within its bounds"
     )
+    drift: DriftSection = DriftSection()
     distill: DistillSection = DistillSection()
     prune: PruneSection = PruneSection()
     personal: PersonalSection = PersonalSection()
@@ -271,6 +273,7 @@ class Recipe(Section):
         yield from split_faults(self)
         yield from buffer_faults(self)
         yield from stream_faults(self)
+        yield from drift_faults(self)
         yield from distill_faults(
             self.distill, self.strategy, self.trainable, self.personal, self.round.rounds, self.split.used
         )
