@@ -1,7 +1,8 @@
 """Small runs, one for each place where a run keeps something.
 
 That is: what the device remembers, what the server does, the ledger, sessions; and with "report" its figures and pages,
-which the others leave out. With "text" a tiny model learns texts (``stage``), otherwise it is the toy federation.
+which the others leave out. With "text" a tiny model learns texts (``texts``), otherwise it is the toy federation. Parts
+that keep nothing of their own, as windows of time, are not walked apart.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ KEEP_MODELS = 3  # number of model versions whose vectors stay on disk
 BEACON = "beacon"  # beside the journals: the joint randomness of a run's cohorts, or the progress towards it
 RESTORED = "restored.json"  # marks a run that comes from a backup of a server
 _EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # a folder for device memory
-_CACHING = re.compile(r"\.[0-9a-f]{32,64}(\.[A-Za-z_.]+)?\.[a-z0-9_]{8}")  # an incomplete file or folder of the cache
+_CACHING = re.compile(r"\.[0-9a-f]{32,64}(\.[\w.]+)?\.[a-z0-9_]{8}")  # an incomplete file or folder of the cache
 
 
 def token() -> str:
