@@ -97,6 +97,7 @@ MERGES: dict[str, dict[str, Any]] = {
     "NNM+geometric median": robust("geometric_median", "nnm"),
     "ARC+geometric median": robust("geometric_median", "arc"),
     "momentum, NNM+trimmed mean": {**robust("trimmed_mean", "nnm"), **MOMENTUM},
+    "screened": {"merge": {"kind": "screened"}},
     "FLTrust": {"merge": {"kind": "fltrust", "root": DEVICES[-1]}},
     "grouped median": grouped("median"),
     "grouped trimmed mean": grouped("trimmed_mean"),

@@ -65,7 +65,7 @@ _LATER = {  # These names are imported when they are first used.
 PARTS = (
     "centred_clip", "clamp", "clip", "cut_parts", "factors", "fedadagrad", "fedadam", "fedavg", "fedavgm",
     "feddyn", "fednova", "fedprox", "fedyogi", "feedback", "fltrust", "folds", "grouped", "low_rank", "mixed",
-    "momentum", "moon", "noise", "products", "quantize", "random_k", "robust_mean", "rotate", "scaffold",
+    "momentum", "moon", "noise", "products", "quantize", "random_k", "robust_mean", "rotate", "scaffold", "screened",
     "secure_sum", "segments", "shared_sum", "shared_top_k", "sketch", "sum", "top_k", "weigh", "wrap",
     "zeroth_order",
 )  # fmt: skip

@@ -25,6 +25,7 @@ from edgewise.merges.fltrust import fltrust
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
 from edgewise.merges.robust_mean import robust_mean
+from edgewise.merges.screened import screened
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.privacy.clip import clamp, clip
 from edgewise.secagg.merge import grouped, secure_sum, shared_sum
@@ -37,6 +38,7 @@ MERGES: dict[str, Merge] = {
     "sum": plain_sum(),
     "robust_mean": robust_mean(1),
     "centred_clip": centred_clip(1),
+    "screened": screened(1),
     "fltrust": fltrust("device-0"),
     "secure_sum": secure_sum(),
     "shared_sum": shared_sum(),

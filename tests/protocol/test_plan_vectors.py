@@ -62,6 +62,7 @@ def test_the_inputs_are_the_shipped_recipes_and_each_codec() -> None:
         "robust_mean",
         "centred_clip",
         "fltrust",
+        "screened",
     }  # Devices send what they send for a sum.
 
 

@@ -122,6 +122,23 @@ class Flagged(Event, frozen=True, tag="flagged"):
     code: str
 
 
+class Compared(Event, frozen=True, tag="compared"):
+    """How far an update was from those of the other devices of its round, where the server sees each update.
+
+    Attributes:
+        l2: length of the update.
+        cosine: to the coordinates' medians of the round's updates. 0.0 if either is zero.
+        distance: from these medians, in units of the median distance of the round. 1.0 is usual, and what lies far
+            above it is unlike the rest: a lie, or rare text.
+    """
+
+    round: int
+    device: str
+    l2: float
+    cosine: float
+    distance: float
+
+
 class RoundFinished(Event, frozen=True, tag="round_finished"):
     """A round ended. The model moved, or with ``met=False`` the round was abandoned and the model did not move.
 
@@ -276,6 +293,7 @@ AnyEvent = (
     | SplitSession
     | Lost
     | Flagged
+    | Compared
     | RoundFinished
     | Evaluated
     | OwnMeasured

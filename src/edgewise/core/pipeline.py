@@ -226,6 +226,10 @@ class Pipeline:
         mean, memory = self._through_server_stage(mean, total.n, memory, turn, means)
         return Aggregate(mean, means, total.n, weight), memory
 
+    def part_mean(self, acc: Any, n: int, turn: Turn) -> tuple[Vector, dict[str, float], float]:
+        """Finish one of the sums that ``Merge.parts`` hands out: (mean, means of the head, weight)."""
+        return self._divided_sum(*self._finished_sum(acc, turn), n)
+
     def _finished_sum(self, acc: Any, turn: Turn) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
         """Finish a sum: its body, decoded to ``merged``, and its head.
 
@@ -252,7 +256,7 @@ class Pipeline:
         self, parts: list[tuple[Any, int]], combine: Combine, turn: Turn, entropy: Key, memory: Memory
     ) -> tuple[Aggregate, Memory]:
         """Combine the means of several sums into one."""
-        means = [self._divided_sum(*self._finished_sum(acc, turn), n) for acc, n in parts]
+        means = [self.part_mean(acc, n, turn) for acc, n in parts]
         bodies = np.stack([mean for mean, *_ in means]).astype(np.float64)
         heads = np.array([list(head.values()) for _, head, _ in means], np.float64).reshape(len(means), -1)
         body, values, state = combine(bodies, heads, memory.child("merge"), derive(entropy, "merge"))

@@ -21,6 +21,7 @@ from edgewise.core.training import DeviceId
 from edgewise.engine import outstanding
 from edgewise.engine import round as machine
 from edgewise.engine.aggregation import Aggregation, Sums
+from edgewise.engine.compared import compared
 from edgewise.engine.ports import Absent, Arrived, Began, Cohort, Expired, Journal, Pinned, Record, Resumed, Sent
 from edgewise.engine.round_facts import RoundFacts
 from edgewise.engine.round_states import (
@@ -128,6 +129,9 @@ class OpenRound:
         """Hand out the sums of the closed round, once. Nothing of them stays here. Empty where the round has no sum."""
         closed = self.closed
         sums = self.aggregation.sums(closed) if closed.met else ()
+        for rung, total in sums:
+            for event in compared(self.facts.at(rung), self.facts.turn, total):
+                self._tell_event(event)
         self.state = replace(closed, released=())
         del self.aggregation
         return sums

@@ -44,6 +44,7 @@ from edgewise.merges.centred_clip import centred_clip
 from edgewise.merges.fltrust import fltrust
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.robust_mean import robust_mean
+from edgewise.merges.screened import screened
 from edgewise.plan.facts import ExtensionPackage
 from edgewise.plan.recipe import findings
 from edgewise.plan.recipe.findings import Finding
@@ -146,7 +147,7 @@ BUILT_IN = Catalogue().extended(
                 sketch,
             ),
             *(quantize, mixed, feedback, wrap),
-            *(plain_sum, robust_mean, centred_clip, fltrust, secure_sum, grouped, shared_sum),
+            *(plain_sum, robust_mean, centred_clip, screened, fltrust, secure_sum, grouped, shared_sum),
             noise,
             *(fedavg, fedavgm, fedadam, fedyogi, fedadagrad, fedprox, momentum, moon, scaffold, feddyn, fednova),
             zeroth_order,

@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from edgewise.apps.report import numbers, svg, traffic
+from edgewise.apps.report import compared, numbers, svg, traffic
 from edgewise.apps.report.alone_or_together import Measures
 from edgewise.apps.report.html import details, pair, panel, row, table
 from edgewise.apps.report.quality import perplexity
@@ -77,6 +77,7 @@ def devices(
             lost[e.device].append(e)
         elif isinstance(e, events.Flagged):
             flagged[e.device][str(e.round)] = e.code
+    beside = compared.by_device(log)
     text = facts.get("devices") if isinstance(facts.get("devices"), dict) else {}
     names = sorted({*accepted, *lost, *(text or {}), *(d for m in measures.values() for d in m)})
     return [
@@ -87,6 +88,7 @@ def devices(
             "rounds": [e.round for e in accepted[d]],
             "lost": {str(e.round): e.code for e in lost[d] if e.round not in {a.round for a in accepted[d]}},
             "flagged": flagged[d],
+            "compared": beside.get(d),
             "bytes_up": sum(e.bytes_up for e in accepted[d]),
             "bytes_down": sum(e.bytes_down for e in accepted[d]),
             "train_s": sum(e.train_s for e in accepted[d]),
@@ -122,7 +124,7 @@ def section(s: Summary) -> str:
         )
     else:
         top = f"<p>Nothing was lost. All {numbers.count(p['invited'])} invitations gave contributions that counted.</p>"
-    return top + _staleness_bars(p) + _codec_bars(s) + _participation_matrix(s) + _rounds_table(s)
+    return top + _staleness_bars(p) + _codec_bars(s) + _participation_matrix(s) + compared.section(s) + _rounds_table(s)
 
 
 def _staleness_bars(p: Mapping[str, Any]) -> str:

@@ -75,6 +75,9 @@ tokens), ``bytes_per_token``, ``fingerprint``, ``versions``, ``engine``, ``worke
 ``recipe_from_run`` and ``spec`` are for ``edgewise export``. They are not part of the summary, but ``recipe_folder``
 has the second where it is around the run. Every other fact is passed on under ``facts``.
 
+``compared`` of a device (``apps.report.compared``): how far its updates were from those of the other devices, where the
+server sees each update and compares them. Null elsewhere.
+
 With differential privacy other people than the run's owner may read the summary. So ``per_device`` is empty,
 ``fingerprint`` is left out (an unsalted hash of all text tells a person who knows all other documents whether one is
 there), and ``reading`` is left out (it has exact counts). ``not_covered`` names the figures that no epsilon covers.
