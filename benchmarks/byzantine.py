@@ -225,6 +225,7 @@ def play(merge: Mapping[str, Any], attack: str, texts: str, seed: int, liars: in
     seen: list[events.AnyEvent] = []
     extension = sys.modules["byzantine"]
     extension.PLAYED.clear()  # type: ignore[attr-defined]
+    extension.BATCH = a.batch  # type: ignore[attr-defined]
     with tempfile.TemporaryDirectory() as scratch:
         simulation.run(
             recipes.from_plain(plain), out=Path(scratch) / "run", recipe_dir=Path(), extensions=["byzantine"],
@@ -248,6 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--lr", type=float, default=0.4)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--shares", default="0.2")
@@ -258,7 +260,7 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent))
     import byzantine  # noqa: F401 - the engine imports it by this name, and figures are taken from that copy
 
-    print(f"{bench.machine()}; {a.rounds} rounds of {a.steps} steps, {a.seeds} seeds")
+    print(f"{bench.machine()}; {a.rounds} rounds of {a.steps} steps of {a.batch}, {a.seeds} seeds")
     found: dict[str, Any] = {}
     for texts in a.texts.split(","):
         for share in map(float, a.shares.split(",")):
