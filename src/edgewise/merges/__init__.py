@@ -1,6 +1,5 @@
-"""Merges, which make one total of all contributions: ``plain``, ``robust_mean``, ``centred_clip``, ``screened`` and
-``fltrust`` (the server sees each, ``seen``), ``ring`` (blind). ``robust`` has the rules of ``robust_mean``, and those
-of groups behind masks.
+"""Merges, which make one total of all contributions: ``plain``, ``ring`` (blind), and rules for what the server sees.
 
-``secagg.merge`` adds masks and shares around ``ring``. To add a merge: docs/howto/own-algorithm.md.
+Such rules are ``robust_mean``, ``centred_clip``, ``screened`` and ``fltrust`` (``seen``). ``robust`` has the rules of
+groups behind masks, too. ``secagg.merge`` adds masks around ``ring``. To add a merge: docs/howto/own-algorithm.md.
 """
