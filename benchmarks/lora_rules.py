@@ -81,7 +81,7 @@ def recorded(errors: list[float]) -> Iterator[None]:
     fold, applied, seen = PlainAggregation.fold, after_round.stepped, list[tuple[float, Vector]]()
 
     def folding(self: Any, device: str, message: Any) -> Any:
-        pipe, turn = self._pipe, self._turn
+        pipe, turn = self._pipe, self._facts.share(message.round)[0]
         item = undo(pipe.stages, pipe.spaces, pack.unpack(message.payload, pipe.encoded), turn).dense(
             pipe.spaces[0].dim
         )
