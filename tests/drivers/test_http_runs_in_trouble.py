@@ -14,20 +14,24 @@ from typing import Any
 
 import msgspec
 import pytest
-from enrolled_toys import Toy, played, working
-from network_recipes import MASKS
+from enrolled_toys import Toy, helped_by, played, working
+from network_recipes import GATEWAY, MASKS
 from played import play
-from proxy import proxied
+from proxy import Proxy, proxied
 from served import joined, running
 from small_disk import fill, small_disk
 
+from edgewise.apps.gateway.start import Gateway, join
 from edgewise.apps.server.start import HttpServer
 from edgewise.core import events, frame
 from edgewise.core.errors import StoreError
+from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http import home
 from edgewise.drivers.http import link as connection
+from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.http.remote_helper import RemoteHelper
 
 PLAIN: dict[str, Any] = {"round.rounds": 2, "round.deadline_s": 60.0}
 PHASES = 4  # of a masked round: each device sends one frame in each
@@ -107,6 +111,73 @@ def test_a_partition_in_any_phase_changes_nothing(
         with working(links, toy, tmp_path):
             assert played(server, toy, tmp_path / "out") == expected
         timer.join()
+
+
+class Parting:
+    """The way to a gateway whose network parts just before a call of this kind, at every ``every``-th of them."""
+
+    def __init__(self, inner: RemoteHelper, proxy: Proxy, at: str, every: int, cut: bool) -> None:
+        self._inner, self._proxy, self._at, self._every, self._cut = inner, proxy, at, every, cut
+        self.calls, self.partings = 0, list[threading.Timer]()
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> Any:
+            self.calls += name == self._at
+            if name == self._at and self.calls % self._every == 0:
+                self._proxy.part()
+                self.partings.append(threading.Timer(0.4, self._heal))
+                self.partings[-1].start()
+            return getattr(self._inner, name)(*arguments)
+
+        return call
+
+    def _heal(self) -> None:
+        if self._cut:
+            self._proxy.cut_all()
+        self._proxy.heal()
+
+
+SHARING = 4  # devices; each sends one frame a round, and there are two rounds
+
+
+@pytest.mark.slow
+@pytest.mark.long(sample=2)
+@pytest.mark.parametrize("cut", [False, True], ids=["flows on", "connections are gone"])
+@pytest.mark.parametrize(
+    ("at", "every"),
+    [*(("devices", count) for count in (1, 3, 4, 6, 8)), ("begin", 1), ("admit", 1), ("admit", 3), ("open", 1)],
+)
+def test_a_partition_in_any_step_of_shared_sums_changes_nothing(
+    tmp_path: Path, at: str, every: int, cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The network parts between devices and server after so many frames, or between server and gateway before a
+    round is begun, before a report is admitted, or before the sum is opened.
+    """
+    with (
+        running(tmp_path) as server,
+        proxied(server.port) as proxy,
+        fleet(server, tmp_path, SHARING, proxy.port) as links,
+    ):
+        names = [link.name for link in links]
+        expected = simulated(tmp_path / "simulated", names, GATEWAY, monkeypatch)
+        join(server.url, server.token(Grant("gateway", approved=True)), tmp_path / "gateway").close()
+        Allowed(tmp_path / "gateway").add(names)
+        toy, told = Toy.of(names, GATEWAY, server), list[events.AnyEvent]()
+        with (
+            Gateway(tmp_path / "gateway") as gateway,
+            proxied(gateway.port) as between,
+            helped_by(toy, server, between.url, gateway.name) as (helped, helper),
+            working(links, helped, tmp_path),
+        ):
+            way = Parting(helper, between if at != "devices" else proxy, at, every, cut)
+            timer = after(server, every, proxy.part, way._heal, 0.4, monkeypatch) if at == "devices" else None
+            assert played(server, helped, tmp_path / "out", told.append, helper=way) == expected
+        for one in way.partings if timer is None else [timer]:
+            one.join()
+        assert way.partings or timer
+    finished = [e for e in told if isinstance(e, events.RoundFinished)]
+    assert [(e.met, e.accepted) for e in finished] == [(True, SHARING)] * 2
+    assert not [e for e in told if isinstance(e, events.Lost)]
 
 
 @pytest.mark.slow
