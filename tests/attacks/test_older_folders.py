@@ -21,6 +21,7 @@ from edgewise.apps.server.start import HttpServer
 from edgewise.drivers.fleet import counters, mailboxes
 from edgewise.drivers.http.frame_counter import FrameCounter
 from edgewise.drivers.http.link import Link
+from edgewise.drivers.storage.counter_file import LEDGERS
 
 DP: dict[str, Any] = {
     "privacy": "local_dp", "metrics": "none", "stage": [], "merge": {"kind": "sum"}, "round.rounds": 2,
@@ -131,8 +132,10 @@ def test_an_owner_comes_back_with_a_new_key(tmp_path: Path, came: dict[tuple[str
         shutil.copytree(home, copy)
         work(home, lambda: (me, 0) in came)
         assert work(copy) == "E-OLDER"
-        leave.leave(copy)
+        leave.leave(copy, keep_records=True)
         owned(server, copy, POLICY)
+        assert work(copy) == "E-OLDER", "the kept ledger lacks charges"
+        shutil.rmtree(copy / LEDGERS)
         ended = threading.Event()
         threading.Timer(1.0, ended.set).start()
         assert work(copy, ended.is_set) == ""

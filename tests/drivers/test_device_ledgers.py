@@ -75,6 +75,18 @@ def refused(message: frame.Message) -> str:
     return message.code if isinstance(message, frame.Refusal) else ""
 
 
+def test_charges_of_earlier_enrolments_count(tmp_path: Path) -> None:
+    first, second = (DeviceCharge(run, 0, gaussian(4.0)) for run in ("one", "two"))
+    with FileLedgers(tmp_path) as ledgers:
+        ledgers.charge("before", first)
+    with FileLedgers(tmp_path, ["before"]) as ledgers:
+        ledgers.charge(ME, second)
+        assert ledgers.charges(ME) == (first, second)
+        assert OwnerBudget(Budget(10.0, DELTA), ledgers).spent(ME) == spent([first, second], DELTA)
+    with FileLedgers(tmp_path) as ledgers:
+        assert ledgers.charges(ME) == (second,)
+
+
 def test_the_second_run_is_refused_in_the_middle(tmp_path: Path) -> None:
     """The first run takes all its rounds. Of the second, the cap allows one."""
     settings, sent = LOCAL, frame.Contribution

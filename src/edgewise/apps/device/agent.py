@@ -18,6 +18,7 @@ from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.attend import RunPart, Watch, attend
 from edgewise.drivers.http.link import WAIT_S, Link
+from edgewise.drivers.storage import counter_file
 from edgewise.drivers.storage.counter_file import LEDGERS
 from edgewise.drivers.storage.device_ledgers import FileLedgers
 from edgewise.drivers.storage.files import FOLDER
@@ -168,7 +169,7 @@ def work(
         personal: make the personal models that runs ask for. False for a script, which trains itself.
     Raises:
         RecipeError: as ``policy.load``.
-        TransportError, StoreError: as ``drivers.http.attend``.
+        TransportError, StoreError: as ``drivers.http.attend`` and ``counter_file.earlier``.
         Interrupted: the owner leaves the server.
         StoreError(E-RUN-EXISTS): another agent works in ``home``.
     """
@@ -182,7 +183,7 @@ def work(
         link = held.enter_context(
             Link(home, patience_s, sleep=sleep, open=may_send, troubled=agent.troubled, sends=record.sends)
         )
-        ledgers = held.enter_context(FileLedgers(home / LEDGERS))
+        ledgers = held.enter_context(FileLedgers(home / LEDGERS, counter_file.earlier(home, link.name)))
         owner = _owner(home, own, link, ledgers, make)
         watch = _Owner(agent, link, owner, conditions, record, follow, sleep)
         with Parts(link, home, owner, make, personal, partial(record.crosses, link.home.server)) as parts:

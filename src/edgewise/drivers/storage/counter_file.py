@@ -36,6 +36,22 @@ def path(home: Path, name: str) -> Path:
     return home / LEDGERS / f"{name}.counter"
 
 
+def earlier(home: Path, name: str) -> tuple[str, ...]:
+    """Return the ids of the earlier enrolments of a home folder whose records were kept.
+
+    Raises:
+        TransportError: E-OLDER where one of them was stopped, because its privacy ledger lacks charges.
+        StoreError: E-CHECKPOINT.
+    """
+    paths = sorted((home / LEDGERS).glob("*.counter"))
+    for place in paths:
+        if place.stem != name and load(place).remembered is not None:
+            what = f"{place.parent} holds the privacy ledger of an earlier enrolment that lacks charges."
+            fix = "set budget.epsilon to what may be spent beside all of the old limit, and delete that folder."
+            raise TransportError("E-OLDER", what, fix)
+    return tuple(place.stem for place in paths if place.stem != name)
+
+
 def load(path: Path) -> SentFrames:
     """Load a counter. A device without a file has sent nothing.
 

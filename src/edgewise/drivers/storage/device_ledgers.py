@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from edgewise.core.errors import StoreError
@@ -31,13 +32,16 @@ class FileLedgers:
 
     One process has the folder at a time.
 
+    Args:
+        earlier: ids that the owner's device had in earlier enrolments. Their charges count for each device of the
+            folder, because they are about the same text.
     Guarantees: a charge survives a crash and a power cut once ``charge`` has returned.
     Raises:
         StoreError: E-RUN-EXISTS while another process has the folder, E-DISK.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, earlier: Sequence[DeviceId] = ()) -> None:
+        self._folder, self._earlier = folder, earlier
         self._release = files.lock(folder / "lock", ONE_PROCESS)
         self._known: dict[DeviceId, tuple[tuple[DeviceCharge, ...], str]] = {}
 
@@ -57,7 +61,8 @@ class FileLedgers:
         Raises:
             StoreError: E-CHECKPOINT where the file is damaged or belongs to another device.
         """
-        return self._known_charges(device)[0]
+        names = (*(name for name in self._earlier if name != device), device)
+        return tuple(charge for name in names for charge in self._known_charges(name)[0])
 
     def charge(self, device: DeviceId, new: DeviceCharge) -> None:
         """See DeviceLedgers.

@@ -21,7 +21,7 @@ from edgewise.drivers.fleet.counters import LastFrame
 from edgewise.drivers.fleet.tables import COUNTERS
 from edgewise.drivers.http.frame_counter import FrameCounter, checked, stated
 from edgewise.drivers.http.identity import Identity
-from edgewise.drivers.storage.counter_file import load, path
+from edgewise.drivers.storage.counter_file import earlier, load, path
 
 NAME = "0d" * 16
 SERVER = Identity(*((pair := sign.pair(bytes(32))).public, pair.secret))
@@ -162,6 +162,17 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
     path(tmp_path, NAME).parent.mkdir()
     path(tmp_path, NAME).write_bytes(b"{}}")
     assert code(opened(tmp_path, Server().claim).count, frame()) == "E-CHECKPOINT"
+
+
+def test_a_kept_ledger_that_lacks_charges_is_not_counted_on_from(tmp_path: Path) -> None:
+    server, other = Server(), "0e" * 16
+    opened(tmp_path, server.claim).count(frame())
+    assert earlier(tmp_path, NAME) == ()
+    assert earlier(tmp_path, other) == (NAME,)
+    server.put_back(LastFrame(7, bytes(32)))
+    assert code(opened(tmp_path, server.claim).recall) == "E-OLDER"
+    assert code(earlier, tmp_path, other) == "E-OLDER"
+    assert earlier(tmp_path, NAME) == ()
 
 
 class World:
