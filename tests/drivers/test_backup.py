@@ -22,7 +22,7 @@ from shown_runs import login
 
 from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import StoreError
-from edgewise.drivers.fleet import backup, mailboxes, served
+from edgewise.drivers.fleet import backup, counters, mailboxes, served
 from edgewise.drivers.fleet.database import Database
 from edgewise.drivers.fleet.epoch import EPOCH
 from edgewise.drivers.fleet.served import ServedRun
@@ -69,6 +69,8 @@ def test_a_server_goes_on_from_a_backup_and_its_runs_do_not(tmp_path: Path) -> N
         with closing(sqlite3.connect(old / "runs" / ID[:32] / "run.db")) as run:
             (journal_key,) = run.execute("SELECT journal_key FROM runs").fetchone()
         backup.save(old, copy, time.time())
+        send_invitation(server, device.name, 1)
+        device.send(RUN, 1, contribution(device.name, b"after the backup", 1))
         name, port = server.service.identity.name, server.port
     play(old, range(5, 8))
     done = backup.restore(copy, new, time.time() - 5.0)
@@ -83,6 +85,9 @@ def test_a_server_goes_on_from_a_backup_and_its_runs_do_not(tmp_path: Path) -> N
         assert code(server.hosting.ask, ID, served.RUNNING) == "E-CONFLICT"
         assert send_invitation(server, device.name) > backup.NUMBERS > number, "a number is never given twice"
         assert device.poll(number, 0.0) is not None
+        with server.service.database.read() as c:
+            assert counters.find(c, device.name).number == 1, "the backup has it"
+        device.send(RUN, 0, contribution(device.name, b"and another one"))
         with server.service.database.read() as c:
             assert "E-RESTORED" in (served.find(c, ID).why or "")
     with RunStore(new / "runs" / ID[:32]) as store:

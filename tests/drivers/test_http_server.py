@@ -225,6 +225,23 @@ def test_check_ins_that_bring_nothing_write_nothing(
     server.service.database.write(lambda c: mailboxes.close(c, RUN))
 
 
+def test_a_frame_that_was_not_counted_is_refused(server: HttpServer, links: dict[str, Link]) -> None:
+    device = links["device"]
+    send_invitation(server, device.name)
+    raw = contribution(device.name, b"not counted")
+    post = lambda: device._http.post(  # noqa: E731
+        "/v1/outbox", content=raw, headers=device._signed("POST", "/v1/outbox", "", raw, RUN, "0")
+    )
+    assert post().json()["code"] == "E-COUNTER"
+    with server.service.database.read() as c:
+        assert mailboxes.arrivals(c, RUN, 0, 10) == []
+    count(device, raw)
+    assert post().status_code == 200
+    for claim in ({"number": 1}, {"number": 0, "digest": "00" * 32}, {"number": True, "digest": "00" * 32}, [], None):
+        assert code(device.call, "POST", "/v1/counter", None, b"", "-", None, claim) == "E-REQUEST"
+    server.service.database.write(lambda c: mailboxes.close(c, RUN))
+
+
 def test_a_recorded_request_is_refused(server: HttpServer, links: dict[str, Link]) -> None:
     device = links["device"]
     send_invitation(server, device.name)
