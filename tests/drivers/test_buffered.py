@@ -183,16 +183,17 @@ def test_what_composes_is_exact_after_a_stop(tmp_path, changes):
 def test_the_ledger_counts_the_most_rounds_of_a_device_also_where_rounds_were_abandoned(tmp_path):
     from edgewise.drivers.storage.run_store import RunStore
 
-    settings = {**SETTINGS, **CENTRAL_DP, "simulation.dropout": 0.55, "round.minimum": 1.0, "round.rounds": 14}
+    rare = {"data.devices": 40, "buffer.rest": 2, "round.minimum": 1.0, "round.rounds": 14, "seed": 4}
+    settings = {**SETTINGS, **CENTRAL_DP, "simulation.dropout": 0.5, **rare}
     _, told, _ = play(tmp_path / "run", settings)
     met = [e.round for e in of_kind(told, events.RoundFinished) if e.met]
     assert len(met) < 14
     most, free_from = 0, 0
-    for round in met:  # the earliest rounds that lie three apart are the most of them
+    for round in met:  # the earliest rounds that lie two apart are the most of them
         if round >= free_from:
-            most, free_from = most + 1, round + 3
+            most, free_from = most + 1, round + 2
     with RunStore(tmp_path / "run") as store:
         charges = store.charges()
     assert [c.round for c in charges] == met
     assert max(Counter(c.cohort for c in charges).values()) == most
-    assert most > max(Counter(round % 3 for round in met).values())  # turns would have counted too few
+    assert most > max(Counter(round % 2 for round in met).values())  # turns would have counted too few

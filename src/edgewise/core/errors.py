@@ -109,6 +109,7 @@ REGISTRY: dict[str, Entry] = {
     "E-COHORT": Entry("a cohort differs from the verified draw", 8),
     "E-FRAME-SIZE": Entry("a frame or blob is larger than allowed", 8),
     "E-BLOB": Entry("a blob is missing or its digest is wrong", 8),
+    "E-REST": Entry("a device is invited before its rest is over", 8),
     "E-OUTDATED": Entry("a contribution starts from a model that is too old for the round", 1),
     "E-STALE": Entry("a device lacks the model or the memory that an invitation builds on", 1),
     "E-PAYLOAD": Entry("an encoded update cannot be decoded", 8),

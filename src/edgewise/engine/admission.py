@@ -35,18 +35,33 @@ def invitation_refusal(plan: Plan, invite: Invite, answered: int | None) -> No |
     """Find the reason to refuse an invitation. None: the device takes part, unless ``unfit`` refuses.
 
     Args:
-        answered: the last round for which an update of the device has left. None: there is none. It counts where an
-        update leaves once (``Promise.leaves_once``).
+        answered: the last round for which an update of the device has left. None: there is none. It counts where
+        ``counts_rounds``.
     Guarantees: no value of any field raises.
     """
     if reason := _difference_from_plan(plan, invite) or _impossible_invitation(plan, invite):
         return No("E-INVITE", reason)
+    if answered is None or not counts_rounds(plan):
+        return None
+    once, buffered = plan.promise.leaves_once, plan.sampling.buffer is not None
+    if invite.round == answered and not once:
+        return None  # The same bytes leave again, because the server may not have them.
     # The accountant counts a device once per cycle of the cohorts that take turns, so its rounds lie a cycle apart.
-    apart = plan.sampling.groups if plan.spend is not None else 1
-    if plan.promise.leaves_once and answered is not None and invite.round < (first := answered + apart):
+    apart = plan.sampling.groups if plan.spend is not None or buffered else 1
+    if invite.round < (first := answered + apart):
         why = f"this device's update of round {answered} has left, the next may in round {first}"
-        return No("E-SECAGG-ORDER", why)
+        return No("E-REST" if buffered and invite.round != answered else "E-SECAGG-ORDER", why)
     return None
+
+
+def counts_rounds(plan: Plan) -> bool:
+    """Tell whether a device remembers the last round that it answered, and refuses the invitations to some others.
+
+    It does where an update may leave once. It does in asynchronous rounds too, where ``buffer.rest`` or an epsilon
+    bounds how often a device contributes: its rounds lie ``buffer.rest`` apart, whichever rounds the server names.
+    """
+    rule = plan.sampling.buffer
+    return plan.promise.leaves_once or (rule is not None and (rule.rest > 1 or plan.spend is not None))
 
 
 def blob_refusal(plan: Plan, invite: Invite, params: Vector, support: Array | None) -> No | None:

@@ -202,15 +202,14 @@ class Coordinator:
             RoundError(E-ROUND): ``UNMET_LIMIT`` rounds in a row are abandoned. This one is committed.
         """
         started_s, facts = self.now_s(), open_round.facts
-        if facts.session is None:  # Frames that are still under way are not needed any more.
+        if facts.session is None and facts.buffer is None:  # Frames that are under way are not needed any more.
             self.cohort.close_round()
         sums = open_round.sums()
         released = after_round.released_mean(self.plan, self.entropy, checkpoint, facts, sums) if sums else None
         del sums  # It frees 8 bytes a coordinate before the server's step.
         epsilon = self.privacy_budget.epsilon()
         after = after_round.checkpoint_after(self.plan, checkpoint, facts, released, epsilon)
-        if facts.buffer is not None:
-            after = outstanding.recorded(after, checkpoint, facts, open_round.closed, open_round.last_s)
+        after = outstanding.recorded(after, checkpoint, facts, open_round.closed, open_round.last_s)
         if self.rest is not None:
             after, sessions = after_round.rest_after(self.rest, after, open_round, released is not None)
             for event in sessions:
@@ -227,6 +226,7 @@ class Coordinator:
         self._measured.keep_best(after)
         if facts.session is not None:  # Devices do not reveal shares twice, so a crash before here may need the frames.
             self.cohort.close_round()
+        self._older.carry(self.cohort, after)  # The log may need what has come, as above.
         self._loss_reasons.update(_loss_reasons(open_round.books.events))
         if after.unmet >= UNMET_LIMIT:
             raise self._unmet_rounds_error(after.unmet)

@@ -112,7 +112,9 @@ def step(plan: Plan, state: State, event: Event, trust: Trust | None = None) -> 
     except EdgewiseError as e:
         return state.idle, (SendFrame(_refusal_frame(state.device, state.invite, e.code, e.what)),)
     del event, update  # It frees one vector beside the packed payload and the frame.
-    if plan.promise.leaves_once and not plan.interactive:  # In a masked session this happens when the update leaves.
+    if (
+        admission.counts_rounds(plan) and not plan.interactive
+    ):  # In a masked session this happens when the update leaves.
         idle = replace(idle, answered=invite.round)
     leaves: tuple[Effect, ...] = (ChargeOwner(invite.round),)
     if remembers(plan) or idle.answered == invite.round:

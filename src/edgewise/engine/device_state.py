@@ -53,8 +53,8 @@ class Idle:
     Attributes:
         committed: the memory after the last contribution that the server is known to have used.
         pending: the memory that applies if the server used the newest contribution. None: there is no newer one.
-        answered: the last round this device contributed to, where an update may leave once only
-            (``engine.admission.invitation_refusal``). None: there is no such round.
+        answered: the last round this device contributed to, where that decides about invitations
+            (``engine.admission.counts_rounds``). None: there is no such round.
         lot: its part in the run's beacon. None where it has none.
     """
 

@@ -62,7 +62,8 @@ class Work(msgspec.Struct, frozen=True):
 
     Attributes:
         clock_s: the cohort's clock at the end of the last round. outstanding: in the order of the invitations.
-        resting: device -> the last round that its contribution entered, as long as that keeps it from an invitation.
+        resting: device -> the round that its last contribution came to, or that a lost one was invited to, as long as
+            that keeps it from an invitation.
     """
 
     clock_s: float = 0.0
@@ -93,6 +94,11 @@ class OpenedRound(Protocol):
     @property
     def carried(self) -> tuple[Outstanding, ...]:
         """Earlier invitations that may count in it."""
+        ...
+
+    @property
+    def outdated(self) -> tuple[Outstanding, ...]:
+        """Earlier invitations that are too old for it."""
         ...
 
     @property
@@ -130,7 +136,7 @@ def replacements(
     """Draw the devices that ``round`` invites, uniformly among those that may be, in population order.
 
     As many as are missing from ``rule.concurrency``. A device with an outstanding invitation is not drawn, too old or
-    not, nor one that contributed to one of the last ``rule.rest`` - 1 rounds.
+    not, nor one that contributed to one of the last ``rule.rest`` - 1 rounds, or was lost from one of them.
     """
     carried, _ = sorted_out(work, round, rule)
     taken = {one.device for one in work.outstanding}
@@ -149,15 +155,17 @@ def after(before: Work, facts: OpenedRound, closed: Closed, now_s: float, rest: 
         for device, raw in letters.frames.items()
     )
     left = tuple(one for one in (*facts.carried, *new) if one.device in waiting)
-    resting = {device: last for device, last in before.resting.items() if facts.round + 1 - last < rest}
-    if closed.met and rest > 1:
-        resting |= dict.fromkeys(closed.accepted, facts.round)
-    return Work(now_s, left, resting)
+    earlier = versions((*facts.carried, *facts.outdated))
+    resting = before.resting | dict.fromkeys(closed.accepted, facts.round)
+    for device, _ in closed.lost:  # Its update may have left before it was lost.
+        resting[device] = earlier.get(device, facts.round)
+    return Work(now_s, left, {device: last for device, last in resting.items() if facts.round + 1 - last < rest})
 
 
 def recorded(stepped: Checkpoint, before: Checkpoint, facts: OpenedRound, closed: Closed, now_s: float) -> Checkpoint:
-    """Put the record after a round into its checkpoint. ``before``: the checkpoint before the round."""
-    assert facts.buffer is not None
+    """Put the record after an asynchronous round into its checkpoint. ``before``: the checkpoint before the round."""
+    if facts.buffer is None:
+        return stepped
     work = after(load(before.memory), facts, closed, now_s, facts.buffer.rest)
     return replace(stepped, memory=save(stepped.memory, work))
 
@@ -175,7 +183,7 @@ class OlderModels:
 
     def __init__(self, plan: Plan, store: Store) -> None:
         """Begin without any model in memory."""
-        self._rule, self._store = plan.sampling.buffer, store
+        self._rule, self._rounds, self._store = plan.sampling.buffer, plan.rounds, store
         self._held: dict[int, vector.Buffer] = {}
         self.goes_on = False  # The cohort of this process has the outstanding invitations.
 
@@ -196,8 +204,16 @@ class OlderModels:
     def go_on(self, cohort: Cohort, checkpoint: Checkpoint, facts: OpenedRound) -> None:
         """Set the cohort's clock to the end of the last round. That of a new process gets the invitations too."""
         if self._rule is not None and checkpoint.next_round:
+            if not self.goes_on:  # The process before may have stopped between a commit and ``carry``.
+                cohort.carry(versions(facts.carried))
             cohort.resume(() if self.goes_on else sent(facts.carried), load(checkpoint.memory).clock_s)
         self.goes_on = True
+
+    def carry(self, cohort: Cohort, after: Checkpoint) -> None:
+        """End a committed round. After the last one no device goes on."""
+        if self._rule is not None:
+            carried, _ = sorted_out(load(after.memory), after.next_round, self._rule)
+            cohort.carry(versions(carried) if after.next_round < self._rounds else {})
 
     def _name(self, version: int) -> str:
         """Name under which the store keeps a model."""

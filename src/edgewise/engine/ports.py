@@ -96,6 +96,14 @@ class Cohort(Clock, Protocol):
         """Drop everything that has not arrived. The round goes on with the devices ``keep`` only."""
         ...
 
+    def carry(self, at_work: Mapping[DeviceId, int]) -> None:
+        """End an asynchronous round. Devices work on over its end.
+
+        Drop everything that has not arrived, except from the devices ``at_work``, device -> the round of the invitation
+        that it works on. Frames of these to and from other rounds are dropped too.
+        """
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Trust:

@@ -123,6 +123,12 @@ class PlanFacts(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         tables: dict[str, Any] = json.loads(self.recipe)
         return tables
 
+    @property
+    def max_staleness(self) -> int | None:
+        """The number of rounds that a contribution to an asynchronous run may lag. None where rounds wait."""
+        buffer = self.settings().get("buffer")
+        return None if buffer is None else int(buffer["max_staleness"])
+
 
 def decisive(resolved: Mapping[str, Any]) -> str:
     """Return canonical JSON of the part of a resolved recipe that decides a run's model and protocol.

@@ -99,9 +99,6 @@ def served_recipe(recipe: Recipe, model: str | None, spec: Spec, measured: bool)
         fix = "let the devices measure (eval.on_devices = true), leave them out, or simulate the recipe."
         raise RecipeError("E-COMBO", what, fix)
     distilling.check_names(recipe)
-    if recipe.round.sampling == "buffered":
-        what = 'round.sampling = "buffered": a server waits for the devices of each round. The simulator plays it.'
-        raise RecipeError("E-COMBO", what, 'write sampling = "fixed", or play it with `edgewise sim`.')
     base = "bundled" if model is None else f"{package.PREFIX}{model}"
     if model == OWN:
         base = f"{package.OWN}{spec.digest()}"

@@ -8,7 +8,7 @@ is refused when it comes from a device. Frames from devices are sealed under the
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_args
 
@@ -17,7 +17,7 @@ import sqlalchemy as sa
 
 from edgewise.core import frame
 from edgewise.core.errors import TransportError
-from edgewise.drivers.fleet import spool
+from edgewise.drivers.fleet import served, spool
 from edgewise.drivers.fleet.tables import MAIL, PARTICIPANTS, PUBLICATIONS, ROUNDS, UPLOADS
 from edgewise.drivers.storage.dialects import OptionalText, upsert
 from edgewise.secagg import messages
@@ -119,11 +119,18 @@ def takes_part(c: sa.Connection, device: str) -> bool:
 
 
 def invited(c: sa.Connection, run: str, round: int, device: str) -> None:
-    """Refuse a device that has no mail of that round. Raises TransportError(E-CLOSED)."""
+    """Refuse a device that has no mail of that round.
+
+    Raises:
+        TransportError: E-CLOSED. E-OUTDATED where the round is too old for an asynchronous run.
+    """
     query = sa.select(MAIL.c.number).where(
         MAIL.c.device == device, MAIL.c.run == run, MAIL.c.round == round, sa.not_(MAIL.c.inbound)
     )
     if c.execute(query.limit(1)).first() is None:
+        if served.outdated(c, run, round):
+            what = f"round {round} is more than buffer.max_staleness rounds ago."
+            raise TransportError("E-OUTDATED", what, "wait for the next invitation.")
         what = f"this device has no part in round {round}, or the round is over."
         raise TransportError("E-CLOSED", what, "wait for the next invitation.")
 
@@ -143,8 +150,8 @@ def accept(
         digest: SHA-256 of the frame.
         upload: the upload that holds the bytes already; None: they are stored here.
     Raises:
-        TransportError: E-CLOSED where the device has no part in the round. E-CONFLICT where another frame of the same
-            phase was accepted before. E-QUOTA as ``check_room``.
+        TransportError: E-CLOSED, E-OUTDATED as ``invited``. E-CONFLICT where another frame of the same phase was
+            accepted before. E-QUOTA as ``check_room``.
     """
     run, round, device = message.run, message.round, message.device
     invited(c, run, round, device)
@@ -202,6 +209,25 @@ def close(c: sa.Connection, run: str, keep: Collection[str] = ()) -> list[str]:
     c.execute(ROUNDS.delete().where(ROUNDS.c.run == run))
     gone = [str(row[0]) for row in c.execute(sa.select(UPLOADS.c.id).where(UPLOADS.c.run == run))]
     c.execute(UPLOADS.delete().where(UPLOADS.c.run == run))
+    return gone
+
+
+def retain(c: sa.Connection, run: str, at_work: Mapping[str, int]) -> list[str]:
+    """Keep the frames of these devices alone, device -> its round. Return the uploads whose chunks may be removed.
+
+    The key of a round is destroyed once none of its frames is left.
+    """
+    gone = list[str]()
+    for table in (MAIL, UPLOADS):
+        for row in c.execute(sa.select(table.c.device, table.c.round).where(table.c.run == run).distinct()).all():
+            if at_work.get(row.device) == row.round:
+                continue
+            place = (table.c.run == run, table.c.device == row.device, table.c.round == row.round)
+            if table is UPLOADS:
+                gone += [str(id) for id in c.execute(sa.select(UPLOADS.c.id).where(*place)).scalars()]
+            c.execute(table.delete().where(*place))
+    left = sa.select(MAIL.c.round).where(MAIL.c.run == run)
+    c.execute(ROUNDS.delete().where(ROUNDS.c.run == run, ROUNDS.c.round.not_in(left)))
     return gone
 
 

@@ -17,6 +17,7 @@ import sqlalchemy as sa
 
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet.tables import PUBLICATIONS, ROUNDS, SERVED
+from edgewise.plan.facts import parse
 
 RUNNING, PAUSED, CANCELLED, FINISHED, FAILED = "running", "paused", "cancelled", "finished", "failed"
 _FROM = {
@@ -105,6 +106,15 @@ def ended(c: sa.Connection, run: str, state: str, why: str | None = None) -> Ser
     """Note that a run finished or failed. A run that was cancelled in the meantime stays cancelled."""
     known = find(c, run)
     return known if known.state == CANCELLED else _set(c, known, state, why)
+
+
+def outdated(c: sa.Connection, run: str, round: int) -> bool:
+    """Tell whether contributions to a round of an asynchronous run lag too far behind its newest round."""
+    newest = c.execute(sa.select(sa.func.max(ROUNDS.c.round)).where(ROUNDS.c.run == run)).scalar()
+    raw = c.execute(sa.select(SERVED.c.facts).where(SERVED.c.run == run)).scalar()
+    if newest is None or raw is None or (most := parse(raw).max_staleness) is None:
+        return False
+    return bool(newest - round > most)
 
 
 def _set(c: sa.Connection, known: ServedRun, state: str, why: str | None) -> ServedRun:

@@ -53,7 +53,7 @@ def begin(
     """Begin an upload, or find the one that was begun for the same bytes.
 
     Raises:
-        TransportError: E-CLOSED where the device has no part in the round. E-QUOTA where the frame is too large or the
+        TransportError: E-CLOSED, E-OUTDATED as ``mailboxes.invited``. E-QUOTA where the frame is too large or the
             device has too much open. E-BUSY where all devices together have too much open.
     """
     mailboxes.invited(c, run, round, device)

@@ -34,7 +34,7 @@ from edgewise.engine import broadcast
 TOUCH_S = 20.0  # seconds between two calls of a training device, far below the silence that costs its place
 LOG = logging.getLogger("edgewise")
 FIRST_S, LONGEST_S = 1.0, 60.0  # pauses of a device whose disk is full
-_OVER = ("E-CLOSED", "E-CONFLICT", "E-BLOB", "E-OWNER")  # the round continues without this device
+_OVER = ("E-CLOSED", "E-OUTDATED", "E-CONFLICT", "E-BLOB", "E-OWNER")  # the round continues without this device
 
 
 @dataclass(frozen=True)

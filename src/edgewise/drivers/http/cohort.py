@@ -67,7 +67,7 @@ class HttpCohort:
         self._awaited: dict[DeviceId, float] = {}  # time from which the device may be silent
 
     def now_s(self) -> float:
-        """Return the seconds since the last publish."""
+        """Return the seconds since the last publish, or in asynchronous rounds those in which rounds were open."""
         return time.monotonic() - self._zero_s
 
     def publish(self, blobs: Sequence[vector.Buffer]) -> Sequence[str]:
@@ -136,6 +136,20 @@ class HttpCohort:
         for device in [d for d in self._awaited if d not in keep]:
             self._forget(device)
         self._lost = deque(lost for lost in self._lost if lost.device in keep)
+
+    def carry(self, at_work: Mapping[DeviceId, int]) -> None:
+        """See Cohort. A round's key is destroyed when no device works on its invitation any more."""
+        if not at_work:
+            self.close_round()
+            return
+        self._settle()
+        service = self._service
+        gone = service.database.write(lambda c: mailboxes.retain(c, self._run, at_work), fenced=True)
+        service.drop_chunks(gone)
+        service.database.scrub()
+        for device in [d for d in self._awaited if d not in at_work]:
+            self._forget(device)
+        self._lost = deque(lost for lost in self._lost if lost.device in at_work)
 
     def _settle(self) -> None:
         """Wait until all sent frames are durable."""

@@ -209,8 +209,8 @@ class Link:
         The same frame again gets the same answer. Another frame of the same phase is E-CONFLICT.
 
         Raises:
-            TransportError: E-CLOSED where the round is over, and other refusals of the server. E-OLDER and E-COUNTER as
-                ``FrameCounter.count``: nothing has left.
+            TransportError: E-CLOSED where the round is over, E-OUTDATED where an asynchronous run is past it, and other
+                refusals of the server. E-OLDER and E-COUNTER as ``FrameCounter.count``: nothing has left.
         """
         self.frames.count(hashlib.sha256(raw).hexdigest())
         if len(raw) <= INLINE_BYTES:
@@ -218,9 +218,18 @@ class Link:
             answer = self.call("POST", "/v1/outbox", body=raw, run=run, round=round)
             self.speed.up.note(len(raw), time.monotonic() - begun)
         else:
-            upload = self._upload(run, round, raw)
-            answer = self.call("POST", "/v1/outbox", {"upload": upload}, run=run, round=round)
+            try:
+                answer = self._send_upload(run, round, raw)
+            except TransportError as e:
+                if e.code != "E-UNKNOWN-ID":
+                    raise
+                answer = self._send_upload(run, round, raw)  # The server dropped the upload, and now says why.
         return entry(answer, "number", int)
+
+    def _send_upload(self, run: str, round: int, raw: bytes) -> Any:
+        """Upload a frame and put it into the outbox. Return the answer."""
+        upload = self._upload(run, round, raw)
+        return self.call("POST", "/v1/outbox", {"upload": upload}, run=run, round=round)
 
     def _upload(self, run: str, round: int, raw: bytes) -> str:
         """Send the missing chunks of a frame to the server. Return the upload."""

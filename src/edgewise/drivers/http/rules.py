@@ -69,7 +69,7 @@ class Rule:
 
 _FRAME = ("E-FRAME", "E-FRAME-SIZE", "E-SEAL")
 _REPLAYED = ("E-VERIFY", "E-RESUME", "E-FACTS", "E-EXTENSION")
-_UPLOAD = ("E-UNKNOWN-ID", "E-CLOSED", "E-OFFSET")
+_UPLOAD = ("E-UNKNOWN-ID", "E-CLOSED", "E-OUTDATED", "E-OFFSET")
 RECIPE = (  # codes of faults in a submitted recipe
     "E-KEY", "E-TYPE", "E-VALUE", "E-MISSING", "E-COMBO", "E-NAME", "E-UNKNOWN", "E-EXTENSION", "E-SEGMENT",
     "E-NO-BOUND", "E-NOISE-NOCLIP", "E-WEIGHT", "E-NOT-SUMMABLE", "E-TOPK-SECAGG", "E-NOT-REAL", "E-NOT-INTEGER",
@@ -90,7 +90,7 @@ RULES = (
     Rule("GET", "/v1/inbox", DEVICE),
     Rule("POST", "/v1/counter", DEVICE, SMALL_BYTES, ("E-OLDER",)),
     Rule("POST", "/v1/outbox", DEVICE, CHUNK_BYTES, (*_FRAME, *_UPLOAD, "E-CONFLICT", "E-BLOB", "E-COUNTER")),
-    Rule("POST", "/v1/uploads", DEVICE, SMALL_BYTES, ("E-CLOSED", "E-BUSY")),
+    Rule("POST", "/v1/uploads", DEVICE, SMALL_BYTES, ("E-CLOSED", "E-OUTDATED", "E-BUSY")),
     Rule("GET", "/v1/uploads/{upload}", DEVICE, 0, ("E-UNKNOWN-ID",)),
     Rule("PUT", "/v1/uploads/{upload}", DEVICE, CHUNK_BYTES, _UPLOAD),
     Rule("GET", "/v1/blobs/{digest}", DEVICE | GATEWAY | VIEWER, 0, ("E-BLOB", "E-OFFSET", *STORE)),
@@ -144,6 +144,7 @@ STATUS: Mapping[str, int] = dict.fromkeys(
     "E-OLDER": 409,
     "E-COUNTER": 409,
     "E-CLOSED": 410,
+    "E-OUTDATED": 410,
     "E-QUOTA": 413,
     "E-FRAME": 422,
     "E-FRAME-SIZE": 413,

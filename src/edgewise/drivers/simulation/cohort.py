@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import zip_longest
@@ -291,7 +291,7 @@ class SimulatedCohort:
                 self._submit_frames(items)
 
     def close_round(self, keep: Collection[DeviceId] = ()) -> None:
-        """See Cohort. In asynchronous rounds devices work on, and the jobs that have begun are finished."""
+        """See Cohort. In asynchronous rounds invitations stay, because an evaluation ends here and no round."""
         if self._goes_on:
             while self._under_way:
                 self._take_result()
@@ -303,6 +303,12 @@ class SimulatedCohort:
         self._under_way = 0
         self._results.clear()
         self._steps = Counter({device: n for device, n in self._steps.items() if device in keep})
+
+    def carry(self, at_work: Mapping[DeviceId, int]) -> None:
+        """See Cohort. Jobs that have begun are finished. A device has one invitation at a time."""
+        while self._under_way:
+            self._take_result()
+        self._forget([item for item in self._expected if item.device not in at_work or not item.blobs])
 
     def _forget(self, items: Sequence[_Expected]) -> None:
         """Drop what is expected of devices, and the answers to it that are there already. No job is in progress."""

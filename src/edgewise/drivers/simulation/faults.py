@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from edgewise.core.training import DeviceId
@@ -100,6 +100,10 @@ class Faulty:
         for _ in range(1 + fault.copies):
             self._order += 1
             heapq.heappush(self._held, (item.at_s, self._order, item))
+
+    def carry(self, at_work: Mapping[DeviceId, int]) -> None:
+        """See Cohort. Delayed arrivals come after the round, as late mail does."""
+        self._inner.carry(at_work)
 
     def close_round(self, keep: Collection[DeviceId] = ()) -> None:
         """See Cohort. Delayed arrivals come after the round, as late mail does."""

@@ -181,7 +181,7 @@ class Devices:
     def _load(self, device: DeviceId) -> device_state.Kept:
         """Load a device's state, with the rounds that its owner's ledger knows."""
         known = self.store.load(device) or device_state.join(self.plan, device)
-        if self.budget is None or not self.plan.promise.leaves_once:
+        if self.budget is None or not admission.counts_rounds(self.plan):
             return known
         return device_state.recalled(known, self.budget.last(device, self.plan))
 
