@@ -124,9 +124,11 @@ def test_recipes_without_the_section_keep_their_identity():
     assert "buffer" not in plain.resolved()
 
 
-def test_a_server_refuses_them_by_name():
+def test_a_server_takes_them_and_its_devices_get_the_rule() -> None:
     from edgewise.apps.server.submission import served_recipe
 
-    with pytest.raises(RecipeError, match="edgewise sim") as refused:
-        served_recipe(recipe.from_plain(PLAIN), "", SPEC, measured=False)
-    assert refused.value.code == "E-COMBO"
+    served = served_recipe(recipe.from_plain(PLAIN), "", SPEC, measured=False)
+    plan = compile_plan(served, SPEC, 40, BUILT_IN)
+    assert plan.sampling.buffer == compiled().sampling.buffer
+    assert plan.facts.max_staleness == 10
+    assert compile_plan(recipe.from_plain({"privacy": "none"}), SPEC, 40, BUILT_IN).facts.max_staleness is None
