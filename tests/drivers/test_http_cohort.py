@@ -295,6 +295,23 @@ def test_a_large_frame_comes_whole_and_its_chunks_go_with_the_round(server: Http
     assert server.service.chunks.uploads() == []
 
 
+@pytest.mark.parametrize("last", ["PUT", "POST"])
+def test_an_upload_whose_round_closes_amid_it_is_refused_as_any_late_frame(
+    server: HttpServer, device: Link, monkeypatch: pytest.MonkeyPatch, last: str
+) -> None:
+    one, honest = cohort(server), device.call
+    one.send(device.name, frame.dump(invite()))
+    assert one.receive(0.0) is None
+
+    def call(method: str, path: str, *rest: Any, **more: Any) -> Any:
+        if (method, path[:11]) == (last, "/v1/uploads" if last == "PUT" else "/v1/outbox"):
+            one.close_round()
+        return honest(method, path, *rest, **more)
+
+    monkeypatch.setattr(device, "call", call)
+    assert code(device.send, "run-1", 0, contribution(device.name, bytes(2**23))) == "E-CLOSED"
+
+
 def test_a_device_that_is_revoked_is_lost_at_once(server: HttpServer, device: Link, tmp_path: Path) -> None:
     one = cohort(server)
     one.send(device.name, frame.dump(invite()))

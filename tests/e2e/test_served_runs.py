@@ -88,6 +88,7 @@ TRAINED = {
     "fedex": '[trainable]\nkind = "lora"\nrule = "fedex"\nrank = 2\n',
     "distilled": '[distill]\nevery = 1\nteacher = "teacher"\npublic = "public.txt"\nsteps = 3\nadapt = 2\nbatch = 2\n'
     "diversity = 0.0\nheld_tokens = 128\n",
+    "asynchronous": "[buffer]\nconcurrency = 2\nmax_staleness = 2\n",
     "flora": '[trainable]\nkind = "lora"\nrule = "flora"\nrank = 2\nranks = {"x*" = 1}\n',
 }
 
@@ -99,8 +100,11 @@ def test_a_recipe_runs_on_three_devices_and_goes_on_after_the_server_was_killed(
     tiny_model(tmp_path / "tiny")
     tiny_model(tmp_path / "server" / "distill" / "teacher")  # The operator's, read by the recipe that distils alone.
     (tmp_path / "server" / "distill" / "public.txt").write_text("the text that all may read. " * 200)
-    visible = what in ("fedex", "flora")
+    visible = what in ("fedex", "flora", "asynchronous")
     text = RECIPE.replace('"hidden"', '"none"') if visible else RECIPE
+    if what == "asynchronous":  # Two devices work at a time, and a round takes the first contribution.
+        text = text.replace("rounds = 2\n", 'rounds = 6\nsampling = "buffered"\ncohort = 1\n')
+    rounds = 6 if what == "asynchronous" else 2
     (tmp_path / "recipe.toml").write_text(text + TRAINED[what])
     admin, folder = tmp_path / "admin", tmp_path / "server"
     with serving(folder) as told:
@@ -117,18 +121,20 @@ def test_a_recipe_runs_on_three_devices_and_goes_on_after_the_server_was_killed(
         promoted = edgewise("models", "promote", begun["run"][:12], home=admin)
         fetched = edgewise("models", "fetch", tmp_path / "model", home=homes[0])
     assert (found["state"], found["why"]) == ("finished", None)
-    assert (replayed["released"], replayed["replayed"]) == (2, 2)
+    assert (replayed["released"], replayed["replayed"]) == (rounds, rounds)
     assert replayed["model"] == promoted["model"] == fetched["model"]
     assert (tmp_path / "model" / "base" / "config.json").is_file()
     (out,) = (folder / "runs").iterdir()
     assert edgewise("run", "verify", out, home=admin)["chain"] == replayed["chain"]
     summary = json.loads((out / "summary.json").read_text())
-    assert summary["rounds"]["met"] == 2
+    assert summary["rounds"]["met"] == rounds
     assert len(summary["distillations"]) == 2 * (what == "distilled")
     assert summary["participation"]["accepted"] == 6
+    assert sum(summary["participation"]["staleness"].values()) == 6 * (what == "asynchronous")
     assert (out / "report.html").is_file()
     status = edgewise("device", "status", home=homes[0])
-    assert status["left"]["all"]["kinds"]["update, readable by the server" if visible else "masked update"] == 2
+    updates = status["left"]["all"]["kinds"].get("update, readable by the server" if visible else "masked update", 0)
+    assert updates <= 6 if what == "asynchronous" else updates == 2
     assert "own.txt" not in (folder / "runs").as_posix()
     text = b"which stays where it is"
     assert not any(text in path.read_bytes() for path in folder.rglob("*") if path.is_file())

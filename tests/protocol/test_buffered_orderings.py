@@ -165,6 +165,17 @@ def test_rest_bounds_how_often_a_device_contributes(scripts, rest):
             last[device] = number
 
 
+@settings(max_examples=examples(40), deadline=None)
+@given(SCRIPTS, st.integers(1, 2))
+def test_no_device_is_invited_before_the_rest_that_it_insists_on(scripts, rest):
+    """Its update may have left, also where it was lost, was too slow, or its round was abandoned."""
+    plan, last = compiled(**{"buffer.rest": rest}), {}
+    for number, _, facts, *_ in played(scripts, plan):
+        for device in facts.letters.frames:
+            assert number - last.get(device, -rest) >= rest
+            last[device] = number
+
+
 def test_the_record_survives_a_checkpoint():
     one = outstanding.Outstanding("d1", 3, 1.5, 400, b"frame")
     work = Work(2.5, (one,), {"d2": 4})
