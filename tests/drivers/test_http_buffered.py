@@ -20,12 +20,12 @@ from typing import Any, TypeGuard
 
 import pytest
 from enrolled_toys import Toy, played
-from served import code, joined, running
+from served import joined, running
 
 from edgewise.apps.server.start import HttpServer
 from edgewise.core import events, frame, vector
 from edgewise.core.errors import TransportError
-from edgewise.drivers.fleet import mailboxes, served
+from edgewise.drivers.fleet import mailboxes, served, tables
 from edgewise.drivers.http import link as connection
 from edgewise.drivers.http.attend import RunPart, Watch, attend
 from edgewise.drivers.http.cohort import Halted, HttpCohort
@@ -324,12 +324,27 @@ def test_a_server_that_dies_in_the_middle_of_a_buffer_goes_on_with_all_that_it_a
     check_none_lost(told, acknowledged, last=2)
 
 
+class Seen(Mortal):
+    """A cohort whose server dies once it has begun, and that notes the mail which it began with: (device, round)."""
+
+    mail: list[tuple[str, int]]
+    expected: list[tuple[str, int]]
+
+    def resume(self, sent: Sequence[Sent], at_s: float) -> None:
+        with self._cohort._service.database.read() as c:
+            Seen.mail = sorted({(row.device, row.round) for row in c.execute(tables.MAIL.select())})
+        Seen.expected = sorted((one.device, frame.from_server(one.frame, len(one.frame)).round) for one in sent)
+        self._cohort.resume(sent, at_s)
+
+
 @pytest.mark.long(sample=1)
 @pytest.mark.parametrize("life", [0, 1, 2])
 def test_a_server_that_dies_after_a_commit_counts_nothing_twice(tmp_path: Path, life: int) -> None:
     with fleet(tmp_path, 7, KILLED) as (server, links, toy):
         with at_work(links, toy, tmp_path, [Pace() for _ in links]) as acknowledged:
             play_until_killed(server, toy, tmp_path / "out", life, Uncarried)
+            play_until_killed(server, toy, tmp_path / "out", 0, Seen)
+            assert Seen.mail == Seen.expected
             played(server, toy, tmp_path / "out")
     told = check_exact(toy, tmp_path / "out", tmp_path / "check")
     assert not of_kind(told, events.Lost)
