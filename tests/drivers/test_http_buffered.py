@@ -313,11 +313,13 @@ def check_none_lost(told: Sequence[events.AnyEvent], acknowledged: Collection[tu
 def test_a_server_that_dies_in_the_middle_of_a_buffer_goes_on_with_all_that_it_acknowledged(
     tmp_path: Path, life: int
 ) -> None:
-    with fleet(tmp_path, 7, KILLED) as (server, links, toy):
-        with at_work(links, toy, tmp_path, [Pace() for _ in links]) as acknowledged:
-            for _ in range(2):  # The second dies as many arrivals later, in another round.
-                play_until_killed(server, toy, tmp_path / "out", life)
-            played(server, toy, tmp_path / "out")
+    with (
+        fleet(tmp_path, 7, KILLED) as (server, links, toy),
+        at_work(links, toy, tmp_path, [Pace() for _ in links]) as acknowledged,
+    ):
+        for _ in range(2):  # The second dies as many arrivals later, in another round.
+            play_until_killed(server, toy, tmp_path / "out", life)
+        played(server, toy, tmp_path / "out")
     told = check_exact(toy, tmp_path / "out", tmp_path / "check")
     assert [(e.met, e.accepted) for e in of_kind(told, events.RoundFinished)] == [(True, 3)] * 5
     assert not of_kind(told, events.Lost)
@@ -340,12 +342,14 @@ class Seen(Mortal):
 @pytest.mark.long(sample=1)
 @pytest.mark.parametrize("life", [0, 1, 2])
 def test_a_server_that_dies_after_a_commit_counts_nothing_twice(tmp_path: Path, life: int) -> None:
-    with fleet(tmp_path, 7, KILLED) as (server, links, toy):
-        with at_work(links, toy, tmp_path, [Pace() for _ in links]) as acknowledged:
-            play_until_killed(server, toy, tmp_path / "out", life, Uncarried)
-            play_until_killed(server, toy, tmp_path / "out", 0, Seen)
-            assert Seen.mail == Seen.expected
-            played(server, toy, tmp_path / "out")
+    with (
+        fleet(tmp_path, 7, KILLED) as (server, links, toy),
+        at_work(links, toy, tmp_path, [Pace() for _ in links]) as acknowledged,
+    ):
+        play_until_killed(server, toy, tmp_path / "out", life, Uncarried)
+        play_until_killed(server, toy, tmp_path / "out", 0, Seen)
+        assert Seen.mail == Seen.expected
+        played(server, toy, tmp_path / "out")
     told = check_exact(toy, tmp_path / "out", tmp_path / "check")
     assert not of_kind(told, events.Lost)
     check_none_lost(told, acknowledged, last=2)
@@ -399,9 +403,11 @@ LOCAL = {
 
 @pytest.mark.parametrize("overrides", [{**BUFFERED, "buffer.concurrency": 3}, LOCAL], ids=["none", "local_dp"])
 def test_the_server_gives_devices_the_rest_that_they_insist_on(tmp_path: Path, overrides: Mapping[str, Any]) -> None:
-    with fleet(tmp_path, 8, {**overrides, "buffer.rest": 3}) as (server, links, toy):
-        with at_work(links, toy, tmp_path, [Pace() for _ in links]) as acknowledged:
-            played(server, toy, tmp_path / "out")
+    with (
+        fleet(tmp_path, 8, {**overrides, "buffer.rest": 3}) as (server, links, toy),
+        at_work(links, toy, tmp_path, [Pace() for _ in links]) as acknowledged,
+    ):
+        played(server, toy, tmp_path / "out")
     told = check_exact(toy, tmp_path / "out", tmp_path / "check")
     assert not of_kind(told, events.Lost)
     entered, left = dict[str, int](), dict[str, int]()
