@@ -127,7 +127,7 @@ def test_recipes_without_the_section_keep_their_identity():
 def test_a_server_takes_them_and_its_devices_get_the_rule() -> None:
     from edgewise.apps.server.submission import served_recipe
 
-    served = served_recipe(recipe.from_plain(PLAIN), "", SPEC, measured=False)
+    served = served_recipe(recipe.from_plain(PLAIN), None, SPEC, measured=False)
     plan = compile_plan(served, SPEC, 40, BUILT_IN)
     assert plan.sampling.buffer == compiled().sampling.buffer
     assert plan.facts.max_staleness == 10

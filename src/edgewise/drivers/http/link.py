@@ -218,18 +218,9 @@ class Link:
             answer = self.call("POST", "/v1/outbox", body=raw, run=run, round=round)
             self.speed.up.note(len(raw), time.monotonic() - begun)
         else:
-            try:
-                answer = self._send_upload(run, round, raw)
-            except TransportError as e:
-                if e.code != "E-UNKNOWN-ID":
-                    raise
-                answer = self._send_upload(run, round, raw)  # The server dropped the upload, and now says why.
+            upload = self._upload(run, round, raw)
+            answer = self.call("POST", "/v1/outbox", {"upload": upload}, run=run, round=round)
         return entry(answer, "number", int)
-
-    def _send_upload(self, run: str, round: int, raw: bytes) -> Any:
-        """Upload a frame and put it into the outbox. Return the answer."""
-        upload = self._upload(run, round, raw)
-        return self.call("POST", "/v1/outbox", {"upload": upload}, run=run, round=round)
 
     def _upload(self, run: str, round: int, raw: bytes) -> str:
         """Send the missing chunks of a frame to the server. Return the upload."""

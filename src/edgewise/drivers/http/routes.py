@@ -117,7 +117,7 @@ class DataPlane:
         if upload is None:
             return await self._accept(member, proof, raw, proof.body, None)
         async with self._turns.of(f"{member.id}/{upload}"), self._assembling:
-            begun = await service.read(lambda c: uploads.find(c, upload, member.id))
+            begun = await service.read(lambda c: _begun(c, upload, member, proof))
             return await self._accept(member, proof, await self._assemble(begun), begun.digest, upload)
 
     async def _accept(
@@ -170,7 +170,7 @@ class DataPlane:
         service.check_room(len(found.body))
 
         def look(c: sa.Connection) -> tuple[Upload, bytes]:
-            begun = uploads.find(c, id, member.id)
+            begun = _begun(c, id, member, proof)
             return begun, mailboxes.round_key(c, begun.run, begun.round)
 
         async with self._turns.of(f"{member.id}/{id}"):  # a chunk that is counted is never written again
@@ -202,6 +202,13 @@ class DataPlane:
             if e.code == "E-BLOB" and await self._service.write(lambda c: uploads.abandon(c, upload.id)):
                 self._service.chunks.drop(upload.id)
             raise
+
+
+def _begun(c: sa.Connection, upload: str, member: Member, proof: Proof) -> Upload:
+    """Find a device's upload. A round that has closed amid it took it away, and is the reason of the refusal."""
+    if proof.run is not None and proof.round is not None:
+        mailboxes.invited(c, proof.run, proof.round, member.id)
+    return uploads.find(c, upload, member.id)
 
 
 def _draw() -> float:
