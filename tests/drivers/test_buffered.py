@@ -100,6 +100,7 @@ def test_as_many_devices_train_at_any_time_as_the_recipe_says(undisturbed):
         at_work -= ended.accepted + ended.lost - len(outdated)
 
 
+@pytest.mark.slow
 def test_a_pool_ends_in_the_same_model(undisturbed, tmp_path):
     models, told, _ = play(tmp_path / "pool", {**SETTINGS, "simulation.engine": "pool"})
     assert models == undisturbed[0]
@@ -107,6 +108,7 @@ def test_a_pool_ends_in_the_same_model(undisturbed, tmp_path):
     assert story(of_kind(told, same)) == story(of_kind(undisturbed[1], same))
 
 
+@pytest.mark.quick(sample=3)
 @pytest.mark.parametrize("life", [0, 4, 13, 21, 30, 47, 55, 62])
 def test_a_run_that_is_stopped_anywhere_ends_in_the_same_model(undisturbed, tmp_path, life):
     with pytest.raises(Stopped):
@@ -139,7 +141,7 @@ def test_resting_devices_leave_so_many_rounds_between_two_contributions(tmp_path
         last[e.device] = e.round
 
 
-@pytest.mark.parametrize("engine", ["inproc", "pool"])
+@pytest.mark.parametrize("engine", ["inproc", pytest.param("pool", marks=pytest.mark.slow)])
 def test_noise_of_devices_leaves_once_also_after_a_stop(tmp_path, engine):
     settings = {**SETTINGS, **LOCAL_DP, "simulation.engine": engine}
     models, told, _ = play(tmp_path / "whole", settings)
@@ -160,6 +162,7 @@ def test_the_record_of_devices_at_work_is_in_the_checkpoint(undisturbed, tmp_pat
     assert all(one.version in (0, 1) for one in work.outstanding)
 
 
+@pytest.mark.quick(sample=2)
 @pytest.mark.parametrize(
     "changes",
     [

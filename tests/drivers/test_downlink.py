@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from types import SimpleNamespace
 
 import msgspec
 import numpy as np
@@ -245,7 +246,8 @@ def test_a_blob_is_moved_once_as_long_as_it_is_needed():
             assert set(job.keep) == current
             return []
 
-    cohort = SimulatedCohort(Counting(), None, None)
+    plan = SimpleNamespace(sampling=SimpleNamespace(buffer=None))
+    cohort = SimulatedCohort(Counting(), plan, None)
     for blobs in (b"ab", b"abc", b"bcd", b"a"):
         parts = [bytes([b]) for b in blobs]
         current = {vector.digest(p) for p in parts}
