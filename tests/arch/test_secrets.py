@@ -14,7 +14,7 @@ SEEDED = ("plan.key", "self.plan.key", "self._plan.key", "recipe.seed", "self.re
 # Where the pure layers derive anything from the seed, and what for. All of it is public.
 PUBLIC = {
     "codecs/project/low_rank.py: low_rank": "the start of a power iteration, the same for everybody",
-    "plan/strategy.py: strategy_of": "where FLoRA's new adapters begin, the same for everybody",
+    "plan/strategy.py: _without_alarms": "where FLoRA's new adapters begin, the same for everybody",
     "plan/participants.py: participants": "which devices of a simulation are in no round",
     "plan/plan.py: Plan.key": "the root of those below",
     "plan/plan.py: Plan.device_rule": "which device trains how many blocks, which everybody may know",

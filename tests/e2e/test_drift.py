@@ -44,7 +44,8 @@ def recipe(overrides):
         },
         "round": {"rounds": WINDOWS, "sampling": "all"},
         "training": {"batch": 4, "lr": 0.01, "local_steps": 2},
-        "drift": {"penalty": 1e4},
+        "drift": {"penalty": 1e4, "alarm": True, "threshold": 1e-6, "tolerance": 0.0, "act_at": 0.25, "act_step": 2.0},
+        "metric": [{"name": "in_alarm", "lower": 0.0, "upper": 1.0}],
         "eval": {"every": 2},
         "compare": {"local_only": False, "centralised": False},
     }  # fmt: skip

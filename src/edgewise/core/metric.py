@@ -22,6 +22,7 @@ from edgewise.core.space import HEAD_BOUND
 LOSSES = ("loss_first", "loss_last")  # mean train loss of the first and of the last steps, nats per token
 # The mean held-out loss of a device, and 1. Both are 0 on a device without held-out data.
 HELD_OUT, HELD_SHARE = "held_out", "held_share"
+IN_ALARM = "in_alarm"  # 1 where a device's text drifts (``drift.alarm``), else 0. A recipe declares it as [[metric]].
 
 
 class Metric(NamedTuple):

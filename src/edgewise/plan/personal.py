@@ -50,12 +50,13 @@ class PersonalTraining:
 
 def keeps_private(plan: Plan) -> bool:
     """Tell whether devices keep private vectors between rounds."""
-    return plan.recipe.personal.method in PRIVATE or keeps_importance(plan)
+    return plan.recipe.personal.method in PRIVATE or plan.recipe.drift.stays is not None
 
 
-def keeps_importance(plan: Plan) -> bool:
-    """Tell whether devices keep an importance of each weight and the model that it is of (``drift.penalty``)."""
-    return plan.recipe.drift.stays is not None
+def drift_vectors(plan: Plan) -> int | None:
+    """Count the vectors float32[d] that [drift] keeps on a device. None where it keeps nothing, not even numbers."""
+    drift = plan.recipe.drift
+    return None if drift.stays is None else 2 * bool(drift.penalty)
 
 
 def keeps_part(plan: Plan) -> bool:

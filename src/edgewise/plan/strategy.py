@@ -14,6 +14,7 @@ from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.recipe.privacy import DP_WORDS
 from edgewise.plan.recipe.recipe import Recipe
+from edgewise.strategies.alarms import of_alarms
 from edgewise.strategies.base import Strategy
 from edgewise.strategies.depths import of_depths
 from edgewise.strategies.products import of_products
@@ -21,6 +22,12 @@ from edgewise.strategies.ranks import of_ranks
 
 
 def strategy_of(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: int) -> Strategy:
+    """Make the strategy of a recipe, with its answer to drift (``drift.act_step``). Raises as ``_without_alarms``."""
+    made, drift = _without_alarms(recipe, catalogue, spec, population), recipe.drift
+    return made if drift.act_step == 1.0 else of_alarms(made, drift.act_at, drift.act_step)
+
+
+def _without_alarms(recipe: Recipe, catalogue: Catalogue, spec: Spec, population: int) -> Strategy:
     """Make the strategy that a recipe names.
 
     Args:

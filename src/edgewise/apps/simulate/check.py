@@ -30,7 +30,7 @@ from edgewise.plan.disclosure import privacy_facts
 from edgewise.plan.frames import traffic
 from edgewise.plan.held_memory import device_bytes, server_bytes
 from edgewise.plan.participants import participants
-from edgewise.plan.personal import keeps_importance, keeps_private
+from edgewise.plan.personal import drift_vectors, keeps_private
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.retention import window_of
@@ -145,8 +145,8 @@ def _private_parameters(plan: Plan, trainer: Registered) -> int:
     """Count the private parameters of a device."""
     if not keeps_private(plan):
         return 0
-    if keeps_importance(plan):
-        return 2 * plan.spec.dim
+    if (vectors := drift_vectors(plan)) is not None:
+        return vectors * plan.spec.dim
     return plan.spec.dim if trainer.keeps is None else trainer.keeps.inner.trainer.spec.dim - plan.spec.dim
 
 

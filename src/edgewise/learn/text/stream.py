@@ -97,6 +97,11 @@ class StreamShard(TextShard):
             parts.append(rows_NS[:0] if i is None else rows_NS[stops[i] : stops[i + 1]])
         return TextShard(Blocks(*parts, self.blocks.counts), self._eval_tokens, self._pass_tokens)
 
+    def held_blocks(self, rows: Array) -> Iterator[tuple[Tensor, int]]:
+        """Iterate over batches of these held-out blocks, int64[n], of any windows."""
+        held_NS = self.blocks.held_NS[rows]
+        return TextShard(self.blocks._replace(held_NS=held_NS), held_NS.size, self._pass_tokens).held_out()
+
     def held_out(self) -> Iterator[tuple[Tensor, int]]:
         """Iterate over batches of the first held-out predictions of each window."""
         windows = self.blocks.windows_V3[:, 0].tolist()

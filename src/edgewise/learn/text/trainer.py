@@ -20,6 +20,7 @@ import torch
 
 from edgewise.core.errors import DataError, ModelError, RecipeError
 from edgewise.core.keys import Key, derive, root, word
+from edgewise.core.metric import IN_ALARM
 from edgewise.core.training import POOLED, DeviceId, FitRequest, HeldOut, StepNoise, Update
 from edgewise.core.vector import Vector
 from edgewise.learn.batched import OnePass
@@ -186,7 +187,11 @@ class TextTrainer(TorchTrainer):
         with computing(request.device, self.smaller):
             work = self._drift.before(self, shard, request)
         update = super().fitted(request, batches, count, dp, expected, work.penalty)
-        return replace(update, personal=work.memory)
+        return replace(update, personal=work.memory, head={**update.head, **work.head})
+
+    def metrics(self) -> Sequence[str]:
+        """List the metrics beside losses (``engine.trainer.ReportsMetrics``)."""
+        return [IN_ALARM] if self._drift.alarms else []
 
     def contrasts(self) -> str | None:
         """Return the reason why its model gives no representations (``engine.trainer.ContrastsModels``)."""

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
 from edgewise.core.training import POOLED, FitRequest, Update
+from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
-from edgewise.learn.text.drift import importance
+from edgewise.learn.text.drift import DriftWork, PageHinkley, importance
 from edgewise.learn.text.trainer import TextTrainer, make
 from edgewise.learn.train import Penalty, fit
+from edgewise.plan.recipe.drift import DriftSection
 from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -139,3 +141,63 @@ def test_the_comparison_of_all_text_has_no_penalty(place: Path) -> None:
     t = trainer(place, penalty=10.0)
     update = t.fit(replace(request(t, 1), device=POOLED))
     assert not update.personal
+
+
+def test_page_hinkley_by_hand() -> None:
+    section = DriftSection(alarm=True, tolerance=0.1, threshold=0.5, alarm_rounds=2)
+    watch = PageHinkley()
+    for round, x in enumerate([0.0, 0.2, -0.2, 0.0]):  # Noise within the tolerance raises nothing.
+        watch = watch.after(x, round, section)
+    assert watch.count == 4
+    assert watch.until == 0
+    assert watch.mean == pytest.approx(0.0)
+    assert watch.m == pytest.approx((0 - 0 - 0.1) + (0.2 - 0.1 - 0.1) + (-0.2 - 0.0 - 0.1) + (0 - 0 - 0.1))
+    raised = watch.after(1.0, 4, section)  # m rises by 1 - 0.2 - 0.1.
+    assert raised == PageHinkley(until=6.0)
+    falls = PageHinkley()
+    for round in range(50):
+        falls = falls.after(-0.1 * round, round, section)
+    assert falls.until == 0
+
+
+def test_a_device_raises_its_alarm_and_stays_in_it(place: Path) -> None:
+    found, update = [], None
+    t = trainer(place, alarm=True, tolerance=0.0, threshold=1e-9, alarm_rounds=2)
+    assert t.metrics() == ["in_alarm"]
+    for round in range(8):
+        update = t.fit(request(t, round, update))
+        found.append(update.head["in_alarm"])
+        assert set(update.personal) == {"watch"}
+        assert update.personal["watch"].shape == (5,)
+    assert found[0] == 0.0  # Nothing is there to compare with.
+    assert set(found) <= {0.0, 1.0}
+    # The model never moves from that before round 0, so no text drifts away from it.
+    assert not any(found)
+
+
+def test_an_alarm_compares_what_training_has_helped_on_both_sides(place: Path) -> None:
+    t = trainer(place, alarm=True, alarm_blocks=1000)
+    asked = request(t, 3)
+    learnt = t.initial() + t.fit(replace(asked, rule=LocalRule(steps=20, lr=0.01))).x
+    found = DriftWork(t._drift._section)._compared(t, t.text("ann"), 3, replace(asked, params=learnt))  # type: ignore[arg-type]
+    shard = t.text("ann")
+    new, old = shard.window(3), [shard.window(i) for i in range(3)]  # type: ignore[attr-defined]
+
+    def helped(parts: list[object]) -> float:
+        losses = []
+        for params in (learnt, t.initial()):
+            t.flat.write(params)
+            each = [evaluate(t.model, t.loss, part.held_out()) for part in parts]  # type: ignore[attr-defined]
+            losses.append(sum(m.nll for m in each) / sum(m.tokens for m in each))
+        return losses[0] - losses[1]
+
+    assert found == pytest.approx(helped([new]) - helped(old), rel=1e-4)
+
+
+def test_the_penalty_and_the_alarm_keep_their_own(place: Path) -> None:
+    both, one = (trainer(place, penalty=10.0, alarm=alarm) for alarm in (True, False))
+    a, b = both.fit(request(both, 0)), one.fit(request(one, 0))
+    a, b = both.fit(request(both, 1, a)), one.fit(request(one, 1, b))
+    np.testing.assert_array_equal(a.x, b.x)
+    assert set(a.personal) == {"window", "importance", "anchor", "watch"}
+    assert set(b.personal) == {"window", "importance", "anchor"}

@@ -19,7 +19,7 @@ def made(**tables: object) -> Recipe:
     ("tables", "what"),
     [
         ({"data": {"source": "plays"}}, "data.stream is false"),
-        ({"drift": {"penalty_keep": 0.5}}, "penalty = 0 asks for none"),
+        ({"drift": {"penalty_keep": 0.5}}, "which is not asked for"),
         ({"privacy": "hidden", "codec": "adaptive"}, 'codec = "adaptive": behind masks'),
         ({"strategy": {"kind": "zeroth_order"}}, "take no gradient"),
         ({"trainable": {"kind": "lora", "rank": 2, "rule": "flora"}}, "begin anew"),
@@ -40,6 +40,35 @@ def test_what_a_penalty_does_not_go_with_is_refused_by_name(tables: dict[str, ob
 def test_a_penalty_goes_with_every_word_of_privacy(privacy: str) -> None:
     dp = {} if privacy in ("none", "hidden") else {"dp": {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0}}
     assert made(privacy=privacy, **dp).drift.stays
+
+
+IN_ALARM = [{"name": "in_alarm", "lower": 0.0, "upper": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("tables", "what"),
+    [
+        ({"drift": {"threshold": 1.0}}, "about drift.alarm, which is not asked for"),
+        ({"data": {"source": "plays"}}, "drift.alarm is for text that arrives over time"),
+        ({"drift": {"alarm": True, "act_step": 2.0}}, "no .*metric.* sends in_alarm"),
+        ({"drift": {"alarm": True, "act_step": 2.0}, "metric": [{**IN_ALARM[0], "upper": 2.0}]}, "from 0 to 1"),
+        (
+            {"drift": {"alarm": True, "act_step": 2.0}, "metric": IN_ALARM, "strategy": {"kind": "feddyn"}},
+            "a longer step would part",
+        ),
+        ({"strategy": {"kind": "zeroth_order"}}, "report no alarm"),
+        ({"engine": {"batch_devices": 4}}, "one by one"),
+    ],
+)
+def test_what_an_alarm_needs_and_does_not_go_with_is_refused_by_name(tables: dict[str, object], what: str) -> None:
+    with pytest.raises(RecipeError, match=what):
+        made(**{"drift": {"alarm": True}, **tables})
+
+
+@pytest.mark.parametrize("privacy", ["none", "hidden", "central_dp", "distributed_dp", "local_dp"])
+def test_an_alarm_and_its_action_go_with_every_word_of_privacy(privacy: str) -> None:
+    dp = {} if privacy in ("none", "hidden") else {"dp": {"epsilon": 8.0, "delta": 1e-5, "clip_l2": 1.0}}
+    assert made(privacy=privacy, drift={"alarm": True, "act_step": 2.0}, metric=IN_ALARM, **dp).drift.act_step == 2.0
 
 
 def test_a_recipe_without_drift_keeps_its_identity() -> None:
