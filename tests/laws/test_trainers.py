@@ -25,6 +25,7 @@ from edgewise.core.training import Correction, FitRequest
 from edgewise.drivers.workers.parted import PartedTrainer
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.trainer import Trainer, registered
+from edgewise.learn.retrieve.trainer import make as make_retriever
 from edgewise.learn.shards import TensorShard
 from edgewise.learn.split_trainer import SplitTrainer
 from edgewise.learn.task import TaskTrainer, TorchTask
@@ -86,6 +87,18 @@ def _text(place: Path) -> Trainer:
     return trainer
 
 
+def _retriever(place: Path) -> Trainer:
+    plain = {
+        "privacy": "none",
+        "model": {"base": "model", "precision": "float32"},
+        "data": {"source": "text", "path": "dialogues", "sequence_len": 32},
+        "training": {"batch": 8, "lr": 0.01},
+        "retriever": {"pairs": "turns", "pool": "states"},
+    }
+    trainer: Trainer = make_retriever(from_plain(plain), place, place / "cache")
+    return trainer
+
+
 def _cut(place: Path, **split: object) -> Trainer:
     """A trainer of a split model."""
     plain = {
@@ -107,6 +120,7 @@ TRAINERS: dict[str, Callable[[Path], Trainer]] = {
     "ZerothOrderTrainer": _directions,
     "PartedTrainer": _parted,
     "TextTrainer": _text,
+    "RetrieverTrainer": _retriever,
     "SplitTrainer": _cut,
     "CachedTrainer": lambda place: _cut(place, shape="head", held_by="gateway", device_part="frozen"),
 }
@@ -119,6 +133,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("ann", "bob"):
         (folder / "notes" / name).mkdir(parents=True)
         (folder / "notes" / name / "1.txt").write_text(f"{name} sees the fox jump\n" * 40)
+        (folder / "dialogues" / name).mkdir(parents=True)
+        lines = [f"{name} asks {n}?\nthe fox {n} jumps\n" for n in range(30)]
+        (folder / "dialogues" / name / "1.txt").write_text("".join(lines))
     return folder
 
 
@@ -146,6 +163,22 @@ PORTS = {
     "PartedTrainer": {"describes", "continues"},
     "SplitTrainer": {"describes", "continues"},
     "CachedTrainer": {"describes", "continues"},
+    "RetrieverTrainer": {
+        "describes",
+        "counts",
+        "noises",
+        "measures",
+        "computes",
+        "continues",
+        "reads",
+        "remarks",
+        "metrics",
+        "together",
+        "moves",
+        "holds_back",
+        "fits_blocks",
+        "contrasts",
+    },
     "TextTrainer": {
         "describes",
         "counts",

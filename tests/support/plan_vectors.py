@@ -27,7 +27,7 @@ from edgewise.secagg.params import Params
 TENSORS = [("layers.0.a", [300, 40], "float32"), ("layers.1.a", [200, 90], "float32"), ("layers.1.b", [70], "float32")]
 SPEC = Spec.of([(name, tuple(shape), dtype) for name, shape, dtype in TENSORS])
 NOISE = {"multiplier": 1.25, "epsilon": 8.0}
-NO_PART = ("simulation", "compare", "report", "eval", "personal", "distill")  # of what follows
+NO_PART = ("simulation", "compare", "report", "eval", "personal", "distill", "retriever")  # of what follows
 POPULATIONS = {
     "adapters": 24,
     "async": 24,
@@ -42,6 +42,7 @@ POPULATIONS = {
     "private": 1000,
     "quantized": 24,
     "redistill": 24,
+    "retrieve": 24,
     "split": 24,
     "split-once": 24,
     "tiny-link": 24,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -12,8 +12,10 @@ from edgewise.core.errors import EdgewiseError
 
 if TYPE_CHECKING:
     from edgewise.learn.retrieve.embed import Embedder
+    from edgewise.plan.recipe.retriever import Pool
 
 BUNDLED = "bundled"
+POOLS = ("tokens", "states")
 
 
 def index(
@@ -25,6 +27,9 @@ def index(
     model: Annotated[
         str, typer.Option("--model", metavar="MODEL", help="bundled, or the folder of a run or a model.")
     ] = BUNDLED,
+    pool: Annotated[
+        str, typer.Option("--pool", help="Mean of tokens or of states; default: as the run trained, or states.")
+    ] = "",
     column: Annotated[str, typer.Option("--column", help="Field of .jsonl rows with the text.")] = "text",
     as_json: Json = False,
     debug: Debug = False,
@@ -39,6 +44,9 @@ def index(
     def body() -> dict[str, Any]:
         if out.exists():
             raise EdgewiseError("E-FILE-EXISTS", f"{out} exists already.", "name another file, or move it.")
+        if pool not in ("", *POOLS):
+            what = f"--pool {pool!r:.60} is no way to make a vector."
+            raise EdgewiseError("E-USE", what, f"take {' or '.join(POOLS)}, or leave it out.")
         from edgewise.apps.terminal import sessions
 
         with sessions.interrupts(), sessions.quiet_screen(None, debug):
@@ -46,7 +54,7 @@ def index(
             from edgewise.learn.retrieve.index import build, read_documents
 
             found = read_documents(documents, column)
-            raw = build(found, embedder(model), _lasting(model))
+            raw = build(found, embedder(model, pool or None), _lasting(model))
             try:
                 write_first(out, raw)
             except FileExistsError:
@@ -96,7 +104,7 @@ def ask(
             try:
                 embed = None
                 if by != WORDS or model:
-                    embed = embedder(model or opened.model)
+                    embed = embedder(model or opened.model, opened.pool)
                     check_embedder(opened, embed, str(place))
                 found = search(opened, embed, question, k, by)
             finally:
@@ -111,9 +119,11 @@ def ask(
     raise typer.Exit(CommandSession("ask", as_json=as_json, debug=debug).run(body))
 
 
-def embedder(model: str) -> Embedder:
+def embedder(model: str, pool: str | None = None) -> Embedder:
     """Open the embedder of a model: ``bundled``, or a folder as ``edgewise generate`` takes it.
 
+    Args:
+        pool: one of ``POOLS``. None: that of a run which trained a retriever, and ``states`` for any other model.
     Raises:
         EdgewiseError: E-USE. ModelError: E-MODEL.
     """
@@ -123,11 +133,11 @@ def embedder(model: str) -> Embedder:
         from edgewise.learn.models.load import load
 
         loaded = load(BUNDLED, Path())
-        return Embedder(loaded.model, loaded.tokens)
+        return Embedder(loaded.model, loaded.tokens, cast("Pool", pool or "states"))
     from edgewise.apps.models.in_use import open_model
 
     used = open_model(Path(model))
-    return Embedder(used.model, used.tokens)
+    return Embedder(used.model, used.tokens, cast("Pool", pool or used.pool or "states"))
 
 
 def _lasting(model: str) -> str:

@@ -28,7 +28,8 @@ from edgewise.learn.models.exported import BASE as BASE_FOLDER
 from edgewise.learn.models.load import Loaded, load
 from edgewise.learn.text.tokens import Tokens
 from edgewise.plan.facts import parse
-from edgewise.plan.recipe.recipe import from_plain
+from edgewise.plan.recipe.recipe import Recipe, from_plain
+from edgewise.plan.recipe.retriever import Pool
 
 GLOBAL, PERSONAL, BASE = "global", "personal", "base"
 NAMES = (GLOBAL, PERSONAL, BASE)
@@ -45,6 +46,7 @@ class UsedModel:
         model: the module to run.
         title: its origin in words, for people.
         length: tokens of a block in training. 128 where that is not known.
+        pool: how a run that trained a retriever made the vector of a text. None for another model.
         names: the models that it can be, of ``NAMES``.
     """
 
@@ -56,8 +58,9 @@ class UsedModel:
         turns: Mapping[str, Callable[[], object]],
         length: int = LENGTH,
         turn_to_personal: Callable[[str], object] | None = None,
+        pool: Pool | None = None,
     ) -> None:
-        self.loaded, self.model, self.title, self.length = loaded, model, title, length
+        self.loaded, self.model, self.title, self.length, self.pool = loaded, model, title, length, pool
         self._turns, self._turn_to_personal, self._turned = dict(turns), turn_to_personal, ("", "")
         model.eval()
 
@@ -149,8 +152,8 @@ def _of_run(place: Path, played: int | None, base: str, device: str) -> UsedMode
     one.refuse_own_models("load it with your own code: `edgewise export --to tensors` writes what was trained.")
     model = rebuilt.rebuild(one.recipe, *one.base(base or None), one.facts, one.params, one.directions, one.cache_dir)
     own = _personal_model(one.run_dir, device) if device else None
-    used = partial(_of_vectors, model, f"{one.recipe.name} after {one.played} rounds", own)
-    return used(one.recipe.data.sequence_len, lambda owner: model.flat.write(_personal_model(one.run_dir, owner)))
+    used = partial(_of_vectors, model, f"{one.recipe.name} after {one.played} rounds", own, one.recipe)
+    return used(lambda owner: model.flat.write(_personal_model(one.run_dir, owner)))
 
 
 def _personal_model(run_dir: Path, device: str) -> Vector:
@@ -167,7 +170,7 @@ def _of_vectors(
     one: rebuilt.RebuiltModel,
     title: str,
     personal: Vector | None,
-    length: int,
+    recipe: Recipe,
     turn_to_personal: Callable[[str], object] | None = None,
 ) -> UsedModel:
     initial = one.flat.read()  # With adapters it is the base too, because one factor begins at zero.
@@ -175,7 +178,8 @@ def _of_vectors(
     if personal is not None and personal.shape != one.params.shape:
         raise EdgewiseError("E-USE", "the personal model is of another layout than the run's.", "make it again.")
     turns = {name: partial(one.flat.write, x) for name, x in vectors.items() if x is not None}
-    return UsedModel(one.loaded, one.model, title, turns, length, turn_to_personal)
+    pool = recipe.retriever.pool if recipe.retriever.active else None
+    return UsedModel(one.loaded, one.model, title, turns, recipe.data.sequence_len, turn_to_personal, pool)
 
 
 def _open_fetched(place: Path, base: str, home: Path | None) -> UsedModel:
@@ -201,7 +205,7 @@ def _open_fetched(place: Path, base: str, home: Path | None) -> UsedModel:
         if own is None:
             what = f"the device of {home} has no personal model of this run."
             raise EdgewiseError("E-USE", what, "make it: `edgewise device personalise`.")
-    return _of_vectors(one, title, own, recipe.data.sequence_len)
+    return _of_vectors(one, title, own, recipe)
 
 
 def _open_adapter(place: Path, base: str) -> UsedModel:

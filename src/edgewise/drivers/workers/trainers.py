@@ -55,10 +55,12 @@ def make_trainer(
         trainer = part_trainer(recipe, recipe_dir, run_dir / "cache", device, worker, remote)
     else:
         from edgewise.learn.models.quantized import user_cache
+        from edgewise.learn.retrieve import trainer as retriever
         from edgewise.learn.text import trainer as text
 
         copies = user_cache() if passing else None
-        trainer = registered(text.make(_inner(recipe), recipe_dir, run_dir / "cache", device, worker, copies))
+        make = retriever.make if recipe.retriever.active else text.make
+        trainer = registered(make(_inner(recipe), recipe_dir, run_dir / "cache", device, worker, copies))
     if recipe.training.local_epochs and trainer.counts is None:
         what = "training.local_epochs needs a trainer that says how many records a device has."
         fix = "give training.local_steps, or build the trainer on learn.torch_task.TorchTrainer."

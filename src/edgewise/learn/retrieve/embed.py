@@ -1,6 +1,6 @@
-"""Embed texts by the mean of a language model's last hidden states.
+"""Embed texts by the mean of a language model's token embeddings or last hidden states.
 
-    embed = Embedder(used.model, used.tokens)
+    embed = Embedder(used.model, used.tokens, used.pool)
     vectors_NH = embed(["A pump.", "A valve."])
 
 Shape suffixes: N = texts, B = texts of a batch, T = tokens, H = width of the model.
@@ -18,10 +18,12 @@ from torch import nn
 
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.vector import Array
-from edgewise.learn.contrast import head_input, lacks_representation
-from edgewise.learn.models.architecture import logits, sizes
+from edgewise.learn.contrast import lacks_representation
+from edgewise.learn.models.architecture import sizes
 from edgewise.learn.models.fingerprint import whole_digest
+from edgewise.learn.retrieve.loss import represented
 from edgewise.learn.text.tokens import Tokens
+from edgewise.plan.recipe.retriever import Pool
 
 LONGEST = 256  # Tokens of a text that are read.
 BATCH = 16
@@ -30,19 +32,19 @@ BATCH = 16
 class Embedder:
     """Turns texts into vectors of length 1.
 
-        v = m / |m|,        m = mean over t of h_t
-
-    h_t is the input of the model's output head at token t. A text without a token has the zero vector. At most the
-    first ``LONGEST`` tokens of a text count, or the model's context where that is shorter.
+    They are those of ``learn.retrieve.loss.represented``. A text without a token has the zero vector. At most the first
+    ``LONGEST`` tokens of a text count, or the model's context where that is shorter.
 
     Args:
         model: a causal language model of transformers, in float32.
         tokens: its tokenizer.
+        pool: ``"states"`` or ``"tokens"``, as in ``[retriever]`` of a recipe.
     Raises:
         EdgewiseError: E-USE for a model without an output head.
     """
 
-    def __init__(self, model: nn.Module, tokens: Tokens) -> None:
+    def __init__(self, model: nn.Module, tokens: Tokens, pool: Pool = "states") -> None:
+        self.pool = pool
         if reason := lacks_representation(model, None):
             raise EdgewiseError("E-USE", f"texts cannot be embedded: {reason}.", "take a causal language model.")
         self._model, self._tokens = model, tokens
@@ -55,8 +57,8 @@ class Embedder:
         return int(self._model.get_output_embeddings().weight.shape[1])  # type: ignore[operator,union-attr]
 
     def digest(self) -> str:
-        """Return the SHA-256 of what decides the vectors: the weights, the tokenizer, and how much is read."""
-        made_of = f"{whole_digest(self._model)} {self._tokens.digest} {self._longest}"
+        """Return the SHA-256 of what decides the vectors: weights, tokenizer, pooling, and how much is read."""
+        made_of = f"{whole_digest(self._model)} {self._tokens.digest} {self._longest} {self.pool}"
         return hashlib.sha256(made_of.encode()).hexdigest()
 
     def __call__(self, texts: Sequence[str]) -> Array:
@@ -72,11 +74,9 @@ class Embedder:
     @torch.no_grad()
     def _embed(self, rows: list[Any]) -> Array:
         ids_BT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)  # Padding changes nothing before it.
-        counts_BT = torch.zeros(ids_BT.shape)
+        counts_BT = torch.zeros(ids_BT.shape, dtype=torch.bool)
         for i, row in enumerate(rows):
             ids_BT[i, : len(row)] = torch.from_numpy(np.asarray(row, np.int64))
-            counts_BT[i, : len(row)] = 1
-        with head_input(self._model) as seen:
-            logits(self._model, ids_BT)
-        mean_BH = (seen[-1].float() * counts_BT[:, :, None]).sum(1) / counts_BT.sum(1)[:, None]
-        return nn.functional.normalize(mean_BH, dim=1).numpy()
+            counts_BT[i, : len(row)] = True
+        vectors_BH: Array = represented(self._model, ids_BT, counts_BT, self.pool).numpy()
+        return vectors_BH

@@ -22,14 +22,15 @@ from edgewise.core.errors import DataError, EdgewiseError
 from edgewise.core.safe_repr import outline
 from edgewise.core.vector import Array
 from edgewise.learn.retrieve.embed import Embedder
+from edgewise.plan.recipe.retriever import Pool
 
-MAGIC = b"EWINDEX1"
+MAGIC = b"EWINDEX2"
 DIGEST_BYTES = 32
 LONGEST = 600  # Characters of a passage.
 TEXTS, ROWS = (".txt", ".md"), ".jsonl"
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+|\n+")
 TABLES = """
-    CREATE TABLE facts (model TEXT, digest TEXT);
+    CREATE TABLE facts (model TEXT, pool TEXT, digest TEXT);
     CREATE TABLE passages (id INTEGER PRIMARY KEY, source TEXT, text TEXT, vector BLOB);
     CREATE VIRTUAL TABLE words USING fts5(text, content='passages', content_rowid='id');
 """
@@ -48,12 +49,14 @@ class Index(NamedTuple):
     Attributes:
         tables: the database, with the tables ``passages`` and ``words``.
         model: the model that embedded the passages, as the owner named it.
+        pool: of the embedder.
         digest: of the embedder.
         vectors_NH: float32[N, H], the passages' vectors. Row i is passage i + 1.
     """
 
     tables: sqlite3.Connection
     model: str
+    pool: Pool
     digest: str
     vectors_NH: Array
 
@@ -137,7 +140,7 @@ def build(documents: Sequence[IndexedText], embed: Embedder, model: str) -> byte
     tables = sqlite3.connect(":memory:")
     try:
         tables.executescript(TABLES)
-        tables.execute("INSERT INTO facts VALUES (?, ?)", (model, embed.digest()))
+        tables.execute("INSERT INTO facts VALUES (?, ?, ?)", (model, embed.pool, embed.digest()))
         tables.executemany(
             "INSERT INTO passages VALUES (?, ?, ?, ?)",
             ((i + 1, *part, vectors_NH[i].astype("<f4").tobytes()) for i, part in enumerate(parts)),
@@ -164,7 +167,7 @@ def read_index(raw: bytes, name: str = "the index") -> Index:
         raise EdgewiseError("E-INDEX", what, "write it again: `edgewise index`.")
     tables = sqlite3.connect(":memory:")
     tables.deserialize(raw[start:])
-    model, digest = tables.execute("SELECT model, digest FROM facts").fetchone()
+    model, pool, digest = tables.execute("SELECT model, pool, digest FROM facts").fetchone()
     vectors = [v for (v,) in tables.execute("SELECT vector FROM passages ORDER BY id")]
     vectors_NH = np.frombuffer(b"".join(vectors), "<f4").reshape(len(vectors), -1)
-    return Index(tables, model, digest, vectors_NH)
+    return Index(tables, model, pool, digest, vectors_NH)

@@ -76,8 +76,11 @@ def make(
     Raises:
         ModelError: E-MODEL, E-MODEL-REMOTE, E-QUANTIZE, E-TARGETS.
         DataError: E-DATA-*.
-        RecipeError: E-HARDWARE. E-COMBO for a skew of a stream.
+        RecipeError: E-HARDWARE. E-COMBO for a skew of a stream, and for [retriever].
     """
+    if recipe.retriever.active:
+        what = "[retriever] trains on pairs, and what was asked for needs a model that learns text by the next token."
+        raise RecipeError("E-COMBO", what, "leave out [retriever].")
     key = root(recipe.seed)
     records = recipe.dp.example  # With records as the unit, a document may influence its own blocks only.
     corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(key, "data"), lenient=records)

@@ -33,6 +33,7 @@ LATER = (
     "personal.gate",
     "personal.parts",
     "prune",
+    "retriever",
     "split",
     "training.checkpointing",
 )

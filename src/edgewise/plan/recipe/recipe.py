@@ -36,6 +36,7 @@ from edgewise.plan.recipe.personal import PersonalSection, private_faults
 from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.privacy import DP_WORDS, Privacy, chosen, filled
 from edgewise.plan.recipe.prune import PruneSection, prune_faults
+from edgewise.plan.recipe.retriever import RetrieverSection, retriever_faults
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 from edgewise.plan.recipe.sections import (
     DpSection,
@@ -124,6 +125,7 @@ class Recipe(Section):
     prune: PruneSection = PruneSection()
     personal: PersonalSection = PersonalSection()
     split: SplitSection = SplitSection()
+    retriever: RetrieverSection = RetrieverSection()
     eval: EvalSection = EvalSection()
     compare: CompareSection = CompareSection()
     report: ReportSection = ReportSection()
@@ -274,6 +276,7 @@ class Recipe(Section):
         yield from buffer_faults(self)
         yield from stream_faults(self)
         yield from drift_faults(self)
+        yield from retriever_faults(self)
         yield from distill_faults(
             self.distill, self.strategy, self.trainable, self.personal, self.round.rounds, self.split.used
         )

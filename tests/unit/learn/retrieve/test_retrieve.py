@@ -34,6 +34,8 @@ QUESTION = "When was the valve replaced?"
 class Letters:
     """An embedder without a model: how often each letter stands in a text."""
 
+    pool = "states"
+
     def __init__(self, name: str = "letters") -> None:
         self.name = name
 
@@ -58,7 +60,11 @@ def index() -> Iterator[Index]:
 @pytest.fixture
 def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of documents, and commands that embed by letters."""
-    monkeypatch.setattr(retrieve_commands, "embedder", lambda model: Letters(Path(model).name))
+    monkeypatch.setattr(
+        retrieve_commands,
+        "embedder",
+        lambda model, pool=None: Letters(Path(model).name),
+    )
     folder = tmp_path / "notes"
     folder.mkdir()
     for one in NOTES:
