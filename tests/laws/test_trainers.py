@@ -25,6 +25,8 @@ from edgewise.core.training import Correction, FitRequest
 from edgewise.drivers.workers.parted import PartedTrainer
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.trainer import Trainer, registered
+from edgewise.learn.keywords.trainer import KeywordTrainer
+from edgewise.learn.keywords.trainer import make as make_keyword_trainer
 from edgewise.learn.retrieve.trainer import make as make_retriever
 from edgewise.learn.shards import TensorShard
 from edgewise.learn.split_trainer import SplitTrainer
@@ -36,6 +38,7 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.strategies.base import Directions
+from unit.learn.keywords import made_clips
 
 RULE = LocalRule(steps=3, lr=0.05)
 
@@ -112,6 +115,12 @@ def _cut(place: Path, **split: object) -> Trainer:
     return make_trainer(from_plain(plain), place, run_dir, BUILT_IN).trainer
 
 
+def _keywords(place: Path) -> KeywordTrainer:
+    clips = made_clips.write(place / "clips.npz")
+    recipe = made_clips.recipe(clips, training={"lr": 0.05, "batch": 4})
+    return make_keyword_trainer(recipe, place, place / "cache")
+
+
 # One of each, by its class; add a line for a new one.
 TRAINERS: dict[str, Callable[[Path], Trainer]] = {
     "ToyTrainer": lambda _: ToyTrainer(make_recipe()),
@@ -121,6 +130,7 @@ TRAINERS: dict[str, Callable[[Path], Trainer]] = {
     "PartedTrainer": _parted,
     "TextTrainer": _text,
     "RetrieverTrainer": _retriever,
+    "KeywordTrainer": _keywords,
     "SplitTrainer": _cut,
     "CachedTrainer": lambda place: _cut(place, shape="head", held_by="gateway", device_part="frozen"),
 }
@@ -149,6 +159,17 @@ PORTS = {
     "ToyTrainer": {"describes", "measures", "fits_blocks"},
     "TorchTrainer": {"counts", "noises", "measures", "computes", "metrics", "together", "moves", "holds_back"},
     "TaskTrainer": {
+        "describes",
+        "counts",
+        "noises",
+        "measures",
+        "computes",
+        "metrics",
+        "together",
+        "moves",
+        "holds_back",
+    },
+    "KeywordTrainer": {
         "describes",
         "counts",
         "noises",

@@ -21,7 +21,7 @@ from edgewise.plan.split_part import split_part
 from edgewise.strategies.depths import trained
 
 ASSETS = Path(str(resources.files("edgewise"))) / "assets"
-OWNERS = {"python-stdlib": 17, "plays": 24}
+OWNERS = {"python-stdlib": 17, "plays": 24, "keywords": 52}
 RECIPES = sorted((ASSETS / "recipes").glob("*.toml"))
 
 
@@ -33,11 +33,20 @@ def student() -> list[tuple[str, list[int], str]]:
     return [(n, t["shape"], "float32") for n, t in sorted(header.items()) if n != "__metadata__"]
 
 
+def spotter(read: recipe.Recipe) -> list[tuple[str, list[int], str]]:
+    """Names and shapes of the model of keywords, of six words."""
+    from edgewise.learn.keywords.network import KeywordNet
+
+    model = KeywordNet(40, 74, 6, read.keywords)
+    return [(name, list(p.shape), "float32") for name, p in model.named_parameters()]
+
+
 def planned(path: Path) -> Plan:
     read = recipe.load(path)
     assert read.model.base == "bundled"
     wanted = read.trainable.layers or ["*"]
-    spec = Spec.of([s for s in student() if any(fnmatchcase(s[0], p) for p in wanted)])
+    layout = spotter(read) if read.data.source == "keywords" else student()
+    spec = Spec.of([s for s in layout if any(fnmatchcase(s[0], p) for p in wanted)])
     if (parts := split_part(read, spec)) is not None:
         spec = parts.shared
     if read.split.local:

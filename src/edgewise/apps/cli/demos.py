@@ -1,4 +1,4 @@
-"""Demonstrations that ship with edgewise: their recipes, and the sentences printed before one starts."""
+"""Demonstrations that ship with edgewise: their recipes, their data, and the sentences printed before one starts."""
 
 from __future__ import annotations
 
@@ -21,6 +21,13 @@ SAYS = {
         "The packages of Python's standard library are the devices. Each package has names that no other uses. Such "
         "vocabularies favour training alone."
     ),
+    "smart-home": (
+        "52 households teach a small model the wake word that each has chosen. A household sends some hundred bytes a "
+        "round, and its sound stays where it is."
+    ),
+}
+NEEDS = {  # demonstrations whose data does not ship, and what --data names
+    "smart-home": "a file of spectrograms of spoken keywords, as docs/howto/keywords.md describes it",
 }
 NETWORKED = ("plays", "edge-llm")  # They also run on enrolled processes (``network_demo``).
 
@@ -32,3 +39,19 @@ def demo_recipe(name: str) -> Path:
         hint = f"did you mean `{near}`?" if near else f"one of: {', '.join(SAYS)}."
         raise RecipeError("E-UNKNOWN", f"no demonstration is called {name!r:.80}.", hint)
     return FOLDER / f"{name}.toml"
+
+
+def data_setting(name: str, data: Path | None) -> dict[str, str]:
+    """Return the recipe's setting for the file that ``--data`` names. Empty for a demonstration whose data ships.
+
+    Raises RecipeError(E-COMBO) for a file that the demonstration does not read, and E-MISSING where it needs one.
+    """
+    if name not in NEEDS and data is not None:
+        raise RecipeError(
+            "E-COMBO", f"the data of the demonstration {name!r:.40} ships with edgewise.", "leave out --data."
+        )
+    if name in NEEDS and data is None:
+        raise RecipeError(
+            "E-MISSING", f"the data of the demonstration {name!r:.40} does not ship.", f"give --data: {NEEDS[name]}."
+        )
+    return {} if data is None else {"data.path": str(data.resolve())}

@@ -134,7 +134,7 @@ def play(out: Path, recipe: Recipe, tell: Tell, what: str = "plays") -> tuple[Pa
         run_dir = submission.folder(server.service, begun["run"])
         with RunStore(run_dir) as store:
             goes_on = recipe.personal.method != "none"
-            compare(store, here.executor, here.probes, recipe.compare, tell, recipe.round.rounds, goes_on)
+            compare(store, here.executor, here.probes, recipe.compare, tell, recipe.round.rounds, here.probes, goes_on)
             longer(store, here.executor, here.probes, recipe.compare, tell, recipe.round.rounds)
             personalise(store, here.executor, here.probes, recipe.personal, tell, recipe.round.rounds)
             if recipe.report.samples:

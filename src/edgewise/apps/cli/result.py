@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.apps.report import alone_or_together, numbers, personal, privacy, traffic
+from edgewise.apps.report import alone_or_together, numbers, personal, privacy, simulator_metrics, traffic
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,6 +78,8 @@ def _cost_table(s: Mapping[str, Any]) -> Any:
             "devices",
             f"the federated model beats the base on {numbers.percent(100 * share['over_base'], signed=False)}{more}",
         )
+    for name, means in simulator_metrics.latest(s).items():
+        grid.add_row(name, ", ".join(f"{model} {mean:.4g}" for model, mean in means.items()))
     if sentence := alone_or_together.going_on(s):
         grid.add_row("longer", sentence)
     if sentence := personal.sentence(s):

@@ -23,12 +23,13 @@ from edgewise.apps.terminal.options import (
 
 
 def demo(
-    what: Annotated[
-        str, typer.Argument(metavar="plays|code|edge-llm", help="Demonstration: plays, code or edge-llm.")
-    ] = "plays",
+    what: Annotated[str, typer.Argument(metavar="plays|code|edge-llm|smart-home", help="Demonstration.")] = "plays",
     network: Annotated[
         bool, typer.Option("--network", help="Run five device processes and a server over TLS.")
     ] = False,
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="FILE", help="Data of a demonstration whose data does not ship.")
+    ] = None,
     overrides: Set = None,
     out: Out = None,
     resume: Resume = False,
@@ -40,7 +41,8 @@ def demo(
 ) -> None:
     """Run a demonstration from start to report.
 
-    The model and the text ship with edgewise. Nothing is downloaded.
+    Models and texts ship with edgewise, and nothing is downloaded. The clips of
+    smart-home do not ship.
     """
     from edgewise.apps.cli import doctor
 
@@ -49,7 +51,7 @@ def demo(
     chosen = any(one.partition("=")[0].strip() == "simulation.engine" for one in overrides or ())
     if engine is None and not chosen:
         engine = "pool" if doctor.cores() > 1 or workers else "inproc"
-    _simulate_recipe("demo", what, overrides, out, resume, engine, workers, [], as_json, quiet, debug)
+    _simulate_recipe("demo", what, overrides, out, resume, engine, workers, [], as_json, quiet, debug, data)
 
 
 def sim(
@@ -109,8 +111,9 @@ def _simulate_recipe(
     as_json: bool,
     quiet: bool,
     debug: bool,
+    data: Path | None = None,
 ) -> None:
-    """Run a recipe file, or a demonstration by its name."""
+    """Run a recipe file, or a demonstration by its name over ``data``."""
     from edgewise.apps.terminal.sessions import CommandSession
 
     session = CommandSession(name, as_json=as_json, debug=debug, extensions=extensions)
@@ -121,7 +124,10 @@ def _simulate_recipe(
         from edgewise.core.errors import RecipeError
 
         path, says = (demos.demo_recipe(source), demos.SAYS[source]) if isinstance(source, str) else (source, "")
-        values = recipe_file.assignments(overrides)
+        values = {
+            **(demos.data_setting(source, data) if isinstance(source, str) else {}),
+            **recipe_file.assignments(overrides),
+        }
         for key, given in (("engine", engine), ("workers", workers)):
             if given is not None:
                 values[f"simulation.{key}"] = given

@@ -87,9 +87,20 @@ def series(s: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[float, float]
     """Map each metric's name to "held out" and "training", and these to points (rounds played, mean over devices)."""
     out: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for m in s.get("simulator_metrics") or ():
+        if m["model"] not in (TRAINING, "base", "federated"):
+            continue
         kind = "training" if m["model"] == TRAINING else "held out"
         out.setdefault(m["name"], {}).setdefault(kind, []).append((m["round"] + 1.0, m["mean"]))
     return out
+
+
+def latest(s: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Map each metric's name to the latest mean over devices of each model, in the order of tables of models."""
+    found: dict[str, dict[str, float]] = {}
+    means = {(m["name"], m["model"]): m["mean"] for m in s.get("simulator_metrics") or () if m["model"] != TRAINING}
+    for name, _ in means:
+        found[name] = {words.MODELS[model]: means[name, model] for model in words.MODELS if (name, model) in means}
+    return found
 
 
 def panels(s: Mapping[str, Any]) -> str:

@@ -41,6 +41,7 @@ from edgewise.engine.coordinator import first
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import ExtensionPackage, Instance, canonical, sign
 from edgewise.plan.plan import Plan
+from edgewise.plan.recipe import keywords
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 from edgewise.plan.retention import window_of
 
@@ -99,6 +100,9 @@ def served_recipe(recipe: Recipe, model: str | None, spec: Spec, measured: bool)
         fix = "let the devices measure (eval.on_devices = true), leave them out, or simulate the recipe."
         raise RecipeError("E-COMBO", what, fix)
     distilling.check_names(recipe)
+    if recipe.data.source == keywords.SOURCE:
+        what = f'data.source = "{keywords.SOURCE}": agents read text. The simulator plays it.'
+        raise RecipeError("E-COMBO", what, "play it with `edgewise sim`.")
     base = "bundled" if model is None else f"{package.PREFIX}{model}"
     if model == OWN:
         base = f"{package.OWN}{spec.digest()}"

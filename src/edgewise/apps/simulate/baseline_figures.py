@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import isfinite
 
 from edgewise.core import events
@@ -12,11 +12,25 @@ from edgewise.drivers.workers import jobs
 from edgewise.drivers.workers.executor import Executor, checked
 
 
-def keep(store: RunStore, model: str, last: int, device: DeviceId, nll: float, tokens: int) -> str:
+def keep(
+    store: RunStore,
+    model: str,
+    last: int,
+    device: DeviceId,
+    nll: float,
+    tokens: int,
+    metrics: Mapping[str, float] | None = None,
+) -> str:
     """Store a device's held-out loss of a baseline after round ``last``. Returns the note of its progress.
 
     A device without held-out text has no figure. A loss that is not finite is no figure either, and the note says so.
+
+    Args:
+        metrics: the trainer's own metrics of the baseline on the device, by name.
     """
+    if metrics:
+        of_device = {name: {device: value} for name, value in metrics.items()}
+        store.append(events.OwnMeasured(round=last, model=model, metrics=of_device))
     if tokens and isfinite(nll):
         store.measure(model, last, device, nll, tokens)
     elif tokens:

@@ -27,6 +27,7 @@ from edgewise.drivers.simulation.probes import Probes
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers import jobs
 from edgewise.drivers.workers.executor import Executor, checked
+from edgewise.engine.ports import Evaluator
 from edgewise.plan.recipe.outcome import CompareSection
 
 CENTRALISED, LOCAL_ONLY = "centralised", "local_only"
@@ -40,6 +41,7 @@ def compare(
     wanted: CompareSection,
     tell: Callable[[events.AnyEvent], None],
     rounds: int,
+    measured_by: Evaluator,
     personal: bool = False,
 ) -> None:
     """Run the comparisons that the recipe wants and that are not stored yet.
@@ -55,6 +57,7 @@ def compare(
 
     Args:
         rounds: the rounds that the federation played. ``round.patience`` may have ended it early.
+        measured_by: measures the centralised model on each device.
         personal: the recipe asks for personal models.
     Raises:
         EdgewiseError: only if the run directory or a worker fails.
@@ -119,8 +122,12 @@ def compare(
         else:
             del under_way[result.id]
             if personal:
-                baseline_figures.keep(store, LOCAL_PERSONAL, last, result.device, *result.personal)
-            note = baseline_figures.keep(store, LOCAL_ONLY, last, result.device, result.nll, result.tokens)
+                baseline_figures.keep(
+                    store, LOCAL_PERSONAL, last, result.device, *result.personal, result.personal_metrics
+                )
+            note = baseline_figures.keep(
+                store, LOCAL_ONLY, last, result.device, result.nll, result.tokens, result.metrics
+            )
         tell(events.Progress(phase="compare", done=done, total=total, note=note))
     if had_locals and personal:
         baseline_figures.conclude(store, tell, LOCAL_PERSONAL, last, 0.0)
@@ -128,7 +135,7 @@ def compare(
         baseline_figures.conclude(store, tell, LOCAL_ONLY, last, time.perf_counter() - began)
     if pooled:
         trained_s = 0.0 if had_locals else time.perf_counter() - began
-        event = probes.evaluate(CENTRALISED, last, vector.from_bytes(chain, len(chain) // 4))
+        event = measured_by.evaluate(CENTRALISED, last, vector.from_bytes(chain, len(chain) // 4))
         event = timed(event, trained_s)
         store.append(event)
         tell(event)

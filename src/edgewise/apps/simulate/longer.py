@@ -52,7 +52,7 @@ def longer(
 
     def take(result: jobs.Result) -> str:
         assert isinstance(result, jobs.TrainedAlone)
-        return baseline_figures.keep(store, LONGER, last, result.device, result.nll, result.tokens)
+        return baseline_figures.keep(store, LONGER, last, result.device, result.nll, result.tokens, result.metrics)
 
     baseline_figures.collect(executor, remaining, len(devices), LONGER, tell, take)
     baseline_figures.conclude(store, tell, LONGER, last, time.perf_counter() - began)

@@ -73,7 +73,7 @@ def personalise(
             kept.update(made)
         if name == PERSONAL:
             baseline_figures.keep(store, ELSEWHERE, last, result.device, *result.elsewhere)
-        return baseline_figures.keep(store, name, last, result.device, *result.own)
+        return baseline_figures.keep(store, name, last, result.device, *result.own, result.metrics)
 
     baseline_figures.collect(executor, remaining, len(devices), PERSONAL, tell, take)
     if name == PERSONAL:

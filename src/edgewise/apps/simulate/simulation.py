@@ -261,7 +261,7 @@ def _play_rounds(
     if reached.next_round < plan.rounds and until():
         return False
     personal = recipe.personal.method != "none"
-    compare(store, executor, probes, recipe.compare, tell, reached.next_round, personal)
+    compare(store, executor, probes, recipe.compare, tell, reached.next_round, own, personal)
     longer(store, executor, probes, recipe.compare, tell, reached.next_round)
     personalise(store, executor, probes, recipe.personal, tell, reached.next_round)
     unseen(store, executor, replace(probes, population=loaded.unseen), recipe.personal, tell, reached.next_round)

@@ -206,17 +206,21 @@ class Host:
             with without_noise(trainer):
                 params += trainer.fit(FitRequest(job.device, number, params, rule, key, secret)).x
         seconds = time.perf_counter() - began
+        self._held_metrics(job.device)  # Those of this training are of no round.
         if job.measure:
             measured, further = trainer.evaluate(job.device, params), (0.0, 0)
+            metrics, further_metrics = self._held_metrics(job.device), dict[str, float]()
             if job.personal:
                 wanted = as_many_alone(self._plan, job.device, len(job.rounds))
                 assert wanted is not None
                 secret = keys.derive(self._root, "personal", job.device)
                 own = personalised(self._plan, trainer, job.device, params, secret, wanted)
+                self._held_metrics(job.device)
                 further = self._measured(job.device, own)
+                further_metrics = self._held_metrics(job.device)
             return jobs.TrainedAlone(
                 id=job.id, device=job.device, nll=measured.nll, tokens=measured.tokens, seconds=seconds,
-                personal=further,
+                personal=further, metrics=metrics, personal_metrics=further_metrics,
             )  # fmt: skip
         return jobs.TrainedAlone(id=job.id, device=job.device, params=vector.to_bytes(params), seconds=seconds)
 
@@ -225,10 +229,17 @@ class Host:
         secret = keys.derive(self._root, "personal", job.device)
         params = personal_model(self._plan, self._trainer, self._devices.store, job.device, given, secret)
         elsewhere = [self._measured(device, params) for device in job.elsewhere]
+        self._held_metrics(job.device)
         return jobs.Personalised(
             id=job.id, device=job.device, params=vector.to_bytes(params), own=self._measured(job.device, params),
             elsewhere=(sum(nll for nll, _ in elsewhere), sum(tokens for _, tokens in elsewhere)),
+            metrics=self._held_metrics(job.device),
         )  # fmt: skip
+
+    def _held_metrics(self, device: str) -> dict[str, float]:
+        """Take the trainer's own metrics since the last call. Return those on this device's held-out data."""
+        found = [] if self._trainer.metrics is None else self._trainer.metrics.noted()
+        return {note.name: note.value for note in found if note.round is None and note.device == device}
 
     def _measured(self, device: str, params: vector.Vector) -> tuple[float, int]:
         """Measure the held-out loss of a model. No tokens where the device has no held-out text."""

@@ -184,7 +184,8 @@ class HandledMany(_Base, frozen=True, tag="handled_many"):
 class TrainedAlone(_Base, frozen=True, tag="trained"):
     """Answer to Solo: the parameters (raw float32), or, where they are None, the held-out measure.
 
-    ``personal``: (summed loss, tokens) after the further steps.
+    ``personal``: (summed loss, tokens) after the further steps. ``metrics`` and ``personal_metrics``: the trainer's own
+    metrics on the same held-out data, by name.
     """
 
     device: str
@@ -193,18 +194,22 @@ class TrainedAlone(_Base, frozen=True, tag="trained"):
     tokens: int = 0
     seconds: float = 0.0
     personal: tuple[float, int] = (0.0, 0)
+    metrics: dict[str, float] = {}
+    personal_metrics: dict[str, float] = {}
 
 
 class Personalised(_Base, frozen=True, tag="personalised"):
     """Answer to Personalise: the parameters (raw float32), and two measures (summed loss, tokens).
 
     ``own`` is on the device's own held-out text, and ``elsewhere`` on that of the devices ``elsewhere`` of the job.
+    ``metrics``: the trainer's own metrics on the device's held-out data, by name.
     """
 
     device: str
     params: memoryview
     own: tuple[float, int]
     elsewhere: tuple[float, int]
+    metrics: dict[str, float] = {}
 
 
 class CountedRecords(_Base, frozen=True, tag="counted"):

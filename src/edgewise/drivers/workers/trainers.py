@@ -13,6 +13,7 @@ from edgewise.engine.split_rest import RemoteRest
 from edgewise.engine.trainer import Registered, registered
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.own_part import own_part
+from edgewise.plan.recipe.keywords import SOURCE
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.split_part import split_part
 from edgewise.plan.strategy import strategy_of
@@ -53,6 +54,10 @@ def make_trainer(
         from edgewise.learn.part_trainer import part_trainer
 
         trainer = part_trainer(recipe, recipe_dir, run_dir / "cache", device, worker, remote)
+    elif recipe.data.source == SOURCE:
+        from edgewise.learn.keywords.trainer import make
+
+        trainer = registered(make(recipe, recipe_dir, run_dir / "cache", worker))
     else:
         from edgewise.learn.models.quantized import user_cache
         from edgewise.learn.retrieve import trainer as retriever

@@ -11,6 +11,7 @@ from edgewise.plan.recipe import stream
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 
 Header = bool | Literal["auto"]
+Source = Literal["python-stdlib", "plays", "plays-public", "text", "jsonl", "csv", "parquet", "keywords", "own"]
 SHIPPED = ("python-stdlib", "plays", "plays-public")  # These sources need no path. Their text is on this machine.
 OWN = "own"  # The text that the owner of each enrolled device names in its policy. No recipe says where it is.
 WHOLE = ("owner", "whole")  # These partitions cut no text into pieces.
@@ -20,11 +21,11 @@ _BARE = (*SHIPPED, OWN)
 class DataSection(Section):
     """The text that trains the model."""
 
-    source: Literal["python-stdlib", "plays", "plays-public", "text", "jsonl", "csv", "parquet", "own"] = Field(
+    source: Source = Field(
         "python-stdlib",
         description="source text of this machine's standard library, the lines of 24 characters of Shakespeare, those "
-        "of ten others (as text that is not private), a folder of text, or a table; own: what each enrolled device's "
-        "owner names",
+        "of ten others (as text that is not private), a folder of text, or a table; keywords: spectrograms of "
+        "spoken words, see [keywords]; own: what each enrolled device's owner names",
     )
     path: str | list[str] = Field(
         "",

@@ -26,6 +26,7 @@ LATER = (
     "distill",
     "drift",
     "engine",
+    "keywords",
     "metric",
     "model.quantize",
     "personal",

@@ -29,6 +29,7 @@ from edgewise.plan.recipe.distill import DistillSection, distill_faults
 from edgewise.plan.recipe.drift import DriftSection, drift_faults
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.findings import Examined, Finding
+from edgewise.plan.recipe.keywords import KeywordsSection, keyword_faults
 from edgewise.plan.recipe.later import without_unused
 from edgewise.plan.recipe.model import ModelSection
 from edgewise.plan.recipe.outcome import CompareSection, ReportSection, StoreSection
@@ -99,6 +100,7 @@ class Recipe(Section):
     model: ModelSection = ModelSection()
     trainable: TrainableSection = TrainableSection()
     data: DataSection = DataSection()
+    keywords: KeywordsSection = KeywordsSection()
     dp: DpSection = DpSection()
     trust: TrustSection = TrustSection()
     round: RoundSection = RoundSection()
@@ -277,6 +279,7 @@ class Recipe(Section):
         yield from stream_faults(self)
         yield from drift_faults(self)
         yield from retriever_faults(self)
+        yield from keyword_faults(self)
         yield from distill_faults(
             self.distill, self.strategy, self.trainable, self.personal, self.round.rounds, self.split.used
         )

@@ -196,6 +196,16 @@ def test_assignments_are_toml_with_a_text_fallback() -> None:
         assert e.value.code == "E-VALUE"
 
 
+def test_a_demonstration_whose_data_does_not_ship_asks_for_it(folder: Path) -> None:
+    for arguments, code, named in (
+        (["demo", "smart-home"], "E-MISSING", "--data"),
+        (["demo", "plays", "--data", "clips.npz"], "E-COMBO", "ships"),
+        (["demo", "smart-home", "--data", "clips.npz"], "E-DATA-MISSING", str(folder / "clips.npz")),
+    ):
+        done = call(*arguments, "--engine", "inproc")
+        assert (code in done.output, named in done.output) == (True, True), done.output
+
+
 def test_the_demo_never_stands_in_its_own_way(folder: Path) -> None:
     recipe = made_plan().recipe
     first = run_dirs.place(recipe, fresh=True, resume=False)
