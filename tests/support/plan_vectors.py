@@ -42,11 +42,8 @@ POPULATIONS = {
     "private": 1000,
     "quantized": 24,
     "redistill": 24,
-<<<<<<< HEAD
     "retrieve": 24,
-=======
     "smart-home": 52,
->>>>>>> 77fb0fea (Spot keywords in spectrograms that stay on devices)
     "split": 24,
     "split-once": 24,
     "tiny-link": 24,
