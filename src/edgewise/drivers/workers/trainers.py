@@ -55,9 +55,9 @@ def make_trainer(
 
         trainer = part_trainer(recipe, recipe_dir, run_dir / "cache", device, worker, remote)
     elif recipe.data.source == SOURCE:
-        from edgewise.learn.keywords.trainer import make
+        from edgewise.learn.keywords.trainer import make as make_keywords
 
-        trainer = registered(make(recipe, recipe_dir, run_dir / "cache", worker))
+        trainer = registered(make_keywords(recipe, recipe_dir, run_dir / "cache", worker))
     else:
         from edgewise.learn.models.quantized import user_cache
         from edgewise.learn.retrieve import trainer as retriever
