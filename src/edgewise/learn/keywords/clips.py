@@ -25,6 +25,7 @@ import numpy as np
 from edgewise.core.errors import DataError
 from edgewise.core.foreign import foreign
 from edgewise.core.keys import Key, derive, generator
+from edgewise.core.safe_repr import outline
 from edgewise.core.training import POOLED, DeviceId
 from edgewise.core.vector import Array
 from edgewise.plan.recipe.keywords import KeywordsSection
@@ -53,6 +54,8 @@ class Clips:
     owner: Array | None = None
     test: Array | None = None
 
+    __repr__ = outline
+
     def of(self, rows: Array) -> Clips:
         """Return the clips of some rows, without owners."""
         return Clips(self.names, self.x[rows], self.label[rows])
@@ -72,12 +75,14 @@ class Clips:
 
 
 @dataclass(frozen=True, eq=False)
-class Dealt:
+class DealtClips:
     """Clips by their holder: the public ones, those of each device, and those of the test."""
 
     public: Clips
     devices: Mapping[DeviceId, Clips]
     test: Clips
+
+    __repr__ = outline
 
 
 def read(path: Path) -> Clips:
@@ -146,7 +151,7 @@ def _check_spectrograms(x: Any, where: str) -> None:
         raise DataError("E-DATA-FORMAT", f"{where} has {x.size:,} values, the most are {MOST_VALUES:,}.", _FIX)
 
 
-def dealt(clips: Clips, section: KeywordsSection, key: Key) -> Dealt:
+def dealt(clips: Clips, section: KeywordsSection, key: Key) -> DealtClips:
     """Share out clips to the public set, devices and the test.
 
     Without owners, each keyword's clips are permuted by the key. The first ``section.test`` are for the test, the next
@@ -173,7 +178,7 @@ def dealt(clips: Clips, section: KeywordsSection, key: Key) -> Dealt:
     if empty := [what for what, n in lacking.items() if not n]:
         fix = "give more clips, or lower keywords.test, keywords.public and keywords.clips."
         raise DataError("E-DATA-EMPTY", f"there are no {empty[0]}.", fix)
-    return Dealt(public, devices, test)
+    return DealtClips(public, devices, test)
 
 
 def _with_owners(clips: Clips, section: KeywordsSection, key: Key) -> Clips:

@@ -25,7 +25,7 @@ from edgewise.core.vector import Array, Vector
 from edgewise.learn.computing import computing
 from edgewise.learn.hardware import chosen
 from edgewise.learn.keywords import clips as files
-from edgewise.learn.keywords.clips import Clips, Dealt
+from edgewise.learn.keywords.clips import Clips, DealtClips
 from edgewise.learn.keywords.detection import false_negatives
 from edgewise.learn.keywords.network import KeywordLoss, KeywordNet
 from edgewise.learn.keywords.noise import noisy, readable
@@ -67,7 +67,7 @@ class KeywordTrainer(TorchTrainer):
     The test is the same for all, and nobody trains on it.
     """
 
-    def __init__(self, recipe: Recipe, fingerprint: str, dealt: Dealt, cache_dir: Path, worker: int) -> None:
+    def __init__(self, recipe: Recipe, fingerprint: str, dealt: DealtClips, cache_dir: Path, worker: int) -> None:
         section, key = recipe.keywords, derive(root(recipe.seed), "keywords")
         self._section, self._fingerprint, self.names = section, fingerprint, dealt.public.names
         public = _heard(dealt.public, section, section.public_noise_db, derive(key, "noise", "public"))
