@@ -38,7 +38,7 @@ def test_it_holds_the_package_its_pages_and_its_types(wheel: Path) -> None:
     pages = {f"edgewise/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / "docs").rglob("*.md")}
     assert {"edgewise/py.typed", *tracked, *pages} <= names
     assert not [name for name in names if name.endswith((".pyc", ".png"))]
-    assert wheel.stat().st_size < 4.4e6
+    assert wheel.stat().st_size < 5e6  # model, plays, pages and code
 
 
 def test_its_metadata_is_whole_and_its_description_has_no_dead_link(wheel: Path) -> None:
