@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgewise.apps.report import numbers, summary
+from edgewise.apps.report import numbers, simulator_metrics, summary
 from edgewise.apps.runs import run_dirs
 from edgewise.core.errors import RecipeError
 
@@ -35,7 +35,8 @@ def build(folders: Sequence[Path]) -> dict[str, Any]:
         ``runs``: a row each: ``name`` (short and unique), ``run_dir``, ``complete``, ``rounds``, ``perplexity``
         (weighted mean by model; null if it was not measured), ``worst_decile`` (federated),
         ``up_per_device_round``, ``up_total``, ``seconds``, ``epsilon`` (spent so far; null without a budget),
-        ``share_over_local_only``, ``curve`` (``played``, ``perplexity``, ``up``), ``loss`` (``round``, ``loss``).
+        ``share_over_local_only``, ``curve`` (``played``, ``perplexity``, ``up``), ``loss`` (``round``, ``loss``),
+        ``metrics`` (a person's own ones on held-out data: name -> ``played``, ``mean`` over devices).
         ``settings``: recipe key -> its value in each run, for keys that differ.
         ``not_comparable``: name of a run -> its differences from the first run.
     Raises:
@@ -130,6 +131,13 @@ def _run_row(s: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
         "loss": [
             {"round": r["round"] + 1, "loss": r["loss_last"]} for r in s["per_round"] if r["loss_last"] is not None
         ],
+        "metrics": {
+            metric: [
+                {"played": int(played), "mean": mean} for played, mean in sorted(kinds[simulator_metrics.HELD_OUT])
+            ]
+            for metric, kinds in simulator_metrics.series(s).items()
+            if simulator_metrics.HELD_OUT in kinds
+        },
     }
 
 
@@ -186,6 +194,17 @@ def run_figures(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def metric_rows(found: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
+    """List each own metric with its latest mean in each run. A dash for a run without it."""
+    names = sorted({name for row in found["runs"] for name in row["metrics"]})
+    return [(name, [_latest_mean(row["metrics"].get(name, ())) for row in found["runs"]]) for name in names]
+
+
+def _latest_mean(points: Sequence[Mapping[str, float]]) -> str:
+    """Format the last mean of a metric."""
+    return f"{points[-1]['mean']:.4g}" if points else numbers.NOTHING
+
+
 def best(found: Mapping[str, Any]) -> str | None:
     """Name the comparable run with the lowest federated perplexity. None if fewer than two can be compared."""
     fit = [
@@ -216,13 +235,18 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
         console.print(table)
     if not all(row["complete"] for row in found["runs"]):
         console.print(Text("* not complete", "dim"))
-    if found["settings"]:
-        settings = Table(box=box.SIMPLE_HEAD, pad_edge=False, title="settings that differ", title_justify="left")
-        settings.add_column("key", style="dim", overflow="fold")
-        for row in found["runs"]:
-            settings.add_column(row["name"], overflow="fold")
-        for key, values in found["settings"].items():
-            settings.add_row(key, *map(setting, values))
-        console.print(settings)
+    by_run = {
+        "own metrics, latest mean over devices": metric_rows(found),
+        "settings that differ": [(key, list(map(setting, values))) for key, values in found["settings"].items()],
+    }
+    for title, rows in by_run.items():
+        if rows:
+            table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=title, title_justify="left")
+            table.add_column("key" if title.startswith("settings") else "metric", style="dim", overflow="fold")
+            for row in found["runs"]:
+                table.add_column(row["name"], overflow="fold")
+            for name, cells in rows:
+                table.add_row(Text(name), *map(Text, cells))
+            console.print(table)
     for name, why in found["not_comparable"].items():
         console.print(Text(incomparable_reason(name, why), "yellow"))

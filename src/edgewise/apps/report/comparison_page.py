@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
@@ -50,7 +50,7 @@ def page(found: Mapping[str, Any]) -> str:
 <div class="page"><header><p class="kind">edgewise compare</p><h1>{len(found["runs"])} runs</h1>
 <p class="lead">{_comparison_lead(found)}</p>{_not_comparable_note(found)}</header><main>
 <section aria-label="Figures"><div class="panel">{_figures_table(found)}</div>{_settings_table(found)}</section>
-<section aria-label="Curves">{_overlaid_curves(found)}</section></main>
+<section aria-label="Curves">{_overlaid_curves(found)}</section>{_own_metrics(found)}</main>
 <footer><code>edgewise compare</code> made this page from the databases of {escape(names)}.</footer></div></body></html>
 """
 
@@ -128,14 +128,9 @@ def _settings_table(found: Mapping[str, Any]) -> str:
 def _overlaid_curves(found: Mapping[str, Any]) -> str:
     """Draw the curves of all runs over rounds and bytes."""
     runs = found["runs"]
-    height = max(280, 60 + 16 * len(runs))
 
     def lines(title: str, points: list[list[tuple[float, float]]], x_name: str, unit: Any, whole: bool = True) -> str:
-        series = [
-            svg.Series(svg.clipped(r["name"], 72), _run_colour(i), p, dots=len(p) < 30, dashed=i >= len(LIGHT))
-            for i, (r, p) in enumerate(zip(runs, points, strict=True))
-        ]
-        return svg.lines(title, series, x_name=x_name, unit=unit, whole_x=whole, height=height)
+        return _overlaid(runs, title, points, x_name, unit, whole)
 
     by_round = lines(
         "Held-out perplexity by rounds played",
@@ -164,6 +159,38 @@ def _overlaid_curves(found: Mapping[str, Any]) -> str:
         panel("Training loss", "Nats per token in the last quarter of the local steps, averaged over devices.", loss)
         + panel("Federated against alone", "Lower is better.", _perplexity_bars(found))
     )
+
+
+def _overlaid(
+    runs: Sequence[Mapping[str, Any]],
+    title: str,
+    points: list[list[tuple[float, float]]],
+    x_name: str,
+    unit: Any,
+    whole: bool = True,
+) -> str:
+    """Draw one curve of each run over one axis."""
+    series = [
+        svg.Series(svg.clipped(r["name"], 72), _run_colour(i), p, dots=len(p) < 30, dashed=i >= len(LIGHT))
+        for i, (r, p) in enumerate(zip(runs, points, strict=True))
+    ]
+    return svg.lines(title, series, x_name=x_name, unit=unit, whole_x=whole, height=max(280, 60 + 16 * len(runs)))
+
+
+def _own_metrics(found: Mapping[str, Any]) -> str:
+    """Draw a chart of each own metric, and a table of the latest means. Empty without metrics."""
+    rows = comparison.metric_rows(found)
+    if not rows:
+        return ""
+    charts = []
+    for name, _ in rows:
+        points = [[(one["played"], one["mean"]) for one in r["metrics"].get(name, ())] for r in found["runs"]]
+        title = svg.clipped(name, 300)
+        drawn = _overlaid(found["runs"], f"{title} by rounds played", points, "rounds played", lambda v: f"{v:.4g}")
+        charts.append(panel(escape(title), "Own metric: mean over the measured devices.", drawn))
+    heads = ("metric", *(r["name"] for r in found["runs"]))
+    latest = panel("Own metrics", "The latest means.", table(heads, [row(escape(n), cells) for n, cells in rows]))
+    return f'<section aria-label="Own metrics">{"".join(charts)}{latest}</section>'
 
 
 def _perplexity_bars(found: Mapping[str, Any]) -> str:

@@ -57,6 +57,9 @@ class SimulatorMetrics:
             self.tell(event)
 
 
+HELD_OUT = "held out"  # The series of metrics of models on held-out data.
+
+
 def rows(log: Sequence[events.AnyEvent], noised: bool) -> list[dict[str, Any]]:
     """Make a row for each metric, model and round, in order (``summary_types.SimulatorMetric``).
 
@@ -89,7 +92,7 @@ def series(s: Mapping[str, Any]) -> dict[str, dict[str, list[tuple[float, float]
     for m in s.get("simulator_metrics") or ():
         if m["model"] not in (TRAINING, "base", "federated"):
             continue
-        kind = "training" if m["model"] == TRAINING else "held out"
+        kind = "training" if m["model"] == TRAINING else HELD_OUT
         out.setdefault(m["name"], {}).setdefault(kind, []).append((m["round"] + 1.0, m["mean"]))
     return out
 
@@ -111,7 +114,7 @@ def panels(s: Mapping[str, Any]) -> str:
     shown, hint = [], "Simulator metric: mean over the measured devices. It does not travel with updates."
     for name, kinds in found.items():
         lines = [
-            svg.Series(kind, "federated" if kind == "held out" else "base", points, dots=True)
+            svg.Series(kind, "federated" if kind == HELD_OUT else "base", points, dots=True)
             for kind, points in kinds.items()
         ]
         drawn = svg.lines(f"{name} by rounds played", lines, x_name="rounds played", unit=lambda v: f"{v:.4g}")

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 from edgewise.apps.cli import main
 from edgewise.apps.report import comparison, comparison_page, summary
 from edgewise.apps.runs import run_dirs
+from edgewise.core import events
 from unit.made_run import RECIPES, make_run
 
 
@@ -69,6 +70,24 @@ def test_runs_of_other_data_models_or_text_are_named_and_never_win(folder: Path)
     assert said in comparison_page.page(found)
     assert said in " ".join(call("runs/plain", "runs/model").stdout.split())
     assert comparison.best(comparison.build([Path("runs/plain"), Path("runs/text")])) is None
+
+
+@pytest.mark.slow
+def test_own_metrics_are_compared_on_the_screen_and_on_the_page(folder: Path) -> None:
+    for round, mean in ((4, 0.25), (9, 0.75)):
+        with run_dirs.opened(Path("runs/slow")) as store:
+            each = {"d0": mean - 0.125, "d1": mean + 0.125}
+            store.append(events.OwnMeasured(round=round, model="federated", metrics={"<accuracy>": each}))
+    found = comparison.build([Path("runs/plain"), Path("runs/slow")])
+    plain, slow = (row["metrics"] for row in found["runs"])
+    assert (plain, slow) == ({}, {"<accuracy>": [{"played": 5, "mean": 0.25}, {"played": 10, "mean": 0.75}]})
+    assert comparison.metric_rows(found) == [("<accuracy>", ["–", "0.75"])]
+    shown = call("runs/plain", "runs/slow").stdout
+    assert re.search(r"<accuracy> +– +0\.75", shown)
+    page = comparison_page.page(found)
+    assert "<accuracy>" not in page
+    assert page.count("&lt;accuracy&gt; by rounds played") >= 1
+    assert "own metrics" not in call("runs/plain", "runs/plain").stdout
 
 
 @pytest.mark.slow
