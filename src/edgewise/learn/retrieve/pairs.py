@@ -54,6 +54,7 @@ def pairs_of(document: Document, how: str) -> list[TextPair]:
 
     >>> pairs_of(Document("a", "", "Hello.\\nGood day."), "turns")[0].question
     'Hello.'
+
     Source: Lee et al. 2019, arXiv:1906.00300 (inverse cloze task).
     """
     if how == "rows":
