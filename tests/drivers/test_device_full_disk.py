@@ -57,7 +57,8 @@ def play(watch: Watch, fails: int, error: StoreError = FULL) -> tuple[list[bytes
         return SimpleNamespace(frame=b"the answer")
 
     send, speed = lambda run, round, raw: sent.append(raw), SimpleNamespace(up_mbit=1.0)
-    link: Any = SimpleNamespace(name="d", poll=poll, standing=dict, speed=speed, send=send)
+    frames = SimpleNamespace(recall=lambda: None)
+    link: Any = SimpleNamespace(name="d", poll=poll, standing=dict, speed=speed, send=send, frames=frames)
     devices = SimpleNamespace(wanted=lambda *_: (), answer=answer, plan=None)
     part: Any = SimpleNamespace(devices=devices, downloads=None, blobs=Path())
     attend(link, lambda run: part, lambda: bool(polled) and polled[-1] == 7, 0.0, watch)

@@ -27,7 +27,7 @@ SAYS = {
     ),
 }
 NEEDS = {  # demonstrations whose data does not ship, and what --data names
-    "smart-home": "a file of spectrograms of spoken keywords, as docs/howto/keywords.md describes it",
+    "smart-home": "a file of spectrograms of spoken keywords (`edgewise explain keywords`)",
 }
 NETWORKED = ("plays", "edge-llm")  # They also run on enrolled processes (``network_demo``).
 

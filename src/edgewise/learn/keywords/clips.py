@@ -33,7 +33,7 @@ from edgewise.plan.recipe.keywords import KeywordsSection
 LOWEST, RANGE = -14.0, 22.0  # log power of byte 0, and the distance to that of byte 255
 MOST_VALUES = 1 << 31  # values of a file's spectrograms
 _COLUMNS = ("x", "keyword", "owner", "test")
-_FIX = "write it in one of the two forms that docs/howto/keywords.md describes."
+_FIX = "write it in one of the two forms of `edgewise explain keywords`."
 
 
 @dataclass(frozen=True, eq=False)
