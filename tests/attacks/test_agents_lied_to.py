@@ -169,7 +169,7 @@ def test_an_agent_that_is_asked_for_a_round_again_refuses(tmp_path: Path, sent: 
         liar.invite(liar.devices[0], run)
         with working(*homes):
             assert seen(lambda: len(sent) == 2)
-        reasons = [row.reason for home in homes for row in record.rows(home)]
+        reasons = [row.reason or "" for home in homes for row in record.rows(home)]
     assert [type(m) for m in sent] == [frame.Contribution, frame.Refusal]
     assert sent[1].code == "E-SECAGG-ORDER"
     assert any("update of round 0 has left" in why for why in reasons)

@@ -74,8 +74,10 @@ def test_a_classifier_learns_and_its_accuracy_is_everywhere(tmp_path: Path) -> N
     assert all({"accuracy", "held_out_loss", "loss_last"} <= m.keys() for m in seen)
     run = ew.open_run(tmp_path / "run")
     assert torch.equal(given.module.weight, before), "a copy is trained"
-    rows = run.summary["simulator_metrics"]
+    rows = [m for m in run.summary["simulator_metrics"] if m["model"] in ("base", "federated")]
+    alone = [m for m in run.summary["simulator_metrics"] if m["model"] == "local_only"]
     assert [(m["model"], m["round"]) for m in rows] == [("base", -1), *[("federated", r) for r in range(3)]]
+    assert [(m["round"], sorted(m["devices"])) for m in alone] == [(2, ["a", "b", "c"])]
     assert rows[-1]["mean"] == pytest.approx(sum(rows[-1]["devices"].values()) / 3)
     assert rows[-1]["mean"] > rows[0]["mean"]
     assert run.rounds.column("accuracy") == [m["accuracy"] for m in seen]
