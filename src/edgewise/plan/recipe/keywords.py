@@ -62,7 +62,8 @@ def keyword_faults(recipe: Any) -> Iterator[SettingError]:
     for key, used in _text_only(recipe).items():
         if used:
             what = f'{key} is for language models, and data.source = "{SOURCE}" trains a model that scores keywords'
-            yield SettingError("E-COMBO", what, "leave it out")
+            full = 'write kind = "full" in [trainable], which differential privacy alone does not choose'
+            yield SettingError("E-COMBO", what, full if key.startswith("trainable") else "leave it out")
 
 
 def _text_only(recipe: Any) -> dict[str, bool]:

@@ -155,3 +155,26 @@ def test_the_section_counts_for_a_run_only_where_it_is_used() -> None:
 
     assert "keywords" not in from_plain({"privacy": "none"}).resolved()
     assert KeywordsSection().width == 48
+
+
+PRIVATE: list[dict[str, Any]] = [
+    {"privacy": "hidden"},
+    {"privacy": "central_dp", "dp": {"epsilon": 8.0, "delta": 1e-2, "clip_l2": 1.0}},
+    {
+        "privacy": "local_dp",
+        "dp": {"unit": "example", "epsilon": 8.0, "delta": 1e-2, "clip_l2": 1.0, "sample_rate": 0.5},
+    },
+]
+
+
+@pytest.mark.parametrize("private", PRIVATE)
+def test_keywords_train_under_each_kind_of_privacy(clips: Path, tmp_path: Path, private: dict[str, Any]) -> None:
+    compared = {"local_only": False, "centralised": False}
+    plain = recipe(clips, trainable={"kind": "full"}, compare=compared, **private)
+    run = Federation(plain.model_dump(exclude_unset=True), home=tmp_path).run(tmp_path / "run")
+    assert run.summary["rounds"]["met"] == 2
+
+
+def test_adapters_that_differential_privacy_chooses_are_named_with_the_cure(clips: Path) -> None:
+    with pytest.raises(RecipeError, match='kind = "full"'):
+        recipe(clips, **PRIVATE[1])
