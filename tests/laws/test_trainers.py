@@ -155,6 +155,23 @@ def trainer(request: pytest.FixtureRequest, place: Path) -> Trainer:
     return made
 
 
+TEXT_PORTS = {
+    "describes",
+    "counts",
+    "noises",
+    "measures",
+    "computes",
+    "continues",
+    "reads",
+    "reports",
+    "remarks",
+    "metrics",
+    "together",
+    "moves",
+    "holds_back",
+    "fits_blocks",
+    "contrasts",
+}
 PORTS = {
     "ToyTrainer": {"describes", "measures", "fits_blocks"},
     "TorchTrainer": {"counts", "noises", "measures", "computes", "metrics", "together", "moves", "holds_back"},
@@ -184,40 +201,8 @@ PORTS = {
     "PartedTrainer": {"describes", "continues"},
     "SplitTrainer": {"describes", "continues"},
     "CachedTrainer": {"describes", "continues"},
-    "RetrieverTrainer": {
-        "describes",
-        "counts",
-        "noises",
-        "measures",
-        "computes",
-        "continues",
-        "reads",
-        "reports",
-        "remarks",
-        "metrics",
-        "together",
-        "moves",
-        "holds_back",
-        "fits_blocks",
-        "contrasts",
-    },
-    "TextTrainer": {
-        "describes",
-        "counts",
-        "noises",
-        "measures",
-        "computes",
-        "continues",
-        "reads",
-        "reports",
-        "remarks",
-        "metrics",
-        "together",
-        "moves",
-        "holds_back",
-        "fits_blocks",
-        "contrasts",
-    },
+    "RetrieverTrainer": TEXT_PORTS,
+    "TextTrainer": TEXT_PORTS,
 }
 
 

@@ -123,7 +123,7 @@ class Flagged(Event, frozen=True, tag="flagged"):
 
 
 class Compared(Event, frozen=True, tag="compared"):
-    """How far an update was from those of the other devices of its round, where the server sees each update.
+    """Distance of an update from those of the other devices of its round, where the server sees each update.
 
     Attributes:
         l2: length of the update.

@@ -1,4 +1,4 @@
-"""What a closed round leaves: the mean that it released, the checkpoint after it, and the event that tells of it.
+"""Results of a closed round: the mean that it released, the checkpoint after it, and the event that tells of it.
 
 released = released_mean(plan, entropy, checkpoint, facts, sums) if sums else None
 after = checkpoint_after(plan, checkpoint, facts, released, epsilon)

@@ -1,4 +1,4 @@
-"""How far each update of a round was from the others, for merges that keep the updates of a round one by one.
+"""Distances of the updates of a round from each other, for merges that keep the updates of a round one by one.
 
     for event in compared(pipe, turn, total): ...
 

@@ -1,4 +1,4 @@
-"""What a file of attestation evidence states, for an owner who writes a policy."""
+"""The statements of a file of attestation evidence, for an owner who writes a policy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an owner accepts of attested programs, and the check of a key against it.
+"""Programs that an owner accepts by attestation, and the check of a key against them.
 
     reference = Reference("snp", {"measurement": "d1cd82..."}, versions={"snp": 8})
     facts = accepted(evidence, (reference,), bound("helper", run, key), now)

@@ -51,7 +51,7 @@ class Evidence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
 
 @dataclass(frozen=True)
 class Facts:
-    """What verified evidence states.
+    """Statements of verified evidence.
 
     Attributes:
         platform: as in the evidence.

@@ -85,7 +85,7 @@ class PageHinkley(NamedTuple):
 
 
 class DriftWork:
-    """What a device does about drift before it trains."""
+    """Work of a device about drift, before it trains."""
 
     def __init__(self, section: DriftSection) -> None:
         self._section, self.alarms = section, section.alarm

@@ -86,7 +86,7 @@ class RedealtStore:
 
     @cached_property
     def _deals(self) -> tuple[_Deal, _Deal]:
-        """How training blocks and held-out blocks are dealt."""
+        """The way in which training blocks and held-out blocks are dealt."""
         return self._deal("train_NS"), self._deal("held_NS")
 
     def _deal(self, part: str) -> _Deal:
