@@ -18,10 +18,26 @@ import bench
 import numpy as np
 
 from edgewise.privacy import accountant, card, distributed, ledger, matrix
-from edgewise.privacy.accountant import COARSE, calibrate, epsilon, epsilon_renyi, gaussian, renyi_divergences, safe_cap
-from edgewise.privacy.adaptive import bit_noise, split
+from edgewise.privacy.accountant import (
+    COARSE,
+    calibrate,
+    epsilon,
+    epsilon_renyi,
+    gaussian_epsilon,
+    renyi_divergences,
+    safe_poisson_cap,
+)
+from edgewise.privacy.adaptive import bit_noise, split_noise_multiplier
 from edgewise.privacy.ledger import Budget, Ledger, LedgerEntry
-from edgewise.privacy.spend import PrivacyEvent, discrete, fixed_size, local, poisson, tree, truncated
+from edgewise.privacy.spend import (
+    PrivacyEvent,
+    discrete_event,
+    fixed_size_event,
+    local,
+    poisson,
+    tree_event,
+    truncated_poisson_event,
+)
 from edgewise.privacy.spend import gaussian as plain
 
 Row = tuple[str, str, float]
@@ -68,34 +84,42 @@ def sampled() -> Iterator[Row]:
     yield "all take part, z = 4, 100 rounds: Renyi", "14.1322", epsilon_renyi({plain(4.0): 100}, 1e-5)
     yield "all take part, z = 4, 100 rounds: exact", "13.2067", epsilon({plain(4.0): 100}, 1e-5)
     for cap, expected in ((110, "6.36"), (130, "3.16"), (140, "1.443"), (150, "1.3282"), (160, "1.3265")):
-        yield f"truncated Poisson, cap {cap}", expected, epsilon({truncated(1.0, 0.01, 10_000, cap): 500}, 1e-5, COARSE)
-    yield "smallest cap that costs nothing", "160", safe_cap(10_000, 0.01, 500, 1e-5)
-    yield "fixed cohorts, z = 1", "15.6", epsilon({fixed_size(1.0, 10_000, 100): 500}, 1e-5)
+        yield (
+            f"truncated Poisson, cap {cap}",
+            expected,
+            epsilon({truncated_poisson_event(1.0, 0.01, 10_000, cap): 500}, 1e-5, COARSE),
+        )
+    yield "smallest cap that costs nothing", "160", safe_poisson_cap(10_000, 0.01, 500, 1e-5)
+    yield "fixed cohorts, z = 1", "15.6", epsilon({fixed_size_event(1.0, 10_000, 100): 500}, 1e-5)
 
 
 def plain_ones() -> Iterator[Row]:
     """Gaussian, zCDP, trees, noise of devices."""
-    yield "Gaussian, sigma 1, delta 1e-5", "4.377178", gaussian(1.0, 1e-5)
+    yield "Gaussian, sigma 1, delta 1e-5", "4.377178", gaussian_epsilon(1.0, 1e-5)
     for target, delta, z in ((1.0, 1e-5, "3.730632"), (1.0, 1e-6, "4.224679"), (0.5, 1e-6, "8.057618")):
         found = calibrate(lambda z: {plain(z): 1}, target, delta, tolerance=1e-9)
         yield f"Gaussian, sigma of epsilon {target:g}, delta {delta:g}", z, found
     for expected, z in (("1", 3.731), ("4", 1.081), ("8", 0.600)):
         yield f"~ local, z = {z:g}", expected, epsilon({local(2.0 * z): 1}, 1e-5)
-    yield "Gboard es, rho 0.81", "8.9223", epsilon({discrete(0.81): 1}, 1e-10)
-    yield "tree, z = 7, 2000 rounds", "2.2811", epsilon({tree(7.0, 2000): 1}, 1e-6)
-    yield "tree, z = 8.83, 1600 rounds", "1.7732", epsilon({tree(8.83, 1600): 1}, 1e-6)
+    yield "Gboard es, rho 0.81", "8.9223", epsilon({discrete_event(0.81): 1}, 1e-10)
+    yield "tree, z = 7, 2000 rounds", "2.2811", epsilon({tree_event(7.0, 2000): 1}, 1e-6)
+    yield "tree, z = 8.83, 1600 rounds", "1.7732", epsilon({tree_event(8.83, 1600): 1}, 1e-6)
     for n, honest, z, clip, dim, bits, rho, expected in DISTRIBUTED:
-        found_sizes = distributed.size(n, honest, z, clip, dim, bits, 4.0)
+        found_sizes = distributed.size_noise(n, honest, z, clip, dim, bits, 4.0)
         yield f"distributed, n = {n}, {bits} bits: rho", rho, found_sizes.rho
-        event = discrete(found_sizes.rho, found_sizes.xi)
+        event = discrete_event(found_sizes.rho, found_sizes.xi)
         yield f"distributed, n = {n}, {bits} bits: epsilon of 100 rounds", expected, epsilon({event: 100}, 1e-6)
     for z, expected in ((4.0, "15.3280"), (8.0, "6.7346")):
         yield f"  the same noise of a server, z = {z:g}: Renyi", expected, epsilon_renyi({plain(z): 100}, 1e-6)
     for (left, found_eps), expected in zip(
-        card.degradation(1.0, 70, 1e-5)[1:], ("5.3", "9.2", "22", "70"), strict=True
+        card.epsilon_degradation(1.0, 70, 1e-5)[1:], ("5.3", "9.2", "22", "70"), strict=True
     ):
         yield f"70 honest devices counted on, {left} there", expected, found_eps
-    yield "adaptive clip, z = 1, m = 100: z of the update", "1.0050", split(1.0, bit_noise(100), "add_remove")
+    yield (
+        "adaptive clip, z = 1, m = 100: z of the update",
+        "1.0050",
+        split_noise_multiplier(1.0, bit_noise(100), "add_remove"),
+    )
 
 
 def calibrations() -> Iterator[Row]:
@@ -116,7 +140,7 @@ def calibrations() -> Iterator[Row]:
             fits = epsilon_renyi({poisson(middle, 0.01): 500}, 1e-5) <= target
             low, high = (low, middle) if fits else (middle, high)
         yield f"~ z of epsilon {target}, Poisson: Renyi", by_renyi, high
-        found = z(lambda z: {fixed_size(z, 10_000, 100): 500}, target)
+        found = z(lambda z: {fixed_size_event(z, 10_000, 100): 500}, target)
         yield f"~ sigma / C of epsilon {target}, fixed cohorts", fixed, found
         yield f"~ z of epsilon {target}, 5 rounds each", none, z(lambda z: {plain(z): 5}, target)
 
@@ -124,15 +148,15 @@ def calibrations() -> Iterator[Row]:
 def correlated() -> Iterator[Row]:
     """Losses of prefix sums."""
     for shape, (worst, rms, two, two_rms, four) in CORRELATED.items():
-        independent = matrix.loss(matrix.Blt((), (), *shape))
+        independent = matrix.matrix_loss(matrix.BltMatrix((), (), *shape))
         yield f"independent noise {shape}: largest", worst, independent[0]
         yield f"independent noise {shape}: rms", rms, independent[1]
-        best = matrix.choose(*shape, buffers=2)
-        yield f"~ 2 buffers {shape}: largest", two, matrix.loss(best)[0]
-        yield f"~ 2 buffers {shape}: rms", two_rms, matrix.loss(best)[1]
-        yield f"~ up to 4 buffers {shape}: largest", four, matrix.loss(matrix.choose(*shape, buffers=4))[0]
-    found = matrix.choose(1000, 100, 10, buffers=2)
-    yield "sensitivity of 2 buffers (1000, 100, 10)", "6.8421", matrix.sensitivity(found)
+        best = matrix.choose_blt(*shape, buffers=2)
+        yield f"~ 2 buffers {shape}: largest", two, matrix.matrix_loss(best)[0]
+        yield f"~ 2 buffers {shape}: rms", two_rms, matrix.matrix_loss(best)[1]
+        yield f"~ up to 4 buffers {shape}: largest", four, matrix.matrix_loss(matrix.choose_blt(*shape, buffers=4))[0]
+    found = matrix.choose_blt(1000, 100, 10, buffers=2)
+    yield "sensitivity of 2 buffers (1000, 100, 10)", "6.8421", matrix.matrix_sensitivity(found)
     for i, (theta, w) in enumerate((("0.986072", "0.231319"), ("0.623144", "0.272538"))):
         yield f"~ their theta {i + 1}", theta, found.theta[i]
         yield f"~ their w {i + 1}", w, found.w[i]
@@ -154,7 +178,7 @@ def charges(event: PrivacyEvent, rounds: int) -> list[float]:
     book, took = Ledger(Budget(1e9, 1e-5)), []
     for round in range(rounds):
         began = time.perf_counter()
-        after = ledger.charge(book, LedgerEntry(round, "a", 0, event))
+        after = ledger.charge_ledger(book, LedgerEntry(round, "a", 0, event))
         took.append(time.perf_counter() - began)
         assert isinstance(after, Ledger)
         book = after
@@ -168,7 +192,7 @@ def main() -> None:
     a = parser.parse_args()
     print(bench.machine())
     began = time.perf_counter()
-    gaussian(3.0, 1e-7)
+    gaussian_epsilon(3.0, 1e-7)
     print(f"first epsilon, with the import of dp-accounting: {time.perf_counter() - began:.2f} s")
     good, missed = 0, []
     for part in (sampled, plain_ones, calibrations, correlated):
@@ -182,8 +206,8 @@ def main() -> None:
     print(f"reproduced: {good} of {good + len(missed)}; not: {missed}")
     costs = {}
     for name, event in (
-        ("gaussian", plain(4.0)), ("zcdp", discrete(0.01)), ("poisson", poisson(1.0, 0.01)),
-        ("truncated", truncated(1.0, 0.01, 10_000, 160)), ("fixed", fixed_size(4.0, 10_000, 100)),
+        ("gaussian", plain(4.0)), ("zcdp", discrete_event(0.01)), ("poisson", poisson(1.0, 0.01)),
+        ("truncated", truncated_poisson_event(1.0, 0.01, 10_000, 160)), ("fixed", fixed_size_event(4.0, 10_000, 100)),
     ):  # fmt: skip
         took = charges(event, a.rounds)
         costs[name] = round(float(np.median(took)), 6)

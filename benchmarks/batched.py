@@ -23,9 +23,9 @@ from precision import llama
 from edgewise.core.frame import LocalRule
 from edgewise.core.training import FitRequest
 from edgewise.learn.batched import DeviceBuffers, OnePass, fit_many
-from edgewise.learn.models.adapters import trainable
+from edgewise.learn.models.adapters import make_trainable
 from edgewise.learn.models.load import TextLoss, float32_attention, load
-from edgewise.learn.train import Optimizer, fit
+from edgewise.learn.train import LocalOptimizer, fit
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.plan.recipe.trainable import TrainableSection
 
@@ -43,7 +43,7 @@ def ways(width: int, shape: str, dtype: torch.dtype, a: argparse.Namespace) -> t
     n = sum(p.numel() for p in model.parameters())
     if dtype is torch.bfloat16:
         float32_attention(model)
-    model, flat = trainable(model, SECTIONS[a.trained], bytes(32), frozen=dtype)
+    model, flat = make_trainable(model, SECTIONS[a.trained], bytes(32), frozen=dtype)
     rows, tokens = map(int, shape.split("x"))
     generator, training, loss = torch.Generator().manual_seed(0), TrainingSection(), TextLoss(dtype)
     batches = [
@@ -53,7 +53,7 @@ def ways(width: int, shape: str, dtype: torch.dtype, a: argparse.Namespace) -> t
     start = flat.read() + np.float32(0.01)
     rule = LocalRule(steps=a.steps, lr=1e-3)
     requests = [FitRequest(f"d{i}", 0, start, rule, bytes(32), bytes(32)) for i in range(a.devices)]
-    optimizer = Optimizer(training, flat, dtype)
+    optimizer = LocalOptimizer(training, flat, dtype)
     passes = OnePass(model, loss, flat)
     if passes.apart:
         raise SystemExit(passes.apart)

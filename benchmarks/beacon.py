@@ -17,8 +17,8 @@ from edgewise.crypto import sign
 from edgewise.engine import beacon
 from edgewise.engine.ports import Trust
 from edgewise.plan.recipe.sections import RoundSection, TrustSection
-from edgewise.plan.sampling import Sampling, sampled
-from edgewise.plan.trust import contributors, corrupt_most
+from edgewise.plan.sampling import Sampling, recipe_sampling
+from edgewise.plan.trust import corrupt_most, planned_contributors
 
 RUN, ROUNDS, FRACTION, KEY = "ab" * 32, 100, 0.02, root(1)
 
@@ -48,9 +48,9 @@ def made(devices: tuple[str, ...], most: int) -> tuple[bytes, Trust]:
 def measured(population: int) -> str:
     """A line of the table."""
     round = RoundSection(rounds=ROUNDS, sampling="fixed", cohort=200, overselect=1.3)
-    sampling: Sampling = sampled(round, population)
+    sampling: Sampling = recipe_sampling(round, population)
     verified = TrustSection(malicious_fraction=FRACTION, cohorts="verified")
-    most = contributors(verified, population)
+    most = planned_contributors(verified, population)
     devices = tuple(vector.digest(i.to_bytes(8, "big")) for i in range(population))
     blob, trust = made(tuple(sorted(devices)), most)
 

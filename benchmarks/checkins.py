@@ -87,14 +87,14 @@ def enrol(server: Any) -> None:
     from edgewise.drivers.fleet.members import Grant
     from edgewise.drivers.http import tokens
 
-    token, now_s = tokens.make(server.service.identity.name), time.time()
+    token, now_s = tokens.make_token_for_server(server.service.identity.name), time.time()
 
     def change(c: Any) -> None:
         if table.find(c, members(1)[0].name) is not None:
             return  # by the other server
         table.make_token(c, token, Grant(approved=True, uses=DEVICES), "benchmark", now_s)
         for one in members(DEVICES):
-            table.join(c, token, one.public, "", now_s)
+            table.join_fleet(c, token, one.public, "", now_s)
 
     server.service.database.write(change)
 

@@ -27,7 +27,7 @@ from typing import Any
 import bench
 import numpy as np
 
-from edgewise.apps.cli.bench_codecs import WEIGH, chain, measure
+from edgewise.apps.cli.bench_codecs import WEIGH, bench_chain, bench_chain_once
 from edgewise.codecs.quantize.codebook import NF4
 from edgewise.codecs.quantize.eden import CENTROIDS
 from edgewise.codecs.wire import pack
@@ -158,9 +158,9 @@ CHAINS: dict[str, tuple[list[dict[str, Any]], Callable[[], float]]] = {
 def row(name: str, d: int, repeats: int) -> dict[str, float]:
     """One chain: seconds up and down (medians), bytes, NMSE and its theory."""
     tables, theory = CHAINS[name]
-    pipe = chain(tables, Spec.of([("w", (d,), "float32")]))
+    pipe = bench_chain(tables, Spec.of([("w", (d,), "float32")]))
     x = np.random.default_rng(1).normal(size=d).astype(np.float32)
-    m = measure(pipe, Update(x, dict.fromkeys(LOSSES, 1.0), 1.0), repeats)
+    m = bench_chain_once(pipe, Update(x, dict.fromkeys(LOSSES, 1.0), 1.0), repeats)
     return {
         "up_s": m.encode_s,
         "down_s": m.decode_s,

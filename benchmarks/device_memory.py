@@ -82,7 +82,7 @@ def child(a: argparse.Namespace, base: str, folder: Path) -> None:
     from edgewise.core.frame import LocalRule
     from edgewise.core.training import FitRequest
     from edgewise.drivers.workers.trainers import make_trainer
-    from edgewise.learn.models.load import located
+    from edgewise.learn.models.load import locate_model
     from edgewise.learn.models.memory import MARGIN, forecast
     from edgewise.plan.catalogue import BUILT_IN
     from edgewise.plan.compile import compile
@@ -116,7 +116,7 @@ def child(a: argparse.Namespace, base: str, folder: Path) -> None:
     seconds = time.perf_counter() - began
     arithmetic = getattr(torch, a.precision)
     found = forecast(
-        located(base, folder)[0], plain.trainable, plain.training, a.tokens, arithmetic, plain.model.quantize
+        locate_model(base, folder)[0], plain.trainable, plain.training, a.tokens, arithmetic, plain.model.quantize
     )
     plan = compile(plain, make_trainer(plain, folder, folder / "plan", BUILT_IN).trainer.spec, 1, BUILT_IN)
     device = found.total + device_bytes(plan)

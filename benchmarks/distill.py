@@ -42,16 +42,16 @@ def measured(asked: argparse.Namespace, seed: int, cache: Path) -> dict[str, Any
     held_NS = text.held_NS[:: -(-len(text.held_NS) // HELD_BLOCKS)]
 
     def perplexity(model: torch.nn.Module) -> float:
-        held = teaching.measure(model, held_NS)
+        held = teaching.measure_student(model, held_NS)
         return math.exp(held.nll / held.tokens)
 
     figures: dict[str, Any] = {"seed": seed, **setting(asked), "teacher": perplexity(teacher.model)}
     for name, loss in (("alone", DATA), ("distilled", asked.loss)):
-        one = student.make(teacher, asked.to, Path(), key)
+        one = student.make_student(teacher, asked.to, Path(), key)
         figures |= {"origin": one.origin, "parameters": sum(p.numel() for p in one.model.parameters())}
         lesson = Lesson(loss, asked.steps, asked.rate, asked.batch, asked.tau, data=asked.data)
         begun = time.perf_counter()
-        teaching.teach(one.model, None if loss == DATA else teacher.model, text.train_NS, lesson, key)
+        teaching.teach_student(one.model, None if loss == DATA else teacher.model, text.train_NS, lesson, key)
         figures |= {name: perplexity(one.model), f"{name}_s": round(time.perf_counter() - begun, 1)}
     return {**figures, "ratio": figures["distilled"] / figures["alone"], "load": os.getloadavg()[0]}
 

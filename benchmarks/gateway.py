@@ -30,7 +30,7 @@ from edgewise.crypto import sign
 from edgewise.drivers.fleet import roster
 from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http.allowed import Allowed
-from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.identity import key_fingerprint
 from edgewise.drivers.http.remote_helper import RemoteHelper
 from edgewise.drivers.simulation.local_helper import LocalHelper
 from edgewise.engine.ports import Helper
@@ -71,7 +71,7 @@ class Cohort:
 
     def __init__(self, devices: int) -> None:
         pairs = [sign.pair(derive(root(2), i)) for i in range(devices)]
-        self.pairs = {fingerprint(pair.public): pair for pair in pairs}
+        self.pairs = {key_fingerprint(pair.public): pair for pair in pairs}
         self.listing = roster.dump([pair.public for pair in pairs])
         self.leader = two_server.server_pair(derive(root(2), "leader"))
 
@@ -82,14 +82,14 @@ class Cohort:
     def tickets(self, plan: Plan, told: frame.Invite, key: bytes) -> list[bytes]:
         """What the helper gets of their reports."""
         params, context = plan.secagg(told.round), plan.session(told)
-        leader, made = two_server.lead(params, context, self.leader.secret, self.key), []
+        leader, made = two_server.lead_two_servers(params, context, self.leader.secret, self.key), []
         body = np.zeros(params.dim, np.uint32)
         for device, pair in self.pairs.items():
             raw = two_server.split(
                 params, context, device, pair.secret, self.leader.public, key, body,
                 np.zeros(params.heads, np.uint64), derive(root(3), device, told.nonce),
             )  # fmt: skip
-            made.append(two_server.dump(two_server.open_report(leader, device, raw)[0]))
+            made.append(two_server.dump_ticket(two_server.open_share_report(leader, device, raw)[0]))
         return made
 
 

@@ -63,13 +63,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     a = parser.parse_args()
     torch.set_num_threads(1)
-    from edgewise.learn.models.streaming import Decoding, prompt_ids, stream
+    from edgewise.learn.models.streaming import Decoding, prompt_token_ids, stream
 
     rows = {}
     for name in a.models.split(","):
         loaded, load_s = model(name)
         loaded.model.eval()
-        ids = prompt_ids(loaded.tokens, TEXT)[: a.prompt]
+        ids = prompt_token_ids(loaded.tokens, TEXT)[: a.prompt]
         first, rate, slow, same = [], [], [], True
         for _ in range(a.repeats):
             answer = stream(loaded.model, loaded.tokens, ids, Decoding(a.tokens, 0.0), lambda piece: None)

@@ -106,12 +106,12 @@ def identical(ours: Path, theirs: Path) -> str:
 def write_adapter(loaded: Any, folder: Path) -> None:
     """Write a random adapter as GGUF and for peft."""
     from edgewise.core.keys import root
-    from edgewise.learn.models.adapters import trainable
+    from edgewise.learn.models.adapters import make_trainable
     from edgewise.learn.models.gguf import files
     from edgewise.plan.recipe.trainable import TrainableSection
 
     section = TrainableSection(kind="lora", rule="fedit", rank=4)
-    model, flat = trainable(loaded.model, section, root(0), torch.float32)
+    model, flat = make_trainable(loaded.model, section, root(0), torch.float32)
     flat.write(np.random.default_rng(0).normal(0, 0.02, flat.spec.dim).astype(np.float32))
     files.write_adapter(model, folder / "adapter.gguf", "float32", {})
     model.save_pretrained(folder / "peft")
@@ -134,7 +134,7 @@ def examine(name: str, folder: Path, source: str) -> dict[str, Any]:
         more = {"config": loaded.model.config} if name == "gpt2" else {}  # transformers reads no number of positions.
         other = AutoModelForCausalLM.from_pretrained(folder, gguf_file=path.name, dtype=torch.float32, **more)
         read_BTV = logits(other, ids_BT)
-        files.load_into(loaded.model, path)
+        files.load_gguf_into(loaded.model, path)
         own_BTV = logits(loaded.model, ids_BT)
         with torch.no_grad():
             for n, p in loaded.model.named_parameters():

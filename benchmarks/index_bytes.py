@@ -18,7 +18,7 @@ from edgewise.codecs.wire import pack
 from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Quorum, Space, Support
 from edgewise.kernels.bits import packed_bytes
-from edgewise.kernels.hashing import choose
+from edgewise.kernels.hashing import choose_by_hash
 
 DENSITIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05)
 BAR = 0.01
@@ -33,7 +33,7 @@ def measure(d: int, density: float) -> dict[str, float]:
     """Bytes of the positions alone: a packed payload less its body of one bit per coordinate."""
     k = round(density * d)
     space = Space(k, Quorum(1, 1), grid=Grid(Kind.INTEGER, 1.0, level_max=1, stride=2), support=Support(d))
-    at = choose(d, k, np.uint64(k))
+    at = choose_by_hash(d, k, np.uint64(k))
     raw = pack.pack(Payload(np.ones(k, np.int8), np.zeros(0), at), space)
     back = pack.unpack(raw, space).support
     if back is None or not np.array_equal(back, at):

@@ -20,13 +20,13 @@ from typing import Any
 import bench
 import numpy as np
 
-from edgewise.apps.cli.bench_codecs import chain, rung_tables
+from edgewise.apps.cli.bench_codecs import bench_chain, rung_tables
 from edgewise.codecs.wire import pack
 from edgewise.core import keys
 from edgewise.core.metric import LOSSES
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.vector import Spec
-from edgewise.plan.codec_choice.rungs import RUNGS, Rung
+from edgewise.plan.codec_choice.rungs import RUNGS, PlannedRung
 
 # vocabulary, hidden size, inner size of the MLP, layers
 SHAPES = {"1M": (512, 128, 384, 4), "300M": (32_000, 1024, 2816, 21), "1B": (32_000, 2048, 5632, 18)}
@@ -59,10 +59,10 @@ def update(spec: Spec) -> np.ndarray:
     return x
 
 
-def pipe_of(rung: Rung, spec: Spec) -> Pipeline:
+def pipe_of(rung: PlannedRung, spec: Spec) -> Pipeline:
     """A rung as ``edgewise bench codecs`` has it, what it remembers in int8, into the visible sum."""
     tables = rung_tables(rung, spec)
-    return chain([{**t, "residual": "int8"} if t["kind"] == "feedback" else t for t in tables], spec)
+    return bench_chain([{**t, "residual": "int8"} if t["kind"] == "feedback" else t for t in tables], spec)
 
 
 def peak_gib() -> float:

@@ -89,7 +89,7 @@ def copy(asked: argparse.Namespace) -> dict[str, Any]:
 
     torch.set_num_threads(1)
     start, peak = time.perf_counter(), Peak()
-    quantized.load(asked.folder, "nf4", torch.bfloat16, asked.folder / "cache")
+    quantized.load_quantized(asked.folder, "nf4", torch.bfloat16, asked.folder / "cache")
     return {"seconds": round(time.perf_counter() - start, 1), "peak_mb": peak.stop()}
 
 
@@ -137,17 +137,17 @@ def whole(asked: argparse.Namespace) -> dict[str, Any]:
 
     from edgewise.core.keys import root
     from edgewise.learn.models import quantized
-    from edgewise.learn.models.adapters import trainable
-    from edgewise.learn.models.load import TextLoss, checkpoint, float32_attention
+    from edgewise.learn.models.adapters import make_trainable
+    from edgewise.learn.models.load import TextLoss, checkpoint_layers, float32_attention
     from edgewise.plan.recipe.trainable import TrainableSection
 
     torch.set_num_threads(1)
     peak = Peak()
-    model = quantized.load(asked.folder, "nf4", torch.bfloat16, asked.folder / "cache")
+    model = quantized.load_quantized(asked.folder, "nf4", torch.bfloat16, asked.folder / "cache")
     loaded = peak.now()
     float32_attention(model)
-    checkpoint(model, asked.folder.name)
-    made, flat = trainable(model, TrainableSection(kind="lora", rule="ffa", rank=RANK), root(0), torch.bfloat16)
+    checkpoint_layers(model, asked.folder.name)
+    made, flat = make_trainable(model, TrainableSection(kind="lora", rule="ffa", rank=RANK), root(0), torch.bfloat16)
     optimizer = torch.optim.AdamW([p for p in made.parameters() if p.requires_grad], lr=1e-4)
     made.train()
     ids_BS = torch.randint(0, 32000, (1, asked.tokens + 1), generator=torch.Generator().manual_seed(0))

@@ -110,8 +110,8 @@ def play(server: HttpServer, folder: Path, a: Namespace) -> tuple[Any, dict[str,
         started.append(subprocess.Popen(command, env={**os.environ, **QUIET}))
     try:
         module = network(a)
-        spec = modules.layout(module)
-        raw = bytes(vector.to_bytes(modules.read(module, spec)))
+        spec = modules.module_layout(module)
+        raw = bytes(vector.to_bytes(modules.read_module_vector(module, spec)))
         server.service.staging.put(vector.digest(raw), 0, len(raw), raw)
         plain = peer_task.tables(Namespace(**{**vars(a), "engine": "inproc"}))
         plain["round"] = {"rounds": a.rounds, "deadline_s": 3600.0, "minimum": 1.0}

@@ -34,13 +34,13 @@ from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage.object_store import ObjectStore
-from edgewise.drivers.storage.store_place import Place
+from edgewise.drivers.storage.store_place import StorePlace
 
 LIMITS = ServerLimits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
 
 
 @contextmanager
-def store() -> Iterator[Place]:
+def store() -> Iterator[StorePlace]:
     """A bucket of a store in a process of its own."""
     with socket.create_server(("127.0.0.1", 0)) as s:
         port = s.getsockname()[1]
@@ -49,7 +49,7 @@ def store() -> Iterator[Place]:
         [sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         try:
-            place, until = Place("benchmark", "blobs", f"http://127.0.0.1:{port}"), time.monotonic() + 60.0
+            place, until = StorePlace("benchmark", "blobs", f"http://127.0.0.1:{port}"), time.monotonic() + 60.0
             while True:
                 try:
                     request = urllib.request.Request(f"{place.endpoint}/{place.bucket}", method="PUT")
@@ -100,7 +100,9 @@ def main() -> None:
         rows += [("put into the bucket", 1, puts), ("ceiling: read in pieces from the bucket", 1, gets)]
         kinds = {
             "folder": HttpServer(out / "folder", limits=LIMITS),
-            "bucket": HttpServer(out / "bucket", limits=LIMITS, blobs=Place(place.bucket, "served", place.endpoint)),
+            "bucket": HttpServer(
+                out / "bucket", limits=LIMITS, blobs=StorePlace(place.bucket, "served", place.endpoint)
+            ),
         }
         links = dict[str, list[Link]]()
         most = max(map(int, options.devices.split(",")))

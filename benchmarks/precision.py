@@ -18,9 +18,9 @@ import bench
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from edgewise.learn.models.adapters import trainable
+from edgewise.learn.models.adapters import make_trainable
 from edgewise.learn.models.load import TextLoss, float32_attention
-from edgewise.learn.train import Optimizer
+from edgewise.learn.train import LocalOptimizer
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.plan.recipe.trainable import TrainableSection
 
@@ -46,8 +46,8 @@ def stepper(
     n = sum(p.numel() for p in model.parameters())
     if dtype is torch.bfloat16:
         float32_attention(model)
-    adapted, flat = trainable(model, TrainableSection(kind=kind), KEY, frozen=dtype)
-    loss, optimizer = TextLoss(dtype), Optimizer(TrainingSection(), flat, dtype)
+    adapted, flat = make_trainable(model, TrainableSection(kind=kind), KEY, frozen=dtype)
+    loss, optimizer = TextLoss(dtype), LocalOptimizer(TrainingSection(), flat, dtype)
     s_BS = torch.randint(0, a.vocabulary, (rows, tokens + 1), generator=torch.Generator().manual_seed(1))
     adapted.train()
 

@@ -73,7 +73,7 @@ class Training:
 
         from edgewise.core.keys import root
         from edgewise.learn.models import quantized
-        from edgewise.learn.models.adapters import trainable
+        from edgewise.learn.models.adapters import make_trainable
         from edgewise.learn.models.load import TextLoss, float32_attention
         from edgewise.learn.models.weights import read_weights
         from edgewise.plan.recipe.trainable import TrainableSection
@@ -81,13 +81,13 @@ class Training:
         torch.set_num_threads(1)
         dtype = torch.float32 if row == "float32" else torch.bfloat16
         if row in ("nf4", "int8"):
-            model = quantized.load(asked.folder, row, dtype, asked.folder / "cache")
+            model = quantized.load_quantized(asked.folder, row, dtype, asked.folder / "cache")
         else:
             model = read_weights(asked.folder, dtype=dtype)
         if dtype is torch.bfloat16:
             float32_attention(model)
         section = TrainableSection(kind="lora", rule="fedit", rank=8)
-        self.model, self.flat = trainable(model, section, root(0), dtype)
+        self.model, self.flat = make_trainable(model, section, root(0), dtype)
         self.loss, self.predicted = TextLoss(dtype), asked.batch * asked.length
         self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-4)
         draw = torch.Generator().manual_seed(0)
@@ -133,7 +133,7 @@ def memory(asked: argparse.Namespace) -> dict[str, Any]:
     import torch
     from transformers import LlamaForCausalLM  # noqa: F401
 
-    from edgewise.learn.training_costs import weights_bytes
+    from edgewise.learn.training_costs import model_weights_bytes
 
     process = psutil.Process()
     baseline, highest = process.memory_full_info().uss, 0
@@ -150,7 +150,7 @@ def memory(asked: argparse.Namespace) -> dict[str, Any]:
     before = training.gradients()
     training.token()
     return {
-        "weights_mb": weights_bytes(training.model) / 1e6,
+        "weights_mb": model_weights_bytes(training.model) / 1e6,
         "peak_uss_mb": (highest - baseline) / 1e6,
         "load_s": load_s,
         "gradients_equal": bool(torch.equal(training.gradients(), before)),

@@ -58,8 +58,8 @@ def prepare(folder: Path, port: int) -> tuple[list[Device], Path]:
             home = folder / f"device-{i}"
             devices.append(Device.join(server.url, server.token(Grant(approved=True)), home))
             (home / policy.FILE).write_text('[privacy]\nwords = ["none"]\ncohort = 1\n')
-        spec = modules.layout(model())
-        raw = bytes(vector.to_bytes(modules.read(model(), spec)))
+        spec = modules.module_layout(model())
+        raw = bytes(vector.to_bytes(modules.read_module_vector(model(), spec)))
         server.service.staging.put(vector.digest(raw), 0, len(raw), raw)
         wanted = Submission(recipe=RECIPE, spec=spec.to_list(), initial=vector.digest(raw), model=OWN)
         run = server.hosting.submit(wanted, "benchmark").run

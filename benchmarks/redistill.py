@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import edgewise
-from edgewise.apps.models.distilling import DistillRequest, distil
+from edgewise.apps.models.distilling import DistillRequest, distil_to_folder
 from edgewise.learn.compress.teaching import Lesson
 
 ON, LENGTH, ROUNDS, LEAST = "plays-public", 64, 5, 0.005
@@ -35,7 +35,7 @@ def piece(work: Path, name: str, begin: str, steps: int, rate: float, **more: An
     to = str(work / begin) if (work / begin).is_dir() else begin
     teacher = str(work / "teacher") if (work / "teacher").is_dir() else "bundled"
     wanted = DistillRequest(teacher, to, ON, work / name, lesson, length=LENGTH, **more)
-    found = distil(wanted)["student"]
+    found = distil_to_folder(wanted)["student"]
     return {"steps": steps, "rate": rate, "before": found["perplexity_before"], "after": found["perplexity"]}
 
 
@@ -75,7 +75,7 @@ def federated(asked: argparse.Namespace, student: Path, seed: int, with_distilla
     out = asked.work / f"run-{seed}-{'with' if with_distillation else 'without'}"
     run = edgewise.simulate(recipe, out=out)
     run.export(out / "merged")
-    public = distil(DistillRequest(str(asked.work / "teacher"), str(out / "merged"), ON, out / "one",
+    public = distil_to_folder(DistillRequest(str(asked.work / "teacher"), str(out / "merged"), ON, out / "one",
                                    Lesson(steps=1), length=LENGTH))["student"]["perplexity_before"]  # fmt: skip
     held = run.summary["perplexity"]
     return {

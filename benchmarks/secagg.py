@@ -43,9 +43,9 @@ def masks() -> None:
     """Expansion and addition in one pass, beside the bare cipher; and the public-key operations."""
     d = 1 << 22
     acc, seed = np.zeros(d, np.uint32), derive(KEY, "mask")
-    one = 4 * d / best(lambda: prg.add(acc, [(prg.Words(seed), 1)], 24)) / 1e9
+    one = 4 * d / best(lambda: prg.add_masks(acc, [(prg.KeyStreamWords(seed), 1)], 24)) / 1e9
     masks = [(derive(KEY, "mask", i), 1 - i % 2 * 2) for i in range(8)]
-    ours = 32 * d / best(lambda: prg.add(acc, ((prg.Words(key), sign) for key, sign in masks), 24)) / 1e9
+    ours = 32 * d / best(lambda: prg.add_masks(acc, ((prg.KeyStreamWords(key), sign) for key, sign in masks), 24)) / 1e9
     zeros, out = bytes(1 << 18), bytearray((1 << 18) + 16)
 
     def bare() -> None:
@@ -58,8 +58,8 @@ def masks() -> None:
         f"mask expansion and addition {ours:.2f} GB/s (a single mask {one:.2f}), AES-256-CTR alone {cipher:.2f} GB/s, "
         f"ratio {ours / cipher:.2f}"
     )
-    pair, signer = agree.pair(derive(KEY, "a")), sign.pair(derive(KEY, "b"))
-    peer, signature = agree.pair(derive(KEY, "c")).public, sign.sign(signer.secret, b"m")
+    pair, signer = agree.agreement_pair(derive(KEY, "a")), sign.pair(derive(KEY, "b"))
+    peer, signature = agree.agreement_pair(derive(KEY, "c")).public, sign.sign(signer.secret, b"m")
     many = range(200)
     for name, work in (
         ("X25519 and HKDF", lambda: [agree.agree(pair.secret, peer, b"s", b"i") for _ in many]),
@@ -69,8 +69,11 @@ def masks() -> None:
     ):
         bench.note(f"{name}: {best(work, 3) / len(many) * 1e6:.0f} us")
     at = range(1, 101)
-    shares = shamir.share(bytes(32), at, 67, bytes(32))
-    took = best(lambda: shamir.share(bytes(32), at, 67, bytes(32)), 3), best(lambda: shamir.combine(shares, 67), 5)
+    shares = shamir.shamir_shares(bytes(32), at, 67, bytes(32))
+    took = (
+        best(lambda: shamir.shamir_shares(bytes(32), at, 67, bytes(32)), 3),
+        best(lambda: shamir.combine_shares(shares, 67), 5),
+    )
     bench.note(f"Shamir 67 of 100: share {1e3 * took[0]:.1f} ms, combine {1e6 * took[1]:.0f} us")
 
 
@@ -83,8 +86,8 @@ def session(n: int, d: int, dropped: float, policy: TrustPolicy, check: bool, bi
     def registry(name: str) -> bytes | None:
         return identities[name].public if name in identities else None
 
-    sid = messages.session_id("bench", 0, "model", "config", bytes(32))
-    state: server.State = server.start(server.Session(params, sid, registry))
+    sid = messages.secagg_session_id("bench", 0, "model", "config", bytes(32))
+    state: server.State = server.start(server.SecAggSession(params, sid, registry))
     rng = np.random.default_rng(0)
     gone = set(rng.choice(names, int(dropped * n), replace=False).tolist())
     spent: dict[str, float] = Counter()
@@ -98,14 +101,14 @@ def session(n: int, d: int, dropped: float, policy: TrustPolicy, check: bool, bi
         spent[name] += time.process_time() - start
         sessions[name] = client.save(_light(first))
         start = time.process_time()
-        state, _ = server.step(state, events.Received(name, raw))
+        state, _ = server.step_secagg_server(state, events.SecAggReceived(name, raw))
         took += time.process_time() - start
-    state, effects = server.step(state, events.StepClosed())
+    state, effects = server.step_secagg_server(state, events.SecAggStepClosed())
     number, unmask = 0, 0.0
     zeros = bytes(4 * d)
     while not isinstance(state, server.Released | server.Aborted):
         number += 1
-        letters = {e.device: e.raw for e in effects if isinstance(e, events.SendMessage)}
+        letters = {e.device: e.raw for e in effects if isinstance(e, events.SecAggSend)}
         effects = ()
         for name, raw in letters.items():
             if number >= 2 and name in gone:
@@ -118,13 +121,13 @@ def session(n: int, d: int, dropped: float, policy: TrustPolicy, check: bool, bi
             spent[name] += time.process_time() - start
             sessions[name] = client.save(_light(after))
             start = time.process_time()
-            state, more = server.step(state, events.Received(name, answer))
+            state, more = server.step_secagg_server(state, events.SecAggReceived(name, answer))
             last = time.process_time() - start
             took, unmask = took + last, last
             effects += more
         if not effects and not isinstance(state, server.Released | server.Aborted):
             start = time.process_time()
-            state, effects = server.step(state, events.StepClosed())
+            state, effects = server.step_secagg_server(state, events.SecAggStepClosed())
             unmask = time.process_time() - start
             took += unmask
     assert isinstance(state, server.Released), state
@@ -157,7 +160,7 @@ def shares() -> None:
     leader, helper = two_server.server_pair(derive(KEY, "l")), two_server.server_pair(derive(KEY, "h"))
     for bits in (16, 24):
         params = Params(TrustPolicy(), 2, bits, 1 << 22, 0)
-        body = prg.expand(derive(KEY, "x"), params.dim, bits)
+        body = prg.expand_seed(derive(KEY, "x"), params.dim, bits)
 
         def split(params: Params = params, body: secrets.Body = body) -> bytearray:  # type: ignore[assignment]
             return two_server.split(params, bytes(32), "d", identity.secret, leader.public, helper.public, body,

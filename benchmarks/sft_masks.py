@@ -149,7 +149,7 @@ def own_mask(row: dict[str, Any], tokens: Any) -> tuple[list[int], list[int]]:
     else:
         chat = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
         section = DataSection(**keys, messages="messages", answers="all" if "messages" in row else "last")
-        document = Document("row", *messages.pack(chat, row.get("tools"), section.answers == "last"))
+        document = Document("row", *messages.pack_chat(chat, row.get("tools"), section.answers == "last"))
     (ids,) = build([document], tokens, section, cut_each=False).train_NS
     ids = ids[: int(np.flatnonzero(ids >= 0)[-1]) + 1]  # Nothing after the last learnt token counts.
     return np.where(ids < 0, ~ids, ids).tolist(), (ids >= 0).astype(int).tolist()

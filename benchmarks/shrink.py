@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from edgewise.apps.models.shrinking import ShrinkRequest, shrink, training_text
-from edgewise.learn.compress.heal import HealingPlan, heal
+from edgewise.learn.compress.heal import HealingPlan, heal_model
 from edgewise.learn.models.exported import copy_tokenizer
 from edgewise.learn.models.load import load
 
@@ -41,7 +41,7 @@ def main() -> None:
     text = training_text(ShrinkRequest("bundled", "prune", given.to, place / "unused"), bundled)
     teacher = copy.deepcopy(bundled.model)
     for name, steps in (("tuned", given.tune), ("longer", given.heal)):
-        heal(bundled.model, teacher, text.train_NS, HealingPlan(steps, distilled=0.0))
+        heal_model(bundled.model, teacher, text.train_NS, HealingPlan(steps, distilled=0.0))
         bundled.model.save_pretrained(place / name)
         copy_tokenizer(bundled.folder, place / name)
     lines = [

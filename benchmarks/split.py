@@ -38,15 +38,15 @@ from edgewise.core.training import Correction
 from edgewise.engine import split_states as events
 from edgewise.learn import split
 from edgewise.learn.flat import Flat
-from edgewise.learn.models.cut import cut
+from edgewise.learn.models.cut import cut_model
 from edgewise.learn.models.load import TextLoss
 from edgewise.learn.models.memory import forecast
-from edgewise.learn.models.modules import plain_name
+from edgewise.learn.models.modules import plain_parameter_name
 from edgewise.learn.models.part import load_part
-from edgewise.learn.models.part_memory import forecast_part
+from edgewise.learn.models.part_memory import forecast_part_memory
 from edgewise.learn.models.weights import read_weights
 from edgewise.learn.text import tokens
-from edgewise.learn.train import LocalSteps, Optimizer, fit
+from edgewise.learn.train import LocalOptimizer, LocalSteps, fit
 from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -81,7 +81,7 @@ def blocks(count: int) -> torch.Tensor:
     with gzip.open(ASSETS / "plays" / "plays.jsonl.gz", "rt", encoding="utf-8") as f:
         texts = [" ".join(map(str, json.loads(line).values())) for line in f]
     ids, need = list[int](), count * (LENGTH + 1)
-    encoder = tokens.load(ASSETS / "student")
+    encoder = tokens.load_tokenizer(ASSETS / "student")
     for text in texts:
         if len(ids) >= need:
             break
@@ -102,7 +102,7 @@ class Whole:
         self.model = read_weights(folder, dtype=torch.float32).train()
         self._flat, self._batches, self.seconds = flat_of(self.model), steps_of(data), 0.0
         rule = LocalRule(steps=1, lr=LR)
-        self._steps = LocalSteps(self._flat, Optimizer(TRAINING, self._flat), rule, TRAINING, Correction(), 0)
+        self._steps = LocalSteps(self._flat, LocalOptimizer(TRAINING, self._flat), rule, TRAINING, Correction(), 0)
 
     def step(self) -> None:
         began = time.process_time()
@@ -121,14 +121,14 @@ class Parted:
 
     def __init__(self, folder: Path, data: torch.Tensor, block: int, shape: str, rounding: str) -> None:
         self.model = read_weights(folder, dtype=torch.float32).train()
-        flat, parts = flat_of(self.model), cut(self.model, block, shape)
+        flat, parts = flat_of(self.model), cut_model(self.model, block, shape)
         here, there = parts.sides(self.model)
         codec = TokenCodec(rounding, self.model.config.hidden_size)
-        rest = (TRAINING, LR, split.Crossings(codec, codec), KEY)
+        rest = (TRAINING, LR, split.CutCrossings(codec, codec), KEY)
         self._u, self._steps, self.seconds, self.up, self.down = shape == "U", len(data) // BATCH, 0.0, 0, 0
         self._device = split.DevicePart(parts, LOSS, steps_of(data), VOCABULARY, flat, here, *rest)
         self._server = split.ServerPart(parts, LOSS, VOCABULARY, flat, there, *rest)
-        self._session = split.sessions(self._device, self._server, self._u, self._steps)
+        self._session = split.train_split_sessions(self._device, self._server, self._u, self._steps)
 
     def step(self) -> None:
         began = time.process_time()
@@ -138,7 +138,7 @@ class Parted:
 
 
 def flat_of(model: torch.nn.Module) -> Flat:
-    return Flat([(plain_name(n), p) for n, p in model.named_parameters()])
+    return Flat([(plain_parameter_name(n), p) for n, p in model.named_parameters()])
 
 
 def held_out(model: torch.nn.Module, held: torch.Tensor) -> float:
@@ -207,7 +207,7 @@ def train(folder: Path, what: str, block: int, width: int) -> None:
     flat, codec = Flat(part.named), TokenCodec("int8", width)
     names = [name for name, _ in part.named]
     device = split.DevicePart(
-        part.stages, LOSS, steps_of(data), VOCABULARY, flat, names, TRAINING, LR, split.Crossings(codec, codec), KEY
+        part.stages, LOSS, steps_of(data), VOCABULARY, flat, names, TRAINING, LR, split.CutCrossings(codec, codec), KEY
     )
     answer = codec.encode(torch.randn(MICRO * LENGTH, width).numpy())
     for number in range(2):  # Two micro-batches are on their way at once, as in a session.
@@ -253,7 +253,7 @@ def forecasts(a: argparse.Namespace, folder: Path) -> None:
         for shape in ("U", "head"):
             for block in (1, 2):
                 parted = from_plain({**plain, "split": {"cut": block, "shape": shape}})
-                found.append((f"{shape}, cut {block}", forecast_part(parted, folder, torch.float32)))
+                found.append((f"{shape}, cut {block}", forecast_part_memory(parted, folder, torch.float32)))
         for name, one in found:
             parts = " | ".join(f"{x / 1e6:.1f}" for x in (one.weights, one.vectors, one.activations))
             share = 100 * one.total / whole.total

@@ -23,7 +23,7 @@ from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.keys import root
 from edgewise.learn import split
 from edgewise.learn.attacks import inversion
-from edgewise.learn.models.cut import cut
+from edgewise.learn.models.cut import cut_model
 from edgewise.learn.models.weights import read_weights
 from edgewise.privacy.token_noise import TokenNoise, token_epsilon
 
@@ -41,14 +41,14 @@ def defences(case: str, clips: dict[str, float], hidden: int) -> tuple[TokenCode
 def trained(block: int, codec: TokenCodec, noise: dict[str, TokenNoise | None], data: torch.Tensor) -> float:
     """Held-out loss after training over these crossings."""
     model = read_weights(FOLDER, dtype=torch.float32).train()
-    flat, parts = setting.flat_of(model), cut(model, block, "U")
+    flat, parts = setting.flat_of(model), cut_model(model, block, "U")
     here, there = parts.sides(model)
-    crossings = split.Crossings(codec, codec, noise["activations"], noise["output_gradients"])
+    crossings = split.CutCrossings(codec, codec, noise["activations"], noise["output_gradients"])
     rest = (setting.TRAINING, setting.LR, crossings, bytes(32))
     steps = setting.steps_of(data[: -setting.HELD])
     device = split.DevicePart(parts, setting.LOSS, steps, setting.VOCABULARY, flat, here, *rest, secret=bytes(32))
     server = split.ServerPart(parts, setting.LOSS, setting.VOCABULARY, flat, there, *rest)
-    split.session(device, server, True, (len(data) - setting.HELD) // setting.BATCH)
+    split.train_split_session(device, server, True, (len(data) - setting.HELD) // setting.BATCH)
     return setting.held_out(model, data[-setting.HELD :])
 
 
@@ -66,16 +66,16 @@ def main() -> None:
     print("| cut | format | noise | activations: first guess | output gradients | guessing | loss | epsilon |")
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for block in map(int, a.cuts.split(",")):
-        parts, base = cut(model, block, "U"), 0.0
-        mine, theirs = inversion.crossing(parts, attacked), inversion.crossing(parts, others)
+        parts, base = cut_model(model, block, "U"), 0.0
+        mine, theirs = inversion.attacked_crossing(parts, attacked), inversion.attacked_crossing(parts, others)
         clips = {kind: float(x.x_NTC.norm(dim=2).median()) for kind, x in theirs.items()}
         hidden = table.shape[1]
         for case in a.cases.split(","):
             bench.note(f"cut {block}, {case}")
             codec, noise = defences(case, clips, hidden)
             found = {
-                kind: inversion.recover(
-                    mine[kind], theirs[kind], table, root(1), inversion.channel(codec, noise[kind]), steps=150
+                kind: inversion.recover_tokens(
+                    mine[kind], theirs[kind], table, root(1), inversion.noised_channel(codec, noise[kind]), steps=150
                 )
                 for kind in mine
             }

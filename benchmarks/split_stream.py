@@ -33,13 +33,13 @@ from edgewise.learn.models.part import load_part
 WORD, RUN = bytes(32), "benchmark"
 
 
-def rest_of(a: argparse.Namespace, side: str) -> tuple[split.Cut, tuple[object, ...]]:
+def rest_of(a: argparse.Namespace, side: str) -> tuple[split.CutModel, tuple[object, ...]]:
     """Stages of one side, and what both sides share."""
     part = load_part(Path(a.folder) / "model", a.cut, "U", side)
     part.model.train()
     codec = TokenCodec("int8", a.width)
     names = [name for name, _ in part.named]
-    rest = (Flat(part.named), names, setting.TRAINING, setting.LR, split.Crossings(codec, codec), WORD)
+    rest = (Flat(part.named), names, setting.TRAINING, setting.LR, split.CutCrossings(codec, codec), WORD)
     return part.stages, rest
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import bench
 import numpy as np
 
-from edgewise.apps.models.verification import verify
+from edgewise.apps.models.verification import verify_run
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Spec
 from edgewise.drivers.storage.run_store import RunStore
@@ -82,7 +82,7 @@ def main() -> None:
                 seconds[name].append(run.round(draw, name != "none", name == "sparse"))
         sizes = {name: sum(p.stat().st_size for p in (out / "blobs").iterdir()) for name, (_, out) in made.items()}
         began = time.perf_counter()
-        replayed = verify(made["dense"][1]).replayed
+        replayed = verify_run(made["dense"][1]).replayed
         found["replay_s_per_round"] = (time.perf_counter() - began) / replayed
     for name, taken in seconds.items():
         found[f"commit_s_{name}"] = statistics.median(taken)

@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from edgewise.apps.cli.main import app
-from edgewise.apps.cli.recipe_schema import tree
+from edgewise.apps.cli.recipe_schema import schema_tree
 
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "reference"
 WRITTEN = "<!-- Written by scripts/write_reference.py; do not edit by hand. -->"
@@ -29,7 +29,7 @@ def pages() -> dict[str, str]:
 
 def keys_page() -> str:
     """Every key of a recipe: its type and range, its default, and what it means."""
-    known = tree()
+    known = schema_tree()
     plain = [key for key in known if not key.below]
     tables = [key for key in known if key.below]
     lines = [

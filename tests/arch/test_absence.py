@@ -22,7 +22,7 @@ FIELDS = {
         "DataOptions.base", "DataOptions.owner", "DataOptions.text",
     },
     "words that are put behind other words, where none change nothing": {
-        "Bar.note", "Progress.note", "Sentences.blocks",
+        "Bar.note", "Progress.note", "MechanismSentences.blocks",
     },
     "a label that a person may leave empty, and that is shown as it is": {"Joining.label"},
     "the text of a recipe and the words before its faults, of which a table in Python has none": {
@@ -35,7 +35,7 @@ ARGUMENTS = {
     "labels, and sentences of messages with fixed fields": {"Bar.name", "Broken.fix", "Key.default", "Refusal.reason"},
     "a body or a query that has no bytes": {"Caller.body", "Request.query"},
     "text of a file, which may be empty": {"Document.prompt", "Document.text"},
-    "a value that is put in at once": {"Keys.signature", "Turn.private", "Turn.public"},
+    "a value that is put in at once": {"SessionKeys.signature", "Turn.private", "Turn.public"},
     "the host of an address that was checked when the device joined": {"SplitAddress.host"},
 }  # fmt: skip
 
@@ -61,8 +61,8 @@ ATTRIBUTES = {
 PARAMETERS = {
     "sentences and parts of them": {
         "apps/terminal/sessions.py:__init__.verdict", "core/errors.py:__init__.fix", "core/foreign.py:__init__.fix",
-        "plan/recipe/findings.py:faults_of.label", "privacy/card.py:limit.given",
-        "apps/device/unit.py:_quoted.before", "apps/dashboard/charts.py:lines.unit",
+        "plan/recipe/findings.py:faults_of.label", "privacy/card.py:privacy_budget_words.given",
+        "apps/device/unit.py:_quoted.before", "apps/dashboard/charts.py:dashboard_lines.unit",
     },
     "labels and instructions that a person may leave empty": {
         "apps/device/script.py:join.label", "drivers/http/link.py:join.label",
@@ -70,11 +70,11 @@ PARAMETERS = {
     },
     "settings, where an empty option is none": {
         "apps/models/in_use.py:open_model.base", "apps/models/in_use.py:open_model.device",
-        "apps/models/in_use.py:turn_to.owner", "apps/models/verification.py:verify.chain",
+        "apps/models/in_use.py:turn_to.owner", "apps/models/verification.py:verify_run.chain",
         "apps/server/script.py:__init__.public_url", "apps/server/start.py:__init__.public_url",
         "apps/server/start.py:__init__.database", "drivers/fleet/database.py:__init__.url",
         "drivers/http/browser.py:check_origin.public_url", "drivers/http/service.py:__init__.public_url",
-        "drivers/http/service.py:__init__.database", "drivers/storage/store_place.py:parse.endpoint",
+        "drivers/http/service.py:__init__.database", "drivers/storage/store_place.py:parse_store_place.endpoint",
     },
     "queries of a route": {
         "apps/server/api.py:devices.after", "apps/server/api.py:devices.status",

@@ -29,19 +29,19 @@ PUBLIC: dict[str, set[str]] = {
     "apps.models.released.ReleasedModel": {"params"},  # a released model
     "core.keys.Turn": {"public"},
     "core.training.FitRequest": {"params"},  # the round's model
-    "crypto.agree.Pair": {"public"},
+    "crypto.agree.AgreementPair": {"public"},
     "engine.ports.Trust": {"leader", "helper"},  # public keys
     "learn.models.rebuilt.RebuiltModel": {"params"},  # a released model
     "learn.text.corpus.Corpus": {"_order", "_first"},  # which document is whose
     "learn.text.documents.DocumentIndex": {"file", "start", "stop", "owner", "label", "ends"},  # where documents are
-    "secagg.messages.Keys": {"seal", "mask", "commitment", "signature"},  # public keys, signed
-    "secagg.server_states.Session": {"sid"},
+    "secagg.messages.SessionKeys": {"seal", "mask", "commitment", "signature"},  # public keys, signed
+    "secagg.server_states.SecAggSession": {"sid"},
     "secagg.server_states.Sharing": {"roster"},  # a digest of public keys
     "secagg.server_states.Signing": {"signatures"},
     "secagg.two_server.HelperState": {"context", "seen"},  # ids of reports
     "secagg.two_server.LeaderState": {"context", "counted"},
-    "secagg.two_server.Report": {"id", "helper", "signature"},  # the seed is sealed
-    "secagg.two_server.Ticket": {"id", "leader", "helper", "signature"},
+    "secagg.two_server.ShareReport": {"id", "helper", "signature"},  # the seed is sealed
+    "secagg.two_server.HelperTicket": {"id", "leader", "helper", "signature"},
     "strategies.base.State": {"params", "slots"},  # the model, and averages of what was released
 }
 
@@ -125,7 +125,12 @@ def test_no_record_prints_bytes_or_arrays() -> None:
     found = records()
     bearing = [name for name, kind in found.items() if any(sample(hint) is not None for hint in hints(kind).values())]
     assert len(bearing) > 60
-    for name in ("drivers.workers.jobs.Handle", "core.frame.Step", "engine.device_state._Session", "secagg.client.Own"):
+    for name in (
+        "drivers.workers.jobs.Handle",
+        "core.frame.Step",
+        "engine.device_state._Session",
+        "secagg.client.OwnSecrets",
+    ):
         assert name in bearing
     loud = {name: shows(kind, PUBLIC.get(name, ())) for name, kind in found.items()}
     assert {name: fields for name, fields in loud.items() if fields} == {}, "__repr__ = outline, or field(repr=False)"

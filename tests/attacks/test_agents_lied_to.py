@@ -139,7 +139,7 @@ LIES: Mapping[str, Lie] = {  # what -> code, words of the reason, keys of the re
 
 def whys(homes: list[Path]) -> list[str]:
     """Records of the agents on what they refused."""
-    return [row.reason for home in homes for row in record.rows(home) if row.kind == record.RUN_REFUSED]
+    return [row.reason for home in homes for row in record.device_record_lines(home) if row.kind == record.RUN_REFUSED]
 
 
 @pytest.mark.parametrize("what", LIES)
@@ -169,7 +169,7 @@ def test_an_agent_that_is_asked_for_a_round_again_refuses(tmp_path: Path, sent: 
         liar.invite(liar.devices[0], run)
         with working(*homes):
             assert seen(lambda: len(sent) == 2)
-        reasons = [row.reason or "" for home in homes for row in record.rows(home)]
+        reasons = [row.reason or "" for home in homes for row in record.device_record_lines(home)]
     assert [type(m) for m in sent] == [frame.Contribution, frame.Refusal]
     assert sent[1].code == "E-SECAGG-ORDER"
     assert any("update of round 0 has left" in why for why in reasons)
@@ -184,11 +184,11 @@ def test_agents_that_hear_of_forged_survivors_reveal_nothing(
 
     def send(self: HttpCohort, to: str, raw: bytes) -> None:
         message = frame.from_server(raw, 2**20)
-        body = messages.load(message.body) if isinstance(message, frame.Step) else None
-        if isinstance(body, messages.Survivors):
+        body = messages.load_secagg_message(message.body) if isinstance(message, frame.Step) else None
+        if isinstance(body, messages.SurvivorsMessage):
             others = tuple(device for device in body.devices if device != to)
             lists = {"without it": others, "a stranger": (*body.devices, "g" * 32), "of one alone": (to,)}
-            body = messages.Survivors(devices=lists[forged])
+            body = messages.SurvivorsMessage(devices=lists[forged])
             raw = frame.dump(msgspec.structs.replace(message, body=messages.dump(body)))
         real(self, to, raw)
 
@@ -199,8 +199,13 @@ def test_agents_that_hear_of_forged_survivors_reveal_nothing(
         with working(*homes):
             assert ended(admin, run) == "failed", "no round has moved the model"
         events = admin.call("GET", f"/v1/runs/{run}/events")["events"]
-    answers = [messages.load(m.body) for m in sent if isinstance(m, frame.Step)]
-    assert {type(a) for a in answers} == {messages.Advertise, messages.Shares, messages.Masked, messages.Abort}
+    answers = [messages.load_secagg_message(m.body) for m in sent if isinstance(m, frame.Step)]
+    assert {type(a) for a in answers} == {
+        messages.AdvertiseMessage,
+        messages.SharesMessage,
+        messages.MaskedMessage,
+        messages.Abort,
+    }
     codes = {a.code for a in answers if isinstance(a, messages.Abort)}
     assert codes == {"E-SECAGG-FEW" if forged == "of one alone" else "E-SECAGG-SURVIVORS"}
     assert not [event for event in events if event["event"] == "accepted"]

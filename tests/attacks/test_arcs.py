@@ -24,14 +24,14 @@ POLICY = TrustPolicy(0.04, 0.02)  # 2 corrupt, 1 drops out
 
 def on_the_circle(s: Session) -> tuple[list[str], bytes]:
     """All devices, as they stand in the session, and its roster."""
-    keys = {d: messages.load(raw).keys for d, raw in s.advertise()}  # type: ignore[union-attr]
-    roster = messages.roster_digest(SID, messages.ordered(keys))
-    return sorted(s.devices, key=lambda d: messages.digest(b"circle", roster, d.encode())), roster
+    keys = {d: messages.load_secagg_message(raw).keys for d, raw in s.advertise()}  # type: ignore[union-attr]
+    roster = messages.roster_digest(SID, messages.ordered_for_wire(keys))
+    return sorted(s.devices, key=lambda d: messages.secagg_digest(b"circle", roster, d.encode())), roster
 
 
 def own(device: str, role: str) -> bytes:
     """A secret of a device: of a corrupt one, or one that t shares give."""
-    return secrets.fresh(derive(ROOT, "entropy", device), SID, role, device)
+    return secrets.fresh_secret(derive(ROOT, "entropy", device), SID, role, device)
 
 
 def cut() -> tuple[int, int]:
@@ -60,9 +60,9 @@ def cut() -> tuple[int, int]:
     hidden.mask([(own(d, "seed"), -1) for d in found], roster)
     near = roster_neighbours(s.params, SID, liar.keys)[1]
     for c in corrupt:
-        secret, others = agree.Secret(own(c, "mask")), [d for d in near[c] if d in found]
+        secret, others = agree.AgreementSecret(own(c, "mask")), [d for d in near[c] if d in found]
         pairs = [(d, secrets.pair_seed(secret, liar.keys[d].mask, roster, c, d)) for d in others]
-        hidden.mask(secrets.pairwise(c, pairs), roster)
+        hidden.mask(secrets.pairwise_masks(c, pairs), roster)
     right = np.array_equal(hidden.body, sum(s.xs[d].astype(np.uint64) for d in found) % (1 << s.bits))
     return len(found) if right else 0, len(shown)
 
@@ -72,7 +72,7 @@ def test_a_list_with_a_gap_opens_nothing(monkeypatch: pytest.MonkeyPatch) -> Non
     assert t - k // 2 > 2  # more corrupt devices on one side than there are
     assert cut()[0] == 0
     # With four neighbours and t = 3 no device shows both secrets either. One corrupt device beside a gap is enough.
-    monkeypatch.setattr(params, "choose", lambda *_: (4, 3))
+    monkeypatch.setattr(params, "choose_graph_degree", lambda *_: (4, 3))
     summed, named = cut()
     assert named >= 66 > summed > 0
 
@@ -91,11 +91,11 @@ def two_lists() -> list[int]:
     arcs = [order[: N // 2], order[N // 2 :]]
     revealed = []
     for arc, survivors in zip(arcs, lists, strict=True):
-        raw = messages.dump(messages.Survivors(devices=survivors))
-        signed = {d: messages.load(s.answer(d, raw)) for d in sorted(arc)}
-        proofs = messages.Proofs(signatures={d: said.signature for d, said in signed.items()})  # type: ignore[union-attr]
-        answers = [messages.load(s.answer(d, messages.dump(proofs))) for d in arc]
-        revealed.append(sum(isinstance(answer, messages.Revealed) for answer in answers))
+        raw = messages.dump(messages.SurvivorsMessage(devices=survivors))
+        signed = {d: messages.load_secagg_message(s.answer(d, raw)) for d in sorted(arc)}
+        proofs = messages.ProofsMessage(signatures={d: said.signature for d, said in signed.items()})  # type: ignore[union-attr]
+        answers = [messages.load_secagg_message(s.answer(d, messages.dump(proofs))) for d in arc]
+        revealed.append(sum(isinstance(answer, messages.RevealedMessage) for answer in answers))
     return revealed
 
 
@@ -114,7 +114,7 @@ def test_a_device_asks_for_signatures_of_its_holders_and_of_the_roster() -> None
     mail = s.close()
     for _ in range(2):
         mail = [letter for d, raw in mail for letter in s.give(d, s.answer(d, raw))]
-    signed = {d: messages.load(s.answer(d, raw)).signature for d, raw in mail}  # type: ignore[union-attr]
+    signed = {d: messages.load_secagg_message(s.answer(d, raw)).signature for d, raw in mail}  # type: ignore[union-attr]
     state, (_, t), quorum = s.clients["d000"], POLICY.shape(N), POLICY.quorum(N)
     assert quorum == 35
     holders = state.holders  # type: ignore[union-attr]
@@ -123,16 +123,16 @@ def test_a_device_asks_for_signatures_of_its_holders_and_of_the_roster() -> None
     def answer(some: list[str], bad: str = "") -> messages.Message:
         given = {d: bytes(64) if d == bad else signed[d] for d in sorted(some)}
         s.clients["d000"] = state
-        return messages.load(s.answer("d000", messages.dump(messages.Proofs(signatures=given))))
+        return messages.load_secagg_message(s.answer("d000", messages.dump(messages.ProofsMessage(signatures=given))))
 
     few = messages.Abort(code="E-SECAGG-FEW")
-    assert isinstance(answer([*holders[:t], *far[: quorum - t]]), messages.Revealed)
+    assert isinstance(answer([*holders[:t], *far[: quorum - t]]), messages.RevealedMessage)
     assert answer([*holders[:t], *far[: quorum - t - 1]]) == few
     assert answer([*holders[: t - 1], *far]) == few
     bad = messages.Abort(code="E-SECAGG-SURVIVORS")
     assert answer([*holders[:t], *far[: quorum - t]], far[1]) == bad
     assert answer([*holders[:t], *far[: quorum - t]], holders[t - 1]) == bad
-    assert isinstance(answer(list(s.devices), max(far)), messages.Revealed)  # one that it does not need
+    assert isinstance(answer(list(s.devices), max(far)), messages.RevealedMessage)  # one that it does not need
 
 
 @pytest.mark.parametrize("apart", [3, 6])
@@ -146,7 +146,7 @@ def test_survivors_without_a_mask_in_common_end_a_session(apart: int) -> None:
     assert len(s.devices) - len(gone) >= s.n_min
     assert isinstance(ended, server.Aborted)
     assert (ended.code, ended.why.split()[0]) == ("E-SECAGG-FEW", str(apart))
-    assert not any(isinstance(messages.load(raw), messages.Revealed) for raw in s.sent)
+    assert not any(isinstance(messages.load_secagg_message(raw), messages.RevealedMessage) for raw in s.sent)
 
 
 def test_as_many_that_are_gone_elsewhere_end_no_session() -> None:

@@ -19,10 +19,10 @@ OTHER = [(base, "clip_tensors"), (central, "following_clip")]
 @pytest.mark.parametrize("word", WORDS)
 def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monkeypatch, word):
     """The rounding and the visible sum refuse it: the audit measures, and does not end in their errors."""
-    (honest, *_) = epsilon.examine(plan(word), True, quiet)
+    (honest, *_) = epsilon.audit_epsilon(plan(word), True, quiet)
     assert (honest.name, honest.holds, honest.tight, honest.confidence) == ("length", True, True, 1.0)
     monkeypatch.setattr(base, "clip", passing(base.clip))
-    (found,) = epsilon.examine(plan(word), True, quiet)
+    (found,) = epsilon.audit_epsilon(plan(word), True, quiet)
     assert not found.holds
     assert found.lower > 4 * found.claimed
     assert found.epsilon_lower > found.epsilon_claimed == pytest.approx(honest.epsilon_claimed)
@@ -33,10 +33,10 @@ def test_a_missing_clip_is_caught_before_the_code_refuses_what_is_too_long(monke
 @pytest.mark.parametrize(("room", "name"), OTHER)
 def test_other_clips_are_tried_too(monkeypatch, room, name):
     more = {"dp__tensor_l2": 0.2} if name == "clip_tensors" else {"dp__adaptive_clip": True}
-    for found in epsilon.examine(plan("central_dp", **more), True, quiet):
+    for found in epsilon.audit_epsilon(plan("central_dp", **more), True, quiet):
         assert found.holds, found
     monkeypatch.setattr(room, name, passing(getattr(room, name)))
-    assert not epsilon.length(plan("central_dp", **more)).holds
+    assert not epsilon.audit_length(plan("central_dp", **more)).holds
 
 
 @pytest.mark.parametrize(("room", "name"), OTHER)
@@ -56,16 +56,16 @@ def test_a_clip_of_twice_the_length_is_caught(monkeypatch, room, name):
         return replace(honest, encode=encode)
 
     monkeypatch.setattr(room, name, loose)
-    assert not epsilon.length(plan("central_dp", **more)).holds
+    assert not epsilon.audit_length(plan("central_dp", **more)).holds
 
 
 def test_a_bit_that_is_counted_by_half_is_caught(monkeypatch):
     """A zeroed device sends a whole bit more than one whose update is above the clip."""
-    honest = epsilon.length(plan("central_dp", dp__adaptive_clip=True, round__rounds=40))
+    honest = epsilon.audit_length(plan("central_dp", dp__adaptive_clip=True, round__rounds=40))
     assert honest.lower == pytest.approx(honest.claimed, rel=1e-4)
     monkeypatch.setattr(central, "following_clip", half_counted(central.following_clip))
     it = plan("central_dp", dp__adaptive_clip=True, round__rounds=40)
-    found = epsilon.length(it)
+    found = epsilon.audit_length(it)
     assert not found.holds
     assert found.lower == pytest.approx(1.2 * found.claimed, rel=0.05)
 
@@ -85,9 +85,9 @@ def test_releases_with_a_bit_beside_the_update_are_scored_with_it(monkeypatch, b
 @pytest.mark.slow
 def test_a_bit_is_right_by_half_where_a_device_is_there_or_not():
     it = plan("central_dp", 400, dp__adaptive_clip=True, **POISSON)
-    for found in epsilon.examine(it, True, quiet):
+    for found in epsilon.audit_epsilon(it, True, quiet):
         assert found.holds, found
-    assert epsilon.length(it).tight
+    assert epsilon.audit_length(it).tight
 
 
 def test_an_encoding_of_zeros_that_is_not_zero_is_caught(monkeypatch):
@@ -104,6 +104,6 @@ def test_an_encoding_of_zeros_that_is_not_zero_is_caught(monkeypatch):
         return replace(stage, encode=lambda p, m, s, t: encode(*stage.encode(p, m, s, t), s, t))
 
     monkeypatch.setattr(base, "clip", shifted)
-    found = epsilon.length(plan("central_dp"))
+    found = epsilon.audit_length(plan("central_dp"))
     assert found.lower > 1.4 * found.claimed
     assert not found.holds

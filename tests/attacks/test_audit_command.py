@@ -136,13 +136,13 @@ def test_the_cut_of_a_split_model_is_attacked(folder: Path, monkeypatch: pytest.
 @pytest.mark.long(sample=0)
 def test_the_leaks_of_record_privacy_are_of_its_dp_sgd(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Batch, cohort and whole model train with the recipe's clip and noise; "in the clear" does not."""
-    used, true = [], dp_sgd.gradient
+    used, true = [], dp_sgd.noised_gradient
 
     def watched(model, loss, records, flat, dp, expected, key):
         used.append((dp, flat.spec.dim))
         return true(model, loss, records, flat, dp, expected, key)
 
-    monkeypatch.setattr(dp_sgd, "gradient", watched)
+    monkeypatch.setattr(dp_sgd, "noised_gradient", watched)
     result = run(folder, "example")
     assert result.exit_code == 0, result.output
     told, _ = found(folder, "example")
@@ -246,7 +246,7 @@ def small(folder: Path, **changes: object) -> Recipe:
 
 def test_liars_ruin_a_sum_and_no_robust_mean(folder: Path) -> None:
     recipe = small(folder, merge={"kind": "robust_mean", "byzantine": 2})
-    found = poisoning.examine(recipe, folder, attacks=["flip"], shares=[0.25])
+    found = poisoning.play_poisonings(recipe, folder, attacks=["flip"], shares=[0.25])
     assert (found["devices"], found["rounds"]) == (8, 2)
     rows = {(row["defence"], row["attack"]): row for row in found["rows"]}
     assert {row["liars"] for row in rows.values()} == {2}
@@ -279,7 +279,7 @@ def test_all_combinations_are_in_the_table_and_on_the_page(folder: Path) -> None
 def test_a_defence_that_cannot_hold_is_refused_before_any_play(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(poisoning, "_play", lambda *_: pytest.fail("a play began"))
     with pytest.raises(CompositionError, match="krum"):
-        poisoning.examine(small(folder), folder, shares=[0.4], defences=["sum", "krum"])
+        poisoning.play_poisonings(small(folder), folder, shares=[0.4], defences=["sum", "krum"])
 
 
 def test_what_is_not_played_against_liars_is_refused(folder: Path) -> None:

@@ -27,7 +27,9 @@ from support.audited import RUNS, SPEC, WORDS, forgetful, keyed, lying_local, pl
     ("central_dp", noise, "noise"), ("local_dp", keys, "local noise"), ("example", train, "dp"),
 ])  # fmt: skip
 def test_noise_from_a_known_key_is_caught(monkeypatch, word, module, label):
-    try_it = record_trials.mechanism if word == "example" else lambda *of: (epsilon.mechanism_release(*of),)
+    try_it = (
+        record_trials.audit_record_mechanism if word == "example" else lambda *of: (epsilon.mechanism_release(*of),)
+    )
     assert try_it(plan(word), 4096, quiet)[0].holds
     keyed(monkeypatch, module, label)
     found = try_it(plan(word), 4096, quiet)[0]
@@ -48,7 +50,7 @@ def test_corrupt_devices_counted_as_honest_are_caught(monkeypatch):
 def test_local_noise_that_counts_a_device_of_other_text_as_a_silent_one_is_caught(monkeypatch, sent):
     """Its epsilon is then told for half of how far its neighbour is, in the accountant alone or in the fold as well."""
     monkeypatch.setattr(known, "MECHANISMS", (lying_local(sent),))
-    found = epsilon.examine(plan("local_dp"), True, quiet)[0]
+    found = epsilon.audit_epsilon(plan("local_dp"), True, quiet)[0]
     assert not found.holds
     assert found.lower == pytest.approx(2.0 * found.claimed, rel=1e-3)
 
@@ -59,11 +61,11 @@ def test_local_noise_that_counts_a_device_of_other_text_as_a_silent_one_is_caugh
 ])  # fmt: skip
 def test_noise_that_comes_again_in_the_next_round_is_caught(monkeypatch, word, modules):
     """Each release is noised as it should be; the difference of two is not."""
-    found = round_trials.rounds(plan(word), 1 << 12, quiet)
+    found = round_trials.audit_two_rounds(plan(word), 1 << 12, quiet)
     assert found.holds, found
     assert found.lower > 0.6 * found.claimed
     forgetful(monkeypatch, *modules)
-    found = round_trials.rounds(plan(word), 1 << 12, quiet)
+    found = round_trials.audit_two_rounds(plan(word), 1 << 12, quiet)
     assert not found.holds
     assert found.lower > 2.0 * found.claimed
 
@@ -108,8 +110,8 @@ def test_too_little_noise_is_caught(monkeypatch, word, by):
 def test_the_share_of_corrupt_devices_is_counted(monkeypatch):
     """The sum has the noise of as few honest devices as are promised, and not that of all."""
     sent = []
-    true = bounds.released
-    monkeypatch.setattr(bounds, "released", lambda pipe, x, *a: true(pipe, sent.append(x) or x, *a))
+    true = bounds.audited_round_release
+    monkeypatch.setattr(bounds, "audited_round_release", lambda pipe, x, *a: true(pipe, sent.append(x) or x, *a))
     found = epsilon.mechanism_release(plan("distributed_dp", trust__malicious_fraction=0.2), RUNS, quiet)
     assert found.holds
     assert found.tight
@@ -130,7 +132,7 @@ def test_the_recipes_stages_are_played():
     assert mechanism.tight
     rounds = "composition of a device's rounds"
     assert mechanism.left_out == ("quantize (behind it coordinates are not separate runs)", rounds)
-    found = epsilon.one_run(it, 512, quiet)
+    found = epsilon.audit_one_run(it, 512, quiet)
     assert found.holds
     assert 0.25 * found.claimed < found.lower, found  # scored along what the stages leave of a canary
     assert found.left_out == (rounds,)
@@ -138,7 +140,7 @@ def test_the_recipes_stages_are_played():
 
 def test_without_an_epsilon_nothing_is_tried():
     it = compile(parse('privacy = "none"'), SPEC, 10, BUILT_IN)
-    assert epsilon.examine(it, True, quiet) == []
+    assert epsilon.audit_epsilon(it, True, quiet) == []
 
 
 @pytest.mark.long(sample=1)
@@ -146,6 +148,6 @@ def test_without_an_epsilon_nothing_is_tried():
 @pytest.mark.parametrize("word", WORDS)
 def test_metrics_under_the_noise_are_audited_with_the_update(word):
     of = plan(word, metrics="sum")
-    for found in (epsilon.mechanism_release(of, RUNS, quiet), round_trials.rounds(of, 1 << 12, quiet)):
+    for found in (epsilon.mechanism_release(of, RUNS, quiet), round_trials.audit_two_rounds(of, 1 << 12, quiet)):
         assert found.holds, found
-    assert epsilon.length(of).holds
+    assert epsilon.audit_length(of).holds

@@ -10,7 +10,7 @@ from edgewise.apps.audit import epsilon, record_trials
 from edgewise.drivers.simulation import keys
 from edgewise.learn import dp_sgd, train
 from edgewise.privacy import grid
-from edgewise.privacy.noise import normals
+from edgewise.privacy.noise import secret_normals
 from support.audited import forgetful, plan, quiet
 
 
@@ -18,15 +18,15 @@ from support.audited import forgetful, plan, quiet
 @pytest.mark.parametrize("by", [1, -1])
 def test_noise_that_comes_again_in_the_next_step_is_caught(monkeypatch, by):
     """By a difference, or by a sum where it comes back with the other sign."""
-    key_of, noise_of, last = train.derive, grid.noise, [0]
+    key_of, noise_of, last = train.derive, grid.grid_noise, [0]
 
     def derive(key, label, *of):
         last[0] = of[0]
         return key_of(key, label, 0)
 
     monkeypatch.setattr(train, "derive", derive)
-    monkeypatch.setattr(grid, "noise", lambda *of: by ** last[0] * noise_of(*of))
-    found = record_trials.steps(plan("example"), 1024, quiet)
+    monkeypatch.setattr(grid, "grid_noise", lambda *of: by ** last[0] * noise_of(*of))
+    found = record_trials.audit_record_steps(plan("example"), 1024, quiet)
     assert not found.holds
     assert found.lower > 2.0 * found.claimed
 
@@ -34,20 +34,23 @@ def test_noise_that_comes_again_in_the_next_step_is_caught(monkeypatch, by):
 @pytest.mark.slow
 def test_noise_of_steps_that_comes_again_in_the_next_round_is_caught(monkeypatch):
     forgetful(monkeypatch, keys)
-    assert not record_trials.steps(plan("example"), 1024, quiet).holds
+    assert not record_trials.audit_record_steps(plan("example"), 1024, quiet).holds
 
 
 @pytest.mark.slow
 def test_steps_of_dp_sgd_hold_at_the_recipes_noise():
     it = plan("example")
-    mechanism, grain, run = (*record_trials.mechanism(it, 4096, quiet), record_trials.one_run(it, 4096, quiet))
+    mechanism, grain, run = (
+        *record_trials.audit_record_mechanism(it, 4096, quiet),
+        record_trials.audit_records_in_one_run(it, 4096, quiet),
+    )
     for found in (mechanism, grain, run):
         assert found.holds, found
         assert found.claimed == pytest.approx(1 / it.spend.z)
         assert f"noise multiplier {it.spend.z:.4g} and clip 0.5" in found.of
         assert len(found.left_out) == 2
     assert mechanism.tight
-    two = record_trials.steps(it, 4096, quiet)
+    two = record_trials.audit_record_steps(it, 4096, quiet)
     assert two.holds, two
     assert two.claimed == pytest.approx(2.0**0.5 / it.spend.z)
     assert two.lower > 0.6 * two.claimed
@@ -63,7 +66,7 @@ def in_floats(model, loss, records, flat, dp, expected, key):
         loss(model, record)[0].backward()
         norm = float(torch.linalg.vector_norm(flat.g_D, dtype=torch.float64))
         total.add_(flat.g_D, alpha=min(1.0, dp.clip * (1.0 - 2.0**-20) / max(norm, 1e-30)))
-    drawn = (dp.z * dp.clip * normals(key, total.numel())).astype(np.float32)
+    drawn = (dp.z * dp.clip * secret_normals(key, total.numel())).astype(np.float32)
     flat.zero_grad()
     flat.g_D.copy_((total + torch.from_numpy(drawn)) / expected)
     return 0.0, 1.0
@@ -72,8 +75,8 @@ def in_floats(model, loss, records, flat, dp, expected, key):
 @pytest.mark.slow
 def test_noise_in_floating_point_is_caught_by_its_last_bits(monkeypatch):
     """Of the right size, so that nothing else sees it."""
-    monkeypatch.setattr(dp_sgd, "gradient", in_floats)
-    mechanism, grain = record_trials.mechanism(plan("example", dp__epsilon=1.0), 1 << 16, quiet)
+    monkeypatch.setattr(dp_sgd, "noised_gradient", in_floats)
+    mechanism, grain = record_trials.audit_record_mechanism(plan("example", dp__epsilon=1.0), 1 << 16, quiet)
     assert mechanism.holds
     assert not grain.holds, grain
     assert grain.lower > 1.5 * grain.claimed
@@ -85,7 +88,7 @@ def test_noise_in_floating_point_is_caught_by_its_last_bits(monkeypatch):
 def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
     true = grid.discrete_gaussian
     monkeypatch.setattr(grid, "discrete_gaussian", lambda s, n, key: true(round(s / by), n, key))
-    mechanism, _, _, run = epsilon.examine(plan("example"), True, quiet)
+    mechanism, _, _, run = epsilon.audit_epsilon(plan("example"), True, quiet)
     assert not mechanism.holds
     assert mechanism.lower == pytest.approx(by * mechanism.claimed, rel=0.1)
     assert run.lower > 0
@@ -95,7 +98,7 @@ def test_too_little_noise_of_dp_sgd_is_caught(monkeypatch, by):
 @pytest.mark.slow
 def test_a_missing_clip_of_dp_sgd_is_caught(monkeypatch):
     monkeypatch.setattr(dp_sgd, "min", lambda *_: 1.0, raising=False)  # of 1 and C / norm
-    mechanism, _, _, run = epsilon.examine(plan("example"), True, quiet)
+    mechanism, _, _, run = epsilon.audit_epsilon(plan("example"), True, quiet)
     assert not mechanism.holds
     assert mechanism.lower > 3 * mechanism.claimed
     assert not run.holds

@@ -20,7 +20,7 @@ from edgewise.core.training import StepNoise
 from edgewise.learn import dp_sgd
 from edgewise.learn.flat import Flat
 from edgewise.privacy import grid
-from edgewise.privacy.noise import normals
+from edgewise.privacy.noise import secret_normals
 
 DIM, OTHERS, Z, TRIALS = 1 << 15, 4, 2.0, 40
 RECORDS = [
@@ -37,7 +37,7 @@ def loss(model: nn.Module, batch: tuple[Tensor]) -> tuple[Tensor, float]:
 
 def step(records: list[tuple[int, tuple[Tensor]]], z: float, key: bytes) -> Values:
     """The noised gradient of a device's step, as float32 gives it to the optimizer."""
-    dp_sgd.gradient(NET, loss, records, FLAT, StepNoise(1.0, z, 0.1), 1.0, key)
+    dp_sgd.noised_gradient(NET, loss, records, FLAT, StepNoise(1.0, z, 0.1), 1.0, key)
     return FLAT.g_D.numpy().astype(np.float64)
 
 
@@ -64,7 +64,7 @@ def test_noise_added_in_float32_tells_who_is_in_the_sum() -> None:
     sums = [step(RECORDS[: OTHERS + world], 1e-12, root(1)).astype(np.float32) for world in (False, True)]
 
     def draw(world: bool, i: int) -> Values:
-        noise = (Z * normals(derive(root(2), world, i), DIM)).astype(np.float32)
+        noise = (Z * secret_normals(derive(root(2), world, i), DIM)).astype(np.float32)
         return (sums[world] + noise).astype(np.float64)
 
     there, away = called(draw, *(x.astype(np.float64) for x in sums))
@@ -78,7 +78,7 @@ def test_steps_of_dp_sgd_do_not(exact: bool, monkeypatch: pytest.MonkeyPatch) ->
     """``exact``: the attacker rounds the sums to the grid as the device does; else it knows them to float32."""
     with monkeypatch.context() as patched:
         if exact:
-            patched.setattr(grid, "noise", lambda on, n, key: np.zeros(n, np.int64))
+            patched.setattr(grid, "grid_noise", lambda on, n, key: np.zeros(n, np.int64))
         sums = [step(RECORDS[: OTHERS + world], Z if exact else 1e-12, root(1)) for world in (False, True)]
     there, away = called(lambda world, i: step(RECORDS[: OTHERS + world], Z, derive(root(2), world, i)), *sums)
     assert abs(there - away) <= 0.35 * TRIALS  # three standard deviations of two fair coins

@@ -34,7 +34,7 @@ from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.recipe.sections import TrainingSection
-from edgewise.privacy.noise import moved
+from edgewise.privacy.noise import noised_neighbour_distance
 from edgewise.secagg import server
 
 GRID = [{"kind": "clip", "l2": 1.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
@@ -118,7 +118,7 @@ def fixed_point_sensitivity() -> None:
     pipe, turn = of.at(0), Turn(0, of.public(0), root(2), device="d")
     total = pipe.add(pipe.start_sum(), pipe.encode(x, {}, 1.0, pipe.init(), turn)[0], turn)
     apart = np.linalg.norm(total.acc.body.astype(np.float64) * unit)
-    assert np.linalg.norm(x.astype(np.float64)) < 1e-8 < apart <= moved(pipe.totals[0])
+    assert np.linalg.norm(x.astype(np.float64)) < 1e-8 < apart <= noised_neighbour_distance(pipe.totals[0])
 
 
 def model_not_checked() -> None:

@@ -65,7 +65,7 @@ def folder(server: Identity, tmp_path: Path) -> Path:
     name = identity.make(folder / home.KEY).name
     home.save(folder, Home("https://127.0.0.1:1", server.name, "", name))
     database = Database(folder)
-    database.write(lambda c: members.admit(c, server.public, LEADER, 0.0))
+    database.write(lambda c: members.admit_member(c, server.public, LEADER, 0.0))
     database.close()
     (folder / "devices.txt").write_text("# these\n" + "\n".join(DEVICES[:4]) + "\n")
     return folder
@@ -159,10 +159,10 @@ def test_the_server_invents_no_devices(server: Identity, connect: Callable[..., 
     helper.begin(told.told)
     assert helper.admit(told.ticket(DEVICES[4])) == "E-SECAGG-KEYS", "not on the operator's list"
     own = sign.pair(bytes(31) + b"1")
-    ticket = two_server.load(told.ticket(DEVICES[0]))
-    said = two_server.signed(told.context, DEVICES[0], ticket.id, ticket.leader, ticket.helper)
+    ticket = two_server.load_ticket(told.ticket(DEVICES[0]))
+    said = two_server.share_report_digest(told.context, DEVICES[0], ticket.id, ticket.leader, ticket.helper)
     forged = msgspec.structs.replace(ticket, signature=sign.sign(own.secret, said))
-    assert helper.admit(two_server.dump(forged)) == "E-SECAGG-KEYS", "signed by a key of its own"
+    assert helper.admit(two_server.dump_ticket(forged)) == "E-SECAGG-KEYS", "signed by a key of its own"
     invented = roster.dump([own.public, *(IDENTITIES[device].public for device in DEVICES[1:])])
     assert code(lambda: connect(plan, roster=invented)) == "E-FACTS", "not the devices that devices know"
 
@@ -256,14 +256,14 @@ def test_nobody_seals_to_a_key_that_the_gateway_did_not_sign(
     plan = plan_of(server)
     helper = connect(plan)
     name, signed = helper._link.home.server, helper.statement
-    assert share_keys.checked(signed, "helper", plan.run, name) == helper.key
-    forged = msgspec.to_builtins(share_keys.made(server, "helper", plan.run, helper.key))
+    assert share_keys.checked_share_key(signed, "helper", plan.run, name) == helper.key
+    forged = msgspec.to_builtins(share_keys.made_share_key(server, "helper", plan.run, helper.key))
     for wrong, run, by in (
         (forged, plan.run, name), (signed, "0" * 64, name), (signed, plan.run, server.name),
         ({**signed, "key": "00" * 32}, plan.run, name), ({}, plan.run, name), ({**signed, "more": ""}, plan.run, name),
     ):  # fmt: skip
-        assert code(share_keys.checked, wrong, "helper", run, by) == "E-SERVER-KEY"
-    assert code(share_keys.checked, signed, "leader", plan.run, name) == "E-SERVER-KEY"
+        assert code(share_keys.checked_share_key, wrong, "helper", run, by) == "E-SERVER-KEY"
+    assert code(share_keys.checked_share_key, signed, "leader", plan.run, name) == "E-SERVER-KEY"
 
 
 @pytest.mark.slow
@@ -277,7 +277,7 @@ def test_nothing_on_the_gateways_disk_opens_a_batch_again(
     tickets = [told.ticket(device) for device in DEVICES[:3]]
     helper.begin(told.told)
     assert {helper.admit(ticket) for ticket in tickets} == {None}
-    sealed = [two_server.load(ticket).helper for ticket in tickets]
+    sealed = [two_server.load_ticket(ticket).helper for ticket in tickets]
     found = lambda: [box for box in sealed if any(box in p.read_bytes() for p in folder.rglob("*") if p.is_file())]  # noqa: E731
     assert found() == sealed
     helper.open(DEVICES[:3])

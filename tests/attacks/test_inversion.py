@@ -10,7 +10,7 @@ import torch
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.keys import generator, root
 from edgewise.learn.attacks import inversion
-from edgewise.learn.models.cut import cut
+from edgewise.learn.models.cut import cut_model
 from edgewise.privacy.token_noise import TokenNoise
 
 pytestmark = pytest.mark.slow  # every test here trains a head
@@ -31,13 +31,15 @@ def rows(which, count):
 
 
 def attacked(model, kind, rounding="int8", z=0.0):
-    parts = cut(model, 1, "U")
-    device, other = (inversion.crossing(parts, rows(which, count))[kind] for which, count in ((1, 24), (2, 200)))
+    parts = cut_model(model, 1, "U")
+    device, other = (
+        inversion.attacked_crossing(parts, rows(which, count))[kind] for which, count in ((1, 24), (2, 200))
+    )
     longest = float(other.x_NTC.norm(dim=2).median())
     noise = TokenNoise(longest, z, HIDDEN) if z else None
-    sent = inversion.channel(TokenCodec(rounding, HIDDEN), noise)
+    sent = inversion.noised_channel(TokenCodec(rounding, HIDDEN), noise)
     table = model.get_input_embeddings().weight
-    return inversion.recover(device, other, table, root(0), sent, steps=250)
+    return inversion.recover_tokens(device, other, table, root(0), sent, steps=250)
 
 
 @pytest.mark.parametrize("kind", ["activations", "output_gradients"])
@@ -56,12 +58,12 @@ def test_four_bits_hide_nothing(model):
 def test_the_shape_with_the_head_sends_no_gradients_up(model):
     torch.manual_seed(0)
     untied = tiny_models.BUILDERS["llama"]()
-    assert set(inversion.crossing(cut(untied, 1, "head"), rows(1, 2))) == {"activations"}
+    assert set(inversion.attacked_crossing(cut_model(untied, 1, "head"), rows(1, 2))) == {"activations"}
 
 
 def test_an_attack_without_text_is_refused(model):
-    empty = inversion.crossing(cut(model, 1, "U"), rows(1, 2))["activations"]
+    empty = inversion.attacked_crossing(cut_model(model, 1, "U"), rows(1, 2))["activations"]
     empty = empty._replace(y_NT=torch.full_like(empty.y_NT, -1))
-    sent = inversion.channel(TokenCodec("int8", HIDDEN))
+    sent = inversion.noised_channel(TokenCodec("int8", HIDDEN))
     with pytest.raises(ValueError, match="text"):
-        inversion.recover(empty, empty, model.get_input_embeddings().weight, root(0), sent)
+        inversion.recover_tokens(empty, empty, model.get_input_embeddings().weight, root(0), sent)

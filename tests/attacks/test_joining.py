@@ -16,7 +16,7 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.crypto import sign
 from edgewise.drivers.fleet import roster
 from edgewise.drivers.http import package
-from edgewise.drivers.http.identity import Identity, fingerprint
+from edgewise.drivers.http.identity import Identity, key_fingerprint
 from edgewise.engine.trainer import registered
 from edgewise.plan import facts
 from edgewise.plan.acceptance import OwnerFloor
@@ -46,7 +46,10 @@ class Lying:
         self.raw = facts.canonical(plan.facts)
         self.signature, self.run = facts.sign(signer.secret, self.raw), plan.run
         self._folder, self._listing = folder, listing
-        self.home, self.identity = SimpleNamespace(server=fingerprint(SERVER.public)), Identity(ME.public, ME.secret)
+        self.home, self.identity = (
+            SimpleNamespace(server=key_fingerprint(SERVER.public)),
+            Identity(ME.public, ME.secret),
+        )
         self.name = self.identity.name
 
     def call(self, method: str, path: str) -> dict[str, Any]:
@@ -110,7 +113,7 @@ def test_files_of_an_earlier_run_are_looked_at_before_they_are_used(tmp_path: Pa
     """Frozen weights are in no digest of a round: with a damaged file a device would train another model unseen."""
     weights, settings = b"frozen weights", b"{}"
     files = {"config.json": vector.digest(settings), "model.safetensors": vector.digest(weights)}
-    blobs = {vector.digest(raw): raw for raw in (weights, settings, package.dump(files))}
+    blobs = {vector.digest(raw): raw for raw in (weights, settings, package.dump_package(files))}
     fetched: list[str] = []
 
     def download(digest: str, folder: Path, most: int) -> Path:
@@ -122,7 +125,7 @@ def test_files_of_an_earlier_run_are_looked_at_before_they_are_used(tmp_path: Pa
     lying = Lying(tmp_path)
     lying.download = download  # type: ignore[method-assign]
     with Parts(lying, tmp_path, Owner({}, tmp_path, OwnerFloor())) as parts:  # type: ignore[arg-type]
-        manifest = vector.digest(package.dump(files))
+        manifest = vector.digest(package.dump_package(files))
         model = parts._unpacked(manifest, tmp_path / "run", SplitSection())
         assert fetched == [manifest, *files.values()]
         (model / "model.safetensors").write_bytes(bytes(len(weights)))

@@ -23,7 +23,7 @@ from edgewise.privacy import audit, audit_findings, distributed
 from edgewise.privacy.clip import clip
 from edgewise.privacy.distributed import discrete_gaussian_noise
 from edgewise.privacy.noise import noise
-from edgewise.privacy.samplers import discrete_gaussian, round_within
+from edgewise.privacy.samplers import discrete_gaussian, round_within_norm
 
 RUNS, N, DELTA = 2**17, 8, 1e-5
 UPDATE = np.full(RUNS, 5.0, np.float32)  # five times the clip
@@ -87,7 +87,7 @@ def test_a_missing_clip_is_found(monkeypatch: Patch) -> None:
     """First by the rounding, whose bound it breaks; without that check too, by the audit."""
     with pytest.raises(ValueError, match="longer than its bound"):
         examined(private(broken=True))
-    monkeypatch.setattr(distributed, "round_within", lambda y, limit, key: round_within(y, inf, key))
+    monkeypatch.setattr(distributed, "round_within_norm", lambda y, limit, key: round_within_norm(y, inf, key))
     found = examined(private(broken=True))
     assert found.lower == pytest.approx(4.9, abs=0.2)
     assert not found.holds
@@ -96,7 +96,7 @@ def test_a_missing_clip_is_found(monkeypatch: Patch) -> None:
 @pytest.mark.slow
 def test_a_scale_that_only_the_signal_has_is_found(monkeypatch: Patch) -> None:
     monkeypatch.setattr(
-        distributed, "round_within", lambda y, limit, key: round_within(y * sqrt(2), limit * sqrt(2), key)
+        distributed, "round_within_norm", lambda y, limit, key: round_within_norm(y * sqrt(2), limit * sqrt(2), key)
     )
     found = examined(private())
     assert found.lower == pytest.approx(1.39, abs=0.06)
@@ -131,11 +131,11 @@ def test_runs_in_coordinates_are_like_runs_one_by_one() -> None:
     one, none = np.zeros(16, np.float32), np.zeros(16, np.float32)
     one[0] = 20.0  # five times the clip of sqrt(16)
     worlds = [
-        np.array([audit.release(small, [x, *[none] * (N - 1)], derive(KEY, w, i)) for i in range(600)])
+        np.array([audit.audited_release(small, [x, *[none] * (N - 1)], derive(KEY, w, i)) for i in range(600)])
         for w, x in (("without", none), ("with", one))
     ]
     large = private()
-    many = audit.release(large, [UPDATE, *[np.zeros_like(UPDATE)] * (N - 1)], KEY)
+    many = audit.audited_release(large, [UPDATE, *[np.zeros_like(UPDATE)] * (N - 1)], KEY)
     # One coordinate has all of the clip here and 1 / sqrt(d) of it there: the same noise of 1, signals of 4 and 1.
     assert worlds[0].mean() == pytest.approx(0.0, abs=0.05)
     assert worlds[1][:, 0].mean() == pytest.approx(4.0, abs=0.2)
@@ -143,7 +143,7 @@ def test_runs_in_coordinates_are_like_runs_one_by_one() -> None:
     assert many.mean() == pytest.approx(1.0, abs=0.02)
     for seen in (worlds[0].std(), worlds[1][:, 0].std(), many.std()):
         assert seen == pytest.approx(1.0, rel=0.09)
-    found = audit_findings.mechanism(
+    found = audit_findings.mechanism_finding(
         "one by one", 4.0, DELTA, worlds[0][:, 0].astype(float), worlds[1][:, 0].astype(float)
     )
     assert 2.5 < found.lower <= 4.0 * 1.01

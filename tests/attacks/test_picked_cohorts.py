@@ -226,7 +226,7 @@ def said_by(plan: Plan, blob: bytes) -> dict[str, object]:
     return {"draw": beacons.draw(plan, blob)} if plan.contributors else {}
 
 
-def started(plan: Plan, blob: bytes, name: str, **changes: object) -> tuple[device.State, messages.Keys | str]:
+def started(plan: Plan, blob: bytes, name: str, **changes: object) -> tuple[device.State, messages.SessionKeys | str]:
     """A device that has trained, and the keys that it sent; or the code by which it refused."""
     event = replace(invited(plan, **{**said_by(plan, blob), **changes}), beacon=blob)  # type: ignore[arg-type]
     state, effects = device.step(plan, device_state.join(plan, name), event, TRUST)
@@ -241,25 +241,25 @@ def started(plan: Plan, blob: bytes, name: str, **changes: object) -> tuple[devi
     return state, advertised(sent.body)
 
 
-def advertised(raw: bytes) -> messages.Keys:
-    message = messages.load(raw)
-    assert isinstance(message, messages.Advertise)
+def advertised(raw: bytes) -> messages.SessionKeys:
+    message = messages.load_secagg_message(raw)
+    assert isinstance(message, messages.AdvertiseMessage)
     return message.keys
 
 
-def other_keys(plan: Plan, blob: bytes, name: str) -> messages.Keys:
+def other_keys(plan: Plan, blob: bytes, name: str) -> messages.SessionKeys:
     """Keys for the session: of an accomplice they come for any session that its server likes."""
     sid = plan.session(invited(plan, **said_by(plan, blob)).invite)  # type: ignore[arg-type]
     entropy = name.encode().ljust(32, b".")
     return advertised(client.advertise(plan.secagg(0), sid, name, beacons.IDENTITIES[name].secret, entropy)[1])
 
 
-def given(plan: Plan, state: device.State, keys: dict[str, messages.Keys]) -> str:
+def given(plan: Plan, state: device.State, keys: dict[str, messages.SessionKeys]) -> str:
     """The code with which a device ends its session under this roster of keys; empty where it goes on. What a store
     keeps of the device is enough to refuse."""
     assert isinstance(state, device_state.InSecAgg)
     state = device_state.resumed(state.idle, device_state.session_of(state))
-    body = messages.dump(messages.Roster(keys=dict(sorted(keys.items()))))
+    body = messages.dump(messages.RosterMessage(keys=dict(sorted(keys.items()))))
     step = frame.Step(run=plan.run, round=0, device=state.device, body=body)
     after, effects = device.step(plan, state, device_events.Delivered(step), TRUST)
     if isinstance(after, device_state.InSecAgg) and isinstance(after.client, client.Sharing):
@@ -267,7 +267,7 @@ def given(plan: Plan, state: device.State, keys: dict[str, messages.Keys]) -> st
     (raw,) = (e.frame for e in effects if isinstance(e, device_events.SendFrame))
     said = frame.from_device(raw, len(raw))
     assert isinstance(said, frame.Step)
-    abort = messages.load(said.body)
+    abort = messages.load_secagg_message(said.body)
     assert isinstance(abort, messages.Abort)
     return abort.code
 
@@ -279,7 +279,7 @@ def test_a_server_puts_its_accomplices_in_the_place_of_honest_devices(plan: Plan
     me = next(d for d in drawn if d not in CORRUPT)
     others = [*(d for d in CORRUPT if d not in drawn), *(d for d in drawn if d != me)]
     state, mine = started(plan, blob, me)
-    assert isinstance(mine, messages.Keys)
+    assert isinstance(mine, messages.SessionKeys)
     keys = {me: mine} | {d: other_keys(plan, blob, d) for d in others[: plan.sampling.invite - 1]}
     assert given(plan, state, keys) == code
 
@@ -291,7 +291,7 @@ def test_a_device_that_was_not_drawn_takes_no_part(blob: bytes) -> None:
     assert started(PLAN, b"another blob", outside, draw=beacons.draw(PLAN, blob))[1] == "E-BEACON"
     assert started(PLAN, blob, outside, draw=None)[1] == "E-INVITE"
     assert started(ALONE, blob, outside, draw=beacons.draw(PLAN, blob))[1] == "E-INVITE"
-    assert isinstance(started(ALONE, blob, outside)[1], messages.Keys)
+    assert isinstance(started(ALONE, blob, outside)[1], messages.SessionKeys)
 
 
 def test_who_is_claimed_away_leaves_a_smaller_cohort_with_no_more_corrupt_devices() -> None:
@@ -301,7 +301,7 @@ def test_who_is_claimed_away_leaves_a_smaller_cohort_with_no_more_corrupt_device
     drawn = sorted(cohort(plan, mine))
     me = next(d for d in drawn if d not in CORRUPT)
     state, said = started(plan, mine, me)
-    assert isinstance(said, messages.Keys)
+    assert isinstance(said, messages.SessionKeys)
     here = {me: said} | {d: other_keys(plan, mine, d) for d in [d for d in drawn if d != me][: plan.facts.n_min - 1]}
     assert given(plan, state, here) == ""
     here.pop(next(d for d in here if d != me))

@@ -75,23 +75,25 @@ def masked(devices: Devices, nonce: bytes, who: list[str]) -> server.State | lis
     answers = {d: devices.asked(d, message) for d in who}
     if refused := [a for a in answers.values() if isinstance(a, frame.Refusal)]:
         return refused
-    state: server.State = server.start(server.Session(plan.secagg(0), plan.session(message), devices.trust.registry))
-    mail: list[events.SendMessage] = []
+    state: server.State = server.start(
+        server.SecAggSession(plan.secagg(0), plan.session(message), devices.trust.registry)
+    )
+    mail: list[events.SecAggSend] = []
 
     def feed(event: events.Event) -> None:
         nonlocal state
-        state, effects = server.step(state, event)
-        mail.extend(e for e in effects if isinstance(e, events.SendMessage))
+        state, effects = server.step_secagg_server(state, event)
+        mail.extend(e for e in effects if isinstance(e, events.SecAggSend))
 
     for d, answer in answers.items():
-        feed(events.Received(d, answer.body))
-    feed(events.StepClosed())
+        feed(events.SecAggReceived(d, answer.body))
+    feed(events.SecAggStepClosed())
     while mail:
         letter = mail.pop(0)
         step = frame.Step(run=plan.run, round=0, device=letter.device, body=letter.raw)
         for effect in devices.step(letter.device, device_events.Delivered(step)):
             if isinstance(effect, device_events.SendFrame):
-                feed(events.Received(letter.device, frame.load(effect.frame).body))
+                feed(events.SecAggReceived(letter.device, frame.load(effect.frame).body))
     return state
 
 
@@ -258,13 +260,13 @@ class Leader:
         """The helper's answers to the reports of devices that were ``told`` so, in the round ``begun``."""
         self.helper.begin(begun or told)
         params, context = self.plan.secagg(told.round), self.plan.session(told)
-        lead = two_server.lead(params, context, self.pair.secret, self.trust.registry)
+        lead = two_server.lead_two_servers(params, context, self.pair.secret, self.trust.registry)
         fresh, codes = Devices(self.plan), set()
         for d in devices:
             answer = fresh.asked(d, told)
             assert isinstance(answer, frame.Contribution)
-            ticket, _ = two_server.open_report(lead, d, answer.payload)
-            self.tickets.append(two_server.dump(ticket))
+            ticket, _ = two_server.open_share_report(lead, d, answer.payload)
+            self.tickets.append(two_server.dump_ticket(ticket))
             codes.add(self.helper.admit(self.tickets[-1]))
         return codes
 
@@ -306,9 +308,9 @@ def test_the_helper_takes_no_report_twice_in_a_run(monkeypatch: pytest.MonkeyPat
     leader = Leader(plan := plan_of("shared_sum"))
     assert leader.batch(invite(plan, b"A" * 32)) == {None}
     assert leader.batch(invite(plan, b"A" * 32)) == {"E-SECAGG-ORDER"}
-    real = two_server.fresh
+    real = two_server.fresh_secret
     monkeypatch.setattr(
-        two_server, "fresh", lambda *a: real(*((bytes(32), b"") if a[2] == "report" else a[:2]), *a[2:])
+        two_server, "fresh_secret", lambda *a: real(*((bytes(32), b"") if a[2] == "report" else a[:2]), *a[2:])
     )
     assert leader.batch(invite(plan, b"B" * 32, 1)) == {None}
     assert leader.opens(DEVICES) == ""

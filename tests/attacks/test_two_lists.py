@@ -16,7 +16,7 @@ from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
 from edgewise.secagg import messages, recovery, secrets
 from edgewise.secagg.client import share_holders
-from edgewise.secagg.merge import secure_sum, trust_policy
+from edgewise.secagg.merge import secagg_trust_policy, secure_sum
 from edgewise.secagg.params import TrustPolicy
 
 
@@ -30,7 +30,7 @@ def attack(n: int, bad: int) -> np.ndarray | None:
     masked = {}
     for device, raw in mail:
         answer = s.answer(device, raw)
-        masked[device] = messages.load(answer)
+        masked[device] = messages.load_secagg_message(answer)
         s.give(device, answer)
     shared = s.server.masked.shared  # type: ignore[union-attr]
     honest, corrupt = s.devices[: n - bad], s.devices[n - bad :]
@@ -43,27 +43,29 @@ def attack(n: int, bad: int) -> np.ndarray | None:
         said = messages.survivors_digest(shared.roster, survivors)
         signed = {d: sign.sign(IDENTITIES[d].secret, said) for d in corrupt}
         for device in told:
-            answer = messages.load(s.answer(device, messages.dump(messages.Survivors(devices=tuple(survivors)))))
-            assert isinstance(answer, messages.Consistent)
+            answer = messages.load_secagg_message(
+                s.answer(device, messages.dump(messages.SurvivorsMessage(devices=tuple(survivors))))
+            )
+            assert isinstance(answer, messages.ConsistentMessage)
             signed[device] = answer.signature
-        proofs = messages.dump(messages.Proofs(signatures=dict(sorted(signed.items()))))
-        parts |= {device: messages.load(s.answer(device, proofs)) for device in told}
+        proofs = messages.dump(messages.ProofsMessage(signatures=dict(sorted(signed.items()))))
+        parts |= {device: messages.load_secagg_message(s.answer(device, proofs)) for device in told}
     at = {d: i + 1 for i, d in enumerate(share_holders(victim, shared.near[victim], n))}
-    opened = {h: r for h, r in parts.items() if isinstance(r, messages.Revealed)}
+    opened = {h: r for h, r in parts.items() if isinstance(r, messages.RevealedMessage)}
     seeds = {at[h]: r.seeds[victim] for h, r in opened.items() if victim in r.seeds}
     keys = {at[h]: r.keys[victim] for h, r in opened.items() if victim in r.keys}
     for d in corrupt:
         seeds[at[d]], keys[at[d]] = s.clients[d].held[victim]  # type: ignore[union-attr]
     if min(len(seeds), len(keys)) < shared.threshold:
         return None
-    seed = recovery.seed(SID, victim, shared.keys[victim], seeds, shared.threshold)
-    key = agree.Secret(recovery.key(shared.keys[victim], keys, shared.threshold))
+    seed = recovery.recover_seed(SID, victim, shared.keys[victim], seeds, shared.threshold)
+    key = agree.AgreementSecret(recovery.recover_key(shared.keys[victim], keys, shared.threshold))
     raw = masked[victim]
     body = unpack_bits(memoryview(raw.body), s.bits, s.dim)
     hidden = secrets.Hidden(s.params, body.astype(np.uint32), np.frombuffer(raw.head, "<u8"))
     hidden.mask([(seed, -1)], shared.roster)
     pairs = [(o, secrets.pair_seed(key, shared.keys[o].mask, shared.roster, victim, o)) for o in shared.near[victim]]
-    hidden.mask([(k, -sign) for k, sign in secrets.pairwise(victim, pairs)], shared.roster)
+    hidden.mask([(k, -sign) for k, sign in secrets.pairwise_masks(victim, pairs)], shared.roster)
     np.testing.assert_array_equal(hidden.body, s.xs[victim])
     return hidden.body
 
@@ -85,10 +87,10 @@ def test_a_round_may_not_end_with_so_few_that_the_corrupt_of_its_cohort_are_a_th
     drops out beside them, 24 devices leave enough shares and 23 do not."""
     for least in (10, 11, 18, 23):
         with pytest.raises(CompositionError, match=r"6 may be corrupt and [12] more drop out.* it needs 24") as caught:
-            trust_policy(secure_sum(), least, 6)
+            secagg_trust_policy(secure_sum(), least, 6)
         assert caught.value.code == "E-NMIN"
     for least, dropout in ((24, 0.1), (19, 0.0)):
-        policy = trust_policy(secure_sum(), least, 6, dropout)
+        policy = secagg_trust_policy(secure_sum(), least, 6, dropout)
         assert policy.corrupt == pytest.approx(6 / least)
         assert policy.shape(least)[1] <= least - 6 - int(dropout * least)
 
@@ -111,6 +113,6 @@ def test_plans_of_masked_sums_are_held_to_it() -> None:
 
 def test_the_graph_of_the_smallest_roster_allows_for_all_corrupt_devices_of_the_cohort() -> None:
     """A tenth of 1,000 devices are a fifth of 500, and the graph of 500 has to stand that."""
-    policy = trust_policy(secure_sum(), 500, 100)
+    policy = secagg_trust_policy(secure_sum(), 500, 100)
     assert policy.shape(500) == TrustPolicy(0.2, 0.1).shape(500)
     assert policy.shape(500)[0] > TrustPolicy(0.1, 0.1).shape(500)[0]

@@ -48,7 +48,7 @@ def attack(n_min: int, bad: int, forge: str) -> tuple[np.ndarray | None, Server]
     hidden.mask([(revealed[d].seeds[d][:32], -1) for d in inside], roster)
     for v in gone:
         pairs = [(u, secrets.pair_seed(secret[v], liar.keys[u].mask, roster, v, u)) for u in inside]
-        hidden.mask(secrets.pairwise(v, pairs), roster)
+        hidden.mask(secrets.pairwise_masks(v, pairs), roster)
     np.testing.assert_array_equal(hidden.body, sum(s.xs[d].astype(np.uint64) for d in inside) % (1 << s.bits))
     return hidden.body, liar
 
@@ -84,10 +84,10 @@ def test_an_invented_survivor_closes_a_sparse_sum(forge: str) -> None:
 
 def test_a_device_deals_under_one_roster_of_a_session() -> None:
     s = Session(8)
-    keys = {d: messages.load(raw).keys for d, raw in s.advertise()}  # type: ignore[union-attr]
-    for n, kind in ((8, messages.Shares), (7, messages.Abort), (8, type(None))):
-        raw = s.answer("d000", messages.dump(messages.Roster(keys={d: keys[d] for d in s.devices[:n]})))
-        assert isinstance(messages.load(raw) if raw else None, kind)
+    keys = {d: messages.load_secagg_message(raw).keys for d, raw in s.advertise()}  # type: ignore[union-attr]
+    for n, kind in ((8, messages.SharesMessage), (7, messages.Abort), (8, type(None))):
+        raw = s.answer("d000", messages.dump(messages.RosterMessage(keys={d: keys[d] for d in s.devices[:n]})))
+        assert isinstance(messages.load_secagg_message(raw) if raw else None, kind)
 
 
 def _flipped(message: messages.Message, count: int) -> bytes:
@@ -96,15 +96,17 @@ def _flipped(message: messages.Message, count: int) -> bytes:
     def flip(raw: bytes) -> bytes:
         return bytes([raw[0] ^ 1]) + raw[1:]
 
-    field = "seeds" if isinstance(message, messages.Revealed) else "boxes"
+    field = "seeds" if isinstance(message, messages.RevealedMessage) else "boxes"
     table = getattr(message, field)
-    one = {d: msgspec.structs.replace(v, box=flip(v.box)) if isinstance(v, messages.Dealt) else flip(v)
+    one = {d: msgspec.structs.replace(v, box=flip(v.box)) if isinstance(v, messages.DealtBox) else flip(v)
            for d, v in list(table.items())[:count]}  # fmt: skip
     return messages.dump(msgspec.structs.replace(message, **{field: {**table, **one}}))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [messages.Shares, messages.Boxes, messages.Revealed], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    "kind", [messages.SharesMessage, messages.BoxesMessage, messages.RevealedMessage], ids=lambda kind: kind.__name__
+)
 @pytest.mark.parametrize(("n", "count"), [(9, 1), (9, 2), (32, 4)])
 def test_bits_that_flip_on_the_way_make_nobody_a_liar(n: int, count: int, kind: type) -> None:
     """They cost the device its place, or its answer, and the sum comes."""
@@ -115,17 +117,17 @@ def test_bits_that_flip_on_the_way_make_nobody_a_liar(n: int, count: int, kind: 
     while not s.over:
         answers = []
         for d, told in mail:
-            if d == hit and isinstance(message := messages.load(told), kind):
+            if d == hit and isinstance(message := messages.load_secagg_message(told), kind):
                 told = _flipped(message, count)
             raw = s.answer(d, told)
-            if d == hit and raw and isinstance(message := messages.load(raw), kind):
+            if d == hit and raw and isinstance(message := messages.load_secagg_message(raw), kind):
                 raw = _flipped(message, count)
             answers.append((d, raw))
         mail = [letter for d, raw in answers if raw for letter in s.give(d, raw)]
     s.check()
     assert s.refused == [(hit, "E-SECAGG-KEYS")]
     assert isinstance(s.server, server.Released)
-    assert (hit in s.server.survivors) == (kind is messages.Revealed)
+    assert (hit in s.server.survivors) == (kind is messages.RevealedMessage)
 
 
 @pytest.mark.slow

@@ -118,7 +118,7 @@ def test_secrets_of_sessions_are_stored_as_hashes_and_shown_to_nobody(
     server: HttpServer, person: Person, ids: dict[str, str]
 ) -> None:
     now_s = server.service.now_s()
-    unused = server.service.database.write(lambda c: sessions.invite(c, ids["operator"], now_s))
+    unused = server.service.database.write(lambda c: sessions.invite_to_session(c, ids["operator"], now_s))
     made = person.post("/enrol", {"uses": "2", "hours": "1", "tags": "site=east"})
     token = re.search(rf"{tokens.PREFIX}\w+", made.text)
     assert token is not None
@@ -254,7 +254,7 @@ def test_the_stream_of_a_run_ends_with_its_session(
     with http.stream("GET", f"{HOME}/runs/{ids['smart-home']}/live", headers=person.cookie) as answer:
         lines = answer.iter_lines()
         assert next(line for line in lines if line.startswith("data"))
-        server.service.database.write(lambda c: sessions.leave(c, person.secret))
+        server.service.database.write(lambda c: sessions.leave_session(c, person.secret))
         server.service.database.write(lambda c: served.ask(c, ids["smart-home"], served.PAUSED))
         server.service.ring(ids["smart-home"])
         assert not any(line.startswith("data") for line in lines)
@@ -314,10 +314,10 @@ def test_a_changed_row_of_the_audit_log_is_named(tmp_path: Path) -> None:
             server.service.database.write(lambda c, i=i: audit.note(c, "me", "try", str(i), float(i)))
         read = server.service.database.read
         with read() as c:
-            assert audit.problem(audit.rows(c)) is None
+            assert audit.audit_log_problem(audit.audit_log_rows(c)) is None
         server.service.database.write(lambda c: c.execute(AUDIT.update().where(AUDIT.c.number == 2).values(what="9")))
         with read() as c:
-            assert "row 2" in (audit.problem(audit.rows(c)) or "")
+            assert "row 2" in (audit.audit_log_problem(audit.audit_log_rows(c)) or "")
 
 
 def test_thin_curves_keep_their_ends_and_their_spikes() -> None:
@@ -377,7 +377,7 @@ def test_acts_of_a_person_who_was_revoked_a_moment_ago_are_undone(server: HttpSe
         person = members.find(c, name)
     assert person is not None
     database.write(lambda c: members.revoke(c, name, 1.0))
-    token = tokens.make("x")
+    token = tokens.make_token_for_server("x")
     grant = members.Grant("device", (), 1, False, 60.0)
     acts = [
         lambda c: decisions.decide_membership(c, person, ids["pump 7"], "revoke", 1.0),
@@ -434,7 +434,7 @@ def test_forms_count_behind_a_proxy_that_ends_tls_where_the_server_knows_its_pub
         name = member(server, "operator", "operator")
         with httpx2.Client(base_url=server.url) as http:
             now_s = server.service.now_s()
-            text = server.service.database.write(lambda c: sessions.invite(c, name, now_s))
+            text = server.service.database.write(lambda c: sessions.invite_to_session(c, name, now_s))
             answer = http.post(LOGIN, data={"token": text}, headers=form, follow_redirects=False)
             assert (answer.status_code, answer.headers["location"]) == (303, HOME)
             person = Person(http, answer.headers["set-cookie"].split(";")[0].split("=", 1)[1])
@@ -465,7 +465,7 @@ def test_a_session_that_nobody_uses_is_deleted_when_its_time_has_passed(
                 return len(c.execute(sa.select(SESSIONS)).all())
 
         def login(c: sa.Connection) -> str:
-            return sessions.enter(c, sessions.invite(c, "operator", clock[0]), clock[0])[0]
+            return sessions.enter_session(c, sessions.invite_to_session(c, "operator", clock[0]), clock[0])[0]
 
         secret = made.database.write(login)
         assert asyncio.run(made.person(secret)) == "operator"
@@ -483,7 +483,7 @@ def test_log_ins_and_outs_are_audited_and_a_flood_fills_nothing(
 ) -> None:
     def verbs() -> list[tuple[str, str, str]]:
         with server.service.database.read() as c:
-            return [(row.by, row.verb, row.what) for row in audit.rows(c)]
+            return [(row.by, row.verb, row.what) for row in audit.audit_log_rows(c)]
 
     with joined(server, tmp_path / "operator", "operator") as link:
         text, name = link.call("POST", "/v1/logins")["text"], link.call("GET", "/v1/me")["id"]

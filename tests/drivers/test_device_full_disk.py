@@ -107,11 +107,11 @@ def test_an_agent_on_a_full_disk_says_so_and_takes_part_again_when_there_is_room
         first = submitted(server, admin, **{"round.rounds": 1, "round.minimum": 0.1})
         with working(home) as threads:
             assert ended(admin, first) == "finished"
-            before = record.rows(home)
+            before = record.device_record_lines(home)
             fill(disk, 0)
             second = submitted(server, admin, **{"round.rounds": 1, "round.minimum": 0.1, "seed": 2})
-            assert seen(lambda: "E-DISK" in ((said.why if (said := control.running(home)) else None) or ""))
+            assert seen(lambda: "E-DISK" in ((said.why if (said := control.running_agent(home)) else None) or ""))
             (disk / "filler").unlink()
             assert ended(admin, second) == "finished"
             assert threads[0].is_alive()
-            assert record.rows(home)[: len(before)] == before
+            assert record.device_record_lines(home)[: len(before)] == before

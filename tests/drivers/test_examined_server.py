@@ -13,7 +13,7 @@ import pytest
 from served import running
 
 from edgewise.apps.cli.doctor import BAD, NOTE, OK, Check
-from edgewise.apps.cli.server_doctor import examine
+from edgewise.apps.cli.server_doctor import examine_server_folder
 from edgewise.drivers.fleet import backup
 from support.commands import command
 
@@ -38,7 +38,7 @@ def free() -> str:
 
 
 def found(folder: Path, listen: str = "", after_s: float = 0.0) -> dict[str, Check]:
-    return {one.name: one for one in examine(folder, listen or free(), time.time() + after_s)}
+    return {one.name: one for one in examine_server_folder(folder, listen or free(), time.time() + after_s)}
 
 
 def test_a_sound_server_has_nothing_bad(folder: Path) -> None:
@@ -108,4 +108,4 @@ def test_a_restored_server_says_so_and_the_commands_work(folder: Path, tmp_path:
     assert command("restore", str(tmp_path / "copy"), str(folder))["code"] == "E-FOLDER"
     (tmp_path / "copy" / backup.MANIFEST).unlink()
     assert command("restore", str(tmp_path / "copy"), str(tmp_path / "third"))["code"] == "E-BACKUP"
-    assert [one.state for one in examine(tmp_path, free(), 0.0)] == [BAD]
+    assert [one.state for one in examine_server_folder(tmp_path, free(), 0.0)] == [BAD]

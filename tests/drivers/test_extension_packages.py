@@ -27,8 +27,8 @@ def refused(packages: Sequence[ExtensionPackage], allowed: Mapping[str, str] | N
 
 
 def test_a_package_is_used_by_its_name_and_digest(module: Path) -> None:
-    digest = extension_packages.digest(own_package.NAME)
-    packages = extension_packages.named([own_package.MODULE])
+    digest = extension_packages.package_files_digest(own_package.NAME)
+    packages = extension_packages.installed_packages([own_package.MODULE])
     assert packages == (ExtensionPackage(name=own_package.NAME, sha256=digest),)
     assert "does not allow" in refused(packages, {})
     assert "owner of this machine allows 000" in refused(packages, {own_package.NAME: "0" * 64})
@@ -49,13 +49,13 @@ def test_a_module_that_hides_that_of_a_package_is_not_taken_for_it(
 ) -> None:
     (tmp_path / "before").mkdir()
     (tmp_path / "before" / module.name).write_text("raise SystemExit\n")
-    packages = extension_packages.named([own_package.MODULE])
+    packages = extension_packages.installed_packages([own_package.MODULE])
     monkeypatch.syspath_prepend(str(tmp_path / "before"))
     assert "not among the files" in refused(packages)
 
 
 def test_the_trainer_of_a_package_trains_in_runs_that_name_it_or_in_every_run(module: Path) -> None:
-    packages = extension_packages.named([own_package.MODULE])
+    packages = extension_packages.installed_packages([own_package.MODULE])
     allowed = {own_package.NAME: packages[0].sha256}
     assert extension_packages.catalogue((), allowed).trainer is None
     always = extension_packages.catalogue((), allowed, [own_package.NAME])
@@ -66,7 +66,7 @@ def test_the_trainer_of_a_package_trains_in_runs_that_name_it_or_in_every_run(mo
 
 def test_only_packages_with_an_entry_point_can_be_named() -> None:
     with pytest.raises(EdgewiseError, match="no installed package") as caught:
-        extension_packages.named(["json"])
+        extension_packages.installed_packages(["json"])
     assert caught.value.code == "E-EXTENSION"
     with pytest.raises(EdgewiseError, match="not installed"):
-        extension_packages.digest("no-such-package")
+        extension_packages.package_files_digest("no-such-package")

@@ -21,9 +21,9 @@ from databases import KINDS, url_of
 
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import mailboxes, roster, served
-from edgewise.drivers.fleet.database import Database, _config, engine, head
+from edgewise.drivers.fleet.database import Database, _config, database_version, engine
 from edgewise.drivers.fleet.tables import META, PARTICIPANTS, ROUNDS, SERVED
-from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.identity import key_fingerprint
 from edgewise.drivers.storage.blobs import Blobs
 
 
@@ -82,7 +82,7 @@ def test_a_change_that_fails_takes_back_itself_alone(
 
 
 def test_the_last_migration_is_the_version_of_the_tables() -> None:
-    assert head() == ScriptDirectory.from_config(_config()).get_current_head()
+    assert database_version() == ScriptDirectory.from_config(_config()).get_current_head()
 
 
 @pytest.mark.slow
@@ -124,7 +124,7 @@ def test_a_database_of_an_older_version_is_brought_up_to_date(tmp_path: Path, ur
         assert compare_metadata(MigrationContext.configure(c, opts={"compare_type": True}), META) == []
     database.write(lambda c: mailboxes.open_round(c, "here", 0))
     database.close()
-    assert sorted(found) == sorted(("here", fingerprint(key)) for key in KEYS if revision < "0004")
+    assert sorted(found) == sorted(("here", key_fingerprint(key)) for key in KEYS if revision < "0004")
 
 
 def test_a_nameless_device_is_in_no_run(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from edgewise.drivers.fleet.members import Grant
 from edgewise.drivers.fleet.spool import Chunks
 from edgewise.drivers.fleet.tables import NONCES, ROUNDS, TOKENS
 from edgewise.drivers.http import tokens
-from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.identity import key_fingerprint
 from edgewise.drivers.http.signatures import TOLERANCE_S, Proof
 
 SERVER = "ab" * 16
@@ -131,10 +131,10 @@ def test_a_full_disk_refuses_changes_and_loses_nothing(file: Database) -> None:
 
 def enrol(database: Database, clock: Clock, grant: Grant, keys: int = 1) -> list[str]:
     """Codes with which so many keys are refused when they use one token."""
-    token = tokens.make(SERVER)
+    token = tokens.make_token_for_server(SERVER)
     database.write(lambda c: members.make_token(c, token, grant, "operator", clock()))
     publics = [sign.pair(bytes([n + 1]) * 32).public for n in range(keys)]
-    return [code(database.write, lambda c, p=p: members.join(c, token, p, "", clock())) for p in publics]  # type: ignore[misc]
+    return [code(database.write, lambda c, p=p: members.join_fleet(c, token, p, "", clock())) for p in publics]  # type: ignore[misc]
 
 
 def test_a_token_lets_in_as_many_as_it_says(database: Database, clock: Clock) -> None:
@@ -146,21 +146,25 @@ def test_a_reusable_token_counts(tmp_path: Path, database: Database, clock: Cloc
 
 
 def test_a_key_that_joins_again_uses_the_token_once(database: Database, clock: Clock) -> None:
-    token = tokens.make(SERVER)
+    token = tokens.make_token_for_server(SERVER)
     database.write(lambda c: members.make_token(c, token, Grant(tags=("b", "a")), "operator", clock()))
-    first = database.write(lambda c: members.join(c, token, KEY, "lamp\n", clock()))
+    first = database.write(lambda c: members.join_fleet(c, token, KEY, "lamp\n", clock()))
     clock.s += 7200.0  # the token has expired meanwhile
-    assert database.write(lambda c: members.join(c, token, KEY, "other", clock())) == first
-    assert (first.id, first.status, first.tags, first.label) == (fingerprint(KEY), "pending", ("a", "b"), "lamp")
+    assert database.write(lambda c: members.join_fleet(c, token, KEY, "other", clock())) == first
+    assert (first.id, first.status, first.tags, first.label) == (key_fingerprint(KEY), "pending", ("a", "b"), "lamp")
 
 
 def test_a_token_that_is_wrong_old_or_revoked_lets_nobody_in(database: Database, clock: Clock) -> None:
-    token, forged, old = tokens.make(SERVER), tokens.make(SERVER), tokens.make(SERVER)
+    token, forged, old = (
+        tokens.make_token_for_server(SERVER),
+        tokens.make_token_for_server(SERVER),
+        tokens.make_token_for_server(SERVER),
+    )
     forged = tokens.Token(token.id, forged.secret, SERVER)
     for one in (token, old):
         database.write(lambda c, one=one: members.make_token(c, one, Grant(expires_in_s=60.0), "x", clock()))  # type: ignore[misc]
-    join = lambda one: code(database.write, lambda c: members.join(c, one, KEY, "", clock()))  # noqa: E731
-    assert join(forged) == join(tokens.make(SERVER)) == "E-TOKEN"
+    join = lambda one: code(database.write, lambda c: members.join_fleet(c, one, KEY, "", clock()))  # noqa: E731
+    assert join(forged) == join(tokens.make_token_for_server(SERVER)) == "E-TOKEN"
     database.write(lambda c: members.revoke_token(c, token.id))
     assert join(token) == "E-TOKEN"
     clock.s += 60.0
@@ -171,12 +175,12 @@ def test_a_token_that_is_wrong_old_or_revoked_lets_nobody_in(database: Database,
 
 
 def test_a_revoked_key_cannot_come_back(database: Database, clock: Clock) -> None:
-    token = tokens.make(SERVER)
+    token = tokens.make_token_for_server(SERVER)
     database.write(lambda c: members.make_token(c, token, Grant(uses=5, approved=True), "x", clock()))
-    member = database.write(lambda c: members.join(c, token, KEY, "", clock()))
+    member = database.write(lambda c: members.join_fleet(c, token, KEY, "", clock()))
     database.write(lambda c: members.revoke(c, member.id, clock()))
-    assert code(database.write, lambda c: members.join(c, token, KEY, "", clock())) == "E-REVOKED"
-    assert code(database.write, lambda c: members.approve(c, member.id, clock())) == "E-REVOKED"
+    assert code(database.write, lambda c: members.join_fleet(c, token, KEY, "", clock())) == "E-REVOKED"
+    assert code(database.write, lambda c: members.approve_member(c, member.id, clock())) == "E-REVOKED"
     assert code(database.write, lambda c: members.revoke(c, "nobody", clock())) == "E-UNKNOWN-ID"
 
 
@@ -188,7 +192,7 @@ def test_a_revoked_key_cannot_come_back(database: Database, clock: Clock) -> Non
     ],
 )  # fmt: skip
 def test_a_grant_that_cannot_be_is_refused(database: Database, clock: Clock, grant: Grant) -> None:
-    make = lambda c: members.make_token(c, tokens.make(SERVER), grant, "x", clock())  # noqa: E731
+    make = lambda c: members.make_token(c, tokens.make_token_for_server(SERVER), grant, "x", clock())  # noqa: E731
     assert code(database.write, make) == "E-REQUEST"
 
 
@@ -201,11 +205,11 @@ def proof(nonce: int, created: float, sender: str = DEVICE) -> Proof:
 
 def test_a_nonce_is_spent_once_also_after_a_restart(tmp_path: Path, clock: Clock, url: str) -> None:
     first = Database(tmp_path, clock, url=url)
-    first.write(lambda c: nonces.spend(c, proof(1, clock()), clock()))
-    first.write(lambda c: nonces.spend(c, proof(1, clock(), "e" * 32), clock()))
+    first.write(lambda c: nonces.spend_nonce(c, proof(1, clock()), clock()))
+    first.write(lambda c: nonces.spend_nonce(c, proof(1, clock(), "e" * 32), clock()))
     first.close()
     second = Database(tmp_path, clock, url=url)
-    assert code(second.write, lambda c: nonces.spend(c, proof(1, clock()), clock())) == "E-REPLAY"
+    assert code(second.write, lambda c: nonces.spend_nonce(c, proof(1, clock()), clock())) == "E-REPLAY"
     second.close()
 
 
@@ -214,16 +218,16 @@ def test_a_request_is_not_accepted_again_when_the_clock_is_set_back(tmp_path: Pa
     began_s, sweeping = clock.s, next(n for n in range(10_000) if _digest(n)[0] == 0)
     first = Database(tmp_path, clock, url=url)
     for n in (1, 2):
-        first.write(lambda c, n=n: nonces.spend(c, proof(n, clock()), clock()))  # type: ignore[misc]
+        first.write(lambda c, n=n: nonces.spend_nonce(c, proof(n, clock()), clock()))  # type: ignore[misc]
     clock.s += 3600.0
-    first.write(lambda c: nonces.spend(c, proof(sweeping, clock()), clock()))
+    first.write(lambda c: nonces.spend_nonce(c, proof(sweeping, clock()), clock()))
     with first.read() as c:
         assert c.execute(sa.select(sa.func.count()).select_from(NONCES)).scalar() == 1
     first.close()
     clock.s = began_s
     second = Database(tmp_path, clock, url=url)
-    assert code(second.write, lambda c: nonces.spend(c, proof(1, clock()), clock())) == "E-BUSY"
-    assert code(second.write, lambda c: nonces.spend(c, proof(3, clock() + 1.0), clock())) == ""
+    assert code(second.write, lambda c: nonces.spend_nonce(c, proof(1, clock()), clock())) == "E-BUSY"
+    assert code(second.write, lambda c: nonces.spend_nonce(c, proof(3, clock() + 1.0), clock())) == ""
     second.close()
 
 
@@ -233,18 +237,18 @@ def _digest(nonce: int) -> bytes:
 
 def test_a_nonce_is_not_spent_by_a_change_that_fails(database: Database, clock: Clock) -> None:
     def change(c: sa.Connection) -> None:
-        nonces.spend(c, proof(1, clock()), clock())
+        nonces.spend_nonce(c, proof(1, clock()), clock())
         raise TransportError("E-CLOSED", "no.", "no.")
 
     assert code(database.write, change) == "E-CLOSED"
-    database.write(lambda c: nonces.spend(c, proof(1, clock()), clock()))
+    database.write(lambda c: nonces.spend_nonce(c, proof(1, clock()), clock()))
 
 
 def test_who_was_revoked_after_a_request_was_let_in_changes_nothing(database: Database, clock: Clock) -> None:
     """Its body was read; the change and the revocation are one after the other."""
     enrol(database, clock, Grant(approved=True))
-    name = fingerprint(sign.pair(bytes([1]) * 32).public)
-    change = lambda n: lambda c: nonces.spend(c, proof(n, clock(), name), clock())  # noqa: E731
+    name = key_fingerprint(sign.pair(bytes([1]) * 32).public)
+    change = lambda n: lambda c: nonces.spend_nonce(c, proof(n, clock(), name), clock())  # noqa: E731
     assert code(database.write, change(1)) == ""
     database.write(lambda c: members.revoke(c, name, clock()))
     assert code(database.write, change(2)) == "E-REVOKED"
@@ -256,7 +260,7 @@ def test_nonces_are_forgotten_when_they_cannot_be_replayed(database: Database, c
 
     def spend(c: sa.Connection) -> int:
         for n in range(300):
-            nonces.spend(c, proof(n, clock() + TOLERANCE_S, f"{clock.s:032.0f}"), clock())
+            nonces.spend_nonce(c, proof(n, clock() + TOLERANCE_S, f"{clock.s:032.0f}"), clock())
         return int(c.execute(sa.select(sa.func.count()).select_from(NONCES)).scalar() or 0)
 
     assert database.write(spend) == 300

@@ -63,7 +63,7 @@ def test_a_new_or_empty_folder_is_marked_before_anything_else(tmp_path: Path, na
     folder.claim(out)
     commits(out)
     assert folder.made(out)
-    assert not folder.foreign(out)
+    assert not folder.is_foreign_folder(out)
 
 
 def test_what_a_run_removes_has_a_name_that_edgewise_gives(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_run_of_before_there_were_markers_goes_on(tmp_path: Path) -> None:
     assert not (tmp_path / folder.MARKER).exists(), "looking marks nothing"
     with RunStore(tmp_path) as store:
         assert store.load() is not None
-    assert folder.marked(tmp_path)
+    assert folder.is_marked_folder(tmp_path)
 
 
 @pytest.mark.parametrize("gone", ["run.db", "witness.json"])

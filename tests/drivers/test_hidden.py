@@ -287,17 +287,17 @@ class _Lying(Faulty):
         step = frame.load(item.frame)
         if not isinstance(step, frame.Step):
             return item
-        said = self._lie(step.round, messages.load(step.body))
+        said = self._lie(step.round, messages.load_secagg_message(step.body))
         if said is None:
             return Absent(item.device, "dropped", item.at_s)
-        if isinstance(said, messages.Shares | messages.Revealed):
+        if isinstance(said, messages.SharesMessage | messages.RevealedMessage):
             said = _signed(item.device, said, *self._signers[item.device])
         body = frame.dump(msgspec.structs.replace(step, body=messages.dump(said)))
         return dataclasses.replace(item, frame=body)
 
 
 def _signed(name, said, identity, roster):
-    if isinstance(said, messages.Shares):
+    if isinstance(said, messages.SharesMessage):
         digest = messages.shares_digest(roster, name, messages.boxes_digest(said.boxes))
     else:
         digest = messages.revealed_digest(roster, name, said.seeds, said.keys)
@@ -305,16 +305,16 @@ def _signed(name, said, identity, roster):
 
 
 def _reveals_wrong_shares(number, said):
-    if not isinstance(said, messages.Revealed):
+    if not isinstance(said, messages.RevealedMessage):
         return said
     return msgspec.structs.replace(said, seeds={d: bytes(33) for d in said.seeds})
 
 
 def _deals_wrong_shares_and_vanishes(number, said):
     """In the second round."""
-    if number == 1 and isinstance(said, messages.Shares):
+    if number == 1 and isinstance(said, messages.SharesMessage):
         return msgspec.structs.replace(said, boxes={d: box[:-64] + bytes(64) for d, box in said.boxes.items()})
-    return None if number == 1 and isinstance(said, messages.Revealed) else said
+    return None if number == 1 and isinstance(said, messages.RevealedMessage) else said
 
 
 @pytest.mark.slow
@@ -372,7 +372,7 @@ def test_epsilon_grows_to_the_budget_and_the_ledger_says_the_same(tmp_path):
     with RunStore(tmp_path) as store:
         charges = store.charges()
     assert [c.round for c in charges] == [0, 1, 2]
-    assert ledger.spent(charges, 1e-5) == pytest.approx(spent[2])
+    assert ledger.spent_epsilon(charges, 1e-5) == pytest.approx(spent[2])
 
 
 def test_the_round_that_would_exceed_the_budget_is_not_played(tmp_path, monkeypatch):

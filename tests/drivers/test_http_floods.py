@@ -76,10 +76,10 @@ def test_one_address_leaves_connections_to_others(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
 def test_a_process_keeps_descriptors_for_its_own_files() -> None:
     script = (
-        "import resource; from edgewise.drivers.http.door import room\n"
+        "import resource; from edgewise.drivers.http.door import connection_room\n"
         "for soft, hard in ((300, 2000), (300, 600)):\n"
         "    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))\n"
-        "    print(room(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
+        "    print(connection_room(1000), resource.getrlimit(resource.RLIMIT_NOFILE)[0])\n"
     )
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert said.split() == ["1000", "1256", "344", "600"]

@@ -47,7 +47,7 @@ def test_what_is_acknowledged_stays_and_the_rest_waits(
     monkeypatch.setattr(links, "INLINE_BYTES", 2 * CHUNK)
     limits = ServerLimits(reserve_bytes=2 * left)
     taken: dict[int, int] = {}  # number of a frame -> its round
-    with HttpServer(disk / "server", limits=limits) as server, logs.opened(disk / "server" / "server.log"):
+    with HttpServer(disk / "server", limits=limits) as server, logs.opened_log(disk / "server" / "server.log"):
         with joined(server, tmp_path / "home") as device:
             for round in range(MOST + LATER):
                 send_invitation(server, device.name, round)

@@ -39,7 +39,7 @@ def refused(call: object, *arguments: object) -> str:
 def test_a_key_is_made_once_and_is_for_its_owner_only(tmp_path: Path) -> None:
     made = identity.make(tmp_path / "home" / "device.key")
     assert identity.make(tmp_path / "home" / "device.key") == made == identity.load(tmp_path / "home" / "device.key")
-    assert made.name == identity.fingerprint(made.public)
+    assert made.name == identity.key_fingerprint(made.public)
     assert len(made.name) == 32
     if os.name != "nt":
         assert stat.S_IMODE((tmp_path / "home" / "device.key").stat().st_mode) == 0o600
@@ -81,7 +81,7 @@ def test_what_is_not_an_ed25519_key_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_token_is_read_as_it_was_made() -> None:
-    token = tokens.make(SERVER)
+    token = tokens.make_token_for_server(SERVER)
     assert tokens.parse(f"  {token.text}\n") == token
     assert token.server == SERVER
     assert token.secret.hex() not in repr(token)
@@ -89,7 +89,7 @@ def test_a_token_is_read_as_it_was_made() -> None:
 
 @given(st.integers(0, 200), st.sampled_from("abcdefghijklmnopqrstuvwxyz234567A19-=_ "))
 def test_a_token_with_any_other_character_is_refused(at: int, character: str) -> None:
-    text = tokens.make(SERVER).text
+    text = tokens.make_token_for_server(SERVER).text
     at %= len(text)
     changed = text[:at] + character + text[at + 1 :]
     if changed != text and changed.strip() != text:
@@ -97,7 +97,7 @@ def test_a_token_with_any_other_character_is_refused(at: int, character: str) ->
 
 
 def test_a_token_that_is_cut_or_longer_is_refused() -> None:
-    text = tokens.make(SERVER).text
+    text = tokens.make_token_for_server(SERVER).text
     for changed in ("", "fedtok1_", text[:-1], text + "a", text.upper(), text + "="):
         assert refused(tokens.parse, changed) == "E-TOKEN"
 
@@ -122,7 +122,7 @@ def verified(
     headers: dict[str, str], method: str = "POST", path: str = "/v1/outbox", query: str = "upload=a%20b",
     server: str = SERVER, now: float = NOW, key: bytes | None = ME.public,
 ) -> signatures.Proof:  # fmt: skip
-    return signatures.verify((method, path, query), headers, server, now, lambda _: key)
+    return signatures.verify_request((method, path, query), headers, server, now, lambda _: key)
 
 
 def signed(request: signatures.Request = REQUEST, created: int = NOW) -> dict[str, str]:
@@ -207,7 +207,7 @@ def test_only_the_server_of_the_token_can_name_its_authority() -> None:
     nonce, authority = bytes(32), b"PEM"
     told = certificates.identity_statement(ME, authority, nonce)
     key, signature = bytes.fromhex(told["key"]), bytes.fromhex(told["signature"])
-    certificates.pin(ME.name, key, authority, nonce, signature)
+    certificates.pinned_authority(ME.name, key, authority, nonce, signature)
     other = sign.pair(bytes(32))
     forged = sign.sign(other.secret, certificates.statement(authority, nonce))
     for changed in (
@@ -215,7 +215,7 @@ def test_only_the_server_of_the_token_can_name_its_authority() -> None:
         (ME.name, key, b"other", nonce, signature), (ME.name, key, b"", nonce, signature),
         (ME.name, key, authority, bytes(31) + b"1", signature), (ME.name, key, authority, nonce, forged),
     ):  # fmt: skip
-        assert refused(certificates.pin, *changed) == "E-SERVER-KEY"
+        assert refused(certificates.pinned_authority, *changed) == "E-SERVER-KEY"
 
 
 # -- the folder of an identity -----------------------------------------------------------------------------------------

@@ -102,12 +102,12 @@ class World:
 
     def member(self, role: str) -> str:
         """A new member, of whom only the id is needed."""
-        token, now_s = tokens.make(self.server.service.identity.name), self.server.service.now_s()
+        token, now_s = tokens.make_token_for_server(self.server.service.identity.name), self.server.service.now_s()
         public = sign.pair(secrets.token_bytes(32)).public
 
         def change(c: sa.Connection) -> str:
             members.make_token(c, token, Grant(role, approved=True), "test", now_s)
-            return members.join(c, token, public, "", now_s).id
+            return members.join_fleet(c, token, public, "", now_s).id
 
         return self.server.service.database.write(change)
 

@@ -15,7 +15,7 @@ import httpx2
 import pytest
 from served import RUN, contribution, count, joined, running, send_invitation
 
-from edgewise.apps.server.metrics import shown
+from edgewise.apps.server.metrics import prometheus_metrics
 from edgewise.apps.server.start import HttpServer
 from edgewise.apps.terminal.sessions import CommandSession
 from edgewise.core.errors import EdgewiseError
@@ -35,7 +35,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, log: Path) -> Iterator[HttpServer]:
-    with running(tmp_path_factory.mktemp("seen")) as made, logs.opened(log):
+    with running(tmp_path_factory.mktemp("seen")) as made, logs.opened_log(log):
         yield made
 
 
@@ -146,7 +146,7 @@ def test_no_login_token_and_no_session_reaches_the_log(server: HttpServer, log: 
         found = [logged(log, answer) for answer in (entered, *answers)]
     assert [one["code"] for one in found] == [None, None, "E-ROUTE", "E-SESSION"]
     assert (found[1]["role"], found[1]["member"]) == ("viewer", viewer.name[:8])
-    told = log.read_text() + shown(server.service).decode()
+    told = log.read_text() + prometheus_metrics(server.service).decode()
     assert text not in told
     assert secret not in told
     assert secret not in "".join(answer.text for answer in answers)
@@ -155,7 +155,7 @@ def test_no_login_token_and_no_session_reaches_the_log(server: HttpServer, log: 
 def test_a_crash_file_tells_no_secret(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    token, key = tokens.make("a" * 32).text, secrets.token_bytes(32)
+    token, key = tokens.make_token_for_server("a" * 32).text, secrets.token_bytes(32)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["edgewise", "join", token])
 
@@ -188,7 +188,7 @@ def test_what_looks_like_a_secret_is_cut(text: str, left: str) -> None:
 
 def test_an_error_of_edgewise_is_logged_with_its_text(tmp_path: Path) -> None:
     path = tmp_path / "log"
-    with logs.opened(path):
+    with logs.opened_log(path):
         try:
             raise EdgewiseError("E-DISK", "no room.", "make some.")
         except EdgewiseError:

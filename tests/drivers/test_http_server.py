@@ -68,7 +68,7 @@ def test_a_frame_goes_each_way(server: HttpServer, links: dict[str, Link]) -> No
 
 
 def test_a_device_sends_nothing_to_another_server_than_its_token_names(server: HttpServer, tmp_path: Path) -> None:
-    other = tokens.make("f" * 32).text
+    other = tokens.make_token_for_server("f" * 32).text
     before = server.service.meter.visits
     assert code(Link.join, server.url, other, tmp_path / "home") == "E-SERVER-KEY"
     assert not (tmp_path / "home").exists(), "no key was made, and none was sent"

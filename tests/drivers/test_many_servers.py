@@ -144,14 +144,14 @@ def test_a_server_that_is_overtaken_while_it_opens_a_run_renames_nothing(
     """Both have checked their numbers before either takes over the memory of devices."""
     with RunStore(tmp_path / "run", fence=1) as made:
         made.create("run", "name", {}, {})
-    take, opened = fencing.take, list[RunStore]()
+    take, opened = fencing.fence_run, list[RunStore]()
 
     def overtaken(engine: sa.Engine, journals: Path, number: int) -> None:
         take(engine, journals, number)
         if number == 1:
             opened.append(RunStore(tmp_path / "run", fence=2))
 
-    monkeypatch.setattr(fencing, "take", overtaken)
+    monkeypatch.setattr(fencing, "fence_run", overtaken)
     assert code(RunStore, tmp_path / "run", time.time, 1) == "E-LEASE"
     (second,) = opened
     assert second.memory_dir.is_dir()

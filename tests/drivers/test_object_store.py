@@ -20,7 +20,7 @@ from scripted import RECIPE, device, submission, training
 from served import RUN, UNLIMITED, code, joined, running
 
 from edgewise.apps.cli.doctor import BAD, OK
-from edgewise.apps.cli.server_doctor import examine
+from edgewise.apps.cli.server_doctor import examine_server_folder
 from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.vector import digest
@@ -32,7 +32,7 @@ from edgewise.drivers.http.cohort import HttpCohort
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage import object_store, store_place
 from edgewise.drivers.storage.object_store import ObjectStore
-from edgewise.drivers.storage.store_place import Place
+from edgewise.drivers.storage.store_place import StorePlace
 
 BLOB = bytes(range(256)) * 8192  # two pieces of an answer
 
@@ -43,17 +43,20 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def at(endpoint: str) -> ObjectStore:
-    return ObjectStore(Place("some-bucket", "fleet", endpoint), 0.0)
+    return ObjectStore(StorePlace("some-bucket", "fleet", endpoint), 0.0)
 
 
 # -- the address ------------------------------------------------------------------------
 
 
 def test_an_address_is_a_bucket_and_a_prefix() -> None:
-    assert store_place.parse("s3://my-bucket/a/b=1/") == Place("my-bucket", "a/b=1")
-    assert store_place.parse("s3://my-bucket/a", "https://minio.lan:9000/").endpoint == "https://minio.lan:9000"
-    assert store_place.parse("s3://my-bucket/a", "http://[::1]:9000").endpoint == "http://[::1]:9000"
-    assert store_place.parse("s3://my-bucket/a").url == "s3://my-bucket/a"
+    assert store_place.parse_store_place("s3://my-bucket/a/b=1/") == StorePlace("my-bucket", "a/b=1")
+    assert (
+        store_place.parse_store_place("s3://my-bucket/a", "https://minio.lan:9000/").endpoint
+        == "https://minio.lan:9000"
+    )
+    assert store_place.parse_store_place("s3://my-bucket/a", "http://[::1]:9000").endpoint == "http://[::1]:9000"
+    assert store_place.parse_store_place("s3://my-bucket/a").url == "s3://my-bucket/a"
 
 
 @pytest.mark.parametrize(
@@ -69,18 +72,20 @@ def test_an_address_is_a_bucket_and_a_prefix() -> None:
 )  # fmt: skip
 def test_any_other_address_is_refused_and_not_repeated(url: str, endpoint: str) -> None:
     with pytest.raises(EdgewiseError) as e:
-        store_place.parse(url, endpoint)
+        store_place.parse_store_place(url, endpoint)
     assert e.value.code == "E-REQUEST"
     assert SECRET not in str(e.value)
 
 
 def test_the_endpoint_of_the_environment_counts_where_none_is_given() -> None:
     found = {"AWS_ENDPOINT_URL": "https://all.lan", "AWS_ENDPOINT_URL_S3": "https://s3.lan"}
-    assert store_place.given("s3://bucket/x", "", found) == Place("bucket", "x", "https://s3.lan")
-    assert store_place.given("s3://bucket/x", "https://mine.lan", found) == Place("bucket", "x", "https://mine.lan")
-    assert store_place.given("s3://bucket/x", "", {}) == Place("bucket", "x")
-    assert store_place.given("", "", found) is None
-    assert code(store_place.given, "", "https://mine.lan", {}) == "E-REQUEST"
+    assert store_place.given_store_place("s3://bucket/x", "", found) == StorePlace("bucket", "x", "https://s3.lan")
+    assert store_place.given_store_place("s3://bucket/x", "https://mine.lan", found) == StorePlace(
+        "bucket", "x", "https://mine.lan"
+    )
+    assert store_place.given_store_place("s3://bucket/x", "", {}) == StorePlace("bucket", "x")
+    assert store_place.given_store_place("", "", found) is None
+    assert code(store_place.given_store_place, "", "https://mine.lan", {}) == "E-REQUEST"
 
 
 def test_the_endpoint_that_was_given_counts_more_than_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,8 +182,8 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_put_that_is_killed_leaves_nothing_to_see() -> None:
     place, size = new_place(), 2**27
     program = f"""
-from edgewise.drivers.storage.object_store import ObjectStore, Place
-ObjectStore(Place({place.bucket!r}, {place.prefix!r}, {place.endpoint!r}), 0.0).put(bytes({size}))
+from edgewise.drivers.storage.object_store import ObjectStore, StorePlace
+ObjectStore(StorePlace({place.bucket!r}, {place.prefix!r}, {place.endpoint!r}), 0.0).put(bytes({size}))
 """
     with subprocess.Popen([sys.executable, "-c", program], env=dict(os.environ)) as process:
         end = time.monotonic() + 60.0
@@ -216,9 +221,9 @@ def test_the_first_start_with_a_store_takes_the_blobs_of_the_folder_there(tmp_pa
         assert server.service.blobs.get(name) == BLOB
 
 
-def opened(folder: Path, place: Place | None, owner: str = "me") -> str:
+def opened(folder: Path, place: StorePlace | None, owner: str = "me") -> str:
     folder.mkdir(exist_ok=True)
-    return code(blob_places.opened, folder, place, owner, 0.0)
+    return code(blob_places.opened_server_blobs, folder, place, owner, 0.0)
 
 
 def test_blobs_are_looked_for_where_they_are(tmp_path: Path) -> None:
@@ -254,15 +259,15 @@ def test_a_start_that_was_killed_while_it_copied_is_repeated(tmp_path: Path, mon
 
     monkeypatch.setattr(blob_places, "write_durably", killed)
     with pytest.raises(KeyboardInterrupt):
-        blob_places.opened(tmp_path / "server", place, "x", 0.0)
+        blob_places.opened_server_blobs(tmp_path / "server", place, "x", 0.0)
     assert folder_blobs(tmp_path / "server") == sorted(names)
     monkeypatch.setattr(blob_places, "write_durably", write)
-    store = blob_places.opened(tmp_path / "server", place, "x", 0.0)
+    store = blob_places.opened_server_blobs(tmp_path / "server", place, "x", 0.0)
     assert [store.get(name) for name in names] == [b"\x00", b"\x01", b"\x02"]
 
 
 def test_a_start_that_fails_releases_the_server(tmp_path: Path) -> None:
-    nowhere = Place("some-bucket", "x", "http://127.0.0.1:1")
+    nowhere = StorePlace("some-bucket", "x", "http://127.0.0.1:1")
     with pytest.raises(EdgewiseError, match="cannot be reached"), running(tmp_path, blobs=nowhere):
         pass
     with running(tmp_path):
@@ -331,7 +336,7 @@ def test_the_doctor_looks_at_the_store(tmp_path: Path, monkeypatch: pytest.Monke
         server.service.blobs.put(b"12345")
 
     def finding() -> tuple[str, str]:
-        (one,) = [one for one in examine(folder, "127.0.0.1:1", time.time()) if one.name == "blobs"]
+        (one,) = [one for one in examine_server_folder(folder, "127.0.0.1:1", time.time()) if one.name == "blobs"]
         return one.state, one.found
 
     before = object_stores.names(place)
@@ -383,7 +388,7 @@ def test_the_command_keeps_blobs_where_its_environment_says(tmp_path: Path) -> N
         finally:
             server.kill()
     assert object_stores.names(place) == {"owner"}
-    assert blob_places.noted(folder) == place
+    assert blob_places.noted_object_store(folder) == place
     with serve(folder) as server:
         said = "".join(server.communicate(timeout=60.0))
     assert server.returncode == 2

@@ -372,11 +372,11 @@ def rebuilt(folder, statement, *values):
     with sqlite3.connect(folder / "run.db") as c:
         c.execute(statement, values)
         run, instance = c.execute("SELECT id, instance FROM runs").fetchone()
-        before, count = ledger.first_link(run, instance), 0
+        before, count = ledger.first_ledger_link(run, instance), 0
         rows = c.execute("SELECT number, round, attempt, cohort, event FROM charges ORDER BY number").fetchall()
         for number, played, attempt, cohort, event in rows:
             charge = ledger.LedgerEntry(played, attempt, cohort, PrivacyEvent.from_plain(json.loads(event)))
-            before, count = ledger.link(before, charge), count + 1
+            before, count = ledger.ledger_link(before, charge), count + 1
             c.execute("UPDATE charges SET digest = ? WHERE number = ?", (before, number))
         c.execute("UPDATE runs SET ledger = ?", (before,))
     c.close()

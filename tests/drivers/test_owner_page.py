@@ -94,7 +94,7 @@ def test_the_link_works_once_and_nobody_else_sees_the_page(page: OwnerPage, http
     ):
         assert http.post("pause", data={browser.FIELD: page.form_token}, headers={name: value}).status_code == 403
     assert http.post("pause", content=b"x" * 5000).status_code == 413
-    assert control.order(page.home, time.time()).word == "work"
+    assert control.read_owner_order(page.home, time.time()).word == "work"
 
 
 def test_a_server_on_another_port_gets_no_cookie_and_cannot_make_a_form(home: Path) -> None:
@@ -131,12 +131,12 @@ def test_a_server_on_another_port_gets_no_cookie_and_cannot_make_a_form(home: Pa
 
 def test_an_owner_pauses_and_resumes(page: OwnerPage, http: httpx2.Client) -> None:
     assert "Nothing leaves" in sent(page, http, "pause").text
-    assert control.order(page.home, time.time()).pause
+    assert control.read_owner_order(page.home, time.time()).pause
     assert sent(page, http, "resume").status_code == 200
-    assert not control.order(page.home, time.time()).pause
+    assert not control.read_owner_order(page.home, time.time()).pause
     assert "E-REQUEST" in sent(page, http, "pause", until="yesterday").text
     sent(page, http, "pause", until="2099-01-01 10:00")
-    assert control.order(page.home, time.time()).until_s is not None
+    assert control.read_owner_order(page.home, time.time()).until_s is not None
 
 
 def test_an_owner_leaves(server: HttpServer, page: OwnerPage, http: httpx2.Client) -> None:

@@ -23,7 +23,7 @@ from edgewise.apps.server.start import HttpServer
 from edgewise.apps.simulate import simulation
 from edgewise.core import vector
 from edgewise.drivers.fleet import backup, members, promotions, served
-from edgewise.drivers.fleet.promotions import KEPT, PROMOTE, ROLLBACK, Promotion, standing
+from edgewise.drivers.fleet.promotions import KEPT, PROMOTE, ROLLBACK, Promotion, standing_promotions
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage import run_record
@@ -41,7 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def hosted(server: HttpServer, run: Path) -> str:
     """A finished run in the place where a server has its runs."""
-    known = run_record.read(run).run
+    known = run_record.read_run_record(run).run
     id, facts = known["id"], known["facts"]["plan_facts"].encode()
     out = submission.folder(server.service, id)
     out.parent.mkdir(exist_ok=True)
@@ -72,7 +72,7 @@ def promote(link: Link, run: str, played: int | None = None) -> dict[str, Any]:
 def test_devices_and_gateways_fetch_the_model_that_stands(
     server: HttpServer, links: dict[str, Link], run: Path, tmp_path: Path
 ) -> None:
-    id, models = hosted(server, run), run_record.read(run).models
+    id, models = hosted(server, run), run_record.read_run_record(run).models
     assert code(fetching.fetch, links["device"], tmp_path / "none") == "E-UNKNOWN-ID"
     promote(links["operator"], id, 2)
     newest = promote(links["operator"], id)
@@ -84,7 +84,7 @@ def test_devices_and_gateways_fetch_the_model_that_stands(
         assert vector.digest(np.concatenate([tensors["w"], tensors["b"]]).tobytes()) == models[3].params
         assert json.loads((tmp_path / f"model-{role}" / "lineage.json").read_text()) == fetched
         assert vector.digest((tmp_path / f"model-{role}" / "facts.json").read_bytes()) == id
-    written = export.write(server.service.folder, tmp_path / "exported", export.ExportRequest("tensors"))
+    written = export.write_export(server.service.folder, tmp_path / "exported", export.ExportRequest("tensors"))
     assert (written["rounds"], written["model_sha256"]) == (3, models[3].params)
     back = links["operator"].call("POST", "/v1/models/rollback")
     assert (back["verb"], back["played"], back["model"]) == ("rollback", 2, models[2].params)
@@ -189,7 +189,7 @@ def test_a_member_who_is_revoked_during_the_replay_promotes_nothing(tmp_path: Pa
             promoting.promote(server.service, id, played, "server")
         assert code(routes.rolled_back_by, name) == "E-REVOKED"
         with server.service.database.read() as c:
-            assert promotions.current(c).played == 3
+            assert promotions.current_promotion(c).played == 3
 
 
 @pytest.mark.slow
@@ -207,6 +207,6 @@ def test_a_rollback_takes_one_promotion_back_and_few_are_kept() -> None:
         return Promotion("r", "toy", played, "m", "t", "c", "l", "bundled", {}, "me", 0.0, verb)
 
     rows = [row(PROMOTE, n) for n in range(1, KEPT + 3)]
-    assert [one.played for one in standing(rows)] == list(range(3, KEPT + 3))
+    assert [one.played for one in standing_promotions(rows)] == list(range(3, KEPT + 3))
     rows += [row(ROLLBACK, KEPT + 1), row(PROMOTE, 99)]
-    assert [one.played for one in standing(rows)] == [*range(3, KEPT + 2), 99]
+    assert [one.played for one in standing_promotions(rows)] == [*range(3, KEPT + 2), 99]

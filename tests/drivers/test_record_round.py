@@ -129,8 +129,8 @@ def test_records_are_counted_over_all_devices_that_can_be_read(
 @pytest.mark.slow
 def test_a_device_that_trains_alone_has_no_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing leaves it. Noise would make the federation look better than it is."""
-    drawn, true = [], grid.noise
-    monkeypatch.setattr(grid, "noise", lambda on, n, key: drawn.append(n) or true(on, n, key))
+    drawn, true = [], grid.grid_noise
+    monkeypatch.setattr(grid, "grid_noise", lambda on, n, key: drawn.append(n) or true(on, n, key))
     asked = recipe.parse(TEXT, overrides={**QUICK, "compare.local_only": True})
     simulation.run(asked, out=tmp_path, recipe_dir=tmp_path, extensions=["record_toy"], sinks=[], report=False)
     with RunStore(tmp_path) as store:

@@ -24,7 +24,7 @@ from edgewise.apps.device import record
 from edgewise.apps.device.agent import work
 from edgewise.apps.device.handover import Desk, handover
 from edgewise.apps.device.script import Device
-from edgewise.apps.device.task import Left, Outcome, Task
+from edgewise.apps.device.task import FramesThatLeft, Outcome, Task
 from edgewise.apps.server.start import HttpServer
 from edgewise.core.errors import ModelError, RecipeError, TrainingError
 from edgewise.core.training import FitRequest, Update
@@ -46,13 +46,13 @@ def server(tmp_path: Path) -> Iterator[HttpServer]:
 
 
 def test_a_module_that_is_not_the_runs_is_refused_by_name() -> None:
-    spec = modules.layout(module())
-    x = modules.read(module(), spec)
+    spec = modules.module_layout(module())
+    x = modules.read_module_vector(module(), spec)
 
     def refused(model: Any) -> str:
         before = [p.clone() for p in model.parameters()] if isinstance(model, nn.Module) else []
         with pytest.raises(ModelError) as e:
-            modules.load(model, spec, x + 1)
+            modules.load_module_vector(model, spec, x + 1)
         assert e.value.code == "E-LAYOUT"
         assert all(map(torch.equal, before, model.parameters() if before else []))
         return e.value.what
@@ -64,22 +64,24 @@ def test_a_module_that_is_not_the_runs_is_refused_by_name() -> None:
     assert "0.weight is bfloat16" in refused(module().to(torch.bfloat16))
     assert "dict is not a torch module" in refused({})
     good = module().requires_grad_(False)
-    modules.load(good, spec, x + 1, ("0.bias",))
+    modules.load_module_vector(good, spec, x + 1, ("0.bias",))
     assert [name for name, p in good.named_parameters() if p.requires_grad] == ["0.bias"]
-    assert modules.read(good, spec) == pytest.approx(x + 1)
+    assert modules.read_module_vector(good, spec) == pytest.approx(x + 1)
 
 
-def task_of(overrides: dict[str, Any], end: dict[str, Any] | None = None, left: Left = Left()) -> Task:  # noqa: B008
+def task_of(
+    overrides: dict[str, Any], end: dict[str, Any] | None = None, left: FramesThatLeft = FramesThatLeft()
+) -> Task:
     """A task of round 0, and what the server and the record say of it."""
     recipe = from_plain({**RECIPE, **overrides})
-    spec = modules.layout(module())
+    spec = modules.module_layout(module())
     plan = compile(recipe, spec, 4, BUILT_IN)
     correction = plan.strategy.client.correction(
         {name: np.ones(spec.dim, np.float32) for name in plan.strategy.client.memory},
         {name: np.zeros(spec.dim, np.float32) for name in plan.strategy.client.given},
         plan.work(0, plan.rule(0).steps, "d"),
     )
-    start = modules.read(module(), spec)
+    start = modules.read_module_vector(module(), spec)
     request = FitRequest("d", 0, start, plan.rule(0), bytes(32), bytes(32), correction)
     told = end or {**HERE, "code": None, "reason": None}
     return Task(plan, None, request, Desk(), lambda round: told, lambda round: left)
@@ -126,7 +128,7 @@ def test_a_strategy_that_corrects_gradients_hands_out_its_hook() -> None:
     step(model)
     before = [p.grad.clone() for p in model.parameters() if p.grad is not None]
     task.correct(model)
-    moved = modules.read(model, task.spec) - task.params
+    moved = modules.read_module_vector(model, task.spec) - task.params
     named = [p.grad for p in model.parameters() if p.grad is not None]
     pulls = torch.cat([(g - b).flatten() for g, b in zip(named, before, strict=True)]).numpy()
     assert pulls == pytest.approx(0.5 * moved, abs=1e-6)
@@ -135,11 +137,11 @@ def test_a_strategy_that_corrects_gradients_hands_out_its_hook() -> None:
 
 def test_a_strategy_with_a_term_in_the_loss_is_refused_before_a_script_trains() -> None:
     task, model = task_of({"strategy": {"kind": "moon"}}), module()
-    before = modules.read(model, task.spec)
+    before = modules.read_module_vector(model, task.spec)
     with pytest.raises(TrainingError, match=r"moon.* contrasts representations .* a training script of your own") as e:
         task.load_into(model)
     assert e.value.code == "E-TASK"
-    assert modules.read(model, task.spec).tobytes() == before.tobytes(), "nothing was written"
+    assert modules.read_module_vector(model, task.spec).tobytes() == before.tobytes(), "nothing was written"
     assert "was not loaded" in refused(task, model)
 
 
@@ -171,25 +173,25 @@ def test_a_part_that_rests_may_not_move() -> None:
     [
         (
             {**HERE, "code": None, "reason": None},
-            Left(9, 0.5),
+            FramesThatLeft(9, 0.5),
             "released, 9 bytes, epsilon 0.5",
         ),
-        ({**GONE, "code": "late", "reason": None}, Left(9), "dropped (late), 9 bytes, no"),
-        ({**GONE, "code": None, "reason": None}, Left(9), "dropped (the round closed without"),
+        ({**GONE, "code": "late", "reason": None}, FramesThatLeft(9), "dropped (late), 9 bytes, no"),
+        ({**GONE, "code": None, "reason": None}, FramesThatLeft(9), "dropped (the round closed without"),
         (
             {"state": "abandoned", "yours": False, "code": None, "reason": None},
-            Left(9),
+            FramesThatLeft(9),
             "dropped (the round was ab",
         ),
         (
             {"state": "halted", "yours": False, "code": None, "reason": "the run is failed"},
-            Left(),
+            FramesThatLeft(),
             "dropped (the run is",
         ),
-        ({"state": "open"}, Left(4, None, "E-BUDGET: spent"), "dropped (E-BUDGET: spent), 4 bytes"),
+        ({"state": "open"}, FramesThatLeft(4, None, "E-BUDGET: spent"), "dropped (E-BUDGET: spent), 4 bytes"),
     ],
 )
-def test_an_outcome_says_what_became_of_an_update(end: dict[str, Any], left: Left, said: str) -> None:
+def test_an_outcome_says_what_became_of_an_update(end: dict[str, Any], left: FramesThatLeft, said: str) -> None:
     task, model = task_of({}, end, left), module()
     task.load_into(model)
     assert said in str(task.submit(model, examples=8, metrics={"loss": 1.0}))
@@ -211,7 +213,7 @@ def test_a_task_shows_what_the_server_asks() -> None:
 
 
 def test_passes_over_examples_need_their_number() -> None:
-    spec = modules.layout(module())
+    spec = modules.module_layout(module())
     with pytest.raises(RecipeError, match=r"device\.tasks\(examples=n\)"):
         handover(spec, "d", Desk(), 0, 2.0)
     counted, free = handover(spec, "d", Desk(), 12, 2.0), handover(spec, "d", Desk(), 0, 0.0)
@@ -264,17 +266,17 @@ def test_three_scripts_train_a_module_of_their_own(server: HttpServer, tmp_path:
     with pytest.raises(TrainingError, match="not loaded"):
         further.keep(model)
     further.load_into(model)
-    assert np.array_equal(modules.read(model, further.spec), further.params)
+    assert np.array_equal(modules.read_module_vector(model, further.spec), further.params)
     for _ in range(further.steps):
         step(model, further.lr)
-    sent = len(record.rows(devices[0].home))
+    sent = len(record.device_record_lines(devices[0].home))
     own = further.keep(model)
-    half = (modules.read(model, further.spec) + further.params) / 2
+    half = (modules.read_module_vector(model, further.spec) + further.params) / 2
     assert np.allclose(own, half, atol=1e-6)
     assert not np.array_equal(own, further.params)
     (kept,) = personal_models(devices[0].home / "runs" / run.run[:32])
     assert np.array_equal(kept.params, own)
-    assert len(record.rows(devices[0].home)) == sent, "nothing of it is sent"
+    assert len(record.device_record_lines(devices[0].home)) == sent, "nothing of it is sent"
     for made in devices:
         made.close()
     for told in outcomes:
@@ -320,8 +322,8 @@ def test_an_agent_refuses_a_module_of_which_it_has_no_code(server: HttpServer, t
     device(server, home, f'{POLICY}[data]\npath = "../text.txt"\n').close()
     server.hosting.submit(submission({**RECIPE, "round": {"rounds": 1, "deadline_s": 20}}, server), "test")
     deadline = time.monotonic() + 60
-    work(home, lambda: bool(record.rows(home)) or time.monotonic() > deadline, wait_s=1.0)
-    assert "Only a script with its code can" in record.rows(home)[0].reason
+    work(home, lambda: bool(record.device_record_lines(home)) or time.monotonic() > deadline, wait_s=1.0)
+    assert "Only a script with its code can" in record.device_record_lines(home)[0].reason
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from edgewise.drivers.simulation.keys import simulated_root, simulated_sampling,
 from edgewise.engine.sampling import draw
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
-from edgewise.privacy.card import ADD_UP, rests_on
+from edgewise.privacy.card import ADD_UP, card_assumptions
 
 DP = {"stage": [], "metrics": "none", "dp.epsilon": 20.0, "dp.delta": 1e-5, "dp.clip_l2": 4.0, "round.rounds": 2}
 GRID = [{"kind": "clip", "l2": 8.0}, {"kind": "quantize", "bits": 8, "grid": "shared"}, {"kind": "wrap"}]
@@ -109,4 +109,4 @@ def test_a_plan_says_what_the_seed_leads_to_and_that_epsilons_add_up(word):
     assert "all noise follows from the recipe, its seed and the data" in said
     assert one.spend is not None
     assert ADD_UP in said
-    assert ("other runs", ADD_UP) in rests_on(one.spend.card.to_plain())
+    assert ("other runs", ADD_UP) in card_assumptions(one.spend.card.to_plain())

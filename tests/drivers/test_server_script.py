@@ -20,7 +20,7 @@ from scripted import POLICY, device, module, step
 import edgewise
 from edgewise.apps.device import policy, record
 from edgewise.apps.device.script import Device
-from edgewise.apps.server.given import figures
+from edgewise.apps.server.given import check_given_figures
 from edgewise.codecs.select.top_k import top_k
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.part import part
@@ -108,7 +108,7 @@ def test_a_loop_plays_rounds_and_goes_on_after_a_start(recipe: Path, tmp_path: P
                 assert round.tensors()["0.weight"].shape == (3, 4)
                 other = module()
                 round.load_into(other)
-                assert modules.read(other, modules.layout(other)) == pytest.approx(round.params)
+                assert modules.read_module_vector(other, modules.module_layout(other)) == pytest.approx(round.params)
                 run = first.run
                 break
             assert first._state(run).state == "running"
@@ -142,7 +142,7 @@ def test_only_devices_with_the_runs_tags_take_part(recipe: Path, tmp_path: Path)
             Thread(target=loop, args=(made[name],), daemon=True).start()
         assert server.devices() == sorted(made[name].name for name in "ab")
         assert [round.contributions for round in server] == [2, 2, 2]
-        assert [bool(record.rows(tmp_path / name)) for name in tagged] == [True, True, False, False]
+        assert [bool(record.device_record_lines(tmp_path / name)) for name in tagged] == [True, True, False, False]
 
 
 @pytest.mark.slow
@@ -206,10 +206,10 @@ def test_own_parts_of_an_installed_package_are_given_as_objects(
 
 
 def test_figures_of_a_script_do_not_take_the_place_of_devices_metrics() -> None:
-    assert figures({"norm": np.float32(2.0)}, {"loss_last": 1.0}) == {"norm": 2.0}
+    assert check_given_figures({"norm": np.float32(2.0)}, {"loss_last": 1.0}) == {"norm": 2.0}
     for found, code in (({"loss_last": 0.0}, "E-VALUE"), (0.5, "E-TYPE"), ({"norm": "2"}, "E-TYPE")):
         with pytest.raises(EdgewiseError) as e:
-            figures(found, {"loss_last": 1.0})
+            check_given_figures(found, {"loss_last": 1.0})
         assert e.value.code == code
 
 

@@ -80,7 +80,10 @@ def federation(folder: Path, rounds: int) -> Iterator[tuple[edgewise.Server, dic
 
 def moved(params: Vector) -> float:
     """How far all first weights are from where they began. Other parameters did not move."""
-    spec, apart = modules.layout(module()), params - modules.read(module(), modules.layout(module()))
+    spec, apart = (
+        modules.module_layout(module()),
+        params - modules.read_module_vector(module(), modules.module_layout(module())),
+    )
     for s in spec.segments:
         assert np.ptp(apart[s.start : s.stop]) < 1e-4
         assert s.name == "0.weight" or abs(apart[s.start]) < 1e-5

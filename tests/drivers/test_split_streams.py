@@ -25,9 +25,9 @@ from edgewise.drivers.http.split_streams import DeviceStream, HostedSession, Spl
 from edgewise.engine import split_states as events
 from edgewise.learn import split
 from edgewise.learn.flat import Flat
-from edgewise.learn.models.cut import cut
+from edgewise.learn.models.cut import cut_model
 from edgewise.learn.models.load import TextLoss
-from edgewise.learn.models.modules import plain_name
+from edgewise.learn.models.modules import plain_parameter_name
 from edgewise.plan.recipe.sections import TrainingSection
 
 pytestmark = pytest.mark.slow  # every test makes certificates and models
@@ -60,10 +60,13 @@ def parts(shape):
     for side in (0, 1):
         torch.manual_seed(0)
         model = tiny_models.BUILDERS["llama"]().train()
-        flat, stages = Flat([(plain_name(n), p) for n, p in model.named_parameters()]), cut(model, 1, shape)
+        flat, stages = (
+            Flat([(plain_parameter_name(n), p) for n, p in model.named_parameters()]),
+            cut_model(model, 1, shape),
+        )
         codec = TokenCodec("int8", HIDDEN)
         training = TrainingSection(local_steps=STEPS, lr=1e-1, optimizer="sgd", clip_grad=0.5)
-        rest = (flat, stages.sides(model)[side], training, 1e-1, split.Crossings(codec, codec), KEY)
+        rest = (flat, stages.sides(model)[side], training, 1e-1, split.CutCrossings(codec, codec), KEY)
         loss = TextLoss(torch.float32)
         if side:
             versions = {0: flat.read()}
@@ -119,7 +122,7 @@ class Place:
 
 def in_one_process(shape):
     (device, here), (rest, there) = parts(shape)
-    split.session(device, rest, shape == "U", STEPS)
+    split.train_split_session(device, rest, shape == "U", STEPS)
     assert device.ended == events.End()
     return here.read(), there.read()
 

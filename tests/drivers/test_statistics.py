@@ -11,10 +11,18 @@ import numpy as np
 import pytest
 
 from edgewise.apps.simulate import statistics, statistics_screen
-from edgewise.apps.simulate.statistics import recipe_of
+from edgewise.apps.simulate.statistics import statistics_recipe
 from edgewise.core.errors import RecipeError
 from edgewise.learn.text import statistics as counting
-from edgewise.learn.text.statistics import BOUND_L2, POWERS, DeviceText, divergence, first_round, power, second_round
+from edgewise.learn.text.statistics import (
+    BOUND_L2,
+    POWERS,
+    DeviceTextCounts,
+    first_statistics,
+    histogram_divergence,
+    power_buckets,
+    second_statistics,
+)
 from edgewise.plan.recipe import recipe as recipes
 
 TEXT = """
@@ -42,7 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def counted(folder: Path, out: Path, word: str, more: str = "") -> dict[str, Any]:
-    return statistics.statistics(recipes.parse(TEXT.format(word=word, more=more)), folder, out)
+    return statistics.play_statistics(recipes.parse(TEXT.format(word=word, more=more)), folder, out)
 
 
 @pytest.mark.slow
@@ -50,7 +58,7 @@ def test_a_hidden_sum_of_histograms_is_their_mean(folder: Path, tmp_path: Path) 
     plain = counted(folder, tmp_path / "plain", "none")
     hidden = counted(folder, tmp_path / "hidden", "hidden")
     assert (plain["devices"], plain["contributed"], hidden["contributed"]) == (5, [5, 5], [5, 5])
-    documents = np.bincount(power(np.arange(1, 6)), minlength=POWERS) / 5
+    documents = np.bincount(power_buckets(np.arange(1, 6)), minlength=POWERS) / 5
     assert plain["parts"]["documents"]["values"] == pytest.approx(documents.tolist())
     for name, part in plain["parts"].items():
         assert sum(part["values"]) == pytest.approx(1.0, abs=1e-5), name
@@ -58,7 +66,7 @@ def test_a_hidden_sum_of_histograms_is_their_mean(folder: Path, tmp_path: Path) 
     far = np.array(plain["parts"]["distance"]["values"])
     assert far.nonzero()[0].min() < 3, "four devices write of the weather"
     assert far.nonzero()[0].max() > 5, "one writes of bolts"
-    shown = list(statistics_screen.lines(hidden, {}))
+    shown = list(statistics_screen.statistics_lines(hidden, {}))
     assert "5 devices" in shown[0]
 
 
@@ -73,7 +81,7 @@ def test_noised_statistics_are_charged_and_say_their_noise(folder: Path, tmp_pat
     assert np.std(vocabulary["values"]) == pytest.approx(vocabulary["noise_std"], rel=0.1)
     with closing(sqlite3.connect(tmp_path / "noised" / "run.db")) as c:
         assert c.execute("SELECT count(*) FROM charges").fetchone() == (2,)
-    text = "\n".join(statistics_screen.lines(found, {}))
+    text = "\n".join(statistics_screen.statistics_lines(found, {}))
     assert "epsilon" in text
 
 
@@ -82,32 +90,34 @@ def test_a_models_loss_at_every_site_is_a_hidden_sum_too(folder: Path, tmp_path:
     from edgewise.learn.text.cross_site import LARGEST, CrossSiteTrainer
 
     recipe = recipes.parse(TEXT.format(word="hidden", more="sequence_len = 32\n[eval]\nmax_tokens = 64"))
-    found = statistics.statistics(recipe, folder, tmp_path / "loss", "loss")
-    sites = CrossSiteTrainer(recipe_of(recipe, folder, "loss"))
+    found = statistics.play_statistics(recipe, folder, tmp_path / "loss", "loss")
+    sites = CrossSiteTrainer(statistics_recipe(recipe, folder, "loss"))
     held = [sites.evaluate(site, sites.initial()) for site in sites.devices()]
     mean = np.mean([one.nll / one.tokens for one in held])
     assert found["parts"]["loss"]["values"][0] * LARGEST == pytest.approx(mean, abs=0.01)
     assert sum(found["parts"]["losses"]["values"]) == pytest.approx(1.0, abs=1e-3)
-    assert "nats per token" in "\n".join(statistics_screen.lines(found, {}))
+    assert "nats per token" in "\n".join(statistics_screen.statistics_lines(found, {}))
 
 
 def test_a_contribution_is_within_its_bound() -> None:
     draw = np.random.default_rng(0)
     for size in (1, 7, 4096):
         for documents in (1, 3, 2000):
-            text = DeviceText(draw.integers(1, 10**6, documents), draw.integers(0, 10**6, (2, size)).astype(float))
-            for parts in (first_round(text), second_round(text, draw.normal(0, 1, size).astype(np.float32))):
+            text = DeviceTextCounts(
+                draw.integers(1, 10**6, documents), draw.integers(0, 10**6, (2, size)).astype(float)
+            )
+            for parts in (first_statistics(text), second_statistics(text, draw.normal(0, 1, size).astype(np.float32))):
                 assert np.sqrt(sum(np.sum(part.astype(np.float64) ** 2) for part in parts.values())) <= BOUND_L2 + 1e-6
-    one_word = DeviceText(np.array([5]), np.array([[3.0, 0.0], [2.0, 0.0]]))
-    norm = np.sqrt(sum(np.sum(part.astype(np.float64) ** 2) for part in first_round(one_word).values()))
+    one_word = DeviceTextCounts(np.array([5]), np.array([[3.0, 0.0], [2.0, 0.0]]))
+    norm = np.sqrt(sum(np.sum(part.astype(np.float64) ** 2) for part in first_statistics(one_word).values()))
     assert norm == pytest.approx(BOUND_L2), "the bound is reached"
 
 
 def test_a_divergence_is_zero_for_equal_and_one_for_disjoint_histograms() -> None:
-    assert divergence(np.array([1.0, 3.0]), np.array([2.0, 6.0])) == pytest.approx(0.0, abs=1e-12)
-    assert divergence(np.array([1.0, 0.0]), np.array([0.0, 5.0])) == pytest.approx(1.0)
-    assert divergence(np.zeros(2), np.array([0.0, 5.0])) == 0.0
-    assert power(np.array([0, 1, 2, 3, 4, 7, 8, 2**40])).tolist() == [0, 1, 2, 2, 3, 3, 4, POWERS - 1]
+    assert histogram_divergence(np.array([1.0, 3.0]), np.array([2.0, 6.0])) == pytest.approx(0.0, abs=1e-12)
+    assert histogram_divergence(np.array([1.0, 0.0]), np.array([0.0, 5.0])) == pytest.approx(1.0)
+    assert histogram_divergence(np.zeros(2), np.array([0.0, 5.0])) == 0.0
+    assert power_buckets(np.array([0, 1, 2, 3, 4, 7, 8, 2**40])).tolist() == [0, 1, 2, 2, 3, 3, 4, POWERS - 1]
 
 
 def test_noise_alone_is_seldom_shown() -> None:
@@ -119,10 +129,10 @@ def test_noise_alone_is_seldom_shown() -> None:
 
 
 def test_the_recipe_of_the_statistics_keeps_privacy_and_cohorts() -> None:
-    made = recipe_of(recipes.parse(TEXT.format(word="distributed_dp", more=DP)), Path("/somewhere"))
+    made = statistics_recipe(recipes.parse(TEXT.format(word="distributed_dp", more=DP)), Path("/somewhere"))
     assert (made.privacy, made.dp.epsilon, made.round.rounds) == ("distributed_dp", 8.0, counting.ROUNDS)
     assert made.dp.clip_l2 == pytest.approx(BOUND_L2)
     assert made.data.path == "/somewhere/texts"
     of_records = TEXT.format(word="local_dp", more=DP + 'unit = "example"\nsample_rate = 0.1\n')
     with pytest.raises(RecipeError, match="E-COMBO"):
-        recipe_of(recipes.parse(of_records), Path())
+        statistics_recipe(recipes.parse(of_records), Path())

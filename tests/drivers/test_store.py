@@ -28,7 +28,7 @@ from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.core.memory import Memory, flat
 from edgewise.core.vector import digest, to_bytes
-from edgewise.crypto.seal import BoxKey
+from edgewise.crypto.seal import SealingKey
 from edgewise.drivers.storage import blobs, folder, run_record
 from edgewise.drivers.storage import run_store as store_module
 from edgewise.drivers.storage.files import write_durably
@@ -68,7 +68,7 @@ def test_what_is_absent_is_none_in_rows_and_as_before_in_the_file(tmp_path):
         store.commit(checkpoint(0), [])
         store.commit(checkpoint(1), [])
         assert store.run()["window"] is None
-    record = run_record.read(tmp_path)
+    record = run_record.read_run_record(tmp_path)
     model, line = record.models[1], record.rounds[-1]
     assert (model.memory, model.shadow, model.anchor, line.total) == (None, None, None, None)
     with closing(sqlite3.connect(tmp_path / "run.db")) as c:
@@ -510,7 +510,7 @@ def test_zeros_at_the_end_are_a_torn_tail(tmp_path):
 def test_a_whole_record_that_means_nothing_is_an_error(tmp_path, body):
     path = tmp_path / "round.log"
     before = journal_of(path)
-    box = bytes(12) + BoxKey(KEY).seal(bytes(12), body, f"c {len(before)}".encode())
+    box = bytes(12) + SealingKey(KEY).seal(bytes(12), body, f"c {len(before)}".encode())
     lengths = len(box).to_bytes(4, "little") + zlib.crc32(box).to_bytes(4, "little")
     path.write_bytes(before + lengths + zlib.crc32(lengths).to_bytes(4, "little") + box)
     with pytest.raises(StoreError, match="E-CHECKPOINT"):

@@ -14,14 +14,14 @@ import pytest
 from toy_recipe import PLAIN, make_recipe
 
 from edgewise.apps.models import verified
-from edgewise.apps.models.verification import verify
+from edgewise.apps.models.verification import verify_run
 from edgewise.apps.simulate import simulation
 from edgewise.core import events
 from edgewise.core.errors import StoreError
 from edgewise.drivers.storage import round_record, run_record
 from edgewise.engine import released
 from edgewise.plan.recipe import recipe as recipes
-from edgewise.plan.retention import oldest, window
+from edgewise.plan.retention import largest_window, oldest_retained_round
 
 ALONE = {"compare.local_only": False, "compare.centralised": False, "eval.every": 0}
 NOISY = {
@@ -41,12 +41,12 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_model_follows_from_its_total(run: Path) -> None:
-    found = verify(run)
+    found = verify_run(run)
     assert (found.released, found.replayed, found.first, found.charges, found.lines) == (4, 4, 0, 4, 5)
     assert found.ok
     assert found.epsilon == pytest.approx(8.0, rel=0.05)
-    assert verify(run, found.chain).chain == found.chain
-    said = "\n".join(verified.lines(found))
+    assert verify_run(run, found.chain).chain == found.chain
+    said = "\n".join(verified.verified_lines(found))
     assert "4 of 4 released totals" in said
     assert "whether the noise in a total" in said
 
@@ -62,14 +62,14 @@ def test_each_model_follows_from_its_total(run: Path) -> None:
     ids=lambda given: "-".join(map(str, given.values())),
 )
 def test_replays_every_kind_of_step(tmp_path: Path, overrides: dict[str, Any]) -> None:
-    assert verify(played(tmp_path, overrides)).replayed == 3
+    assert verify_run(played(tmp_path, overrides)).replayed == 3
 
 
 @pytest.mark.slow
 def test_replays_sparse_totals_and_optimizer_state(tmp_path: Path) -> None:
     """The recipe with feedback, top-k and FedAdam."""
     simulation.run(make_recipe(ALONE), out=tmp_path, recipe_dir=tmp_path, extensions=["toy"], report=False)
-    assert verify(tmp_path).replayed == 4
+    assert verify_run(tmp_path).replayed == 4
 
 
 def _sql(statement: str) -> Callable[[Path], None]:
@@ -98,18 +98,18 @@ def _other_total(out: Path) -> None:
     """Another total under its own digest, with the line rewritten to name it."""
     from edgewise.drivers.storage.blobs import Blobs
 
-    name = Blobs(out / "blobs").put(round_record.dump(np.ones(50, np.float32)))
+    name = Blobs(out / "blobs").put(round_record.dump_total(np.ones(50, np.float32)))
     _sql(f"UPDATE rounds SET total = '{name}' WHERE round = 2")(out)
 
 
 def _rewritten(out: Path) -> None:
     """Another total under its own digest, and all lines from there on chained anew."""
     _other_total(out)
-    record = run_record.read(out)
+    record = run_record.read_run_record(out)
     link = released.start(record.run["id"], record.run["instance"])
     with closing(sqlite3.connect(out / "run.db")) as c:
         for row in record.rounds:
-            link = released.link(link, round_record.read(row))
+            link = released.link(link, round_record.read_round_line(row))
             c.execute("UPDATE rounds SET digest = ? WHERE round = ?", (link, row.round))
         c.commit()
 
@@ -158,7 +158,7 @@ def test_names_the_first_round_that_does_not_follow(
     shutil.copytree(run, copy)
     change(copy)
     with pytest.raises(StoreError) as e:
-        verify(copy)
+        verify_run(copy)
     assert e.value.code == "E-VERIFY"
     assert e.value.what.startswith(where)
     assert what in e.value.what
@@ -166,14 +166,14 @@ def test_names_the_first_round_that_does_not_follow(
 
 def test_a_rewritten_history_does_not_pass_through_a_digest_from_before(run: Path) -> None:
     with pytest.raises(StoreError, match="does not pass through"):
-        verify(run, "0" * 64)
+        verify_run(run, "0" * 64)
 
 
 @pytest.mark.slow
 def test_only_the_newest_totals_are_kept_where_room_is_short(tmp_path: Path) -> None:
     """200 bytes a total, room for five: after 12 rounds the last four are kept, and the models before each stretch."""
     out = played(tmp_path, {"round.rounds": 12, "store.totals_mb": 0.001})
-    found = verify(out)
+    found = verify_run(out)
     assert (found.released, found.first, found.replayed) == (12, 9, 3)
     assert any("before round 9" in said for said in found.open)
     with closing(sqlite3.connect(out / "run.db")) as c:
@@ -182,14 +182,14 @@ def test_only_the_newest_totals_are_kept_where_room_is_short(tmp_path: Path) -> 
     assert sum((out / "blobs" / name).stat().st_size for name in kept) <= 1000
     (out / "blobs" / kept[0]).unlink()
     with pytest.raises(StoreError, match=r"round 9 .*is missing"):
-        verify(out)
+        verify_run(out)
 
 
 def test_says_that_nothing_was_replayed_where_no_total_is_kept(tmp_path: Path) -> None:
-    found = verify(played(tmp_path, {"store.totals_mb": 0}))
+    found = verify_run(played(tmp_path, {"store.totals_mb": 0}))
     assert not found.ok
     assert found.lines == 4
-    assert "the folder keeps no totals" in "\n".join(verified.lines(found))
+    assert "the folder keeps no totals" in "\n".join(verified.verified_lines(found))
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_a_run_can_be_verified_while_it_is_played(tmp_path: Path) -> None:
 
     def look(event: events.AnyEvent) -> None:
         if isinstance(event, events.RoundFinished):
-            seen.append(verify(tmp_path).replayed)
+            seen.append(verify_run(tmp_path).replayed)
 
     played(tmp_path, {}, (look,))
     assert seen == [1, 2, 3]
@@ -206,12 +206,12 @@ def test_a_run_can_be_verified_while_it_is_played(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, 4, 8, 12, 20, 36, 40, 1000])
 def test_the_window_is_never_above_its_limit_and_at_least_half_of_it(limit: int) -> None:
-    found = window(rounds=10, dim=1, vectors=1, limit_bytes=limit)
+    found = largest_window(rounds=10, dim=1, vectors=1, limit_bytes=limit)
     if found.rounds is None:
         assert limit >= 40
     before = 0
     for next_round in range(11):
-        first = oldest(next_round, found.rounds)
+        first = oldest_retained_round(next_round, found.rounds)
         kept = next_round - first
         assert 4 * kept <= found.most_bytes <= max(limit, 0)
         assert first >= before, "what was dropped stays dropped"
@@ -226,11 +226,11 @@ def test_totals_are_stored_to_the_bit(dim: int, density: float) -> None:
     draw = np.random.default_rng(dim)
     x = np.where(draw.random(dim) < density, draw.normal(size=dim), 0.0).astype(np.float32)
     x[: dim // 8] *= np.float32(-0.0)
-    raw = bytes(round_record.dump(x))
+    raw = bytes(round_record.dump_total(x))
     assert len(raw) <= 4 * dim
-    assert round_record.load(raw, dim).tobytes() == x.tobytes()
+    assert round_record.load_total(raw, dim).tobytes() == x.tobytes()
     with pytest.raises(ValueError):
-        round_record.load(raw + b"\0", dim)
+        round_record.load_total(raw + b"\0", dim)
 
 
 def test_links_of_stored_records_hold() -> None:

@@ -12,7 +12,7 @@ import pytest
 import toy_recipe
 
 from edgewise.drivers.workers import arithmetic
-from edgewise.learn.probe import probe
+from edgewise.learn.probe import arithmetic_probe
 from edgewise.plan.recipe.sections import TrainingSection
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -48,9 +48,9 @@ def other(script, settings):
 
 def test_the_probe_is_of_the_processor_and_the_optimizer_alone():
     assert len(arithmetic.digest(None)) == 64
-    adamw = probe(TrainingSection())
-    assert adamw == probe(TrainingSection(lr=1e-4, local_steps=3, batch=32, accumulate=4))
-    assert adamw != probe(TrainingSection(optimizer="muon"))
+    adamw = arithmetic_probe(TrainingSection())
+    assert adamw == arithmetic_probe(TrainingSection(lr=1e-4, local_steps=3, batch=32, accumulate=4))
+    assert adamw != arithmetic_probe(TrainingSection(optimizer="muon"))
 
 
 @pytest.mark.slow

@@ -86,14 +86,18 @@ def test_nothing_is_sent_to_a_gateway_that_is_not_attested(tmp_path: Path, why: 
     with federation(tmp_path, REFUSED[why]) as (admin, homes):
         submitted(admin.served_by, admin, **SHARED)
         for home in homes:
-            assert seen(lambda home=home: "E-ATTEST" in "".join(line.reason or "" for line in record.rows(home)))
+            assert seen(
+                lambda home=home: "E-ATTEST" in "".join(line.reason or "" for line in record.device_record_lines(home))
+            )
 
 
 def test_a_run_with_one_server_is_refused(tmp_path: Path) -> None:
     with federation(tmp_path, attest) as (admin, homes):
         submitted(admin.served_by, admin, **{"privacy": "hidden", "round.rounds": 1, "round.minimum": 1.0})
         for home in homes:
-            assert seen(lambda home=home: "E-ATTEST" in "".join(line.reason or "" for line in record.rows(home)))
+            assert seen(
+                lambda home=home: "E-ATTEST" in "".join(line.reason or "" for line in record.device_record_lines(home))
+            )
 
 
 def test_a_command_prints_evidence(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from edgewise.core.errors import RecipeError
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.evaluation import kept
 from edgewise.plan.catalogue import with_extensions
-from edgewise.plan.evaluations import Evaluations
+from edgewise.plan.evaluations import PlannedEvaluations
 from edgewise.plan.recipe.privacy import DP_WORDS
 from edgewise.plan.recipe.recipe import from_plain
 
@@ -64,7 +64,7 @@ def test_a_run_ends_when_waiting_is_over_and_its_best_model_counts(tmp_path):
         assert which.digest == store.models()[3] != store.models()[6]
         assert vector.digest(vector.to_bytes(store.blob(which.digest))) == which.digest, "its vector is on the disk"
         s = summary.build(store)
-        page = report.write(s, tmp_path).read_text(encoding="utf-8")
+        page = report.write_run_page(s, tmp_path).read_text(encoding="utf-8")
         assert store.evaluated("local_only", 5)
         assert store.evaluated("centralised", 5), "compared at the steps that were taken"
     assert next(e.model for e in told if isinstance(e, events.RunFinished)) == which.digest
@@ -133,7 +133,7 @@ def test_a_run_that_was_cut_off_chooses_the_same(tmp_path, kind, which):
 
 
 def test_a_model_that_some_devices_cannot_measure_has_not_improved():
-    section = Evaluations(patience=2, keep="best")
+    section = PlannedEvaluations(patience=2, keep="best")
     told = [
         evaluation(-1, {"a": 30.0, "b": 50.0}, model="base"),
         evaluation(0, {"a": 25.0, "b": 45.0}),
@@ -149,7 +149,7 @@ def test_a_model_that_some_devices_cannot_measure_has_not_improved():
     told.append(evaluation(5, {"a": 20.0, "c": 90.0}, missing={"b": "late"}))
     assert kept(section, told, 6) == (6, 0, False), "who did not answer in time says nothing"
     del told[-1]
-    assert kept(Evaluations(), told, 5) == (5, 2, False)
+    assert kept(PlannedEvaluations(), told, 5) == (5, 2, False)
 
 
 @pytest.mark.parametrize("word", DP_WORDS)
@@ -170,7 +170,7 @@ def test_check_and_the_claims_say_what_decides(tmp_path):
     found = check.examine(make_recipe(BEST), tmp_path, with_extensions(["toy"]), fast=True)
     assert any("they decide when the run ends, or which model counts" in claim for claim in found["claims"])
     screen = Console(width=80, file=io.StringIO(), record=True)
-    check_screen.show(screen, found, "toy.toml")
+    check_screen.show_check(screen, found, "toy.toml")
     text = " ".join(screen.export_text().split())
     assert "ends after 3 evaluations in a row without a lower held-out loss" in text
     assert "the model with the lowest held-out loss counts" in text

@@ -59,7 +59,7 @@ def test_a_person_logs_in_and_approves_a_device(
     server: HttpServer, ids: dict[str, str], chromium: Any, scripts: bool
 ) -> None:
     name, now_s = member(server, f"scripts {scripts}", approved=False), server.service.now_s()
-    text = server.service.database.write(lambda c: sessions.invite(c, ids["operator"], now_s))
+    text = server.service.database.write(lambda c: sessions.invite_to_session(c, ids["operator"], now_s))
     with window(chromium, scripts=scripts) as page:
         page.goto(f"{server.url}/dashboard/devices")
         page.fill("input[name=token]", text)

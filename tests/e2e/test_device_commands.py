@@ -173,7 +173,7 @@ def test_an_agent_ends_when_its_owner_leaves(home: Path) -> None:
 
     thread = threading.Thread(target=work)
     thread.start()
-    while control.running(home) is None:
+    while control.running_agent(home) is None:
         time.sleep(0.01)
     assert done("device", "leave", *at(home))["told"]
     assert ended.is_set()

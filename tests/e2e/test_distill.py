@@ -63,25 +63,25 @@ def test_a_killed_distillation_goes_on_and_ends_with_the_same_bytes(
 
     distil("whole")
     monkeypatch.setattr(distilling, "SAVE_S", 0.0)
-    rate = teaching.rate
+    rate = teaching.lesson_rate
 
     def stopped(lesson: Any, step: int) -> float:
         if step == 4:
             raise KeyboardInterrupt
         return rate(lesson, step)
 
-    monkeypatch.setattr(teaching, "rate", stopped)
+    monkeypatch.setattr(teaching, "lesson_rate", stopped)
     options = ("distill", "teacher", "--to", "29.5K", "--on", "text.txt", "--out", "cut", "--steps", "6")
     said = call(*options)
     assert said.exit_code == 130
     assert "--resume" in said.stderr
     assert not (folder / "cut").exists()
-    monkeypatch.setattr(teaching, "rate", rate)
+    monkeypatch.setattr(teaching, "lesson_rate", rate)
     assert "E-RUN-EXISTS" in call(*options).stderr
     other = call(*options[:-1], "7", "--resume")
     assert "another lesson.steps" in other.stderr
     steps: list[int] = []
-    monkeypatch.setattr(teaching, "rate", lambda lesson, step: steps.append(step) or rate(lesson, step))
+    monkeypatch.setattr(teaching, "lesson_rate", lambda lesson, step: steps.append(step) or rate(lesson, step))
     distil("cut", "--resume")
     assert steps == [4, 5]
     assert weights(folder / "cut") == weights(folder / "whole")

@@ -96,7 +96,7 @@ def test_check_says_how_many_steps(tmp_path, counting):
     found = check.examine(make_recipe({**SETTINGS, **EPOCHS}), tmp_path, with_extensions(["toy"]), fast=True)
     assert found["local_steps"] == {"fewest": 1, "mean": 4.2, "most": 6, "devices": 5, "cut": 2}
     screen = Console(width=80, file=io.StringIO(), record=True)
-    check_screen.show(screen, found, "toy.toml")
+    check_screen.show_check(screen, found, "toy.toml")
     said = " ".join(screen.export_text().split())
     assert "1 to 6 steps, 4.20 on average, of 5 devices counted; 2 reach training.max_local_steps" in said
     assert any("how much text it holds" in claim for claim in found["claims"])

@@ -15,7 +15,7 @@ from served import joined, running
 from edgewise.apps.device import record
 from edgewise.apps.gateway.start import Gateway, join
 from edgewise.apps.server import submission, submit
-from edgewise.apps.server.lines import line
+from edgewise.apps.server.lines import server_event_line
 from edgewise.apps.server.sharing import Address
 from edgewise.apps.server.start import HttpServer
 from edgewise.apps.simulate import simulation
@@ -63,11 +63,11 @@ def admin(server: HttpServer, tmp_path: Path) -> Iterator[Link]:
 
 
 def digest() -> str:
-    return extension_packages.digest(own_package.NAME)
+    return extension_packages.package_files_digest(own_package.NAME)
 
 
 def recipe_of(folder: Path, overrides: dict[str, Any] | None = None) -> Recipe:
-    catalogue = extension_packages.catalogue(extension_packages.named([own_package.MODULE]))
+    catalogue = extension_packages.catalogue(extension_packages.installed_packages([own_package.MODULE]))
     return loading.load(own_package.EXAMPLE / "recipe.toml", {"data.path": str(folder), **(overrides or {})}, catalogue)
 
 
@@ -95,7 +95,7 @@ def begun(admin: Link, recipe: Recipe) -> str:
 
 
 def refusals(home: Path) -> list[str]:
-    return [row.reason for row in record.rows(home) if row.kind == record.RUN_REFUSED]
+    return [row.reason for row in record.device_record_lines(home) if row.kind == record.RUN_REFUSED]
 
 
 def test_a_run_of_own_parts_gives_the_simulators_model(
@@ -116,7 +116,7 @@ def test_a_run_of_own_parts_gives_the_simulators_model(
         ]
         assert told == expected
         assert 0.0 < told[0]["far"] < 1.0
-        lines = [line(e) for e in store.events() if isinstance(e, events.RoundFinished)]
+        lines = [server_event_line(e) for e in store.events() if isinstance(e, events.RoundFinished)]
     assert "  far 0." in str(lines[0]), "edgewise run watch"
     found = admin.call("GET", f"/v1/runs/{run}")
     (package,) = parse(found["facts"].encode()).packages
@@ -144,7 +144,7 @@ def test_a_package_that_an_owner_does_not_allow_is_refused_and_nothing_is_sent(
         assert own_package.NAME in reason
         assert why in reason
     for home in (*homes, tmp_path / "other", late):
-        assert {row.kind for row in record.rows(home)} <= {record.RUN_REFUSED, record.REFUSAL}
+        assert {row.kind for row in record.device_record_lines(home)} <= {record.RUN_REFUSED, record.REFUSAL}
 
 
 def test_a_run_whose_package_changed_on_the_server_stops_by_name(module: Path, tmp_path: Path) -> None:

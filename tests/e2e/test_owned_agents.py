@@ -22,7 +22,7 @@ from edgewise.core.training import FitRequest, Update
 from edgewise.core.vector import Spec
 from edgewise.drivers.fleet import mailboxes
 from edgewise.drivers.http import home as homes
-from edgewise.drivers.http.limits import Later
+from edgewise.drivers.http.limits import LaterError
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers.devices import Devices
@@ -47,7 +47,7 @@ def admin(server: HttpServer, tmp_path: Path) -> Iterator[Link]:
 
 
 def kinds(home: Path) -> list[str]:
-    return [row.kind for row in record.rows(home)]
+    return [row.kind for row in record.device_record_lines(home)]
 
 
 def test_what_an_agent_sends_is_what_its_record_says(server: HttpServer, admin: Link, tmp_path: Path) -> None:
@@ -57,12 +57,12 @@ def test_what_an_agent_sends_is_what_its_record_says(server: HttpServer, admin: 
     with working(takes, refuses):
         assert ended(admin, run) == "finished"
     assert kinds(takes) == ["update, readable by the server"] * 2
-    rows = record.rows(refuses)
+    rows = record.device_record_lines(refuses)
     assert [row.kind for row in rows if row.size] == [record.REFUSAL] * 2
     (told,) = (row for row in rows if row.kind == record.RUN_REFUSED)
     assert told.reason.startswith("E-FLOOR: the owner of this device asks that privacy is one of hidden")
     assert all(row.reason == "E-FLOOR: " for row in rows if row.size), "no word of the policy"
-    sent = sum(row.size for row in record.rows(takes))
+    sent = sum(row.size for row in record.device_record_lines(takes))
     status = done("device", "status", "--home", str(takes))
     assert (status["left"]["all"]["bytes"], status["left"]["all"]["rounds"]) == (sent, 2)
 
@@ -83,7 +83,7 @@ def test_a_limit_of_the_owner_holds_in_the_agent(
     home = owned(server, tmp_path / "home", OPEN + text)
     run = submitted(server, admin, **{"round.rounds": 2, "round.minimum": 0.1, "round.deadline_s": 5.0})
     with working(home):
-        reason = seen(lambda: next((row.reason for row in record.rows(home) if said in (row.reason or "")), ""))
+        reason = seen(lambda: next((row.reason for row in record.device_record_lines(home) if said in (row.reason or "")), ""))
         assert reason.partition(":")[0] == ("E-OWNER" if "today" in said else "E-FLOOR")
         admin.call("POST", f"/v1/runs/{run}/cancel")
     updates = [kind for kind in kinds(home) if kind.startswith("update")]
@@ -100,8 +100,8 @@ def test_a_limit_of_bytes_counts_all_frames_of_a_round(server: HttpServer, admin
     run = submitted(server, admin, **HIDDEN, **{"round.minimum": 0.5})
     with working(*homes):
         assert ended(admin, run) == "finished"
-    sent = [sum(row.size for row in record.rows(home)) for home in homes]
-    (reason,) = {row.reason for row in record.rows(homes[0]) if row.kind == record.RUN_REFUSED}
+    sent = [sum(row.size for row in record.device_record_lines(home)) for home in homes]
+    (reason,) = {row.reason for row in record.device_record_lines(homes[0]) if row.kind == record.RUN_REFUSED}
     assert "an upload has 1000 bytes at most; here it has" in reason
     stated = float(reason.rpartition(" ")[2].rstrip("."))
     assert sent[0] < 1000 < min(sent[1:])
@@ -139,7 +139,7 @@ def test_mail_that_no_server_sends_is_left_alone(server: HttpServer, admin: Link
     run = submitted(server, admin, **{"round.rounds": 1, "round.minimum": 0.1})
     with working(home):
         assert ended(admin, run) == "finished"
-    assert {row.run for row in record.rows(home)} == {run}
+    assert {row.run for row in record.device_record_lines(home)} == {run}
 
 
 def test_a_server_that_refuses_an_update_again_and_again_gets_no_more_than_a_days_bytes(
@@ -150,7 +150,7 @@ def test_a_server_that_refuses_an_update_again_and_again_gets_no_more_than_a_day
 
     def refuse(size: int) -> None:
         bodies.append(size)
-        raise Later("E-RATE", "not now.", "wait.", 0.0)
+        raise LaterError("E-RATE", "not now.", "wait.", 0.0)
 
     monkeypatch.setattr(server.service, "check_room", refuse)
     home = owned(server, tmp_path / "home", OPEN + "[limits]\nupload_mb_per_day = 0.001\n")
@@ -158,7 +158,7 @@ def test_a_server_that_refuses_an_update_again_and_again_gets_no_more_than_a_day
     with working(home) as threads:
         assert seen(lambda: "MB have left today" in (done("device", "status", "--home", str(home))["why"] or ""))
         assert 0 < sum(bodies) <= 1000
-        control.give(home, control.Order("leave"))
+        control.give_owner_order(home, control.Order("leave"))
         threads[0].join(10.0)
 
 
@@ -252,7 +252,7 @@ def test_an_owner_who_leaves_while_the_device_joins_a_run_refuses_nothing(
     home, other = owned(server, tmp_path / "home", ""), owned(server, tmp_path / "other", "")
 
     def leaves(recipe: Recipe, folder: Path, device: str, spec: Spec) -> Registered:
-        control.give(home, control.Order("leave"))
+        control.give_owner_order(home, control.Order("leave"))
         time.sleep(2 * control.LOOK_S)
         return toy(recipe, folder, device, spec)
 
@@ -260,7 +260,7 @@ def test_an_owner_who_leaves_while_the_device_joins_a_run_refuses_nothing(
         submitted(server, admin, **{"privacy": "hidden", "trust.malicious_fraction": 0.0, "round.minimum": 1.0})
         thread.join(20.0)
         assert not thread.is_alive()
-    assert record.rows(home) == []
+    assert record.device_record_lines(home) == []
 
 
 def test_an_owner_sees_that_the_server_is_gone_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,9 @@ def test_code_of_the_device_that_breaks_costs_a_round_and_not_the_agent(
         submitted(server, admin)
         for home in homes:
             why = seen(
-                lambda home=home: next((r.reason for r in record.rows(home) if r.kind == record.RUN_REFUSED), "")
+                lambda home=home: next(
+                    (r.reason for r in record.device_record_lines(home) if r.kind == record.RUN_REFUSED), ""
+                )
             )
             assert "TypeError" in why
             assert "quotes" not in why
@@ -305,7 +307,7 @@ def test_an_answer_that_breaks_costs_a_round_and_not_the_agent(
     home = owned(server, tmp_path / "home", OPEN)
     with working(home) as threads:
         submitted(server, admin)
-        why = seen(lambda: "".join(r.reason for r in record.rows(home) if r.kind == record.RUN_REFUSED))
+        why = seen(lambda: "".join(r.reason for r in record.device_record_lines(home) if r.kind == record.RUN_REFUSED))
         assert "KeyError" in why
         assert "quotes" not in why
         assert all(thread.is_alive() for thread in threads)

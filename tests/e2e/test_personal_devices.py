@@ -49,11 +49,11 @@ def test_an_agent_makes_its_personal_model_when_the_run_has_finished_and_sends_n
     folder = home / "runs" / run[:32]
     with working(home):
         assert ended(admin, run) == "finished"
-        sent = len(record.rows(home))
+        sent = len(record.device_record_lines(home))
         assert seen(lambda: list(personal_models(folder)))
     (model,) = personal_models(folder)
     assert model.made_from == admin.call("GET", f"/v1/runs/{run}")["released"]
-    assert len(record.rows(home)) == sent == 2, "two updates, and nothing after them"
+    assert len(record.device_record_lines(home)) == sent == 2, "two updates, and nothing after them"
     (path,) = (folder / "personal").iterdir()
     if os.name != "nt":
         assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -83,12 +83,12 @@ def plan_of(overrides, spec=SPEC):
 def test_pruned_weights_stay_zero_and_the_smallest_go_next():
     plan = plan_of({})
     before = np.arange(1, 51, dtype=np.float32)
-    first = pruning.pruned(plan, 1, before, before)  # after two of four rounds: 0.5 (1 - (1/2)^3)
+    first = pruning.pruned_by_plan(plan, 1, before, before)  # after two of four rounds: 0.5 (1 - (1/2)^3)
     assert list(np.flatnonzero(first == 0)) == list(range(17))
     moved = first - 100 * (first == 0)  # as noise moves them
-    second = pruning.pruned(plan, 2, first, moved)
+    second = pruning.pruned_by_plan(plan, 2, first, moved)
     np.testing.assert_array_equal(second, first)
-    assert list(np.flatnonzero(pruning.pruned(plan, 3, first, moved) == 0)) == list(range(20))
+    assert list(np.flatnonzero(pruning.pruned_by_plan(plan, 3, first, moved) == 0)) == list(range(20))
 
 
 def test_a_matrix_that_begins_with_zeros_lives_on_where_the_first_rounds_were_abandoned():

@@ -59,7 +59,7 @@ def test_the_export_is_the_trained_model(name: str, kind: str, tmp_path: Path, m
     done("export", "run", "--to", "peft", "--dest", "adapter")
     monkeypatch.undo()
     monkeypatch.chdir(tmp_path)
-    adapted = PeftModel.from_pretrained(quantized.load_decoded(Path("model"), kind), "adapter")
+    adapted = PeftModel.from_pretrained(quantized.load_decoded_model(Path("model"), kind), "adapter")
     torch.testing.assert_close(logits(adapted), logits(plain("merged")), rtol=0, atol=max(1e-6, moved / 100))
     assert f"stored as {kind}" in Path("adapter/README.md").read_text()
 

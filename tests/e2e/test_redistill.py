@@ -12,7 +12,7 @@ import pytest
 import tiny_model
 
 import edgewise
-from edgewise.apps.models.verification import verify
+from edgewise.apps.models.verification import verify_run
 from edgewise.core import events
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.storage.run_store import RunStore
@@ -98,7 +98,7 @@ def test_a_run_killed_in_a_distillation_ends_with_the_same_models(folder: Path, 
     assert [(e.round, e.kept, e.perplexity, e.diversity, e.teacher) for e in distillations(folder / "cut")] == rounds
     assert [(round, kept) for round, kept, *_ in rounds] == [(1, True), (3, True)]
     assert rounds[1][4] < distillations(folder / "whole")[0].teacher  # The second one goes on with the first's teacher.
-    verified = verify(folder / "cut")
+    verified = verify_run(folder / "cut")
     assert verified.replayed == 5
     assert any("2 distillations" in sentence for sentence in verified.open)
 

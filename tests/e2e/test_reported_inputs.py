@@ -262,12 +262,12 @@ def a_delta_that_promises_nothing(_: str) -> None:
 def the_end_of_a_cut_text(_: str) -> None:
     from edgewise.core.keys import root
     from edgewise.learn.text import blocks, corpus
-    from edgewise.learn.text.tokens import load
+    from edgewise.learn.text.tokens import load_tokenizer
     from edgewise.plan.recipe.data import DataSection
 
     model()
     text("text/ann/n.txt", 140)
-    tokens = load(Path("model"))
+    tokens = load_tokenizer(Path("model"))
     for most, ends in ((100, False), (0, True)):
         section = DataSection(source="text", path="text", sequence_len=64, max_tokens=most)
         found = corpus.load(section, Path(), Path("cache"), root(0))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import toy_recipe
 
-from edgewise.drivers.screen import screen
+from edgewise.drivers.screen import screen_on
 from edgewise.drivers.storage.run_store import RunStore
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -161,7 +161,7 @@ def test_the_envelope_is_whole_where_only_progress_is_lost(folder):
 def test_a_slow_reader_loses_text_and_not_the_screen():
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    with screen(writer) as shown, os.fdopen(reader, "rb") as lines:
+    with screen_on(writer) as shown, os.fdopen(reader, "rb") as lines:
         for _ in range(3000):
             print("x" * 99, file=shown, flush=True)  # more than a pipe holds
         os.set_blocking(reader, False)

@@ -63,7 +63,7 @@ def test_an_operator_lets_devices_in_and_out(serving: Serving, tmp_path: Path) -
     made = done("token", "create", "--tag", "lab", "--home", str(admin))
     joined = join(serving, device, made["text"])
     assert (joined["role"], joined["status"], joined["tags"]) == ("device", "pending", ["lab"])
-    assert Path(joined["policy"]).read_text() == policy.template()
+    assert Path(joined["policy"]).read_text() == policy.owner_policy_template()
     assert not (admin / policy.FILE).exists(), "who runs the fleet has no text to give"
     assert command("fleet", "ls", "--home", str(device))["code"] == "E-PENDING"
     (waiting,) = done("fleet", "ls", "--status", "pending", "--home", str(admin))["members"]
@@ -149,7 +149,7 @@ def test_bad_addresses_and_files_are_named(tmp_path: Path) -> None:
 def test_an_unreachable_server_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from edgewise.drivers.http import tokens
 
-    monkeypatch.setenv("EDGEWISE_TOKEN", tokens.make("a" * 32).text)
+    monkeypatch.setenv("EDGEWISE_TOKEN", tokens.make_token_for_server("a" * 32).text)
     found = command("join", "https://127.0.0.1:1", "--home", str(tmp_path / "home"))
     assert found["code"] == "E-CONNECT"
     assert os.environ["EDGEWISE_TOKEN"] not in json.dumps(found)

@@ -45,9 +45,9 @@ def test_a_masked_model_is_federated_inside_its_mask_and_exported(project: Path)
     from safetensors.torch import load_file
 
     from edgewise.learn.models import compact
-    from edgewise.learn.models.smaller_layers import masks
+    from edgewise.learn.models.smaller_layers import layer_masks
 
-    by_name = masks(compact.read(Path("small"), torch.float32))
+    by_name = layer_masks(compact.read_compact(Path("small"), torch.float32))
     trained = load_file("merged/model.safetensors")
     assert by_name
     assert all(not trained[f"{name}.weight"][~mask].any() for name, mask in by_name.items())

@@ -76,7 +76,7 @@ def test_check_tells_of_the_turns_within_80_columns(tmp_path):
     assert found["bytes"]["up_largest"] > found["bytes"]["up"]
     assert found["bytes"]["up_total"] == pytest.approx(4 * 8 * found["bytes"]["up"])
     console = Console(width=80, record=True, file=io.StringIO())
-    check_screen.show(console, found, "toy.toml")
+    check_screen.show_check(console, found, "toy.toml")
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 80
     flat = " ".join(text.split())
@@ -143,7 +143,7 @@ def test_without_pooled_text_there_is_no_centralised_figure_and_the_run_ends_wel
         assert not store.measures("centralised")
         s = summary.build(store)
     assert (s["complete"], s["no_pooled_data"], s["perplexity"]["centralised"]) == (True, True, None)
-    assert "Centralised training was not compared" in report.page(s)
+    assert "Centralised training was not compared" in report.run_page(s)
     resumed = []
     play(tmp_path, sinks=[resumed.append], resume=True)
     assert not any(isinstance(e, events.Progress) for e in resumed), "it is not tried again"

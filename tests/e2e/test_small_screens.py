@@ -77,7 +77,7 @@ CASES: dict[str, dict[str, Any]] = {
 def test_nothing_is_wider_than_the_screen(case: str, tmp_path: Path) -> None:
     make_run(tmp_path / "run", **CASES[case])
     with RunStore(tmp_path / "run") as store:
-        page = report.page(summary.build(store))
+        page = report.run_page(summary.build(store))
     for width in (360, 390, 700, 1280):
         said = measured(page, width, tmp_path)
         assert said["wrong"] == [], width

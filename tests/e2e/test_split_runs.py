@@ -201,7 +201,7 @@ def test_check_says_the_cut_its_bytes_and_that_nothing_covers_them(place):
     assert found["split"]["token_up"] == WIDTH + 2 + VOCABULARY.bit_length() / 8
     assert found["split"]["token_down"] == WIDTH + 2
     console = Console(width=100, record=True, file=io.StringIO())
-    check_screen.show(console, found, "split.toml")
+    check_screen.show_check(console, found, "split.toml")
     text = " ".join(console.export_text().split())
     assert "the server sees activations and gradients of every token" in text
     assert "no epsilon covers them" in text

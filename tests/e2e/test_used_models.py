@@ -60,7 +60,7 @@ def test_a_fetched_model_says_what_its_run_says(tmp_path: Path) -> None:
 
     shutil.copytree("fetched", tmp_path / "fetched")
     shutil.copytree("model", tmp_path / "fetched" / "base")
-    known = run_record.read(Path("full")).run
+    known = run_record.read_run_record(Path("full")).run
     (tmp_path / "fetched" / "facts.json").write_text(known["facts"]["plan_facts"], encoding="utf-8")
     lineage = json.dumps({"run": known["id"], "name": "tiny", "played": 1})
     (tmp_path / "fetched" / "lineage.json").write_text(lineage, encoding="utf-8")

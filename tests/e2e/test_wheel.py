@@ -57,7 +57,7 @@ def test_its_metadata_is_whole_and_its_description_has_no_dead_link(wheel: Path)
     assert dead == []
     named = re.findall(r"`edgewise explain ([a-z-]+)`", description)
     assert "threat-model" in named
-    assert set(named) <= set(manual.pages())
+    assert set(named) <= set(manual.manual_pages())
 
 
 @pytest.mark.skipif(os.name == "nt", reason="paths of a POSIX environment")

@@ -30,7 +30,7 @@ def opened(folder: Path, now_s: Callable[[], float] = time.time) -> Service:
 
 def prepared(folder: Path, run: Path) -> None:
     """Make the folder of a server that has the finished run ``run``, and promote its model after ``FIRST`` rounds."""
-    known = run_record.read(run).run
+    known = run_record.read_run_record(run).run
     with opened(folder) as service:
         out = submission.folder(service, known["id"])
         out.parent.mkdir()

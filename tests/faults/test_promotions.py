@@ -49,11 +49,11 @@ def trouble(out: Path, verb: str) -> str:
     done = {"promote": [FIRST, SECOND], "rollback": [FIRST, SECOND, FIRST]}[verb]
     with opened(out, lambda: time.time() + LATER_S) as service:
         with service.database.read() as c:
-            history, published = promotions.history(c), mailboxes.published(c)
+            history, published = promotions.promotion_history(c), mailboxes.published(c)
         played = [row.played for row in history]
         if played not in (done, done[:-1]):
             return f"the history is {played}"
-        standing = promotions.standing(history)
+        standing = promotions.standing_promotions(history)
         if published != {digest for one in standing for digest in one.blobs}:
             return "other blobs are published than those of the models that stand"
         service.sweep_blobs()
@@ -65,7 +65,7 @@ def trouble(out: Path, verb: str) -> str:
     if played != done:
         change(out, verb)  # the operator asks again; the first clock's lease was given back
         with opened(out) as service, service.database.read() as c:
-            if [row.played for row in promotions.history(c)] != done:
+            if [row.played for row in promotions.promotion_history(c)] != done:
                 return "a second attempt did not succeed"
     return ""
 

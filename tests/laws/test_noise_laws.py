@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgewise.codecs.feedback.ef14 import feedback
-from edgewise.codecs.project.rotate import block_edges, rotate, turned
+from edgewise.codecs.project.rotate import rotate, rotated, rotation_block_edges
 from edgewise.codecs.project.sketch import sketch
 from edgewise.codecs.quantize.wrap import wrap
 from edgewise.codecs.select.random_k import random_k
@@ -30,7 +30,7 @@ from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
 from edgewise.privacy import distributed
 from edgewise.privacy.clip import clip
-from edgewise.privacy.distributed import discrete_gaussian_noise, evenness
+from edgewise.privacy.distributed import discrete_gaussian_noise, noise_evenness
 from laws.test_stages import DIM, SPEC, VECTORS
 
 N = 8
@@ -178,7 +178,7 @@ def test_encoding_is_pure_and_packs(before: list[Stage], block: int, z: float, b
 def test_rotated_coordinates_are_as_even_as_is_said(dim: int, block: int) -> None:
     """A coordinate deviates by at most r / sqrt(B); in a Hartley block it can by more than r / sqrt(its length)."""
     space = rotate(block).infer(Space(dim, Quorum(1, 1)))
-    b, ends = evenness(space), block_edges(dim, block)
+    b, ends = noise_evenness(space), rotation_block_edges(dim, block)
     start, length = int(ends[-2]), int(ends[-1] - ends[-2])
     j = np.arange(length)
     hartley = length != block
@@ -186,7 +186,7 @@ def test_rotated_coordinates_are_as_even_as_is_said(dim: int, block: int) -> Non
     good = (np.cos(2 * np.pi * j / length) + np.sin(2 * np.pi * j / length)) ** 2 > 1.7 if hartley else j >= 0
     x = np.zeros(dim, np.float32)
     x[start:] = good / np.sqrt(good.sum())
-    seen = np.array([turned(x, block, derive(root(4), i), True)[0][start + 1] for i in range(4000)])
+    seen = np.array([rotated(x, block, derive(root(4), i), True)[0][start + 1] for i in range(4000)])
     std = float(np.sqrt((seen.astype(np.float64) ** 2).mean()))
     assert std <= 1.05 / sqrt(b)
     assert std > 1.05 / sqrt(length) if hartley else std == pytest.approx(1 / sqrt(length), rel=0.05)

@@ -17,7 +17,7 @@ from edgewise.core.stage import Post
 from edgewise.merges.plain import plain_sum
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.privacy.clip import clip
-from edgewise.privacy.matrix import Blt, correlated_noise
+from edgewise.privacy.matrix import BltMatrix, correlated_noise
 from edgewise.privacy.noise import noise
 
 DIM = 20_000
@@ -25,7 +25,7 @@ TURN = Turn(0, root(1), root(2))
 START = Space(DIM, Quorum(2, 16), head=("loss",), head_l2=3.0)
 # One of each, by the name that a recipe has for it; add a line for a new post.
 POSTS: dict[str, Post] = {"noise": noise(0.5)}
-OF_PRIVACY_WORDS: dict[str, Post] = {"correlated_noise": correlated_noise(0.5, Blt((), (), 4, 1, 4))}
+OF_PRIVACY_WORDS: dict[str, Post] = {"correlated_noise": correlated_noise(0.5, BltMatrix((), (), 4, 1, 4))}
 ALL = {**POSTS, **OF_PRIVACY_WORDS}
 every = pytest.mark.parametrize("post", ALL.values(), ids=ALL)
 

@@ -16,7 +16,7 @@ from edgewise.codecs.ladder import ladder, rung_bytes
 from edgewise.codecs.project.low_rank import low_rank
 from edgewise.codecs.project.rotate import rotate
 from edgewise.codecs.project.sketch import sketch
-from edgewise.codecs.quantize.mixed import Widths, mixed
+from edgewise.codecs.quantize.mixed import MixedWidths, mixed
 from edgewise.codecs.quantize.quantize import quantize
 from edgewise.codecs.quantize.wrap import wrap
 from edgewise.codecs.select.random_k import random_k
@@ -285,7 +285,7 @@ def test_pack_round_trip(chain: Chain, x: Vector) -> None:
     space, announced = pipe.encoded, pack.size_bytes(pipe.encoded)
     if space.rungs:
         space, announced = space.rungs[back.rung], rung_bytes(space)[back.rung]
-    if isinstance(space.layout, Widths):
+    if isinstance(space.layout, MixedWidths):
         assert len(raw) <= announced
     else:
         exact = not space.sparse or space.dim * 3 > space.universe
@@ -381,7 +381,7 @@ def test_feedback_telescopes(chain: Chain) -> None:
         sent += pipe.decode(payload, turn).body
         given_ += before.decode(before.encode(x, LOSS, COUNT, before.init(), turn)[0], turn).body
         own = memory.child("stage", at)
-        kept = residual.Mixed("", np.zeros(pipe.spaces[at].dim, np.float32), own, np.float32(1.0)).whole()
+        kept = residual.WithResidual("", np.zeros(pipe.spaces[at].dim, np.float32), own, np.float32(1.0)).whole()
         lost += step * float(np.abs(kept).max())
     left = before.decode(Payload(kept, np.zeros(0)), chain.turn()).body
     np.testing.assert_allclose(sent + left, given_, atol=1e-6 + lost)

@@ -8,7 +8,7 @@ import pytest
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Segment, Vector
 from edgewise.plan.catalogue import BUILT_IN
-from edgewise.strategies.base import State, Strategy, hold
+from edgewise.strategies.base import State, Strategy, hold_frozen_segments
 from edgewise.strategies.client import PREVIOUS, LocalWork
 
 DIM, ROUNDS = 20, 8
@@ -78,7 +78,7 @@ def test_an_empty_round_moves_nothing_from_rest(strategy: Strategy) -> None:
 def test_what_did_not_travel_is_held(strategy: Strategy) -> None:
     frozen = Segment("b", (7,), "float32", 3)
     before = stepped(strategy, MEANS[:4])
-    after = hold(before, strategy.apply(before, aggregate(strategy, MEANS[4])), [frozen])
+    after = hold_frozen_segments(before, strategy.apply(before, aggregate(strategy, MEANS[4])), [frozen])
     for old, new in ((before.params, after.params), *((before.slots[k], after.slots[k]) for k in after.slots)):
         assert (old[3:10] == new[3:10]).all()
     assert (before.params[:3] != after.params[:3]).all()

@@ -84,20 +84,20 @@ def test_every_state_of_a_large_round_stays_as_it_was() -> None:
 @pytest.mark.slow
 def test_two_servers_take_the_same_per_report_in_any_batch() -> None:
     params = Params(TrustPolicy(), 3, 20, 8, 1)
-    context = messages.session_id("task", 0, "model", "config", bytes(32))
+    context = messages.secagg_session_id("task", 0, "model", "config", bytes(32))
     lead_pair, helper_pair = (two_server.server_pair(derive(ROOT, who)) for who in ("leader", "helper"))
     identity = sign.pair(derive(ROOT, "one for all"))
     body, head = np.zeros(8, np.uint32), np.zeros(1, np.uint64)
 
     def cost(n: int) -> float:
-        lead = two_server.lead(params, context, lead_pair.secret, lambda device: identity.public)
+        lead = two_server.lead_two_servers(params, context, lead_pair.secret, lambda device: identity.public)
         helper = two_server.HelperState(params, context, helper_pair.secret, lambda device: identity.public)
 
         def take(device: str, report: bytearray) -> None:
             nonlocal lead, helper
-            ticket, share = two_server.open_report(lead, device, report)
-            helper = two_server.admit(helper, ticket)
-            lead = two_server.count(lead, ticket, share)
+            ticket, share = two_server.open_share_report(lead, device, report)
+            helper = two_server.admit_share_report(helper, ticket)
+            lead = two_server.add_leader_share(lead, ticket, share)
 
         def steps() -> Iterator[Callable[[], None]]:
             for i in range(n):
@@ -120,7 +120,7 @@ def test_two_servers_take_the_same_per_report_in_any_batch() -> None:
 @pytest.mark.slow
 def test_the_server_of_masks_takes_the_same_per_message_in_any_session(monkeypatch: pytest.MonkeyPatch) -> None:
     """Select keys and signatures, which have one size. Shares and masked updates name all neighbours."""
-    plain = server.step
+    plain = server.step_secagg_server
 
     def cost(n: int) -> dict[type, float]:
         bytes_of: dict[type, list[int]] = defaultdict(list)
@@ -130,7 +130,7 @@ def test_the_server_of_masks_takes_the_same_per_message_in_any_session(monkeypat
             bytes_of[type(state)].append(allocated(lambda: out.append(plain(state, event))))
             return out[0]
 
-        monkeypatch.setattr(server, "step", step)
+        monkeypatch.setattr(server, "step_secagg_server", step)
         with traced():
             session = Session(n)
             assert isinstance(session.play(), server.Released)

@@ -12,7 +12,7 @@ from edgewise.core.errors import DecodeError
 from edgewise.engine import beacon
 from edgewise.plan.recipe.sections import TrustSection
 from edgewise.plan.sampling import Sampling
-from edgewise.plan.trust import contributors, corrupt_most
+from edgewise.plan.trust import corrupt_most, planned_contributors
 
 FILE = json.loads(beacon_vectors.HERE.read_text())
 
@@ -42,7 +42,7 @@ def test_corrupt_devices_of_a_verified_cohort_have_the_stated_odds(population: i
     sampling = Sampling(kind, population, invite, invite, invite, invite, 60.0, 0.1, groups)
     trust = TrustSection(malicious_fraction=fraction, cohorts="verified")
     exist, most = int(population * fraction), corrupt_most(trust, sampling, rounds)
-    assert contributors(trust, population) == exist + 1
+    assert planned_contributors(trust, population) == exist + 1
     choices = (rounds if kind == "fixed" else groups) * (population - exist)
 
     def bits(least: int) -> float:

@@ -78,7 +78,7 @@ def test_the_server_of_groups_says_what_was_recorded(name: str) -> None:
     known = {d: hexed(v["public"]) for d, v in session["devices"].items()}
     ladder = session["rungs"][0]["rung"] is not None
     rungs = tuple(params_of(session, p["rung"]) for p in session["rungs"]) if ladder else ()
-    begun = server.Session(params_of(session, None), hexed(FILE["sid"]), known.get)
+    begun = server.SecAggSession(params_of(session, None), hexed(FILE["sid"]), known.get)
     protocol = Masks(begun, rungs, tuple(session["sizes"]), 2, 1, LONG_S, hexed(session["dealing"]))
     state, _ = round.start(ROUND, frozenset(known), RoundPolicy(len(known), 2, LONG_S), protocol)
     sent: list[tuple[str, str]] = []
@@ -128,7 +128,7 @@ def test_devices_take_their_rung_and_smaller_ones_only(case: dict[str, Any], dev
     plan, state, trust = device
     answer = rung_vectors.answered(plan, state, hexed(case["hex"]), trust)
     assert answer.hex() == case["answer"]
-    body = messages.load(frame.load(answer).body)
+    body = messages.load_secagg_message(frame.load(answer).body)
     assert (body.code if isinstance(body, messages.Abort) else "") == case["code"]
 
 

@@ -18,7 +18,7 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.fleet import roster
 from edgewise.drivers.http import package, tokens
 from edgewise.plan import facts
-from edgewise.plan.acceptance import OwnerFloor, accept
+from edgewise.plan.acceptance import OwnerFloor, accept_facts
 from edgewise.plan.catalogue import BUILT_IN
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parent / "vectors" / "joining.json").read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def test_facts_that_a_device_refuses(case: dict[str, Any]) -> None:
     at, spec = case["at"], Spec.of(FACTS["layout"])
     text = FACTS["json"][:at] + case["put"] + FACTS["json"][at + case["cut"] :] + " " * case["spaces"]
     server, signature = bytes.fromhex(FACTS["server"]), bytes.fromhex(case["signature"])
-    assert code(lambda: accept(text.encode(), signature, server, spec, OwnerFloor(), BUILT_IN)) == case["code"]
+    assert code(lambda: accept_facts(text.encode(), signature, server, spec, OwnerFloor(), BUILT_IN)) == case["code"]
 
 
 @pytest.mark.parametrize("case", VECTORS["manifests"], ids=name)
@@ -75,9 +75,9 @@ def test_the_list_of_a_models_files(case: dict[str, Any]) -> None:
 @pytest.mark.parametrize("case", VECTORS["rosters"], ids=name)
 def test_the_devices_of_a_run(case: dict[str, Any]) -> None:
     raw, population = bytes.fromhex(case["hex"]), case["population"]
-    assert code(lambda: roster.parse(raw, population)) == case["code"]
+    assert code(lambda: roster.parse_roster(raw, population)) == case["code"]
     if not case["code"]:
-        assert list(roster.parse(raw, population)) == case["devices"]
+        assert list(roster.parse_roster(raw, population)) == case["devices"]
 
 
 @pytest.mark.parametrize("case", VECTORS["tokens"], ids=name)

@@ -70,13 +70,13 @@ class Devices:
         if to == LIAR and self.told >= self.leaves:
             return
         self.states[to], answer = client.step(self.params, self.states[to], step.body, self.trust.registry)
-        message = messages.load(answer)
-        if to == LIAR and isinstance(message, messages.Shares):
+        message = messages.load_secagg_message(answer)
+        if to == LIAR and isinstance(message, messages.SharesMessage):
             boxes = dict.fromkeys(message.boxes, bytes(messages.BOX_BYTES))
             roster = self.states[to].roster  # type: ignore[union-attr]
             said = messages.shares_digest(roster, to, messages.boxes_digest(boxes))
             signature = sign.sign(self.trust.identity(to), said)
-            answer = messages.dump(messages.Shares(boxes=boxes, signature=signature))
+            answer = messages.dump(messages.SharesMessage(boxes=boxes, signature=signature))
         self.mail.append((to, frame.dump(msgspec.structs.replace(step, body=answer))))
 
     def receive(self, timeout_s: float) -> Arrived | None:

@@ -31,7 +31,7 @@ from edgewise.secagg.secrets import Hidden
 KINDS = ("secure_sum", "shared_sum")
 SILENT = {"secure_sum": {("d5", "boxes"), ("d4", "proofs")}, "shared_sum": {("d5", "invite")}}
 PLANS = {kind: plan_of(kind) for kind in KINDS}
-ORDER = ("", "Collecting", "Opening", "Sharing", "Masking", "Signing", "Unmasking", "Released", "Closed")
+ORDER = ("", "Collecting", "Opening", "Sharing", "Masking", "Signing", "Unmasking", "UnmaskedSum", "Closed")
 
 
 class End(NamedTuple):
@@ -152,8 +152,8 @@ def test_a_round_whose_sessions_are_lost_is_abandoned_and_charged_once_at_most(t
 
 
 def survivor_lists(fleet: Fleet) -> set[tuple[str, ...]]:
-    steps = [messages.load(m.body) for _, m in fleet.letters if isinstance(m, frame.Step)]
-    return {m.devices for m in steps if isinstance(m, messages.Survivors)}
+    steps = [messages.load_secagg_message(m.body) for _, m in fleet.letters if isinstance(m, frame.Step)]
+    return {m.devices for m in steps if isinstance(m, messages.SurvivorsMessage)}
 
 
 def test_a_crash_does_not_open_a_second_sum(tmp_path: Path) -> None:

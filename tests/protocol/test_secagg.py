@@ -43,26 +43,26 @@ def test_a_device_goes_on_with_boxes_of_t_holders_and_not_with_one_fewer(n: int,
     assert t < k == 8
     for device, raw in s.advertise():
         s.give(device, raw)
-    shares = {d: messages.load(s.answer(d, raw)) for d, raw in s.close()}
+    shares = {d: messages.load_secagg_message(s.answer(d, raw)) for d, raw in s.close()}
     state, answers = s.clients["d000"], []
     assert isinstance(state, client.Sharing)
     for good in (t - own, t - own - 1):
         boxes = {}
         for d in state.keys:
             sent = shares[d]
-            assert isinstance(sent, messages.Shares)
+            assert isinstance(sent, messages.SharesMessage)
             box = sent.boxes["d000"] if len(boxes) < good else bytes(messages.BOX_BYTES)
-            boxes[d] = messages.Dealt(box=box, all=messages.boxes_digest(sent.boxes), signature=sent.signature)
+            boxes[d] = messages.DealtBox(box=box, all=messages.boxes_digest(sent.boxes), signature=sent.signature)
         some = boxes if junk else dict(list(boxes.items())[:good])
-        _, raw = client.step(s.params, state, messages.dump(messages.Boxes(boxes=some)), registry)
-        answers.append(messages.load(raw))
-    assert isinstance(answers[0], messages.Masked)
+        _, raw = client.step(s.params, state, messages.dump(messages.BoxesMessage(boxes=some)), registry)
+        answers.append(messages.load_secagg_message(raw))
+    assert isinstance(answers[0], messages.MaskedMessage)
     assert len(answers[0].failed) == (k - t + own if junk else 0)
     assert answers[1] == messages.Abort(code="E-SECAGG-FEW")
 
 
 def _code(raw: bytes) -> str:
-    message = messages.load(raw)
+    message = messages.load_secagg_message(raw)
     assert isinstance(message, messages.Abort), message
     return message.code
 
@@ -70,20 +70,20 @@ def _code(raw: bytes) -> str:
 def test_devices_given_other_models_reveal_nothing() -> None:
     """A server that gives devices different models finds their keys signed for different sessions."""
     s = Session(5)
-    odd = messages.session_id("task", 3, "another model", "config", bytes(32))
+    odd = messages.secagg_session_id("task", 3, "another model", "config", bytes(32))
     s.sid = lambda d: odd if d == "d002" else SID
     for device, raw in s.advertise():
         s.give(device, raw)
     assert s.refused == [("d002", "E-SECAGG-KEYS")]
     # A server may skip this check, but the device itself refuses keys that are signed for another session.
-    keys = {d: messages.load(raw).keys for d, raw in s.advertise()}  # type: ignore[union-attr]
-    roster = messages.dump(messages.Roster(keys=messages.ordered(keys)))
+    keys = {d: messages.load_secagg_message(raw).keys for d, raw in s.advertise()}  # type: ignore[union-attr]
+    roster = messages.dump(messages.RosterMessage(keys=messages.ordered_for_wire(keys)))
     assert _code(s.answer("d002", roster)) == "E-SECAGG-KEYS"
     assert _code(s.answer("d000", roster)) == "E-SECAGG-KEYS"
 
 
-def _roster(s: Session) -> dict[str, messages.Keys]:
-    return messages.ordered({d: messages.load(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]
+def _roster(s: Session) -> dict[str, messages.SessionKeys]:
+    return messages.ordered_for_wire({d: messages.load_secagg_message(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("what", ["stranger", "swapped", "forged", "without me", "too few", "unsorted", "twice"])
@@ -107,7 +107,7 @@ def test_forged_rosters_are_refused(what: str) -> None:
         first = keys["d000"]
         signature = sign.sign(IDENTITIES["d002"].secret, first.signed(SID, "d002"))
         keys["d002"] = msgspec.structs.replace(first, signature=signature)
-    assert _code(s.answer(me, messages.dump(messages.Roster(keys=keys)))) == code
+    assert _code(s.answer(me, messages.dump(messages.RosterMessage(keys=keys)))) == code
 
 
 @pytest.mark.parametrize("what", ["without me", "too few", "stranger", "unsorted", "twice the same"])
@@ -123,7 +123,7 @@ def test_forged_survivor_lists_are_refused(what: str) -> None:
         "twice the same": ((*all_[:5], all_[4]), "E-FRAME"),
     }
     devices, code = lists[what]
-    assert _code(s.answer("d000", messages.dump(messages.Survivors(devices=devices)))) == code
+    assert _code(s.answer("d000", messages.dump(messages.SurvivorsMessage(devices=devices)))) == code
 
 
 def test_two_survivor_lists_cannot_both_be_unmasked() -> None:
@@ -134,8 +134,10 @@ def test_two_survivor_lists_cannot_both_be_unmasked() -> None:
     signed: dict[str, bytes] = {}
     for i, d in enumerate(s.devices):
         told = all_ if i % 2 or d == "d005" else five
-        signed[d] = messages.load(s.answer(d, messages.dump(messages.Survivors(devices=told)))).signature  # type: ignore[union-attr]
-    shown = messages.dump(messages.Proofs(signatures=messages.ordered(signed)))
+        signed[d] = messages.load_secagg_message(
+            s.answer(d, messages.dump(messages.SurvivorsMessage(devices=told)))
+        ).signature  # type: ignore[union-attr]
+    shown = messages.dump(messages.ProofsMessage(signatures=messages.ordered_for_wire(signed)))
     assert {_code(s.answer(d, shown)) for d in s.devices} == {"E-SECAGG-SURVIVORS"}
 
 
@@ -144,8 +146,8 @@ def test_only_one_answer_and_never_both_shares() -> None:
     mail = _to_masks(s)
     proofs = [letter for d, raw in mail for letter in s.give(d, s.answer(d, raw))]
     for d, raw in proofs:
-        revealed = messages.load(s.answer(d, raw))
-        assert isinstance(revealed, messages.Revealed)
+        revealed = messages.load_secagg_message(s.answer(d, raw))
+        assert isinstance(revealed, messages.RevealedMessage)
         assert not set(revealed.seeds) & set(revealed.keys)
         assert set(revealed.seeds) | set(revealed.keys) == set(s.devices)
         assert s.answer(d, raw) == b""  # The state is gone.
@@ -159,8 +161,8 @@ def test_a_masked_update_looks_random() -> None:
         s.give(device, raw)
     mail = [(d, s.answer(d, raw)) for d, raw in s.close()]
     boxes = [letter for d, raw in mail for letter in s.give(d, raw)]
-    masked = messages.load(s.answer(*boxes[0]))
-    assert isinstance(masked, messages.Masked)
+    masked = messages.load_secagg_message(s.answer(*boxes[0]))
+    assert isinstance(masked, messages.MaskedMessage)
     counts = np.bincount(np.frombuffer(masked.body, np.uint8), minlength=256)
     assert float(((counts - s.dim / 256) ** 2 / (s.dim / 256)).sum()) < 360
 

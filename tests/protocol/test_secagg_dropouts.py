@@ -116,5 +116,5 @@ def test_a_cohort_for_which_there_is_no_graph_is_a_named_end() -> None:
 
 def test_usable_keys_are_those_that_agree_takes() -> None:
     small = (bytes(32), (1).to_bytes(32, "little"), (2**255 - 20).to_bytes(32, "little"), bytes(31), b"")
-    assert not any(agree.usable(key) for key in small)
-    assert agree.usable(agree.public(derive(bytes(32), "any")))
+    assert not any(agree.usable_public_key(key) for key in small)
+    assert agree.usable_public_key(agree.public_half(derive(bytes(32), "any")))

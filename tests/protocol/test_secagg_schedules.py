@@ -39,7 +39,7 @@ def test_schedules_reach_both_ends_and_every_fault() -> None:
         end = run.play()
         ends[type(end).__name__ + (" after faults" if run.done else "")] += 1
         done += run.done
-    assert ends["Released after faults"] >= 40
+    assert ends["UnmaskedSum after faults"] >= 40
     assert ends["Aborted after faults"] >= 40
     assert set(done) == set(KINDS)
     assert all(count >= 10 for count in done.values())
@@ -59,8 +59,8 @@ def test_a_damaged_masked_update_costs_its_sender_its_place(field: str) -> None:
     s = Session(5)
     mail = _boxes(s)
     for i, (device, raw) in enumerate(mail):
-        answer = messages.load(s.answer(device, raw))
-        assert isinstance(answer, messages.Masked)
+        answer = messages.load_secagg_message(s.answer(device, raw))
+        assert isinstance(answer, messages.MaskedMessage)
         if i == 2:
             value = getattr(answer, field)
             answer = msgspec.structs.replace(answer, **{field: value[:-1] + bytes([value[-1] ^ 1])})
@@ -74,10 +74,10 @@ def test_a_device_that_was_given_fewer_boxes_is_not_in_the_sum() -> None:
     """The server leaves it out, because its masks would not cancel with the others'."""
     s = Session(6)
     for i, (device, raw) in enumerate(_boxes(s)):
-        boxes = messages.load(raw)
-        assert isinstance(boxes, messages.Boxes)
+        boxes = messages.load_secagg_message(raw)
+        assert isinstance(boxes, messages.BoxesMessage)
         if i == 0:
-            raw = messages.dump(messages.Boxes(boxes=dict(list(boxes.boxes.items())[1:])))
+            raw = messages.dump(messages.BoxesMessage(boxes=dict(list(boxes.boxes.items())[1:])))
         s.give(device, s.answer(device, raw))
     assert s.refused == [("d000", "E-SECAGG-KEYS")]
 
@@ -93,10 +93,12 @@ def test_one_device_with_a_key_of_small_order_cannot_end_the_session(field: str)
     s = Session(5)
     for device, raw in s.advertise():
         if device == "d001":
-            keys = messages.load(raw).keys  # type: ignore[union-attr]
+            keys = messages.load_secagg_message(raw).keys  # type: ignore[union-attr]
             keys = messages.msgspec.structs.replace(keys, **{field: bytes(32)})
             signature = sign.sign(IDENTITIES[device].secret, keys.signed(SID, device))
-            raw = messages.dump(messages.Advertise(keys=messages.msgspec.structs.replace(keys, signature=signature)))
+            raw = messages.dump(
+                messages.AdvertiseMessage(keys=messages.msgspec.structs.replace(keys, signature=signature))
+            )
         s.give(device, raw)
     assert s.refused == [("d001", "E-KEY-AGREE")]
 
@@ -107,7 +109,7 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
     rng = Random(seed)
     s = Session(n, n_min=4, policy=TrustPolicy(0.33, 0.0))
     corrupt = set(s.devices[n - (n - 1) // 3 :])
-    keys = messages.ordered({d: messages.load(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]
+    keys = messages.ordered_for_wire({d: messages.load_secagg_message(raw).keys for d, raw in s.advertise()})  # type: ignore[union-attr]
     split, careful = rng.random() < 0.5, rng.random() < 0.5
     hidden = rng.sample(s.devices, rng.randint(0, 2))  # These are missing from some rosters.
     rosters = [keys, {d: k for d, k in keys.items() if d not in hidden}]
@@ -115,15 +117,15 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
 
     def answer(device: str, message: messages.Message) -> messages.Message | None:
         raw = s.answer(device, messages.dump(message))
-        return messages.load(raw) if raw else None
+        return messages.load_secagg_message(raw) if raw else None
 
-    dealt: dict[str, dict[str, messages.Dealt]] = {}
+    dealt: dict[str, dict[str, messages.DealtBox]] = {}
     for d in s.devices:
-        said = answer(d, messages.Roster(keys=told[d]))
-        if isinstance(said, messages.Shares):
+        said = answer(d, messages.RosterMessage(keys=told[d]))
+        if isinstance(said, messages.SharesMessage):
             every = messages.boxes_digest(said.boxes)
             dealt[d] = {
-                v: messages.Dealt(box=box, all=every, signature=said.signature) for v, box in said.boxes.items()
+                v: messages.DealtBox(box=box, all=every, signature=said.signature) for v, box in said.boxes.items()
             }
     inside = []
     for d in s.devices:
@@ -133,14 +135,14 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
             for v in told[d]
             if d in dealt.get(v, {}) and rng.random() < 0.97 and (not careful or told[v] is told[d])
         }
-        if isinstance(answer(d, messages.Boxes(boxes=mine)), messages.Masked):
+        if isinstance(answer(d, messages.BoxesMessage(boxes=mine)), messages.MaskedMessage):
             inside.append(d)
     lists = [tuple(inside), tuple(d for d in inside if d != rng.choice(inside))] if inside else []
     believes, signatures = {}, [dict[str, bytes](), dict[str, bytes]()]
     for d in inside:
         believes[d] = rng.randrange(2)
-        said = answer(d, messages.Survivors(devices=lists[believes[d]]))
-        if isinstance(said, messages.Consistent):
+        said = answer(d, messages.SurvivorsMessage(devices=lists[believes[d]]))
+        if isinstance(said, messages.ConsistentMessage):
             signatures[believes[d]][d] = said.signature
     for d in corrupt & set(inside):  # Devices on the server's side sign everything.
         for i, roster in enumerate(rosters):
@@ -158,8 +160,8 @@ def lying_server(n: int, seed: int) -> tuple[Counter[str], int]:
             if rng.random() < 0.3
             else signatures[believes[d]]
         )
-        revealed = answer(d, messages.Proofs(signatures=messages.ordered(mixed)))
-        if isinstance(revealed, messages.Revealed):
+        revealed = answer(d, messages.ProofsMessage(signatures=messages.ordered_for_wire(mixed)))
+        if isinstance(revealed, messages.RevealedMessage):
             answered += 1
             whole.add(d)
             seeds.update(revealed.seeds.keys())

@@ -112,16 +112,20 @@ def _say(session: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", [name for name in SESSIONS if name not in LARGE])
 def test_the_server_says_what_was_recorded(name: str) -> None:
     session = SESSIONS[name]
-    state: server.State = server.start(server.Session(params_of(session), hexed(session["sid"]), registry_of(session)))
+    state: server.State = server.start(
+        server.SecAggSession(params_of(session), hexed(session["sid"]), registry_of(session))
+    )
     sent: list[tuple[str, bytes]] = []
     lines: list[dict[str, Any]] = []
     for line in session["lines"]:
         if "from" in line or "close" in line:
             event: events.Event
-            event = events.Received(line["from"], hexed(line["hex"])) if "from" in line else events.StepClosed()
-            state, effects = server.step(state, event)
-            sent += [(e.device, e.raw) for e in effects if isinstance(e, events.SendMessage)]
-            lines += [{"refused": e.device, "code": e.code} for e in effects if isinstance(e, events.Refused)]
+            event = (
+                events.SecAggReceived(line["from"], hexed(line["hex"])) if "from" in line else events.SecAggStepClosed()
+            )
+            state, effects = server.step_secagg_server(state, event)
+            sent += [(e.device, e.raw) for e in effects if isinstance(e, events.SecAggSend)]
+            lines += [{"refused": e.device, "code": e.code} for e in effects if isinstance(e, events.SecAggRefused)]
         elif "to" in line:
             assert [sent.pop(0) for _ in line["to"]] == [(d, hexed(line["hex"])) for d in line["to"]]
         else:
@@ -142,7 +146,7 @@ class Play:
 
     def __init__(self, session: dict[str, Any]) -> None:
         self.session, self.params, self.registry = session, params_of(session), registry_of(session)
-        fixed = server.Session(self.params, hexed(session["sid"]), self.registry)
+        fixed = server.SecAggSession(self.params, hexed(session["sid"]), self.registry)
         self.server: server.State = server.start(fixed)
         devices = {d: started(session, d) for d in session["devices"]}
         self.outbox = {d: raw for d, (_, raw) in devices.items()}
@@ -158,20 +162,20 @@ class Play:
 
     def event(self, line: dict[str, Any]) -> None:
         """Take a device's message, or a deadline."""
-        event: events.Event = events.StepClosed()
+        event: events.Event = events.SecAggStepClosed()
         if "from" in line:
             raw = self.outbox.pop(line["from"])
             if "lie" in line:  # This device reveals other shares than it has.
-                message = messages.load(raw)
-                assert isinstance(message, messages.Revealed)
+                message = messages.load_secagg_message(raw)
+                assert isinstance(message, messages.RevealedMessage)
                 wrong = [{d: bytes([v[0] ^ 1]) + v[1:] for d, v in t.items()} for t in (message.seeds, message.keys)]
-                said = messages.Revealed(seeds=wrong[0], keys=wrong[1], signature=b"")
+                said = messages.RevealedMessage(seeds=wrong[0], keys=wrong[1], signature=b"")
                 assert isinstance(self.server, server.Unmasking)
                 raw = messages.dump(signed(line["from"], self.server.signed.masked.shared.roster, said))
             assert same(line, raw)
-            event = events.Received(line["from"], raw)
-        self.server, effects = server.step(self.server, event)
-        self.mail |= {e.device: e.raw for e in effects if isinstance(e, events.SendMessage)}
+            event = events.SecAggReceived(line["from"], raw)
+        self.server, effects = server.step_secagg_server(self.server, event)
+        self.mail |= {e.device: e.raw for e in effects if isinstance(e, events.SecAggSend)}
 
     def lines(self, step: int = len(KINDS)) -> server.State:
         """Play the server up to all lines of the steps before ``step``."""
@@ -234,7 +238,7 @@ def test_devices_refuse(case: dict[str, Any]) -> None:
     session = SESSIONS[case["session"]]
     state, answer = client.step(params_of(session), _told(case), hexed(case["hex"]), registry_of(session))
     assert state == client.Aborted(device="d000", code=case["code"])
-    assert messages.load(answer) == messages.Abort(code=case["code"])
+    assert messages.load_secagg_message(answer) == messages.Abort(code=case["code"])
     for text in recorded(session)[case["step"] - 1 :]:  # The device does not answer the right message either.
         state, answer = client.step(params_of(session), state, hexed(text), registry_of(session))
         assert answer == b""
@@ -253,7 +257,7 @@ def test_owners_refuse(case: dict[str, Any]) -> None:
     params = Params(TrustPolicy(p["corrupt"], 0.1, p["server"]), p["n_min"], 20, 1, 0)
     state, raw = client.advertise(params, bytes(32), "d", bytes(32), bytes(32), asked)
     if case["code"]:
-        assert messages.load(raw) == messages.Abort(code=case["code"])
+        assert messages.load_secagg_message(raw) == messages.Abort(code=case["code"])
     else:
         assert isinstance(state, client.Advertised)
 
@@ -263,14 +267,16 @@ def before(case: dict[str, Any]) -> server.State:
     session = SESSIONS[case["session"]]
     if len(session["devices"]) > 10:
         return Play(session).lines(case["step"])
-    state: server.State = server.start(server.Session(params_of(session), hexed(session["sid"]), registry_of(session)))
+    state: server.State = server.start(
+        server.SecAggSession(params_of(session), hexed(session["sid"]), registry_of(session))
+    )
     for line in session["lines"]:
         if step_of(state) >= case["step"]:
             break
         if "from" in line:
-            state, _ = server.step(state, events.Received(line["from"], hexed(line["hex"])))
+            state, _ = server.step_secagg_server(state, events.SecAggReceived(line["from"], hexed(line["hex"])))
         elif "close" in line:
-            state, _ = server.step(state, events.StepClosed())
+            state, _ = server.step_secagg_server(state, events.SecAggStepClosed())
     return state
 
 
@@ -280,10 +286,10 @@ def test_servers_refuse(case: dict[str, Any]) -> None:
     state = before(case)
     assert step_of(state) == case["step"]
     for device, text in case["before"]:
-        state, effects = server.step(state, events.Received(device, hexed(text)))
+        state, effects = server.step_secagg_server(state, events.SecAggReceived(device, hexed(text)))
         assert not effects
-    after, effects = server.step(state, events.Received(case["from"], hexed(case["hex"])))
-    assert effects == ((events.Refused(case["from"], case["code"]),) if case["code"] else ())
+    after, effects = server.step_secagg_server(state, events.SecAggReceived(case["from"], hexed(case["hex"])))
+    assert effects == ((events.SecAggRefused(case["from"], case["code"]),) if case["code"] else ())
     if not case["code"]:
         assert after is state
 
@@ -292,7 +298,7 @@ def _leader(context: str = "") -> two_server.LeaderState:
     v = TWO["session"]
     params = Params(TrustPolicy(), v["n_min"], v["bits"], v["dim"], v["heads"])
     known = {d: hexed(r["public"]) for d, r in v["reports"].items()}
-    return two_server.lead(params, hexed(context or v["context"]), hexed(v["leader_secret"]), known.get)
+    return two_server.lead_two_servers(params, hexed(context or v["context"]), hexed(v["leader_secret"]), known.get)
 
 
 def _helper() -> two_server.HelperState:
@@ -310,16 +316,16 @@ def test_two_servers_open_the_recorded_sum() -> None:
     v, leader, helper = TWO["session"], _leader(), _helper()
     for device, r in v["reports"].items():
         raw = hexed(r["report"])
-        ticket, share = two_server.open_report(leader, device, raw)
-        assert two_server.dump(ticket).hex() == r["ticket"]
-        assert two_server.load(hexed(r["ticket"])) == ticket
+        ticket, share = two_server.open_share_report(leader, device, raw)
+        assert two_server.dump_ticket(ticket).hex() == r["ticket"]
+        assert two_server.load_ticket(hexed(r["ticket"])) == ticket
         assert (
             ticket.id.hex()
             == r["id"]
-            == secrets.fresh(hexed(r["entropy"]), leader.context, "report", device)[:16].hex()
+            == secrets.fresh_secret(hexed(r["entropy"]), leader.context, "report", device)[:16].hex()
         )
         assert _half(share) == r["leader_share"]
-        helper = two_server.admit(helper, ticket)
+        helper = two_server.admit_share_report(helper, ticket)
         assert helper.seeds[device][1].hex() == r["k"]
         box = raw[two_server._HEAD_BYTES :]
         bound = two_server._share_context(leader.context, b"leader", device, ticket.id)
@@ -329,17 +335,17 @@ def test_two_servers_open_the_recorded_sum() -> None:
             (box[:80], "leader", r["content_key"], bound),
             (ticket.helper, "helper", r["k"], other),
         ):
-            public = agree.public(hexed(v[f"{to}_secret"]))
+            public = agree.public_half(hexed(v[f"{to}_secret"]))
             assert hpke.seal(hexed(r["ephemeral"][to]), public, hexed(plain), info) == sealed
         again = two_server.split(
-            leader.params, leader.context, device, hexed(r["identity"]), agree.public(hexed(v["leader_secret"])),
-            agree.public(hexed(v["helper_secret"])), np.array(r["body"], np.uint32),
+            leader.params, leader.context, device, hexed(r["identity"]), agree.public_half(hexed(v["leader_secret"])),
+            agree.public_half(hexed(v["helper_secret"])), np.array(r["body"], np.uint32),
             np.array([int(x) for x in r["head"]], np.uint64), hexed(r["entropy"]),
         )  # fmt: skip
         assert again[two_server._HEAD_BYTES + 80 :] == box[80:]
-        leader = two_server.count(leader, ticket, share)
+        leader = two_server.add_leader_share(leader, ticket, share)
     assert _half(leader.total) == v["leader"]
-    helper, share = two_server.open_batch(helper, list(v["reports"]))
+    helper, share = two_server.open_helper_batch(helper, list(v["reports"]))
     assert _half(share) == v["helper"]
     leader.total.add(share.body, share.head)
     assert _half(leader.total) == v["sum"]
@@ -349,17 +355,20 @@ def _refusals(case: dict[str, Any]) -> Iterator[object]:
     reports, leader, helper = TWO["session"]["reports"], _leader(), _helper()
     for device in case["before"]:
         if device == "open":
-            helper, _ = two_server.open_batch(helper, list(reports))
+            helper, _ = two_server.open_helper_batch(helper, list(reports))
             continue
-        ticket, share = two_server.open_report(leader, device, hexed(reports[device]["report"]))
-        leader, helper = two_server.count(leader, ticket, share), two_server.admit(helper, ticket)
+        ticket, share = two_server.open_share_report(leader, device, hexed(reports[device]["report"]))
+        leader, helper = (
+            two_server.add_leader_share(leader, ticket, share),
+            two_server.admit_share_report(helper, ticket),
+        )
     yield
     if case["by"] == "leader":
-        yield two_server.open_report(leader, case["device"], hexed(case["report"]))
+        yield two_server.open_share_report(leader, case["device"], hexed(case["report"]))
     elif case["by"] == "helper":
-        yield two_server.admit(helper, two_server.load(hexed(case["ticket"])))
+        yield two_server.admit_share_report(helper, two_server.load_ticket(hexed(case["ticket"])))
     else:
-        yield two_server.open_batch(helper, case["devices"])[1]
+        yield two_server.open_helper_batch(helper, case["devices"])[1]
 
 
 @pytest.mark.quick(sample=16)
@@ -419,10 +428,10 @@ def test_pieces_can_be_put_together() -> None:
     """Pieces of a file agree with the other pieces that use them."""
     p = FILES["pieces.json"]
     shares = {int(x): hexed(y) for x, y in p["polynomial"]["2 of 3"].items()}
-    assert shamir.combine(shares, 2).hex() == p["polynomial"]["secret"]
+    assert shamir.combine_shares(shares, 2).hex() == p["polynomial"]["secret"]
     assert p["box"]["seed share"] == shares[1].hex()
     box, b = hexed(p["box"]["box"]), p["box"]
-    assert seal.open(hexed(b["key"]), box[:82], hexed(b["bound"])).hex() == b["seed share"] + b["key share"]
+    assert seal.open_sealed(hexed(b["key"]), box[:82], hexed(b["bound"])).hex() == b["seed share"] + b["key share"]
     for keys in p["keys"].values():
         public = sign.pair(hexed(keys["identity"])).public
         assert sign.verify(public, hexed(keys["signature"]), hexed(keys["signed"]))
@@ -442,12 +451,12 @@ def test_every_message_has_one_encoding(kind: Any) -> None:
     whole = [line for session in SESSIONS.values() for line in session["lines"] if "hex" in line]
     raws = [hexed(line["hex"]) for line in whole if kind is messages.Abort or line.get("lie") != "stray"]
     seen = max(
-        (raw for raw in raws if raw[-1] and isinstance(messages.load(raw), kind)),
-        key=lambda raw: len(getattr(messages.load(raw), "failed", ())),
+        (raw for raw in raws if raw[-1] and isinstance(messages.load_secagg_message(raw), kind)),
+        key=lambda raw: len(getattr(messages.load_secagg_message(raw), "failed", ())),
     )
     fields = msgspec.msgpack.decode(seen)
     table = next((f for f, v in fields.items() if f != "type" and isinstance(v, dict | list) and f != "keys"), "")
-    if kind is messages.Roster:
+    if kind is messages.RosterMessage:
         table = "keys"
     changed = [
         dict(reversed(fields.items())),
@@ -462,5 +471,5 @@ def test_every_message_has_one_encoding(kind: Any) -> None:
     raws += [seen + b"\0", seen[:-1], b"\xde\x00" + bytes([seen[0] & 15]) + seen[1:]]
     for raw in raws:
         with pytest.raises(DecodeError) as caught:
-            messages.load(raw)
+            messages.load_secagg_message(raw)
         assert caught.value.code == "E-FRAME"

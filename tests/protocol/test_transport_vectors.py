@@ -20,7 +20,7 @@ ME = Identity(sign.pair(SECRET).public, SECRET)
 
 def test_the_name_of_a_key() -> None:
     assert ME.public.hex() == VECTORS["public"]
-    assert identity.fingerprint(ME.public) == VECTORS["name"]
+    assert identity.key_fingerprint(ME.public) == VECTORS["name"]
 
 
 def test_a_token() -> None:
@@ -35,7 +35,7 @@ def test_the_statement_of_a_server() -> None:
     nonce, authority = bytes.fromhex(one["nonce"]), one["authority"].encode()
     told = certificates.identity_statement(ME, authority, nonce)
     assert told["signature"] == one["signature"]
-    certificates.pin(VECTORS["name"], ME.public, authority, nonce, bytes.fromhex(one["signature"]))
+    certificates.pinned_authority(VECTORS["name"], ME.public, authority, nonce, bytes.fromhex(one["signature"]))
 
 
 @pytest.mark.parametrize("one", VECTORS["requests"], ids=lambda one: f"{one['method']} {one['path']}")
@@ -45,11 +45,13 @@ def test_a_signed_request(one: dict[str, Any]) -> None:
     headers = signatures.headers(ME, request, one["server"], one["created"], bytes.fromhex(one["nonce"]))
     assert headers == one["headers"]
     where, now = (one["method"], one["path"], one["query"]), float(one["created"])
-    assert signatures.verify(where, headers, one["server"], now, lambda _: ME.public).sender == VECTORS["name"]
+    assert signatures.verify_request(where, headers, one["server"], now, lambda _: ME.public).sender == VECTORS["name"]
 
 
 @pytest.mark.parametrize("one", VECTORS["share_keys"], ids=lambda one: one["role"])
 def test_the_signed_key_of_a_run_with_two_servers(one: dict[str, str]) -> None:
     said = {name: one[name] for name in ("server", "key", "signature")}
-    assert share_keys.checked(said, one["role"], one["run"], VECTORS["name"]).hex() == one["key"]
-    assert msgspec.to_builtins(share_keys.made(ME, one["role"], one["run"], bytes.fromhex(one["key"]))) == said
+    assert share_keys.checked_share_key(said, one["role"], one["run"], VECTORS["name"]).hex() == one["key"]
+    assert (
+        msgspec.to_builtins(share_keys.made_share_key(ME, one["role"], one["run"], bytes.fromhex(one["key"]))) == said
+    )

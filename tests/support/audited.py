@@ -9,7 +9,7 @@ from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.mechanisms import local
-from edgewise.plan.mechanisms.base import Built, Mechanism, Setting
+from edgewise.plan.mechanisms.base import BuiltMechanism, Mechanism, MechanismSetting
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import parse
 from edgewise.privacy.spend import PrivacyEvent
@@ -90,8 +90,8 @@ def half_counted(true):
 def lying_local(sent: Adjacency) -> Mechanism:
     """Local noise whose epsilon is told for neighbours as near as those of ``sent``, as wide as its noise is."""
 
-    def build(setting: Setting, *, clip_l2: float, tensor_l2: float) -> Built:
-        true = local.build(setting, clip_l2=clip_l2, tensor_l2=tensor_l2)
+    def build(setting: MechanismSetting, *, clip_l2: float, tensor_l2: float) -> BuiltMechanism:
+        true = local.build_local_mechanism(setting, clip_l2=clip_l2, tensor_l2=tensor_l2)
         return true._replace(events=lambda z: (PrivacyEvent("gaussian", sent, z=z),))
 
     return replace(local.MECHANISM, adjacency=lambda kind: sent, build=build)

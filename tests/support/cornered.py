@@ -143,10 +143,10 @@ class Lying:
         if isinstance(message, frame.Contribution):
             self.left(device, message.round, bytes(message.payload))
         if isinstance(message, frame.Step):
-            body = messages.load(message.body)
+            body = messages.load_secagg_message(message.body)
             if isinstance(body, messages.Abort):
                 assert body.code in messages.CODES
-            if isinstance(body, messages.Masked):
+            if isinstance(body, messages.MaskedMessage):
                 self.left(device, message.round, message.body)
             self.keep(device, asked, body)
 
@@ -231,16 +231,16 @@ class Masks(Lying):
     def keep(self, device: str, asked: bytes, body: Any) -> None:
         message = frame.load(asked)
         at = self.asked.get(asked, ("", ""))
-        if isinstance(body, messages.Advertise):
+        if isinstance(body, messages.AdvertiseMessage):
             assert isinstance(message, frame.Invite)
             self.said[_sid(self.plan, message), "keys", ""][device] = body.keys
-        elif isinstance(body, messages.Shares):
+        elif isinstance(body, messages.SharesMessage):
             self.said[at[0], "shares", at[1]][device] = body
-        elif isinstance(body, messages.Masked):
+        elif isinstance(body, messages.MaskedMessage):
             self.said[at[0], "masked", at[1]][device] = body
-        elif isinstance(body, messages.Consistent):
+        elif isinstance(body, messages.ConsistentMessage):
             self.said[at[0], "signed", at[1]][device] = body.signature
-        elif isinstance(body, messages.Revealed):
+        elif isinstance(body, messages.RevealedMessage):
             self.revealed(device, at, body)
 
     def __init__(self, budget: bool) -> None:
@@ -249,7 +249,7 @@ class Masks(Lying):
         self.dealt: list[tuple[Session, str]] = []  # sessions, by roster, that came to the shares
         self.opened: dict[bytes, set[str]] = defaultdict(set)  # roster -> lists of survivors
 
-    def revealed(self, holder: str, at: tuple[str, str], body: messages.Revealed) -> None:
+    def revealed(self, holder: str, at: tuple[str, str], body: messages.RevealedMessage) -> None:
         """No device ever shows both secrets of another one, nor do all of them together."""
         roster, _, threshold = self.rosters[at[1].split("/")[0]]
         self.told[type(self).__name__, "revealed"] += 1
@@ -288,7 +288,7 @@ class Masks(Lying):
 
     def show(self, session: Session, who: Iterable[str], roster: Any, about: str, dies: int | None) -> None:
         for device in who:
-            self.tell(session, device, messages.Roster(keys=roster), about, dies)
+            self.tell(session, device, messages.RosterMessage(keys=roster), about, dies)
 
     def passes_boxes(self, move: Move) -> None:
         if (roster := self.some("shares", move)) is not None:
@@ -305,11 +305,11 @@ class Masks(Lying):
         dealt = self.said[_sid(self.plan, self.invitation(session)), "shares", roster]
         for device in who:
             boxes = {
-                d: messages.Dealt(box=dealt[d].boxes[device], all=messages.boxes_digest(dealt[d].boxes),
+                d: messages.DealtBox(box=dealt[d].boxes[device], all=messages.boxes_digest(dealt[d].boxes),
                                   signature=dealt[d].signature)
                 for d in sorted(named) if d in dealt and device in dealt[d].boxes
             }  # fmt: skip
-            self.tell(session, device, messages.Boxes(boxes=boxes), roster, dies)
+            self.tell(session, device, messages.BoxesMessage(boxes=boxes), roster, dies)
 
     def names_survivors(self, move: Move) -> None:
         if (roster := self.some("masked", move)) is not None:
@@ -325,7 +325,7 @@ class Masks(Lying):
     ) -> None:
         listed = tuple(sorted(named))
         for device in who:
-            self.tell(session, device, messages.Survivors(devices=listed), f"{roster}/{','.join(listed)}", dies)
+            self.tell(session, device, messages.SurvivorsMessage(devices=listed), f"{roster}/{','.join(listed)}", dies)
 
     def shows_proofs(self, move: Move) -> None:
         if (about := self.some("signed", move)) is not None:
@@ -340,7 +340,7 @@ class Masks(Lying):
         dies: int | None = None,
     ) -> None:
         signed = self.said[_sid(self.plan, self.invitation(session)), "signed", about]
-        proofs = messages.Proofs(signatures={d: signed[d] for d in sorted(named) if d in signed})
+        proofs = messages.ProofsMessage(signatures={d: signed[d] for d in sorted(named) if d in signed})
         for device in who:
             self.tell(session, device, proofs, about, dies)
 

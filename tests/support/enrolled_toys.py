@@ -33,7 +33,7 @@ from edgewise.drivers.http.attend import RunPart, attend
 from edgewise.drivers.http.cohort import SILENCE_S, HttpCohort
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.remote_helper import RemoteHelper
-from edgewise.drivers.http.share_keys import HELPER, checked
+from edgewise.drivers.http.share_keys import HELPER, checked_share_key
 from edgewise.drivers.simulation.keys import (
     simulated_entropy,
     simulated_root,
@@ -140,8 +140,10 @@ def helped_by(
     """The run with a gateway as its second server. Devices sign with the keys by which they are enrolled."""
     keys = listing(server, toy.trainer.devices())
     with RemoteHelper.connect(name, url, server.service.identity, toy.plan, keys, patience_s) as helper:
-        registry = roster.parse(keys, toy.plan.facts.population).get
-        trust = replace(toy.trust, registry=registry, helper=checked(helper.statement, HELPER, toy.plan.run, name))
+        registry = roster.parse_roster(keys, toy.plan.facts.population).get
+        trust = replace(
+            toy.trust, registry=registry, helper=checked_share_key(helper.statement, HELPER, toy.plan.run, name)
+        )
         yield replace(toy, trust=trust), helper
 
 

@@ -21,7 +21,7 @@ from edgewise.core import frame, vector
 from edgewise.core.keys import Key, Secrets, derive, root
 from edgewise.core.training import Update
 from edgewise.core.vector import Spec
-from edgewise.crypto.agree import Pair
+from edgewise.crypto.agree import AgreementPair
 from edgewise.drivers.simulation.keys import simulated_servers, simulated_trust
 from edgewise.drivers.simulation.local_helper import LocalHelper
 from edgewise.drivers.storage.run_store import RunStore
@@ -176,7 +176,7 @@ def _kind(message: frame.Message) -> str:
     if isinstance(message, frame.Step):
         from edgewise.secagg import messages
 
-        return type(messages.load(message.body)).__name__.lower()
+        return type(messages.load_secagg_message(message.body)).__name__.removesuffix("Message").lower()
     return type(message).__name__.lower()
 
 
@@ -218,7 +218,7 @@ class Server:
             self._store.create(fleet.plan.run, "fleet", {}, {})
         store: Any = _Burning(self._store, fuse, ("charge", "commit", "journal"))
         self._cohort: Any = _Burning(cohort or fleet, fuse, ("send", "receive", "publish"))
-        leader: Pair = fleet.leader
+        leader: AgreementPair = fleet.leader
         self._coordinator = Coordinator(
             plan=fleet.plan, population=fleet.devices, cohort=self._cohort, store=store, tell=lambda event: None,
             now_s=lambda: 0.0, entropy=lambda number: secrets.token_bytes(32), sampling_key=key, trust=fleet.trust,

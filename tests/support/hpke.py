@@ -31,8 +31,8 @@ def _expand(suite: bytes, key: bytes, label: bytes, info: bytes, length: int) ->
 
 def seal(ephemeral: bytes, public: bytes, plain: bytes, info: bytes) -> bytes:
     """The encapsulated key (32 bytes), the cipher text and its tag."""
-    sent = agree.public(ephemeral)
-    prk = _extract(_KEM, b"", b"eae_prk", agree.Secret(ephemeral).shared(public))
+    sent = agree.public_half(ephemeral)
+    prk = _extract(_KEM, b"", b"eae_prk", agree.AgreementSecret(ephemeral).shared(public))
     shared = _expand(_KEM, prk, b"shared_secret", sent + public, 32)
     context = b"\x00" + _extract(_SUITE, b"", b"psk_id_hash", b"") + _extract(_SUITE, b"", b"info_hash", info)
     secret = _extract(_SUITE, shared, b"secret", b"")

@@ -140,7 +140,7 @@ def _forged(text: str, tables: dict[str, Any]) -> dict[str, str]:
 
 
 def _manifests() -> list[dict[str, Any]]:
-    whole = package.dump(FILES).decode()
+    whole = package.dump_package(FILES).decode()
     made = {
         "two files": whole,
         "another order": _order(FILES),
@@ -181,8 +181,8 @@ def _rosters() -> list[dict[str, Any]]:
     }
     rows = []
     for name, (raw, population) in made.items():
-        code = _code(lambda raw=raw, population=population: roster.parse(raw, population))
-        names = [] if code else list(roster.parse(raw, population))
+        code = _code(lambda raw=raw, population=population: roster.parse_roster(raw, population))
+        names = [] if code else list(roster.parse_roster(raw, population))
         rows.append({"name": name, "hex": raw.hex(), "population": population, "devices": names, "code": code})
     return rows
 

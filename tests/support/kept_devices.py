@@ -97,22 +97,22 @@ class Round:
     ) -> server.State:
         """A round to its end. ``lost``: whether a device's next answer does not come."""
         message, mail = self.invite(number, nonce), list[tuple[str, bytes]]()
-        session = server.Session(self.plan.secagg(number), self.plan.session(message), self.trust.registry)
+        session = server.SecAggSession(self.plan.secagg(number), self.plan.session(message), self.trust.registry)
         state: server.State = server.start(session)
 
         def feed(event: events.Event) -> None:
             nonlocal state
-            state, effects = server.step(state, event)
-            mail.extend((e.device, e.raw) for e in effects if isinstance(e, events.SendMessage))
+            state, effects = server.step_secagg_server(state, event)
+            mail.extend((e.device, e.raw) for e in effects if isinstance(e, events.SecAggSend))
 
         for device in self.names:
-            feed(events.Received(device, self.answer(device, message).body))  # type: ignore[union-attr]
-        feed(events.StepClosed())
+            feed(events.SecAggReceived(device, self.answer(device, message).body))  # type: ignore[union-attr]
+        feed(events.SecAggStepClosed())
         while mail:
             device, body = mail.pop(0)
             if not lost(device, state):
                 step = frame.Step(run=self.plan.run, round=number, device=device, body=body)
-                feed(events.Received(device, self.answer(device, step).body))  # type: ignore[union-attr]
+                feed(events.SecAggReceived(device, self.answer(device, step).body))  # type: ignore[union-attr]
             if not mail and not isinstance(state, server.Released | server.Aborted):
-                feed(events.StepClosed())
+                feed(events.SecAggStepClosed())
         return state

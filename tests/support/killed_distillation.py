@@ -21,7 +21,7 @@ def arm(point: str) -> None:
     from edgewise.drivers.storage.run_store import RunStore
     from edgewise.learn.compress import teaching
 
-    rate, keep, commit, count = teaching.rate, RunStore.keep, RunStore.commit, [0]
+    rate, keep, commit, count = teaching.lesson_rate, RunStore.keep, RunStore.commit, [0]
 
     def slow_rate(lesson: Any, step: int) -> float:
         count[0] += 1
@@ -39,7 +39,7 @@ def arm(point: str) -> None:
         if point == "committed" and checkpoint.next_round == 4:
             kill()
 
-    teaching.rate, RunStore.keep, RunStore.commit = slow_rate, keep_once, commit_once  # type: ignore[method-assign]
+    teaching.lesson_rate, RunStore.keep, RunStore.commit = slow_rate, keep_once, commit_once  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -76,13 +76,13 @@ class Lies:
         dealt, masked, revealed = (_said(kind, self.lies.get(device, "")) for kind in _NAMES)
         if dealt in ("seed", "key", "large", "last") and isinstance(before, client.Advertised):
             return _dealt(self.s, device, raw, _OTHER[dealt])
-        answer = messages.load(self.s.answer(device, raw))
-        if isinstance(answer, messages.Shares) and dealt:
+        answer = messages.load_secagg_message(self.s.answer(device, raw))
+        if isinstance(answer, messages.SharesMessage) and dealt:
             changed = replace(answer, boxes=self._boxes(device, dealt, dict(answer.boxes)))
             return messages.dump(signed(device, self.s.clients[device].roster, changed))  # type: ignore[union-attr]
-        if isinstance(answer, messages.Masked) and masked:
+        if isinstance(answer, messages.MaskedMessage) and masked:
             return messages.dump(self._accusing(device, raw, answer, _first(masked)))
-        if isinstance(answer, messages.Revealed) and revealed:
+        if isinstance(answer, messages.RevealedMessage) and revealed:
             told = _revealed(device, answer, revealed)
             return messages.dump(signed(device, before.roster, told))  # type: ignore[union-attr]
         return messages.dump(answer)
@@ -93,33 +93,35 @@ class Lies:
             return boxes | dict.fromkeys(some, bytes(messages.BOX_BYTES))
         state = self.s.clients[device]
         assert isinstance(state, client.Sharing)
-        secret, out = agree.Secret(state.own.seal), {}
+        secret, out = agree.AgreementSecret(state.own.seal), {}
         for other, box in boxes.items():  # other shares than those of the checks, well sealed
             key, _ = secrets.sealing_keys(secret, state.keys[other].seal, state.roster, device, other)
             checks = box[messages.SEALED_BYTES :]
-            bound, seed, rest = secrets.bound(state.roster, device, other, checks), bytes(33), bytes(33)
+            bound, seed, rest = secrets.box_binding(state.roster, device, other, checks), bytes(33), bytes(33)
             if lie != "checks":
                 seed, rest = self._true(device, key, box, bound)
                 seed, rest = (bytes(33), rest) if lie == "checks of seeds" else (seed, bytes(33))
             out[other] = seal.seal(key, seed + rest, bound) + checks
         return out
 
-    def _accusing(self, device: str, raw: bytes, masked: messages.Masked, count: int | None) -> messages.Masked:
+    def _accusing(
+        self, device: str, raw: bytes, masked: messages.MaskedMessage, count: int | None
+    ) -> messages.MaskedMessage:
         state = self.s.clients[device]
         assert isinstance(state, client.Waiting)
         failed = state.paired[:count]
         held = {d: both for d, both in state.held.items() if d not in failed}
         self.s.clients[device] = replace(state, held=held)
-        context, told = self.s.params.bound(state.roster), messages.told_digest(raw)
+        context, told = self.s.params.bound(state.roster), messages.boxes_message_digest(raw)
         said = messages.masked_digest(context, device, told, masked.body, masked.head, failed)
         return replace(masked, failed=failed, signature=sign.sign(IDENTITIES[device].secret, said))
 
     def _true(self, device: str, key: bytes, box: bytes, bound: bytes) -> tuple[bytes, bytes]:
-        plain = seal.open(key, box[: messages.SEALED_BYTES], bound)
+        plain = seal.open_sealed(key, box[: messages.SEALED_BYTES], bound)
         return plain[:33], plain[33:]
 
 
-Deal = Callable[[Callable[..., dict[int, bytes]], client.Own, bytes, tuple[object, ...]], dict[int, bytes]]
+Deal = Callable[[Callable[..., dict[int, bytes]], client.OwnSecrets, bytes, tuple[object, ...]], dict[int, bytes]]
 
 
 def _large(shares: dict[int, bytes]) -> dict[int, bytes]:
@@ -141,19 +143,19 @@ _OTHER: Mapping[str, Deal] = {
 
 def _dealt(s: Session, device: str, raw: bytes, deal: Deal) -> bytes:
     """Shares of other secrets than the device has, with the checks that they fit."""
-    honest, own = client.shamir.share, s.clients[device].own  # type: ignore[union-attr]
+    honest, own = client.shamir.shamir_shares, s.clients[device].own  # type: ignore[union-attr]
 
     def share(secret: bytes, *rest: object) -> dict[int, bytes]:
         return deal(honest, own, secret, rest)
 
-    client.shamir.share = share  # type: ignore[assignment]
+    client.shamir.shamir_shares = share  # type: ignore[assignment]
     try:
         return s.answer(device, raw)
     finally:
-        client.shamir.share = honest
+        client.shamir.shamir_shares = honest
 
 
-def _revealed(device: str, told: messages.Revealed, lie: str) -> messages.Revealed:
+def _revealed(device: str, told: messages.RevealedMessage, lie: str) -> messages.RevealedMessage:
     if lie == "own":
         return replace(told, seeds={**told.seeds, device: bytes(33)})
     if lie == "nothing":

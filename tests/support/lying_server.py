@@ -16,14 +16,14 @@ class Server:
     """One that lies. ``s``: the devices' machines, also those of corrupt devices, which do as honest ones."""
 
     def __init__(self, s: Session, invited: Sequence[str]) -> None:
-        self.s, self.keys = s, {d: messages.load(raw).keys for d, raw in s.advertise(invited)}  # type: ignore[union-attr]
+        self.s, self.keys = s, {d: messages.load_secagg_message(raw).keys for d, raw in s.advertise(invited)}  # type: ignore[union-attr]
         self.aborted = Counter[str]()
         self.signatures: dict[str, tuple[bytes, bytes]] = {}  # of R2, to be shown again
 
     def ask(self, device: str, message: messages.Message, kind: type) -> dict[str, messages.Message]:
         """The answer, if it is of this kind."""
         raw = self.s.answer(device, messages.dump(message))
-        answer = messages.load(raw) if raw else None
+        answer = messages.load_secagg_message(raw) if raw else None
         if isinstance(answer, messages.Abort):
             self.aborted[answer.code] += 1
         return {device: answer} if isinstance(answer, kind) else {}  # type: ignore[dict-item]
@@ -35,7 +35,7 @@ class Server:
         survivors: Sequence[str],
         forge: str = "",
         corrupt: Sequence[str] = (),
-    ) -> tuple[dict[str, messages.Masked], dict[str, messages.Revealed]]:
+    ) -> tuple[dict[str, messages.MaskedMessage], dict[str, messages.RevealedMessage]]:
         """A session under ``roster`` with those of it who are told of it; the boxes of the rest are invented. The
         ``corrupt`` ones sign the list, whatever they have seen."""
         keys = {d: self.keys[d] for d in sorted(roster)}
@@ -43,7 +43,7 @@ class Server:
         boxes: dict[str, dict[str, bytes]] = {}
         signed: dict[str, tuple[bytes, bytes]] = {}
         for d in told:
-            for said in self.ask(d, messages.Roster(keys=keys), messages.Shares).values():
+            for said in self.ask(d, messages.RosterMessage(keys=keys), messages.SharesMessage).values():
                 boxes[d] = said.boxes  # type: ignore[union-attr]
                 signed[d] = messages.boxes_digest(boxes[d]), said.signature  # type: ignore[union-attr]
         for d in set(roster) - set(told):
@@ -55,28 +55,32 @@ class Server:
             self.signatures |= signed
         else:
             boxes = {d: box for d, box in boxes.items() if d in told}
-        masked: dict[str, messages.Masked] = {}
+        masked: dict[str, messages.MaskedMessage] = {}
         for d in told:
             dealt = {
-                v: messages.Dealt(box=boxes[v][d], all=signed[v][0], signature=signed[v][1])
+                v: messages.DealtBox(box=boxes[v][d], all=signed[v][0], signature=signed[v][1])
                 for v in near[d] if v in boxes
             }  # fmt: skip
-            masked |= self.ask(d, messages.Boxes(boxes=dealt), messages.Masked)  # type: ignore[arg-type]
-        consistent: dict[str, messages.Consistent] = {}
+            masked |= self.ask(d, messages.BoxesMessage(boxes=dealt), messages.MaskedMessage)  # type: ignore[arg-type]
+        consistent: dict[str, messages.ConsistentMessage] = {}
         for d in set(masked) & set(survivors):
-            consistent |= self.ask(d, messages.Survivors(devices=tuple(sorted(survivors))), messages.Consistent)  # type: ignore[arg-type]
+            consistent |= self.ask(
+                d, messages.SurvivorsMessage(devices=tuple(sorted(survivors))), messages.ConsistentMessage
+            )  # type: ignore[arg-type]
         said = messages.survivors_digest(digest, sorted(survivors))
-        consistent |= {d: messages.Consistent(signature=sign.sign(IDENTITIES[d].secret, said)) for d in corrupt}
-        revealed: dict[str, messages.Revealed] = {}
+        consistent |= {d: messages.ConsistentMessage(signature=sign.sign(IDENTITIES[d].secret, said)) for d in corrupt}
+        revealed: dict[str, messages.RevealedMessage] = {}
         for d in set(consistent).difference(corrupt):
-            proofs = messages.Proofs(signatures={v: consistent[v].signature for v in sorted(consistent)})
-            revealed |= self.ask(d, proofs, messages.Revealed)  # type: ignore[arg-type]
+            proofs = messages.ProofsMessage(signatures={v: consistent[v].signature for v in sorted(consistent)})
+            revealed |= self.ask(d, proofs, messages.RevealedMessage)  # type: ignore[arg-type]
         return masked, revealed
 
-    def secret(self, device: str, roster: Sequence[str], revealed: dict[str, messages.Revealed]) -> agree.Secret:
+    def secret(
+        self, device: str, roster: Sequence[str], revealed: dict[str, messages.RevealedMessage]
+    ) -> agree.AgreementSecret:
         """The one behind a device's pairwise masks, from the shares that others revealed."""
         keys = {d: self.keys[d] for d in sorted(roster)}
         _, near, threshold = roster_neighbours(self.s.params, SID, keys)
         holders = enumerate(share_holders(device, near[device], len(keys)), 1)
         shares = {i: revealed[h].keys[device] for i, h in holders if h in revealed and device in revealed[h].keys}
-        return agree.Secret(recovery.key(self.keys[device], shares, threshold))
+        return agree.AgreementSecret(recovery.recover_key(self.keys[device], shares, threshold))

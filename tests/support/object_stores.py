@@ -20,7 +20,7 @@ from moto.core import DEFAULT_ACCOUNT_ID
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
-from edgewise.drivers.storage.store_place import Place
+from edgewise.drivers.storage.store_place import StorePlace
 
 KEY, SECRET = "AKIAEXAMPLEEXAMPLE00", "the-secret-of-the-test-which-nobody-shows"
 
@@ -46,28 +46,28 @@ def credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
 
 
-def new_place() -> Place:
+def new_place() -> StorePlace:
     """A prefix in a new bucket."""
     bucket = f"bucket-{secrets.token_hex(6)}"
     with urllib.request.urlopen(urllib.request.Request(f"{endpoint()}/{bucket}", method="PUT"), timeout=10.0):
-        return Place(bucket, "fleet/blobs", endpoint())
+        return StorePlace(bucket, "fleet/blobs", endpoint())
 
 
-def _bucket(place: Place) -> Any:
+def _bucket(place: StorePlace) -> Any:
     return s3_backends[DEFAULT_ACCOUNT_ID]["aws"].buckets[place.bucket]
 
 
-def names(place: Place) -> set[str]:
+def names(place: StorePlace) -> set[str]:
     """The names of all objects under the prefix."""
     return {key.removeprefix(f"{place.prefix}/") for key in _bucket(place).keys}
 
 
-def spoil(place: Place, name: str, raw: bytes) -> None:
+def spoil(place: StorePlace, name: str, raw: bytes) -> None:
     """Change the stored bytes of an object."""
     s3_backends[DEFAULT_ACCOUNT_ID]["aws"].put_object(place.bucket, f"{place.prefix}/{name}", raw)
 
 
-def age(place: Place, name: str, by_s: float) -> None:
+def age(place: StorePlace, name: str, by_s: float) -> None:
     """Let an object grow older by the store's clock."""
     _bucket(place).keys[f"{place.prefix}/{name}"].last_modified -= datetime.timedelta(seconds=by_s)
 
@@ -122,11 +122,11 @@ def answering(
             thread.join()
 
 
-def parts(place: Place) -> bool:
+def parts(place: StorePlace) -> bool:
     """Whether parts of an upload have come that has not ended."""
     return any(one.parts for one in list(_bucket(place).multiparts.values()))
 
 
-def empty(place: Place) -> None:
+def empty(place: StorePlace) -> None:
     """Remove all objects."""
     _bucket(place).keys.clear()

@@ -65,7 +65,7 @@ def entropy(device: str) -> bytes:
 
 def masks(rungs: tuple[Params, ...], dealing: bytes) -> Masks:
     """The sessions of a round, before any keys arrive."""
-    begun = server.Session(FIXED, SID, registry)
+    begun = server.SecAggSession(FIXED, SID, registry)
     return Masks(begun, rungs, SIZES if rungs else (), 2, 1, DEADLINE_S, dealing)
 
 
@@ -184,16 +184,16 @@ def _by_devices() -> dict[str, Any]:
     up_mbit = speed_of(plan, NAMED)
     state, sent, trust = told(plan, up_mbit)
     assert sent.rung == NAMED
-    mine = messages.load(sent.body)
-    assert isinstance(mine, messages.Advertise)
+    mine = messages.load_secagg_message(sent.body)
+    assert isinstance(mine, messages.AdvertiseMessage)
     session, all_keys = plan.session(invited(plan).invite), {"d000": mine.keys}
     for d in ("d001", "d002", "d003", "d004", "d005"):
         raw = client.advertise(plan.secagg(0, 0), session, d, IDENTITIES[d].secret, entropy(d))[1]
-        other = messages.load(raw)
-        assert isinstance(other, messages.Advertise)
+        other = messages.load_secagg_message(raw)
+        assert isinstance(other, messages.AdvertiseMessage)
         all_keys[d] = other.keys
     last = len(plan.rung_pipelines) - 1
-    whole, few = messages.Roster(keys=all_keys), messages.Roster(keys={"d000": mine.keys})
+    whole, few = messages.RosterMessage(keys=all_keys), messages.RosterMessage(keys={"d000": mine.keys})
     rosters = [
         ("the rung that it named", NAMED, whole),
         ("a smaller one", NAMED + 1, whole),
@@ -210,7 +210,7 @@ def _by_devices() -> dict[str, Any]:
         told_ = frame.Step(run=plan.run, round=0, device="d000", body=messages.dump(roster), rung=rung)
         raw = frame.dump(told_)
         answer = answered(plan, state, raw, trust)
-        body = messages.load(frame.load(answer).body)
+        body = messages.load_secagg_message(frame.load(answer).body)
         code = body.code if isinstance(body, messages.Abort) else ""
         cases.append({"name": name, "hex": raw.hex(), "code": code, "answer": answer.hex()})
     return {

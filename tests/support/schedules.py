@@ -67,8 +67,8 @@ class Run:
 
     def _watch(self, device: str, answer: bytes) -> None:
         """A device reveals once, and never both secrets of another."""
-        message = messages.load(answer)
-        if isinstance(message, messages.Revealed):
+        message = messages.load_secagg_message(answer)
+        if isinstance(message, messages.RevealedMessage):
             self.revealed[device] += 1
             assert self.revealed[device] == 1
             assert not set(message.seeds) & set(message.keys)
@@ -88,7 +88,7 @@ class Run:
         if fault != "lie":
             return raw
         try:
-            message = messages.load(raw)
+            message = messages.load_secagg_message(raw)
         except DecodeError:  # an old message was cut; there is nothing to lie about
             return raw
         lies = self._to_server(device, message) if to == "server" else self._to_device(device, message)
@@ -101,17 +101,17 @@ class Run:
         """Lies of a device, with its own signature where that helps it."""
         rng, identity, others = self.rng, IDENTITIES[device].secret, [d for d in self.s.devices if d != device]
         match m:
-            case messages.Advertise():
+            case messages.AdvertiseMessage():
 
-                def own(sid: bytes = SID, **fields: bytes) -> messages.Advertise:
+                def own(sid: bytes = SID, **fields: bytes) -> messages.AdvertiseMessage:
                     keys = replace(m.keys, **fields)
-                    return messages.Advertise(
+                    return messages.AdvertiseMessage(
                         keys=replace(keys, signature=sign.sign(identity, keys.signed(sid, device)))
                     )
 
                 theirs = self.s.server.keys if isinstance(self.s.server, server.Advertising) else {}
                 stolen = [own(seal=k.seal, mask=k.mask) for k in theirs.values()]
-                fresh = agree.public(derive(SID, "fresh"))
+                fresh = agree.public_half(derive(SID, "fresh"))
                 return [
                     own(bytes(32)),
                     own(seal=bytes(32)),
@@ -122,7 +122,7 @@ class Run:
                     replace(m, keys=replace(m.keys, mask=fresh)),
                     *stolen,
                 ]
-            case messages.Shares():
+            case messages.SharesMessage():
                 names = list(m.boxes)
                 rolled = dict(zip(names, [*list(m.boxes.values())[1:], m.boxes[names[0]]], strict=True))
                 noise = {d: self._noise(messages.BOX_BYTES) for d in names}
@@ -135,7 +135,7 @@ class Run:
                 ]
                 roster = getattr(self.s.server, "roster", b"")
                 return [*(signed(device, roster, said) for said in made), *made]
-            case messages.Masked():
+            case messages.MaskedMessage():
                 body = bytes([m.body[0] ^ 1]) + m.body[1:]
                 return [
                     replace(m, body=body),
@@ -146,12 +146,12 @@ class Run:
                     replace(m, failed=()),
                     replace(m, failed=tuple(others)),
                 ]
-            case messages.Consistent():
+            case messages.ConsistentMessage():
                 fewer = messages.survivors_digest(self._noise(32), others)
                 return [replace(m, signature=self._noise(64)), replace(m, signature=sign.sign(identity, fewer))]
-            case messages.Revealed():
+            case messages.RevealedMessage():
                 swapped = replace(m, seeds=m.keys, keys=m.seeds)
-                both = replace(m, keys=messages.ordered({**m.keys, **m.seeds}))
+                both = replace(m, keys=messages.ordered_for_wire({**m.keys, **m.seeds}))
                 kept = rng.sample(sorted(m.seeds), len(m.seeds) // 2)
                 made = [
                     swapped,
@@ -172,20 +172,22 @@ class Run:
         """Lies that somebody between could tell a device in place of the server's words."""
         rng = self.rng
         match m:
-            case messages.Roster():
+            case messages.RosterMessage():
                 a, b = rng.sample(sorted(m.keys), 2)
                 swapped = {**m.keys, a: m.keys[b], b: m.keys[a]}
                 moved = {**m.keys, a: replace(m.keys[a], mask=m.keys[b].mask)}
                 fewer = {d: k for d, k in m.keys.items() if d != a}
-                return [messages.Roster(keys=k) for k in (swapped, moved, fewer, {}, dict(reversed(m.keys.items())))]
-            case messages.Boxes() if m.boxes:
+                return [
+                    messages.RosterMessage(keys=k) for k in (swapped, moved, fewer, {}, dict(reversed(m.keys.items())))
+                ]
+            case messages.BoxesMessage() if m.boxes:
                 gone, names = rng.choice(sorted(m.boxes)), list(m.boxes)
                 rolled = dict(zip(names, [*names[1:], names[0]], strict=True))
                 noise = {**m.boxes, gone: replace(m.boxes[gone], box=self._noise(messages.BOX_BYTES))}
                 forged = {**m.boxes, gone: replace(m.boxes[gone], signature=self._noise(64))}
                 fewer = {d: box for d, box in m.boxes.items() if d != gone}
                 return [
-                    messages.Boxes(boxes=b)
+                    messages.BoxesMessage(boxes=b)
                     for b in (
                         noise,
                         forged,
@@ -195,11 +197,11 @@ class Run:
                         dict(reversed(m.boxes.items())),
                     )
                 ]
-            case messages.Survivors():
+            case messages.SurvivorsMessage():
                 one = rng.choice(m.devices)
                 fewer = tuple(d for d in m.devices if d != one)
                 return [
-                    messages.Survivors(devices=d)
+                    messages.SurvivorsMessage(devices=d)
                     for d in (
                         fewer,
                         tuple(d for d in m.devices if d != device),
@@ -209,11 +211,11 @@ class Run:
                         tuple(reversed(m.devices)),
                     )
                 ]
-            case messages.Proofs() if m.signatures:
+            case messages.ProofsMessage() if m.signatures:
                 one = rng.choice(sorted(m.signatures))
                 fewer = {d: v for d, v in m.signatures.items() if d != one}
                 return [
-                    messages.Proofs(signatures=v)
+                    messages.ProofsMessage(signatures=v)
                     for v in (
                         fewer,
                         {},

@@ -41,8 +41,8 @@ def module() -> nn.Module:
 
 def submission(recipe: dict[str, Any], server: HttpServer) -> Submission:
     """A run of ``module``, staged."""
-    spec = modules.layout(module())
-    raw = bytes(vector.to_bytes(modules.read(module(), spec)))
+    spec = modules.module_layout(module())
+    raw = bytes(vector.to_bytes(modules.read_module_vector(module(), spec)))
     if not server.service.staging.received(vector.digest(raw)):
         server.service.staging.put(vector.digest(raw), 0, len(raw), raw)
     return Submission(recipe=recipe, spec=spec.to_list(), initial=vector.digest(raw), model=OWN)

@@ -67,9 +67,9 @@ FRAMES = (
 def sid(invite: Invite) -> bytes:
     """The session that an invitation opens, from its fields alone."""
     rule = msgspec.msgpack.encode(invite.rule)
-    config = messages.configuration(invite.spec, rule, invite.public, invite.clip, invite.support)
+    config = messages.secagg_configuration(invite.spec, rule, invite.public, invite.clip, invite.support)
     assert invite.nonce is not None
-    return messages.session_id(invite.run, invite.round, invite.model, config.hex(), invite.nonce)
+    return messages.secagg_session_id(invite.run, invite.round, invite.model, config.hex(), invite.nonce)
 
 
 def _plain(message: frame.Message) -> dict[str, Any]:

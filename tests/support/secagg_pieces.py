@@ -66,46 +66,46 @@ def pieces() -> dict[str, Any]:
     names, devices = [f"d{i:03d}" for i in range(12)], ("d000", "d001", "d002")
     signed = {}
     for d, word in zip(devices, (one, two, three), strict=True):
-        keys = messages.Keys(seal=word, mask=word[::-1], commitment=SID, signature=bytes(64))
+        keys = messages.SessionKeys(seal=word, mask=word[::-1], commitment=SID, signature=bytes(64))
         signature = sign.sign(IDENTITIES[d].secret, keys.signed(SID, d))
         signed[d] = msgspec.structs.replace(keys, signature=signature)
-    roster, loaded = messages.roster_digest(SID, signed), agree.Secret(one)
-    coins = secrets.coins(one, roster, "seed")
-    shared = shamir.share(two, [1, 2, 3], 2, coins)
-    wide = shamir.share(two, [1, 7, 2**32], 3, coins)
-    forward, backward = secrets.sealing_keys(loaded, agree.public(two), roster, "a", "b")
+    roster, loaded = messages.roster_digest(SID, signed), agree.AgreementSecret(one)
+    coins = secrets.shamir_coins(one, roster, "seed")
+    shared = shamir.shamir_shares(two, [1, 2, 3], 2, coins)
+    wide = shamir.shamir_shares(two, [1, 7, 2**32], 3, coins)
+    forward, backward = secrets.sealing_keys(loaded, agree.public_half(two), roster, "a", "b")
     checks = client._share_checks(roster, "a", "b", shared[1], shared[2])
-    bound = secrets.bound(roster, "a", "b", checks)
-    told, dealt = messages.dump(messages.Boxes(boxes={})), {"d001": one + checks, "d002": two + checks}
+    bound = secrets.box_binding(roster, "a", "b", checks)
+    told, dealt = messages.dump(messages.BoxesMessage(boxes={})), {"d001": one + checks, "d002": two + checks}
     return {
-        "digest": {"label": "x", "parts": ["", "616263"], "hex": messages.digest(b"x", b"", b"abc").hex()},
+        "digest": {"label": "x", "parts": ["", "616263"], "hex": messages.secagg_digest(b"x", b"", b"abc").hex()},
         "session": {"run": "run", "round": 3, "model": "model", "config": "config", "nonce": bytes(32).hex(),
                     "sid": SID.hex()},
         "configuration": [
             {"layout": "ab", "rule": RULE.hex(), "public": one.hex(), "clip": clip, "support": support,
-             "hex": messages.configuration("ab", RULE, one, clip, support).hex()}
+             "hex": messages.secagg_configuration("ab", RULE, one, clip, support).hex()}
             for clip, support in ((0.5, "cd"), (0.0, ""))],
         "fresh": {"entropy": one.hex(), "sid": SID.hex(), "device": "d000",
-                  **{r: secrets.fresh(one, SID, r, "d000").hex()
+                  **{r: secrets.fresh_secret(one, SID, r, "d000").hex()
                      for r in ("seal", "mask", "seed", "shares", "report", "share", "box")}},
         "keys": {d: {"identity": IDENTITIES[d].secret.hex(), "seal": k.seal.hex(), "mask": k.mask.hex(),
                      "commitment": k.commitment.hex(), "signed": k.signed(SID, d).hex(), "signature": k.signature.hex()}
                  for d, k in signed.items()},
         "roster": roster.hex(),
-        "commitment": {"device": "d000", "seed": one.hex(), "hex": secrets.commitment(SID, "d000", one).hex()},
+        "commitment": {"device": "d000", "seed": one.hex(), "hex": secrets.mask_commitment(SID, "d000", one).hex()},
         "polynomial": {
             "shares": one.hex(), "kind": "seed", "coins": coins.hex(), "secret": two.hex(),
             "coefficients": [c.to_bytes(33, "little").hex() for c in shamir._uniform_elements(coins, 2)],
             "2 of 3": {str(x): y.hex() for x, y in shared.items()},
             "3 of 3": {str(x): y.hex() for x, y in wide.items()},
-            "key coins": secrets.coins(one, roster, "key").hex()},
-        "element": {"secret": two.hex(), "hex": shamir.element(two).hex()},
-        "box": {"dealer": "a", "holder": "b", "secret": one.hex(), "peer": agree.public(two).hex(),
+            "key coins": secrets.shamir_coins(one, roster, "key").hex()},
+        "element": {"secret": two.hex(), "hex": shamir.field_element(two).hex()},
+        "box": {"dealer": "a", "holder": "b", "secret": one.hex(), "peer": agree.public_half(two).hex(),
                 "key": forward.hex(), "key back": backward.hex(), "seed share": shared[1].hex(),
                 "key share": shared[2].hex(), "checks": checks.hex(), "bound": bound.hex(),
                 "box": (seal.seal(forward, shared[1] + shared[2], bound) + checks).hex()},
-        "pair_seed": {"secret": one.hex(), "peer": agree.public(two).hex(), "one": "b", "other": "a",
-                      "hex": secrets.pair_seed(loaded, agree.public(two), roster, "b", "a").hex()},
+        "pair_seed": {"secret": one.hex(), "peer": agree.public_half(two).hex(), "one": "b", "other": "a",
+                      "hex": secrets.pair_seed(loaded, agree.public_half(two), roster, "b", "a").hex()},
         "rung": {"roster": roster.hex(), "rung": 3, "hex": Params(TrustPolicy(), 2, 20, 1, 0, 3).bound(roster).hex()},
         "mask": [{"seed": one.hex(), "context": SID.hex(), "bits": bits, "body": h.body.tolist(),
                   "head": [str(v) for v in h.head]} for bits, h in hidden.items()],
@@ -114,7 +114,8 @@ def pieces() -> dict[str, Any]:
         "masked": {"context": roster.hex(), "device": "d000", "told": told.hex(), "body": b"body".hex(),
                    "head": b"headhead".hex(), "failed": ["d001", "d002"],
                    "hex": messages.masked_digest(
-                       roster, "d000", messages.told_digest(told), b"body", b"headhead", ("d001", "d002")).hex()},
+                       roster, "d000", messages.boxes_message_digest(told), b"body", b"headhead", ("d001",
+                           "d002")).hex()},
         "shares": {"roster": roster.hex(), "device": "d000", "boxes": {d: box.hex() for d, box in dealt.items()},
                    "all": messages.boxes_digest(dealt).hex(),
                    "hex": messages.shares_digest(roster, "d000", messages.boxes_digest(dealt)).hex()},
@@ -123,7 +124,7 @@ def pieces() -> dict[str, Any]:
                      "hex": messages.revealed_digest(roster, "d000", {"d000": shared[1]}, {"d001": shared[2]}).hex()},
         "survivors": {"devices": ["d000", "d002"], "hex": messages.survivors_digest(roster, ["d000", "d002"]).hex()},
         "circle": [{"roster": one.hex(), "k": k, "devices": names,
-                    "neighbours": {d: list(v) for d, v in sorted(graph.neighbours(one, names, k).items())}}
+                    "neighbours": {d: list(v) for d, v in sorted(graph.mask_neighbours(one, names, k).items())}}
                    for k in (4, 11)],
         "shapes": [_shape(*shape) for shape in SHAPES],
         "no shapes": [dict(zip(("n", "corrupt", "dropout", "server", "code"), (*case, _none(*case)), strict=True))
@@ -132,6 +133,6 @@ def pieces() -> dict[str, Any]:
                         "message": c.message.hex(), "good": c.good} for c in cases()],
         "encodings": {
             "abort": messages.dump(messages.Abort(code="E-SECAGG-FEW")).hex(),
-            "boxes, none": messages.dump(messages.Boxes(boxes={})).hex(),
-            "survivors": messages.dump(messages.Survivors(devices=("\N{EURO SIGN}", "\N{DOLPHIN}"))).hex()},
+            "boxes, none": messages.dump(messages.BoxesMessage(boxes={})).hex(),
+            "survivors": messages.dump(messages.SurvivorsMessage(devices=("\N{EURO SIGN}", "\N{DOLPHIN}"))).hex()},
     }  # fmt: skip

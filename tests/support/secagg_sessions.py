@@ -21,13 +21,13 @@ RIGHT, LONGER = "the answer", "the answer and a zero byte"
 
 def circle(n: int) -> list[str]:
     """The devices of a session of so many, as they stand on the circle of a sparse graph."""
-    s, keys = Session(n), dict[str, messages.Keys]()
+    s, keys = Session(n), dict[str, messages.SessionKeys]()
     for device, raw in s.advertise():
-        message = messages.load(raw)
-        assert isinstance(message, messages.Advertise)
+        message = messages.load_secagg_message(raw)
+        assert isinstance(message, messages.AdvertiseMessage)
         keys[device] = message.keys
     roster = messages.roster_digest(SID, keys)
-    return sorted(keys, key=lambda device: messages.digest(b"circle", roster, device.encode()))
+    return sorted(keys, key=lambda device: messages.secagg_digest(b"circle", roster, device.encode()))
 
 
 def around_two(n: int) -> dict[str, int]:

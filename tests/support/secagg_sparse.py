@@ -16,7 +16,7 @@ from session import IDENTITIES, ROOT, SID, registry
 from edgewise.core.keys import derive
 from edgewise.crypto import sign
 from edgewise.secagg import client, messages
-from edgewise.secagg.messages import Boxes, Dealt, Proofs, Survivors
+from edgewise.secagg.messages import BoxesMessage, DealtBox, ProofsMessage, SurvivorsMessage
 from edgewise.secagg.params import Params, TrustPolicy
 
 COMPLETE, NAME, CURIOUS = "all stay", "a sparse graph", "a sparse graph and a curious server"
@@ -29,10 +29,10 @@ class Sparse:
     def __init__(self, records: dict[str, dict[str, Any]], name: str) -> None:
         record = records[name]
         self.told = [bytes.fromhex(line["hex"]) for line in record["lines"] if "d000" in line.get("to", ())]
-        roster = messages.load(self.told[0])
-        survivors = messages.load(self.told[2])
-        assert isinstance(roster, messages.Roster)
-        assert isinstance(survivors, messages.Survivors)
+        roster = messages.load_secagg_message(self.told[0])
+        survivors = messages.load_secagg_message(self.told[2])
+        assert isinstance(roster, messages.RosterMessage)
+        assert isinstance(survivors, messages.SurvivorsMessage)
         p, me = record["params"], record["devices"]["d000"]
         policy = CASES[name].more.get("policy", TrustPolicy())
         self.params = Params(policy, p["n_min"], p["bits"], p["dim"], p["heads"])
@@ -43,28 +43,28 @@ class Sparse:
         self.far = [d for d in self.alive if d not in (*near["d000"], "d000")]
         self.quorum = policy.quorum(len(roster.keys))
 
-    def proofs(self, near: int, far: int, bad: Sequence[str] = ()) -> Proofs:
+    def proofs(self, near: int, far: int, bad: Sequence[str] = ()) -> ProofsMessage:
         """Signatures of so many holders and of so many other survivors, the first of each in order."""
         said = messages.survivors_digest(self.roster, self.alive)
         who = sorted([*self.near[:near], *self.far[:far], *bad])
-        return Proofs(signatures={d: BROKEN if d in bad else sign.sign(IDENTITIES[d].secret, said) for d in who})
+        return ProofsMessage(signatures={d: BROKEN if d in bad else sign.sign(IDENTITIES[d].secret, said) for d in who})
 
-    def boxes(self, count: int) -> Boxes:
+    def boxes(self, count: int) -> BoxesMessage:
         """The first boxes that d000 was sent."""
-        boxes = messages.load(self.told[1])
-        assert isinstance(boxes, Boxes)
-        return Boxes(boxes=dict(list(boxes.boxes.items())[:count]))
+        boxes = messages.load_secagg_message(self.told[1])
+        assert isinstance(boxes, BoxesMessage)
+        return BoxesMessage(boxes=dict(list(boxes.boxes.items())[:count]))
 
-    def survivors(self, count: int) -> Survivors:
+    def survivors(self, count: int) -> SurvivorsMessage:
         """d000, and others of its survivors, the first in order."""
-        return Survivors(devices=self.alive[:count])
+        return SurvivorsMessage(devices=self.alive[:count])
 
-    def stranger(self, roster: bytes) -> Boxes:
+    def stranger(self, roster: bytes) -> BoxesMessage:
         """All boxes, and one that a device which is no neighbour has dealt and signed."""
         every = messages.boxes_digest({"d000": JUNK})
         signature = sign.sign(IDENTITIES[self.far[0]].secret, messages.shares_digest(roster, self.far[0], every))
-        boxes = {**self.boxes(99).boxes, self.far[0]: Dealt(box=JUNK, all=every, signature=signature)}
-        return Boxes(boxes=messages.ordered(boxes))
+        boxes = {**self.boxes(99).boxes, self.far[0]: DealtBox(box=JUNK, all=every, signature=signature)}
+        return BoxesMessage(boxes=messages.ordered_for_wire(boxes))
 
     def answer(self, step: int, raw: bytes) -> bytes:
         """Answer of d000 to a message in the place of the recorded one."""
@@ -129,6 +129,6 @@ def answers(records: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
     for d000, session, name, step, message in made:
         raw = messages.dump(message)
         answer = d000.answer(step, raw)
-        assert not isinstance(messages.load(answer), messages.Abort), name
+        assert not isinstance(messages.load_secagg_message(answer), messages.Abort), name
         rows.append({"name": name, "session": session, "step": step, "hex": raw.hex(), "answer": answer.hex()})
     return rows

@@ -29,14 +29,14 @@ def _split(device: str, label: str = "report", *, signer: str = "", context: byt
 
 def session() -> dict[str, Any]:
     """Three reports, both halves of their sum, and the sum, inside ``hpke.repeatable``."""
-    leader = two_server.lead(PARAMS, SID, LEADER.secret, registry)
+    leader = two_server.lead_two_servers(PARAMS, SID, LEADER.secret, registry)
     helper = two_server.HelperState(PARAMS, SID, HELPER.secret, registry)
     reports = {}
     for i, device in enumerate(DEVICES):
         raw, entropy = _split(device), derive(ROOT, "report", device)
-        ticket, share = two_server.open_report(leader, device, raw)
-        helper = two_server.admit(helper, ticket)
-        k, content = (secrets.fresh(entropy, SID, role, device) for role in ("share", "box"))
+        ticket, share = two_server.open_share_report(leader, device, raw)
+        helper = two_server.admit_share_report(helper, ticket)
+        k, content = (secrets.fresh_secret(entropy, SID, role, device) for role in ("share", "box"))
         sealed = (
             ("leader", LEADER.public, content, two_server._share_context(SID, b"leader", device, ticket.id)),
             ("helper", HELPER.public, k, two_server._share_context(SID, b"helper", device, ticket.id)),
@@ -48,9 +48,9 @@ def session() -> dict[str, Any]:
             "ephemeral": {to: hpke.ephemeral(public, plain, info).hex() for to, public, plain, info in sealed},
             "ticket": msgspec.msgpack.encode(ticket).hex(), "leader_share": _half(share),
         }  # fmt: skip
-        leader = two_server.count(leader, ticket, share)
+        leader = two_server.add_leader_share(leader, ticket, share)
     half = _half(leader.total)
-    _, other = two_server.open_batch(helper, DEVICES)
+    _, other = two_server.open_helper_batch(helper, DEVICES)
     leader.total.add(other.body, other.head)
     return {
         "bits": PARAMS.bits, "dim": PARAMS.dim, "heads": PARAMS.heads, "n_min": PARAMS.n_min, "context": SID.hex(),
@@ -106,8 +106,8 @@ def rejects(made: dict[str, Any]) -> list[dict[str, Any]]:
     one = tickets["d000"]
 
     def of(report: bytes) -> dict[str, Any]:
-        known = two_server.lead(PARAMS, SID, LEADER.secret, registry)
-        return msgspec.to_builtins(two_server.open_report(known, "d000", report)[0], builtin_types=(bytes,))
+        known = two_server.lead_two_servers(PARAMS, SID, LEADER.secret, registry)
+        return msgspec.to_builtins(two_server.open_share_report(known, "d000", report)[0], builtin_types=(bytes,))
 
     helper = [
         ("an id of 15 bytes", [], _sizes(one, id=15), "E-FRAME"),
@@ -154,7 +154,7 @@ def _sizes(fields: dict[str, Any], **sizes: int) -> bytes:
 def _same_id(id: bytes) -> dict[str, Any]:
     """A ticket of d001, good but for its id."""
     helper = seal.hpke_seal(HELPER.public, bytes(32), two_server._share_context(SID, b"helper", "d001", id))
-    said = two_server.signed(SID, "d001", id, bytes(96), helper)
+    said = two_server.share_report_digest(SID, "d001", id, bytes(96), helper)
     return {"device": "d001", "id": id, "leader": bytes(96), "helper": helper,
             "signature": sign.sign(IDENTITIES["d001"].secret, said)}  # fmt: skip
 
@@ -173,7 +173,7 @@ def _padded() -> bytes:
     # The mask of a narrower ring is another one, so what the leader sees is random: some report has a bit too many.
     for i in range(64):
         raw = bytes(two_server.split(wide, SID, "d000", *args, derive(entropy, i)))
-        plain = seal.large_open(LEADER.secret, raw[two_server._HEAD_BYTES :], _bound(raw))
+        plain = seal.open_large_box(LEADER.secret, raw[two_server._HEAD_BYTES :], _bound(raw))
         if plain[12] >> 4:
             return raw
     raise AssertionError

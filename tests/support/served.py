@@ -22,7 +22,7 @@ from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.meter import NOWHERE
 from edgewise.drivers.http.page_rules import PAGES
 from edgewise.drivers.http.rules import RULES
-from edgewise.drivers.storage.store_place import Place
+from edgewise.drivers.storage.store_place import StorePlace
 
 RUN = "run-1"
 UNLIMITED = ServerLimits(address_rate=1e6, address_burst=1e6, member_rate=1e6, member_burst=1e6)
@@ -59,7 +59,7 @@ def send_invitation(server: HttpServer, device: str, round: int = 0, run: str = 
 def running(
     folder: Path,
     limits: ServerLimits = ServerLimits(),  # noqa: B008 (frozen)
-    blobs: Place | None = None,
+    blobs: StorePlace | None = None,
 ) -> Iterator[HttpServer]:
     """A server over TLS. At its end: whatever it has refused, its description names the code for that route."""
     with HttpServer(folder / "server", limits=limits, blobs=blobs) as server:

@@ -19,18 +19,18 @@ ROOT = root(1)
 IDENTITIES = {f"d{i:03d}": sign.pair(derive(ROOT, "id", i)) for i in range(120)}
 FOREIGN = ("\N{FULLWIDTH TILDE}", "\N{DOLPHIN}")  # in the order of code points, which is not that of UTF-16 code units
 IDENTITIES |= {name: sign.pair(derive(ROOT, "id", name)) for name in FOREIGN}
-SID = messages.session_id("run", 3, "model", "config", bytes(32))
+SID = messages.secagg_session_id("run", 3, "model", "config", bytes(32))
 
 
 def fresh(device: str) -> list[bytes]:
     """The secrets that a device of a ``Session`` draws at its start."""
     entropy = derive(ROOT, "entropy", device)
-    return [secrets.fresh(entropy, SID, role, device) for role in ("seal", "mask", "seed", "shares")]
+    return [secrets.fresh_secret(entropy, SID, role, device) for role in ("seal", "mask", "seed", "shares")]
 
 
 def signed(device: str, roster: bytes, message: Any) -> Any:
     """Shares, or what was revealed, changed after its device had said it, with its good signature."""
-    if isinstance(message, messages.Shares):
+    if isinstance(message, messages.SharesMessage):
         said = messages.shares_digest(roster, device, messages.boxes_digest(message.boxes))
     else:
         said = messages.revealed_digest(roster, device, message.seeds, message.keys)
@@ -62,7 +62,7 @@ class Session:
         self.xs = {d: rng.integers(0, 1 << self.bits, self.dim, dtype=np.uint32) for d in self.devices}
         self.hs = {d: rng.integers(0, 1 << 63, self.heads, dtype=np.uint64) for d in self.devices}
         self.clients: dict[str, client.State] = {}
-        self.server: server.State = server.start(server.Session(self.params, SID, registry))
+        self.server: server.State = server.start(server.SecAggSession(self.params, SID, registry))
         self.refused: list[tuple[str, str]] = []
         self.sent: list[bytes] = []  # everything that crossed the wire
 
@@ -80,16 +80,16 @@ class Session:
     def give(self, device: str, raw: bytes) -> list[tuple[str, bytes]]:
         """A message to the server; what it sends."""
         self.sent.append(raw)
-        return self._out(events.Received(device, raw))
+        return self._out(events.SecAggReceived(device, raw))
 
     def close(self) -> list[tuple[str, bytes]]:
         """The step's deadline."""
-        return self._out(events.StepClosed())
+        return self._out(events.SecAggStepClosed())
 
     def _out(self, event: events.Event) -> list[tuple[str, bytes]]:
-        self.server, effects = server.step(self.server, event)
-        self.refused += [(e.device, e.code) for e in effects if isinstance(e, events.Refused)]
-        return [(e.device, e.raw) for e in effects if isinstance(e, events.SendMessage)]
+        self.server, effects = server.step_secagg_server(self.server, event)
+        self.refused += [(e.device, e.code) for e in effects if isinstance(e, events.SecAggRefused)]
+        return [(e.device, e.raw) for e in effects if isinstance(e, events.SecAggSend)]
 
     def answer(self, device: str, raw: bytes) -> bytes:
         """A message to a device; its answer."""

@@ -25,7 +25,7 @@ from edgewise.apps.server.start import HttpServer
 from edgewise.core import events
 from edgewise.drivers.fleet import members, served, sessions
 from edgewise.drivers.fleet.members import Grant
-from edgewise.drivers.fleet.promotions import Promotion, add
+from edgewise.drivers.fleet.promotions import Promotion, add_promotion
 from edgewise.drivers.fleet.served import ServedRun
 from edgewise.drivers.http import identity, tokens
 from edgewise.drivers.storage import charges, schema
@@ -91,7 +91,9 @@ def write_run(folder: Path, run: str, name: str, played: int, seed: int = 0) -> 
             next_round=played, ledger="", epsilon=6.0 * math.sqrt(played / 200), journal_key=b"", window=0,
         ))  # fmt: skip
         for r in range(min(played, 40)):
-            charges.add(c, ledger.first_link(run, "i"), LedgerEntry(r, f"{r:032x}", 0, gaussian(1.1)))
+            charges.add_stored_charge(
+                c, ledger.first_ledger_link(run, "i"), LedgerEntry(r, f"{r:032x}", 0, gaussian(1.1))
+            )
         if rows:
             table = [_row(event) for event in rows]
             c.execute(schema.EVENTS.insert(), table)
@@ -117,12 +119,12 @@ def member(
     server: HttpServer, label: str, role: str = "device", approved: bool = True, tags: Sequence[str] = ()
 ) -> str:
     """Enrol a made-up key; returns its id."""
-    public = identity.fingerprint(label.encode()).encode()
-    token, now_s = tokens.make(server.service.identity.name), server.service.now_s()
+    public = identity.key_fingerprint(label.encode()).encode()
+    token, now_s = tokens.make_token_for_server(server.service.identity.name), server.service.now_s()
 
     def change(c: sa.Connection) -> str:
         members.make_token(c, token, Grant(role, tuple(tags), approved=approved), "server", now_s)
-        return members.join(c, token, public, label, now_s).id
+        return members.join_fleet(c, token, public, label, now_s).id
 
     return str(server.service.database.write(change))
 
@@ -130,7 +132,11 @@ def member(
 def login(server: HttpServer, name: str) -> str:
     """The secret of a new session of a member."""
     now_s = server.service.now_s()
-    return str(server.service.database.write(lambda c: sessions.enter(c, sessions.invite(c, name, now_s), now_s)[0]))
+    return str(
+        server.service.database.write(
+            lambda c: sessions.enter_session(c, sessions.invite_to_session(c, name, now_s), now_s)[0]
+        )
+    )
 
 
 def filled(server: HttpServer) -> dict[str, str]:
@@ -154,7 +160,7 @@ def filled(server: HttpServer) -> dict[str, str]:
             run=found[name], name=name, played=80, model="c0" * 32, total="d1" * 32, chain="e2" * 32, layout="f3" * 32,
             base="bundled", blobs={}, by=found["operator"], at_s=server.service.now_s(),
         )  # fmt: skip
-        server.service.database.write(lambda c, one=one: add(c, one))
+        server.service.database.write(lambda c, one=one: add_promotion(c, one))
     return found
 
 
@@ -164,6 +170,6 @@ if __name__ == "__main__":
     free = ServerLimits(address_rate=1e5, address_burst=1e5, member_rate=1e5, member_burst=1e5)
     with HttpServer(Path(sys.argv[1]), limits=free) as made:
         known = filled(made)
-        text = made.service.database.write(lambda c: sessions.invite(c, known["operator"], time.time()))
+        text = made.service.database.write(lambda c: sessions.invite_to_session(c, known["operator"], time.time()))
         print(json.dumps({"url": made.url, "token": text, **known}), flush=True)
         sys.stdin.read()

@@ -9,14 +9,14 @@ import numpy as np
 from edgewise.core.frame import Invite
 from edgewise.core.keys import derive, root
 from edgewise.crypto import sign
-from edgewise.crypto.agree import Pair
+from edgewise.crypto.agree import AgreementPair
 from edgewise.drivers.fleet import roster
-from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.identity import key_fingerprint
 from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server
 from edgewise.secagg.secrets import Hidden
 
-IDENTITIES = {fingerprint(pair.public): pair for pair in (sign.pair(derive(root(5), i)) for i in range(5))}
+IDENTITIES = {key_fingerprint(pair.public): pair for pair in (sign.pair(derive(root(5), i)) for i in range(5))}
 DEVICES = sorted(IDENTITIES)
 LEADER = two_server.server_pair(derive(root(5), "leader"))
 ROSTER = roster.dump([pair.public for pair in IDENTITIES.values()])
@@ -47,18 +47,18 @@ class Round:
 
     def __post_init__(self) -> None:
         self.params, self.context = self.plan.secagg(self.told.round), self.plan.session(self.told)
-        self.leader = two_server.lead(self.params, self.context, LEADER.secret, registry)
+        self.leader = two_server.lead_two_servers(self.params, self.context, LEADER.secret, registry)
 
-    def ticket(self, device: str, signer: Pair | None = None) -> bytes:
+    def ticket(self, device: str, signer: AgreementPair | None = None) -> bytes:
         """A device's ticket; its share is added to the leader's."""
         body = np.full(self.params.dim, self.values[device], np.uint32)
         raw = two_server.split(
             self.params, self.context, device, (signer or IDENTITIES[device]).secret, LEADER.public, self.key, body,
             np.ones(self.params.heads, np.uint64), derive(root(6), device, self.told.nonce),
         )  # fmt: skip
-        ticket, share = two_server.open_report(self.leader, device, raw)
-        self.leader = two_server.count(self.leader, ticket, share)
-        return two_server.dump(ticket)
+        ticket, share = two_server.open_share_report(self.leader, device, raw)
+        self.leader = two_server.add_leader_share(self.leader, ticket, share)
+        return two_server.dump_ticket(ticket)
 
     def opened(self, share: Hidden) -> int:
         """The sum of all that was sent, which is the same in every coordinate."""

@@ -11,8 +11,8 @@ import pytest
 
 import edgewise as ew
 from edgewise.apps.federation.digest import digest
-from edgewise.apps.federation.sweep import trials
-from edgewise.apps.federation.texts import OWNER, lines, records
+from edgewise.apps.federation.sweep import sweep_trials
+from edgewise.apps.federation.texts import OWNER, device_text_lines, records
 from edgewise.apps.runs import parts
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec
@@ -115,7 +115,11 @@ def test_a_notebook_shows_tables() -> None:
 def test_every_part_has_a_name_here() -> None:
     names = {n for kind in (BUILT_IN.stages, BUILT_IN.merges, BUILT_IN.posts, BUILT_IN.strategies) for n in kind}
     assert names == set(ew.PARTS)
-    assert parts.table(ew.clip(1.0), "") == parts.table(ew.clip(l2=1.0), "") == ({"kind": "clip", "l2": 1.0}, clip)
+    assert (
+        parts.part_table(ew.clip(1.0), "")
+        == parts.part_table(ew.clip(l2=1.0), "")
+        == ({"kind": "clip", "l2": 1.0}, clip)
+    )
     assert repr(ew.feedback()) == "feedback()"  # what is inside it follows it in the list
     with pytest.raises(ew.EdgewiseError, match=r"E-VALUE: top_k.*fraction"):
         ew.top_k(2.0)
@@ -156,9 +160,9 @@ def test_records_of_any_form() -> None:
             list(records(wrong, "d"))
     section = DataSection(source="jsonl", path="x", owner=OWNER, prompt="q", text="a")
     rows = {"d": [{"q": "one", "a": np.float32(2), "more": object()}]}
-    assert list(lines(rows, section)) == [("d", '{"edgewise_device": "d", "a": 2.0, "q": "one"}')]
+    assert list(device_text_lines(rows, section)) == [("d", '{"edgewise_device": "d", "a": 2.0, "q": "one"}')]
     with pytest.raises(ew.EdgewiseError, match=r"E-DATA-COLUMN.*'q'"):
-        list(lines({"d": ["alone"]}, section))
+        list(device_text_lines({"d": ["alone"]}, section))
 
 
 def test_a_digest_is_of_what_decides_an_objects_work() -> None:
@@ -192,13 +196,13 @@ def test_a_digest_is_of_what_decides_an_objects_work() -> None:
 
 def test_a_grid_has_a_folder_for_each_combination() -> None:
     grid = {"training.lr": [0.1, 0.3], "strategy.kind": ["fedavg", "fed/adam"]}
-    names = [t.run_dir.as_posix() for t in trials(grid, Path("out"))]
+    names = [t.run_dir.as_posix() for t in sweep_trials(grid, Path("out"))]
     assert names == [
         "out/lr=0.1,kind=fedavg", "out/lr=0.1,kind=fed_adam", "out/lr=0.3,kind=fedavg", "out/lr=0.3,kind=fed_adam",
     ]  # fmt: skip
     for wrong in ({}, {"training.lr": [1]}, {"training.lr": "12"}, {"training.lr": [1, 2], "name": []}):
         with pytest.raises(ew.EdgewiseError, match="E-MISSING"):
-            trials(wrong, Path("out"))
+            sweep_trials(wrong, Path("out"))
 
 
 def test_the_readme_of_settings_is_a_file(tmp_path: Path) -> None:

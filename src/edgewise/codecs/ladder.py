@@ -37,7 +37,7 @@ def pick_rung(budget_bytes: float, sizes: Sequence[float]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Numbered:
+class NumberedRungs:
     """Layout (``core.space.Layout``) of a ladder: the rung's number, then the payload in the rung's own layout.
 
     The number is LEB128 in its shortest form.
@@ -64,13 +64,13 @@ class Numbered:
         """Read a payload, as ``core.space.Layout`` says."""
         rung, length = _unpack_varint(view)
         if rung >= len(self.rungs):
-            pack.refuse(f"rung {rung} of {len(self.rungs)}")
+            pack.refuse_payload(f"rung {rung} of {len(self.rungs)}")
         return pack.unpack(view[length:], self.rungs[rung]).but(rung=rung)
 
 
 def rung_bytes(space: Space) -> tuple[float, ...]:
     """List the bytes of one packed payload of each rung, its number included. Empty if there are no rungs."""
-    return space.layout.sizes if isinstance(space.layout, Numbered) else ()
+    return space.layout.sizes if isinstance(space.layout, NumberedRungs) else ()
 
 
 def _leb128(number: int) -> bytes:
@@ -89,9 +89,9 @@ def _unpack_varint(view: memoryview) -> tuple[int, int]:
     """Read a number, and count the bytes that it took: at most two, and no more than needed."""
     length = 1 if len(view) and view[0] < 128 else 2
     if len(view) < length or view[length - 1] > 127:
-        pack.refuse("no rung number")
+        pack.refuse_payload("no rung number")
     if length == 2 and not view[1]:
-        pack.refuse("a rung number is longer than needed")
+        pack.refuse_payload("a rung number is longer than needed")
     return sum((byte & 127) << 7 * i for i, byte in enumerate(view[:length])), length
 
 
@@ -135,7 +135,7 @@ def ladder(rungs: Sequence[Sequence[Stage]]) -> Stage:
                 )
         largest = max(ends, key=pack.size_bytes)
         return largest.but(
-            layout=Numbered(ends),
+            layout=NumberedRungs(ends),
             l2=max(end.l2 for end in ends),
             linf=max(end.linf for end in ends),
             gain=max(end.gain for end in ends),

@@ -1,6 +1,6 @@
 """Key agreement with X25519 and HKDF-SHA256 from the ``cryptography`` library (RFC 7748, RFC 5869).
 
->>> alice, bob = pair(bytes(range(32))), pair(bytes(range(1, 33)))
+>>> alice, bob = agreement_pair(bytes(range(32))), agreement_pair(bytes(range(1, 33)))
 >>> agree(alice.secret, bob.public, b"salt", b"demo") == agree(bob.secret, alice.public, b"salt", b"demo")
 True
 """
@@ -19,29 +19,29 @@ KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class AgreementPair:
     """A key pair as raw bytes, 32 each."""
 
     public: bytes
     secret: bytes = field(repr=False)
 
 
-def pair(entropy: bytes) -> Pair:
+def agreement_pair(entropy: bytes) -> AgreementPair:
     """Make an X25519 pair whose secret is ``entropy``: 32 bytes, uniform and fresh."""
-    return Pair(public(entropy), entropy)
+    return AgreementPair(public_half(entropy), entropy)
 
 
-def public(secret: bytes) -> bytes:
+def public_half(secret: bytes) -> bytes:
     """Compute the public half of a secret."""
     return X25519PrivateKey.from_private_bytes(secret).public_key().public_bytes_raw()
 
 
-def derive(secret: bytes, salt: bytes, info: bytes, length: int = KEY_BYTES) -> bytes:
+def hkdf_derive(secret: bytes, salt: bytes, info: bytes, length: int = KEY_BYTES) -> bytes:
     """Derive ``length`` bytes with HKDF-SHA256."""
     return HKDF(hashes.SHA256(), length, salt, info).derive(secret)
 
 
-class Secret:
+class AgreementSecret:
     """A secret key, loaded once for many agreements. Loading costs as much as one agreement."""
 
     __slots__ = ("_key",)
@@ -64,15 +64,15 @@ class Secret:
 
     def agree(self, peer: bytes, salt: bytes, info: bytes) -> bytes:
         """Compute HKDF(X25519(secret, peer), salt, info). Raises as ``shared``."""
-        return derive(self.shared(peer), salt, info)
+        return hkdf_derive(self.shared(peer), salt, info)
 
 
 def agree(secret: bytes, peer: bytes, salt: bytes, info: bytes) -> bytes:
     """Compute ``Secret.agree`` for a single agreement."""
-    return Secret(secret).agree(peer, salt, info)
+    return AgreementSecret(secret).agree(peer, salt, info)
 
 
-def usable(peer: bytes) -> bool:
+def usable_public_key(peer: bytes) -> bool:
     """Return True if ``agree`` accepts ``peer``: 32 bytes, and not of small order.
 
     A secret scalar is a multiple of 8, so a point of small order gives zero with every secret. The secret that is used

@@ -43,7 +43,7 @@ def _add_four_masks(acc: NDArray[Any], words: NDArray[Any], signs: NDArray[Any],
         acc[i] = wide(acc[i] + wide(word(one + other))) & mask
 
 
-class Words:
+class KeyStreamWords:
     """A seed's key stream, read in order. ``fill`` gives the next words, whatever the sizes of the earlier reads.
 
     Raises:
@@ -82,27 +82,27 @@ def random_coins(seed: bytes, n: int, rate: float) -> NDArray[np.bool_]:
     Edge cases: no coin is true at rate 0, all are at rate 1.
     """
     words = np.empty(n, np.uint64)
-    Words(seed).fill(words)
+    KeyStreamWords(seed).fill(words)
     fractions = (words.astype("<u8", copy=False) >> np.uint64(11)) * np.float64(2.0**-53)
     return np.asarray(fractions < rate, np.bool_)
 
 
-def residue_dtype(bits: int) -> type[np.uint32] | type[np.uint64]:
+def _residue_dtype(bits: int) -> type[np.uint32] | type[np.uint64]:
     """Choose the word that holds residues modulo 2^bits. Raises ValueError outside 1 to 64."""
     if not 1 <= bits <= 64:
         raise ValueError(f"a ring has 1 to 64 bits, not {bits}")
     return np.uint32 if bits <= 32 else np.uint64
 
 
-def stream_word(bits: int) -> type[np.uint16] | type[np.uint32] | type[np.uint64]:
+def _stream_word(bits: int) -> type[np.uint16] | type[np.uint32] | type[np.uint64]:
     """Choose the word of a key stream that gives one residue. Up to 16 bits it is half as wide. Raises as ``width``."""
-    return np.uint16 if 1 <= bits <= 16 else residue_dtype(bits)
+    return np.uint16 if 1 <= bits <= 16 else _residue_dtype(bits)
 
 
-def add(acc: Ring, masks: Iterable[tuple[Words, int]], bits: int) -> None:
+def add_masks(acc: Ring, masks: Iterable[tuple[KeyStreamWords, int]], bits: int) -> None:
     """Add masks to a sum: ``acc += sum over (stream, sign) of sign stream mod 2^bits``, in place.
 
-    Each byte of key stream is touched once. The i-th next word of a key stream (``stream_word``) belongs to coordinate
+    Each byte of key stream is touched once. The i-th next word of a key stream (``_stream_word``) belongs to coordinate
     i, so the result does not depend on the way it is computed. A uniform word cut to ``bits`` bits is exactly uniform.
 
     Args:
@@ -113,7 +113,7 @@ def add(acc: Ring, masks: Iterable[tuple[Words, int]], bits: int) -> None:
     Raises:
         ValueError: wrong dtype or sign, or d beyond ``LIMIT_BYTES``.
     """
-    wide, word = residue_dtype(bits), np.dtype(stream_word(bits))
+    wide, word = _residue_dtype(bits), np.dtype(_stream_word(bits))
     if acc.dtype != wide or not acc.flags.c_contiguous or acc.ndim != 1:
         raise ValueError(f"the sum must be a contiguous {wide.__name__} vector")
     mask, whole = wide((1 << bits) - 1), (1 << 8 * word.itemsize) - 1
@@ -136,20 +136,21 @@ def add(acc: Ring, masks: Iterable[tuple[Words, int]], bits: int) -> None:
                 _add_one(part, row, sign, mask)
 
 
-class Mask:
-    """A key stream that is added (sign 1) or subtracted (-1) piece by piece. ``add`` does the same to a whole vector.
+class MaskStream:
+    """A key stream that is added (sign 1) or subtracted (-1) piece by piece. ``add_masks`` does the same to a whole
+    vector.
 
     Raises:
         ValueError: the sign is neither 1 nor -1.
     """
 
-    def __init__(self, stream: Words, sign: int, bits: int) -> None:
+    def __init__(self, stream: KeyStreamWords, sign: int, bits: int) -> None:
         if sign not in (1, -1):
             raise ValueError("a sign must be 1 or -1")
-        word = np.dtype(stream_word(bits))
+        word = np.dtype(_stream_word(bits))
         self._stream, self._words = stream, np.empty(0, word)
         self._sign = word.type(0 if sign == 1 else (1 << 8 * word.itemsize) - 1)
-        self._mask = residue_dtype(bits)((1 << bits) - 1)
+        self._mask = _residue_dtype(bits)((1 << bits) - 1)
 
     def add(self, piece: Ring) -> None:
         """Add the key stream to the next coordinates, in place."""
@@ -159,8 +160,8 @@ class Mask:
         _add_one(piece, self._words[: piece.size], self._sign, self._mask)
 
 
-def expand(seed: bytes, dim: int, bits: int) -> Ring:
-    """Compute PRG(seed): ``dim`` residues, uniform modulo 2^bits. Raises as ``add``."""
-    out: Ring = np.zeros(dim, np.uint32) if residue_dtype(bits) is np.uint32 else np.zeros(dim, np.uint64)
-    add(out, [(Words(seed), 1)], bits)
+def expand_seed(seed: bytes, dim: int, bits: int) -> Ring:
+    """Compute PRG(seed): ``dim`` residues, uniform modulo 2^bits. Raises as ``add_masks``."""
+    out: Ring = np.zeros(dim, np.uint32) if _residue_dtype(bits) is np.uint32 else np.zeros(dim, np.uint64)
+    add_masks(out, [(KeyStreamWords(seed), 1)], bits)
     return out

@@ -1,7 +1,7 @@
 """Sealed boxes: AES-256-GCM with a key used once or with random nonces, and HPKE to a public key (RFC 9180).
 
 >>> box = seal(bytes(32), b"text", b"round 3")
->>> open(bytes(32), box, b"round 3")
+>>> open_sealed(bytes(32), box, b"round 3")
 b'text'
 """
 
@@ -36,7 +36,7 @@ def seal(key: bytes, plain: bytes | memoryview, bound: bytes) -> bytes:
     return AESGCM(key).encrypt(_ONCE, plain, bound)
 
 
-def open(key: bytes, box: bytes | memoryview, bound: bytes) -> bytes:
+def open_sealed(key: bytes, box: bytes | memoryview, bound: bytes) -> bytes:
     """Open a box of ``seal``. Raises DecodeError(E-SEAL) unless the box was sealed with this key and ``bound``."""
     try:
         return AESGCM(key).decrypt(_ONCE, box, bound)
@@ -44,8 +44,9 @@ def open(key: bytes, box: bytes | memoryview, bound: bytes) -> bytes:
         raise DecodeError("E-SEAL", "a sealed box does not open.") from None
 
 
-def open_into(key: bytes, box: memoryview, bound: bytes, out: memoryview) -> None:
-    """Open a box of ``seal`` into memory of exactly its contents' size. Raises DecodeError(E-SEAL) as ``open``."""
+def open_sealed_into(key: bytes, box: memoryview, bound: bytes, out: memoryview) -> None:
+    """Open a box of ``seal`` into memory of exactly its contents' size. Raises DecodeError(E-SEAL) as
+    ``open_sealed``."""
     try:
         AESGCM(key).decrypt_into(_ONCE, box, bound, out)
     except (InvalidTag, ValueError):
@@ -74,7 +75,7 @@ def hpke_open(secret: bytes, box: bytes, bound: bytes) -> bytes:
         raise DecodeError("E-SEAL", "a sealed box does not open.") from None
 
 
-class BoxKey:
+class SealingKey:
     """A key for many boxes: AES-256-GCM with random nonces, at most 2^32 of them.
 
     ``key`` is 32 bytes that are used for nothing else.
@@ -104,7 +105,7 @@ class BoxKey:
             raise DecodeError("E-SEAL", "a sealed box does not open.") from None
 
 
-class LargeBox:
+class LargeSealedBox:
     """A box for the holder of an X25519 key, written piece by piece, without a second copy of its plain text.
 
     HPKE seals a key, and that key seals the pieces with AES-256-GCM, both for ``bound``. This is how CMS envelopes data
@@ -142,8 +143,8 @@ class LargeBox:
         self._room[self._at :] = self._stream.tag
 
 
-def large_open(secret: bytes, box: bytes | memoryview, bound: bytes) -> bytes:
-    """Open a ``LargeBox``. Raises DecodeError(E-SEAL)."""
+def open_large_box(secret: bytes, box: bytes | memoryview, bound: bytes) -> bytes:
+    """Open a ``LargeSealedBox``. Raises DecodeError(E-SEAL)."""
     key = hpke_open(secret, bytes(box[:_LEAD_BYTES]), bound)
     if len(key) != KEY_BYTES:
         raise DecodeError("E-SEAL", "a sealed box does not open.")

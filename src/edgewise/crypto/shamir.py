@@ -6,8 +6,8 @@
 A 32-byte secret is one field element. Python integers do not compute in constant time. Secrets here live for one round
 only. Source: Shamir 1979, Communications of the ACM 22(11).
 
->>> shares = share(bytes(range(32)), [1, 2, 3], 2, bytes(32))
->>> combine({1: shares[1], 3: shares[3]}, 2) == bytes(range(32))
+>>> shares = shamir_shares(bytes(range(32)), [1, 2, 3], 2, bytes(32))
+>>> combine_shares({1: shares[1], 3: shares[3]}, 2) == bytes(range(32))
 True
 """
 
@@ -19,13 +19,13 @@ from functools import lru_cache
 import numpy as np
 
 from edgewise.core.errors import DecodeError
-from edgewise.crypto.prg import Words
+from edgewise.crypto.prg import KeyStreamWords
 
 PRIME = 2**256 + 297
 SECRET_BYTES, SHARE_BYTES = 32, 33
 
 
-def share(secret: bytes, at: Sequence[int], threshold: int, entropy: bytes) -> dict[int, bytes]:
+def shamir_shares(secret: bytes, at: Sequence[int], threshold: int, entropy: bytes) -> dict[int, bytes]:
     """Split ``secret`` into shares at the points ``at``.
 
     Args:
@@ -54,19 +54,19 @@ def share(secret: bytes, at: Sequence[int], threshold: int, entropy: bytes) -> d
     return out
 
 
-def is_element(share: bytes) -> bool:
+def is_field_element(share: bytes) -> bool:
     """Return True if ``share`` encodes a field element: 33 bytes, a number below p. Every element has one encoding."""
     return len(share) == SHARE_BYTES and int.from_bytes(share, "little") < PRIME
 
 
-def element(secret: bytes) -> bytes:
+def field_element(secret: bytes) -> bytes:
     """Encode a secret as its field element f(0): 33 bytes, little-endian."""
     return secret.ljust(SHARE_BYTES, b"\0")
 
 
 def _uniform_elements(entropy: bytes, n: int) -> list[int]:
     """Draw n uniform field elements: 257 random bits each, drawn again if they are not below p."""
-    words, out = Words(entropy), list[int]()
+    words, out = KeyStreamWords(entropy), list[int]()
     while len(out) < n:
         room = np.empty((n - len(out), SHARE_BYTES), np.uint8)
         words.fill(room.reshape(-1))
@@ -76,7 +76,7 @@ def _uniform_elements(entropy: bytes, n: int) -> list[int]:
 
 
 @lru_cache(maxsize=1024)
-def lagrange(at: tuple[int, ...]) -> tuple[int, ...]:
+def _lagrange(at: tuple[int, ...]) -> tuple[int, ...]:
     """Compute the factors with which shares at these distinct points add up to the secret."""
     out = []
     for x in at:
@@ -88,7 +88,7 @@ def lagrange(at: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(out)
 
 
-def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
+def combine_shares(shares: Mapping[int, bytes], threshold: int) -> bytes:
     """Recover the secret from at least ``threshold`` shares. The first ``threshold`` by point are used.
 
     Guarantees: wrong shares give a wrong secret or an error, never a crash. Nothing here can tell which share is wrong.
@@ -100,10 +100,10 @@ def combine(shares: Mapping[int, bytes], threshold: int) -> bytes:
     if len(shares) < threshold:
         raise DecodeError("E-SHARE", f"there are {len(shares)} shares, and {threshold} are needed.")
     points = tuple(sorted(shares))[:threshold]
-    if not all(is_element(shares[x]) for x in points):
+    if not all(is_field_element(shares[x]) for x in points):
         raise DecodeError("E-SHARE", "a share is no element of the field.")
     values = [int.from_bytes(shares[x], "little") for x in points]
-    secret = sum(c * v for c, v in zip(lagrange(points), values, strict=True)) % PRIME
+    secret = sum(c * v for c, v in zip(_lagrange(points), values, strict=True)) % PRIME
     if secret >> 256:
         raise DecodeError("E-SHARE", "the shares belong to no secret.")
     return secret.to_bytes(SECRET_BYTES, "little")

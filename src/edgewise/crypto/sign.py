@@ -15,7 +15,7 @@ from __future__ import annotations
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from edgewise.crypto.agree import Pair
+from edgewise.crypto.agree import AgreementPair
 
 SIGNATURE_BYTES = 64
 _P = 2**255 - 19
@@ -23,9 +23,9 @@ _EIGHTH = 0x7A03AC9277FDC74EC6CC392CFA53202A0F67100D760B3CBA4FD84D3D706A17C7  # 
 _SMALL = frozenset({0, 1, _P - 1, _EIGHTH, _P - _EIGHTH})  # y of all points whose order divides 8
 
 
-def pair(entropy: bytes) -> Pair:
+def pair(entropy: bytes) -> AgreementPair:
     """Make an Ed25519 pair whose secret is ``entropy``, 32 bytes."""
-    return Pair(Ed25519PrivateKey.from_private_bytes(entropy).public_key().public_bytes_raw(), entropy)
+    return AgreementPair(Ed25519PrivateKey.from_private_bytes(entropy).public_key().public_bytes_raw(), entropy)
 
 
 def sign(secret: bytes, message: bytes) -> bytes:

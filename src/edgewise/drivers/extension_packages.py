@@ -1,9 +1,9 @@
 """Installed extension packages, identified by name and digest. No code travels between machines: server, devices and
 gateway of a run each have the same package, and the owner of a machine decides which ones may be used there.
 
-    packages = named(["own_codecs"])                # submitter: modules -> packages, with the digests of this machine
-    catalogue(packages)                             # server: the submitter's packages are those installed here
-    catalogue(facts.packages, allowed={"own-codecs": "5f2a..."})      # device, gateway: and the owner allows them
+    packages = installed_packages(["own_codecs"])                # submitter: modules -> packages, with the digests of
+    this machine catalogue(packages)                             # server: the submitter's packages are those installed
+    here catalogue(facts.packages, allowed={"own-codecs": "5f2a..."})      # device, gateway: and the owner allows them
 
 A package has an entry point in ``GROUP`` whose value is a module with ``EDGEWISE = Extension(...)``.
 
@@ -27,7 +27,7 @@ GROUP = "edgewise.extensions"  # group of the entry points; their value is a mod
 _COMPILED = "__pycache__"  # Python compiles these files from others that are in the digest
 
 
-def digest(name: str) -> str:
+def package_files_digest(name: str) -> str:
     """Return the digest of a package's installed files, without those that Python compiles from them.
 
     Raises:
@@ -39,7 +39,7 @@ def digest(name: str) -> str:
     return _package_digest(_package_files(found))
 
 
-def named(modules: Iterable[str]) -> tuple[ExtensionPackage, ...]:
+def installed_packages(modules: Iterable[str]) -> tuple[ExtensionPackage, ...]:
     """Find the installed packages that have these modules as entry points, sorted.
 
     Raises:
@@ -53,11 +53,11 @@ def named(modules: Iterable[str]) -> tuple[ExtensionPackage, ...]:
             fix = f'put it into a package with [project.entry-points."{GROUP}"], and install it on all machines.'
             raise RecipeError("E-EXTENSION", what, fix)
         name = points[0].dist.name
-        found[name] = ExtensionPackage(name=name, sha256=digest(name))
+        found[name] = ExtensionPackage(name=name, sha256=package_files_digest(name))
     return tuple(sorted(found.values()))
 
 
-def module_of(function_module: str) -> str:
+def package_entry_point(function_module: str) -> str:
     """Return the entry point whose module contains a part's function. Empty where no installed package has one."""
     points = {point.module for point in metadata.entry_points(group=GROUP)}
     return next((m for m in sorted(points) if function_module == m or function_module.startswith(f"{m}.")), "")

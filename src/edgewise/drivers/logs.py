@@ -74,7 +74,7 @@ class _Rotating(logging.handlers.RotatingFileHandler):
 
 
 @contextmanager
-def opened(path: Path | None) -> Iterator[None]:
+def opened_log(path: Path | None) -> Iterator[None]:
     """Log this program's messages, and errors that end its threads, to a file, or to standard error where ``path`` is
     None.
 

@@ -49,12 +49,12 @@ class Screen(io.TextIOWrapper):
             super().flush()  # the rest of the buffer goes to the null device too
 
 
-def screen(fd: int, encoding: str | None = None) -> Screen:
+def screen_on(fd: int, encoding: str | None = None) -> Screen:
     """Make a screen on a file descriptor, which it closes. Characters that the encoding lacks appear as escapes."""
     return Screen(cast(BinaryIO, os.fdopen(fd, "wb")), encoding=encoding, errors="backslashreplace")
 
 
-def guard() -> None:
+def guard_streams() -> None:
     """Make the process's standard streams screens, and open those that the process was started without.
 
     Otherwise the next opened file would get the number of a closed descriptor, and printed text would be written into

@@ -24,7 +24,7 @@ from edgewise.engine.ports import Helper, Trust
 from edgewise.engine.round_facts import RoundFacts
 from edgewise.engine.round_states import Closed, Masks, TwoServers
 from edgewise.secagg import two_server
-from edgewise.secagg.merge import Groups, total
+from edgewise.secagg.merge import MaskedGroups, unmasked_total
 
 Sums = tuple[tuple[int | None, Sum], ...]  # (rung, sum). There are several only where devices are sorted by rungs.
 
@@ -80,15 +80,18 @@ class TwoServerAggregation:
     def __init__(self, facts: RoundFacts, trust: Trust, secret: bytes, helper: Helper) -> None:
         assert facts.secagg is not None
         assert facts.session is not None
-        self._helper, self._leader = helper, two_server.lead(facts.secagg, facts.session, secret, trust.registry)
+        self._helper, self._leader = (
+            helper,
+            two_server.lead_two_servers(facts.secagg, facts.session, secret, trust.registry),
+        )
         helper.begin(facts.invite, facts.beacon)
 
     def fold(self, device: DeviceId, message: Contribution) -> int | None:
         """See Aggregation."""
-        ticket, share = two_server.open_report(self._leader, device, message.payload)
-        if (code := self._helper.admit(two_server.dump(ticket))) is not None:
+        ticket, share = two_server.open_share_report(self._leader, device, message.payload)
+        if (code := self._helper.admit(two_server.dump_ticket(ticket))) is not None:
             raise DecodeError(code, "the helper refuses the report.")
-        self._leader = two_server.count(self._leader, ticket, share)
+        self._leader = two_server.add_leader_share(self._leader, ticket, share)
         return None
 
     def open(self, devices: Sequence[DeviceId]) -> None:
@@ -99,7 +102,7 @@ class TwoServerAggregation:
     def sums(self, closed: Closed) -> Sums:
         """See Aggregation."""
         opened, n = self._leader.total, len(closed.accepted)
-        return ((None, Sum(total(opened.body, opened.head, n), n)),)
+        return ((None, Sum(unmasked_total(opened.body, opened.head, n), n)),)
 
 
 class MaskedAggregation:
@@ -120,12 +123,12 @@ class MaskedAggregation:
     def sums(self, closed: Closed) -> Sums:
         """See Aggregation."""
         sums = tuple(
-            (rung, Sum(total(opened.body, opened.head, len(opened.survivors)), len(opened.survivors)))
+            (rung, Sum(unmasked_total(opened.body, opened.head, len(opened.survivors)), len(opened.survivors)))
             for rung, opened in closed.released
         )
         if not self._together:
             return sums
-        return ((None, Sum(Groups(tuple(part.acc for _, part in sums)), len(closed.accepted))),)
+        return ((None, Sum(MaskedGroups(tuple(part.acc for _, part in sums)), len(closed.accepted))),)
 
 
 def aggregation(facts: RoundFacts, trust: Trust | None, secret: Key | None, helper: Helper | None) -> Aggregation:

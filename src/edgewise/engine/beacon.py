@@ -12,8 +12,8 @@
     seed r     = H("cohort", joint, r, key r), or H("turns", joint) where groups take turns
     ticket     = SHA-256(seed, device). The cohort has the smallest tickets.
 
-H is ``secagg.messages.digest``. The list binds the server's keys of all rounds (``anchor``), and the run binds the
-roster. At least one contributor is honest and reveals for one list only. Nobody knew its value when that list was
+H is ``secagg.messages.secagg_digest``. The list binds the server's keys of all rounds (``anchor``), and the run binds
+the roster. At least one contributor is honest and reveals for one list only. Nobody knew its value when that list was
 fixed, so nobody chose ``joint``. A contributor that withholds its reveal ends the list, and no cohort is drawn from the
 others' values. The gain of a server that throws lists away is counted (``plan.trust``).
 
@@ -36,7 +36,7 @@ from edgewise.engine.ports import Trust
 from edgewise.plan.plan import Plan
 from edgewise.plan.sampling import Sampling
 from edgewise.secagg.client import Registry
-from edgewise.secagg.messages import digest
+from edgewise.secagg.messages import secagg_digest
 
 _FIX = "do not trust this server before its operator has explained it."
 
@@ -56,17 +56,17 @@ def anchor(top: Key, rounds: int) -> bytes:
 
 def _earlier_key(later: Key) -> Key:
     """Compute the key before this one in the hash chain."""
-    return digest(b"beacon key", later)
+    return secagg_digest(b"beacon key", later)
 
 
 def commitment(run: str, device: DeviceId, value: bytes) -> bytes:
     """Compute a device's commitment to its value."""
-    return digest(b"beacon value", run.encode(), device.encode(), value)
+    return secagg_digest(b"beacon value", run.encode(), device.encode(), value)
 
 
 def list_digest(run: str, committed_to: bytes, listed: Sequence[frame.Committed]) -> bytes:
     """Digest of a list of commitments, which a reveal is bound to."""
-    return digest(
+    return secagg_digest(
         b"beacon list",
         run.encode(),
         committed_to,
@@ -76,7 +76,7 @@ def list_digest(run: str, committed_to: bytes, listed: Sequence[frame.Committed]
 
 def reveal_digest(fixed: bytes, device: DeviceId, value: bytes) -> bytes:
     """Digest that a device signs when it reveals its value. ``fixed``: ``list_digest``."""
-    return digest(b"beacon reveal", fixed, device.encode(), value)
+    return secagg_digest(b"beacon reveal", fixed, device.encode(), value)
 
 
 def check_list(contributors: int, trust: Trust, listed: Sequence[frame.Committed]) -> None:
@@ -134,7 +134,7 @@ def joint(run: str, contributors: int, trust: Trust, blob: bytes) -> tuple[bytes
     for listed, value, signature in zip(beacon.listed, beacon.values, beacon.signatures, strict=True):
         if not valid_reveal(trust, fixed, listed, run, value, signature):
             raise _unusable_beacon("a device on its list has not revealed, for this list, what it committed to")
-    return digest(b"beacon", fixed, *beacon.values), beacon.anchor
+    return secagg_digest(b"beacon", fixed, *beacon.values), beacon.anchor
 
 
 def verified(
@@ -176,8 +176,8 @@ def seed(sampling: Sampling, value: bytes, round: int, key: Key) -> bytes:
     Args: value: ``joint``. key: of the round. Groups that take turns are dealt once, without it.
     """
     if sampling.kind == "cyclic":
-        return digest(b"turns", value)
-    return digest(b"cohort", value, round.to_bytes(8, "little"), key)
+        return secagg_digest(b"turns", value)
+    return secagg_digest(b"cohort", value, round.to_bytes(8, "little"), key)
 
 
 @lru_cache(maxsize=8)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from edgewise.core import events
 from edgewise.core.errors import REGISTRY
 from edgewise.core.metric import HELD_OUT, HELD_SHARE
-from edgewise.plan.evaluations import Evaluations
+from edgewise.plan.evaluations import PlannedEvaluations
 
 COHORT = "cohort"  # name in place of a device, where devices send only their mean loss
 BASE, FEDERATED = "base", "federated"  # names of the models that a run evaluates
@@ -29,7 +29,7 @@ class ModelThatCounts(NamedTuple):
     stopped: bool
 
 
-def kept(rule: Evaluations, measured: Iterable[events.Evaluated], played: int) -> ModelThatCounts:
+def kept(rule: PlannedEvaluations, measured: Iterable[events.Evaluated], played: int) -> ModelThatCounts:
     """Choose the model that counts, by the evaluations of the base and of the federated model.
 
     The loss of an evaluation is sum(nll) / sum(tokens). One evaluation is better than another where its loss over the

@@ -53,10 +53,10 @@ def begin(
     for rung, devices in _session_groups(masks, counted):
         params = masks.session.params if rung is None else masks.rungs[rung]
         member |= dict.fromkeys(devices, len(groups))
-        groups.append(Group(server.restricted(keys, devices, params), rung, at_s))
+        groups.append(Group(server.restricted_secagg_server(keys, devices, params), rung, at_s))
     state, effects = Exchanging(collected, policy, masks, tuple(groups), member), tuple[Effect, ...]()
     for number in range(len(groups)):
-        state, more = _stepped_session(state, number, events.StepClosed(), at_s)
+        state, more = _stepped_session(state, number, events.SecAggStepClosed(), at_s)
         effects = (*effects, *more)
     return _end_if_sessions_ended(state, effects)
 
@@ -74,7 +74,7 @@ def _session_groups(
 def waits_for(state: Exchanging, device: DeviceId) -> bool:
     """Tell whether the present step of a device's group still waits for the device."""
     number = state.member.get(device)
-    return number is not None and server.waits_for(state.groups[number].state, device)
+    return number is not None and server.secagg_waits_for(state.groups[number].state, device)
 
 
 def wanted(state: Exchanging, event: Event) -> bool:
@@ -96,20 +96,20 @@ def step(state: Exchanging, event: Event) -> Out:
     match event:
         case Answered(device, _, Step(body=body), at_s):
             return _end_if_sessions_ended(
-                *_stepped_session(state, state.member[device], events.Received(device, body), at_s)
+                *_stepped_session(state, state.member[device], events.SecAggReceived(device, body), at_s)
             )
         case Gone(device, _, _, at_s):
             return _end_if_sessions_ended(
                 *_stepped_session(
-                    _with_fault(state, device, DROPPED), state.member[device], events.DeviceGone(device), at_s
+                    _with_fault(state, device, DROPPED), state.member[device], events.SecAggDeviceGone(device), at_s
                 )
             )
         case Deadline(at_s):
             open_groups = (n for n, group in enumerate(state.groups) if group.open)
             first = min(open_groups, key=lambda n: state.groups[n].until_s)
-            for device in sorted(server.waiting_for(state.groups[first].state)):
+            for device in sorted(server.secagg_waiting_for(state.groups[first].state)):
                 state = _with_fault(state, device, DROPPED)
-            return _end_if_sessions_ended(*_stepped_session(state, first, events.StepClosed(), at_s))
+            return _end_if_sessions_ended(*_stepped_session(state, first, events.SecAggStepClosed(), at_s))
     return state, ()
 
 
@@ -118,12 +118,12 @@ def _stepped_session(
 ) -> tuple[Exchanging, tuple[Effect, ...]]:
     """Feed one event to the session of a group."""
     group = state.groups[number]
-    after, effects = server.step(group.state, event)
+    after, effects = server.step_secagg_server(group.state, event)
     if after is group.state and not effects:  # The network delivered an older message again.
         return state, ()
     letters = list[Effect]()
     for effect in effects:
-        if isinstance(effect, events.Refused):
+        if isinstance(effect, events.SecAggRefused):
             state = _with_fault(state, effect.device, effect.code)
         else:
             letters.append(Letter(effect.device, effect.raw, group.rung))

@@ -141,7 +141,8 @@ class Helper(Protocol):
         ...
 
     def admit(self, ticket: bytes) -> str | None:
-        """Admit a report to the batch, by its ticket (``two_server.dump``). Returns the code of a refusal, or None."""
+        """Admit a report to the batch, by its ticket (``two_server.dump_ticket``). Returns the code of a refusal, or
+        None."""
         ...
 
     def open(self, devices: Collection[DeviceId]) -> Hidden:

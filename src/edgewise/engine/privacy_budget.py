@@ -38,7 +38,7 @@ class PrivacyBudget:
         if self._plan.spend is None:
             return None
         charged = self._run_ledger()
-        at = ledger.counted(charged).tally
+        at = ledger.counted_ledger(charged).tally
         assert at is not None
         return at.at.get((round, attempt)) or self._entry_of_round(round, attempt, charged.charges)
 
@@ -51,7 +51,7 @@ class PrivacyBudget:
 
     def _charged_ledger(self, new: LedgerEntry) -> Ledger:
         """Charge an entry. Raises BudgetError if it exceeds the budget."""
-        after = ledger.charge(self._run_ledger(), new)
+        after = ledger.charge_ledger(self._run_ledger(), new)
         if isinstance(after, OverBudget):
             raise self._over_budget_error(new.round, after)
         return after
@@ -111,7 +111,7 @@ class PrivacyBudget:
 
     def epsilon(self) -> float:
         """Compute epsilon so far. 0.0 without differential privacy."""
-        return 0.0 if self._plan.spend is None else ledger.counted(self._run_ledger()).spent
+        return 0.0 if self._plan.spend is None else ledger.counted_ledger(self._run_ledger()).spent
 
     def _over_budget_error(self, round: int, refused: OverBudget) -> BudgetError:
         """Make the error for a round that the budget does not allow."""

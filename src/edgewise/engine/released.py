@@ -21,7 +21,7 @@ from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Vector
 from edgewise.plan import pruning
 from edgewise.plan.plan import Plan
-from edgewise.strategies.base import State, hold
+from edgewise.strategies.base import State, hold_frozen_segments
 
 DISTILLED = "distilled"  # name of a re-distilled model among the vectors beside a total
 BASE = -1  # number of the record of the model before the first round
@@ -87,5 +87,5 @@ def replayed(plan: Plan, before: State, record: RoundRecord, mean: Vector, besid
 
 def stepped(plan: Plan, before: State, round: int, aggregate: Aggregate) -> State:
     """Apply the server's step of a round: the strategy's step, with frozen segments held, then the pruning."""
-    after = hold(before, plan.strategy.apply(before, aggregate), plan.frozen(round))
-    return replace(after, params=pruning.pruned(plan, round, before.params, after.params))
+    after = hold_frozen_segments(before, plan.strategy.apply(before, aggregate), plan.frozen(round))
+    return replace(after, params=pruning.pruned_by_plan(plan, round, before.params, after.params))

@@ -59,7 +59,7 @@ from edgewise.engine.round_states import (
     Useless,
 )
 from edgewise.secagg import server, server_states
-from edgewise.secagg.events import Received, Refused
+from edgewise.secagg.events import SecAggReceived, SecAggRefused
 
 LATE, DROPPED = "late", exchange.DROPPED
 TOO_OLD = "the device still trains from a model that is older than buffer.max_staleness allows."
@@ -186,9 +186,9 @@ def _collect_event(state: Collecting, event: Answered | Usable | Useless | Gone)
                 return _collect_event(
                     state, Useless(device, round, "E-RUNG", "no rung of this run has that number.", at_s)
                 )
-            keys, effects = server.step(state.keys, Received(device, message.body))
+            keys, effects = server.step_secagg_server(state.keys, SecAggReceived(device, message.body))
             for effect in effects:
-                if isinstance(effect, Refused):
+                if isinstance(effect, SecAggRefused):
                     reason = "the device's keys cannot be used."
                     return _collect_event(state, Useless(device, round, effect.code, reason, at_s))
             assert isinstance(keys, server_states.Advertising)

@@ -144,7 +144,7 @@ def decide(
         if hides.interactive:
             rungs = tuple(plan.secagg(number, rung) for rung in range(len(plan.rung_pipelines)))
             protocol = Masks(
-                session=server_states.Session(secagg, session, trust.registry),
+                session=server_states.SecAggSession(secagg, session, trust.registry),
                 rungs=rungs,
                 sizes=plan.sizes if rungs else (),
                 groups=plan.most_rung_groups if rungs else hides.groups,

@@ -39,7 +39,7 @@ class Masks:
         dealing: decides the groups. No device can know it before it has sent its keys.
     """
 
-    session: server_states.Session
+    session: server_states.SecAggSession
     rungs: tuple[Params, ...]
     sizes: tuple[float, ...]
     groups: int

@@ -26,20 +26,20 @@ def hash_word(seed: np.uint64, i: int) -> np.uint64:
 
 
 @compiled
-def uniform(seed: np.uint64, i: int) -> float:
+def hashed_uniform(seed: np.uint64, i: int) -> float:
     """Compute the i-th number in [0, 1) of the stream ``seed``, 53 bits."""
     return np.float64(hash_word(seed, i) >> _S11) * 2.0**-53
 
 
 @compiled
-def fill(seed: np.uint64, first: int, words: NDArray[np.uint64]) -> None:
+def fill_hash_words(seed: np.uint64, first: int, words: NDArray[np.uint64]) -> None:
     """Write the words ``first``, ``first`` + 1, ... of the stream ``seed`` to ``words``, 64 bits each."""
     for j in range(words.size):
         words[j] = hash_word(seed, first + j)
 
 
 @compiled
-def choose(n: int, k: int, seed: np.uint64) -> NDArray[np.int64]:
+def choose_by_hash(n: int, k: int, seed: np.uint64) -> NDArray[np.int64]:
     """Draw k of 0..n-1 without replacement, in increasing order.
 
     Source: selection sampling (Knuth, TAOCP 2, algorithm 3.4.2 S).
@@ -49,7 +49,7 @@ def choose(n: int, k: int, seed: np.uint64) -> NDArray[np.int64]:
     for i in range(n):
         if have == k:
             break
-        if uniform(seed, i) * np.float64(n - i) < np.float64(k - have):
+        if hashed_uniform(seed, i) * np.float64(n - i) < np.float64(k - have):
             out[have] = i
             have += 1
     return out

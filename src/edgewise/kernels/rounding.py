@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgewise.core.compiled import compiled
-from edgewise.kernels.hashing import fill, uniform
+from edgewise.kernels.hashing import fill_hash_words, hashed_uniform
 from edgewise.kernels.magnitudes import MAGNITUDE, largest_magnitude
 
 RUN = 2048  # coordinates at a time, which stay in the first-level cache: 8 KiB of float32, 8 KiB of random words
@@ -43,7 +43,7 @@ def _round_span(
     while start < stop:
         run = start // RUN * RUN  # Runs begin at fixed positions, independent of the blocks.
         if run != have:
-            fill(seed, run // 2, words)
+            fill_hash_words(seed, run // 2, words)
             have = run
         now = min(stop, run + RUN)
         _round_run(x[start:now], halves[start - run : now - run], inverse, top, out[start:now])
@@ -112,7 +112,7 @@ def flip_coins(
     for b in range(inverse.size):
         inv = inverse[b]
         for i in range(b * block, min(x.size, (b + 1) * block)):
-            out[i] = 1 if 2.0 * uniform(seed, i) < 1.0 + np.float64(x[i]) * inv else -1
+            out[i] = 1 if 2.0 * hashed_uniform(seed, i) < 1.0 + np.float64(x[i]) * inv else -1
 
 
 @compiled
@@ -135,7 +135,7 @@ def to_bfloat16(x: NDArray[np.float32], seed: np.uint64, out: NDArray[np.uint16]
     bits, words = x.view(np.int32), np.empty(RUN // 4, np.uint64)
     quarters = words.view(np.uint16)
     for start in range(0, x.size, RUN):
-        fill(seed, start // 4, words)
+        fill_hash_words(seed, start // 4, words)
         now, to = bits[start : start + RUN], out[start : start + RUN]
         for i in range(now.size):
             m = min(np.uint32(now[i] & MAGNITUDE) + np.uint32(quarters[i]), np.uint32(0x7F7FFFFF))

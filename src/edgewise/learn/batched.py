@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from edgewise.core.errors import TrainingError
 from edgewise.core.training import FitRequest
 from edgewise.learn.device_axis import DeviceLayers
-from edgewise.learn.flat import Flat, Storage
+from edgewise.learn.flat import Flat, FlatStorage
 from edgewise.learn.models.load import TextLoss
-from edgewise.learn.train import LOWER, Batch, Fitted, LocalSteps, Optimizer, dealt, quarters
+from edgewise.learn.train import LOWER, Batch, FittedModel, LocalOptimizer, LocalSteps, dealt_batches, quarter_losses
 from edgewise.plan.recipe.sections import TrainingSection
 
 
-def joined(batches: Sequence[Tensor | None]) -> Tensor:
+def joined_batch(batches: Sequence[Tensor | None]) -> Tensor:
     """Join one batch s_BS of each device to s_NS, device after device, N = n times the most rows.
 
     Shorter batches are padded with tokens that are read and never predicted. They stand behind a row, where a causal
@@ -73,7 +73,7 @@ class OnePass:
             batches: one (s_BS, terms) of each device. None for a device without one.
             summed: True takes the gradients of the sums over terms, False those of the means.
         """
-        s_NS = joined([None if batch is None else batch[0] for batch in batches]).to(self.processor)
+        s_NS = joined_batch([None if batch is None else batch[0] for batch in batches]).to(self.processor)
         terms = torch.tensor([1.0 if batch is None else float(batch[1]) for batch in batches], device=self.processor)
         with self._layers.devices(w_nD, len(s_NS), g_nD, names):
             sums = self._loss.sums(self._model, s_NS, len(batches))
@@ -107,17 +107,17 @@ class DeviceBuffers:
         arithmetic: dtype of matrix products in the optimizer.
     """
 
-    def __init__(self, n: int, flat: Storage, training: TrainingSection, arithmetic: torch.dtype) -> None:
+    def __init__(self, n: int, flat: FlatStorage, training: TrainingSection, arithmetic: torch.dtype) -> None:
         self.n, self.training = n, training
         self.w_nD, self.g_nD = (torch.zeros(n, flat.spec.dim, device=flat.w_D.device) for _ in range(2))
         rows = zip(self.w_nD, self.g_nD, strict=True)
-        self.storages = [Storage(flat.spec, w_D, g_D, flat.fixed) for w_D, g_D in rows]
-        self.optimizers = [Optimizer(training, storage, arithmetic) for storage in self.storages]
+        self.storages = [FlatStorage(flat.spec, w_D, g_D, flat.fixed) for w_D, g_D in rows]
+        self.optimizers = [LocalOptimizer(training, storage, arithmetic) for storage in self.storages]
 
 
 def fit_many(
     passes: Passes, buffers: DeviceBuffers, requests: Sequence[FitRequest], batches: Sequence[Iterable[Sequence[Batch]]]
-) -> list[Fitted | Exception]:
+) -> list[FittedModel | Exception]:
     """Train several devices together, each as ``train.fit`` trains it alone.
 
     Args:
@@ -152,7 +152,7 @@ class _Device:
     local: LocalSteps
 
     def __init__(self, request: FitRequest, batches: Iterable[Sequence[Batch]]) -> None:
-        self.request, self._steps = request, dealt(batches, request.rule.steps)
+        self.request, self._steps = request, dealt_batches(batches, request.rule.steps)
         self.seen: list[tuple[float, float]] = []
         self.error: Exception | None = None
 
@@ -164,11 +164,11 @@ class _Device:
             self.error = e
             return []
 
-    def ended(self, w_D: Tensor) -> Fitted | Exception:
+    def ended(self, w_D: Tensor) -> FittedModel | Exception:
         if self.error is None:
             try:
                 x = self.local.update(np.subtract(w_D.cpu().numpy(), self.request.params))
-                return Fitted(x, *quarters(self.seen))
+                return FittedModel(x, *quarter_losses(self.seen))
             except TrainingError as e:
                 self.error = e
         return self.error

@@ -35,24 +35,24 @@ from edgewise.engine.trainer import Registered
 from edgewise.learn.computing import computing
 from edgewise.learn.joined_trainer import JoinedTrainer
 from edgewise.learn.models.architecture import embeddings, text_config
-from edgewise.learn.models.cut import Cut, check_cut, cut
-from edgewise.learn.models.load import TextLoss, positions
+from edgewise.learn.models.cut import CutModel, check_cut, cut_model
+from edgewise.learn.models.load import TextLoss, token_positions
 from edgewise.learn.models.local_head import LocalHead
 from edgewise.learn.shards import row_order
-from edgewise.learn.split import read_labels, read_positions, written_labels
+from edgewise.learn.split import read_split_labels, read_split_positions, written_split_labels
 from edgewise.learn.text.trainer import TextTrainer
 from edgewise.plan.recipe.recipe import Recipe
-from edgewise.plan.split_part import check_sides, rest_names, token_bytes
+from edgewise.plan.split_part import check_split_sides, planned_rest_names, split_token_bytes
 
 PROBE = 16  # tokens of the forward pass that compares the stages with the model
 NO_PART = np.zeros(0, np.float32)
 Cached = tuple[Tensor, Tensor, Tensor | None]  # activations [B, T, C], next tokens [B, T], positions [B, T]
 
 
-class LocalLoss(TextLoss):
+class LocalHeadLoss(TextLoss):
     """The next-token loss of the device's part, by the head of its own."""
 
-    def __init__(self, like: TextLoss, stages: Cut, head: LocalHead) -> None:
+    def __init__(self, like: TextLoss, stages: CutModel, head: LocalHead) -> None:
         super().__init__(like.autocast, like.isolated)
         self._stages, self._head = stages, head
 
@@ -63,10 +63,10 @@ class LocalLoss(TextLoss):
         return F.log_softmax(logits_BTV.flatten(0, 1), -1, dtype=torch.float32), y_BT.flatten()
 
 
-class RestLoss(TextLoss):
+class RestOfModelLoss(TextLoss):
     """The next-token loss of the rest of a model on activations: ``batch`` is (``Cached``, predictions)."""
 
-    def __init__(self, like: TextLoss, stages: Cut) -> None:
+    def __init__(self, like: TextLoss, stages: CutModel) -> None:
         super().__init__(like.autocast, like.isolated)
         self._stages = stages
 
@@ -105,18 +105,18 @@ class CachedTrainer(JoinedTrainer):
     ) -> None:
         super().__init__(inner, text, parts, recipe, sessions)
         model = text.model
-        self._stages = cut(model, recipe.split.cut, "head", shared=True)
+        self._stages = cut_model(model, recipe.split.cut, "head", shared=True)
         ids = torch.arange(PROBE).view(1, PROBE)
         check_cut(model, self._stages, ids.to(text.processor), recipe.data.packing == "isolated")
         names = [s.name for s in parts.whole.segments]
-        rest = rest_names(recipe, parts.whole)
-        check_sides(names, set(self._stages.sides(model)[1]), rest, type(model).__name__)
+        rest = planned_rest_names(recipe, parts.whole)
+        check_split_sides(names, set(self._stages.sides(model)[1]), rest, type(model).__name__)
         fixed = text.flat.fixed
         self._rest = tuple(name for name in names if name in rest and name not in fixed)
         self._device = ModelParts(parts.whole, rest)  # ``shared`` is the device's part.
         self._codec = TokenCodec(recipe.split.activations, text_config(model.config).hidden_size)
         self.vocabulary = int(embeddings(model).weight.shape[0])
-        self.token_bytes = token_bytes(recipe, self._codec.hidden, self.vocabulary)
+        self.token_bytes = split_token_bytes(recipe, self._codec.hidden, self.vocabulary)
 
     def whole(self, shared: Vector, private: Mapping[str, Vector] | None = None) -> Vector:
         """Join the run's vector with the frozen part. ``private`` is not read."""
@@ -136,10 +136,10 @@ class CachedTrainer(JoinedTrainer):
         try:
             if self._split.local and not set(self._rest) & set(request.rule.segments):
                 assert text.local_head is not None
-                text.loss = LocalLoss(own, self._stages, text.local_head)
+                text.loss = LocalHeadLoss(own, self._stages, text.local_head)
                 return text.fit(replace(request, params=params))
             messages, count = self._messages(request, params)
-            text.loss = RestLoss(own, self._stages)
+            text.loss = RestOfModelLoss(own, self._stages)
             names = tuple(n for n in self._rest if not request.rule.segments or n in request.rule.segments)
             rule = msgspec.structs.replace(request.rule, segments=names)
             batches = self._batches(messages, rule.steps, derive(request.key, "batches"))
@@ -185,7 +185,7 @@ class CachedTrainer(JoinedTrainer):
             yield wire.dump(
                 wire.Crossing(
                     attempt=1, step=0, micro=row, kind="activations", body=body, rows=1, length=x_1T.shape[1],
-                    labels=written_labels(y_1T, self.vocabulary), begins=begins,
+                    labels=written_split_labels(y_1T, self.vocabulary), begins=begins,
                 )
             )  # fmt: skip
 
@@ -206,12 +206,12 @@ class CachedTrainer(JoinedTrainer):
         begins_BT = torch.zeros(len(rows), longest, dtype=torch.bool)
         for i, row in enumerate(crossings):
             h_BTC[i, : row.length] = torch.from_numpy(self._codec.decode(row.body, row.length))
-            y_BT[i, : row.length] = read_labels(row.labels, (1, row.length), self.vocabulary)[0]
+            y_BT[i, : row.length] = read_split_labels(row.labels, (1, row.length), self.vocabulary)[0]
             if row.begins is not None:
-                begins_BT[i, : row.length] = read_positions(row.begins, (1, row.length))[0] == 0
+                begins_BT[i, : row.length] = read_split_positions(row.begins, (1, row.length))[0] == 0
         at = self._text.processor
         packed = any(row.begins is not None for row in crossings)
-        placed = positions(begins_BT).to(at) if packed else None
+        placed = token_positions(begins_BT).to(at) if packed else None
         return (h_BTC.to(at), y_BT.to(at), placed), max(1, int((y_BT >= 0).sum()))
 
     def describe(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Seeded random directions z_k in {-1, +1}^D, generated on use and never stored.
 
-    seeds = seeds_of(key, 4096)
-    w = expand(base, coefficients, seeds)        # base + sum_k a_k z_k
+    seeds = direction_seeds(key, 4096)
+    w = expand_directions(base, coefficients, seeds)        # base + sum_k a_k z_k
 
 Entry i of z_k is +1 where bit (i mod 64) of word (i div 64) of the SplitMix64 stream ``seeds[k]`` is set, else -1.
 Each entry takes one IEEE float32 product (exact, by +-1) and one sum for each k, in the order of k. Equal arguments
@@ -24,12 +24,12 @@ BLOCK = 2048
 _ONE, _LOW, _HALF = np.uint32(1), np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
-def seeds_of(key: Key, count: int) -> Seeds:
+def direction_seeds(key: Key, count: int) -> Seeds:
     """Derive a seed for each direction from the run's key: uint64[count]."""
     return np.array([word(derive(key, "direction", k)) for k in range(count)], np.uint64)
 
 
-def expand(base: Vector, a: Vector, seeds: Seeds) -> Vector:
+def expand_directions(base: Vector, a: Vector, seeds: Seeds) -> Vector:
     """Compute base + sum_k a_k z_k as a new float32[D].
 
     Args:
@@ -41,18 +41,18 @@ def expand(base: Vector, a: Vector, seeds: Seeds) -> Vector:
         added last, so that small terms do not lose their low bits to it.
     """
     out = np.zeros_like(base)
-    add(out, np.ascontiguousarray(a, np.float32), seeds)
+    add_directions(out, np.ascontiguousarray(a, np.float32), seeds)
     out += base
     return out
 
 
-def move(w: Vector, step: float, seed: np.uint64) -> None:
+def move_along_direction(w: Vector, step: float, seed: np.uint64) -> None:
     """Add step z to w in place. ``step`` is rounded to float32 first."""
-    add(w, np.array([step], np.float32), np.array([seed], np.uint64))
+    add_directions(w, np.array([step], np.float32), np.array([seed], np.uint64))
 
 
 @compiled
-def add(w: Vector, a: Vector, seeds: Seeds) -> None:
+def add_directions(w: Vector, a: Vector, seeds: Seeds) -> None:
     """Add sum_k a_k z_k to w in place, with k ascending for each coordinate."""
     words = np.empty(BLOCK // 32, np.uint32)
     for start in range(0, w.size, BLOCK):

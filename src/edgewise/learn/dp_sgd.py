@@ -41,7 +41,7 @@ Record = tuple[int, Any]  # A record's row number on the device, and a batch wit
 Loss = Callable[[nn.Module, Any], tuple[Tensor, float]]
 
 
-def check(model: nn.Module) -> None:
+def check_example_gradients(model: nn.Module) -> None:
     """Check that a record's gradient depends on no other record, and that reading a record changes no weight.
 
     Raises:
@@ -63,7 +63,7 @@ def check(model: nn.Module) -> None:
             )
 
 
-def examine(model: nn.Module, loss: Loss, records: Sequence[Record], flat: Flat, key: Key) -> bool:
+def examine_model_for_dp(model: nn.Module, loss: Loss, records: Sequence[Record], flat: Flat, key: Key) -> bool:
     """Train on some records and check that none leaves anything behind for the next.
 
     The first record's gradient must have the same bits again after the others. No parameter or buffer may change.
@@ -75,7 +75,7 @@ def examine(model: nn.Module, loss: Loss, records: Sequence[Record], flat: Flat,
     Guarantees: buffers and the gradient's storage are as they were before.
     """
     model.train()
-    with unchanged(model):
+    with unchanged_buffers(model):
         before = _state_digests(model)
         found = [
             _record_gradient(model, loss, r, flat, key) and _tensor_digest(flat.g_D) for r in (*records, records[0])
@@ -106,7 +106,7 @@ def _tensor_digest(x: Tensor) -> bytes:
 
 
 @contextmanager
-def unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
+def unchanged_buffers(model: nn.Module) -> Iterator[Callable[[], None]]:
     """Restore a model's buffers on leaving, and on each call of the yielded function: same tensors, same values."""
     places = [m._buffers for m in model.modules()]
     buffers = [dict(place) for place in places]
@@ -126,7 +126,7 @@ def unchanged(model: nn.Module) -> Iterator[Callable[[], None]]:
         restore()
 
 
-def drawn(n: int, rate: float, key: Key) -> NDArray[np.int64]:
+def drawn_records(n: int, rate: float, key: Key) -> NDArray[np.int64]:
     """Draw the records of one step: int64[m], which may be empty.
 
     The draw depends on the key alone, through a cryptographic generator. Only the device knows the key, because a draw
@@ -135,7 +135,7 @@ def drawn(n: int, rate: float, key: Key) -> NDArray[np.int64]:
     return np.flatnonzero(prg.random_coins(key, n, rate)).astype(np.int64)
 
 
-def taken(records: Callable[[NDArray[np.int64]], Sequence[Any]], rows: NDArray[np.int64]) -> Iterator[Record]:
+def taken_records(records: Callable[[NDArray[np.int64]], Sequence[Any]], rows: NDArray[np.int64]) -> Iterator[Record]:
     """Read records one by one, so that an unreadable record is the only one that is lost."""
     for i in range(rows.size):
         try:
@@ -146,7 +146,7 @@ def taken(records: Callable[[NDArray[np.int64]], Sequence[Any]], rows: NDArray[n
         yield int(rows[i]), batch
 
 
-def gradient(
+def noised_gradient(
     model: nn.Module,
     loss: Loss,
     records: Iterable[Record],
@@ -164,16 +164,16 @@ def gradient(
     Returns:
         The summed loss of the records and the number of terms.
     Raises:
-        CompositionError: E-PRECISION as ``grid.fit``.
+        CompositionError: E-PRECISION as ``grid.fit_noise_grid``.
     Guarantees:
         Any record moves the sum before the noise by at most C, and by half a step per coordinate of rounding, which
-        ``grid.fit`` accounts for. A record counts as zero where its loss raises, or its loss or gradient is not finite.
-        Nothing that leaves the device reveals that there was such a record.
+        ``grid.fit_noise_grid`` accounts for. A record counts as zero where its loss raises, or its loss or gradient is
+        not finite. Nothing that leaves the device reveals that there was such a record.
     """
     total_D = np.zeros(flat.g_D.numel(), np.int64)
-    on = grid.fit("record noise", dp.z, dp.clip, total_D.size)
+    on = grid.fit_noise_grid("record noise", dp.z, dp.clip, total_D.size)
     summed, terms, weights_D = 0.0, 0.0, flat.w_D.clone()
-    with unchanged(model) as restore:
+    with unchanged_buffers(model) as restore:
         for record in records:
             measured = _record_gradient(model, loss, record, flat, key)
             restore()
@@ -184,9 +184,9 @@ def gradient(
             factor = min(1.0, dp.clip * (1.0 - 2.0**-20) / max(measured.norm, 1e-30))
             for at in range(0, total_D.size, _CHUNK):
                 part = np.multiply(g_D[at : at + _CHUNK], factor, dtype=np.float64)
-                total_D[at : at + _CHUNK] += grid.rounded(part, on.step)
+                total_D[at : at + _CHUNK] += grid.rounded_to_noise_grid(part, on.step)
             summed, terms = summed + measured.loss * measured.terms, terms + measured.terms
-    total_D += grid.noise(on, total_D.size, derive(key, "record noise"))
+    total_D += grid.grid_noise(on, total_D.size, derive(key, "record noise"))
     flat.zero_grad()
     noised_D = flat.g_D.cpu().numpy()  # On the CPU this is the gradient's own memory.
     np.multiply(total_D, on.step / expected, out=noised_D, casting="same_kind")

@@ -20,7 +20,7 @@ from edgewise.core.errors import TrainingError
 from edgewise.core.vector import Segment, Spec, Vector
 
 
-class Storage:
+class FlatStorage:
     """Weights (``w_D``) and gradients (``g_D``) of one device as flat tensors, float32[d] each.
 
     ``spec`` is their layout, and ``fixed`` names the segments that never move. Nothing says which module has these
@@ -65,7 +65,7 @@ class Storage:
         return [x_D[start:stop] for start, stop in out]
 
 
-class Flat(Storage):
+class Flat(FlatStorage):
     """The flat storage of a model's trained parameters (``w_D``) and their gradients (``g_D``), both float32.
 
     ``p.data`` and ``p.grad`` become views of it and keep their shapes. A forward pass reads the storage in place, and a

@@ -18,11 +18,11 @@ from edgewise.core.parts import ModelParts
 from edgewise.core.vector import Vector
 from edgewise.learn.flat import Flat
 from edgewise.learn.models.architecture import embeddings, text_config
-from edgewise.learn.models.cut import cut
+from edgewise.learn.models.cut import cut_model
 from edgewise.learn.models.load import TextLoss
-from edgewise.learn.split import Crossings, ServerPart
+from edgewise.learn.split import CutCrossings, ServerPart
 from edgewise.learn.text.prepared import prepare
-from edgewise.learn.train import Optimizer
+from edgewise.learn.train import LocalOptimizer
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.split_part import split_part
 
@@ -38,7 +38,7 @@ class FrozenRest:
     Attributes:
         parts: the layouts of both parts.
     Raises:
-        ModelError: as ``learn.text.prepared.prepare`` and ``learn.models.cut.cut``. E-LAYOUT for values of
+        ModelError: as ``learn.text.prepared.prepare`` and ``learn.models.cut.cut_model``. E-LAYOUT for values of
             another length.
     """
 
@@ -55,16 +55,16 @@ class FrozenRest:
             what = f"the rest of the model has {parts.own.dim} trained parameters, and {values.size} were given."
             raise ModelError("E-LAYOUT", what, "submit the recipe again.")
         self._flat.write(parts.join(parts.split(self._flat.read())[0], values))
-        self._stages = cut(self._model, split.cut, split.shape)
+        self._stages = cut_model(self._model, split.cut, split.shape)
         for p in self._model.parameters():
             p.requires_grad_(False)
         self._model.train()
         hidden = text_config(self._model.config).hidden_size
-        self._crossings = Crossings(*(TokenCodec(r, hidden) for r in (split.activations, split.gradients)))
+        self._crossings = CutCrossings(*(TokenCodec(r, hidden) for r in (split.activations, split.gradients)))
         self._vocabulary = int(embeddings(self._model).weight.shape[0])
         self._loss = TextLoss(made.arithmetic, recipe.data.packing == "isolated")
         still = self._training.model_copy(update={"optimizer": "sgd", "momentum": 0.0})
-        self._optimizer = Optimizer(still, Flat([]))  # Nothing moves, so it has no state.
+        self._optimizer = LocalOptimizer(still, Flat([]))  # Nothing moves, so it has no state.
 
     def part(self, key: Key) -> ServerPart:
         """Make the server's side of one session. ``key``: of the device in the round (``Plan.batch_key``)."""

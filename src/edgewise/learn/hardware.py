@@ -43,7 +43,7 @@ def chosen(asked: str, worker: int = 0) -> torch.device:
     raise RecipeError("E-HARDWARE", what, fix)
 
 
-def move(model: nn.Module, processor: torch.device) -> None:
+def move_model(model: nn.Module, processor: torch.device) -> None:
     """Move the parameters and buffers of a model to a processor. Those without storage stay as they are."""
     if processor.type != "cpu":
         model._apply(lambda x: x if x.is_meta else x.to(processor))

@@ -11,7 +11,7 @@ from edgewise.core.training import DeviceId, HeldOut
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine.split_rest import Sessions
 from edgewise.engine.trainer import Registered
-from edgewise.learn.models.part_memory import check_part, forecast_part
+from edgewise.learn.models.part_memory import check_part_memory, forecast_part_memory
 from edgewise.learn.text.trainer import TextTrainer
 from edgewise.plan.recipe.recipe import Recipe
 
@@ -24,7 +24,7 @@ class JoinedTrainer(ABC):
         parts: ``parts.shared`` is the layout of the run's vector.
         sessions: of devices, with the rest of the round's model.
     Raises:
-        ModelError: E-MEMORY as ``learn.models.part_memory.check_part``.
+        ModelError: E-MEMORY as ``learn.models.part_memory.check_part_memory``.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class JoinedTrainer(ABC):
         self.inner, self.parts, self.sessions = inner, parts, sessions
         self.own_names = tuple(s.name for s in parts.own.segments)
         self._text, self._split, self._training, self._recipe = text, recipe.split, recipe.training, recipe
-        check_part(recipe, text.devices(), text.loaded.folder, text.autocast)
+        check_part_memory(recipe, text.devices(), text.loaded.folder, text.autocast)
         self._start, self.rest_start = parts.split(inner.initial())
 
     @property
@@ -63,7 +63,7 @@ class JoinedTrainer(ABC):
 
     def sizes(self) -> Mapping[str, float]:
         """Forecast sizes as the inner trainer. ``trainable`` counts both parts. Memory is the device part's."""
-        needed = forecast_part(self._recipe, self._text.loaded.folder, self._text.autocast).total
+        needed = forecast_part_memory(self._recipe, self._text.loaded.folder, self._text.autocast).total
         return {**self._text.sizes(), "memory_bytes": needed}
 
     def _measured(self, params: Vector) -> Vector:

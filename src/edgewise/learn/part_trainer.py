@@ -19,15 +19,15 @@ from edgewise.engine.split_rest import RemoteRest, WantedSession
 from edgewise.engine.trainer import Registered, registered
 from edgewise.learn.computing import computing
 from edgewise.learn.models.architecture import embeddings, text_config
-from edgewise.learn.models.part_memory import forecast_part
+from edgewise.learn.models.part_memory import forecast_part_memory
 from edgewise.learn.seeded import seeded
 from edgewise.learn.split import DevicePart
-from edgewise.learn.split_trainer import check_request, crossings_of, ended
+from edgewise.learn.split_trainer import check_split_request, cut_crossings, split_training_update
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import BlockStore
 from edgewise.learn.text.prepared import PreparedPart, prepare_part
 from edgewise.learn.text.trainer import TextTrainer
-from edgewise.learn.train import Optimizer
+from edgewise.learn.train import LocalOptimizer
 from edgewise.plan.recipe.recipe import Recipe
 
 
@@ -62,8 +62,8 @@ class PartTrainer:
         self.parts = part.parts
         model = text.model
         self._vocabulary = int(embeddings(model).weight.shape[0])
-        self._crossings = crossings_of(recipe, text_config(model.config).hidden_size)
-        self._optimizer = Optimizer(recipe.training, text.flat)
+        self._crossings = cut_crossings(recipe, text_config(model.config).hidden_size)
+        self._optimizer = LocalOptimizer(recipe.training, text.flat)
 
     @property
     def spec(self) -> Spec:
@@ -85,7 +85,7 @@ class PartTrainer:
             DataError, TrainingError: as ``TorchTrainer.fit``. E-TRAIN for terms of a strategy in the gradient.
             EdgewiseError: as ``RemoteRest.play``.
         """
-        check_request(request)
+        check_split_request(request)
         text, flat, recipe = self._text, self._text.flat, self._recipe
         batches, count = text.work(request)
         segments = request.rule.segments
@@ -101,7 +101,7 @@ class PartTrainer:
             )  # fmt: skip
             self._remote.play(self._wanted(request), device.perform)
             shared = flat.read()
-        return ended(device, request, shared, count)
+        return split_training_update(device, request, shared, count)
 
     def _wanted(self, request: FitRequest) -> WantedSession:
         parts, split = self.parts, self._recipe.split
@@ -117,6 +117,6 @@ class PartTrainer:
 
     def sizes(self) -> Mapping[str, float]:
         """Forecast sizes as the text trainer. Memory is that of the device's part in a session."""
-        needed = forecast_part(self._recipe, self._text.loaded.folder, self._text.autocast).total
+        needed = forecast_part_memory(self._recipe, self._text.loaded.folder, self._text.autocast).total
         found: dict[str, Any] = {**self._text.sizes(), "memory_bytes": needed}
         return found

@@ -15,7 +15,7 @@ from edgewise.core.training import Correction
 from edgewise.core.vector import to_bytes
 from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import CPU
-from edgewise.learn.train import Optimizer, fit
+from edgewise.learn.train import LocalOptimizer, fit
 from edgewise.plan.recipe.sections import TrainingSection
 
 B, T, C, V = 4, 48, 96, 257
@@ -42,7 +42,7 @@ class _Block(nn.Module):
         return self.head(F.rms_norm(h_BTC, (C,)))
 
 
-def probe(training: TrainingSection, processor: torch.device = CPU) -> bytes:
+def arithmetic_probe(training: TrainingSection, processor: torch.device = CPU) -> bytes:
     """Return the update of two steps in float32, then in bfloat16, by a recipe's optimizer.
 
     Guarantees:
@@ -65,7 +65,7 @@ def probe(training: TrainingSection, processor: torch.device = CPU) -> bytes:
                 logits_BTV = m(batch[:, :-1])
             return F.cross_entropy(logits_BTV.float().flatten(0, 1), batch[:, 1:].flatten()), float(B * T)
 
-        optimizer = Optimizer(training, flat, dtype)
+        optimizer = LocalOptimizer(training, flat, dtype)
         rule = LocalRule(steps=STEPS, lr=1e-2)
         fitted = fit(
             model, loss, [[tokens_BT]] * STEPS, flat, start, rule, training, bytes(32), optimizer,

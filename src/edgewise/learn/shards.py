@@ -106,7 +106,7 @@ class TensorShard:
             yield self._held
 
 
-def by_device(shards: Mapping[DeviceId, Shard]) -> Callable[[DeviceId], Shard]:
+def shard_by_device(shards: Mapping[DeviceId, Shard]) -> Callable[[DeviceId], Shard]:
     """Make a function that returns the shard of a device. It raises DataError(E-DEVICE-DATA) where there is none."""
 
     def shard(device: DeviceId) -> Shard:

@@ -2,7 +2,7 @@
 
     device = DevicePart(cut(model, 2, "U"), loss, flat, names, ...)
     server = ServerPart(...)
-    crossed = session(device, server, True, steps=10)   # both in this process, over the bytes of the wire
+    crossed = train_split_session(device, server, True, steps=10)   # both in this process, over the bytes of the wire
 
 The step is that of training the whole model (``learn.train``). Gradients of summed losses over all micro-batches are
 divided by the number of predicted tokens, and clipped by the norm over both parts.
@@ -29,11 +29,11 @@ from edgewise.core.keys import Key, derive, word
 from edgewise.engine import split_messages as wire
 from edgewise.engine import split_states as events
 from edgewise.engine.split import step_device, step_server
-from edgewise.learn.flat import Storage
-from edgewise.learn.models.cut import Cut
+from edgewise.learn.flat import FlatStorage
+from edgewise.learn.models.cut import CutModel
 from edgewise.learn.models.load import TextLoss, summed_loss
-from edgewise.learn.split_labels import given, read_labels, read_positions, written_labels
-from edgewise.learn.train import LOWER, Batch, Optimizer
+from edgewise.learn.split_labels import given_split_part, read_split_labels, read_split_positions, written_split_labels
+from edgewise.learn.train import LOWER, Batch, LocalOptimizer
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.privacy.token_noise import TokenNoise
 
@@ -41,7 +41,7 @@ DEFAULT_WINDOW = 2
 
 
 @dataclass(frozen=True)
-class Crossings:
+class CutCrossings:
     """Rounding of what crosses the cut, and noise on what goes up.
 
     Attributes:
@@ -68,19 +68,19 @@ class PartTraining:
 
     def __init__(
         self,
-        flat: Storage,
+        flat: FlatStorage,
         names: Sequence[str],
         training: TrainingSection,
         lr: float,
-        crossings: Crossings,
+        crossings: CutCrossings,
         key: Key,
-        optimizer: Optimizer | None = None,
+        optimizer: LocalOptimizer | None = None,
     ) -> None:
         self.names, self._clip, self._lr = list(names), training.clip_grad, lr
         self._crossings, self._key = crossings, key
         self._processor = flat.w_D.device
         self._pieces = flat.runs(flat.g_D, self.names) if self.names else []
-        self._optimizer = optimizer or Optimizer(training, flat)
+        self._optimizer = optimizer or LocalOptimizer(training, flat)
         self._optimizer.reset(self.names)
 
     def zero(self) -> None:
@@ -138,7 +138,7 @@ class DevicePart(PartTraining):
 
     def __init__(
         self,
-        parts: Cut,
+        parts: CutModel,
         loss: TextLoss,
         batches: Iterator[Sequence[Batch]],
         vocabulary: int,
@@ -212,7 +212,7 @@ class DevicePart(PartTraining):
             h_BTC = self._parts.device(x_BT, positions_BT)
         self._sent[micro] = (h_BTC, y_BT, positions_BT)
         begins = None if positions_BT is None else np.packbits((positions_BT == 0).cpu().numpy()).tobytes()
-        labels = None if self._parts.top is not None else written_labels(y_BT, self._vocabulary)
+        labels = None if self._parts.top is not None else written_split_labels(y_BT, self._vocabulary)
         body = self._noised_bytes("activations", micro, h_BTC) or self.up(h_BTC)
         return events.MicroEncoded(micro, "activations", body, *x_BT.shape, labels=labels, begins=begins)
 
@@ -246,7 +246,7 @@ class DevicePart(PartTraining):
     def _backward(self, micro: int, body: bytes, loss: float | None) -> None:
         h_BTC, y_BT, _ = self._sent.pop(micro)
         if self._parts.top is None:
-            self._add(given(loss, "gradients without the loss"))
+            self._add(given_split_part(loss, "gradients without the loss"))
         if h_BTC.requires_grad:
             h_BTC.backward(self.decoded(self._crossings.gradients, body, y_BT.shape).to(h_BTC))
 
@@ -268,7 +268,7 @@ class ServerPart(PartTraining):
 
     def __init__(
         self,
-        parts: Cut,
+        parts: CutModel,
         loss: TextLoss,
         vocabulary: int,
         *part: Any,
@@ -309,11 +309,11 @@ class ServerPart(PartTraining):
             raise DecodeError("E-PAYLOAD", "invalid payload: a micro-batch without tokens.")
         size = (c.rows, c.length)
         x_BTC = self.decoded(self._crossings.activations, c.body, size).requires_grad_()
-        positions_BT = read_positions(c.begins, size).to(self._processor) if c.begins is not None else None
+        positions_BT = read_split_positions(c.begins, size).to(self._processor) if c.begins is not None else None
         if self._parts.top is None:
-            y_BT = read_labels(given(c.labels, "activations without labels"), size, self._vocabulary).to(
-                self._processor
-            )
+            y_BT = read_split_labels(
+                given_split_part(c.labels, "activations without labels"), size, self._vocabulary
+            ).to(self._processor)
             loss = summed_loss(self._loss, self._parts.server, x_BTC, y_BT, positions_BT)
             loss.backward()
             return events.Ran(c.micro, "gradients", self.gradient(x_BTC.grad, "down", c.step, c.micro), loss.item())
@@ -330,28 +330,31 @@ class ServerPart(PartTraining):
 
 
 @dataclass
-class Crossed:
+class CrossedBytes:
     """Bytes of a session's messages, by direction."""
 
     up_bytes: int = 0
     down_bytes: int = 0
 
 
-def session(device: DevicePart, server: ServerPart, u_shape: bool, steps: int, window: int = DEFAULT_WINDOW) -> Crossed:
-    """Train both sides in this process, over the bytes that would cross a network. Raises as ``sessions``."""
-    return [Crossed(), *sessions(device, server, u_shape, steps, window)][-1]
-
-
-def sessions(
+def train_split_session(
     device: DevicePart, server: ServerPart, u_shape: bool, steps: int, window: int = DEFAULT_WINDOW
-) -> Iterator[Crossed]:
-    """Train as ``session``, and yield the bytes so far after each step.
+) -> CrossedBytes:
+    """Train both sides in this process, over the bytes that would cross a network. Raises as
+    ``train_split_sessions``."""
+    return [CrossedBytes(), *train_split_sessions(device, server, u_shape, steps, window)][-1]
+
+
+def train_split_sessions(
+    device: DevicePart, server: ServerPart, u_shape: bool, steps: int, window: int = DEFAULT_WINDOW
+) -> Iterator[CrossedBytes]:
+    """Train as ``train_split_session``, and yield the bytes so far after each step.
 
     Raises:
         TrainingError, DecodeError: as ``DevicePart.perform``.
     """
     name = bytes(32)
-    up, down, crossed = list[bytes](), list[bytes](), Crossed()
+    up, down, crossed = list[bytes](), list[bytes](), CrossedBytes()
     states: list[Any] = [
         events.DeviceSide(name, name, u_shape, steps, window), events.ServerSide(name, name, u_shape)
     ]  # fmt: skip

@@ -25,21 +25,21 @@ from edgewise.engine.trainer import Registered
 from edgewise.learn.computing import computing
 from edgewise.learn.joined_trainer import JoinedTrainer
 from edgewise.learn.models.architecture import embeddings, text_config
-from edgewise.learn.models.cut import probed
+from edgewise.learn.models.cut import probed_cut
 from edgewise.learn.seeded import seeded
-from edgewise.learn.split import Crossings, DevicePart, ServerPart, session
+from edgewise.learn.split import CutCrossings, DevicePart, ServerPart, train_split_session
 from edgewise.learn.text.trainer import TextTrainer
-from edgewise.learn.train import LOWER, Optimizer, quarters
+from edgewise.learn.train import LOWER, LocalOptimizer, quarter_losses
 from edgewise.plan.recipe.recipe import Recipe
-from edgewise.plan.split_part import check_sides, split_facts, split_noise, token_bytes
+from edgewise.plan.split_part import check_split_sides, split_facts, split_noise, split_token_bytes
 
 
 def split_between(trainer: Registered, parts: ModelParts, recipe: Recipe, sessions: Sessions) -> Registered:
     """Wrap the text trainer of a whole model into one whose vector is the device's part.
 
     Raises:
-        ModelError: E-CUT as ``learn.models.cut.cut`` and ``check_cut``, and where the layout's parts are not those of
-            the stages. E-MEMORY as ``learn.models.part_memory.check_part``.
+        ModelError: E-CUT as ``learn.models.cut.cut_model`` and ``check_cut``, and where the layout's parts are not
+            those of the stages. E-MEMORY as ``learn.models.part_memory.check_part_memory``.
     """
     inner = trainer.trainer
     assert isinstance(inner, TextTrainer)
@@ -62,18 +62,18 @@ class SplitTrainer(JoinedTrainer):
     ) -> None:
         super().__init__(inner, text, parts, recipe, sessions)
         model = text.model
-        self._stages = probed(model, recipe)
+        self._stages = probed_cut(model, recipe)
         device = [s.name for s in parts.shared.segments]
         names = [s.name for s in parts.whole.segments]
-        check_sides(names, set(self._stages.sides(model)[0]), device, type(model).__name__)
+        check_split_sides(names, set(self._stages.sides(model)[0]), device, type(model).__name__)
         hidden = text_config(model.config).hidden_size
         self.vocabulary = int(embeddings(model).weight.shape[0])
-        self._crossings = crossings_of(recipe, hidden)
-        self.token_bytes = token_bytes(recipe, hidden, self.vocabulary)
+        self._crossings = cut_crossings(recipe, hidden)
+        self.token_bytes = split_token_bytes(recipe, hidden, self.vocabulary)
         fixed = text.flat.fixed
         self._device_names = [name for name in device if name not in fixed]
         self._rest_names = [n for n in self.own_names if n not in fixed] if self._split.trains_rest else []
-        self._optimizers = [Optimizer(self._training, text.flat) for _ in range(2)]
+        self._optimizers = [LocalOptimizer(self._training, text.flat) for _ in range(2)]
 
     def whole(self, shared: Vector, private: Mapping[str, Vector] | None = None) -> Vector:
         """Join the device's part with the rest of the round's model. ``private`` is not read."""
@@ -85,7 +85,7 @@ class SplitTrainer(JoinedTrainer):
         Raises:
             DataError, TrainingError: as ``TorchTrainer.fit``. E-TRAIN for terms of a strategy in the gradient.
         """
-        check_request(request)
+        check_split_request(request)
         text, flat, split = self._text, self._text.flat, self._split
         rest = self.sessions.begin(request.round, request.device)
         batches, count = text.work(request)
@@ -104,9 +104,9 @@ class SplitTrainer(JoinedTrainer):
                 self._stages, text.loss, self.vocabulary, flat, self._rest_names, *rest_of_arguments,
                 optimizer=self._optimizers[1],
             )  # fmt: skip
-            crossed = session(device, server, split.shape == "U", steps, split.window)
+            crossed = train_split_session(device, server, split.shape == "U", steps, split.window)
             shared, rest = self.parts.split(flat.read())
-        update = ended(device, request, shared, count)
+        update = split_training_update(device, request, shared, count)
         if not finite(rest):
             raise not_finite(steps)
         kept = rest if split.trains_rest else np.zeros(0, np.float32)
@@ -119,27 +119,27 @@ class SplitTrainer(JoinedTrainer):
         return {**self.inner.describe(), **split_facts(self._recipe, self.parts, self.token_bytes)}
 
 
-def crossings_of(recipe: Recipe, hidden: int) -> Crossings:
+def cut_crossings(recipe: Recipe, hidden: int) -> CutCrossings:
     """Return the formats of what crosses the cut of a recipe, with its noise. ``hidden``: C, numbers per token."""
     split = recipe.split
     codecs = [TokenCodec(r, hidden) for r in (split.activations, split.gradients)]
-    return Crossings(*codecs, *(split_noise(recipe, hidden) or ()))
+    return CutCrossings(*codecs, *(split_noise(recipe, hidden) or ()))
 
 
-def check_request(request: FitRequest) -> None:
+def check_split_request(request: FitRequest) -> None:
     """Refuse terms of a strategy in the gradient. Raises TrainingError(E-TRAIN)."""
     if request.correction.pull or request.correction.shift is not None or request.rank:
         what = "the strategy changes gradients of whole models, and a session has those of two parts."
         raise TrainingError("E-TRAIN", what, 'write strategy.kind = "fedavg".')
 
 
-def ended(device: DevicePart, request: FitRequest, shared: Vector, count: float) -> Update:
+def split_training_update(device: DevicePart, request: FitRequest, shared: Vector, count: float) -> Update:
     """Make the update of a session that has ended. Raises TrainingError: E-TRAIN where it was refused, E-NAN."""
     if device.ended is not None and (refused := device.ended.refused) is not None:
         raise TrainingError("E-TRAIN", f"the session ended: {refused.code} {refused.reason}")
     if not finite(shared):
         raise not_finite(request.rule.steps)
-    first, last = quarters(device.seen)
+    first, last = quarter_losses(device.seen)
     return Update(shared - request.params, {"loss_first": first, "loss_last": last}, count)
 
 

@@ -33,13 +33,13 @@ from edgewise.learn.batched import DeviceBuffers, Passes, fit_many
 from edgewise.learn.computing import LESS_MEMORY, computing
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
-from edgewise.learn.hardware import CPU, move, moved
+from edgewise.learn.hardware import CPU, move_model, moved
 from edgewise.learn.models import quantized
 from edgewise.learn.own_work import OwnWork
-from edgewise.learn.probe import probe
-from edgewise.learn.shards import Shard, by_device
-from edgewise.learn.train import Batch, Fitted, Loss, Optimizer, Penalty, fit
-from edgewise.learn.training_costs import measured_step_s, weights_bytes
+from edgewise.learn.probe import arithmetic_probe
+from edgewise.learn.shards import Shard, shard_by_device
+from edgewise.learn.train import Batch, FittedModel, LocalOptimizer, Loss, Penalty, fit
+from edgewise.learn.training_costs import measured_training_step_s, model_weights_bytes
 from edgewise.plan.recipe.sections import TrainingSection
 
 LOG = logging.getLogger("edgewise")
@@ -84,11 +84,11 @@ class TorchTrainer:
         self.model, self.loss, self.training, self.processor = model, loss, training, processor
         self.flat = flat or Flat([(n, p) for n, p in model.named_parameters() if p.requires_grad])
         if processor.type != "cpu":
-            move(model, processor)
+            move_model(model, processor)
             self.flat.move(processor)
-        self._shard = shards if callable(shards) else by_device(shards)
+        self._shard = shards if callable(shards) else shard_by_device(shards)
         self._devices = tuple(sorted({*(devices or shards)} - {POOLED}))  # type: ignore[misc]
-        self._optimizer, self._arithmetic = Optimizer(training, self.flat, arithmetic), arithmetic
+        self._optimizer, self._arithmetic = LocalOptimizer(training, self.flat, arithmetic), arithmetic
         self._initial = self.flat.read()
         self.forward_bytes = forward_bytes
         self.step_noise: StepNoise | None = None
@@ -120,7 +120,7 @@ class TorchTrainer:
         if self.own is not None and self.own.loop is not None:
             what = 'dp.unit = "example" adds noise to every step, but your own training loop takes its steps itself.'
             raise TrainingError("E-TRAIN", what, 'leave out the loop, or dp.unit = "example".')
-        dp_sgd.check(self.model)
+        dp_sgd.check_example_gradients(self.model)
         self.step_noise = noise
         for device in self.devices():
             self._examine(device, self._initial, bytes(32))
@@ -165,7 +165,7 @@ class TorchTrainer:
             return
         try:
             shard = self._shard(device)
-            records = list(dp_sgd.taken(shard.records, np.unique([0, shard.size - 1]))) if shard.size else []
+            records = list(dp_sgd.taken_records(shard.records, np.unique([0, shard.size - 1]))) if shard.size else []
             records = self._moved(records)
         except StoreError:  # A full disk reveals nothing about the text, so it may end the run by name.
             raise
@@ -174,7 +174,9 @@ class TorchTrainer:
         if records:
             with computing(device):
                 self.flat.write(params)
-                self._examined = dp_sgd.examine(self.model, self.loss, records, self.flat, derive(key, "examine"))
+                self._examined = dp_sgd.examine_model_for_dp(
+                    self.model, self.loss, records, self.flat, derive(key, "examine")
+                )
 
     def fit(self, request: FitRequest) -> Update:
         """Train one device from the round's model.
@@ -196,14 +198,14 @@ class TorchTrainer:
         if self.step_noise is None or request.device == POOLED:
             return self.fitted(request, *self.work(request))
         dp, steps = self.step_noise, range(request.rule.steps)
-        dp_sgd.check(self.model)
+        dp_sgd.check_example_gradients(self.model)
         self._examine(request.device, request.params, request.secret)
         expected = dp.rate  # A device without a record is a neighbour of one with a single record.
         try:
             shard, key = self._shard(request.device), derive(request.secret, "records")
             expected *= max(1, shard.size)
-            rows = (dp_sgd.drawn(shard.size, dp.rate, derive(key, i)) for i in steps)
-            batches = (self._moved(list(dp_sgd.taken(shard.records, at))) for at in rows)
+            rows = (dp_sgd.drawn_records(shard.size, dp.rate, derive(key, i)) for i in steps)
+            batches = (self._moved(list(dp_sgd.taken_records(shard.records, at))) for at in rows)
             return self.fitted(request, batches, float(shard.count), dp, expected)
         except StoreError:  # The reason is that of ``_examine``.
             raise
@@ -331,7 +333,7 @@ class TorchTrainer:
     def arithmetic(self) -> bytes:
         """Return the bytes of a small fixed training on this processor (``learn.probe``)."""
         with computing("probe"):
-            return probe(self.training, self.processor)
+            return arithmetic_probe(self.training, self.processor)
 
     def smaller(self) -> str:
         """Describe training that needs less memory, for a message."""
@@ -339,7 +341,7 @@ class TorchTrainer:
 
     def step_s(self) -> float | None:
         """Measure the seconds of one optimizer step on this machine."""
-        return measured_step_s(self, self.training.lr)
+        return measured_training_step_s(self, self.training.lr)
 
     def sizes(self) -> Mapping[str, float]:
         """Forecast ``parameters``, ``trainable`` and ``memory_bytes``.
@@ -351,9 +353,9 @@ class TorchTrainer:
         return {
             "parameters": float(sum(quantized.count(p) for p in self.model.parameters())),
             "trainable": float(self.flat.moves),
-            "memory_bytes": weights_bytes(self.model) + 4.0 * self.spec.dim * vectors,
+            "memory_bytes": model_weights_bytes(self.model) + 4.0 * self.spec.dim * vectors,
         }
 
 
-def _update(fitted: Fitted, count: float) -> Update:
+def _update(fitted: FittedModel, count: float) -> Update:
     return Update(fitted.x, {"loss_first": fitted.loss_first, "loss_last": fitted.loss_last}, count)

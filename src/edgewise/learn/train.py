@@ -20,7 +20,7 @@ from edgewise.core.safe_repr import outline
 from edgewise.core.training import Correction, StepNoise
 from edgewise.core.vector import Vector
 from edgewise.learn import dp_sgd
-from edgewise.learn.flat import Flat, Storage, segment_view
+from edgewise.learn.flat import Flat, FlatStorage, segment_view
 from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -40,7 +40,7 @@ class Penalty(NamedTuple):
     __repr__ = outline
 
 
-class Fitted(NamedTuple):
+class FittedModel(NamedTuple):
     """The result of local training.
 
     Attributes:
@@ -65,14 +65,14 @@ def fit(
     rule: LocalRule,
     training: TrainingSection,
     key: Key,
-    optimizer: Optimizer | None = None,
+    optimizer: LocalOptimizer | None = None,
     dp: StepNoise | None = None,
     expected: float = 0.0,
     secret: Key | None = None,
     correction: Correction = Correction(),  # noqa: B008 (immutable)
     rank: int = 0,
     penalty: Penalty | None = None,
-) -> Fitted:
+) -> FittedModel:
     """Take ``rule.steps`` steps of AdamW, Muon or SGD from ``params``, with fresh optimizer state.
 
     Each step computes, over its micro-batches m,
@@ -111,25 +111,25 @@ def fit(
     """
     if dp is not None and secret is None:
         raise ValueError("noise on every step needs a secret of the device's own")
-    optimizer = optimizer or Optimizer(training, flat)
+    optimizer = optimizer or LocalOptimizer(training, flat)
     flat.write(params)
     local = LocalSteps(flat, optimizer, rule, training, correction, rank, penalty)
     if not model.training:
         model.train()
     seen: list[tuple[float, float]] = []  # per step: summed loss, terms
     with seeded(key), flat.only(rule.segments):
-        for micro in dealt(batches, rule.steps):
+        for micro in dealt_batches(batches, rule.steps):
             flat.zero_grad()
             if dp is not None and secret is not None:
                 step_key = derive(secret, "dp", len(seen))
-                seen.append(dp_sgd.gradient(model, loss, micro, flat, dp, expected, step_key))
+                seen.append(dp_sgd.noised_gradient(model, loss, micro, flat, dp, expected, step_key))
             else:
                 seen.append(_backward(model, loss, micro, flat.g_D))
             if dp is None and not math.isfinite(seen[-1][0]):
                 raise TrainingError("E-NAN", f"the loss is {seen[-1][0]} at local step {len(seen)}.", LOWER)
             local.step()
     x = local.update(flat.minus(params))
-    return Fitted(x, *quarters(seen))
+    return FittedModel(x, *quarter_losses(seen))
 
 
 class LocalSteps:
@@ -145,8 +145,8 @@ class LocalSteps:
 
     def __init__(
         self,
-        storage: Storage,
-        optimizer: Optimizer,
+        storage: FlatStorage,
+        optimizer: LocalOptimizer,
         rule: LocalRule,
         training: TrainingSection,
         correction: Correction,
@@ -217,7 +217,7 @@ def mean_loss(loss: Loss, model: nn.Module, batch: Batch) -> tuple[Tensor, float
     return mean, float(n)
 
 
-def dealt(batches: Iterable[Sequence[Batch]], steps: int) -> Iterator[Sequence[Batch]]:
+def dealt_batches(batches: Iterable[Sequence[Batch]], steps: int) -> Iterator[Sequence[Batch]]:
     """Iterate over the micro-batches of each step. Raises TrainingError(E-TRAIN) where they end before ``steps``."""
     stream = iter(batches)
     for step in range(steps):
@@ -227,14 +227,14 @@ def dealt(batches: Iterable[Sequence[Batch]], steps: int) -> Iterator[Sequence[B
         yield micro
 
 
-def quarters(seen: Sequence[tuple[float, float]]) -> tuple[float, float]:
+def quarter_losses(seen: Sequence[tuple[float, float]]) -> tuple[float, float]:
     """Compute the mean loss per term of the first and last quarter of steps, from (summed loss, terms) of each."""
     n = max(1, len(seen) // 4)
     first, last = ((sum(s for s, _ in part), sum(n for _, n in part)) for part in (seen[:n], seen[-n:]))
     return first[0] / max(first[1], 1e-30), last[0] / max(last[1], 1e-30)
 
 
-class Optimizer:
+class LocalOptimizer:
     """AdamW (Loshchilov and Hutter 2019; betas 0.9, 0.999, eps 1e-8), Muon or SGD on the flat tensor.
 
     AdamW calls the fused kernel of ``torch.optim.AdamW(fused=True)`` directly. Measured for 1.2 M parameters on one
@@ -245,13 +245,13 @@ class Optimizer:
     factors among them. AdamW trains the rest: embeddings, output head, gains and biases.
 
         m = 0.95 m + 0.05 g
-        u = orthogonal(0.05 g + 0.95 m)                     in the recipe's ``model.precision``
+        u = orthogonalised(0.05 g + 0.95 m)                     in the recipe's ``model.precision``
         w -= lr 0.2 sqrt(max(rows, columns)) u
 
     Such a step is as large as one of AdamW, so both share one lr (Liu et al. 2025, arXiv:2502.16982).
     """
 
-    def __init__(self, training: TrainingSection, flat: Storage, arithmetic: torch.dtype = torch.float32) -> None:
+    def __init__(self, training: TrainingSection, flat: FlatStorage, arithmetic: torch.dtype = torch.float32) -> None:
         self._arithmetic = arithmetic  # It is the dtype of Muon's orthogonalisation.
         self._training, self._flat, self.steps = training, flat, torch.zeros((), device=flat.w_D.device)
         pairs = {"sgd": bool(training.momentum), "adamw": 2, "muon": 2}[training.optimizer]
@@ -292,7 +292,7 @@ class Optimizer:
                 )  # fmt: skip
             for w, g, m in self._muon:
                 torch._foreach_lerp_(m, g, 0.05)
-                u = orthogonal(torch.stack(torch._foreach_lerp(g, m, 0.95)).to(self._arithmetic)).float()
+                u = orthogonalised(torch.stack(torch._foreach_lerp(g, m, 0.95)).to(self._arithmetic)).float()
                 if decay:
                     torch._foreach_mul_(w, 1 - lr * decay)
                 torch._foreach_add_(w, u.unbind(), alpha=-lr * 0.2 * math.sqrt(max(u.shape[1:])))
@@ -310,13 +310,13 @@ def is_hidden_matrix(name: str, shape: Sequence[int]) -> bool:
     return len(shape) == 2 and any(part.isdecimal() for part in name.split("."))
 
 
-def orthogonal(x_nrc: Tensor) -> Tensor:
+def orthogonalised(x_nrc: Tensor) -> Tensor:
     """Move each matrix's singular values to about 1 (0.7 to 1.2), by five Newton-Schulz steps.
 
     Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/, with its coefficients.
     """
     if x_nrc.shape[1] > x_nrc.shape[2]:
-        return orthogonal(x_nrc.mT).mT
+        return orthogonalised(x_nrc.mT).mT
     x_nrc = x_nrc / torch.linalg.matrix_norm(x_nrc, keepdim=True).clamp(min=1e-7)
     for _ in range(5):
         a_nrr = x_nrc @ x_nrc.mT

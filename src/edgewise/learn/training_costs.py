@@ -13,13 +13,13 @@ from edgewise.engine.trainer import Trainer
 from edgewise.learn.models import quantized
 
 
-def weights_bytes(model: nn.Module) -> int:
+def model_weights_bytes(model: nn.Module) -> int:
     """Return the bytes of all parameters, and of the scales of quantized ones. Shared ones count once."""
     codes = {p.data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
-    return sum(codes.values()) + quantized.scale_bytes(model)
+    return sum(codes.values()) + quantized.quantized_scale_bytes(model)
 
 
-def measured_step_s(trainer: Trainer, lr: float) -> float | None:
+def measured_training_step_s(trainer: Trainer, lr: float) -> float | None:
     """Measure the seconds of one step on the first device that can train. None where none can.
 
     It times the second of two steps, so that caches are warm.

@@ -21,10 +21,10 @@ from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.engine.trainer import Registered
 from edgewise.learn.computing import computing
-from edgewise.learn.directions import Seeds, expand, move, seeds_of
+from edgewise.learn.directions import Seeds, direction_seeds, expand_directions, move_along_direction
 from edgewise.learn.flat import Flat
-from edgewise.learn.train import LOWER, Batch, Fitted, Loss, dealt, mean_loss, quarters
-from edgewise.learn.training_costs import measured_step_s, weights_bytes
+from edgewise.learn.train import LOWER, Batch, FittedModel, Loss, dealt_batches, mean_loss, quarter_losses
+from edgewise.learn.training_costs import measured_training_step_s, model_weights_bytes
 from edgewise.strategies.base import Directions
 
 
@@ -50,24 +50,24 @@ def wrapped(trainer: Registered, directions: Directions, root: Key) -> Registere
     )
 
 
-def rebuilt(base_D: Vector, params: Vector, directions: Directions, root: Key) -> Vector:
+def rebuilt_from_coefficients(base_D: Vector, params: Vector, directions: Directions, root: Key) -> Vector:
     """Compute the parameters (float32[D]) from a run's coefficients (float32[K]). Raises ValueError on another K."""
     if params.shape != (directions.count,):
         raise ValueError(f"{params.shape} coefficients for {directions.count} directions")
-    return expand(base_D, params, _direction_seeds(directions, root))
+    return expand_directions(base_D, params, _direction_seeds(directions, root))
 
 
 def _direction_seeds(directions: Directions, root: Key) -> Seeds:
     """Draw the seeds of a round's directions."""
-    return seeds_of(derive(root, "directions"), directions.count)
+    return direction_seeds(derive(root, "directions"), directions.count)
 
 
-def base_digest(spec: Spec, base_D: Vector) -> str:
+def base_model_digest(spec: Spec, base_D: Vector) -> str:
     """Return the SHA-256 of layout and values of the parameters that the coefficients start from."""
     return vector.digest(spec.digest().encode() + vector.to_bytes(base_D))
 
 
-def fit(
+def fit_zeroth_order(
     model: nn.Module,
     loss: Loss,
     batches: Iterable[Sequence[Batch]],
@@ -78,7 +78,7 @@ def fit(
     seeds_K: Seeds,
     eps: float,
     key: Key,
-) -> Fitted:
+) -> FittedModel:
     """Take ``rule.steps`` two-point steps from ``start_D``.
 
     Each step draws k uniformly from the K directions and takes both losses over the same batch:
@@ -105,14 +105,14 @@ def fit(
     w_D, x_K = flat.host(), np.zeros(len(seeds_K), np.float32)
 
     def shift(step: float, k: int) -> None:
-        move(w_D, step, seeds_K[k])
+        move_along_direction(w_D, step, seeds_K[k])
         flat.take(w_D)
 
     chosen = generator(key).integers(len(seeds_K), size=rule.steps)
     seen: list[tuple[float, float]] = []
     model.eval()
     with torch.no_grad():
-        for k, micro in zip(chosen, dealt(batches, rule.steps), strict=True):
+        for k, micro in zip(chosen, dealt_batches(batches, rule.steps), strict=True):
             shift(eps, k)
             above, terms = _loss_sum(model, loss, micro)
             shift(-2.0 * eps, k)
@@ -127,7 +127,7 @@ def fit(
             x_K[k] -= step
     if not np.isfinite(x_K).all():
         raise TrainingError("E-NAN", f"the update is not finite after local step {rule.steps}.", LOWER)
-    return Fitted(x_K, *quarters(seen))
+    return FittedModel(x_K, *quarter_losses(seen))
 
 
 def _loss_sum(model: nn.Module, loss: Loss, micro: Sequence[Batch]) -> tuple[float, float]:
@@ -147,9 +147,9 @@ class ZerothOrderTrainer:
         directions: their number, and the distance of the two losses.
         root: the run's key, from which the directions come. It is no secret, because everyone with the recipe has it.
     Guarantees:
-        ``fit`` and ``evaluate`` are functions of their arguments alone. All devices of a round share one rebuilt model,
-        which is rebuilt only for new coefficients. That takes O(K D) time (1.2 s for D = 1.4 M and K = 4096 on one EPYC
-        core with AVX2).
+        ``fit_zeroth_order`` and ``evaluate`` are functions of their arguments alone. All devices of a round share one
+        rebuilt model, which is rebuilt only for new coefficients. That takes O(K D) time (1.2 s for D = 1.4 M and K =
+        4096 on one EPYC core with AVX2).
     """
 
     def __init__(self, inner: Registered, directions: Directions, root: Key) -> None:
@@ -172,7 +172,7 @@ class ZerothOrderTrainer:
     def weights(self, params: Vector) -> Vector:
         """Return the parameters (float32[D]) for coefficients (float32[K]). The caller must not change them."""
         if not np.array_equal(params, self._known[0]):
-            self._known = np.array(params), expand(self._base_D, params, self._seeds_K)
+            self._known = np.array(params), expand_directions(self._base_D, params, self._seeds_K)
         return self._known[1]
 
     def fit(self, request: FitRequest) -> Update:
@@ -180,7 +180,7 @@ class ZerothOrderTrainer:
         batches, count = self._moves.work(request)
         inner, key = self._moves, derive(request.key, "directions")
         with computing(request.device):
-            fitted = fit(
+            fitted = fit_zeroth_order(
                 inner.model, inner.loss, batches, inner.flat, self.weights(request.params), request.rule,
                 inner.training.clip_grad, self._seeds_K, self.directions.eps, key,
             )  # fmt: skip
@@ -202,7 +202,7 @@ class ZerothOrderTrainer:
 
     def step_s(self) -> float | None:
         """Measure the seconds of a step as ``TorchTrainer.step_s``, without rebuilding the model."""
-        return measured_step_s(self, self._moves.training.lr)
+        return measured_training_step_s(self, self._moves.training.lr)
 
     def sizes(self) -> Mapping[str, float]:
         """Forecast sizes as ``TorchTrainer.sizes``. ``trainable`` is D.
@@ -213,9 +213,9 @@ class ZerothOrderTrainer:
         dims = 2.0 * self.inner.spec.dim + 4.0 * self.directions.count  # Round's, update's, and seeds of 8 bytes.
         return {
             **self.inner.sizes(),
-            "memory_bytes": weights_bytes(self._moves.model) + 4.0 * dims + self._moves.forward_bytes,
+            "memory_bytes": model_weights_bytes(self._moves.model) + 4.0 * dims + self._moves.forward_bytes,
         }
 
     def describe(self) -> dict[str, Any]:
-        """Return the inner trainer's description, if it has one, with ``base_sha256`` (``base_digest``)."""
-        return {**self._ports.describe(), "base_sha256": base_digest(self.inner.spec, self._base_D)}
+        """Return the inner trainer's description, if it has one, with ``base_sha256`` (``base_model_digest``)."""
+        return {**self._ports.describe(), "base_sha256": base_model_digest(self.inner.spec, self._base_D)}

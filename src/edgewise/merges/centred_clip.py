@@ -13,7 +13,14 @@ from edgewise.core.part import Doc, part
 from edgewise.core.space import Total
 from edgewise.core.stage import Merge, Rows
 from edgewise.merges import robust
-from edgewise.merges.robust_mean import BeforeRule, Bucket, Byzantine, before_in_words, bucket_in_name, least_devices
+from edgewise.merges.robust_mean import (
+    BeforeRule,
+    Bucket,
+    Byzantine,
+    bucket_in_name,
+    least_robust_devices,
+    merge_words_before,
+)
 from edgewise.merges.seen import seen_merge
 
 CENTRE = "centre"  # float32[d] in the server's memory: the result of the last round
@@ -55,16 +62,16 @@ def centred_clip(
 
     def combine(bodies: Rows, heads: Rows, memory: Memory, key: Key) -> tuple[Rows, Rows, Memory]:
         centre = memory.get(CENTRE)
-        rows = robust.prepared(robust.buckets(bodies, bucket, derive(key, "buckets")), byzantine, before)
+        rows = robust.prepared(robust.bucket_means(bodies, bucket, derive(key, "buckets")), byzantine, before)
         found = clipped_around(np.zeros(rows.shape[1]) if centre is None else centre, rows, radius, steps)
         return found, trimmed(heads), Memory({CENTRE: found.astype(np.float32)})
 
     def says(total: Total) -> str:
         tau = f"{radius:g}" if radius else "the median distance"
-        words = before_in_words(before, bucket)
+        words = merge_words_before(before, bucket)
         return f"takes the mean{words}, each cut to {tau} around the result of the last round"
 
-    least = least_devices(robust.least_rows("trimmed_mean", byzantine), bucket)
+    least = least_robust_devices(robust.least_rows("trimmed_mean", byzantine), bucket)
     name = f"centred_clip({byzantine}, {radius:g}{bucket_in_name(bucket)})"
     return seen_merge(name, f"clipping{bucket_in_name(bucket)}", byzantine, least, says, combine, kept=1)
 

@@ -28,7 +28,7 @@ _HEAD_UNIT = 1074  # 2^-1074 is the smallest float64. Every float64 is an intege
 _HEAD_LIMIT = 2.0**512  # No sum of heads within this limit overflows float64.
 
 
-class Tally(NamedTuple):
+class SumTally(NamedTuple):
     """An accumulator.
 
     Attributes:
@@ -120,10 +120,10 @@ def plain_sum() -> Merge:
             space, space.sensitivity, std, visible=True, step=1.0 / _UNIT, rounding=more, most=_coordinate_bound(space)
         )
 
-    def init(space: Space) -> Tally:
-        return Tally(np.zeros(space.dim, np.int64), None, 0)
+    def init(space: Space) -> SumTally:
+        return SumTally(np.zeros(space.dim, np.int64), None, 0)
 
-    def add(acc: Tally, payload: Payload, space: Space) -> Tally:
+    def add(acc: SumTally, payload: Payload, space: Space) -> SumTally:
         _check_shape(acc, payload, space)
         head = _fold_head(acc.head, payload.head)
         limit, body = _bound_bits(space), np.ascontiguousarray(payload.body, np.float32)
@@ -133,9 +133,9 @@ def plain_sum() -> Merge:
             added = _fold_sparse(acc.body, payload.support, body, limit, _UNIT)
         if not added:
             raise _beyond_bound(body, space)
-        return Tally(acc.body, head, acc.n + 1)
+        return SumTally(acc.body, head, acc.n + 1)
 
-    def stream(acc: Tally, pieces: Callable[[], Iterator[Payload]], space: Space) -> Tally:
+    def stream(acc: SumTally, pieces: Callable[[], Iterator[Payload]], space: Space) -> SumTally:
         _check_room(acc, space)
         head, limit, at, done = acc.head, _bound_bits(space), 0, 0
         try:
@@ -150,9 +150,9 @@ def plain_sum() -> Merge:
                 _fold_coordinates(acc.body[at : at + piece.body.size], piece.body, limit, -_UNIT)
                 at += piece.body.size
             raise
-        return Tally(acc.body, head, acc.n + 1)
+        return SumTally(acc.body, head, acc.n + 1)
 
-    def finish(acc: Tally, space: Space, precise: bool = True) -> Payload:
+    def finish(acc: SumTally, space: Space, precise: bool = True) -> Payload:
         kind = np.float64 if precise else np.float32
         body, piece = np.empty(acc.body.size, kind), 1 << 16  # Pieces avoid a float64 copy of all coordinates.
         for i in range(0, body.size, piece):
@@ -164,7 +164,7 @@ def plain_sum() -> Merge:
     )
 
 
-def _check_shape(acc: Tally, payload: Payload, space: Space) -> None:
+def _check_shape(acc: SumTally, payload: Payload, space: Space) -> None:
     """Raise ValueError unless the contribution has the shape of the sum."""
     positions = payload.support
     if positions is None and payload.body.shape != acc.body.shape:
@@ -180,7 +180,7 @@ def _check_shape(acc: Tally, payload: Payload, space: Space) -> None:
     _check_room(acc, space)
 
 
-def _check_room(acc: Tally, space: Space) -> None:
+def _check_room(acc: SumTally, space: Space) -> None:
     """Raise ValueError if the sum is full."""
     if acc.n >= space.quorum.n_max:
         raise ValueError(f"the sum holds {acc.n} contributions, its limit")

@@ -18,7 +18,7 @@ HEAD_FRACTION_BITS = 32  # One unit of a head's residue is 2^-32, far below any 
 _UNIT = 2.0**HEAD_FRACTION_BITS
 
 
-class Residues(NamedTuple):
+class RingResidues(NamedTuple):
     """An accumulator.
 
     Attributes:
@@ -87,10 +87,10 @@ def ring_sum() -> Merge:
         head = sqrt(len(space.head)) / _UNIT
         return Total(space, space.sensitivity, sqrt(sure) * space.noise.std, False, step=0.0, rounding=more + head)
 
-    def init(space: Space) -> Residues:
-        return Residues(np.zeros(space.dim, np.uint32), np.zeros(len(space.head), np.uint64), 0)
+    def init(space: Space) -> RingResidues:
+        return RingResidues(np.zeros(space.dim, np.uint32), np.zeros(len(space.head), np.uint64), 0)
 
-    def add(acc: Residues, payload: Payload, space: Space) -> Residues:
+    def add(acc: RingResidues, payload: Payload, space: Space) -> RingResidues:
         if payload.support is not None or payload.body.shape != acc.body.shape or payload.head.shape != acc.head.shape:
             raise ValueError(f"contribution has shape {payload.body.shape}, the sum has {acc.body.shape}")
         if acc.n >= space.quorum.n_max:
@@ -101,9 +101,9 @@ def ring_sum() -> Merge:
         np.add(acc.body, payload.body, out=acc.body, casting="same_kind")
         np.bitwise_and(acc.body, np.uint32(space.grid.modulus - 1), out=acc.body)
         np.add(acc.head, head, out=acc.head)
-        return Residues(acc.body, acc.head, acc.n + 1)
+        return RingResidues(acc.body, acc.head, acc.n + 1)
 
-    def finish(acc: Residues, space: Space, precise: bool = True) -> Payload:
+    def finish(acc: RingResidues, space: Space, precise: bool = True) -> Payload:
         return Payload(acc.body.copy(), acc.head.view(np.int64) / _UNIT)
 
     return Merge("ring_sum", True, lambda _: "adds encodings, decodes the sum once", infer, init, add, finish)

@@ -12,8 +12,8 @@ alike, or bound long ones:
     nnm                each vector becomes the mean of its n - f nearest ones, itself among them
     arc                the floor(2 f (n - f) / n) longest vectors are cut to the length of the next one
 
-``buckets`` goes before both: it makes means of random vectors, which are more alike than single ones. f liars spoil at
-most f buckets, so the rule needs as many buckets as it else needs vectors.
+``bucket_means`` goes before both: it makes means of random vectors, which are more alike than single ones. f liars
+spoil at most f buckets, so the rule needs as many buckets as it else needs vectors.
 
 The result is the same for every order of the vectors, bit by bit. Time and memory: O(n d), and O(n^2 d) time for krum,
 multi_krum and nnm.
@@ -76,17 +76,17 @@ def rule(name: RuleName, byzantine: int, before: Before = "none") -> Rule:
     return apply
 
 
-def combine(rule: Rule, bucket: int = 1) -> Combine:
+def merge_of_rule(rule: Rule, bucket: int = 1) -> Combine:
     """Make a merge of a rule: it takes the rule of bodies and of heads, each in buckets of their own."""
 
     def apply(bodies: Rows, heads: Rows, memory: Memory, key: Key) -> tuple[Rows, Rows, Memory]:
         body, head = derive(key, "buckets", 0), derive(key, "buckets", 1)
-        return rule(buckets(bodies, bucket, body)), rule(buckets(heads, bucket, head)), memory
+        return rule(bucket_means(bodies, bucket, body)), rule(bucket_means(heads, bucket, head)), memory
 
     return apply
 
 
-def buckets(rows: Rows, size: int, key: Key) -> Rows:
+def bucket_means(rows: Rows, size: int, key: Key) -> Rows:
     """Take the means of random buckets of ``size`` vectors: float64[n, d] -> [ceil(n / size), d].
 
     The last bucket has the rest. Vectors are dealt in the order of a keyed digest, so that no order of arrival changes

@@ -38,17 +38,17 @@ def robust_mean(
 
     Example: ``[merge] kind = "robust_mean", byzantine = 4``.
     """
-    least = least_devices(robust.least_rows(rule, byzantine), bucket)
+    least = least_robust_devices(robust.least_rows(rule, byzantine), bucket)
 
     def says(total: Total) -> str:
-        return f"takes the {rule.replace('_', ' ')}{before_in_words(before, bucket)}"
+        return f"takes the {rule.replace('_', ' ')}{merge_words_before(before, bucket)}"
 
     name = f"robust_mean({byzantine}, {rule}{'' if before == 'none' else f', {before}'}{bucket_in_name(bucket)})"
-    combine = robust.combine(robust.rule(rule, byzantine, before), bucket)
+    combine = robust.merge_of_rule(robust.rule(rule, byzantine, before), bucket)
     return seen_merge(name, f"{rule}{bucket_in_name(bucket)}", byzantine, least, says, combine)
 
 
-def least_devices(rows: int, bucket: int) -> int:
+def least_robust_devices(rows: int, bucket: int) -> int:
     """Return the least number of contributions that fill ``rows`` buckets. The last may have one only."""
     return (rows - 1) * bucket + 1
 
@@ -58,7 +58,7 @@ def bucket_in_name(bucket: int) -> str:
     return "" if bucket == 1 else f", buckets of {bucket}"
 
 
-def before_in_words(before: robust.Before, bucket: int) -> str:
+def merge_words_before(before: robust.Before, bucket: int) -> str:
     """Say what happens before a rule, for the sentence of a merge."""
     steps = {"none": "", "nnm": " of the means of nearest updates", "arc": " after the longest updates are cut"}
     return steps[before] + ("" if bucket == 1 else f", between the means of random buckets of {bucket}")

@@ -1,6 +1,6 @@
 """Check a run's facts on a device: compile the plan that follows from them, or refuse.
 
-    plan = accept(raw, signature, server, spec, OwnerFloor(epsilon=8.0, hidden=True), BUILT_IN)
+    plan = accept_facts(raw, signature, server, spec, OwnerFloor(epsilon=8.0, hidden=True), BUILT_IN)
 
 A device does not trust the server with any number behind a promise. It compiles the plan from the facts and its own
 layout, so rounds, steps, clips, rings and thresholds are its own. It derives the integers that the facts state, and
@@ -66,7 +66,9 @@ class OwnerFloor:
     split: bool = True
 
 
-def accept(raw: bytes, signature: bytes, server: bytes, spec: Spec, floor: OwnerFloor, catalogue: Catalogue) -> Plan:
+def accept_facts(
+    raw: bytes, signature: bytes, server: bytes, spec: Spec, floor: OwnerFloor, catalogue: Catalogue
+) -> Plan:
     """Verify a served run's facts and compile its plan.
 
     Args:
@@ -132,7 +134,7 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
     against = inf if card is None or card.against_server is None else card.against_server
     bound, multiplier = _largest_update(plan), 0.0 if plan.spend is None else plan.spend.z
     upload_bytes = largest_upload(plan) if isfinite(floor.upload_bytes) else 0.0
-    check_stated(floor, plan.facts)
+    check_stated_facts(floor, plan.facts)
     for required, met, what in (
         (floor.hidden, promise.hidden, "single updates are hidden from the server; here it sees them"),
         (
@@ -186,7 +188,7 @@ def check_floor(plan: Plan, floor: OwnerFloor) -> None:
             raise _below_owner_floor(what)
 
 
-def check_stated(floor: OwnerFloor, facts: PlanFacts) -> None:
+def check_stated_facts(floor: OwnerFloor, facts: PlanFacts) -> None:
     """Check what facts state by themselves, before anything is downloaded for them: model, word and cut.
 
     Raises RecipeError(E-FLOOR).

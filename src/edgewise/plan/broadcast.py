@@ -24,12 +24,12 @@ from edgewise.plan.stages import build_stages
 DELTA_FRAME_BYTES = 75  # A ``frame.Delta`` without its payload. The digits of its integers change it a little.
 
 
-def delta_bytes(pipe: Pipeline) -> float:
+def planned_delta_bytes(pipe: Pipeline) -> float:
     """Return the expected bytes of one round's delta, with its frame."""
     return pack.size_bytes(pipe.encoded) + DELTA_FRAME_BYTES
 
 
-def downlink(recipe: Recipe, spec: Spec, catalogue: Catalogue) -> Pipeline | None:
+def planned_downlink(recipe: Recipe, spec: Spec, catalogue: Catalogue) -> Pipeline | None:
     """Build the download pipeline. Its one contribution is the server's.
 
     Returns:
@@ -70,7 +70,7 @@ def downlink(recipe: Recipe, spec: Spec, catalogue: Catalogue) -> Pipeline | Non
             "set unbiased = false for random_k.",
         )
     require.contracting(out, f"[[downlink]] {', '.join(stage.name for stage in stages)}")
-    size, snapshot = delta_bytes(pipe), 4 * spec.dim
+    size, snapshot = planned_delta_bytes(pipe), 4 * spec.dim
     if size >= snapshot:
         raise RecipeError(
             "E-COMBO", f"[[downlink]]: a delta would have {size:.0f} bytes, the whole model has {snapshot}.",

@@ -14,13 +14,13 @@ from edgewise.core.space import Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Segment, Spec
 from edgewise.plan.catalogue import Catalogue
-from edgewise.plan.codec_choice.choice import adaptive
+from edgewise.plan.codec_choice.choice import rungs_within_recipe
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.sampling import Sampling
-from edgewise.plan.stages import build_stages, schedule
+from edgewise.plan.stages import build_stages, planned_segment_turns
 
 
-class Chains(NamedTuple):
+class RecipeChains(NamedTuple):
     """The chains of a recipe.
 
     Attributes:
@@ -34,9 +34,9 @@ class Chains(NamedTuple):
     rungs: tuple[str, ...] = ()
 
 
-def chains_of(
+def recipe_chains(
     recipe: Recipe, spec: Spec, start: Space, sampling: Sampling, catalogue: Catalogue, hidden: bool
-) -> Chains:
+) -> RecipeChains:
     """Build the chains of a recipe's stages.
 
     Args:
@@ -54,7 +54,7 @@ def chains_of(
     if recipe.trainable.moves_base:  # The product of two weighed factors has to be divided by the weight once.
         at = int(bool(tables) and tables[0].get("kind") == "weigh")
         tables = [*tables[:at], {"kind": "products"}, *tables[at:]]
-    groups = schedule(tables, spec, catalogue.stages)
+    groups = planned_segment_turns(tables, spec, catalogue.stages)
     phases = [build_stages(tables, spec, catalogue.stages, phase) for phase in range(max(1, len(groups)))]
     needed = sampling.groups * len(phases)
     if len(phases) > 1 and sampling.groups > 1 and recipe.round.rounds < needed:
@@ -65,12 +65,12 @@ def chains_of(
             f"play {needed} rounds or more, take larger cohorts, or train the parts together.",
         )
     if recipe.codec != "adaptive":
-        return Chains(phases, groups)
+        return RecipeChains(phases, groups)
     if groups:
         raise RecipeError(
             "E-COMBO",
             'codec = "adaptive" with segments that take turns: the rungs would be others in every round.',
             'leave out cycle, or fix the codec: codec = "stages".',
         )
-    rungs, endings = adaptive(recipe, spec, start, phases[0], catalogue, hidden)
-    return Chains([[*phases[0], *ending] for ending in endings], groups, rungs)
+    rungs, endings = rungs_within_recipe(recipe, spec, start, phases[0], catalogue, hidden)
+    return RecipeChains([[*phases[0], *ending] for ending in endings], groups, rungs)

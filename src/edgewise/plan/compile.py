@@ -19,25 +19,25 @@ from edgewise.core.pipeline import Pipeline, pipeline
 from edgewise.core.space import Quorum, Space
 from edgewise.core.stage import Merge
 from edgewise.core.vector import Spec
-from edgewise.plan.broadcast import downlink
+from edgewise.plan.broadcast import planned_downlink
 from edgewise.plan.buffered import check as check_buffered
 from edgewise.plan.catalogue import Catalogue, make
-from edgewise.plan.chains import chains_of
+from edgewise.plan.chains import recipe_chains
 from edgewise.plan.client_rules import check_pipelines, check_recipe, check_root
-from edgewise.plan.disclosure import claims
+from edgewise.plan.disclosure import plan_claims
 from edgewise.plan.facts import FORMAT, Instance, PlanFacts, StatedNoise, decisive
 from edgewise.plan.layout import VectorLayout
 from edgewise.plan.mechanisms.base import Mechanism
-from edgewise.plan.mechanisms.known import mechanism_of, promised
-from edgewise.plan.metrics import metrics_of
-from edgewise.plan.noise import private
+from edgewise.plan.mechanisms.known import mechanism_of, recipe_promise
+from edgewise.plan.metrics import recipe_metrics
+from edgewise.plan.noise import with_mechanism
 from edgewise.plan.plan import MESSAGE_LIMIT_BYTES, Plan
-from edgewise.plan.pruning import check as check_pruning
+from edgewise.plan.pruning import check_planned_pruning as check_pruning
 from edgewise.plan.recipe.recipe import Recipe
-from edgewise.plan.sampling import Sampling, sampled
+from edgewise.plan.sampling import Sampling, recipe_sampling
 from edgewise.plan.strategy import strategy_of
-from edgewise.plan.sums import Sums, check_word, sums_of
-from edgewise.plan.trust import contributors
+from edgewise.plan.sums import PlannedSums, check_privacy_word, planned_sums
+from edgewise.plan.trust import planned_contributors
 from edgewise.secagg import messages
 from edgewise.strategies.base import Strategy
 
@@ -64,24 +64,24 @@ def compile(
         RecipeError: for unknown parts or parameters, and with E-QUORUM for a cohort larger than the population.
         CompositionError: for stages that do not compose soundly.
     """
-    sampling = sampled(recipe.round, population, recipe.buffer)
+    sampling = recipe_sampling(recipe.round, population, recipe.buffer)
     strategy = strategy_of(recipe, catalogue, spec, population)
     _check_directions(recipe, strategy, spec)
     layout = VectorLayout(spec, strategy.client)
     merge = make(catalogue.merges, "[merge]", recipe.merge, layout.sent)
     mechanism = mechanism_of(recipe.privacy, recipe.dp)
-    promise = promised(recipe.privacy, recipe.dp, hidden=merge.hides is not None)
+    promise = recipe_promise(recipe.privacy, recipe.dp, hidden=merge.hides is not None)
     check_recipe(recipe, promise, strategy.client)
     check_root(recipe)
-    sums = sums_of(recipe, merge, sampling)
-    metrics = metrics_of(recipe, promise, strategy.client, sampling.kind)
+    sums = planned_sums(recipe, merge, sampling)
+    metrics = recipe_metrics(recipe, promise, strategy.client, sampling.kind)
     start = _update_space(metrics, layout, merge, sampling, sums, mechanism)
-    chains = chains_of(recipe, layout.sent, start, sampling, catalogue, promise.hidden)
-    check_word(recipe, merge)
+    chains = recipe_chains(recipe, layout.sent, start, sampling, catalogue, promise.hidden)
+    check_privacy_word(recipe, merge)
     posts = [make(catalogue.posts, f"[[post]] {i + 1}", table, layout.sent) for i, table in enumerate(recipe.post)]
     stages, spend = chains.stages, None
     if mechanism is not None:
-        stages, more, spend = private(recipe, layout.sent, start, stages, sampling, promise, mechanism, noise)
+        stages, more, spend = with_mechanism(recipe, layout.sent, start, stages, sampling, promise, mechanism, noise)
         posts += more
     divisor = spend.divisor if spend is not None else None
     pipes = tuple(replace(pipeline(start, chain, merge, posts), divisor=divisor) for chain in stages)
@@ -113,19 +113,24 @@ def compile(
         strategy=strategy,
         sampling=sampling,
         promise=promise,
-        claims=claims(recipe, promise, strategy.client, pipes, sampling.earns, spend, sums.rungs or 1),
+        claims=plan_claims(recipe, promise, strategy.client, pipes, sampling.earns, spend, sums.rungs or 1),
         groups=chains.groups,
         rungs=chains.rungs,
-        downlink=downlink(recipe, layout.given, catalogue),
+        downlink=planned_downlink(recipe, layout.given, catalogue),
         spend=spend,
         rung_pipelines=pipes if by_rung else (),
         policy=sums.policy,
-        contributors=contributors(recipe.trust, population),
+        contributors=planned_contributors(recipe.trust, population),
     )
 
 
 def _update_space(
-    metrics: Metrics, layout: VectorLayout, merge: Merge, sampling: Sampling, sums: Sums, mechanism: Mechanism | None
+    metrics: Metrics,
+    layout: VectorLayout,
+    merge: Merge,
+    sampling: Sampling,
+    sums: PlannedSums,
+    mechanism: Mechanism | None,
 ) -> Space:
     """Return the space of a trained update, before the first stage."""
     largest = sampling.population if sampling.kind == "poisson" else sampling.invite

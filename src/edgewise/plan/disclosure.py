@@ -1,6 +1,6 @@
 """Describe in sentences what each party of a run learns. Only data behind an epsilon is called private.
 
-claims(...)               # sentences for a plan, the most important first
+plan_claims(...)               # sentences for a plan, the most important first
 privacy_facts(plan)       # the same facts as plain JSON, for check and report
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import ByMasks, ByShares, Hiding
 from edgewise.core.stage import BELOW
-from edgewise.plan.noise import Spend
+from edgewise.plan.noise import PlannedSpend
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe.recipe import Recipe
@@ -23,13 +23,13 @@ from edgewise.privacy import card
 from edgewise.strategies.client import Client
 
 
-def claims(
+def plan_claims(
     recipe: Recipe,
     promise: Promise,
     client: Client,
     pipes: Sequence[Pipeline],
     earns: str,
-    spend: Spend | None,
+    spend: PlannedSpend | None,
     sorted_into: int = 1,
 ) -> tuple[str, ...]:
     """Write the claims of a plan about privacy, the most important first.
@@ -52,7 +52,7 @@ def claims(
         sentences.append(_promise_against("the server", c.against_server, c))
         sentences.append(_promise_against("readers of the models", c.of_release, c))
         sentences.append(f"neighbouring data sets are those in which {c.adjacency}")
-        sentences.append(f"the budget is {card.limit(spend.budget.epsilon)}")
+        sentences.append(f"the budget is {card.privacy_budget_words(spend.budget.epsilon)}")
     elif not visible:
         sentences.append("the sum has no noise, so no epsilon bounds what it reveals about one device")
         sentences.append(
@@ -144,11 +144,11 @@ def _who_sees_depths(recipe: Recipe, least: int, visible: bool, noisy: bool) -> 
     return sentences
 
 
-def _promise_against(reader: str, epsilon: float | None, c: card.Card) -> str:
+def _promise_against(reader: str, epsilon: float | None, c: card.PrivacyCard) -> str:
     """Write the promise of a run against one reader."""
     if epsilon is None or not math.isfinite(epsilon):
         return f"nothing is promised against {reader}"
-    return f"the promise against {reader} is {card.words(epsilon, c.delta)}, for one {c.unit}"
+    return f"the promise against {reader} is {card.promise_words(epsilon, c.delta)}, for one {c.unit}"
 
 
 def _who_sees_updates(promise: Promise, pipe: Pipeline, sorted_into: int) -> str:
@@ -206,7 +206,9 @@ def _who_sees_metrics(recipe: Recipe, visible: bool, promise: Promise) -> str:
     return "train losses and weights leave devices only as a sum"
 
 
-def witnesses(promise: Promise, hides: Hiding | None, spend: Spend | None, groups: int = 1) -> list[dict[str, str]]:
+def plan_witnesses(
+    promise: Promise, hides: Hiding | None, spend: PlannedSpend | None, groups: int = 1
+) -> list[dict[str, str]]:
     """List each party's view of a round: ``who``, single ``updates``, the ``sum``, and what is ``promised``.
 
     Args:
@@ -214,8 +216,8 @@ def witnesses(promise: Promise, hides: Hiding | None, spend: Spend | None, group
         groups: number of sums of a round.
     """
     c = spend.card if spend is not None else None
-    server = card.words(c.against_server, c.delta) if c is not None else "nothing is promised"
-    reader = card.words(c.of_release, c.delta) if c is not None else "nothing is promised"
+    server = card.promise_words(c.against_server, c.delta) if c is not None else "nothing is promised"
+    reader = card.promise_words(c.of_release, c.delta) if c is not None else "nothing is promised"
     if c is None and hides is not None:
         server, reader = "sums only, no epsilon", "no epsilon"
     noisy = {Noiser.NOBODY: "as it is", Noiser.SERVER: "before noise"}
@@ -251,5 +253,5 @@ def privacy_facts(plan: Plan) -> dict[str, Any]:
         "word": plan.promise.word,
         "servers": hides.servers if hides is not None else 0,
         "card": None if plan.spend is None else plan.spend.card.to_plain(),
-        "seen": split_witnesses(plan.recipe, witnesses(plan.promise, hides, plan.spend, groups)),
+        "seen": split_witnesses(plan.recipe, plan_witnesses(plan.promise, hides, plan.spend, groups)),
     }

@@ -13,15 +13,15 @@ from edgewise.core.stage import Merge, Stage
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import BUILT_IN, AnyPart, Catalogue, Judged, judge
 from edgewise.plan.client_rules import check_recipe
-from edgewise.plan.mechanisms.known import promised
-from edgewise.plan.metrics import metrics_of
+from edgewise.plan.mechanisms.known import recipe_promise
+from edgewise.plan.metrics import recipe_metrics
 from edgewise.plan.recipe.findings import Finding
 from edgewise.plan.recipe.places import Place
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.rules import UnknownValue
 from edgewise.plan.stages import build_stages
-from edgewise.plan.sums import check_word
-from edgewise.plan.trust import check_read
+from edgewise.plan.sums import check_privacy_word
+from edgewise.plan.trust import check_trust_keys
 from edgewise.strategies.base import Strategy
 
 Check = Callable[[], object]
@@ -31,7 +31,7 @@ MODEL_FREE = frozenset(
 )
 
 
-def refusals(recipe: Recipe, catalogue: Catalogue) -> Iterator[Finding]:
+def recipe_refusals(recipe: Recipe, catalogue: Catalogue) -> Iterator[Finding]:
     """Find everything that the parts of a recipe, its word of privacy, its training and its metrics rule out together.
 
     Args:
@@ -42,18 +42,18 @@ def refusals(recipe: Recipe, catalogue: Catalogue) -> Iterator[Finding]:
     checks: list[tuple[tuple[Place, ...], Check]] = []
     if isinstance(merge, Merge):
         checks += [
-            ((("merge", "kind"), ("privacy",)), lambda: check_word(recipe, merge)),
-            ((("trust",), ("merge", "kind")), lambda: check_read(recipe, merge)),
+            ((("merge", "kind"), ("privacy",)), lambda: check_privacy_word(recipe, merge)),
+            ((("trust",), ("merge", "kind")), lambda: check_trust_keys(recipe, merge)),
         ]
     if isinstance(merge, Merge) and isinstance(strategy, Strategy):
 
         def promise() -> Any:
-            return promised(recipe.privacy, recipe.dp, hidden=merge.hides is not None)
+            return recipe_promise(recipe.privacy, recipe.dp, hidden=merge.hides is not None)
 
         client = strategy.client
         checks += [
             ((("strategy", "kind"), ("training", "optimizer")), lambda: check_recipe(recipe, promise(), client)),
-            ((("metrics",), ("metric", 0)), lambda: metrics_of(recipe, promise(), client, recipe.round.sampling)),
+            ((("metrics",), ("metric", 0)), lambda: recipe_metrics(recipe, promise(), client, recipe.round.sampling)),
         ]
     for places, check in checks:
         try:

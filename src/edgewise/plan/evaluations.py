@@ -9,7 +9,7 @@ from edgewise.plan.recipe.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)
-class Evaluations:
+class PlannedEvaluations:
     """The evaluations of a run on held-out text, and the decisions that follow from their losses.
 
     Attributes:
@@ -32,7 +32,7 @@ class Evaluations:
         return bool(self.patience) or self.keep == "best"
 
 
-def evaluations(recipe: Recipe) -> Evaluations:
+def planned_evaluations(recipe: Recipe) -> PlannedEvaluations:
     """Return the evaluations that a recipe asks for."""
     section, round = recipe.eval, recipe.round
-    return Evaluations(section.every, section.devices, round.patience, round.keep, section.on_devices)
+    return PlannedEvaluations(section.every, section.devices, round.patience, round.keep, section.on_devices)

@@ -16,7 +16,7 @@ from edgewise.codecs.wire import pack
 from edgewise.core.space import Space, Total
 from edgewise.core.stage import BELOW, Stage
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
-from edgewise.plan.codec_choice.choice import offers
+from edgewise.plan.codec_choice.choice import offered_rungs
 from edgewise.plan.frames import traffic
 from edgewise.plan.plan import Plan
 
@@ -132,7 +132,7 @@ def _support_bytes(plan: Plan) -> float:
     Edge cases: 0 where no stage needs positions.
     """
     wanted = [pipe.encoded.announced for pipe in plan.pipelines]
-    return sum(pack.announced_bytes(n, plan.layout.sent.dim) for n in wanted if n) / len(wanted)
+    return sum(pack.announced_support_bytes(n, plan.layout.sent.dim) for n in wanted if n) / len(wanted)
 
 
 def down_total(plan: Plan, frames: float) -> float:
@@ -195,7 +195,7 @@ def forecast(
     device_alone_s = (device_round_s + beside_s) * len(plan.rounds_alone(plan.rounds)) + after_s
     alone = device_alone_s * measured if recipe.compare.local_only else 0.0
     chain = device_round_s * expected * plan.rounds if recipe.compare.centralised else 0.0
-    longer = device_round_s * longer_rounds(plan, plan.rounds) * min(recipe.compare.longer_devices, measured)
+    longer = device_round_s * explain_longer_rounds(plan, plan.rounds) * min(recipe.compare.longer_devices, measured)
     if not (alone and chain):
         compare = alone / workers + chain
     else:
@@ -205,7 +205,7 @@ def forecast(
     return {**out, "federated_s": federated, "compare_s": compare, "total_s": federated + compare}
 
 
-def longer_rounds(plan: Plan, rounds: int) -> int:
+def explain_longer_rounds(plan: Plan, rounds: int) -> int:
     """Return the rounds of training of a device that trains alone for longer, for a federation of ``rounds``."""
     return len(plan.rounds_alone(rounds)) * plan.recipe.compare.longer
 
@@ -234,7 +234,7 @@ def ladder(plan: Plan, catalogue: Catalogue = BUILT_IN, local_steps: float = 0.0
     numbers = {name: i for i, name in enumerate(plan.rungs)}
     rungs = [
         {"name": o.name, "bytes": o.size_bytes, "number": numbers.get(o.name)}
-        for o in offers(recipe, plan.spec, before, catalogue, bool(plan.rung_pipelines))
+        for o in offered_rungs(recipe, plan.spec, before, catalogue, bool(plan.rung_pipelines))
     ]
     deadline_s = recipe.adaptive.deadline_s or recipe.round.deadline_s
     sizes = plan.sizes

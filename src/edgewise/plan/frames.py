@@ -21,14 +21,14 @@ _HEX = "0" * 64  # It stands for any digest.
 _NAME = "0" * 32  # It stands for the id of any enrolled device.
 
 
-class Traffic(NamedTuple):
+class PlannedTraffic(NamedTuple):
     """Bytes of one device in one round: ``up`` for all frames that it sends, ``down`` for all that it receives."""
 
     up: float
     down: float
 
 
-def traffic(plan: Plan, names: Sequence[str] = ()) -> tuple[Traffic, ...]:
+def traffic(plan: Plan, names: Sequence[str] = ()) -> tuple[PlannedTraffic, ...]:
     """Count the bytes of a contribution, for each phase of the pipeline.
 
     ``up`` is exact where the packed size is (``pack.size_bytes``) and all names have one length.
@@ -50,12 +50,15 @@ def largest_upload(plan: Plan) -> float:
     firsts = [plan.turns.first(phase) for phase in range(len(plan.pipelines))]
     if plan.hides is None or plan.shared:
         payloads = [pack.size_bytes(plan.at(r).encoded) for r in firsts] + list(plan.sizes)
-        reports = [two_server.report_bytes(plan.secagg(r)) for r in firsts] if plan.shared else []
+        reports = [two_server.share_report_bytes(plan.secagg(r)) for r in firsts] if plan.shared else []
         return max([*payloads, *reports]) + _contribution_overhead(_NAME)
     n = max(2, ceil(plan.sampling.largest / plan.hides.groups))
     names = [f"{i:032x}" for i in range(n)]
     rung = 0 if plan.rung_pipelines else None
-    ups = [sizes.letters(plan.secagg(r, rung), names, partial(_secagg_frame_bytes, _NAME, rung))[0] for r in firsts]
+    ups = [
+        sizes.secagg_letter_bytes(plan.secagg(r, rung), names, partial(_secagg_frame_bytes, _NAME, rung))[0]
+        for r in firsts
+    ]
     named, _ = plan.secagg(firsts[0], rung).policy.shape(n)  # all neighbours' boxes failed
     return float(max(ups) + named * (len(_NAME) + 2))
 
@@ -65,22 +68,22 @@ def _secagg_frame_bytes(device: str, rung: int | None, body: bytes) -> int:
     return len(dump(Step(run=_HEX, round=100, device=device, body=body, rung=rung)))
 
 
-def _phase_traffic(plan: Plan, phase: int, cohort: Sequence[str]) -> Traffic:
+def _phase_traffic(plan: Plan, phase: int, cohort: Sequence[str]) -> PlannedTraffic:
     """Count the bytes of a device in one phase of the plan."""
     asked = _invitation_bytes(plan, phase)
     device = sorted(cohort, key=len)[len(cohort) // 2]
     encoded = plan.at(plan.turns.first(phase)).encoded
     if plan.hides is None:
-        return Traffic(pack.size_bytes(encoded) + _contribution_overhead(device), asked)
+        return PlannedTraffic(pack.size_bytes(encoded) + _contribution_overhead(device), asked)
     if plan.shared:
-        return Traffic(
-            two_server.report_bytes(plan.secagg(plan.turns.first(phase))) + _contribution_overhead(device), asked
+        return PlannedTraffic(
+            two_server.share_report_bytes(plan.secagg(plan.turns.first(phase))) + _contribution_overhead(device), asked
         )
     rung = 0 if plan.rung_pipelines else None
     framed = partial(_secagg_frame_bytes, device, rung)
     group = cohort[: max(2, ceil(len(cohort) / plan.hides.groups))]
-    up, down = sizes.letters(plan.secagg(plan.turns.first(phase), rung), group, framed)
-    return Traffic(up, asked + down)
+    up, down = sizes.secagg_letter_bytes(plan.secagg(plan.turns.first(phase), rung), group, framed)
+    return PlannedTraffic(up, asked + down)
 
 
 def _contribution_overhead(device: str) -> int:

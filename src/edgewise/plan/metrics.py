@@ -18,7 +18,7 @@ LOSS = "loss"  # The name of the train losses among the metrics of a script.
 _TAKEN = frozenset({LOSS, WEIGHT, BELOW, *BUILT_IN})
 
 
-def metrics_of(recipe: Recipe, promise: Promise, client: Client, sampler: str) -> Metrics:
+def recipe_metrics(recipe: Recipe, promise: Promise, client: Client, sampler: str) -> Metrics:
     """Return the metrics of a recipe.
 
     One noise covers an update and its metrics as one vector, so metrics are scaled to a share of the clip C. All
@@ -30,7 +30,7 @@ def metrics_of(recipe: Recipe, promise: Promise, client: Client, sampler: str) -
         sampler: kind of sampling (``Sampling.kind``).
     Raises:
         RecipeError: E-VALUE for a name that is taken or comes twice.
-        CompositionError: E-STATS as ``rules.metrics``.
+        CompositionError: E-STATS as ``rules.refuse_unnoised_metrics``.
     """
     own = tuple(Metric(one.name, one.lower, one.upper) for one in recipe.metric)
     names = [metric.name for metric in own]
@@ -42,6 +42,8 @@ def metrics_of(recipe: Recipe, promise: Promise, client: Client, sampler: str) -
     each = (*losses, *(HELD_METRICS if recipe.eval.on_devices else ()), *own)
     if promise.who_noises is Noiser.NOBODY or not each:
         return Metrics(each)
-    rules.metrics([metric.name for metric in each], in_steps=promise.who_noises is Noiser.STEPS, sampler=sampler)
+    rules.refuse_unnoised_metrics(
+        [metric.name for metric in each], in_steps=promise.who_noises is Noiser.STEPS, sampler=sampler
+    )
     clip = 1.0 if recipe.dp.adaptive_clip else recipe.dp.clip_l2  # An adaptive clip is the unit of the update.
     return Metrics(each, min(HEAD_BOUND, SHARE * clip / sqrt(len(each))))

@@ -1,6 +1,6 @@
 """Add differential privacy to a plan: place the noise, calibrate it to the budget, and write the privacy card.
 
-chains, posts, spend = private(recipe, spec, start, phases, sampling, promise, mechanism)
+chains, posts, spend = with_mechanism(recipe, spec, start, phases, sampling, promise, mechanism)
 spend.z            # the noise multiplier
 spend.budget       # (epsilon, delta) of the whole run
 """
@@ -16,7 +16,7 @@ from edgewise.core.space import Kind, Space
 from edgewise.core.stage import Post, Stage, fold
 from edgewise.core.vector import Spec
 from edgewise.plan.facts import StatedNoise
-from edgewise.plan.mechanisms.base import ADJACENT, Built, Mechanism, Setting
+from edgewise.plan.mechanisms.base import ADJACENT, BuiltMechanism, Mechanism, MechanismSetting
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.sections import LARGEST_EPSILON, DpSection
@@ -27,7 +27,7 @@ from edgewise.privacy.spend import PrivacyEvent
 
 
 @dataclass(frozen=True, slots=True)
-class Clipping:
+class PlannedClipping:
     """The bounds of one contribution before noise.
 
     Attributes:
@@ -47,7 +47,7 @@ class Clipping:
 
 
 @dataclass(frozen=True)
-class Spend:
+class PlannedSpend:
     """The privacy cost of a plan.
 
     Attributes:
@@ -67,8 +67,8 @@ class Spend:
     rounds_each: int
     divisor: float | None
     z: float
-    card: card.Card
-    clipping: Clipping
+    card: card.PrivacyCard
+    clipping: PlannedClipping
     buffers: int
     bits: int
 
@@ -83,7 +83,7 @@ class Spend:
         return self.events[0].kind in RUN_LONG
 
 
-def private(
+def with_mechanism(
     recipe: Recipe,
     spec: Spec,
     start: Space,
@@ -92,7 +92,7 @@ def private(
     promise: Promise,
     mechanism: Mechanism,
     stated: StatedNoise | None = None,
-) -> tuple[list[list[Stage]], list[Post], Spend]:
+) -> tuple[list[list[Stage]], list[Post], PlannedSpend]:
     """Add a mechanism to the stages of each phase, and account for it.
 
     Args:
@@ -106,14 +106,14 @@ def private(
         RecipeError: E-VALUE for a delta that promises nothing, E-BUDGET where no noise keeps the budget.
     """
     dp, rounds_each = recipe.dp, sampling.rounds_each(recipe.round.rounds)
-    rules.delta(dp.delta, sampling.population, "device")  # ``drivers.workers.records`` checks it for records.
+    rules.refuse_delta(dp.delta, sampling.population, "device")  # ``drivers.workers.records`` checks it for records.
     by_server = mechanism.who is Noiser.SERVER
-    rules.amplification(dp.amplification, sampling.kind, seen_by_reader=not by_server)
+    rules.refuse_amplification(dp.amplification, sampling.kind, seen_by_reader=not by_server)
     if dp.noise == "correlated":
-        rules.correlated_noise(recipe.privacy, by_server=by_server)
+        rules.refuse_correlated_noise(recipe.privacy, by_server=by_server)
     before = [fold(start, stages) for stages in phases]
     mechanism.check_values(before)
-    setting = Setting(
+    setting = MechanismSetting(
         spec, before, sampling, recipe.round.rounds, recipe.training.local_steps, promise.hidden, dp.delta
     )
     built = mechanism.build(setting, **{key: getattr(dp, key) for key in mechanism.keys})
@@ -137,15 +137,15 @@ def private(
         at = _noised_at(start, stages) if mechanism.before_quantizers else len(stages)
         chains.append([*stages[:at], *more, *stages[at:]])
     divisor = float(sampling.expected) if mechanism.expected else None
-    rules.divisor(divisor is None, events[0].adjacency, promise.noised_before_leaving)
-    spend = Spend(
+    rules.refuse_noised_divisor(divisor is None, events[0].adjacency, promise.noised_before_leaving)
+    spend = PlannedSpend(
         events=events,
         budget=budget,
         rounds_each=rounds_each,
         divisor=divisor,
         z=z,
         card=_privacy_card(recipe, mechanism, built, fold(start, chains[0]), setting, z, budget, all_rounds(z)),
-        clipping=Clipping(dp.clip_l2, dp.tensor_l2, dp.adaptive_clip),
+        clipping=PlannedClipping(dp.clip_l2, dp.tensor_l2, dp.adaptive_clip),
         buffers=dp.buffers,
         bits=dp.bits,
     )
@@ -155,16 +155,16 @@ def private(
 def _privacy_card(
     recipe: Recipe,
     mechanism: Mechanism,
-    built: Built,
+    built: BuiltMechanism,
     after: Space,
-    setting: Setting,
+    setting: MechanismSetting,
     z: float,
     budget: Budget,
     all_rounds: Counter[PrivacyEvent],
-) -> card.Card:
+) -> card.PrivacyCard:
     """Write the privacy card of a run. ``after``: the space after the mechanism's stages."""
     dp, text, spent = recipe.dp, built.card(z, after), accountant.epsilon(all_rounds, recipe.dp.delta)
-    return card.Card(
+    return card.PrivacyCard(
         word=recipe.privacy,
         summary=mechanism.summary,
         against_server=spent if text.against_server else None,

@@ -10,7 +10,7 @@ from edgewise.core.training import DeviceId
 from edgewise.plan.recipe.recipe import Recipe
 
 
-class Participants(NamedTuple):
+class PlannedParticipants(NamedTuple):
     """The devices of a simulation, each group in order.
 
     Attributes:
@@ -22,11 +22,11 @@ class Participants(NamedTuple):
     unseen: tuple[DeviceId, ...]
 
 
-def participants(recipe: Recipe, devices: Sequence[DeviceId]) -> Participants:
+def participants(recipe: Recipe, devices: Sequence[DeviceId]) -> PlannedParticipants:
     """Split all devices of a recipe. At least one stays in the rounds."""
     count = min(round(recipe.compare.unseen * len(devices)), len(devices) - 1)
     if count < 1:
-        return Participants(tuple(devices), ())
+        return PlannedParticipants(tuple(devices), ())
     order = generator(derive(root(recipe.seed), "unseen")).permutation(len(devices))
     out = {devices[int(i)] for i in order[:count]}
-    return Participants(tuple(d for d in devices if d not in out), tuple(d for d in devices if d in out))
+    return PlannedParticipants(tuple(d for d in devices if d not in out), tuple(d for d in devices if d in out))

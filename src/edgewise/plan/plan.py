@@ -27,19 +27,19 @@ from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Hiding
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Array, Segment, Spec
-from edgewise.plan.broadcast import delta_bytes
-from edgewise.plan.evaluations import Evaluations, evaluations
+from edgewise.plan.broadcast import planned_delta_bytes
+from edgewise.plan.evaluations import PlannedEvaluations, planned_evaluations
 from edgewise.plan.facts import PlanFacts
 from edgewise.plan.layout import VectorLayout
-from edgewise.plan.noise import Spend
+from edgewise.plan.noise import PlannedSpend
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.sampling import Sampling
-from edgewise.plan.turns import Turns
+from edgewise.plan.turns import PlannedTurns
 from edgewise.plan.upload_budget import upload_budget
-from edgewise.privacy.adaptive import reachable
+from edgewise.privacy.adaptive import reachable_clips
 from edgewise.secagg import messages
-from edgewise.secagg.merge import params
+from edgewise.secagg.merge import session_params
 from edgewise.secagg.params import Params, TrustPolicy
 from edgewise.strategies.base import Strategy
 from edgewise.strategies.client import LocalWork
@@ -90,7 +90,7 @@ class Plan:
     groups: tuple[tuple[Segment, ...], ...] = ()
     rungs: tuple[str, ...] = ()
     downlink: Pipeline | None = None
-    spend: Spend | None = None
+    spend: PlannedSpend | None = None
     rung_pipelines: tuple[Pipeline, ...] = ()
     policy: TrustPolicy | None = None
     contributors: int = 0
@@ -110,11 +110,11 @@ class Plan:
         return self.turns.at(round)
 
     @property
-    def turns(self) -> Turns:
+    def turns(self) -> PlannedTurns:
         """The schedule of the pipelines."""
         in_order, split = self.recipe.trainable.turns == "folds", self.recipe.split
         until = split.first_rounds(self.rounds) if split.local else 0
-        return Turns(len(self.pipelines), self.sampling.groups, self.rounds if in_order else 0, until)
+        return PlannedTurns(len(self.pipelines), self.sampling.groups, self.rounds if in_order else 0, until)
 
     def at(self, round: int, rung: int | None = None) -> Pipeline:
         """Return the update pipeline of a round, or that of a ``rung`` of ``rung_pipelines``."""
@@ -138,7 +138,7 @@ class Plan:
     def secagg(self, round: int, rung: int | None = None) -> Params:
         """Return the fixed parameters of the round's secure aggregation, for a group that sends by ``rung``."""
         assert self.policy is not None
-        return params(self.at(round, rung).encoded, self.policy, rung)
+        return session_params(self.at(round, rung).encoded, self.policy, rung)
 
     @property
     def sessions(self) -> tuple[Params, ...]:
@@ -147,8 +147,8 @@ class Plan:
             return ()
         policy, by_rung = self.policy, self.rung_pipelines
         if by_rung:
-            return tuple(params(pipe.encoded, policy, rung) for rung, pipe in enumerate(by_rung))
-        return tuple(params(pipe.encoded, policy, None) for pipe in self.pipelines)
+            return tuple(session_params(pipe.encoded, policy, rung) for rung, pipe in enumerate(by_rung))
+        return tuple(session_params(pipe.encoded, policy, None) for pipe in self.pipelines)
 
     @property
     def sizes(self) -> tuple[float, ...]:
@@ -160,11 +160,11 @@ class Plan:
     def session(self, invite: Invite) -> bytes:
         """Return the id of the session that an invitation opens, from run, round, model, configuration and nonce."""
         rule = msgspec.msgpack.encode(invite.rule)
-        config = messages.configuration(self.spec.digest(), rule, invite.public, invite.clip, invite.support)
+        config = messages.secagg_configuration(self.spec.digest(), rule, invite.public, invite.clip, invite.support)
         if invite.draw is not None:
-            config = messages.drawn(config, invite.draw.beacon, invite.draw.key)
+            config = messages.drawn_secagg_configuration(config, invite.draw.beacon, invite.draw.key)
         assert invite.nonce is not None, "an invitation without one is refused where contributions are hidden"
-        return messages.session_id(self.run, invite.round, invite.model, config.hex(), invite.nonce)
+        return messages.secagg_session_id(self.run, invite.round, invite.model, config.hex(), invite.nonce)
 
     def initial_memory(self, start: Callable[[Pipeline], Memory]) -> Memory:
         """Return the codec memory before the first round, of all phases together.
@@ -209,9 +209,9 @@ class Plan:
         return tuple(i * played // n for i in range(n))
 
     @property
-    def evaluations(self) -> Evaluations:
+    def evaluations(self) -> PlannedEvaluations:
         """The evaluations of the run, and the decisions that follow from them."""
-        return evaluations(self.recipe)
+        return planned_evaluations(self.recipe)
 
     def distils(self, round: int) -> bool:
         """Tell whether the server distils the model again after this round."""
@@ -288,7 +288,7 @@ class Plan:
         """Return the smallest and largest clip that an invitation can name. None where the recipe fixes the clip."""
         if self.promise.who_noises is not Noiser.SERVER or not self.recipe.dp.adaptive_clip:
             return None
-        return reachable(self.recipe.dp.clip_l2, round)
+        return reachable_clips(self.recipe.dp.clip_l2, round)
 
     def measured(self, aggregate: Aggregate) -> Aggregate:
         """Return an aggregate with its metrics in their own units.
@@ -321,14 +321,14 @@ class Plan:
 
     def answer_bytes(self, round: int, body: bytes, rung: int | None = None) -> float:
         """Return the expected bytes of a device's answer to a message of secure aggregation, by its group's rung."""
-        secagg, message = self.secagg(round, rung), messages.load(body)
+        secagg, message = self.secagg(round, rung), messages.load_secagg_message(body)
         match message:
-            case messages.Roster():
+            case messages.RosterMessage():
                 k, _ = secagg.policy.shape(len(message.keys))
                 return BOX_BYTES * k
-            case messages.Boxes():
+            case messages.BoxesMessage():
                 return self.upload_bytes(round) if rung is None else self.sizes[rung]
-            case messages.Proofs():
+            case messages.ProofsMessage():
                 return REVEALED_BYTES * min(len(message.signatures), 1 + secagg.policy.shape(secagg.n_min)[0])
         return SIGNED_BYTES
 
@@ -397,4 +397,4 @@ class Plan:
     @property
     def delta_bytes(self) -> float | None:
         """Expected bytes of one round's delta, with its frame. None where there are no deltas."""
-        return None if self.downlink is None else delta_bytes(self.downlink)
+        return None if self.downlink is None else planned_delta_bytes(self.downlink)

@@ -1,7 +1,7 @@
 """Masks of a run that prunes between rounds. A mask is nothing but the zeros of the broadcast model.
 
 dead(plan, round, params)              # what stays zero in the updates of a round
-pruned(plan, round, before, after)     # the model after the server's step of a round
+pruned_by_plan(plan, round, before, after)     # the model after the server's step of a round
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.base import Strategy
 
 
-def matrices(spec: Spec) -> Iterator[Segment]:
+def matrices_of_plan(spec: Spec) -> Iterator[Segment]:
     """Iterate over the segments that are pruned: matrices of numbered layers, so no embedding, output head or gain."""
     for s in spec.segments:
         if len(s.shape) == 2 and any(part.isdecimal() for part in s.name.split(".")):
@@ -37,7 +37,7 @@ def pruned_positions(plan: Plan, round: int, params: Vector) -> NDArray[np.bool_
     if not plan.recipe.prune.pruned(round, plan.rounds):
         return None
     out = np.zeros(params.size, np.bool_)
-    for s in matrices(plan.spec):
+    for s in matrices_of_plan(plan.spec):
         zero = params[s.start : s.stop] == 0.0
         out[s.start : s.stop] = zero & ~zero.all()
     return out
@@ -48,7 +48,7 @@ def zero_pruned(mask: NDArray[np.bool_], x: Vector) -> Vector:
     return np.where(mask, np.float32(0.0), x)
 
 
-def pruned(plan: Plan, round: int, before: Vector, after: Vector) -> Vector:
+def pruned_by_plan(plan: Plan, round: int, before: Vector, after: Vector) -> Vector:
     """Prune the model after the server's step of a round, float32[d].
 
     Weights that are zero in ``before`` stay zero. Then each matrix loses its weights of least magnitude, until
@@ -61,13 +61,15 @@ def pruned(plan: Plan, round: int, before: Vector, after: Vector) -> Vector:
         return after
     mask = pruned_positions(plan, round, before)
     out = after.copy() if mask is None else zero_pruned(mask, after)
-    for s in matrices(plan.spec):
+    for s in matrices_of_plan(plan.spec):
         part = out[s.start : s.stop]
         part[np.argsort(np.abs(part), kind="stable")[: int(share * s.size + 1e-9)]] = 0.0
     return out
 
 
-def check(recipe: Recipe, spec: Spec, strategy: Strategy, pipes: Sequence[Pipeline], cycles: bool) -> None:
+def check_planned_pruning(
+    recipe: Recipe, spec: Spec, strategy: Strategy, pipes: Sequence[Pipeline], cycles: bool
+) -> None:
     """Check that nothing in the run holds on to the positions that pruning changes.
 
     Args:
@@ -87,7 +89,8 @@ def check(recipe: Recipe, spec: Spec, strategy: Strategy, pipes: Sequence[Pipeli
          "train all parts together."),
         (bool(client.memory or client.sends or client.given or strategy.directions), "a strategy whose vectors or "
          "directions move pruned weights", "use fedavg, fedprox or a server optimizer."),
-        (not any(True for _ in matrices(spec)), "a model without a matrix in a numbered layer (a masked base has none)",
+        (not any(True for _ in matrices_of_plan(spec)),
+            "a model without a matrix in a numbered layer (a masked base has none)",
          "take a dense base."),
     )  # fmt: skip
     for found, what, fix in faults:

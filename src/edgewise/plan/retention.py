@@ -3,7 +3,8 @@
 The total of a round is its released mean update: d float32 coordinates, and as many for each vector that a strategy
 sends beside it. With the stored totals anyone can replay the server's steps (``engine.released``).
 
-    window(rounds=200, dim=1_000_000, vectors=1, limit_bytes=10**8)     # Window(rounds=25, most_bytes=10**8)
+    largest_window(rounds=200, dim=1_000_000, vectors=1, limit_bytes=10**8)     # RetentionWindow(rounds=25,
+    most_bytes=10**8)
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import NamedTuple
 from edgewise.plan.plan import Plan
 
 
-class Window(NamedTuple):
+class RetentionWindow(NamedTuple):
     """The latest rounds whose totals are stored.
 
     Attributes:
@@ -31,24 +32,24 @@ class Window(NamedTuple):
         return (self.rounds + 1) // 2 if self.rounds else 0
 
 
-def window(rounds: int, dim: int, vectors: int, limit_bytes: int) -> Window:
+def largest_window(rounds: int, dim: int, vectors: int, limit_bytes: int) -> RetentionWindow:
     """Return the largest window within ``limit_bytes``, for ``vectors`` of ``dim`` float32 coordinates each round."""
     each = 4 * dim * vectors
     fitting = limit_bytes // max(1, each)
-    return Window(None, rounds * each) if fitting >= rounds else Window(fitting, fitting * each)
+    return RetentionWindow(None, rounds * each) if fitting >= rounds else RetentionWindow(fitting, fitting * each)
 
 
-def window_of(plan: Plan) -> Window:
+def window_of(plan: Plan) -> RetentionWindow:
     """Return the window that a plan's recipe asks for (``store.totals_mb``)."""
     vectors = 1 + len(plan.strategy.client.sends) + plan.recipe.distill.active
-    return window(plan.rounds, plan.spec.dim, vectors, round(plan.recipe.store.totals_mb * 1e6))
+    return largest_window(plan.rounds, plan.spec.dim, vectors, round(plan.recipe.store.totals_mb * 1e6))
 
 
-def oldest(next_round: int, rounds: int | None) -> int:
+def oldest_retained_round(next_round: int, rounds: int | None) -> int:
     """Return the first round whose total is stored after ``next_round`` rounds, by the ``rounds`` of a window."""
     if rounds is None or next_round <= rounds:
         return 0
     if rounds == 0:
         return next_round
-    stride = Window(rounds, 0).stride
+    stride = RetentionWindow(rounds, 0).stride
     return (next_round // stride - 1) * stride

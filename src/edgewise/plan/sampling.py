@@ -70,8 +70,8 @@ class Sampling:
 
     @property
     def largest(self) -> int:
-        """The largest size of a cohort. One Poisson cohort in 10^9 may be larger (``at_most``)."""
-        return self.invite if self.kind != "poisson" else at_most(self.population, self.rate, 1e-9)
+        """The largest size of a cohort. One Poisson cohort in 10^9 may be larger (``chernoff_most``)."""
+        return self.invite if self.kind != "poisson" else chernoff_most(self.population, self.rate, 1e-9)
 
     def rounds_each(self, rounds: int) -> int:
         """Return the largest number of the ``rounds`` that one device takes part in."""
@@ -92,7 +92,7 @@ class Sampling:
         }[self.kind]
 
 
-def sampled(r: RoundSection, population: int, buffer: BufferSection | None = None) -> Sampling:
+def recipe_sampling(r: RoundSection, population: int, buffer: BufferSection | None = None) -> Sampling:
     """Return a recipe's sampling of a population. Raises RecipeError(E-QUORUM) for a larger cohort.
 
     ``buffer``: the recipe's [buffer], which ``buffered`` needs.
@@ -123,7 +123,7 @@ def sampled(r: RoundSection, population: int, buffer: BufferSection | None = Non
     )
 
 
-def at_most(n: int, p: float, failure: float) -> int:
+def chernoff_most(n: int, p: float, failure: float) -> int:
     """Return the smallest m with P[X > m] <= ``failure`` by Chernoff's bound.
 
         P[X > m] <= exp(-n KL((m + 1) / n, p))

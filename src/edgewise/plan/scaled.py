@@ -12,7 +12,7 @@ from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe
 
 
-def scaled(
+def scaled_plan(
     plan: Plan,
     stages: Sequence[Mapping[str, Any]],
     spec: Spec,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from edgewise.codecs.select.cut_parts import behind
+from edgewise.codecs.select.cut_parts import names_behind_cut
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.errors import ModelError
 from edgewise.core.parts import ModelParts
@@ -32,7 +32,7 @@ def split_part(recipe: Recipe, spec: Spec) -> ModelParts | None:
     The device has the first blocks and what is before them in the layout, and with ``shape = "U"`` what follows the
     last block. Where the device's part is frozen, the run's vector is the rest, and the device's part is ``own``. With
     ``loss = "local"`` the vector is the whole layout, and its parts take turns over rounds. The trainer compares the
-    names with those of the stages (``check_sides``).
+    names with those of the stages (``check_split_sides``).
 
     Args:
         spec: the layout of all trained parameters.
@@ -43,7 +43,7 @@ def split_part(recipe: Recipe, spec: Spec) -> ModelParts | None:
     if not split.used:
         return None
     names = [s.name for s in spec.segments]
-    rest = rest_names(recipe, spec)
+    rest = planned_rest_names(recipe, spec)
     if split.local:
         return ModelParts(spec, ())
     if split.device_part == "frozen":
@@ -62,12 +62,12 @@ def split_part(recipe: Recipe, spec: Spec) -> ModelParts | None:
     return parts
 
 
-def rest_names(recipe: Recipe, spec: Spec) -> list[str]:
+def planned_rest_names(recipe: Recipe, spec: Spec) -> list[str]:
     """List the segments of a layout that are behind the cut."""
-    return behind([s.name for s in spec.segments], recipe.split.cut, recipe.split.shape == "head")
+    return names_behind_cut([s.name for s in spec.segments], recipe.split.cut, recipe.split.shape == "head")
 
 
-def check_sides(names: Sequence[str], found: Collection[str], expected: Collection[str], kind: str) -> None:
+def check_split_sides(names: Sequence[str], found: Collection[str], expected: Collection[str], kind: str) -> None:
     """Compare the names of one side with those of the model's stages.
 
     Args:
@@ -81,7 +81,7 @@ def check_sides(names: Sequence[str], found: Collection[str], expected: Collecti
         raise ModelError("E-CUT", what, "take a decoder of the kinds Llama, Mistral, Qwen, GPT-2 or GPT-NeoX.")
 
 
-def token_bytes(recipe: Recipe, hidden: int, vocabulary: int) -> dict[str, float]:
+def split_token_bytes(recipe: Recipe, hidden: int, vocabulary: int) -> dict[str, float]:
     """Compute the bytes that cross the cut for each token of each pass, without headers of messages.
 
     Args:
@@ -101,7 +101,7 @@ def token_bytes(recipe: Recipe, hidden: int, vocabulary: int) -> dict[str, float
 
 
 def split_facts(recipe: Recipe, parts: ModelParts, tokens: Mapping[str, float]) -> dict[str, Any]:
-    """Describe the cut for a run's record. ``tokens``: of ``token_bytes``."""
+    """Describe the cut for a run's record. ``tokens``: of ``split_token_bytes``."""
     split = {
         "cut": recipe.split.cut,
         "shape": recipe.split.shape,
@@ -119,7 +119,7 @@ def split_noise(recipe: Recipe, hidden: int) -> tuple[TokenNoise, TokenNoise] | 
     Args:
         hidden: C, numbers per token between blocks.
     Raises:
-        CompositionError: E-PRECISION as ``privacy.grid.fit``.
+        CompositionError: E-PRECISION as ``privacy.grid.fit_noise_grid``.
     """
     split = recipe.split
     if not split.token_noise:
@@ -130,7 +130,7 @@ def split_noise(recipe: Recipe, hidden: int) -> tuple[TokenNoise, TokenNoise] | 
     return activations, gradients
 
 
-def most_passes(recipe: Recipe) -> int:
+def most_token_passes(recipe: Recipe) -> int:
     """Return the most times that a run trains on one token, whatever the amount of text on its device.
 
     A step draws a block once at most, since a batch has at most as many blocks as the device. A device with a single
@@ -172,7 +172,7 @@ def split_claims(recipe: Recipe, noised: bool) -> tuple[str, ...]:
     ]
     if split.token_noise:
         noised_tokens = f"{split.holder} sees activations and output gradients of every token that devices train on"
-        sentences[1:] = [noised_tokens, token_promise(split.token_noise, most_passes(recipe))]
+        sentences[1:] = [noised_tokens, token_promise(split.token_noise, most_token_passes(recipe))]
     if split.cached:
         since = "after the device's part is trained by a small head of its own" if split.local else "from the start"
         sentences.append(
@@ -195,7 +195,7 @@ def split_claims(recipe: Recipe, noised: bool) -> tuple[str, ...]:
 
 
 def split_witnesses(recipe: Recipe, rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Add what crosses the cut to each party's view of a round (``plan.disclosure.witnesses``)."""
+    """Add what crosses the cut to each party's view of a round (``plan.disclosure.plan_witnesses``)."""
     split = recipe.split
     if not split.used:
         return rows

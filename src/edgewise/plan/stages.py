@@ -11,7 +11,7 @@ from edgewise.core.vector import Segment, Spec
 from edgewise.plan.catalogue import AnyPart, look_up, make
 
 
-def schedule(
+def planned_segment_turns(
     tables: Sequence[Mapping[str, Any]], spec: Spec, parts: Mapping[str, AnyPart]
 ) -> tuple[tuple[Segment, ...], ...]:
     """Return the groups of segments that take turns, one per phase. Empty where all rounds are alike.

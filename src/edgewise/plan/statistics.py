@@ -14,7 +14,7 @@ _ROUND = ("sampling", "cohort", "overselect", "minimum", "deadline_s")
 _DP = ("epsilon", "noise_multiplier", "delta", "bits", "amplification")
 
 
-def counting(recipe: Recipe, rounds: int, bound_l2: float, placed: Callable[[str], str]) -> Recipe:
+def counting_recipe(recipe: Recipe, rounds: int, bound_l2: float, placed: Callable[[str], str]) -> Recipe:
     """Make a recipe in which every device contributes one vector of histograms a round and counts as one.
 
     Args:

@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.stage import Merge
-from edgewise.plan.codec_choice.choice import sorting
+from edgewise.plan.codec_choice.choice import most_rung_groups
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.sampling import Sampling
-from edgewise.plan.trust import check_read, corrupt_most
-from edgewise.secagg.merge import check_sessions, trust_policy
+from edgewise.plan.trust import check_trust_keys, corrupt_most
+from edgewise.secagg.merge import check_secagg_sessions, secagg_trust_policy
 from edgewise.secagg.params import TrustPolicy
 
 
-class Sums(NamedTuple):
+class PlannedSums(NamedTuple):
     """The sums of a round.
 
     Attributes:
@@ -35,7 +35,7 @@ class Sums(NamedTuple):
     rungs: int | None = None
 
 
-def sums_of(recipe: Recipe, merge: Merge, sampling: Sampling) -> Sums:
+def planned_sums(recipe: Recipe, merge: Merge, sampling: Sampling) -> PlannedSums:
     """Return the sums of a recipe's rounds.
 
     Raises:
@@ -43,10 +43,10 @@ def sums_of(recipe: Recipe, merge: Merge, sampling: Sampling) -> Sums:
             devices, and for rungs that cannot be hidden.
         CompositionError: E-NMIN for a sum that is too small to hide the honest devices.
     """
-    check_read(recipe, merge)
+    check_trust_keys(recipe, merge)
     least = max(1, sampling.minimum // merge.groups)
     if merge.hides is None:
-        return Sums(least)
+        return PlannedSums(least)
     if not sampling.minimum:
         raise RecipeError(
             "E-COMBO",
@@ -57,7 +57,7 @@ def sums_of(recipe: Recipe, merge: Merge, sampling: Sampling) -> Sums:
     trust, rungs = recipe.trust, None
     corrupt = corrupt_most(trust, sampling, recipe.round.rounds, merge.groups)
     if recipe.codec == "adaptive":
-        rungs, least = sorting(recipe, merge, sampling.minimum, corrupt)
+        rungs, least = most_rung_groups(recipe, merge, sampling.minimum, corrupt)
     if recipe.trainable.shares and least * recipe.trainable.shares[recipe.trainable.rank] - corrupt < 2.0:
         raise CompositionError(
             "E-NMIN",
@@ -73,13 +73,13 @@ def sums_of(recipe: Recipe, merge: Merge, sampling: Sampling) -> Sums:
             f"{100 * fewest:g} % train {max(shares)} blocks. The first would hide less than two honest devices.",
             "take larger cohorts, raise round.minimum, or let more devices train that many.",
         )
-    policy = trust_policy(merge, least, corrupt, trust.dropout_fraction, trust.server)
+    policy = secagg_trust_policy(merge, least, corrupt, trust.dropout_fraction, trust.server)
     if merge.hides.interactive:
-        check_sessions(policy, least, -(-sampling.largest // merge.groups))
-    return Sums(least, corrupt, policy, rungs)
+        check_secagg_sessions(policy, least, -(-sampling.largest // merge.groups))
+    return PlannedSums(least, corrupt, policy, rungs)
 
 
-def check_word(recipe: Recipe, merge: Merge) -> None:
+def check_privacy_word(recipe: Recipe, merge: Merge) -> None:
     """Check that the privacy word and the merge agree. Raises RecipeError(E-COMBO)."""
     kind = recipe.merge["kind"]
     if recipe.privacy == "none" and merge.hides is not None:

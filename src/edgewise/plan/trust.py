@@ -27,8 +27,8 @@ from edgewise.core.space import share_of
 from edgewise.core.stage import Merge
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.sections import TrustSection
-from edgewise.plan.sampling import Sampling, at_most
-from edgewise.secagg.params import more_than
+from edgewise.plan.sampling import Sampling, chernoff_most
+from edgewise.secagg.params import hypergeometric_more_than
 
 FAILURE = 2.0**-40  # Per cohort for a curious server's draw, and for all verified draws of a run together.
 
@@ -38,7 +38,7 @@ def corrupt_existing(trust: TrustSection, population: int) -> int:
     return share_of(trust.malicious_fraction, population)
 
 
-def contributors(trust: TrustSection, population: int) -> int:
+def planned_contributors(trust: TrustSection, population: int) -> int:
     """Return the number of devices whose random values draw verified cohorts: one more than may be corrupt.
 
     Edge cases: 0 where the server draws alone.
@@ -52,21 +52,21 @@ def corrupt_most(trust: TrustSection, sampling: Sampling, rounds: int, groups: i
     if trust.cohorts == "verified":
         draws = rounds if sampling.kind == "fixed" else min(rounds, sampling.groups)
         limit = log(FAILURE) - log(draws) - log(n - exist)
-        return more_than(n, exist, sampling.invite, limit) if sampling.invite < n else exist
+        return hypergeometric_more_than(n, exist, sampling.invite, limit) if sampling.invite < n else exist
     if trust.server == "malicious":
         return min(exist, n if sampling.kind == "poisson" else sampling.invite)
-    found = at_most(exist, sampling.invite / n, FAILURE)
+    found = chernoff_most(exist, sampling.invite / n, FAILURE)
     if sampling.kind != "poisson":
-        found = min(found, at_most(sampling.invite, exist / n, FAILURE))
+        found = min(found, chernoff_most(sampling.invite, exist / n, FAILURE))
     if groups > 1:
         # A group has ceil(m / g) of the m devices whose keys came. A given corrupt device is in it with at most this
         # probability. Corrupt devices never drop out, so m may be the smallest number that a round allows.
         least = max(1, sampling.minimum)
-        found = at_most(found, min(1.0, 1.0 / groups + (groups - 1) / (groups * least)), FAILURE)
+        found = chernoff_most(found, min(1.0, 1.0 / groups + (groups - 1) / (groups * least)), FAILURE)
     return found
 
 
-def check_read(recipe: Recipe, merge: Merge) -> None:
+def check_trust_keys(recipe: Recipe, merge: Merge) -> None:
     """Check that the run reads every key that [trust] gives. Raises RecipeError(E-COMBO)."""
     found = {key for key, field in TrustSection.model_fields.items() if getattr(recipe.trust, key) != field.default}
     if merge.hides is None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class Turns(NamedTuple):
+class PlannedTurns(NamedTuple):
     """The schedule of a run's parts.
 
     Attributes:

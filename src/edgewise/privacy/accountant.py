@@ -90,7 +90,7 @@ def _composed_epsilon(counted: _Counted, delta: float, grid: float) -> float:
     if any(_is_without_noise(event) for event, _ in counted):
         return inf
     if _has_closed_form(counted):
-        return gaussian(1.0 / sqrt(sum(n / e.z**2 for e, n in counted)), delta)
+        return gaussian_epsilon(1.0 / sqrt(sum(n / e.z**2 for e, n in counted)), delta)
     if not _has_loss_distribution(counted) or _by_renyi(counted, delta) > CELLS * grid:
         return inf if any(event.sampling == "truncated" for event, _ in counted) else _by_renyi(counted, delta)
     return _by_loss(counted, delta, grid)
@@ -148,7 +148,7 @@ def _has_loss_distribution(counted: _Counted) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def gaussian(z: float, delta: float) -> float:
+def gaussian_epsilon(z: float, delta: float) -> float:
     """Compute the exact epsilon of one Gaussian release with noise multiplier z."""
     import dp_accounting
 
@@ -317,7 +317,7 @@ def _measured_predicate(
     return enough
 
 
-def safe_cap(population: int, rate: float, rounds: int, delta: float) -> int:
+def safe_poisson_cap(population: int, rate: float, rounds: int, delta: float) -> int:
     """Find the smallest limit of a Poisson cohort that costs next to nothing.
 
     It has P[B >= cap] < delta / rounds, B ~ Binomial(population, rate). It is ``population`` where no smaller one will

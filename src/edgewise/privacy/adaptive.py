@@ -37,17 +37,17 @@ def bit_noise(cohort: float) -> float:
     return cohort / 20.0
 
 
-def reach(adjacency: Adjacency) -> float:
+def _reach(adjacency: Adjacency) -> float:
     """Compute r. A device sends b - r, which lies within r of the value sent in its place (see the module)."""
     return 1.0 if adjacency == "zero_out" else 0.5
 
 
-def split(z: float, sigma_b: float, adjacency: Adjacency) -> float:
+def split_noise_multiplier(z: float, sigma_b: float, adjacency: Adjacency) -> float:
     """Compute z_delta, the update's multiplier with which update and bit together cost as much as z alone.
 
     Raises CompositionError(E-VALUE) where the bit alone would cost more: z must be below sigma_b / r.
     """
-    r = reach(adjacency)
+    r = _reach(adjacency)
     if z >= sigma_b / r:
         raise CompositionError(
             "E-VALUE",
@@ -58,7 +58,7 @@ def split(z: float, sigma_b: float, adjacency: Adjacency) -> float:
     return 1.0 / sqrt(z**-2 - (r / sigma_b) ** 2)
 
 
-def reachable(start: float, releases: int, quantile: float = QUANTILE, rate: float = RATE) -> tuple[float, float]:
+def reachable_clips(start: float, releases: int, quantile: float = QUANTILE, rate: float = RATE) -> tuple[float, float]:
     """Compute the least and largest C after at most ``releases`` releases: every mean b is 1, or every one 0."""
     least, most = (start * exp(min(rate * releases * toward, 700.0)) for toward in (quantile - 1.0, quantile))
     return max(least, SMALLEST), min(most, LARGEST)
@@ -73,18 +73,18 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
     Args:
         start: C of round 0, model units. z: the noise multiplier that body and bit share. cohort: m, expected.
         quantile: gamma, the target share of updates below C. rate: eta.
-    Raises: CompositionError (when folded): E-VALUE (see ``split``), E-NOT-REAL after a quantizer.
+    Raises: CompositionError (when folded): E-VALUE (see ``split_noise_multiplier``), E-NOT-REAL after a quantizer.
     """
     require.between("dp.clip_l2", start, SMALLEST, LARGEST)
     name = f"adaptive_clip({start:g})"
 
     def weight(space: Space) -> float:
         """Compute s."""
-        return split(z, bit_noise(cohort), space.adjacency) / bit_noise(cohort)
+        return split_noise_multiplier(z, bit_noise(cohort), space.adjacency) / bit_noise(cohort)
 
     def infer(space: Space) -> Space:
         require.real(space, name)
-        longest = weight(space) * reach(space.adjacency)
+        longest = weight(space) * _reach(space.adjacency)
         return space.but(
             l2=1.0,
             linf=1.0,
@@ -99,7 +99,7 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
         clip = start if turn.clip is None else turn.clip
         norm = norm_l2(payload.body)
         body = np.multiply(payload.body, HAIR / max(norm, clip), dtype=np.float64).astype(np.float32)
-        bit = (1.0 if norm <= clip else 0.0) - reach(space.adjacency)
+        bit = (1.0 if norm <= clip else 0.0) - _reach(space.adjacency)
         return payload.but(body=body, head=np.append(payload.head, weight(space) * bit)), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
@@ -110,7 +110,7 @@ def adaptive_clip(start: float, z: float, cohort: float, quantile: float = QUANT
 
     def absorb(mean: Vector, n: int, memory: Memory, space: Space, turn: Turn, head: Head) -> tuple[Vector, Memory]:
         clip = float(memory[CLIP][0])
-        below = min(max(head[BELOW] / weight(space) + reach(space.adjacency), 0.0), 1.0)
+        below = min(max(head[BELOW] / weight(space) + _reach(space.adjacency), 0.0), 1.0)
         new = min(max(clip * exp(-rate * (below - quantile)), SMALLEST), LARGEST)
         return (mean * np.float32(clip)).astype(np.float32), Memory({CLIP: np.array([new])})
 

@@ -5,7 +5,7 @@ their scores. ``mechanism_audit`` takes the coordinates of one large release as 
 *Length audit*: the distance of two neighbours' contributions where the noise is added. Without statistics,
 mu >= distance / noise_std.
 Body and head are scored as one vector, because one noise is on both. The other world has the neighbour's real message:
-the encoding of zeros, nothing, or the encoding of the opposite update (``neighbour``).
+the encoding of zeros, nothing, or the encoding of the opposite update (``neighbouring_update``).
 The audit with many devices and a single release is in ``privacy.one_run``.
 """
 
@@ -26,22 +26,22 @@ from edgewise.core.pipeline import Pipeline
 from edgewise.core.space import Adjacency, Space
 from edgewise.core.stage import Stage, placed
 from edgewise.core.vector import Vector, norm_l2
-from edgewise.privacy.audit_findings import AuditFinding, epsilon_of, mechanism
+from edgewise.privacy.audit_findings import AuditFinding, gdp_epsilon, mechanism_finding
 
 FULL_WEIGHT = 1e9  # amount of data with which every update counts in full, whatever the cap
 REPEATED = 1e3  # mu of repeated noise. The difference of two releases then has no noise, so any large bound holds.
 SLACK = 1.0 + 1e-5  # float32 rounding of an honest encoder, as ``Pipeline.add`` allows it
 
 
-def release(pipe: Pipeline, updates: Iterable[Vector], key: Key) -> Vector:
+def audited_release(pipe: Pipeline, updates: Iterable[Vector], key: Key) -> Vector:
     """Compute the server's release of one round with these updates: the decoded sum, after all stages and posts.
 
     Masks and shares are left out, because they cancel exactly in the sum.
     """
-    return released(pipe, updates, key, 0, pipe.start_memory())[0]
+    return audited_round_release(pipe, updates, key, 0, pipe.start_memory())[0]
 
 
-def released(
+def audited_round_release(
     pipe: Pipeline, updates: Iterable[Vector], key: Key, round: int, memory: Memory, public: Key | None = None
 ) -> tuple[Vector, Memory]:
     """Compute ``release`` for any round of a run, with the server's memory of stages and posts before and after it.
@@ -55,7 +55,7 @@ def released(
     return aggregate.mean * np.float32(aggregate.weight), memory
 
 
-def neighbour(x: Vector, adjacency: Adjacency) -> Vector | None:
+def neighbouring_update(x: Vector, adjacency: Adjacency) -> Vector | None:
     """Make the update in place of ``x`` in the neighbouring data set, the furthest that ``adjacency`` allows.
 
     None where the device is absent.
@@ -85,7 +85,7 @@ def mechanism_audit(
     mu: float = 0.0,
     adjacency: Adjacency | None = None,
 ) -> AuditFinding:
-    """Audit two real releases of ``pipe``, with one device's ``update`` and with its ``neighbour``'s.
+    """Audit two real releases of ``pipe``, with one device's ``update`` and with its ``neighbouring_update``'s.
 
     Every coordinate is a run. The claim is the pipeline's own, mu = sensitivity / noise_std, or ``mu``. It is divided
     by sqrt(m) for one of the m coordinates that are sent, because an update of equal magnitudes at the bound moves a
@@ -103,19 +103,19 @@ def mechanism_audit(
         raise ValueError("every coordinate of the update is a run, so all must have one magnitude")
     mu, space = mu or claimed_mu(pipe), pipe.total.space
     adjacency = adjacency or pipe.spaces[0].adjacency
-    other, alone = neighbour(update, adjacency), adjacency == "replace_one"
-    others = [] if alone else [np.zeros_like(update)] * ((counted_on(space) or space.quorum.n_min) - 1)
+    other, alone = neighbouring_update(update, adjacency), adjacency == "replace_one"
+    others = [] if alone else [np.zeros_like(update)] * ((audited_count(space) or space.quorum.n_min) - 1)
     sides, scores = np.sign(update).astype(np.float64), []
     public, start = derive(key, "public"), pipe.start_memory()  # Neighbours share public values.
     for world, own in (("with", update), ("without", other)):
         sent = others if own is None else [own, *others]
-        seen, _ = released(pipe, sent, derive(key, world), 0, start, public)
+        seen, _ = audited_round_release(pipe, sent, derive(key, world), 0, start, public)
         scores.append(sides * seen)
-    travels = contribution(pipe, update, Turn(0, public, derive(key, "travels"), device="0")) != 0.0
-    return mechanism(name, mu / sqrt(pipe.encoded.dim), delta, scores[1][travels], scores[0][travels])
+    travels = audited_contribution(pipe, update, Turn(0, public, derive(key, "travels"), device="0")) != 0.0
+    return mechanism_finding(name, mu / sqrt(pipe.encoded.dim), delta, scores[1][travels], scores[0][travels])
 
 
-def counted_on(space: Space) -> int:
+def audited_count(space: Space) -> int:
     """Count the contributions to the smallest sum whose noise can be counted on, 0 where none add any.
 
     The number is computed anew from the quorum and its corrupt devices. So a stage that counts more of them adds too
@@ -124,17 +124,17 @@ def counted_on(space: Space) -> int:
     return max(0, space.quorum.n_min - space.quorum.corrupt) if space.noise.honest else 0
 
 
-def fresh(found: AuditFinding, delta: float, one: NDArray[Any], two: NDArray[Any]) -> AuditFinding:
+def fresh_noise_finding(found: AuditFinding, delta: float, one: NDArray[Any], two: NDArray[Any]) -> AuditFinding:
     """Mark ``found`` as broken where two releases of nothing with different secret keys are equal.
 
     Their noise then follows from something that others may know, and whoever has both can remove it.
     """
     if np.array_equal(one, two):
-        return replace(found, lower=REPEATED, epsilon_lower=epsilon_of(REPEATED, delta))
+        return replace(found, lower=REPEATED, epsilon_lower=gdp_epsilon(REPEATED, delta))
     return found
 
 
-def contribution(pipe: Pipeline, x: Vector, turn: Turn) -> Vector:
+def audited_contribution(pipe: Pipeline, x: Vector, turn: Turn) -> Vector:
     """Compute the contribution of ``x`` to the decoded sum, float32[d], with the noise of its device.
 
     Where a stage has a half on the server, it is the contribution as the server merges it, float32[m].
@@ -152,7 +152,7 @@ def releases_audit(
     mu: float = 0.0,
     adjacency: Adjacency | None = None,
 ) -> AuditFinding:
-    """Audit many real releases of ``pipe``, body and head, with ``update`` and with its ``neighbour``'s.
+    """Audit many real releases of ``pipe``, body and head, with ``update`` and with its ``neighbouring_update``'s.
 
     Each release is a run. It is for pipelines with head scalars, which are one number of a release and no run of their
     own. The score is the inner product of a release with the difference of the two contributions. The server's noise is
@@ -165,7 +165,7 @@ def releases_audit(
     # Later work on the noised mean hides nothing more.
     stages = tuple(_without_server_half(stage) for stage in pipe.stages)
     pipe, mu = replace(pipe, stages=stages), mu or claimed_mu(pipe)
-    other = neighbour(update, adjacency or pipe.spaces[0].adjacency)
+    other = neighbouring_update(update, adjacency or pipe.spaces[0].adjacency)
     public, start = derive(key, "public"), pipe.start_memory()
     turn = Turn(0, public, derive(key, "apart"), device="0")
     apart = _joint_contribution(pipe, update, turn) - (0.0 if other is None else _joint_contribution(pipe, other, turn))
@@ -175,7 +175,7 @@ def releases_audit(
         for i in range(runs):
             world_scores[i] = apart @ _noised_release(pipe, own, derive(key, world, i), start, public)
         scores.append(world_scores)
-    return mechanism(name, mu, delta, scores[0], scores[1])
+    return mechanism_finding(name, mu, delta, scores[0], scores[1])
 
 
 def _without_server_half(stage: Stage) -> Stage:
@@ -207,8 +207,8 @@ def length_audit(
     noise_std: float = 0.0,
     adjacency: Adjacency | None = None,
 ) -> AuditFinding:
-    """Measure the largest distance of ``updates`` from their ``neighbour`` at the place of the noise, body and head as
-    one vector. Compare it with the distance that the claim of ``mu`` counts with: ``mu noise_std``.
+    """Measure the largest distance of ``updates`` from their ``neighbouring_update`` at the place of the noise, body
+    and head as one vector. Compare it with the distance that the claim of ``mu`` counts with: ``mu noise_std``.
 
     The place is before the noise of devices that add noise, otherwise after the server has decoded the contribution.
     Two worlds that differ by a distance of l under noise of sigma are as distinguishable as those of mu = l / sigma. So
@@ -225,7 +225,7 @@ def length_audit(
     for i, x in enumerate(updates):
         turn = Turn(0, derive(key, "public"), derive(key, "device", i), device=str(i))
         apart, space = _before_noise(pipe, x, turn)
-        if (other := neighbour(x, adjacency or pipe.spaces[0].adjacency)) is not None:
+        if (other := neighbouring_update(x, adjacency or pipe.spaces[0].adjacency)) is not None:
             apart = apart - _before_noise(pipe, other, turn)[0]
         longest = max(longest, norm_l2(apart))
     if not isfinite(space.sensitivity):
@@ -233,7 +233,7 @@ def length_audit(
     longest = longest if longest > space.sensitivity * SLACK else min(longest, space.sensitivity)
     lower = longest / noise_std if noise_std else mu * (longest / space.sensitivity)
     lower = lower if lower > mu * SLACK else min(lower, mu)
-    return AuditFinding(name, mu, lower, epsilon_of(mu, delta), epsilon_of(lower, delta), len(updates), 1.0)
+    return AuditFinding(name, mu, lower, gdp_epsilon(mu, delta), gdp_epsilon(lower, delta), len(updates), 1.0)
 
 
 def _joint_contribution(pipe: Pipeline, x: Vector, turn: Turn) -> NDArray[np.float64]:

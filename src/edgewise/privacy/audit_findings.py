@@ -23,7 +23,7 @@ Scores = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
-class Guessed:
+class OneRunGuesses:
     """Guesses of a one-run audit: ``right`` of ``guesses`` were right. ``epsilon_plain`` is the bound of the plain
     form, which does not use the Gaussian's curve."""
 
@@ -50,7 +50,7 @@ class AuditFinding:
     epsilon_lower: float
     runs: int
     confidence: float
-    guessed: Guessed | None = None
+    guessed: OneRunGuesses | None = None
     of: str | None = None
     left_out: tuple[str, ...] = ()
 
@@ -117,12 +117,14 @@ def mu_of_test(without: NDArray[np.bool_], with_: NDArray[np.bool_], confidence:
     return max(0.0, _NORMAL.inv_cdf(1 - fpr_up) - _NORMAL.inv_cdf(fnr_up))
 
 
-def mechanism(name: str, mu: float, delta: float, without: Scores, with_: Scores) -> AuditFinding:
+def mechanism_finding(name: str, mu: float, delta: float, without: Scores, with_: Scores) -> AuditFinding:
     """Make the finding of a mechanism audit with a claim of ``mu``."""
-    return measured(name, mu, delta, gaussian_mu(without, with_), min(without.size, with_.size))
+    return measured_finding(name, mu, delta, gaussian_mu(without, with_), min(without.size, with_.size))
 
 
-def grain(name: str, mu: float, delta: float, without: Vector, with_: Vector, moved: float) -> AuditFinding:
+def noise_grain_finding(
+    name: str, mu: float, delta: float, without: Vector, with_: Vector, moved: float
+) -> AuditFinding:
     """Test whether the last bits of small values reveal an added ``moved`` (Mironov 2012).
 
     Where y = t + n was added in floating point, n is about -t where y is small, and y is a multiple of the last bit of
@@ -138,17 +140,17 @@ def grain(name: str, mu: float, delta: float, without: Vector, with_: Vector, mo
         return found
 
     lower = mu_of_test(on_grid(without.astype(np.float64)), on_grid(with_.astype(np.float64)))
-    return measured(name, mu, delta, lower, min(without.size, with_.size))
+    return measured_finding(name, mu, delta, lower, min(without.size, with_.size))
 
 
-def measured(name: str, mu: float, delta: float, lower: float, runs: int) -> AuditFinding:
+def measured_finding(name: str, mu: float, delta: float, lower: float, runs: int) -> AuditFinding:
     """Make the finding of a claim of ``mu`` where ``lower`` holds with 95 %."""
-    return AuditFinding(name, mu, lower, epsilon_of(mu, delta), epsilon_of(lower, delta), runs, 0.95)
+    return AuditFinding(name, mu, lower, gdp_epsilon(mu, delta), gdp_epsilon(lower, delta), runs, 0.95)
 
 
-def epsilon_of(mu: float, delta: float) -> float:
+def gdp_epsilon(mu: float, delta: float) -> float:
     """Compute the epsilon at ``delta`` of a mechanism that is mu-GDP. 0.0 for a mu of 0."""
-    return accountant.gaussian(1.0 / mu, delta) if mu > 0.0 else 0.0
+    return accountant.gaussian_epsilon(1.0 / mu, delta) if mu > 0.0 else 0.0
 
 
 def event_mu(event: PrivacyEvent) -> float:

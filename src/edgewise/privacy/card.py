@@ -18,7 +18,7 @@ FEWER = ("If fewer of them add their noise", "honest devices", "epsilon of one r
 
 
 @dataclass(frozen=True, slots=True)
-class Card:
+class PrivacyCard:
     """Privacy promises of a run.
 
     Attributes:
@@ -64,26 +64,26 @@ class Card:
         return plain
 
 
-def degradation(z: float, honest: int, delta: float) -> tuple[tuple[int, float], ...]:
+def epsilon_degradation(z: float, honest: int, delta: float) -> tuple[tuple[int, float], ...]:
     """Compute the epsilon of one round if only h devices are honest: z_eff = z sqrt(h / honest), exact Gaussian."""
     steps = sorted({honest, max(1, honest * 5 // 7), max(1, honest * 2 // 7), max(1, honest // 14), 1}, reverse=True)
-    return tuple((h, round(accountant.gaussian(z * sqrt(h / honest), delta), 3)) for h in steps)
+    return tuple((h, round(accountant.gaussian_epsilon(z * sqrt(h / honest), delta), 3)) for h in steps)
 
 
-def promises(c: Plain) -> list[tuple[str, str]]:
+def card_promises(c: Plain) -> list[tuple[str, str]]:
     """List the promises of a card after all rounds, as names and sentences."""
     budget = []
     if c["budget"] is not None:
         given = ", derived from dp.noise_multiplier" if c.get("derived") == "epsilon" else ""
-        budget = [("budget", limit(c["budget"], given))]
+        budget = [("budget", privacy_budget_words(c["budget"], given))]
     return [
-        ("against the server", words(c["against_server"], c["delta"])),
-        ("of the released models", words(c["of_release"], c["delta"])),
+        ("against the server", promise_words(c["against_server"], c["delta"])),
+        ("of the released models", promise_words(c["of_release"], c["delta"])),
         *budget,
     ]
 
 
-def rests_on(c: Plain) -> list[tuple[str, str]]:
+def card_assumptions(c: Plain) -> list[tuple[str, str]]:
     """List the assumptions of the promises, as names and sentences: unit, delta, neighbours, sampling, rounds of a
     device, noise and its multiplier, honest devices, the effect of other runs, and values that are not covered."""
     each = f"{c['rounds_each']:,} round{'s' * (c['rounds_each'] != 1)}"
@@ -123,12 +123,12 @@ def no_epsilon_sentence(servers: int) -> str:
     return f"{seen} No epsilon is claimed.{more}"
 
 
-def limit(epsilon: float, given: str = "") -> str:
+def privacy_budget_words(epsilon: float, given: str = "") -> str:
     """Describe a budget in words. ``given``: its origin."""
     return f"epsilon {epsilon:.6g}{given}, and the round that would exceed it is not played"
 
 
-def words(epsilon: float | None, delta: float) -> str:
+def promise_words(epsilon: float | None, delta: float) -> str:
     """Format a promise: ``"epsilon 2.1 at delta 1e-06"``, or that nothing is promised."""
     if epsilon is None or not isfinite(epsilon):
         return "nothing is promised"

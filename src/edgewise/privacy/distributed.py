@@ -11,9 +11,9 @@
     one release is (xi = tau d)-approximately (rho = D2^2 / (2 h S^2))-zCDP, zero-out adjacency
 
 Here n is the number of possible contributions and d the number of coordinates. B is such that a coordinate of a rotated
-vector of length r has a standard deviation of at most r / sqrt(B) over the random signs, for any vector (``evenness``).
-With B = d these are the paper's formulas. Blocks change the room in the ring only. rho and tau do not depend on B, so
-neither does privacy.
+vector of length r has a standard deviation of at most r / sqrt(B) over the random signs, for any vector
+(``noise_evenness``). With B = d these are the paper's formulas. Blocks change the room in the ring only. rho and tau do
+not depend on B, so neither does privacy.
 Source: Kairouz, Liu, Steinke 2021, arXiv:2102.06387, theorem 5 and section 4; Canonne et al. 2020, arXiv:2004.00010.
 """
 
@@ -36,7 +36,7 @@ from edgewise.core.part import part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Grid, Kind, Noise, Space
 from edgewise.core.stage import Stage
-from edgewise.privacy.samplers import LARGEST, discrete_gaussian, round_within
+from edgewise.privacy.samplers import LARGEST, discrete_gaussian, round_within_norm
 
 BETA = exp(-0.5)  # largest probability that a rounding is repeated
 INFLATION = 1.01  # largest D2 / L: rounding may cost as much as an update that is longer by this factor
@@ -45,7 +45,7 @@ MOST_BITS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Sizing:
+class NoiseSizing:
     """Parameters of one round (see the module). ``z``: noise of h shares / C. ``rho``, ``xi``: of its release."""
 
     n: int
@@ -76,7 +76,7 @@ def discrete_gaussian_gap(s: float, honest: int) -> float:
     return 10.0 * sum(exp(-2.0 * pi**2 * s * s * j / (j + 1)) for j in range(1, honest))
 
 
-def wrap_k(dim: int) -> float:
+def noise_wrap_deviations(dim: int) -> float:
     """Compute k, the standard deviations that half a ring must hold so that at most WRAPPED of ``dim`` coordinates
     leave it.
 
@@ -86,7 +86,9 @@ def wrap_k(dim: int) -> float:
     return NormalDist().inv_cdf(1.0 - WRAPPED / (2.0 * dim))
 
 
-def size(n: int, honest: int, z: float, clip_l2: float, dim: int, bits: int, k: float, block: int = 0) -> Sizing:
+def size_noise(
+    n: int, honest: int, z: float, clip_l2: float, dim: int, bits: int, k: float, block: int = 0
+) -> NoiseSizing:
     """Compute the parameters for a ring of ``bits`` bits. ``block``: B, or 0 for d.
 
     Raises ValueError where the ring is too small for k standard deviations of n units.
@@ -98,7 +100,7 @@ def size(n: int, honest: int, z: float, clip_l2: float, dim: int, bits: int, k: 
     scale = sqrt(room) / (2.0 * k * sqrt(n * n * clip_l2**2 / (block or dim) + n * local**2))
     s, l2 = ceil(scale * local), scale * clip_l2
     d2 = rounded_norm(l2, dim)
-    return Sizing(
+    return NoiseSizing(
         n,
         honest,
         z,
@@ -114,17 +116,17 @@ def size(n: int, honest: int, z: float, clip_l2: float, dim: int, bits: int, k: 
 
 
 @lru_cache(maxsize=4096)
-def fit(n: int, honest: int, z: float, clip_l2: float, dim: int, block: int, bits: int | None) -> Sizing:
+def fit_noise(n: int, honest: int, z: float, clip_l2: float, dim: int, block: int, bits: int | None) -> NoiseSizing:
     """Compute ``size`` for the smallest ring in which rounding costs at most INFLATION, or for ``bits``.
 
     Raises CompositionError: E-WRAP where the ring is too small, with the smallest in the fix. E-VALUE where the ring is
         so large that S is beyond the sampler.
     """
-    k = wrap_k(dim)
+    k = noise_wrap_deviations(dim)
     least = None
     for many in range(8, MOST_BITS + 1):
         if 2.0 ** (2 * many) > n * k * k:
-            found = size(n, honest, z, clip_l2, dim, many, k, block)
+            found = size_noise(n, honest, z, clip_l2, dim, many, k, block)
             if found.inflation <= INFLATION and 1 <= found.s <= LARGEST:
                 least = found
                 break
@@ -134,9 +136,9 @@ def fit(n: int, honest: int, z: float, clip_l2: float, dim: int, block: int, bit
         raise CompositionError("E-WRAP", what, fix)
     if bits is None:
         return least
-    found = size(n, honest, z, clip_l2, dim, bits, k, block)
+    found = size_noise(n, honest, z, clip_l2, dim, bits, k, block)
     if found.s > LARGEST:
-        most = next(b for b in range(bits, 0, -1) if size(n, honest, z, clip_l2, dim, b, k, block).s <= LARGEST)
+        most = next(b for b in range(bits, 0, -1) if size_noise(n, honest, z, clip_l2, dim, b, k, block).s <= LARGEST)
         raise CompositionError(
             "E-VALUE",
             f"discrete_gaussian: in a ring of {bits} bits the noise has a scale of {found.s}, the sampler's largest is "
@@ -146,7 +148,7 @@ def fit(n: int, honest: int, z: float, clip_l2: float, dim: int, block: int, bit
     return found
 
 
-def evenness(space: Space) -> int:
+def noise_evenness(space: Space) -> int:
     """Compute B of a rotated space: the shortest block's length, or half of it where one block is a Hartley block.
 
     A coordinate is sum_j s_j x_j t_j with random signs s, so its variance is sum_j x_j^2 t_j^2. Here t_j^2 is 1 / B in
@@ -186,8 +188,8 @@ def discrete_gaussian_noise(
     """
     name = f"discrete_gaussian({z:g})"
 
-    def sizing(space: Space) -> Sizing:
-        return fit(space.quorum.n_max, space.quorum.honest, z, space.l2, space.dim, evenness(space), bits)
+    def sizing(space: Space) -> NoiseSizing:
+        return fit_noise(space.quorum.n_max, space.quorum.honest, z, space.l2, space.dim, noise_evenness(space), bits)
 
     def infer(space: Space) -> Space:
         require.real(space, name)
@@ -239,7 +241,7 @@ def discrete_gaussian_noise(
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         found = sizing(space)
         y = payload.body.astype(np.float64) * found.scale
-        q = round_within(y, found.d2, turn.own("round", turn.round))
+        q = round_within_norm(y, found.d2, turn.own("round", turn.round))
         q += discrete_gaussian(found.s, q.size, turn.own("noise", turn.round))
         half = 1 << (found.bits - 1)
         return payload.but(body=((q + half & (2 * half - 1)) - half).astype(np.int32)), memory

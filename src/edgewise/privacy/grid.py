@@ -47,7 +47,7 @@ class NoiseGrid:
         return self.s * self.step
 
 
-def fit(name: str, z: float, moved: float, dim: int, largest: float = 0.0) -> NoiseGrid:
+def fit_noise_grid(name: str, z: float, moved: float, dim: int, largest: float = 0.0) -> NoiseGrid:
     """Find the grid for noise of at least z (``moved`` + step sqrt(dim)).
 
     Args:
@@ -76,22 +76,22 @@ def fit(name: str, z: float, moved: float, dim: int, largest: float = 0.0) -> No
     return NoiseGrid(step, s)
 
 
-def rounded(x: NDArray[np.floating], step: float) -> NDArray[np.int64]:
+def rounded_to_noise_grid(x: NDArray[np.floating], step: float) -> NDArray[np.int64]:
     """Round x to whole steps, half to even."""
     steps: NDArray[np.int64] = np.rint(np.divide(x, step, dtype=np.float64)).astype(np.int64)
     return steps
 
 
-def noise(grid: NoiseGrid, n: int, entropy: Key) -> NDArray[np.int64]:
+def grid_noise(grid: NoiseGrid, n: int, entropy: Key) -> NDArray[np.int64]:
     """Draw the noise of n coordinates, in steps. ``entropy``: 32 fresh secret bytes."""
     return discrete_gaussian(grid.s, n, entropy)
 
 
-def hidden(x: NDArray[np.floating], grid: NoiseGrid, entropy: Key) -> NDArray[np.float64]:
+def noised_on_grid(x: NDArray[np.floating], grid: NoiseGrid, entropy: Key) -> NDArray[np.float64]:
     """Round x to the grid and add noise. Returns float64 in model units, exact multiples of the step."""
-    steps = noise(grid, x.size, entropy)
+    steps = grid_noise(grid, x.size, entropy)
     out: NDArray[np.float64] = steps.view(np.float64)  # It reuses the memory of ``steps``, part by part.
     for at in range(0, x.size, _CHUNK):
         part = slice(at, at + _CHUNK)
-        out[part] = (steps[part] + rounded(x[part], grid.step)) * grid.step
+        out[part] = (steps[part] + rounded_to_noise_grid(x[part], grid.step)) * grid.step
     return out

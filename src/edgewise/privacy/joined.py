@@ -13,7 +13,7 @@ noise grows with the bound (``plan.metrics.SHARE``).
 >>> from edgewise.core.space import Quorum, Space
 >>> space = Space(dim=2, quorum=Quorum(1, 1), head=("loss",), head_l2=0.5, head_bound=0.5)
 >>> update = Payload(np.ones(2, np.float32), np.array([0.25]))
->>> sent, _ = joined_metrics().encode(update, Memory(), space, Turn(0, root(1)))
+>>> sent, _ = noised_metrics().encode(update, Memory(), space, Turn(0, root(1)))
 >>> sent.body.tolist(), sent.head.tolist()
 ([1.0, 1.0, 0.25], [])
 """
@@ -34,7 +34,7 @@ from edgewise.core.space import Space
 from edgewise.core.stage import WEIGHT, Stage
 
 
-def joined_metrics() -> Stage:
+def noised_metrics() -> Stage:
     """Put the head of an update behind its body. Decoding takes it out again.
 
     Algebra: dim -> d + k, l2 -> sqrt(l2^2 + head_l2^2), linf -> max(linf, head_bound), no head.

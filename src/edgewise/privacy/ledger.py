@@ -5,8 +5,8 @@ is a session with its own nonce. A second attempt is charged again, because the 
 simulation that resumes after a crash plays the same session with the same noise, and its devices with it, so that is
 the same attempt. Devices that live on send an update to one session of a round only. Devices of different cohorts are
 disjoint (``round.sampling = "cyclic"``, one cohort otherwise), so the epsilon of a run is the largest over cohorts, not
-their sum. Asynchronous rounds have no disjoint cohorts. There the number is that of ``place_in_window``. ``verify``
-recomputes everything from the rows alone.
+their sum. Asynchronous rounds have no disjoint cohorts. There the number is that of ``place_in_window``.
+``verify_ledger`` recomputes everything from the rows alone.
 
 Correlated noise ("matrix", "tree") is one release for its whole run. Its rounds cost the event once. It does not cover
 a further round, or a second attempt of one, whatever the budget.
@@ -122,7 +122,7 @@ class OverBudget:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class LedgerVerdict:
     """Result of an audit of the rows. ``epsilon``: recomputed, on the fine grid. ``problems``: empty if honest."""
 
     epsilon: float
@@ -134,12 +134,12 @@ class Verdict:
         return not self.problems
 
 
-def first_link(run: str, instance: str) -> str:
+def first_ledger_link(run: str, instance: str) -> str:
     """Compute the digest before the first row of a ledger, hex, of one run in one place only."""
     return hashlib.sha256(json.dumps(["edgewise ledger", run, instance]).encode()).hexdigest()
 
 
-def link(before: str, new: LedgerEntry) -> str:
+def ledger_link(before: str, new: LedgerEntry) -> str:
     """Compute the digest of a row, hex. ``before``: the digest of the row before it.
 
     A row that is changed, removed, swapped or taken from another ledger breaks all links after it.
@@ -166,14 +166,14 @@ def place_in_window(before: Sequence[LedgerEntry], round: int, rest: int) -> int
     return distance if distance < rest else 0
 
 
-def tally(charges: Iterable[LedgerEntry]) -> LedgerTally:
+def ledger_tally(charges: Iterable[LedgerEntry]) -> LedgerTally:
     """Count charges. Equal ones count as often as they occur."""
     return reduce(LedgerTally.plus, charges, LedgerTally())
 
 
-def spent(charges: Iterable[LedgerEntry], delta: float) -> float:
+def spent_epsilon(charges: Iterable[LedgerEntry], delta: float) -> float:
     """Compute the epsilon of all charges. ``inf`` where correlated noise does not cover its rounds."""
-    return _spent_epsilon(tally(charges), delta)
+    return _spent_epsilon(ledger_tally(charges), delta)
 
 
 def _spent_epsilon(counted: LedgerTally, delta: float) -> float:
@@ -182,15 +182,15 @@ def _spent_epsilon(counted: LedgerTally, delta: float) -> float:
     return inf if counted.overrun() else counted.epsilon(delta, accountant.COARSE)
 
 
-def counted(ledger: Ledger) -> Ledger:
+def counted_ledger(ledger: Ledger) -> Ledger:
     """Fill in ``tally`` and ``spent`` of a ledger. Raises CompositionError where its events cannot be added up."""
     if ledger.tally is not None:
         return ledger
-    count = tally(ledger.charges)
+    count = ledger_tally(ledger.charges)
     return replace(ledger, tally=count, spent=_spent_epsilon(count, ledger.budget.delta))
 
 
-def charge(ledger: Ledger, new: LedgerEntry) -> Ledger | OverBudget:
+def charge_ledger(ledger: Ledger, new: LedgerEntry) -> Ledger | OverBudget:
     """Add one charge to a ledger, or refuse it. The same round and attempt are charged once.
 
     Guarantees: a returned ledger holds at most its budget. Charging twice changes nothing. Charging *another* event
@@ -199,7 +199,7 @@ def charge(ledger: Ledger, new: LedgerEntry) -> Ledger | OverBudget:
         epsilon of its own cohort only, so the other cohorts' are not computed again.
     """
     try:
-        ledger = counted(ledger)
+        ledger = counted_ledger(ledger)
         assert ledger.tally is not None
         if (old := ledger.tally.at.get((new.round, new.attempt))) is not None:
             return ledger if old == new else OverBudget(inf, "this attempt is charged already, with another event")
@@ -216,14 +216,14 @@ def charge(ledger: Ledger, new: LedgerEntry) -> Ledger | OverBudget:
     return Ledger(ledger.budget, (*ledger.charges, new), after, total)
 
 
-def verify(charges: Iterable[LedgerEntry], budget: Budget) -> Verdict:
+def verify_ledger(charges: Iterable[LedgerEntry], budget: Budget) -> LedgerVerdict:
     """Recompute everything from the rows, in order, for an auditor who trusts nothing else.
 
     Problems: an epsilon above the budget, a (round, attempt) that occurs twice, rounds that decrease, which cannot
     happen in an append-only list, events that cannot be added up, and correlated noise beyond its rounds.
     """
     rows = tuple(charges)
-    count, problems, latest = tally(rows), [], -1
+    count, problems, latest = ledger_tally(rows), [], -1
     if len(count.at) < len(rows):
         problems.append(f"{len(rows) - len(count.at)} of {len(rows)} rows repeat a round and attempt")
     for number, c in enumerate(rows):
@@ -235,8 +235,8 @@ def verify(charges: Iterable[LedgerEntry], budget: Budget) -> Verdict:
     try:
         total = count.epsilon(budget.delta, accountant.FINE)
     except CompositionError as e:
-        return Verdict(inf, (*problems, e.what))
+        return LedgerVerdict(inf, (*problems, e.what))
     total = inf if count.overrun() else total
     if not budget.holds(total):
         problems.append(f"epsilon {total:.6g} is above the budget of {budget.epsilon:g}")
-    return Verdict(total, tuple(problems))
+    return LedgerVerdict(total, tuple(problems))

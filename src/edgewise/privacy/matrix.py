@@ -10,7 +10,7 @@ are that two rounds of one device are at least ``gap`` apart, and that it is in 
     a whole run with noise sigma z is Gaussian(sigma / (sensitivity clip)): ``spend.matrix``
 
 A model is a prefix sum of the rounds' totals. It carries the noise (A C^-1 z)_t, where A is all ones on and below the
-diagonal (``loss``). The buffers give away all noise so far, so they must be stored as secrets.
+diagonal (``matrix_loss``). The buffers give away all noise so far, so they must be stored as secrets.
 Source: Dvijotham et al. 2024, arXiv:2404.16706 (the algorithm); McMahan et al. 2024, arXiv:2408.08868 (participation).
 """
 
@@ -32,8 +32,8 @@ from edgewise.core.part import Doc, part
 from edgewise.core.space import Total
 from edgewise.core.stage import Post
 from edgewise.privacy import spend
-from edgewise.privacy.grid import rounded
-from edgewise.privacy.noise import adds, bounded, normals, on_total
+from edgewise.privacy.grid import rounded_to_noise_grid
+from edgewise.privacy.noise import check_noise_bounds, noise_grid_on_total, noise_words, secret_normals
 from edgewise.privacy.spend import PrivacyEvent
 
 Array = NDArray[np.float64]
@@ -41,11 +41,11 @@ Factors = tuple[tuple[float, ...], tuple[float, ...]]  # theta, w
 
 
 @dataclass(frozen=True, slots=True)
-class Blt:
+class BltMatrix:
     """Buffered linear Toeplitz matrix of a run.
 
     Attributes: theta, w: see the module. rounds: rows of C. gap, takes: bounds on the participation of devices.
-    Raises: ValueError where a column of C would rise or be negative, because ``sensitivity`` would be too small.
+    Raises: ValueError where a column of C would rise or be negative, because ``matrix_sensitivity`` would be too small.
     """
 
     theta: tuple[float, ...]
@@ -63,15 +63,15 @@ class Blt:
             raise ValueError("rounds, gap and takes must be at least 1")
 
 
-def column(blt: Blt) -> Array:
+def matrix_column(blt: BltMatrix) -> Array:
     """Compute the first column of C, float64[rounds]."""
     powers = np.asarray(blt.theta)[:, None] ** np.arange(blt.rounds - 1)
     return np.concatenate([[1.0], np.asarray(blt.w) @ powers]) if blt.theta else np.eye(1, blt.rounds)[0]
 
 
-def sensitivity(blt: Blt) -> float:
+def matrix_sensitivity(blt: BltMatrix) -> float:
     """Compute the largest L2 distance by which one device of clip 1 moves C times the rounds' totals."""
-    return participation_norm(column(blt), blt.gap, blt.takes)
+    return participation_norm(matrix_column(blt), blt.gap, blt.takes)
 
 
 def participation_norm(first: Array, gap: int, takes: int) -> float:
@@ -85,54 +85,55 @@ def participation_norm(first: Array, gap: int, takes: int) -> float:
     return float(np.linalg.norm(total))
 
 
-def loss(blt: Blt) -> tuple[float, float]:
-    """Compute the (largest, root mean square) standard deviation of the noise on a prefix sum, for ``sensitivity``
-    noise 1.
+def matrix_loss(blt: BltMatrix) -> tuple[float, float]:
+    """Compute the (largest, root mean square) standard deviation of the noise on a prefix sum, for
+    ``matrix_sensitivity`` noise 1.
 
     The identity matrix, which is independent noise, has ``sqrt(takes rounds)`` for the largest.
     """
     noise = np.zeros(blt.rounds)
-    state = start(blt, 1)
+    state = start_noise_stream(blt, 1)
     for t in range(blt.rounds):
-        state, y = step(blt, state, np.asarray([float(t == 0)]))
+        state, y = step_noise_stream(blt, state, np.asarray([float(t == 0)]))
         noise[t] = y[0]
     rows = np.cumsum(np.cumsum(noise) ** 2)
-    own = sensitivity(blt)
+    own = matrix_sensitivity(blt)
     return own * sqrt(float(rows[-1])), own * sqrt(float(rows.mean()))
 
 
 @dataclass(frozen=True, slots=True)
-class Stream:
+class NoiseStream:
     """State of the noise of a run. ``round``: the next one. ``buffers``: float64[buffers, d], secret."""
 
     round: int
     buffers: Array = field(repr=False)
 
 
-def start(blt: Blt, dim: int) -> Stream:
+def start_noise_stream(blt: BltMatrix, dim: int) -> NoiseStream:
     """Make the state before the first round, for vectors of ``dim``."""
-    return Stream(0, np.zeros((len(blt.theta), dim)))
+    return NoiseStream(0, np.zeros((len(blt.theta), dim)))
 
 
-def step(blt: Blt, state: Stream, z: Array) -> tuple[Stream, Array]:
+def step_noise_stream(blt: BltMatrix, state: NoiseStream, z: Array) -> tuple[NoiseStream, Array]:
     """Compute the noise of one round from fresh independent normals ``z`` (float64[d]): row ``state.round`` of C^-1 z.
 
     A round that was played with some noise must not be played again with the same. Continue from the new state, also
     where the round is abandoned.
     Guarantees: the given state is unchanged. Memory is that of the buffers.
-    Raises: BudgetError(E-BUDGET) beyond the rounds that ``sensitivity`` was taken over.
+    Raises: BudgetError(E-BUDGET) beyond the rounds that ``matrix_sensitivity`` was taken over.
     """
     if state.round >= blt.rounds:
         raise BudgetError(
             "E-BUDGET", f"the noise is made for {blt.rounds} rounds, all of which were played.", "start another run."
         )
     y = z - np.asarray(blt.w) @ state.buffers
-    return Stream(state.round + 1, np.asarray(blt.theta)[:, None] * state.buffers + y), y
+    return NoiseStream(state.round + 1, np.asarray(blt.theta)[:, None] * state.buffers + y), y
 
 
 @part
-def correlated_noise(z: Annotated[float, Gt(0), Doc("noise multiplier")], blt: Blt) -> Post:
-    """Add row ``round`` of C^-1 z to the total, times z ``sensitivity`` times one device's largest move of one round.
+def correlated_noise(z: Annotated[float, Gt(0), Doc("noise multiplier")], blt: BltMatrix) -> Post:
+    """Add row ``round`` of C^-1 z to the total, times z ``matrix_sensitivity`` times one device's largest move of one
+    round.
 
     Algebra: noise_std -> as if the noise of the rounds were independent, so it is not below that of any prefix.
     Guarantees: the run as a whole is ``event(blt, z)``. The noise of abandoned rounds is drawn and never shown, so that
@@ -141,50 +142,50 @@ def correlated_noise(z: Annotated[float, Gt(0), Doc("noise multiplier")], blt: B
         the result is the continuous mechanism's, rounded.
     The memory (``buffers``, float64) gives away all noise so far, so it must be stored as a secret.
     Args: z: noise multiplier, above 0. blt: for at least as many rounds as are played.
-    Raises: RecipeError(E-VALUE); CompositionError as ``noise.bounded``; BudgetError(E-BUDGET) as ``step``, and for a
-        round that comes twice.
+    Raises: RecipeError(E-VALUE); CompositionError as ``noise.check_noise_bounds``; BudgetError(E-BUDGET) as ``step``,
+        and for a round that comes twice.
     """
     name = f"correlated_noise({z:g}, {len(blt.theta)} buffers)"
-    own = sensitivity(blt)
+    own = matrix_sensitivity(blt)
 
     def infer(total: Total) -> Total:
-        bounded(total, name)
-        return total.but(noise_std=hypot(total.noise_std, on_total(name, z * own, total).std))
+        check_noise_bounds(total, name)
+        return total.but(noise_std=hypot(total.noise_std, noise_grid_on_total(name, z * own, total).std))
 
     def init(total: Total, size: int) -> Memory:
-        return Memory({"round": np.zeros(1), "buffers": start(blt, size).buffers})
+        return Memory({"round": np.zeros(1), "buffers": start_noise_stream(blt, size).buffers})
 
     def apply(x: Array, total: Total, round: int, entropy: Key, memory: Memory) -> tuple[Array, Memory]:
-        stream = Stream(int(memory["round"][0]), memory["buffers"])
+        stream = NoiseStream(int(memory["round"][0]), memory["buffers"])
         if round < stream.round:
             raise BudgetError("E-BUDGET", f"the noise of round {round} was given already.", "start another run.")
         while True:  # It takes one step, and one more for each abandoned round before.
             number = stream.round
-            stream, y = step(blt, stream, normals(derive(entropy, "correlated", number), x.size))
+            stream, y = step_noise_stream(blt, stream, secret_normals(derive(entropy, "correlated", number), x.size))
             if number == round:
                 break
-        on = on_total(name, z * own, total)
-        steps = rounded(x, on.step) + rounded(y, 1.0 / on.s)
+        on = noise_grid_on_total(name, z * own, total)
+        steps = rounded_to_noise_grid(x, on.step) + rounded_to_noise_grid(y, 1.0 / on.s)
         out: Array = np.multiply(steps, on.step, dtype=np.float64)
         return out, Memory({"round": np.array([float(stream.round)]), "buffers": stream.buffers})
 
-    return Post(name, adds, infer, apply, init)
+    return Post(name, noise_words, infer, apply, init)
 
 
-def event(blt: Blt, z: float) -> PrivacyEvent:
+def correlated_noise_event(blt: BltMatrix, z: float) -> PrivacyEvent:
     """Make the event of a whole run with noise of ``z sensitivity clip`` times that of ``step`` on standard normals."""
     return spend.matrix(z, blt.rounds, blt.gap, blt.takes)
 
 
-def choose(rounds: int, gap: int, takes: int, buffers: int = 3) -> Blt:
+def choose_blt(rounds: int, gap: int, takes: int, buffers: int = 3) -> BltMatrix:
     """Choose the best shipped factors of at most ``buffers`` buffers, by the largest loss of a prefix sum.
 
     They are sound for all numbers, because sensitivity is computed for them. They are best for the numbers that they
     were optimised for.
     """
     shipped = [f for some in SHIPPED.values() for f in some if len(f[0]) <= buffers]
-    found = [Blt(theta, w, rounds, gap, takes) for theta, w in [*shipped, ((), ())]]
-    return min(found, key=lambda blt: loss(blt)[0])
+    found = [BltMatrix(theta, w, rounds, gap, takes) for theta, w in [*shipped, ((), ())]]
+    return min(found, key=lambda blt: matrix_loss(blt)[0])
 
 
 # (rounds, gap, takes) -> factors that minimise the largest loss, found by Nelder-Mead from eight random starts.

@@ -18,18 +18,18 @@ from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space, Total
 from edgewise.core.stage import BELOW, WEIGHT, Post, Stage
-from edgewise.crypto.prg import Words
+from edgewise.crypto.prg import KeyStreamWords
 from edgewise.privacy import grid
 
 _CHUNK = 1 << 18  # pairs drawn at a time, which bounds the temporary memory
 
 
-def normals(entropy: Key, n: int) -> NDArray[np.float64]:
+def secret_normals(entropy: Key, n: int) -> NDArray[np.float64]:
     """Draw n standard normal float64 from 32 secret bytes: AES-256-CTR keystream, 53-bit uniforms, Box-Muller.
 
     A stream must be used once. Derive a fresh key for every draw.
     """
-    stream = Words(entropy)
+    stream = KeyStreamWords(entropy)
     out = np.empty(n + n % 2, np.float64)
     for start in range(0, out.size // 2, _CHUNK):
         pairs = min(_CHUNK, out.size // 2 - start)
@@ -52,7 +52,7 @@ def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
     Args:
         z: noise multiplier, above 0.
     Raises: RecipeError(E-VALUE); CompositionError: E-NOT-REAL, E-NOISE-NOCLIP, E-STATS with metrics or weights beside,
-        E-PRECISION as ``grid.fit``.
+        E-PRECISION as ``grid.fit_noise_grid``.
     Source: Dwork and Roth 2014, appendix A; ``grid``.
     """
     name = f"local_noise({z:g})"
@@ -68,10 +68,10 @@ def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
         return space.but(l2=inf, linf=inf, noise=replace(space.noise, std=hypot(space.noise.std, fitted(space).std)))
 
     def fitted(space: Space) -> grid.NoiseGrid:
-        return grid.fit(name, z, space.l2, space.dim, space.l2)
+        return grid.fit_noise_grid(name, z, space.l2, space.dim, space.l2)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        body = grid.hidden(payload.body, fitted(space), turn.own("local noise", turn.round))
+        body = grid.noised_on_grid(payload.body, fitted(space), turn.own("local noise", turn.round))
         return payload.but(body=body.astype(np.float32)), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
@@ -83,18 +83,18 @@ def local_noise(z: Annotated[float, Gt(0)]) -> Stage:
     return Stage(name, infer, encode, decode, says, pointwise=True)
 
 
-def adds(before: Total, after: Total) -> str:
+def noise_words(before: Total, after: Total) -> str:
     """Describe the noise on a total in words, for ``Post.says``."""
     clips = " clips" if BELOW in after.space.head else ""
     return f"adds Gaussian noise of std {after.noise_std:.4g}{clips} per coordinate"
 
 
-def moved(total: Total) -> float:
+def noised_neighbour_distance(total: Total) -> float:
     """Compute the L2 distance of neighbouring totals when noise is added: the sensitivity, and the rounding."""
     return total.sensitivity + total.rounding + total.space.sides * total.step / 2.0 * sqrt(total.dim)
 
 
-def bounded(total: Total, name: str) -> None:
+def check_noise_bounds(total: Total, name: str) -> None:
     """Check that a total fulfils the conditions of noise on it.
 
     Raises CompositionError: E-NOISE-NOCLIP and E-NORM-AFTER when nothing bounds a device's contribution, E-WEIGHT when
@@ -126,7 +126,7 @@ def bounded(total: Total, name: str) -> None:
             f"{total.space.quorum.n_max} has room for {total.most:.4g} of each.",
             "lower dp.clip_l2, or use a smaller cohort.",
         )
-    if (more := moved(total) - total.sensitivity) > grid.COST * total.sensitivity:
+    if (more := noised_neighbour_distance(total) - total.sensitivity) > grid.COST * total.sensitivity:
         raise CompositionError(
             "E-PRECISION",
             f"{name}: the sum is rounded, which can move it by {more:.3g}, and a device by {total.sensitivity:.3g}: "
@@ -135,34 +135,37 @@ def bounded(total: Total, name: str) -> None:
         )
 
 
-def on_total(name: str, z: float, total: Total) -> grid.NoiseGrid:
-    """Fit the grid for noise of z times ``moved`` on a total. Raises CompositionError(E-PRECISION)."""
-    return grid.fit(name, z, moved(total), total.dim, total.space.quorum.n_max * total.sensitivity)
+def noise_grid_on_total(name: str, z: float, total: Total) -> grid.NoiseGrid:
+    """Fit the grid for noise of z times ``noised_neighbour_distance`` on a total. Raises
+    CompositionError(E-PRECISION)."""
+    return grid.fit_noise_grid(
+        name, z, noised_neighbour_distance(total), total.dim, total.space.quorum.n_max * total.sensitivity
+    )
 
 
 @part
 def noise(z: Annotated[float, Gt(0), Doc("noise multiplier: standard deviation over sensitivity")]) -> Post:
     """Add Gaussian noise of ``z`` times the sensitivity to the total: N(0, (z sensitivity)^2), body and head alike.
 
-    Algebra: noise_std -> sqrt(noise_std^2 + (z sensitivity)^2), where rounding counts as sensitivity (``moved``).
-    Guarantees: the exact discrete Gaussian on a grid that the float64 total is rounded to first (``grid``). It is
-        independent of the data. The generator is AES-256-CTR keyed by ``entropy``, which must be secret and fresh for
-        each release.
+    Algebra: noise_std -> sqrt(noise_std^2 + (z sensitivity)^2), where rounding counts as sensitivity
+    (``noised_neighbour_distance``). Guarantees: the exact discrete Gaussian on a grid that the float64 total is rounded
+        to first (``grid``). It is independent of the data. The generator is AES-256-CTR keyed by ``entropy``, which
+        must be secret and fresh for each release.
     Args:
         z: noise multiplier, above 0.
     Raises:
-        RecipeError(E-VALUE); CompositionError as ``bounded`` and ``grid.fit``.
+        RecipeError(E-VALUE); CompositionError as ``check_noise_bounds`` and ``grid.fit_noise_grid``.
     Source: Dwork and Roth 2014, appendix A; McMahan et al. 2018, arXiv:1710.06963.
     """
     name = f"noise({z:g})"
 
     def infer(total: Total) -> Total:
-        bounded(total, name)
-        return total.but(noise_std=hypot(total.noise_std, on_total(name, z, total).std))
+        check_noise_bounds(total, name)
+        return total.but(noise_std=hypot(total.noise_std, noise_grid_on_total(name, z, total).std))
 
     def apply(
         x: NDArray[np.float64], total: Total, round: int, entropy: Key, memory: Memory
     ) -> tuple[NDArray[np.float64], Memory]:
-        return grid.hidden(x, on_total(name, z, total), derive(entropy, "noise")), memory
+        return grid.noised_on_grid(x, noise_grid_on_total(name, z, total), derive(entropy, "noise")), memory
 
-    return Post(name, adds, infer, apply)
+    return Post(name, noise_words, infer, apply)

@@ -22,9 +22,9 @@ smallest such r_c gives the smallest r_0 + h_0 (both are monotone in r_c, and in
 c or more right guesses are less probable than tau in any mechanism with this f. Then f is rejected with confidence
 1 - tau. mu is monotone too, and is found by bisection. Once h_i stays, it stays to the end: p_i is 0 from there.
 
-*Number of guesses*: fixed by m alone (``count``), or by m and the claim (``telling``), before a score is seen, so that
-its choice costs nothing. If c' guesses are all right, the bound is ``mu_lower(m, c', c')``, and no larger one is
-possible: 1.5 for 320 of 4,096, 2.0 for 1,024, 2.3 for 2,048.
+*Number of guesses*: fixed by m alone (``one_run_guess_count``), or by m and the claim (``telling_guess_count``), before
+a score is seen, so that its choice costs nothing. If c' guesses are all right, the bound is ``mu_lower(m, c', c')``,
+and no larger one is possible: 1.5 for 320 of 4,096, 2.0 for 1,024, 2.3 for 2,048.
 
 *Plain form* (Steinke et al., theorem 5.2): of an (epsilon, delta)-DP mechanism c or more right guesses have probability
 at most
@@ -42,14 +42,14 @@ from numpy.typing import NDArray
 
 from edgewise.core.compiled import compiled
 from edgewise.privacy import accountant
-from edgewise.privacy.audit_findings import AuditFinding, Guessed
+from edgewise.privacy.audit_findings import AuditFinding, OneRunGuesses
 
 _GUESSES = 5.0  # guesses over sqrt(m): within 5 % of the best number for epsilon 1 to 8 and m from 100 to 100,000
 _ROOM = 1.4  # least bound over the claim that all right guesses should show
 _ROOT_2, _ROOT_2_PI = sqrt(2.0), sqrt(2.0 * pi)
 
 
-def count(m: int) -> int:
+def one_run_guess_count(m: int) -> int:
     """Choose the number of guesses about ``m`` canaries: 5 sqrt(m), even, at most m.
 
     More guesses have a smaller statistical error, but the further ones are less certain. The best number hardly depends
@@ -58,7 +58,7 @@ def count(m: int) -> int:
     return 2 * min(m // 2, round(_GUESSES * sqrt(m) / 2.0))
 
 
-def right(scores: NDArray[np.float64], present: NDArray[np.bool_], guesses: int) -> int:
+def right_guesses(scores: NDArray[np.float64], present: NDArray[np.bool_], guesses: int) -> int:
     """Count the right ones of ``guesses`` (even): "in" for the half with the highest scores, "out" for the lowest.
 
     scores, present: [m]. Equal scores are taken in the order of the canaries, which is independent of their presence.
@@ -117,15 +117,15 @@ def mu_lower(m: int, guesses: int, right: int, confidence: float = 0.95) -> floa
     return low
 
 
-def telling(m: int, claimed: float) -> int:
+def telling_guess_count(m: int, claimed: float) -> int:
     """Choose the number of guesses about ``m`` canaries that can refute a claim of mu = ``claimed``. It is even.
 
-    It is ``count``, or a quarter or half of the canaries where even ``count`` right guesses would show less than 1.4
-    times the claim. More guesses are less certain, so their bound on a true claim is lower. 0 for fewer than two
-    canaries.
+    It is ``one_run_guess_count``, or a quarter or half of the canaries where even ``one_run_guess_count`` right guesses
+    would show less than 1.4 times the claim. More guesses are less certain, so their bound on a true claim is lower. 0
+    for fewer than two canaries.
     """
-    few = (count(m), 2 * (m // 8), 2 * (m // 4))
-    choices = sorted(n for n in few if n >= count(m))
+    few = (one_run_guess_count(m), 2 * (m // 8), 2 * (m // 4))
+    choices = sorted(n for n in few if n >= one_run_guess_count(m))
     return next((n for n in choices if mu_lower(m, n, n) >= _ROOM * claimed), choices[-1])
 
 
@@ -170,26 +170,26 @@ def one_run(
         mu: of flipping one canary: the distance by which that moves the release, over the standard deviation of its
             noise. delta: at which mu is converted to an epsilon. scores: [m], larger: more likely in.
         present: [m], the canaries that were in, drawn with probability 1/2 each, and not used for the scores.
-        guesses: even, chosen without the scores. ``count`` where 0.
+        guesses: even, chosen without the scores. ``one_run_guess_count`` where 0.
     Guarantees: for a mu-GDP release the finding fails to hold with probability at most 1 - confidence. Noise that is
         not normal is compared by a curve that is not its own. Sums of discrete Gaussians are close enough that no audit
         of this size sees the difference.
     """
-    m, guesses = scores.size, guesses or count(scores.size)
-    n_right = right(scores, present, guesses)
+    m, guesses = scores.size, guesses or one_run_guess_count(scores.size)
+    n_right = right_guesses(scores, present, guesses)
     lower = mu_lower(m, guesses, n_right, confidence)
-    guessed = Guessed(guesses, n_right, plain_epsilon(m, guesses, n_right, delta, confidence))
-    eps = [accountant.gaussian(1.0 / x, delta) if x > 0.0 else 0.0 for x in (mu, lower)]
+    guessed = OneRunGuesses(guesses, n_right, plain_epsilon(m, guesses, n_right, delta, confidence))
+    eps = [accountant.gaussian_epsilon(1.0 / x, delta) if x > 0.0 else 0.0 for x in (mu, lower)]
     return AuditFinding(name, mu, lower, eps[0], eps[1], m, confidence, guessed)
 
 
-def played(mu: float, delta: float, scores: NDArray[np.float64], present: NDArray[np.bool_]) -> AuditFinding:
-    """Make the finding of ``one_run`` with as many guesses as can refute the claim (``telling``).
+def one_run_finding(mu: float, delta: float, scores: NDArray[np.float64], present: NDArray[np.bool_]) -> AuditFinding:
+    """Make the finding of ``one_run`` with as many guesses as can refute the claim (``telling_guess_count``).
 
     Where no number can, ``left_out`` says so.
     """
     m = scores.size
-    guesses = telling(m, mu)
+    guesses = telling_guess_count(m, mu)
     found = one_run("one run", mu, delta, scores, present, guesses=guesses)
     if (largest := mu_lower(m, guesses, guesses)) > mu:
         return found

@@ -17,7 +17,7 @@ from edgewise.privacy.spend import Unit
 _ROUNDING = 1.0 + 1e-6
 
 
-def metrics(names: Iterable[str], in_steps: bool, sampler: str) -> None:
+def refuse_unnoised_metrics(names: Iterable[str], in_steps: bool, sampler: str) -> None:
     """Refuse numbers about a device's data that no noise covers (E-STATS).
 
     Args:
@@ -36,7 +36,7 @@ def metrics(names: Iterable[str], in_steps: bool, sampler: str) -> None:
     raise CompositionError("E-STATS", what, f"{fix} cohorts of a fixed size, whose noise covers them.")
 
 
-def amplification(asked: str, sampler: str, seen_by_reader: bool) -> None:
+def refuse_amplification(asked: str, sampler: str, seen_by_reader: bool) -> None:
     """Refuse amplification by Poisson sampling where it does not happen, or where the reader sees it (E-AMP-VISIBLE).
 
     Args:
@@ -62,7 +62,7 @@ def amplification(asked: str, sampler: str, seen_by_reader: bool) -> None:
         )
 
 
-def per_tensor(tensors: int, each_l2: float, accounted_l2: float) -> None:
+def refuse_short_per_tensor(tensors: int, each_l2: float, accounted_l2: float) -> None:
     """Refuse an accounted length below sqrt(tensors) each_l2, which tensors clipped one by one reach (E-PERTENSOR)."""
     total = sqrt(tensors) * each_l2
     if not total <= accounted_l2 * _ROUNDING:
@@ -75,7 +75,7 @@ def per_tensor(tensors: int, each_l2: float, accounted_l2: float) -> None:
         )
 
 
-def weight_of_records(weighed: bool) -> None:
+def refuse_record_weights(weighed: bool) -> None:
     """Refuse weights, which a device's records decide, together with example-level privacy (E-WEIGHT)."""
     if weighed:
         raise CompositionError(
@@ -86,7 +86,7 @@ def weight_of_records(weighed: bool) -> None:
         )
 
 
-def delta(value: float, n: int, unit: Unit) -> None:
+def refuse_delta(value: float, n: int, unit: Unit) -> None:
     """Refuse a delta that promises nothing (E-VALUE).
 
     A mechanism that shows each unit whole with probability delta keeps the promise (0, delta). Of n units it shows
@@ -107,7 +107,7 @@ def delta(value: float, n: int, unit: Unit) -> None:
         )
 
 
-def correlated_noise(word: str, by_server: bool) -> None:
+def refuse_correlated_noise(word: str, by_server: bool) -> None:
     """Refuse correlated noise unless the holder of the sum and of all rounds' buffers adds it (E-MF-LOCAL).
 
     Args: word: the recipe's privacy word, for the message. by_server: the server adds the noise.
@@ -121,7 +121,7 @@ def correlated_noise(word: str, by_server: bool) -> None:
         )
 
 
-def participation_gap(gap: int, sampler: str) -> None:
+def refuse_participation_gap(gap: int, sampler: str) -> None:
     """Refuse correlated noise where a device may be in two rounds in a row (E-MF-GAP).
 
     Without a gap it would be sized for a device in every round, and hide no more than independent noise.
@@ -137,7 +137,7 @@ def participation_gap(gap: int, sampler: str) -> None:
         )
 
 
-def divisor(by_count: bool, adjacency: Adjacency, noised_before_leaving: bool) -> None:
+def refuse_noised_divisor(by_count: bool, adjacency: Adjacency, noised_before_leaving: bool) -> None:
     """Refuse to divide a noised sum by the number of contributions where that number is private (E-DIV-N).
 
     The number is public where participation is public ("zero_out"). Where each device adds noise before anything leaves
@@ -152,7 +152,7 @@ def divisor(by_count: bool, adjacency: Adjacency, noised_before_leaving: bool) -
         )
 
 
-def robust(rule: str, least: int, byzantine: int) -> None:
+def refuse_small_robust_groups(rule: str, least: int, byzantine: int) -> None:
     """Refuse a robust rule between masked groups that are too small to hide single updates (E-ROBUST-SECAGG).
 
     Args: least: devices of the smallest group. byzantine: of them, devices that know their own part of the sum.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgewise.core.compiled import compiled
 from edgewise.core.keys import Key
-from edgewise.crypto.prg import Words
+from edgewise.crypto.prg import KeyStreamWords
 
 LARGEST = 1 << 24  # largest S. All compared products with S^2 stay far inside 64 bits.
 _BUFFER = 1 << 15  # words drawn at a time, 256 KiB
@@ -101,7 +101,7 @@ def discrete_gaussian(s: int, n: int, entropy: Key) -> NDArray[np.int64]:
     """
     if not 1 <= s <= LARGEST:
         raise ValueError(f"S is {s}, must be from 1 to {LARGEST}")
-    stream, out, done = Words(entropy), np.empty(n, np.int64), 0
+    stream, out, done = KeyStreamWords(entropy), np.empty(n, np.int64), 0
     words = np.empty(0, np.uint64)
     while done < n:
         fresh = np.empty(min(_BUFFER, _SPARE + 20 * (n - done)), np.uint64)
@@ -125,7 +125,7 @@ def _rounded_at_random(y: NDArray[np.float64], words: NDArray[np.uint64], out: N
     return total
 
 
-def round_within(y: NDArray[np.float64], limit: float, entropy: Key) -> NDArray[np.int64]:
+def round_within_norm(y: NDArray[np.float64], limit: float, entropy: Key) -> NDArray[np.int64]:
     """Round every coordinate up or down at random, E[q] = y, and repeat until ||q||_2 <= limit.
 
     The norm is that of the integers, exact. With a limit from ``distributed.rounded_norm`` each try succeeds with
@@ -137,7 +137,7 @@ def round_within(y: NDArray[np.float64], limit: float, entropy: Key) -> NDArray[
     """
     if float(np.dot(y, y)) > (limit + 1e-6 * max(1.0, limit)) ** 2:
         raise ValueError("the vector is longer than its bound")
-    stream, out = Words(entropy), np.empty(y.size, np.int64)
+    stream, out = KeyStreamWords(entropy), np.empty(y.size, np.int64)
     words = np.empty(y.size, np.uint64)
     while True:
         stream.fill(words)

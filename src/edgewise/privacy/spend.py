@@ -121,7 +121,7 @@ def gaussian(z: float, adjacency: Adjacency = "zero_out") -> PrivacyEvent:
     return PrivacyEvent("gaussian", adjacency, z=z)
 
 
-def discrete(rho: float, xi: float = 0.0) -> PrivacyEvent:
+def discrete_event(rho: float, xi: float = 0.0) -> PrivacyEvent:
     """Release with distributed discrete Gaussian noise: (xi, rho)-zCDP (Bun, Steinke 2016, def. 8.1; 2102.06387)."""
     return PrivacyEvent("zcdp", "zero_out", rho=rho, xi=xi)
 
@@ -131,25 +131,26 @@ def poisson(z: float, rate: float) -> PrivacyEvent:
     return PrivacyEvent("gaussian", "add_remove", z=z, sampling="poisson", rate=rate)
 
 
-def truncated(z: float, rate: float, population: int, cap: int) -> PrivacyEvent:
-    """Gaussian release as ``poisson``, with at most ``cap`` of ``population`` devices (see ``accountant.safe_cap``)."""
+def truncated_poisson_event(z: float, rate: float, population: int, cap: int) -> PrivacyEvent:
+    """Gaussian release as ``poisson``, with at most ``cap`` of ``population`` devices (see
+    ``accountant.safe_poisson_cap``)."""
     return PrivacyEvent("gaussian", "add_remove", z=z, sampling="truncated", rate=rate, population=population, cap=cap)
 
 
-def fixed_size(z: float, population: int, cohort: int) -> PrivacyEvent:
+def fixed_size_event(z: float, population: int, cohort: int) -> PrivacyEvent:
     """Gaussian release of ``cohort`` of ``population`` devices without replacement. z: noise over the *clip*. Replacing
     a device moves the sum by two clips."""
     return PrivacyEvent("gaussian", "replace_one", z=z / 2.0, sampling="fixed", population=population, cohort=cohort)
 
 
 def matrix(z: float, rounds: int, gap: int, takes: int) -> PrivacyEvent:
-    """Run of ``rounds`` with correlated noise. z: noise over clip times ``matrix.sensitivity``."""
+    """Run of ``rounds`` with correlated noise. z: noise over clip times ``matrix.matrix_sensitivity``."""
     if rounds < 1 or gap < 1 or takes < 1:
         raise ValueError("rounds, gap and takes must be at least 1")
     return PrivacyEvent("matrix", "zero_out", z=z, rounds=rounds, gap=gap, takes=takes)
 
 
-def tree(z: float, rounds: int) -> PrivacyEvent:
+def tree_event(z: float, rounds: int) -> PrivacyEvent:
     """Run of ``rounds`` with tree noise of z per node over the clip, every device in one round (arXiv:2103.00039)."""
     if rounds < 1:
         raise ValueError("rounds must be at least 1")

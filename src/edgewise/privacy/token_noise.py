@@ -46,7 +46,7 @@ class TokenNoise:
         hidden: C of the shapes, the numbers of a vector.
     Raises:
         RecipeError: E-VALUE for a clip outside 1e-30 to 1e30, or a z that is not above 0. CompositionError: E-PRECISION
-            as ``grid.fit``.
+            as ``grid.fit_noise_grid``.
     """
 
     clip_l2: float
@@ -65,7 +65,7 @@ class TokenNoise:
     @property
     def grid(self) -> grid.NoiseGrid:
         """The grid of the noise."""
-        return grid.fit(f"token_noise({self.z:g})", self.z, self.clip_l2, self.hidden, self.clip_l2)
+        return grid.fit_noise_grid(f"token_noise({self.z:g})", self.z, self.clip_l2, self.hidden, self.clip_l2)
 
     def hide(self, x_NC: NDArray[np.float32], entropy: Key) -> NDArray[np.float32]:
         """Clip each vector and add noise to it: float32[N, C].
@@ -82,7 +82,7 @@ class TokenNoise:
         if not np.isfinite(x_NC).all():
             raise ValueError("a value is not finite")
         clipped = self.clipped(x_NC)
-        return grid.hidden(clipped.reshape(-1), self.grid, entropy).astype(np.float32).reshape(x_NC.shape)
+        return grid.noised_on_grid(clipped.reshape(-1), self.grid, entropy).astype(np.float32).reshape(x_NC.shape)
 
     def clipped(self, x_NC: NDArray[np.float32]) -> NDArray[np.float64]:
         """Scale each vector down to a length of at most C: float64[N, C]."""
@@ -111,9 +111,9 @@ def token_promise(z: float, passes: int) -> str:
         z: noise multiplier.
         passes: the most times that a run trains on one token.
     """
-    one = card.words(token_epsilon(z, 1), DELTA)
+    one = card.promise_words(token_epsilon(z, 1), DELTA)
     most = f"after {passes:,}, the most that a token takes in this run, where its device has little text"
-    all_ = f", and {card.words(token_epsilon(z, passes), DELTA)} {most}" if passes > 1 else ""
+    all_ = f", and {card.promise_words(token_epsilon(z, passes), DELTA)} {most}" if passes > 1 else ""
     return (
         f"each of these vectors is clipped and noised with multiplier {z:g}: {one} after one pass over a device's "
         f"text{all_}, for the two vectors of one token given those of all others; this is no promise about the text, "

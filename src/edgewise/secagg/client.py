@@ -29,10 +29,10 @@ from edgewise.secagg import graph, messages
 from edgewise.secagg.messages import (
     DIGEST_BYTES,
     SEALED_BYTES,
-    Keys,
-    fits,
+    SessionKeys,
     roster_digest,
     share_check,
+    share_fits,
     survivors_digest,
 )
 from edgewise.secagg.params import Floor, Params
@@ -40,13 +40,13 @@ from edgewise.secagg.secrets import (
     Body,
     Head,
     Hidden,
-    bound,
-    coins,
-    commitment,
-    fresh,
+    box_binding,
+    fresh_secret,
+    mask_commitment,
     pair_seed,
-    pairwise,
+    pairwise_masks,
     sealing_keys,
+    shamir_coins,
 )
 
 Registry = Callable[[str], bytes | None]  # device -> its enrolled Ed25519 key, or None for an unknown device
@@ -60,7 +60,7 @@ class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field=
     __repr__ = outline
 
 
-class Own(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class OwnSecrets(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Secrets of one session. ``seed`` generates the device's own mask. ``shares`` seeds the sharing polynomials."""
 
     sid: bytes
@@ -77,7 +77,7 @@ class Advertised(_State, frozen=True, tag="advertised"):
     """State after sending keys. ``body`` (uint32) and ``head`` (uint64) are the update, little-endian. Both
     are None until ``ready`` puts them in."""
 
-    own: Own
+    own: OwnSecrets
     body: bytes | None = None
     head: bytes | None = None
 
@@ -86,12 +86,12 @@ class Sharing(_State, frozen=True, tag="sharing"):
     """State after sending shares. ``roster``: its digest. ``everybody``: the devices on it. ``keys``: neighbours'
     public keys. ``opening``: neighbour -> key that opens its box. ``threshold``: shares that give a secret back."""
 
-    own: Own
+    own: OwnSecrets
     body: bytes
     head: bytes
     roster: bytes
     everybody: tuple[str, ...]
-    keys: dict[str, Keys]
+    keys: dict[str, SessionKeys]
     opening: dict[str, bytes]
     threshold: int
 
@@ -100,7 +100,7 @@ class Waiting(_State, frozen=True, tag="waiting"):
     """State after sending the masked update. ``holders``: devices that hold shares of this device's secrets.
     ``paired``: devices that share a mask with it. ``held``: dealer -> the shares of its seed and of its key."""
 
-    own: Own
+    own: OwnSecrets
     roster: bytes
     everybody: tuple[str, ...]
     holders: tuple[str, ...]
@@ -113,7 +113,7 @@ class Signed(_State, frozen=True, tag="signed"):
     """State after signing a survivor list, the only one of the session. Shares are revealed only after ``quorum``
     signatures of any devices and ``threshold`` signatures of holders on it."""
 
-    own: Own
+    own: OwnSecrets
     roster: bytes
     holders: tuple[str, ...]
     threshold: int
@@ -181,22 +181,22 @@ def advertise(
     """
     if not floor.allows(params):
         return Aborted(device=device, code="E-SECAGG-POLICY"), messages.dump(messages.Abort(code="E-SECAGG-POLICY"))
-    own = Own(
+    own = OwnSecrets(
         sid=sid,
         identity=identity,
-        seal=fresh(entropy, sid, "seal", device),
-        mask=fresh(entropy, sid, "mask", device),
-        seed=fresh(entropy, sid, "seed", device),
-        shares=fresh(entropy, sid, "shares", device),
+        seal=fresh_secret(entropy, sid, "seal", device),
+        mask=fresh_secret(entropy, sid, "mask", device),
+        seed=fresh_secret(entropy, sid, "seed", device),
+        shares=fresh_secret(entropy, sid, "shares", device),
     )
-    keys = Keys(
-        seal=agree.public(own.seal),
-        mask=agree.public(own.mask),
-        commitment=commitment(sid, device, own.seed),
+    keys = SessionKeys(
+        seal=agree.public_half(own.seal),
+        mask=agree.public_half(own.mask),
+        commitment=mask_commitment(sid, device, own.seed),
         signature=b"",
     )
     keys = msgspec.structs.replace(keys, signature=sign.sign(identity, keys.signed(sid, device)))
-    return Advertised(device=device, own=own), messages.dump(messages.Advertise(keys=keys))
+    return Advertised(device=device, own=own), messages.dump(messages.AdvertiseMessage(keys=keys))
 
 
 def ready(params: Params, state: Advertised, body: Body, head: Head) -> Advertised:
@@ -214,15 +214,15 @@ def step(params: Params, state: State, raw: bytes, registry: Registry) -> tuple[
     if isinstance(state, Finished | Aborted):
         return state, b""
     try:
-        message = messages.load(raw)
+        message = messages.load_secagg_message(raw)
         match state, message:
-            case Advertised(), messages.Roster():
+            case Advertised(), messages.RosterMessage():
                 return _share_secrets(params, state, message, registry)
-            case Sharing(), messages.Boxes():
-                return _mask_update(params, state, message, registry, messages.told_digest(raw))
-            case Waiting(), messages.Survivors():
+            case Sharing(), messages.BoxesMessage():
+                return _mask_update(params, state, message, registry, messages.boxes_message_digest(raw))
+            case Waiting(), messages.SurvivorsMessage():
                 return _sign_survivors(params, state, message)
-            case Signed(), messages.Proofs():
+            case Signed(), messages.ProofsMessage():
                 return _reveal_shares(state, message, registry)
         raise DecodeError("E-SECAGG-ORDER", "the message is not the next step of this session.")
     except DecodeError as e:
@@ -230,7 +230,7 @@ def step(params: Params, state: State, raw: bytes, registry: Registry) -> tuple[
 
 
 def _share_secrets(
-    params: Params, state: Advertised, roster: messages.Roster, registry: Registry
+    params: Params, state: Advertised, roster: messages.RosterMessage, registry: Registry
 ) -> tuple[State, bytes]:
     """Deal shares of both secrets to the neighbours on the roster."""
     if state.body is None or state.head is None:
@@ -240,7 +240,7 @@ def _share_secrets(
     if len(everybody) < params.n_min:
         raise DecodeError("E-SECAGG-FEW", f"the roster has {len(everybody)} devices. {params.n_min} are needed.")
     own_keys = keys.get(me)
-    if own_keys is None or own_keys.seal != agree.public(own.seal) or own_keys.mask != agree.public(own.mask):
+    if own_keys is None or own_keys.seal != agree.public_half(own.seal) or own_keys.mask != agree.public_half(own.mask):
         raise DecodeError("E-SECAGG-KEYS", "this device's own keys are not on the roster.")
     for device, peer in keys.items():
         enrolled = registry(device)
@@ -249,15 +249,15 @@ def _share_secrets(
     if len({k.seal for k in keys.values()} | {k.mask for k in keys.values()}) != 2 * len(keys):
         raise DecodeError("E-SECAGG-KEYS", "the roster lists a key twice.")
     digest, near, threshold = roster_neighbours(params, own.sid, keys)
-    secret, boxes, opening = agree.Secret(own.seal), {}, dict[str, bytes]()
+    secret, boxes, opening = agree.AgreementSecret(own.seal), {}, dict[str, bytes]()
     points = {device: i + 1 for i, device in enumerate(share_holders(me, near[me], len(keys)))}
-    seeds = shamir.share(own.seed, list(points.values()), threshold, coins(own.shares, digest, "seed"))
-    masks = shamir.share(own.mask, list(points.values()), threshold, coins(own.shares, digest, "key"))
+    seeds = shamir.shamir_shares(own.seed, list(points.values()), threshold, shamir_coins(own.shares, digest, "seed"))
+    masks = shamir.shamir_shares(own.mask, list(points.values()), threshold, shamir_coins(own.shares, digest, "key"))
     for device in near[me]:
         sealing, opening[device] = sealing_keys(secret, keys[device].seal, digest, me, device)
         both = seeds[points[device]], masks[points[device]]
         checks = _share_checks(digest, me, device, *both)
-        boxes[device] = seal.seal(sealing, b"".join(both), bound(digest, me, device, checks)) + checks
+        boxes[device] = seal.seal(sealing, b"".join(both), box_binding(digest, me, device, checks)) + checks
     signed = messages.shares_digest(digest, me, messages.boxes_digest(boxes))
     # A device signs one roster per session, because no later state keeps what another roster would need.
     signature = sign.sign(own.identity, signed)
@@ -272,7 +272,7 @@ def _share_secrets(
         threshold=threshold,
         opening=opening,
     )
-    return after, messages.dump(messages.Shares(boxes=boxes, signature=signature))
+    return after, messages.dump(messages.SharesMessage(boxes=boxes, signature=signature))
 
 
 def _share_checks(roster: bytes, dealer: str, holder: str, seed: bytes, key: bytes) -> bytes:
@@ -281,7 +281,7 @@ def _share_checks(roster: bytes, dealer: str, holder: str, seed: bytes, key: byt
 
 
 def roster_neighbours(
-    params: Params, sid: bytes, keys: dict[str, Keys]
+    params: Params, sid: bytes, keys: dict[str, SessionKeys]
 ) -> tuple[bytes, dict[str, tuple[str, ...]], int]:
     """Compute a session's roster digest, each device's neighbours and the threshold from the signed keys.
 
@@ -292,7 +292,7 @@ def roster_neighbours(
     except CompositionError as e:  # The number of devices came over the wire, so it is no error of this program.
         raise DecodeError("E-SECAGG-FEW", e.what) from None
     digest = roster_digest(sid, keys)
-    return digest, dict(graph.neighbours(digest, tuple(keys), k)), threshold
+    return digest, dict(graph.mask_neighbours(digest, tuple(keys), k)), threshold
 
 
 def share_holders(device: str, near: tuple[str, ...], n: int) -> list[str]:
@@ -301,12 +301,12 @@ def share_holders(device: str, near: tuple[str, ...], n: int) -> list[str]:
 
 
 def _mask_update(
-    params: Params, state: Sharing, message: messages.Boxes, registry: Registry, boxes_received: bytes
+    params: Params, state: Sharing, message: messages.BoxesMessage, registry: Registry, boxes_received: bytes
 ) -> tuple[State, bytes]:
     """Open the boxes of the neighbours, and mask the update with the seeds shared with them."""
     own, me = state.own, state.device
     held, failed = dict[str, tuple[bytes, bytes]](), list[str]()
-    masking = agree.Secret(own.mask)
+    masking = agree.AgreementSecret(own.mask)
     for sender, dealt in message.boxes.items():
         if sender not in state.keys:
             raise DecodeError("E-SECAGG-KEYS", "a box came from a device that is no neighbour.")
@@ -315,13 +315,15 @@ def _mask_update(
             raise DecodeError("E-SECAGG-KEYS", "the sender of a box has not signed that it deals under this roster.")
         box, checks = dealt.box, dealt.box[SEALED_BYTES:]
         try:
-            plain = seal.open(state.opening[sender], box[:SEALED_BYTES], bound(state.roster, sender, me, checks))
+            plain = seal.open_sealed(
+                state.opening[sender], box[:SEALED_BYTES], box_binding(state.roster, sender, me, checks)
+            )
         except DecodeError:
             failed.append(sender)  # The sender has one holder fewer. The mask between the two cancels all the same.
             continue
         seed, key = plain[: shamir.SHARE_BYTES], plain[shamir.SHARE_BYTES :]
-        is_seed = fits(checks[:DIGEST_BYTES], state.roster, sender, me, b"seed", seed)
-        if is_seed and fits(checks[DIGEST_BYTES:], state.roster, sender, me, b"key", key):
+        is_seed = share_fits(checks[:DIGEST_BYTES], state.roster, sender, me, b"seed", seed)
+        if is_seed and share_fits(checks[DIGEST_BYTES:], state.roster, sender, me, b"key", key):
             held[sender] = seed, key  # The server would take any other share for a lie of this device.
         else:
             failed.append(sender)
@@ -331,7 +333,7 @@ def _mask_update(
     hidden = Hidden(params, np.frombuffer(state.body, "<u4"), np.frombuffer(state.head, "<u8"))
     context = params.bound(state.roster)
     seeds = ((v, pair_seed(masking, state.keys[v].mask, state.roster, me, v)) for v in message.boxes)
-    hidden.mask(chain([(own.seed, 1)], pairwise(me, seeds)), context)
+    hidden.mask(chain([(own.seed, 1)], pairwise_masks(me, seeds)), context)
     after = Waiting(
         device=me,
         own=own,
@@ -344,11 +346,11 @@ def _mask_update(
     )
     packed, head = bytes(pack_bits(hidden.body, params.bits)), hidden.head.astype("<u8").tobytes()
     signature = sign.sign(own.identity, messages.masked_digest(context, me, boxes_received, packed, head, failed))
-    masked = messages.Masked(body=packed, head=head, failed=tuple(failed), signature=signature)
+    masked = messages.MaskedMessage(body=packed, head=head, failed=tuple(failed), signature=signature)
     return after, messages.dump(masked)
 
 
-def _sign_survivors(params: Params, state: Waiting, message: messages.Survivors) -> tuple[State, bytes]:
+def _sign_survivors(params: Params, state: Waiting, message: messages.SurvivorsMessage) -> tuple[State, bytes]:
     """Sign the survivor list, if it keeps to what this device agreed to."""
     me, survivors = state.device, message.devices
     if not set(state.everybody).issuperset(survivors):
@@ -370,10 +372,10 @@ def _sign_survivors(params: Params, state: Waiting, message: messages.Survivors)
         held=state.held,
         survivors=survivors,
     )
-    return after, messages.dump(messages.Consistent(signature=signature))
+    return after, messages.dump(messages.ConsistentMessage(signature=signature))
 
 
-def _reveal_shares(state: Signed, message: messages.Proofs, registry: Registry) -> tuple[State, bytes]:
+def _reveal_shares(state: Signed, message: messages.ProofsMessage, registry: Registry) -> tuple[State, bytes]:
     """Reveal one share for each dealer: of its own mask if it survived, else of its key."""
     signed, alive, holders = survivors_digest(state.roster, state.survivors), set(state.survivors), set(state.holders)
     by_holders, by_anybody = 0, 0  # numbers of valid signatures
@@ -390,8 +392,8 @@ def _reveal_shares(state: Signed, message: messages.Proofs, registry: Registry) 
         raise DecodeError("E-SECAGG-FEW", f"{by_holders} holders and {by_anybody} devices signed the list. {need}.")
     seeds = {d: shares[0] for d, shares in state.held.items() if d in alive}
     keys = {d: shares[1] for d, shares in state.held.items() if d not in alive}
-    seeds[state.device] = shamir.element(state.own.seed)
-    seeds, keys = messages.ordered(seeds), messages.ordered(keys)
+    seeds[state.device] = shamir.field_element(state.own.seed)
+    seeds, keys = messages.ordered_for_wire(seeds), messages.ordered_for_wire(keys)
     signed = messages.revealed_digest(state.roster, state.device, seeds, keys)
-    revealed = messages.Revealed(seeds=seeds, keys=keys, signature=sign.sign(state.own.identity, signed))
+    revealed = messages.RevealedMessage(seeds=seeds, keys=keys, signature=sign.sign(state.own.identity, signed))
     return Finished(device=state.device), messages.dump(revealed)

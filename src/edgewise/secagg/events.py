@@ -8,7 +8,7 @@ Device = str
 
 
 @dataclass(frozen=True, slots=True)
-class Received:
+class SecAggReceived:
     """Event: a message from a device. The transport has authenticated the device."""
 
     device: Device
@@ -16,19 +16,19 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class DeviceGone:
+class SecAggDeviceGone:
     """Event: a device will send nothing more."""
 
     device: Device
 
 
 @dataclass(frozen=True, slots=True)
-class StepClosed:
+class SecAggStepClosed:
     """Event: the deadline of this step has passed."""
 
 
 @dataclass(frozen=True, slots=True)
-class SendMessage:
+class SecAggSend:
     """Effect: send a message to a device."""
 
     device: Device
@@ -36,12 +36,12 @@ class SendMessage:
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class SecAggRefused:
     """Effect: report a device whose message was refused, or that is out of the session, with a code."""
 
     device: Device
     code: str
 
 
-Event = Received | DeviceGone | StepClosed
-Effect = SendMessage | Refused
+Event = SecAggReceived | SecAggDeviceGone | SecAggStepClosed
+Effect = SecAggSend | SecAggRefused

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
-from edgewise.secagg.messages import digest
+from edgewise.secagg.messages import secagg_digest
 
 
-def neighbours(roster: bytes, devices: Sequence[str], k: int) -> Mapping[str, tuple[str, ...]]:
+def mask_neighbours(roster: bytes, devices: Sequence[str], k: int) -> Mapping[str, tuple[str, ...]]:
     """Find each device's neighbours, sorted.
 
     The devices stand on a circle in the order of H("circle", roster, device). This order is uniformly random, and every
@@ -20,12 +20,12 @@ def neighbours(roster: bytes, devices: Sequence[str], k: int) -> Mapping[str, tu
     n = len(devices)
     if k >= n - 1:
         return {d: tuple(sorted(other for other in devices if other != d)) for d in devices}
-    circle = sorted(devices, key=lambda d: digest(b"circle", roster, d.encode()))
+    circle = sorted(devices, key=lambda d: secagg_digest(b"circle", roster, d.encode()))
     near = [*range(-(k // 2), 0), *range(1, k // 2 + 1)]
     return {d: tuple(sorted(circle[(i + j) % n] for j in near)) for i, d in enumerate(circle)}
 
 
-def smallest_part(near: Mapping[str, Sequence[str]], devices: Collection[str]) -> int:
+def smallest_graph_part(near: Mapping[str, Sequence[str]], devices: Collection[str]) -> int:
     """Count the devices in the smallest connected part of the graph that ``devices`` span. Without devices: 0.
 
     The masks of a part cancel within it. So whoever has all masked updates can read the sum of each part.

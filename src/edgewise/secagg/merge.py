@@ -16,7 +16,7 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import ByMasks, ByShares, Hiding, Space, Total, share_of
 from edgewise.core.stage import Merge
 from edgewise.merges import robust
-from edgewise.merges.ring import Residues, head_residues, ring_sum
+from edgewise.merges.ring import RingResidues, head_residues, ring_sum
 from edgewise.privacy import rules
 from edgewise.secagg.params import CORRUPT_MOST, Params, Server, TrustPolicy
 from edgewise.secagg.secrets import Body, Head
@@ -51,7 +51,7 @@ def secure_sum() -> Merge:
     return _hiding_merge(ring_sum(), "secure_sum", ByMasks())
 
 
-def trust_policy(
+def secagg_trust_policy(
     merge: Merge, least: int, corrupt: int, dropout: float = 0.1, server: Server = "malicious"
 ) -> TrustPolicy:
     """Derive the trust policy for sums of ``least`` devices or more, ``corrupt`` of which may be corrupt.
@@ -97,7 +97,7 @@ def fewest_shared(corrupt: int) -> int:
     return corrupt + 2
 
 
-def check_sessions(policy: TrustPolicy, least: int, largest: int) -> None:
+def check_secagg_sessions(policy: TrustPolicy, least: int, largest: int) -> None:
     """Refuse a policy under which a session of ``least`` to ``largest`` devices has no graph, before anyone trains.
 
     It looks at each size. Where there are more than 1,024, it looks at both ends and at 1,024 sizes between them. Above
@@ -120,10 +120,10 @@ def shared_sum() -> Merge:
     return _hiding_merge(ring_sum(), "shared_sum", ByShares())
 
 
-class Groups(NamedTuple):
+class MaskedGroups(NamedTuple):
     """Accumulator of several sums, one for each group."""
 
-    sums: tuple[Residues, ...]
+    sums: tuple[RingResidues, ...]
 
 
 @part
@@ -148,18 +148,18 @@ def grouped(
     one, name = ring_sum(), f"grouped({groups}, {rule})"
 
     def infer(space: Space) -> Total:
-        rules.robust(rule, space.quorum.n_min, byzantine)
+        rules.refuse_small_robust_groups(rule, space.quorum.n_min, byzantine)
         return one.infer(space).but(sensitivity=inf)
 
-    def init(space: Space) -> Groups:
-        return Groups(tuple(one.init(space) for _ in range(groups)))
+    def init(space: Space) -> MaskedGroups:
+        return MaskedGroups(tuple(one.init(space) for _ in range(groups)))
 
-    def add(acc: Groups, payload: Payload, space: Space) -> Groups:
+    def add(acc: MaskedGroups, payload: Payload, space: Space) -> MaskedGroups:
         """Add a contribution to the smallest group. A protocol with real groups makes its sums itself."""
         group = min(range(groups), key=lambda i: acc.sums[i].n)
-        return Groups((*acc.sums[:group], one.add(acc.sums[group], payload, space), *acc.sums[group + 1 :]))
+        return MaskedGroups((*acc.sums[:group], one.add(acc.sums[group], payload, space), *acc.sums[group + 1 :]))
 
-    def parts(acc: Groups) -> list[tuple[Residues, int]]:
+    def parts(acc: MaskedGroups) -> list[tuple[RingResidues, int]]:
         return [(total, total.n) for total in acc.sums if total.n]
 
     def says(total: Total) -> str:
@@ -168,11 +168,11 @@ def grouped(
 
     return replace(
         one, name=name, says=says, infer=infer, init=init, add=add, parts=parts,
-        combine=robust.combine(robust.rule(rule, byzantine)), hides=ByMasks(groups, 2 * byzantine + 1),
+        combine=robust.merge_of_rule(robust.rule(rule, byzantine)), hides=ByMasks(groups, 2 * byzantine + 1),
     )  # fmt: skip
 
 
-def params(space: Space, policy: TrustPolicy, rung: int | None = None) -> Params:
+def session_params(space: Space, policy: TrustPolicy, rung: int | None = None) -> Params:
     """Derive a session's parameters for contributions in ``space`` (the ring after all stages)."""
     bits = space.grid.modulus.bit_length() - 1
     return Params(policy, max(2, space.quorum.n_min), bits, space.dim, len(space.head), rung)
@@ -186,6 +186,6 @@ def residues(payload: Payload) -> tuple[Body, Head]:
     return payload.body.astype(np.uint32, copy=False), head_residues(payload.head)
 
 
-def total(body: Body, head: Head, n: int) -> Residues:
+def unmasked_total(body: Body, head: Head, n: int) -> RingResidues:
     """Wrap a released sum of n contributions as the merge's accumulator."""
-    return Residues(body, head, n)
+    return RingResidues(body, head, n)

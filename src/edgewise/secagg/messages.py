@@ -28,7 +28,7 @@ import msgspec
 from edgewise.core.errors import DecodeError
 from edgewise.core.safe_repr import outline
 from edgewise.crypto.seal import OVERHEAD_BYTES
-from edgewise.crypto.shamir import SHARE_BYTES, is_element
+from edgewise.crypto.shamir import SHARE_BYTES, is_field_element
 from edgewise.crypto.sign import SIGNATURE_BYTES
 
 PROTOCOL = b"edgewise/secagg/v3"
@@ -54,7 +54,7 @@ class _Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
     __repr__ = outline
 
 
-class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class SessionKeys(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Public keys of one device for one session.
 
     Attributes:
@@ -69,22 +69,22 @@ class Keys(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
 
     def signed(self, sid: bytes, device: str) -> bytes:
         """Digest that the signature covers."""
-        return digest(b"keys", sid, device.encode(), self.seal, self.mask, self.commitment)
+        return secagg_digest(b"keys", sid, device.encode(), self.seal, self.mask, self.commitment)
 
 
-class Advertise(_Message, frozen=True, tag="advertise"):
+class AdvertiseMessage(_Message, frozen=True, tag="advertise"):
     """Step 0, device: its keys."""
 
-    keys: Keys
+    keys: SessionKeys
 
 
-class Roster(_Message, frozen=True, tag="roster"):
+class RosterMessage(_Message, frozen=True, tag="roster"):
     """Step 0, server: the keys of every device that sent some, sorted by device."""
 
-    keys: dict[Device, Keys]
+    keys: dict[Device, SessionKeys]
 
 
-class Shares(_Message, frozen=True, tag="shares"):
+class SharesMessage(_Message, frozen=True, tag="shares"):
     """Step 1, device: one box per neighbour. A box holds sealed shares of the sender's two secrets and their digests.
 
     ``signature`` covers ``shares_digest``. It shows others that the sender deals under this roster. A device signs only
@@ -95,7 +95,7 @@ class Shares(_Message, frozen=True, tag="shares"):
     signature: Signature
 
 
-class Dealt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class DealtBox(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Box that one device dealt to another. ``all``: ``boxes_digest`` of all its boxes, which ``signature`` covers."""
 
     box: Box
@@ -105,13 +105,13 @@ class Dealt(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     __repr__ = outline
 
 
-class Boxes(_Message, frozen=True, tag="boxes"):
+class BoxesMessage(_Message, frozen=True, tag="boxes"):
     """Step 1, server: the boxes that neighbours sealed for this device. A missing neighbour has dropped out."""
 
-    boxes: dict[Device, Dealt]
+    boxes: dict[Device, DealtBox]
 
 
-class Masked(_Message, frozen=True, tag="masked"):
+class MaskedMessage(_Message, frozen=True, tag="masked"):
     """Step 2, device: the masked update.
 
     Attributes:
@@ -127,30 +127,30 @@ class Masked(_Message, frozen=True, tag="masked"):
     signature: Signature
 
 
-class Survivors(_Message, frozen=True, tag="survivors"):
+class SurvivorsMessage(_Message, frozen=True, tag="survivors"):
     """Step 2, server: the devices whose masked updates arrived, sorted."""
 
     devices: tuple[Device, ...]
 
 
-class Consistent(_Message, frozen=True, tag="consistent"):
+class ConsistentMessage(_Message, frozen=True, tag="consistent"):
     """Step 3, device: Ed25519 over ``survivors_digest`` of the list that it received, and of the roster."""
 
     signature: Signature
 
 
-class Proofs(_Message, frozen=True, tag="proofs"):
+class ProofsMessage(_Message, frozen=True, tag="proofs"):
     """Step 3, server: signatures on the survivor list, sorted by device."""
 
     signatures: dict[Device, Signature]
 
 
-class Revealed(_Message, frozen=True, tag="revealed"):
+class RevealedMessage(_Message, frozen=True, tag="revealed"):
     """Step 4, device: shares of others' secrets.
 
     Attributes:
         seeds: survivor -> share of the seed of its own mask. Under the device's own name stands its own seed, whole
-        (``shamir.element``). keys: other dealer -> share of the key of its pairwise masks.
+        (``shamir.field_element``). keys: other dealer -> share of the key of its pairwise masks.
         signature: over ``revealed_digest``. Without it damage in transit would look like a lie.
     """
 
@@ -166,7 +166,8 @@ class Abort(_Message, frozen=True, tag="abort"):
 
 
 Message = (
-    Advertise | Roster | Shares | Boxes | Masked | Survivors | Consistent | Proofs | Revealed | Abort
+    AdvertiseMessage | RosterMessage | SharesMessage | BoxesMessage | MaskedMessage
+    | SurvivorsMessage | ConsistentMessage | ProofsMessage | RevealedMessage | Abort
 )  # fmt: skip
 
 _encoder = msgspec.msgpack.Encoder()
@@ -178,7 +179,7 @@ def dump(message: Message) -> bytes:
     return _encoder.encode(message)
 
 
-def load(raw: bytes) -> Message:
+def load_secagg_message(raw: bytes) -> Message:
     """Parse one message. Raises DecodeError(E-FRAME) for anything that ``dump`` cannot have produced."""
     try:
         message: Message = _decoder.decode(raw)
@@ -195,7 +196,7 @@ def _has_sorted_maps(message: Message) -> bool:
     return all(a < b for table in tables if isinstance(table, dict | tuple) for a, b in pairwise(table))
 
 
-def digest(label: bytes, *parts: bytes) -> bytes:
+def secagg_digest(label: bytes, *parts: bytes) -> bytes:
     """Compute SHA-256 over the protocol's name, a label and the parts, each preceded by its length."""
     h = hashlib.sha256()
     for part in (PROTOCOL, label, *parts):
@@ -204,18 +205,18 @@ def digest(label: bytes, *parts: bytes) -> bytes:
     return h.digest()
 
 
-def session_id(task: str, round: int, model: str, config: str, nonce: bytes) -> bytes:
+def secagg_session_id(task: str, round: int, model: str, config: str, nonce: bytes) -> bytes:
     """Compute the id of a session. Everything in the session depends on it.
 
     Guarantees: devices that received different models or configurations get different masks, which do not cancel.
     Args:
-        task: id of the run. model: digest of the round's model. config: ``configuration``, in hex. nonce: the server's
-        32 fresh bytes.
+        task: id of the run. model: digest of the round's model. config: ``secagg_configuration``, in hex. nonce: the
+        server's 32 fresh bytes.
     """
-    return digest(b"session", task.encode(), round.to_bytes(8, "little"), model.encode(), config.encode(), nonce)
+    return secagg_digest(b"session", task.encode(), round.to_bytes(8, "little"), model.encode(), config.encode(), nonce)
 
 
-def configuration(layout: str, rule: bytes, public: bytes, clip: float | None, support: str | None) -> bytes:
+def secagg_configuration(layout: str, rule: bytes, public: bytes, clip: float | None, support: str | None) -> bytes:
     """Digest of everything that the devices of a round received beside its model.
 
     Updates with different positions, training steps or clips would make no sense in one sum, or could be told apart.
@@ -223,25 +224,25 @@ def configuration(layout: str, rule: bytes, public: bytes, clip: float | None, s
         layout: digest of the update's layout. rule: the round's training rule, MessagePack as in the invitation.
         public: the round's public key. clip, support: as in the invitation. None counts as 0.0 and as an empty text.
     """
-    return digest(
+    return secagg_digest(
         b"configuration", layout.encode(), rule, public, struct.pack("<d", clip or 0.0), (support or "").encode()
     )
 
 
-def drawn(config: bytes, beacon: str, key: bytes) -> bytes:
+def drawn_secagg_configuration(config: bytes, beacon: str, key: bytes) -> bytes:
     """Extend the configuration of a round whose cohort is verified.
 
     It then includes the digest of the run's beacon and the round's key (``core.frame.Invite``).
     """
-    return digest(b"drawn", config, beacon.encode(), key)
+    return secagg_digest(b"drawn", config, beacon.encode(), key)
 
 
-def roster_digest(sid: bytes, keys: Mapping[str, Keys]) -> bytes:
+def roster_digest(sid: bytes, keys: Mapping[str, SessionKeys]) -> bytes:
     """Digest of a session and the keys of its devices. Only the last device's signed keys fix it.
 
     Args: keys: sorted by device.
     """
-    return digest(b"roster", sid, *(part for d, k in keys.items() for part in (k.signed(sid, d), k.signature)))
+    return secagg_digest(b"roster", sid, *(part for d, k in keys.items() for part in (k.signed(sid, d), k.signature)))
 
 
 def share_check(roster: bytes, dealer: str, holder: str, kind: bytes, share: bytes) -> bytes:
@@ -251,50 +252,51 @@ def share_check(roster: bytes, dealer: str, holder: str, kind: bytes, share: byt
     has 256 random bits, so the digest does not show it.
     Args: kind: b"seed" or b"key".
     """
-    return digest(b"share", roster, dealer.encode(), holder.encode(), kind, share)
+    return secagg_digest(b"share", roster, dealer.encode(), holder.encode(), kind, share)
 
 
-def fits(check: bytes, roster: bytes, dealer: str, holder: str, kind: bytes, share: bytes) -> bool:
+def share_fits(check: bytes, roster: bytes, dealer: str, holder: str, kind: bytes, share: bytes) -> bool:
     """Tell whether a share fits its dealer's ``check`` and is an element of the field.
 
     A number of p or more is no share, whatever its check says. Its holder skips it and the server refuses it. So all
     who count the shares of a dealer count the same ones.
     """
-    return is_element(share) and share_check(roster, dealer, holder, kind, share) == check
+    return is_field_element(share) and share_check(roster, dealer, holder, kind, share) == check
 
 
 def boxes_digest(boxes: Mapping[str, bytes]) -> bytes:
     """Digest of all boxes that one device deals, sorted by holder."""
-    return digest(b"boxes", *(part for d, box in boxes.items() for part in (d.encode(), box)))
+    return secagg_digest(b"boxes", *(part for d, box in boxes.items() for part in (d.encode(), box)))
 
 
 def shares_digest(roster: bytes, device: str, all: bytes) -> bytes:
     """Digest that a device signs for the boxes that it deals. ``all``: ``boxes_digest``."""
-    return digest(b"shares", roster, device.encode(), all)
+    return secagg_digest(b"shares", roster, device.encode(), all)
 
 
-def told_digest(raw: bytes) -> bytes:
-    """Digest of a ``Boxes`` message as it arrived."""
-    return digest(b"told", raw)
+def boxes_message_digest(raw: bytes) -> bytes:
+    """Digest of a ``BoxesMessage`` message as it arrived."""
+    return secagg_digest(b"told", raw)
 
 
 def masked_digest(context: bytes, device: str, told: bytes, body: bytes, head: bytes, failed: Sequence[str]) -> bytes:
-    """Digest that a device signs for its masked update. ``context``: ``Params.bound``. ``told``: ``told_digest``."""
-    return digest(b"masked", context, device.encode(), told, body, head, *(d.encode() for d in failed))
+    """Digest that a device signs for its masked update. ``context``: ``Params.bound``. ``told``:
+    ``boxes_message_digest``."""
+    return secagg_digest(b"masked", context, device.encode(), told, body, head, *(d.encode() for d in failed))
 
 
 def revealed_digest(roster: bytes, device: str, seeds: Mapping[str, bytes], keys: Mapping[str, bytes]) -> bytes:
     """Digest that a device signs for the shares that it reveals. Both maps are sorted."""
-    both = (digest(kind, *(part for d, share in table.items() for part in (d.encode(), share)))
+    both = (secagg_digest(kind, *(part for d, share in table.items() for part in (d.encode(), share)))
             for kind, table in ((b"seeds", seeds), (b"keys", keys)))  # fmt: skip
-    return digest(b"revealed", roster, device.encode(), *both)
+    return secagg_digest(b"revealed", roster, device.encode(), *both)
 
 
 def survivors_digest(roster: bytes, devices: Sequence[str]) -> bytes:
     """Digest that survivors sign. It covers the roster, so that they also agree on neighbours and thresholds."""
-    return digest(b"survivors", roster, *(d.encode() for d in devices))
+    return secagg_digest(b"survivors", roster, *(d.encode() for d in devices))
 
 
-def ordered(table: Mapping[str, Any]) -> dict[str, Any]:
+def ordered_for_wire(table: Mapping[str, Any]) -> dict[str, Any]:
     """Sort a map by its keys, as the wire format asks."""
     return dict(sorted(table.items()))

@@ -42,7 +42,7 @@ from numpy.typing import NDArray
 from edgewise.core import require
 from edgewise.core.errors import CompositionError
 from edgewise.core.space import share_of
-from edgewise.secagg.messages import digest
+from edgewise.secagg.messages import secagg_digest
 
 COMPLETE_TO = 64  # Up to this number of devices the graph is complete.
 COMPLETE_MOST = 256  # Up to this number it is complete where no sparse graph keeps the promise.
@@ -138,7 +138,7 @@ class Params:
 
     def bound(self, roster: bytes) -> bytes:
         """Context that binds masks and masked updates. Masks of devices that use different rungs do not cancel."""
-        return roster if self.rung is None else digest(b"rung", roster, self.rung.to_bytes(8, "little"))
+        return roster if self.rung is None else secagg_digest(b"rung", roster, self.rung.to_bytes(8, "little"))
 
     def needed(self, n: int) -> int:
         """Least number of survivors that opens a sum of n devices' updates: max(n_min, t, ``TrustPolicy.quorum``).
@@ -187,7 +187,7 @@ def _graph_kinds(n: int, corrupt: int, dropout: float, server: Server) -> tuple[
 def _graph_shape(n: int, corrupt: int, dropout: float, server: Server) -> tuple[int, int] | None:
     """Choose (neighbours, threshold) for n devices. None where no graph is safe."""
     sparse, complete = _graph_kinds(n, corrupt, dropout, server)
-    if sparse and (found := choose(n, corrupt, share_of(dropout, n), server)):
+    if sparse and (found := choose_graph_degree(n, corrupt, share_of(dropout, n), server)):
         return found
     return (max(0, n - 1), complete_threshold(n, corrupt)) if complete else None
 
@@ -195,7 +195,7 @@ def _graph_shape(n: int, corrupt: int, dropout: float, server: Server) -> tuple[
 def _is_there(n: int, corrupt: int, dropout: float, server: Server) -> bool:
     """Tell whether ``_graph_shape`` finds a graph. A sparse one exists exactly where the largest sparse one does."""
     sparse, complete = _graph_kinds(n, corrupt, dropout, server)
-    return complete or (sparse and fitting(n, _most_neighbours(n), corrupt, share_of(dropout, n), server) > 0)
+    return complete or (sparse and fitting_threshold(n, _most_neighbours(n), corrupt, share_of(dropout, n), server) > 0)
 
 
 def _most_neighbours(n: int) -> int:
@@ -218,7 +218,7 @@ def _least_devices_above(n: int, corrupt: int, dropout: float, server: Server) -
 
 
 @lru_cache(maxsize=4096)  # A server and its devices ask for the same session many times.
-def choose(n: int, corrupt: int, dropped: int, server: Server) -> tuple[int, int] | None:
+def choose_graph_degree(n: int, corrupt: int, dropped: int, server: Server) -> tuple[int, int] | None:
     """Find the smallest even k below n - 1 that is safe and alive, and its t. None where the largest k is not.
 
     Guarantees: bisection between 0, which is not safe and alive, and the largest k. It looks at log2(n) graphs, each of
@@ -226,18 +226,18 @@ def choose(n: int, corrupt: int, dropped: int, server: Server) -> tuple[int, int
         above some k and not below it. Where that rounding gives several such k, bisection decides.
     """
     low, high = 0, _most_neighbours(n)
-    if high < 2 or not (best := fitting(n, high, corrupt, dropped, server)):
+    if high < 2 or not (best := fitting_threshold(n, high, corrupt, dropped, server)):
         return None
     while high - low > 2:
         half = (low + high) // 4 * 2
-        if t := fitting(n, half, corrupt, dropped, server):
+        if t := fitting_threshold(n, half, corrupt, dropped, server):
             high, best = half, t
         else:
             low = half
     return high, best
 
 
-def fitting(n: int, k: int, corrupt: int, dropped: int, server: Server) -> int:
+def fitting_threshold(n: int, k: int, corrupt: int, dropped: int, server: Server) -> int:
     """Threshold t of a sparse graph with k neighbours each. 0 where no t is safe and alive (see the module)."""
     sigma = SIGMA[server]
     if not _is_surely_connected(n, corrupt + dropped, k, sigma):
@@ -276,7 +276,7 @@ def _log_masses(n: int, good: int, k: int) -> tuple[int, NDArray[np.float64]]:
     return least, first + np.concatenate(([0.0], np.cumsum(steps)))
 
 
-def more_than(n: int, bad: int, drawn: int, limit: float) -> int:
+def hypergeometric_more_than(n: int, bad: int, drawn: int, limit: float) -> int:
     """Compute min{a: ln P[X > a] <= limit}. X ~ Hypergeometric(n, bad, drawn) counts the bad ones of ``drawn``."""
     return _quantile_above(n, bad, drawn, limit)
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 
 from edgewise.core.errors import DecodeError
 from edgewise.crypto import agree, shamir
-from edgewise.secagg.messages import DIGEST_BYTES, Keys, Revealed, fits
-from edgewise.secagg.secrets import commitment
+from edgewise.secagg.messages import DIGEST_BYTES, RevealedMessage, SessionKeys, share_fits
+from edgewise.secagg.secrets import mask_commitment
 
 LIED = "E-SECAGG-REVEAL"  # for a device that accused too many dealers, or revealed something else than it knows
 DEALT = "E-SHARE"  # for a device that dealt wrong shares
@@ -32,20 +32,20 @@ NAMED = (LIED, DEALT, SUSPECT)
 Checks = Mapping[str, Mapping[str, bytes]]  # dealer -> holder -> its two checks
 
 
-def seed(sid: bytes, device: str, keys: Keys, shares: Mapping[int, bytes], threshold: int) -> bytes:
+def recover_seed(sid: bytes, device: str, keys: SessionKeys, shares: Mapping[int, bytes], threshold: int) -> bytes:
     """Recover the seed of a device's own mask.
 
     Args: shares: point -> 33 bytes. threshold: shares that give a secret back.
     Raises DecodeError(E-SHARE) for too few or other shares than its device committed to.
     """
     return _right_secret(
-        secret := shamir.combine(shares, threshold), commitment(sid, device, secret) == keys.commitment
+        secret := shamir.combine_shares(shares, threshold), mask_commitment(sid, device, secret) == keys.commitment
     )
 
 
-def key(keys: Keys, shares: Mapping[int, bytes], threshold: int) -> bytes:
-    """Recover the secret key of a device's pairwise masks. Raises as ``seed``."""
-    return _right_secret(secret := shamir.combine(shares, threshold), agree.public(secret) == keys.mask)
+def recover_key(keys: SessionKeys, shares: Mapping[int, bytes], threshold: int) -> bytes:
+    """Recover the secret key of a device's pairwise masks. Raises as ``recover_seed``."""
+    return _right_secret(secret := shamir.combine_shares(shares, threshold), agree.public_half(secret) == keys.mask)
 
 
 def _right_secret(secret: bytes, is_right: bool) -> bytes:
@@ -71,7 +71,7 @@ class CheckedShares:
 
 
 def check_revealed(
-    sid: bytes, roster: bytes, device: str, keys: Keys, message: Revealed, checks: Checks, dealers: int
+    sid: bytes, roster: bytes, device: str, keys: SessionKeys, message: RevealedMessage, checks: Checks, dealers: int
 ) -> CheckedShares:
     """Check the shares that a device revealed against its commitment and the dealers' digests.
 
@@ -83,19 +83,21 @@ def check_revealed(
         return {
             dealer: share
             for dealer, share in shares.items()
-            if fits(checks[dealer][device][half], roster, dealer, device, kind, share)
+            if share_fits(checks[dealer][device][half], roster, dealer, device, kind, share)
         }
 
     seeds_of_others = {dealer: share for dealer, share in message.seeds.items() if dealer != device}
     seeds, key_shares = fitting(seeds_of_others, b"seed"), fitting(message.keys, b"key")
     own = message.seeds.get(device, b"")[: shamir.SECRET_BYTES]
-    is_own = shamir.element(own) == message.seeds.get(device) and commitment(sid, device, own) == keys.commitment
+    is_own = (
+        shamir.field_element(own) == message.seeds.get(device) and mask_commitment(sid, device, own) == keys.commitment
+    )
     lied = not is_own or len(seeds) + len(key_shares) < dealers
     return CheckedShares(own if is_own else None, seeds, key_shares, lied)
 
 
 @dataclass(frozen=True)
-class Found:
+class RecoveredSecrets:
     """Recovered secrets of a session.
 
     Attributes:
@@ -108,10 +110,10 @@ class Found:
     lacking: tuple[str, ...]
 
 
-def recover(
-    sid: bytes, keys: Mapping[str, Keys], holders: Mapping[str, Sequence[str]], alive: Collection[str],
+def recover_secrets(
+    sid: bytes, keys: Mapping[str, SessionKeys], holders: Mapping[str, Sequence[str]], alive: Collection[str],
     revealed: Mapping[str, CheckedShares], threshold: int,
-) -> Found:  # fmt: skip
+) -> RecoveredSecrets:  # fmt: skip
     """Recover the secrets that open a sum.
 
     Args:
@@ -131,9 +133,9 @@ def recover(
         if len(shares) >= threshold:  # Combine even where the seed is known: this brings wrong shares to light.
             try:
                 own = (
-                    seed(sid, dealer, keys[dealer], shares, threshold)
+                    recover_seed(sid, dealer, keys[dealer], shares, threshold)
                     if dealer in alive
-                    else key(keys[dealer], shares, threshold)
+                    else recover_key(keys[dealer], shares, threshold)
                 )
             except DecodeError as e:
                 named[dealer] = e.code
@@ -141,11 +143,11 @@ def recover(
             secrets[dealer] = own
         else:
             lacking.append(dealer)
-    return Found(secrets, named, tuple(lacking))
+    return RecoveredSecrets(secrets, named, tuple(lacking))
 
 
 @dataclass(frozen=True)
-class Accused:
+class AccusedDealers:
     """Liars and lost secrets, known before any share is revealed.
 
     Attributes:
@@ -158,7 +160,7 @@ class Accused:
 
 def accused_devices(
     holders: Mapping[str, Sequence[str]], failed: Mapping[str, Sequence[str]], threshold: int, most: int
-) -> Accused:
+) -> AccusedDealers:
     """Name the devices that lied about boxes, and the secrets that are lost already, before any share is revealed.
 
     Args:
@@ -175,7 +177,7 @@ def accused_devices(
         for dealer in holders
         if dealer not in failed and sum(h in failed and dealer not in failed[h] for h in holders[dealer]) < threshold
     )
-    return Accused(suspect_dealers(lacking, failed) | named, lacking)
+    return AccusedDealers(suspect_dealers(lacking, failed) | named, lacking)
 
 
 def suspect_dealers(lacking: Iterable[str], failed: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -13,13 +13,13 @@ from edgewise.core.append_map import AppendMap
 from edgewise.secagg import recovery
 from edgewise.secagg.client import Registry
 from edgewise.secagg.events import Device
-from edgewise.secagg.messages import Keys
+from edgewise.secagg.messages import SessionKeys
 from edgewise.secagg.params import Params
 from edgewise.secagg.secrets import Body, Head, Hidden
 
 
 @dataclass(frozen=True, slots=True)
-class Session:
+class SecAggSession:
     """Constants of one session. ``registry``: device -> its enrolled Ed25519 key."""
 
     params: Params
@@ -31,8 +31,8 @@ class Session:
 class Advertising:
     """State that collects keys. ``seen``: all public keys among them."""
 
-    session: Session
-    keys: AppendMap[Device, Keys] = field(default_factory=AppendMap)
+    session: SecAggSession
+    keys: AppendMap[Device, SessionKeys] = field(default_factory=AppendMap)
     seen: AppendMap[bytes, None] = field(default_factory=AppendMap, repr=False)
 
 
@@ -42,9 +42,9 @@ class Sharing:
     -> neighbour -> box. Once boxes have been passed on, only their dealers' digests of the shares remain in ``boxes``.
     ``signatures``: dealer -> its signature on all its boxes, and their digest."""
 
-    session: Session
+    session: SecAggSession
     roster: bytes
-    keys: Mapping[Device, Keys]
+    keys: Mapping[Device, SessionKeys]
     near: Mapping[Device, tuple[Device, ...]]
     threshold: int
     boxes: AppendMap[Device, Mapping[Device, bytes]] = field(default_factory=AppendMap, repr=False)

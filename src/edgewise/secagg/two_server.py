@@ -23,12 +23,12 @@ from edgewise.core.append_map import AppendMap
 from edgewise.core.errors import DecodeError
 from edgewise.core.vector import Buffer
 from edgewise.crypto import prg, seal, sign
-from edgewise.crypto.agree import Pair, pair
+from edgewise.crypto.agree import AgreementPair, agreement_pair
 from edgewise.kernels.bits import pack_bits, packed_bytes, unpack_bits
 from edgewise.secagg.client import Registry
-from edgewise.secagg.messages import Device, Signature, digest
+from edgewise.secagg.messages import Device, Signature, secagg_digest
 from edgewise.secagg.params import Params
-from edgewise.secagg.secrets import Body, Head, Hidden, fresh, mask
+from edgewise.secagg.secrets import Body, Head, Hidden, expand_mask, fresh_secret
 
 ID_BYTES = 16
 _BLOCK = 1 << 16  # Coordinates per block. A multiple of 8, so that every block ends on a byte.
@@ -39,14 +39,14 @@ Ends = Annotated[bytes, msgspec.Meta(min_length=seal.LARGE_OVERHEAD_BYTES, max_l
 Sealed = Annotated[bytes, msgspec.Meta(min_length=_SEALED_SEED_BYTES, max_length=_SEALED_SEED_BYTES)]
 
 
-class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class ShareReport(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """First ``_HEAD_BYTES`` of a device's report. The leader's box follows, with x_L and the head scalars.
 
     The signature covers the leader's box by its ends (sealed key and authentication tag), not by a digest of its
     megabytes. Without the key nobody can make another box with these ends. The leader has the key, but it could
     misstate its own share in any case.
     Attributes:
-        id: 16 random bytes. helper: sealed k. signature: Ed25519 over ``signed``.
+        id: 16 random bytes. helper: sealed k. signature: Ed25519 over ``share_report_digest``.
     """
 
     id: Id
@@ -54,7 +54,7 @@ class Report(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     signature: Signature
 
 
-class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class HelperTicket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Helper's part of a report: everything except the leader's box, of which it has the ends."""
 
     device: Device
@@ -64,22 +64,24 @@ class Ticket(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     signature: Signature
 
 
-_Record = TypeVar("_Record", Report, Ticket)
+_Record = TypeVar("_Record", ShareReport, HelperTicket)
 _encoder = msgspec.msgpack.Encoder()
-_reports: msgspec.msgpack.Decoder[Report] = msgspec.msgpack.Decoder(Report)
-_tickets: msgspec.msgpack.Decoder[Ticket] = msgspec.msgpack.Decoder(Ticket)
+_reports: msgspec.msgpack.Decoder[ShareReport] = msgspec.msgpack.Decoder(ShareReport)
+_tickets: msgspec.msgpack.Decoder[HelperTicket] = msgspec.msgpack.Decoder(HelperTicket)
 _HEAD_BYTES = len(
-    _encoder.encode(Report(id=bytes(ID_BYTES), helper=bytes(_SEALED_SEED_BYTES), signature=bytes(sign.SIGNATURE_BYTES)))
+    _encoder.encode(
+        ShareReport(id=bytes(ID_BYTES), helper=bytes(_SEALED_SEED_BYTES), signature=bytes(sign.SIGNATURE_BYTES))
+    )
 )
 
 
-def dump(ticket: Ticket) -> bytes:
+def dump_ticket(ticket: HelperTicket) -> bytes:
     """Serialise a ticket for the helper."""
     return _encoder.encode(ticket)
 
 
-def load(raw: bytes) -> Ticket:
-    """Parse a ticket. Raises DecodeError(E-FRAME) for anything that ``dump`` cannot have produced."""
+def load_ticket(raw: bytes) -> HelperTicket:
+    """Parse a ticket. Raises DecodeError(E-FRAME) for anything that ``dump_ticket`` cannot have produced."""
     return _strictly_decoded(raw, _tickets)
 
 
@@ -94,14 +96,14 @@ def _strictly_decoded(raw: bytes, decoder: msgspec.msgpack.Decoder[_Record]) -> 
     return record
 
 
-def signed(context: bytes, device: str, id: bytes, leader: bytes, helper: bytes) -> bytes:
+def share_report_digest(context: bytes, device: str, id: bytes, leader: bytes, helper: bytes) -> bytes:
     """Digest that a device signs. ``leader``: the ends of the leader's box."""
-    return digest(b"report", context, device.encode(), id, leader, helper)
+    return secagg_digest(b"report", context, device.encode(), id, leader, helper)
 
 
 def _share_context(context: bytes, role: bytes, device: str, id: bytes) -> bytes:
     """Context that binds a sealed share to its round, role, device and report."""
-    return digest(b"share", context, role, device.encode(), id)
+    return secagg_digest(b"share", context, role, device.encode(), id)
 
 
 def leader_box_ends(box: bytes | memoryview) -> bytes:
@@ -109,7 +111,7 @@ def leader_box_ends(box: bytes | memoryview) -> bytes:
     return bytes(box[: seal.LARGE_OVERHEAD_BYTES - seal.OVERHEAD_BYTES]) + bytes(box[-seal.OVERHEAD_BYTES :])
 
 
-def report_bytes(params: Params) -> int:
+def share_report_bytes(params: Params) -> int:
     """Length of a device's report (``split``), in bytes."""
     return _HEAD_BYTES + packed_bytes(params.dim, params.bits) + 8 * params.heads + seal.LARGE_OVERHEAD_BYTES
 
@@ -129,18 +131,18 @@ def split(
 
     The report is the only large copy of the update. It is masked, packed and sealed block by block.
     Args:
-        context: ``messages.session_id`` of the round. identity: secret Ed25519 key. leader, helper: the servers' HPKE
-        keys. body: uint32[dim] below 2^bits. head: uint64[heads]. entropy: 32 fresh secret bytes.
+        context: ``messages.secagg_session_id`` of the round. identity: secret Ed25519 key. leader, helper: the servers'
+        HPKE keys. body: uint32[dim] below 2^bits. head: uint64[heads]. entropy: 32 fresh secret bytes.
     """
-    id, k = fresh(entropy, context, "report", device)[:ID_BYTES], fresh(entropy, context, "share", device)
-    report = bytearray(report_bytes(params))
+    id, k = fresh_secret(entropy, context, "report", device)[:ID_BYTES], fresh_secret(entropy, context, "share", device)
+    report = bytearray(share_report_bytes(params))
     room = memoryview(report)[_HEAD_BYTES:]
-    box = seal.LargeBox(
-        leader, fresh(entropy, context, "box", device), _share_context(context, b"leader", device, id), room
+    box = seal.LargeSealedBox(
+        leader, fresh_secret(entropy, context, "box", device), _share_context(context, b"leader", device, id), room
     )
-    tail, stream = mask(k, context, params.heads)
+    tail, stream = expand_mask(k, context, params.heads)
     np.subtract(head, tail, out=tail)
-    minus, share = prg.Mask(stream, -1, params.bits), np.empty(_BLOCK, np.uint32)
+    minus, share = prg.MaskStream(stream, -1, params.bits), np.empty(_BLOCK, np.uint32)
     for start in range(0, params.dim, _BLOCK):
         part = body[start : start + _BLOCK]
         block = share[: part.size]
@@ -150,20 +152,22 @@ def split(
     box.write(tail.astype("<u8", copy=False).view(np.uint8).data)
     box.close()
     other = seal.hpke_seal(helper, k, _share_context(context, b"helper", device, id))
-    signature = sign.sign(identity, signed(context, device, id, leader_box_ends(room), other))
-    report[:_HEAD_BYTES] = _encoder.encode(Report(id=id, helper=other, signature=signature))
+    signature = sign.sign(identity, share_report_digest(context, device, id, leader_box_ends(room), other))
+    report[:_HEAD_BYTES] = _encoder.encode(ShareReport(id=id, helper=other, signature=signature))
     return report
 
 
-def server_pair(entropy: bytes) -> Pair:
+def server_pair(entropy: bytes) -> AgreementPair:
     """Derive a server's HPKE key pair from its entropy."""
-    return pair(entropy)
+    return agreement_pair(entropy)
 
 
-def _authentic_ticket(context: bytes, registry: Registry, t: Ticket) -> None:
+def _authentic_ticket(context: bytes, registry: Registry, t: HelperTicket) -> None:
     """Return a ticket that its enrolled device has signed. Raises DecodeError for another."""
     enrolled = registry(t.device)
-    if enrolled is None or not sign.verify(enrolled, t.signature, signed(context, t.device, t.id, t.leader, t.helper)):
+    if enrolled is None or not sign.verify(
+        enrolled, t.signature, share_report_digest(context, t.device, t.id, t.leader, t.helper)
+    ):
         raise DecodeError("E-SECAGG-KEYS", "the report is not signed by an enrolled device for this round.")
 
 
@@ -185,12 +189,12 @@ class LeaderState:
     ids: AppendMap[bytes, None] = field(default_factory=AppendMap, repr=False)
 
 
-def lead(params: Params, context: bytes, secret: bytes, registry: Registry) -> LeaderState:
+def lead_two_servers(params: Params, context: bytes, secret: bytes, registry: Registry) -> LeaderState:
     """Begin a leader's round without reports. ``secret`` is its HPKE key."""
     return LeaderState(params, context, secret, registry, Hidden(params))
 
 
-def open_report(leader: LeaderState, device: str, raw: Buffer) -> tuple[Ticket, Hidden]:
+def open_share_report(leader: LeaderState, device: str, raw: Buffer) -> tuple[HelperTicket, Hidden]:
     """Open a report: the ticket for the helper, and the leader's own share, which is not counted yet.
 
     Raises DecodeError: E-FRAME, E-SECAGG-KEYS (signature), E-SECAGG-ORDER (a second report), E-SEAL, E-PAYLOAD.
@@ -199,13 +203,13 @@ def open_report(leader: LeaderState, device: str, raw: Buffer) -> tuple[Ticket, 
     report = _strictly_decoded(bytes(raw[:_HEAD_BYTES]), _reports)
     if len(box) < seal.LARGE_OVERHEAD_BYTES:
         raise DecodeError("E-FRAME", "the report's box is too short for its ends.")
-    ticket = Ticket(
+    ticket = HelperTicket(
         device=device, id=report.id, leader=leader_box_ends(box), helper=report.helper, signature=report.signature
     )
     if device in leader.counted or report.id in leader.ids:
         raise DecodeError("E-SECAGG-ORDER", "the device or its report is counted already.")
     _authentic_ticket(leader.context, leader.registry, ticket)
-    plain = seal.large_open(leader.secret, box, _share_context(leader.context, b"leader", device, report.id))
+    plain = seal.open_large_box(leader.secret, box, _share_context(leader.context, b"leader", device, report.id))
     return ticket, load_share(leader.params, plain)
 
 
@@ -224,7 +228,7 @@ def load_share(params: Params, raw: Buffer) -> Hidden:
     return Hidden(params, body.astype(np.uint32, copy=False), np.frombuffer(raw, "<u8", offset=size))
 
 
-def count(leader: LeaderState, ticket: Ticket, share: Hidden) -> LeaderState:
+def add_leader_share(leader: LeaderState, ticket: HelperTicket, share: Hidden) -> LeaderState:
     """Add an opened share that the helper has admitted."""
     leader.total.add(share.body, share.head)
     counted, ids = leader.counted.plus(ticket.device, ticket.id), leader.ids.plus(ticket.id, None)
@@ -250,7 +254,7 @@ class HelperState:
     opened: bool = False
 
 
-def admit(helper: HelperState, ticket: Ticket) -> HelperState:
+def admit_share_report(helper: HelperState, ticket: HelperTicket) -> HelperState:
     """Admit a report to the round's batch.
 
     Raises DecodeError: E-SECAGG-ORDER (seen before, a second one of its device, or the batch was opened),
@@ -266,7 +270,7 @@ def admit(helper: HelperState, ticket: Ticket) -> HelperState:
     return replace(helper, seen=helper.seen.plus(ticket.id, None), seeds=seeds)
 
 
-def open_batch(helper: HelperState, devices: Iterable[str]) -> tuple[HelperState, Hidden]:
+def open_helper_batch(helper: HelperState, devices: Iterable[str]) -> tuple[HelperState, Hidden]:
     """Open the helper's share of the sum over these devices' reports, once.
 
     Guarantees: the helper then forgets all seeds of the round. So no second batch can be opened that differs by one
@@ -280,9 +284,9 @@ def open_batch(helper: HelperState, devices: Iterable[str]) -> tuple[HelperState
         raise DecodeError("E-SECAGG-FEW", f"the batch has {len(batch)} reports. {helper.params.n_min} are needed.")
     share = Hidden(helper.params)
     share.mask(((helper.seeds[device][1], 1) for device in batch), helper.context)
-    return closed(helper), share
+    return closed_helper_batch(helper), share
 
 
-def closed(helper: HelperState) -> HelperState:
+def closed_helper_batch(helper: HelperState) -> HelperState:
     """Mark a helper's batch as opened, and forget the seeds of the round."""
     return replace(helper, seeds=AppendMap(), opened=True)

@@ -63,7 +63,7 @@ class Strategy(NamedTuple):
     directions: Directions | None = None
 
 
-def hold(before: State, after: State, frozen: Sequence[Segment]) -> State:
+def hold_frozen_segments(before: State, after: State, frozen: Sequence[Segment]) -> State:
     """Restore the parameters and the optimizer state of ``frozen`` segments in ``after`` from ``before``.
 
     Segments that did not travel are not a zero update. Otherwise a server's momentum would go on moving them.

@@ -20,10 +20,10 @@ from edgewise.core.blocks import from_last
 from edgewise.core.errors import ModelError
 from edgewise.core.vector import Spec
 from edgewise.strategies.base import Strategy
-from edgewise.strategies.levels import of_levels
+from edgewise.strategies.levels import step_by_levels
 
 
-def scalar(blocks: int) -> str:
+def depth_scalar(blocks: int) -> str:
     """Name the scalar of the devices that train so many blocks or more."""
     return f"blocks_{blocks}"
 
@@ -50,10 +50,10 @@ def of_depths(
     level = np.zeros(spec.dim, np.uint16)
     for s, number in zip(spec.segments, numbers, strict=True):
         level[s.start : s.stop] = np.searchsorted(depths, number, "left")
-    return of_levels(
+    return step_by_levels(
         inner,
         level,
-        tuple(scalar(k) for k in depths[1:]),
+        tuple(depth_scalar(k) for k in depths[1:]),
         lambda work: [work.blocks >= k for k in depths[1:]],
         None if shares is None else [shares[k] for k in depths[1:]],
         f"last {', '.join(map(str, depths))} blocks",

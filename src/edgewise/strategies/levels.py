@@ -1,6 +1,6 @@
 """Devices that train more or less of the model: a coordinate's mean is over the devices that trained it.
 
-    strategy = of_levels(strategy, level, ("depth_6",), reaches, None, "2 or 6 blocks")
+    strategy = step_by_levels(strategy, level, ("depth_6",), reaches, None, "2 or 6 blocks")
     strategy.apply(state, aggregate)         # level 1: mean over the devices that reach it
 
 Devices that reach level k train the coordinates of level k. They are fewer the higher it is. With weights w_i,
@@ -25,7 +25,7 @@ from edgewise.strategies.base import State, Strategy
 from edgewise.strategies.client import Client, ClientUpdate, LocalWork, Vectors
 
 
-def of_levels(
+def step_by_levels(
     inner: Strategy,
     level: NDArray[np.uint16],
     names: tuple[str, ...],

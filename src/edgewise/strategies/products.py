@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgewise.codecs.project.products import Adapted, adapted
+from edgewise.codecs.project.products import ProductMatrix, product_matrices
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.stage import Aggregate
 from edgewise.core.vector import Spec, Vector
@@ -37,7 +37,7 @@ def of_products(inner: Strategy, spec: Spec, rule: Literal["fedex", "flora"], sc
         key: public, for FLoRA's new A. The same key and round give the same bytes.
     Edge cases: a round without an aggregate changes nothing, as for every strategy.
     """
-    each = adapted(spec)
+    each = product_matrices(spec)
 
     def apply(state: State, aggregate: Aggregate) -> State:
         mean = aggregate.mean.copy()
@@ -57,7 +57,7 @@ def of_products(inner: Strategy, spec: Spec, rule: Literal["fedex", "flora"], sc
     return inner._replace(name=f"{inner.name} of products", says=f"{inner.says}; {SAYS[rule]}", apply=apply)
 
 
-def _fresh_factor(one: Adapted, key: Key) -> Vector:
+def _fresh_factor(one: ProductMatrix, key: Key) -> Vector:
     """Draw a factor A: uniform in +-1 / sqrt(inputs), as peft begins one."""
     bound = one.a.shape[1] ** -0.5
     return generator(key).uniform(-bound, bound, one.a.size).astype(np.float32)

@@ -19,10 +19,10 @@ import numpy as np
 from edgewise.core.factors import columns
 from edgewise.core.vector import Spec
 from edgewise.strategies.base import Strategy
-from edgewise.strategies.levels import of_levels
+from edgewise.strategies.levels import step_by_levels
 
 
-def scalar(rank: int) -> str:
+def rank_scalar(rank: int) -> str:
     """Name the scalar of the devices of ``rank`` or more."""
     return f"rank_{rank}"
 
@@ -46,10 +46,10 @@ def of_ranks(
         return inner
     # 0: all devices trained it. k: those of rank ranks[k] or more.
     level = np.searchsorted(ranks, columns(spec), "right").astype(np.uint16)
-    return of_levels(
+    return step_by_levels(
         inner,
         level,
-        tuple(scalar(rank) for rank in ranks[1:]),
+        tuple(rank_scalar(rank) for rank in ranks[1:]),
         lambda work: [work.rank >= rank for rank in ranks[1:]],
         None if shares is None else [shares[rank] for rank in ranks[1:]],
         f"ranks {', '.join(map(str, ranks))}",

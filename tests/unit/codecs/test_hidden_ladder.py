@@ -62,7 +62,7 @@ def test_every_rung_is_a_way_of_its_own() -> None:
         assert way.encoded.quorum.n_max == 12  # All devices may ask for the same rung.
         assert way.totals[0].sensitivity < inf
         assert plan.secagg(0, rung).rung == rung
-        assert plan.answer_bytes(0, messages.dump(messages.Boxes(boxes={})), rung) == plan.sizes[rung]
+        assert plan.answer_bytes(0, messages.dump(messages.BoxesMessage(boxes={})), rung) == plan.sizes[rung]
     assert plan.secagg(0, 0).policy.corrupt == 1 / 5  # All corrupt devices of a cohort may be in one group.
     assert plan_of(adaptive={"groups": 1}).rung_pipelines[0].encoded.quorum.n_min == 6
     found = explain.ladder(plan_of(adaptive={"deadline_s": 0.5}))
@@ -221,16 +221,16 @@ def test_an_upload_has_the_time_of_its_own_message() -> None:
 
 def roster(plan: Plan, sent: frame.Step, rung: int) -> frame.Step:
     """A roster with the device and four others."""
-    mine = messages.load(sent.body)
-    assert isinstance(mine, messages.Advertise)
+    mine = messages.load_secagg_message(sent.body)
+    assert isinstance(mine, messages.AdvertiseMessage)
     keys = {"d000": mine.keys}
     session = plan.session(invitation(plan))
     for d in ("d001", "d002", "d003", "d004"):
         _, raw = client.advertise(plan.secagg(0, 0), session, d, IDENTITIES[d].secret, derive(KEY, "entropy", d))
-        other = messages.load(raw)
-        assert isinstance(other, messages.Advertise)
+        other = messages.load_secagg_message(raw)
+        assert isinstance(other, messages.AdvertiseMessage)
         keys[d] = other.keys
-    body = messages.dump(messages.Roster(keys=keys))
+    body = messages.dump(messages.RosterMessage(keys=keys))
     return frame.Step(run=plan.run, round=0, device="d000", body=body, rung=rung)
 
 
@@ -263,7 +263,7 @@ def test_a_rung_that_was_not_asked_for_ends_the_session(rung: int | None) -> Non
     assert isinstance(send, device_events.SendFrame)
     answer = frame.load(send.frame)
     assert isinstance(answer, frame.Step)
-    assert messages.load(answer.body) == messages.Abort(code="E-RUNG")
+    assert messages.load_secagg_message(answer.body) == messages.Abort(code="E-RUNG")
 
 
 def test_nothing_of_a_waiting_update_is_printed() -> None:
@@ -283,7 +283,7 @@ def test_masks_of_devices_that_were_told_different_rungs_do_not_cancel() -> None
     assert len({p.bound(SID) for p in [*params, Params(TrustPolicy(), 2, 20, 5, 1)]}) == 3
     s = Session(4)
     s.params = params[0]
-    s.server = server.start(server.Session(params[0], SID, registry))
+    s.server = server.start(server.SecAggSession(params[0], SID, registry))
     for d, raw in s.advertise():
         s.give(d, raw)
     mail = s.close()

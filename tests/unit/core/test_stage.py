@@ -23,7 +23,7 @@ from edgewise.core.vector import Vector
 from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
 from edgewise.privacy.clip import clamp, clip
-from edgewise.privacy.noise import normals
+from edgewise.privacy.noise import secret_normals
 
 DIM = 50
 START = Space(DIM, Quorum(2, 16), head=("loss",), head_l2=20.0)
@@ -148,10 +148,10 @@ def test_posts_see_body_and_head_as_one_vector() -> None:
 
 @pytest.mark.parametrize("n", [0, 1, 2, 1001, (1 << 19) + 3])
 def test_normals(n: int) -> None:
-    a = normals(derive(root(1), n), n)
+    a = secret_normals(derive(root(1), n), n)
     assert a.shape == (n,)
     assert np.isfinite(a).all()
-    assert (a == normals(derive(root(1), n), n)).all()
+    assert (a == secret_normals(derive(root(1), n), n)).all()
     if n > 1000:
         assert abs(a.mean()) < 5 / sqrt(n)
         assert abs(a.var() - 1) < 5 * sqrt(2 / n)

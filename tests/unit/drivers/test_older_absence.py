@@ -84,9 +84,9 @@ def test_the_reason_of_a_served_run(tmp_path: Path) -> None:
 def test_a_line_of_an_owners_record(tmp_path: Path, stored: dict[str, Any], read: tuple[Any, ...]) -> None:
     plain = {"at_s": 1.0, "server": "s", "run": "r", "kind": record.RUN_REFUSED, "size": 0, **stored}
     (tmp_path / record.FILE).write_bytes(msgspec.json.encode(plain) + b"\n")
-    (line,) = record.rows(tmp_path)
+    (line,) = record.device_record_lines(tmp_path)
     assert (line.round, line.reason, line.promise) == read
-    refusals = record.summary([line], 2.0)["refusals"]
+    refusals = record.device_record_summary([line], 2.0)["refusals"]
     assert [one["reason"] for one in refusals] == [reason for reason in read[1:2] if reason]
 
 
@@ -105,6 +105,6 @@ def test_the_digests_of_a_submission(sent: dict[str, str], read: tuple[str | Non
 @pytest.mark.parametrize(("noted", "read"), [("", None), ("https://s3.lan", "https://s3.lan")])
 def test_the_place_of_a_servers_blobs(tmp_path: Path, noted: str, read: str | None) -> None:
     (tmp_path / blob_places.ELSEWHERE).write_text(json.dumps({"url": "s3://bucket/x", "endpoint": noted}))
-    found = blob_places.noted(tmp_path)
+    found = blob_places.noted_object_store(tmp_path)
     assert found is not None
     assert found.endpoint == read

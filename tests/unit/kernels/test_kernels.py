@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
-from edgewise.codecs.quantize.scales import of_blocks
+from edgewise.codecs.quantize.scales import block_scales
 from edgewise.codecs.wire import golomb
 from edgewise.kernels.bits import pack_bits, unpack_bits
-from edgewise.kernels.hashing import choose, uniform
+from edgewise.kernels.hashing import choose_by_hash, hashed_uniform
 from edgewise.kernels.magnitudes import largest_magnitude
 from edgewise.kernels.rounding import round_blocks, round_levels, unround
 
@@ -34,11 +34,13 @@ def half(seed: int, i: int) -> float:
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
 def test_uniform_is_splitmix64(seed: int) -> None:
-    assert [uniform(np.uint64(seed), i) for i in range(50)] == [(word(seed, i) >> 11) * 2.0**-53 for i in range(50)]
+    assert [hashed_uniform(np.uint64(seed), i) for i in range(50)] == [
+        (word(seed, i) >> 11) * 2.0**-53 for i in range(50)
+    ]
 
 
 def test_uniform_is_uniform() -> None:
-    u = np.array([uniform(np.uint64(5), i) for i in range(20_000)])
+    u = np.array([hashed_uniform(np.uint64(5), i) for i in range(20_000)])
     counts = np.histogram(u, 50, (0, 1))[0]
     assert ((counts - 400) ** 2 / 400).sum() < 100
     assert abs(np.corrcoef(u[:-1], u[1:])[0, 1]) < 0.03
@@ -46,7 +48,7 @@ def test_uniform_is_uniform() -> None:
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (10, 0), (10, 10), (1000, 1), (1000, 37), (1000, 999)])
 def test_choose(n: int, k: int) -> None:
-    at = choose(n, k, np.uint64(3))
+    at = choose_by_hash(n, k, np.uint64(3))
     assert at.size == k
     assert (np.diff(at) > 0).all()
     assert k == 0 or 0 <= at[0] <= at[-1] < n
@@ -56,7 +58,7 @@ def test_choose_is_uniform() -> None:
     hits = np.zeros(20)
     pairs = np.zeros((20, 20))
     for s in range(4000):
-        at = choose(20, 5, np.uint64(s))
+        at = choose_by_hash(20, 5, np.uint64(s))
         hits[at] += 1
         pairs[np.ix_(at, at)] += 1
     assert (np.abs(hits - 1000) < 5 * np.sqrt(4000 * 0.25 * 0.75)).all()
@@ -104,11 +106,11 @@ def golomb_by_hand(positions: list[int], m: int) -> bytes:
 @given(st.sets(st.integers(0, 5000), max_size=60), st.integers(1, 6000))
 def test_golomb_round_trip(chosen: set[int], m: int) -> None:
     positions = sorted(chosen)
-    raw = golomb.encode(np.array(positions, np.int64), m)
+    raw = golomb.golomb_encode(np.array(positions, np.int64), m)
     assert raw == golomb_by_hand(positions, m)
     out = np.empty(len(positions), np.int64)
     data = np.frombuffer(raw + b"\xff\xff", np.uint8)
-    assert golomb.decode(data, m, 5001, out) == len(raw)
+    assert golomb.golomb_decode(data, m, 5001, out) == len(raw)
     assert out.tolist() == positions
 
 
@@ -116,12 +118,12 @@ def test_golomb_round_trip(chosen: set[int], m: int) -> None:
 @given(st.binary(max_size=60), st.integers(1, 2**20), st.integers(0, 40), st.integers(0, 3000))
 def test_golomb_decode_is_bounded(raw: bytes, m: int, n: int, universe: int) -> None:
     out = np.full(n, -7, np.int64)
-    used = golomb.decode(np.frombuffer(raw, np.uint8), m, universe, out)
+    used = golomb.golomb_decode(np.frombuffer(raw, np.uint8), m, universe, out)
     assert -1 <= used <= len(raw)
     if used >= 0:
         assert (np.diff(out) > 0).all()
         assert n == 0 or 0 <= out[0] <= out[-1] < universe
-        assert golomb.encode(out, m) == raw[:used]
+        assert golomb.golomb_encode(out, m) == raw[:used]
 
 
 @pytest.mark.parametrize("block", [50, 2048, 3000, 10_000])
@@ -145,7 +147,7 @@ def test_round_blocks_is_scales_then_levels(block: int, scale: float) -> None:
     x[:block] = 0.0
     got, want = np.empty(x.size, np.int8), np.empty(x.size, np.int8)
     scales = round_blocks(x, block, 7, np.uint64(5), got)
-    assert scales.tolist() == of_blocks(x, block).tolist()
+    assert scales.tolist() == block_scales(x, block).tolist()
     inverse = np.divide(7.0, scales, out=np.zeros(scales.size), where=scales > 0, dtype=np.float64)
     round_levels(x, inverse, block, 7, np.uint64(5), want)
     assert got.tolist() == want.tolist()

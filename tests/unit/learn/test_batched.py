@@ -18,7 +18,7 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import root
 from edgewise.core.training import Correction, FitRequest, Update
 from edgewise.drivers.workers.trainers import make_trainer
-from edgewise.learn.batched import OnePass, joined
+from edgewise.learn.batched import OnePass, joined_batch
 from edgewise.learn.device_axis import DeviceLayers
 from edgewise.learn.flat import Flat
 from edgewise.learn.models.load import TextLoss
@@ -156,7 +156,7 @@ def test_a_device_that_fails_ends_no_other(place: Path) -> None:
 
 
 def test_batches_are_joined_with_padding_that_is_not_predicted() -> None:
-    s_NS = joined([torch.ones(1, 3, dtype=torch.int64), None, torch.ones(2, 2, dtype=torch.int64)])
+    s_NS = joined_batch([torch.ones(1, 3, dtype=torch.int64), None, torch.ones(2, 2, dtype=torch.int64)])
     assert s_NS.tolist() == [[1, 1, 1], [~0] * 3, [~0] * 3, [~0] * 3, [1, 1, ~0], [1, 1, ~0]]
 
 

@@ -21,11 +21,11 @@ from edgewise.learn import dp_sgd
 from edgewise.learn.flat import Flat
 from edgewise.learn.shards import TensorShard
 from edgewise.learn.torch_task import TorchTrainer
-from edgewise.plan.mechanisms.known import mechanism_of, promised
-from edgewise.plan.noise import private
+from edgewise.plan.mechanisms.known import mechanism_of, recipe_promise
+from edgewise.plan.noise import with_mechanism
 from edgewise.plan.recipe.recipe import parse
 from edgewise.plan.recipe.sections import TrainingSection
-from edgewise.plan.sampling import sampled
+from edgewise.plan.sampling import recipe_sampling
 
 KEY = root(4)
 
@@ -48,7 +48,7 @@ RECORDS = [(X[i : i + 1], Y[i : i + 1]) for i in range(40)]
 def noised(records: list, dp: StepNoise, key: bytes = KEY) -> np.ndarray:
     model = net()
     flat = Flat(list(model.named_parameters()))
-    dp_sgd.gradient(model, loss, list(enumerate(records)), flat, dp, 10.0, key)
+    dp_sgd.noised_gradient(model, loss, list(enumerate(records)), flat, dp, 10.0, key)
     return flat.g_D.numpy().copy()
 
 
@@ -86,17 +86,17 @@ def test_the_noise_has_the_promised_size_and_is_there_without_records() -> None:
 
 
 def test_batches_are_poisson() -> None:
-    sizes = np.array([dp_sgd.drawn(200, 0.1, derive(KEY, i)).size for i in range(600)])
+    sizes = np.array([dp_sgd.drawn_records(200, 0.1, derive(KEY, i)).size for i in range(600)])
     assert sizes.mean() == pytest.approx(20, abs=0.6)
     assert sizes.var() == pytest.approx(18, rel=0.2)
-    assert dp_sgd.drawn(5, 0.0, KEY).size == 0
+    assert dp_sgd.drawn_records(5, 0.0, KEY).size == 0
 
 
 def test_layers_that_mix_records_are_refused() -> None:
     with pytest.raises(TrainingError) as caught:
-        dp_sgd.check(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
+        dp_sgd.check_example_gradients(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
     assert caught.value.code == "E-BN"
-    dp_sgd.check(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
+    dp_sgd.check_example_gradients(nn.Sequential(nn.Linear(2, 2), nn.LayerNorm(2)))
 
 
 def test_a_trainer_noises_its_steps() -> None:
@@ -134,9 +134,9 @@ SPEC = Spec.of([("x", (10,), "float32")])
 
 def spend(text: str, space: Space):
     recipe = parse(text)
-    promise, mechanism = promised(recipe.privacy, recipe.dp, False), mechanism_of(recipe.privacy, recipe.dp)
+    promise, mechanism = recipe_promise(recipe.privacy, recipe.dp, False), mechanism_of(recipe.privacy, recipe.dp)
     assert mechanism is not None
-    return private(recipe, SPEC, space, [[]], sampled(recipe.round, 4), promise, mechanism)[2]
+    return with_mechanism(recipe, SPEC, space, [[]], recipe_sampling(recipe.round, 4), promise, mechanism)[2]
 
 
 @pytest.mark.slow
@@ -237,7 +237,7 @@ def test_a_record_has_the_same_gradient_whoever_else_is_there(others: list) -> N
     before = [(90, FAILS) if i == "fails" else (i, RECORDS[i]) for i in others]
 
     def total(records: list) -> np.ndarray:
-        dp_sgd.gradient(model, failing, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
+        dp_sgd.noised_gradient(model, failing, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
         return flat.g_D.numpy().astype(np.float64)
 
     mine = (7, RECORDS[7])
@@ -254,7 +254,7 @@ def test_dropout_is_drawn_anew_for_each_record_and_step() -> None:
     ones = (torch.ones(1, 256),)
 
     def masked(row: int, key: bytes) -> np.ndarray:
-        dp_sgd.gradient(
+        dp_sgd.noised_gradient(
             model, lambda m, b: (m(b[0]).sum(), 1), [(row, ones)], flat, StepNoise(1.0, 1e-6, 1.0), 1.0, key
         )
         return flat.g_D.numpy() > 1e-3
@@ -344,7 +344,7 @@ def test_a_record_of_no_number_of_terms_counts_as_zero(said: Any) -> None:
     def total(records: list) -> np.ndarray:
         model = net()
         flat = Flat(list(model.named_parameters()))
-        dp_sgd.gradient(model, counting, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
+        dp_sgd.noised_gradient(model, counting, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
         return flat.g_D.numpy()
 
     mine = (7, RECORDS[7])
@@ -367,7 +367,7 @@ def test_what_a_record_does_to_trained_weights_is_taken_back() -> None:
     before = flat.read()
 
     def total(records: list) -> np.ndarray:
-        dp_sgd.gradient(model, loss, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
+        dp_sgd.noised_gradient(model, loss, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
         np.testing.assert_array_equal(flat.read(), before)
         return flat.g_D.numpy().astype(np.float64)
 
@@ -378,9 +378,9 @@ def test_what_a_record_does_to_trained_weights_is_taken_back() -> None:
 @pytest.mark.parametrize("kind", [nn.Embedding, nn.EmbeddingBag])
 def test_rows_that_are_shortened_when_they_are_read_are_refused(kind: Any) -> None:
     with pytest.raises(TrainingError, match="max_norm") as caught:
-        dp_sgd.check(nn.Sequential(kind(10, 4, max_norm=1.0)))
+        dp_sgd.check_example_gradients(nn.Sequential(kind(10, 4, max_norm=1.0)))
     assert caught.value.code == "E-BN"
-    dp_sgd.check(nn.Sequential(kind(10, 4)))
+    dp_sgd.check_example_gradients(nn.Sequential(kind(10, 4)))
 
 
 @pytest.mark.parametrize("at", ["setup", "fit"])
@@ -397,10 +397,10 @@ def test_what_a_rare_record_leaves_in_a_buffer_is_taken_back() -> None:
     model = nn.Sequential(Ema("rarely"), net())
     flat = Flat([(n, p) for n, p in model.named_parameters() if p.requires_grad])
     rare = (3, (torch.full((1, 5), 1e4), Y[:1]))
-    assert dp_sgd.examine(model, loss, list(enumerate(RECORDS[:2])), flat, KEY)
+    assert dp_sgd.examine_model_for_dp(model, loss, list(enumerate(RECORDS[:2])), flat, KEY)
 
     def total(records: list) -> np.ndarray:
-        dp_sgd.gradient(model, loss, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
+        dp_sgd.noised_gradient(model, loss, records, flat, StepNoise(0.5, 1e-6, 1.0), 1.0, KEY)
         assert not model[0].mean.any()
         return flat.g_D.numpy().astype(np.float64)
 

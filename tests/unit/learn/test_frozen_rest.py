@@ -11,7 +11,7 @@ import tiny_model
 from edgewise.core.errors import ModelError
 from edgewise.core.vector import Vector
 from edgewise.learn.frozen_rest import FrozenRest
-from edgewise.learn.models.untrained import untrained
+from edgewise.learn.models.untrained import load_untrained
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,7 @@ def rest(recipe: Recipe, place: Path, values: Vector) -> FrozenRest:
 
 
 def test_the_rest_has_the_values_of_the_run_and_no_gradients(recipe: Recipe, tmp_path: Path) -> None:
-    begun = untrained(recipe, tmp_path)
+    begun = load_untrained(recipe, tmp_path)
     assert begun.rest is not None
     held = rest(recipe, tmp_path, begun.rest + np.float32(1.0))
     assert held.parts.shared == begun.spec

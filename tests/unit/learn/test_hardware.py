@@ -12,7 +12,7 @@ from edgewise.core.errors import RecipeError
 from edgewise.learn import hardware
 from edgewise.learn.flat import Flat
 from edgewise.learn.hardware import SMALL, autocast_dtype, bfloat16_gains, chosen, moved
-from edgewise.learn.train import Optimizer
+from edgewise.learn.train import LocalOptimizer
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -95,7 +95,7 @@ def test_a_moved_model_trains_where_it_is(kind: str) -> None:
     flat = Flat([(f"layers.{n}", p) for n, p in net.named_parameters()])
     flat.move(META)
     training = TrainingSection(optimizer=kind, momentum=0.9 if kind == "sgd" else 0.0)
-    optimizer = Optimizer(training, flat)
+    optimizer = LocalOptimizer(training, flat)
     flat.zero_grad()
     net(torch.zeros(5, 4, device=META)).sum().backward()
     assert all(p.device == p.grad.device == META and p.grad._base is flat.g_D for p in net.parameters())

@@ -19,7 +19,7 @@ from edgewise.engine.split import step_device, step_server
 from edgewise.engine.split_rest import WantedSession
 from edgewise.learn.frozen_rest import FrozenRest
 from edgewise.learn.models.shards import part_files, write_shards
-from edgewise.learn.models.untrained import untrained
+from edgewise.learn.models.untrained import load_untrained
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 
@@ -82,7 +82,7 @@ def test_an_update_is_that_of_the_simulator_bit_for_bit(kind: str, more: dict[st
     (tmp_path / "notes" / DEVICE).mkdir(parents=True)
     (tmp_path / "notes" / DEVICE / "1.txt").write_text("".join(f"the fox {i} jumps over it\n" for i in range(60)))
     wanted = recipe(**more)
-    begun = untrained(wanted, tmp_path)
+    begun = load_untrained(wanted, tmp_path)
     assert begun.rest is not None
     simulated = make_trainer(wanted, tmp_path, tmp_path / "run", BUILT_IN)
     place = tmp_path / "device"

@@ -15,9 +15,9 @@ from edgewise.engine import split_states as events
 from edgewise.engine.split_messages import Crossing
 from edgewise.learn import split, split_labels
 from edgewise.learn.flat import Flat
-from edgewise.learn.models.cut import cut
+from edgewise.learn.models.cut import cut_model
 from edgewise.learn.models.load import TextLoss
-from edgewise.learn.models.modules import plain_name
+from edgewise.learn.models.modules import plain_parameter_name
 from edgewise.learn.text.marks import BEGINS
 from edgewise.learn.train import fit
 from edgewise.plan.recipe.sections import TrainingSection
@@ -50,7 +50,7 @@ def training(**more):
 
 
 def flat_of(model):
-    return Flat([(plain_name(n), p) for n, p in model.named_parameters() if p.requires_grad])
+    return Flat([(plain_parameter_name(n), p) for n, p in model.named_parameters() if p.requires_grad])
 
 
 def whole(kind, isolated=True, **more):
@@ -70,14 +70,14 @@ def parted(kind, shape, block=1, activations="float32", gradients="float32", iso
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    flat, parts = flat_of(model.train()), cut(model, block, shape)
+    flat, parts = flat_of(model.train()), cut_model(model, block, shape)
     start, loss = flat.read(), TextLoss(torch.float32, isolated)
     here, there = parts.sides(model)
-    crossings = split.Crossings(TokenCodec(activations, HIDDEN), TokenCodec(gradients, HIDDEN))
+    crossings = split.CutCrossings(TokenCodec(activations, HIDDEN), TokenCodec(gradients, HIDDEN))
     rest = (training(**more), 1e-2, crossings, KEY)
     device = split.DevicePart(parts, loss, batches(), VOCABULARY, flat, here, *rest)
     server = split.ServerPart(parts, loss, VOCABULARY, flat, there, *rest)
-    crossed = split.session(device, server, shape == "U", STEPS, window)
+    crossed = split.train_split_session(device, server, shape == "U", STEPS, window)
     assert device.ended == events.End()
     return flat.minus(start), [total / terms for total, terms in device.seen], crossed
 
@@ -122,9 +122,9 @@ def test_rounding_moves_the_losses_little(shape, rounding):
 def noised(z, secret=KEY):
     """A device's side whose activations and output gradients are noised."""
     model = made("llama").train()
-    flat, parts = flat_of(model), cut(model, 1, "U")
+    flat, parts = flat_of(model), cut_model(model, 1, "U")
     codec, noise = TokenCodec("int8", HIDDEN), TokenNoise(1.0, z, HIDDEN)
-    crossings = split.Crossings(codec, codec, noise, noise)
+    crossings = split.CutCrossings(codec, codec, noise, noise)
     rest = (training(), 1e-2, crossings, KEY)
     here = parts.sides(model)[0]
     return split.DevicePart(
@@ -179,21 +179,21 @@ def test_noise_without_a_secret_is_refused():
 
 def test_labels_and_positions_come_back():
     y_BT = torch.tensor([[-1, 0, 299], [7, 300 - 1, -1]])
-    assert torch.equal(split_labels.read_labels(split_labels.written_labels(y_BT, 300), (2, 3), 300), y_BT)
-    for raw in (b"", b"\xff" * 7, split_labels.written_labels(y_BT, 300) + b"\0"):
+    assert torch.equal(split_labels.read_split_labels(split_labels.written_split_labels(y_BT, 300), (2, 3), 300), y_BT)
+    for raw in (b"", b"\xff" * 7, split_labels.written_split_labels(y_BT, 300) + b"\0"):
         with pytest.raises(DecodeError):
-            split_labels.read_labels(raw, (2, 3), 300)
+            split_labels.read_split_labels(raw, (2, 3), 300)
     with pytest.raises(DecodeError):
-        split_labels.read_positions(b"\0\0", (2, 3))
+        split_labels.read_split_positions(b"\0\0", (2, 3))
 
 
 def headed():
     """The two sides with the head on the server, and the crossing of the first micro-batch."""
     model = made("llama").train()
-    flat, parts = flat_of(model), cut(model, 1, "head")
+    flat, parts = flat_of(model), cut_model(model, 1, "head")
     codec = TokenCodec("float32", HIDDEN)
     here, there = parts.sides(model)
-    rest = (training(), 1e-2, split.Crossings(codec, codec), KEY)
+    rest = (training(), 1e-2, split.CutCrossings(codec, codec), KEY)
     device = split.DevicePart(parts, TextLoss(torch.float32, True), batches(), VOCABULARY, flat, here, *rest)
     server = split.ServerPart(parts, TextLoss(torch.float32, True), VOCABULARY, flat, there, *rest)
     device.perform(events.Prepare(0))

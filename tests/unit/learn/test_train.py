@@ -19,7 +19,7 @@ from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.shards import TensorShard, row_order
 from edgewise.learn.torch_task import TorchTrainer
-from edgewise.learn.train import fit, is_hidden_matrix, orthogonal
+from edgewise.learn.train import fit, is_hidden_matrix, orthogonalised
 from edgewise.plan.recipe.sections import TrainingSection
 
 KEY = root(0)
@@ -113,7 +113,7 @@ def test_muon_equals_torch_for_matrices_and_adamw_for_the_rest(decay: float, bf1
     mine = net()
     flat = Flat(list(mine.named_parameters()))
     arithmetic = torch.bfloat16 if bf16 else torch.float32
-    optimizer = train.Optimizer(section(optimizer="muon", weight_decay=decay), flat, arithmetic)
+    optimizer = train.LocalOptimizer(section(optimizer="muon", weight_decay=decay), flat, arithmetic)
     optimizer.reset()
     for _ in range(4):
         reference.zero_grad()
@@ -130,13 +130,13 @@ def test_muon_equals_torch_for_matrices_and_adamw_for_the_rest(decay: float, bf1
 
 def test_orthogonal_moves_all_singular_values_to_about_one_in_any_orientation_and_batch() -> None:
     x = torch.randn(4, 24, 60, generator=torch.Generator().manual_seed(3))
-    u = orthogonal(x)
+    u = orthogonalised(x)
     values = torch.linalg.svdvals(u)
     assert 0.6 < values.min() <= values.max() < 1.3
-    torch.testing.assert_close(orthogonal(x.mT), u.mT)
-    torch.testing.assert_close(orthogonal(x[1:2]), u[1:2])
-    torch.testing.assert_close(orthogonal(1e-3 * x), u, rtol=1e-3, atol=1e-4)
-    assert not orthogonal(torch.zeros(1, 3, 5)).any()  # a factor of LoRA has no gradient at first
+    torch.testing.assert_close(orthogonalised(x.mT), u.mT)
+    torch.testing.assert_close(orthogonalised(x[1:2]), u[1:2])
+    torch.testing.assert_close(orthogonalised(1e-3 * x), u, rtol=1e-3, atol=1e-4)
+    assert not orthogonalised(torch.zeros(1, 3, 5)).any()  # a factor of LoRA has no gradient at first
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (128, 32), (32, 128)])
@@ -145,7 +145,7 @@ def test_a_step_of_muon_is_as_large_as_one_of_adamw(shape: tuple[int, int]) -> N
     flat = Flat(list(model.named_parameters()))
     g = torch.randn(flat.spec.dim, generator=torch.Generator().manual_seed(5))
     for lr in (0.1, 0.01):
-        optimizer, before = train.Optimizer(section(optimizer="muon"), flat), flat.read()
+        optimizer, before = train.LocalOptimizer(section(optimizer="muon"), flat), flat.read()
         flat.g_D.copy_(g)
         optimizer.step(lr)
         rms = np.sqrt(np.mean(flat.minus(before) ** 2))
@@ -221,7 +221,7 @@ def test_what_is_not_named_stays_to_the_bit(training: TrainingSection, names: tu
     model = net()
     flat = Flat(list(model.named_parameters()))
     start, rule = flat.read(), LocalRule(steps=6, lr=0.1, segments=names)
-    used, pulled = train.Optimizer(training, flat), Correction(0.7)
+    used, pulled = train.LocalOptimizer(training, flat), Correction(0.7)
     fit(model, loss, steps(), flat, start, LocalRule(steps=6, lr=0.1), training, KEY, used, correction=pulled)
     x = fit(model, loss, steps(), flat, start, rule, training, KEY, used, correction=pulled).x  # buffers with a past
     moved = {s.name: x[s.start : s.stop].any() for s in flat.spec.segments}

@@ -58,7 +58,7 @@ def signs(seed: int, dim: int) -> np.ndarray:
 def test_directions_are_the_bits_of_the_stream(dim: int) -> None:
     for seed in (0, 1, 2**63 - 1, 2**64 - 1):
         z = np.zeros(dim, np.float32)
-        directions.move(z, 1.0, np.uint64(seed))
+        directions.move_along_direction(z, 1.0, np.uint64(seed))
         np.testing.assert_array_equal(z, signs(seed, dim))
 
 
@@ -74,13 +74,13 @@ def test_expanding_is_a_float32_sum_in_order(dim: int, count: int, draw: int) ->
         if a[k]:
             total += a[k] * signs(int(seeds[k]), dim)
     before = base.copy()
-    np.testing.assert_array_equal(directions.expand(base, a, seeds), total + base)
+    np.testing.assert_array_equal(directions.expand_directions(base, a, seeds), total + base)
     np.testing.assert_array_equal(base, before)
 
 
 @pytest.mark.slow
 def test_directions_are_almost_orthogonal() -> None:
-    dim, seeds = 20_000, directions.seeds_of(root(0), 24)
+    dim, seeds = 20_000, directions.direction_seeds(root(0), 24)
     z = np.stack([signs(int(s), dim) for s in seeds])
     assert len(set(seeds.tolist())) == 24
     cosines = (z @ z.T / dim)[~np.eye(24, dtype=bool)]
@@ -318,7 +318,7 @@ def test_exports_are_the_rebuilt_weights(
 
     sections = {"trainable": section, "model": {"precision": precision}}
     play(place, tmp_path / "run", **sections)
-    export.write(tmp_path / "run", tmp_path / "out", export.ExportRequest(to))
+    export.write_export(tmp_path / "run", tmp_path / "out", export.ExportRequest(to))
     with RunStore(tmp_path / "run") as store:
         params = store.blob(store.models()[2])
     t = trainer(place, **sections)
@@ -332,7 +332,7 @@ def test_exports_are_the_rebuilt_weights(
     tiny_model.save(place / "model", seed=1)
     try:
         with pytest.raises(EdgewiseError, match=r"E-EXPORT.*other (parameters|weights) than the run"):
-            export.write(tmp_path / "run", tmp_path / "other", export.ExportRequest(to))
+            export.write_export(tmp_path / "run", tmp_path / "other", export.ExportRequest(to))
     finally:
         tiny_model.save(place / "model")
 

@@ -52,20 +52,20 @@ def test_few_liars_cannot_raise_the_median_radius_above_an_honest_distance() -> 
 def test_buckets_are_means_of_all_updates_once(n: int, size: int, number: int) -> None:
     """Powers of two, so that the sum of a bucket tells who is in it."""
     rows = np.eye(n)
-    found = robust.buckets(rows, size, root(1))
+    found = robust.bucket_means(rows, size, root(1))
     assert found.shape == (number, n)
     members = found > 0
     assert members.sum(axis=0).tolist() == [1] * n, "each is in one bucket"
     assert sorted(members.sum(axis=1))[1:] == [min(size, n)] * (number - 1)
     assert found.sum(axis=1) == pytest.approx(1.0), "a mean"
-    again = robust.buckets(rows[::-1], size, root(1))
+    again = robust.bucket_means(rows[::-1], size, root(1))
     assert np.sort(again, axis=0).tobytes() == np.sort(found, axis=0).tobytes(), "no order of arrival changes them"
 
 
 def test_the_companion_of_an_update_changes_with_the_key() -> None:
     pairs = set()
     for i in range(60):
-        found = robust.buckets(np.eye(8), 2, derive(root(1), i))
+        found = robust.bucket_means(np.eye(8), 2, derive(root(1), i))
         pairs |= {tuple(np.flatnonzero(row)) for row in found if row[0] > 0}
     assert len(pairs) == 7, "any other may be the companion"
 

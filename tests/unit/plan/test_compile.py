@@ -47,9 +47,12 @@ def test_letters_to_a_large_cohort_fit_the_frame_limit():
     )  # fmt: skip
     names = [f"{i:0256d}" for i in range(400)]
     word, signature = bytes(32), bytes(64)
-    keys = messages.Keys(seal=word, mask=word, commitment=word, signature=signature)
-    dealt = messages.Dealt(box=bytes(messages.BOX_BYTES), all=word, signature=signature)
-    for letter in (messages.Roster(keys=dict.fromkeys(names, keys)), messages.Boxes(boxes=dict.fromkeys(names, dealt))):
+    keys = messages.SessionKeys(seal=word, mask=word, commitment=word, signature=signature)
+    dealt = messages.DealtBox(box=bytes(messages.BOX_BYTES), all=word, signature=signature)
+    for letter in (
+        messages.RosterMessage(keys=dict.fromkeys(names, keys)),
+        messages.BoxesMessage(boxes=dict.fromkeys(names, dealt)),
+    ):
         assert len(messages.dump(letter)) + 1000 < hidden.frame_limit_bytes
 
 

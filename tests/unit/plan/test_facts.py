@@ -17,7 +17,7 @@ from edgewise.core.vector import Spec
 from edgewise.crypto import sign as ed25519
 from edgewise.plan import facts as plan_facts
 from edgewise.plan import noise as private
-from edgewise.plan.acceptance import OwnerFloor, accept, check_stated, planned
+from edgewise.plan.acceptance import OwnerFloor, accept_facts, check_stated_facts, planned
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import Instance, PlanFacts, StatedNoise, canonical, parse, sign
@@ -62,7 +62,7 @@ def device(
     floor: OwnerFloor = ANY,
 ) -> Plan:
     """Read facts as a device does, by default facts that its server signed."""
-    return accept(
+    return accept_facts(
         raw, sign(SERVER.secret, raw) if signature is None else signature, SERVER.public, SPEC, floor, BUILT_IN
     )
 
@@ -272,9 +272,9 @@ def test_a_run_below_its_owners_floor_is_refused(floor: OwnerFloor, said: str, s
 def test_an_owner_can_refuse_models_that_are_split(split: dict[str, int] | None, refused: bool, served: Plan) -> None:
     tables = {**json.loads(served.facts.recipe), "split": split}
     stated = msgspec.structs.replace(served.facts, recipe=json.dumps(tables))
-    check_stated(OwnerFloor(), stated)
+    check_stated_facts(OwnerFloor(), stated)
     with pytest.raises(EdgewiseError, match="no activations of its text leave") if refused else nullcontext():
-        check_stated(OwnerFloor(split=False), stated)
+        check_stated_facts(OwnerFloor(split=False), stated)
 
 
 @pytest.mark.slow

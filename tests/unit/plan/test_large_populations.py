@@ -16,9 +16,9 @@ from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import MOST_DEVICES, PlanFacts, canonical, parse
 from edgewise.plan.recipe.recipe import from_plain
-from edgewise.plan.sampling import at_most
+from edgewise.plan.sampling import chernoff_most
 from edgewise.secagg import params
-from edgewise.secagg.merge import check_sessions
+from edgewise.secagg.merge import check_secagg_sessions
 from edgewise.secagg.params import SESSION_MOST, TrustPolicy
 
 SPEC = Spec.of([("w", (40,), "float32")])
@@ -75,9 +75,9 @@ def test_facts_for_any_population_are_looked_at_in_so_much_work(
 
 @pytest.mark.slow
 def test_a_plan_looks_at_one_graph_of_each_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    looked, real = [], params.fitting
-    monkeypatch.setattr(params, "fitting", lambda n, k, *rest: looked.append(n) or real(n, k, *rest))
-    check_sessions(TrustPolicy(0.05, 0.1), 30_000, 60_000)
+    looked, real = [], params.fitting_threshold
+    monkeypatch.setattr(params, "fitting_threshold", lambda n, k, *rest: looked.append(n) or real(n, k, *rest))
+    check_secagg_sessions(TrustPolicy(0.05, 0.1), 30_000, 60_000)
     assert len(looked) == len(set(looked)) <= 2049
 
 
@@ -110,7 +110,7 @@ def test_a_bound_on_draws_is_found_by_halving() -> None:
 
         def look(n: int = n, p: float = p) -> None:
             nonlocal found
-            found = at_most(n, p, 2.0**-40)
+            found = chernoff_most(n, p, 2.0**-40)
 
         assert calls(look) <= 10 * math.log2(n) + 20
         q = (found + 1) / n

@@ -24,7 +24,7 @@ from edgewise.plan import explain
 from edgewise.plan.catalogue import BUILT_IN, Extension
 from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
-from edgewise.strategies.base import State, hold
+from edgewise.strategies.base import State, hold_frozen_segments
 from edgewise.strategies.fedopt import fedadam, fedavgm
 
 SPEC = Spec.of([("layers.0.w", (30,), "float32"), ("layers.1.w", (24,), "float32"), ("layers.1.b", (6,), "float32")])
@@ -200,7 +200,7 @@ def test_the_server_holds_what_did_not_travel(strategy: Any) -> None:
         group = (FIRST, SECOND)[number % 2]
         mean = np.zeros(60, np.float32)
         mean[group] = g.standard_normal(30)
-        state = hold(state, strategy.apply(state, Aggregate(mean, {}, 1, 1.0)), p.frozen(number))
+        state = hold_frozen_segments(state, strategy.apply(state, Aggregate(mean, {}, 1, 1.0)), p.frozen(number))
         alone[number % 2] = strategy.apply(alone[number % 2], Aggregate(mean[group], {}, 1, 1.0))
     assert state.round == 6
     np.testing.assert_array_equal(state.params, np.concatenate([s.params for s in alone]))
@@ -210,4 +210,4 @@ def test_the_server_holds_what_did_not_travel(strategy: Any) -> None:
 
 def test_holding_nothing_is_free() -> None:
     state = State(np.ones(3, np.float32))
-    assert hold(State(np.zeros(3, np.float32)), state, ()) is state
+    assert hold_frozen_segments(State(np.zeros(3, np.float32)), state, ()) is state

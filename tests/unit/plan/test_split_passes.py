@@ -8,7 +8,7 @@ import pytest
 from edgewise.core.frame import LocalRule
 from edgewise.learn.shards import row_order
 from edgewise.plan.recipe.recipe import from_plain
-from edgewise.plan.split_part import most_passes
+from edgewise.plan.split_part import most_token_passes
 
 
 @pytest.mark.parametrize("batch", [1, 3, 8])
@@ -21,4 +21,4 @@ def test_no_device_trains_more_often_on_a_token(batch: int, length: dict[str, fl
         rule = LocalRule(steps=steps, lr=0.1, epochs=epochs).counted(blocks, batch)
         drawn = np.concatenate(list(row_order(blocks, rule.steps, batch, bytes(32))))
         found.append(int(np.bincount(drawn).max()))
-    assert 3 * max(found) <= most_passes(recipe) <= 3 * (max(found) + (epochs > 0))
+    assert 3 * max(found) <= most_token_passes(recipe) <= 3 * (max(found) + (epochs > 0))

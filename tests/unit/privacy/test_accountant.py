@@ -9,7 +9,14 @@ import pytest
 
 from edgewise.core.errors import CompositionError
 from edgewise.privacy import accountant, card, distributed, ledger, spend
-from edgewise.privacy.accountant import calibrate, epsilon, epsilon_renyi, gaussian, renyi_divergences, safe_cap
+from edgewise.privacy.accountant import (
+    calibrate,
+    epsilon,
+    epsilon_renyi,
+    gaussian_epsilon,
+    renyi_divergences,
+    safe_poisson_cap,
+)
 from edgewise.privacy.ledger import Budget, Ledger, LedgerEntry, OverBudget
 from edgewise.privacy.spend import PrivacyEvent
 
@@ -67,12 +74,12 @@ def test_truncated_cohorts(cap: int, expected: float) -> None:
 
 
 def test_gaussian_is_exact() -> None:
-    assert gaussian(1.0, 1e-5) == pytest.approx(4.377178, abs=5e-7)
+    assert gaussian_epsilon(1.0, 1e-5) == pytest.approx(4.377178, abs=5e-7)
     for eps, delta, z in ((1.0, 1e-5, 3.730632), (1.0, 1e-6, 4.224679), (0.5, 1e-6, 8.057618)):
-        assert gaussian(z, delta) == pytest.approx(eps, abs=1e-6)
+        assert gaussian_epsilon(z, delta) == pytest.approx(eps, abs=1e-6)
     # k equal releases are one with z / sqrt(k), and unequal ones add up by 1 / z^2.
-    assert epsilon({plain(2.0): 4}, 1e-5) == pytest.approx(gaussian(1.0, 1e-5))
-    assert epsilon({plain(sqrt(2.0)): 1, plain(2.0): 2}, 1e-5) == pytest.approx(gaussian(1.0, 1e-5))
+    assert epsilon({plain(2.0): 4}, 1e-5) == pytest.approx(gaussian_epsilon(1.0, 1e-5))
+    assert epsilon({plain(sqrt(2.0)): 1, plain(2.0): 2}, 1e-5) == pytest.approx(gaussian_epsilon(1.0, 1e-5))
 
 
 @pytest.mark.parametrize(
@@ -136,7 +143,7 @@ def test_an_epsilon_that_promises_nothing_costs_no_memory() -> None:
     """A device computes it from facts that a server wrote. The distribution would have more than 10^9 steps."""
     many = {poisson(0.5, 1.0): 4_000_000}
     assert epsilon(many, 1e-5) == epsilon_renyi(many, 1e-5) > 1e5
-    assert epsilon({spend.truncated(1.0, 0.5, 100, 60): 4_000_000}, 1e-5) == inf
+    assert epsilon({spend.truncated_poisson_event(1.0, 0.5, 100, 60): 4_000_000}, 1e-5) == inf
     less = {poisson(0.01, 4.0): 20}
     assert epsilon(less, 1e-5) < 0.99 * epsilon_renyi(less, 1e-5), "what promises something is as tight as before"
 
@@ -173,33 +180,33 @@ def test_events_survive_the_ledgers_rows() -> None:
 def test_a_ledger_refuses_what_exceeds_the_budget() -> None:
     book, event = Ledger(Budget(epsilon({plain(4.0): 3}, 1e-5), 1e-5)), plain(4.0)
     for round in range(3):
-        after = ledger.charge(book, LedgerEntry(round, "a", 0, event))
+        after = ledger.charge_ledger(book, LedgerEntry(round, "a", 0, event))
         assert isinstance(after, Ledger)
         book = after
-    refused = ledger.charge(book, LedgerEntry(3, "a", 0, event))
+    refused = ledger.charge_ledger(book, LedgerEntry(3, "a", 0, event))
     assert isinstance(refused, OverBudget)
     assert refused.epsilon > book.budget.epsilon
-    assert ledger.charge(book, LedgerEntry(2, "a", 0, event)) == book  # the same attempt again costs nothing
-    assert isinstance(ledger.charge(book, LedgerEntry(2, "b", 0, event)), OverBudget)  # another attempt does
-    assert ledger.spent(book.charges, 1e-5) == pytest.approx(book.budget.epsilon)
+    assert ledger.charge_ledger(book, LedgerEntry(2, "a", 0, event)) == book  # the same attempt again costs nothing
+    assert isinstance(ledger.charge_ledger(book, LedgerEntry(2, "b", 0, event)), OverBudget)  # another attempt does
+    assert ledger.spent_epsilon(book.charges, 1e-5) == pytest.approx(book.budget.epsilon)
 
 
 def test_disjoint_cohorts_do_not_add_up() -> None:
     charges = [LedgerEntry(i, "a", i % 4, plain(2.0)) for i in range(8)]
-    assert ledger.spent(charges, 1e-5) == pytest.approx(epsilon({plain(2.0): 2}, 1e-5))
-    assert ledger.spent([LedgerEntry(8, "a", 0, plain(2.0)), *charges], 1e-5) == pytest.approx(
+    assert ledger.spent_epsilon(charges, 1e-5) == pytest.approx(epsilon({plain(2.0): 2}, 1e-5))
+    assert ledger.spent_epsilon([LedgerEntry(8, "a", 0, plain(2.0)), *charges], 1e-5) == pytest.approx(
         epsilon({plain(2.0): 3}, 1e-5)
     )
 
 
 def test_fewer_honest_devices_cost_what_the_table_says() -> None:
-    table = dict(card.degradation(1.0, 70, 1e-5))
+    table = dict(card.epsilon_degradation(1.0, 70, 1e-5))
     assert table[70] == pytest.approx(4.377, abs=1e-3)
     assert table[50] == pytest.approx(5.3, abs=0.05)
     assert table[20] == pytest.approx(9.2, abs=0.05)
     assert table[5] == pytest.approx(22, abs=0.5)
     assert table[1] == pytest.approx(70, abs=1.0)
-    assert card.words(None, 1e-5) == card.words(inf, 1e-5) == "nothing is promised"
+    assert card.promise_words(None, 1e-5) == card.promise_words(inf, 1e-5) == "nothing is promised"
 
 
 @pytest.mark.slow
@@ -221,7 +228,7 @@ def test_anchors_by_renyi_divergences(event: PrivacyEvent, rounds: int, delta: f
 
 @pytest.mark.parametrize(("z", "rounds", "expected"), [(7.0, 2000, 2.2811), (8.83, 1600, 1.7732)])
 def test_tree_anchors(z: float, rounds: int, expected: float) -> None:
-    assert epsilon({spend.tree(z, rounds): 1}, 1e-6) == pytest.approx(expected, abs=5.1e-5)
+    assert epsilon({spend.tree_event(z, rounds): 1}, 1e-6) == pytest.approx(expected, abs=5.1e-5)
 
 
 @pytest.mark.parametrize(
@@ -236,13 +243,15 @@ def test_anchors_of_distributed_noise(
     n: int, honest: int, z: float, clip: float, dim: int, bits: int, expected: float
 ) -> None:
     """From the sizes of a round to its epsilon, 100 rounds."""
-    sizes = distributed.size(n, honest, z, clip, dim, bits, 4.0)
-    assert epsilon({spend.discrete(sizes.rho, sizes.xi): 100}, 1e-6) == pytest.approx(expected, abs=5.1e-5)
+    sizes = distributed.size_noise(n, honest, z, clip, dim, bits, 4.0)
+    assert epsilon({spend.discrete_event(sizes.rho, sizes.xi): 100}, 1e-6) == pytest.approx(expected, abs=5.1e-5)
 
 
 def test_xi_counts() -> None:
     """Both terms of zCDP: xi is added at every order, so epsilon grows by xi at least."""
-    assert epsilon({spend.discrete(0.1, 0.5): 2}, 1e-6) == pytest.approx(epsilon({spend.discrete(0.1): 2}, 1e-6) + 1.0)
+    assert epsilon({spend.discrete_event(0.1, 0.5): 2}, 1e-6) == pytest.approx(
+        epsilon({spend.discrete_event(0.1): 2}, 1e-6) + 1.0
+    )
 
 
 @pytest.mark.parametrize(("z", "expected"), [(3.731, 1.0), (1.081, 4.0), (0.600, 8.0)])
@@ -273,11 +282,11 @@ def test_published_calibrations_meet_their_targets(
 
 def test_made_events_keep_the_convention() -> None:
     """z of an event is over the distance of two neighbours' sums; these two are made from noise over the clip."""
-    assert spend.fixed_size(1.0, 10_000, 100) == fixed(1.0)
+    assert spend.fixed_size_event(1.0, 10_000, 100) == fixed(1.0)
     assert spend.local(1.0) == PrivacyEvent("gaussian", "replace_one", z=0.5)
     assert spend.poisson(1.0, 0.01) == poisson(0.01, 1.0)
     assert spend.gaussian(3.0) == plain(3.0)
-    assert spend.discrete(0.81) == zcdp(0.81)
+    assert spend.discrete_event(0.81) == zcdp(0.81)
 
 
 @pytest.mark.slow
@@ -315,7 +324,7 @@ def test_calibration_sees_what_truncation_costs() -> None:
     """Renyi divergences, which find the neighbourhood, do not: the answer lies outside it."""
 
     def one(z: float) -> dict[PrivacyEvent, int]:
-        return {spend.truncated(z, 0.01, 10_000, 130): 500}
+        return {spend.truncated_poisson_event(z, 0.01, 10_000, 130): 500}
 
     z = calibrate(one, 2.0, 1e-5)
     assert z > 1.2 * 0.9271
@@ -323,11 +332,11 @@ def test_calibration_sees_what_truncation_costs() -> None:
 
 
 def test_a_safe_cap_costs_nothing() -> None:
-    assert safe_cap(10_000, 0.01, 500, 1e-5) == 160  # epsilon 1.3265, as without a cap
-    assert safe_cap(10, 0.5, 100, 1e-5) == 10
-    assert safe_cap(10, 1.0, 100, 1e-5) == 10
+    assert safe_poisson_cap(10_000, 0.01, 500, 1e-5) == 160  # epsilon 1.3265, as without a cap
+    assert safe_poisson_cap(10, 0.5, 100, 1e-5) == 10
+    assert safe_poisson_cap(10, 1.0, 100, 1e-5) == 10
     # by hand: P[B = 2] = 0.01, P[B >= 1] = 0.19 of 2 devices at 0.1
-    assert [safe_cap(2, 0.1, 1, delta) for delta in (0.5, 0.1, 0.005)] == [1, 2, 2]
+    assert [safe_poisson_cap(2, 0.1, 1, delta) for delta in (0.5, 0.1, 0.005)] == [1, 2, 2]
 
 
 @pytest.mark.slow
@@ -336,9 +345,9 @@ def test_amplified_epsilons_are_for_the_release_only() -> None:
     with pytest.raises(CompositionError) as caught:
         epsilon({event: 10}, 1e-5, against="server")
     assert caught.value.code == "E-AMP-VISIBLE"
-    assert epsilon({event.seen: 10}, 1e-5, against="server") == pytest.approx(gaussian(1 / sqrt(10), 1e-5))
+    assert epsilon({event.seen: 10}, 1e-5, against="server") == pytest.approx(gaussian_epsilon(1 / sqrt(10), 1e-5))
     # sampling without replacement: z of the event is over the distance of two updates, with or without the sampling
-    assert epsilon({fixed(2.0).seen: 1}, 1e-5, against="server") == pytest.approx(gaussian(1.0, 1e-5))
+    assert epsilon({fixed(2.0).seen: 1}, 1e-5, against="server") == pytest.approx(gaussian_epsilon(1.0, 1e-5))
     # which records a device draws, the server does not see
     records = spend.record_level(1.0, 0.01, 50)
     assert records.seen == records
@@ -351,21 +360,22 @@ def test_two_samplings_of_one_noise_are_the_same_thing_to_the_server() -> None:
     seen: dict[PrivacyEvent, int] = {}
     for event, n in {poisson(0.01, 4.0): 3, poisson(0.02, 4.0): 2}.items():
         seen[event.seen] = seen.get(event.seen, 0) + n
-    assert epsilon(seen, 1e-5, against="server") == pytest.approx(gaussian(4 / sqrt(5), 1e-5))
+    assert epsilon(seen, 1e-5, against="server") == pytest.approx(gaussian_epsilon(4 / sqrt(5), 1e-5))
 
 
 def test_fewer_honest_devices_promise_less() -> None:
-    fewer = dict(card.degradation(1.0, 70, 1e-6))
-    assert fewer[70] == pytest.approx(gaussian(1.0, 1e-6), abs=1e-3)
-    assert fewer[20] == pytest.approx(gaussian(sqrt(20 / 70), 1e-6), abs=1e-3)
+    fewer = dict(card.epsilon_degradation(1.0, 70, 1e-6))
+    assert fewer[70] == pytest.approx(gaussian_epsilon(1.0, 1e-6), abs=1e-3)
+    assert fewer[20] == pytest.approx(gaussian_epsilon(sqrt(20 / 70), 1e-6), abs=1e-3)
     assert sorted(fewer.values()) == [fewer[h] for h in (70, 50, 20, 5, 1)]
 
 
 def test_every_event_survives_the_ledgers_rows() -> None:
     made = [
-        spend.gaussian(1.0, "replace_one"), spend.discrete(0.1, 1e-9), spend.poisson(1.0, 0.1), spend.local(3.0),
-        spend.truncated(1.0, 0.1, 100, 30), spend.fixed_size(1.0, 100, 10), spend.matrix(1.0, 10, 2, 3),
-        spend.tree(2.0, 8), spend.record_level(1.0, 0.1, 7),
+        spend.gaussian(1.0, "replace_one"), spend.discrete_event(0.1, 1e-9), spend.poisson(1.0, 0.1), spend.local(3.0),
+        spend.truncated_poisson_event(1.0, 0.1, 100, 30), spend.fixed_size_event(1.0, 100, 10), spend.matrix(1.0, 10,
+            2, 3),
+        spend.tree_event(2.0, 8), spend.record_level(1.0, 0.1, 7),
     ]  # fmt: skip
     for event in made:
         assert PrivacyEvent.from_plain(json.loads(json.dumps(event.to_plain()))) == event

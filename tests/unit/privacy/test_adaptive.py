@@ -18,7 +18,7 @@ from edgewise.core.space import Adjacency, Quorum, Space
 from edgewise.core.stage import Stage
 from edgewise.core.vector import Spec
 from edgewise.merges.plain import plain_sum
-from edgewise.privacy.adaptive import CLIP, adaptive_clip, bit_noise, split
+from edgewise.privacy.adaptive import CLIP, adaptive_clip, bit_noise, split_noise_multiplier
 from edgewise.privacy.noise import noise
 
 KEY = root(6)
@@ -30,12 +30,12 @@ adjacencies = pytest.mark.parametrize("adjacency", REACH)
 
 
 def test_anchors() -> None:
-    assert split(1.0, bit_noise(100), "add_remove") == pytest.approx(1.0050, abs=5e-5)
-    assert split(1.0, bit_noise(100), "zero_out") == pytest.approx(1.0206, abs=5e-5)
+    assert split_noise_multiplier(1.0, bit_noise(100), "add_remove") == pytest.approx(1.0050, abs=5e-5)
+    assert split_noise_multiplier(1.0, bit_noise(100), "zero_out") == pytest.approx(1.0206, abs=5e-5)
     for adjacency, z in (("add_remove", 3.2), ("zero_out", 1.6)):
-        split(z * 0.999, bit_noise(32), adjacency)
+        split_noise_multiplier(z * 0.999, bit_noise(32), adjacency)
         with pytest.raises(CompositionError) as caught:
-            split(z, bit_noise(32), adjacency)
+            split_noise_multiplier(z, bit_noise(32), adjacency)
         assert caught.value.code == "E-VALUE"
 
 
@@ -44,7 +44,7 @@ def test_update_and_bit_together_cost_z(adjacency: Adjacency) -> None:
     z, m, r = 1.5, 200, REACH[adjacency]
     pipe = pipeline(SPACE.but(adjacency=adjacency), [adaptive_clip(0.1, z, m)], plain_sum(), [noise(z)])
     std = pipe.total.noise_std  # on body and bit alike
-    z_delta = split(z, bit_noise(m), adjacency)
+    z_delta = split_noise_multiplier(z, bit_noise(m), adjacency)
     s = z_delta / bit_noise(m)
     assert std == pytest.approx(z_delta, rel=2e-5)  # the body's own bound is 1
     assert std / s == pytest.approx(bit_noise(m), rel=2e-5)  # in units of bits

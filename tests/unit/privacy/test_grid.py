@@ -18,7 +18,7 @@ from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
 from edgewise.privacy import grid
 from edgewise.privacy.clip import clip
-from edgewise.privacy.matrix import Blt, correlated_noise
+from edgewise.privacy.matrix import BltMatrix, correlated_noise
 from edgewise.privacy.noise import local_noise, noise
 
 TURN = Turn(0, root(1), root(2))
@@ -36,7 +36,7 @@ def code_of(make: object) -> str:
 @pytest.mark.parametrize("z", [1e-3, 0.5, 1.0, 7.0])
 @pytest.mark.parametrize("dim", [1, 40_000, 10**8])
 def test_the_noise_is_large_enough_for_what_was_rounded(moved: float, z: float, dim: int) -> None:
-    on = grid.fit("it", z, moved, dim)
+    on = grid.fit_noise_grid("it", z, moved, dim)
     assert log2(on.step) == round(log2(on.step))
     assert 2**23 <= on.s <= 2**24
     assert on.std >= z * (moved + on.step * sqrt(dim))
@@ -45,18 +45,18 @@ def test_the_noise_is_large_enough_for_what_was_rounded(moved: float, z: float, 
 
 def test_what_leaves_is_whole_steps() -> None:
     x = np.random.default_rng(0).standard_normal(5000).astype(np.float32)
-    on = grid.fit("it", 1.5, 1.0, x.size)
-    out = grid.hidden(x, on, root(3))
+    on = grid.fit_noise_grid("it", 1.5, 1.0, x.size)
+    out = grid.noised_on_grid(x, on, root(3))
     assert out.dtype == np.float64
     np.testing.assert_array_equal(out, np.rint(out / on.step) * on.step)
     assert np.std(out - x) == pytest.approx(on.std, rel=0.04)
-    assert not np.array_equal(out, grid.hidden(x, on, root(4)))
+    assert not np.array_equal(out, grid.noised_on_grid(x, on, root(4)))
 
 
 def test_too_coarse_and_too_fine_are_refused() -> None:
-    assert code_of(lambda: grid.fit("it", 1000.0, 1.0, 10**8)) == "E-PRECISION"
-    assert code_of(lambda: grid.fit("it", 1e-9, 1.0, 10, largest=1.0)) == "E-PRECISION"
-    grid.fit("it", 1e-6, 1.0, 10, largest=1.0)
+    assert code_of(lambda: grid.fit_noise_grid("it", 1000.0, 1.0, 10**8)) == "E-PRECISION"
+    assert code_of(lambda: grid.fit_noise_grid("it", 1e-9, 1.0, 10, largest=1.0)) == "E-PRECISION"
+    grid.fit_noise_grid("it", 1e-6, 1.0, 10, largest=1.0)
 
 
 @pytest.mark.parametrize("s", [4, 16, 64])
@@ -105,7 +105,7 @@ def moved_by_one(pipe: Pipeline, x: np.ndarray) -> float:
     return float(np.linalg.norm(with_it - without))
 
 
-@pytest.mark.parametrize("post", [noise(2.0), correlated_noise(2.0, Blt((), (), 1, 1, 1))])
+@pytest.mark.parametrize("post", [noise(2.0), correlated_noise(2.0, BltMatrix((), (), 1, 1, 1))])
 def test_the_unit_of_the_sum_is_counted(post: Post) -> None:
     """Every coordinate is just above half a unit and rounds to a whole one: the sum moves twice as far as it should."""
     dim = 1 << 16
@@ -162,7 +162,7 @@ def test_a_clip_for_which_the_sum_has_no_room_is_refused() -> None:
 def test_local_noise_leaves_whole_steps() -> None:
     pipe = pipeline(Space(300, Quorum(2, 4)), [clip(1.0), local_noise(2.0)], plain_sum())
     body = pipe.encode(np.full(300, 0.01, np.float32), {}, 1.0, Memory(), TURN)[0].body.astype(np.float64)
-    step = grid.fit("it", 2.0, 1.0, 300, 1.0).step
+    step = grid.fit_noise_grid("it", 2.0, 1.0, 300, 1.0).step
     np.testing.assert_array_equal(body, (np.rint(body / step) * step).astype(np.float32))
     assert pipe.encoded.noise.std == pytest.approx(2.0, rel=1e-5)
     again = pipe.encode(np.full(300, 0.01, np.float32), {}, 1.0, Memory(), Turn(0, root(1), derive(root(2), "other")))[

@@ -12,8 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgewise.core.keys import derive, generator, root
-from edgewise.privacy.accountant import calibrate, gaussian
-from edgewise.privacy.one_run import count, mu_lower, one_run, plain_epsilon, plain_p_value, right, telling
+from edgewise.privacy.accountant import calibrate, gaussian_epsilon
+from edgewise.privacy.one_run import (
+    mu_lower,
+    one_run,
+    one_run_guess_count,
+    plain_epsilon,
+    plain_p_value,
+    right_guesses,
+    telling_guess_count,
+)
 from edgewise.privacy.spend import gaussian as event
 
 DELTA = 1e-5
@@ -33,7 +41,7 @@ def noise_of(epsilon: float) -> float:
 
 
 def epsilon_of(mu: float) -> float:
-    return gaussian(1.0 / mu, DELTA) if mu > 0 else 0.0
+    return gaussian_epsilon(1.0 / mu, DELTA) if mu > 0 else 0.0
 
 
 def played(m: int, z: float, *seed: int | str):
@@ -45,7 +53,7 @@ def played(m: int, z: float, *seed: int | str):
 
 def bound(m: int, z: float, guesses: int, *seed: int | str) -> float:
     scores, present = played(m, z, *seed)
-    return epsilon_of(mu_lower(m, guesses, right(scores, present, guesses)))
+    return epsilon_of(mu_lower(m, guesses, right_guesses(scores, present, guesses)))
 
 
 def rejected_plainly(m: int, guesses: int, good: int, mu: float, tau: float) -> bool:
@@ -119,26 +127,37 @@ def test_monotone():
 
 
 def test_numbers_of_guesses():
-    assert [count(m) for m in (0, 1, 2, 3, 10, 25, 100, 1000, 4096, 10_000)] == [0, 0, 2, 2, 10, 24, 50, 158, 320, 500]
+    assert [one_run_guess_count(m) for m in (0, 1, 2, 3, 10, 25, 100, 1000, 4096, 10_000)] == [
+        0,
+        0,
+        2,
+        2,
+        10,
+        24,
+        50,
+        158,
+        320,
+        500,
+    ]
 
 
 def test_more_guesses_where_fewer_could_not_contradict():
-    assert [telling(m, 0.5) for m in (0, 1, 2, 10, 4096)] == [0, 0, 2, 10, 320]
-    assert [telling(4096, mu) for mu in (1.0, 1.2, 1.6, 5.0)] == [320, 1024, 2048, 2048]
+    assert [telling_guess_count(m, 0.5) for m in (0, 1, 2, 10, 4096)] == [0, 0, 2, 10, 320]
+    assert [telling_guess_count(4096, mu) for mu in (1.0, 1.2, 1.6, 5.0)] == [320, 1024, 2048, 2048]
     assert mu_lower(4096, 2048, 2048) == pytest.approx(2.35, abs=0.01)
     scores, present = played(4096, 0.6 / 2, "half the noise")
     assert one_run("x", 1 / 0.6, DELTA, scores, present).holds  # all of its guesses may be right
-    assert not one_run("x", 1 / 0.6, DELTA, scores, present, guesses=telling(4096, 1 / 0.6)).holds
+    assert not one_run("x", 1 / 0.6, DELTA, scores, present, guesses=telling_guess_count(4096, 1 / 0.6)).holds
 
 
 def test_guesses_take_both_ends():
     scores = np.array([0.9, -1.0, 0.1, 2.0, 0.2, -3.0])
     present = np.array([True, False, True, True, False, True])
-    assert right(scores, present, 0) == 0
-    assert right(scores, present, 2) == 1  # 2.0 is in, -3.0 too
-    assert right(scores, present, 4) == 3
-    assert right(scores, present, 6) == 3  # 0.2 is not in, 0.1 is
-    assert right(scores, ~present, 4) == 1
+    assert right_guesses(scores, present, 0) == 0
+    assert right_guesses(scores, present, 2) == 1  # 2.0 is in, -3.0 too
+    assert right_guesses(scores, present, 4) == 3
+    assert right_guesses(scores, present, 6) == 3  # 0.2 is not in, 0.1 is
+    assert right_guesses(scores, ~present, 4) == 1
 
 
 def test_a_finding_without_canaries_shows_nothing():
@@ -168,8 +187,8 @@ def test_a_finding():
 @pytest.mark.parametrize("mu", [0.2, 1.0, 2.5])
 def test_valid(m, seeds, mu):
     """The truth is exceeded in at most 5 % of runs (tested at 99.9 %), for our number of guesses and for all."""
-    for guesses in (count(m), m):
-        over = sum(mu_lower(m, guesses, right(*played(m, 1 / mu, i), guesses)) > mu for i in range(seeds))
+    for guesses in (one_run_guess_count(m), m):
+        over = sum(mu_lower(m, guesses, right_guesses(*played(m, 1 / mu, i), guesses)) > mu for i in range(seeds))
         assert over <= 0.05 * seeds + 3.1 * np.sqrt(0.05 * 0.95 * seeds), (guesses, over)
 
 
@@ -177,7 +196,7 @@ def test_valid(m, seeds, mu):
 def test_valid_at_low_confidence():
     """Half of the runs may exceed it: here a bound that is too good would show."""
     m, mu, seeds = 400, 1.0, 2000
-    bounds = [mu_lower(m, m, right(*played(m, 1 / mu, i), m), 0.5) for i in range(seeds)]
+    bounds = [mu_lower(m, m, right_guesses(*played(m, 1 / mu, i), m), 0.5) for i in range(seeds)]
     assert sum(b > mu for b in bounds) <= 0.5 * seeds + 3.1 * np.sqrt(0.25 * seeds)
 
 
@@ -188,7 +207,7 @@ def test_known_figures(m, epsilon, factor):
     number of guesses."""
     z, expected = noise_of(epsilon) / factor, KNOWN[m, epsilon, factor]
     fifth = float(np.mean([bound(m, z, m // 5, i) for i in range(20)]))
-    ours = float(np.mean([bound(m, z, count(m), i) for i in range(20)]))
+    ours = float(np.mean([bound(m, z, one_run_guess_count(m), i) for i in range(20)]))
     error = 0.05 + 0.04 * expected
     assert abs(fifth - expected) <= 2 * error
     assert ours >= expected - 2 * error
@@ -214,7 +233,7 @@ def test_never_weaker_than_the_plain_form(m):
             good = round(guesses * share)
             mu = mu_lower(m, guesses, good)
             for delta in (1e-8, 1e-5, 1e-3):
-                ours = gaussian(1.0 / mu, delta) if mu > 0 else 0.0
+                ours = gaussian_epsilon(1.0 / mu, delta) if mu > 0 else 0.0
                 assert ours >= plain_epsilon(m, guesses, good, delta) - 1e-6
 
 

@@ -36,11 +36,11 @@ from edgewise.plan.compile import compile
 from edgewise.plan.plan import Plan
 from edgewise.privacy import rules
 from edgewise.privacy.accountant import epsilon
-from edgewise.privacy.card import promises, rests_on
+from edgewise.privacy.card import card_assumptions, card_promises
 from edgewise.privacy.clip import clip, clip_tensors
-from edgewise.privacy.ledger import Ledger, LedgerEntry, OverBudget, charge, spent
+from edgewise.privacy.ledger import Ledger, LedgerEntry, OverBudget, charge_ledger, spent_epsilon
 from edgewise.privacy.noise import noise
-from edgewise.privacy.spend import fixed_size, poisson, record_level
+from edgewise.privacy.spend import fixed_size_event, poisson, record_level
 
 SPEC = Spec.of([("a", (30, 10), "float32"), ("b", (100,), "float32"), ("c", (100,), "float32"), ("d", (4,), "float32")])
 SPACE = Space(SPEC.dim, Quorum(3, 8))
@@ -93,7 +93,7 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
     ("E-AMP-VISIBLE", 'sampling = "poisson"', lambda: plan(CENTRAL, {"dp.amplification": "poisson"})),
     ("E-AMP-VISIBLE", 'sampling = "poisson"', lambda: plan(CENTRAL, CYCLIC, {"dp.amplification": "poisson"})),
     ("E-AMP-VISIBLE", "without sampling", lambda: epsilon({poisson(1.0, 0.1): 1}, 1e-5, against="server")),
-    ("E-ADJ-MIX", "same neighbours", lambda: epsilon({poisson(1.0, 0.1): 1, fixed_size(1.0, 100, 10): 1}, 1e-5)),
+    ("E-ADJ-MIX", "same neighbours", lambda: epsilon({poisson(1.0, 0.1): 1, fixed_size_event(1.0, 100, 10): 1}, 1e-5)),
     ("E-ADJ-MIX", "same neighbours", lambda: epsilon({poisson(1.0, 0.1): 1, record_level(1.0, 0.1, 1): 1}, 1e-5)),
     ("E-MF-LOCAL", 'privacy = "central_dp"', lambda: plan(DISTRIBUTED, CYCLIC, {"dp.noise": "correlated"})),
     ("E-MF-LOCAL", 'privacy = "central_dp"', lambda: plan(LOCAL, CYCLIC, {"dp.noise": "correlated"})),
@@ -104,8 +104,16 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
         '"cyclic"',
         lambda: plan(CENTRAL, {"dp.noise": "correlated", **POISSON}),
     ),
-    ("E-DIV-N", "expected number", lambda: rules.divisor(True, "add_remove", noised_before_leaving=False)),
-    ("E-DIV-N", "expected number", lambda: rules.divisor(True, "replace_one", noised_before_leaving=False)),
+    (
+        "E-DIV-N",
+        "expected number",
+        lambda: rules.refuse_noised_divisor(True, "add_remove", noised_before_leaving=False),
+    ),
+    (
+        "E-DIV-N",
+        "expected number",
+        lambda: rules.refuse_noised_divisor(True, "replace_one", noised_before_leaving=False),
+    ),
     ("E-WRAP", "wrap(11)", lambda: pipeline(SPACE, [clip(1.0), quantize(8, "shared"), wrap(10)], plain_sum())),
     ("E-NMIN", "raise", lambda: plan(DISTRIBUTED, {"round.minimum": 0.1})),
     (
@@ -115,7 +123,11 @@ REFUSED: list[tuple[str, str, Callable[[], object]]] = [
     ),
     ("E-STATS", 'metrics = "none"', lambda: plan(CENTRAL, POISSON, {"metrics": "sum"})),
     ("E-STATS", 'metrics = "none"', lambda: plan(EXAMPLE, {"metrics": "sum"})),
-    ("E-BN", "normalisation", lambda: dp_sgd.check(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))),
+    (
+        "E-BN",
+        "normalisation",
+        lambda: dp_sgd.check_example_gradients(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))),
+    ),
     ("E-NAN", "lower training.lr", nan),
     ("E-PRECISION", "raise the clip", lambda: plan(CENTRAL, {"dp.clip_l2": 1e-12})),
     ("E-PRECISION", "fewer coordinates", lambda: dp_sgd_plan(1e5)),
@@ -182,10 +194,10 @@ def test_devices_of_cohorts_in_turn_train_every_part_and_the_card_is_the_ledger(
     assert made.spend is not None
     books = Ledger(made.spend.budget)
     for r in range(8):
-        after = charge(books, LedgerEntry(r, "", r % 2, made.spend.events[made.phase(r)]))
+        after = charge_ledger(books, LedgerEntry(r, "", r % 2, made.spend.events[made.phase(r)]))
         assert isinstance(after, Ledger)
         books = after
-    assert spent(books.charges, 1e-5) == pytest.approx(made.spend.card.of_release, rel=1e-3)
+    assert spent_epsilon(books.charges, 1e-5) == pytest.approx(made.spend.card.of_release, rel=1e-3)
 
 
 def played(made: Plan) -> Ledger:
@@ -194,7 +206,7 @@ def played(made: Plan) -> Ledger:
     books = Ledger(made.spend.budget)
     for r in range(made.rounds):
         event = made.spend.events[made.phase(r)]
-        after = charge(books, LedgerEntry(r, "", r % made.sampling.groups, event))
+        after = charge_ledger(books, LedgerEntry(r, "", r % made.sampling.groups, event))
         if not isinstance(after, Ledger):
             break
         books = after
@@ -230,10 +242,10 @@ def test_whichever_number_is_given_the_other_follows_and_lasts_for_all_rounds(
     assert (card.derived == "epsilon") == (given == "noise_multiplier")
     assert card.z == made.spend.z == (by_epsilon.z if given == "epsilon" else z)
     assert (card.budget == by_epsilon.budget.epsilon) == (given == "epsilon")
-    told = dict([*promises(card.to_plain()), *rests_on(card.to_plain())])
+    told = dict([*card_promises(card.to_plain()), *card_assumptions(card.to_plain())])
     assert ("derived from dp.noise_multiplier" in told["budget"]) == (given == "noise_multiplier")
     assert ("derived from dp.epsilon" in told["noise multiplier"]) == (given == "epsilon")
-    after = charge(books, LedgerEntry(made.rounds, "once more", 0, made.spend.events[0]))
+    after = charge_ledger(books, LedgerEntry(made.rounds, "once more", 0, made.spend.events[0]))
     assert isinstance(after, OverBudget)
 
 
@@ -244,10 +256,10 @@ def test_sound_settings_pass() -> None:
     plan(CORRELATED, {"round.cohort": 2, "dp.buffers": 1})
     plan(EXAMPLE, {"stage": [TOP]})
     plan(LOCAL)
-    rules.divisor(True, "zero_out", noised_before_leaving=False)
-    rules.divisor(False, "add_remove", noised_before_leaving=False)
-    rules.divisor(True, "replace_one", noised_before_leaving=True)
-    rules.divisor(True, "add_remove", noised_before_leaving=True)
+    rules.refuse_noised_divisor(True, "zero_out", noised_before_leaving=False)
+    rules.refuse_noised_divisor(False, "add_remove", noised_before_leaving=False)
+    rules.refuse_noised_divisor(True, "replace_one", noised_before_leaving=True)
+    rules.refuse_noised_divisor(True, "add_remove", noised_before_leaving=True)
 
 
 @pytest.mark.parametrize(("word", "bound"), [(CENTRAL, 1.5), (DISTRIBUTED, 1.5), (LOCAL, 2.0)])
@@ -364,5 +376,5 @@ def test_hidden_sums_without_noise_say_what_a_server_that_lies_can_do() -> None:
 @pytest.mark.parametrize("unit", ["device", "example"])
 def test_the_delta_that_a_refusal_names_is_accepted(n: int, unit: Any) -> None:
     with pytest.raises(RecipeError) as caught:
-        rules.delta(0.5, n, unit)
-    rules.delta(float(caught.value.fix.split(":")[0].removeprefix("dp.delta = ")), n, unit)
+        rules.refuse_delta(0.5, n, unit)
+    rules.refuse_delta(float(caught.value.fix.split(":")[0].removeprefix("dp.delta = ")), n, unit)

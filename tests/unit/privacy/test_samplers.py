@@ -26,9 +26,9 @@ from edgewise.merges.plain import plain_sum
 from edgewise.merges.ring import ring_sum
 from edgewise.privacy import distributed, samplers
 from edgewise.privacy.clip import clip
-from edgewise.privacy.distributed import discrete_gaussian_noise, rounded_norm, size, wrap_k
+from edgewise.privacy.distributed import discrete_gaussian_noise, noise_wrap_deviations, rounded_norm, size_noise
 from edgewise.privacy.noise import local_noise
-from edgewise.privacy.samplers import discrete_gaussian, round_within
+from edgewise.privacy.samplers import discrete_gaussian, round_within_norm
 
 KEY = root(9)
 
@@ -79,7 +79,7 @@ def test_rounding_stays_within_its_bound(seed: int, dim: int, length: float) -> 
     y = np.random.default_rng(seed).normal(size=dim)
     y *= length / np.linalg.norm(y)
     limit = rounded_norm(length, dim)
-    q = round_within(y, limit, derive(KEY, seed))
+    q = round_within_norm(y, limit, derive(KEY, seed))
     assert float(np.dot(q, q)) <= limit * limit
     assert (np.abs(q - y) < 1.0).all()
 
@@ -87,10 +87,10 @@ def test_rounding_stays_within_its_bound(seed: int, dim: int, length: float) -> 
 def test_rounding_is_nearly_unbiased() -> None:
     y = np.linspace(-3.0, 3.0, 61)
     limit = rounded_norm(float(np.linalg.norm(y)), y.size)
-    mean = np.mean([round_within(y, limit, derive(KEY, i)) for i in range(4000)], axis=0)
+    mean = np.mean([round_within_norm(y, limit, derive(KEY, i)) for i in range(4000)], axis=0)
     assert np.abs(mean - y).max() < 0.05  # given the bound the rounding leans towards zero a little
     with pytest.raises(ValueError, match="longer"):
-        round_within(y, 1.0, KEY)
+        round_within_norm(y, 1.0, KEY)
 
 
 # research anchors: n, honest, z, C, d, b -> scale, S, D2 / L, rho, with k = 4 and the paper's blocks of d
@@ -103,7 +103,7 @@ ANCHORS = [
 
 @pytest.mark.parametrize(("given_", "expected"), ANCHORS)
 def test_sizes_are_the_papers(given_: tuple[float, ...], expected: tuple[float, ...]) -> None:
-    s = size(*given_, k=4.0)  # type: ignore[arg-type]
+    s = size_noise(*given_, k=4.0)  # type: ignore[arg-type]
     assert s.scale == pytest.approx(expected[0], abs=6e-4)
     assert s.s == expected[1]
     assert s.inflation == pytest.approx(expected[2], abs=6e-7)
@@ -126,7 +126,7 @@ def test_sizes_are_the_papers(given_: tuple[float, ...], expected: tuple[float, 
 def test_smallest_rings(dim: int, bits: tuple[int, ...]) -> None:
     for n, wanted in zip((100, 1000, 10_000), bits, strict=True):
         rings = [b for b in range(8, 33) if 2.0 ** (2 * b) > n * 16]
-        fits = [b for b in rings if size(n, n, 1.0, 1.0, dim, b, 4.0).inflation <= 1.01]
+        fits = [b for b in rings if size_noise(n, n, 1.0, 1.0, dim, b, 4.0).inflation <= 1.01]
         assert fits[0] == wanted
 
 
@@ -149,7 +149,7 @@ def test_a_sum_of_discrete_gaussians_is_as_near_to_one_as_tau_says(honest: int) 
 
 def test_half_a_ring_holds_enough_deviations() -> None:
     for dim, k in ((2**20, 5.74), (2**24, 6.19), (2**30, 6.82)):
-        assert wrap_k(dim) == pytest.approx(k, abs=0.005)
+        assert noise_wrap_deviations(dim) == pytest.approx(k, abs=0.005)
     assert exp(-0.5) == distributed.BETA
     assert [Quorum(80, 100, corrupt).honest for corrupt in (0, 10, 80, 90)] == [80, 70, 0, 0]
 

@@ -42,8 +42,8 @@ def test_noise_has_the_size_that_was_asked_and_lies_on_its_grid():
 
 def test_epsilon_is_that_of_replaced_vectors_over_all_crossings():
     """Two vectors are twice the clip apart. A token sends two in a pass. k of them have sqrt(k) times less noise."""
-    assert token_epsilon(3.0, 1, 1e-5) == pytest.approx(accountant.gaussian(1.5 / 2**0.5, 1e-5), rel=1e-4)
-    assert token_epsilon(3.0, 3, 1e-5) == pytest.approx(accountant.gaussian(1.5 / 6**0.5, 1e-5), rel=1e-4)
+    assert token_epsilon(3.0, 1, 1e-5) == pytest.approx(accountant.gaussian_epsilon(1.5 / 2**0.5, 1e-5), rel=1e-4)
+    assert token_epsilon(3.0, 3, 1e-5) == pytest.approx(accountant.gaussian_epsilon(1.5 / 6**0.5, 1e-5), rel=1e-4)
     assert "no promise about the text" in token_promise(3.0, 5)
 
 

@@ -16,7 +16,15 @@ from edgewise.core.keys import derive, root
 from edgewise.core.space import share_of
 from edgewise.secagg import graph, messages, params
 from edgewise.secagg.merge import smallest_masked_sum
-from edgewise.secagg.params import COMPLETE_MOST, COMPLETE_TO, Params, Server, TrustPolicy, choose, complete_threshold
+from edgewise.secagg.params import (
+    COMPLETE_MOST,
+    COMPLETE_TO,
+    Params,
+    Server,
+    TrustPolicy,
+    choose_graph_degree,
+    complete_threshold,
+)
 
 POLICIES = [
     (corrupt, dropout, server)
@@ -47,7 +55,7 @@ def test_sparse_graphs_are_safe_and_alive_and_no_smaller_one_is(corrupt: float, 
     found = 0
     for n in SIZES:
         bad, dropped = share_of(corrupt, n), share_of(dropout, n)
-        shape = choose(n, bad, dropped, server)
+        shape = choose_graph_degree(n, bad, dropped, server)
         if shape is None:
             continue
         found += 1
@@ -67,7 +75,7 @@ def test_corrupt_devices_and_drop_outs_at_once_leave_enough_holders(server: Serv
         for n in range(2, COMPLETE_MOST + 1):
             bad, dropped = share_of(corrupt, n), share_of(dropout, n)
             policy = TrustPolicy(corrupt, dropout, server)
-            if n <= 3 * bad + 2 * dropped and (n <= COMPLETE_TO or not choose(n, bad, dropped, server)):
+            if n <= 3 * bad + 2 * dropped and (n <= COMPLETE_TO or not choose_graph_degree(n, bad, dropped, server)):
                 with pytest.raises(CompositionError, match="E-NMIN"):
                     policy.shape(n)
                 continue
@@ -112,10 +120,10 @@ def test_the_search_looks_at_a_few_graphs_whatever_the_policy(
     n: int, shares: tuple[float, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked: list[int] = []
-    real = params.fitting
-    monkeypatch.setattr(params, "fitting", lambda n, k, *rest: looked.append(k) or real(n, k, *rest))
+    real = params.fitting_threshold
+    monkeypatch.setattr(params, "fitting_threshold", lambda n, k, *rest: looked.append(k) or real(n, k, *rest))
     bad, dropped = (share_of(share, n) for share in shares)
-    assert calls(lambda: choose.__wrapped__(n, bad, dropped, "malicious")) <= 160 * math.log2(n)
+    assert calls(lambda: choose_graph_degree.__wrapped__(n, bad, dropped, "malicious")) <= 160 * math.log2(n)
     assert len(looked) <= math.log2(n) + 1
 
 
@@ -140,7 +148,7 @@ def test_policies_have_bounds() -> None:
 def test_the_graph_is_regular_and_symmetric(n: int, half: int, which: int) -> None:
     devices = [f"d{i:02d}" for i in range(n)]
     k = min(2 * half, n - 1)
-    near = graph.neighbours(derive(root(0), which), devices, k)
+    near = graph.mask_neighbours(derive(root(0), which), devices, k)
     for d, others in near.items():
         assert len(others) == len(set(others)) == k
         assert list(others) == sorted(others)
@@ -150,7 +158,7 @@ def test_the_graph_is_regular_and_symmetric(n: int, half: int, which: int) -> No
 
 def test_the_graph_depends_on_every_key() -> None:
     word = [bytes([i]) * 32 for i in range(5)]
-    keys = {f"d{i}": messages.Keys(seal=w, mask=w, commitment=w, signature=w + w) for i, w in enumerate(word)}
+    keys = {f"d{i}": messages.SessionKeys(seal=w, mask=w, commitment=w, signature=w + w) for i, w in enumerate(word)}
     seen = {messages.roster_digest(b"s", keys), messages.roster_digest(b"t", keys)}
     for field, value in (("seal", word[0]), ("mask", word[0]), ("commitment", word[0]), ("signature", word[0] * 2)):
         seen.add(messages.roster_digest(b"s", keys | {"d4": msgspec.structs.replace(keys["d4"], **{field: value})}))

@@ -7,7 +7,7 @@ Leakage     token recall from each update, the cohort's sum, and the noised sum
 Crossings   recovery of tokens from what crosses the cut of a split model
 Memory      membership inference and canary exposure of the model after an update, and after the release
 
-    found = examine(recipe, Path("recipes"), out=Path("audit"), quick=True)
+    found = audit_recipe(recipe, Path("recipes"), out=Path("audit"), quick=True)
     found["findings"][0]["holds"]
 """
 
@@ -33,7 +33,7 @@ from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe
 
 
-def examine(
+def audit_recipe(
     recipe: Recipe,
     recipe_dir: Path,
     out: Path | None = None,
@@ -67,10 +67,10 @@ def examine(
         trainer = leakage.text_trainer(recipe, recipe_dir, Path(scratch), catalogue)
         plan = compile(recipe, trainer.spec, len(participants(recipe, trainer.devices()).seen), catalogue)
         noise_steps(plan, registered(trainer))
-        findings = epsilon.examine(plan, quick, say, catalogue)
+        findings = epsilon.audit_epsilon(plan, quick, say, catalogue)
         leaks: dict[str, Any] = {"leaks": [], "memory": [], "tokens": 0, "crossings": []}
         if all(f.holds for f in findings):  # Broken code may release something else than it should.
-            leaks = leakage.examine(recipe, plan, trainer, recipe_dir, Path(scratch), quick, say, catalogue)
+            leaks = leakage.audit_leakage(recipe, plan, trainer, recipe_dir, Path(scratch), quick, say, catalogue)
     found: dict[str, Any] = {
         "recipe": recipe.name,
         "privacy": recipe.privacy,
@@ -84,7 +84,7 @@ def examine(
         (out / "audit.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
         from edgewise.apps.audit import page
 
-        (out / "audit.html").write_text(page.page(found), encoding="utf-8")
+        (out / "audit.html").write_text(page.audit_page(found), encoding="utf-8")
     for f in findings:
         if not f.holds:
             raise AuditError(
@@ -103,7 +103,7 @@ def _privacy_claim(plan: Plan) -> dict[str, Any] | None:
     return {"epsilon": plan.spend.card.of_release, "delta": plan.spend.card.delta, "noise_multiplier": plan.spend.z}
 
 
-def show(console: Any, found: Mapping[str, Any]) -> None:
+def show_audit(console: Any, found: Mapping[str, Any]) -> None:
     """Print the result of an audit (``examine``)."""
     from rich import box
     from rich.table import Table

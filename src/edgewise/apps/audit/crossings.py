@@ -19,7 +19,7 @@ from edgewise.codecs.wire.tokens import Rounding, TokenCodec
 from edgewise.core.keys import derive, root
 from edgewise.learn.attacks import inversion
 from edgewise.learn.models.architecture import embeddings, text_config
-from edgewise.learn.models.cut import cut
+from edgewise.learn.models.cut import cut_model
 from edgewise.learn.text.marks import unmarked
 from edgewise.learn.text.trainer import TextTrainer
 from edgewise.plan.recipe.recipe import Recipe
@@ -39,7 +39,7 @@ class Attacked:
         kind: "activations", "output_gradients" or "labels". tells: the token that each vector tells.
         cut: number of blocks on the device. rounding: format of the vectors.
         seen: True where the holder of the rest sees this under the recipe.
-        top1, unigram, tokens: as ``inversion.Recovery``. Labels are given, so their top1 is 1.
+        top1, unigram, tokens: as ``inversion.TokenRecovery``. Labels are given, so their top1 is 1.
     """
 
     kind: str
@@ -52,14 +52,16 @@ class Attacked:
     tokens: int
 
 
-def examine(recipe: Recipe, trainer: TextTrainer, devices: list[str], quick: bool, step: Step) -> list[dict[str, Any]]:
+def audit_crossings(
+    recipe: Recipe, trainer: TextTrainer, devices: list[str], quick: bool, step: Step
+) -> list[dict[str, Any]]:
     """Attack the crossings of a recipe with ``[split]``, and of other cuts and formats. Empty for a whole model.
 
     Args:
         devices: those with text. The first is attacked.
         quick: attack the recipe's own cut and formats only, with less text.
     Raises:
-        ModelError: E-CUT as ``learn.models.cut.cut``.
+        ModelError: E-CUT as ``learn.models.cut.cut_model``.
     """
     split = recipe.split
     if not split.used:
@@ -72,8 +74,8 @@ def examine(recipe: Recipe, trainer: TextTrainer, devices: list[str], quick: boo
     cases = [(cut_, sent) for cut_, sent in _cases(recipe, trainer) if not quick or (cut_, sent) == _own(recipe)]
     for i, (block, (activations, gradients)) in enumerate(cases):
         step("inverting what crosses the cut", i, len(cases))
-        parts = cut(trainer.model, block, split.shape)
-        mine, others = (inversion.crossing(parts, rows) for rows in (rows_NS, other_NS))
+        parts = cut_model(trainer.model, block, split.shape)
+        mine, others = (inversion.attacked_crossing(parts, rows) for rows in (rows_NS, other_NS))
         noises = split_noise(recipe, mine["activations"].x_NTC.shape[2])
         for kind, vectors in mine.items():
             first = kind == "activations"
@@ -81,12 +83,12 @@ def examine(recipe: Recipe, trainer: TextTrainer, devices: list[str], quick: boo
             noise = None if noises is None else noises[0 if first else 1]
             key = derive(root(3), "inversion", kind, block, rounding)
             table = embeddings(trainer.model).weight
-            recovery = inversion.recover(
+            recovery = inversion.recover_tokens(
                 vectors,
                 others[kind],
                 table,
                 key,
-                inversion.channel(TokenCodec(rounding, hidden), noise),
+                inversion.noised_channel(TokenCodec(rounding, hidden), noise),
                 STEPS // fewer,
             )
             seen = (block, (activations, gradients)) == _own(recipe)

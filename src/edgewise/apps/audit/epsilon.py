@@ -21,15 +21,15 @@ from edgewise.apps.audit.trial_plans import (
     COHORT,
     FINER,
     LONG,
-    clip_of,
-    first_way,
+    first_trial_pipeline,
     lacks_corrupt_devices,
-    layout,
-    mu_of,
-    promised,
-    spend_of,
+    promised_adjacency,
+    trial_clip,
+    trial_layout,
+    trial_mu,
+    trial_pipelines,
+    trial_spend,
     true_keys,
-    ways_of,
 )
 from edgewise.core import keys
 from edgewise.core.keys import Turn, derive
@@ -38,13 +38,13 @@ from edgewise.core.vector import Vector
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
-from edgewise.plan.scaled import scaled
+from edgewise.plan.scaled import scaled_plan
 from edgewise.privacy import audit, matrix
 from edgewise.privacy import one_run as guessing
-from edgewise.privacy.audit import contribution, neighbour, release, released
+from edgewise.privacy.audit import audited_contribution, audited_release, audited_round_release, neighbouring_update
 from edgewise.privacy.audit_findings import AuditFinding
 from edgewise.privacy.distributed import MOST_BITS
-from edgewise.privacy.matrix import Blt
+from edgewise.privacy.matrix import BltMatrix
 
 CANARIES = {True: 512, False: 4096}  # By ``quick``, as in the tables below.
 RUNS = {True: 1 << 14, False: 1 << 17}
@@ -72,7 +72,7 @@ BY_COORDINATE = (
 Step = Callable[[str, int, int], None]  # (name, done, total)
 
 
-def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN) -> list[AuditFinding]:
+def audit_epsilon(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN) -> list[AuditFinding]:
     """Run all trials of a plan. Returns no finding for a plan that claims no epsilon.
 
     If an update is longer than its bound, the other trials are skipped, because later code refuses such updates.
@@ -81,34 +81,41 @@ def examine(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BUILT_IN
         return []
     if plan.promise.noises_steps:
         return [
-            *record_trials.mechanism(plan, RUNS[quick], step),
-            record_trials.steps(plan, PAIRS, step),
-            record_trials.one_run(plan, CANARIES[quick], step),
+            *record_trials.audit_record_mechanism(plan, RUNS[quick], step),
+            record_trials.audit_record_steps(plan, PAIRS, step),
+            record_trials.audit_records_in_one_run(plan, CANARIES[quick], step),
         ]
-    first = length(plan)
+    first = audit_length(plan)
     if not first.holds:
         return [replace(first, left_out=("mechanism, rounds and one run (not tried if lengths do not hold)",))]
     released_once = mechanism_release(plan, RUNS[quick], step, catalogue)
-    whole = one_run(plan, CANARIES[quick], step, WORK[quick])
-    if spend_of(plan).correlated:  # Then ``whole`` covers all rounds.
+    whole = audit_one_run(plan, CANARIES[quick], step, WORK[quick])
+    if trial_spend(plan).correlated:  # Then ``whole`` covers all rounds.
         return [first, released_once, whole]
-    return [first, released_once, round_trials.rounds(plan, RUNS[quick], step, catalogue), whole]
+    return [first, released_once, round_trials.audit_two_rounds(plan, RUNS[quick], step, catalogue), whole]
 
 
-def length(plan: Plan) -> AuditFinding:
+def audit_length(plan: Plan) -> AuditFinding:
     """Measure the largest distance of an update from its neighbour's at the place of the noise.
 
     Returns the worst finding of all phases.
     """
-    dim, size = plan.spec.dim, LONG * clip_of(plan)
+    dim, size = plan.spec.dim, LONG * trial_clip(plan)
     spike, found = np.zeros(dim, np.float32), []
     spike[dim // 2] = size
-    for phase, pipe in enumerate(ways_of(plan)):
+    for phase, pipe in enumerate(trial_pipelines(plan)):
         updates = [*(_canary_signs(dim, i) * np.float32(size) for i in range(6)), spike, np.zeros(dim, np.float32)]
-        mu, key = mu_of(plan, phase), derive(keys.root(7), "length", phase)
+        mu, key = trial_mu(plan, phase), derive(keys.root(7), "length", phase)
         found.append(
             audit.length_audit(
-                "length", pipe, mu, updates, spend_of(plan).delta, key, _noise_std(plan, pipe), promised(plan)
+                "length",
+                pipe,
+                mu,
+                updates,
+                trial_spend(plan).delta,
+                key,
+                _noise_std(plan, pipe),
+                promised_adjacency(plan),
             )
         )
     of = "distance of an update from its neighbour's before the noise, one release"
@@ -118,7 +125,7 @@ def length(plan: Plan) -> AuditFinding:
 
 def _noise_std(plan: Plan, pipe: Pipeline) -> float:
     """Return the noise std of one release. 0 if noise is correlated, because the claim is then for the whole run."""
-    if spend_of(plan).correlated:
+    if trial_spend(plan).correlated:
         return 0.0
     return pipe.encoded.noise.std if plan.promise.who_noises is Noiser.DEVICE else pipe.total.noise_std
 
@@ -132,36 +139,38 @@ def mechanism_release(plan: Plan, runs: int, step: Step, catalogue: Catalogue = 
     same.
     """
     step("mechanism", 0, 1)
-    spec = layout(plan.spec, runs)
+    spec = trial_layout(plan.spec, runs)
     stages = [table for table in plan.stage_tables if _by_coordinate(table)]
     whole, size, delta = (
         2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0,
-        LONG * clip_of(plan),
-        spend_of(plan).delta,
+        LONG * trial_clip(plan),
+        trial_spend(plan).delta,
     )
-    probe = scaled(plan, stages, spec, whole / sqrt(spec.dim), catalogue, COHORT)
+    probe = scaled_plan(plan, stages, spec, whole / sqrt(spec.dim), catalogue, COHORT)
     of = "one coordinate of one release"
     if probe.at(0).encoded.head:
-        tiny = scaled(plan, stages, layout(plan.spec, len(plan.spec.segments)), HEADED, catalogue, COHORT)
+        tiny = scaled_plan(plan, stages, trial_layout(plan.spec, len(plan.spec.segments)), HEADED, catalogue, COHORT)
         update, many = np.full(tiny.spec.dim, size, np.float32), runs // RELEASES
-        pipe, mu, of = first_way(tiny, plan), mu_of(tiny, 0), "one release, body and head"
+        pipe, mu, of = first_trial_pipeline(tiny, plan), trial_mu(tiny, 0), "one release, body and head"
         noised = pipe
-        found = audit.releases_audit("mechanism", pipe, update, delta, keys.root(7), many, mu, promised(plan))
+        found = audit.releases_audit("mechanism", pipe, update, delta, keys.root(7), many, mu, promised_adjacency(plan))
     else:
         bits = (
             min(MOST_BITS, probe.at(0).encoded.noise.ring_bits + FINER)
             if plan.promise.who_noises is Noiser.COHORT
             else 0
         )
-        small = scaled(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, COHORT, bits)
+        small = scaled_plan(plan, stages, spec, whole / sqrt(probe.at(0).encoded.dim), catalogue, COHORT, bits)
         update = np.full(spec.dim, size, np.float32)
-        noised, mu = first_way(small, plan), mu_of(small, 0)
-        found = audit.mechanism_audit("mechanism", noised, update, delta, keys.root(7), mu, promised(plan))
-    nothing = [np.zeros_like(update)] * max(1, audit.counted_on(noised.total.space))
+        noised, mu = first_trial_pipeline(small, plan), trial_mu(small, 0)
+        found = audit.mechanism_audit("mechanism", noised, update, delta, keys.root(7), mu, promised_adjacency(plan))
+    nothing = [np.zeros_like(update)] * max(1, audit.audited_count(noised.total.space))
     start, public = noised.start_memory(), derive(keys.root(7), "public")
-    one, two = (released(noised, nothing, derive(keys.root(7), "fresh", i), 0, start, public)[0] for i in range(2))
-    found = audit.fresh(found, delta, one, two)
-    spend, others = spend_of(plan), [table["kind"] for table in plan.stage_tables if not _by_coordinate(table)]
+    one, two = (
+        audited_round_release(noised, nothing, derive(keys.root(7), "fresh", i), 0, start, public)[0] for i in range(2)
+    )
+    found = audit.fresh_noise_finding(found, delta, one, two)
+    spend, others = trial_spend(plan), [table["kind"] for table in plan.stage_tables if not _by_coordinate(table)]
     left_out = {
         **{f"{kind} (behind it coordinates are not separate runs)": True for kind in others},
         f"{' and '.join(plan.metrics.names)} (they are coordinates of the update here, and do not move)": bool(
@@ -178,7 +187,7 @@ def mechanism_release(plan: Plan, runs: int, step: Step, catalogue: Catalogue = 
     return replace(found, of=of, left_out=tuple(dict.fromkeys([*true_keys(left_out), *_left_out(plan)])))
 
 
-def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> AuditFinding:
+def audit_one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> AuditFinding:
     """Run the plan at its own noise with many canary devices, each present with probability 1/2, and score each.
 
     The canaries are dealt to releases of the plan's stages, each with its own noise. Together they are one run, and
@@ -191,7 +200,7 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> A
         work: largest number of encoded coordinates. Long runs of correlated noise are cut to fit. The claim is then
             that of their beginning.
     """
-    pipes, blt = ways_of(plan), _noise_correlation(plan)
+    pipes, blt = trial_pipelines(plan), _noise_correlation(plan)
     rounds = min(blt.rounds, max(1, work // (4 * plan.spec.dim)))
     takes = min(blt.takes, -(-rounds // blt.gap))
     canaries = min(canaries, max(64, work // (plan.spec.dim * takes)))
@@ -206,23 +215,23 @@ def one_run(plan: Plan, canaries: int, step: Step, work: int = WORK[False]) -> A
             dealt = range(start, min(canaries, start + each))
             scores[start : dealt.stop] = _play_canaries(plan, pipes[play % len(pipes)], blt, rounds, dealt, present)
     mu, of = (
-        max(mu_of(plan, phase) for phase in range(len(pipes))),
+        max(trial_mu(plan, phase) for phase in range(len(pipes))),
         f"one release at noise multiplier {_noise_multiplier(plan):.4g}",
     )
     if blt.rounds > 1:
-        column = matrix.column(blt)
+        column = matrix.matrix_column(blt)
         mu *= matrix.participation_norm(column[:rounds], blt.gap, takes)
         mu /= matrix.participation_norm(column, blt.gap, blt.takes)
         of = f"{rounds} of {blt.rounds} rounds of correlated noise at multiplier {_noise_multiplier(plan):.4g}"
         of += f", a device in {takes}"
     head = pipes[0].released_head
     beside = {f"{' and '.join(head)} beside the update (all canaries move the same number)": bool(head)}
-    found = guessing.played(mu, spend_of(plan).delta, scores, present)
+    found = guessing.one_run_finding(mu, trial_spend(plan).delta, scores, present)
     return replace(found, of=of, left_out=(*_left_out(plan), *true_keys(beside), *found.left_out))
 
 
 def _play_canaries(
-    plan: Plan, pipe: Pipeline, blt: Blt, rounds: int, dealt: range, present: NDArray[np.bool_]
+    plan: Plan, pipe: Pipeline, blt: BltMatrix, rounds: int, dealt: range, present: NDArray[np.bool_]
 ) -> NDArray[np.float64]:
     """Score the canaries ``dealt``, spread over groups, in one run of ``rounds``.
 
@@ -232,7 +241,7 @@ def _play_canaries(
     the inner product with the release.
     """
     groups = min(blt.gap, rounds, GROUPS)
-    column = matrix.column(blt)[:rounds]
+    column = matrix.matrix_column(blt)[:rounds]
     apart = np.subtract.outer(np.arange(rounds), np.arange(rounds))
     c = np.where(apart >= 0, column[np.maximum(apart, 0)], 0.0)
     u = np.zeros((groups, rounds))
@@ -242,7 +251,7 @@ def _play_canaries(
     sums, memory = np.zeros((groups, plan.spec.dim)), pipe.start_memory()
     for t in range(rounds):
         key = derive(keys.root(7), "one run", dealt.start, t)
-        seen, memory = released(pipe, _canary_updates(plan, pipe, dealt, u[:, t], present), key, t, memory)
+        seen, memory = audited_round_release(pipe, _canary_updates(plan, pipe, dealt, u[:, t], present), key, t, memory)
         for g in range(groups):
             sums[g] += weights[g, t] * seen
     public = derive(derive(keys.root(7), "one run", dealt.start, 0), "public") if rounds == 1 else b""
@@ -264,10 +273,10 @@ def _canary_updates(
     for i in dealt:
         if turn[i % turn.size]:
             x = _canary_update(plan, i)
-            if (sent := x if present[i] else neighbour(x, promised(plan))) is not None:
+            if (sent := x if present[i] else neighbouring_update(x, promised_adjacency(plan))) is not None:
                 yield sent
             n += 1
-    for _ in range(max(audit.counted_on(pipe.total.space), 1) - n):
+    for _ in range(max(audit.audited_count(pipe.total.space), 1) - n):
         yield np.zeros(plan.spec.dim, np.float32)
 
 
@@ -275,20 +284,20 @@ def _canary_message(plan: Plan, pipe: Pipeline, i: int, present: NDArray[np.bool
     """Score a canary from its device's own noised message."""
     step("canaries", i, present.size)
     x = _canary_update(plan, i)
-    sent = x if present[i] else neighbour(x, promised(plan))
-    seen = release(pipe, [] if sent is None else [sent], derive(keys.root(7), "message", i))
+    sent = x if present[i] else neighbouring_update(x, promised_adjacency(plan))
+    seen = audited_release(pipe, [] if sent is None else [sent], derive(keys.root(7), "message", i))
     return float(_clipped_direction(plan, i) @ seen)
 
 
 def _canaries_per_release(pipe: Pipeline) -> int:
     """Return the number of canaries of one release: at most an eighth of the coordinates, so that they stay apart."""
     space = pipe.total.space
-    return min(audit.counted_on(space) or space.quorum.n_max, max(8, pipe.spaces[0].dim // 8))
+    return min(audit.audited_count(space) or space.quorum.n_max, max(8, pipe.spaces[0].dim // 8))
 
 
 def _canary_update(plan: Plan, i: int) -> Vector:
     """Make a canary: random signs, longer than the clip."""
-    return _canary_signs(plan.spec.dim, i) * np.float32(LONG * clip_of(plan))
+    return _canary_signs(plan.spec.dim, i) * np.float32(LONG * trial_clip(plan))
 
 
 def _canary_direction(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray[np.float64]:
@@ -298,7 +307,7 @@ def _canary_direction(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray
     rounds are weighted, it is the canary's own direction.
     """
     if turn.public and not pipe.encoded.noise.std:
-        moved = contribution(pipe, _canary_update(plan, i), turn).astype(np.float64)
+        moved = audited_contribution(pipe, _canary_update(plan, i), turn).astype(np.float64)
         if moved.size == plan.spec.dim and (norm := float(np.linalg.norm(moved))):
             return np.asarray(moved / norm)
     return _clipped_direction(plan, i)
@@ -307,7 +316,7 @@ def _canary_direction(plan: Plan, pipe: Pipeline, i: int, turn: Turn) -> NDArray
 def _clipped_direction(plan: Plan, i: int) -> NDArray[np.float64]:
     """Return a canary's direction behind the clip, of length 1. A clip per tensor gives all tensors equal length."""
     shape = _canary_signs(plan.spec.dim, i).astype(np.float64)
-    if spend_of(plan).clipping.tensor_l2:
+    if trial_spend(plan).clipping.tensor_l2:
         for s in plan.spec.segments:
             shape[s.start : s.stop] /= sqrt(max(1, s.size))
     return shape / float(np.linalg.norm(shape))
@@ -319,17 +328,17 @@ def _canary_signs(dim: int, i: int) -> Vector:
     return (2 * drawn - 1).astype(np.float32)
 
 
-def _noise_correlation(plan: Plan) -> Blt:
+def _noise_correlation(plan: Plan) -> BltMatrix:
     """Return the correlation of noise over the rounds; that of a one-round run if noise is independent."""
-    event = spend_of(plan).events[0]
+    event = trial_spend(plan).events[0]
     if event.kind != "matrix":
-        return Blt((), (), 1, 1, 1)
-    return matrix.choose(event.rounds, event.gap, event.takes, spend_of(plan).buffers)
+        return BltMatrix((), (), 1, 1, 1)
+    return matrix.choose_blt(event.rounds, event.gap, event.takes, trial_spend(plan).buffers)
 
 
 def _noise_multiplier(plan: Plan) -> float:
     """Noise multiplier of the plan."""
-    return spend_of(plan).z
+    return trial_spend(plan).z
 
 
 def _by_coordinate(table: Mapping[str, Any]) -> bool:
@@ -338,7 +347,7 @@ def _by_coordinate(table: Mapping[str, Any]) -> bool:
 
 def _left_out(plan: Plan) -> tuple[str, ...]:
     """List the parts of the plan that no trial of its releases covers."""
-    pipe, spend, event = ways_of(plan)[0], spend_of(plan), spend_of(plan).events[0]
+    pipe, spend, event = trial_pipelines(plan)[0], trial_spend(plan), trial_spend(plan).events[0]
     space = pipe.encoded
     halves = [stage.name for stage in pipe.stages if stage.server is not None and not spend.clipping.follows]
     found = {

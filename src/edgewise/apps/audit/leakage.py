@@ -18,7 +18,7 @@ from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.workers.records import in_steps, noise_steps
 from edgewise.engine.trainer import registered
 from edgewise.learn.attacks import reconstruction
-from edgewise.learn.attacks.reconstruction import Leak
+from edgewise.learn.attacks.reconstruction import TokenLeak
 from edgewise.learn.text import trainer as text
 from edgewise.learn.text.blocks import predictions
 from edgewise.learn.text.marks import unmarked
@@ -32,7 +32,7 @@ from edgewise.plan.promise import Noiser
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.strategy import strategy_of
-from edgewise.privacy.audit import FULL_WEIGHT, release
+from edgewise.privacy.audit import FULL_WEIGHT, audited_release
 
 TOKENS = 48  # Tokens of the attacked batch. The span check needs fewer than the model's width.
 OTHERS = 255  # Random strings that a canary is compared with.
@@ -64,7 +64,7 @@ def text_trainer(recipe: Recipe, recipe_dir: Path, scratch: Path, catalogue: Cat
     return trainer
 
 
-def examine(
+def audit_leakage(
     recipe: Recipe,
     plan: Plan,
     trainer: TextTrainer,
@@ -90,7 +90,9 @@ def examine(
     everything = compile(whole, other.spec, len(other.devices()), catalogue)
     leaks = _Probe(everything, whole, other, cohort, step).whole()
     probe = _Probe(plan, recipe, trainer, cohort, step)
-    crossed = crossings.examine(recipe, trainer, probe.devices, quick, step)  # before any training changes the model
+    crossed = crossings.audit_crossings(
+        recipe, trainer, probe.devices, quick, step
+    )  # before any training changes the model
     more, memory = probe.behind()
     return {"leaks": leaks + more, "memory": memory, "tokens": leaks[0]["tokens"], "crossings": crossed}
 
@@ -105,7 +107,7 @@ class _Probe:
         self.devices = _with_text(trainer, cohort)
         self.rows = rows = self._first_text(self.devices[0])
         self.tokens = np.where(rows < 0, ~rows, rows)[0, :-1]
-        self.inputs = reconstruction.layer_inputs(trainer.model)
+        self.inputs = reconstruction.first_layer_inputs(trainer.model)
         vocabulary = self.inputs.shape[0]
         others = [unmarked(self.trainer.text(d).blocks.train_NS[:64]).ravel() for d in self.devices[1:]]
         text = np.concatenate([np.where(o < 0, ~o, o) for o in others]) if others else np.zeros(0, np.int64)
@@ -149,7 +151,7 @@ class _Probe:
         """Run both attacks on one vector. A result is None if the vector's layout has no segment for the attack."""
         spec = self.trainer.spec
         span, rows = self._token_recall(update, spec, "span"), self._token_recall(update, spec, "rows")
-        base = reconstruction.leak(self.usual, self.tokens.tolist(), self.usual)
+        base = reconstruction.token_leak(self.usual, self.tokens.tolist(), self.usual)
         return {
             "what": what,
             "span": None if span is None else span.recall,
@@ -159,10 +161,14 @@ class _Probe:
             "seen": seen,
         }
 
-    def _token_recall(self, update: Vector, spec: Spec, how: str) -> Leak | None:
+    def _token_recall(self, update: Vector, spec: Spec, how: str) -> TokenLeak | None:
         """Measure how many of the text's tokens an update reveals."""
         vocabulary = self.inputs.shape[0]
-        segment = reconstruction.first_layer(spec) if how == "span" else reconstruction.embedding(spec, vocabulary)
+        segment = (
+            reconstruction.first_layer_segment(spec)
+            if how == "span"
+            else reconstruction.embedding_segment(spec, vocabulary)
+        )
         if segment is None:
             return None
         if how == "rows":
@@ -172,7 +178,7 @@ class _Probe:
             if width != self.inputs.shape[1]:  # An adapter's second factor never sees the inputs.
                 return None
             scores = reconstruction.span_scores(update, spec, segment, self.inputs)
-        return reconstruction.leak(scores, self.tokens.tolist(), self.usual)
+        return reconstruction.token_leak(scores, self.tokens.tolist(), self.usual)
 
     def whole(self) -> list[dict[str, Any]]:
         """Attack one gradient step of all weights, where attacks are strongest: alone, in a sum, in a release."""
@@ -181,7 +187,7 @@ class _Probe:
         total = np.asarray(np.sum(plain, axis=0, dtype=np.float64), np.float32)
         sent = [self._trained_update(rows, 1, sgd=True, own=True, device=i) for i, rows in enumerate(batches)]
         n, key = len(sent), derive(root(3), "whole")
-        seen = release(self.plan.at(0), [*sent, *self._zero_updates(sent[0], n)], key)
+        seen = audited_release(self.plan.at(0), [*sent, *self._zero_updates(sent[0], n)], key)
         return [
             self.row("whole model, one SGD step of one device, in the clear", plain[0]),
             self.row(f"whole model, the sum of {n} devices, in the clear", total),
@@ -221,9 +227,9 @@ class _Probe:
         hidden, noisy = promise.hidden, promise.who_noises is not Noiser.NOBODY
         total = np.asarray(np.sum(updates, axis=0, dtype=np.float64), np.float32)
         quiet = self._zero_updates(update, len(updates))
-        seen = release(plan.at(0), [*updates, *quiet], derive(root(3), "release"))
+        seen = audited_release(plan.at(0), [*updates, *quiet], derive(root(3), "release"))
         n, with_secret = len(updates), [self._update_with_secret(taken, steps), *updates[1:], *quiet]
-        remembered = release(plan.at(0), with_secret, derive(root(3), "release"))
+        remembered = audited_release(plan.at(0), with_secret, derive(root(3), "release"))
         between = LEAVES.get(promise.who_noises, BEFORE if hidden else "")
         leaks = [
             self.row("one update, one SGD step, in the clear", self.single()),
@@ -270,7 +276,7 @@ class _Probe:
     def _row_losses(self, rows_NS: np.ndarray[Any, Any]) -> reconstruction.Scores:
         """Compute the losses of rows under the model as it is."""
         rows = torch.from_numpy(np.array(rows_NS).astype(np.int64))
-        return reconstruction.losses(self.trainer.model.eval(), rows, self.trainer.autocast is torch.bfloat16)
+        return reconstruction.text_losses(self.trainer.model.eval(), rows, self.trainer.autocast is torch.bfloat16)
 
     def _losses_under(self, params: Vector, rows_NS: np.ndarray[Any, Any]) -> reconstruction.Scores:
         """Compute the losses of rows under a model."""
@@ -292,11 +298,11 @@ class _Probe:
         self.step("what models remember", 0, 1)
         # Some text is easier for every model. The fall of its loss shows the effect of training.
         fell = [self._losses_under(params, rows) - start for rows, start in zip(halves, before, strict=True)]
-        found = reconstruction.membership(fell[0], fell[1])
+        found = reconstruction.membership_inference(fell[0], fell[1])
         length = halves[0].shape[1]
         false = np.concatenate([self._secret_tokens(length, i) for i in range(1, OTHERS + 1)])
         own = float(self._row_losses(self._secret_tokens(length))[0])
-        bits = reconstruction.exposure(own, self._row_losses(false))
+        bits = reconstruction.secret_exposure(own, self._row_losses(false))
         return {
             "what": name,
             "auc": found.auc,

@@ -12,8 +12,8 @@ from edgewise.apps.report.page import POLICY
 from edgewise.apps.report.svg import Bar, bars
 
 
-def page(a: Mapping[str, Any]) -> str:
-    """Build the HTML of the whole page from the result of ``audit.examine``."""
+def audit_page(a: Mapping[str, Any]) -> str:
+    """Build the HTML of the whole page from the result of ``audit.audit_recipe``."""
     css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     sections = _privacy_claims(a) + _leakage_section(a) + _crossings_section(a) + _memory_section(a)
     return f"""<!doctype html>

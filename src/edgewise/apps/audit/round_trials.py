@@ -25,12 +25,12 @@ from edgewise.apps.audit.trial_plans import (
     COHORT,
     FINER,
     LONG,
-    clip_of,
-    first_way,
-    layout,
-    mu_of,
-    promised,
-    spend_of,
+    first_trial_pipeline,
+    promised_adjacency,
+    trial_clip,
+    trial_layout,
+    trial_mu,
+    trial_spend,
     true_keys,
 )
 from edgewise.core import keys
@@ -44,33 +44,35 @@ from edgewise.drivers.simulation.keys import simulated_entropy, simulated_root, 
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
-from edgewise.plan.scaled import scaled
+from edgewise.plan.scaled import scaled_plan
 from edgewise.privacy import audit_findings
-from edgewise.privacy.audit import FULL_WEIGHT, counted_on, neighbour
+from edgewise.privacy.audit import FULL_WEIGHT, audited_count, neighbouring_update
 from edgewise.privacy.audit_findings import AuditFinding
 from edgewise.privacy.distributed import MOST_BITS
 
 
-def rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> AuditFinding:
+def audit_two_rounds(plan: Plan, runs: int, step: Step, catalogue: Catalogue = BUILT_IN) -> AuditFinding:
     """Play two rounds of one worst-case device or its neighbour, with every one of ``runs`` coordinates as a run.
 
     The trial has the recipe's clip, noise and merge without its stages and metrics. Its noise multiplier gives a mu of
     about 1, as in ``mechanism``. A clip that follows the updates stays at its initial value.
     """
     step("rounds", 0, 1)
-    spec, whole = layout(plan.spec, runs), 2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0
+    spec, whole = trial_layout(plan.spec, runs), 2.0 if plan.promise.who_noises is Noiser.DEVICE else 1.0
     z, bits, stages = whole / sqrt(spec.dim), 0, [table["kind"] for table in plan.stage_tables]
     if plan.promise.who_noises is Noiser.COHORT:
-        probe = scaled(plan, [], spec, z, catalogue, COHORT, metrics=False)
+        probe = scaled_plan(plan, [], spec, z, catalogue, COHORT, metrics=False)
         bits = min(MOST_BITS, probe.at(0).encoded.noise.ring_bits + FINER)
-    small = scaled(plan, [], spec, z, catalogue, COHORT, bits, metrics=False, adaptive_clip=False)
-    update = np.full(spec.dim, LONG * clip_of(plan), np.float32)
-    found = _play_two_rounds(small, first_way(small, plan), mu_of(small, 0), update, promised(plan))
+    small = scaled_plan(plan, [], spec, z, catalogue, COHORT, bits, metrics=False, adaptive_clip=False)
+    update = np.full(spec.dim, LONG * trial_clip(plan), np.float32)
+    found = _play_two_rounds(
+        small, first_trial_pipeline(small, plan), trial_mu(small, 0), update, promised_adjacency(plan)
+    )
     left_out = {
         **{f"{kind} (the two rounds run without it)": True for kind in stages},
-        "composition of more than two rounds of a device": spend_of(plan).rounds_each > 2,
+        "composition of more than two rounds of a device": trial_spend(plan).rounds_each > 2,
         f"{' and '.join(plan.metrics.names)} beside the update": bool(plan.metrics.names),
-        "changes of the clip": spend_of(plan).clipping.follows,
+        "changes of the clip": trial_spend(plan).clipping.follows,
         "masks and shares (they cancel in the sum)": plan.hides is not None,
     }
     of = f"one coordinate of two releases in a row, with noise scaled to a mu of {found.claimed:.3g}"
@@ -95,8 +97,10 @@ def _play_two_rounds(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adja
         for number, by in ((0, np.ones(update.size)), (1, signs)):
             turn = Turn(number, derive(keys.root(7), "public", number))
             x = _sent_as(pipe, (update * by).astype(np.float32), turn)
-            own = x if world == "with" else neighbour(x, adjacency)
-            others = 0 if adjacency == "replace_one" else (counted_on(pipe.total.space) or pipe.spaces[0].quorum.n_min)
+            own = x if world == "with" else neighbouring_update(x, adjacency)
+            others = (
+                0 if adjacency == "replace_one" else (audited_count(pipe.total.space) or pipe.spaces[0].quorum.n_min)
+            )
             updates = [] if own is None else [own]
             updates += [np.zeros_like(update)] * (others - len(updates))
             score += by * _noised_sum(plan, pipe, updates, turn, root)
@@ -104,7 +108,7 @@ def _play_two_rounds(plan: Plan, pipe: Pipeline, mu: float, update: Vector, adja
     lower, claimed = 0.0, sqrt(2.0 / update.size) * mu
     for part in (signs < 0.0, signs > 0.0):  # Differences and sums. Both bounds hold together with 95 %.
         lower = max(lower, audit_findings.gaussian_mu(scores[0][part], scores[1][part], 0.975))
-    return audit_findings.measured("rounds", claimed, spend_of(plan).delta, lower, update.size)
+    return audit_findings.measured_finding("rounds", claimed, trial_spend(plan).delta, lower, update.size)
 
 
 def _noise_stage(pipe: Pipeline) -> int:

@@ -38,7 +38,7 @@ from edgewise.drivers.workers.records import in_steps
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.trainer import Registered
 from edgewise.plan.catalogue import BUILT_IN, Catalogue, make, with_extensions
-from edgewise.plan.codec_choice.rungs import RUNGS, Rung
+from edgewise.plan.codec_choice.rungs import RUNGS, PlannedRung
 from edgewise.plan.compile import compile as compile_plan
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import Recipe
@@ -69,25 +69,27 @@ class Measured:
     __repr__ = outline
 
 
-def chain(tables: Tables, spec: Spec, catalogue: Catalogue = BUILT_IN) -> Pipeline:
+def bench_chain(tables: Tables, spec: Spec, catalogue: Catalogue = BUILT_IN) -> Pipeline:
     """Build the pipeline of ``[[stage]]`` tables with a plain sum. Raises as ``pipeline`` and ``catalogue.make``."""
     start = Space(dim=spec.dim, quorum=Quorum(1, 64), head=LOSSES, head_l2=HEAD_BOUND * sqrt(len(LOSSES)))
     merge = make(catalogue.merges, "[merge]", {"kind": "sum"}, spec)
     return pipeline(start, build_stages(tables, spec, catalogue.stages), merge)
 
 
-def rung_tables(rung: Rung, spec: Spec, catalogue: Catalogue = BUILT_IN) -> list[Mapping[str, Any]]:
+def rung_tables(rung: PlannedRung, spec: Spec, catalogue: Catalogue = BUILT_IN) -> list[Mapping[str, Any]]:
     """Build a rung's ``[[stage]]`` tables as in a recipe: after ``weigh``, and inside ``feedback`` if they are biased.
 
     A biased rung stays without feedback if its sample is rescaled to stand for all coordinates.
     """
     plain = [WEIGH, *rung.stages]
-    encoded = chain(plain, spec, catalogue).encoded
-    alone = encoded.unbiased or encoded.memory or is_rescaled_sample(chain([WEIGH], spec, catalogue).encoded, encoded)
+    encoded = bench_chain(plain, spec, catalogue).encoded
+    alone = (
+        encoded.unbiased or encoded.memory or is_rescaled_sample(bench_chain([WEIGH], spec, catalogue).encoded, encoded)
+    )
     return plain if alone else [WEIGH, {"kind": "feedback"}, *rung.stages]
 
 
-def measure(pipe: Pipeline, update: Update, repeats: int) -> Measured:
+def bench_chain_once(pipe: Pipeline, update: Update, repeats: int) -> Measured:
     """Encode and decode ``update`` ``repeats`` times from empty memory, after one more time to compile the kernels.
 
     Raises TrainingError(E-NAN) for an update that is not finite, and the errors of the stages.
@@ -125,7 +127,7 @@ def _update_error(pipe: Pipeline, raw: bytes, x: Vector, turn: keys.Turn) -> flo
     return error / norm if norm else inf if error else 0.0
 
 
-def examine(
+def bench_codecs(
     recipe: Recipe,
     recipe_dir: Path,
     extensions: Sequence[str] = (),
@@ -189,7 +191,7 @@ def _codec_figures(
     plan: Plan, device: str, tables: Tables, update: Update, repeats: int, catalogue: Catalogue
 ) -> dict[str, Any]:
     """Measure a codec on an update."""
-    m = measure(chain(tables, plan.spec, catalogue), update, repeats)
+    m = bench_chain_once(bench_chain(tables, plan.spec, catalogue), update, repeats)
     payload = memoryview(m.payload)
     sent = len(frame.dump(frame.Contribution(run=plan.run, round=0, device=device or "device", payload=payload)))
     float32 = 4 * plan.spec.dim
@@ -218,8 +220,8 @@ def _with_progress_bar(rungs: Sequence[tuple[str, Tables]], screen: TextIO | Non
     yield from track(rungs, "measuring", console=console, transient=True, disable=not console.is_terminal)
 
 
-def show(console: Console, found: Mapping[str, Any]) -> None:
-    """Print the benchmark of the codecs (``examine``)."""
+def show_codec_bench(console: Console, found: Mapping[str, Any]) -> None:
+    """Print the benchmark of the codecs (``bench_codecs``)."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -237,7 +239,7 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
             r["name"],
             numbers.figures(r["bits_per_parameter"], 2),
             numbers.size(r["bytes"]),
-            numbers.times(r["times_smaller"]),
+            numbers.ratio_in_words(r["times_smaller"]),
             numbers.figures(r["nmse"], 2),
             numbers.figures(r["encode_mb_s"]),
             numbers.figures(r["decode_mb_s"]),
@@ -250,4 +252,4 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
 
 def _link_time(seconds: float) -> str:
     """Format seconds: two digits below a minute, because the smallest rungs take milliseconds."""
-    return f"{numbers.figures(seconds, 2)} s" if seconds < 60 else numbers.clock(seconds)
+    return f"{numbers.figures(seconds, 2)} s" if seconds < 60 else numbers.as_on_a_clock(seconds)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from edgewise.apps.cli.shipped import FOLDER, STUDENT
-from edgewise.apps.models.distilling import DistillRequest, distil
+from edgewise.apps.models.distilling import DistillRequest, distil_to_folder
 from edgewise.apps.report import numbers
 from edgewise.apps.runs.toml_text import toml
 from edgewise.core.errors import EdgewiseError, RoundError
@@ -96,7 +96,7 @@ ROWS = (
 NAMES = tuple(row.name for row in ROWS)
 
 
-def examine(out: Path, rounds: int, steps: int, names: tuple[str, ...], tell: Tell) -> dict[str, Any]:
+def bench_edge(out: Path, rounds: int, steps: int, names: tuple[str, ...], tell: Tell) -> dict[str, Any]:
     """Benchmark the edge workflow: make teacher and student, play the rows, and write ``OUT/edge-llm.json``.
 
     Args:
@@ -150,7 +150,7 @@ def _models(out: Path, steps: int, tell: Tell) -> dict[str, float]:
         if not (dest / "distilled.json").is_file():
             tell(f"{name}: {lesson.steps} steps on {PUBLIC}")
             begun = (out / f".{name}.distill").is_dir()
-            distil(DistillRequest(teacher, str(to), PUBLIC, dest, lesson, length=64, resume=begun))
+            distil_to_folder(DistillRequest(teacher, str(to), PUBLIC, dest, lesson, length=64, resume=begun))
         found[name] = json.loads((dest / "distilled.json").read_bytes())["student"]["perplexity"]
     return found
 
@@ -207,8 +207,8 @@ def _figures(row: Row, s: Mapping[str, Any], baseline: float | None) -> dict[str
     }
 
 
-def show(console: Console, found: Mapping[str, Any]) -> None:
-    """Print the benchmark of the edge workflow (``examine``)."""
+def show_edge_bench(console: Console, found: Mapping[str, Any]) -> None:
+    """Print the benchmark of the edge workflow (``bench_edge``)."""
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -60,7 +60,7 @@ def status(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> No
 
         found = statuses.found(home.expanduser(), time.time())
         if not as_json:
-            print("\n".join(statuses.lines(found)))
+            print("\n".join(statuses.device_status_lines(found)))
         return found
 
     _run_device_command("status", as_json, debug, body)
@@ -112,13 +112,13 @@ def personalise(
 
     def body() -> dict[str, Any]:
         from edgewise.apps.device.agent import personalise_run
-        from edgewise.apps.device.personal import made
+        from edgewise.apps.device.personal import made_personal_models
         from edgewise.apps.terminal import sessions
 
         folder = home.expanduser()
         with sessions.interrupts():
             personalise_run(folder, run)
-        found = made(folder)[0]
+        found = made_personal_models(folder)[0]
         if not as_json:
             print(f"wrote {found['file']}")
         return found
@@ -145,15 +145,15 @@ def pause(
         import time
 
         from edgewise.apps.device import clock, control
-        from edgewise.apps.device.status import moment
+        from edgewise.apps.device.status import local_moment
         from edgewise.drivers.http import home as homes
 
         folder, now_s = home.expanduser(), time.time()
         homes.load(folder)
         until_s = clock.next_time(until, now_s) if until else None
-        control.give(folder, control.Order("pause", until_s))
+        control.give_owner_order(folder, control.Order("pause", until_s))
         if not as_json:
-            print(f"paused until {'`edgewise device resume`' if until_s is None else moment(until_s)}")
+            print(f"paused until {'`edgewise device resume`' if until_s is None else local_moment(until_s)}")
         return {"paused": True, "until_s": until_s}
 
     _run_device_command("pause", as_json, debug, body)
@@ -169,8 +169,8 @@ def resume(home: Home = HOME, as_json: Json = False, debug: Debug = False) -> No
 
         folder = home.expanduser()
         homes.load(folder)
-        control.give(folder, control.Order())
-        agent = control.running(folder)
+        control.give_owner_order(folder, control.Order())
+        agent = control.running_agent(folder)
         if not as_json:
             print("resumed" if agent else "resumed; no agent runs here, start one with `edgewise device run`")
         return {"paused": False, "running": agent is not None}
@@ -203,7 +203,7 @@ def leave(
         folder = home.expanduser()
         done = leaving.leave(folder, keep_records, offline)
         if not as_json:
-            print("\n".join(leaving.words(done, folder)))
+            print("\n".join(leaving.leaving_words(done, folder)))
         return done
 
     _run_device_command("leave", as_json, debug, body)
@@ -227,8 +227,8 @@ def policy(
         folder = home.expanduser()
         if show:
             if not as_json:
-                print(policies.template(), end="")
-            return {"text": policies.template()}
+                print(policies.owner_policy_template(), end="")
+            return {"text": policies.owner_policy_template()}
         written = policies.first_policy(folder)
         found = policies.load(folder)
         if not as_json:
@@ -254,7 +254,7 @@ def digest(
     def body() -> dict[str, Any]:
         from edgewise.drivers import extension_packages
 
-        found = extension_packages.digest(package)
+        found = extension_packages.package_files_digest(package)
         if not as_json:
             print(found)
         return {"sha256": found}
@@ -311,8 +311,8 @@ def unit(
 
         folder = home.expanduser().absolute()
         homes.load(folder)
-        text = units.text(units.program(), folder, policies.load(folder))
-        at = units.install(text, units.place()) if install else units.place()
+        text = units.agent_unit_text(units.agent_program(), folder, policies.load(folder))
+        at = units.install_agent_unit(text, units.agent_unit_place()) if install else units.agent_unit_place()
         if not as_json:
             print("\n".join((f"wrote {at}", *(f"  next  {step}" for step in units.NEXT))) if install else text, end="")
             print("", end="\n" if install else "")

@@ -111,7 +111,7 @@ def distill(
             what = "several teachers together write no text, which --loss sequence needs."
             raise EdgewiseError("E-DISTILL", what, "take another loss, or one teacher.")
         with sessions.interrupts(), sessions.quiet_screen(None, debug) as screen:
-            from edgewise.apps.models.distilling import DistillRequest, distil
+            from edgewise.apps.models.distilling import DistillRequest, distil_to_folder
             from edgewise.apps.terminal.progress_bar import steps as bar
             from edgewise.learn.compress.teaching import Lesson
 
@@ -136,7 +136,7 @@ def distill(
             )
             try:
                 with bar(None if as_json else screen) as step:
-                    found = distil(wanted, step)
+                    found = distil_to_folder(wanted, step)
             except KeyboardInterrupt:
                 what = "stopped. The newest saved state is at most some seconds old."
                 raise Interrupted("E-INTERRUPTED", what, f"continue with: {sessions.again(sys.argv)}") from None
@@ -151,12 +151,12 @@ def _show(found: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from edgewise.apps.models.distilled_card import COLUMNS, rows
+    from edgewise.apps.models.distilled_card import COLUMNS, distilled_model_rows
 
     shown = Table(box=None, pad_edge=False)
     for i, name in enumerate(COLUMNS):
         shown.add_column(name, justify="right" if i else "left")
-    for row in rows(found):
+    for row in distilled_model_rows(found):
         shown.add_row(*row)
     Console().print(shown)
     print(f"{found['dest']}: began as {found['student']['origin']}")

@@ -55,7 +55,7 @@ def examine(folder: Path) -> list[Check]:
     ]
 
 
-def healthy(findings: Iterable[Check]) -> bool:
+def doctor_is_healthy(findings: Iterable[Check]) -> bool:
     """Tell whether no check of `edgewise doctor` is bad."""
     return all(f.state != BAD for f in findings)
 
@@ -192,7 +192,7 @@ def _check_stdlib() -> Check:
     return Check("demo code's text", OK, f"standard library in {root}")
 
 
-def lines(findings: Iterable[Check], mark: Callable[[str], str] | None = None) -> list[str]:
+def doctor_lines(findings: Iterable[Check], mark: Callable[[str], str] | None = None) -> list[str]:
     """Format each finding as a line, followed by its fix. ``mark`` turns a state into its sign."""
     signs = {OK: "ok  ", NOTE: "note", BAD: "BAD "}
     out = []

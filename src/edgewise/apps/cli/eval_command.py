@@ -60,7 +60,7 @@ def evaluate(
         from edgewise.learn.text import evaluation_rows
 
         named = dict(one.partition("=")[::2] for one in columns or ())
-        rows = evaluation_rows.read(on, named)
+        rows = evaluation_rows.read_evaluation_rows(on, named)
         if devices:
             if missing := sorted(set(devices) - {row.owner for row in rows}):
                 raise EdgewiseError("E-USE", f"no row of {on} has the owner {missing[0]!r:.60}.", "check --devices.")
@@ -73,7 +73,7 @@ def evaluate(
             from edgewise.apps.terminal.progress_bar import steps
 
             with steps(None if as_json else screen) as step:
-                found = evaluating.evaluate(used, names, rows, wanted, step)
+                found = evaluating.evaluate_in_use(used, names, rows, wanted, step)
         table = [{"model": m, "device": d, **f} for m, by_device in found.items() for d, f in by_device.items()]
         if csv is not None:
             _write_csv(csv, table)

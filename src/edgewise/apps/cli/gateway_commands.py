@@ -110,12 +110,12 @@ def _named_package(given: str) -> tuple[str, str]:
 
 def _approved_devices(link: Link) -> list[dict[str, Any]]:
     """List the server's approved devices whose ids are the fingerprints of their keys."""
-    from edgewise.drivers.http.identity import fingerprint
+    from edgewise.drivers.http.identity import key_fingerprint
 
     found: list[dict[str, Any]] = []
     while page := link.call("GET", "/v1/devices", {"status": "approved", "after": found[-1]["id"] if found else ""}):
         found += page
-    return [one for one in found if one["role"] == "device" and fingerprint(bytes.fromhex(one["key"])) == one["id"]]
+    return [one for one in found if one["role"] == "device" and key_fingerprint(bytes.fromhex(one["key"])) == one["id"]]
 
 
 @gateway.command()
@@ -178,7 +178,7 @@ def serve(
         packages = dict(map(_named_package, package or ()))
         attest = EvidenceCommand(shlex.split(evidence)) if evidence.strip() else None
         gateway = Gateway(folder, host, port, tls, floor, cache_bytes=cache_bytes, packages=packages, attest=attest)
-        with sessions.interrupts(), gateway as made, logs.opened(lines):
+        with sessions.interrupts(), gateway as made, logs.opened_log(lines):
             url = f"https://{names[0] if names else '127.0.0.1'}:{made.port}"
             status = {"url": url, "gateway": made.name, "devices": len(made.allowed.ids())}
             if as_json:

@@ -26,7 +26,9 @@ def _topics_like(incomplete: str) -> Iterable[str]:
     from edgewise.apps.cli import manual
 
     return [
-        one for one in [*manual.documented_error_codes(), *manual.pages()] if one.lower().startswith(incomplete.lower())
+        one
+        for one in [*manual.documented_error_codes(), *manual.manual_pages()]
+        if one.lower().startswith(incomplete.lower())
     ]
 
 
@@ -64,7 +66,7 @@ def recipes(
             if not as_json:
                 print(shipped.text(name), end="")
             return {"name": name, "text": shipped.text(name)}
-        target = shipped.copy(name, to)
+        target = shipped.copy_shipped_recipe(name, to)
         if not as_json:
             print(f"wrote {target}; next: edgewise check {target}")
         return {"name": name, "file": str(target)}
@@ -92,14 +94,14 @@ def compare(
     def body() -> dict[str, Any]:
         from edgewise.apps.report import comparison, comparison_page
 
-        found = comparison.build(run_dirs)
-        comparison_page.write(found, out)
+        found = comparison.build_comparison(run_dirs)
+        comparison_page.write_comparison_page(found, out)
         if not as_json:
             from rich.console import Console
             from rich.text import Text
 
             console = Console()
-            comparison.show(console, found)
+            comparison.show_comparison(console, found)
             console.print(Text("page    ", "dim").append(str(out), "bold"), soft_wrap=True)
         return {**found, "page": str(out)}
 
@@ -131,9 +133,9 @@ def explain(
 
         if not topic:
             if not as_json:
-                print(manual.overview())
-            return {"codes": manual.documented_error_codes(), "pages": list(manual.pages())}
-        found = manual.find(topic)
+                print(manual.manual_overview())
+            return {"codes": manual.documented_error_codes(), "pages": list(manual.manual_pages())}
+        found = manual.find_topic(topic)
         if not as_json:
             _print_markdown(found.text, plain=found.kind == "key")
         return found._asdict()
@@ -191,15 +193,17 @@ def new(
         if not path:
             raise RecipeError("E-MISSING", "no data is named.", "name it by --data PATH.")
         ask = _ask_person if asks else None
-        found, named = new_recipe.seen(path, "auto" if header is None else header, ask)
-        columns = new_recipe.columns(found, path, new_recipe.DataOptions(text, owner, devices, base, named), ask)
+        found, named = new_recipe.first_look_at_data(path, "auto" if header is None else header, ask)
+        columns = new_recipe.columns_for_recipe(
+            found, path, new_recipe.DataOptions(text, owner, devices, base, named), ask
+        )
         word = privacy or (_ask_person(f"privacy: {', '.join(WORDS)}", "hidden") if asks else "")
         if not word:
             raise RecipeError(
                 "E-MISSING", "no privacy word is given.", f"add --privacy with one of: {', '.join(WORDS)}."
             )
         answers = new_recipe.Answers(file, path, columns, word, base or "bundled", unit)
-        written = new_recipe.write(answers, found)
+        written = new_recipe.write_new_recipe(answers, found)
         if not as_json:
             print(f"wrote {written.file}: {written.devices:,} devices{_columns_in_words(columns)}")
             print("\n".join([*(f"note: {note}" for note in written.notes), f"next: edgewise check {written.file}"]))

@@ -37,10 +37,10 @@ def doctor(
         else:
             from edgewise.apps.cli import server_doctor
 
-            findings = server_doctor.examine(server, listen, time.time())
+            findings = server_doctor.examine_server_folder(server, listen, time.time())
         if not as_json:
-            print("\n".join(checks.lines(findings)))
-        return {"ok": checks.healthy(findings), "findings": [f._asdict() for f in findings]}
+            print("\n".join(checks.doctor_lines(findings)))
+        return {"ok": checks.doctor_is_healthy(findings), "findings": [f._asdict() for f in findings]}
 
     _run_command("doctor", as_json, False, body)
 

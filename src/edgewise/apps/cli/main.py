@@ -96,9 +96,9 @@ app.add_typer(gateways.gateway, name="gateway", help="Run a gateway, the second 
 
 def main() -> None:
     """Run the command line (the entry point of the package)."""
-    from edgewise.drivers.screen import guard
+    from edgewise.drivers.screen import guard_streams
 
-    guard()
+    guard_streams()
     app(prog_name="edgewise")
 
 

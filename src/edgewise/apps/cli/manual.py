@@ -29,7 +29,7 @@ class Topic(NamedTuple):
     text: str
 
 
-def folder() -> Path:
+def manual_folder() -> Path:
     """Find the folder of the pages: in the installed package, or in a clone next to ``src``.
 
     Raises EdgewiseError(E-UNKNOWN) if the installation lacks them.
@@ -41,12 +41,12 @@ def folder() -> Path:
     raise EdgewiseError("E-UNKNOWN", f"{package} was installed without its pages.", "install edgewise again.")
 
 
-def pages() -> dict[str, Path]:
+def manual_pages() -> dict[str, Path]:
     """Map page names such as ``threat-model`` to files: all pages except those of ``adr`` and the site's index.
 
     No two pages have the same name.
     """
-    found = (path for path in folder().rglob("*.md") if path.parent.name != "adr" and path.stem != "index")
+    found = (path for path in manual_folder().rglob("*.md") if path.parent.name != "adr" and path.stem != "index")
     return {path.stem: path for path in sorted(found, key=lambda path: path.stem)}
 
 
@@ -55,7 +55,7 @@ def documented_error_codes() -> list[str]:
     return list(_code_sections())
 
 
-def find(asked: str) -> Topic:
+def find_topic(asked: str) -> Topic:
     """Find a topic of `edgewise explain` by its name.
 
     The name is an error code in any case, with or without ``E-``, or a page, a recipe key, or a glossary word in any
@@ -67,19 +67,19 @@ def find(asked: str) -> Topic:
     code = word if word.startswith("E-") else f"E-{word}"
     if word in REGISTRY:
         return _code_topic(word)
-    known = pages()
+    known = manual_pages()
     if (page := asked.strip().lower().removesuffix(".md").rsplit("/", 1)[-1]) in known:
         return Topic("page", page, known[page].read_text(encoding="utf-8"))
     from edgewise.apps.cli import recipe_schema as keys  # Its import of pydantic takes a third of a second.
 
-    if asked in keys.paths():
+    if asked in keys.schema_paths():
         return Topic("key", asked, keys.describe(asked))
     if term := _glossary_words().get(_plain_word(asked)):
         return Topic("word", term, f"# {term}\n\n{_glossary_entries()[term]}\n")
     if code in REGISTRY:
         return _code_topic(code)
     raise EdgewiseError(
-        "E-UNKNOWN", f"nothing is called {asked!r:.80}.", _similar_topics(asked, code, known, keys.paths())
+        "E-UNKNOWN", f"nothing is called {asked!r:.80}.", _similar_topics(asked, code, known, keys.schema_paths())
     )
 
 
@@ -108,10 +108,10 @@ def _similar_topics(asked: str, code: str, known: Iterable[str], keys: Sequence[
     return "`edgewise explain` lists all codes, pages and words."
 
 
-def overview() -> str:
+def manual_overview() -> str:
     """List all topics as lines for a terminal."""
     lines = [f"{code:<20} {REGISTRY[code].title}" for code in documented_error_codes()]
-    for name, path in pages().items():
+    for name, path in manual_pages().items():
         title = path.read_text(encoding="utf-8").split("\n", 1)[0].lstrip("# ")
         lines.append(f"{name:<20} {title}")
     lines += [
@@ -126,14 +126,14 @@ def overview() -> str:
 @cache
 def _code_sections() -> dict[str, str]:
     """Map each code to its section of the page, without the heading."""
-    page = (folder() / "errors.md").read_text(encoding="utf-8")
+    page = (manual_folder() / "errors.md").read_text(encoding="utf-8")
     return {code: text.strip().removesuffix("---").strip() for code, text in _SECTION.findall(page)}
 
 
 @cache
 def _glossary_entries() -> dict[str, str]:
     """Map each word to its entry in the glossary, without the heading."""
-    page = (folder() / "glossary.md").read_text(encoding="utf-8")
+    page = (manual_folder() / "glossary.md").read_text(encoding="utf-8")
     return {term.strip(): text.strip() for term, text in _ENTRY.findall(page)}
 
 

@@ -18,7 +18,7 @@ from edgewise.core.vector import Spec
 from edgewise.drivers.storage.files import write_new
 from edgewise.learn.text import corpus
 from edgewise.learn.text.headers import OWNERS, PROMPTS, TIMES, is_column_name
-from edgewise.learn.text.look import Look, look
+from edgewise.learn.text.look import DataLook, look_at_data
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.recipe import first_run, recipe
@@ -69,15 +69,15 @@ def recipe_file(name: str) -> Path:
     return Path(name) if name.endswith(".toml") else Path(f"{name}.toml")
 
 
-def seen(data: str, header: Header, ask: Callable[[str, str], str] | None) -> tuple[Look, Header]:
+def first_look_at_data(data: str, header: Header, ask: Callable[[str, str], str] | None) -> tuple[DataLook, Header]:
     """Take a first look at the data, and decide whether the first line names its columns.
 
     A person is asked if that is in doubt.
 
     Raises:
-        DataError: as ``learn.text.look.look``. RecipeError: E-COMBO for a header of data that is not CSV.
+        DataError: as ``learn.text.look.look_at_data``. RecipeError: E-COMBO for a header of data that is not CSV.
     """
-    found = look(data, Path(), header)
+    found = look_at_data(data, Path(), header)
     if header != "auto" and found.source != "csv":
         what = (
             f"--{'' if header else 'no-'}header: {data} is {'a folder of text' * (not found.columns) or found.source}."
@@ -87,11 +87,13 @@ def seen(data: str, header: Header, ask: Callable[[str, str], str] | None) -> tu
         line = ", ".join(c.name for c in found.columns)
         question = f"the first line is {line:.200} ({doubtful[0].header}): does it name the columns? yes or no"
         header = ask(question, "no").strip().lower() in ("yes", "y")
-        found = look(data, Path(), header)
+        found = look_at_data(data, Path(), header)
     return found, header
 
 
-def columns(found: Look, data: str, asked: DataOptions, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
+def columns_for_recipe(
+    found: DataLook, data: str, asked: DataOptions, ask: Callable[[str, str], str] | None
+) -> dict[str, Any]:
     """Choose the keys of ``[data]`` for a table: columns that a person names, else the likeliest ones.
 
     Args:
@@ -105,7 +107,9 @@ def columns(found: Look, data: str, asked: DataOptions, ask: Callable[[str, str]
     return {**read, "header": True if vouched else asked.header} if vouched or asked.header != "auto" else read
 
 
-def _data_section(found: Look, data: str, asked: DataOptions, ask: Callable[[str, str], str] | None) -> dict[str, Any]:
+def _data_section(
+    found: DataLook, data: str, asked: DataOptions, ask: Callable[[str, str], str] | None
+) -> dict[str, Any]:
     """Make the [data] section of what was found, and ask where it is not clear."""
     if not found.columns:
         for option, given in (("text", asked.text), ("owner", asked.owner)):
@@ -142,7 +146,7 @@ def _dealt_evenly(asked: DataOptions) -> dict[str, Any]:
 
 
 def _chosen_column(
-    found: Look, key: str, given: str, proposed: list[str], ask: Callable[[str, str], str] | None
+    found: DataLook, key: str, given: str, proposed: list[str], ask: Callable[[str, str], str] | None
 ) -> str:
     """Choose a column: as given, as proposed, or as a person says."""
     names = [c.name for c in found.columns]
@@ -175,7 +179,7 @@ def _chosen_column(
     return proposed[0]
 
 
-def write(answers: Answers, found: Look) -> Written:
+def write_new_recipe(answers: Answers, found: DataLook) -> Written:
     """Write the recipe of `edgewise new` to a new file.
 
     Guarantees: the recipe is valid, its data can be read, and its stages, privacy and cohorts compose for the bundled
@@ -218,7 +222,7 @@ def write(answers: Answers, found: Look) -> Written:
         "devices": devices,
         "hints": hints,
     }
-    text = new_text.text(facts, settings)
+    text = new_text.new_recipe_text(facts, settings)
     _check_composes(text, devices)
     write_new(answers.file, text.encode())
     return Written(answers.file, devices, tuple(_notes_on_recipe(word, example, devices, settings)))
@@ -279,7 +283,7 @@ def _readable_documents(listed: corpus.Corpus, device: str, refused: list[DataEr
 def _first_settings(word: str, example: bool, held: _HeldText) -> dict[str, Any]:
     """Choose cohorts, rounds and steps of a first run from the number of devices and their amounts of text."""
     n, noisy = held.devices, word in ("central_dp", "distributed_dp")
-    drawn = first_run.cohorts(word, n)
+    drawn = first_run.recipe_cohorts(word, n)
     steps = min(
         4, max(2, round(held.median_bytes / 3 / 256 / 2))
     )  # half a pass per round: 3 bytes a token, 4 x 64 a step
@@ -292,7 +296,7 @@ def _first_settings(word: str, example: bool, held: _HeldText) -> dict[str, Any]
         "workers": cores(),
         "sequence_len": min(LONGEST_ROW, max(new_text.SEQUENCE_LEN, 2 ** ceil(log2(max(1, held.row_tokens))))),
         "measured": 100 if n > 100 else 0,
-        "delta": first_run.delta(max(n, held.blocks if example else 0)),  # It depends on the number of units.
+        "delta": first_run.recipe_delta(max(n, held.blocks if example else 0)),  # It depends on the number of units.
     }
     return out if drawn.corrupt is None else {**out, "corrupt": drawn.corrupt, "fraction": drawn.fraction}
 

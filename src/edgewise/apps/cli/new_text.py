@@ -26,7 +26,7 @@ UNIT = {
 }
 
 
-def text(facts: Facts, s: Facts) -> str:
+def new_recipe_text(facts: Facts, s: Facts) -> str:
     """Write the text of a whole recipe for `edgewise new`.
 
     Args:

@@ -73,7 +73,7 @@ def play_network(
     if what not in demos.NETWORKED:
         fix = f"name one of {', '.join(demos.NETWORKED)}."
         raise RecipeError("E-COMBO", f"--network runs no demonstration {what!r:.40}.", fix)
-    at = out or run_dirs.free("demo-network")
+    at = out or run_dirs.free_run_folder("demo-network")
     if at.exists():
         raise StoreError("E-RUN-EXISTS", f"{at} exists already.", "choose another --out.")
     at.mkdir(FOLDER, parents=True)

@@ -43,7 +43,7 @@ def check(
         if not as_json:
             from rich.console import Console
 
-            screens.show(Console(), found, str(recipe))
+            screens.show_check(Console(), found, str(recipe))
         return found
 
     raise typer.Exit(session.run(body))
@@ -96,12 +96,12 @@ def audit(
 
             with steps(None if as_json else screen) as step:
                 if poison:
-                    found = poisoning.examine(
+                    found = poisoning.play_poisonings(
                         parsed, recipe.parent, out, liars or (0.2,), quick, step, parts, attack or (),
                         defence or poisoning.USUAL, skew or ("own",),
                     )  # fmt: skip
                 else:
-                    found = auditor.examine(parsed, recipe.parent, out, quick, step, with_extensions(parts))
+                    found = auditor.audit_recipe(parsed, recipe.parent, out, quick, step, with_extensions(parts))
         if not as_json:
             from rich.console import Console
 
@@ -162,11 +162,11 @@ def codecs(
             from edgewise.apps.cli import bench_codecs as measuring
 
             shown = None if as_json else screen
-            found = measuring.examine(parsed, path.parent, parts, random, repeats, shown)
+            found = measuring.bench_codecs(parsed, path.parent, parts, random, repeats, shown)
         if not as_json:
             from rich.console import Console
 
-            measuring.show(Console(), found)
+            measuring.show_codec_bench(Console(), found)
         return found
 
     raise typer.Exit(session.run(body))
@@ -196,13 +196,13 @@ def edge_llm(
         with sessions.interrupts(), sessions.quiet_screen(None, debug) as screen:
             from edgewise.apps.cli import bench_edge
 
-            found = bench_edge.examine(
+            found = bench_edge.bench_edge(
                 out, rounds, steps, tuple(rows or ()), lambda line: None if as_json else print(line, file=screen)
             )
         if not as_json:
             from rich.console import Console
 
-            bench_edge.show(Console(), found)
+            bench_edge.show_edge_bench(Console(), found)
         return found
 
     raise typer.Exit(session.run(body))

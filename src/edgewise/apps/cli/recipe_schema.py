@@ -48,7 +48,7 @@ def describe(field: str, catalogue: Catalogue = BUILT_IN) -> str:
     for part in field.split("."):
         below = _nodes_below(at)
         if part not in below:
-            hint = _similar_keys(whole, paths(catalogue), field, part, below, walked)
+            hint = _similar_keys(whole, schema_paths(catalogue), field, part, below, walked)
             raise RecipeError("E-KEY", f"there is no recipe key `{field}`.", hint)
         at, walked = _followed_node(whole, below[part]), f"{walked}{part}."
     return "\n".join(_key_in_words(_schema_key(whole, field, at, False)))
@@ -83,14 +83,14 @@ def _description_begins(whole: dict[str, Any], field: str, words: str) -> bool:
     return str(at.get("description", "")).startswith(words)
 
 
-def tree(catalogue: Catalogue = BUILT_IN) -> tuple[Key, ...]:
+def schema_tree(catalogue: Catalogue = BUILT_IN) -> tuple[Key, ...]:
     """Return all keys of a recipe, each with its nested keys, in the order of the schema."""
     whole = _whole_schema(catalogue)
     return _schema_key(whole, "", whole, False).below
 
 
 @cache
-def paths(catalogue: Catalogue = BUILT_IN) -> tuple[str, ...]:
+def schema_paths(catalogue: Catalogue = BUILT_IN) -> tuple[str, ...]:
     """List all keys, tables and parts as ``training.lr`` or ``stage.quantize.bits``, the shallow ones first."""
     whole = _whole_schema(catalogue)
     level, found = [("", whole)], list[str]()

@@ -147,11 +147,11 @@ def verify(
 
         if Path(run).is_dir():
             parts = with_extensions(importable(extension or (), Path()))
-            found = verification.verify(Path(run), chain, parts)
+            found = verification.verify_run(Path(run), chain, parts)
         else:
-            found = verified.from_plain(asked_server(home, asked))
+            found = verified.verified_from_plain(asked_server(home, asked))
         if not as_json:
-            print("\n".join(verified.lines(found)))
+            print("\n".join(verified.verified_lines(found)))
         return found.to_plain()
 
     run_body("run verify", as_json, debug, body)
@@ -193,7 +193,7 @@ def _follow_run(link: Link, id: str, as_json: bool) -> dict[str, Any]:
     import json
     import time
 
-    from edgewise.apps.server.lines import line
+    from edgewise.apps.server.lines import server_event_line
     from edgewise.core import events
 
     after = 0
@@ -201,7 +201,7 @@ def _follow_run(link: Link, id: str, as_json: bool) -> dict[str, Any]:
         page = link.call("GET", f"/v1/runs/{id}/events", {"after": after})
         if not as_json:
             for event in page["events"]:
-                if (text := line(events.from_json(json.dumps(event)))) is not None:
+                if (text := server_event_line(events.from_json(json.dumps(event)))) is not None:
                     print(text, flush=True)
         if not page["events"] and page["state"] != "running":
             break

@@ -105,11 +105,11 @@ def serve(
         from edgewise.drivers import logs
         from edgewise.drivers.storage import store_place
 
-        place = store_place.given(blobs, blobs_endpoint, os.environ)
+        place = store_place.given_store_place(blobs, blobs_endpoint, os.environ)
         host, port, names = address(listen, public, certificate, key)
         tls, lines = Tls(names, certificate, key, plain), None if log == "-" else Path(log or folder / "server.log")
         tell = (lambda run, event: None) if as_json else _print_run_event
-        second = sharing.address(gateway) if gateway else None
+        second = sharing.gateway_address(gateway) if gateway else None
         split = address(split_listen, None, None, None)[:2] if split_listen else None
         with (
             sessions.interrupts(),
@@ -125,7 +125,7 @@ def serve(
                 public_url=public_url,
                 split=split,
             ) as server,
-            logs.opened(lines),
+            logs.opened_log(lines),
         ):
             scheme, first = "http" if plain else "https", server.first_token()
             url = public_url or f"{scheme}://{names[0] if names else '127.0.0.1'}:{server.port}"
@@ -144,9 +144,9 @@ def serve(
 
 def _print_run_event(run: str, event: AnyEvent) -> None:
     """Print one event of a run as a line."""
-    from edgewise.apps.server.lines import line
+    from edgewise.apps.server.lines import server_event_line
 
-    if (text := line(event)) is not None:
+    if (text := server_event_line(event)) is not None:
         print(f"{run[:12]}  {text}", flush=True)
 
 

@@ -20,7 +20,7 @@ from cryptography import x509
 from edgewise.apps.cli.doctor import BAD, NOTE, OK, Check
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.fleet import blob_places, epoch
-from edgewise.drivers.fleet.database import head
+from edgewise.drivers.fleet.database import database_version
 from edgewise.drivers.fleet.shared_folder import ELSEWHERE
 from edgewise.drivers.http import certificates, identity
 from edgewise.drivers.http.limits import ServerLimits
@@ -33,7 +33,7 @@ AHEAD_S = 300.0  # A file that is newer than now by more than this means that th
 _UNSYNCHRONISED = 5  # TIME_ERROR of adjtimex(2)
 
 
-def examine(folder: Path, listen: str, now_s: float) -> list[Check]:
+def examine_server_folder(folder: Path, listen: str, now_s: float) -> list[Check]:
     """Run all checks of a server's folder without changing it. ``listen`` is HOST:PORT of the server."""
     if not (folder / "server.key").is_file():
         return [Check("server", BAD, f"{folder} is not a server's folder", "name the FOLDER of `edgewise serve`")]
@@ -124,8 +124,8 @@ def _check_database(folder: Path, now_s: float) -> tuple[bool, list[Check]]:
     state = Check(
         "database", OK, f"version {version}, {_counts_in_words(members)} members, {_counts_in_words(runs)} runs"
     )
-    if version != head():
-        found = f"version {version}; this edgewise has {head()}"
+    if version != database_version():
+        found = f"version {version}; this edgewise has {database_version()}"
         state = Check("database", NOTE, found, "make a backup; the next start of the server upgrades it")
     findings = [state, Check("lease", OK, who)]
     if failed := runs.get("failed", 0):
@@ -143,7 +143,7 @@ def _counts_in_words(by_state: dict[str, int]) -> str:
 def _check_blobs(folder: Path) -> Iterator[Check]:
     """Check the object store of the blobs with the credentials of this environment, without changing it."""
     try:
-        place = blob_places.noted(folder)
+        place = blob_places.noted_object_store(folder)
         if place is None:
             return
         store = ObjectStore(place, GRACE_S)
@@ -217,7 +217,7 @@ def _check_port(listen: str, held: bool) -> Check:
 def _check_epoch(folder: Path) -> Iterator[Check]:
     """Tell whether the server was restored from a backup."""
     try:
-        found = epoch.load(folder)
+        found = epoch.load_server_epoch(folder)
     except EdgewiseError as e:
         yield Check("epoch", BAD, e.what, e.fix)
         return

@@ -38,7 +38,7 @@ def recipe_purpose(name: str) -> str:
     return " ".join(lines).split(". ")[0].rstrip(".:") + "."
 
 
-def copy(name: str, to: Path) -> Path:
+def copy_shipped_recipe(name: str, to: Path) -> Path:
     """Write a shipped recipe to the file ``to``, or under its own name into the folder ``to``. Returns the file.
 
     Raises:

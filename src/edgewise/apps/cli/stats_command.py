@@ -42,10 +42,10 @@ def stats(
             from edgewise.apps.simulate import statistics, statistics_screen
 
             place = Path(scratch) / "run" if out is None else out
-            found = statistics.statistics(parsed, recipe.parent, place, "loss" if loss else "text")
+            found = statistics.play_statistics(parsed, recipe.parent, place, "loss" if loss else "text")
             names = {} if loss or as_json else statistics.token_names(parsed, recipe.parent)
         if not as_json:
-            print("\n".join(statistics_screen.lines(found, names)))
+            print("\n".join(statistics_screen.statistics_lines(found, names)))
         return found
 
     raise typer.Exit(CommandSession("stats", as_json=as_json, debug=debug).run(body))

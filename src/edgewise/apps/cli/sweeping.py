@@ -51,18 +51,20 @@ def sweep(
         given = settings.put(settings.tables_of(recipe), recipe_file.assignments(overrides))
         wanted = dict(_key_and_values(one) for one in grid)
         at = out or Path("runs") / f"sweep-{recipe.stem}"
-        planned = sweeps.trials(wanted, at)
+        planned = sweeps.sweep_trials(wanted, at)
         folder.claim(at)
         objects = {"extensions": extension or (), "home": recipe.parent}
         with sessions.interrupts():
-            for number, run in enumerate(sweeps.play(given, planned, objects, progress=None if not quiet else False)):
+            for number, run in enumerate(
+                sweeps.play_sweep(given, planned, objects, progress=None if not quiet else False)
+            ):
                 if not (as_json or quiet):
                     typer.echo(f"{number + 1} of {len(planned)}  {run.run_dir}", err=True)
-        found = sweeps.compared(planned, at)
+        found = sweeps.compared_sweep(planned, at)
         if not as_json:
             from rich.console import Console
 
-            comparison.show(Console(), found.found)
+            comparison.show_comparison(Console(), found.found)
             typer.echo(f"page  {found.page}")
         return {"page": str(found.page), "best": dict(found.best.settings), **found.found}
 

@@ -74,7 +74,7 @@ def generate(
     from edgewise.apps.terminal.sessions import CommandSession
 
     def body() -> dict[str, Any]:
-        from edgewise.learn.models.streaming import BY_HAND, Decoding, prompt_ids, stream
+        from edgewise.learn.models.streaming import BY_HAND, Decoding, prompt_token_ids, stream
 
         text = sys.stdin.read() if prompt is None else prompt
         used, load_s = opened(place, played, base, device, home, debug)
@@ -86,7 +86,7 @@ def generate(
             if not as_json and len(names) > 1:
                 print(f"\n[{name}]")
             show = (lambda piece: None) if as_json else _print_piece
-            answer = stream(used.model, used.tokens, prompt_ids(used.tokens, text), settings, show)
+            answer = stream(used.model, used.tokens, prompt_token_ids(used.tokens, text), settings, show)
             if not as_json:
                 print()
             answers[name] = _answer_figures(answer)
@@ -141,7 +141,7 @@ def names_of(models: list[str] | None, used: UsedModel) -> list[str]:
 
 def _chat_until_end(chat: Conversation, names: list[str]) -> None:
     """Read messages and print answers until the input ends."""
-    from edgewise.apps.terminal.sessions import message
+    from edgewise.apps.terminal.sessions import error_for_terminal
     from edgewise.core.errors import EdgewiseError
     from edgewise.learn.models.streaming import BY_HAND
 
@@ -152,7 +152,7 @@ def _chat_until_end(chat: Conversation, names: list[str]) -> None:
             try:
                 answer = chat.ask(text, name, _print_piece)
             except EdgewiseError as e:
-                print(message(e), file=sys.stderr)
+                print(error_for_terminal(e), file=sys.stderr)
                 continue
             print(" [stopped]" if answer.ended == BY_HAND else "")
             if chat.dropped:
@@ -246,7 +246,7 @@ def export(
             from edgewise.apps.models import export as exporter
 
             wanted = exporter.ExportRequest(to, played, base or None, dtype, with_base, device or None)
-            written = exporter.write(run_dir, dest, wanted)
+            written = exporter.write_export(run_dir, dest, wanted)
         if not as_json:
             print(f"{to} model after {written['rounds']} rounds: {dest}")
         return written

@@ -13,14 +13,14 @@ from typing import Any
 from markupsafe import Markup
 
 from edgewise.apps.report import numbers
-from edgewise.apps.report.svg import apart, linear, ticks
+from edgewise.apps.report.svg import svg_scale, svg_ticks, svg_ticks_apart
 
 WIDTH, HEIGHT = 560, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, WIDTH - 10, 34, HEIGHT - 34
 SERIES = 8  # colours; later series repeat them
 
 
-def lines(title: str, data: Mapping[str, Any], unit: str = "", limit: float | None = None) -> Markup:
+def dashboard_lines(title: str, data: Mapping[str, Any], unit: str = "", limit: float | None = None) -> Markup:
     """Draw curves over rounds. Empty without points.
 
     Args:
@@ -37,12 +37,12 @@ def lines(title: str, data: Mapping[str, Any], unit: str = "", limit: float | No
     low, high = min(values), max(values)
     room = (high - low or abs(high) or 1.0) * 0.06
     low = 0.0 if low >= 0 and low < 0.35 * high else low - room
-    across, down = linear(x[0], x[-1], _LEFT, _RIGHT), linear(low, high + room, _BOTTOM, _TOP)
+    across, down = svg_scale(x[0], x[-1], _LEFT, _RIGHT), svg_scale(low, high + room, _BOTTOM, _TOP)
     body = []
-    for t in ticks(low, high + room, 4):
+    for t in svg_ticks(low, high + room, 4):
         body.append(f'<line x1="{_LEFT}" x2="{_RIGHT}" y1="{down(t):.1f}" y2="{down(t):.1f}" class="grid"/>')
         body.append(_text(_LEFT - 8, down(t) + 4, written(t, unit), "tick end"))
-    for t in apart([t for t in ticks(x[0], x[-1], 6) if t == int(t)], across, 44):
+    for t in svg_ticks_apart([t for t in svg_ticks(x[0], x[-1], 6) if t == int(t)], across, 44):
         body.append(_text(across(t), _BOTTOM + 17, f"{t:,.0f}", "tick middle"))
     if limit is not None:
         body.append(f'<path d="M{_LEFT} {down(limit):.1f}H{_RIGHT}" class="limit"/>')
@@ -66,7 +66,7 @@ def lines(title: str, data: Mapping[str, Any], unit: str = "", limit: float | No
     return Markup(f"{head}{''.join(body)}</svg>")
 
 
-def bar(share: float) -> Markup:
+def dashboard_bar(share: float) -> Markup:
     """Draw one horizontal bar of a share in [0, 1]."""
     share = 0.0 if not math.isfinite(share) else min(1.0, max(0.0, share))
     return Markup(

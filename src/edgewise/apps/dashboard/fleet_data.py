@@ -27,7 +27,7 @@ COMPARED = ("played", "abandoned", "loss", "perplexity", "bytes_up", "bytes_down
 PAGE = 200  # rows of a list on one page
 
 
-def counts(c: sa.Connection) -> dict[str, dict[str, int]]:
+def dashboard_member_counts(c: sa.Connection) -> dict[str, dict[str, int]]:
     """Count a fleet's members by role and status, for a page."""
     found: dict[str, dict[str, int]] = {}
     columns = (MEMBERS.c.role, MEMBERS.c.status)
@@ -45,7 +45,7 @@ def devices_among(c: sa.Connection, names: Sequence[str]) -> int:
     return found
 
 
-def devices(c: sa.Connection, service: Service, status: str, after: str) -> list[dict[str, Any]]:
+def dashboard_devices(c: sa.Connection, service: Service, status: str, after: str) -> list[dict[str, Any]]:
     """List members in the order of their ids, a page at a time, with the seconds since their last call here."""
     now = time.monotonic()
     return [
@@ -58,7 +58,7 @@ def devices(c: sa.Connection, service: Service, status: str, after: str) -> list
     ]  # fmt: skip
 
 
-def under_way(c: sa.Connection, run: str) -> dict[str, Any] | None:
+def dashboard_round_under_way(c: sa.Connection, run: str) -> dict[str, Any] | None:
     """Show the round of a run that takes frames now: frames by phase and direction. None: no round is open."""
     round = c.execute(sa.select(sa.func.max(ROUNDS.c.round)).where(ROUNDS.c.run == run)).scalar()
     if round is None:
@@ -74,7 +74,7 @@ def under_way(c: sa.Connection, run: str) -> dict[str, Any] | None:
     }
 
 
-def budget(run: ServedRun) -> float | None:
+def dashboard_budget(run: ServedRun) -> float | None:
     """Return the epsilon that a run may spend. None: it promises none."""
     return _stated_epsilon(run.facts)
 
@@ -85,10 +85,10 @@ def _stated_epsilon(facts: bytes) -> float | None:
     return None if noise is None else noise.epsilon
 
 
-def models(c: sa.Connection) -> dict[str, Any]:
+def dashboard_models(c: sa.Connection) -> dict[str, Any]:
     """List promotions with the model that stands, and whether a rollback has a model to return to."""
-    history = promotions.history(c)
-    standing = promotions.standing(history)
+    history = promotions.promotion_history(c)
+    standing = promotions.standing_promotions(history)
     rows = [{**asdict(one), "blobs": dict(one.blobs)} for one in reversed(history)]
     return {
         "history": rows,
@@ -97,11 +97,11 @@ def models(c: sa.Connection) -> dict[str, Any]:
     }
 
 
-def privacy(runs: Sequence[ServedRun], progress: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def dashboard_privacy(runs: Sequence[ServedRun], progress: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """List the budgets of runs that promise an epsilon, the newest first."""
     found = []
     for run in reversed(runs):
-        if (limit := budget(run)) is None:
+        if (limit := dashboard_budget(run)) is None:
             continue
         spent = progress[run.run]["epsilon"] or 0.0
         played = progress[run.run]["played"]
@@ -113,15 +113,15 @@ def privacy(runs: Sequence[ServedRun], progress: Mapping[str, Mapping[str, Any]]
     return found
 
 
-def charged(folder: Path) -> dict[str, Any]:
+def dashboard_charges(folder: Path) -> dict[str, Any]:
     """List the newest charges of a run's ledger, and say whether each follows from the one before."""
     names = ("number", "round", "attempt", "cohort", "event", "digest")
-    with run_data.opened(folder) as c:
+    with run_data.opened_run_to_show(folder) as c:
         run, instance = c.execute("SELECT id, instance FROM runs").fetchone()
         found = c.execute(f"SELECT {', '.join(names)} FROM charges ORDER BY number").fetchall()
     stored = [SimpleNamespace(**dict(zip(names, row, strict=True))) for row in found]
     try:
-        entries, links = charges.read(stored, ledger.first_link(run, instance))
+        entries, links = charges.read_stored_charges(stored, ledger.first_ledger_link(run, instance))
     except (EdgewiseError, ValueError, KeyError, TypeError) as e:  # whatever the parsing of a changed row raises
         return {"charges": [], "count": len(stored), "problem": f"The ledger was changed: {e}."}
     rows = [
@@ -134,20 +134,20 @@ def charged(folder: Path) -> dict[str, Any]:
     return {"charges": rows[::-1][:PAGE], "count": len(rows), "problem": None}
 
 
-def audited(c: sa.Connection, before: int, verify: bool) -> dict[str, Any]:
+def dashboard_audit_rows(c: sa.Connection, before: int, verify: bool) -> dict[str, Any]:
     """List rows of the audit log, the newest first. ``verify``: recompute the whole chain."""
-    rows = audit.newest(c, PAGE, before)
+    rows = audit.newest_audit_rows(c, PAGE, before)
     who = sorted({one.by for one in rows})
     labels = dict(c.execute(sa.select(MEMBERS.c.id, MEMBERS.c.label).where(MEMBERS.c.id.in_(who))).all())
     shown = [{**asdict(one), "name": labels.get(one.by, "")} for one in rows]
     found: dict[str, Any] = {"rows": shown, "verified": None, "problem": None}
     if verify:
-        found["problem"] = audit.problem(audit.rows(c))
+        found["problem"] = audit.audit_log_problem(audit.audit_log_rows(c))
         found["verified"] = found["problem"] is None
     return found
 
 
-def compared(reader: RunReader, folders: Mapping[str, tuple[ServedRun, Path]]) -> dict[str, Any]:
+def dashboard_comparison(reader: RunReader, folders: Mapping[str, tuple[ServedRun, Path]]) -> dict[str, Any]:
     """Put runs side by side: figures, the loss of each over the rounds, and the recipe keys that differ."""
     rows, series, recipes = [], [], {}
     for run, (row, folder) in folders.items():
@@ -157,7 +157,7 @@ def compared(reader: RunReader, folders: Mapping[str, tuple[ServedRun, Path]]) -
             {"name": f"{row.name} {run[:6]}", "x": found["charts"]["loss"]["x"], "y": one["y"]} for one in losses
         ]
         rows.append({
-            "run": run, "name": row.name, "state": row.state, "budget": budget(row),
+            "run": run, "name": row.name, "state": row.state, "budget": dashboard_budget(row),
             **{key: found[key] for key in COMPARED},
         })  # fmt: skip
         recipes[run] = flat(parse(row.facts).settings())

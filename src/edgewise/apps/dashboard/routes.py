@@ -85,7 +85,7 @@ class DashboardRoutes:
         service = self._service
         recent = service.presence.recent()
         runs, members_by_role, present = await service.read(
-            lambda c: (served.listed(c), fleet_data.counts(c), fleet_data.devices_among(c, recent))
+            lambda c: (served.listed(c), fleet_data.dashboard_member_counts(c), fleet_data.devices_among(c, recent))
         )
         newest = sorted(runs, key=lambda run: (run.state != served.RUNNING, -run.made_s))[:RECENT]
         shown = await service.aside(lambda: [self._shown(run) for run in newest])
@@ -110,14 +110,16 @@ class DashboardRoutes:
     async def run(self, request: Request) -> dict[str, Any]:
         """Show a run: curves, funnel, rounds, budget, and the round under way."""
         name = request.path_params["run"]
-        row, here = await self._service.read(lambda c: (served.find(c, name), fleet_data.under_way(c, name)))
+        row, here = await self._service.read(
+            lambda c: (served.find(c, name), fleet_data.dashboard_round_under_way(c, name))
+        )
         found = await self._service.aside(lambda: self._reader.figures(self._server.folder(row.run)))
         own = {"run": row.run, "name": row.name, "state": row.state, "why": self._server.why(row), "rounds": row.rounds}
         return {
             **own,
             "made_by": row.made_by,
             "made_s": row.made_s,
-            "budget": fleet_data.budget(row),
+            "budget": fleet_data.dashboard_budget(row),
             "now": here,
             **found,
         }
@@ -130,7 +132,7 @@ class DashboardRoutes:
         everything = await self._service.read(served.listed)
         listed = [{"run": row.run, "name": row.name, "state": row.state} for row in reversed(everything)]
         return {
-            **await self._service.aside(lambda: fleet_data.compared(self._reader, folders)),
+            **await self._service.aside(lambda: fleet_data.dashboard_comparison(self._reader, folders)),
             "all": listed,
             "chosen": names,
         }
@@ -139,7 +141,10 @@ class DashboardRoutes:
         """List members, a page at a time."""
         status, after = request.query_params.get("status", ""), request.query_params.get("after", "")
         rows, counted = await self._service.read(
-            lambda c: (fleet_data.devices(c, self._service, status, after), fleet_data.counts(c))
+            lambda c: (
+                fleet_data.dashboard_devices(c, self._service, status, after),
+                fleet_data.dashboard_member_counts(c),
+            )
         )
         more = rows[-1]["id"] if len(rows) == fleet_data.PAGE else ""
         return {"members": rows, "counts": counted, "status": status, "more": more}
@@ -152,7 +157,9 @@ class DashboardRoutes:
 
     async def models(self, request: Request) -> dict[str, Any]:
         """Show the promoted model and its lineage."""
-        found, runs = await self._service.read(lambda c: (fleet_data.models(c), served.listed(c, served.FINISHED)))
+        found, runs = await self._service.read(
+            lambda c: (fleet_data.dashboard_models(c), served.listed(c, served.FINISHED))
+        )
         return {**found, "finished": [{"run": run.run, "name": run.name} for run in reversed(runs)]}
 
     async def privacy(self, request: Request) -> dict[str, Any]:
@@ -161,8 +168,8 @@ class DashboardRoutes:
         chosen = next((run for run in runs if run.run == name), None)
 
         def work() -> dict[str, Any]:
-            budgets = fleet_data.privacy(runs, {run.run: self._progress(run) for run in runs})
-            rows = None if chosen is None else fleet_data.charged(self._server.folder(chosen.run))
+            budgets = fleet_data.dashboard_privacy(runs, {run.run: self._progress(run) for run in runs})
+            rows = None if chosen is None else fleet_data.dashboard_charges(self._server.folder(chosen.run))
             return {"runs": budgets, "ledger": rows, "chosen": None if chosen is None else chosen.name}
 
         return await self._service.aside(work)
@@ -170,7 +177,7 @@ class DashboardRoutes:
     async def audit(self, request: Request) -> dict[str, Any]:
         """List the rows of the audit log, the newest first."""
         before, verify = _whole(request.query_params.get("before", "")), "verify" in request.query_params
-        return await self._service.read(lambda c: fleet_data.audited(c, before, verify))
+        return await self._service.read(lambda c: fleet_data.dashboard_audit_rows(c, before, verify))
 
     async def live(self, request: Request) -> Response:
         """Send an event whenever a round of a run has ended or its state has changed."""
@@ -192,7 +199,9 @@ class DashboardRoutes:
                 if session and not await self._service.person(session):
                     return  # logged out in another tab
                 row = await self._service.read(lambda c: served.find(c, run))
-                played = await self._service.aside(lambda: run_data.progress(self._server.folder(run))["played"])
+                played = await self._service.aside(
+                    lambda: run_data.shown_run_progress(self._server.folder(run))["played"]
+                )
                 now = json.dumps({"state": row.state, "played": played})
                 if now != seen:
                     seen = now
@@ -210,7 +219,7 @@ class DashboardRoutes:
 
     async def login_page(self, request: Request) -> Response:
         """Show the form that takes a login token."""
-        return rendering.page("login.html", {"title": "Log in"})
+        return rendering.dashboard_page("login.html", {"title": "Log in"})
 
     async def log_in(self, request: Request) -> Response:
         """Exchange a login token for a session. A cookie of a session before it ends that session."""
@@ -223,18 +232,18 @@ class DashboardRoutes:
     async def _logged_in(self, request: Request) -> Response:
         browser.check_origin(request.scope, self._service.public_url)
         text, old, now_s = (
-            browser.fields(caller(request).body).get("token", ""),
+            browser.form_fields(caller(request).body).get("token", ""),
             browser.session_secret(request.scope),
             self._service.now_s(),
         )
 
         def change(c: sa.Connection) -> str:
-            secret, name = sessions.enter(c, text, now_s)
+            secret, name = sessions.enter_session(c, text, now_s)
             member = members.find(c, name)
             if member is None or member.status != members.APPROVED or member.role not in VIEWER:
                 raise TransportError("E-ROLE", "this member may not see the dashboard.", "ask an administrator.")
             if old is not None:
-                sessions.leave(c, old)
+                sessions.leave_session(c, old)
             audit.note(c, name, "log in", name, now_s)
             return secret
 
@@ -257,7 +266,7 @@ class DashboardRoutes:
         what = f"{code}, and {before} more before" if before else code
 
         def change(c: sa.Connection) -> None:
-            sessions.sweep(c, now_s)
+            sessions.sweep_sessions(c, now_s)
             audit.note(c, "server", "refuse log in", what, now_s)
 
         await self._service.write(change)
@@ -267,7 +276,7 @@ class DashboardRoutes:
         found, now_s = caller(request), self._service.now_s()
 
         def change(c: sa.Connection) -> None:
-            sessions.leave(c, found.form())
+            sessions.leave_session(c, found.form())
             audit.note(c, found.person().id, "log out", found.person().id, now_s)
 
         await self._service.write(change)
@@ -281,7 +290,7 @@ class DashboardRoutes:
 
     async def make_token(self, request: Request) -> Response:
         """Make an enrolment token, and show it once with its QR code."""
-        form = browser.fields(caller(request).body)
+        form = browser.form_fields(caller(request).body)
         try:
             uses, hours = int(form.get("uses", "1")), float(form.get("hours", "1"))
         except ValueError:
@@ -290,7 +299,7 @@ class DashboardRoutes:
         grant = Grant(form.get("role", "device"), tags, uses, form.get("approved") == "on", 3600.0 * hours)
         text = await self._server.make_token(caller(request).person(), grant)
         data = {**await self.enrolment(request), "made": text, "grant": grant}
-        return rendering.page("enrol.html", {**self._around(request, "enrol.html"), **data})
+        return rendering.dashboard_page("enrol.html", {**self._around(request, "enrol.html"), **data})
 
     async def revoke_token(self, request: Request) -> Response:
         """Revoke an enrolment token."""
@@ -299,7 +308,7 @@ class DashboardRoutes:
 
     async def promote(self, request: Request) -> Response:
         """Verify a run and promote its model."""
-        run = browser.fields(caller(request).body).get("run", "")
+        run = browser.form_fields(caller(request).body).get("run", "")
         await self._server.promote(run, caller(request).person().id)
         return _to(f"{HOME}/models")
 
@@ -320,7 +329,7 @@ class DashboardRoutes:
         async def answer(request: Request) -> Response:
             found = await data(request)
             around = self._around(request, template)
-            return await self._service.aside(lambda: rendering.page(template, {**around, **found}))
+            return await self._service.aside(lambda: rendering.dashboard_page(template, {**around, **found}))
 
         return answer
 
@@ -336,7 +345,7 @@ class DashboardRoutes:
     def _progress(self, run: ServedRun) -> dict[str, Any]:
         if (known := self._ended.get(run.run)) is not None:
             return known
-        found = run_data.progress(self._server.folder(run.run))
+        found = run_data.shown_run_progress(self._server.folder(run.run))
         if run.state in (served.FINISHED, served.CANCELLED):
             self._ended[run.run] = found
         return found
@@ -344,7 +353,8 @@ class DashboardRoutes:
     def _shown(self, run: ServedRun) -> dict[str, Any]:
         return {
             "run": run.run, "name": run.name, "state": run.state, "why": self._server.why(run), "rounds": run.rounds,
-            "made_by": run.made_by, "made_s": run.made_s, "budget": fleet_data.budget(run), **self._progress(run),
+            "made_by": run.made_by, "made_s": run.made_s, "budget": fleet_data.dashboard_budget(run),
+                **self._progress(run),
         }  # fmt: skip
 
 
@@ -364,7 +374,7 @@ def _as_json(data: Data) -> Callable[[Request], Awaitable[Response]]:
 
 def _file(name: str) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        return rendering.file(name)
+        return rendering.dashboard_file(name)
 
     return answer
 

@@ -61,7 +61,7 @@ _started = msgspec.json.Decoder(StartedRound)
 
 
 @contextmanager
-def opened(folder: Path) -> Iterator[sqlite3.Connection]:
+def opened_run_to_show(folder: Path) -> Iterator[sqlite3.Connection]:
     """Open a run's database to read. Raises TransportError(E-UNKNOWN-ID) if it cannot be read."""
     try:
         with closing(sqlite3.connect(f"file:{folder / 'run.db'}?mode=ro", uri=True, timeout=5.0)) as c:
@@ -71,10 +71,10 @@ def opened(folder: Path) -> Iterator[sqlite3.Connection]:
         raise TransportError("E-UNKNOWN-ID", what, "try again.") from None
 
 
-def progress(folder: Path) -> dict[str, Any]:
+def shown_run_progress(folder: Path) -> dict[str, Any]:
     """Read how far a run is: rounds played, epsilon spent, and its newest training loss."""
     try:
-        with opened(folder) as c:
+        with opened_run_to_show(folder) as c:
             row = c.execute("SELECT next_round, epsilon FROM runs").fetchone()
             newest = "SELECT body FROM events WHERE kind = 'round_finished' ORDER BY number DESC LIMIT 1"
             last = c.execute(newest).fetchone()
@@ -100,7 +100,7 @@ class RunReader:
 
     def figures(self, folder: Path, buckets: int = BUCKETS) -> dict[str, Any]:
         """Read curves, funnel and the last rounds of a run."""
-        with self._lock, opened(folder) as c:
+        with self._lock, opened_run_to_show(folder) as c:
             rounds, invited = self._rounds(c, folder)
             lost = c.execute(
                 "SELECT json_extract(body, '$.code'), count(*) FROM events WHERE kind = 'lost' "

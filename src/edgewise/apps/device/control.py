@@ -72,7 +72,7 @@ class Said(msgspec.Struct, frozen=True):
     pid: int
 
 
-def order(home: Path, now_s: float) -> Order:
+def read_owner_order(home: Path, now_s: float) -> Order:
     """Read the order that holds now. An unreadable file counts as a pause, so that nothing is sent by mistake."""
     try:
         found = msgspec.json.decode((home / ORDER).read_bytes(), type=Order)
@@ -83,7 +83,7 @@ def order(home: Path, now_s: float) -> Order:
     return Order() if found.pause and found.until_s is not None and now_s >= found.until_s else found
 
 
-def give(home: Path, wanted: Order) -> None:
+def give_owner_order(home: Path, wanted: Order) -> None:
     """Give an order. It is on the disk when this returns. Raises StoreError(E-DISK)."""
     if wanted.word == "work":
         files.discard(home / ORDER)
@@ -119,7 +119,7 @@ class Agent:
 
     def order(self) -> Order:
         """Read the owner's present order."""
-        return order(self._home, self._now_s())
+        return read_owner_order(self._home, self._now_s())
 
     def open(self) -> bool:
         """Tell ``drivers.http.link.Link`` whether anything may be sent now. The files are read a few times a second.
@@ -143,7 +143,7 @@ class Agent:
         if self._said != (state, why):
             report = msgspec.json.encode(Said(state, why, self._now_s(), self._pid))
             try:
-                files.replace(self._home / SAYS, report)
+                files.replace_file(self._home / SAYS, report)
             except StoreError as e:
                 if not _overwritten(self._home / SAYS, report):
                     LOG.warning("the state %s is not written: %s", state, e)
@@ -168,7 +168,7 @@ def _overwritten(path: Path, raw: bytes) -> bool:
 
 
 def _locked(path: Path) -> Callable[[], None]:
-    """Take the lock. `edgewise device status` may hold it for a moment (``running``)."""
+    """Take the lock. `edgewise device status` may hold it for a moment (``running_agent``)."""
     for _ in range(GLANCES):
         with suppress(StoreError):
             return files.lock(path)
@@ -176,7 +176,7 @@ def _locked(path: Path) -> Callable[[], None]:
     return files.lock(path)
 
 
-def running(home: Path) -> Said | None:
+def running_agent(home: Path) -> Said | None:
     """Read the state of a home folder's agent. None: no agent runs."""
     if not (home / LOCK).exists():
         return None
@@ -192,7 +192,7 @@ def running(home: Path) -> Said | None:
 def wait_for_agent_end(home: Path, within_s: float, sleep: Callable[[float], None] = time.sleep) -> bool:
     """Wait for the agent's end, at most that long. Returns whether no agent runs."""
     left_s = within_s
-    while running(home) is not None:
+    while running_agent(home) is not None:
         if left_s <= 0.0:
             return False
         sleep(POLL_S)

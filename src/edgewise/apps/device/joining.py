@@ -34,7 +34,7 @@ from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import roster
 from edgewise.drivers.http import package, share_keys, split_address
 from edgewise.drivers.http.attend import RunPart
-from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.identity import key_fingerprint
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.split_address import RemoteSessions
 from edgewise.drivers.storage.device_store import FileDevices
@@ -47,7 +47,7 @@ from edgewise.engine.owner_budget import OwnerBudget
 from edgewise.engine.ports import Trust
 from edgewise.engine.trainer import Registered
 from edgewise.plan import facts
-from edgewise.plan.acceptance import OwnerFloor, accept, check_stated
+from edgewise.plan.acceptance import OwnerFloor, accept_facts, check_stated_facts
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import PlanFacts
 from edgewise.plan.personal import keeps_part, keeps_private, personal_training
@@ -153,10 +153,10 @@ class Parts:
         self._part, self._store = None, None
 
     def tidy(self) -> None:
-        """Remove models, blobs and caches of other runs, as the owner's limits ask (``room.sweep``)."""
+        """Remove models, blobs and caches of other runs, as the owner's limits ask (``room.sweep_device_folders``)."""
         own = self._owner
         in_use = {self._run[:32]} if self._run is not None and self._part is not None else set[str]()
-        room.sweep(self._home, in_use, own.room_bytes, own.room_s, time.time())
+        room.sweep_device_folders(self._home, in_use, own.room_bytes, own.room_s, time.time())
 
     def _join(self, run: str) -> RunPart:
         raw, signature, shares, sessions = self._published(run)
@@ -164,14 +164,14 @@ class Parts:
         if stated.digest() != run or stated.instance is None:
             raise facts.refused("they are those of another run")
         server = bytes.fromhex(stated.instance.server)
-        if fingerprint(server) != self._link.home.server or not facts.signed(server, signature, raw):
+        if key_fingerprint(server) != self._link.home.server or not facts.signed(server, signature, raw):
             raise facts.refused("they are not signed by the server that this device was enrolled with")
         catalogue = extension_packages.catalogue(stated.packages, self._owner.packages, self._owner.always)
         folder = self._home / RUNS / run[:32]
         folder.mkdir(FOLDER, parents=True, exist_ok=True)
-        room.touch(folder / room.BLOBS, folder / room.CACHE)
+        room.note_folders_used(folder / room.BLOBS, folder / room.CACHE)
         trainer = self._trainer(stated, folder, catalogue, sessions)
-        plan = accept(raw, signature, server, trainer.trainer.spec, self._owner.floor, catalogue)
+        plan = accept_facts(raw, signature, server, trainer.trainer.spec, self._owner.floor, catalogue)
         noise_steps(plan, trainer)
         if not self._personal and keeps_private(plan):
             what = "the run keeps a private part on its devices, and a script trains nothing beside its tasks."
@@ -180,12 +180,12 @@ class Parts:
             what = "the run keeps a part of the model on its devices, and the trainer of this one cannot."
             raise RecipeError("E-PERSONAL", what, "take part with the recipe's own trainer.")
         if self._personal and personal_training(plan, self._link.name) is not None:
-            personal.want(folder, run)
+            personal.want_personal_model(folder, run)
         downloads = Downloads(plan.layout.given.dim, plan.downlink)
         self._store = FileDevices(folder, run)
         devices = Devices(
             plan=plan, trainer=trainer, store=self._store, downloads=downloads,
-            trust=self._trust(plan, folder, shares), secrets=fresh, budget=self._owner.budget,
+            trust=self._trust(plan, folder, shares), secrets=fresh_device_secrets, budget=self._owner.budget,
             evaluates=self._owner.evaluates,
         )  # fmt: skip
         return RunPart(devices, downloads, folder / "blobs")
@@ -200,7 +200,7 @@ class Parts:
 
     def _trainer(self, stated: PlanFacts, folder: Path, catalogue: Catalogue, sessions: Any) -> Registered:
         """Make the recipe's trainer on this device's text and model."""
-        check_stated(self._owner.floor, stated)  # The check comes before the download.
+        check_stated_facts(self._owner.floor, stated)  # The check comes before the download.
         tables = stated.settings()
         tables = {**tables, "engine": dict(self._owner.engine), "data": self._data(tables)}
         split = from_plain(tables, "the run's facts").split  # Whoever has one part downloads no other.
@@ -213,7 +213,7 @@ class Parts:
         remote = None
         if own.split.used:
             run = stated.digest()
-            port = split_address.checked(sessions, run, self._link.home.server)
+            port = split_address.checked_split_address(sessions, run, self._link.home.server)
             remote = RemoteSessions(self._link, run, port, folder, partial(self._crosses, run))
         return make_trainer(own, self._owner.folder, folder, catalogue, self._link.name, remote=remote)
 
@@ -237,7 +237,7 @@ class Parts:
     def _model(self, tables: Mapping[str, Any], folder: Path, split: SplitSection) -> dict[str, Any]:
         """Make [model], with a folder of this device if the facts name a package."""
         model = dict(tables["model"])
-        manifest = package.digest_in(model["base"])
+        manifest = package.package_digest_in(model["base"])
         if manifest is not None:
             model["base"] = str(self._unpacked(manifest, folder, split).resolve())
         elif model["base"].startswith(package.OWN):
@@ -257,8 +257,8 @@ class Parts:
         blobs, out = folder / "blobs", self._home / MODELS / manifest
         files = package.parse(self._link.download(manifest, blobs, package.MANIFEST_BYTES).read_bytes())
         out.mkdir(FOLDER, parents=True, exist_ok=True)
-        room.touch(out)
-        room.note_use(folder, manifest)
+        room.note_folders_used(out)
+        room.note_model_use(folder, manifest)
         self._fetch({name: digest for name, digest in files.items() if not name.endswith(WEIGHTS)}, out)
         weights = {name: digest for name, digest in files.items() if name.endswith(WEIGHTS)}
         if split.used:
@@ -286,7 +286,7 @@ class Parts:
             if not is_blob(path, instance.roster):
                 raw = self._link.download(instance.roster, folder / "blobs", 32 * plan.facts.population)
                 write_durably(path, raw.read_bytes())
-            keys = roster.parse(path.read_bytes(), plan.facts.population)
+            keys = roster.parse_roster(path.read_bytes(), plan.facts.population)
         if me.name not in keys:
             raise facts.refused("this device is not among their devices")
         trust = Trust(registry=keys.get, identity=lambda device: me.secret, roster=tuple(sorted(keys)))
@@ -300,15 +300,15 @@ class Parts:
         if gateway is None or gateway == server:
             what = "the run has a second server, and the owner of this device has named none to trust."
             raise RecipeError("E-FLOOR", what, "write its fingerprint into the policy: privacy.gateway.")
-        leader = share_keys.checked(shares.get(share_keys.LEADER), share_keys.LEADER, plan.run, server)
+        leader = share_keys.checked_share_key(shares.get(share_keys.LEADER), share_keys.LEADER, plan.run, server)
         signed, role = shares.get(share_keys.HELPER), share_keys.HELPER
-        helper = share_keys.checked(signed, role, plan.run, gateway)
+        helper = share_keys.checked_share_key(signed, role, plan.run, gateway)
         if self._owner.attested:
             known = share_keys.attested(signed, role, plan.run, helper, self._owner.attested, datetime.now(UTC))
             LOG.info("attestation of the gateway's key verified: %s, %s", known.platform, dict(known.registers))
         return replace(trust, leader=leader, helper=helper)
 
 
-def fresh(device: DeviceId, round: int, nonce: bytes | None) -> Secrets:
+def fresh_device_secrets(device: DeviceId, round: int, nonce: bytes | None) -> Secrets:
     """Draw secrets from the system's generator. No two attempts at a round have the same."""
     return Secrets.of(secrets.token_bytes(32))

@@ -62,12 +62,12 @@ def _gone(keep_records: bool) -> tuple[str, ...]:
 
 def _end_agent(home: Path) -> None:
     """End the agent, at first by an order, then by a signal. Raises StoreError(E-RUN-EXISTS)."""
-    if control.running(home) is None:
+    if control.running_agent(home) is None:
         return
-    control.give(home, control.Order("leave"))
+    control.give_owner_order(home, control.Order("leave"))
     if control.wait_for_agent_end(home, POLITE_S):
         return
-    agent = control.running(home)
+    agent = control.running_agent(home)
     if agent is not None and agent.pid > 0:
         with suppress(OSError):
             os.kill(agent.pid, signal.SIGTERM)
@@ -90,7 +90,7 @@ def _remove(path: Path) -> bool:
     return True
 
 
-def words(done: dict[str, Any], home: Path) -> list[str]:
+def leaving_words(done: dict[str, Any], home: Path) -> list[str]:
     """Describe the result of leaving a server, for a screen."""
     sentence = "the server has revoked this device" if done["told"] else "the server was not told, and still lists it"
     out = [f"left: {sentence}", f"  removed  {len(done['removed'])} of its files and folders: key, state, models"]

@@ -11,7 +11,7 @@ from html import escape
 from typing import Any
 
 from edgewise.apps.device.record import RecordLine
-from edgewise.apps.device.status import SHOWN, amount, counted_noun, moment
+from edgewise.apps.device.status import SHOWN, amount, counted_noun, local_moment
 from edgewise.apps.report.html import card, facts, row, table
 from edgewise.drivers.http.browser import FIELD
 
@@ -19,7 +19,7 @@ PLACES = (("folder", "home"), ("policy", "policy"))
 LINES = 100  # newest lines of the record that the page shows
 
 
-def page(status: Mapping[str, Any], lines: Sequence[RecordLine], form_token: str, note: str = "") -> str:
+def owner_page_html(status: Mapping[str, Any], lines: Sequence[RecordLine], form_token: str, note: str = "") -> str:
     """Write the page: what left this device, when, how much, under which promise, and the owner's orders."""
     left, paused = status["left"], status["state"] == "paused"
     word = status["state"] + (f": {status['why']}" if status["why"] else "")
@@ -50,10 +50,10 @@ def page(status: Mapping[str, Any], lines: Sequence[RecordLine], form_token: str
         f"<h2>Leave</h2>{_leave(form_token)}",
         facts([(name.capitalize(), f"<code>{escape(status[key])}</code>") for name, key in PLACES]),
     ]
-    return whole("".join(body))
+    return whole_owner_page("".join(body))
 
 
-def whole(body: str) -> str:
+def whole_owner_page(body: str) -> str:
     """Write a whole page around its content."""
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
@@ -100,7 +100,7 @@ def _runs(runs: Sequence[Mapping[str, Any]]) -> str:
             [
                 str(one["rounds"]), amount(one).partition(", ")[2],
                 escape(", ".join(f"{count} x {kind}" for kind, count in sorted(one["kinds"].items()))),
-                escape(one["promise"] or "–"), moment(one["last_s"]) if one["last_s"] else "–",
+                escape(one["promise"] or "–"), local_moment(one["last_s"]) if one["last_s"] else "–",
             ],
             plain=(2, 3, 4),
         )

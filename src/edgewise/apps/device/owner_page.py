@@ -105,7 +105,7 @@ class OwnerPage:
 
     def shown(self) -> dict[str, Any]:
         """Return the status of the device, as `edgewise device status --json` does, and the lines of its record."""
-        lines = [row for row in record.rows(self.home) if row.kind != record.RUN_REFUSED]
+        lines = [row for row in record.device_record_lines(self.home) if row.kind != record.RUN_REFUSED]
         return {"status": status.found(self.home, self.now_s()), "lines": lines}
 
     def act(self, order: str, form: dict[str, str]) -> str:
@@ -115,17 +115,19 @@ class OwnerPage:
         """
         if order == "pause":
             until = form.get("until", "").strip()
-            control.give(self.home, control.Order("pause", clock.next_time(until, self.now_s()) if until else None))
+            control.give_owner_order(
+                self.home, control.Order("pause", clock.next_time(until, self.now_s()) if until else None)
+            )
             return "Paused. Nothing leaves this device."
         if order == "resume":
-            control.give(self.home, control.Order())
+            control.give_owner_order(self.home, control.Order())
             return "Resumed."
         if order == "leave":
             if form.get("sure") != "on":
                 raise TransportError("E-REQUEST", "leaving was not confirmed.", "mark that you want to leave.")
             done = leave.leave(self.home, keep_records=form.get("keep") == "on")
             self._ended.set()
-            return " ".join(leave.words(done, self.home))
+            return " ".join(leave.leaving_words(done, self.home))
         raise TransportError("E-ROUTE", "the page has no such form.", "open the page again.")
 
 
@@ -166,7 +168,7 @@ class _Request(BaseHTTPRequestHandler):
         if not length.isdigit() or int(length) > BODY_BYTES:
             return self._refuse(413, "The form is too large.")
         try:
-            form = browser.fields(self.rfile.read(int(length)))
+            form = browser.form_fields(self.rfile.read(int(length)))
             if not hmac.compare_digest(form.get(browser.FIELD, "").encode(), self.owner.form_token.encode()):
                 return self._refuse(403, "This form was not made in this session. Open the page again.")
             note = self.owner.act(name, form)
@@ -178,7 +180,7 @@ class _Request(BaseHTTPRequestHandler):
 
     def _page(self, code: int, note: str) -> None:
         shown = self.owner.shown()
-        html = owner_html.page(shown["status"], shown["lines"], self.owner.form_token, note)
+        html = owner_html.owner_page_html(shown["status"], shown["lines"], self.owner.form_token, note)
         self._send(code, "text/html; charset=utf-8", html.encode())
 
     def _plain(self) -> dict[str, Any]:
@@ -205,7 +207,7 @@ class _Request(BaseHTTPRequestHandler):
         self._words(code, "Refused", words)
 
     def _words(self, code: int, title: str, words: str) -> None:
-        html = owner_html.whole(f"<h1>{title}</h1><p>{escape(words)}</p>")
+        html = owner_html.whole_owner_page(f"<h1>{title}</h1><p>{escape(words)}</p>")
         self._send(code, "text/html; charset=utf-8", html.encode())
 
     def _send(self, code: int, kind: str, raw: bytes, headers: dict[str, str] | None = None) -> None:

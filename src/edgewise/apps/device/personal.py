@@ -32,18 +32,18 @@ RUNS, WANTED = "runs", "personal-wanted"  # a folder of the home, and a file in 
 LOOK_S = 20.0  # seconds between two questions whether a run has finished
 
 
-def want(folder: Path, run: str) -> None:
+def want_personal_model(folder: Path, run: str) -> None:
     """Note in a run's folder that its personal model is to be made when it has finished. Raises StoreError(E-DISK)."""
     files.write_durably(folder / WANTED, run.encode(), owner_only=True)
 
 
-def wanted(home: Path) -> list[str]:
+def wanted_personal_models(home: Path) -> list[str]:
     """List the runs whose personal model is not made yet, the latest first."""
     marks = sorted((home / RUNS).glob(f"*/{WANTED}"), key=lambda path: -path.stat().st_mtime)
     return [path.read_text(encoding="ascii") for path in marks]
 
 
-def made(home: Path) -> list[dict[str, Any]]:
+def made_personal_models(home: Path) -> list[dict[str, Any]]:
     """List the personal models of this device: the beginning of the run's id, the file, and the time it was made."""
     from edgewise.drivers.storage.personal_models import FOLDER_NAME
 
@@ -58,7 +58,7 @@ def find(home: Path, run: str) -> str:
     """Complete the beginning of a run's id. Raises TransportError(E-UNKNOWN-ID) where it fits no run, or several."""
     from edgewise.apps.device import record
 
-    known = {line.run for line in record.rows(home)} | set(wanted(home))
+    known = {line.run for line in record.device_record_lines(home)} | set(wanted_personal_models(home))
     fits = sorted(one for one in known if one.startswith(run))
     if len(fits) != 1:
         what = f"{run:.64} is the beginning of {len(fits)} runs of this device."
@@ -81,14 +81,14 @@ def personalise(link: Link, parts: Callable[[str], RunPart], home: Path, run: st
     from edgewise.drivers.storage.personal_models import PersonalModel
     from edgewise.drivers.workers.personal import personal_model
 
-    found = released(link, parts, run)
+    found = download_released_model(link, parts, run)
     plan, trainer, store = found.part.devices.plan, found.part.devices.trainer, found.part.devices.store
     rule = found.training.rule
     if most_steps and (rule.epochs or rule.steps > most_steps):
         what = f"the personal model of run {run:.12} takes more steps than limits.local_steps = {most_steps} allows."
         raise RecipeError("E-PERSONAL", what, "raise limits.local_steps in your policy.")
     own = personal_model(plan, trainer, store, link.name, found.params, secrets.token_bytes(32))
-    return keep(home, run, PersonalModel(link.name, found.digest, found.training.method, own))
+    return keep_personal_model(home, run, PersonalModel(link.name, found.digest, found.training.method, own))
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class ReleasedRun:
     training: PersonalTraining
 
 
-def released(link: Link, parts: Callable[[str], RunPart], run: str) -> ReleasedRun:
+def download_released_model(link: Link, parts: Callable[[str], RunPart], run: str) -> ReleasedRun:
     """Download the released model of a run. Raises as ``personalise``, but for the owner's limit of steps."""
     from edgewise.core import vector
     from edgewise.plan.personal import personal_training
@@ -126,7 +126,7 @@ def released(link: Link, parts: Callable[[str], RunPart], run: str) -> ReleasedR
     return ReleasedRun(part, digest, vector.from_bytes(raw, plan.spec.dim), training)
 
 
-def keep(home: Path, run: str, model: PersonalModel) -> PersonalModel:
+def keep_personal_model(home: Path, run: str, model: PersonalModel) -> PersonalModel:
     """Write a personal model into the run's folder, for its owner only. Raises StoreError(E-DISK)."""
     from edgewise.drivers.storage.personal_models import keep_personal
 
@@ -153,7 +153,7 @@ class WaitingRuns:
         if time.monotonic() - self._looked_s < LOOK_S:
             return None
         self._looked_s = time.monotonic()
-        for run in wanted(self._home):
+        for run in wanted_personal_models(self._home):
             if run in self._failed or not self._link.call("GET", f"/v1/runs/{run}")["released"]:
                 continue
             try:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgewise.apps.device import personal
-from edgewise.apps.device.task import refused
+from edgewise.apps.device.task import refused_task
 from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.storage.personal_models import PersonalModel
 from edgewise.plan.plan import Plan
@@ -74,7 +74,7 @@ class PersonalTask:
         """Write the released model into a torch module. Raises ModelError(E-LAYOUT) as ``Task.load_into``."""
         from edgewise.learn.models import modules
 
-        modules.load(model, self.spec, self.params, ())
+        modules.load_module_vector(model, self.spec, self.params, ())
         self._loaded = True
 
     def keep(self, model: Any, share: float | None = None) -> Vector:
@@ -96,12 +96,12 @@ class PersonalTask:
         from edgewise.learn.models import modules
 
         if not self._loaded:
-            raise refused("the released model was not loaded: call load_into(model) first")
+            raise refused_task("the released model was not loaded: call load_into(model) first")
         taken = self._found.training.share if share is None else share
         if not 0 < taken <= 1:
-            raise refused(
+            raise refused_task(
                 f"share = {taken:g}: the recipe lets each device choose it; give keep(model, share=...) in (0, 1]"
             )
-        own = self.params + np.float32(taken) * (modules.read(model, self.spec) - self.params)
+        own = self.params + np.float32(taken) * (modules.read_module_vector(model, self.spec) - self.params)
         made = PersonalModel(self._device, self._found.digest, self._found.training.method, own)
-        return personal.keep(self.home, self.run, made).params
+        return personal.keep_personal_model(self.home, self.run, made).params

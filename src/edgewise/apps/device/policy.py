@@ -46,7 +46,7 @@ _COLUMNS = ("text", "prompt", "messages", "tools", "answers", "as_chat", "time",
 _HERE = ("source", "path", *_COLUMNS)  # keys of both [data]
 
 
-class Data(Section):
+class PolicyData(Section):
     """The text that this device trains on. The keys have the meaning of a recipe's [data]."""
 
     source: Literal["text", "jsonl", "csv", "parquet", "plays", "python-stdlib"] = "text"
@@ -73,7 +73,7 @@ class Data(Section):
             yield from DataSection.model_construct(**tables).faults()
 
 
-class Limits(Section):
+class PolicyLimits(Section):
     """The resources of this device that a run may take."""
 
     upload_mb: float = Field(100.0, gt=0, le=1e6, description="of one round at most, in all its attempts, 10^6 bytes")
@@ -86,7 +86,7 @@ class Limits(Section):
     cache_days: float = Field(30.0, gt=0, le=36500, description="days that unused ones of them stay")
 
 
-class When(Section):
+class PolicyTimes(Section):
     """The times at which this device works."""
 
     quiet: list[str] = Field([], max_length=48, description='local times without work, such as "22:00-06:30"')
@@ -139,7 +139,7 @@ class LeastPrivacy(Section):
             yield SettingError("E-COMBO", what, 'add "hidden" or "distributed_dp", or write hidden = false')
 
 
-class Cap(Section):
+class PolicyCap(Section):
     """The privacy budget of this device over all runs."""
 
     epsilon: float | None = Field(None, gt=0, le=LARGEST_EPSILON, description="over all runs; absent = no cap")
@@ -152,7 +152,7 @@ class Cap(Section):
             yield SettingError("E-COMBO", what, "give budget.epsilon, or leave out budget.delta")
 
 
-class Models(Section):
+class PolicyModels(Section):
     """The models that this device trains."""
 
     allow: list[str] = Field([], description="as a run's facts name them: bundled, sha256:DIGEST; empty = any")
@@ -205,12 +205,12 @@ class Attested(Section):
 class Policy(Section):
     """A whole policy."""
 
-    data: Data = Data()
-    limits: Limits = Limits()
-    when: When = When()
+    data: PolicyData = PolicyData()
+    limits: PolicyLimits = PolicyLimits()
+    when: PolicyTimes = PolicyTimes()
     privacy: LeastPrivacy = LeastPrivacy()
-    budget: Cap = Cap()
-    model: Models = Models()
+    budget: PolicyCap = PolicyCap()
+    model: PolicyModels = PolicyModels()
     package: list[OwnPackage] = Field([])
     attested: list[Attested] = Field([])
 
@@ -290,10 +290,10 @@ def load(home: Path) -> Policy:
     fix = "write one: `edgewise device policy` writes it with all keys and their meaning."
     with foreign(RecipeError, "E-RECIPE-READ", str(path), fix), open(path, encoding="utf-8") as f:
         text = f.read(toml.LONGEST + 1)
-    return parse(text, str(path))
+    return parse_owner_policy(text, str(path))
 
 
-def parse(text: str, where: str) -> Policy:
+def parse_owner_policy(text: str, where: str) -> Policy:
     """Parse a policy from TOML text. Raises RecipeError as ``load``. A message names all faults."""
     plain = toml.read(text, where)
     toml.bounded(plain, where)
@@ -304,7 +304,7 @@ def parse(text: str, where: str) -> Policy:
     return result.value
 
 
-def template() -> str:
+def owner_policy_template() -> str:
     """Write the policy that ``join`` begins with: every key with its meaning and its default."""
     return (resources("edgewise") / "assets" / FILE).read_text(encoding="utf-8")
 
@@ -314,7 +314,7 @@ def first_policy(home: Path) -> bool:
     if (home / FILE).exists():
         return False
     home.mkdir(FOLDER, parents=True, exist_ok=True)
-    write_durably(home / FILE, template().encode(), owner_only=True)
+    write_durably(home / FILE, owner_policy_template().encode(), owner_only=True)
     sync_folder(home)
     return True
 

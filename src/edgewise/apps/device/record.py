@@ -3,7 +3,7 @@
     record = Record(home)
     record.frame(server, plan, raw, epsilon)       # before a frame is sent; a repeated frame adds no line
     record.refused(server, run, error)             # a refused run, to which nothing was sent
-    rows(home); summary(rows(home), now_s)
+    device_record_lines(home); device_record_summary(device_record_lines(home), now_s)
 
 A line is on the disk before its frame is sent. So the record may list a frame that a crash held back, and it lacks no
 frame that was sent. What leaves once more, because a server or the network lost it, is counted: a line "sent again" has
@@ -282,28 +282,28 @@ def _step(body: bytes) -> tuple[str, str | None]:
     """Describe a message of a hidden sum, and why the device left the sum. None if it did not."""
     from edgewise.secagg import messages
 
-    match messages.load(body):
-        case messages.Advertise():
+    match messages.load_secagg_message(body):
+        case messages.AdvertiseMessage():
             return "public keys of a hidden sum", None
-        case messages.Shares():
+        case messages.SharesMessage():
             return "sealed shares of its keys", None
-        case messages.Masked():
+        case messages.MaskedMessage():
             return "masked update", None
-        case messages.Consistent():
+        case messages.ConsistentMessage():
             return "signature on who is in the sum", None
-        case messages.Revealed():
+        case messages.RevealedMessage():
             return "shares of others' keys that open the sum", None
         case messages.Abort(code=code):
             return REFUSAL, f"{code}: left the hidden sum"
     return "message of a hidden sum", None
 
 
-def rows(home: Path) -> list[RecordLine]:
+def device_record_lines(home: Path) -> list[RecordLine]:
     """Read the lines so far, also while an agent works. Raises StoreError: E-CHECKPOINT for a damaged file, E-DISK."""
     return _read(home / FILE)[0]
 
 
-def summary(lines: Iterable[RecordLine], now_s: float) -> dict[str, Any]:
+def device_record_summary(lines: Iterable[RecordLine], now_s: float) -> dict[str, Any]:
     """Count what was sent: today (by local time), in all, by run. Also count refusals, with the time of the latest.
 
     ``epsilon`` is that of the newest line that has one. None if no cap counts it.

@@ -1,6 +1,7 @@
 """The disk space that models, blobs and token caches of other runs take on a device: bounded, and given back with time.
 
-    sweep(home, {run}, limit_bytes, age_s, now_s)      # a run that needs something again downloads or makes it again
+    sweep_device_folders(home, {run}, limit_bytes, age_s, now_s)      # a run that needs something again downloads or
+    makes it again
 
 A device's own state is not touched: codec memory, answered rounds, privacy ledger, personal models.
 """
@@ -28,19 +29,21 @@ class _CachedFolder:
     size_bytes: int
 
 
-def note_use(folder: Path, model: str) -> None:
+def note_model_use(folder: Path, model: str) -> None:
     """Note in a run's folder which folder of ``models`` it uses. Raises StoreError(E-DISK)."""
     files.write_durably(folder / MODEL_OF, model.encode(), owner_only=True)
 
 
-def touch(*folders: Path) -> None:
+def note_folders_used(*folders: Path) -> None:
     """Note that these folders are used now."""
     for folder in folders:
         with suppress(OSError):
             os.utime(folder)
 
 
-def sweep(home: Path, in_use: Collection[str], limit_bytes: float, age_s: float, now_s: float) -> list[Path]:
+def sweep_device_folders(
+    home: Path, in_use: Collection[str], limit_bytes: float, age_s: float, now_s: float
+) -> list[Path]:
     """Remove what no run in use needs: first what is too old, then the least recently used down to the limit.
 
     Args:

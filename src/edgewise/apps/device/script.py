@@ -11,9 +11,9 @@ from typing import Any
 from edgewise.apps.device import control, policy, record
 from edgewise.apps.device.agent import present, work
 from edgewise.apps.device.handover import Desk, Stopped, handover
-from edgewise.apps.device.personal import find, released
+from edgewise.apps.device.personal import download_released_model, find
 from edgewise.apps.device.personal_task import PersonalTask
-from edgewise.apps.device.task import Left, Task
+from edgewise.apps.device.task import FramesThatLeft, Task
 from edgewise.core.errors import EdgewiseError
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
@@ -139,20 +139,20 @@ class Device:
         """
         inbox = _Inbox(self, Desk(), 1)
         with present(self.home, inbox.make, PATIENCE_S, personal=False) as (link, parts, _):
-            found = released(link, parts, find(self.home, run))
+            found = download_released_model(link, parts, find(self.home, run))
             return PersonalTask(found.part.devices.plan, inbox.files, self.home, found, link.name)
 
     def _may_send(self) -> bool:
-        return not control.order(self.home, time.time()).pause
+        return not control.read_owner_order(self.home, time.time()).pause
 
     def _end(self, run: str) -> Any:
         return lambda round: self._link.call("GET", f"/v1/runs/{run}/rounds/{round}", {"wait": WAIT_S})
 
     def _left(self, run: str) -> Any:
-        def left(round: int) -> Left:
-            rows = [row for row in record.rows(self.home) if (row.run, row.round) == (run, round)]
+        def left(round: int) -> FramesThatLeft:
+            rows = [row for row in record.device_record_lines(self.home) if (row.run, row.round) == (run, round)]
             refusal = next((row.reason for row in rows if row.kind == record.REFUSAL), None)
-            return Left(sum(row.size for row in rows), rows[-1].epsilon if rows else None, refusal)
+            return FramesThatLeft(sum(row.size for row in rows), rows[-1].epsilon if rows else None, refusal)
 
         return left
 

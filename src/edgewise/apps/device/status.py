@@ -19,11 +19,11 @@ RUNS, REFUSALS = 5, 5  # the number of newest ones that a screen shows
 def found(home: Path, now_s: float) -> dict[str, Any]:
     """Collect the status of a device as plain JSON, without asking a server.
 
-    Raises TransportError(E-IDENTITY) for a folder without an enrolment, and StoreError as ``record.rows`` and
+    Raises TransportError(E-IDENTITY) for a folder without an enrolment, and StoreError as ``device_record_lines`` and
     ``counter_file.load``.
     """
     enrolled = homes.load(home)
-    agent, order = control.running(home), control.order(home, now_s)
+    agent, order = control.running_agent(home), control.read_owner_order(home, now_s)
     state, why, since_s = ("not running", None, None) if agent is None else (agent.state, agent.why, agent.since_s)
     if order.pause:
         state, why, since_s = "paused", _until(order.until_s), None
@@ -40,15 +40,16 @@ def found(home: Path, now_s: float) -> dict[str, Any]:
     return {
         "device": enrolled.name, "server": enrolled.url, "server_key": enrolled.server, "state": state, "why": why,
         "since_s": since_s, "running": agent is not None, "policy": str(home / policy.FILE), "policy_error": trouble,
-        "budget": budget, "evaluation": evaluates, "left": record.summary(record.rows(home), now_s), "home": str(home),
-        "personal": personal.made(home), "personal_wanted": personal.wanted(home),
+        "budget": budget, "evaluation": evaluates, "home": str(home),
+        "left": record.device_record_summary(record.device_record_lines(home), now_s),
+        "personal": personal.made_personal_models(home), "personal_wanted": personal.wanted_personal_models(home),
     }  # fmt: skip
 
 
-def lines(status: Mapping[str, Any]) -> list[str]:
+def device_status_lines(status: Mapping[str, Any]) -> list[str]:
     """Write the device's status for a screen."""
     left, why = status["left"], f": {status['why']}" if status["why"] else ""
-    since = f"  since {moment(status['since_s'])}" if status["since_s"] is not None else ""
+    since = f"  since {local_moment(status['since_s'])}" if status["since_s"] is not None else ""
     out = [f"device   {status['device']}  of {status['server']}", f"now      {status['state']}{why}{since}"]
     if status["state"] == "paused" and status["running"]:
         out.append("         the agent runs, and nothing leaves")
@@ -61,10 +62,11 @@ def lines(status: Mapping[str, Any]) -> list[str]:
     for run in sorted(left["runs"], key=lambda one: -(one["last_s"] or 0.0))[:RUNS]:
         kinds = ", ".join(f"{count} x {kind}" for kind, count in sorted(run["kinds"].items()))
         out.append(
-            f"  run {run['run'][:SHOWN]}  {counted_noun(run['rounds'], 'round')}, last {moment(run['last_s'])}: {kinds}"
+            f"  run {run['run'][:SHOWN]}  {counted_noun(run['rounds'], 'round')}, "
+            f"last {local_moment(run['last_s'])}: {kinds}"
         )
     for one in status["personal"]:
-        out.append(f"personal model of run {one['run'][:SHOWN]}, made {moment(one['at_s'])}: {one['file']}")
+        out.append(f"personal model of run {one['run'][:SHOWN]}, made {local_moment(one['at_s'])}: {one['file']}")
     for run in status["personal_wanted"]:
         out.append(f"personal model of run {run[:SHOWN]}: made when the run has finished")
     spent, budget = left["epsilon"], status["budget"]
@@ -92,10 +94,10 @@ def counted_noun(count: int, word: str) -> str:
     return f"{count} {word}{'' if count == 1 else 's'}"
 
 
-def moment(at_s: float) -> str:
+def local_moment(at_s: float) -> str:
     """Write a point in time, in local time."""
     return time.strftime("%Y-%m-%d %H:%M", time.localtime(at_s))
 
 
 def _until(until_s: float | None) -> str:
-    return "until `edgewise device resume`" if until_s is None else f"until {moment(until_s)}"
+    return "until `edgewise device resume`" if until_s is None else f"until {local_moment(until_s)}"

@@ -25,7 +25,7 @@ LOOK_S = 0.25  # wait between two questions for a round's end; the server answer
 
 
 @dataclass(frozen=True)
-class Left:
+class FramesThatLeft:
     """The total of the frames that the device sent in one round, by its record.
 
     ``refusal`` is the code and reason of a refusal. None without one.
@@ -86,7 +86,7 @@ class Task:
     _request: FitRequest = field(repr=False)
     _desk: Desk = field(repr=False)
     _end: Callable[[int], Mapping[str, Any]] = field(repr=False)  # asks the server for a round's outcome
-    _left: Callable[[int], Left] = field(repr=False)
+    _left: Callable[[int], FramesThatLeft] = field(repr=False)
     _loaded: bool = field(default=False, repr=False)
     _corrected: int = field(default=0, repr=False)
     _done: bool = field(default=False, repr=False)
@@ -148,7 +148,7 @@ class Task:
             hides = self.plan.hides
             return {"privacy": card.no_epsilon_sentence(0 if hides is None else hides.servers)}
         plain = self.plan.spend.card.to_plain()
-        return {"privacy": plain["summary"], **dict(card.promises(plain)), **dict(card.rests_on(plain))}
+        return {"privacy": plain["summary"], **dict(card.card_promises(plain)), **dict(card.card_assumptions(plain))}
 
     def __str__(self) -> str:
         plan, rule = self.plan, self._request.rule
@@ -175,8 +175,8 @@ class Task:
 
         if self.plan.strategy.client.contrast is not None:
             what = f"the strategy {self.plan.strategy.name} contrasts representations inside the loss"
-            raise refused(f"{what}, which a training script of your own has no part in")
-        modules.load(model, self.spec, self.params, self.trains)
+            raise refused_task(f"{what}, which a training script of your own has no part in")
+        modules.load_module_vector(model, self.spec, self.params, self.trains)
         self._loaded = True
 
     def correct(self, model: Any) -> None:
@@ -186,7 +186,7 @@ class Task:
         """
         from edgewise.learn.models import modules
 
-        modules.correct(model, self.spec, self.params, self._request.correction)
+        modules.correct_gradients(model, self.spec, self.params, self._request.correction)
         self._corrected += 1
 
     def submit(
@@ -213,8 +213,8 @@ class Task:
         from edgewise.learn.models import modules
 
         if not (self._done or self._loaded):
-            raise refused("the task was not loaded: call task.load_into(model) first")
-        return self._submitted(lambda: modules.read(model, self.spec), examples, metrics, steps)
+            raise refused_task("the task was not loaded: call task.load_into(model) first")
+        return self._submitted(lambda: modules.read_module_vector(model, self.spec), examples, metrics, steps)
 
     def submit_params(
         self, params: Vector, examples: float, metrics: Mapping[str, float] | None = None, steps: int | None = None
@@ -236,10 +236,10 @@ class Task:
         self, read: Callable[[], Vector], examples: float, metrics: Mapping[str, float] | None, steps: int | None
     ) -> Outcome:
         if self._done:
-            raise refused("the task has been submitted already")
+            raise refused_task("the task has been submitted already")
         head = self._head(metrics or {})
         if not (isfinite(examples) and examples > 0):
-            raise refused(f"examples = {examples:g} is not a number of examples")
+            raise refused_task(f"examples = {examples:g} is not a number of examples")
         x = read() - self.params
         self._check(x, steps)
         self._done = True
@@ -258,18 +258,18 @@ class Task:
         if odd := sorted(set(given) - {LOSS, *names}):
             known = ", ".join((LOSS, *names)) if names else "none"
             what = f"metric {odd[0]} does not travel in this run; those that do: {known}. Others need a [[metric]]"
-            raise refused(f"{what} with bounds in the recipe")
+            raise refused_task(f"{what} with bounds in the recipe")
         head = {name: float(given[name]) for name in names if name in given}
         if LOSS in given:
             losses = [name for name in names if name in LOSSES]
             head = {**dict.fromkeys(losses, float(given[LOSS])), **head}
         if missing := [name for name in names if name not in head and name != HELD_OUT]:
             short = LOSS if missing[0] in LOSSES else missing[0]
-            raise refused(
+            raise refused_task(
                 f'this run sums {", ".join(names)}, and {missing[0]} is missing: give metrics={{"{short}": ...}}'
             )
         if odd := [name for name, value in head.items() if not isfinite(value)]:
-            raise refused(f"metric {odd[0]} = {head[odd[0]]} is not a finite number")
+            raise refused_task(f"metric {odd[0]} = {head[odd[0]]} is not a finite number")
         if HELD_OUT in names:  # Both are zero for a device without held-out examples.
             head = {**head, HELD_OUT: head.get(HELD_OUT, 0.0), HELD_SHARE: float(HELD_OUT in head)}
         return head
@@ -278,14 +278,14 @@ class Task:
         client, asked = self.plan.strategy.client, self.steps
         if self.corrects and not self._corrected:
             what = f"the strategy {self.plan.strategy.name} corrects gradients: call task.correct(model) before each"
-            raise refused(f"{what} step of the optimizer")
+            raise refused_task(f"{what} step of the optimizer")
         taken = self._corrected if steps is None and self.corrects else steps
         if client.finish is not None and taken != asked:
             what = f"the equations of {self.plan.strategy.name} are for {asked} steps; here were {taken or 'no'}"
-            raise refused(f"{what}: take as many, and say so by steps={asked}")
+            raise refused_task(f"{what}: take as many, and say so by steps={asked}")
         for s in self.spec.segments if self.trains else ():
             if s.name not in self.trains and np.any(x[s.start : s.stop]):
-                raise refused(f"{s.name} moved, and rests in this round: keep it out of the optimizer")
+                raise refused_task(f"{s.name} moved, and rests in this round: keep it out of the optimizer")
 
     def _outcome(self, metrics: tuple[str, ...]) -> Outcome:
         while True:
@@ -301,7 +301,7 @@ class Task:
                 return self._result(self._left(self.round), bool(end["yours"]), why, metrics)
             time.sleep(LOOK_S)
 
-    def _result(self, sent: Left, released: bool, why: str | None, metrics: tuple[str, ...]) -> Outcome:
+    def _result(self, sent: FramesThatLeft, released: bool, why: str | None, metrics: tuple[str, ...]) -> Outcome:
         epsilon = sent.epsilon
         counted = None if epsilon is None else "in all runs of this device"
         if epsilon is None and self.plan.spend is not None:
@@ -312,6 +312,6 @@ class Task:
         return Outcome(self.run, self.round, released, None if released else why, sent.bytes, epsilon, counted, metrics)
 
 
-def refused(why: str) -> TrainingError:
+def refused_task(why: str) -> TrainingError:
     """Make the error for a script that misuses a task."""
     return TrainingError("E-TASK", f"{why}.", "see `edgewise explain coming-from`.")

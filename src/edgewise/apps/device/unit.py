@@ -1,7 +1,7 @@
 """A systemd user unit that runs a device's agent, with access to little of the machine.
 
-    print(text(program(), home, policy))
-    path = install(text, folder)                 # ~/.config/systemd/user/edgewise-device.service
+    print(agent_unit_text(agent_program(), home, policy))
+    path = install_agent_unit(text, folder)                 # ~/.config/systemd/user/edgewise-device.service
 
 The agent may write its home folder only. It may read the machine and its owner's text. A user's own systemd can enforce
 this if the kernel allows user namespaces. ``NoNewPrivileges`` holds everywhere.
@@ -60,13 +60,13 @@ WantedBy=default.target
 """
 
 
-def program() -> tuple[str, ...]:
+def agent_program() -> tuple[str, ...]:
     """Return the command that starts this program."""
     found = shutil.which("edgewise")
     return (str(Path(found).absolute()),) if found else (sys.executable, "-m", "edgewise.apps.cli.main")
 
 
-def text(command: Sequence[str], home: Path, policy: Policy) -> str:
+def agent_unit_text(command: Sequence[str], home: Path, policy: Policy) -> str:
     """Write the systemd unit of an agent for a home folder.
 
     Raises RecipeError(E-VALUE) for a path that no unit can hold (with a line break).
@@ -76,18 +76,18 @@ def text(command: Sequence[str], home: Path, policy: Policy) -> str:
     own = [_part_without_patterns(one) for one in ([data] if isinstance(data, str) else data) if one]
     start = " ".join(_quoted(word, dollars=True) for word in (*command, "device", "run", "--home", str(folder)))
     return _UNIT.format(
-        place=place(), next=" && ".join(NEXT), start=start, final=f"{USAGE} {NOT_AUTHORISED}",
+        place=agent_unit_place(), next=" && ".join(NEXT), start=start, final=f"{USAGE} {NOT_AUTHORISED}",
         cache=_quoted(f"XDG_CACHE_HOME={folder / CACHE}"),
         home=_quoted(str(folder)), read_only="".join(f"ReadOnlyPaths={_quoted(path, '-')}\n" for path in own),
     )  # fmt: skip
 
 
-def place() -> Path:
+def agent_unit_place() -> Path:
     """Return the folder in which the user's systemd looks for units."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or "~/.config").expanduser() / "systemd" / "user" / NAME
 
 
-def install(unit: str, at: Path) -> Path:
+def install_agent_unit(unit: str, at: Path) -> Path:
     """Write the unit into the folder of the user's systemd. Raises StoreError: E-FILE-EXISTS, E-DISK."""
     at.parent.mkdir(parents=True, exist_ok=True)
     files.write_new(at, unit.encode())

@@ -91,7 +91,7 @@ class CsvLogger(Callback):
 
     def __call__(self, round: Round) -> object:
         """Append the row of a round."""
-        row = figures(round)
+        row = callback_figures(round)
         if self._file is None:
             return None
         writer = csv.DictWriter(self._file, self._columns or list(row), extrasaction="ignore", lineterminator="\n")
@@ -109,7 +109,7 @@ class CsvLogger(Callback):
             self._file = None
 
 
-def figures(round: Round) -> dict[str, Any]:
+def callback_figures(round: Round) -> dict[str, Any]:
     """Collect the figures of a round that loggers write, by name."""
     counts = {"contributions": round.contributions, "lost": len(round.lost), "bytes_up": round.bytes_up}
     more = {} if round.epsilon is None else {"epsilon": round.epsilon}
@@ -139,14 +139,14 @@ class Stop:
             self._asked |= callback(round) is STOP
 
 
-def begin(callbacks: Sequence[AnyCallback], run: Started) -> None:
+def begin_callbacks(callbacks: Sequence[AnyCallback], run: Started) -> None:
     """Call ``begin`` of the callbacks that have it."""
     for callback in callbacks:
         if isinstance(callback, Callback):
             callback.begin(run)
 
 
-def end(callbacks: Sequence[AnyCallback]) -> None:
+def end_callbacks(callbacks: Sequence[AnyCallback]) -> None:
     """Call ``end`` of the callbacks that have it. All are called even if one fails.
 
     The first error is raised afterwards.

@@ -34,5 +34,7 @@ class Checked:
         from edgewise.apps.simulate import check_screen
 
         out = io.StringIO()
-        check_screen.show(Console(file=out, width=width, no_color=True, force_jupyter=False), self.facts, self._name)
+        check_screen.show_check(
+            Console(file=out, width=width, no_color=True, force_jupyter=False), self.facts, self._name
+        )
         return out.getvalue()

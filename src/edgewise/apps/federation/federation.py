@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgewise.apps.federation import own_work, settings, texts
-from edgewise.apps.federation.callbacks import AnyCallback, EarlyStopping, Started, Stop, begin, end
+from edgewise.apps.federation.callbacks import AnyCallback, EarlyStopping, Started, Stop, begin_callbacks, end_callbacks
 from edgewise.apps.federation.checked import Checked
 from edgewise.apps.federation.digest import digest
 from edgewise.apps.federation.playing import Heard, Shown, has_run, remove, wants_progress
@@ -109,7 +109,7 @@ class Federation:
         self._parts: dict[str, AnyPart] = {}
         self._run_dir: Path | None = None
         if data is not None:
-            texts.check_names(data)
+            texts.check_device_names(data)
             self._data = {
                 d: list(x) if isinstance(x, Iterator) else x for d, x in data.items()
             }  # An iterator can be read only once.
@@ -149,7 +149,7 @@ class Federation:
 
     def _part_table(self, given: Any, where: str) -> dict[str, Any]:
         """Return the table of a part, and note an object that is not shipped."""
-        table, part = parts.table(given, where)
+        table, part = parts.part_table(given, where)
         if part is not None and not parts.is_shipped(part):
             known = self._parts.setdefault(part.name, part)
             if known is not part:
@@ -160,7 +160,7 @@ class Federation:
         """Make the recipe of some tables, and check its parts."""
         where, text = ("", "") if self._file is None else (str(self._file), recipes.read(self._file))
         known = catalogue(self._extensions, Objects(Extension(tuple(self._parts.values()))))
-        return loading.build(settings.put(tables, {}), known, Origin(where, text))
+        return loading.build_checked_recipe(settings.put(tables, {}), known, Origin(where, text))
 
     @property
     def _given_model(self) -> bool:
@@ -179,7 +179,9 @@ class Federation:
             at.mkdir(parents=True, exist_ok=True)
         digests = {f"the part {name}": digest(part) for name, part in self._parts.items()}
         if self._data is not None and self._reads_texts:
-            found = texts.write(texts.lines(self._data, self.recipe.data), at / texts.DATA if write else None)
+            found = texts.write_device_text(
+                texts.device_text_lines(self._data, self.recipe.data), at / texts.DATA if write else None
+            )
             for device in self._data:
                 if f"the data of {device!r}" not in found:
                     raise DataError(
@@ -301,14 +303,14 @@ class Federation:
                 for spec in playing:
                     round = heard.round(spec)
                     if not begun:
-                        begin(self._callbacks, Started(at, ready.recipe, heard.started))
+                        begin_callbacks(self._callbacks, Started(at, ready.recipe, heard.started))
                         begun = True
                     stop.ask(self._callbacks, round)
                     yield round
             finally:
                 playing.close()
                 if begun:
-                    end(self._callbacks)
+                    end_callbacks(self._callbacks)
 
     def __repr__(self) -> str:
         return f"Federation({', '.join(self._federation_facts().values())})"

@@ -67,11 +67,11 @@ class OwnTraining:
     def _text_trainer(self, recipe_dir: Path, run_dir: Path) -> Callable[[Recipe], Any]:
         def make(recipe: Recipe) -> Any:
             from edgewise.learn.text import trainer as text
-            from edgewise.learn.text.own_text import own_text
+            from edgewise.learn.text.own_text import own_text_work
 
             engine = recipe.engine.on_cpu("your own loop or metrics")
             made = text.make(recipe.model_copy(update={"engine": engine}), recipe_dir, run_dir / "cache")
-            made.own = own_text(made, self.loop, self.metrics)
+            made.own = own_text_work(made, self.loop, self.metrics)
             return made
 
         return make

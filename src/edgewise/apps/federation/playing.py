@@ -90,7 +90,7 @@ def remove(run_dir: Path) -> None:
     Raises:
         StoreError: E-FOLDER for a folder that edgewise did not make. E-RUN-EXISTS while another process works in it.
     """
-    if folder.foreign(run_dir):
+    if folder.is_foreign_folder(run_dir):
         folder.claim(run_dir)  # This refuses with the reason.
     has_run(run_dir)
     try:

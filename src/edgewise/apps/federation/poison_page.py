@@ -56,7 +56,7 @@ def costs(found: Mapping[str, Any]) -> list[str]:
 
 
 def page(found: Mapping[str, Any]) -> str:
-    """Build the HTML of the whole page from the result of ``poisoning.examine``."""
+    """Build the HTML of the whole page from the result of ``poisoning.play_poisonings``."""
     css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     sections = ""
     for title, rows in tables(found):

@@ -11,7 +11,7 @@ skew of the text (``learn.text.redealt``). The defences:
 A rule by name is told the number of liars in a round, rounded. So the table shows what an attack does, what each
 defence leaves of it, and what a defence costs where nobody lies.
 
-    found = examine(recipe, Path("recipes"), shares=(0.1, 0.2, 0.3), skews=("iid", "sorted"))
+    found = play_poisonings(recipe, Path("recipes"), shares=(0.1, 0.2, 0.3), skews=("iid", "sorted"))
     found["rows"][0]["perplexity"]
 """
 
@@ -67,7 +67,7 @@ class Played:
     trigger: float
 
 
-def examine(
+def play_poisonings(
     recipe: Recipe,
     recipe_dir: Path,
     out: Path | None = None,
@@ -243,8 +243,8 @@ def _costs(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
-def show(console: Any, found: Mapping[str, Any]) -> None:
-    """Print what ``examine`` found: a table for each share of liars and skew of the text."""
+def show_poisonings(console: Any, found: Mapping[str, Any]) -> None:
+    """Print what ``play_poisonings`` found: a table for each share of liars and skew of the text."""
     from rich import box
     from rich.table import Table
 

@@ -208,7 +208,7 @@ class Run:
             with tempfile.TemporaryDirectory(prefix="edgewise-model-") as place:
                 reached = self._read_store(lambda store: chosen_model(store))
                 wanted = export.ExportRequest(played=None if reached.over else reached.reached)
-                export.write(self.run_dir, Path(place) / "model", wanted)
+                export.write_export(self.run_dir, Path(place) / "model", wanted)
                 from transformers import AutoModelForCausalLM
 
                 return AutoModelForCausalLM.from_pretrained(Path(place) / "model", local_files_only=True)
@@ -221,7 +221,7 @@ class Run:
             raise EdgewiseError("E-EXPORT", what, "give it: run.model(Net()). Or take run.params().")
         from edgewise.learn.models import modules
 
-        modules.load(module, self.spec, self.vector())
+        modules.load_module_vector(module, self.spec, self.vector())
         return module
 
     def export(self, dest: str | Path, to: str = "merged") -> Path:
@@ -229,7 +229,7 @@ class Run:
 
         Raises as ``apps.models.export``.
         """
-        export.write(self.run_dir, Path(dest), export.ExportRequest(to=to))
+        export.write_export(self.run_dir, Path(dest), export.ExportRequest(to=to))
         return Path(dest)
 
     def report(self) -> Path:

@@ -63,14 +63,14 @@ class Sweep:
         from edgewise.apps.report import comparison
 
         names = [row["name"] for row in self.found["runs"]]
-        best = comparison.best(self.found)
+        best = comparison.best_run(self.found)
         return self.trials[names.index(best)] if best else self.trials[0]
 
     def _repr_html_(self) -> str:
         return self.table._repr_html_()
 
 
-def trials(grid: Mapping[str, Sequence[Any]], out: Path) -> list[Trial]:
+def sweep_trials(grid: Mapping[str, Sequence[Any]], out: Path) -> list[Trial]:
     """List the combinations of the grid's values. The last key varies fastest.
 
     Raises RecipeError(E-MISSING) for fewer than two combinations, or a key without values.
@@ -94,7 +94,7 @@ def _run_name(one: Mapping[str, Any]) -> str:
     return _UNSAFE.sub("_", settings)[:100]
 
 
-def play(
+def play_sweep(
     recipe: RecipeLike, planned: Sequence[Trial], objects: Mapping[str, Any], progress: bool | None = None
 ) -> Iterator[Run]:
     """Play the trials one after the other. An unfinished run is continued, and a finished one is only read."""
@@ -105,12 +105,12 @@ def play(
         yield fed.run(trial.run_dir, resume=has_run(trial.run_dir), progress=progress)
 
 
-def compared(planned: Sequence[Trial], out: Path) -> Sweep:
+def compared_sweep(planned: Sequence[Trial], out: Path) -> Sweep:
     """Make the sweep of trials that were played, with its page. Raises as ``apps.report.comparison``."""
     from edgewise.apps.report import comparison, comparison_page
 
-    found = comparison.build([trial.run_dir for trial in planned])
-    return Sweep(tuple(planned), comparison_page.write(found, out / PAGE), found)
+    found = comparison.build_comparison([trial.run_dir for trial in planned])
+    return Sweep(tuple(planned), comparison_page.write_comparison_page(found, out / PAGE), found)
 
 
 def sweep(
@@ -134,8 +134,8 @@ def sweep(
         RecipeError: E-MISSING for fewer than two combinations. All trials are checked as by ``Federation`` before any
             run.
     """
-    planned = trials(grid, Path(out))
+    planned = sweep_trials(grid, Path(out))
     folder.claim(Path(out))
-    for _ in play(recipe, planned, objects, progress):
+    for _ in play_sweep(recipe, planned, objects, progress):
         pass
-    return compared(planned, Path(out))
+    return compared_sweep(planned, Path(out))

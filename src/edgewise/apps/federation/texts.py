@@ -42,7 +42,7 @@ def records(given: Any, device: str) -> Iterator[Any]:
         raise DataError("E-DATA-FORMAT", what, "give a list, a dataset, or a function that gives one.")
 
 
-def check_names(data: Mapping[str, Any]) -> None:
+def check_device_names(data: Mapping[str, Any]) -> None:
     """Check the names of devices.
 
     Raises DataError: E-DATA-EMPTY without a device, E-DATA-FORMAT for a name that no device can have.
@@ -54,7 +54,7 @@ def check_names(data: Mapping[str, Any]) -> None:
             raise DataError("E-DATA-FORMAT", f"{name!r:.60} is no name of a device.", "name devices by texts.")
 
 
-def lines(data: Mapping[str, Any], section: DataSection) -> Iterator[tuple[str, str]]:
+def device_text_lines(data: Mapping[str, Any], section: DataSection) -> Iterator[tuple[str, str]]:
     """Yield each record as (device, line of JSON).
 
     A text becomes a row with the column ``data.text``. A row keeps the columns that the recipe names.
@@ -94,7 +94,7 @@ def _plain_value(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} is no JSON")
 
 
-def write(rows: Iterable[tuple[str, str]], path: Path | None) -> dict[str, str]:
+def write_device_text(rows: Iterable[tuple[str, str]], path: Path | None) -> dict[str, str]:
     """Write the rows to ``path``, if it is given. Returns a digest for each device's data, by the name of the data."""
     digests: dict[str, Any] = {}
     file = None if path is None else open(path, "w", encoding="utf-8", opener=for_owner)  # noqa: SIM115

@@ -4,7 +4,7 @@
 
 None of these packages is a dependency of edgewise. A tracker imports its package when it is made. Without the package
 it says how to install it. A tracker gets the figures of each round under their names in ``Round.metrics`` and
-``callbacks.figures``, and the settings of the recipe by dotted key.
+``callbacks.callback_figures``, and the settings of the recipe by dotted key.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps.federation.callbacks import Callback, Started, figures
+from edgewise.apps.federation.callbacks import Callback, Started, callback_figures
 from edgewise.apps.report.comparison import flat
 from edgewise.apps.runs.rounds import Round
 from edgewise.core.errors import EdgewiseError
@@ -35,7 +35,7 @@ def _run_settings(run: Started) -> dict[str, Any]:
 
 def _round_figures(round: Round) -> dict[str, float]:
     """List the figures of a round as numbers."""
-    return {name: float(value) for name, value in figures(round).items() if name != "round"}
+    return {name: float(value) for name, value in callback_figures(round).items() if name != "round"}
 
 
 class TensorBoard(Callback):

@@ -23,7 +23,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from edgewise.apps.server.metrics import shown
+from edgewise.apps.server.metrics import prometheus_metrics
 from edgewise.apps.server.start import Tls, tls_setup
 from edgewise.core.errors import DecodeError, EdgewiseError, RecipeError, TransportError
 from edgewise.crypto.attest.evidence import Evidence
@@ -33,7 +33,7 @@ from edgewise.drivers.fleet.tables import MEMBERS
 from edgewise.drivers.http import helper_routes, home, relay
 from edgewise.drivers.http.allowed import Allowed
 from edgewise.drivers.http.blob_cache import BlobCache
-from edgewise.drivers.http.guard import Guard, failed, refused
+from edgewise.drivers.http.guard import Guard, refused_route, server_fault
 from edgewise.drivers.http.helper_routes import LEADER, HelperPlane
 from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.link import Link
@@ -56,7 +56,7 @@ def join(url: str, token: str, folder: Path, plain: bool = False, patience_s: fl
     key, _ = named(url, link.home.server, patience_s)
     database = Database(folder)
     try:
-        database.write(lambda c: members.admit(c, key, LEADER, time.time()))
+        database.write(lambda c: members.admit_member(c, key, LEADER, time.time()))
     finally:
         database.close()
     return link
@@ -127,7 +127,7 @@ class Gateway:
 
     async def _metrics(self, request: Request) -> Response:
         """Counters for Prometheus. No device is named."""
-        text = (await self.service.aside(lambda: shown(self.service))).decode() + self.relay.counters()
+        text = (await self.service.aside(lambda: prometheus_metrics(self.service))).decode() + self.relay.counters()
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     def close(self) -> None:
@@ -149,7 +149,9 @@ def _leader(database: Database, name: str) -> bytes:
 
 async def _answer(request: Request, e: Exception) -> Response:
     if isinstance(e, HTTPException):
-        return await refused(request, TransportError("E-ROUTE", f"status {e.status_code}.", "see the transport page."))
+        return await refused_route(
+            request, TransportError("E-ROUTE", f"status {e.status_code}.", "see the transport page.")
+        )
     if not isinstance(e, EdgewiseError):
-        return await refused(request, failed())
-    return await refused(request, e, 422 if isinstance(e, DecodeError | RecipeError) else 503)
+        return await refused_route(request, server_fault())
+    return await refused_route(request, e, 422 if isinstance(e, DecodeError | RecipeError) else 503)

@@ -12,7 +12,7 @@ from pathlib import Path
 from edgewise.apps.models.in_use import UsedModel
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
-from edgewise.learn.models.streaming import Decoding, GeneratedText, room, stream
+from edgewise.learn.models.streaming import Decoding, GeneratedText, room_for_tokens, stream
 from edgewise.learn.text.chat import ANSWER, Message, Template
 
 ANSWER_ROOM = 32  # Old messages are dropped until the model has room for so many new tokens, or for all that are asked.
@@ -51,7 +51,9 @@ class Conversation:
         turns: list[Message] = [*self._turns[name], {"role": "user", "content": text}]
         ids = self.template.asked([*self._system, *turns])
         wanted, before = min(ANSWER_ROOM, self._settings.max_tokens), len(turns)
-        while len(turns) > 1 and (tokens := room(self._used.model, len(ids))) is not None and tokens < wanted:
+        while (
+            len(turns) > 1 and (tokens := room_for_tokens(self._used.model, len(ids))) is not None and tokens < wanted
+        ):
             turns = turns[2:]  # A question and its answer.
             ids = self.template.asked([*self._system, *turns])
         answer = stream(self._used.model, self._used.tokens, ids, self._settings, show, self._ends)

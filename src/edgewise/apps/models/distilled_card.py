@@ -28,7 +28,7 @@ ROWS = {
 }
 
 
-def card(name: str, report: Mapping[str, Any], teacher: Path) -> str:
+def distilled_model_card(name: str, report: Mapping[str, Any], teacher: Path) -> str:
     """Write the card as Markdown, after the metadata of the hub. The teacher's licence is copied from its own card."""
     said = model_card.said_of(teacher)
     head = {key: value for key, value in said.items() if key in model_card.PASSED_ON}
@@ -59,7 +59,7 @@ machine that distilled. Whether the teacher saw the held-out text in its own tra
 """  # noqa: E501
 
 
-def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
+def distilled_model_rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Return the figures of each model in words, in the order of ``COLUMNS``."""
     found = [(title, report[key]) for key, title in ROWS.items() if key in report]
     return [
@@ -77,5 +77,5 @@ def rows(report: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 def table(report: Mapping[str, Any]) -> str:
     """Write the figures of all models as a Markdown table."""
-    lines = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *rows(report)]
+    lines = [COLUMNS, ("---", *["---:"] * (len(COLUMNS) - 1)), *distilled_model_rows(report)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

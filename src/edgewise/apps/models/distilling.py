@@ -1,6 +1,6 @@
 """Distil a small model from a larger one, on text: the work of ``edgewise distill``.
 
-found = distil(DistillRequest("bundled", "1M", "plays", Path("student")))
+found = distil_to_folder(DistillRequest("bundled", "1M", "plays", Path("student")))
 found["student"]["perplexity"]
 
 The work lies beside the new folder until that is whole. A killed distillation goes on from its last saved state.
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from edgewise.apps.models.distilled_card import card
+from edgewise.apps.models.distilled_card import distilled_model_card
 from edgewise.apps.models.export import whole_folder
 from edgewise.core.errors import DataError, ModelError, StoreError
 from edgewise.core.keys import Key, derive, root
@@ -32,15 +32,15 @@ from edgewise.core.vector import Array
 from edgewise.drivers.storage import folder as folders
 from edgewise.learn.compress import student as students
 from edgewise.learn.compress import teaching
-from edgewise.learn.compress.distill import of_blocks
-from edgewise.learn.compress.ensemble import Ensemble, shares
+from edgewise.learn.compress.distill import distill_inputs
+from edgewise.learn.compress.ensemble import TeacherEnsemble, teacher_shares
 from edgewise.learn.compress.student import Student
 from edgewise.learn.compress.teaching import DATA, Lesson, LessonState
 from edgewise.learn.hardware import autocast_dtype, chosen
 from edgewise.learn.models.architecture import check_causal, sizes
 from edgewise.learn.models.exported import DTYPES, copy_tokenizer, stored_dtype
 from edgewise.learn.models.fingerprint import frozen_digest
-from edgewise.learn.models.load import Loaded, float32_attention, load, located, stored_parameters
+from edgewise.learn.models.load import Loaded, float32_attention, load, locate_model, stored_parameters
 from edgewise.learn.models.streaming import Decoding, stream
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
@@ -59,7 +59,7 @@ class DistillRequest(NamedTuple):
 
     Attributes:
         teacher: "bundled", "hub:owner/name", or a model's folder.
-        to: a number of parameters, a configuration or a folder, as in ``learn.compress.student.make``.
+        to: a number of parameters, a configuration or a folder, as in ``learn.compress.student.make_student``.
         on: "plays", "plays-public", "python-stdlib", or a file or folder of text or rows.
         dest: a folder that does not exist or is empty.
         lesson: the rule by which the student learns.
@@ -95,7 +95,7 @@ class DistillRequest(NamedTuple):
     teacher_dest: Path | None = None
 
 
-def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> dict[str, Any]:
+def distil_to_folder(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> dict[str, Any]:
     """Distil a student, write its folder, and measure what was kept.
 
     Args:
@@ -118,7 +118,7 @@ def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> 
     _begun(work, wanted.resume)
     teacher, arithmetic = _teacher(wanted, wanted.teacher)
     others = [_other(wanted, name, teacher) for name in wanted.also]
-    made = students.make(teacher, wanted.to, Path(), key)
+    made = students.make_student(teacher, wanted.to, Path(), key)
     check_causal(made.model, teacher.tokens, wanted.length, "the student")
     folders.claim(work)
     text, fingerprint = _text(wanted, teacher, work)
@@ -139,11 +139,13 @@ def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> 
             "loss": _quarters(last), "steps": wanted.adapt,
             **_figures(teacher, teacher.model, held_NS, arithmetic, _bytes(teacher.folder)),
         }  # fmt: skip
-        made = students.make(teacher, wanted.to, Path(), key)  # An untrained one takes layers of the adapted teacher.
+        made = students.make_student(
+            teacher, wanted.to, Path(), key
+        )  # An untrained one takes layers of the adapted teacher.
     if others:
         models = [teacher.model, *(one.model for one in others)]
-        weights = shares(wanted.weigh, models, text.train_NS)
-        taught_by = Ensemble(models, weights)
+        weights = teacher_shares(wanted.weigh, models, text.train_NS)
+        taught_by = TeacherEnsemble(models, weights)
         size_bytes = sum(_bytes(one.folder) for one in (teacher, *others))
         report["ensemble"] = {
             "names": [teacher.name, *(one.name for one in others)], "weigh": wanted.weigh, "weights": weights,
@@ -151,8 +153,8 @@ def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> 
         }  # fmt: skip
     names = ("student", "alone") if wanted.beside else ("student",)
     for name in names:
-        one = made if name == "student" else students.make(teacher, wanted.to, Path(), key)
-        before = _perplexity(teaching.measure(one.model.to(_processor()), held_NS, arithmetic))
+        one = made if name == "student" else students.make_student(teacher, wanted.to, Path(), key)
+        before = _perplexity(teaching.measure_student(one.model.to(_processor()), held_NS, arithmetic))
         lesson = wanted.lesson if name == "student" else wanted.lesson._replace(loss=DATA)
         last = _taught(name, one, taught_by, text, lesson, key, arithmetic, work, step)
         shutil.rmtree(work / name, ignore_errors=True)
@@ -166,7 +168,7 @@ def distil(wanted: DistillRequest, step: Step = lambda what, done, of: None) -> 
     with whole_folder(dest, "--out", "the work so far is saved") as part:
         shutil.copytree(work / "student", part, dirs_exist_ok=True)
         (part / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-        (part / "README.md").write_text(card(dest.name, report, teacher.folder), encoding="utf-8")
+        (part / "README.md").write_text(distilled_model_card(dest.name, report, teacher.folder), encoding="utf-8")
     if wanted.teacher_dest is not None:
         with whole_folder(wanted.teacher_dest.resolve(), "--teacher-out", f"the student is in {dest}") as part:
             _write(teacher.model, teacher, part)
@@ -253,7 +255,7 @@ def _other(wanted: DistillRequest, name: str, first: Loaded) -> Loaded:
 def _teacher(wanted: DistillRequest, name: str) -> tuple[Loaded, torch.dtype]:
     """Load a teacher, and check that it can read the text."""
     processor = _processor()
-    arithmetic = autocast_dtype("auto", stored_parameters(located(name, Path())[0]), processor)
+    arithmetic = autocast_dtype("auto", stored_parameters(locate_model(name, Path())[0]), processor)
     loaded = load(name, Path(), arithmetic)
     loaded.model.requires_grad_(False)
     found = sizes(loaded.model)
@@ -297,13 +299,13 @@ def _taught(
     """Take the steps that are left, and save the state now and then."""
     path, saved_at = work / f"{name}.state", time.perf_counter()
     title = TITLES[name]
-    begin = teaching.load_progress(path) if path.is_file() else None
+    begin = teaching.load_lesson(path) if path.is_file() else None
 
     def after(done: int, read: Callable[[], LessonState]) -> None:
         nonlocal saved_at
         step(title, done, lesson.steps)
         if time.perf_counter() - saved_at > SAVE_S:
-            teaching.save_progress(path, read())
+            teaching.save_lesson(path, read())
             saved_at = time.perf_counter()
 
     student = one.model.to(_processor())
@@ -311,8 +313,8 @@ def _taught(
         float32_attention(student)
     step(title, begin.done if begin else 0, lesson.steps)
     taught_by = None if lesson.loss == DATA else teacher
-    last = teaching.teach(student, taught_by, text.train_NS, lesson, key, arithmetic, begin, after)
-    teaching.save_progress(path, last)
+    last = teaching.teach_student(student, taught_by, text.train_NS, lesson, key, arithmetic, begin, after)
+    teaching.save_lesson(path, last)
     return last
 
 
@@ -327,13 +329,13 @@ def _figures(
     teacher: Loaded, model: torch.nn.Module, held_NS: Array, arithmetic: torch.dtype, size_bytes: int
 ) -> dict[str, Any]:
     """Measure a model: its perplexity on held-out text, its size and its speed."""
-    teaching.measure(model, held_NS[:1], arithmetic)  # The first pass is slower than all others.
+    teaching.measure_student(model, held_NS[:1], arithmetic)  # The first pass is slower than all others.
     begun = time.perf_counter()
-    held = teaching.measure(model, held_NS, arithmetic)
+    held = teaching.measure_student(model, held_NS, arithmetic)
     seconds = time.perf_counter() - begun
     generated = None
     if hasattr(model, "generate"):
-        prompt = of_blocks(torch.from_numpy(np.asarray(held_NS[:1], np.int64))).x_BT[0, :PROMPT].tolist()
+        prompt = distill_inputs(torch.from_numpy(np.asarray(held_NS[:1], np.int64))).x_BT[0, :PROMPT].tolist()
         greedy = stream(model.cpu(), teacher.tokens, prompt, Decoding(NEW, 0.0), lambda piece: None)
         generated = round(greedy.tokens_per_s, 1)
         model.to(_processor())

@@ -1,6 +1,6 @@
 """Evaluate models in use on the rows of a file, per device and in all.
 
-found = evaluate(used, ["global", "base"], rows, EvaluationRequest())
+found = evaluate_in_use(used, ["global", "base"], rows, EvaluationRequest())
 found["global"]["all"]["perplexity"]
 """
 
@@ -15,7 +15,7 @@ from edgewise.apps.models.in_use import UsedModel
 from edgewise.core.errors import EdgewiseError
 from edgewise.learn.models import scoring
 from edgewise.learn.models.architecture import sizes
-from edgewise.learn.models.streaming import BY_HAND, Decoding, prompt_ids, stream
+from edgewise.learn.models.streaming import BY_HAND, Decoding, prompt_token_ids, stream
 from edgewise.learn.text.evaluation_rows import EVERYBODY, EvaluationRow
 
 ROUGE = "rouge_l"
@@ -58,7 +58,7 @@ class _Sums:
         return {**found, **{name: mean if math.isfinite(mean) else None for name, mean in means.items()}}
 
 
-def evaluate(
+def evaluate_in_use(
     used: UsedModel,
     names: Sequence[str],
     rows: Sequence[EvaluationRow],
@@ -106,13 +106,13 @@ def _add_scores(
     figures: dict[str, float] = {}
     held, size_bytes = None, 0
     if row.choices:
-        chosen, by_byte = scoring.choice(used.model, used.tokens, row)
+        chosen, by_byte = scoring.likeliest_answer(used.model, used.tokens, row)
         figures = {"accuracy": float(chosen == row.answer), "accuracy_by_byte": float(by_byte == row.answer)}
     else:
         held, size_bytes = scoring.text_loss(used.model, used.tokens, row, wanted.length)
         if scores and row.prompt and row.text:
             settings = Decoding(wanted.max_tokens, 0.0)
-            ids = prompt_ids(used.tokens, row.prompt)
+            ids = prompt_token_ids(used.tokens, row.prompt)
             answer = stream(used.model, used.tokens, ids, settings, lambda piece: None)
             if answer.ended == BY_HAND:
                 raise KeyboardInterrupt

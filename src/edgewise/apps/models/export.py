@@ -56,7 +56,7 @@ class ExportRequest(NamedTuple):
     device: str | None = None
 
 
-def write(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
+def write_export(run_dir: Path, dest: Path, wanted: ExportRequest) -> dict[str, Any]:
     """Export the model of a run to a folder.
 
     Args:
@@ -208,7 +208,7 @@ def _write_model(one: ReleasedModel, part: Path, wanted: ExportRequest, card: mo
     from edgewise.learn.models import exported
 
     base, place = one.base(wanted.base)
-    t = exported.trained(one.recipe, base, place, one.facts, one.params, one.directions, one.cache_dir)
+    t = exported.rebuilt_for_export(one.recipe, base, place, one.facts, one.params, one.directions, one.cache_dir)
     origin, bundled = t.loaded.folder, base == "bundled"
     beside = wanted.to == "peft" and (bundled or wanted.with_base)
     name = model_card.base_name(base)

@@ -77,7 +77,7 @@ Data: {self._data_in_words()}.{fingerprint}
 ## Who learnt what in training
 
 {claims or "Not recorded."}
-{_parts_on_the_way(s["plan"]["trace"])}{privacy.markdown(s, self.played)}
+{_parts_on_the_way(s["plan"]["trace"])}{privacy.privacy_markdown(s, self.played)}
 ## Identity
 
 | | |

@@ -125,7 +125,7 @@ def _promoted_model(folder: Path, played: int | None, code: str) -> tuple[str, i
     if played is not None:
         what = "--round is for the folder of a run; of a server its promoted model is taken."
         raise EdgewiseError(code, what, "leave it out.")
-    found = promotions.read(folder)
+    found = promotions.read_promotion(folder)
     raw = Blobs(folder / "blobs").get(found.model)
     return found.run, found.played, found.model, from_bytes(raw, len(raw) // 4)
 

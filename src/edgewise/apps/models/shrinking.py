@@ -21,16 +21,16 @@ from edgewise.core.keys import derive, root
 from edgewise.learn.compress import factorize as factorizing
 from edgewise.learn.compress import prune as pruning
 from edgewise.learn.compress import structured
-from edgewise.learn.compress.heal import HealingPlan, heal
-from edgewise.learn.compress.measure import perplexity, tokens_per_s
+from edgewise.learn.compress.heal import HealingPlan, heal_model
+from edgewise.learn.compress.measure import model_perplexity, model_tokens_per_s
 from edgewise.learn.models import compact, quantized
 from edgewise.learn.models.architecture import sizes
-from edgewise.learn.models.exported import DTYPES, copy_tokenizer, stored_dtype, weight_files
+from edgewise.learn.models.exported import DTYPES, copy_tokenizer, model_weight_files, stored_dtype
 from edgewise.learn.models.load import Loaded, load
 from edgewise.learn.models.smaller_layers import FactoredLinear
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text.blocks import Blocks, BlockStore, predictions
-from edgewise.learn.training_costs import weights_bytes
+from edgewise.learn.training_costs import model_weights_bytes
 from edgewise.plan.recipe.whole_text import whole_text
 
 WAYS = {
@@ -95,7 +95,7 @@ def shrink(wanted: ShrinkRequest, step: Step = lambda what, done, of: None) -> d
         raise StoreError("E-FOLDER", f"{dest} is not empty.", "name a new folder with --out; nothing is overwritten.")
     loaded = load(wanted.model, Path())
     packed = compact.is_compact(loaded.folder)
-    if packed != (wanted.by == "unpack") or quantized.stored_kind(loaded.folder) != "none":
+    if packed != (wanted.by == "unpack") or quantized.quantized_kind(loaded.folder) != "none":
         what = f"{loaded.name} is {'no compact folder' if wanted.by == 'unpack' else 'made smaller already'}."
         raise ModelError(
             "E-SHRINK", what, "write it as a dense model first: --by unpack." if packed else "leave it as it is."
@@ -116,17 +116,17 @@ def shrink(wanted: ShrinkRequest, step: Step = lambda what, done, of: None) -> d
         if smaller is not None:
             report["ranks"] = _ranks(smaller)
             if wanted.healing.steps:
-                report["cut_perplexity"] = perplexity(smaller, held_NS)
-                heal(smaller, loaded.model, text.train_NS, wanted.healing, step)
+                report["cut_perplexity"] = model_perplexity(smaller, held_NS)
+                heal_model(smaller, loaded.model, text.train_NS, wanted.healing, step)
                 report["healing"] = {**wanted.healing._asdict(), "loss": wanted.healing.says}
             plain = wanted.dense or how in ("width", "depth", "unpack")
-            (compact.write_dense if plain else compact.write)(smaller, part, dtype)
+            (compact.write_dense_model if plain else compact.write_compact)(smaller, part, dtype)
         else:
-            quantized.write(loaded.folder, part, "nf4" if how == "nf4" else "int8")
+            quantized.write_quantized(loaded.folder, part, "nf4" if how == "nf4" else "int8")
         copy_tokenizer(loaded.folder, part)
         again = load(str(part), Path(), quantize=how if wanted.by == "quantize" else "none")
         report["smaller"] = _figures(again.model, part, held_NS)
-        speed = tokens_per_s({"model": loaded.model, "smaller": again.model}, held_NS)
+        speed = model_tokens_per_s({"model": loaded.model, "smaller": again.model}, held_NS)
         for name, value in speed.items():
             report[name]["tokens_per_s"] = round(value, 1)
         (part / REPORT).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
@@ -179,19 +179,19 @@ def _smaller_model(wanted: ShrinkRequest, how: str, loaded: Loaded, text: Blocks
     model: Any = loaded.model
     match how:
         case "width":
-            return structured.narrow(model, seen_NS, wanted.kept)
+            return structured.narrow_model(model, seen_NS, wanted.kept)
         case "depth":
-            return structured.shallow(model, seen_NS, wanted.kept)
+            return structured.shallow_model(model, seen_NS, wanted.kept)
         case "int8" | "nf4":
             return None
     smaller = copy.deepcopy(model)
     match how:
         case "magnitude":
-            pruning.put_masks_by(smaller, pruning.magnitudes(smaller), wanted.kept)
+            pruning.prune_layers(smaller, pruning.magnitude_scores(smaller), wanted.kept)
         case "wanda":
-            pruning.put_masks_by(smaller, pruning.wanda(smaller, seen_NS), wanted.kept)
+            pruning.prune_layers(smaller, pruning.wanda_scores(smaller, seen_NS), wanted.kept)
         case "svd" | "svd-llm":
-            factorizing.factorize(smaller, wanted.kept, seen_NS if how == "svd-llm" else None)
+            factorizing.factorize_model(smaller, wanted.kept, seen_NS if how == "svd-llm" else None)
     return smaller
 
 
@@ -201,14 +201,14 @@ def _ranks(model: nn.Module) -> dict[str, int]:
 
 def _figures(model: nn.Module, folder: Path, held_NS: Any) -> dict[str, Any]:
     """Measure a model: its perplexity on held-out text and its size."""
-    from edgewise.learn.models.smaller_layers import masks
+    from edgewise.learn.models.smaller_layers import layer_masks
 
-    zeros = sum(int((~mask).sum()) for mask in masks(model).values())
+    zeros = sum(int((~mask).sum()) for mask in layer_masks(model).values())
     return {
-        "perplexity": perplexity(model, held_NS),
+        "perplexity": model_perplexity(model, held_NS),
         "parameters": sum(quantized.count(p) for p in model.parameters()) - zeros,
-        "bytes": sum(path.stat().st_size for path in {*weight_files(folder), *folder.glob(compact.MASKS)}),
-        "memory_bytes": weights_bytes(model),
+        "bytes": sum(path.stat().st_size for path in {*model_weight_files(folder), *folder.glob(compact.MASKS)}),
+        "memory_bytes": model_weights_bytes(model),
     }
 
 

@@ -1,6 +1,6 @@
 """Verify a run: replay the stored released totals, and check the chained records.
 
-    found = verify(Path("runs/demo-1a2b3c4d"))          # raises E-VERIFY at the first round that does not follow
+    found = verify_run(Path("runs/demo-1a2b3c4d"))          # raises E-VERIFY at the first round that does not follow
     print("\n".join(verified.lines(found)))
 
 Only the plan is trusted. It is compiled from the run's facts, whose digest is the run's id. Parts from outside edgewise
@@ -26,7 +26,7 @@ from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.facts import parse
 from edgewise.plan.plan import Plan
 from edgewise.plan.recipe.recipe import from_plain
-from edgewise.plan.retention import oldest
+from edgewise.plan.retention import oldest_retained_round
 from edgewise.privacy import ledger
 from edgewise.strategies.base import State
 
@@ -35,22 +35,22 @@ KIND = "replay it on the kind of machine that played it: bits are promised per k
 FIX = "use a whole copy of the folder from a backup, or no model from this round on."
 
 
-def verify(out: Path, chain: str = "", catalogue: Catalogue = BUILT_IN) -> Verified:
+def verify_run(out: Path, chain: str = "", catalogue: Catalogue = BUILT_IN) -> Verified:
     """Verify the run in a folder, also while it is being played.
 
     Args:
         chain: a digest in which an earlier verification ended. The record has to pass through it.
         catalogue: your own parts, if the run has some.
     Raises:
-        StoreError: E-VERIFY with the first round that does not follow. As ``run_record.read``.
+        StoreError: E-VERIFY with the first round that does not follow. As ``run_record.read_run_record``.
         EdgewiseError: if the facts of the run give no plan.
     """
     for attempt in range(ATTEMPTS):
-        record = run_record.read(out)
+        record = run_record.read_run_record(out)
         try:
             return _verify_record(record, chain, catalogue)
         except EdgewiseError:
-            if attempt == ATTEMPTS - 1 or run_record.read(out).run["next_round"] == record.run["next_round"]:
+            if attempt == ATTEMPTS - 1 or run_record.read_run_record(out).run["next_round"] == record.run["next_round"]:
                 raise
     raise AssertionError
 
@@ -61,7 +61,7 @@ def _verify_record(record: RunRecord, anchor: str, catalogue: Catalogue) -> Veri
     lines, links = _record_lines(record)
     charges, chain = _ledger_charges(record)
     next_round, played = record.run["next_round"], [line for line in lines if line.round != BASE]
-    first = oldest(next_round, record.run["window"])
+    first = oldest_retained_round(next_round, record.run["window"])
     state: State | None = None
     files = 0
     for i, line in enumerate(lines):
@@ -76,7 +76,7 @@ def _verify_record(record: RunRecord, anchor: str, catalogue: Catalogue) -> Veri
         what = f"the record of {record.run['name']} does not pass through {anchor:.64}."
         raise StoreError("E-VERIFY", what, "the folder holds another history than the one that was verified then.")
     spend = plan.spend
-    verdict = None if spend is None else ledger.verify(charges, spend.budget)
+    verdict = None if spend is None else ledger.verify_ledger(charges, spend.budget)
     if verdict is not None and not verdict.sound:
         raise _verification_error(
             record, _overdrawn_round(charges, plan), f"the privacy ledger does not hold: {verdict.problems[0]}."
@@ -119,7 +119,7 @@ def _record_lines(record: RunRecord) -> tuple[list[RoundRecord], list[str]]:
         if row.round != number:
             raise _verification_error(record, number, "its line is missing from the record of rounds.")
         try:
-            line = round_record.read(row)
+            line = round_record.read_round_line(row)
         except (ValueError, TypeError, AttributeError):
             raise _verification_error(record, number, "its line in the record of rounds cannot be read.") from None
         link = released.link(link, line)
@@ -138,19 +138,19 @@ def _record_lines(record: RunRecord) -> tuple[list[RoundRecord], list[str]]:
 
 def _ledger_charges(record: RunRecord) -> tuple[list[ledger.LedgerEntry], list[str]]:
     """Read the charges of the privacy ledger, and the digests of its chain. Both end before the first wrong line."""
-    link = ledger.first_link(record.run["id"], record.run["instance"])
+    link = ledger.first_ledger_link(record.run["id"], record.run["instance"])
     found, chain = list[ledger.LedgerEntry](), list[str]()
     for row in record.charges:
         try:
-            entry = charge_rows.entry(row)
+            entry = charge_rows.stored_charge(row)
         except (ValueError, TypeError, KeyError):
             break
-        link = ledger.link(link, entry)
+        link = ledger.ledger_link(link, entry)
         if link != row.digest:
             break
         found.append(entry)
         chain.append(link)
-    return found, [ledger.first_link(record.run["id"], record.run["instance"]), *chain]
+    return found, [ledger.first_ledger_link(record.run["id"], record.run["instance"]), *chain]
 
 
 def _check_line(
@@ -219,7 +219,7 @@ def _stored_vector(record: RunRecord, plan: Plan, line: RoundRecord, name: str, 
     """Read a stored vector. Raises StoreError(E-VERIFY) if it is none."""
     raw = _stored_bytes(record, line, name, what)
     try:
-        return round_record.load(raw, plan.spec.dim)
+        return round_record.load_total(raw, plan.spec.dim)
     except ValueError:
         raise _verification_error(record, line.round, f"{what} is not of this run's layout.") from None
 
@@ -254,7 +254,7 @@ def _overdrawn_round(charges: Sequence[ledger.LedgerEntry], plan: Plan) -> int:
     """Find the first round whose charge exceeds the budget."""
     assert plan.spend is not None
     for i, entry in enumerate(charges):
-        if not ledger.verify(charges[: i + 1], plan.spend.budget).sound:
+        if not ledger.verify_ledger(charges[: i + 1], plan.spend.budget).sound:
             return entry.round
     return charges[-1].round if charges else 0
 

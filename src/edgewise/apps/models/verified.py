@@ -50,7 +50,7 @@ class Verified:
         return asdict(self)
 
 
-def from_plain(plain: Mapping[str, Any]) -> Verified:
+def verified_from_plain(plain: Mapping[str, Any]) -> Verified:
     """Convert from plain JSON, as the inverse of ``Verified.to_plain``."""
     known = {field.name: plain[field.name] for field in fields(Verified)}
     return Verified(**{**known, "open": tuple(known["open"])})
@@ -61,7 +61,7 @@ def counted(n: int, what: str) -> str:
     return f"{n} {what}{'s' * (n != 1)}"
 
 
-def lines(found: Verified) -> list[str]:
+def verified_lines(found: Verified) -> list[str]:
     """Write the verification of a run in words."""
     gone = found.rounds - found.released
     replay = f"{found.replayed} of {counted(found.released, 'released total')}, from round {found.first} on"

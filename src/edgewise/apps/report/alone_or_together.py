@@ -31,7 +31,7 @@ def share_improved(new: Measures, old: Measures) -> float | None:
     common = new.keys() & old.keys()
     if not common:
         return None
-    return sum(nats(new[d]) < nats(old[d]) for d in common) / len(common)
+    return sum(loss_in_nats(new[d]) < loss_in_nats(old[d]) for d in common) / len(common)
 
 
 def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None:
@@ -39,8 +39,8 @@ def against_alone(federated: Measures, alone: Measures) -> dict[str, Any] | None
     common = sorted(federated.keys() & alone.keys())
     if not common:
         return None
-    better = sum(nats(federated[d]) < nats(alone[d]) for d in common)
-    worse = sum(nats(federated[d]) > nats(alone[d]) for d in common)
+    better = sum(loss_in_nats(federated[d]) < loss_in_nats(alone[d]) for d in common)
+    worse = sum(loss_in_nats(federated[d]) > loss_in_nats(alone[d]) for d in common)
     together, apart = (_mean_perplexity({d: m[d] for d in common}) for m in (federated, alone))
     return {
         "devices": len(common),
@@ -63,7 +63,7 @@ def longer_alone_figures(times: int, measures: Mapping[str, Measures], going_on:
     return {"times": times, "devices": len(going_on), "perplexity": _mean_perplexity(going_on), **means}
 
 
-def nats(measure: tuple[float, int]) -> float:
+def loss_in_nats(measure: tuple[float, int]) -> float:
     """Return the loss in nats per token."""
     nll, tokens = measure
     return nll / tokens if tokens else math.inf
@@ -92,7 +92,7 @@ def sentence(s: Mapping[str, Any], mark: Callable[[str], str] = str) -> str:
         return "Training together is not compared with training alone yet: no device was measured both ways."
     on = f"It is better on {numbers.count(c['better'])} of {numbers.count(c['devices'])} devices"
     on += f", and equal on {numbers.count(c['equal'])}." if c["equal"] else "."
-    together, apart = numbers.measured(c["federated"]), numbers.measured(c["local_only"])
+    together, apart = numbers.measured_perplexity(c["federated"]), numbers.measured_perplexity(c["local_only"])
     if together == apart:
         return f"Training together did as well as training alone: held-out perplexity {mark(together)} both ways. {on}"
     if c["change_percent"] is None:
@@ -114,7 +114,7 @@ def _parted_sentence(s: Mapping[str, Any], mark: Callable[[str], str]) -> str:
     words = "did worse than" if together is None else "did better than" if apart is None else ""
     if together is not None and apart is not None:
         words = "did better than" if together < apart else "did worse than" if together > apart else "did as well as"
-    figures = f"{mark(numbers.measured(together))} against {mark(numbers.measured(apart))}"
+    figures = f"{mark(numbers.measured_perplexity(together))} against {mark(numbers.measured_perplexity(apart))}"
     said = f"Training a shared part together {words} training alone for as many steps: held-out perplexity of the "
     said += f"personal models {figures}."
     share = s["personal"]["share_improved"]["over_local_personal"]
@@ -141,11 +141,11 @@ def going_on(s: Mapping[str, Any]) -> str:
     if g is None:
         return ""
     sentence = f"{numbers.devices(g['devices'])} alone, {g['times']} times the steps: "
-    sentence += numbers.measured(g["perplexity"])
+    sentence += numbers.measured_perplexity(g["perplexity"])
     if g["local_only"] is not None:
-        sentence += f", for the same steps {numbers.measured(g['local_only'])}"
+        sentence += f", for the same steps {numbers.measured_perplexity(g['local_only'])}"
     if g["federated"] is not None:
-        sentence += f"; federated, on the same: {numbers.measured(g['federated'])}"
+        sentence += f"; federated, on the same: {numbers.measured_perplexity(g['federated'])}"
     return sentence
 
 

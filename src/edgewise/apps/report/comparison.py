@@ -3,7 +3,7 @@
 Perplexities can be compared if the runs begin with the same base model and measure the same text: the same data, and
 the same held-out tokens of the same devices. For each run the differences from the first run are listed.
 
-    found = build([Path("runs/a"), Path("runs/b")])
+    found = build_comparison([Path("runs/a"), Path("runs/b")])
     comparison_page.write(found, Path("compare.html"))
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 UNTOLD = ("name", "simulation.engine", "simulation.workers", "engine.device")
 
 
-def build(folders: Sequence[Path]) -> dict[str, Any]:
+def build_comparison(folders: Sequence[Path]) -> dict[str, Any]:
     """Compare the runs in ``folders``, as plain JSON.
 
     Returns:
@@ -160,7 +160,7 @@ def _part_in_words(part: Mapping[str, Any]) -> str:
     return f"{part.get('kind')}({rest})" if rest else str(part.get("kind"))
 
 
-def setting(value: Any) -> str:
+def setting_in_words(value: Any) -> str:
     """Format a recipe's value for a person."""
     if value is None:
         return numbers.NOTHING
@@ -205,7 +205,7 @@ def _latest_mean(points: Sequence[Mapping[str, float]]) -> str:
     return f"{points[-1]['mean']:.4g}" if points else numbers.NOTHING
 
 
-def best(found: Mapping[str, Any]) -> str | None:
+def best_run(found: Mapping[str, Any]) -> str | None:
     """Name the comparable run with the lowest federated perplexity. None if fewer than two can be compared."""
     fit = [
         r
@@ -215,13 +215,13 @@ def best(found: Mapping[str, Any]) -> str | None:
     return min(fit, key=lambda r: r["perplexity"]["federated"])["name"] if len(fit) > 1 else None
 
 
-def show(console: Console, found: Mapping[str, Any]) -> None:
+def show_comparison(console: Console, found: Mapping[str, Any]) -> None:
     """Print the result of ``build``: figures, differing settings, and runs that cannot be compared."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    wins = best(found)
+    wins = best_run(found)
     halves = [range(len(HEADS))] if console.width >= WIDE else [range(PERPLEXITIES), range(PERPLEXITIES, len(HEADS))]
     for shown in halves:
         title = "held-out perplexity, lower is better" if shown.start == 0 else "cost"
@@ -237,7 +237,7 @@ def show(console: Console, found: Mapping[str, Any]) -> None:
         console.print(Text("* not complete", "dim"))
     by_run = {
         "own metrics, latest mean over devices": metric_rows(found),
-        "settings that differ": [(key, list(map(setting, values))) for key, values in found["settings"].items()],
+        "settings that differ": [(key, list(map(setting_in_words, values))) for key, values in found["settings"].items()],
     }
     for title, rows in by_run.items():
         if rows:

@@ -21,7 +21,7 @@ LIGHT_TEXT = ("00609a", "a84a00", "00795a", "8f3f70", "7d5f00", "1f6f9e", "634a2
 DARK = ("4aa8e8", "f0824a", "1fb58a", "d98bb8", "e0b341", "7cc4ee", "b8935a", "9aa4ae")
 
 
-def write(found: Mapping[str, Any], path: Path) -> Path:
+def write_comparison_page(found: Mapping[str, Any], path: Path) -> Path:
     """Write the page. It overwrites only an older page of its kind. Raises StoreError: E-FILE-EXISTS, E-DISK."""
     try:
         with path.open("rb") as f:
@@ -34,12 +34,12 @@ def write(found: Mapping[str, Any], path: Path) -> Path:
         raise StoreError(
             "E-FILE-EXISTS", f"{path} exists and is not a page of edgewise compare.", "choose another --out."
         )
-    write_durably(path, page(found).encode())
+    write_durably(path, comparison_page(found).encode())
     return path
 
 
-def page(found: Mapping[str, Any]) -> str:
-    """Build the HTML of the whole page from ``comparison.build``."""
+def comparison_page(found: Mapping[str, Any]) -> str:
+    """Build the HTML of the whole page from ``comparison.build_comparison``."""
     css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     names = ", ".join(r["name"] for r in found["runs"])
     return f"""<!doctype html>
@@ -72,7 +72,7 @@ def _run_colour(i: int) -> str:
 
 def _comparison_lead(found: Mapping[str, Any]) -> str:
     """Write the first paragraph: the best run."""
-    wins = comparison.best(found)
+    wins = comparison.best_run(found)
     if wins is None:
         return "No two of these runs have a federated perplexity that can be compared."
     top = next(r for r in found["runs"] if r["name"] == wins)
@@ -96,7 +96,7 @@ def _not_comparable_note(found: Mapping[str, Any]) -> str:
 
 def _figures_table(found: Mapping[str, Any]) -> str:
     """Draw the table of figures."""
-    wins = comparison.best(found)
+    wins = comparison.best_run(found)
     rows = [
         row(
             f'<span class="key" style="--c:var(--{_run_colour(i)})"></span>{escape(r["name"])}',
@@ -118,7 +118,11 @@ def _settings_table(found: Mapping[str, Any]) -> str:
     if not found["settings"]:
         return '<p class="hint">The runs have the same settings.</p>'
     rows = [
-        row(f"<code>{escape(key)}</code>", [escape(comparison.setting(v)) for v in values], plain=range(len(values)))
+        row(
+            f"<code>{escape(key)}</code>",
+            [escape(comparison.setting_in_words(v)) for v in values],
+            plain=range(len(values)),
+        )
         for key, values in found["settings"].items()
     ]
     heads = ("setting", *(r["name"] for r in found["runs"]))

@@ -12,7 +12,7 @@ Summary = Mapping[str, Any]
 FEW_POINTS = 3  # A line of fewer points gets a sentence that names them.
 
 
-def section(s: Summary) -> str:
+def cost_section(s: Summary) -> str:
     """Build the section on bytes: by stage of the pipeline, and perplexity against bytes."""
     b = s["bytes"]
     whole = b["float32_model"] or b["float32_update"]
@@ -32,7 +32,7 @@ def section(s: Summary) -> str:
                 name,
                 [
                     numbers.size(b[f"{k}_per_device_round"]),
-                    numbers.smaller(b[f"{k}_ratio"]),
+                    numbers.smaller_in_words(b[f"{k}_ratio"]),
                     numbers.size(b[f"{k}_total"]),
                 ],
             )
@@ -83,7 +83,7 @@ def _share_of(value: float, whole: float) -> str:
     return "" if share > 99.5 else f"{numbers.figures(share, 2)} %"
 
 
-def moved(s: Summary) -> list[tuple[str, str, list[tuple[float, float]]]]:
+def curves_of_bytes(s: Summary) -> list[tuple[str, str, list[tuple[float, float]]]]:
     """List (name, colour, points) of uploads, and of uploads plus downloads.
 
     A point is (MB of one device so far, perplexity).
@@ -101,7 +101,7 @@ def _points_with_perplexity(s: Summary) -> list[Any]:
 
 
 def _quality_for_bytes(s: Summary) -> str:
-    lines = moved(s)
+    lines = curves_of_bytes(s)
     if not lines:
         return ""
     few, every = "", s["recipe"]["eval"]["every"]

@@ -14,20 +14,20 @@ from edgewise.learn.text.files import HIDDEN, OWN
 Reading = Mapping[str, Any]
 
 
-def table(r: Reading) -> Any:
-    """Format ``rows`` as a rich table without lines."""
+def data_read_table(r: Reading) -> Any:
+    """Format ``data_read_rows`` as a rich table without lines."""
     from rich.table import Table
     from rich.text import Text
 
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
-    for name, sentence in rows(r):
+    for name, sentence in data_read_rows(r):
         grid.add_row(name, Text(sentence))
     return grid
 
 
-def rows(r: Reading) -> list[tuple[str, str]]:
+def data_read_rows(r: Reading) -> list[tuple[str, str]]:
     """List (name, sentence) of each count. A count of nothing is left out."""
     t = r["text"]
     found = [("files", _read_in_words(r["files"])), ("rows", _read_in_words(r["rows"]) if r["rows"] else "")]

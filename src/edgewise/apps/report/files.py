@@ -18,9 +18,9 @@ def write_report(store: RunStore, out: Path, plots: bool = True) -> dict[str, An
     data = summary.build(store)
     summary.write(out, data)
     summary.write_devices(store, data, out)
-    page.write(data, out)
+    page.write_run_page(data, out)
     if plots:
         from edgewise.apps.report import png
 
-        png.write(data, out)
+        png.write_report_plots(data, out)
     return data

@@ -71,14 +71,14 @@ def perplexity(x: float | None) -> str:
     return f"{x:,.1f}" if x < 1000 else f"{x:,.0f}"
 
 
-def measured(x: float | None) -> str:
+def measured_perplexity(x: float | None) -> str:
     """Format the perplexity of a measured model. A summary's null means that no float can hold it."""
     return perplexity(inf if x is None else x)
 
 
 def figure(q: Mapping[str, Any], key: str) -> str:
     """Format a model's figure over devices. A dash if only their mean is known."""
-    return NOTHING if key != "weighted_mean" and not q["devices"] else measured(q[key])
+    return NOTHING if key != "weighted_mean" and not q["devices"] else measured_perplexity(q[key])
 
 
 def percent(x: float | None, signed: bool = True) -> str:
@@ -98,17 +98,17 @@ def duration(seconds: float | None) -> str:
         return NOTHING
     if seconds < 60:
         return f"{seconds:.2f} s" if seconds < 1 else f"{seconds:.1f} s"
-    return clock(seconds)
+    return as_on_a_clock(seconds)
 
 
-def about(seconds: float) -> str:
+def about_seconds(seconds: float) -> str:
     """Format a rounded forecast: ``5 s``, ``50 s``, ``4 min``, ``2.5 h``."""
     if seconds < 100:
         return f"{max(5, 5 * round(seconds / 5))} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def clock(seconds: float) -> str:
+def as_on_a_clock(seconds: float) -> str:
     """Format seconds as on a clock: ``0:07``, ``3:07``, ``1:02:05``."""
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
@@ -126,18 +126,18 @@ def devices(n: int) -> str:
     return f"{count(n)} device{'s' * (n != 1)}"
 
 
-def times(ratio: float | None) -> str:
+def ratio_in_words(ratio: float | None) -> str:
     """Format a ratio: ``7.5×``."""
     return NOTHING if ratio is None else f"{figures(ratio, 2)}×"
 
 
-def smaller(ratio: float | None) -> str:
+def smaller_in_words(ratio: float | None) -> str:
     """Format a ratio of sizes: ``7.5× smaller``, ``same size``, ``1.2× larger``."""
     if ratio is None:
         return NOTHING
     if 0.95 < ratio < 1.05:
         return "same size"
-    return f"{times(ratio)} smaller" if ratio > 1 else f"{times(1 / ratio)} larger"
+    return f"{ratio_in_words(ratio)} smaller" if ratio > 1 else f"{ratio_in_words(1 / ratio)} larger"
 
 
 def against(model: float | None, update: float | None = None) -> str:
@@ -148,14 +148,14 @@ def against(model: float | None, update: float | None = None) -> str:
     if model is None:
         return "the model's size is not known"
     ratios = [compared_size(model, "the whole model in float32")]
-    if update is not None and smaller(update) != smaller(model):
+    if update is not None and smaller_in_words(update) != smaller_in_words(model):
         ratios.append(compared_size(update, "the float32 update"))
     return ", ".join(ratios)
 
 
 def compared_size(ratio: float, what: str) -> str:
     """Compare a size: ``7.5× smaller than WHAT``, ``1.2× larger than WHAT``, ``same size as WHAT``."""
-    factor = smaller(ratio)
+    factor = smaller_in_words(ratio)
     return f"{factor} as {what}" if factor == "same size" else f"{factor} than {what}"
 
 

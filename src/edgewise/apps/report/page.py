@@ -3,7 +3,7 @@
 The page is built from the result of ``summary.build`` alone. So ``edgewise report`` can rebuild it from ``run.db``.
 
     with RunStore(Path("runs/demo")) as store:
-        write(store, summary.build(store), Path("runs/demo"))
+        write_run_page(store, summary.build(store), Path("runs/demo"))
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # With this policy the
 PARTS = ("Verdict", "Quality", "Privacy", "Cost", "Participation", "Time", "Pipeline", "Provenance")
 
 
-def write(summary: Mapping[str, Any], out: Path) -> Path:
+def write_run_page(summary: Mapping[str, Any], out: Path) -> Path:
     """Write ``report.html``, ``rounds.csv`` and the resolved ``recipe.toml`` into ``out``.
 
     Args:
@@ -50,7 +50,7 @@ def write(summary: Mapping[str, Any], out: Path) -> Path:
     path = out / "report.html"
     write_durably(out / "recipe.toml", toml(summary["recipe"]).encode())
     write_durably(out / "rounds.csv", rounds_csv(summary).encode())
-    write_durably(path, page(summary).encode())
+    write_durably(path, run_page(summary).encode())
     return path
 
 
@@ -80,18 +80,18 @@ def rounds_csv(s: Mapping[str, Any]) -> str:
     return text.getvalue()
 
 
-def page(s: Mapping[str, Any]) -> str:
+def run_page(s: Mapping[str, Any]) -> str:
     """Build the HTML of the whole page from ``summary.build``."""
     css = resources.files("edgewise.apps.report").joinpath("templates/report.css").read_text(encoding="utf-8")
     bodies = (
         _verdict_cards(s),
         _quality_section(s),
-        privacy.privacy(s),
-        cost.section(s),
+        privacy.privacy_section(s),
+        cost.cost_section(s),
         participation.section(s),
-        sections.time(s),
-        sections.pipeline(s),
-        sections.provenance(s),
+        sections.time_section(s),
+        sections.pipeline_section(s),
+        sections.provenance_section(s),
     )
     links = "".join(f'<li><a href="#{p.lower()}">{p}</a></li>' for p in PARTS)
     parts = "".join(
@@ -205,7 +205,7 @@ def _verdict_cards(s: Mapping[str, Any]) -> str:
         cards.append(
             card(
                 "Federated perplexity",
-                numbers.measured(ppl["federated"]["weighted_mean"]),
+                numbers.measured_perplexity(ppl["federated"]["weighted_mean"]),
                 f"{numbers.percent(change['federated'])} against the base",
             )
         )
@@ -250,7 +250,7 @@ def _personal_in_words(s: Mapping[str, Any]) -> str:
 
 def _training_panel(s: Mapping[str, Any]) -> str:
     """List what was trained and with which settings."""
-    return panel("Training", "", facts((name, escape(setting)) for name, setting in settings.training(s)))
+    return panel("Training", "", facts((name, escape(setting)) for name, setting in settings.training_settings(s)))
 
 
 def _percent(x: float) -> str:
@@ -333,7 +333,7 @@ def _quality_section(s: Mapping[str, Any]) -> str:
     shown = pair(*filter(None, panels))
     return (
         '<p class="hint">Measured on held-out text: the latest part of each device\'s text, which nobody trains on.</p>'
-        f"{shown}{simulator_metrics.panels(s)}{redistillation.distillation_panel(s)}{pruned.shown(s)}{_device_spread(s)}{sections.samples(s)}"
+        f"{shown}{simulator_metrics.panels(s)}{redistillation.distillation_panel(s)}{pruned.pruning_panel(s)}{_device_spread(s)}{sections.samples_section(s)}"
     )
 
 

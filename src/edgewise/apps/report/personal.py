@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgewise.apps.report import numbers, quality
-from edgewise.apps.report.alone_or_together import Measures, nats, share_improved
+from edgewise.apps.report.alone_or_together import Measures, loss_in_nats, share_improved
 from edgewise.drivers.storage.run_store import RunStore
 
 ELSEWHERE = "personal_elsewhere"  # name of the figures on other devices' text, in measures
@@ -31,7 +31,7 @@ def figures(recipe: Mapping[str, Any], measures: Mapping[str, Measures], elsewhe
     if not own:
         return None
     shares = {f"over_{name}": share_improved(own, measures[name]) for name in OTHERS}
-    lower = {d: min(measures["federated"][d], measures["local_only"][d], key=nats) for d in _both(measures)}
+    lower = {d: min(measures["federated"][d], measures["local_only"][d], key=loss_in_nats) for d in _both(measures)}
     forgets, same = quality.figures(elsewhere), quality.figures(measures["federated"])
     return {
         "method": recipe["personal"]["method"],
@@ -64,7 +64,7 @@ def unseen_sentence(s: Mapping[str, Any]) -> str:
     u = s["unseen"]
     if u is None:
         return ""
-    figures = {name: numbers.measured(q["weighted_mean"]) for name, q in u.items() if q}
+    figures = {name: numbers.measured_perplexity(q["weighted_mean"]) for name, q in u.items() if q}
     said = f"On {numbers.devices(u['federated']['devices'])} that were in no round: base {figures['base']}, "
     said += f"federated {figures['federated']}"
     return said + (f", and after going on for itself {figures['personal']}." if "personal" in figures else ".")
@@ -84,6 +84,7 @@ def sentence(s: Mapping[str, Any]) -> str:
     said = f"The personal model is better {', '.join(beats)}." if beats else ""
     other = p["elsewhere"]
     if other is not None and other["change_percent"] is not None:
-        said += f" On the text of other devices its perplexity is {numbers.measured(other['personal'])}, that of the "
-        said += f"federated model {numbers.measured(other['federated'])} ({numbers.percent(other['change_percent'])})."
+        own, federated = (numbers.measured_perplexity(other[model]) for model in ("personal", "federated"))
+        said += f" On the text of other devices its perplexity is {own}, that of the "
+        said += f"federated model {federated} ({numbers.percent(other['change_percent'])})."
     return said.strip()

@@ -52,7 +52,7 @@ MANY = 60  # With more devices the spread is drawn by rank.
 Summary = Mapping[str, Any]
 
 
-def write(summary: Summary, out: Path) -> list[Path]:
+def write_report_plots(summary: Summary, out: Path) -> list[Path]:
     """Write the figures that the run has numbers for, and return their paths.
 
     Args:
@@ -268,7 +268,7 @@ def _draw_bytes(figure: Any, s: Summary) -> bool:
 
 
 def _quality_for_bytes(figure: Any, s: Summary) -> bool:
-    lines = cost.moved(s)
+    lines = cost.curves_of_bytes(s)
     if not lines or len(lines[0][2]) < 2:  # One point draws no line. The report states it in words.
         return False
     axes = figure.subplots()

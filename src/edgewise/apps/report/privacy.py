@@ -8,13 +8,13 @@ from typing import Any
 
 from edgewise.apps.report import svg
 from edgewise.apps.report.html import card, facts, pair, panel, row, table
-from edgewise.privacy.card import FEWER, fewer_honest_rows, no_epsilon_sentence, promises, rests_on
+from edgewise.privacy.card import FEWER, card_assumptions, card_promises, fewer_honest_rows, no_epsilon_sentence
 
 Summary = Mapping[str, Any]
 SEEN = {"who": "who", "updates": "single updates", "sum": "the sum", "promised": "promised"}
 
 
-def privacy(s: Summary) -> str:
+def privacy_section(s: Summary) -> str:
     """Build the report's section on privacy. A run of an older version recorded nothing, and says so."""
     p = s["plan"].get("privacy")
     if not p:
@@ -27,11 +27,11 @@ def privacy(s: Summary) -> str:
     return _privacy_cards(s, c) + panel("Who could see what", "", made) + pair(_spending_chart(s, c), _rests_on(c))
 
 
-def markdown(s: Summary, played: int) -> str:
+def privacy_markdown(s: Summary, played: int) -> str:
     """Build the Markdown privacy section of a model card.
 
-    It holds the facts of ``privacy`` and the epsilon that was spent on the model after ``played`` rounds. It is empty
-    if the run recorded nothing.
+    It holds the facts of ``privacy_section`` and the epsilon that was spent on the model after ``played`` rounds. It is
+    empty if the run recorded nothing.
     """
     p = s["plan"].get("privacy")
     if not p:
@@ -40,10 +40,10 @@ def markdown(s: Summary, played: int) -> str:
     c = p["card"]
     if c is None:
         return f"\n## Who could see what\n\n{no_epsilon_sentence(p['servers'])}\n\n{seen}"
-    promised = promises(c)
+    promised = card_promises(c)
     if (spent := _spent_epsilon(s, played)) is not None:
         promised.append(("spent on this model", f"epsilon {spent:.3g}, charged before each release"))
-    card = _markdown_table(("", ""), [*promised, *rests_on(c)])
+    card = _markdown_table(("", ""), [*promised, *card_assumptions(c)])
     caption, *heads = FEWER
     fewer_honest = f"\n{caption}:\n\n{_markdown_table(heads, rows)}" if (rows := fewer_honest_rows(c)) else ""
     summary = c["summary"][0].upper() + c["summary"][1:]
@@ -63,7 +63,7 @@ def sentence(s: Summary) -> str:
     c = p["card"]
     if c is None:
         return no_epsilon_sentence(p["servers"])
-    told = ", ".join(f"{who} {what}" for who, what in promises(c) if who != "budget")
+    told = ", ".join(f"{who} {what}" for who, what in card_promises(c) if who != "budget")
     spent = _spent_epsilon(s, s["rounds"]["played"])
     return told if spent is None else f"{told}; spent {spent:.3g} of {c['budget']:.6g}"
 
@@ -113,7 +113,7 @@ def _spending_chart(s: Summary, c: Mapping[str, Any]) -> str:
 
 
 def _rests_on(c: Mapping[str, Any]) -> str:
-    body = facts((name, escape(sentence)) for name, sentence in rests_on(c))
+    body = facts((name, escape(sentence)) for name, sentence in card_assumptions(c))
     if rows := fewer_honest_rows(c):
         caption, *heads = FEWER
         body += table(heads, [row(honest, [epsilon]) for honest, epsilon in rows], caption)

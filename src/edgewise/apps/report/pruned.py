@@ -28,7 +28,7 @@ def figures(recipe: Mapping[str, Any], finished: Sequence[events.RoundFinished],
     return {"wanted": 1.0 - section.to, "zero": section.pruned(last, recipe["round"]["rounds"])}
 
 
-def shown(s: Mapping[str, Any]) -> str:
+def pruning_panel(s: Mapping[str, Any]) -> str:
     """Build the panel of the report. Empty without pruning."""
     if not (found := s.get("pruning")):
         return ""

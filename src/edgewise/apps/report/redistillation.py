@@ -17,7 +17,7 @@ HINT = (
 )
 
 
-def line(e: events.Redistilled) -> str:
+def redistillation_line(e: events.Redistilled) -> str:
     """Write a distillation as one line of a log."""
     verdict = "kept" if e.reason is None else f"rejected, {REASONS[e.reason]}"
     change = f"public perplexity {numbers.perplexity(e.perplexity_before)} -> {numbers.perplexity(e.perplexity)}"

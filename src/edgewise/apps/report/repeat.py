@@ -21,7 +21,7 @@ def folder(facts: Mapping[str, Any]) -> str:
     return found if found and set(found.split("/")) == {".."} else ""
 
 
-def block(s: Mapping[str, Any]) -> str:
+def repeat_block(s: Mapping[str, Any]) -> str:
     """Build the paragraph and the commands from ``summary.build``."""
     if "objects" in s["facts"]:
         sentences = "This run used objects of a Python script or notebook. edgewise does not store their code."

@@ -17,7 +17,7 @@ Summary = Mapping[str, Any]
 EMPTY = hashlib.sha256(b"").hexdigest()
 
 
-def samples(s: Summary) -> str:
+def samples_section(s: Summary) -> str:
     """Show continuations of held-out text by the base and the federated model. Empty if the recipe asks for none."""
     if not s["samples"]:
         return ""
@@ -35,7 +35,7 @@ def samples(s: Summary) -> str:
     return "<div class=gap></div>" + panel("Samples of text", hint, f'<div class="samples">{"".join(parts)}</div>')
 
 
-def time(s: Summary) -> str:
+def time_section(s: Summary) -> str:
     """Build the section on time: wall clock by part of the run, and computing inside the rounds."""
     t = s["seconds"]
     wall = [
@@ -58,17 +58,17 @@ def time(s: Summary) -> str:
         panel(
             f"Wall clock: {numbers.duration(t['total'])}",
             "Loading and writing this report are not included.",
-            svg.stack("Wall-clock time by part of the run", wall),
+            svg.svg_stack("Wall-clock time by part of the run", wall),
         ),
         panel(
             "Computing inside the rounds",
             f"Seconds of work, summed over devices{beside}.{memory}",
-            svg.stack("Computing time inside the rounds", work),
+            svg.svg_stack("Computing time inside the rounds", work),
         ),
     )
 
 
-def pipeline(s: Summary) -> str:
+def pipeline_section(s: Summary) -> str:
     """Build the section on the update pipeline, the broadcast pipeline, and what each party learns."""
     claims = s["plan"]["claims"]
     shown = _pipeline_rows(s["plan"]["trace"], "The update pipeline, checked before any data was read.")
@@ -114,7 +114,7 @@ def _yes_or_no(x: bool) -> str:
     return '<span class="yes">yes</span>' if x else '<span class="no">no</span>'
 
 
-def provenance(s: Summary) -> str:
+def provenance_section(s: Summary) -> str:
     """Build the section on provenance: everything that is needed to reproduce the model."""
     f = s["facts"]
     began = f.get("started_at")
@@ -147,16 +147,16 @@ def provenance(s: Summary) -> str:
         ]
     )
     what = "<h3>The recipe</h3><p class='hint'>The keys that differ from their defaults.</p>"
-    own = f"{what}<pre>{escape(toml(settings.own(s['recipe'])))}</pre>"
+    own = f"{what}<pre>{escape(toml(settings.settings_not_default(s['recipe'])))}</pre>"
     whole = details("recipe.toml, with all defaults", f"<pre>{escape(toml(s['recipe']))}</pre>")
-    return f'<div class="panel">{listed}</div>{_reading_section(s)}{repeat.block(s)}{own}{whole}'
+    return f'<div class="panel">{listed}</div>{_reading_section(s)}{repeat.repeat_block(s)}{own}{whole}'
 
 
 def _reading_section(s: Summary) -> str:
     """List the files and rows that were read or left out. Empty if the trainer does not report them."""
     if not s["reading"]:
         return ""
-    listed = facts((name, escape(figure)) for name, figure in data_read.rows(s["reading"]))
+    listed = facts((name, escape(figure)) for name, figure in data_read.data_read_rows(s["reading"]))
     return f'<h3>The data</h3><div class="panel">{listed}</div>'
 
 

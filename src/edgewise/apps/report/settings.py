@@ -12,7 +12,7 @@ from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.trainable import TrainableSection
 
 
-def training(s: Mapping[str, Any]) -> list[tuple[str, str]]:
+def training_settings(s: Mapping[str, Any]) -> list[tuple[str, str]]:
     """List the names and values of the training settings, from ``summary.build``."""
     recipe = s["recipe"]
     t, cohort = recipe["training"], recipe["round"]
@@ -44,7 +44,7 @@ def _part_in_words(table: Mapping[str, Any]) -> str:
     return f"{table['kind']} ({given})" if given else str(table["kind"])
 
 
-def own(resolved: Mapping[str, Any]) -> dict[str, Any]:
+def settings_not_default(resolved: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a resolved recipe that differ from their defaults, in the recipe's order."""
     out: dict[str, Any] = {}
     for name, field in Recipe.model_fields.items():

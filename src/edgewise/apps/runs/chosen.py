@@ -7,7 +7,7 @@ from typing import NamedTuple
 from edgewise.core.errors import StoreError
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.engine.evaluation import kept
-from edgewise.plan.evaluations import evaluations
+from edgewise.plan.evaluations import planned_evaluations
 from edgewise.plan.recipe.recipe import from_plain
 
 
@@ -40,7 +40,7 @@ def chosen_model(store: RunStore) -> Chosen:
     if run is None:
         raise StoreError("E-RESUME", f"there is no run in {store.out}.", "check the path of the run directory.")
     recipe, reached = from_plain(run["recipe"], f"the recipe of {store.out}"), max(0, run["next_round"])
-    choice = kept(evaluations(recipe), store.evaluations(), reached)
+    choice = kept(planned_evaluations(recipe), store.evaluations(), reached)
     stopped = choice.stopped and reached < recipe.round.rounds
     over = stopped or reached >= recipe.round.rounds
     return Chosen(choice.played, store.models().get(choice.played, ""), reached, over, stopped, choice.waited)

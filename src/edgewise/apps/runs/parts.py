@@ -85,7 +85,7 @@ def is_shipped(given: AnyPart) -> bool:
     return any(given is one for parts in kinds for one in parts.values())
 
 
-def table(given: Any, where: str) -> tuple[dict[str, Any], AnyPart | None]:
+def part_table(given: Any, where: str) -> tuple[dict[str, Any], AnyPart | None]:
     """Return a part's table in a recipe, and the part itself if it was given as an object.
 
         {"kind": "top_k", "fraction": 0.1}   "fedavg"   ew.top_k(0.1)   my_part   functools.partial(top_k, fraction=0.1)

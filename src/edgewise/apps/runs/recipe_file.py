@@ -23,7 +23,7 @@ def assignments(given: list[str] | None) -> dict[str, Any]:
         key, equals, text = one.partition("=")
         if not (equals and key.strip()):
             raise RecipeError("E-VALUE", f"--set {one!r} assigns nothing.", "write --set section.key=value.")
-        out[key.strip()] = toml.value(text, f"--set {key.strip()}")
+        out[key.strip()] = toml.toml_value(text, f"--set {key.strip()}")
     return out
 
 

@@ -80,7 +80,7 @@ class Round:
         """Write the model into a torch module, strictly. Raises ModelError(E-LAYOUT)."""
         from edgewise.learn.models import modules
 
-        modules.load(model, self.spec, self.params)
+        modules.load_module_vector(model, self.spec, self.params)
 
 
 def round_of_event(event: events.RoundFinished, lost: Mapping[str, str], spec: Spec, run_dir: Path) -> Round:

@@ -26,13 +26,15 @@ def place(recipe: Recipe, fresh: bool = False, resume: bool = False) -> Path:
         return first
     taken, at = first, first
     number = 1
-    while (foreign := folder.foreign(at)) or (at / "recipe.toml").exists():  # The recipe is written when a run begins.
+    while (foreign := folder.is_foreign_folder(at)) or (
+        at / "recipe.toml"
+    ).exists():  # The recipe is written when a run begins.
         taken, number = taken if foreign else at, number + 1
         at = first.with_name(f"{first.name}-{number}")
     return taken if resume else at
 
 
-def free(name: str) -> Path:
+def free_run_folder(name: str) -> Path:
     """Return the first folder of this name that does not exist."""
     first = at = Path("runs") / name
     number = 1

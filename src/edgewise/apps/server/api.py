@@ -25,7 +25,7 @@ from edgewise.apps.dashboard.routes import DashboardRoutes
 from edgewise.apps.server.decisions import decide_membership, token_made, token_revoked
 from edgewise.apps.server.description import openapi_document
 from edgewise.apps.server.hosting import Hosting
-from edgewise.apps.server.metrics import shown
+from edgewise.apps.server.metrics import prometheus_metrics
 from edgewise.apps.server.model_routes import ModelRoutes
 from edgewise.apps.server.person_acts import PersonActs
 from edgewise.apps.server.run_routes import RunRoutes
@@ -34,7 +34,7 @@ from edgewise.core.errors import EdgewiseError, TransportError
 from edgewise.drivers.fleet import audit, members, sessions
 from edgewise.drivers.fleet.members import Grant, Member
 from edgewise.drivers.http import tokens
-from edgewise.drivers.http.guard import Guard, caller, failed, refused
+from edgewise.drivers.http.guard import Guard, caller, refused_route, server_fault
 from edgewise.drivers.http.page_rules import LOGIN, PAGES, is_page
 from edgewise.drivers.http.routes import DataPlane
 from edgewise.drivers.http.rules import RULES
@@ -153,7 +153,9 @@ class ControlPlane:
 
     async def metrics(self) -> Response:
         """Counters for Prometheus. No member is named."""
-        return Response(await self._service.aside(lambda: shown(self._service)), media_type=CONTENT_TYPE_LATEST)
+        return Response(
+            await self._service.aside(lambda: prometheus_metrics(self._service)), media_type=CONTENT_TYPE_LATEST
+        )
 
     async def join(self, request: Request, wanted: Joining) -> MemberState:
         """Enrol the signing key with a token."""
@@ -163,7 +165,7 @@ class ControlPlane:
             raise TransportError("E-TOKEN", "the enrolment token is for another server.", "check the address.")
 
         def change(c: sa.Connection) -> Member:
-            member = members.join(c, token, found.joining(), wanted.label, now_s)
+            member = members.join_fleet(c, token, found.joining(), wanted.label, now_s)
             audit.note(c, member.id, "join", token.id, now_s)
             return member
 
@@ -213,7 +215,7 @@ class ControlPlane:
     async def make_token(self, request: Request, wanted: NewToken) -> MadeToken:
         """Make an enrolment token. Operators make those of devices, administrators those of all roles."""
         member, _ = caller(request).signed()
-        token, now_s = tokens.make(self._service.identity.name), self._service.now_s()
+        token, now_s = tokens.make_token_for_server(self._service.identity.name), self._service.now_s()
         grant = Grant(wanted.role, tuple(wanted.tags), wanted.uses, wanted.approved, wanted.expires_in_s)
         await self._once(request, lambda c: token_made(c, token, grant, member, now_s))
         return MadeToken(id=token.id, text=token.text)
@@ -232,7 +234,7 @@ class ControlPlane:
 
         def change(c: sa.Connection) -> str:
             audit.note(c, own.id, "make login", own.id, now_s)
-            return sessions.invite(c, own.id, now_s)
+            return sessions.invite_to_session(c, own.id, now_s)
 
         text = await self._once(request, change)
         return MadeLogin(text=text, path=LOGIN, lasts_s=sessions.LOGIN_S)
@@ -251,15 +253,17 @@ class ControlPlane:
 
 
 def _shown_to_people(path: str, error: EdgewiseError, answer: Response) -> Response:
-    return rendering.refusal(path, error, answer) if is_page(path) else answer
+    return rendering.dashboard_refusal(path, error, answer) if is_page(path) else answer
 
 
 async def _answer(request: Request, e: Exception) -> Response:
     if isinstance(e, RequestValidationError):
         first = e.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        return await refused(request, TransportError("E-REQUEST", f"{where}: {first['msg']}.", "see `/openapi.json`."))
+        return await refused_route(
+            request, TransportError("E-REQUEST", f"{where}: {first['msg']}.", "see `/openapi.json`.")
+        )
     if isinstance(e, HTTPException):
         code = "E-REQUEST" if e.status_code == 400 else "E-ROUTE"
-        return await refused(request, TransportError(code, f"{e.detail}.", "see `/openapi.json`."))
-    return await refused(request, e if isinstance(e, EdgewiseError) else failed())
+        return await refused_route(request, TransportError(code, f"{e.detail}.", "see `/openapi.json`."))
+    return await refused_route(request, e if isinstance(e, EdgewiseError) else server_fault())

@@ -24,7 +24,7 @@ def current_member(c: sa.Connection, by: str) -> Member:
     """
     member = members.find(c, by)
     if member is not None and member.status == REVOKED:
-        raise members.revoked(by)
+        raise members.revoked_member_error(by)
     if member is None or member.status != APPROVED or member.role not in OPERATOR:
         raise TransportError("E-ROLE", f"{by:.40} is no operator of this server any more.", "ask an administrator.")
     return member
@@ -42,7 +42,7 @@ def decide_membership(c: sa.Connection, by: Member, name: str, verb: str, now_s:
     by, other = current_member(c, by.id), members.find(c, name)
     if other is not None:
         may_decide(by, other.role)
-    member = (members.approve if verb == "approve" else members.revoke)(c, name, now_s)
+    member = (members.approve_member if verb == "approve" else members.revoke)(c, name, now_s)
     audit.note(c, by.id, verb, name, now_s)
     return member
 

@@ -67,7 +67,7 @@ def _write(link: Link, one: Mapping[str, Any], blobs: Path, part: Path) -> None:
     if len(raw) != 4 * spec.dim:
         raise TransportError("E-BLOB", "the promoted model is not of its layout.", OPERATOR)
     save_file(vector.unpack(vector.from_bytes(raw, spec.dim), spec), part / TRAINED)
-    if (manifest := package.digest_in(entry(one, "base", str))) is not None:
+    if (manifest := package.package_digest_in(entry(one, "base", str))) is not None:
         (part / BASE).mkdir()
         for name, digest in package.parse(get(manifest).read_bytes()).items():
             shutil.move(get(digest), part / BASE / name)

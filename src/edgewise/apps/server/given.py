@@ -12,12 +12,12 @@ from edgewise.drivers import extension_packages
 from edgewise.plan.catalogue import AnyPart
 
 
-def table(given: Any, where: str) -> dict[str, Any]:
-    """Return a part's table, as ``apps.runs.parts.table``.
+def given_part_table(given: Any, where: str) -> dict[str, Any]:
+    """Return a part's table, as ``apps.runs.parts.part_table``.
 
     Raises RecipeError(E-EXTENSION) for a part that devices do not have, and for an object that is no part.
     """
-    found, part = parts.table(given, where)
+    found, part = parts.part_table(given, where)
     if part is not None and not parts.is_shipped(part) and not _entry_point(part):
         what = f"{where}: the part {part.name} is your own, and a server sends no code: devices do not have it."
         fix = "put it into an installed package with an entry point, on devices too: `edgewise explain extend`."
@@ -25,14 +25,14 @@ def table(given: Any, where: str) -> dict[str, Any]:
     return found
 
 
-def modules(given: Iterable[Any]) -> list[str]:
+def given_modules(given: Iterable[Any]) -> list[str]:
     """List the entry points of installed packages that bring the parts given as objects."""
     found = [part for part in map(parts.part_of, given) if part is not None]
     own = {_entry_point(part) for part in found if not parts.is_shipped(part)}
     return sorted(own - {""})
 
 
-def functions(where: str, given: Iterable[Any]) -> None:
+def check_given_functions(where: str, given: Iterable[Any]) -> None:
     """Check functions before devices work for the script.
 
     Raises RecipeError(E-TYPE) for an object that cannot be called.
@@ -43,7 +43,7 @@ def functions(where: str, given: Iterable[Any]) -> None:
             raise RecipeError("E-TYPE", what, "give a function that takes an edgewise.Round.")
 
 
-def figures(found: Any, taken: Mapping[str, float]) -> Mapping[str, float]:
+def check_given_figures(found: Any, taken: Mapping[str, float]) -> Mapping[str, float]:
     """Check the figures that a script's ``metrics`` returned for a round, and return them.
 
     Raises RecipeError: E-TYPE for anything but a mapping of names to numbers. E-VALUE for a name of devices' metrics.
@@ -58,4 +58,4 @@ def figures(found: Any, taken: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def _entry_point(part: AnyPart) -> str:
-    return extension_packages.module_of(part.function.__module__)
+    return extension_packages.package_entry_point(part.function.__module__)

@@ -9,7 +9,7 @@ from edgewise.core import events
 from edgewise.core.events import AnyEvent
 
 
-def line(event: AnyEvent) -> str | None:
+def server_event_line(event: AnyEvent) -> str | None:
     """Write an event as a line. None: the event is not shown."""
     match event:
         case events.RunStarted(resumed_round=resumed):
@@ -21,7 +21,7 @@ def line(event: AnyEvent) -> str | None:
             nats = sum(nll.values()) / max(1, sum(tokens.values()))
             return f"  held out  {model} model after {event.round + 1} rounds: perplexity {exp(min(nats, 700.0)):.1f}"
         case events.Redistilled():
-            return f"  {redistillation.line(event)}"
+            return f"  {redistillation.redistillation_line(event)}"
         case events.RoundFinished():
             met = f"{event.accepted} contributions" if event.met else f"abandoned with {event.accepted} contributions"
             loss = "".join(f"  {name} {value:.3f}" for name, value in event.head.items() if "held" not in name)

@@ -14,7 +14,7 @@ from edgewise.drivers.fleet.tables import MAIL, MEMBERS, ROUNDS, UPLOADS
 from edgewise.drivers.http.service import Service
 
 
-def shown(service: Service) -> bytes:
+def prometheus_metrics(service: Service) -> bytes:
     """Write all metrics in Prometheus' text format."""
     now = CollectorRegistry()
     now.register(_Gauges(service))

@@ -57,11 +57,11 @@ class ModelRoutes:
 
     async def models(self) -> list[PromotedModel]:
         """List all promotions and rollbacks, the oldest first."""
-        return [_shown(one) for one in await self._service.read(promotions.history)]
+        return [_shown(one) for one in await self._service.read(promotions.promotion_history)]
 
     async def promoted(self) -> PromotedModel:
         """Show the promoted model, also to devices and gateways."""
-        return _shown(await self._service.read(promotions.current))
+        return _shown(await self._service.read(promotions.current_promotion))
 
     async def promote(self, request: Request, wanted: Promoting) -> PromotedModel:
         """Verify a run, and promote one of its models."""

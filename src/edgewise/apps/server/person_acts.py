@@ -45,7 +45,7 @@ class PersonActs:
 
     async def make_token(self, by: Member, grant: Grant) -> str:
         """Make an enrolment token and return its text."""
-        token, now_s = tokens.make(self._service.identity.name), self._service.now_s()
+        token, now_s = tokens.make_token_for_server(self._service.identity.name), self._service.now_s()
         await self._service.write(lambda c: token_made(c, token, grant, by, now_s))
         return token.text
 

@@ -119,11 +119,13 @@ class Player:
         service, instance = self._service, plan.facts.instance
         assert instance is not None
         listing = service.blobs.get(instance.roster)
-        keys = roster.parse(listing, plan.facts.population)
-        shares, helper = sharing.load(store.out), None
+        keys = roster.parse_roster(listing, plan.facts.population)
+        shares, helper = sharing.load_arranged_helper(store.out), None
         if shares is not None:
             stop = partial(self._stop, run.run)
-            helper = links.enter_context(sharing.helper(service, self._gateway, plan, listing, shares, stop))
+            helper = links.enter_context(
+                sharing.connect_run_helper(service, self._gateway, plan, listing, shares, stop)
+            )
         cohort = HttpCohort(
             service, run.run, plan.frame_limit_bytes, kept=run.kept, halted=lambda: self._halted(run.run)
         )

@@ -54,7 +54,7 @@ def promote(service: Service, run: str, played: int | None, by: str, allowed: Al
 
     def add(c: submission.Connection) -> None:
         allowed(c)
-        promotions.add(c, new)
+        promotions.add_promotion(c, new)
 
     with service.blobs.kept() as put:
         for raw in raws.values():
@@ -70,7 +70,7 @@ def rollback(service: Service, by: str, allowed: Allowed = _anyone) -> Promotion
     Raises TransportError(E-CONFLICT) if there is none, and StoreError as ``promote``.
     """
     with service.database.read() as c:
-        old = promotions.former(c)
+        old = promotions.former_promotion(c)
     record, chain = _verified(submission.folder(service, old.run), old.played)
     found = record.models[old.played].params
     if found != old.model:
@@ -89,10 +89,10 @@ def rollback(service: Service, by: str, allowed: Allowed = _anyone) -> Promotion
 
     def change(c: submission.Connection) -> None:
         allowed(c)
-        if promotions.former(c) != old:
+        if promotions.former_promotion(c) != old:
             what = "another model was promoted or taken back meanwhile."
             raise TransportError("E-CONFLICT", what, "look with `edgewise models ls`, then decide again.")
-        promotions.add(c, new)
+        promotions.add_promotion(c, new)
 
     service.database.write(change)
     return new
@@ -106,7 +106,7 @@ def _verified(out: Path, played: int | None) -> tuple[RunRecord, str]:
 
     Returns the run's record and the digest in which its verification ended.
     """
-    found, record = verification.verify(out), run_record.read(out)
+    found, record = verification.verify_run(out), run_record.read_run_record(out)
     number = record.counts if played is None else played
     if not 1 <= number <= found.rounds:
         what = f"run {found.run:.12} has played {found.rounds} rounds, so it released no model after {number}."
@@ -136,10 +136,10 @@ def _blobs(record: RunRecord, out: Path, model: str) -> Mapping[str, bytes]:
         raise TransportError("E-UNKNOWN-ID", what, "promote a later one, without --round the one that counts.")
     found = {model: record.blobs.get(model), layout.digest(): layout.written()}
     found[str(record.run["id"])] = record.run["facts"]["plan_facts"].encode()
-    if (manifest := package.digest_in(_base(record))) is not None:
+    if (manifest := package.package_digest_in(_base(record))) is not None:
         files = {path.name: path.read_bytes() for path in sorted((out / submission.MODEL).iterdir())}
         named = {vector.digest(raw): raw for raw in files.values()}
-        raw = package.dump({name: vector.digest(raw) for name, raw in files.items()})
+        raw = package.dump_package({name: vector.digest(raw) for name, raw in files.items()})
         if vector.digest(raw) != manifest:
             raise StoreError("E-VERIFY", f"the files of the base in {out / submission.MODEL} were changed.", _FIX)
         found |= {manifest: raw, **named}

@@ -151,8 +151,8 @@ class RunRoutes:
         """Show a run, with the facts that devices need to join it."""
         member, _ = caller(request).signed()
         found = await self._service.read(lambda c: _seen(c, run, member))
-        known = await self._service.aside(lambda: sharing.load(submission.folder(self._service, run)))
-        port = splitting.port(self._service, run, found.facts)
+        known = await self._service.aside(lambda: sharing.load_arranged_helper(submission.folder(self._service, run)))
+        port = splitting.served_split_port(self._service, run, found.facts)
         return PublishedRun(
             **self._shown(found).model_dump(), facts=found.facts.decode("ascii"), signature=found.signature.hex(),
             released=await self._service.aside(lambda: _released(self._service, found)),
@@ -235,7 +235,7 @@ def _released(service: Service, run: ServedRun) -> str:
     """Return the digest of a finished run's model. Empty for another run."""
     if run.state != served.FINISHED:
         return ""
-    record = run_record.read(submission.folder(service, run.run))
+    record = run_record.read_run_record(submission.folder(service, run.run))
     return str(record.models[record.counts].params)
 
 

@@ -18,7 +18,14 @@ from edgewise.apps.runs.rounds import Round, round_of_event
 from edgewise.apps.server import given, submission
 from edgewise.apps.server.start import HttpServer, Tls
 from edgewise.apps.server.submission import OWN
-from edgewise.apps.server.submit import StagedRun, check, from_values, of_vector, prepared, stage
+from edgewise.apps.server.submit import (
+    StagedRun,
+    check_submission,
+    prepared_submission,
+    stage_submission,
+    submission_from_values,
+    submission_of_vector,
+)
 from edgewise.core import events
 from edgewise.core.errors import REGISTRY, ModelError, RecipeError, RoundError, TransportError
 from edgewise.core.vector import Spec, Vector
@@ -94,11 +101,11 @@ class Server:
         extensions: Sequence[str] = (),
         tags: Sequence[str] = (),
     ) -> None:
-        given.functions("metrics", () if metrics is None else (metrics,))
-        given.functions("callbacks", callbacks)
+        given.check_given_functions("metrics", () if metrics is None else (metrics,))
+        given.check_given_functions("callbacks", callbacks)
         self._metrics, self._callbacks, self._tags = metrics, tuple(callbacks), tuple(tags)
-        own = {*extensions, *given.modules((*(stages or ()), merge, strategy))}
-        catalogue = extension_packages.catalogue(extension_packages.named(own))
+        own = {*extensions, *given.given_modules((*(stages or ()), merge, strategy))}
+        catalogue = extension_packages.catalogue(extension_packages.installed_packages(own))
         self.recipe = _recipe(Path(recipe), model, stages, merge, strategy, catalogue)
         self._prepared = _prepared(self.recipe, Path(recipe).parent, model, self._tags, catalogue)
         self._spec = Spec.of([(n, s, d) for n, s, d in self._prepared.wanted.spec])
@@ -174,7 +181,7 @@ class Server:
         if params.dtype != np.float32 or params.shape != (self._spec.dim,):
             what = f"the values are {params.dtype} of shape {params.shape}"
             raise ModelError("E-LAYOUT", f"{what}, and the run has float32 of ({self._spec.dim},).", "see server.spec.")
-        self._prepared = from_values(self._prepared, params)
+        self._prepared = submission_from_values(self._prepared, params)
         self.run = self._begun()
         self._turns.watch(self.run or None)
 
@@ -198,7 +205,7 @@ class Server:
                 if isinstance(event, events.RoundFinished):
                     finished, lost = round_of_event(event, lost, self._spec, folder), {}
                     if self._metrics is not None:
-                        finished.metrics.update(given.figures(self._metrics(finished), finished.metrics))
+                        finished.metrics.update(given.check_given_figures(self._metrics(finished), finished.metrics))
                     for callback in self._callbacks:
                         callback(finished)
                     yield finished
@@ -223,7 +230,7 @@ class Server:
             known = self._state(self.run)
             if known.state in (served.RUNNING, served.PAUSED, served.FAILED):
                 return hosting.ask(self.run, served.RUNNING)
-        stage(self._serving.service.staging, self._prepared)
+        stage_submission(self._serving.service.staging, self._prepared)
         self._turns.watch("")
         begun = hosting.submit(self._prepared.wanted, self._maker)
         self.run = begun.run
@@ -314,26 +321,28 @@ def _recipe(
         local = base != "bundled" and not base.startswith("hub:")
         overrides["model.base"] = str(Path(base).expanduser().resolve()) if local else base
     if stages is not None:
-        overrides["stage"] = [given.table(one, "stages") for one in stages]
+        overrides["stage"] = [given.given_part_table(one, "stages") for one in stages]
     if merge is not None:
-        overrides["merge"] = given.table(merge, "merge")
+        overrides["merge"] = given.given_part_table(merge, "merge")
     if strategy is not None:
-        overrides["strategy"] = given.table(strategy, "strategy")
+        overrides["strategy"] = given.given_part_table(strategy, "strategy")
     return loading.load(path, overrides, catalogue)
 
 
 def _prepared(recipe: Recipe, recipe_dir: Path, model: Any, tags: Sequence[str], catalogue: Catalogue) -> StagedRun:
     if model is None or isinstance(model, str | Path):
-        return prepared(recipe, recipe_dir, tags, catalogue)
+        return prepared_submission(recipe, recipe_dir, tags, catalogue)
     if catalogue.trainer is not None:
         what = "model is a module, and an extension brings a trainer with a model of its own."
         raise RecipeError("E-COMBO", what, "leave out model, or the extension.")
     from edgewise.learn.models import modules
 
-    check(recipe)
-    spec = modules.layout(model)
-    facts = {"model": type(model).__name__, "trainable": spec.dim, "parameters": modules.size(model)}
-    return of_vector(recipe, spec, modules.read(model, spec), OWN, facts, tags, catalogue.packages)
+    check_submission(recipe)
+    spec = modules.module_layout(model)
+    facts = {"model": type(model).__name__, "trainable": spec.dim, "parameters": modules.module_parameter_count(model)}
+    return submission_of_vector(
+        recipe, spec, modules.read_module_vector(model, spec), OWN, facts, tags, catalogue.packages
+    )
 
 
 def _address(listen: str) -> tuple[str, int]:

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from edgewise.core.errors import RecipeError, StoreError, TransportError
-from edgewise.crypto.agree import public
+from edgewise.crypto.agree import public_half
 from edgewise.drivers.http import home, share_keys
 from edgewise.drivers.http.remote_helper import PATIENCE_S, RemoteHelper
 from edgewise.drivers.http.service import Service
@@ -61,7 +61,7 @@ class Arranged:
         write_durably(out / FILE, msgspec.json.encode(self.shares))
 
 
-def address(text: str) -> Address:
+def gateway_address(text: str) -> Address:
     """Read NAME@URL, as `edgewise gateway serve` prints it. Raises TransportError(E-REQUEST)."""
     name, _, url = text.partition("@")
     if len(name) != 32 or not set(name) <= set("0123456789abcdef"):
@@ -71,7 +71,7 @@ def address(text: str) -> Address:
     return Address(name, url)
 
 
-def load(out: Path) -> Arranged | None:
+def load_arranged_helper(out: Path) -> Arranged | None:
     """Read the record from a run's folder. None: the run has one server. Raises StoreError(E-CHECKPOINT)."""
     if not (out / FILE).exists():
         return None
@@ -95,11 +95,11 @@ def arranged(service: Service, gateway: Address | None, plan: Plan, listing: byt
     secret = secrets.token_bytes(32)
     with RemoteHelper.connect(gateway.name, gateway.url, service.identity, plan, listing, SUBMIT_S) as helper:
         helper_key = msgspec.convert(helper.statement, ShareKey)
-    leader = share_keys.made(service.identity, share_keys.LEADER, plan.run, public(secret))
+    leader = share_keys.made_share_key(service.identity, share_keys.LEADER, plan.run, public_half(secret))
     return Arranged(ShareKeys(leader=leader, helper=helper_key), secret)
 
 
-def helper(
+def connect_run_helper(
     service: Service,
     gateway: Address | None,
     plan: Plan,

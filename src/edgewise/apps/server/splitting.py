@@ -20,9 +20,9 @@ from edgewise.core.vector import Spec, Vector
 from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.http.service import Service
-from edgewise.drivers.http.split_address import SplitPort, made
+from edgewise.drivers.http.split_address import SplitPort, made_split_address
 from edgewise.drivers.storage.run_store import RunStore
-from edgewise.drivers.workers.split_jobs import HoldRest
+from edgewise.drivers.workers.split_jobs import HoldRestJob
 from edgewise.drivers.workers.split_process import SplitProcess
 from edgewise.plan.facts import parse
 from edgewise.plan.plan import Plan
@@ -142,7 +142,7 @@ def rest_of(
     rest = checkpoint.memory.child(REST)[PART]
     recipe = from_plain(dict(known["recipe"]), "the stored recipe")
     service.rests.hold(
-        HoldRest(
+        HoldRestJob(
             run=plan.run, recipe=json.dumps(recipe.resolved()), recipe_dir=str(store.out), devices=dict(keys),
             cache=str(store.out / CACHE), values=memoryview(vector.to_bytes(rest)),
         )
@@ -153,17 +153,17 @@ def rest_of(
     return made_rest
 
 
-def port(service: Service, run: str, facts: bytes) -> SplitPort | None:
+def served_split_port(service: Service, run: str, facts: bytes) -> SplitPort | None:
     """Return the signed port for a run's sessions. None where the model is whole, or nothing listens.
 
     Raises DecodeError(E-FACTS) for facts that a server with a listener cannot read.
     """
     if service.rests is None or not parse(facts).settings().get("split", {}).get("cut"):
         return None
-    return made(service.identity, run, service.rests.port)
+    return made_split_address(service.identity, run, service.rests.port)
 
 
-def revoked(service: Service) -> frozenset[str]:
+def served_revoked_members(service: Service) -> frozenset[str]:
     """Collect the names of all revoked members. Raises StoreError as the database."""
     found: list[Member] = []
     with service.database.read() as c:

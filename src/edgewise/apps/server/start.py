@@ -17,7 +17,7 @@ from edgewise.apps.server.api import ControlPlane
 from edgewise.apps.server.hosting import Hosting
 from edgewise.apps.server.playing import Tell
 from edgewise.apps.server.sharing import Address
-from edgewise.apps.server.splitting import revoked
+from edgewise.apps.server.splitting import served_revoked_members
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import audit, members
 from edgewise.drivers.fleet.members import Grant
@@ -26,8 +26,8 @@ from edgewise.drivers.http.limits import ServerLimits
 from edgewise.drivers.http.service import Service
 from edgewise.drivers.http.serving import HttpsListener
 from edgewise.drivers.storage.files import FOLDER
-from edgewise.drivers.storage.store_place import Place
-from edgewise.drivers.workers.split_jobs import Listen
+from edgewise.drivers.storage.store_place import StorePlace
+from edgewise.drivers.workers.split_jobs import ListenJob
 from edgewise.drivers.workers.split_process import SplitProcess
 from edgewise.engine.ports import Evaluator
 
@@ -69,8 +69,8 @@ def _rests(service: Service, tls: Tls, split: tuple[str, int] | None) -> SplitPr
         raise TransportError("E-REQUEST", what, "leave out --plain, or --split-listen.")
     certificate, key = _certificate(service, tls)
     host, port = split
-    listen = Listen(host=host, port=port, certificate=str(certificate), key=str(key), server=service.identity.name)
-    return SplitProcess(listen, partial(revoked, service))
+    listen = ListenJob(host=host, port=port, certificate=str(certificate), key=str(key), server=service.identity.name)
+    return SplitProcess(listen, partial(served_revoked_members, service))
 
 
 class HttpServer:
@@ -111,7 +111,7 @@ class HttpServer:
         turn: Callable[[str], bool] = lambda run: True,
         gateway: Address | None = None,
         database: str = "",
-        blobs: Place | None = None,
+        blobs: StorePlace | None = None,
         split: tuple[str, int] | None = None,
         public_url: str = "",
     ) -> None:
@@ -144,7 +144,7 @@ class HttpServer:
 
     def token(self, grant: Grant = Grant(), made_by: str = "server") -> str:  # noqa: B008 (frozen)
         """Make an enrolment token. Its text is not stored."""
-        token = tokens.make(self.service.identity.name)
+        token = tokens.make_token_for_server(self.service.identity.name)
         now_s = self.service.now_s()
 
         def change(c: sa.Connection) -> None:

@@ -51,12 +51,12 @@ def submit(
         extensions: modules of installed packages with your own parts.
         sent: called with the number of bytes that have arrived and the number of all bytes.
     Raises:
-        RecipeError, ModelError: as ``prepared``.
+        RecipeError, ModelError: as ``prepared_submission``.
         RecipeError, TransportError: as the server answers.
     """
-    catalogue = extension_packages.catalogue(extension_packages.named(extensions))
+    catalogue = extension_packages.catalogue(extension_packages.installed_packages(extensions))
     with tempfile.TemporaryDirectory(prefix="edgewise-") as shards:
-        made = prepared(recipe, recipe_dir, tags, catalogue, Path(shards))
+        made = prepared_submission(recipe, recipe_dir, tags, catalogue, Path(shards))
         total, done = sum(size for _, _, size in made.blobs), 0
         for digest, source, size in made.blobs:
             for here in _staged(link, digest, source, size):
@@ -67,7 +67,7 @@ def submit(
     return found
 
 
-def prepared(
+def prepared_submission(
     recipe: Recipe,
     recipe_dir: Path,
     tags: Sequence[str] = (),
@@ -78,24 +78,24 @@ def prepared(
 
     Args:
         catalogue: the packages that the recipe uses.
-        shards: as in ``learn.models.untrained.untrained``. The folder has to stay until the blobs are sent.
+        shards: as in ``learn.models.untrained.load_untrained``. The folder has to stay until the blobs are sent.
     Raises:
         RecipeError(E-COMBO), and ModelError as the trainer. StoreError: E-DISK.
     """
-    check(recipe)
+    check_submission(recipe)
     if catalogue.trainer is not None:
         return _of_trainer(recipe, recipe_dir, tags, catalogue)
-    from edgewise.learn.models.untrained import untrained
+    from edgewise.learn.models.untrained import load_untrained
 
-    begun = untrained(recipe, recipe_dir, shards)
+    begun = load_untrained(recipe, recipe_dir, shards)
     names = {path.name: path for path in begun.files}
-    if odd := [name for name in names if not package.packed(name)]:
+    if odd := [name for name in names if not package.is_packed_file(name)]:
         what = f"the model's folder has a file that does not travel: {odd[0]}."
         raise ModelError("E-MODEL", what, "rename or remove it.")
     digests = {name: _digest(path) for name, path in names.items()}
-    manifest = package.dump(digests) if digests else b""
+    manifest = package.dump_package(digests) if digests else b""
     model = vector.digest(manifest) if manifest else None
-    made = of_vector(recipe, begun.spec, begun.initial, model, begun.facts, tags, catalogue.packages)
+    made = submission_of_vector(recipe, begun.spec, begun.initial, model, begun.facts, tags, catalogue.packages)
     if begun.rest is not None and begun.rest.size:
         raw = bytes(vector.to_bytes(begun.rest))
         rest = vector.digest(raw)
@@ -120,10 +120,10 @@ def _of_trainer(recipe: Recipe, recipe_dir: Path, tags: Sequence[str], catalogue
         "parameters": int(sizes["parameters"]),
         "trainable": made.trainer.spec.dim,
     }
-    return of_vector(recipe, made.trainer.spec, made.initial(), None, facts, tags, catalogue.packages)
+    return submission_of_vector(recipe, made.trainer.spec, made.initial(), None, facts, tags, catalogue.packages)
 
 
-def of_vector(
+def submission_of_vector(
     recipe: Recipe,
     spec: Spec,
     initial: Vector,
@@ -144,7 +144,7 @@ def of_vector(
     return StagedRun(wanted, [(wanted.initial, raw, len(raw))])
 
 
-def from_values(made: StagedRun, initial: Vector) -> StagedRun:
+def submission_from_values(made: StagedRun, initial: Vector) -> StagedRun:
     """Make a submission of the same run that begins with other values of the trained parameters."""
     raw = bytes(vector.to_bytes(initial))
     wanted = msgspec.structs.replace(made.wanted, initial=vector.digest(raw))
@@ -152,14 +152,14 @@ def from_values(made: StagedRun, initial: Vector) -> StagedRun:
     return StagedRun(wanted, [(wanted.initial, raw, len(raw)), *blobs])
 
 
-def check(recipe: Recipe) -> None:
+def check_submission(recipe: Recipe) -> None:
     """Check that enrolled devices can train a recipe. Raises RecipeError(E-COMBO) if they cannot."""
     if recipe.strategy.get("kind") == "zeroth_order":
         what = 'strategy = "zeroth_order" trains along directions, which enrolled devices are not given yet.'
         raise RecipeError("E-COMBO", what, "take another strategy, or simulate the recipe.")
 
 
-def stage(staging: Staging, made: StagedRun) -> None:
+def stage_submission(staging: Staging, made: StagedRun) -> None:
     """Put the blobs into a server of this process. Raises as ``Staging.put``."""
     for digest, source, size in made.blobs:
         while (here := staging.received(digest)) < size:

@@ -31,4 +31,4 @@ class VerifyingRoutes:
         await self._service.read(lambda c: served.find(c, run))
         out = submission.folder(self._service, run)
         async with self._alone:
-            return await asyncio.get_running_loop().run_in_executor(None, verification.verify, out, chain)
+            return await asyncio.get_running_loop().run_in_executor(None, verification.verify_run, out, chain)

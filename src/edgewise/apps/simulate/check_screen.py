@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from edgewise.apps.report import data_read, numbers
-from edgewise.apps.runs.toml_text import inline
-from edgewise.plan.recipe.privacy import reason
-from edgewise.privacy.card import FEWER, fewer_honest_rows, no_epsilon_sentence, promises, rests_on
+from edgewise.apps.runs.toml_text import inline_toml
+from edgewise.plan.recipe.privacy import reason_of_word
+from edgewise.privacy.card import FEWER, card_assumptions, card_promises, fewer_honest_rows, no_epsilon_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 WIDE = 100  # from this screen width on, the numbers of a pipeline stand in columns of their own
 
 
-def show(console: Console, found: Mapping[str, Any], path: str) -> None:
+def show_check(console: Console, found: Mapping[str, Any], path: str) -> None:
     """Print the result of `edgewise check` (``examine``)."""
     from rich.table import Table
     from rich.text import Text
@@ -41,7 +41,7 @@ def show(console: Console, found: Mapping[str, Any], path: str) -> None:
             console.print(table)
     if found["reading"]:
         console.print(Text("what is read", "bold"))
-        console.print(data_read.table(found["reading"]))
+        console.print(data_read.data_read_table(found["reading"]))
         console.print()
     console.print(_numbers_table(found))
     console.print()
@@ -77,7 +77,7 @@ def privacy_table(p: Mapping[str, Any]) -> Any:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim")
     grid.add_column()
-    for name, sentence in (*promises(c), *rests_on(c)):
+    for name, sentence in (*card_promises(c), *card_assumptions(c)):
         grid.add_row(name, sentence)
     if rows := fewer_honest_rows(c):
         caption, devices, epsilon = FEWER
@@ -96,7 +96,7 @@ def _chosen_values(word: str, chosen: Mapping[str, Any]) -> Any:
     grid.add_column(style="dim")
     grid.add_column()
     for key, value in chosen.items():
-        grid.add_row(key, inline(value), reason(word, key, value))
+        grid.add_row(key, inline_toml(value), reason_of_word(word, key, value))
     return Group(Text(f'chosen by privacy = "{word}"', "bold"), grid)
 
 

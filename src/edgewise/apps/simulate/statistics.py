@@ -1,6 +1,6 @@
 """Statistics of a federation's text before training, as a hidden and noised sum.
 
-    found = statistics(recipe, recipe_dir, out)
+    found = play_statistics(recipe, recipe_dir, out)
     found["parts"]["lengths"]          # one value for each bucket, with the noise on it
 
 The recipe's words on privacy, its text and its cohorts decide a run of two rounds, in which devices contribute
@@ -29,18 +29,19 @@ from edgewise.plan.facts import parse
 from edgewise.plan.plan import Plan
 from edgewise.plan.promise import Noiser
 from edgewise.plan.recipe.recipe import Recipe
-from edgewise.plan.statistics import counting
+from edgewise.plan.statistics import counting_recipe
 
 MODULES: Mapping[str, Any] = {"text": text, "loss": cross_site}
 
 
-def recipe_of(recipe: Recipe, recipe_dir: Path, what: str = "text") -> Recipe:
-    """Make the recipe of the statistics, with absolute paths. ``what`` as in ``statistics``. Raises as ``counting``."""
+def statistics_recipe(recipe: Recipe, recipe_dir: Path, what: str = "text") -> Recipe:
+    """Make the recipe of the statistics, with absolute paths. ``what`` as in ``play_statistics``. Raises as
+    ``counting``."""
     module = MODULES[what]
-    return counting(recipe, module.ROUNDS, module.BOUND_L2, lambda path: _placed(path, recipe_dir))
+    return counting_recipe(recipe, module.ROUNDS, module.BOUND_L2, lambda path: _placed(path, recipe_dir))
 
 
-def statistics(
+def play_statistics(
     recipe: Recipe, recipe_dir: Path, out: Path, what: str = "text", sinks: tuple[events.Sink, ...] = ()
 ) -> dict[str, Any]:
     """Play the run of the statistics in a new folder ``out``, and read the result.
@@ -52,9 +53,9 @@ def statistics(
         list), ``noise_std`` (of the noise on each value), and ``kind`` (``devices`` for shares of devices,
         ``documents``, ``tokens``). ``epsilon``: spent; None without a promise.
     Raises:
-        RecipeError: as ``recipe_of``. Others as ``simulation.play``.
+        RecipeError: as ``statistics_recipe``. Others as ``simulation.play``.
     """
-    made, module = recipe_of(recipe, recipe_dir, what), MODULES[what]
+    made, module = statistics_recipe(recipe, recipe_dir, what), MODULES[what]
     extensions = [module.__name__]
     simulation.run(made, out=out, recipe_dir=recipe_dir, extensions=extensions, sinks=sinks, report=False)
     with RunStore(out) as store:
@@ -100,10 +101,10 @@ def _noise_std(plan: Plan, contributions: int) -> float:
 
 def token_names(recipe: Recipe, recipe_dir: Path) -> dict[int, str]:
     """Return the text of each bucket of the vocabulary. Empty where ids are hashed."""
-    from edgewise.learn.models.load import located
+    from edgewise.learn.models.load import locate_model
     from edgewise.learn.text import tokens
 
-    known = tokens.load(located(recipe.model.base, recipe_dir)[0])
+    known = tokens.load_tokenizer(locate_model(recipe.model.base, recipe_dir)[0])
     return {} if known.size > text.VOCABULARY else {i: known.decode([i]) for i in range(known.size)}
 
 

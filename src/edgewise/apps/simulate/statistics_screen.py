@@ -21,7 +21,7 @@ TITLES = {
 }
 
 
-def lines(found: Mapping[str, Any], names: Mapping[int, str]) -> Iterator[str]:
+def statistics_lines(found: Mapping[str, Any], names: Mapping[int, str]) -> Iterator[str]:
     """Write the result. ``names``: the text of token ids, where the vocabulary is not hashed."""
     contributed = ", ".join(f"{n} in round {i + 1}" for i, n in enumerate(found["contributed"]))
     yield f"{found['devices']} devices; contributions: {contributed}"

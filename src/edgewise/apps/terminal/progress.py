@@ -283,7 +283,7 @@ class ProgressScreen:
             case events.Redistilled():
                 from edgewise.apps.report import redistillation
 
-                return redistillation.line(e)
+                return redistillation.redistillation_line(e)
             case events.RoundFinished():
                 loss = f"  loss {b.losses[-1]:.4f}" if e.head.get("loss_last") is not None else ""
                 lost = f"  lost {e.lost}, late {e.late}" if e.lost or e.late else ""
@@ -330,8 +330,8 @@ class ProgressScreen:
         if b.phase == "federated":
             title = f"round {min(b.done + 1, b.total)}/{b.total}"
         bar = ProgressBar(total=b.total or None, completed=b.done, width=28, pulse=not b.total)
-        times = f"{numbers.clock(self.board.now_s() - self.began)} elapsed"
-        head.add_row(Text(title, style="bold"), bar, times + (f"  {numbers.clock(left)} left" if left else ""))
+        times = f"{numbers.as_on_a_clock(self.board.now_s() - self.began)} elapsed"
+        head.add_row(Text(title, style="bold"), bar, times + (f"  {numbers.as_on_a_clock(left)} left" if left else ""))
         rows = Table.grid(padding=(0, 2))
         rows.add_column(style="dim", min_width=11)
         rows.add_column()
@@ -359,10 +359,10 @@ class ProgressScreen:
 
 def _forecast_in_words(e: events.Forecast) -> str:
     """Write how long the run will take."""
-    parts = f"rounds {numbers.about(e.rounds_s)}"
+    parts = f"rounds {numbers.about_seconds(e.rounds_s)}"
     if e.compare_s:
-        parts += f", comparisons {numbers.about(e.compare_s)}"
-    return f"about {numbers.about(e.rounds_s + e.compare_s)} from here: {parts}"
+        parts += f", comparisons {numbers.about_seconds(e.compare_s)}"
+    return f"about {numbers.about_seconds(e.rounds_s + e.compare_s)} from here: {parts}"
 
 
 def failure(note: str) -> bool:

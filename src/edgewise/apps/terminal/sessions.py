@@ -26,9 +26,9 @@ from edgewise.core.errors import EdgewiseError, Interrupted, RecipeError
 from edgewise.core.own_code import fault_of
 from edgewise.core.redacted import redacted
 from edgewise.drivers.captured_output import PrintedNoise
-from edgewise.drivers.screen import screen
+from edgewise.drivers.screen import screen_on
 from edgewise.drivers.storage.files import for_owner
-from edgewise.drivers.storage.folder import marked
+from edgewise.drivers.storage.folder import is_marked_folder
 
 EXTRAS = {  # Extra of pip -> its packages.
     "train": {"torch", "transformers", "peft", "accelerate", "tokenizers", "matplotlib", "pyarrow"},
@@ -110,7 +110,7 @@ class CommandSession:
         if self.as_json:
             print(json.dumps({"ok": False, "command": self.name, "error": _as_json(e)}))
         else:
-            print(message(e, _screen_width()), file=sys.stderr)
+            print(error_for_terminal(e, _screen_width()), file=sys.stderr)
             if self.verdict and not isinstance(e, Interrupted):
                 print(_in_bold(self.verdict), file=sys.stderr)
         return e.exit_status
@@ -140,7 +140,7 @@ def _as_json(e: EdgewiseError) -> dict[str, Any]:
     return plain
 
 
-def message(e: EdgewiseError, width: int = 0) -> str:
+def error_for_terminal(e: EdgewiseError, width: int = 0) -> str:
     """Format an error: code and cause, ``fix``, ``also`` for each further fault, ``more``.
 
     Lines are wrapped between words at ``width`` columns (0 = never). A command to copy stays on one line.
@@ -169,7 +169,7 @@ def _screen_width() -> int:
 def write_crash(text: str, folder: Path | None) -> Path:
     """Write a crash file into the run directory if edgewise made it, else into the system's temporary folder."""
     name = f"crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    for place in (folder if folder is not None and marked(folder) else None, Path(tempfile.gettempdir())):
+    for place in (folder if folder is not None and is_marked_folder(folder) else None, Path(tempfile.gettempdir())):
         with suppress(OSError):
             if place is not None and place.is_dir():
                 with open(place / name, "w", encoding="utf-8", opener=for_owner) as f:
@@ -228,7 +228,7 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
     sys.stderr.flush()
     with (
         PrintedNoise() as noise,
-        screen(os.dup(2), sys.stderr.encoding) as shown,
+        screen_on(os.dup(2), sys.stderr.encoding) as shown,
     ):
         originals = {fd: os.dup(fd) for fd in (1, 2)}
         for fd in originals:
@@ -241,7 +241,7 @@ def quiet_screen(log: Path | None, debug: bool = False) -> Iterator[TextIO]:
             for fd, copy in originals.items():
                 os.dup2(copy, fd)
                 os.close(copy)
-            if (output := noise.read()) and log is not None and marked(log.parent):
+            if (output := noise.read()) and log is not None and is_marked_folder(log.parent):
                 with suppress(OSError), open(log, "ab", opener=for_owner) as f:
                     f.write(output)
 

@@ -91,11 +91,11 @@ def feedback(
     kind, limit = residual or "bfloat16", 10 if forget_after is None else forget_after
 
     def init(space: Space) -> Memory:
-        return nest.init(space).plus({**residuals.start(kind, space.dim), "last": np.full(1, -1, np.int64)})
+        return nest.init(space).plus({**residuals.zero_residual(kind, space.dim), "last": np.full(1, -1, np.int64)})
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         absent = max(0, (turn.round - int(memory["last"][0])) // space.period - 1)
-        a = residuals.Mixed(name, payload.body, memory, np.float32(decay**absent if absent < limit else 0.0))
+        a = residuals.WithResidual(name, payload.body, memory, np.float32(decay**absent if absent < limit else 0.0))
         message, sent, after = nest.encode(payload, a, memory, space, turn)
 
         def remainder(start: int, stop: int) -> Vector:
@@ -108,9 +108,9 @@ def feedback(
             return part
 
         if message.rung is not None and is_rescaled_sample(space, nest.spaces(space)[-1].rungs[message.rung]):
-            stored = residuals.start(kind, space.dim)
+            stored = residuals.zero_residual(kind, space.dim)
         else:
-            stored = residuals.store(kind, space.dim, remainder, turn.own("residual", turn.round))
+            stored = residuals.store_residual(kind, space.dim, remainder, turn.own("residual", turn.round))
         return message, after.plus({**stored, "last": np.full(1, turn.round, np.int64)})
 
     def says(before: Space, after: Space) -> str:

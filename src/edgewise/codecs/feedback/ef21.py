@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgewise.codecs.feedback.inner import InnerChain
-from edgewise.codecs.feedback.residual import Mixed
+from edgewise.codecs.feedback.residual import WithResidual
 from edgewise.core.errors import CompositionError
 from edgewise.core.keys import Turn
 from edgewise.core.memory import Memory
@@ -63,7 +63,7 @@ def ef21(inner: InnerChain, eta: float | None) -> Stage:
         v: Vector = payload.body
         if eta is not None and memory["begun"][0]:
             v = np.float32(1.0 - eta) * memory["v"] + np.float32(eta) * v
-        change = Mixed(inner.name, v, Memory({"residual": memory["residual"]}), np.float32(-1.0))
+        change = WithResidual(inner.name, v, Memory({"residual": memory["residual"]}), np.float32(-1.0))
         message, sent, after = inner.encode(payload, change, memory, space, turn)
         mirror: Vector = memory["residual"].copy()
         if sent.support is None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 
-from edgewise.codecs.feedback.residual import Mixed
+from edgewise.codecs.feedback.residual import WithResidual
 from edgewise.core import require
 from edgewise.core.decoding import undo
 from edgewise.core.errors import CompositionError
@@ -25,7 +25,7 @@ def is_rescaled_sample(before: Space, after: Space) -> bool:
     return after.gain > before.gain and after.gain * after.dim >= before.gain * before.dim * 0.999
 
 
-def unbounded(space: Space) -> Space:
+def _unbounded(space: Space) -> Space:
     """Remove the bounds for the stages inside, because the sum of update and residual has none."""
     return space.but(l2=inf, linf=inf)
 
@@ -40,7 +40,7 @@ class InnerChain:
 
     def spaces(self, space: Space) -> list[Space]:
         """List the spaces before each stage, and the one after all."""
-        spaces = [unbounded(space)]
+        spaces = [_unbounded(space)]
         for stage in self.stages:
             spaces.append(stage.infer(spaces[-1]))
         return spaces
@@ -99,7 +99,7 @@ class InnerChain:
         return memory
 
     def encode(
-        self, payload: Payload, body: Mixed, memory: Memory, space: Space, turn: Turn
+        self, payload: Payload, body: WithResidual, memory: Memory, space: Space, turn: Turn
     ) -> tuple[Payload, Payload, Memory]:
         """Encode ``body`` with the head of ``payload``.
 
@@ -137,5 +137,5 @@ class InnerChain:
         local = all(stage.pointwise for stage in self.stages)
         return Stage(
             self.name, infer, encode, self.decode, says, init, takes_support=True, pointwise=local, server=server,
-            inner=self.stages, opens=unbounded,
+            inner=self.stages, opens=_unbounded,
         )  # fmt: skip

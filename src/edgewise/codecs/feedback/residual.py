@@ -22,7 +22,7 @@ PART = 1 << 15  # coordinates at a time, a multiple of BLOCK and of the kernels'
 _LARGEST = 0x7F7FFFFF  # bits of the largest finite float32
 
 
-def start(kind: str, dim: int) -> dict[str, Array]:
+def zero_residual(kind: str, dim: int) -> dict[str, Array]:
     """Make a residual of zeros.
 
     Returns:
@@ -34,7 +34,7 @@ def start(kind: str, dim: int) -> dict[str, Array]:
     return memory
 
 
-def store(kind: str, dim: int, part: Callable[[int, int], Vector], key: Key) -> dict[str, Array]:
+def store_residual(kind: str, dim: int, part: Callable[[int, int], Vector], key: Key) -> dict[str, Array]:
     """Store a residual that ``part(start, stop)`` computes piece by piece.
 
     bfloat16 (8 bits of mantissa) and int8 round at random without bias. Rounding to nearest would lose an update below
@@ -42,7 +42,7 @@ def store(kind: str, dim: int, part: Callable[[int, int], Vector], key: Key) -> 
     updates. The error of one rounding is at most 2^-7 of the coordinate, or 1/127 of the block's largest. float32 is
     exact. The rounding of coordinate i depends on i and ``key`` only.
     """
-    memory = start(kind, dim)
+    memory = zero_residual(kind, dim)
     stored = memory["residual"]
     for a in range(0, dim, PART):
         b = min(dim, a + PART)
@@ -57,7 +57,7 @@ def store(kind: str, dim: int, part: Callable[[int, int], Vector], key: Key) -> 
 
 
 @dataclass(frozen=True)
-class Mixed:
+class WithResidual:
     """The sum ``x + factor * residual``, computed when it is read. It always has the same bits.
 
     Raises TrainingError(E-RANGE) when coordinates are read that overflow float32.

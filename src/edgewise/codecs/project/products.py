@@ -30,7 +30,7 @@ from edgewise.core.vector import Segment, Spec, Vector
 BASE = ".base_layer.weight"  # peft's name of the adapted matrix
 
 
-class Adapted(NamedTuple):
+class ProductMatrix(NamedTuple):
     """An adapted matrix of shape (outputs, inputs), with its factors."""
 
     base: Segment
@@ -44,19 +44,19 @@ class Adapted(NamedTuple):
         return np.ravel(b @ a)
 
 
-def adapted(spec: Spec) -> tuple[Adapted, ...]:
+def product_matrices(spec: Spec) -> tuple[ProductMatrix, ...]:
     """List the adapted matrices of a layout.
 
     Raises:
         CompositionError: E-SEGMENT where the layout is not made of matrices with both of their factors.
     """
 
-    def found() -> Iterator[Adapted]:
+    def found() -> Iterator[ProductMatrix]:
         by_name = {s.name: s for s in spec.segments}
         for s in spec.segments:
             if s.name.endswith(BASE):
                 name = s.name.removesuffix(BASE)
-                yield Adapted(s, by_name[f"{name}.lora_A.weight"], by_name[f"{name}.lora_B.weight"])
+                yield ProductMatrix(s, by_name[f"{name}.lora_A.weight"], by_name[f"{name}.lora_B.weight"])
 
     try:
         each = tuple(found())
@@ -81,11 +81,11 @@ def products(spec: Spec) -> Stage:
     Algebra: the product is no linear map of what travels, so updates cannot be summed unseen, and no bound of the
     update bounds it. dim is that of the factors.
     Raises:
-        CompositionError: E-SEGMENT as ``adapted``. E-ORDER if the vector is no longer the whole update. E-NOT-REAL
-            after a quantizer.
+        CompositionError: E-SEGMENT as ``product_matrices``. E-ORDER if the vector is no longer the whole update.
+            E-NOT-REAL after a quantizer.
     Source: Singhal et al. 2024, arXiv:2410.09432 (FedEx-LoRA), equation 8, as a covariance.
     """
-    each = adapted(spec)
+    each = product_matrices(spec)
     kept = [s for s in spec.segments if factor(s.name)]
     size = sum(s.size for s in kept)
 

@@ -30,7 +30,7 @@ _HIGH, _LOW = np.int32((127 + 100) << 23), np.int32((127 - 80) << 23)
 _ZERO, _ONE = np.uint64(0), np.uint64(1)
 
 
-def block_edges(dim: int, block: int) -> NDArray[np.int64]:
+def rotation_block_edges(dim: int, block: int) -> NDArray[np.int64]:
     """Compute the edges of the rotation's blocks, int64[n + 1]. Block i is [e_i, e_i+1).
 
     Whole blocks come first, then the rest. A rest of fewer than 64 coordinates is joined to the last whole block, if
@@ -144,9 +144,9 @@ def _tail_signs(seed: int, first: int, n: int) -> NDArray[np.float32]:
     return signs
 
 
-def turned(x: NDArray[np.float32], block: int, key: Key, forward: bool) -> tuple[NDArray[np.float32], bool]:
+def rotated(x: NDArray[np.float32], block: int, key: Key, forward: bool) -> tuple[NDArray[np.float32], bool]:
     """Rotate ``x``, or undo the rotation. Also return True if all coordinates stayed within float32's range."""
-    seed, ends, out = word(key), block_edges(x.size, block), np.empty_like(x)
+    seed, ends, out = word(key), rotation_block_edges(x.size, block), np.empty_like(x)
     last = int(ends[-2]) if ends.size > 1 and ends[-1] - ends[-2] != block else x.size
     scale = _rounding_slack(block) / sqrt(block)
     in_range = bool(_rotate_blocks(x[:last], block, scale, np.uint64(seed), forward, out[:last]))
@@ -209,7 +209,7 @@ def rotate(
             )
         if space.rotated:
             raise CompositionError("E-ORDER", f"{name}: the update is already rotated.", "keep one rotate stage.")
-        lengths = np.diff(block_edges(space.dim, block))
+        lengths = np.diff(rotation_block_edges(space.dim, block))
         longest = sqrt(max(1, int(lengths.max(initial=0))))
         return space.but(
             linf=min(space.l2, space.linf * longest),
@@ -222,13 +222,13 @@ def rotate(
         return derive(turn.public, "rotate", turn.round)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
-        body, in_range = turned(payload.body, block, key(turn), True)
+        body, in_range = rotated(payload.body, block, key(turn), True)
         if not in_range:
             raise TrainingError("E-RANGE", f"{name}: a rotated coordinate overflows float32.", "clip before it.")
         return payload.but(body=body), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
-        return payload.but(body=turned(payload.body, block, key(turn), False)[0])
+        return payload.but(body=rotated(payload.body, block, key(turn), False)[0])
 
     def says(before: Space, after: Space) -> str:
         return f"rotates runs of {block} coordinates at random, the same on all devices of a round"

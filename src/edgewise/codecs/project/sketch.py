@@ -20,7 +20,7 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import Head, ServerHalf, Stage, percent
 from edgewise.core.vector import Vector
-from edgewise.kernels.hashing import uniform
+from edgewise.kernels.hashing import hashed_uniform
 
 BLOCK = 1 << 18  # Coordinates estimated at a time. This bounds the temporary memory.
 _HASHES = bytes(32)  # Every run, device and round uses these hashes, because the server's memory lives in their cells.
@@ -32,7 +32,7 @@ Seeds = NDArray[np.uint64]  # one hash function per row
 @compiled
 def _sketch_cell(seed: np.uint64, i: int, cols: int) -> int:
     """Compute twice the column of coordinate i, plus 1 if its sign is negative. One uniform number decides both."""
-    return int(uniform(seed, i) * np.float64(2 * cols))
+    return int(hashed_uniform(seed, i) * np.float64(2 * cols))
 
 
 @compiled
@@ -74,7 +74,7 @@ def _take_out(table: Vector, at: Positions, values: Vector, seeds: Seeds, cols: 
             table[r * cols + (t >> 1)] -= values[i] * np.float32(1 - 2 * (t & 1))
 
 
-def noise_factor(rows: int, dim: int) -> float:
+def sketch_noise_factor(rows: int, dim: int) -> float:
     """Bound the expected largest of ``dim`` estimates of zeros, in units of the rms of the cells.
 
     The median of ``rows`` normal numbers is above t only if h = (rows + 1) / 2 of them are. This has probability at
@@ -168,7 +168,7 @@ def sketch(
         u = rho * memory["momentum"] + mean if momentum else mean
         error: Vector = memory["error"] + u
         rms = sqrt(float(np.square(error, dtype=np.float64).mean()))
-        threshold = np.float32(floor * noise_factor(rows, space.dim) * rms)
+        threshold = np.float32(floor * sketch_noise_factor(rows, space.dim) * rms)
         positions, values = _heaviest(error, cols(space), space, threshold)
         _take_out(error, positions, values, seeds, cols(space))
         released = np.zeros(space.dim, np.float32)

@@ -53,7 +53,7 @@ _BETWEEN = (NF4[1:] + NF4[:-1]) / 2
 
 
 @compiled
-def look_up(levels: NDArray[Any], code: NDArray[np.float64], step: NDArray[np.float32], block: int) -> Any:
+def codebook_values(levels: NDArray[Any], code: NDArray[np.float64], step: NDArray[np.float32], block: int) -> Any:
     """Compute code[(level + L) / 2] * step_b, cut to float32's range. Returns float32[n]."""
     out = np.empty(levels.size, np.float32)
     table = np.empty(code.size, np.float32)
@@ -132,12 +132,12 @@ def _decode_pairs(levels: NDArray[np.int8], step: NDArray[np.float32], block: in
     return out
 
 
-def nearest_growth(code: NDArray[np.float64], block: int) -> float:
+def codebook_growth(code: NDArray[np.float64], block: int) -> float:
     """Bound ||Q(x)|| / ||x|| over one block that is scaled by its largest magnitude and rounded to the nearest value.
 
     In units of the scale the largest coordinate is at least 1 / SLACK and becomes 1. The adversary puts the other block
-    - 1 coordinates exactly where a magnitude starts to become q, at t(q). As in ``quantize.block_growth`` one q for all
-    of them is worst: max_q sqrt((1 + (B-1) q^2) / (SLACK^-2 + (B-1) t(q)^2)).
+    - 1 coordinates exactly where a magnitude starts to become q, at t(q). As in ``quantize.quantized_growth`` one q for
+    all of them is worst: max_q sqrt((1 + (B-1) q^2) / (SLACK^-2 + (B-1) t(q)^2)).
     """
     between = (code[1:] + code[:-1]) / 2
     positive, negative = code >= 0, code <= 0
@@ -162,10 +162,10 @@ def _codebook_stage(name: str, grown: Callable[[Space], Space], encoded: Encode,
         assert payload.scales is not None
         return payload.but(body=decoded(payload.body, payload.scales), scales=None)
 
-    return Stage(name, infer, encode, decode, scales.rounds)
+    return Stage(name, infer, encode, decode, scales.quantizer_words)
 
 
-def coded(space: Space, bits: int, block: int, error: float, many: int = 1) -> Space:
+def codebook_space(space: Space, bits: int, block: int, error: float, many: int = 1) -> Space:
     """Infer the space after a code book of 2^bits values whose ``many`` scales per block travel. Bounds and bias stay.
 
     ``error``: see ``Space.quantized``.
@@ -177,7 +177,7 @@ def coded(space: Space, bits: int, block: int, error: float, many: int = 1) -> S
     )
 
 
-def sign(block: int) -> Stage:
+def sign_codebook(block: int) -> Stage:
     """Send one bit per coordinate: ``sign(x) s``, s = the block's mean magnitude rounded down to bfloat16.
 
     Algebra: s sqrt(n) <= ||x|| and s <= max |x|, so l2 and linf stay. Biased. Not summable.
@@ -190,41 +190,45 @@ def sign(block: int) -> Stage:
     def encoded(x: Vector) -> tuple[NDArray[np.int8], scales.Scales]:
         levels, mean = np.empty(x.size, np.int8), np.empty(-(-x.size // block))
         _encode_signs(x, block, levels, mean)
-        return levels, scales.rounded_down(mean)
+        return levels, scales.scales_rounded_down(mean)
 
     code = np.array([-1.0, 1.0])
     return _codebook_stage(
         "quantize(1, sign)",
-        lambda space: coded(space, 1, block, (1 - 2 / pi) * (1 - 1 / block)).but(unbiased=False),
+        lambda space: codebook_space(space, 1, block, (1 - 2 / pi) * (1 - 1 / block)).but(unbiased=False),
         encoded,
-        lambda levels, step: look_up(levels, code, step, block),
+        lambda levels, step: codebook_values(levels, code, step, block),
     )
 
 
-def nf4(block: int) -> Stage:
+def nf4_codebook(block: int) -> Stage:
     """Send four bits: the nearest of 16 quantiles of the normal distribution, times the block's largest magnitude.
 
-    Algebra: l2 times ``nearest_growth``, linf times 1 + 2^-7 (the scale is rounded up to bfloat16). Biased. Not
+    Algebra: l2 times ``codebook_growth``, linf times 1 + 2^-7 (the scale is rounded up to bfloat16). Biased. Not
     summable.
     Guarantees: zero stays zero. Deterministic.
     Source: Dettmers et al. 2023 (QLoRA), arXiv:2305.14314, section 3 and appendix E (the values).
     """
-    growth = nearest_growth(NF4, block)
+    growth = codebook_growth(NF4, block)
 
     def encoded(x: Vector) -> tuple[NDArray[np.int8], scales.Scales]:
         levels = np.empty(x.size, np.int8)
-        step = scales.of_blocks(x, block)
+        step = scales.block_scales(x, block)
         inverse = np.divide(1.0, step, out=np.zeros(step.size), where=step > 0, dtype=np.float64)
         _count_limits(x, inverse, _BETWEEN, block, levels)
         return levels, step
 
     def grown(space: Space) -> Space:
-        return coded(space, 4, block, 0.0085).but(unbiased=False, l2=space.l2 * growth, linf=space.linf * scales.SLACK)
+        return codebook_space(space, 4, block, 0.0085).but(
+            unbiased=False, l2=space.l2 * growth, linf=space.linf * scales.SLACK
+        )
 
-    return _codebook_stage("quantize(4, nf4)", grown, encoded, lambda levels, step: look_up(levels, NF4, step, block))
+    return _codebook_stage(
+        "quantize(4, nf4)", grown, encoded, lambda levels, step: codebook_values(levels, NF4, step, block)
+    )
 
 
-def pair(block: int) -> Stage:
+def pair_codebook(block: int) -> Stage:
     """Send two bits: the sign, and one of two magnitudes, which are the means of the block's smaller and larger half.
 
     The magnitudes are split where the two means are closest to their halves (Lloyd's iteration from the mean, at most 8
@@ -239,11 +243,11 @@ def pair(block: int) -> Stage:
     def encoded(x: Vector) -> tuple[NDArray[np.int8], scales.Scales]:
         levels, means = np.empty(x.size, np.int8), np.empty(2 * -(-x.size // block))
         _encode_pairs(x, block, levels, means)
-        return levels, scales.rounded_down(means)
+        return levels, scales.scales_rounded_down(means)
 
     return _codebook_stage(
         "quantize(2, pair)",
-        lambda space: coded(space, 2, block, 0.1175, many=2).but(unbiased=False),
+        lambda space: codebook_space(space, 2, block, 0.1175, many=2).but(unbiased=False),
         encoded,
         lambda levels, step: _decode_pairs(levels, step, block),
     )

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs.project.rotate import SHORTEST, block_edges
+from edgewise.codecs.project.rotate import SHORTEST, rotation_block_edges
 from edgewise.codecs.quantize import scales
-from edgewise.codecs.quantize.codebook import coded, look_up
+from edgewise.codecs.quantize.codebook import codebook_space, codebook_values
 from edgewise.core import require
 from edgewise.core.compiled import compiled
 from edgewise.core.errors import CompositionError
@@ -151,8 +151,8 @@ def eden(bits: int) -> Stage:
                 fix = 'use grid = "pair" after top_k, or random_k or shared_top_k before rotate.'
             what = "its values fit coordinates that a rotation has made alike, block by block"
             raise CompositionError("E-ORDER", f"{name}: {what}{', so it cannot follow top_k' * space.sparse}.", fix)
-        shortest = int(np.diff(block_edges(space.dim, space.rotated)).min(initial=SHORTEST))
-        return coded(space, bits, space.rotated, NMSE[bits]).but(
+        shortest = int(np.diff(rotation_block_edges(space.dim, space.rotated)).min(initial=SHORTEST))
+        return codebook_space(space, bits, space.rotated, NMSE[bits]).but(
             unbiased=space.unbiased and shortest >= SHORTEST,
             l2=space.l2 * LONGEST,
             linf=min(space.l2 * LONGEST, space.linf * ratio),
@@ -160,16 +160,16 @@ def eden(bits: int) -> Stage:
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         x: Vector = payload.body
-        ends = block_edges(x.size, space.rotated)
+        ends = rotation_block_edges(x.size, space.rotated)
         levels, scale, largest = np.empty(x.size, np.int8), np.zeros(ends.size - 1), np.zeros(ends.size - 1)
         _encode_blocks(x, ends, centroids, levels, scale, largest)
         seed = np.uint64(word(turn.own("quantize", turn.round)))
-        step = np.minimum(scales.rounded_randomly(scale, seed), scales.rounded_down(largest))
+        step = np.minimum(scales.scales_rounded_randomly(scale, seed), scales.scales_rounded_down(largest))
         slots = -(-x.size // space.rotated)
         return payload.but(body=levels, scales=np.append(step, step[-1:].repeat(slots - step.size))), memory
 
     def decode(payload: Payload, space: Space, turn: Turn) -> Payload:
         assert payload.scales is not None
-        return payload.but(body=look_up(payload.body, code, payload.scales, space.rotated), scales=None)
+        return payload.but(body=codebook_values(payload.body, code, payload.scales, space.rotated), scales=None)
 
-    return Stage(name, infer, encode, decode, scales.rounds)
+    return Stage(name, infer, encode, decode, scales.quantizer_words)

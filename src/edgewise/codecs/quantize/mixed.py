@@ -11,8 +11,8 @@ import numpy as np
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
-from edgewise.codecs.quantize.quantize import block_growth
-from edgewise.codecs.quantize.scales import SLACK, of_blocks
+from edgewise.codecs.quantize.quantize import quantized_growth
+from edgewise.codecs.quantize.scales import SLACK, block_scales
 from edgewise.codecs.wire import pack
 from edgewise.core import require
 from edgewise.core.compiled import compiled
@@ -64,8 +64,8 @@ def mixed(
     sizes = tuple(s.size for s in spec.segments)
     stops = np.cumsum(sizes)
     starts = stops - sizes
-    layout = Widths(sizes, int(bits * spec.dim / 8))
-    growth = max(block_growth(BLOCK, 2 ** (b - 1) - 1) for b in WIDTHS if b)
+    layout = MixedWidths(sizes, int(bits * spec.dim / 8))
+    growth = max(quantized_growth(BLOCK, 2 ** (b - 1) - 1) for b in WIDTHS if b)
 
     def infer(space: Space) -> Space:
         require.real(space, name)
@@ -83,9 +83,9 @@ def mixed(
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         x, body = payload.body, np.zeros(payload.body.size, np.int8)
-        scales = [of_blocks(x[a:b], BLOCK) for a, b in zip(starts, stops, strict=True)]
-        errors = np.array([part_errors(x[a:b], s, BLOCK) for a, b, s in zip(starts, stops, scales, strict=True)])
-        widths = allocate(errors, part_bytes(sizes), layout.budget_bytes)
+        scales = [block_scales(x[a:b], BLOCK) for a, b in zip(starts, stops, strict=True)]
+        errors = np.array([width_errors(x[a:b], s, BLOCK) for a, b, s in zip(starts, stops, scales, strict=True)])
+        widths = allocate_widths(errors, bytes_of_widths(sizes), layout.budget_bytes)
         for i, (a, b, width) in enumerate(zip(starts, stops, widths.tolist(), strict=True)):
             if width:
                 top = 2 ** (width - 1) - 1
@@ -114,7 +114,7 @@ def mixed(
 
 
 @compiled
-def part_errors(x: NDArray[np.float32], scales: NDArray[np.float32], block: int) -> NDArray[np.float64]:
+def width_errors(x: NDArray[np.float32], scales: NDArray[np.float32], block: int) -> NDArray[np.float64]:
     """Compute the expected squared error of rounding x to 0, 1, ..., 8 bits with these scales. 1 bit: inf.
 
     Returns:
@@ -138,7 +138,7 @@ def part_errors(x: NDArray[np.float32], scales: NDArray[np.float32], block: int)
     return out
 
 
-def part_bytes(sizes: Sequence[int], block: int = BLOCK) -> NDArray[np.int64]:
+def bytes_of_widths(sizes: Sequence[int], block: int = BLOCK) -> NDArray[np.int64]:
     """Compute the bytes of scales and integers of each part at each width: int64[parts, 9]."""
     out = np.zeros((len(sizes), 9), np.int64)
     for i, size in enumerate(sizes):
@@ -147,7 +147,7 @@ def part_bytes(sizes: Sequence[int], block: int = BLOCK) -> NDArray[np.int64]:
     return out
 
 
-def allocate(errors: NDArray[np.float64], sizes: NDArray[np.int64], budget_bytes: int) -> NDArray[np.uint8]:
+def allocate_widths(errors: NDArray[np.float64], sizes: NDArray[np.int64], budget_bytes: int) -> NDArray[np.uint8]:
     """Choose a width for each part, of small total error within the budget (see ``mixed``).
 
     Args:
@@ -196,7 +196,7 @@ def _widen_parts(
 
 
 @dataclass(frozen=True, slots=True)
-class Widths:
+class MixedWidths:
     """Layout (``core.space.Layout``) of mixed widths: head, widths, scales and integers of the parts that are sent.
 
     Widths take 4 bits a part. The integers of each part are padded to a byte.
@@ -246,17 +246,17 @@ class Widths:
         """Read a payload, as ``core.space.Layout`` says."""
         first = 8 * len(space.head)
         if not first + self.width_bytes <= len(view) <= self.size_bytes(space):
-            pack.refuse(f"{len(view)} bytes, expected at most {self.size_bytes(space)}")
+            pack.refuse_payload(f"{len(view)} bytes, expected at most {self.size_bytes(space)}")
         at = first + self.width_bytes
         widths = unpack_bits(view[first:at], 4, len(self.sizes))
         if widths is None or not np.isin(widths, WIDTHS).all():
-            pack.refuse("no such widths")
+            pack.refuse_payload("no such widths")
         widths = widths.astype(np.uint8)
         scale_bytes = 2 * self._sent_blocks(widths)
         lengths = [packed_bytes(size, w) for size, w in zip(self.sizes, widths.tolist(), strict=True)]
         need = scale_bytes + sum(lengths)
         if len(view) - at != need or need > self.budget_bytes:
-            pack.refuse(f"{len(view) - at} bytes, its widths take {need}")
+            pack.refuse_payload(f"{len(view) - at} bytes, its widths take {need}")
         scales = pack.unpack_scales(view[at : at + scale_bytes])
         body, at, start = np.zeros(space.dim, np.int8), at + scale_bytes, 0
         for size, width, length in zip(self.sizes, widths.tolist(), lengths, strict=True):
@@ -264,7 +264,7 @@ class Widths:
                 top = 2 ** (width - 1) - 1
                 levels: NDArray[Any] | None = unpack_bits(view[at : at + length], width, size)
                 if levels is None or (levels.size and int(levels.max()) > 2 * top):
-                    pack.refuse("a level is out of range, or padding is not zero")
+                    pack.refuse_payload("a level is out of range, or padding is not zero")
                 body[start : start + size] = (levels.astype(np.int16) - top).astype(np.int8)
             at, start = at + length, start + size
         return Payload(body, pack.unpack_head(view, space), None, scales, widths=widths)

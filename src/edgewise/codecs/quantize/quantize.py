@@ -12,9 +12,9 @@ import numpy as np
 from annotated_types import Ge, Le
 from numpy.typing import NDArray
 
-from edgewise.codecs.quantize.codebook import nf4, pair, sign
+from edgewise.codecs.quantize.codebook import nf4_codebook, pair_codebook, sign_codebook
 from edgewise.codecs.quantize.eden import eden
-from edgewise.codecs.quantize.scales import SLACK, of_blocks, rounds
+from edgewise.codecs.quantize.scales import SLACK, block_scales, quantizer_words
 from edgewise.core import require
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.keys import Turn, word
@@ -26,7 +26,7 @@ from edgewise.core.stage import Stage
 from edgewise.kernels.rounding import flip_coins, round_blocks, round_levels, unround
 
 
-def block_growth(block: int, level_max: int) -> float:
+def quantized_growth(block: int, level_max: int) -> float:
     """Bound ||Q(x)|| / ||x|| over one block and all outcomes of the rounding.
 
     In units of the grid the largest coordinate is at least L / SLACK, and at most L afterwards. The adversary puts the
@@ -38,7 +38,7 @@ def block_growth(block: int, level_max: int) -> float:
     return sqrt(worst)
 
 
-def shared_l2(l2: float, step: float, dim: int, level_max: int) -> float:
+def shared_grid_l2(l2: float, step: float, dim: int, level_max: int) -> float:
     """Bound ||Q(x)|| on a grid of ``step``: with r = l2/step, sqrt(s^2 (r^2 + 2 min(r^2, r sqrt(d)) + d)).
 
     Each |coordinate| n + f becomes at most n + 1. sum n is at most sum n^2 (integers) and at most r sqrt(d). The bound
@@ -52,7 +52,7 @@ def shared_l2(l2: float, step: float, dim: int, level_max: int) -> float:
 
 
 @lru_cache(maxsize=256)
-def block_error(bits: int, block: int, share: float) -> float:
+def quantized_block_error(bits: int, block: int, share: float) -> float:
     """Expected ||Q(x) - x||^2 / ||x||^2 of random rounding on a block's grid.
 
     x is the ``share`` of normal values with the largest magnitudes. The result is E[step^2 f (1 - f)] / E[x^2],
@@ -98,9 +98,9 @@ def quantize(
 ) -> Stage:
     """Send few bits per coordinate, on one of six grids.
 
-    ``"block"``, ``"shared"``: evenly spaced, with unbiased random rounding (``even``). ``"eden"``: after ``rotate``,
-    unbiased over the rotation (``eden.eden``). ``"sign"``, ``"nf4"``, ``"pair"``: nearest values of a code book, biased
-    (``codebook``).
+    ``"block"``, ``"shared"``: evenly spaced, with unbiased random rounding (``even_grid``). ``"eden"``: after
+    ``rotate``, unbiased over the rotation (``eden.eden``). ``"sign"``, ``"nf4"``, ``"pair"``: nearest values of a code
+    book, biased (``codebook``).
 
     Args:
         bits: 1 to 8 ("block", default 8), 1 to 16 ("shared", default 8), 1 to 4 ("eden"), 1 ("sign"), 4 ("nf4"), 2
@@ -126,20 +126,21 @@ def quantize(
     if grid == "eden":
         return eden(many)
     if grid in ("block", "shared"):
-        return even(many, grid == "shared", share)
-    return {"sign": sign, "nf4": nf4, "pair": pair}[grid](share)
+        return even_grid(many, grid == "shared", share)
+    return {"sign": sign_codebook, "nf4": nf4_codebook, "pair": pair_codebook}[grid](share)
 
 
-def even(bits: int, shared: bool, block: int) -> Stage:
+def even_grid(bits: int, shared: bool, block: int) -> Stage:
     """Round to integers of ``bits`` bits: ``q = floor(x / step + u)``, u uniform in [0, 1), so E[q step] = x.
 
     There are L = 2^(bits-1) - 1 levels on each side of zero. With one bit the two values are -1 and 1 (no zero), L = 1,
     and 1 is drawn with probability (1 + x / step) / 2.
 
     ``block``: step = (largest magnitude of the block, rounded up to bfloat16) / L. 16 bits per block travel. Algebra:
-    scale 0 (travels), not summable, l2 times ``block_growth``, linf times 1 + 2^-7.
+    scale 0 (travels), not summable, l2 times ``quantized_growth``, linf times 1 + 2^-7.
 
-    ``shared``: step = linf / L from the space. Nothing travels. Algebra: summable, l2 -> ``shared_l2``, linf stays.
+    ``shared``: step = linf / L from the space. Nothing travels. Algebra: summable, l2 -> ``shared_grid_l2``, linf
+    stays.
 
     Guarantees: unbiased. Deterministic given turn.private. The rounding of coordinate i depends on i and the key only.
     Edge cases: zero stays zero, except with one bit on a shared grid (``Space.keeps_zero``). A block below 2^-126 is
@@ -151,7 +152,7 @@ def even(bits: int, shared: bool, block: int) -> Stage:
     """
     name = f"quantize({bits}, {'shared' if shared else 'block'})"
     top, stride = (1, 2) if bits == 1 else (2 ** (bits - 1) - 1, 1)
-    growth = sqrt(block) * SLACK if bits == 1 else block_growth(block, top)
+    growth = sqrt(block) * SLACK if bits == 1 else quantized_growth(block, top)
 
     def infer(space: Space) -> Space:
         require.real(space, name)
@@ -161,7 +162,7 @@ def even(bits: int, shared: bool, block: int) -> Stage:
             # error stays in the memory, which diverges there, although the largest of normals have similar sizes.
             share = space.dim / space.universe if space.sparse and bits > 1 else 1.0
             return space.but(
-                grid=grid, summable=False, quantized=block_error(bits, block, share),
+                grid=grid, summable=False, quantized=quantized_block_error(bits, block, share),
                 l2=space.l2 * growth, linf=space.linf * SLACK,
             )  # fmt: skip
         if space.linf == inf:
@@ -171,7 +172,7 @@ def even(bits: int, shared: bool, block: int) -> Stage:
                 "put clamp or clip before it.",
             )
         step = space.linf / top
-        l2 = step * sqrt(space.dim) if bits == 1 else shared_l2(space.l2, step, space.dim, top)
+        l2 = step * sqrt(space.dim) if bits == 1 else shared_grid_l2(space.l2, step, space.dim, top)
         return space.but(grid=replace(grid, scale=step, block=0), l2=l2, keeps_zero=space.keeps_zero and bits > 1)
 
     def rounded(x: NDArray[np.float32], inverse: NDArray[np.float64], block: int, turn: Turn) -> NDArray[Any]:
@@ -188,7 +189,7 @@ def even(bits: int, shared: bool, block: int) -> Stage:
         if shared:
             return payload.but(body=rounded(x, np.array([top / space.linf]), max(1, x.size), turn)), memory
         if bits == 1:
-            scales = of_blocks(x, block)
+            scales = block_scales(x, block)
             inverse = np.divide(1.0, scales, out=np.zeros(scales.size), where=scales > 0, dtype=np.float64)
             return payload.but(body=rounded(x, inverse, block, turn), scales=scales), memory
         body = np.empty(x.size, np.int8)
@@ -202,4 +203,4 @@ def even(bits: int, shared: bool, block: int) -> Stage:
         assert payload.scales is not None
         return payload.but(body=unround(payload.body, payload.scales.astype(np.float64) / top, block), scales=None)
 
-    return Stage(name, infer, encode, decode, rounds, pointwise=True)
+    return Stage(name, infer, encode, decode, quantizer_words, pointwise=True)

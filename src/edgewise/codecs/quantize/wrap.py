@@ -19,7 +19,7 @@ from edgewise.core.stage import Stage
 LARGEST = 32  # Bits of the largest ring, because a residue is a uint32.
 
 
-def ring(grid: Grid, bits: int) -> Grid:
+def ring_grid(grid: Grid, bits: int) -> Grid:
     """Make the grid of the residues modulo 2^bits of the integers of ``grid``."""
     return replace(grid, kind=Kind.RING, modulus=1 << bits, bits=float(bits))
 
@@ -80,7 +80,7 @@ def wrap(
                     f"{name}: the noise before it is scaled for a ring of {space.noise.ring_bits} bits.",
                     "leave out bits here.",
                 )
-            return space.but(grid=ring(space.grid, many))
+            return space.but(grid=ring_grid(space.grid, many))
         modulus = 1 << many
         if many > LARGEST or modulus // 2 <= need:
             raise CompositionError(
@@ -91,7 +91,7 @@ def wrap(
                 if need.bit_length() < LARGEST
                 else "quantize to fewer bits.",
             )
-        return space.but(grid=ring(space.grid, many))
+        return space.but(grid=ring_grid(space.grid, many))
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         mask = np.uint32((1 << width(space)) - 1)

@@ -18,7 +18,7 @@ from edgewise.core.vector import Segment, Spec
 LOCAL_HEAD = "local_head."  # Names of the small head of a device's own begin so.
 
 
-@part(turns=lambda keys, spec: cut_groups(spec, **keys))
+@part(turns=lambda keys, spec: _cut_groups(spec, **keys))
 def cut_parts(
     spec: Spec, cut: Annotated[int, Ge(1), Doc("blocks of the device's part, after the embedding")], phase: int = 0
 ) -> Stage:
@@ -33,13 +33,13 @@ def cut_parts(
     require.between("cut_parts: phase", phase, 0, 1)
     which = ("the part of the devices with its own head", "the rest, behind the cut")[phase]
     return keep_segments(
-        spec, cut_groups(spec, cut)[phase], f"cut_parts({cut}; {'device' if phase == 0 else 'rest'})", 1, which
+        spec, _cut_groups(spec, cut)[phase], f"cut_parts({cut}; {'device' if phase == 0 else 'rest'})", 1, which
     )
 
 
-def cut_groups(spec: Spec, cut: int) -> tuple[tuple[Segment, ...], ...]:
+def _cut_groups(spec: Spec, cut: int) -> tuple[tuple[Segment, ...], ...]:
     """List the segments of the device's part, and those of the rest. Raises as ``cut_parts``."""
-    rest = set(behind([s.name for s in spec.segments], cut, True))
+    rest = set(names_behind_cut([s.name for s in spec.segments], cut, True))
     found = tuple(tuple(s for s in spec.segments if (s.name in rest) is late) for late in (False, True))
     if not all(found):
         side = "the device's part" if not found[0] else "the rest"
@@ -48,7 +48,7 @@ def cut_groups(spec: Spec, cut: int) -> tuple[tuple[Segment, ...], ...]:
     return found
 
 
-def behind(names: Sequence[str], cut: int, head: bool) -> list[str]:
+def names_behind_cut(names: Sequence[str], cut: int, head: bool) -> list[str]:
     """List the names of parameters behind ``cut`` blocks.
 
     Args:

@@ -18,7 +18,7 @@ from edgewise.core.part import Doc, part
 from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import Stage, keeps
-from edgewise.kernels.hashing import choose
+from edgewise.kernels.hashing import choose_by_hash
 
 HAIR = 1.0 - 2.0**-24  # A factor that keeps the float32 rounding of x * d / k within the bound.
 
@@ -26,7 +26,7 @@ HAIR = 1.0 - 2.0**-24  # A factor that keeps the float32 rounding of x * d / k w
 @lru_cache(maxsize=4)
 def _random_positions(key: Key, dim: int, k: int) -> NDArray[np.int64]:
     """Draw the positions of a round, sorted."""
-    positions = choose(dim, k, np.uint64(word(key)))
+    positions = choose_by_hash(dim, k, np.uint64(word(key)))
     positions.setflags(write=False)
     return positions
 

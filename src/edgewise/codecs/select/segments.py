@@ -26,7 +26,7 @@ Names = Annotated[Sequence[str], MinLen(1), Doc("name patterns of trainable tens
 Cycle = Annotated[int, Ge(1), Doc("groups of about equal size; round r moves and trains group r mod cycle")]
 
 
-@part(turns=lambda keys, spec: groups(spec, **keys))
+@part(turns=lambda keys, spec: segment_groups(spec, **keys))
 def segments(spec: Spec, names: Names = ("*",), cycle: Cycle = 1, phase: int = 0) -> Stage:
     """Send only some layers. With a cycle, send and train them in turn.
 
@@ -41,11 +41,11 @@ def segments(spec: Spec, names: Names = ("*",), cycle: Cycle = 1, phase: int = 0
         cycle: number of groups.
         phase: number of the group that this stage keeps, from 0.
     Raises:
-        RecipeError, CompositionError: as ``groups``. E-VALUE for a phase outside the cycle. E-ORDER if the vector is no
-            longer the whole update. E-NOT-REAL after a quantizer.
+        RecipeError, CompositionError: as ``segment_groups``. E-VALUE for a phase outside the cycle. E-ORDER if the
+            vector is no longer the whole update. E-NOT-REAL after a quantizer.
     """
     require.between("segments: phase", phase, 0, cycle - 1)
-    chosen = groups(spec, names, cycle)[phase]
+    chosen = segment_groups(spec, names, cycle)[phase]
     name = f"segments({', '.join(names)}{f'; group {phase} of cycle {cycle}' if cycle > 1 else ''})"
     return keep_segments(spec, chosen, name, cycle)
 
@@ -65,7 +65,7 @@ def factors(spec: Spec, phase: int = 0) -> Stage:
     return keep_segments(spec, factor_groups(spec)[phase], f"factors({'BA'[phase]})", 2)
 
 
-@part(turns=lambda keys, spec: fold_groups(spec))
+@part(turns=lambda keys, spec: _fold_groups(spec))
 def folds(spec: Spec, phase: int = 0) -> Stage:
     """Send and train the adapters of ReFFA one after another. An adapter whose rounds are over stays as it is.
 
@@ -77,14 +77,14 @@ def folds(spec: Spec, phase: int = 0) -> Stage:
         CompositionError: as ``segments``.
     Source: FFA-LoRA (Sun et al. 2024, arXiv:2403.12313), begun anew every few rounds.
     """
-    by_fold = fold_groups(spec)
+    by_fold = _fold_groups(spec)
     require.between("folds: phase", phase, 0, len(by_fold) - 1)
     return keep_segments(
         spec, by_fold[phase], f"folds({phase + 1} of {len(by_fold)})", 1, "the adapter of these rounds"
     )
 
 
-def fold_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
+def _fold_groups(spec: Spec) -> tuple[tuple[Segment, ...], ...]:
     """List the segments of each adapter of ReFFA, the first one first."""
     count = 1 + max(fold(s.name) for s in spec.segments)
     return tuple(tuple(s for s in spec.segments if fold(s.name) == i) for i in range(count))
@@ -135,7 +135,7 @@ def keep_segments(spec: Spec, chosen: Sequence[Segment], name: str, cycle: int, 
     return Stage(name, infer, encode, decode, says, takes_support=True)
 
 
-def groups(spec: Spec, names: Sequence[str], cycle: int) -> tuple[tuple[Segment, ...], ...]:
+def segment_groups(spec: Spec, names: Sequence[str], cycle: int) -> tuple[tuple[Segment, ...], ...]:
     """Cut the segments that match any of ``names`` into ``cycle`` contiguous groups of about equal size.
 
     Rule: in the order of ``spec``, neighbours of one numbered layer (equal names up to the first number:

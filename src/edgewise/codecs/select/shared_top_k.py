@@ -19,7 +19,7 @@ from edgewise.core.payload import Payload
 from edgewise.core.space import Space
 from edgewise.core.stage import Stage, keeps
 from edgewise.core.vector import Spec
-from edgewise.kernels.hashing import choose
+from edgewise.kernels.hashing import choose_by_hash
 
 Positions = NDArray[np.int64]
 
@@ -47,7 +47,7 @@ def _shared_positions(key: Key, dim: int, k: int, announced: _Announced) -> Posi
     The draw gives ranks among the positions that are not announced. They are then mapped to positions.
     """
     known = announced.at
-    ranks = choose(dim - known.size, k - known.size, np.uint64(word(key)))
+    ranks = choose_by_hash(dim - known.size, k - known.size, np.uint64(word(key)))
     others = ranks + np.searchsorted(known - np.arange(known.size), ranks, "right")
     out = np.sort(np.concatenate([known, others]))
     out.setflags(write=False)

@@ -24,7 +24,7 @@ _PART = 1 << 15  # coordinates read at a time
 _SAMPLES, _SAMPLE = 256, 256  # number of the vector's stretches that are sampled first, and their length
 
 
-def largest(read: Read, dim: int, k: int) -> NDArray[np.int64]:
+def top_k_positions(read: Read, dim: int, k: int) -> NDArray[np.int64]:
     """Find the positions of the k largest magnitudes, in increasing order.
 
     Take the lowest of equal positions at the edge.
@@ -111,8 +111,9 @@ def _at_least(
                 at += 1
 
 
-def largest_of_chunks(read: Read, dim: int, chunk: int, k: int, k_rest: int) -> NDArray[np.int64]:
-    """Find the k largest of each whole chunk, and the ``k_rest`` largest of the rest behind them. As ``largest``."""
+def _largest_of_chunks(read: Read, dim: int, chunk: int, k: int, k_rest: int) -> NDArray[np.int64]:
+    """Find the k largest of each whole chunk, and the ``k_rest`` largest of the rest behind them. As
+    ``top_k_positions``."""
     step = max(1, _PART // chunk) * chunk
     parts = [np.zeros(0, np.int64)]
     for start in range(0, dim, step):
@@ -183,7 +184,7 @@ def top_k(
 
     def pick(read: Read, space: Space) -> NDArray[np.int64]:
         length, k, k_rest = sizes(space)
-        return largest_of_chunks(read, space.dim, length, k, k_rest) if chunk else largest(read, space.dim, k)
+        return _largest_of_chunks(read, space.dim, length, k, k_rest) if chunk else top_k_positions(read, space.dim, k)
 
     def encode(payload: Payload, memory: Memory, space: Space, turn: Turn) -> tuple[Payload, Memory]:
         body = np.ascontiguousarray(payload.body)

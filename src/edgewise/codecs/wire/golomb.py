@@ -73,7 +73,7 @@ def _truncated_binary(m: int) -> tuple[int, int]:
     return max(0, width - 1), (1 << width) - m if m > 1 else 1
 
 
-def encode(positions: NDArray[np.int64], m: int) -> bytes:
+def golomb_encode(positions: NDArray[np.int64], m: int) -> bytes:
     """Encode gaps between strictly increasing positions.
 
     The quotient by m is unary (ones, then a zero). The remainder is truncated binary (its last bit last). m: 1 to 2^40.
@@ -135,7 +135,7 @@ def _read_code(data: NDArray[np.uint8], m: int, low: int, cut: int, universe: in
     return byte - have // 8
 
 
-def decode(data: NDArray[np.uint8], m: int, universe: int, out: NDArray[np.int64]) -> int:
+def golomb_decode(data: NDArray[np.uint8], m: int, universe: int, out: NDArray[np.int64]) -> int:
     """Fill ``out`` with positions. Return the bytes read, or -1 for invalid data. Time is linear in the bytes read.
 
     Data are invalid if they end too early, leave [0, universe), or pad with ones.

@@ -122,7 +122,7 @@ def unpack(raw: bytes | memoryview, space: Space) -> Payload:
     fixed = _before_support(space) + _body_bytes(space)
     least, most = (fixed, fixed) if not space.sparse else (fixed, fixed + _positions_limit(space))
     if not least <= len(view) <= most:
-        refuse(f"{len(view)} bytes, expected {least}" + (f" to {most}" if most > least else ""))
+        refuse_payload(f"{len(view)} bytes, expected {least}" + (f" to {most}" if most > least else ""))
     at = 8 * len(space.head)
     scales = None
     if space.grid.block:
@@ -133,7 +133,7 @@ def unpack(raw: bytes | memoryview, space: Space) -> Payload:
         support, used = _read_positions(view[at:], space)
         at += used
     if len(view) - at != _body_bytes(space):
-        refuse(f"{len(view) - at} bytes of body, expected {_body_bytes(space)}")
+        refuse_payload(f"{len(view) - at} bytes of body, expected {_body_bytes(space)}")
     body = _unpack_body(view[at:], space)
     return Payload(body, unpack_head(view, space), support, scales)
 
@@ -142,11 +142,11 @@ def unpack_head(view: memoryview, space: Space) -> NDArray[np.float64]:
     """Read the head from the start of ``view``. Raises DecodeError(E-PAYLOAD) beyond its bounds."""
     head = np.frombuffer(view[: 8 * len(space.head)], "<f8").astype(np.float64)
     if not np.isfinite(head).all():
-        refuse("a head value is not finite")
+        refuse_payload("a head value is not finite")
     if hypot(*head.tolist()) > space.head_l2 * (1.0 + 1e-9):
-        refuse(f"the head is longer than its bound {space.head_l2:g}")
+        refuse_payload(f"the head is longer than its bound {space.head_l2:g}")
     if WEIGHT in space.head and not 0.0 <= head[space.head.index(WEIGHT)] <= 1.0:
-        refuse("the weight is not between 0 and 1")
+        refuse_payload("the weight is not between 0 and 1")
     return head
 
 
@@ -154,7 +154,7 @@ def unpack_scales(raw: memoryview) -> NDArray[np.float32]:
     """Convert bfloat16 words to float32. Raises DecodeError(E-PAYLOAD) for a scale that no encoder sends."""
     words = np.frombuffer(raw, "<u2").astype(np.uint32)
     if words.size and words.max() >= 0x7F80:  # These are infinities, NaN, and all negative numbers.
-        refuse("a scale is negative or not finite")
+        refuse_payload("a scale is negative or not finite")
     return (words << np.uint32(16)).view(np.float32)
 
 
@@ -162,13 +162,13 @@ def _unpack_body(raw: memoryview, space: Space) -> NDArray[Any]:
     if space.grid.kind is Kind.REAL:
         x = np.frombuffer(raw, "<f4").astype(np.float32)
         if not finite(x):
-            refuse("a coordinate is not finite")
+            refuse_payload("a coordinate is not finite")
         return x
     levels = unpack_bits(raw, _level_bits(space), space.dim)
     if levels is None:
-        refuse("nonzero padding after the body")
+        refuse_payload("nonzero padding after the body")
     if levels.size and _level_values(space) < 1 << _level_bits(space) and int(levels.max()) >= _level_values(space):
-        refuse("a level is out of range")
+        refuse_payload("a level is out of range")
     if space.grid.kind is Kind.RING:
         return levels.astype(np.uint32, copy=False)
     if space.grid.level_max <= 127:
@@ -199,14 +199,14 @@ def unpack_support(raw: bytes | memoryview, most: int, universe: int) -> NDArray
     view = memoryview(raw).cast("B")
     n = int.from_bytes(view[:_COUNT_BYTES], "little")
     if len(view) < _COUNT_BYTES or n > min(most, universe):
-        refuse(f"a support of {n} positions, expected at most {min(most, universe)}")
+        refuse_payload(f"a support of {n} positions, expected at most {min(most, universe)}")
     support, used = _read_support(view[_COUNT_BYTES:], n, universe)
     if _COUNT_BYTES + used != len(view):
-        refuse("the support has the wrong length")
+        refuse_payload("the support has the wrong length")
     return support
 
 
-def announced_bytes(n: int, universe: int) -> float:
+def announced_support_bytes(n: int, universe: int) -> float:
     """Compute the expected bytes of ``pack_support`` for n random positions."""
     return _COUNT_BYTES + _support_bytes(n, universe)
 
@@ -227,14 +227,14 @@ def _read_positions(view: memoryview, space: Space) -> tuple[NDArray[np.int64], 
         size = packed_bytes(space.dim, _offset_bits(space))
         offsets = unpack_bits(view[:size], _offset_bits(space), space.dim)
         if offsets is None:
-            refuse("nonzero padding after the support")
+            refuse_payload("nonzero padding after the support")
         support = offsets.astype(np.int64) + _chunk_starts(space)
         if support.size and not ((np.diff(support) > 0).all() and support[-1] < space.universe):
-            refuse("positions do not increase inside the universe")
+            refuse_payload("positions do not increase inside the universe")
     else:
         support, size = _read_support(view, space.dim, space.universe)
     if _support_of(space).chunk and not _is_one_share_per_chunk(support, space):
-        refuse("the support does not have each chunk's share of positions")
+        refuse_payload("the support does not have each chunk's share of positions")
     return support, size
 
 
@@ -272,7 +272,7 @@ def _write_support(support: NDArray[np.int64], universe: int) -> bytes:
     if support.size and (support[0] < 0 or support[-1] >= universe or (np.diff(support) <= 0).any()):
         raise ValueError("support is not strictly increasing inside the universe")
     if (m := golomb_parameter(support.size, universe)) > 1:
-        return golomb.encode(support, m)
+        return golomb.golomb_encode(support, m)
     bitmap = np.zeros(universe, np.uint8)
     bitmap[support] = 1
     return np.packbits(bitmap, bitorder="little").tobytes()
@@ -282,15 +282,15 @@ def _read_support(view: memoryview, n: int, universe: int) -> tuple[NDArray[np.i
     """Read n positions from the start of ``view``, and count the bytes that they took."""
     if (m := golomb_parameter(n, universe)) > 1:
         support = np.empty(n, np.int64)
-        used = golomb.decode(np.frombuffer(view, np.uint8), m, universe, support)
+        used = golomb.golomb_decode(np.frombuffer(view, np.uint8), m, universe, support)
         if used < 0:
-            refuse("the support is not a valid Golomb code")
+            refuse_payload("the support is not a valid Golomb code")
         return support, used
     size = (universe + 7) // 8
     bits = np.unpackbits(np.frombuffer(view[:size], np.uint8), bitorder="little")
     support = np.flatnonzero(bits).astype(np.int64)
     if support.size != n or (support.size and support[-1] >= universe):
-        refuse("the support's bitmap has the wrong number of bits")
+        refuse_payload("the support's bitmap has the wrong number of bits")
     return support, size
 
 
@@ -355,6 +355,6 @@ def _support_limit(n: int, universe: int) -> int:
     return (n * (1 + (m - 1).bit_length()) + universe // m + 7) // 8
 
 
-def refuse(why: str) -> Never:
+def refuse_payload(why: str) -> Never:
     """Refuse a payload: raise DecodeError(E-PAYLOAD) with this reason."""
     raise DecodeError("E-PAYLOAD", f"not a valid payload: {why}.")

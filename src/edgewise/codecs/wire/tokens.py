@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.codecs.quantize.scales import of_blocks
+from edgewise.codecs.quantize.scales import block_scales
 from edgewise.codecs.wire import pack
 from edgewise.core.errors import DecodeError
 from edgewise.core.payload import Payload
@@ -108,7 +108,7 @@ class TokenCodec:
         if seed is not None:
             body = np.empty(x.size, np.int8)
             return Payload(body, NO_HEAD, scales=round_blocks(x, self.hidden, top, np.uint64(seed), body))
-        scales = of_blocks(x, self.hidden)
+        scales = block_scales(x, self.hidden)
         inverse = np.divide(top, scales, out=np.zeros_like(scales), where=scales > 0)
         levels = np.rint(x.reshape(-1, self.hidden) * inverse[:, None])
         return Payload(np.clip(levels, -top, top).astype(np.int8).reshape(-1), NO_HEAD, scales=scales)

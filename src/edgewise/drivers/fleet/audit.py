@@ -40,18 +40,18 @@ def note(c: sa.Connection, by: str, verb: str, what: str, now_s: float) -> None:
     c.execute(AUDIT.insert().values(at_s=now_s, by=by, verb=verb, what=what, digest=digest))
 
 
-def rows(c: sa.Connection) -> list[AuditEntry]:
+def audit_log_rows(c: sa.Connection) -> list[AuditEntry]:
     """List all rows of the fleet's audit log, the oldest first."""
     return [AuditEntry(**row._asdict()) for row in c.execute(sa.select(AUDIT).order_by(AUDIT.c.number))]
 
 
-def newest(c: sa.Connection, limit: int, before: int = 2**62) -> list[AuditEntry]:
+def newest_audit_rows(c: sa.Connection, limit: int, before: int = 2**62) -> list[AuditEntry]:
     """List the newest rows with a number below ``before``, the newest first."""
     query = sa.select(AUDIT).where(AUDIT.c.number < before).order_by(AUDIT.c.number.desc()).limit(limit)
     return [AuditEntry(**row._asdict()) for row in c.execute(query)]
 
 
-def problem(entries: Sequence[AuditEntry]) -> str | None:
+def audit_log_problem(entries: Sequence[AuditEntry]) -> str | None:
     """Name the first row that does not follow from the rows before it. None: all rows do."""
     before = _START
     for entry in entries:

@@ -1,7 +1,7 @@
 """Backup and restore of a server's folder. A backup can be made while the server runs.
 
-    save(folder, to)            server.db as of one moment, the keys, and the files of each run that its database names
-    restore(backup, folder)     another folder, for a server that begins a new epoch
+    back_up_server(folder, to)            server.db as of one moment, the keys, and the files of each run that its
+    database names restore_server(backup, folder)     another folder, for a server that begins a new epoch
 
 A backup holds no frames and no keys of rounds, because a copy must not preserve what a round's end destroys. So rounds
 that were open are over in a restored server. The restored server does not know what was released and charged after the
@@ -34,7 +34,7 @@ from edgewise.drivers.http import home
 from edgewise.drivers.storage.fencing import GRACE_S
 from edgewise.drivers.storage.files import FOLDER, TEMPORARY, for_owner, sync_folder
 from edgewise.drivers.storage.object_store import ObjectStore
-from edgewise.drivers.storage.opening import RESTORED, named
+from edgewise.drivers.storage.opening import RESTORED, digests_in_row
 from edgewise.drivers.storage.schema import SCHEMA_VERSION
 
 MANIFEST, DATABASE, RUNS = "backup.json", "server.db", "runs"
@@ -111,7 +111,7 @@ def save(folder: Path, to: Path, now_s: float) -> Manifest:
             promoted = [str(row[0]) for row in c.execute("SELECT digest FROM publications")]
             served = [str(row[0]) for row in c.execute("SELECT run FROM served ORDER BY run")]
         (part / BLOBS).mkdir(FOLDER)
-        elsewhere = blob_places.noted(folder)
+        elsewhere = blob_places.noted_object_store(folder)
         for digest in promoted:
             if elsewhere is None:
                 _copy(folder / BLOBS / digest, part / BLOBS / digest)
@@ -222,7 +222,11 @@ def _blobs(database: Path) -> set[str]:
     engine = sa.create_engine(f"sqlite:///{database}")
     with engine.connect() as c:
         versions = c.execute(sa.text("SELECT schema_version, next_round FROM runs")).all()
-        found = named(c, versions[0].next_round) if versions and versions[0].schema_version == SCHEMA_VERSION else set()
+        found = (
+            digests_in_row(c, versions[0].next_round)
+            if versions and versions[0].schema_version == SCHEMA_VERSION
+            else set()
+        )
     engine.dispose()
     return found - {""}
 

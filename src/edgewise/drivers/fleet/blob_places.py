@@ -21,12 +21,12 @@ from edgewise.drivers.storage.blobs import Blobs
 from edgewise.drivers.storage.fencing import GRACE_S
 from edgewise.drivers.storage.files import FOLDER, discard, sync_folder, write_durably
 from edgewise.drivers.storage.object_store import ObjectStore
-from edgewise.drivers.storage.store_place import Place
+from edgewise.drivers.storage.store_place import StorePlace
 
 BLOBS, ELSEWHERE = "blobs", "blobs-elsewhere"
 
 
-def opened(folder: Path, place: Place | None, owner: str, grace_s: float) -> BlobStore:
+def opened_server_blobs(folder: Path, place: StorePlace | None, owner: str, grace_s: float) -> BlobStore:
     """Open the blobs of a server.
 
     Args:
@@ -40,7 +40,7 @@ def opened(folder: Path, place: Place | None, owner: str, grace_s: float) -> Blo
         TransportError: E-DEPENDENCY.
     """
     (folder / BLOBS).mkdir(FOLDER, exist_ok=True)
-    known = noted(folder)
+    known = noted_object_store(folder)
     if place is None:
         if known is not None:
             what = f"the blobs of {folder} are in {known.url}."
@@ -64,7 +64,7 @@ def opened(folder: Path, place: Place | None, owner: str, grace_s: float) -> Blo
     return store
 
 
-def noted(folder: Path) -> Place | None:
+def noted_object_store(folder: Path) -> StorePlace | None:
     """Return the object store that a folder notes. None: the blobs are in the folder.
 
     Raises:
@@ -72,7 +72,7 @@ def noted(folder: Path) -> Place | None:
     """
     try:
         raw = json.loads((folder / ELSEWHERE).read_bytes())
-        return store_place.parse(str(raw["url"]), str(raw["endpoint"]))
+        return store_place.parse_store_place(str(raw["url"]), str(raw["endpoint"]))
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError):

@@ -148,7 +148,7 @@ class Database:
             if self.shared:
                 with self._engine.writing() as c:
                     self._migrate(c)
-                    shared_folder.join(folder, c)
+                    shared_folder.join_shared_folder(folder, c)
             else:
                 self._take_lease(wait_s)
         self._thread = threading.Thread(target=self._run, name="edgewise-writer", daemon=True)
@@ -250,10 +250,10 @@ class Database:
         self._lease.fence(c)
 
     def _next_number(self, last: int) -> int:
-        return shared_folder.next_number(self._folder, last) if self.shared else last + 1
+        return shared_folder.next_lease_number(self._folder, last) if self.shared else last + 1
 
     def _migrate(self, c: sa.Connection) -> None:
-        if sa.inspect(c).has_table("alembic_version") and c.execute(_VERSION).scalars().all() == [head()]:
+        if sa.inspect(c).has_table("alembic_version") and c.execute(_VERSION).scalars().all() == [database_version()]:
             return  # without alembic, whose import would cost a tenth of a server's start
         from alembic import command
 
@@ -344,7 +344,7 @@ def _config() -> Config:
     return config
 
 
-def head() -> str:
+def database_version() -> str:
     """Return the version of the tables in this version of edgewise: the number of the last migration."""
     return max(path.name for path in (_MIGRATIONS / "versions").glob("[0-9]*.py")).partition("_")[0]
 

@@ -29,7 +29,7 @@ class Epoch(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backup_s: float
 
 
-def load(folder: Path) -> Epoch:
+def load_server_epoch(folder: Path) -> Epoch:
     """Load the epoch of a server's folder; number 0 where it was never restored.
 
     Raises:

@@ -42,7 +42,7 @@ class Enlisted:
     secret: bytes = field(repr=False)
 
 
-def enlist(c: sa.Connection, new: Enlisted, now_s: float) -> None:
+def enlist_helped_run(c: sa.Connection, new: Enlisted, now_s: float) -> None:
     """Begin to help with a run. A known run stays as it is."""
     row = {
         "run": new.run, "facts": new.facts, "signature": new.signature, "layout": json.dumps(new.layout),
@@ -52,7 +52,7 @@ def enlist(c: sa.Connection, new: Enlisted, now_s: float) -> None:
     c.execute(upsert(c, HELPED).values(row).on_conflict_do_nothing())
 
 
-def find(c: sa.Connection, run: str) -> Enlisted | None:
+def find_helped_run(c: sa.Connection, run: str) -> Enlisted | None:
     """Find a run that this gateway helps, by its id."""
     row = c.execute(sa.select(HELPED).where(HELPED.c.run == run)).first()
     if row is None:
@@ -61,16 +61,16 @@ def find(c: sa.Connection, run: str) -> Enlisted | None:
     return Enlisted(row.run, row.facts, row.signature, layout, row.roster, row.secret)
 
 
-def dump_round(invite: Invite, beacon: bytes | None) -> bytes:
+def dump_helped_round(invite: Invite, beacon: bytes | None) -> bytes:
     """Serialise the beginning of a round: the invitation, or its length as u32, the invitation and the beacon."""
     raw = frame.dump(invite)
     return raw if beacon is None else len(raw).to_bytes(4, "little") + raw + beacon
 
 
-def read_round(raw: bytes, verified: bool) -> tuple[Invite, bytes | None]:
+def read_helped_round(raw: bytes, verified: bool) -> tuple[Invite, bytes | None]:
     """Parse the beginning of a round. ``verified``: devices verify the run's cohorts, so that a beacon follows.
 
-    Raises DecodeError: E-FRAME for anything that ``dump_round`` cannot have produced.
+    Raises DecodeError: E-FRAME for anything that ``dump_helped_round`` cannot have produced.
     """
     end = 4 + int.from_bytes(raw[:4], "little") if verified else len(raw)
     return _invitation(raw[4:end] if verified else raw), raw[end:] if verified else None

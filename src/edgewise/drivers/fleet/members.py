@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet.tables import MEMBERS, TOKENS
 from edgewise.drivers.http import tokens
-from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.identity import key_fingerprint
 from edgewise.drivers.storage.dialects import upsert
 
 ROLES = ("device", "viewer", "operator", "admin", "gateway")
@@ -107,7 +107,7 @@ def list_tokens(c: sa.Connection) -> list[dict[str, Any]]:
     return [{**row._asdict(), "tags": json.loads(row.tags)} for row in rows]
 
 
-def join(c: sa.Connection, token: tokens.Token, public: bytes, label: str, now_s: float) -> Member:
+def join_fleet(c: sa.Connection, token: tokens.Token, public: bytes, label: str, now_s: float) -> Member:
     """Enrol a key by a token, and count one use of the token, in one transaction.
 
     A key that has enrolled by this token before gets the same answer and costs no use, because its first answer may
@@ -120,10 +120,10 @@ def join(c: sa.Connection, token: tokens.Token, public: bytes, label: str, now_s
     row = c.execute(sa.select(TOKENS).where(TOKENS.c.id == token.id)).first()
     if row is None or row.digest != token.digest:
         raise TransportError("E-TOKEN", "this server has no such enrolment token.", _ASK)
-    known = find(c, name := fingerprint(public))
+    known = find(c, name := key_fingerprint(public))
     if known is not None:
         if known.status == REVOKED:
-            raise revoked(name)
+            raise revoked_member_error(name)
         if known.token == token.id:
             return known
         what = f"{name} is enrolled already, by another token."
@@ -139,16 +139,16 @@ def join(c: sa.Connection, token: tokens.Token, public: bytes, label: str, now_s
     return Member(name, public, row.role, status, tuple(json.loads(row.tags)), label, token.id, now_s)
 
 
-def admit(c: sa.Connection, public: bytes, role: str, now_s: float) -> None:
+def admit_member(c: sa.Connection, public: bytes, role: str, now_s: float) -> None:
     """Admit a key that this machine's operator vouches for, without a token. A known key stays as it is."""
     row = {
-        "id": fingerprint(public), "public": public, "role": role, "status": APPROVED, "tags": "[]", "label": "",
+        "id": key_fingerprint(public), "public": public, "role": role, "status": APPROVED, "tags": "[]", "label": "",
         "token": "", "joined_s": now_s, "changed_s": now_s,
     }  # fmt: skip
     c.execute(upsert(c, MEMBERS).values(row).on_conflict_do_nothing())
 
 
-def revoked(name: str) -> TransportError:
+def revoked_member_error(name: str) -> TransportError:
     """Make the error for a member that was revoked."""
     return TransportError("E-REVOKED", f"{name} was revoked, or has left.", "make a new key and ask for a token.")
 
@@ -171,7 +171,7 @@ def count(c: sa.Connection) -> int:
     return int(c.execute(sa.select(sa.func.count()).where(some)).scalar() or 0)
 
 
-def approve(c: sa.Connection, name: str, now_s: float) -> Member:
+def approve_member(c: sa.Connection, name: str, now_s: float) -> Member:
     """Approve a pending member of the fleet. An approved one stays approved.
 
     Raises:
@@ -194,7 +194,7 @@ def _change(c: sa.Connection, name: str, status: str, now_s: float) -> Member:
     if member is None:
         raise TransportError("E-UNKNOWN-ID", f"there is no member {name:.40}.", "`edgewise fleet ls` lists them.")
     if member.status == REVOKED and status != REVOKED:
-        raise revoked(name)
+        raise revoked_member_error(name)
     if member.status != status:
         c.execute(MEMBERS.update().where(MEMBERS.c.id == name).values(status=status, changed_s=now_s))
     return Member(

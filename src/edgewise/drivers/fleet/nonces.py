@@ -19,15 +19,15 @@ import sqlalchemy as sa
 from edgewise.core.errors import TransportError
 from edgewise.drivers.fleet import members
 from edgewise.drivers.fleet.tables import FORGOTTEN_NONCES, NONCES
-from edgewise.drivers.http.limits import Later
+from edgewise.drivers.http.limits import LaterError
 from edgewise.drivers.http.signatures import TOLERANCE_S, Proof
-from edgewise.drivers.storage.dialects import larger, upsert
+from edgewise.drivers.storage.dialects import larger_in_sql, upsert
 
 _KEEP_S = 2 * TOLERANCE_S + 1  # one tolerance is needed; the other covers a server clock that is set back a little
 _ROW = 0  # the id of the only row of ``FORGOTTEN_NONCES``
 
 
-def spend(c: sa.Connection, proof: Proof, now_s: float) -> None:
+def spend_nonce(c: sa.Connection, proof: Proof, now_s: float) -> None:
     """Accept a signed request once, by its nonce in the fleet's database.
 
     Raises:
@@ -36,13 +36,13 @@ def spend(c: sa.Connection, proof: Proof, now_s: float) -> None:
     """
     sender = members.find(c, proof.sender)
     if sender is not None and sender.status == members.REVOKED:
-        raise members.revoked(proof.sender)
+        raise members.revoked_member_error(proof.sender)
     digest = hashlib.sha256(proof.sender.encode() + proof.nonce).digest()
     forgotten_s = c.execute(sa.select(FORGOTTEN_NONCES.c.created_s)).scalar()
     if forgotten_s is not None and proof.created_s <= forgotten_s:
         what = "the request was signed at a time that this server has passed before: its clock was set back."
         fix = "sign it again. If this stays, wait until the server's clock has passed that time again."
-        raise Later("E-BUSY", what, fix, min(60.0, forgotten_s - proof.created_s + 1.0))
+        raise LaterError("E-BUSY", what, fix, min(60.0, forgotten_s - proof.created_s + 1.0))
     row = upsert(c, NONCES).values(digest=digest, created_s=proof.created_s).on_conflict_do_nothing()
     if c.execute(row.returning(NONCES.c.digest)).first() is None:
         raise TransportError("E-REPLAY", "this request was accepted before.", "sign every attempt again.")
@@ -58,5 +58,5 @@ def _sweep(c: sa.Connection, before_s: float) -> None:
         return
     c.execute(NONCES.delete().where(old))
     row = upsert(c, FORGOTTEN_NONCES).values(id=_ROW, created_s=latest)
-    higher = {"created_s": larger(FORGOTTEN_NONCES.c.created_s, latest)}
+    higher = {"created_s": larger_in_sql(FORGOTTEN_NONCES.c.created_s, latest)}
     c.execute(row.on_conflict_do_update(index_elements=["id"], set_=higher))

@@ -58,12 +58,12 @@ class Promotion:
     verb: str = PROMOTE
 
 
-def history(c: sa.Connection) -> list[Promotion]:
+def promotion_history(c: sa.Connection) -> list[Promotion]:
     """List all promotions and rollbacks, the oldest first."""
     return [_promotion(row) for row in c.execute(sa.select(PROMOTIONS).order_by(PROMOTIONS.c.number))]
 
 
-def standing(rows: Sequence[Promotion]) -> list[Promotion]:
+def standing_promotions(rows: Sequence[Promotion]) -> list[Promotion]:
     """List the promotions that were not taken back. The last one is the promoted model."""
     found: list[Promotion] = []
     for row in rows:
@@ -71,31 +71,31 @@ def standing(rows: Sequence[Promotion]) -> list[Promotion]:
     return found
 
 
-def current(c: sa.Connection) -> Promotion:
+def current_promotion(c: sa.Connection) -> Promotion:
     """Return the promoted model of the fleet.
 
     Raises:
         TransportError: E-UNKNOWN-ID where there is none.
     """
-    if not (found := standing(history(c))):
+    if not (found := standing_promotions(promotion_history(c))):
         raise TransportError("E-UNKNOWN-ID", "no model is promoted.", "ask an operator: `edgewise models promote RUN`.")
     return found[-1]
 
 
-def former(c: sa.Connection) -> Promotion:
+def former_promotion(c: sa.Connection) -> Promotion:
     """Return the model that a rollback would promote again.
 
     Raises:
         TransportError: E-CONFLICT where there is none.
     """
-    found = standing(history(c))
+    found = standing_promotions(promotion_history(c))
     if len(found) < 2:
         what = "no model was promoted before this one, or it is not kept any more."
         raise TransportError("E-CONFLICT", what, "promote another model: `edgewise models promote RUN`.")
     return found[-2]
 
 
-def read(folder: Path) -> Promotion:
+def read_promotion(folder: Path) -> Promotion:
     """Read the promoted model of the server in a folder, which may be running.
 
     Raises:
@@ -106,15 +106,15 @@ def read(folder: Path) -> Promotion:
     engine = sa.create_engine("sqlite://", creator=lambda: sqlite3.connect(place, uri=True), poolclass=sa.NullPool)
     fix = "start the server, or look at it with `edgewise doctor --server`."
     with foreign(StoreError, "E-CHECKPOINT", f"{folder / 'server.db'} cannot be read", fix), engine.connect() as c:
-        return current(c)
+        return current_promotion(c)
 
 
-def add(c: sa.Connection, new: Promotion) -> None:
+def add_promotion(c: sa.Connection, new: Promotion) -> None:
     """Write a promotion or a rollback, and publish the model that is then promoted to all members."""
     row = {**asdict(new), "blobs": json.dumps(dict(new.blobs), sort_keys=True)}
     c.execute(PROMOTIONS.insert().values(**row))
     audit.note(c, new.by, new.verb, new.run, new.at_s)
-    blobs = {digest: size for one in standing(history(c)) for digest, size in one.blobs.items()}
+    blobs = {digest: size for one in standing_promotions(promotion_history(c)) for digest, size in one.blobs.items()}
     mailboxes.publish(c, mailboxes.EVERYBODY, blobs)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from itertools import pairwise
 
 from edgewise.core.errors import DecodeError
-from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.identity import key_fingerprint
 
 KEY_BYTES = 32
 
@@ -20,7 +20,7 @@ def dump(keys: Collection[bytes]) -> bytes:
     return b"".join(sorted(keys))
 
 
-def parse(raw: bytes, population: int) -> Mapping[str, bytes]:
+def parse_roster(raw: bytes, population: int) -> Mapping[str, bytes]:
     """Decode a roster as device -> key.
 
     Raises:
@@ -30,4 +30,4 @@ def parse(raw: bytes, population: int) -> Mapping[str, bytes]:
     if len(raw) != population * KEY_BYTES or any(a >= b for a, b in pairwise(keys)):
         what = f"the roster of the run does not hold the keys of {population} devices."
         raise DecodeError("E-FACTS", what, "ask the operator of the server.")
-    return {fingerprint(key): key for key in keys}
+    return {key_fingerprint(key): key for key in keys}

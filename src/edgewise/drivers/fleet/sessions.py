@@ -7,8 +7,8 @@
 Only hashes are stored. The secrets have 256 random bits, so a fast hash suffices. A session has no rights of its own:
 whoever uses it has the standing and the role that its member has at that moment.
 
-A session that was once seen past its time is deleted (``sweep``), so a clock that is set back does not revive it. A
-server also looks for sessions that nobody uses (``Service``).
+A session that was once seen past its time is deleted (``sweep_sessions``), so a clock that is set back does not revive
+it. A server also looks for sessions that nobody uses (``Service``).
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ _LOGIN, _SESSION = "login", "session"
 _CHARACTERS = 43  # of 32 bytes in URL-safe base64
 
 
-def invite(c: sa.Connection, member: str, now_s: float) -> str:
+def invite_to_session(c: sa.Connection, member: str, now_s: float) -> str:
     """Make a login token for a member. Its text is not stored."""
     return PREFIX + _add(c, _LOGIN, member, now_s, LOGIN_S)
 
 
-def enter(c: sa.Connection, text: str, now_s: float) -> tuple[str, str]:
+def enter_session(c: sa.Connection, text: str, now_s: float) -> tuple[str, str]:
     """Exchange a login token for a session. Return the secret of the cookie and the member's id.
 
     Raises:
@@ -47,12 +47,12 @@ def enter(c: sa.Connection, text: str, now_s: float) -> tuple[str, str]:
     return _add(c, _SESSION, member, now_s, SESSION_S), member
 
 
-def find(c: sa.Connection, secret: str, now_s: float) -> str | None:
+def session_member(c: sa.Connection, secret: str, now_s: float) -> str | None:
     """Return the id of the member whose session this is. None where there is no such session."""
     return _find(c, _SESSION, secret, now_s)
 
 
-def expired(c: sa.Connection, secret: str, now_s: float) -> bool:
+def is_session_expired(c: sa.Connection, secret: str, now_s: float) -> bool:
     """Tell whether the cookie is of a session whose time has passed, and that is stored still."""
     row = c.execute(sa.select(SESSIONS.c.expires_s).where(SESSIONS.c.digest == _digest(_SESSION, secret))).first()
     return row is not None and row.expires_s <= now_s
@@ -63,12 +63,12 @@ def any_expired(c: sa.Connection, now_s: float) -> bool:
     return c.execute(sa.select(SESSIONS.c.digest).where(SESSIONS.c.expires_s <= now_s).limit(1)).first() is not None
 
 
-def sweep(c: sa.Connection, now_s: float) -> None:
+def sweep_sessions(c: sa.Connection, now_s: float) -> None:
     """Delete all sessions and login tokens whose time has passed."""
     c.execute(SESSIONS.delete().where(SESSIONS.c.expires_s <= now_s))
 
 
-def leave(c: sa.Connection, secret: str) -> None:
+def leave_session(c: sa.Connection, secret: str) -> None:
     """End a session. A session that has ended already stays so."""
     _remove(c, _SESSION, secret)
 
@@ -79,7 +79,7 @@ def _digest(kind: str, secret: str) -> bytes:
 
 def _add(c: sa.Connection, kind: str, member: str, now_s: float, lasts_s: float) -> str:
     secret = secrets.token_urlsafe(32)
-    sweep(c, now_s)
+    sweep_sessions(c, now_s)
     c.execute(SESSIONS.insert().values(digest=_digest(kind, secret), member=member, expires_s=now_s + lasts_s))
     return secret
 

@@ -23,7 +23,7 @@ HIGHEST = "highest-lease"
 _FLEET = "fleet"  # the row of LEASES whose holder is the fleet's id; nobody takes it
 
 
-def join(folder: Path, c: sa.Connection) -> None:
+def join_shared_folder(folder: Path, c: sa.Connection) -> None:
     """Bind a folder to the database of ``c``, or check that it is bound to this one.
 
     Raises:
@@ -42,7 +42,7 @@ def join(folder: Path, c: sa.Connection) -> None:
         write_durably(folder / ELSEWHERE, fleet.encode("ascii"), owner_only=True)
 
 
-def next_number(folder: Path, last: int) -> int:
+def next_lease_number(folder: Path, last: int) -> int:
     """Choose the number of a new lease, above all earlier ones, and note it. ``last``: that of the database.
 
     Raises:

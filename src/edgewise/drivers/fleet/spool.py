@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edgewise.core.errors import StoreError
 from edgewise.crypto import seal
-from edgewise.crypto.agree import derive
+from edgewise.crypto.agree import hkdf_derive
 from edgewise.drivers.storage.files import FOLDER, sync_folder, write_durably
 
 _SALT_BYTES = 16
@@ -29,7 +29,7 @@ def new_key() -> bytes:
 def close_box(key: bytes, plain: bytes | memoryview, label: str) -> bytes:
     """Seal ``plain`` under a round's key for the place that ``label`` names."""
     salt = secrets.token_bytes(_SALT_BYTES)
-    return salt + seal.seal(derive(key, salt, b"edgewise/spool/v1 " + label.encode()), plain, label.encode())
+    return salt + seal.seal(hkdf_derive(key, salt, b"edgewise/spool/v1 " + label.encode()), plain, label.encode())
 
 
 def open_box(key: bytes, box: bytes, label: str) -> bytes:
@@ -39,13 +39,13 @@ def open_box(key: bytes, box: bytes, label: str) -> bytes:
         DecodeError: E-SEAL for another key or label, and for changed bytes.
     """
     salt, sealed = box[:_SALT_BYTES], memoryview(box)[_SALT_BYTES:]
-    return seal.open(derive(key, salt, b"edgewise/spool/v1 " + label.encode()), sealed, label.encode())
+    return seal.open_sealed(hkdf_derive(key, salt, b"edgewise/spool/v1 " + label.encode()), sealed, label.encode())
 
 
 def _open_into(key: bytes, box: memoryview, label: str, out: memoryview) -> None:
     """Open a box of ``close_box`` into ``out``. Raises DecodeError(E-SEAL) as ``open_box``."""
-    derived = derive(key, bytes(box[:_SALT_BYTES]), b"edgewise/spool/v1 " + label.encode())
-    seal.open_into(derived, box[_SALT_BYTES:], label.encode(), out)
+    derived = hkdf_derive(key, bytes(box[:_SALT_BYTES]), b"edgewise/spool/v1 " + label.encode())
+    seal.open_sealed_into(derived, box[_SALT_BYTES:], label.encode(), out)
 
 
 class Chunks:

@@ -90,7 +90,7 @@ def received(answer: httpx2.Response, limit_bytes: int) -> Answer:
     return Answer(answer.status_code, answer.headers, bytes(content))
 
 
-async def received_async(answer: httpx2.Response, limit_bytes: int) -> Answer:
+async def received_answer_async(answer: httpx2.Response, limit_bytes: int) -> Answer:
     """Read an answer of an asynchronous client. As ``received``."""
     _check(answer)
     content = bytearray()

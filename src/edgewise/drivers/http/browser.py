@@ -59,7 +59,7 @@ def form_token(secret: str) -> str:
     return hmac.new(secret.encode(), b"edgewise/form/v1", hashlib.sha256).hexdigest()
 
 
-def fields(body: bytes) -> dict[str, str]:
+def form_fields(body: bytes) -> dict[str, str]:
     """Read a form. Raises TransportError(E-REQUEST) for other bytes, and for a field that stands twice."""
     try:
         pairs = parse_qs(body.decode("ascii"), keep_blank_values=True, max_num_fields=FIELDS, errors="strict")
@@ -127,5 +127,5 @@ def _origin(url: str) -> tuple[str, str, int]:
 
 def check_form(body: bytes, secret: str) -> None:
     """Refuse a form without the token of its session. Raises TransportError: E-SESSION, E-REQUEST."""
-    if not hmac.compare_digest(fields(body).get(FIELD, "").encode(), form_token(secret).encode()):
+    if not hmac.compare_digest(form_fields(body).get(FIELD, "").encode(), form_token(secret).encode()):
         raise _FOREIGN

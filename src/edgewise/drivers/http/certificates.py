@@ -1,8 +1,8 @@
 """TLS for a server without its own certificate: a certificate authority that is made on the first start.
 
 The authority signs only this server's certificate. Devices do not trust it because a file names it. They trust it
-because the server signs it with its identity key, whose fingerprint is in every enrolment token (``pin``). An operator
-may supply another certificate. Devices then check it as they check that of any web page.
+because the server signs it with its identity key, whose fingerprint is in every enrolment token (``pinned_authority``).
+An operator may supply another certificate. Devices then check it as they check that of any web page.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from edgewise.core.errors import TransportError
 from edgewise.crypto import sign
-from edgewise.drivers.http.identity import Identity, fingerprint
+from edgewise.drivers.http.identity import Identity, key_fingerprint
 from edgewise.drivers.storage.files import write_durably
 
 AUTHORITY_DAYS, CERTIFICATE_DAYS, RENEW_DAYS = 3650, 397, 30
@@ -40,13 +40,13 @@ def statement(authority: bytes, nonce: bytes) -> bytes:
     return _PIN + nonce + b"\n" + authority
 
 
-def pin(server: str, public: bytes, authority: bytes, nonce: bytes, signature: bytes) -> None:
+def pinned_authority(server: str, public: bytes, authority: bytes, nonce: bytes, signature: bytes) -> None:
     """Check that an authority (PEM; empty: the public ones of the web) belongs to the server that a token names.
 
     Raises:
         TransportError: E-SERVER-KEY where it does not. The device then sends nothing more.
     """
-    if fingerprint(public) != server or not sign.verify(public, signature, statement(authority, nonce)):
+    if key_fingerprint(public) != server or not sign.verify(public, signature, statement(authority, nonce)):
         raise TransportError(
             "E-SERVER-KEY",
             "the server at this address is not the one that the enrolment token names.",
@@ -178,7 +178,7 @@ def identity_statement(server: Identity, authority: bytes, nonce: bytes) -> dict
     return {"key": server.public.hex(), "authority": authority.decode(), "signature": signature.hex()}
 
 
-def introduced(server: Identity, authority: bytes, nonce: str) -> dict[str, str]:
+def introduced_server(server: Identity, authority: bytes, nonce: str) -> dict[str, str]:
     """Make the ``identity_statement`` for a caller who sent ``nonce`` (hexadecimal).
 
     Raises:

@@ -1,6 +1,6 @@
 """A listening socket that bounds the open connections: of all addresses together, and of each one.
 
-    door = Door(socket.AF_INET, room(limits.connections))
+    door = Door(socket.AF_INET, connection_room(limits.connections))
 
 It counts from the moment of ``accept``, so connections in the middle of their TLS handshake count too. A connection
 beyond a bound is closed at once. The process keeps descriptors for its own files in any case: with none left it could
@@ -15,13 +15,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from edgewise.drivers.http.limits import customer
+from edgewise.drivers.http.limits import customer_network
 
 OWN_FILES = 256  # descriptors of database, log, blobs and uploads
 LEAST = 16  # connections, however few descriptors there are
 
 
-def room(wanted: int) -> int:
+def connection_room(wanted: int) -> int:
     """Return the number of connections that this process has descriptors for, at most ``wanted``.
 
     Raises the process's own limit of open files as far as it may.
@@ -63,7 +63,7 @@ class Door(socket.socket):
     def accept(self) -> tuple[socket.socket, Any]:
         """Accept a connection. Raises BlockingIOError where it is beyond a bound, as if none had come."""
         made, address = super().accept()
-        name = customer(str(address[0]))
+        name = customer_network(str(address[0]))
         if self.open >= self._most or self._guests[name] >= self._each:
             made.close()
             raise BlockingIOError

@@ -27,7 +27,7 @@ from typing import Any
 from edgewise.core.errors import TransportError
 from edgewise.crypto import sign
 from edgewise.drivers.http.answers import entry, foreign
-from edgewise.drivers.http.identity import Identity, fingerprint
+from edgewise.drivers.http.identity import Identity, key_fingerprint
 from edgewise.drivers.storage import counter_file
 from edgewise.drivers.storage.counter_file import SentFrames
 
@@ -118,6 +118,6 @@ def checked(document: Any, server: str, device: str) -> tuple[int, str | None]:
         key, signature = bytes.fromhex(entry(document, "key", str)), bytes.fromhex(entry(document, "signature", str))
     except ValueError:
         key, signature = b"", b""
-    if fingerprint(key) != server or not sign.verify(key, signature, _statement(device, number, digest)):
+    if key_fingerprint(key) != server or not sign.verify(key, signature, _statement(device, number, digest)):
         raise foreign("the server's key did not sign what it says of this device's frames")
     return number, digest

@@ -23,10 +23,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from edgewise.core.errors import EdgewiseError, TransportError
-from edgewise.drivers.fleet.members import APPROVED, PENDING, REVOKED, Member, revoked
+from edgewise.drivers.fleet.members import APPROVED, PENDING, REVOKED, Member, revoked_member_error
 from edgewise.drivers.http import browser, rules, signatures
-from edgewise.drivers.http.identity import fingerprint
-from edgewise.drivers.http.limits import Later, customer
+from edgewise.drivers.http.identity import key_fingerprint
+from edgewise.drivers.http.limits import LaterError, customer_network
 from edgewise.drivers.http.meter import Visit
 from edgewise.drivers.http.rules import Rule
 from edgewise.drivers.http.service import Service
@@ -85,7 +85,7 @@ def caller(request: Request) -> Caller:
 NOTHING: Mapping[str, object] = {}
 
 
-async def refused(
+async def refused_route(
     request: Request, error: EdgewiseError, otherwise: int = 503, beside: Mapping[str, object] = NOTHING
 ) -> Response:
     """Answer for a route that raised. The error becomes the outcome of the request.
@@ -108,7 +108,7 @@ def reply(error: EdgewiseError, otherwise: int = 503, beside: Mapping[str, objec
         beside: what the answer says in addition.
     """
     status = rules.STATUS.get(error.code, otherwise)
-    wait_s = error.wait_s if isinstance(error, Later) else TROUBLE_S if status >= 500 else 0.0
+    wait_s = error.wait_s if isinstance(error, LaterError) else TROUBLE_S if status >= 500 else 0.0
     headers = {"retry-after": f"{max(1, round(wait_s))}"} if wait_s else {}
     fix = error.fix or f"`edgewise explain {error.code}` says what to do."
     body = {"code": error.code, "what": error.what, "fix": fix, **beside}
@@ -151,7 +151,9 @@ class Guard:
                 self._fresh(found.proof)
             if found.member is not None:
                 self._service.gate.member(found.member.id, length, time.monotonic())
-            holder = found.member.id if found.member is not None else customer((scope.get("client") or ("?", 0))[0])
+            holder = (
+                found.member.id if found.member is not None else customer_network((scope.get("client") or ("?", 0))[0])
+            )
             self._service.gate.hold(holder, length)
             reserved_bytes = length
             body, digest = await self._body(receive, length, found)
@@ -171,7 +173,7 @@ class Guard:
             visit.code = "E-STALL"  # the caller does not read its answer, so the connection is of no more use
         except Exception as e:  # boundary: one request fails with an answer, and the server continues
             self._service.meter.fault(visit, e)
-            await self._refuse(failed(), scope, receive, outgoing)
+            await self._refuse(server_fault(), scope, receive, outgoing)
         finally:
             if reserved_bytes:
                 self._service.gate.release(holder, reserved_bytes)
@@ -212,12 +214,12 @@ class Guard:
         server, now_s = self._service.identity.name, self._service.now_s()
         if rule.roles == rules.JOINING:
             public = _joining_key(headers.get("edgewise-key", ""))
-            proof = signatures.verify(where, headers, server, now_s, {fingerprint(public): public}.get)
+            proof = signatures.verify_request(where, headers, server, now_s, {key_fingerprint(public): public}.get)
             return Caller(None, proof, b"", public)
-        sender = signatures.sender(headers)
+        sender = signatures.claimed_sender(headers)
         member = None if sender is None else await self._service.member(sender)
         key_of: Callable[[str], bytes | None] = lambda _: member.public if member else None  # noqa: E731
-        proof = signatures.verify(where, headers, server, now_s, key_of)
+        proof = signatures.verify_request(where, headers, server, now_s, key_of)
         assert member is not None
         self._standing(member, rule, visit)
         return Caller(member, proof, b"")
@@ -242,16 +244,16 @@ class Guard:
         began_s = self._service.epoch.began_s
         if proof.created_s <= began_s:
             what = "the server was restored from a backup after the request was signed."
-            raise Later("E-BUSY", what, "sign it again.", 1.0)
+            raise LaterError("E-BUSY", what, "sign it again.", 1.0)
 
     def _standing(self, member: Member, rule: Rule, visit: Visit) -> None:
         """Check a member's status and role. Raises TransportError: E-REVOKED, E-PENDING, E-ROLE."""
         visit.member, visit.role = member.id, member.role if member.status == APPROVED else member.status
         if member.status == REVOKED:
-            raise revoked(member.id)
+            raise revoked_member_error(member.id)
         if member.status == PENDING and "pending" not in rule.roles:
             what = f"{member.id} waits for the approval of the operator."
-            raise Later("E-PENDING", what, "wait, or ask the operator (`edgewise fleet approve`).", 10.0)
+            raise LaterError("E-PENDING", what, "wait, or ask the operator (`edgewise fleet approve`).", 10.0)
         if member.status == APPROVED and member.role not in rule.roles:
             what = f"a {member.role} may not call {rule.method} {rule.path}."
             raise TransportError("E-ROLE", what, f"roles that may: {', '.join(sorted(rule.roles - {'pending'}))}.")
@@ -285,7 +287,7 @@ class Guard:
             if found.member is not None:
                 now = await self._service.member(found.member.id)
                 if now is not None and now.status == REVOKED:
-                    raise revoked(now.id)
+                    raise revoked_member_error(now.id)
             if not message.get("more_body", False):
                 break
         if size != length:
@@ -314,7 +316,7 @@ def _no_session() -> TransportError:
     return TransportError("E-SESSION", "nobody is logged in with this browser.", "log in: `edgewise fleet login`.")
 
 
-def failed() -> TransportError:
+def server_fault() -> TransportError:
     """Make the error that a caller gets for a fault of the server."""
     what = "the server failed at this request. Its log has the details."
     return TransportError(
@@ -365,7 +367,7 @@ def _joining_key(text: str) -> bytes:
     return raw
 
 
-def parsed(body: bytes) -> Any:
+def parsed_body(body: bytes) -> Any:
     """Parse the small JSON body of a request.
 
     Raises:

@@ -28,7 +28,7 @@ from edgewise.core import vector
 from edgewise.core.errors import DecodeError, RecipeError, TransportError
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Spec
-from edgewise.crypto.agree import public
+from edgewise.crypto.agree import public_half
 from edgewise.crypto.attest.evidence import Evidence
 from edgewise.drivers import extension_packages
 from edgewise.drivers.fleet import helped, roster
@@ -36,7 +36,7 @@ from edgewise.drivers.fleet.helped import Enlisted, HelpedRun
 from edgewise.drivers.fleet.uploads import CHUNK_BYTES
 from edgewise.drivers.http import certificates, share_keys
 from edgewise.drivers.http.allowed import Allowed
-from edgewise.drivers.http.guard import caller, parsed
+from edgewise.drivers.http.guard import caller, parsed_body
 from edgewise.drivers.http.health import Health
 from edgewise.drivers.http.rules import ANYONE, LOCAL, SMALL_BYTES, Rule
 from edgewise.drivers.http.service import Service
@@ -44,7 +44,7 @@ from edgewise.drivers.http.share_keys import ShareKey
 from edgewise.drivers.simulation.local_helper import LocalHelper
 from edgewise.engine.ports import Trust
 from edgewise.plan import facts
-from edgewise.plan.acceptance import OwnerFloor, accept
+from edgewise.plan.acceptance import OwnerFloor, accept_facts
 from edgewise.plan.plan import Plan
 from edgewise.secagg import two_server
 
@@ -129,12 +129,12 @@ class HelperPlane:
         """Tell the gateway's identity, signed for a nonce of the caller."""
         service = self._service
         return JSONResponse(
-            certificates.introduced(service.identity, service.authority, request.query_params.get("nonce", ""))
+            certificates.introduced_server(service.identity, service.authority, request.query_params.get("nonce", ""))
         )
 
     async def run(self, request: Request) -> Response:
         """Help with a run: compile its plan, and give the key to which its devices seal."""
-        share_key = await self._step(request, lambda id, body: self._enlist(id, parsed(body)))
+        share_key = await self._step(request, lambda id, body: self._enlist(id, parsed_body(body)))
         return JSONResponse(msgspec.to_builtins(share_key))
 
     async def round(self, request: Request) -> Response:
@@ -142,7 +142,7 @@ class HelperPlane:
 
         def begin(run: str, body: bytes) -> None:
             helper = self._helper(run)
-            helper.begin(*helped.read_round(body, verified=bool(helper.plan.contributors)))
+            helper.begin(*helped.read_helped_round(body, verified=bool(helper.plan.contributors)))
 
         await self._step(request, begin)
         return JSONResponse({})
@@ -156,7 +156,7 @@ class HelperPlane:
         """Open the batch of these devices, given as a JSON list."""
 
         def open(run: str, body: bytes) -> bytes:
-            devices = parsed(body)
+            devices = parsed_body(body)
             if not isinstance(devices, list) or not all(isinstance(device, str) for device in devices):
                 raise TransportError("E-REQUEST", "a batch is a list of devices.", "send their ids as a JSON list.")
             return two_server.dump_share(self._helper(run).open(devices))
@@ -185,7 +185,7 @@ class HelperPlane:
     def _enlist(self, run: str, document: Any) -> ShareKey:
         """Enlist a run.
 
-        Raises DecodeError(E-FACTS), RecipeError and others as ``acceptance.accept``; TransportError(E-REQUEST).
+        Raises DecodeError(E-FACTS), RecipeError and others as ``acceptance.accept_facts``; TransportError(E-REQUEST).
         """
         service = self._service
         try:
@@ -206,17 +206,19 @@ class HelperPlane:
                     f"this gateway's operator lists {counted} of the run's devices, and its smallest sum has {n_min}."
                 )
                 raise DecodeError("E-SECAGG-FEW", what, "ask the gateway's operator (`edgewise gateway approve`).")
-            service.database.write(lambda c: helped.enlist(c, new, service.now_s()))
+            service.database.write(lambda c: helped.enlist_helped_run(c, new, service.now_s()))
             known = self._known(run)
         assert known is not None
-        return share_keys.made(service.identity, share_keys.HELPER, run, public(known.secret), self._attest)
+        return share_keys.made_share_key(
+            service.identity, share_keys.HELPER, run, public_half(known.secret), self._attest
+        )
 
     def _plan(self, run: Enlisted, spec: Spec) -> Plan:
         """Compile the gateway's own plan of a run from facts that its server signed."""
         if not facts.signed(self._leader, run.signature, run.facts):  # checked before any code of a package is imported
             raise facts.refused("they are not signed by this gateway's server")
         catalogue = extension_packages.catalogue(facts.parse(run.facts).packages, self._packages)
-        plan = accept(run.facts, run.signature, self._leader, spec, self._floor, catalogue)
+        plan = accept_facts(run.facts, run.signature, self._leader, spec, self._floor, catalogue)
         if plan.run != run.run:
             raise DecodeError("E-FACTS", "the facts are those of another run than the request is signed for.")
         if plan.hides is None or plan.hides.servers != 2:
@@ -229,11 +231,11 @@ class HelperPlane:
         assert plan.facts.instance is not None  # ``accept`` refuses facts without an instance
         if vector.digest(run.roster) != plan.facts.instance.roster:
             raise DecodeError("E-FACTS", "the devices' keys are not those that the facts name.")
-        return roster.parse(run.roster, plan.facts.population)
+        return roster.parse_roster(run.roster, plan.facts.population)
 
     def _known(self, run: str) -> Enlisted | None:
         with self._service.database.read() as c:
-            return helped.find(c, run)
+            return helped.find_helped_run(c, run)
 
     def _helper(self, run: str) -> LocalHelper:
         """Load the helper of a run from the disk. Raises TransportError(E-UNKNOWN-ID) for an unknown run."""

@@ -30,7 +30,7 @@ from edgewise.drivers.storage.files import FOLDER, write_first
 NAME_CHARACTERS = 32
 
 
-def fingerprint(public: bytes) -> str:
+def key_fingerprint(public: bytes) -> str:
     """Return the name of a public key."""
     return hashlib.sha256(public).hexdigest()[:NAME_CHARACTERS]
 
@@ -45,7 +45,7 @@ class Identity:
     @property
     def name(self) -> str:
         """The id of the holder of the secret."""
-        return fingerprint(self.public)
+        return key_fingerprint(self.public)
 
     def sign(self, message: bytes) -> bytes:
         """Sign a message with 64 bytes.

@@ -110,7 +110,7 @@ class Gatekeeper:
         limits = self.limits
         free = limits.in_flight_bytes - self.in_flight
         if length and self._held[holder] + length > min(limits.holder_bytes, free):
-            raise Later("E-BUSY", "the server holds too many requests in memory.", "wait a moment.", 1.0)
+            raise LaterError("E-BUSY", "the server holds too many requests in memory.", "wait a moment.", 1.0)
         self._held[holder] += length
 
     def release(self, holder: str, length: int) -> None:
@@ -125,11 +125,11 @@ class Gatekeeper:
         Raises:
             TransportError: E-RATE.
         """
-        _refuse(self._addresses.take(customer(address), 1.0, now_s), "requests from this address")
+        _refuse(self._addresses.take(customer_network(address), 1.0, now_s), "requests from this address")
 
     def fine(self, address: str, now_s: float) -> None:
         """Count a request of an address that another server had to refuse as ``FINE`` requests."""
-        self._addresses.charge(customer(address), FINE, now_s)
+        self._addresses.charge(customer_network(address), FINE, now_s)
 
     def member(self, name: str, size: int, now_s: float) -> None:
         """Count a request of a member with a body of ``size`` bytes.
@@ -141,7 +141,7 @@ class Gatekeeper:
         _refuse(self._bytes.take(name, size, now_s), "bytes from this key")
 
 
-def customer(address: str) -> str:
+def customer_network(address: str) -> str:
     """Return the network of one customer: an IPv4 address, or an IPv6 /64, in which a customer has any number of
     addresses.
 
@@ -160,10 +160,10 @@ def customer(address: str) -> str:
 
 def _refuse(wait_s: float, what: str) -> None:
     if wait_s > 0.0:
-        raise Later("E-RATE", f"too many {what}.", f"wait {wait_s:.1f} s.", wait_s)
+        raise LaterError("E-RATE", f"too many {what}.", f"wait {wait_s:.1f} s.", wait_s)
 
 
-class Later(TransportError):
+class LaterError(TransportError):
     """A refusal that ends by itself. ``wait_s``: seconds until the next attempt."""
 
     def __init__(self, code: str, what: str, fix: str, wait_s: float) -> None:

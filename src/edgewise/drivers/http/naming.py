@@ -34,7 +34,7 @@ def named(url: str, server: str, patience_s: float, path: str = "/v1/server") ->
         raise unreachable(url, e) from None
     except (ValueError, KeyError, TypeError, answers.Wait):
         raise TransportError("E-SERVER-KEY", f"{url} is no edgewise server.", "check the address.") from None
-    certificates.pin(server, key, authority.encode(), nonce, signature)
+    certificates.pinned_authority(server, key, authority.encode(), nonce, signature)
     return key, authority
 
 

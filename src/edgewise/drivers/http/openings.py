@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgewise.drivers.http.limits import customer
+from edgewise.drivers.http.limits import customer_network
 
 Handler = Callable[[Any, Any], None]
 
@@ -51,7 +51,7 @@ class Openings:
         """Wrap the handler of a connection. It gets a closed socket where there is no room, and must return then."""
 
         def handle(sock: Any, peer: Any) -> None:
-            address = customer(str(peer[0]))
+            address = customer_network(str(peer[0]))
             if self._take(address):
                 self._here.address = address
             else:

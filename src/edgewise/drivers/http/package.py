@@ -22,7 +22,7 @@ MANIFEST_BYTES = 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,120}\.(json|model|txt|jinja|safetensors)")
 
 
-def dump(files: Mapping[str, str]) -> bytes:
+def dump_package(files: Mapping[str, str]) -> bytes:
     """Encode the manifest of files: name -> digest."""
     return json.dumps(dict(files), sort_keys=True, separators=(",", ":")).encode("ascii")
 
@@ -31,28 +31,28 @@ def parse(raw: bytes) -> Mapping[str, str]:
     """Decode the manifest of a package of model files.
 
     Raises:
-        DecodeError: E-FACTS for bytes that ``dump`` does not write.
+        DecodeError: E-FACTS for bytes that ``dump_package`` does not write.
     """
     try:
         files = json.loads(raw.decode("ascii")) if len(raw) <= MANIFEST_BYTES else None
     except (ValueError, RecursionError):
         files = None
-    if not isinstance(files, dict) or not files or not all(map(_sound, files.items())) or dump(files) != raw:
+    if not isinstance(files, dict) or not files or not all(map(_sound, files.items())) or dump_package(files) != raw:
         raise DecodeError("E-FACTS", "the list of the model's files is malformed.", "ask the operator of the server.")
     return files
 
 
-def digest_in(base: str) -> str | None:
+def package_digest_in(base: str) -> str | None:
     """Return the manifest's digest in ``model.base``. None where it names no package."""
     digest = base.removeprefix(PREFIX)
     return digest if base.startswith(PREFIX) and is_digest(digest) else None
 
 
-def packed(name: str) -> bool:
+def is_packed_file(name: str) -> bool:
     """Return whether a file of this name belongs in a package."""
     return _NAME.fullmatch(name) is not None
 
 
 def _sound(item: tuple[object, object]) -> bool:
     name, digest = item
-    return isinstance(name, str) and packed(name) and isinstance(digest, str) and is_digest(digest)
+    return isinstance(name, str) and is_packed_file(name) and isinstance(digest, str) and is_digest(digest)

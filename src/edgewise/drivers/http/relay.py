@@ -25,7 +25,7 @@ from edgewise.drivers.http.answers import Answer, Wait
 from edgewise.drivers.http.blob_cache import BlobCache
 from edgewise.drivers.http.guard import caller
 from edgewise.drivers.http.home import Home
-from edgewise.drivers.http.limits import Later
+from edgewise.drivers.http.limits import LaterError
 from edgewise.drivers.http.link import FRAME_BYTES
 from edgewise.drivers.http.named_locks import NamedLocks
 from edgewise.drivers.http.naming import CONNECT_S
@@ -105,7 +105,7 @@ class Relay:
                         return refusal or await self._streamed(request)
                     return _file(path, digest)
         except TimeoutError:
-            raise Later("E-BUSY", "the gateway is fetching this blob.", "come back.", 2.0) from None
+            raise LaterError("E-BUSY", "the gateway is fetching this blob.", "come back.", 2.0) from None
         if (refusal := await self._asked(request)) is not None:
             return refusal
         self.hits += 1
@@ -135,7 +135,7 @@ class Relay:
                     await self._service.aside(lambda: self._cache.keep(digest))
                     return None
                 if answer.status_code not in (200, 206):
-                    return self._answer(request, await answers.received_async(answer, FRAME_BYTES))
+                    return self._answer(request, await answers.received_answer_async(answer, FRAME_BYTES))
                 goes_on = answer.status_code == 206
                 length = int(answer.headers.get("content-length", "0"))
                 if (have if goes_on else 0) + length > self._cache.limit_bytes:
@@ -176,7 +176,7 @@ class Relay:
         """Send a request to the server and read its answer, which a frame's size bounds."""
         try:
             async with self._http().stream(request.method, _target(request), content=body, headers=headers) as answer:
-                return await answers.received_async(answer, FRAME_BYTES)
+                return await answers.received_answer_async(answer, FRAME_BYTES)
         except httpx2.TransportError as e:
             raise self._silent(e) from None
         except Wait as e:
@@ -189,7 +189,9 @@ class Relay:
         return Response(answer.content, answer.status, _kept(answer.headers, _DOWN))
 
     def _silent(self, e: Exception) -> TransportError:
-        return Later("E-CONNECT", f"the gateway does not reach the server: {type(e).__name__}.", "wait a moment.", 2.0)
+        return LaterError(
+            "E-CONNECT", f"the gateway does not reach the server: {type(e).__name__}.", "wait a moment.", 2.0
+        )
 
     def _http(self) -> httpx2.AsyncClient:
         if self._client is None:

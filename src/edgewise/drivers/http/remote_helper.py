@@ -47,7 +47,7 @@ class RemoteHelper:
 
     def __init__(self, link: Link, plan: Plan, statement: Mapping[str, Any]) -> None:
         self._link, self._plan, self.statement = link, plan, statement
-        self.key = share_keys.checked(statement, share_keys.HELPER, plan.run, link.home.server)
+        self.key = share_keys.checked_share_key(statement, share_keys.HELPER, plan.run, link.home.server)
         self._round = 0
         secagg = plan.secagg(0)
         self._limit_bytes = 2**16 + 8 * (secagg.dim + secagg.heads)  # more than any share of the run's sums has
@@ -102,7 +102,7 @@ class RemoteHelper:
     def begin(self, invite: Invite, beacon: bytes | None = None) -> None:
         """See Helper."""
         self._round = invite.round
-        self._call("round", helped.dump_round(invite, beacon))
+        self._call("round", helped.dump_helped_round(invite, beacon))
 
     def admit(self, ticket: bytes) -> str | None:
         """See Helper."""

@@ -32,7 +32,7 @@ from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.uploads import Room, Upload
 from edgewise.drivers.http import certificates, frame_counter
 from edgewise.drivers.http.blob_response import BlobResponse
-from edgewise.drivers.http.guard import caller, parsed, refused
+from edgewise.drivers.http.guard import caller, parsed_body, refused_route
 from edgewise.drivers.http.health import Health
 from edgewise.drivers.http.named_locks import NamedLocks
 from edgewise.drivers.http.rules import VIEWER
@@ -70,7 +70,7 @@ class DataPlane:
     async def server(self, request: Request) -> Response:
         """Tell the server's identity, signed for a nonce of the caller."""
         service, nonce = self._service, request.query_params.get("nonce", "")
-        return JSONResponse(certificates.introduced(service.identity, service.authority, nonce))
+        return JSONResponse(certificates.introduced_server(service.identity, service.authority, nonce))
 
     async def inbox(self, request: Request) -> Response:
         """Return the oldest frame with a number above ``after``. Waits up to ``wait`` seconds for it."""
@@ -100,13 +100,13 @@ class DataPlane:
         """Count a device's next frame, and state the one that the server remembers now."""
         service, found = self._service, caller(request)
         member, proof = found.signed()
-        claimed = _claim(parsed(found.body))
+        claimed = _claim(parsed_body(found.body))
         known = await service.once(proof, lambda c: counters.count(c, member.id, claimed))
         statement = frame_counter.stated(service.identity, member.id, known.number, known.digest)
         if known == claimed:
             return JSONResponse(statement)
         what = f"the server remembers frame {known.number} of this device, which is not the one that it counts now."
-        return await refused(request, TransportError("E-OLDER", what, counter_file.FIX), beside=statement)
+        return await refused_route(request, TransportError("E-OLDER", what, counter_file.FIX), beside=statement)
 
     async def outbox(self, request: Request) -> Response:
         """Accept a frame: the body, or the upload that the query names."""
@@ -142,7 +142,7 @@ class DataPlane:
         """Begin an upload, or find it."""
         service, found = self._service, caller(request)
         member, proof = found.signed()
-        wanted = parsed(found.body)
+        wanted = parsed_body(found.body)
         digest, size = _announced(wanted)
         service.check_room(min(size, service.limits.frame_bytes))
         if proof.run is None or proof.round is None:

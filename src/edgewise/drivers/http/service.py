@@ -23,7 +23,7 @@ from edgewise.drivers.fleet.members import Member
 from edgewise.drivers.fleet.news import News
 from edgewise.drivers.fleet.spool import Chunks
 from edgewise.drivers.http import browser, identity
-from edgewise.drivers.http.limits import Gatekeeper, Later, ServerLimits
+from edgewise.drivers.http.limits import Gatekeeper, LaterError, ServerLimits
 from edgewise.drivers.http.meter import Meter
 from edgewise.drivers.http.presence import Presence
 from edgewise.drivers.http.signatures import Proof
@@ -31,7 +31,7 @@ from edgewise.drivers.http.staging import Staging
 from edgewise.drivers.storage.blob_store import BlobStore
 from edgewise.drivers.storage.fencing import GRACE_S
 from edgewise.drivers.storage.files import FOLDER
-from edgewise.drivers.storage.store_place import CODES, Place
+from edgewise.drivers.storage.store_place import CODES, StorePlace
 from edgewise.drivers.workers.split_process import SplitProcess
 
 T = TypeVar("T")
@@ -61,7 +61,7 @@ class Service:
         now_s: Callable[[], float] = time.time,
         key: str = "server.key",
         database: str = "",
-        blobs: Place | None = None,
+        blobs: StorePlace | None = None,
         public_url: str = "",
     ) -> None:
         self.public_url = browser.checked_url(public_url)
@@ -70,7 +70,9 @@ class Service:
         self.database = Database(folder, now_s, url=database)
         try:
             self.identity = identity.make(folder / key)
-            self.blobs: BlobStore = blob_places.opened(folder, blobs, self.identity.name, GRACE_S if database else 0.0)
+            self.blobs: BlobStore = blob_places.opened_server_blobs(
+                folder, blobs, self.identity.name, GRACE_S if database else 0.0
+            )
             self.presence = Presence(limits.checkin_rate, self._fleet, self.database.shared)  # reads the database
         except Exception:  # Whatever stops the start must release the lease.
             self.database.close()
@@ -80,7 +82,7 @@ class Service:
         self.staging = Staging(folder / "staged", now_s)
         self.gate = Gatekeeper(limits)
         self.meter = Meter()
-        self.epoch = epoch.load(folder)
+        self.epoch = epoch.load_server_epoch(folder)
         self._told_s: dict[str, float] = {}  # device -> time of the last news of it to other servers
         self.revoked: set[str] = set()  # members revoked since the server started
         self.deliveries, self._arrived = 0, threading.Condition()
@@ -141,7 +143,7 @@ class Service:
                 with self.database.read() as c:
                     past = sessions.any_expired(c, now_s)
                 if past:
-                    self.database.write(lambda c, now_s=now_s: sessions.sweep(c, now_s))  # type: ignore[misc]
+                    self.database.write(lambda c, now_s=now_s: sessions.sweep_sessions(c, now_s))  # type: ignore[misc]
             except StoreError as e:
                 LOG.warning("sessions that have ended are not deleted yet: %s", e)
 
@@ -172,7 +174,7 @@ class Service:
         """Run a change and spend its request's nonce, in one transaction.
 
         Raises:
-            TransportError: as ``nonces.spend`` (E-REPLAY, E-REVOKED), and the errors of the change.
+            TransportError: as ``nonces.spend_nonce`` (E-REPLAY, E-REVOKED), and the errors of the change.
         """
 
         def both(c: sa.Connection) -> T:
@@ -196,9 +198,11 @@ class Service:
         deleted where it is seen, so that no clock that is set back revives it.
         """
         now_s = self.now_s()
-        name, past = await self.read(lambda c: (sessions.find(c, secret, now_s), sessions.expired(c, secret, now_s)))
+        name, past = await self.read(
+            lambda c: (sessions.session_member(c, secret, now_s), sessions.is_session_expired(c, secret, now_s))
+        )
         if past:
-            await self.write(lambda c: sessions.sweep(c, now_s))
+            await self.write(lambda c: sessions.sweep_sessions(c, now_s))
         return name
 
     def spend(self, c: sa.Connection, proof: Proof) -> None:
@@ -207,7 +211,7 @@ class Service:
         Nonces are forgotten by a clock that does not jump. With a clock that goes ahead and comes back, the server
         would forget requests and accept them a second time.
         """
-        nonces.spend(c, proof, self._begun_s[0] + time.monotonic() - self._begun_s[1])
+        nonces.spend_nonce(c, proof, self._begun_s[0] + time.monotonic() - self._begun_s[1])
 
     def changed(self, member: Member) -> None:
         """Apply a change of a member's standing: read it again, wake its long poll, and notify the waiters for its
@@ -260,7 +264,7 @@ class Service:
         """
         if self.free_bytes() < size + self.limits.reserve_bytes:
             fix = "send it again when the operator has made room. The server has stored nothing."
-            raise Later("E-DISK", "the disk of the server is full.", fix, DISK_S)
+            raise LaterError("E-DISK", "the disk of the server is full.", fix, DISK_S)
 
     def hang_up(self) -> None:
         """End all long polls."""

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from edgewise.core.errors import TransportError
-from edgewise.drivers.http.door import Door, room
+from edgewise.drivers.http.door import Door, connection_room
 from edgewise.drivers.http.limits import ServerLimits
 
 HEADER_BYTES = 2**14
@@ -119,7 +119,7 @@ class HttpsListener:
         ready_s: float = 10.0,
     ) -> None:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        most = room(limits.connections)
+        most = connection_room(limits.connections)
         self._socket = Door(family, most, max(1, int(most * ADDRESS_SHARE)))
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

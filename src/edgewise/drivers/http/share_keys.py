@@ -1,7 +1,7 @@
 """The keys to which devices seal their two shares, each signed by its server for one run.
 
-    statement = made(gateway, "helper", run, public)            the gateway, or the server for "leader"
-    key = checked(statement, "helper", run, name)               a device: its owner has pinned ``name``
+    statement = made_share_key(gateway, "helper", run, public)            the gateway, or the server for "leader"
+    key = checked_share_key(statement, "helper", run, name)               a device: its owner has pinned ``name``
     attested(statement, "helper", run, key, references, now)    a device whose owner names programs that may hold it
 
 A device that sealed both shares to keys of the server would show it the update. So a device accepts the helper's
@@ -20,7 +20,7 @@ from edgewise.core.errors import DecodeError
 from edgewise.crypto import sign
 from edgewise.crypto.attest.accept import Reference, accepted
 from edgewise.crypto.attest.evidence import Evidence, Facts, bound, refused
-from edgewise.drivers.http.identity import Identity, fingerprint
+from edgewise.drivers.http.identity import Identity, key_fingerprint
 
 LEADER, HELPER = "leader", "helper"
 CONTEXT = b"edgewise share key 1\0"  # purpose of the signature; no other signed message of a server begins so
@@ -44,7 +44,7 @@ def statement(role: str, run: str, key: bytes) -> bytes:
     return CONTEXT + role.encode() + b"\0" + run.encode() + b"\0" + key
 
 
-def made(
+def made_share_key(
     server: Identity, role: str, run: str, key: bytes, attest: Callable[[bytes], Evidence] | None = None
 ) -> ShareKey:
     """Make the statement of a server for a run. ``attest``: obtains evidence for 64 bytes. None: without."""
@@ -53,7 +53,7 @@ def made(
     return ShareKey(server=server.public.hex(), key=key.hex(), signature=signature.hex(), evidence=evidence)
 
 
-def checked(document: Any, role: str, run: str, name: str) -> bytes:
+def checked_share_key(document: Any, role: str, run: str, name: str) -> bytes:
     """Check a statement and return its key, 32 bytes.
 
     Args:
@@ -68,7 +68,7 @@ def checked(document: Any, role: str, run: str, name: str) -> bytes:
     except (msgspec.ValidationError, ValueError):
         public = key = signature = b""
     signed = sign.verify(public, signature, statement(role, run, key))
-    if len(key) != 32 or fingerprint(public) != name or not signed:
+    if len(key) != 32 or key_fingerprint(public) != name or not signed:
         raise DecodeError(
             "E-SERVER-KEY",
             f"the {role}'s key of this run is not signed by the server {name}.",

@@ -117,13 +117,13 @@ def headers(identity: Identity, request: Request, server: str, created_s: int, n
     }
 
 
-def sender(headers: Mapping[str, str]) -> str | None:
+def claimed_sender(headers: Mapping[str, str]) -> str | None:
     """Return the id that a request claims as sender, not checked yet. None where it claims none."""
     given = _INPUT.fullmatch(headers.get("signature-input", ""))
     return given[3] if given else None
 
 
-def verify(
+def verify_request(
     request: tuple[str, str, str],
     headers: Mapping[str, str],
     server: str,

@@ -1,7 +1,7 @@
 """The port of a server's listener for split learning, signed by the server for one run, and sessions of a device there.
 
-    statement = made(server, run, port)                       the server
-    port = checked(statement, run, name)                      a device
+    statement = made_split_address(server, run, port)                       the server
+    port = checked_split_address(statement, run, name)                      a device
     RemoteSessions(link, run, port, folder, leaving).play(wanted, perform)
 
 The listener is on the host of the server, with its certificate.
@@ -21,7 +21,7 @@ import msgspec
 from edgewise.core.errors import BudgetError, DecodeError, RecipeError
 from edgewise.crypto import sign
 from edgewise.drivers.http import certificates
-from edgewise.drivers.http.identity import Identity, fingerprint
+from edgewise.drivers.http.identity import Identity, key_fingerprint
 from edgewise.drivers.http.link import Link
 from edgewise.drivers.http.split_streams import DeviceStream, SplitAddress, StreamLimits
 from edgewise.drivers.storage.split_attempts import SplitAttempts
@@ -46,12 +46,12 @@ def statement(run: str, port: int) -> bytes:
     return CONTEXT + f"{run}\0{port}".encode()
 
 
-def made(server: Identity, run: str, port: int) -> SplitPort:
+def made_split_address(server: Identity, run: str, port: int) -> SplitPort:
     """Make the statement of a server for a run."""
     return SplitPort(server=server.public.hex(), port=port, signature=server.sign(statement(run, port)).hex())
 
 
-def checked(document: Any, run: str, name: str) -> int:
+def checked_split_address(document: Any, run: str, name: str) -> int:
     """Check a statement as it came, as JSON, and return its port.
 
     Args:
@@ -67,7 +67,7 @@ def checked(document: Any, run: str, name: str) -> int:
     except (msgspec.ValidationError, ValueError):
         pass
     signed = sign.verify(public, signature, statement(run, port))
-    if fingerprint(public) != name or not signed or not 0 < port < 2**16:
+    if key_fingerprint(public) != name or not signed or not 0 < port < 2**16:
         what = f"the port for sessions of split learning in this run is not signed by the server {name}."
         raise DecodeError("E-SERVER-KEY", what, "ask the operator whether the server listens for such sessions.")
     return port

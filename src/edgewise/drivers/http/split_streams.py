@@ -189,7 +189,7 @@ class SplitListener:
             if len(values) != 1:
                 raise TransportError("E-SIGNATURE", f"the request has {len(values)} headers {name}.", "send each once.")
             headers[name] = values[0]
-        proof = signatures.verify(("GET", PATH, ""), headers, self._server, self._now_s(), self._key_of)
+        proof = signatures.verify_request(("GET", PATH, ""), headers, self._server, self._now_s(), self._key_of)
         return proof, self._allowed(proof)
 
     def _allowed(self, proof: Proof) -> HostedSession:

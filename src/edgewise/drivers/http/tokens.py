@@ -53,7 +53,7 @@ def _checksum(body: bytes) -> bytes:
     return hashlib.sha256(PREFIX.encode() + body).digest()[:_CHECK]
 
 
-def make(server: str) -> Token:
+def make_token_for_server(server: str) -> Token:
     """Make a fresh token for the server of this fingerprint."""
     return Token(secrets.token_hex(_ID), secrets.token_bytes(_SECRET), server)
 

@@ -14,7 +14,7 @@ from typing import Any
 from edgewise.core.keys import Key, Secrets, derive
 from edgewise.core.training import DeviceId
 from edgewise.crypto import sign
-from edgewise.crypto.agree import Pair
+from edgewise.crypto.agree import AgreementPair
 from edgewise.engine.ports import Trust
 from edgewise.plan.plan import Plan
 from edgewise.plan.split_part import noises_crossings
@@ -32,18 +32,18 @@ def simulated_root(plan: Plan, world: str, facts: Mapping[str, Any]) -> Key:
     return derive(plan.key, "run", plan.run, world, str(facts.get("fingerprint", "")))
 
 
-def noised(plan: Plan) -> bool:
+def is_simulation_noised(plan: Plan) -> bool:
     """Return whether releases or messages carry noise, with an epsilon or without one."""
     return plan.spend is not None or any(pipe.total.noise_std > 0.0 for pipe in plan.pipelines)
 
 
 @lru_cache(maxsize=1 << 16)
-def _identity_key(key: Key, device: DeviceId) -> Pair:
+def _identity_key(key: Key, device: DeviceId) -> AgreementPair:
     """Signing key of a simulated device."""
     return sign.pair(derive(key, "identity", device))
 
 
-def simulated_servers(key: Key) -> tuple[Pair, Pair]:
+def simulated_servers(key: Key) -> tuple[AgreementPair, AgreementPair]:
     """Derive the HPKE pairs of leader and helper."""
     return two_server.server_pair(derive(key, "leader")), two_server.server_pair(derive(key, "helper"))
 
@@ -68,7 +68,7 @@ def simulated_secrets(plan: Plan, root: Key, device: DeviceId, round: int, nonce
     are.
     """
     session = derive(root, "session", device, round, nonce or b"")
-    if not (noised(plan) or noises_crossings(plan)):
+    if not (is_simulation_noised(plan) or noises_crossings(plan)):
         return Secrets(plan.batch_key(device, round), derive(plan.key, "device", device, round), session)
     return Secrets(derive(session, "training"), derive(session, "private"), session)
 
@@ -79,9 +79,9 @@ def simulated_entropy(plan: Plan, root: Key, round: int) -> Key:
     Without noise it only decides the groups of hidden sums. It is then derived from the seed, because such runs are
     compared device by device. (A session's id contains its run, whatever its nonce is.)
     """
-    return derive(root if noised(plan) else plan.key, "noise", round)
+    return derive(root if is_simulation_noised(plan) else plan.key, "noise", round)
 
 
 def simulated_sampling(plan: Plan, root: Key) -> Key:
     """Derive the key of all cohorts. Poisson cohorts that noise relies on are secret. Others follow from the seed."""
-    return root if plan.sampling.kind == "poisson" and noised(plan) else plan.key
+    return root if plan.sampling.kind == "poisson" and is_simulation_noised(plan) else plan.key

@@ -158,8 +158,8 @@ class LocalHelper:
             return self._refusal
         helper, id, code = self._helper, None, None
         try:
-            read = two_server.load(ticket)
-            id, helper = read.id, two_server.admit(self._helper, read)
+            read = two_server.load_ticket(ticket)
+            id, helper = read.id, two_server.admit_share_report(self._helper, read)
         except DecodeError as e:
             code = e.code
         if self._record is not None:
@@ -175,7 +175,7 @@ class LocalHelper:
         if self._helper is None:
             raise DecodeError(self._refusal or "E-SECAGG-ORDER", "the helper refused the round's invitation.")
         assert self._round is not None
-        helper, share = two_server.open_batch(self._helper, devices)
+        helper, share = two_server.open_helper_batch(self._helper, devices)
         if self._record is not None:
             self._record.open(self._round, frozenset(devices), two_server.dump_share(share))
         self._helper, self._opened = helper, self._round
@@ -195,10 +195,10 @@ class LocalHelper:
         self._round = memory.invite.round
         for answer in memory.answers:
             if answer.code is None and answer.ticket is not None:
-                self._helper = two_server.admit(self._helper, two_server.load(answer.ticket))
+                self._helper = two_server.admit_share_report(self._helper, two_server.load_ticket(answer.ticket))
             self._answers[answer.digest] = answer.code
         self._seen = self._helper.seen
         if memory.batch is not None:
             devices, share = memory.batch
-            self._helper = two_server.closed(self._helper)
+            self._helper = two_server.closed_helper_batch(self._helper)
             self._batch = devices, two_server.load_share(self._helper.params, share)

@@ -16,28 +16,28 @@ from edgewise.privacy.spend import PrivacyEvent
 ROWS = sa.select(CHARGES).order_by(CHARGES.c.number)
 
 
-def end(c: sa.Connection, start: str) -> tuple[int, str]:
+def end_of_charges(c: sa.Connection, start: str) -> tuple[int, str]:
     """Return the number of rows and the digest of the last row, or ``start`` where there is no row."""
     count = c.execute(sa.select(sa.func.count()).select_from(CHARGES)).scalar_one()
     last = c.execute(sa.select(CHARGES.c.digest).order_by(CHARGES.c.number.desc()).limit(1)).scalar_one_or_none()
     return count, start if last is None else last
 
 
-def add(c: sa.Connection, start: str, new: LedgerEntry) -> None:
+def add_stored_charge(c: sa.Connection, start: str, new: LedgerEntry) -> None:
     """Add a charge. A second charge for the same round and attempt changes nothing."""
     same = sa.select(CHARGES.c.number).where(CHARGES.c.round == new.round, CHARGES.c.attempt == new.attempt)
     if c.execute(same).first() is not None:
         return
     row = {"round": new.round, "attempt": new.attempt, "cohort": new.cohort, "event": json.dumps(new.event.to_plain())}
-    c.execute(CHARGES.insert().values(**row, digest=ledger.link(end(c, start)[1], new)))
+    c.execute(CHARGES.insert().values(**row, digest=ledger.ledger_link(end_of_charges(c, start)[1], new)))
 
 
-def entry(row: Any) -> LedgerEntry:
+def stored_charge(row: Any) -> LedgerEntry:
     """Read one of ``ROWS`` as a charge. Raises whatever parsing raises."""
     return LedgerEntry(row.round, row.attempt, row.cohort, PrivacyEvent.from_plain(json.loads(row.event)))
 
 
-def read(rows: Sequence[Any], start: str) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
+def read_stored_charges(rows: Sequence[Any], start: str) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
     """Read the charges of ``ROWS`` and check their chain.
 
     Returns:
@@ -47,8 +47,8 @@ def read(rows: Sequence[Any], start: str) -> tuple[tuple[LedgerEntry, ...], tupl
     """
     charges, chain = [], [start]
     for row in rows:
-        charges.append(entry(row))
-        chain.append(ledger.link(chain[-1], charges[-1]))
+        charges.append(stored_charge(row))
+        chain.append(ledger.ledger_link(chain[-1], charges[-1]))
         if row.digest != chain[-1]:
             raise ValueError(f"row {row.number} is not the one that was written there")
     return tuple(charges), tuple(chain)

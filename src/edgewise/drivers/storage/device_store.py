@@ -155,7 +155,7 @@ class SimulatedDevices:
             session.parent.mkdir(files.FOLDER, exist_ok=True)
         except OSError as e:
             raise StoreError("E-DISK", f"cannot make {session.parent}: {e.strerror}.", "free some space.") from None
-        files.replace(session, states.session_of(state))
+        files.replace_file(session, states.session_of(state))
 
     def _on_disk(self, idle: Idle) -> bool:
         """Return whether the disk has this codec memory.

@@ -68,6 +68,6 @@ def upsert(c: sa.Connection, table: sa.Table) -> Any:
     return sqlite.insert(table)
 
 
-def larger(a: sa.ColumnElement[Any], b: Any) -> sa.ColumnElement[Any]:
+def larger_in_sql(a: sa.ColumnElement[Any], b: Any) -> sa.ColumnElement[Any]:
     """Return the larger of two values. SQLite calls it MAX and PostgreSQL GREATEST."""
     return sa.case((a > b, a), else_=b)

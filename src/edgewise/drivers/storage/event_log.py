@@ -14,7 +14,7 @@ from edgewise.core.training import DeviceId
 from edgewise.drivers.storage.schema import EVENTS, MEASURES
 
 
-def add(c: sa.Connection, new: Sequence[events.AnyEvent], now_s: Callable[[], float]) -> None:
+def add_events(c: sa.Connection, new: Sequence[events.AnyEvent], now_s: Callable[[], float]) -> None:
     """Add events, and the losses of evaluations. ``now_s`` stamps those that carry no time yet."""
     if new:
         c.execute(EVENTS.insert(), [_event_row(event, now_s) for event in new])
@@ -30,7 +30,7 @@ def _add_measures(c: sa.Connection, e: events.Evaluated) -> None:
         c.execute(upsert(MEASURES).on_conflict_do_nothing(), rows)
 
 
-def bodies(kind: str | None = None, round: int | None = None) -> sa.Select[Any]:
+def event_bodies(kind: str | None = None, round: int | None = None) -> sa.Select[Any]:
     """Select events of a run's log in their order: all, those of one kind (tag), or those of one kind and round."""
     query = sa.select(EVENTS.c.body).order_by(EVENTS.c.number)
     if kind is not None:
@@ -38,19 +38,19 @@ def bodies(kind: str | None = None, round: int | None = None) -> sa.Select[Any]:
     return query if round is None else query.where(EVENTS.c.round == round)
 
 
-def read(rows: Sequence[Any]) -> list[events.AnyEvent]:
-    """Read rows of ``bodies``. Raises whatever parsing raises."""
+def read_events(rows: Sequence[Any]) -> list[events.AnyEvent]:
+    """Read rows of ``event_bodies``. Raises whatever parsing raises."""
     return [events.from_json(row.body) for row in rows]
 
 
-def measures(model: str, round: int | None = None) -> sa.Select[Any]:
+def logged_losses(model: str, round: int | None = None) -> sa.Select[Any]:
     """Select from a run's log the losses of a model by round: all, or those of one round."""
     query = sa.select(MEASURES).where(MEASURES.c.model == model).order_by(MEASURES.c.round)
     return query if round is None else query.where(MEASURES.c.round == round)
 
 
-def latest(rows: Sequence[Any]) -> dict[DeviceId, tuple[float, int]]:
-    """Return device -> (nll, tokens) of the latest round in rows of ``measures``."""
+def latest_logged_losses(rows: Sequence[Any]) -> dict[DeviceId, tuple[float, int]]:
+    """Return device -> (nll, tokens) of the latest round in rows of ``logged_losses``."""
     last = rows[-1].round if rows else 0
     return {row.device: (row.nll, row.tokens) for row in rows if row.round == last}
 

@@ -23,7 +23,7 @@ _ROUND = re.compile(r"round-(\d+)(?:\.(\d+))?\.log")
 _ROW = 0
 
 
-def take(engine: sa.Engine, journals: Path, number: int) -> None:
+def fence_run(engine: sa.Engine, journals: Path, number: int) -> None:
     """Open a run with the number of a lease; 0 changes nothing.
 
     Raises:
@@ -35,11 +35,11 @@ def take(engine: sa.Engine, journals: Path, number: int) -> None:
         row = upsert(c, FENCES).values(id=_ROW, number=number)
         lower = FENCES.c.number <= number
         c.execute(row.on_conflict_do_update(index_elements=["id"], set_={"number": number}, where=lower))
-        check(c, number)
+        check_fence(c, number)
     _take_journals(journals, number)
 
 
-def check(c: sa.Connection, number: int) -> None:
+def check_fence(c: sa.Connection, number: int) -> None:
     """Refuse the transaction where another server has opened the run since. It excludes other writers until its end.
 
     Raises StoreError(E-LEASE). ``number`` 0: there is no lease to check.

@@ -56,7 +56,7 @@ def copy_durably(source: Path, path: Path) -> None:
     _replace_file(path, copied, owner_only=True, durable=True)
 
 
-def replace(path: Path, raw: Buffer) -> None:
+def replace_file(path: Path, raw: Buffer) -> None:
     """Replace a file for its owner only, atomically for all processes.
 
     The file survives the end of this process but not a power cut.

@@ -19,17 +19,17 @@ _SAYS = b'{"made_by": "edgewise", "note": "edgewise writes, replaces and deletes
 _SQLITE = b"SQLite format 3\0"
 
 
-def marked(folder: Path) -> bool:
+def is_marked_folder(folder: Path) -> bool:
     """Return whether ``folder`` holds edgewise's marker."""
     return (folder / MARKER).is_file()
 
 
 def made(folder: Path) -> bool:
     """Return whether edgewise made ``folder``: it holds the marker, or a run of a version that wrote no markers."""
-    return marked(folder) or _run_without_marker(folder)
+    return is_marked_folder(folder) or _run_without_marker(folder)
 
 
-def foreign(folder: Path) -> bool:
+def is_foreign_folder(folder: Path) -> bool:
     """Return whether ``folder`` holds files and edgewise did not make it."""
     return folder.is_dir() and any(folder.iterdir()) and not made(folder)
 
@@ -42,7 +42,7 @@ def claim(folder: Path) -> None:
             where it cannot be made, read or written.
     """
     try:
-        if foreign(folder):
+        if is_foreign_folder(folder):
             raise StoreError(
                 "E-FOLDER",
                 f"{folder.resolve()} holds files, and edgewise did not make it. edgewise writes, replaces and deletes "
@@ -57,7 +57,7 @@ def claim(folder: Path) -> None:
 
 def _mark_folder(folder: Path) -> None:
     """Write the marker where there is none. Only its name counts, so an incomplete file marks the folder as well."""
-    if marked(folder):
+    if is_marked_folder(folder):
         return
     handle = os.open(folder / MARKER, os.O_WRONLY | os.O_CREAT, 0o666)
     try:

@@ -1,7 +1,7 @@
 """A round's write-ahead log: one file of records with length and checksum, each appended before it takes effect.
 
 Record: ``u32 length | u32 crc32 of the body | u32 crc32 of these 8 bytes | body``, little endian. The body is a box
-(``crypto.seal.BoxKey``) of MessagePack ``[kind, name, bytes, number, train_s, encode_s]``. The box is bound to the
+(``crypto.seal.SealingKey``) of MessagePack ``[kind, name, bytes, number, train_s, encode_s]``. The box is bound to the
 checkpoint that the round started from and to the record's place in the file. The frame of an arrival may be as long as
 the model. It is in a second box, so that it is never copied beside its sealed form: ``u32 length of the first box |
 first box | second box``. Records without a frame have an empty second box.
@@ -42,7 +42,7 @@ from typing import Any, BinaryIO
 import msgspec
 
 from edgewise.core.errors import DecodeError, StoreError
-from edgewise.crypto.seal import NONCE_BYTES, BoxKey
+from edgewise.crypto.seal import NONCE_BYTES, SealingKey
 from edgewise.drivers.storage.files import FOLDER, discard, for_owner, sync_folder
 from edgewise.engine.ports import Absent, Arrived, Began, Expired, Pinned, Record, Resumed
 
@@ -66,7 +66,7 @@ class FileJournal:
     """
 
     def __init__(self, path: Path, of: str, key: bytes) -> None:
-        self._path, self._of, self._boxes = path, of, BoxKey(key)
+        self._path, self._of, self._boxes = path, of, SealingKey(key)
         self._file: Any = None
         self.synced = False
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 from edgewise.core import vector
 from edgewise.core.errors import StoreError, TransportError
 from edgewise.drivers.storage.blob_store import Holds
-from edgewise.drivers.storage.store_place import Place
+from edgewise.drivers.storage.store_place import StorePlace
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
@@ -56,7 +56,7 @@ class ObjectStore:
 
     piece_bytes = 2**20
 
-    def __init__(self, place: Place, grace_s: float) -> None:
+    def __init__(self, place: StorePlace, grace_s: float) -> None:
         self.place, self._grace_s, self._holds = place, grace_s, Holds()
         self._store, self._probe = _client(place, ANSWER_S, TRIES - 1), _client(place, PROBE_S, 0)
 
@@ -214,7 +214,7 @@ class ObjectStore:
             raise _error(self.place, e) from None
 
 
-def _client(place: Place, answer_s: float, again: int) -> S3Store:
+def _client(place: StorePlace, answer_s: float, again: int) -> S3Store:
     """Make a client. It takes region and credentials from the environment or from where the machine runs."""
     try:
         from obstore.exceptions import BaseError
@@ -262,7 +262,7 @@ def _authorities() -> bytes | None:
         raise StoreError("E-STORE-ACCESS", what, "name a file of certificates (PEM), or unset it.") from None
 
 
-def _error(place: Place, e: Exception) -> StoreError:
+def _error(place: StorePlace, e: Exception) -> StoreError:
     """Say what kind of fault it is. The text of ``e`` is not shown: it may quote the store, keys and all."""
     text, where = str(e), f"{place.url}{'' if place.endpoint is None else f' at {place.endpoint}'}"
     found = _CODE.search(text)

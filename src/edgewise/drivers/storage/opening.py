@@ -29,12 +29,12 @@ _EPOCH = re.compile(r"(\d+)-[0-9a-f]{8}")  # a folder for device memory
 _CACHING = re.compile(r"\.[0-9a-f]{32,64}(\.[\w.]+)?\.[a-z0-9_]{8}")  # an incomplete file or folder of the cache
 
 
-def token() -> str:
+def run_token() -> str:
     """Draw a name for a run directory: 128 random bits."""
     return secrets.token_hex(16)
 
 
-def database(out: Path) -> sa.Engine:
+def open_run_database(out: Path) -> sa.Engine:
     """Open ``run.db`` or create it empty. SQLite gives its journal and log files the mode of the database."""
     path = out / "run.db"
     if not path.exists():
@@ -97,7 +97,7 @@ def check_goes_on(out: Path) -> None:
         raise StoreError("E-RESTORED", what, "report, export or audit it. For more rounds begin another run.")
 
 
-def named(c: sa.Connection, next_round: int) -> set[str]:
+def digests_in_row(c: sa.Connection, next_round: int) -> set[str]:
     """List the digests that a row still needs.
 
     These are the newest models, the first model, the deltas, the vectors kept by name, and the kept totals with the
@@ -109,7 +109,7 @@ def named(c: sa.Connection, next_round: int) -> set[str]:
     found |= {r.digest for r in c.execute(sa.select(DELTAS.c.digest))}
     found |= {r.digest for r in c.execute(sa.select(VECTORS.c.digest))}
     first = c.execute(sa.select(MODELS.c.params).where(MODELS.c.next_round == 0))
-    return found | {r.params for r in first} | round_record.named(c, next_round)
+    return found | {r.params for r in first} | round_record.record_digests(c, next_round)
 
 
 def memory_dir(devices: Path, goes_on: bool) -> Path:
@@ -118,7 +118,7 @@ def memory_dir(devices: Path, goes_on: bool) -> Path:
 
     Where a run ``goes_on``, the newest folder is renamed to it, so that a process that knows the old name finds nothing
     there. The sessions of simulated devices ended with the stopped simulation, so they are removed. Otherwise the
-    folder is made when a run begins (``empty``).
+    folder is made when a run begins (``empty_run``).
 
     Raises:
         StoreError: E-DISK.
@@ -138,8 +138,8 @@ def memory_dir(devices: Path, goes_on: bool) -> Path:
     return path
 
 
-def take_over(out: Path, next_round: int | None) -> Path:
-    """Take the files of a run directory over from the process before: ``memory_dir``, then ``clean``.
+def take_over_run(out: Path, next_round: int | None) -> Path:
+    """Take the files of a run directory over from the process before: ``memory_dir``, then ``clean_run``.
 
     ``next_round``: of the run that goes on; None: no run is there. The caller holds the lock, or the run's fence.
 
@@ -147,11 +147,11 @@ def take_over(out: Path, next_round: int | None) -> Path:
         StoreError: E-DISK.
     """
     memory = memory_dir(out / "devices", next_round is not None)
-    clean(out, -1 if next_round is None else next_round)
+    clean_run(out, -1 if next_round is None else next_round)
     return memory
 
 
-def empty(out: Path, memory: Path) -> None:
+def empty_run(out: Path, memory: Path) -> None:
     """Remove device memory and journals of an earlier run, and make the folder ``memory``.
 
     Files that edgewise did not name stay.
@@ -171,7 +171,7 @@ def empty(out: Path, memory: Path) -> None:
         raise StoreError("E-DISK", f"cannot empty {out}: {e.strerror}.", "choose another --out.") from None
 
 
-def clean(out: Path, next_round: int) -> None:
+def clean_run(out: Path, next_round: int) -> None:
     """Remove the files that a killed process left behind, and the sessions of devices.
 
     Only names that edgewise gives are removed.

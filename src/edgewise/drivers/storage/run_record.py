@@ -1,6 +1,6 @@
 """A read-only snapshot of a run's database, taken without the lock, also while the run is in progress.
 
-    record = read(Path("out"))
+    record = read_run_record(Path("out"))
     record.run["id"], len(record.rounds)
 
 Nothing is changed. The witness is read before the database, so an honest witness is never ahead of it.
@@ -67,7 +67,7 @@ class RunRecord:
         return Blobs(self.out / "blobs")
 
 
-def read(out: Path) -> RunRecord:
+def read_run_record(out: Path) -> RunRecord:
     """Read the record of the run in a folder.
 
     Raises:
@@ -76,7 +76,7 @@ def read(out: Path) -> RunRecord:
     """
     if not (out / "run.db").is_file():
         raise StoreError("E-RESUME", f"there is no run in {out}.", "give the folder that holds run.db.")
-    recorded = witness.read(out)
+    recorded = witness.read_witness(out)
     engine = sa.create_engine("sqlite://", creator=lambda: _opened_snapshot(out / "run.db"), poolclass=sa.NullPool)
     fix = "put a whole copy of the folder in its place."
     with foreign(StoreError, "E-CHECKPOINT", f"{out / 'run.db'} cannot be read", fix), engine.connect() as c:
@@ -96,7 +96,7 @@ def read(out: Path) -> RunRecord:
             models={model.next_round: model for model in c.execute(sa.select(MODELS))},
             charges=c.execute(charges.ROWS).all(),
             reported_models=dict(_round_and_model(end.body) for end in ends),
-            checkpoint=rounds.checkpoint(c, run["id"], run["instance"], run["next_round"]),
+            checkpoint=rounds.newest_checkpoint_digest(c, run["id"], run["instance"], run["next_round"]),
             witness=recorded,
             best=c.execute(sa.select(VECTORS.c.note).where(VECTORS.c.name == BEST)).scalar_one_or_none(),
         )

@@ -82,16 +82,16 @@ class RunStore:
         except OSError as e:
             raise StoreError("E-DISK", f"cannot create {out}: {e.strerror}.", "choose another --out.") from None
         self._lock = lock(out / "lock", shared=bool(fence))
-        self._engine = opening.database(out)
+        self._engine = opening.open_run_database(out)
         try:
             with self._named_database_errors():
                 opening.check_schema(self._engine, out)
                 META.create_all(self._engine)
-                fencing.take(self._engine, out / "journal", fence)
+                fencing.fence_run(self._engine, out / "journal", fence)
             run = self.run()
-            self.instance: str = run["instance"] if run else opening.token()
+            self.instance: str = run["instance"] if run else opening.run_token()
             with self._transaction():  # No server that was overtaken since ``take`` renames the folder of the next.
-                self.memory_dir = opening.take_over(out, run["next_round"] if run else None)
+                self.memory_dir = opening.take_over_run(out, run["next_round"] if run else None)
         except StoreError:
             self.close()
             raise
@@ -118,9 +118,9 @@ class RunStore:
 
     @contextmanager
     def _transaction(self) -> Iterator[sa.Connection]:
-        """Open a transaction. It is committed at its end. Raises StoreError(E-LEASE) as ``fencing.check``."""
+        """Open a transaction. It is committed at its end. Raises StoreError(E-LEASE) as ``fencing.check_fence``."""
         with self._named_database_errors(), self._engine.begin() as connection:
-            fencing.check(connection, self._fence)
+            fencing.check_fence(connection, self._fence)
             yield connection
 
     def _check_fence(self) -> None:
@@ -149,9 +149,9 @@ class RunStore:
     ) -> None:
         """Register a run in this directory. Device memory and journals of another run are removed.
         ``window``: number of rounds whose released totals are kept (``plan.retention``); None: all."""
-        opening.empty(self.out, self.memory_dir)
-        start = ledger.first_link(run, self.instance)
-        witness.write(self.out, self._witness_of({"id": run, "next_round": -1}, 0, start))
+        opening.empty_run(self.out, self.memory_dir)
+        start = ledger.first_ledger_link(run, self.instance)
+        witness.write_witness(self.out, self._witness_of({"id": run, "next_round": -1}, 0, start))
         sync_folder(self.out)
         with self._transaction() as c:
             tables = {"recipe": json.dumps(recipe), "facts": json.dumps(facts), "schema_version": SCHEMA_VERSION}
@@ -168,7 +168,7 @@ class RunStore:
         """Mark the run as finished. Remove files that an earlier removal left because the disk refused."""
         with self._transaction() as c:
             c.execute(RUNS.update().values(finished=True, journal_key=opening.journal_key()))
-        opening.clean(self.out, number := self._created_run()["next_round"])
+        opening.clean_run(self.out, number := self._created_run()["next_round"])
         self._blobs.sweep(lambda: self._named_models(number))
 
     # -- checkpoints --------------------------------------------------------------------------------------------
@@ -196,7 +196,7 @@ class RunStore:
         _, chain = self._read_ledger(run)
         if run["ledger"] not in chain:
             raise StoreError("E-CHECKPOINT", f"{self.out / 'run.db'} lost rows of the privacy ledger.", RESTORE)
-        witness.check(self.out, witness.read(self.out), self._witness_of(run, len(chain) - 1, chain[-1]), chain)
+        witness.check(self.out, witness.read_witness(self.out), self._witness_of(run, len(chain) - 1, chain[-1]), chain)
         for number, path in opening.journals(self.out):
             if number > max(0, run["next_round"]):
                 what = f"{path} is of a later round than run.db has reached ({run['next_round']})."
@@ -207,16 +207,16 @@ class RunStore:
         return Witness(self.instance, run["next_round"], self._checkpoint_of(run), count, last)
 
     def _checkpoint_of(self, run: Mapping[str, Any]) -> str:
-        """See ``round_record.checkpoint``."""
+        """See ``round_record.newest_checkpoint_digest``."""
         with self._named_database_errors(), self._engine.connect() as c:
-            return round_record.checkpoint(c, run["id"], self.instance, run["next_round"])
+            return round_record.newest_checkpoint_digest(c, run["id"], self.instance, run["next_round"])
 
     def _write_witness(self) -> None:
         """Bring the witness up to date."""
         run = self._created_run()
         with self._named_database_errors(), self._engine.connect() as c:
-            count, last = charges.end(c, self._ledger_start(run))
-        witness.write(self.out, self._witness_of(run, count, last))
+            count, last = charges.end_of_charges(c, self._ledger_start(run))
+        witness.write_witness(self.out, self._witness_of(run, count, last))
 
     def _created_run(self) -> Mapping[str, Any]:
         """Return the run's row. Raises ValueError before ``create``."""
@@ -225,12 +225,12 @@ class RunStore:
         return run
 
     def _ledger_start(self, run: Mapping[str, Any]) -> str:
-        return ledger.first_link(run["id"], self.instance)
+        return ledger.first_ledger_link(run["id"], self.instance)
 
     def _read_ledger(self, run: Mapping[str, Any]) -> tuple[tuple[LedgerEntry, ...], tuple[str, ...]]:
         """Read the charges and the last link of their chain."""
         with self._named_damage("the privacy ledger"):
-            return charges.read(self._read_rows(charges.ROWS), self._ledger_start(run))
+            return charges.read_stored_charges(self._read_rows(charges.ROWS), self._ledger_start(run))
 
     def _broadcast_ring(self, model: Any) -> Downlink:
         """Load the deltas that are still sent to devices."""
@@ -252,7 +252,7 @@ class RunStore:
     def standing(self, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:
         """See Store."""
         with self._named_damage("the standing of a device"), self._named_database_errors(), self._engine.connect() as c:
-            return standings.read(c, devices)
+            return standings.read_standings(c, devices)
 
     def commit(
         self,
@@ -276,20 +276,20 @@ class RunStore:
             for delta in (one for one in down.ring if one.round not in written):
                 self._blobs.put(delta.blob)
         known = self._created_run()
-        stored = round_record.blobs(total, vector.digest if known["window"] == 0 else self._blobs.put)
+        stored = round_record.store_total_blobs(total, vector.digest if known["window"] == 0 else self._blobs.put)
         self._blobs.sync()
         sync_folder(self.memory_dir)
         with self._transaction() as c:
             c.execute(upsert(MODELS).values(next_round=checkpoint.next_round, **model).on_conflict_do_nothing())
             reached = {"next_round": checkpoint.next_round, "unmet": checkpoint.unmet, "epsilon": checkpoint.epsilon}
-            ended = charges.end(c, self._ledger_start(known))
+            ended = charges.end_of_charges(c, self._ledger_start(known))
             c.execute(RUNS.update().values(**reached, ledger=ended[1], journal_key=opening.journal_key()))
-            line = round_record.record(checkpoint.next_round - 1, model, ended, total, stored)
-            round_record.add(c, released.start(known["id"], self.instance), line)
+            line = round_record.round_line(checkpoint.next_round - 1, model, ended, total, stored)
+            round_record.add_round_line(c, released.start(known["id"], self.instance), line)
             if down is not None:
-                standings.write_ring(c, down)
+                standings.write_delta_ring(c, down)
             standings.write(c, checkpoint.next_round - 1, change, down.anchor_round if down is not None else None)
-            event_log.add(c, new_events, self._now_s)
+            event_log.add_events(c, new_events, self._now_s)
         self._write_witness()
         if self._journal is not None:
             self._journal.discard()
@@ -315,7 +315,7 @@ class RunStore:
 
     def _named_models(self, next_round: int) -> set[str]:
         with self._named_damage("a model"), self._named_database_errors(), self._engine.connect() as c:
-            return opening.named(c, next_round)
+            return opening.digests_in_row(c, next_round)
 
     def models(self) -> dict[int, str]:
         """Return rounds played -> digest of the parameters. The vectors of old versions are swept."""
@@ -356,7 +356,7 @@ class RunStore:
         """See Store."""
         start = self._ledger_start(self._created_run())
         with self._transaction() as c:
-            charges.add(c, start, charge)
+            charges.add_stored_charge(c, start, charge)
         self._write_witness()
 
     def charges(self) -> tuple[LedgerEntry, ...]:
@@ -368,7 +368,7 @@ class RunStore:
     def append(self, event: events.AnyEvent) -> None:
         """See Store."""
         with self._transaction() as c:
-            event_log.add(c, [event], self._now_s)
+            event_log.add_events(c, [event], self._now_s)
 
     def measure(self, model: str, round: int, device: DeviceId, nll: float, tokens: int) -> None:
         """Store one device's held-out loss before the evaluation is complete."""
@@ -378,7 +378,7 @@ class RunStore:
 
     def evaluated(self, model: str, round: int) -> bool:
         """See Store."""
-        found = self._read_events(event_log.bodies("evaluated", round))
+        found = self._read_events(event_log.event_bodies("evaluated", round))
         return any(isinstance(e, events.Evaluated) and e.model == model for e in found)
 
     def evaluations(self) -> list[events.Evaluated]:
@@ -387,14 +387,14 @@ class RunStore:
 
     def measures(self, model: str, round: int | None = None) -> dict[DeviceId, tuple[float, int]]:
         """Return device -> (nll, tokens) of a model, of its latest round where ``round`` is None."""
-        return event_log.latest(self._read_rows(event_log.measures(model, round)))
+        return event_log.latest_logged_losses(self._read_rows(event_log.logged_losses(model, round)))
 
     def _read_events(self, query: sa.Select[Any]) -> list[events.AnyEvent]:
         """Read events by a query."""
         rows = self._read_rows(query)
         with self._named_damage("an event"):
-            return event_log.read(rows)
+            return event_log.read_events(rows)
 
     def events(self, kind: str | None = None) -> list[events.AnyEvent]:
         """Return the stored events in order, of one kind (tag) or all."""
-        return self._read_events(event_log.bodies(kind))
+        return self._read_events(event_log.event_bodies(kind))

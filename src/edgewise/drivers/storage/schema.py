@@ -100,7 +100,7 @@ CHARGES = sa.Table(  # the privacy ledger; rows are only ever added
     sa.Column("attempt", sa.String, nullable=False),
     sa.Column("cohort", sa.Integer, nullable=False),
     sa.Column("event", sa.Text, nullable=False),
-    sa.Column("digest", sa.String, nullable=False),  # over this row and the one before (privacy.ledger.link)
+    sa.Column("digest", sa.String, nullable=False),  # over this row and the one before (privacy.ledger.ledger_link)
     sa.UniqueConstraint("round", "attempt"),
 )
 FENCES = sa.Table(  # one row where servers share a run: the number of the lease that opened it last

@@ -14,7 +14,7 @@ from edgewise.engine.checkpoint import Change, Downlink, Standing
 _MANY = 1000  # the largest number of names in one SQL statement
 
 
-def read(c: sa.Connection, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:
+def read_standings(c: sa.Connection, devices: Sequence[DeviceId]) -> dict[DeviceId, Standing]:
     """Read the standings of these devices, in their order."""
     accepted: dict[DeviceId, int] = {}
     held: dict[DeviceId, int] = {}
@@ -63,7 +63,7 @@ def _is_one_of(table: sa.Table, devices: Sequence[DeviceId]) -> sa.ColumnElement
     return table.c.device.in_(devices)
 
 
-def write_ring(c: sa.Connection, down: Downlink) -> None:
+def write_delta_ring(c: sa.Connection, down: Downlink) -> None:
     """Add the deltas that are new since the previous checkpoint, and delete those that left the ring."""
     written = {row[0] for row in c.execute(sa.select(DELTAS.c.round))}
     if new := [{"round": d.round, "digest": d.digest, "base": d.base} for d in down.ring if d.round not in written]:

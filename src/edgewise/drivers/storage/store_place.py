@@ -18,7 +18,7 @@ _FORM = "write s3://BUCKET/PREFIX, with letters, digits, `-`, `_`, `.` and `=` i
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class StorePlace:
     """Where blobs are. ``endpoint``: the URL of the store; None: that of Amazon for the region of the environment."""
 
     bucket: str
@@ -31,24 +31,24 @@ class Place:
         return f"s3://{self.bucket}/{self.prefix}"
 
 
-def given(url: str, endpoint: str, environment: Mapping[str, str]) -> Place | None:
+def given_store_place(url: str, endpoint: str, environment: Mapping[str, str]) -> StorePlace | None:
     """Read the place that a person gave. None: no URL.
 
     Args:
         url: s3://BUCKET/PREFIX, or empty.
         endpoint: the URL of the store. Empty: that of the environment (AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL), if any.
     Raises:
-        TransportError(E-REQUEST): as ``parse``, and for an endpoint without a URL.
+        TransportError(E-REQUEST): as ``parse_store_place``, and for an endpoint without a URL.
     """
     if not url:
         if endpoint:
             raise TransportError("E-REQUEST", "--blobs-endpoint needs --blobs.", "give both, or neither.")
         return None
     found = (environment.get(name, "") for name in ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"))
-    return parse(url, endpoint or next(filter(None, found), ""))
+    return parse_store_place(url, endpoint or next(filter(None, found), ""))
 
 
-def parse(url: str, endpoint: str = "") -> Place:
+def parse_store_place(url: str, endpoint: str = "") -> StorePlace:
     """Parse where blobs are.
 
     Args:
@@ -64,7 +64,7 @@ def parse(url: str, endpoint: str = "") -> Place:
     if not _PREFIX.fullmatch(prefix := prefix.strip("/")) or {".", ".."} & set(prefix.split("/")):
         what = "the URL of the blobs has no prefix that can be used. Each server needs one of its own."
         raise TransportError("E-REQUEST", what, _FORM)
-    return Place(bucket, prefix, _endpoint(endpoint) if endpoint else None)
+    return StorePlace(bucket, prefix, _endpoint(endpoint) if endpoint else None)
 
 
 def _endpoint(text: str) -> str:

@@ -36,7 +36,7 @@ class Witness(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ledger: str
 
 
-def write(out: Path, witness: Witness) -> None:
+def write_witness(out: Path, witness: Witness) -> None:
     """Replace the witness of a run directory.
 
     Raises:
@@ -45,7 +45,7 @@ def write(out: Path, witness: Witness) -> None:
     write_durably(out / NAME, msgspec.json.encode(witness), owner_only=True)
 
 
-def read(out: Path) -> Witness:
+def read_witness(out: Path) -> Witness:
     """Read the witness of a run directory.
 
     Raises:

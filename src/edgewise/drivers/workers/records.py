@@ -11,7 +11,7 @@ from edgewise.core.errors import RecipeError, StoreError
 from edgewise.core.frame import LocalRule
 from edgewise.core.training import DeviceId, StepNoise
 from edgewise.engine.trainer import Registered
-from edgewise.plan.noise import Spend
+from edgewise.plan.noise import PlannedSpend
 from edgewise.plan.plan import Plan
 from edgewise.privacy import rules
 
@@ -61,7 +61,7 @@ def noise_steps(plan: Plan, trainer: Registered) -> None:
     Call it before the first step, in everything that trains, checks or audits a plan.
 
     Raises:
-        RecipeError: E-COMBO for a trainer that cannot do it; E-VALUE as ``privacy.rules.delta``.
+        RecipeError: E-COMBO for a trainer that cannot do it; E-VALUE as ``privacy.rules.refuse_delta``.
         TrainingError, StoreError: as ``TorchTrainer.noise_steps`` and ``records``.
     """
     if plan.spend is None or not plan.promise.noises_steps:
@@ -74,11 +74,11 @@ def noise_steps(plan: Plan, trainer: Registered) -> None:
         shown = ", ".join(f"{device:.60}" for device in missing[:SHOWN])
         template = "dp.delta is compared with the records of %d of %d devices; those of %d are missing: %s"
         LOG.warning(template, len(counts) - len(missing), len(counts), len(missing), shown)
-    rules.delta(plan.spend.delta, sum(count or 0 for count in counts.values()), "example")
+    rules.refuse_delta(plan.spend.delta, sum(count or 0 for count in counts.values()), "example")
     trainer.noises.noise_steps(steps_noise(plan.spend))
 
 
-def steps_noise(spend: Spend) -> StepNoise:
+def steps_noise(spend: PlannedSpend) -> StepNoise:
     """Make the noise of training steps, for a trainer, from the spend that accounts it."""
     return StepNoise(spend.clipping.l2, spend.z, spend.events[0].rate)
 

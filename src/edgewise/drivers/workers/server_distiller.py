@@ -62,13 +62,13 @@ class ServerDistiller:
             DataError: E-DATA-*. EdgewiseError: E-DEPENDENCY without torch.
         """
         _need_torch()
-        from edgewise.learn.models.load import located
+        from edgewise.learn.models.load import locate_model
         from edgewise.learn.text import tokens
 
         section = self._recipe.distill
-        teacher, name = located(section.teacher, self._place)
-        own, own_name = located(self._recipe.model.base, self._recipe_dir)
-        if tokens.load(teacher).digest != tokens.load(own).digest:
+        teacher, name = locate_model(section.teacher, self._place)
+        own, own_name = locate_model(self._recipe.model.base, self._recipe_dir)
+        if tokens.load_tokenizer(teacher).digest != tokens.load_tokenizer(own).digest:
             what = f"distill.teacher = {section.teacher!r}: {name} has another tokenizer than the model {own_name}, so"
             what += " their predictions are of other tokens."
             fix = "take a teacher with the model's tokenizer, or make a student of the teacher: `edgewise distill`."
@@ -110,7 +110,9 @@ class ServerDistiller:
         with computing("server, while it distils"):
             blocks = self._blocks()
             self._stop()
-            found = rounds.redistil(model, flat, teacher.model, blocks, section, key, made.arithmetic, self._stop)
+            found = rounds.redistil_student(
+                model, flat, teacher.model, blocks, section, key, made.arithmetic, self._stop
+            )
         event = Redistilled(
             round=round, kept=found.kept, reason=found.reason, perplexity_before=found.before,
             perplexity=found.after, diversity_before=found.wrote_before, diversity=found.wrote,
@@ -147,12 +149,12 @@ class ServerDistiller:
 
     def _blocks(self) -> Blocks:
         """Tokenize the public text. Raises DataError(E-DATA-EMPTY) where it is too short."""
-        from edgewise.learn.models.load import located
+        from edgewise.learn.models.load import locate_model
         from edgewise.learn.text import tokens
         from edgewise.learn.text.blocks import BlockStore
 
         section, corpus = self._recipe.distill, self._corpus()
-        own = tokens.load(located(self._recipe.model.base, self._recipe_dir)[0])
+        own = tokens.load_tokenizer(locate_model(self._recipe.model.base, self._recipe_dir)[0])
         found = BlockStore(corpus, own, self._text(), self._store.out / "cache").open(corpus.devices[0])
         if not len(found.train_NS) or not len(found.held_NS):
             what = f"distill.public = {section.public!r} has too little text: {found.train_tokens} tokens to learn, "

@@ -24,7 +24,7 @@ from edgewise.core.training import DeviceId
 from edgewise.drivers.http import certificates
 from edgewise.drivers.http.signatures import Proof
 from edgewise.drivers.http.split_streams import BUSY, HostedSession, SplitListener
-from edgewise.drivers.screen import guard
+from edgewise.drivers.screen import guard_streams
 from edgewise.drivers.workers import split_jobs as jobs
 from edgewise.engine import split_states as states
 from edgewise.engine.split_names import parts_name, session_name
@@ -93,13 +93,13 @@ class SplitChild:
         try:
             return self._do(message)
         except EdgewiseError as e:
-            return jobs.NotDone(code=e.code, what=e.what, fix=e.fix)
+            return jobs.SplitJobFailed(code=e.code, what=e.what, fix=e.fix)
 
-    def _do(self, message: jobs.Asked) -> jobs.Done:
+    def _do(self, message: jobs.Asked) -> jobs.SplitJobDone:
         match message:
-            case jobs.Revoked(names=names):
+            case jobs.RevokeJob(names=names):
                 self._revoked = names
-            case jobs.HoldRest():
+            case jobs.HoldRestJob():
                 held = _load(message)
                 with self._lock:
                     self._runs[message.run] = held
@@ -111,15 +111,15 @@ class SplitChild:
             case jobs.EndSessions(run=run):
                 with self._lock:
                     self._runs[run].open = False
-                    return jobs.Done(sessions=self._runs[run].counted())
-            case jobs.DropRest(run=run):
+                    return jobs.SplitJobDone(sessions=self._runs[run].counted())
+            case jobs.DropRestJob(run=run):
                 with self._lock:
                     self._runs.pop(run, None)
-            case jobs.Listen():
-                return jobs.Done(port=self._listen(message))
-        return jobs.Done()
+            case jobs.ListenJob():
+                return jobs.SplitJobDone(port=self._listen(message))
+        return jobs.SplitJobDone()
 
-    def _listen(self, message: jobs.Listen) -> int:
+    def _listen(self, message: jobs.ListenJob) -> int:
         tls = certificates.server_context(Path(message.certificate), Path(message.key))
         until_s = time.monotonic() + BUSY_PORT_S
         while True:
@@ -154,7 +154,7 @@ class SplitChild:
             return held.session(proof.sender, proof.round)
 
 
-def _load(message: jobs.HoldRest) -> _HeldRun:
+def _load(message: jobs.HoldRestJob) -> _HeldRun:
     from edgewise.learn.frozen_rest import FrozenRest
 
     recipe = from_plain(json.loads(message.recipe), "the stored recipe")
@@ -167,10 +167,10 @@ def main() -> None:
     """Serve messages until the pipe closes. Output of libraries goes to standard error."""
     stream_in, stream_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    guard()
+    guard_streams()
     child = SplitChild()
     while (message := jobs.read_asked(stream_in)) is not None:
-        jobs.write(stream_out, child.do(message))
+        jobs.write_split_job(stream_out, child.do(message))
     os._exit(0)  # Threads of connections may compute, and nothing of them has to last.
 
 

@@ -19,13 +19,13 @@ class _Item(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="
     __repr__ = outline
 
 
-class Revoked(_Item, frozen=True, tag="revoked"):
+class RevokeJob(_Item, frozen=True, tag="revoked"):
     """Refuse these members from now on, and cut off their sessions."""
 
     names: frozenset[str]
 
 
-class HoldRest(_Item, frozen=True, tag="hold"):
+class HoldRestJob(_Item, frozen=True, tag="hold"):
     """Load the rest of a run's model.
 
     Attributes:
@@ -54,13 +54,13 @@ class EndSessions(_Item, frozen=True, tag="end"):
     run: str
 
 
-class DropRest(_Item, frozen=True, tag="drop"):
+class DropRestJob(_Item, frozen=True, tag="drop"):
     """Forget the rest of a run's model."""
 
     run: str
 
 
-class Listen(_Item, frozen=True, tag="listen"):
+class ListenJob(_Item, frozen=True, tag="listen"):
     """Listen for devices at an address, with a certificate and its key (paths).
 
     ``server``: fingerprint of the server's key.
@@ -82,14 +82,14 @@ class SessionCount(msgspec.Struct, frozen=True):
     down_bytes: int
 
 
-class Done(_Item, frozen=True, tag="done"):
-    """Answer. ``sessions``: of ``EndSessions``. ``port``: of ``Listen``."""
+class SplitJobDone(_Item, frozen=True, tag="done"):
+    """Answer. ``sessions``: of ``EndSessions``. ``port``: of ``ListenJob``."""
 
     sessions: tuple[SessionCount, ...] = ()
     port: int = 0
 
 
-class NotDone(_Item, frozen=True, tag="failed"):
+class SplitJobFailed(_Item, frozen=True, tag="failed"):
     """Answer to a message that met an error of edgewise."""
 
     code: str
@@ -97,14 +97,14 @@ class NotDone(_Item, frozen=True, tag="failed"):
     fix: str
 
 
-Asked = Revoked | HoldRest | BeginSessions | EndSessions | DropRest | Listen
-Answer = Done | NotDone
+Asked = RevokeJob | HoldRestJob | BeginSessions | EndSessions | DropRestJob | ListenJob
+Answer = SplitJobDone | SplitJobFailed
 _encoder = msgspec.msgpack.Encoder()
 _asked: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Asked)
 _answers: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Answer)
 
 
-def write(stream: BinaryIO, item: Asked | Answer) -> None:
+def write_split_job(stream: BinaryIO, item: Asked | Answer) -> None:
     """Write one item and flush. Raises OSError where the other side is gone."""
     raw = _encoder.encode(item)
     stream.write(len(raw).to_bytes(8, "little"))

@@ -42,10 +42,10 @@ class SplitProcess:
         EdgewiseError: the error that a message met in the process.
     """
 
-    def __init__(self, listen: jobs.Listen, revoked: Callable[[], frozenset[str]]) -> None:
+    def __init__(self, listen: jobs.ListenJob, revoked: Callable[[], frozenset[str]]) -> None:
         self._listen, self._revoked_now = listen, revoked
         self._revoked = frozenset[str]()
-        self._held: dict[str, jobs.HoldRest] = {}
+        self._held: dict[str, jobs.HoldRestJob] = {}
         self._rounds: dict[str, int] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self._lock, self._closing = threading.Lock(), threading.Event()
@@ -57,7 +57,7 @@ class SplitProcess:
         """Process id. None while there is no process."""
         return None if self._process is None else self._process.pid
 
-    def hold(self, rest: jobs.HoldRest) -> None:
+    def hold(self, rest: jobs.HoldRestJob) -> None:
         """Give it the rest of a run's model, in place of an earlier one."""
         with self._lock:
             self._held[rest.run] = rest
@@ -90,7 +90,7 @@ class SplitProcess:
             self._rounds.pop(run, None)
             if self._process is not None:
                 with suppress(OSError, DecodeError, EdgewiseError):
-                    self._call(jobs.DropRest(run=run))
+                    self._call(jobs.DropRestJob(run=run))
 
     def close(self) -> None:
         """End the process."""
@@ -102,7 +102,7 @@ class SplitProcess:
 
     # -- with the lock -------------------------------------------------------------------------------------------
 
-    def _ask(self, message: jobs.Asked) -> jobs.Done:
+    def _ask(self, message: jobs.Asked) -> jobs.SplitJobDone:
         """Send a message, to a process that is started where there is none. Returns its answer."""
         for _ in range(STARTS):
             try:
@@ -124,7 +124,7 @@ class SplitProcess:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env, start_new_session=True,
         )  # fmt: skip
         self._revoked = self._revoked_now()
-        self._call(jobs.Revoked(names=self._revoked))
+        self._call(jobs.RevokeJob(names=self._revoked))
         for rest in self._held.values():
             self._call(rest)
         for run, round in self._rounds.items():
@@ -132,15 +132,15 @@ class SplitProcess:
         self.port = self._call(self._listen).port
         self._listen = msgspec.structs.replace(self._listen, port=self.port)  # Devices know this port from now on.
 
-    def _call(self, message: jobs.Asked) -> jobs.Done:
+    def _call(self, message: jobs.Asked) -> jobs.SplitJobDone:
         """Send a message and wait for its answer. Raises OSError where the process has ended."""
         stdin, stdout = self._streams()
-        jobs.write(stdin, message)
+        jobs.write_split_job(stdin, message)
         answer = jobs.read_answer(stdout)
         if answer is None:
             assert self._process is not None
             raise OSError(f"exit status {self._process.poll()}")
-        if isinstance(answer, jobs.NotDone):
+        if isinstance(answer, jobs.SplitJobFailed):
             raise EdgewiseError(answer.code, answer.what, answer.fix)
         return answer
 
@@ -180,7 +180,7 @@ class SplitProcess:
                         LOG.warning("the process with split models ended (exit status %s)", self._process.poll())
                         self._end()
                     if self._held and (self._process is None or revoked != self._revoked):
-                        self._ask(jobs.Revoked(names=revoked))
+                        self._ask(jobs.RevokeJob(names=revoked))
                         self._revoked = revoked
             except EdgewiseError as e:
                 LOG.warning("the process with split models: %s", e)

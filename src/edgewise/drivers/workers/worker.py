@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from edgewise.drivers.screen import guard
+from edgewise.drivers.screen import guard_streams
 from edgewise.drivers.workers import jobs
 from edgewise.drivers.workers.host import Host
 
@@ -20,7 +20,7 @@ def main() -> None:
     """
     stream_in, stream_out = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
-    guard()
+    guard_streams()
     parent = os.getppid()
 
     def alive() -> bool:

@@ -41,7 +41,7 @@ def _canary_loss(model: nn.Module, canary: Any) -> tuple[Tensor, float]:
     return model.w_M[i] * (-length if back else length), 1.0
 
 
-def step(dp: StepNoise, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
+def score_canaries_by_step(dp: StepNoise, present: NDArray[np.bool_], key: Key) -> NDArray[np.float64]:
     """Score every canary by one step of ``train.fit`` under ``dp``: its coordinate of the noised sum, in clips.
 
         score_i = sum_j min(1, 4) e_j[i] [j present] + N(0, z^2)
@@ -54,16 +54,17 @@ def step(dp: StepNoise, present: NDArray[np.bool_], key: Key) -> NDArray[np.floa
     Returns:
         float64[M], the scores.
     Guarantees:
-        The code is that of a device: ``fit`` with its ``dp``, and so ``dp_sgd.gradient``. The divisor is 1, and the
-        optimizer is plain SGD with a rate of 1 from weights of zero. Both come after the noise.
+        The code is that of a device: ``fit`` with its ``dp``, and so ``dp_sgd.noised_gradient``. The divisor is 1, and
+        the optimizer is plain SGD with a rate of 1 from weights of zero. Both come after the noise.
     """
     return _noised_steps(dp, present, np.zeros(present.size, bool), key, 1, 0.0)
 
 
-def pairs(
+def score_canaries_by_pairs(
     dp: StepNoise, present: NDArray[np.bool_], turns: NDArray[np.bool_], one: Key, two: Key
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Score canaries as ``step``, by the first and second step of a round and the first step of another round.
+    """Score canaries as ``score_canaries_by_step``, by the first and second step of a round and the first step of
+    another round.
 
     Args:
         present: bool[M], the records that all three steps draw.

@@ -1,7 +1,7 @@
 """Recover tokens from what crosses the cut of a split model, by a head trained on other text.
 
-    vectors = crossing(parts, rows_NS)         # kind -> vectors of all tokens, and the tokens that they tell
-    found = recover(vectors["activations"], other["activations"], table_VC, key, channel(codec, noise))
+    vectors = attacked_crossing(parts, rows_NS)         # kind -> vectors of all tokens, and the tokens that they tell
+    found = recover_tokens(vectors["activations"], other["activations"], table_VC, key, noised_channel(codec, noise))
     found.top1, found.unigram
 
 Attacker. The server, or whoever reads what it receives. It knows the weights with which the devices begin, so it
@@ -34,7 +34,7 @@ from torch.nn import functional as F
 
 from edgewise.codecs.wire.tokens import TokenCodec
 from edgewise.core.keys import Key, derive, generator
-from edgewise.learn.models.cut import Cut
+from edgewise.learn.models.cut import CutModel
 from edgewise.learn.seeded import seeded
 from edgewise.privacy.token_noise import TokenNoise
 
@@ -44,7 +44,7 @@ BATCH = 512  # vectors of one step of the head
 DRAWS = 4  # independent draws of the noise on the attacker's text
 
 
-class Vectors(NamedTuple):
+class CrossingVectors(NamedTuple):
     """Vectors that cross the cut, and the tokens that they tell.
 
     Attributes:
@@ -56,7 +56,7 @@ class Vectors(NamedTuple):
     y_NT: Tensor
 
 
-class Recovery(NamedTuple):
+class TokenRecovery(NamedTuple):
     """The result of one attack.
 
     Attributes:
@@ -71,7 +71,7 @@ class Recovery(NamedTuple):
     tokens: int
 
 
-def channel(codec: TokenCodec, noise: TokenNoise | None = None) -> Channel:
+def noised_channel(codec: TokenCodec, noise: TokenNoise | None = None) -> Channel:
     """Make the channel of clip and noise, where there is some, and of rounding to the nearest value."""
 
     def sent(x_MC: NDArray[np.float32], key: Key) -> NDArray[np.float32]:
@@ -81,7 +81,7 @@ def channel(codec: TokenCodec, noise: TokenNoise | None = None) -> Channel:
     return sent
 
 
-def crossing(parts: Cut, rows_NS: Tensor) -> dict[str, Vectors]:
+def attacked_crossing(parts: CutModel, rows_NS: Tensor) -> dict[str, CrossingVectors]:
     """Compute the vectors that cross the cut for some text, before rounding and noise.
 
     Args:
@@ -112,12 +112,14 @@ def crossing(parts: Cut, rows_NS: Tensor) -> dict[str, Vectors]:
     for stage, mode in modes:
         stage.train(mode)
     return {
-        kind: Vectors(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs]))
+        kind: CrossingVectors(torch.cat([x for x, _ in pairs]), torch.cat([y for _, y in pairs]))
         for kind, pairs in found.items()
     }
 
 
-def recover(device: Vectors, other: Vectors, table_VC: Tensor, key: Key, sent: Channel, steps: int = 300) -> Recovery:
+def recover_tokens(
+    device: CrossingVectors, other: CrossingVectors, table_VC: Tensor, key: Key, sent: Channel, steps: int = 300
+) -> TokenRecovery:
     """Train a head on the vectors of other text, and name the tokens of a device's vectors.
 
         head: logits = norm(W2 gelu(W1 v) + W3 v) A E^T + b,     v: three neighbouring vectors, E: the embedding
@@ -139,11 +141,11 @@ def recover(device: Vectors, other: Vectors, table_VC: Tensor, key: Key, sent: C
         scores, counts = _trained_scores(device, other, table_VC, key, sent, steps)
     y_M = device.y_NT.flatten()[asked]
     top1 = float((scores[asked].argmax(1) == y_M).float().mean())
-    return Recovery(top1, float((y_M == int(counts.argmax())).float().mean()), int(asked.sum()))
+    return TokenRecovery(top1, float((y_M == int(counts.argmax())).float().mean()), int(asked.sum()))
 
 
 def _trained_scores(
-    device: Vectors, other: Vectors, table_VC: Tensor, key: Key, sent: Channel, steps: int
+    device: CrossingVectors, other: CrossingVectors, table_VC: Tensor, key: Key, sent: Channel, steps: int
 ) -> tuple[Tensor, Tensor]:
     """Return the head's scores for all vectors of the device, [M, V], and the counts of tokens in other text."""
     seen = [_seen(other.x_NTC, sent, derive(key, "other", i)) for i in range(DRAWS)]

@@ -57,7 +57,7 @@ class FlippedLoss(TextLoss):
         return x_BT, torch.where(y_BT < 0, y_BT, self._last - y_BT), positions_BT
 
 
-def crafted(attack: Attack, own: Vector, all_liars: Sequence[Vector]) -> Vector:
+def crafted_update(attack: Attack, own: Vector, all_liars: Sequence[Vector]) -> Vector:
     """Make the update that a liar sends, float32[d].
 
     Args:
@@ -106,7 +106,9 @@ class PoisonedTrainer:
         if self._attack == "labels":
             return replace(update, x=self._mislabelled(request))
         needs_all = self._attack not in ("flip", "free")
-        return replace(update, x=crafted(self._attack, update.x, self._true_updates(request) if needs_all else ()))
+        return replace(
+            update, x=crafted_update(self._attack, update.x, self._true_updates(request) if needs_all else ())
+        )
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
         """Evaluate as the trainer inside, and keep the model for ``answered``."""

@@ -18,7 +18,7 @@ from edgewise.core.vector import Spec, Vector, unpack
 Scores = NDArray[np.float64]
 
 
-class Leak(NamedTuple):
+class TokenLeak(NamedTuple):
     """The share of a batch's vocabulary that an attack named.
 
     Attributes:
@@ -32,7 +32,7 @@ class Leak(NamedTuple):
     tokens: int
 
 
-def first_layer(spec: Spec) -> str | None:
+def first_layer_segment(spec: Spec) -> str | None:
     """Find the segment that reads the first block's normed embeddings: its query projection (or LoRA's A of it).
 
     Returns:
@@ -43,7 +43,7 @@ def first_layer(spec: Spec) -> str | None:
     return inputs[0] if inputs else None
 
 
-def embedding(spec: Spec, vocabulary: int) -> str | None:
+def embedding_segment(spec: Spec, vocabulary: int) -> str | None:
     """Find the segment with one row per token. None where the update has none."""
     return next((s.name for s in spec.segments if len(s.shape) == 2 and s.shape[0] == vocabulary), None)
 
@@ -75,7 +75,7 @@ def span_scores(update: Vector, spec: Spec, segment: str, inputs_VH: Tensor) -> 
     return inside_V.numpy()
 
 
-def layer_inputs(model: nn.Module) -> Tensor:
+def first_layer_inputs(model: nn.Module) -> Tensor:
     """Return each token's input to the first block's projections, its normed embedding: [V, H].
 
     Raises:
@@ -88,7 +88,7 @@ def layer_inputs(model: nn.Module) -> Tensor:
         return layers[0](model.get_input_embeddings().weight.float())  # type: ignore[operator]
 
 
-def leak(scores: Scores, batch: Sequence[int], frequencies: NDArray[np.float64]) -> Leak:
+def token_leak(scores: Scores, batch: Sequence[int], frequencies: NDArray[np.float64]) -> TokenLeak:
     """Compare the best-scored tokens with those of ``batch``.
 
     Args:
@@ -97,12 +97,12 @@ def leak(scores: Scores, batch: Sequence[int], frequencies: NDArray[np.float64])
     true = np.unique(np.asarray(batch, np.int64))
     guessed = np.argsort(-scores, kind="stable")[: true.size]
     usual = np.argsort(-frequencies, kind="stable")[: true.size]
-    return Leak(
+    return TokenLeak(
         float(np.isin(true, guessed).mean()), float(np.isin(true, usual).mean()), int(true.size)
     )  # fmt: skip
 
 
-class Membership(NamedTuple):
+class MembershipResult(NamedTuple):
     """The result of loss-threshold membership inference.
 
     Attributes:
@@ -116,7 +116,7 @@ class Membership(NamedTuple):
     tpr_at_1: float
 
 
-def membership(members: Scores, others: Scores) -> Membership:
+def membership_inference(members: Scores, others: Scores) -> MembershipResult:
     """Tell trained text from other text by a score. A smaller score speaks for a member.
 
     A score is a loss in nats per token, or its excess over the loss of an untrained model.
@@ -135,10 +135,10 @@ def membership(members: Scores, others: Scores) -> Membership:
     wins = members.size * others.size + members.size * (members.size + 1) / 2 - ranks[: members.size].sum()
     auc = wins / (members.size * others.size)
     chance = float(np.sqrt((both.size + 1) / (12 * members.size * others.size)))
-    return Membership(float(auc), chance, float((members < np.quantile(others, 0.01)).mean()))
+    return MembershipResult(float(auc), chance, float((members < np.quantile(others, 0.01)).mean()))
 
 
-def exposure(canary_loss: float, others: Scores) -> float:
+def secret_exposure(canary_loss: float, others: Scores) -> float:
     """Return the bits by which a planted secret stands out among R equally likely ones: log2(R) - log2(rank).
 
     The value is between 0 and log2(R).
@@ -148,7 +148,7 @@ def exposure(canary_loss: float, others: Scores) -> float:
     return float(np.log2(others.size + 1) - np.log2(rank))
 
 
-def losses(model: nn.Module, rows_NS: Tensor, bfloat16: bool = False) -> Scores:
+def text_losses(model: nn.Module, rows_NS: Tensor, bfloat16: bool = False) -> Scores:
     """Return the mean loss of each row of tokens in nats per token: float64[N]. ``bfloat16``: the run's arithmetic."""
     out = []
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
@@ -161,6 +161,6 @@ def losses(model: nn.Module, rows_NS: Tensor, bfloat16: bool = False) -> Scores:
     return torch.cat(out).double().numpy()
 
 
-def named(leaks: Mapping[str, Leak]) -> dict[str, dict[str, float]]:
+def leaks_as_json(leaks: Mapping[str, TokenLeak]) -> dict[str, dict[str, float]]:
     """Convert leaks to plain JSON types."""
     return {name: dict(found._asdict()) for name, found in leaks.items()}

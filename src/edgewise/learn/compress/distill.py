@@ -1,7 +1,7 @@
 """Losses of knowledge distillation, as functions of two models' logits.
 
-    targets = of_blocks(s_BS)                                      # what is predicted, and where it counts
-    loss = divergence(z_s, z_t, targets.counted, tau=2.0)          # classic distillation of logits
+    targets = distill_inputs(s_BS)                                      # what is predicted, and where it counts
+    loss = distillation_divergence(z_s, z_t, targets.counted, tau=2.0)          # classic distillation of logits
 
 Each loss is a mean over the predictions that count, in nats. A prompt, padding and the beginning of a text do not
 count. The teacher's logits never take a gradient. Sums are made in float32 or in the dtype of float64 logits.
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from edgewise.learn.text.marks import BEGINS
 
 
-class Targets(NamedTuple):
+class DistillTargets(NamedTuple):
     """The predictions of a batch of blocks.
 
     Attributes:
@@ -36,7 +36,7 @@ class Targets(NamedTuple):
     counted_BT: Tensor
 
 
-def of_blocks(s_BS: Tensor) -> Targets:
+def distill_inputs(s_BS: Tensor) -> DistillTargets:
     """Split blocks (``learn.text.blocks``) into inputs, next tokens and the mask of those that count.
 
     Args:
@@ -44,10 +44,10 @@ def of_blocks(s_BS: Tensor) -> Targets:
             documents are removed.
     """
     ids_BS = torch.where(s_BS < 0, ~s_BS, s_BS) & ~BEGINS
-    return Targets(ids_BS[:, :-1], ids_BS[:, 1:], s_BS[:, 1:] >= 0)
+    return DistillTargets(ids_BS[:, :-1], ids_BS[:, 1:], s_BS[:, 1:] >= 0)
 
 
-def divergence(z_s_BTV: Tensor, z_t_BTV: Tensor, counted_BT: Tensor, tau: float = 1.0) -> Tensor:
+def distillation_divergence(z_s_BTV: Tensor, z_t_BTV: Tensor, counted_BT: Tensor, tau: float = 1.0) -> Tensor:
     """Compute the loss of classic distillation.
 
         L = tau^2 mean_i KL(softmax(z_t / tau) || softmax(z_s / tau))
@@ -68,7 +68,9 @@ def divergence(z_s_BTV: Tensor, z_t_BTV: Tensor, counted_BT: Tensor, tau: float 
     return tau**2 * _mean(_kl(logp_t_NV, logp_s_NV))
 
 
-def jensen_shannon(z_s_BTV: Tensor, z_t_BTV: Tensor, counted_BT: Tensor, beta: float = 0.5, tau: float = 1.0) -> Tensor:
+def jensen_shannon_loss(
+    z_s_BTV: Tensor, z_t_BTV: Tensor, counted_BT: Tensor, beta: float = 0.5, tau: float = 1.0
+) -> Tensor:
     """Compute the generalized Jensen-Shannon divergence.
 
         M = (1 - beta) p_s + beta p_t
@@ -80,7 +82,7 @@ def jensen_shannon(z_s_BTV: Tensor, z_t_BTV: Tensor, counted_BT: Tensor, beta: f
 
     Args:
         beta: from 0 (the student covers all that the teacher writes) to 1 (it writes only what the teacher would).
-    Returns, Raises: as ``divergence``. ValueError also for another beta.
+    Returns, Raises: as ``distillation_divergence``. ValueError also for another beta.
     Source: Agarwal et al. 2024 (GKD), arXiv:2306.13649, equation 1, in the form of ``trl``'s
         ``GKDTrainer.generalized_jsd_loss``, whose mean it equals.
     """
@@ -93,13 +95,13 @@ def jensen_shannon(z_s_BTV: Tensor, z_t_BTV: Tensor, counted_BT: Tensor, beta: f
     return _mean(beta * _kl(logp_t_NV, logp_m_NV) + (1 - beta) * _kl(logp_s_NV, logp_m_NV))
 
 
-def next_token(z_s_BTV: Tensor, y_BT: Tensor, counted_BT: Tensor) -> Tensor:
+def next_token_loss(z_s_BTV: Tensor, y_BT: Tensor, counted_BT: Tensor) -> Tensor:
     """Compute the negative log-likelihood of the next tokens.
 
         L = mean_i -log softmax(z_s)_y
 
     It is the loss on real text. On text that the teacher wrote it is sequence-level distillation (Kim and Rush 2016,
-    arXiv:1606.07947). Returns and edge cases as ``divergence``.
+    arXiv:1606.07947). Returns and edge cases as ``distillation_divergence``.
     """
     logp_NV = F.log_softmax(_counted(z_s_BTV, counted_BT), -1)
     return _mean(-logp_NV.gather(-1, _counted(y_BT, counted_BT)[:, None])[:, 0])
@@ -133,16 +135,16 @@ def top_logits(z_t_BTV: Tensor, k: int, tau: float = 1.0) -> TopLogits:
     return TopLogits(ids_BTK, logp_BTK, _rest(logp_BTV, ids_BTK), tau)
 
 
-def top_divergence(z_s_BTV: Tensor, top: TopLogits, counted_BT: Tensor) -> Tensor:
+def top_logits_divergence(z_s_BTV: Tensor, top: TopLogits, counted_BT: Tensor) -> Tensor:
     """Compute the loss of classic distillation from the K likeliest tokens of the teacher.
 
         L = tau^2 mean_i  sum_{v in K} p_t(v) log(p_t(v) / p_s(v))  +  r_t log(r_t / r_s)
 
-    ``r`` is the mass of all tokens outside K, one class of its own. K = V gives ``divergence``.
+    ``r`` is the mass of all tokens outside K, one class of its own. K = V gives ``distillation_divergence``.
 
-    Returns, Raises: as ``divergence``.
-    Bias: L is smaller than ``divergence`` by tau^2 r_t KL(p_t(. | rest) || p_s(. | rest)), never larger. The loss is
-        zero for each student that has the teacher's K probabilities, however it shares out the rest.
+    Returns, Raises: as ``distillation_divergence``.
+    Bias: L is smaller than ``distillation_divergence`` by tau^2 r_t KL(p_t(. | rest) || p_s(. | rest)), never larger.
+        The loss is zero for each student that has the teacher's K probabilities, however it shares out the rest.
     """
     ids_NK, logp_t_NK, rest_t_N = (_counted(x, counted_BT) for x in (top.ids_BTK, top.logp_BTK, top.rest_BT))
     logp_NV = F.log_softmax(_counted(z_s_BTV, counted_BT) / top.tau, -1)

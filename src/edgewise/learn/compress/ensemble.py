@@ -1,6 +1,6 @@
 """Several teachers as one: the weighted mean of their logits (FedDF).
 
-    teacher = Ensemble([first, second], shares("text", [first, second], blocks_NS))
+    teacher = TeacherEnsemble([first, second], teacher_shares("text", [first, second], blocks_NS))
     logits(teacher, ids_BT)
 
 Shape suffixes: K = teachers, N = blocks, S = block length + 1, B = batch, T = block length, V = vocabulary.
@@ -18,13 +18,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgewise.core.vector import Array
-from edgewise.learn.compress.teaching import measure
+from edgewise.learn.compress.teaching import measure_student
 
 WEIGHTS = ("equal", "text", "entropy")
 SAMPLE = 64  # Blocks of text that weigh the teachers.
 
 
-class Ensemble(nn.Module):
+class TeacherEnsemble(nn.Module):
     """Teachers of one vocabulary, of any architectures. It reads tokens as a model does, and cannot generate.
 
         z = sum_k w_k log softmax(z_k)
@@ -59,7 +59,7 @@ class Ensemble(nn.Module):
         return self.teachers[0].get_input_embeddings()
 
 
-def shares(rule: str, teachers: Sequence[nn.Module], blocks_NS: Array) -> list[float] | None:
+def teacher_shares(rule: str, teachers: Sequence[nn.Module], blocks_NS: Array) -> list[float] | None:
     """Weigh teachers by a rule of ``WEIGHTS``.
 
         equal      1 / K
@@ -74,6 +74,6 @@ def shares(rule: str, teachers: Sequence[nn.Module], blocks_NS: Array) -> list[f
     if rule == "equal":
         return [1.0 / len(teachers)] * len(teachers)
     sample_NS = blocks_NS[:: -(-len(blocks_NS) // SAMPLE)]
-    losses_K = [held.nll / max(1, held.tokens) for held in (measure(one, sample_NS) for one in teachers)]
+    losses_K = [held.nll / max(1, held.tokens) for held in (measure_student(one, sample_NS) for one in teachers)]
     likely_K = np.exp(min(losses_K) - np.array(losses_K))
     return [float(w) for w in likely_K / likely_K.sum()]

@@ -1,7 +1,7 @@
 """Low-rank factorization of linear layers: W becomes L R, two narrow matrices.
 
-    factorize(model, 0.5)                           # plain SVD
-    factorize(model, 0.5, calibration_NS)           # SVD of W S, whitened by the inputs (SVD-LLM)
+    factorize_model(model, 0.5)                           # plain SVD
+    factorize_model(model, 0.5, calibration_NS)           # SVD of W S, whitened by the inputs (SVD-LLM)
 
 A matrix of O x I at rank r has r (O + I) parameters. The rank of each layer follows from the share to keep.
 
@@ -20,19 +20,19 @@ from torch import Tensor, nn
 
 from edgewise.core.errors import ModelError
 from edgewise.core.vector import Array
-from edgewise.learn.compress.measure import layer_inputs
-from edgewise.learn.models.blocks import block_layers
+from edgewise.learn.compress.measure import calibration_layer_inputs
+from edgewise.learn.models.blocks import decoder_block_layers
 from edgewise.learn.models.smaller_layers import FactoredLinear, replace_layers
 
 RIDGE = 1e-4  # As a share of the mean second moment. Inputs that calibration never saw keep a little weight.
 
 
-def rank_of(outputs: int, inputs: int, kept: float) -> int:
+def rank_for_weights(outputs: int, inputs: int, kept: float) -> int:
     """Return the largest rank whose factors have at most ``kept`` of the parameters of the matrix, and at least 1."""
     return max(1, int(kept * outputs * inputs / (outputs + inputs)))
 
 
-def factorize(model: Any, kept: float, blocks_NS: Array | None = None) -> dict[str, int]:
+def factorize_model(model: Any, kept: float, blocks_NS: Array | None = None) -> dict[str, int]:
     """Replace the linear layers of the decoder blocks by factors.
 
     Args:
@@ -43,16 +43,16 @@ def factorize(model: Any, kept: float, blocks_NS: Array | None = None) -> dict[s
     Raises:
         ModelError: E-SHRINK as ``block_layers``, and where no layer becomes smaller.
     """
-    layers = block_layers(model)
-    inputs = {} if blocks_NS is None else layer_inputs(model, blocks_NS, layers, gram=True)
+    layers = decoder_block_layers(model)
+    inputs = {} if blocks_NS is None else calibration_layer_inputs(model, blocks_NS, layers, gram=True)
     made: dict[str, nn.Module] = {}
     for name, layer in layers.items():
         outputs, width = layer.weight.shape
-        rank = rank_of(outputs, width, kept)
+        rank = rank_for_weights(outputs, width, kept)
         if rank * (outputs + width) >= outputs * width:
             continue
         gram = inputs[name].gram_II if name in inputs else None
-        left, right = factors(layer.weight.detach(), rank, gram)
+        left, right = matrix_factors(layer.weight.detach(), rank, gram)
         made[name] = FactoredLinear.of(left, right, layer.bias).train(layer.training)
     if not made:
         what = f"no layer of {type(model).__name__} has smaller factors at {kept:g} of its parameters."
@@ -61,7 +61,9 @@ def factorize(model: Any, kept: float, blocks_NS: Array | None = None) -> dict[s
     return {name: layer.right.out_features for name, layer in made.items() if isinstance(layer, FactoredLinear)}
 
 
-def factors(weight_OI: Tensor, rank: int, gram_II: Tensor | None = None, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
+def matrix_factors(
+    weight_OI: Tensor, rank: int, gram_II: Tensor | None = None, ridge: float = RIDGE
+) -> tuple[Tensor, Tensor]:
     """Split a matrix into L, [O, R], and R, [R, I], in the dtype of the matrix.
 
         W = U s V^T                         L = U_r sqrt(s_r)    R = sqrt(s_r) V_r^T

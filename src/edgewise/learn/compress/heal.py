@@ -1,6 +1,6 @@
 """Train a smaller model for a few steps, so that it writes again as the model that it was made of.
 
-    heal(smaller, teacher, train_NS, HealingPlan(steps=200))
+    heal_model(smaller, teacher, train_NS, HealingPlan(steps=200))
 
 Weights outside a mask stay zero. The loss is that of distillation, with the dense model as the teacher.
 
@@ -19,9 +19,9 @@ from torch import nn
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import derive, generator, root
 from edgewise.core.vector import Array
-from edgewise.learn.compress.distill import divergence, next_token, of_blocks
+from edgewise.learn.compress.distill import distill_inputs, distillation_divergence, next_token_loss
 from edgewise.learn.models.architecture import logits
-from edgewise.learn.models.smaller_layers import masks
+from edgewise.learn.models.smaller_layers import layer_masks
 
 
 class HealingPlan(NamedTuple):
@@ -48,7 +48,7 @@ class HealingPlan(NamedTuple):
         return f"distillation from the dense model ({self.distilled:g}) and next-token loss ({1 - self.distilled:g})"
 
 
-def heal(
+def heal_model(
     model: nn.Module,
     teacher: nn.Module,
     blocks_NS: Array,
@@ -70,7 +70,7 @@ def heal(
     trained = list(model.parameters())
     optimizer = torch.optim.AdamW(trained, lr=plan.lr, weight_decay=0.0)
     held: list[tuple[Any, torch.Tensor]] = [
-        (model.get_submodule(name).weight, ~mask) for name, mask in masks(model).items()
+        (model.get_submodule(name).weight, ~mask) for name, mask in layer_masks(model).items()
     ]
     order = generator(derive(root(plan.seed), "heal"))
     model.train()
@@ -79,13 +79,13 @@ def heal(
         for group in optimizer.param_groups:
             group["lr"] = plan.lr * (0.55 + 0.45 * np.cos(np.pi * i / plan.steps))
         rows = order.integers(len(blocks_NS), size=plan.batch)
-        targets = of_blocks(torch.from_numpy(np.asarray(blocks_NS[rows], np.int64)))
+        targets = distill_inputs(torch.from_numpy(np.asarray(blocks_NS[rows], np.int64)))
         z_s = logits(model, targets.x_BT)
-        loss = (1 - plan.distilled) * next_token(z_s, targets.y_BT, targets.counted_BT)
+        loss = (1 - plan.distilled) * next_token_loss(z_s, targets.y_BT, targets.counted_BT)
         if plan.distilled:
             with torch.no_grad():
                 z_t = logits(teacher, targets.x_BT)
-            loss = loss + plan.distilled * divergence(z_s, z_t, targets.counted_BT)
+            loss = loss + plan.distilled * distillation_divergence(z_s, z_t, targets.counted_BT)
         if not bool(torch.isfinite(loss)):
             raise TrainingError("E-NAN", f"the loss of step {i + 1} is not finite.", "lower --lr.")
         optimizer.zero_grad()

@@ -1,7 +1,7 @@
 """Measure a model on text: its loss, its speed, and the inputs of its layers.
 
-    perplexity(model, held_NS)
-    observed = layer_inputs(model, train_NS[:64], ["model.layers.0.mlp.up_proj"])
+    model_perplexity(model, held_NS)
+    observed = calibration_layer_inputs(model, train_NS[:64], ["model.layers.0.mlp.up_proj"])
 
 Shape suffixes: N = blocks, S = tokens per block, I = inputs of a layer.
 """
@@ -40,7 +40,7 @@ class LayerInputs(NamedTuple):
     gram_II: Tensor | None
 
 
-def perplexity(model: nn.Module, blocks_NS: Array) -> float:
+def model_perplexity(model: nn.Module, blocks_NS: Array) -> float:
     """Return exp of the mean negative log-likelihood of the predicted tokens, in nats."""
     held = evaluate(
         model, TextLoss(torch.float32), ((torch.from_numpy(b), predictions(b)) for b in _passes(model, blocks_NS))
@@ -48,7 +48,7 @@ def perplexity(model: nn.Module, blocks_NS: Array) -> float:
     return math.exp(min(held.nll / max(1, held.tokens), 700.0))
 
 
-def layer_inputs(
+def calibration_layer_inputs(
     model: nn.Module, blocks_NS: Array, names: Collection[str], gram: bool = False
 ) -> dict[str, LayerInputs]:
     """Run a model over calibration text and add up the inputs of some layers.
@@ -78,7 +78,7 @@ def layer_inputs(
     return {name: LayerInputs(squares, moments if gram else None) for name, (squares, moments) in found.items()}
 
 
-def tokens_per_s(models: dict[str, nn.Module], blocks_NS: Array, passes: int = 5) -> dict[str, float]:
+def model_tokens_per_s(models: dict[str, nn.Module], blocks_NS: Array, passes: int = 5) -> dict[str, float]:
     """Return the tokens per second of forward passes, in turn and on as many threads as torch has.
 
     The median of some passes of each model counts. The models take turns, so that a busy machine slows all of them.

@@ -1,7 +1,7 @@
 """Unstructured pruning: set the least important weights of linear layers to zero, under a public mask.
 
-    put_masks_by(model, magnitudes(model), 0.5)                # the smaller half of each output row goes
-    put_masks_by(model, wanda(model, calibration_NS), 0.5)
+    prune_layers(model, magnitude_scores(model), 0.5)                # the smaller half of each output row goes
+    prune_layers(model, wanda_scores(model, calibration_NS), 0.5)
 
 The mask is a buffer of the layer. A model with masks is stored in fewer bytes (``learn.models.compact``). It is no
 faster: dense kernels multiply the zeros too.
@@ -18,34 +18,34 @@ import torch
 from torch import Tensor
 
 from edgewise.core.vector import Array
-from edgewise.learn.compress.measure import layer_inputs
-from edgewise.learn.models.blocks import block_layers
-from edgewise.learn.models.smaller_layers import set_mask
+from edgewise.learn.compress.measure import calibration_layer_inputs
+from edgewise.learn.models.blocks import decoder_block_layers
+from edgewise.learn.models.smaller_layers import set_layer_mask
 
 
-def magnitudes(model: Any) -> dict[str, Tensor]:
+def magnitude_scores(model: Any) -> dict[str, Tensor]:
     """Score each weight of the decoder blocks by |W|: float32[O, I] by layer. Raises ModelError(E-SHRINK)."""
-    return {name: layer.weight.detach().float().abs() for name, layer in block_layers(model).items()}
+    return {name: layer.weight.detach().float().abs() for name, layer in decoder_block_layers(model).items()}
 
 
-def wanda(model: Any, blocks_NS: Array) -> dict[str, Tensor]:
+def wanda_scores(model: Any, blocks_NS: Array) -> dict[str, Tensor]:
     """Score each weight by |W_ij| ||X_j||_2, where X_j is input j of the layer over all calibration tokens.
 
     Args:
         blocks_NS: calibration text.
     Returns:
-        Scores as ``magnitudes``.
+        Scores as ``magnitude_scores``.
     Raises:
         ModelError: E-SHRINK.
     Source: Sun et al. 2024, arXiv:2306.11695, equation 1. There the layers are pruned one block after another, and the
         inputs are those of the pruned blocks before. Here all inputs are those of the dense model.
     """
-    scores = magnitudes(model)
-    inputs = layer_inputs(model, blocks_NS, scores)
+    scores = magnitude_scores(model)
+    inputs = calibration_layer_inputs(model, blocks_NS, scores)
     return {name: score * inputs[name].squares_I.sqrt().float() for name, score in scores.items()}
 
 
-def mask_of(scores_OI: Tensor, kept: float) -> Tensor:
+def mask_of_scores(scores_OI: Tensor, kept: float) -> Tensor:
     """Keep the same number of weights of each output row, those of the largest scores: bool[O, I].
 
     Args:
@@ -57,11 +57,11 @@ def mask_of(scores_OI: Tensor, kept: float) -> Tensor:
     return torch.zeros_like(scores_OI, dtype=torch.bool).scatter_(1, order, True)
 
 
-def put_masks_by(model: Any, scores: Mapping[str, Tensor], kept: float) -> None:
+def prune_layers(model: Any, scores: Mapping[str, Tensor], kept: float) -> None:
     """Give layers masks by their scores, and set the weights outside them to zero."""
-    layers = block_layers(model)
+    layers = decoder_block_layers(model)
     with torch.no_grad():
         for name, score in scores.items():
-            mask = mask_of(score, kept)
+            mask = mask_of_scores(score, kept)
             layers[name].weight.masked_fill_(~mask.to(layers[name].weight.device), 0.0)
-            set_mask(layers[name], mask)
+            set_layer_mask(layers[name], mask)

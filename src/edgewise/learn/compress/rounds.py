@@ -1,6 +1,6 @@
 """Distil the model of a federated run again, on public text, and decide whether the result counts.
 
-    found = redistil(model, flat, teacher, blocks, section, key)
+    found = redistil_student(model, flat, teacher, blocks, section, key)
     found.kept                                   # False: the student has its old weights
 
     1. The teacher learns the public text, and the student's probabilities on it.
@@ -25,8 +25,15 @@ from torch import nn
 from edgewise.core.errors import ModelError
 from edgewise.core.keys import Key, derive
 from edgewise.core.vector import Array
-from edgewise.learn.compress.distill import of_blocks
-from edgewise.learn.compress.teaching import DATA, Lesson, LessonState, measure, teach, written
+from edgewise.learn.compress.distill import distill_inputs
+from edgewise.learn.compress.teaching import (
+    DATA,
+    Lesson,
+    LessonState,
+    measure_student,
+    student_written_text,
+    teach_student,
+)
 from edgewise.learn.flat import Flat
 from edgewise.learn.text.blocks import Blocks
 from edgewise.plan.recipe.distill import DistillSection
@@ -57,7 +64,7 @@ class Redistillation(NamedTuple):
         return self.reason is None
 
 
-def lesson_of(section: DistillSection) -> Lesson:
+def redistillation_lesson(section: DistillSection) -> Lesson:
     """Make the student's lesson of a recipe's section."""
     return Lesson(
         loss=section.loss, steps=section.steps, lr=section.lr, batch=section.batch, tau=section.tau,
@@ -65,7 +72,7 @@ def lesson_of(section: DistillSection) -> Lesson:
     )  # fmt: skip
 
 
-def redistil(
+def redistil_student(
     model: nn.Module, flat: Flat, teacher: nn.Module, blocks: Blocks, section: DistillSection, key: Key,
     arithmetic: torch.dtype = torch.float32, stop: Callable[[], None] = lambda: None,
 ) -> Redistillation:  # fmt: skip
@@ -85,32 +92,40 @@ def redistil(
     Guarantees:
         Equal arguments and an equal number of torch threads give equal bits.
     """
-    held_NS = scored(blocks.held_NS, section.held_tokens)
-    weights, lesson = flat.read(), lesson_of(section)
+    held_NS = scored_blocks(blocks.held_NS, section.held_tokens)
+    weights, lesson = flat.read(), redistillation_lesson(section)
 
     def after_step(done: int, read: Callable[[], LessonState]) -> None:
         stop()
 
-    before, wrote_before = perplexity(model, held_NS, arithmetic), diversity(model, held_NS, key, arithmetic)
+    before, wrote_before = (
+        student_perplexity(model, held_NS, arithmetic),
+        written_text_diversity(model, held_NS, key, arithmetic),
+    )
     stop()
-    teacher_before = adapted = perplexity(teacher, held_NS, arithmetic)
+    teacher_before = adapted = student_perplexity(teacher, held_NS, arithmetic)
     if section.adapt:
         taught = lesson._replace(loss="logits", steps=section.adapt, lr=section.adapt_lr)
-        teach(teacher, model.eval(), blocks.train_NS, taught, derive(key, "teacher"), arithmetic, after=after_step)
-        adapted = perplexity(teacher, held_NS, arithmetic)
+        teach_student(
+            teacher, model.eval(), blocks.train_NS, taught, derive(key, "teacher"), arithmetic, after=after_step
+        )
+        adapted = student_perplexity(teacher, held_NS, arithmetic)
     teacher.requires_grad_(False)
-    teach(
+    teach_student(
         model, teacher if lesson.loss != DATA else None, blocks.train_NS, lesson, derive(key, "student"), arithmetic,
         after=after_step, flat=flat,
     )  # fmt: skip
-    after, wrote = perplexity(model, held_NS, arithmetic), diversity(model, held_NS, key, arithmetic)
-    reason = verdict(before, after, wrote_before, wrote, section.diversity)
+    after, wrote = (
+        student_perplexity(model, held_NS, arithmetic),
+        written_text_diversity(model, held_NS, key, arithmetic),
+    )
+    reason = student_verdict(before, after, wrote_before, wrote, section.diversity)
     if reason is not None:
         flat.write(weights)
     return Redistillation(reason, before, after, wrote_before, wrote, teacher_before, adapted)
 
 
-def verdict(before: float, after: float, wrote_before: float, wrote: float, share: float) -> str | None:
+def student_verdict(before: float, after: float, wrote_before: float, wrote: float, share: float) -> str | None:
     """Return the figure that rejects a student. None: it is kept.
 
     Args:
@@ -122,19 +137,21 @@ def verdict(before: float, after: float, wrote_before: float, wrote: float, shar
     return None if wrote >= share * wrote_before else "diversity"
 
 
-def scored(held_NS: Array, most: int) -> Array:
+def scored_blocks(held_NS: Array, most: int) -> Array:
     """Choose evenly spaced held-out blocks of at most so many tokens together, at least one block."""
     wanted = max(1, most // max(1, held_NS.shape[1] - 1))
     return held_NS[:: -(-len(held_NS) // wanted)]
 
 
-def perplexity(model: nn.Module, held_NS: Array, arithmetic: torch.dtype = torch.float32) -> float:
+def student_perplexity(model: nn.Module, held_NS: Array, arithmetic: torch.dtype = torch.float32) -> float:
     """Measure exp(mean negative log-likelihood), at most exp(700)."""
-    held = measure(model, held_NS, arithmetic)
+    held = measure_student(model, held_NS, arithmetic)
     return math.exp(min(held.nll / max(1, held.tokens), 700.0))
 
 
-def diversity(model: nn.Module, held_NS: Array, key: Key, arithmetic: torch.dtype = torch.float32) -> float:
+def written_text_diversity(
+    model: nn.Module, held_NS: Array, key: Key, arithmetic: torch.dtype = torch.float32
+) -> float:
     """Measure the share of distinct pairs of tokens in text that a model writes, from 0 to 1.
 
         distinct pairs / all pairs, over continuations of ``PROMPTS`` held-out blocks after their first quarter
@@ -149,7 +166,7 @@ def diversity(model: nn.Module, held_NS: Array, key: Key, arithmetic: torch.dtyp
         raise ModelError("E-DISTILL", what, "federate a model of transformers, or leave out [distill].")
     some_NS = held_NS[:: -(-len(held_NS) // PROMPTS)]
     processor = next(model.parameters()).device
-    real = of_blocks(torch.from_numpy(np.asarray(some_NS, np.int64)).to(processor))
-    new = written(model, real, some_NS.shape[1], arithmetic, Lesson(), derive(key, "diversity"))
+    real = distill_inputs(torch.from_numpy(np.asarray(some_NS, np.int64)).to(processor))
+    new = student_written_text(model, real, some_NS.shape[1], arithmetic, Lesson(), derive(key, "diversity"))
     pairs = torch.stack([new.x_BT, new.y_BT], -1)[new.counted_BT]
     return len(torch.unique(pairs, dim=0)) / len(pairs)

@@ -1,7 +1,7 @@
 """Structured pruning: a smaller model of the same architecture, with fewer heads and channels or fewer blocks.
 
-    smaller = narrow(model, calibration_NS, 0.5)            # heads and feed-forward channels
-    smaller = shallow(model, calibration_NS, 0.5)           # blocks
+    smaller = narrow_model(model, calibration_NS, 0.5)            # heads and feed-forward channels
+    smaller = shallow_model(model, calibration_NS, 0.5)           # blocks
 
 The result has a smaller configuration and ordinary layers, so it is faster and ``from_pretrained`` reads it.
 
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from edgewise.core.errors import ModelError
 from edgewise.core.vector import Array
-from edgewise.learn.compress.measure import layer_inputs, perplexity
+from edgewise.learn.compress.measure import calibration_layer_inputs, model_perplexity
 from edgewise.learn.models.architecture import text_config
 from edgewise.learn.models.blocks import decoder_blocks
 
@@ -37,7 +37,7 @@ class _Heads(NamedTuple):
     width: int
 
 
-def narrow(model: Any, blocks_NS: Array, kept: float) -> Any:
+def narrow_model(model: Any, blocks_NS: Array, kept: float) -> Any:
     """Keep the attention heads and feed-forward channels whose activations are largest.
 
     A head's score is the L2 norm of its output before the output projection, and a channel's that of its product with
@@ -59,7 +59,9 @@ def narrow(model: Any, blocks_NS: Array, kept: float) -> Any:
     _check(model, blocks)
     config = text_config(model.config)
     heads = _heads(model, config)
-    inputs = layer_inputs(model, blocks_NS, [f"{at}.{i}.{n}" for i in range(len(blocks)) for n in (OUT, DOWN)])
+    inputs = calibration_layer_inputs(
+        model, blocks_NS, [f"{at}.{i}.{n}" for i in range(len(blocks)) for n in (OUT, DOWN)]
+    )
     groups = max(1, round(kept * heads.groups))
     channels = _channels(blocks[0], heads, groups, config.intermediate_size, kept)
     tensors = model.state_dict()
@@ -82,7 +84,7 @@ def narrow(model: Any, blocks_NS: Array, kept: float) -> Any:
     return _smaller_with_new_config(model, new, tensors)
 
 
-def shallow(model: Any, blocks_NS: Array, kept: float) -> Any:
+def shallow_model(model: Any, blocks_NS: Array, kept: float) -> Any:
     """Drop the blocks whose absence raises the perplexity of calibration text least, one after another.
 
     Args:
@@ -100,7 +102,7 @@ def shallow(model: Any, blocks_NS: Array, kept: float) -> Any:
         )
     left = list(range(len(blocks)))
     for _ in range(len(blocks) - min(len(blocks) - 1, max(1, round(kept * len(blocks))))):
-        rises = {i: perplexity(_of_blocks(model, at, [j for j in left if j != i]), blocks_NS) for i in left}
+        rises = {i: model_perplexity(_of_blocks(model, at, [j for j in left if j != i]), blocks_NS) for i in left}
         left.remove(min(left, key=lambda i: rises[i]))
     return _of_blocks(model, at, left)
 

@@ -1,6 +1,6 @@
 """Make the student of a teacher: choose its configuration by size, or read it, and copy the teacher's layers.
 
-student = make(teacher, "4M", Path(), key)
+student = make_student(teacher, "4M", Path(), key)
 student.model                      # float32, ready to train
 student.origin                     # "layers 0, 3 of the teacher's 4"
 """
@@ -22,7 +22,7 @@ from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
 from edgewise.core.keys import Key, derive
 from edgewise.learn.models.architecture import sizes, text_config
-from edgewise.learn.models.load import Loaded, bounded, load
+from edgewise.learn.models.load import Loaded, bounded_config, load
 from edgewise.learn.seeded import seeded
 from edgewise.learn.text import tokens
 
@@ -50,7 +50,7 @@ class Student(NamedTuple):
     trained: bool = False
 
 
-def make(teacher: Loaded, to: str, folder: Path, key: Key) -> Student:
+def make_student(teacher: Loaded, to: str, folder: Path, key: Key) -> Student:
     """Make a student model for distillation.
 
     Args:
@@ -75,9 +75,9 @@ def make(teacher: Loaded, to: str, folder: Path, key: Key) -> Student:
     if place.is_dir() or place.suffix == ".json":
         config = _read(place / "config.json" if place.is_dir() else place)
         if place.is_dir() and (place / "tokenizer.json").is_file():
-            same_tokenizer(teacher, tokens.load(place), str(place))
+            same_tokenizer(teacher, tokens.load_tokenizer(place), str(place))
     elif found:
-        config = of_size(teacher, round(float(found[1]) * UNITS[found[2].upper()]))
+        config = student_of_size(teacher, round(float(found[1]) * UNITS[found[2].upper()]))
     else:
         what = f"{to!r:.80} is neither a number of parameters nor a config.json nor the folder of a model."
         raise ModelError("E-DISTILL", what, "write a size such as 4M, or name a file or a folder.")
@@ -112,13 +112,14 @@ def same_vocabulary(teacher: Loaded, own: int, name: str) -> None:
 def _read(path: Path) -> Any:
     from transformers import AutoConfig
 
-    bounded(path)
+    bounded_config(path)
     with foreign(ModelError, "E-MODEL", f"{path} is no configuration of a model", "save it with save_pretrained."):
         return AutoConfig.for_model(**json.loads(path.read_bytes()))
 
 
-def of_size(teacher: Loaded, wanted: int) -> Any:
-    """Choose the configuration of about so many parameters, by the rules of ``make``. Raises ModelError(E-DISTILL)."""
+def student_of_size(teacher: Loaded, wanted: int) -> Any:
+    """Choose the configuration of about so many parameters, by the rules of ``make_student``. Raises
+    ModelError(E-DISTILL)."""
     found, most = sizes(teacher.model), sum(p.numel() for p in teacher.model.parameters())
     if wanted >= most:
         what = f"the student should have {wanted:,} parameters, and its teacher {teacher.name} has {most:,}."
@@ -142,20 +143,20 @@ def _fewer_layers(teacher: Loaded, wanted: int) -> Any:
     config, layers = teacher.model.config, sizes(teacher.model).layers
     if text_config(config) is not config or layers < 2:
         return None
-    whole, one = (_parameters(c) for c in (config, shortened(config, [0])))
+    whole, one = (_parameters(c) for c in (config, shortened_config(config, [0])))
     each = (whole - one) / (layers - 1)
     n = round(1 + (wanted - one) / each) if each else 0
     if not 1 <= n < layers or abs(one + (n - 1) * each - wanted) > NEAR * wanted:
         return None
-    return shortened(config, spaced(n, layers))
+    return shortened_config(config, spaced_layers(n, layers))
 
 
-def spaced(n: int, of: int) -> list[int]:
+def spaced_layers(n: int, of: int) -> list[int]:
     """Choose n of some layers, evenly spaced, with the first and the last. One layer is the first."""
     return [round(i * (of - 1) / max(1, n - 1)) for i in range(n)]
 
 
-def shortened(config: Any, layers: Sequence[int]) -> Any:
+def shortened_config(config: Any, layers: Sequence[int]) -> Any:
     """Return a model's configuration with only these layers. Lists with an entry for each layer are shortened too."""
     total, made = config.num_hidden_layers, copy.deepcopy(config)
     for name, value in vars(config).items():
@@ -215,7 +216,7 @@ def _started(teacher: Loaded, config: Any, key: Key) -> Student:
     shape = f"{type(model).__name__} of {made.layers} layers and width {made.hidden}"
     if type(model) is not type(teacher.model):
         return Student(model, f"a {shape}, drawn at random")
-    taken, layers = _copied(model, teacher.model, spaced(made.layers, total))
+    taken, layers = _copied(model, teacher.model, spaced_layers(made.layers, total))
     if not taken:
         return Student(model, f"a {shape}, drawn at random")
     count = sum(p.numel() for p in model.parameters())

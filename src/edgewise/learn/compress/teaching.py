@@ -1,6 +1,6 @@
 """Train a student on a teacher's predictions, step by step, from a state that can be saved and loaded.
 
-    progress = teach(student, teacher, blocks_NS, Lesson("logits", steps=500), key)
+    progress = teach_student(student, teacher, blocks_NS, Lesson("logits", steps=500), key)
 
 Shape suffixes: N = blocks, B = batch, S = block length + 1, P = tokens of a prompt, V = vocabulary, D = coordinates.
 """
@@ -26,7 +26,7 @@ from edgewise.core.safe_repr import outline
 from edgewise.core.training import HeldOut
 from edgewise.core.vector import Array
 from edgewise.learn.compress import distill
-from edgewise.learn.compress.distill import Targets
+from edgewise.learn.compress.distill import DistillTargets
 from edgewise.learn.evaluate import evaluate
 from edgewise.learn.flat import Flat
 from edgewise.learn.models.architecture import logits, sizes
@@ -35,7 +35,7 @@ from edgewise.learn.models.memory import evaluated_at_once
 from edgewise.learn.seeded import seeded
 from edgewise.learn.text.blocks import predictions
 from edgewise.learn.text.cache import write_atomically
-from edgewise.learn.train import LOWER, Optimizer
+from edgewise.learn.train import LOWER, LocalOptimizer
 from edgewise.plan.recipe.sections import TrainingSection
 
 LOSSES = ("logits", "jsd", "gkd", "sequence", "top_k")
@@ -51,11 +51,11 @@ class Lesson(NamedTuple):
     Attributes:
         loss: one of ``LOSSES``, or ``DATA``.
 
-            logits      ``distill.divergence`` at tau
-            jsd         ``distill.jensen_shannon`` at beta and tau
+            logits      ``distill.distillation_divergence`` at tau
+            jsd         ``distill.jensen_shannon_loss`` at beta and tau
             gkd         the same, in a share ``generated`` of the steps on text that the student wrote
-            sequence    ``distill.next_token``, in a share ``generated`` of the steps on text that the teacher wrote
-            top_k       ``distill.top_divergence`` of the ``top_k`` likeliest tokens at tau
+            sequence    ``distill.next_token_loss``, in a share ``generated`` of the steps on text that the teacher
+            wrote top_k       ``distill.top_logits_divergence`` of the ``top_k`` likeliest tokens at tau
         steps: optimizer steps, >= 1.
         lr: largest learning rate.
         batch: blocks per step.
@@ -63,7 +63,7 @@ class Lesson(NamedTuple):
         beta: of the Jensen-Shannon divergence, 0 to 1.
         data: weight of the loss on real next tokens, 0 to 1, in a step on real text. The teacher's loss has the rest.
         generated: share of the steps on generated text, 0 to 1.
-        optimizer: "muon" or "adamw" (``train.Optimizer``).
+        optimizer: "muon" or "adamw" (``train.LocalOptimizer``).
     """
 
     loss: str = "logits"
@@ -79,7 +79,7 @@ class Lesson(NamedTuple):
 
 
 class LessonState(NamedTuple):
-    """The state after some steps. It decides all later ones, with the arguments of ``teach``.
+    """The state after some steps. It decides all later ones, with the arguments of ``teach_student``.
 
     Attributes:
         done: number of steps.
@@ -96,7 +96,7 @@ class LessonState(NamedTuple):
     __repr__ = outline
 
 
-def teach(
+def teach_student(
     student: nn.Module,
     teacher: nn.Module | None,
     blocks_NS: Array,
@@ -139,24 +139,24 @@ def teach(
         student.requires_grad_(True)
         flat = Flat(list(student.named_parameters()))
     section = TrainingSection(optimizer=lesson.optimizer, clip_grad=1.0)
-    optimizer, losses = Optimizer(section, flat, arithmetic), []
+    optimizer, losses = LocalOptimizer(section, flat, arithmetic), []
     optimizer.reset()
     if begin is not None:
         _restore(flat, optimizer, begin)
         losses = list(begin.losses)
     for step in range(len(losses), lesson.steps):
         here = derive(key, "step", step)
-        s_BS = torch.from_numpy(rows(blocks_NS, lesson.batch, step, key)).to(flat.w_D.device)
+        s_BS = torch.from_numpy(lesson_rows(blocks_NS, lesson.batch, step, key)).to(flat.w_D.device)
         drawn = writer is not None and generator(derive(here, "kind")).random() < lesson.generated
-        real = distill.of_blocks(s_BS)
-        targets = written(writer, real, s_BS.shape[1], arithmetic, lesson, here) if drawn else real
+        real = distill.distill_inputs(s_BS)
+        targets = student_written_text(writer, real, s_BS.shape[1], arithmetic, lesson, here) if drawn else real
         student.train()
         with seeded(derive(here, "dropout")):
             losses.append(_gradient(student, teacher, targets, lesson, drawn, arithmetic, flat))
         if not math.isfinite(losses[-1]):
             raise TrainingError("E-NAN", f"the loss is {losses[-1]} at step {step + 1} of the distillation.", LOWER)
         flat.g_D.mul_((1.0 / (torch.linalg.vector_norm(flat.g_D) + 1e-6)).clamp_(max=1.0))
-        optimizer.step(rate(lesson, step))
+        optimizer.step(lesson_rate(lesson, step))
         after(step + 1, lambda: _state(flat, optimizer, losses))
     student.eval()
     last = _state(flat, optimizer, losses)
@@ -165,13 +165,13 @@ def teach(
     return last
 
 
-def rate(lesson: Lesson, step: int) -> float:
+def lesson_rate(lesson: Lesson, step: int) -> float:
     """Return the learning rate of a step, from 0."""
     rise = min(1.0, (step + 1) / max(1, lesson.steps // WARM))
     return lesson.lr * rise * (LAST + (1 - LAST) * (1 + math.cos(math.pi * step / lesson.steps)) / 2)
 
 
-def rows(blocks_NS: Array, batch: int, step: int, key: Key) -> Array:
+def lesson_rows(blocks_NS: Array, batch: int, step: int, key: Key) -> Array:
     """Return the blocks of a step: int64[batch, S]. Each pass over all blocks has an order of its own."""
     n, at = len(blocks_NS), []
     for i in range(step * batch, (step + 1) * batch):
@@ -181,7 +181,9 @@ def rows(blocks_NS: Array, batch: int, step: int, key: Key) -> Array:
     return np.asarray(blocks_NS[np.array(at)], np.int64)
 
 
-def written(writer: Any, real: Targets, length: int, arithmetic: torch.dtype, lesson: Lesson, key: Key) -> Targets:
+def student_written_text(
+    writer: Any, real: DistillTargets, length: int, arithmetic: torch.dtype, lesson: Lesson, key: Key
+) -> DistillTargets:
     """Let a model continue the first quarter of each block, and predict what it wrote.
 
     Each token is drawn from all, at temperature 1. No gradient goes through the draws.
@@ -205,13 +207,13 @@ def written(writer: Any, real: Targets, length: int, arithmetic: torch.dtype, le
         )
     counted_BT = torch.zeros_like(ids_BS[:, 1:], dtype=torch.bool)
     counted_BT[:, prompt_BP.shape[1] - 1 :] = True
-    return Targets(ids_BS[:, :-1], ids_BS[:, 1:], counted_BT)
+    return DistillTargets(ids_BS[:, :-1], ids_BS[:, 1:], counted_BT)
 
 
 def _gradient(
     student: nn.Module,
     teacher: nn.Module | None,
-    targets: Targets,
+    targets: DistillTargets,
     lesson: Lesson,
     generated: bool,
     arithmetic: torch.dtype,
@@ -222,19 +224,19 @@ def _gradient(
     total, n = 0.0, max(1, int(targets.counted_BT.sum()))
     at_once = max(1, AT_ONCE // (targets.x_BT.shape[1] * sizes(student).vocabulary))
     for at in range(0, len(targets.x_BT), at_once):
-        part = Targets(*(x[at : at + at_once] for x in targets))
+        part = DistillTargets(*(x[at : at + at_once] for x in targets))
         share = int(part.counted_BT.sum()) / n
         if share:
-            loss = share * loss_of(student, teacher, part, lesson, generated, arithmetic)
+            loss = share * lesson_loss(student, teacher, part, lesson, generated, arithmetic)
             loss.backward()
             total += loss.item()
     return total
 
 
-def loss_of(
+def lesson_loss(
     student: nn.Module,
     teacher: nn.Module | None,
-    targets: Targets,
+    targets: DistillTargets,
     lesson: Lesson,
     generated: bool = False,
     arithmetic: torch.dtype = torch.float32,
@@ -250,25 +252,25 @@ def loss_of(
         z_s_BTV = logits(student, targets.x_BT)
     counted_BT, kind = targets.counted_BT, lesson.loss
     if kind in (DATA, "sequence") or teacher is None:
-        return distill.next_token(z_s_BTV, targets.y_BT, counted_BT)
+        return distill.next_token_loss(z_s_BTV, targets.y_BT, counted_BT)
     with torch.no_grad(), _arithmetic(targets.x_BT, arithmetic):
         z_t_BTV = logits(teacher.eval(), targets.x_BT)
     if kind == "logits":
-        loss = distill.divergence(z_s_BTV, z_t_BTV, counted_BT, lesson.tau)
+        loss = distill.distillation_divergence(z_s_BTV, z_t_BTV, counted_BT, lesson.tau)
     elif kind == "top_k":
-        loss = distill.top_divergence(z_s_BTV, distill.top_logits(z_t_BTV, lesson.top_k, lesson.tau), counted_BT)
+        loss = distill.top_logits_divergence(z_s_BTV, distill.top_logits(z_t_BTV, lesson.top_k, lesson.tau), counted_BT)
     else:
-        loss = distill.jensen_shannon(z_s_BTV, z_t_BTV, counted_BT, lesson.beta, lesson.tau)
+        loss = distill.jensen_shannon_loss(z_s_BTV, z_t_BTV, counted_BT, lesson.beta, lesson.tau)
     if generated or not lesson.data:
         return loss
-    return (1 - lesson.data) * loss + lesson.data * distill.next_token(z_s_BTV, targets.y_BT, counted_BT)
+    return (1 - lesson.data) * loss + lesson.data * distill.next_token_loss(z_s_BTV, targets.y_BT, counted_BT)
 
 
 def _arithmetic(x: Tensor, arithmetic: torch.dtype) -> AbstractContextManager[Any]:
     return torch.autocast(x.device.type, torch.bfloat16, enabled=arithmetic is torch.bfloat16)
 
 
-def measure(model: nn.Module, blocks_NS: Array, arithmetic: torch.dtype = torch.float32) -> HeldOut:
+def measure_student(model: nn.Module, blocks_NS: Array, arithmetic: torch.dtype = torch.float32) -> HeldOut:
     """Sum a model's negative log-likelihood of held-out blocks. Raises TrainingError(E-NAN)."""
     processor, size = next(model.parameters()).device, blocks_NS.shape[1] - 1
     at_once = max(1, evaluated_at_once(sizes(model).vocabulary) // size)
@@ -281,12 +283,12 @@ def measure(model: nn.Module, blocks_NS: Array, arithmetic: torch.dtype = torch.
     return evaluate(model, TextLoss(arithmetic), batches())
 
 
-def _state(flat: Flat, optimizer: Optimizer, losses: list[float]) -> LessonState:
+def _state(flat: Flat, optimizer: LocalOptimizer, losses: list[float]) -> LessonState:
     moments = tuple(x_D.detach().cpu().clone() for x_D in optimizer.state)
     return LessonState(len(losses), flat.w_D.detach().cpu().clone(), moments, tuple(losses))
 
 
-def _restore(flat: Flat, optimizer: Optimizer, progress: LessonState) -> None:
+def _restore(flat: Flat, optimizer: LocalOptimizer, progress: LessonState) -> None:
     if progress.w_D.shape != flat.w_D.shape or len(progress.moments) != len(optimizer.state):
         raise StoreError("E-RESUME", "the saved state is of another student.", "begin again in another folder.")
     flat.w_D.copy_(progress.w_D)
@@ -295,14 +297,14 @@ def _restore(flat: Flat, optimizer: Optimizer, progress: LessonState) -> None:
     optimizer.steps.fill_(float(progress.done))
 
 
-def save_progress(path: Path, progress: LessonState) -> None:
+def save_lesson(path: Path, progress: LessonState) -> None:
     """Write a state. The file is whole or absent. Raises StoreError(E-DISK)."""
     tensors = {"w": progress.w_D, "losses": torch.tensor(progress.losses, dtype=torch.float64)}
     tensors |= {f"moment{i}": x_D for i, x_D in enumerate(progress.moments)}
     write_atomically(path, lambda f: f.write(save(tensors)))
 
 
-def load_progress(path: Path) -> LessonState:
+def load_lesson(path: Path) -> LessonState:
     """Read a state. Raises StoreError(E-RESUME) for a damaged file."""
     again = "begin again in another folder."
     with foreign(StoreError, "E-RESUME", f"{path} is no state of a distillation", again), safe_open(path, "pt") as f:

@@ -19,12 +19,12 @@ from edgewise.core.factors import factor
 from edgewise.core.foreign import foreign
 from edgewise.core.keys import Key, derive, generator
 from edgewise.learn.flat import Flat
-from edgewise.learn.models.architecture import called, pattern
-from edgewise.learn.models.between import put_between
+from edgewise.learn.models.architecture import called_modules, module_pattern
+from edgewise.learn.models.between import put_between_factors
 from edgewise.learn.models.gated import OWN, put_gates
-from edgewise.learn.models.modules import PEFT_PREFIX, plain_name
+from edgewise.learn.models.modules import PEFT_PREFIX, plain_parameter_name
 from edgewise.learn.models.quantized import count, import_bitsandbytes
-from edgewise.learn.models.smaller_layers import put_masks
+from edgewise.learn.models.smaller_layers import put_layer_masks
 from edgewise.learn.seeded import seeded
 from edgewise.plan.recipe.trainable import SHARED_A, TrainableSection
 
@@ -33,7 +33,7 @@ ADAPTED = (".base_layer.", ".original_module.", ".modules_to_save.")  # peft's p
 MAMBA = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}  # peft adapts no output projection in these.
 
 
-def trainable(
+def make_trainable(
     model: nn.Module, section: TrainableSection, key: Key, frozen: torch.dtype, own: str | None = None
 ) -> tuple[nn.Module, Flat]:
     """Choose the trained parameters of a model, freeze the others, and lay them out in one vector.
@@ -52,14 +52,14 @@ def trainable(
         ModelError: E-TARGETS where a target or pattern matches nothing, or only modules that text does not run through
             or that LoRA cannot adapt.
     """
-    model, named, fixed = choose(model, section, key, frozen, own)
+    model, named, fixed = choose_trainable(model, section, key, frozen, own)
     return model, Flat([*named, *fixed], [name for name, _ in fixed])
 
 
 Named = list[tuple[str, nn.Parameter]]
 
 
-def choose(
+def choose_trainable(
     model: nn.Module,
     section: TrainableSection,
     key: Key,
@@ -67,7 +67,7 @@ def choose(
     own: str | None = None,
     shapes: Any = None,
 ) -> tuple[nn.Module, Named, Named]:
-    """Choose as ``trainable``. Returns the model, and the trained and the fixed parameters with their names.
+    """Choose as ``make_trainable``. Returns the model, and the trained and the fixed parameters with their names.
 
     Args:
         shapes: the same model without storage, where ``model`` has one part of its weights only. It is asked which
@@ -85,11 +85,11 @@ def choose(
             put_gates(model)
         if section.rule == "fed_sb":
             _fix_both(model, key)
-            put_between(model)
-        named = [(plain_name(n), p) for n, p in _trainable_parameters(model)]
+            put_between_factors(model)
+        named = [(plain_parameter_name(n), p) for n, p in _trainable_parameters(model)]
         fixed = _bases(model) if section.moves_base else []
     else:
-        put_masks(model)  # Nothing outside a mask trains or travels.
+        put_layer_masks(model)  # Nothing outside a mask trains or travels.
         if section.kind == "layers":
             _freeze_others(model, section.layers)
         if section.last_blocks:
@@ -110,10 +110,10 @@ def _bases(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         if not hasattr(module, "lora_A"):
             continue
         if not isinstance(module.base_layer, nn.Linear) or not module.base_layer.weight.is_floating_point():
-            what = f"the mean of products is added to matrices, and {plain_name(name)} is of the kind "
+            what = f"the mean of products is added to matrices, and {plain_parameter_name(name)} is of the kind "
             what += f"{type(module.base_layer).__name__}, another layer or one in few bits."
             raise ModelError("E-TARGETS", what, 'choose linear layers of a float base, or trainable.rule = "reffa".')
-        found.append((plain_name(f"{name}.base_layer.weight"), module.base_layer.weight))
+        found.append((plain_parameter_name(f"{name}.base_layer.weight"), module.base_layer.weight))
     if len({id(p) for _, p in found}) < len(found) or _tied(model, [p for _, p in found]):
         what = "an adapted matrix is shared by two layers, and the mean of products would change both."
         raise ModelError("E-TARGETS", what, 'leave it out of trainable.targets, or take trainable.rule = "reffa".')
@@ -203,7 +203,7 @@ def _targets(model: nn.Module, asked: list[str], blocks: int) -> list[str] | str
     plain ``all-linear`` peft also adapts the fused experts of the architectures that it knows.)
     """
     able = [n for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Embedding) or _is_conv1d(m)]
-    live, chosen = called(model), []
+    live, chosen = called_modules(model), []
     names = [n for n, _ in model.named_modules()]
     early = {n for n, number in zip(names, from_last(names), strict=False) if number > blocks > 0}
     for target in asked:
@@ -212,14 +212,14 @@ def _targets(model: nn.Module, asked: list[str], blocks: int) -> list[str] | str
             found = _linear(model)
         elif not found:
             raise _no_match("trainable.targets", target, {n.rsplit(".", 1)[-1] for n in able})
-        read = [n for n in found if pattern(n) in live]
+        read = [n for n in found if module_pattern(n) in live]
         if not set(read) - early and set(read) & early:
             what = f"trainable.targets: no `{target}` is in the last {blocks} blocks."
             raise ModelError("E-TARGETS", what, "raise trainable.last_blocks, or name other modules.")
         read = [n for n in read if n not in early]
         if not read:
             what = f"trainable.targets: no text runs through `{target}`. An adapter there would change nothing."
-            known = [n for n in able if pattern(n) in live]
+            known = [n for n in able if module_pattern(n) in live]
             raise ModelError("E-TARGETS", what, f"the model has: {_listed(known)}.")
         if asked == [ALL_LINEAR] and len(read) == len(found) and not _barred(model):
             return ALL_LINEAR
@@ -234,14 +234,14 @@ def _whole(model: nn.Module, asked: list[str]) -> list[str]:
         ModelError: E-TARGETS for a name that matches nothing, for a module made of others, for one that text does not
             run through, and for one that shares its weights with another.
     """
-    live, chosen = called(model), []
+    live, chosen = called_modules(model), []
     own = {n: m for n, m in model.named_modules() if m._parameters}
     for wanted in asked:
         found = [n for n in own if n == wanted or n.endswith(f".{wanted}")]
         if not found:
             raise _no_match("trainable.modules_to_save", wanted, {n.rsplit(".", 1)[-1] for n in own})
         what = ""
-        if unread := [n for n in found if pattern(n) not in live]:
+        if unread := [n for n in found if module_pattern(n) not in live]:
             what = f"no text runs through `{unread[0]}`. Training it would change nothing."
         elif tied := [n for n in found if _tied(model, list(own[n].parameters()))]:
             what = f"`{tied[0]}` shares its weights with another module, and one of the two would keep the old ones."
@@ -277,7 +277,7 @@ def without_adapter(model: nn.Module) -> dict[str, int]:
     counts: Counter[str] = Counter()
     for name, p in model.named_parameters():
         if p.ndim > 1 and not factor(name) and not any(part in name for part in ADAPTED):
-            counts[pattern(name.replace(PEFT_PREFIX, ""))] += count(p)
+            counts[module_pattern(name.replace(PEFT_PREFIX, ""))] += count(p)
     return dict(counts)
 
 

@@ -21,7 +21,7 @@ LARGE = 0.05  # As a share of the largest logit. No rounding is that large, not 
 UNREAD = 'lower data.sequence_len, or set model.precision = "float32".'
 
 
-class Sizes(NamedTuple):
+class ModelSizes(NamedTuple):
     """Sizes of the part that reads text.
 
     Attributes:
@@ -45,7 +45,7 @@ def text_config(config: Any) -> Any:
         return config.get_text_config(decoder=True)
 
 
-def sizes(model: nn.Module) -> Sizes:
+def sizes(model: nn.Module) -> ModelSizes:
     """Return the sizes of a transformers model. Raises ModelError(E-MODEL) for one without token embeddings."""
     config = text_config(model.config)
     hidden = getattr(config, "hidden_size", None) or 0
@@ -53,7 +53,7 @@ def sizes(model: nn.Module) -> Sizes:
     if isinstance(inner, list | tuple):  # Each layer has its own.
         inner = max(inner)
     longest = getattr(config, "max_position_embeddings", None)
-    return Sizes(
+    return ModelSizes(
         getattr(config, "num_hidden_layers", None) or 0,
         hidden,
         inner,
@@ -86,7 +86,7 @@ def logits(model: nn.Module, ids_BT: Tensor, positions_BT: Tensor | None = None)
     return out
 
 
-def probe_ids(tokens: Any, rows: int, length: int, vocabulary: int) -> Tensor:
+def probe_token_ids(tokens: Any, rows: int, length: int, vocabulary: int) -> Tensor:
     """Make token ids that differ from row to row, from ordinary words: int64[rows, length].
 
     No id stands for an image or another special input.
@@ -112,7 +112,7 @@ def check_causal(model: nn.Module, tokens: Any, length: int, name: str) -> None:
         ModelError: E-MODEL for such a model, and for one that cannot read so many tokens.
     Guarantees: weights, gradients, random state and the mode of the model stay as they are.
     """
-    ids_2T = probe_ids(tokens, 2, max(2, length), embeddings(model).weight.shape[0])
+    ids_2T = probe_token_ids(tokens, 2, max(2, length), embeddings(model).weight.shape[0])
     half = ids_2T.shape[1] // 2
     ids_2T[1, :half] = ids_2T[0, :half]
     mode, refused = model.training, f"{name} cannot read {length} tokens"
@@ -161,19 +161,19 @@ def _cure(model: nn.Module) -> str:
     return "take a causal language model: it predicts each token from the ones before it."
 
 
-def pattern(name: str) -> str:
+def module_pattern(name: str) -> str:
     """Replace each number in a module's or parameter's name by ``*``, so that all layers and experts share one name."""
     return ".".join("*" if part.isdecimal() else part for part in name.split("."))
 
 
-def called(model: nn.Module) -> set[str]:
+def called_modules(model: nn.Module) -> set[str]:
     """Return the patterns of the modules whose forward method runs when the model reads text.
 
     An adapter on another module changes nothing. Such a module belongs to images or sound, or another module uses its
     weight directly.
     """
     found: set[str] = set()
-    names = {module: pattern(name) for name, module in model.named_modules()}
+    names = {module: module_pattern(name) for name, module in model.named_modules()}
 
     def note(module: nn.Module, inputs: Any) -> None:
         found.add(names[module])
@@ -209,9 +209,9 @@ def unread(model: nn.Module) -> dict[str, int]:
     """
     if text_config(model.config) is model.config:
         return {}
-    live, counts = called(model), Counter[str]()
+    live, counts = called_modules(model), Counter[str]()
     for owner, module in model.named_modules():
-        if pattern(owner) not in live:
+        if module_pattern(owner) not in live:
             own = [p for p in module.parameters(recurse=False) if p.requires_grad]
             counts[".".join(owner.split(".")[:2])] += sum(p.numel() for p in own)
     return {part: n for part, n in counts.items() if n}

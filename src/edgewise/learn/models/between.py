@@ -1,7 +1,7 @@
 """A small matrix between two fixed factors of LoRA (Fed-SB): W + alpha / rank B R A, of which only R is trained.
 
-    put_between(model)                 # R = 0: the model is the base
-    take_out(model)                    # plain LoRA again, with R A in the place of A
+    put_between_factors(model)                 # R = 0: the model is the base
+    take_out_between(model)                    # plain LoRA again, with R A in the place of A
 
 The mean over devices is exact, since the product is linear in R. An update has rank^2 coordinates per matrix,
 whatever the size of the matrix.
@@ -19,7 +19,7 @@ from edgewise.core.errors import ModelError
 ADAPTER = "default"  # peft's name of the first adapter
 
 
-class Between(nn.Module):
+class BetweenFactors(nn.Module):
     """The factor R A, with the interface of peft's factor A: a ``weight`` of shape (rank, inputs).
 
     Args:
@@ -41,7 +41,7 @@ class Between(nn.Module):
         return F.linear(self.inner(x), self.between)
 
 
-def put_between(model: nn.Module) -> None:
+def put_between_factors(model: nn.Module) -> None:
     """Put R = 0 between the factors of each adapter, and train nothing else.
 
     Raises:
@@ -55,15 +55,15 @@ def put_between(model: nn.Module) -> None:
             raise ModelError("E-TARGETS", what, 'leave embeddings out of trainable.targets, or take rule = "ffa".')
         module.lora_A[ADAPTER].requires_grad_(False)
         module.lora_B[ADAPTER].requires_grad_(False)
-        module.lora_A[ADAPTER] = Between(module.lora_A[ADAPTER])
+        module.lora_A[ADAPTER] = BetweenFactors(module.lora_A[ADAPTER])
 
 
-def take_out(model: nn.Module) -> None:
-    """Replace each ``Between`` by a plain factor A with the same weight, for files of PEFT."""
+def take_out_between(model: nn.Module) -> None:
+    """Replace each ``BetweenFactors`` by a plain factor A with the same weight, for files of PEFT."""
     for module in model.modules():
         if isinstance(inner := getattr(module, "lora_A", {}), nn.ModuleDict):
             for name, factor in inner.items():
-                if isinstance(factor, Between):
+                if isinstance(factor, BetweenFactors):
                     plain = nn.Linear(factor.inner.in_features, factor.inner.out_features, bias=False)
                     plain.weight.data = factor.weight.detach()
                     inner[name] = plain

@@ -27,7 +27,7 @@ def decoder_blocks(model: Any, code: str = "E-SHRINK") -> tuple[str, nn.ModuleLi
     return outer[0]
 
 
-def block_layers(model: Any) -> dict[str, nn.Linear]:
+def decoder_block_layers(model: Any) -> dict[str, nn.Linear]:
     """Return the linear layers inside decoder blocks by name. Embeddings and the output head are not among them.
 
     Raises:

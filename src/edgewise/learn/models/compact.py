@@ -1,11 +1,11 @@
 """Folders of models whose linear layers have a mask or two factors, stored in the bytes that they need.
 
-    write(model, folder, torch.bfloat16)        # compact.safetensors and compact.json beside config.json
-    model = read(folder, torch.float32)         # masked layers are ordinary ones, factored ones stay factored
+    write_compact(model, folder, torch.bfloat16)        # compact.safetensors and compact.json beside config.json
+    model = read_compact(folder, torch.float32)         # masked layers are ordinary ones, factored ones stay factored
 
 A masked matrix is stored as its weights inside the mask and one bit for each weight: at 16 bits and half of the
 weights, 9 / 16 of the dense bytes. A factored one is stored as its factors. ``transformers`` cannot read such a folder.
-``write_dense`` writes one that it can: weights with zeros, or products, and the masks in a file beside them.
+``write_dense_model`` writes one that it can: weights with zeros, or products, and the masks in a file beside them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from edgewise.kernels.bits import pack_bits, unpack_bits
 from edgewise.learn.models.smaller_layers import (
     FactoredLinear,
     MaskedLinear,
-    densify,
-    masks,
+    densify_layers,
+    layer_masks,
     replace_layers,
-    set_mask,
+    set_layer_mask,
 )
 
 WEIGHTS, LAYERS, MASKS = "compact.safetensors", "compact.json", "masks.safetensors"
@@ -53,11 +53,11 @@ class CompactLayers(NamedTuple):
 
 
 def is_compact(folder: Path) -> bool:
-    """Return True for a folder that ``write`` wrote."""
+    """Return True for a folder that ``write_compact`` wrote."""
     return (folder / LAYERS).is_file()
 
 
-def write(model: Any, folder: Path, dtype: torch.dtype) -> int:
+def write_compact(model: Any, folder: Path, dtype: torch.dtype) -> int:
     """Write a model with masked or factored layers into a folder, without its tokenizer.
 
     Args:
@@ -65,7 +65,7 @@ def write(model: Any, folder: Path, dtype: torch.dtype) -> int:
     Returns:
         Bytes of the file with the weights.
     """
-    by_name, tensors, kept = masks(model), dict[str, Tensor](), dict[str, int]()
+    by_name, tensors, kept = layer_masks(model), dict[str, Tensor](), dict[str, int]()
     for name, p in model.named_parameters():  # Tied weights come once.
         owner, _, last = name.rpartition(".")
         value = p.detach().to(dtype)
@@ -90,14 +90,14 @@ def write(model: Any, folder: Path, dtype: torch.dtype) -> int:
     return (folder / WEIGHTS).stat().st_size
 
 
-def write_dense(model: Any, folder: Path, dtype: torch.dtype) -> int:
+def write_dense_model(model: Any, folder: Path, dtype: torch.dtype) -> int:
     """Write a model for ``transformers``, with masks beside it where it has them. It changes the model.
 
     Returns:
         Bytes of the files with weights and masks.
     """
-    by_name = {f"{name}.weight{BITS}": _packed(mask) for name, mask in masks(model).items()}
-    densify(model).to(dtype)
+    by_name = {f"{name}.weight{BITS}": _packed(mask) for name, mask in layer_masks(model).items()}
+    densify_layers(model).to(dtype)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     if by_name:
@@ -105,7 +105,7 @@ def write_dense(model: Any, folder: Path, dtype: torch.dtype) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
-def layers_of(folder: Path) -> CompactLayers:
+def compact_layers(folder: Path) -> CompactLayers:
     """Read the smaller layers of a compact folder. Raises ModelError(E-MODEL) where the file is damaged."""
     path = folder / LAYERS
     with foreign(ModelError, "E-MODEL", f"{path} cannot be read", FIX):
@@ -116,7 +116,7 @@ def layers_of(folder: Path) -> CompactLayers:
         return CompactLayers(kept, ranks, int(plain["parameters"]))
 
 
-def read(folder: Path, dtype: torch.dtype) -> nn.Module:
+def read_compact(folder: Path, dtype: torch.dtype) -> nn.Module:
     """Read a model from its compact folder.
 
     Returns:
@@ -124,7 +124,7 @@ def read(folder: Path, dtype: torch.dtype) -> nn.Module:
     Raises:
         ModelError: E-MODEL where a file is missing or damaged, or a tensor has no place or another shape.
     """
-    found = layers_of(folder)
+    found = compact_layers(folder)
     model = _skeleton(folder, dtype)
     _put_factors(model, found, folder)
     wanted: dict[str, nn.Parameter] = dict(model.named_parameters())
@@ -144,7 +144,7 @@ def read(folder: Path, dtype: torch.dtype) -> nn.Module:
                     raise ModelError("E-MODEL", f"{folder}: {name} has another number of weights than its mask.", FIX)
                 p.zero_()
                 p[mask] = values.to(p.dtype)
-                set_mask(layer, mask)
+                set_layer_mask(layer, mask)
                 continue
             value = tensors.pop(name, None)
             if value is None or value.shape != p.shape:
@@ -155,13 +155,13 @@ def read(folder: Path, dtype: torch.dtype) -> nn.Module:
     return model.eval()
 
 
-def put_shapes(model: nn.Module, folder: Path, masked: bool) -> None:
+def put_compact_shapes(model: nn.Module, folder: Path, masked: bool) -> None:
     """Give a model without values the layers of a compact folder, for forecasts.
 
     Args:
         masked: masked layers hold the weights inside the mask alone, as where they are trained.
     """
-    found = layers_of(folder)
+    found = compact_layers(folder)
     _put_factors(model, found, folder)
     if masked:
         made: dict[str, nn.Module] = {}
@@ -172,7 +172,7 @@ def put_shapes(model: nn.Module, folder: Path, masked: bool) -> None:
 
 
 def attach_masks(model: nn.Module, folder: Path) -> nn.Module:
-    """Read the masks beside a dense model (``write_dense``), and set all weights outside them to zero.
+    """Read the masks beside a dense model (``write_dense_model``), and set all weights outside them to zero.
 
     Raises:
         ModelError: E-MODEL where the file is damaged or of another model.
@@ -188,7 +188,7 @@ def attach_masks(model: nn.Module, folder: Path) -> nn.Module:
         if not isinstance(layer, nn.Linear):
             raise ModelError("E-MODEL", f"{path}: the model has no linear layer {owner}.", FIX)
         mask = _unpacked(bits, layer.weight.shape, folder)
-        set_mask(layer, mask)
+        set_layer_mask(layer, mask)
         with torch.no_grad():
             layer.weight.masked_fill_(~mask, 0.0)
     return model

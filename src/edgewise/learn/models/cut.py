@@ -1,6 +1,6 @@
 """Cut a model into the stages of split learning: the device's first part, the server's part, and the device's last one.
 
-    parts = cut(model, 2, "U")                 # embedding + 2 blocks | the other blocks | final norm + head
+    parts = cut_model(model, 2, "U")                 # embedding + 2 blocks | the other blocks | final norm + head
     h_BTC = parts.device(ids_BT)
     logits_BTV = parts.top(parts.server(h_BTC))
 
@@ -24,7 +24,7 @@ from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
 from edgewise.learn.models.architecture import embeddings, logits, text_config
 from edgewise.learn.models.blocks import decoder_blocks
-from edgewise.learn.models.modules import plain_name
+from edgewise.learn.models.modules import plain_parameter_name
 from edgewise.plan.recipe.recipe import Recipe
 
 Shape = Literal["U", "head"]
@@ -36,7 +36,7 @@ CLOSE = 1e-3  # Largest difference of stages and whole model, as a share of the 
 OTHER = "take a decoder of the kinds Llama, Mistral, Qwen, GPT-2 or GPT-NeoX, or name the modules of each part."
 
 
-class Zero(nn.Module):
+class ZeroPositions(nn.Module):
     """Learned positions that were added by an earlier stage. Returns 0 for all of them."""
 
     def forward(self, positions_BT: Tensor) -> Tensor:
@@ -72,7 +72,7 @@ class DecoderStage(nn.Module):
         return found
 
 
-class Chain(nn.Module):
+class ModuleChain(nn.Module):
     """A part of any other model: named modules, one after the other."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -87,7 +87,7 @@ class Chain(nn.Module):
 
 
 @dataclass(frozen=True)
-class Cut:
+class CutModel:
     """The stages of a model.
 
     Attributes:
@@ -118,11 +118,11 @@ class Cut:
             model: the whole model. Each of its parameters is on one side.
         """
         held = {id(p) for stage in self.on_device() for p in stage.parameters()}
-        names = [(plain_name(name), id(p) in held) for name, p in model.named_parameters()]
+        names = [(plain_parameter_name(name), id(p) in held) for name, p in model.named_parameters()]
         return [name for name, here in names if here], [name for name, here in names if not here]
 
 
-def cut(model: nn.Module, block: int, shape: Shape, shared: bool = False) -> Cut:
+def cut_model(model: nn.Module, block: int, shape: Shape, shared: bool = False) -> CutModel:
     """Cut a causal language model of ``transformers``, also one with adapters of ``peft``, behind ``block`` blocks.
 
     Args:
@@ -131,7 +131,7 @@ def cut(model: nn.Module, block: int, shape: Shape, shared: bool = False) -> Cut
             does. It counts as the device's (``Cut.sides``).
     Raises:
         ModelError: E-CUT for a cut that does not exist, for an architecture whose parts cannot be found, and for
-            ``shape = "head"`` where embedding and head are one tensor (``untied`` makes two).
+            ``shape = "head"`` where embedding and head are one tensor (``untied_head`` makes two).
     """
     whole = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     decoder, blocks = _decoder(whole)
@@ -139,7 +139,7 @@ def cut(model: nn.Module, block: int, shape: Shape, shared: bool = False) -> Cut
     if not 0 <= block < count:
         what = f"a cut behind {block} blocks: the model has {count} blocks, and the server needs at least one."
         raise ModelError("E-CUT", what, f"take a cut from 0 to {count - 1}.")
-    if shape == "head" and tied(whole) and not shared:
+    if shape == "head" and is_head_tied(whole) and not shared:
         what = 'shape = "head" gives the head to the server, and in this model it is the embedding itself.'
         raise ModelError(
             "E-CUT", what, 'take shape = "U", which keeps both on the device, or make two of them (untied).'
@@ -152,14 +152,14 @@ def cut(model: nn.Module, block: int, shape: Shape, shared: bool = False) -> Cut
     end = next(name for name, child in whole.named_children() if child is decoder)
     if shape == "head":
         last = _like(whole, **{end: middle})
-        return Cut(shape, DecoderStage(first, True, False), DecoderStage(last, False, True))
+        return CutModel(shape, DecoderStage(first, True, False), DecoderStage(last, False, True))
     middle._modules[norm] = nn.Identity()
     top = _like(whole, **{end: _part(decoder, blocks, count, count, **_without_embeddings(decoder))})
     stages = DecoderStage(first, True, False), DecoderStage(middle, False, False), DecoderStage(top, False, True)
-    return Cut(shape, *stages)
+    return CutModel(shape, *stages)
 
 
-def cut_modules(model: nn.Module, device: Sequence[str], server: Sequence[str], top: Sequence[str] = ()) -> Cut:
+def cut_modules(model: nn.Module, device: Sequence[str], server: Sequence[str], top: Sequence[str] = ()) -> CutModel:
     """Cut any other model, whose modules run one after the other, by naming the modules of each part.
 
         cut_modules(net, ["0", "1"], ["2", "3"], top=["4"])
@@ -178,8 +178,8 @@ def cut_modules(model: nn.Module, device: Sequence[str], server: Sequence[str], 
             raise ModelError("E-CUT", f"the model has no module {name!r}.", f"name modules such as {listed}.")
     if not device or not server:
         raise ModelError("E-CUT", "a part has no module.", "name at least one module for device and server.")
-    chains = [Chain([found[name] for name in part]) for part in (device, server, top)]
-    made = Cut("U" if top else "head", chains[0], chains[1], chains[2] if top else None)
+    chains = [ModuleChain([found[name] for name in part]) for part in (device, server, top)]
+    made = CutModel("U" if top else "head", chains[0], chains[1], chains[2] if top else None)
     here = {id(p) for stage in made.on_device() for p in stage.parameters()}
     there = {id(p) for p in made.server.parameters()}
     if here & there:
@@ -190,21 +190,21 @@ def cut_modules(model: nn.Module, device: Sequence[str], server: Sequence[str], 
     return made
 
 
-def tied(model: nn.Module) -> bool:
+def is_head_tied(model: nn.Module) -> bool:
     """Tell whether embedding and head of a language model are one tensor."""
     head = model.get_output_embeddings()  # type: ignore[operator]
     return head is not None and head.weight is embeddings(model).weight
 
 
-def untied(model: nn.Module) -> None:
+def untied_head(model: nn.Module) -> None:
     """Give the head of a language model a tensor of its own, equal to the embedding. It trains apart from then on."""
-    if tied(model):
+    if is_head_tied(model):
         head: Any = model.get_output_embeddings()  # type: ignore[operator]
         head.weight = nn.Parameter(head.weight.detach().clone(), head.weight.requires_grad)
         text_config(model.config).tie_word_embeddings = model.config.tie_word_embeddings = False
 
 
-def check_cut(model: nn.Module, parts: Cut, ids_BT: Tensor, packed: bool = False) -> None:
+def check_cut(model: nn.Module, parts: CutModel, ids_BT: Tensor, packed: bool = False) -> None:
     """Refuse a cut whose stages together compute something else than the model, by a forward pass of both.
 
     Some decoders scale or mix the embeddings in ways that no cut sees.
@@ -231,9 +231,9 @@ def check_cut(model: nn.Module, parts: Cut, ids_BT: Tensor, packed: bool = False
         model.train(mode)
 
 
-def probed(model: nn.Module, recipe: Recipe) -> Cut:
+def probed_cut(model: nn.Module, recipe: Recipe) -> CutModel:
     """Cut the model of a recipe, and compare its stages with it. Raises ModelError(E-CUT) as ``check_cut``."""
-    parts = cut(model, recipe.split.cut, recipe.split.shape)
+    parts = cut_model(model, recipe.split.cut, recipe.split.shape)
     ids = torch.arange(PROBE, device=embeddings(model).weight.device).view(1, PROBE)
     check_cut(model, parts, ids, recipe.data.packing == "isolated")
     return parts
@@ -260,7 +260,7 @@ def _part(decoder: nn.Module, blocks: str, start: int, stop: int, **children: nn
 
 def _without_embeddings(decoder: nn.Module) -> dict[str, nn.Module | None]:
     own: dict[str, nn.Module | None] = {n: None for n, m in decoder.named_children() if isinstance(m, nn.Embedding)}
-    own |= {name: Zero() for name in POSITIONS if name in decoder._modules}
+    own |= {name: ZeroPositions() for name in POSITIONS if name in decoder._modules}
     return own | {name: nn.Identity() for name in DROPOUTS if name in decoder._modules}
 
 
@@ -273,7 +273,7 @@ def _like(module: nn.Module, **children: nn.Module | None) -> nn.Module:
     return made
 
 
-def parameters(stages: Sequence[nn.Module]) -> Iterator[nn.Parameter]:
+def stage_parameters(stages: Sequence[nn.Module]) -> Iterator[nn.Parameter]:
     """Iterate over the parameters of some stages, each once."""
     seen: set[int] = set()
     for p in (p for stage in stages for p in stage.parameters()):

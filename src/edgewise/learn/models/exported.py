@@ -21,12 +21,12 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.core.foreign import foreign
 from edgewise.core.vector import Vector
 from edgewise.learn.models import compact, quantized
-from edgewise.learn.models.architecture import logits, probe_ids, sizes, text_config
-from edgewise.learn.models.between import take_out
+from edgewise.learn.models.architecture import logits, probe_token_ids, sizes, text_config
+from edgewise.learn.models.between import take_out_between
 from edgewise.learn.models.gated import without_own
 from edgewise.learn.models.load import Loaded
 from edgewise.learn.models.rebuilt import rebuild
-from edgewise.learn.models.smaller_layers import densify
+from edgewise.learn.models.smaller_layers import densify_layers
 from edgewise.learn.text import tokens
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.base import Directions
@@ -71,7 +71,7 @@ class TrainedModel(NamedTuple):
     cache_dir: Path | None = None
 
 
-def trained(
+def rebuilt_for_export(
     recipe: Recipe,
     base: str,
     folder: Path,
@@ -85,17 +85,17 @@ def trained(
     """
     loaded, model, flat, params = rebuild(recipe, base, folder, facts, params, directions, cache_dir)
     found = sizes(model)
-    ids_BT = probe_ids(loaded.tokens, ROWS, min(LENGTH, found.context or LENGTH), found.vocabulary)
-    base_BTV = read_logits(model, ids_BT)
+    ids_BT = probe_token_ids(loaded.tokens, ROWS, min(LENGTH, found.context or LENGTH), found.vocabulary)
+    base_BTV = read_model_logits(model, ids_BT)
     flat.write(params)
-    wanted_BTV = read_logits(model, ids_BT)
+    wanted_BTV = read_model_logits(model, ids_BT)
     without_own(model)
     for p in model.parameters():  # A safetensors file cannot hold the shared storage.
         p.data, p.grad = p.data.clone(), None
     return TrainedModel(loaded, model, ids_BT, base_BTV, wanted_BTV, recipe.model.quantize, cache_dir)
 
 
-def read_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
+def read_model_logits(model: nn.Module, ids_BT: Tensor) -> Tensor:
     """Compute logits in evaluation mode: float32[B, T, V]."""
     with torch.no_grad():
         return logits(model.eval(), ids_BT).float()
@@ -111,10 +111,10 @@ def write_merged(t: TrainedModel, folder: Path, dtype: str) -> LogitDifferences:
     Raises:
         EdgewiseError: E-EXPORT where the folder cannot be loaded or gives other logits. Errors of writing pass through.
     """
-    model, merged_BTV = merged(t)
+    model, merged_BTV = merged_model(t)
     for p in model.parameters():
         p.data = p.data.to(DTYPES[dtype]).float()
-    rounded_BTV = read_logits(model, t.ids_BT)
+    rounded_BTV = read_model_logits(model, t.ids_BT)
     for p in model.parameters():
         p.data = p.data.to(DTYPES[dtype])
     model.save_pretrained(folder)
@@ -126,7 +126,7 @@ def write_merged(t: TrainedModel, folder: Path, dtype: str) -> LogitDifferences:
     return _verified(_plain(folder), t, folder, rounding)
 
 
-def merged(t: TrainedModel) -> tuple[Any, Tensor]:
+def merged_model(t: TrainedModel) -> tuple[Any, Tensor]:
     """Merge the adapters into the weights, and factors into matrices. Returns the model and its logits.
 
     Raises:
@@ -136,8 +136,8 @@ def merged(t: TrainedModel) -> tuple[Any, Tensor]:
     if hasattr(model, "merge_and_unload"):
         _untie(model)
         model = model.merge_and_unload()
-    densify(model)
-    merged_BTV = read_logits(model, t.ids_BT)
+    densify_layers(model)
+    merged_BTV = read_model_logits(model, t.ids_BT)
     _close(merged_BTV, t, 'export the adapter instead: "--to peft".')
     return model, merged_BTV
 
@@ -162,10 +162,10 @@ def write_gguf(
     if adapter:
         written = files.write_adapter(t.model, path, dtype, facts)
         return LogitDifferences(0.0, written.rounding, moved), written.types
-    model, merged_BTV = merged(t)
+    model, merged_BTV = merged_model(t)
     written = files.write_model(model, t.loaded.folder, path, dtype, facts)
-    files.load_into(model, path)
-    differs = _largest(read_logits(model, t.ids_BT), merged_BTV)
+    files.load_gguf_into(model, path)
+    differs = _largest(read_model_logits(model, t.ids_BT), merged_BTV)
     if dtype == "float32" and differs:
         raise EdgewiseError("E-EXPORT", f"{path.name} has other logits than the model.", "please report it.")
     return LogitDifferences(_largest(merged_BTV, t.wanted_BTV), differs, moved), written.types
@@ -184,7 +184,7 @@ def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str | None
     from peft import PeftModel
 
     model: Any = t.model
-    take_out(model)
+    take_out_between(model)
     if len(model.active_adapters) > 1:
         _save_joined(model, folder)
     else:
@@ -201,7 +201,9 @@ def write_adapter(t: TrainedModel, folder: Path, base: str, revision: str | None
     del model
     t = t._replace(model=nn.Identity(), loaded=t.loaded._replace(model=nn.Identity()))
     gc.collect()
-    plain_model = _plain(origin) if t.quantize == "none" else quantized.load_decoded(origin, t.quantize, t.cache_dir)
+    plain_model = (
+        _plain(origin) if t.quantize == "none" else quantized.load_decoded_model(origin, t.quantize, t.cache_dir)
+    )
     with foreign(EdgewiseError, "E-EXPORT", "peft cannot load the adapter that it wrote", "take --to merged."):
         fresh = PeftModel.from_pretrained(plain_model, folder)
     return _verified(fresh, t, folder, 0.0)
@@ -227,8 +229,8 @@ def _plain(folder: Path) -> nn.Module:
 
 
 def _verified(fresh: nn.Module, t: TrainedModel, folder: Path, rounding: float) -> LogitDifferences:
-    loaded = _close(read_logits(fresh, t.ids_BT), t, "please report it: the run itself is whole.")
-    if tokens.load(folder).digest != t.loaded.tokens.digest:
+    loaded = _close(read_model_logits(fresh, t.ids_BT), t, "please report it: the run itself is whole.")
+    if tokens.load_tokenizer(folder).digest != t.loaded.tokens.digest:
         raise EdgewiseError("E-EXPORT", "the exported tokenizer is not the base's.", "please report it.")
     return LogitDifferences(loaded, rounding, _largest(t.wanted_BTV, t.base_BTV))
 
@@ -270,7 +272,7 @@ def _untie(model: Any) -> None:
 def stored_dtype(folder: Path) -> str:
     """Return the dtype of most weights in a model's folder. ``float32`` for a dtype that is not in ``DTYPES``."""
     counts: Counter[str] = Counter()
-    for path in weight_files(folder):
+    for path in model_weight_files(folder):
         with safe_open(path, "pt") as f:
             for name in f.keys():  # noqa: SIM118  (f is not a dict)
                 piece = f.get_slice(name)
@@ -279,7 +281,7 @@ def stored_dtype(folder: Path) -> str:
     return STORED.get(commonest[0][0], "float32") if commonest else "float32"
 
 
-def weight_files(folder: Path) -> list[Path]:
+def model_weight_files(folder: Path) -> list[Path]:
     """List the files that hold a folder's weights: one, or the parts that an index lists."""
     if compact.is_compact(folder):
         return [folder / compact.WEIGHTS]
@@ -296,7 +298,7 @@ def write_tokenizer(loaded: Loaded, folder: Path) -> None:
     written out in full by transformers.
     """
     copy_tokenizer(loaded.folder, folder)
-    if tokens.load(folder).digest != loaded.tokens.digest:
+    if tokens.load_tokenizer(folder).digest != loaded.tokens.digest:
         from transformers import AutoTokenizer
 
         AutoTokenizer.from_pretrained(loaded.folder, local_files_only=True).save_pretrained(folder)
@@ -317,5 +319,5 @@ def copy_base(origin: Path, folder: Path) -> None:
     folder.mkdir()
     copy_tokenizer(origin, folder)
     settings = [p for pattern in ("*.json", "README.md", "LICENSE*") for p in origin.glob(pattern) if p.is_file()]
-    for file in {*settings, *weight_files(origin)}:
+    for file in {*settings, *model_weight_files(origin)}:
         shutil.copyfile(file, folder / file.name)

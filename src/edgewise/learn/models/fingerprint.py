@@ -23,7 +23,7 @@ def frozen_digest(model: nn.Module, arithmetic: torch.dtype | None = None) -> st
             h.update(name.encode())
             dtype = (p.is_floating_point() and arithmetic) or p.dtype  # Codes of a quantized base are whole numbers.
             h.update(_bytes(p.detach().to(dtype)))
-    for name, scale in quantized.scales(model):
+    for name, scale in quantized.quantized_scales(model):
         h.update(name.encode())
         h.update(_bytes(scale.detach()))
     return h.hexdigest()

@@ -19,20 +19,20 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 FIX = "download it where there is a network and give the folder as model.base, or use the bundled model."
 
 
-def weights(folder: Path) -> list[Path]:
+def hub_weights(folder: Path) -> list[Path]:
     """List the weights that ``transformers`` reads from a folder: one file, or the parts of an index."""
     whole = folder / WEIGHTS
     one = whole.is_file() and not (folder / INDEX).is_file()
     return [whole] if one else sorted(folder.glob("*.safetensors"))
 
 
-def split(asked: str) -> tuple[str, str]:
+def split_hub_name(asked: str) -> tuple[str, str]:
     """Split ``"owner/name@revision"`` into repository and revision. An empty revision means the main branch."""
     repo, _, revision = asked.partition("@")
     return repo, revision
 
 
-def fetch(asked: str) -> Path:
+def fetch_hub_model(asked: str) -> Path:
     """Download a model, or find it in the cache of the hub's client.
 
     Of the weights it takes only those that ``transformers`` reads: ``model.safetensors``, or the parts that its index
@@ -41,20 +41,20 @@ def fetch(asked: str) -> Path:
     Args:
         asked: ``owner/name`` or ``owner/name@revision``. A revision is a branch, a tag or a commit.
     Returns:
-        The folder of one commit. Its name is the commit (``commit``).
+        The folder of one commit. Its name is the commit (``hub_commit``).
     Raises:
         ModelError: E-MODEL-REMOTE without a network, without access, or for a name that the hub does not know.
     """
-    repo, revision = split(asked)
+    repo, revision = split_hub_name(asked)
     folder = _snapshot(asked, repo, revision, SMALL)
     names = [WEIGHTS]
     if (folder / INDEX).is_file():
         with foreign(ModelError, "E-MODEL", f"hub:{asked}: {INDEX} cannot be read", "take another revision."):
             names = sorted({str(name) for name in json.loads((folder / INDEX).read_bytes())["weight_map"].values()})
-    return _snapshot(asked, repo, commit(folder) or revision, [*SMALL, *names])
+    return _snapshot(asked, repo, hub_commit(folder) or revision, [*SMALL, *names])
 
 
-def commit(folder: Path) -> str | None:
+def hub_commit(folder: Path) -> str | None:
     """Return the commit of a folder in the hub's cache, 40 hexadecimal digits. None for another folder."""
     return folder.name if COMMIT.fullmatch(folder.name) and folder.parent.name == "snapshots" else None
 

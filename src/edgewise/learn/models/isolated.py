@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
-from edgewise.learn.models.architecture import LARGE, embeddings, logits, probe_ids
+from edgewise.learn.models.architecture import LARGE, embeddings, logits, probe_token_ids
 
 FIX = 'write data.packing = "none", which gives each document blocks of its own, or "joined".'
 
@@ -29,7 +29,7 @@ def check_isolated(model: nn.Module, tokens: Any, length: int, name: str) -> Non
     Guarantees: weights, gradients, random state and the mode of the model stay as they are.
     """
     half = max(2, length // 2)
-    ids_2T = probe_ids(tokens, 2, half, embeddings(model).weight.shape[0])
+    ids_2T = probe_token_ids(tokens, 2, half, embeddings(model).weight.shape[0])
     positions_1T = torch.arange(half).repeat(2)[None]
     mode = model.training
     model.eval()

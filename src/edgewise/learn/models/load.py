@@ -76,34 +76,34 @@ def load(
             is quantized in another way.
         EdgewiseError: E-DEPENDENCY where quantizing needs a package.
     """
-    folder, name = located(base, recipe_dir)
-    quantized.check_stored(folder, quantize)
+    folder, name = locate_model(base, recipe_dir)
+    quantized.check_quantized_kind(folder, quantize)
     if compact.is_compact(folder):
         if quantize != "none":
             what = f'{folder} has masked or factored layers, which model.quantize = "{quantize}" cannot round.'
             raise ModelError("E-QUANTIZE", what, "write it as a dense model first: `edgewise shrink --by unpack`.")
-        model = compact.read(folder, dtype)
+        model = compact.read_compact(folder, dtype)
     elif quantize == "none":
         model = compact.attach_masks(read_weights(folder, dtype=dtype), folder)
     else:
-        model = quantized.load(folder, quantize, dtype, cache_dir)
-    return Loaded(model, tokens.load(folder), name, folder, hub.commit(folder))
+        model = quantized.load_quantized(folder, quantize, dtype, cache_dir)
+    return Loaded(model, tokens.load_tokenizer(folder), name, folder, hub.hub_commit(folder))
 
 
-def located(base: str, recipe_dir: Path) -> tuple[Path, str]:
+def locate_model(base: str, recipe_dir: Path) -> tuple[Path, str]:
     """Find the folder of a model, with its name for reports. A model of the hub is downloaded. Raises as ``load``."""
     if base == "bundled":
         folder, name = Path(str(resources.files("edgewise"))) / "assets" / "student", "bundled student"
         if not folder.is_dir():
             raise ModelError("E-MODEL", f"the bundled model is missing from {folder}.", "reinstall edgewise.")
     elif base.startswith("hub:"):
-        folder, name = hub.fetch(base[4:]), hub.split(base[4:])[0]
+        folder, name = hub.fetch_hub_model(base[4:]), hub.split_hub_name(base[4:])[0]
     else:
         with foreign(ModelError, "E-MODEL", f"model.base = {base!r}", "check the path."):
             folder = (recipe_dir / Path(base).expanduser()).resolve()
         name = folder.name
     _check(folder)
-    bounded(folder / "config.json")
+    bounded_config(folder / "config.json")
     return folder, name
 
 
@@ -113,10 +113,10 @@ def stored_parameters(folder: Path) -> int:
     Those of masked and factored layers count as if the layers were dense.
     """
     if compact.is_compact(folder):
-        return compact.layers_of(folder).parameters
+        return compact.compact_layers(folder).parameters
     count = 0
     with foreign(ModelError, "E-MODEL", f"{folder} cannot be loaded", "check that it is complete."):
-        for path in hub.weights(folder):
+        for path in hub.hub_weights(folder):
             with safe_open(path, "pt") as f:
                 count += sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())  # noqa: SIM118
     return count
@@ -139,7 +139,7 @@ def _check(folder: Path) -> None:
         raise ModelError("E-MODEL", f"{folder} {what}.", "save it with save_pretrained(...) as safetensors.")
 
 
-def bounded(path: Path) -> None:
+def bounded_config(path: Path) -> None:
     """Refuse a configuration with more parts than any model has, before transformers makes them one by one.
 
     Raises:
@@ -186,7 +186,7 @@ def float32_attention(model: nn.Module) -> None:
         model.set_attn_implementation(FP32_ATTENTION)
 
 
-def checkpoint(model: nn.Module, name: str) -> None:
+def checkpoint_layers(model: nn.Module, name: str) -> None:
     """Let a model keep the inputs of its layers only, and compute activations again for the gradient.
 
     Raises:
@@ -201,11 +201,11 @@ def checkpoint(model: nn.Module, name: str) -> None:
 
 @contextmanager
 def checkpointing(model: Any, turned_on: bool) -> Iterator[None]:
-    """Let a model compute its activations again inside, where it is ``turned_on``. Raises as ``checkpoint``."""
+    """Let a model compute its activations again inside, where it is ``turned_on``. Raises as ``checkpoint_layers``."""
     if not turned_on:
         yield
         return
-    checkpoint(model, type(model).__name__)
+    checkpoint_layers(model, type(model).__name__)
     try:
         yield
     finally:
@@ -260,12 +260,12 @@ class TextLoss:
         x_BT = torch.where(s_BS < 0, ~s_BS, s_BS)[:, :-1]
         positions_BT = None
         if self.isolated:
-            positions_BT = positions((x_BT & BEGINS) != 0)
+            positions_BT = token_positions((x_BT & BEGINS) != 0)
             x_BT, y_BT = x_BT & ~BEGINS, torch.where(y_BT < 0, y_BT, y_BT & ~BEGINS)
         return x_BT, y_BT.clamp(min=-1), positions_BT
 
 
-def positions(begins_BT: Tensor) -> Tensor:
+def token_positions(begins_BT: Tensor) -> Tensor:
     """Count the position of each token in its document, from 0.
 
     Args:

@@ -26,10 +26,10 @@ from torch.utils._pytree import tree_leaves
 from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
 from edgewise.learn.models import compact
-from edgewise.learn.models.adapters import trainable
-from edgewise.learn.models.architecture import Sizes, embeddings, sizes
-from edgewise.learn.models.load import TextLoss, checkpoint, float32_attention
-from edgewise.learn.models.quantized import stored_bytes
+from edgewise.learn.models.adapters import make_trainable
+from edgewise.learn.models.architecture import ModelSizes, embeddings, sizes
+from edgewise.learn.models.load import TextLoss, checkpoint_layers, float32_attention
+from edgewise.learn.models.quantized import quantized_layer_bytes
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.plan.recipe.trainable import TrainableSection
 from edgewise.strategies.depths import trained
@@ -78,20 +78,20 @@ def forecast(
         arithmetic: dtype of a step's products, and of the frozen weights.
         quantize: ``model.quantize``.
         eval_tokens: tokens of a forward pass of an evaluation at most. 0: as many as ``evaluated_at_once``.
-        own: as in ``adapters.trainable``.
+        own: as in ``adapters.make_trainable``.
         blocks: number of last blocks that the device trains. 0: all that ``section`` trains.
     Raises:
-        ModelError: E-MODEL where the configuration describes no model, E-TARGETS as ``adapters.trainable``.
+        ModelError: E-MODEL where the configuration describes no model, E-TARGETS as ``adapters.make_trainable``.
     """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    model = shapes_of(folder, section, arithmetic)
+    model = model_without_storage(folder, section, arithmetic)
     if training.checkpointing:
-        checkpoint(model, folder.name)
+        checkpoint_layers(model, folder.name)
     fused = any(p.ndim == EXPERTS_NDIM for p in model.parameters())
     if fused:
         model.set_experts_implementation("batched_mm")  # The only one that runs on tensors without storage.
-    model, flat = trainable(model, section, bytes(32), frozen=arithmetic, own=own)
+    model, flat = make_trainable(model, section, bytes(32), frozen=arithmetic, own=own)
     moving = flat.spec.dim
     if blocks:
         names = trained(flat.spec, blocks)
@@ -109,7 +109,7 @@ def forecast(
         )
     s_BS = torch.zeros(training.batch // training.accumulate, sequence_len + 1, dtype=torch.int64)
     with FakeTensorMode(allow_non_fake_inputs=True), LiveBytes() as live:
-        without_storage(model)
+        module_without_storage(model)
         before = live.bytes
         live.peak = 0
         model.train()
@@ -122,7 +122,7 @@ def forecast(
     return MemoryForecast(float(weights), vectors, float(live.peak - before) + largest)
 
 
-def shapes_of(folder: Path, section: TrainableSection, arithmetic: torch.dtype) -> nn.Module:
+def model_without_storage(folder: Path, section: TrainableSection, arithmetic: torch.dtype) -> nn.Module:
     """Make the model of a folder without storage, from its configuration alone.
 
     Raises ModelError(E-MODEL) where the configuration describes no model.
@@ -136,7 +136,7 @@ def shapes_of(folder: Path, section: TrainableSection, arithmetic: torch.dtype) 
                 config, dtype=arithmetic if section.keeps_base else torch.float32
             )
         if compact.is_compact(folder):
-            compact.put_shapes(model, folder, masked=not section.adapts)
+            compact.put_compact_shapes(model, folder, masked=not section.adapts)
     if arithmetic is torch.bfloat16:
         float32_attention(model)
     return model
@@ -152,17 +152,17 @@ def evaluated_at_once(vocabulary: int) -> int:
     return max(1, min(EVAL_TOKENS, EVAL_LOGITS // vocabulary))
 
 
-def activation_bytes_per_token(found: Sizes) -> int:
+def activation_bytes_per_token(found: ModelSizes) -> int:
     """Estimate the bytes of logits, their log-softmax and gradient in float32, and of each layer's activations."""
     return 14 * found.vocabulary + found.layers * _layer_bytes_per_token(found)
 
 
-def forward_bytes_per_token(found: Sizes) -> int:
+def forward_bytes_per_token(found: ModelSizes) -> int:
     """Estimate the bytes of logits, their log-softmax, and the activations of one layer at a time."""
     return 8 * found.vocabulary + _layer_bytes_per_token(found)
 
 
-def _layer_bytes_per_token(found: Sizes) -> int:
+def _layer_bytes_per_token(found: ModelSizes) -> int:
     return 4 * (16 * found.hidden + 5 * found.inner)
 
 
@@ -176,11 +176,11 @@ def _weights(model: nn.Module, quantize: str) -> tuple[int, int]:
     for layer in layers:
         kind: Any = quantize
         weight = layer.weight
-        total += stored_bytes(kind, *weight.shape) - weight.numel() * weight.element_size()
+        total += quantized_layer_bytes(kind, *weight.shape) - weight.numel() * weight.element_size()
     return total, max((layer.weight.numel() * layer.weight.element_size() for layer in layers), default=0)
 
 
-def without_storage(model: nn.Module) -> None:
+def module_without_storage(model: nn.Module) -> None:
     """Give a model parameters and buffers that have a shape on the CPU, and gradients of those that train."""
     made: dict[int, Any] = {}
     for module in model.modules():

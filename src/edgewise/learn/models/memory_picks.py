@@ -1,6 +1,6 @@
 """Pick the settings with which a training step fits into a device's memory.
 
-    pick = picked(900e6, recipe, folder, torch.float32)
+    pick = picked_memory(900e6, recipe, folder, torch.float32)
     pick.accumulate, pick.checkpointing, pick.arithmetic
 
 The settings leave the meaning of an update as it is: the same gradient in smaller parts, with activations computed
@@ -65,7 +65,7 @@ class MemoryPick(NamedTuple):
         return ", ".join(found)
 
 
-def picked(limit: float, recipe: Recipe, folder: Path, arithmetic: torch.dtype) -> MemoryPick:
+def picked_memory(limit: float, recipe: Recipe, folder: Path, arithmetic: torch.dtype) -> MemoryPick:
     """Pick the training settings that fit a limit of memory.
 
     Args:
@@ -102,16 +102,16 @@ class MemoryPicks:
 
     Args:
         devices: the population.
-        recipe, folder, arithmetic: as in ``picked``.
+        recipe, folder, arithmetic: as in ``picked_memory``.
     Raises:
-        ModelError: as ``picked``, for the device with the lowest limit that nothing fits.
+        ModelError: as ``picked_memory``, for the device with the lowest limit that nothing fits.
     """
 
     def __init__(self, devices: Sequence[str], recipe: Recipe, folder: Path, arithmetic: torch.dtype) -> None:
         self._recipe, self._arithmetic = recipe, arithmetic
         self._limits = {device: limit for device in devices if (limit := recipe.engine.memory_mb(device))}
         self._picks = {
-            limit: picked(limit * MB, recipe, folder, arithmetic) for limit in sorted(set(self._limits.values()))
+            limit: picked_memory(limit * MB, recipe, folder, arithmetic) for limit in sorted(set(self._limits.values()))
         }
         self._unlimited = len(devices) - len(self._limits)
 

@@ -1,8 +1,8 @@
 """Map the named parameters of a torch module to and from a run's vector, strictly by its layout.
 
-    spec = layout(model)                        # server: the layout of a run of this module
-    load(model, spec, x)                        # device: the round's model; E-LAYOUT for a module that does not fit
-    x = read(model, spec)                       # after training
+    spec = module_layout(model)                        # server: the layout of a run of this module
+    load_module_vector(model, spec, x)                        # device: the round's model; E-LAYOUT for a module that
+    does not fit x = read_module_vector(model, spec)                       # after training
 
 Names are the module's own, without the prefixes of ``peft`` and ``torch.compile``. An adapter's weights have the names
 of a saved adapter without ``base_model.model.``. A module and its wrapped form therefore have one layout. Buffers, such
@@ -25,12 +25,12 @@ PEFT_PREFIX = "base_model.model."  # peft puts it before each name in memory and
 SHOWN = 3  # A message lists so many names.
 
 
-def plain_name(name: str) -> str:
+def plain_parameter_name(name: str) -> str:
     """Return a parameter's name as layouts have it."""
     return (name.replace("_orig_mod.", "") + ".").replace(PEFT_PREFIX, "").replace(".default.", ".")[:-1]
 
 
-def layout(model: nn.Module) -> Spec:
+def module_layout(model: nn.Module) -> Spec:
     """Return the layout of a module's parameters that take a gradient.
 
     Raises:
@@ -43,12 +43,12 @@ def layout(model: nn.Module) -> Spec:
     return Spec.of([(name, p.shape, "float32") for name, p in named])
 
 
-def size(model: nn.Module) -> int:
+def module_parameter_count(model: nn.Module) -> int:
     """Count all parameters of a module, with the frozen ones."""
     return sum(p.numel() for p in model.parameters())
 
 
-def load(model: nn.Module, spec: Spec, x: Vector, trained: Collection[str] = ()) -> None:
+def load_module_vector(model: nn.Module, spec: Spec, x: Vector, trained: Collection[str] = ()) -> None:
     """Write float32[d] into a module, and let the parameters that the round trains take a gradient.
 
     Args:
@@ -64,19 +64,19 @@ def load(model: nn.Module, spec: Spec, x: Vector, trained: Collection[str] = ())
             p.requires_grad_(not trained or s.name in trained)
 
 
-def read(model: nn.Module, spec: Spec) -> Vector:
-    """Return the module's parameters as float32[d]. Raises ModelError(E-LAYOUT) as ``load``."""
+def read_module_vector(model: nn.Module, spec: Spec) -> Vector:
+    """Return the module's parameters as float32[d]. Raises ModelError(E-LAYOUT) as ``load_module_vector``."""
     x = np.empty(spec.dim, np.float32)
     for s, p in zip(spec.segments, _checked(model, spec), strict=True):
         x[s.start : s.stop] = p.detach().cpu().reshape(-1).numpy()
     return x
 
 
-def correct(model: nn.Module, spec: Spec, start: Vector, correction: Correction) -> None:
+def correct_gradients(model: nn.Module, spec: Spec, start: Vector, correction: Correction) -> None:
     """Add a strategy's correction to the gradients: g += pull (w - start) + shift.
 
     Raises:
-        ModelError: E-LAYOUT as ``load``.
+        ModelError: E-LAYOUT as ``load_module_vector``.
     Edge cases: a parameter without a gradient stays as it is.
     """
     with torch.no_grad():
@@ -99,7 +99,7 @@ def _named(model: nn.Module) -> dict[str, nn.Parameter]:
         raise ModelError("E-LAYOUT", f"{type(model).__name__} is not a torch module.", "give a torch.nn.Module.")
     found: dict[str, nn.Parameter] = {}
     for name, p in model.named_parameters():
-        if (plain := plain_name(name)) in found:
+        if (plain := plain_parameter_name(name)) in found:
             raise ModelError("E-LAYOUT", f"two parameters are called {plain}.", "rename one of them.")
         found[plain] = p
     return found

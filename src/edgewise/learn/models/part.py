@@ -18,8 +18,8 @@ from edgewise.core.errors import ModelError
 from edgewise.core.foreign import foreign
 from edgewise.learn.models import hub, quantized
 from edgewise.learn.models.blocks import decoder_blocks
-from edgewise.learn.models.cut import Cut, Shape, cut
-from edgewise.learn.models.modules import plain_name
+from edgewise.learn.models.cut import CutModel, Shape, cut_model
+from edgewise.learn.models.modules import plain_parameter_name
 from edgewise.learn.models.smaller_layers import replace_layers
 
 INCOMPLETE = "check that the folder is complete."
@@ -36,7 +36,7 @@ class LoadedPart(NamedTuple):
     """
 
     model: nn.Module
-    stages: Cut
+    stages: CutModel
     named: list[tuple[str, nn.Parameter]]
 
 
@@ -51,8 +51,8 @@ def load_part(
     """Load one side of a causal language model.
 
     Args:
-        folder: a folder with config.json and safetensors, as ``learn.models.load.located`` returns it.
-        block, shape: as in ``learn.models.cut.cut``.
+        folder: a folder with config.json and safetensors, as ``learn.models.load.locate_model`` returns it.
+        block, shape: as in ``learn.models.cut.cut_model``.
         dtype: dtype of the weights.
         quantize: "nf4" stores the linear layers of the side's blocks in 4 bits, one after another as they are read.
             They are frozen, for adapters on top, and not in ``named``.
@@ -60,10 +60,10 @@ def load_part(
         ModelError: E-MODEL for a folder that is incomplete, E-CUT as ``cut``, E-QUANTIZE for blocks with layers of
             another kind or size.
         EdgewiseError: E-DEPENDENCY without bitsandbytes.
-    Guarantees: both sides together are the model of the folder. The codes are those of ``quantized.load``.
+    Guarantees: both sides together are the model of the folder. The codes are those of ``quantized.load_quantized``.
     """
-    model, stages = empty_parts(folder, block, shape, dtype)
-    wanted = own_names(model, stages, side)
+    model, stages = empty_model_parts(folder, block, shape, dtype)
+    wanted = part_parameter_names(model, stages, side)
     if quantize == "nf4":
         for name in _block_layers(model, set(wanted)):
             _code(model, name, folder, dtype)
@@ -74,10 +74,12 @@ def load_part(
     for module in model.modules():
         for name, p in module._parameters.items():
             module._parameters[name] = made.get(id(p), p)
-    return LoadedPart(model, stages, [(plain_name(n), made[id(p)]) for n, p in wanted.items()])
+    return LoadedPart(model, stages, [(plain_parameter_name(n), made[id(p)]) for n, p in wanted.items()])
 
 
-def empty_parts(folder: Path, block: int, shape: Shape, dtype: torch.dtype = torch.float32) -> tuple[Any, Cut]:
+def empty_model_parts(
+    folder: Path, block: int, shape: Shape, dtype: torch.dtype = torch.float32
+) -> tuple[Any, CutModel]:
     """Make a model without storage for its parameters, from config.json alone, and its stages. Raises as
     ``load_part``."""
     from accelerate import init_empty_weights
@@ -88,16 +90,16 @@ def empty_parts(folder: Path, block: int, shape: Shape, dtype: torch.dtype = tor
         with init_empty_weights(include_buffers=False):
             model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False, dtype=dtype)
         model.tie_weights()
-    return model, cut(model, block, shape)
+    return model, cut_model(model, block, shape)
 
 
-def own_names(model: nn.Module, stages: Cut, side: Side) -> dict[str, nn.Parameter]:
+def part_parameter_names(model: nn.Module, stages: CutModel, side: Side) -> dict[str, nn.Parameter]:
     """Return the parameters of one side by name, each once."""
     here = set(stages.sides(model)[0 if side == "device" else 1])
-    return {name: p for name, p in model.named_parameters() if plain_name(name) in here}
+    return {name: p for name, p in model.named_parameters() if plain_parameter_name(name) in here}
 
 
-def stored_name(name: str, model: Any, stored: Collection[str]) -> str | None:
+def stored_parameter_name(name: str, model: Any, stored: Collection[str]) -> str | None:
     """Return the name under which a folder stores a parameter: its own, or without the model's prefix.
 
     None where the folder does not have it.
@@ -126,18 +128,18 @@ def _code(model: Any, name: str, folder: Path, dtype: torch.dtype) -> None:
     for key, value in _read(folder, keys, model, None).items():
         value = value.to(dtype) if key.endswith(".bias") else value  # Codes are those of the stored weights.
         setattr(layer, key.rpartition(".")[2], nn.Parameter(value, requires_grad=False))
-    replace_layers(model, {name: quantized.coded(layer, dtype)})
+    replace_layers(model, {name: quantized.nf4_layer(layer, dtype)})
 
 
 def _read(folder: Path, names: set[str], model: Any, dtype: torch.dtype | None) -> dict[str, torch.Tensor]:
     """Read these tensors, also where they are stored without the model's prefix. Raises ModelError(E-MODEL)."""
     found: dict[str, torch.Tensor] = {}
     with foreign(ModelError, "E-MODEL", f"{folder} cannot be loaded", INCOMPLETE):
-        for path in hub.weights(folder):
+        for path in hub.hub_weights(folder):
             with safe_open(path, "pt") as f:
                 stored = set(f.keys())
                 for name in names - found.keys():
-                    if (key := stored_name(name, model, stored)) is not None:
+                    if (key := stored_parameter_name(name, model, stored)) is not None:
                         value = f.get_tensor(key)
                         found[name] = value.to(value.dtype if dtype is None else dtype, copy=True)
     if missing := sorted(names - found.keys()):

@@ -1,6 +1,6 @@
 """Store the frozen linear layers of a base model in 4 bits (NF4) or 8 bits a weight, for adapters on top (QLoRA).
 
-    model = load(folder, "nf4", torch.bfloat16, cache_dir)
+    model = load_quantized(folder, "nf4", torch.bfloat16, cache_dir)
 
 The output head, embeddings and norms stay as they are. Weights are quantized as the folder stores them, so the codes
 do not depend on the arithmetic of a run. A quantized copy is kept in the cache folder, because quantizing takes much
@@ -45,7 +45,7 @@ DESCRIBING = ("__nf4", "weight_format")  # Tensors that describe the others. The
 DIGESTS = "edgewise_digests.json"  # SHA-256 of each file of a cached copy.
 
 
-def load(folder: Path, kind: Kind, dtype: torch.dtype, cache_dir: Path | None = None) -> nn.Module:
+def load_quantized(folder: Path, kind: Kind, dtype: torch.dtype, cache_dir: Path | None = None) -> nn.Module:
     """Load a model with quantized linear layers.
 
     Args:
@@ -61,11 +61,11 @@ def load(folder: Path, kind: Kind, dtype: torch.dtype, cache_dir: Path | None = 
         StoreError: E-DISK where the cache folder cannot be written.
     """
     _need_bitsandbytes()
-    model = _read(folder) if stored_kind(folder) == kind else _quantized(folder, kind, cache_dir)
+    model = _read(folder) if quantized_kind(folder) == kind else _quantized(folder, kind, cache_dir)
     for p in model.parameters():
         if p.is_floating_point():
             p.data = p.data.to(dtype)
-    for layer in layers(model).values():
+    for layer in quantized_layers(model).values():
         if kind == "nf4":
             _compute_in(layer, dtype)
         else:
@@ -73,8 +73,8 @@ def load(folder: Path, kind: Kind, dtype: torch.dtype, cache_dir: Path | None = 
     return model
 
 
-def coded(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
-    """Quantize one linear layer in NF4, as ``load`` does it: the same codes, and arithmetic in ``dtype``.
+def nf4_layer(layer: nn.Linear, dtype: torch.dtype) -> nn.Linear:
+    """Quantize one linear layer in NF4, as ``load_quantized`` does it: the same codes, and arithmetic in ``dtype``.
 
     Raises:
         EdgewiseError: E-DEPENDENCY without bitsandbytes.
@@ -102,20 +102,20 @@ def _compute_in(layer: Any, dtype: torch.dtype) -> None:
     layer.support_avx512bf16_for_cpu = False
 
 
-def write(folder: Path, dest: Path, kind: Kind) -> None:
-    """Write a quantized copy of a model into a folder that ``from_pretrained`` reads. Raises as ``load``."""
+def write_quantized(folder: Path, dest: Path, kind: Kind) -> None:
+    """Write a quantized copy of a model into a folder that ``from_pretrained`` reads. Raises as ``load_quantized``."""
     _need_bitsandbytes()
     model: Any = _quantized(folder, kind, None)
     model.save_pretrained(dest)
 
 
-def layers(model: nn.Module) -> dict[str, Any]:
+def quantized_layers(model: nn.Module) -> dict[str, Any]:
     """Return the quantized layers of a model by name. Empty for a model that is not quantized."""
     return {n: m for n, m in model.named_modules() if type(m).__name__ in ("Linear4bit", "Linear8bitLt", "_Int8Linear")
             and isinstance(m, nn.Linear)}  # fmt: skip
 
 
-def decoded(layer: Any) -> Tensor:
+def decoded_weight(layer: Any) -> Tensor:
     """Decode the weight of a quantized layer: float32[out, in]."""
     if getattr(layer.weight, "quant_state", None) is not None:
         from bitsandbytes import functional
@@ -125,29 +125,29 @@ def decoded(layer: Any) -> Tensor:
     return layer.weight.data.float() * (_scales(layer).float() / 127)[:, None]
 
 
-def load_decoded(folder: Path, kind: Kind, cache_dir: Path | None = None) -> nn.Module:
+def load_decoded_model(folder: Path, kind: Kind, cache_dir: Path | None = None) -> nn.Module:
     """Load the model that a quantized base is: decoded weights in float32, in layers of ordinary types.
 
     Args:
-        cache_dir: as in ``load``.
+        cache_dir: as in ``load_quantized``.
     Raises:
-        EdgewiseError, ModelError, StoreError: as ``load``.
+        EdgewiseError, ModelError, StoreError: as ``load_quantized``.
     """
-    return decode(folder, load(folder, kind, torch.float32, cache_dir))
+    return decode_quantized(folder, load_quantized(folder, kind, torch.float32, cache_dir))
 
 
-def decode(folder: Path, coded: nn.Module) -> nn.Module:
-    """Decode a quantized model, which was loaded from ``folder`` in float32, as ``load_decoded``."""
-    already = stored_kind(folder) != "none"
+def decode_quantized(folder: Path, coded: nn.Module) -> nn.Module:
+    """Decode a quantized model, which was loaded from ``folder`` in float32, as ``load_decoded_model``."""
+    already = quantized_kind(folder) != "none"
     plain = _empty(folder) if already else read_weights(folder, dtype=torch.float32)
-    layers_by_name, rest = layers(coded), dict(coded.named_parameters())
+    layers_by_name, rest = quantized_layers(coded), dict(coded.named_parameters())
     with torch.no_grad():
         for name, p in plain.named_parameters():
             owner, _, key = name.rpartition(".")
             if key != "weight" or owner not in layers_by_name:
                 p.copy_(rest[name])
                 continue
-            weight_OI = decoded(layers_by_name[owner])
+            weight_OI = decoded_weight(layers_by_name[owner])
             p.copy_(weight_OI.T if type(plain.get_submodule(owner)).__name__ == "Conv1D" else weight_OI)
     return plain
 
@@ -158,21 +158,21 @@ def count(p: Tensor) -> int:
     return p.numel() if state is None else int(torch.Size(state.shape).numel())
 
 
-def scale_bytes(model: nn.Module) -> int:
+def quantized_scale_bytes(model: nn.Module) -> int:
     """Return the bytes of the scales of all quantized layers, which are no parameters."""
-    parts = (t for name, t in scales(model) if not name.endswith(DESCRIBING))
+    parts = (t for name, t in quantized_scales(model) if not name.endswith(DESCRIBING))
     return sum(t.numel() * t.element_size() for t in parts)
 
 
-def scales(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def quantized_scales(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the tensors, by name, that decode the codes of quantized layers."""
-    for name, layer in layers(model).items():
+    for name, layer in quantized_layers(model).items():
         for key, tensor in layer.state_dict().items():
             if key not in ("weight", "bias"):
                 yield f"{name}.{key}", tensor
 
 
-def stored_bytes(kind: Kind, outputs: int, inputs: int) -> int:
+def quantized_layer_bytes(kind: Kind, outputs: int, inputs: int) -> int:
     """Return the bytes of a quantized linear layer without its bias. No weights are needed, so forecasts can use it."""
     if kind == "int8":
         return outputs * inputs + 4 * outputs
@@ -180,7 +180,7 @@ def stored_bytes(kind: Kind, outputs: int, inputs: int) -> int:
     return -(-outputs * inputs // 2) + blocks + 4 * -(-blocks // SUPERBLOCK) + 4 * (16 + 256)
 
 
-def stored_kind(folder: Path) -> str:
+def quantized_kind(folder: Path) -> str:
     """Return the way in which a folder is quantized: ``none``, ``nf4``, ``int8``, or the name of another method."""
     with foreign(ModelError, "E-MODEL", f"{folder / 'config.json'} cannot be read", "save the model again."):
         found = json.loads((folder / "config.json").read_bytes()).get("quantization_config")
@@ -191,9 +191,9 @@ def stored_kind(folder: Path) -> str:
         return "int8" if found.get("load_in_8bit") else str(found.get("quant_method"))
 
 
-def check_stored(folder: Path, kind: str) -> None:
+def check_quantized_kind(folder: Path, kind: str) -> None:
     """Refuse a folder that is quantized in another way than the recipe says. Raises ModelError(E-QUANTIZE)."""
-    stored = stored_kind(folder)
+    stored = quantized_kind(folder)
     other = kind != "none" or stored in ("nf4", "fp4", "int8")  # transformers decodes the rest, such as MXFP4.
     if stored in ("none", kind) or not other:
         return

@@ -20,11 +20,11 @@ from edgewise.core.keys import derive, root
 from edgewise.core.vector import Array, Vector, pack
 from edgewise.learn.flat import Flat
 from edgewise.learn.models import quantized
-from edgewise.learn.models.adapters import trainable
+from edgewise.learn.models.adapters import make_trainable
 from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.models.load import Loaded, load
 from edgewise.learn.models.local_head import with_initial_head
-from edgewise.learn.zeroth_order import base_digest, rebuilt
+from edgewise.learn.zeroth_order import base_model_digest, rebuilt_from_coefficients
 from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.split_part import split_part
@@ -99,9 +99,9 @@ def rebuild(
     if not all(same):
         raise EdgewiseError("E-EXPORT", f"{loaded.name} has other weights than the run trained on.", AGAIN)
     if recipe.model.quantized:
-        plain = quantized.decode(loaded.folder, model.unload())
+        plain = quantized.decode_quantized(loaded.folder, model.unload())
         key, own = derive(root(recipe.seed), "model"), recipe.personal.own_adapter
-        model, flat = trainable(plain, recipe.trainable, key, torch.float32, own)
+        model, flat = make_trainable(plain, recipe.trainable, key, torch.float32, own)
         loaded = loaded._replace(model=plain)
     return RebuiltModel(loaded, model, flat, params)
 
@@ -119,7 +119,7 @@ def _start(
     dtype = arithmetic if recipe.trainable.keeps_base else torch.float32
     loaded = load(base, folder, dtype, recipe.model.quantize, cache_dir)
     key, own = derive(root(recipe.seed), "model"), recipe.personal.own_adapter
-    return loaded, *trainable(loaded.model, recipe.trainable, key, arithmetic, own)
+    return loaded, *make_trainable(loaded.model, recipe.trainable, key, arithmetic, own)
 
 
 def _from_directions(
@@ -128,7 +128,7 @@ def _from_directions(
     """Compute the parameters from the run's coefficients."""
     # The model is read in the run's own arithmetic, because the start of LoRA's A is drawn in it.
     loaded, _, flat = _start(recipe, base, folder, getattr(torch, facts.get("precision") or "float32"))
-    if facts.get("base_sha256") != base_digest(flat.spec, flat.read()):
+    if facts.get("base_sha256") != base_model_digest(flat.spec, flat.read()):
         what = f"{loaded.name} has other parameters than the run's directions start from."
         raise EdgewiseError("E-EXPORT", what, AGAIN)
-    return rebuilt(flat.read(), params, directions, root(recipe.seed))
+    return rebuilt_from_coefficients(flat.read(), params, directions, root(recipe.seed))

@@ -1,7 +1,7 @@
 """Score a model on rows: the loss of texts and answers, and the likelihood of choices.
 
     held, size_bytes = text_loss(model, tokens, row, 128)       # held.nll / held.tokens
-    chosen, chosen_by_byte = choice(model, tokens, row)
+    chosen, chosen_by_byte = likeliest_answer(model, tokens, row)
 
 Shape suffixes: C = choices, T = tokens.
 """
@@ -56,7 +56,7 @@ def text_loss(model: nn.Module, tokens: Tokens, row: EvaluationRow, length: int)
     return evaluate(model, loss, ((torch.from_numpy(b), predictions(b)) for b in batches)), len(document.text.encode())
 
 
-def choice(model: nn.Module, tokens: Tokens, row: EvaluationRow) -> tuple[int, int]:
+def likeliest_answer(model: nn.Module, tokens: Tokens, row: EvaluationRow) -> tuple[int, int]:
     """Choose the likeliest answer to a question, after the question and a space.
 
         argmax_c log p(c | question)            and            argmax_c log p(c | question) / bytes(c)
@@ -67,12 +67,12 @@ def choice(model: nn.Module, tokens: Tokens, row: EvaluationRow) -> tuple[int, i
         EdgewiseError: E-USE for a question and choices that are longer than the model's context.
     Source: Gao et al., lm-evaluation-harness (``acc`` and ``acc_norm``, there by characters).
     """
-    logp_C = choice_logp(model, tokens, row)
+    logp_C = answer_logp(model, tokens, row)
     by_byte = logp_C / np.array([len(c.encode()) for c in row.choices])
     return int(logp_C.argmax()), int(by_byte.argmax())
 
 
-def choice_logp(model: nn.Module, tokens: Tokens, row: EvaluationRow) -> Array:
+def answer_logp(model: nn.Module, tokens: Tokens, row: EvaluationRow) -> Array:
     """Return the log-likelihood of each choice after its question, in nats: float64[C]."""
     start = [] if tokens.start is None else [tokens.start]
     question, *choices = (e.tolist() for e in tokens.encode([row.prompt or "", *(f" {c}" for c in row.choices)]))

@@ -21,7 +21,7 @@ from edgewise.core.errors import ModelError, StoreError
 from edgewise.core.foreign import foreign
 from edgewise.learn.models import compact, hub, quantized
 from edgewise.learn.models.cut import Shape
-from edgewise.learn.models.part import INCOMPLETE, empty_parts, own_names, stored_name
+from edgewise.learn.models.part import INCOMPLETE, empty_model_parts, part_parameter_names, stored_parameter_name
 
 DENSE = "take a model with plain weights: `edgewise shrink --by unpack` writes one of masked and factored layers."
 
@@ -31,7 +31,7 @@ def check_whole_tensors(folder: Path) -> None:
 
     Raises ModelError(E-MODEL) for masked and factored layers, and for weights that are stored in few bits.
     """
-    stored = quantized.stored_kind(folder)
+    stored = quantized.quantized_kind(folder)
     what = ""
     if compact.is_compact(folder) or (folder / compact.MASKS).is_file():
         what = f"{folder} has masked or factored layers, which are not read in parts."
@@ -84,7 +84,7 @@ def part_files(folder: Path, block: int, shape: Shape) -> set[str] | None:
 
     Args:
         folder: config.json and the index. The weights need not be there yet.
-        block, shape: as in ``learn.models.cut.cut``.
+        block, shape: as in ``learn.models.cut.cut_model``.
     Raises:
         ModelError: E-MODEL for a folder that is incomplete or an index without a weight of the part. E-CUT as ``cut``.
     """
@@ -94,10 +94,10 @@ def part_files(folder: Path, block: int, shape: Shape) -> set[str] | None:
     with foreign(ModelError, "E-MODEL", f"{path} cannot be read", INCOMPLETE):
         weight_map = dict(json.loads(path.read_bytes())["weight_map"])
         stored = set(map(str, weight_map))
-    model, stages = empty_parts(folder, block, shape)
+    model, stages = empty_model_parts(folder, block, shape)
     found = set[str]()
-    for name in own_names(model, stages, "device"):
-        key = stored_name(name, model, stored)
+    for name in part_parameter_names(model, stages, "device"):
+        key = stored_parameter_name(name, model, stored)
         if key is None:
             raise ModelError("E-MODEL", f"{path} names no file for the weights {name}.", INCOMPLETE)
         found.add(str(weight_map[key]))
@@ -110,7 +110,7 @@ def _places(folder: Path) -> dict[str, Path]:
         named = json.loads((folder / hub.INDEX).read_bytes())["weight_map"]
         return {str(name): folder / Path(str(file)).name for name, file in named.items()}
     found: dict[str, Path] = {}
-    for path in hub.weights(folder):
+    for path in hub.hub_weights(folder):
         with safe_open(path, "pt") as f:
             found |= dict.fromkeys(f.keys(), path)
     return found

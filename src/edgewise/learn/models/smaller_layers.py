@@ -1,7 +1,7 @@
 """Linear layers with fewer parameters: a matrix with a public mask, and a product of two narrow matrices.
 
-    put_masks(model)            # layers with a buffer ``mask`` train and send the weights inside it alone
-    densify(model)              # ordinary linear layers again
+    put_layer_masks(model)            # layers with a buffer ``mask`` train and send the weights inside it alone
+    densify_layers(model)              # ordinary linear layers again
 
 A mask is a buffer of an ordinary ``nn.Linear``, so a masked model is a plain model until it is trained.
 
@@ -82,7 +82,7 @@ class MaskedLinear(nn.Module):
         made = _linear(self.matrix().detach(), self.bias)
         mask = torch.zeros(made.weight.numel(), dtype=torch.bool)
         mask[self.places.long()] = True
-        set_mask(made, mask.view_as(made.weight))
+        set_layer_mask(made, mask.view_as(made.weight))
         return made
 
 
@@ -120,22 +120,22 @@ class FactoredLinear(nn.Module):
         return _linear(product.to(self.left.weight.dtype), self.left.bias)
 
 
-def set_mask(layer: nn.Linear, mask_OI: Tensor) -> None:
+def set_layer_mask(layer: nn.Linear, mask_OI: Tensor) -> None:
     """Give a layer a mask, which is stored beside the weights and never in them."""
     layer.register_buffer(MASK, mask_OI, persistent=False)
 
 
-def masks(model: nn.Module) -> dict[str, Tensor]:
+def layer_masks(model: nn.Module) -> dict[str, Tensor]:
     """Return the masks of a model's layers, bool[O, I], by the name of the layer."""
     return {n: getattr(m, MASK) for n, m in model.named_modules() if isinstance(m, nn.Linear) and hasattr(m, MASK)}
 
 
-def put_masks(model: nn.Module) -> nn.Module:
+def put_layer_masks(model: nn.Module) -> nn.Module:
     """Turn each layer with a mask into a ``MaskedLinear``. A model without masks stays as it is."""
-    return replace_layers(model, {name: MaskedLinear.of(_of(model, name)) for name in masks(model)})
+    return replace_layers(model, {name: MaskedLinear.of(_of(model, name)) for name in layer_masks(model)})
 
 
-def densify(model: nn.Module) -> nn.Module:
+def densify_layers(model: nn.Module) -> nn.Module:
     """Turn masked and factored layers into ordinary ones of the same function. Masks stay as buffers."""
     found = {n: m.dense() for n, m in model.named_modules() if isinstance(m, MaskedLinear | FactoredLinear)}
     return replace_layers(model, found)

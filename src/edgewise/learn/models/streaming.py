@@ -1,6 +1,6 @@
 """Continue a prompt token by token, with a key-value cache, and show the text as it appears.
 
-    ids = prompt_ids(tokens, "Once upon a time")
+    ids = prompt_token_ids(tokens, "Once upon a time")
     answer = stream(model, tokens, ids, Decoding(max_tokens=50), print)
 
 transformers generates. Each new piece of text is shown at once, and never a part of a character.
@@ -68,13 +68,13 @@ class GeneratedText(NamedTuple):
         return (self.tokens - 1) / after if self.tokens > 1 and after > 0 else 0.0
 
 
-def prompt_ids(tokens: Tokens, prompt: str) -> list[int]:
+def prompt_token_ids(tokens: Tokens, prompt: str) -> list[int]:
     """Return a prompt's tokens as in training: after the token that starts a document. May be empty without one."""
     start = [] if tokens.start is None else [tokens.start]
     return start + tokens.encode([prompt])[0].tolist()
 
 
-def room(model: nn.Module, prompt: int) -> int | None:
+def room_for_tokens(model: nn.Module, prompt: int) -> int | None:
     """Return the number of tokens that a model can add to a prompt. None without a limit."""
     longest = sizes(model).context
     return None if longest is None else longest - prompt
@@ -104,7 +104,7 @@ def stream(
     """
     if not hasattr(model, "generate"):
         raise ModelError("E-MODEL", "transformers cannot generate text with this model.", "take a language model.")
-    left = room(model, len(ids))
+    left = room_for_tokens(model, len(ids))
     if not ids:
         raise EdgewiseError("E-USE", "the prompt has no token.", "write some text after --prompt.")
     if left is not None and left < 1:

@@ -6,31 +6,31 @@ from edgewise.core.errors import ModelError, RecipeError
 from edgewise.learn.models.architecture import check_causal, sizes
 from edgewise.learn.models.isolated import check_isolated
 from edgewise.learn.models.load import Loaded
-from edgewise.learn.models.smaller_layers import masks
+from edgewise.learn.models.smaller_layers import layer_masks
 from edgewise.plan.recipe.recipe import Recipe
 
 
-def check(loaded: Loaded, recipe: Recipe) -> None:
+def check_model_suits(loaded: Loaded, recipe: Recipe) -> None:
     """Refuse a model that cannot read the recipe's text, or that the recipe's optimizer cannot train.
 
     Raises:
         ModelError: E-MODEL.
         RecipeError: E-COMBO.
     """
-    if recipe.training.optimizer == "muon" and not recipe.trainable.adapts and masks(loaded.model):
+    if recipe.training.optimizer == "muon" and not recipe.trainable.adapts and layer_masks(loaded.model):
         what = (
             'training.optimizer = "muon" turns whole matrices, and a masked layer trains only the weights inside its '
         )
         what += "mask. They are no matrix."
         raise RecipeError("E-COMBO", what, 'write optimizer = "adamw", or train adapters: trainable.kind = "lora".')
-    check_text(loaded, recipe)
+    check_text_model(loaded, recipe)
     length = recipe.data.sequence_len
     check_causal(loaded.model, loaded.tokens, length, loaded.name)
     if recipe.data.packing == "isolated":
         check_isolated(loaded.model, loaded.tokens, length, loaded.name)
 
 
-def check_text(loaded: Loaded, recipe: Recipe) -> None:
+def check_text_model(loaded: Loaded, recipe: Recipe) -> None:
     """Refuse a model whose configuration or tokenizer cannot read the recipe's text. It needs no weights.
 
     Raises ModelError(E-MODEL).

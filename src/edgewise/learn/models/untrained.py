@@ -8,21 +8,21 @@ from typing import Any
 
 from edgewise.core.vector import Spec, Vector
 from edgewise.learn.models.architecture import embeddings, text_config
-from edgewise.learn.models.cut import probed
-from edgewise.learn.models.hub import INDEX, weights
+from edgewise.learn.models.cut import probed_cut
+from edgewise.learn.models.hub import INDEX, hub_weights
 from edgewise.learn.models.quantized import count, user_cache
 from edgewise.learn.models.shards import write_shards
 from edgewise.learn.text.prepared import prepare
 from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.recipe import Recipe
-from edgewise.plan.split_part import split_facts, split_part, token_bytes
+from edgewise.plan.split_part import split_facts, split_part, split_token_bytes
 
 SETTINGS = ("*.json", "*.model", "*.txt", "*.jinja")
 
 
 @dataclass(frozen=True)
-class Untrained:
+class UntrainedModel:
     """A model before the first round.
 
     Attributes:
@@ -41,7 +41,7 @@ class Untrained:
     rest: Vector | None = field(default=None, repr=False)
 
 
-def untrained(recipe: Recipe, recipe_dir: Path, shards: Path | None = None) -> Untrained:
+def load_untrained(recipe: Recipe, recipe_dir: Path, shards: Path | None = None) -> UntrainedModel:
     """Load the recipe's model.
 
     Args:
@@ -64,14 +64,14 @@ def untrained(recipe: Recipe, recipe_dir: Path, shards: Path | None = None) -> U
     split = split_part(recipe, flat.spec)
     parts = own_part(recipe, flat.spec) or split
     if parts is None:
-        return Untrained(flat.spec, flat.read(), files, facts)
+        return UntrainedModel(flat.spec, flat.read(), files, facts)
     shared, own = parts.split(flat.read())
     if split is None:
-        return Untrained(parts.shared, shared, files, facts)
+        return UntrainedModel(parts.shared, shared, files, facts)
     model = loaded.model
-    probed(model, recipe)
-    tokens = token_bytes(recipe, text_config(model.config).hidden_size, int(embeddings(model).weight.shape[0]))
-    return Untrained(parts.shared, shared, files, {**facts, **split_facts(recipe, parts, tokens)}, own)
+    probed_cut(model, recipe)
+    tokens = split_token_bytes(recipe, text_config(model.config).hidden_size, int(embeddings(model).weight.shape[0]))
+    return UntrainedModel(parts.shared, shared, files, {**facts, **split_facts(recipe, parts, tokens)}, own)
 
 
 def _files(folder: Path, recipe: Recipe, shards: Path | None) -> tuple[Path, ...]:
@@ -79,4 +79,4 @@ def _files(folder: Path, recipe: Recipe, shards: Path | None) -> tuple[Path, ...
     found = {path for pattern in SETTINGS for path in folder.glob(pattern)}
     if shards is not None and recipe.split.used:
         return tuple(sorted({*(p for p in found if p.name != INDEX), *write_shards(folder, shards)}))
-    return tuple(sorted({*found, *weights(folder)}))
+    return tuple(sorted({*found, *hub_weights(folder)}))

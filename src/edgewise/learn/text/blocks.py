@@ -33,7 +33,7 @@ from edgewise.core.vector import Array
 from edgewise.learn.text.cache import mapped_array, write_atomically
 from edgewise.learn.text.corpus import Corpus, Document
 from edgewise.learn.text.counts import Counts
-from edgewise.learn.text.marks import begun
+from edgewise.learn.text.marks import marked_document
 from edgewise.learn.text.tokens import Tokens
 from edgewise.plan.recipe.recipe import DataSection
 
@@ -167,7 +167,7 @@ def build(
     return Blocks(*cut, counts.array())
 
 
-class Encoded(NamedTuple):
+class EncodedDocument(NamedTuple):
     """A document's tokens.
 
     Attributes:
@@ -190,13 +190,13 @@ TOGETHER_CHARS = 1 << 20  # The tokenizer takes so much text at once. It occupie
 
 def _encode_documents(
     documents: Iterable[Document], tokens: Tokens, section: DataSection
-) -> tuple[list[Encoded], Counts]:
+) -> tuple[list[EncodedDocument], Counts]:
     """Tokenize the documents with text, up to ``data.max_tokens`` with their prompts, and count.
 
     Documents after the limit are read for their length and not tokenized.
     """
     limit, chats = section.max_tokens, section.rendered
-    encoded: list[Encoded] = []
+    encoded: list[EncodedDocument] = []
     total = 0
     n: Counter[str] = Counter()
     for group in _document_groups(documents):
@@ -221,7 +221,7 @@ def _encode_documents(
                     n["characters_beyond"] += len(d.text) // len(rows) - used
                 if room:
                     learnt = None if e.learnt is None else e.learnt[:room]
-                    encoded.append(Encoded(e.prompt, e.text[:room], e.ends and len(e.text) <= room, learnt))
+                    encoded.append(EncodedDocument(e.prompt, e.text[:room], e.ends and len(e.text) <= room, learnt))
                     n["tokens"] += len(encoded[-1].text)
                     total += len(e.prompt) + len(encoded[-1].text)
     return encoded, Counts(**n)
@@ -229,7 +229,7 @@ def _encode_documents(
 
 def _tokenized_documents(
     group: list[Document], tokens: Tokens, most: int, section: DataSection
-) -> Iterator[tuple[Document, list[Encoded]]]:
+) -> Iterator[tuple[Document, list[EncodedDocument]]]:
     """Tokenize each document, up to at least ``most`` tokens of its text (0 = all).
 
     A document without text has no row. A chat may have several.
@@ -239,14 +239,14 @@ def _tokenized_documents(
         for d in group:
             rows = tokens.template.rows(d.prompt, d.name, section.answers == "last") if d.text else []
             at = [int(row.learnt.argmax()) for row in rows]  # The first answer begins here.
-            yield d, [Encoded(r.ids[:i], r.ids[i:], True, r.learnt[i:]) for r, i in zip(rows, at, strict=True)]
+            yield d, [EncodedDocument(r.ids[:i], r.ids[i:], True, r.learnt[i:]) for r, i in zip(rows, at, strict=True)]
         return
     prompts, texts = (tokens.encode([getattr(d, part) for d in group], most) for part in ("prompt", "text"))
     for d, prompt, text in zip(group, prompts, texts, strict=True):
-        yield d, [Encoded(prompt, text, d.ends)] if len(text) else []
+        yield d, [EncodedDocument(prompt, text, d.ends)] if len(text) else []
 
 
-def _answer_characters(d: Document, e: Encoded, room: int, rows: int) -> int:
+def _answer_characters(d: Document, e: EncodedDocument, room: int, rows: int) -> int:
     """Estimate the number of characters of a chat's answers in the first ``room`` tokens of one of its rows."""
     learnt = np.zeros(0, bool) if e.learnt is None else e.learnt
     return int(len(d.text) // rows * learnt[:room].sum() // max(1, learnt.sum()))
@@ -289,7 +289,7 @@ def _cut_end(lengths: Sequence[int], holdout: float) -> list[int]:
     return keep
 
 
-def _hold_rows(encoded: list[Encoded], holdout: float) -> tuple[list[Encoded], list[Encoded]]:
+def _hold_rows(encoded: list[EncodedDocument], holdout: float) -> tuple[list[EncodedDocument], list[EncodedDocument]]:
     sizes = [len(e.prompt) + len(e.text) for e in encoded]
     tail, rows = 0, 0
     while rows < len(encoded) - 1 and (rows == 0 or tail + sizes[-rows - 1] <= holdout * sum(sizes)):
@@ -315,7 +315,7 @@ def _joined_pieces(pieces: Sequence[Array], tokens: Tokens, isolated: bool) -> A
     """
     parts: list[Array] = [np.zeros(0, np.int32)]
     if isolated:
-        return np.concatenate(parts + [begun(piece) for piece in pieces])
+        return np.concatenate(parts + [marked_document(piece) for piece in pieces])
     for piece in pieces:
         doubled = tokens.start is not None and len(parts[-1]) and parts[-1][-1] == tokens.start
         parts.append(piece[1:] if doubled and piece[0] == ~tokens.start else piece)
@@ -338,7 +338,7 @@ def _stream_windows(stream: Array, tokens: Tokens, sequence_len: int) -> Array:
     return blocks_NS[(blocks_NS[:, 1:] >= 0).any(1)]
 
 
-def _encode_row(e: Encoded, tokens: Tokens) -> Array:
+def _encode_row(e: EncodedDocument, tokens: Tokens) -> Array:
     """Encode a row of instruction data, or a chat, with ``~id`` for tokens that are only read."""
     if e.learnt is None:
         row = _document_piece(np.concatenate([e.prompt, e.text]), tokens, begins=True, ends=e.ends)
@@ -349,7 +349,7 @@ def _encode_row(e: Encoded, tokens: Tokens) -> Array:
     return np.where(np.concatenate([np.zeros(len(e.prompt), bool), e.learnt]), row, ~row)
 
 
-def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart: bool, isolated: bool) -> Array:
+def _pack_rows(encoded: list[EncodedDocument], tokens: Tokens, sequence_len: int, apart: bool, isolated: bool) -> Array:
     """Pack whole rows into blocks, in order, as many as fit (one with ``apart``).
 
     A row that is longer than a block continues in the next ones.
@@ -366,7 +366,7 @@ def _pack_rows(encoded: list[Encoded], tokens: Tokens, sequence_len: int, apart:
     return np.concatenate(blocks)
 
 
-def _in_sight(encoded: list[Encoded], tokens: Tokens, sequence_len: int) -> Counts:
+def _in_sight(encoded: list[EncodedDocument], tokens: Tokens, sequence_len: int) -> Counts:
     """Count the answers, and their tokens, that are predicted with their prompt in the same block.
 
     A row of at most S + 1 tokens, S = ``sequence_len``, is packed whole. A longer one begins a stream, and its token t

@@ -67,7 +67,8 @@ class Template:
         self._special = {str(t) for t in added if t.special} | set(tokenizer.all_special_tokens)
 
     def rows(self, packed: str, where: str, last: bool = False) -> list[ChatTokens]:
-        """Encode one packed chat (``messages.pack``) as one row, or one row for each answer. Without an answer none.
+        """Encode one packed chat (``messages.pack_chat``) as one row, or one row for each answer. Without an answer
+        none.
 
         Args:
             last: True learns the last answer of the chat alone.

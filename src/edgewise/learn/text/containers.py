@@ -31,7 +31,7 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
 )
 
 
-def refuse(name: str, raw: bytes) -> None:
+def refuse_container(name: str, raw: bytes) -> None:
     """Refuse the bytes of a known container, given a file's beginning or all of it. Raises DataError(E-DATA-FORMAT).
 
     A UTF-8 byte-order mark and white space may come before a container's first bytes.
@@ -42,9 +42,10 @@ def refuse(name: str, raw: bytes) -> None:
             raise DataError("E-DATA-FORMAT", f"{name}: {kind}, not text.", fix)
 
 
-def refuse_file(path: Path, name: str) -> None:
-    """Refuse a file by its unpacked beginning. Raises as ``refuse`` and ``packed.chunks``, and OSError."""
-    refuse(name, next(packed.chunks(path), b""))
+def refuse_container_file(path: Path, name: str) -> None:
+    """Refuse a file by its unpacked beginning. Raises as ``refuse_container`` and ``packed.text_chunks``, and
+    OSError."""
+    refuse_container(name, next(packed.text_chunks(path), b""))
 
 
 def refuse_text(name: str, raw: bytes, first: bool) -> None:
@@ -56,6 +57,6 @@ def refuse_text(name: str, raw: bytes, first: bool) -> None:
         DataError: E-DATA-FORMAT.
     """
     if first:
-        refuse(name, raw)
+        refuse_container(name, raw)
     if b"\0" in raw:
         raise DataError("E-DATA-FORMAT", f"{name}: not text (it has NUL bytes).", "keep only text in UTF-8 there.")

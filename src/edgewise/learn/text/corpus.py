@@ -120,9 +120,9 @@ class Corpus:
     def _document_at(self, name: str, raw: bytes, at: int) -> Document:
         """Read one document from its place in a file."""
         if self._found.rows:
-            row = tables.lifted(self._section, tables.decode(raw, name))
+            row = tables.lifted_columns(self._section, tables.decode_table_row(raw, name))
             window = None if self._found.window is None else int(self._found.window[at])
-            return Document(name, *tables.check(self._section, row, name), window=window)
+            return Document(name, *tables.check_row_text(self._section, row, name), window=window)
         containers.refuse_text(name, raw, first=not self._found.start[at])
         if not self._found.start[at]:
             raw = raw.removeprefix(tables.BOM)
@@ -204,10 +204,10 @@ def load(section: DataSection, recipe_dir: Path, cache_dir: Path, key: Key, leni
         DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-COLUMN, E-DATA-EMPTY. A device with too little text is not an
             error here. It refuses when it is asked to train.
     """
-    found = sources.find(section, recipe_dir, cache_dir)
+    found = sources.find_documents(section, recipe_dir, cache_dir)
     if not (found.stop - found.start > 1).any():
         raise DataError("E-DATA-EMPTY", "no document has two characters.", "give devices some text.")
-    names, device = partition.assign(found, section, key)
+    names, device = partition.assign_documents(found, section, key)
     order = np.argsort(device, kind="stable")
     first = np.searchsorted(device[order], np.arange(len(names) + 1))
     cut_each = not found.rows

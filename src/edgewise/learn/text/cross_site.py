@@ -23,7 +23,7 @@ import numpy as np
 
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
-from edgewise.learn.text.statistics import one_hot
+from edgewise.learn.text.statistics import one_hot_bucket
 from edgewise.plan.catalogue import Extension
 from edgewise.plan.recipe.recipe import Recipe
 
@@ -66,7 +66,7 @@ class CrossSiteTrainer:
         found = self.evaluate(request.device, request.params)
         loss = min(LARGEST, max(0.0, found.nll / found.tokens))
         mean = np.array([loss / LARGEST], np.float32)
-        x = np.concatenate([mean, one_hot(int(loss / STEP), BUCKETS)])
+        x = np.concatenate([mean, one_hot_bucket(int(loss / STEP), BUCKETS)])
         return Update(x, {"loss_first": loss, "loss_last": loss}, 1.0)
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 from edgewise.core.errors import DataError, EdgewiseError
 from edgewise.core.foreign import foreign
 from edgewise.learn.text import messages
-from edgewise.learn.text.tables import decode
+from edgewise.learn.text.tables import decode_table_row
 
 KEYS = ("text", "prompt", "messages", "question", "choices", "answer", "owner")
 EVERYBODY = "all"  # The owner of rows without one.
@@ -33,7 +33,7 @@ class EvaluationRow(NamedTuple):
         owner: the device.
         plain: the row as it was read.
         text, prompt: None where it has none.
-        chat: a packed chat (``messages.pack``) and the text of its answers. None where it has none.
+        chat: a packed chat (``messages.pack_chat``) and the text of its answers. None where it has none.
         choices: of multiple choice. ``prompt`` is the question then, and ``answer`` the place of the right choice.
     """
 
@@ -50,7 +50,7 @@ class EvaluationRow(NamedTuple):
         return f"EvaluationRow(where={self.where!r}, owner={self.owner!r})"
 
 
-def read(path: Path, columns: Mapping[str, str]) -> list[EvaluationRow]:
+def read_evaluation_rows(path: Path, columns: Mapping[str, str]) -> list[EvaluationRow]:
     """Read all evaluation rows of a file.
 
     Args:
@@ -83,7 +83,7 @@ def _plain_rows(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if kind in (".jsonl", ".ndjson", ".jl", ".json"):
         for number, raw in enumerate(path.read_bytes().splitlines(), 1):
             if raw.strip():
-                yield f"{name}:{number}", decode(raw.removeprefix(b"\xef\xbb\xbf"), f"{name}:{number}")
+                yield f"{name}:{number}", decode_table_row(raw.removeprefix(b"\xef\xbb\xbf"), f"{name}:{number}")
     elif kind == ".csv":
         csv.field_size_limit(2**31 - 1)
         unread = foreign(DataError, "E-DATA-FORMAT", f"{name} is not readable CSV", "save it as UTF-8 with a header.")
@@ -121,7 +121,7 @@ def _evaluation_row(where: str, plain: Mapping[str, Any], names: Mapping[str, st
     if plain.get(names["choices"]) is not None:
         return _choice_row(where, owner, plain, names, text("question") or text("prompt"))
     if plain.get(names["messages"]) is not None:
-        packed = messages.pack(messages.messages(plain[names["messages"]], names["messages"], where))
+        packed = messages.pack_chat(messages.chat_messages(plain[names["messages"]], names["messages"], where))
         return EvaluationRow(where, owner, plain, chat=packed)
     if not text("text"):
         wanted = ", ".join(names[key] for key in ("text", "messages", "choices"))

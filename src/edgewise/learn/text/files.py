@@ -31,7 +31,7 @@ LONGEST_RECIPE = 1 << 20  # Bytes. A longer .toml file is somebody's text.
 
 
 @dataclass
-class Listing:
+class DataListing:
     """The listing of files and folders as data. ``left_out`` counts those that are not data, by reason."""
 
     left_out: Counter[str] = field(default_factory=Counter)
@@ -67,7 +67,7 @@ class Listing:
             if name.startswith("."):
                 self.left_out[HIDDEN] += 1
                 continue
-            kind = kind_of(path)
+            kind = kind_of_data_path(path)
             if kind == "special":
                 self.left_out[SPECIAL] += 1
             elif is_own(path, kind):
@@ -83,7 +83,7 @@ def _folder_identity(folder: Path) -> tuple[int, int]:
     return at.st_dev, at.st_ino
 
 
-def kind_of(path: Path) -> str:
+def kind_of_data_path(path: Path) -> str:
     """Return ``"folder"``, ``"file"``, ``"special"``, or ``"lost"`` for a link that leads nowhere. Follows links."""
     try:
         mode = path.stat().st_mode
@@ -116,7 +116,7 @@ def _is_recipe(path: Path) -> bool:
     return {"schema", "privacy"} <= plain.keys()
 
 
-def named(
+def named_data_paths(
     path: str | Sequence[str], recipe_dir: Path, begins: str = "the folder of the recipe"
 ) -> tuple[list[Path], bool]:
     """Return the paths that ``data.path`` names, and True where it may name several (a list or a pattern).
@@ -158,7 +158,7 @@ def _pattern_matches(pattern: str, base: Path) -> list[Path]:
 
     def own(path: Path) -> bool:
         around = (p for p in (path, *path.parents) if len(p.parts) > depth)
-        return any(is_own(p, kind_of(p)) for p in around)
+        return any(is_own(p, kind_of_data_path(p)) for p in around)
 
     found = sorted(base / match for match in glob.glob(pattern, root_dir=base, recursive=True))
     return [path for path in found if not own(path)]

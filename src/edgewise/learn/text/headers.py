@@ -43,12 +43,12 @@ def is_date(value: str) -> bool:
     return _DATE.match(value) is not None
 
 
-def numbers(width: int) -> list[str]:
+def numbered_columns(width: int) -> list[str]:
     """Return the column names of a table without a header: ``"1"``, ``"2"``, ..."""
     return [str(number) for number in range(1, width + 1)]
 
 
-def as_data(name: str, values: Sequence[str]) -> str | None:
+def header_is_data_reason(name: str, values: Sequence[str]) -> str | None:
     """Return the reason that a column's name seems to be data, from the values below it. None where it does not.
 
     This is a guess, and ``data.header`` overrules it. A first row whose owner and text are short, and do not occur

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 from edgewise.core.errors import DataError, EdgewiseError
 from edgewise.core.foreign import foreign
 from edgewise.learn.text import containers, headers, packed
-from edgewise.learn.text.files import Listing, kind_of, named
+from edgewise.learn.text.files import DataListing, kind_of_data_path, named_data_paths
 from edgewise.learn.text.rows import csv_rows
-from edgewise.learn.text.tables import ENDINGS, decode
+from edgewise.learn.text.tables import ENDINGS, decode_table_row
 from edgewise.plan.recipe.data import Header
 from edgewise.plan.recipe.recipe import DataSection
 
@@ -27,7 +27,7 @@ Chat = Literal["messages", "other"]
 LEAST_REPEATS = 1.5  # Rows of an owner on average. A column of rarer values has owners only if its name says so.
 
 
-class Column(NamedTuple):
+class DataColumn(NamedTuple):
     """A column of a table.
 
     Attributes:
@@ -53,7 +53,7 @@ class Column(NamedTuple):
     header: str | None = None
 
 
-class Look(NamedTuple):
+class DataLook(NamedTuple):
     """The format and columns of some data.
 
     Attributes:
@@ -62,7 +62,7 @@ class Look(NamedTuple):
     """
 
     source: str
-    columns: tuple[Column, ...] = ()
+    columns: tuple[DataColumn, ...] = ()
 
     def texts(self) -> list[str]:
         """Return the columns that may be the text: those with known names first, then the longest before prompts."""
@@ -120,7 +120,7 @@ class Look(NamedTuple):
         return min((c.name for c in self.columns if headers.is_column_name(c.name, known)), default=None)
 
 
-def look(path: str, base: Path, header: Header = "auto") -> Look:
+def look_at_data(path: str, base: Path, header: Header = "auto") -> DataLook:
     """Inspect the data at ``path`` by the endings of its files and the first rows of its tables.
 
     Args:
@@ -130,15 +130,15 @@ def look(path: str, base: Path, header: Header = "auto") -> Look:
     Raises:
         DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-EMPTY.
     """
-    paths, _ = named(path, base, "where you are")
+    paths, _ = named_data_paths(path, base, "where you are")
     try:
-        listed = Listing()
-        files = list(listed.below(paths[0])) if kind_of(paths[0]) == "folder" else paths
+        listed = DataListing()
+        files = list(listed.below(paths[0])) if kind_of_data_path(paths[0]) == "folder" else paths
         if not files:
             raise DataError("E-DATA-EMPTY", f"{path}: there is no file in it.", "name a folder with text or tables.")
         source = Counter(map(_source_of_file, files)).most_common(1)[0][0]
         if source == "text":
-            return Look(source)
+            return DataLook(source)
         tables = [f for f in files if _source_of_file(f) == source]
         each = max(20, ROWS // len(tables))
         rows = [row for file in tables[: ROWS // each] for row in islice(_first_rows(source, file, header), each)]
@@ -151,13 +151,13 @@ def look(path: str, base: Path, header: Header = "auto") -> Look:
     columns = [_guessed_column(name, [row.get(name) for row in rows]) for name in names]
     if source == "csv" and header == "auto":
         below = {c.name: [row[c.name] for row in rows[: headers.ROWS] if c.name in row] for c in columns}
-        columns = [c._replace(header=headers.as_data(c.name, below[c.name])) for c in columns]
-    return Look(source, tuple(columns))
+        columns = [c._replace(header=headers.header_is_data_reason(c.name, below[c.name])) for c in columns]
+    return DataLook(source, tuple(columns))
 
 
 def _source_of_file(file: Path) -> str:
     """Guess the format of a file by its ending."""
-    plain = file.with_suffix("") if packed.is_packed(file) else file
+    plain = file.with_suffix("") if packed.is_compressed_text(file) else file
     ending = plain.suffix.lower()
     if ending == ".txt":  # Such a file is a table only where a recipe says so.
         return "text"
@@ -167,11 +167,11 @@ def _source_of_file(file: Path) -> str:
 def _first_rows(source: str, file: Path, header: Header) -> Iterator[dict[str, Any]]:
     """Read rows of a table that nobody has described yet."""
     if source != "parquet":
-        containers.refuse_file(file, file.name)
+        containers.refuse_container_file(file, file.name)
     if source == "jsonl":
         for number, raw in enumerate(packed.lines(file), 1):
             if raw.strip():
-                yield _flat_row(decode(raw.removeprefix(b"\xef\xbb\xbf"), f"{file.name}:{number}"))
+                yield _flat_row(decode_table_row(raw.removeprefix(b"\xef\xbb\xbf"), f"{file.name}:{number}"))
     elif source == "csv":
         open_section = DataSection.model_construct(source="csv", text="", header=header)
         yield from (row for _, row in csv_rows(open_section, file, file.name) if row is not None)
@@ -194,7 +194,7 @@ def _flat_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _guessed_column(name: str, values: list[Any]) -> Column:
+def _guessed_column(name: str, values: list[Any]) -> DataColumn:
     """Describe a column by its first values."""
     plain = [v.decode("utf-8", "replace") if isinstance(v, bytes) else v for v in values]
     filled = [v for v in plain if v is not None]
@@ -208,7 +208,7 @@ def _guessed_column(name: str, values: list[Any]) -> Column:
     words = fmean(len(v.split()) for v in texts) if whole else 0.0
     dates = whole and all(map(headers.is_date, texts))
     repeats = len(filled) / max(1, distinct)
-    return Column(name, distinct, repeats, length, words, bool(filled) and names, _chat_kind(filled), dates)
+    return DataColumn(name, distinct, repeats, length, words, bool(filled) and names, _chat_kind(filled), dates)
 
 
 def _chat_kind(values: list[Any]) -> Chat | None:

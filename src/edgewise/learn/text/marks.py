@@ -13,7 +13,7 @@ from edgewise.core.vector import Array
 BEGINS = 1 << 30  # No vocabulary is that large.
 
 
-def begun(piece: Array) -> Array:
+def marked_document(piece: Array) -> Array:
     """Mark the first token of a document: int32[n]."""
     first = piece[:1]
     marked = np.where(first < 0, ~(~first | BEGINS), first | BEGINS)

@@ -29,7 +29,7 @@ FIX = 'write a list of {"role": ..., "content": ...}, both of them text.'
 _Message = dict[str, Any]
 
 
-def messages(value: Any, name: str, where: str) -> list[_Message]:
+def chat_messages(value: Any, name: str, where: str) -> list[_Message]:
     """Check the messages of a row, and return them as ``role``, ``content`` and what else they have.
 
     Raises:
@@ -41,7 +41,7 @@ def messages(value: Any, name: str, where: str) -> list[_Message]:
     return [_checked_message(message, f"{where}: message {i + 1} of `{name}`") for i, message in enumerate(value)]
 
 
-def tools(value: Any, name: str, where: str) -> list[Any] | None:
+def chat_tools(value: Any, name: str, where: str) -> list[Any] | None:
     """Read the definitions of tools: a list of objects, or JSON text of one. None without any.
 
     Raises:
@@ -61,7 +61,7 @@ def tools(value: Any, name: str, where: str) -> list[Any] | None:
     return [_without_nulls(tool) for tool in value]
 
 
-def pack(found: Sequence[_Message], tools: list[Any] | None = None, last: bool = False) -> tuple[str, str]:
+def pack_chat(found: Sequence[_Message], tools: list[Any] | None = None, last: bool = False) -> tuple[str, str]:
     """Pack a chat into a document: its messages and tools as JSON, and the text of its answers.
 
     Args:

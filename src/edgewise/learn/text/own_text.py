@@ -15,18 +15,18 @@ from edgewise.learn.text.marks import unmarked
 from edgewise.learn.text.trainer import TextTrainer
 
 
-class Passage(NamedTuple):
+class HeldOutPassage(NamedTuple):
     """A held-out text. ``prompt`` is only read, and may be empty. ``text`` continues it."""
 
     prompt: str
     text: str
 
 
-def own_text(trainer: TextTrainer, loop: Loop | None, metrics: Mapping[str, Metric]) -> OwnWork:
+def own_text_work(trainer: TextTrainer, loop: Loop | None, metrics: Mapping[str, Metric]) -> OwnWork:
     """Make the loop and metrics of a text trainer.
 
     A loop receives int64[n, sequence_len + 1] with a row for each block. A negative number ~id stands for a token that
-    is read and not learnt. A metric receives a list of ``Passage``.
+    is read and not learnt. A metric receives a list of ``HeldOutPassage``.
 
     Raises:
         TrainingError: E-TRAIN for a loop with ``data.packing = "isolated"``. Its blocks do not say where documents
@@ -41,7 +41,7 @@ def own_text(trainer: TextTrainer, loop: Loop | None, metrics: Mapping[str, Metr
     def blocks(device: DeviceId) -> torch.Tensor:
         return torch.from_numpy(unmarked(np.array(trainer.text(device).blocks.train_NS, np.int64)))
 
-    def passages(device: DeviceId) -> list[Passage]:
+    def passages(device: DeviceId) -> list[HeldOutPassage]:
         decode = trainer.loaded.tokens.decode
         found = []
         for row in unmarked(np.array(trainer.text(device).blocks.held_NS, np.int64)):
@@ -49,7 +49,7 @@ def own_text(trainer: TextTrainer, loop: Loop | None, metrics: Mapping[str, Metr
             for part in np.split(row, starts):
                 text = decode(part[part >= 0])
                 if text:
-                    found.append(Passage(decode(~part[part < 0]), text))
+                    found.append(HeldOutPassage(decode(~part[part < 0]), text))
         return found
 
     return OwnWork(blocks, passages, loop, metrics)

@@ -38,14 +38,14 @@ PACKED: dict[str, Callable[[Path], IO[bytes]]] = {
 }
 
 
-def is_packed(path: Path) -> bool:
+def is_compressed_text(path: Path) -> bool:
     """Tell whether a file is compressed, by its name."""
     return path.suffix.lower() in PACKED
 
 
-def chunks(path: Path) -> Iterator[bytes]:
+def text_chunks(path: Path) -> Iterator[bytes]:
     """Read the unpacked bytes of a file in chunks. Raises DataError(E-DATA-FORMAT) for a broken archive, OSError."""
-    if not is_packed(path):
+    if not is_compressed_text(path):
         with path.open("rb") as f:
             while chunk := f.read(CHUNK):
                 yield chunk
@@ -67,26 +67,27 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 
 def lines(path: Path) -> Iterator[bytes]:
-    """Read the unpacked lines of a file with their line ends. Raises as ``chunks``."""
+    """Read the unpacked lines of a file with their line ends. Raises as ``text_chunks``."""
     rest = b""
-    for chunk in chunks(path):
+    for chunk in text_chunks(path):
         *parts, rest = (rest + chunk).split(b"\n")
         yield from (part + b"\n" for part in parts)
     if rest:
         yield rest
 
 
-def digest(path: Path) -> str:
+def text_file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes on disk."""
     with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def unpacked(path: Path, cache_dir: Path) -> Path:
-    """Return the file itself, or the unpacked copy of a compressed one in the cache folder. Raises as ``chunks``."""
-    if not is_packed(path):
+def unpacked_text(path: Path, cache_dir: Path) -> Path:
+    """Return the file itself, or the unpacked copy of a compressed one in the cache folder. Raises as
+    ``text_chunks``."""
+    if not is_compressed_text(path):
         return path
-    target = cache_dir / "unpacked" / digest(path)
+    target = cache_dir / "unpacked" / text_file_digest(path)
     if not target.is_file():
-        write_atomically(target, lambda f: f.writelines(chunks(path)))
+        write_atomically(target, lambda f: f.writelines(text_chunks(path)))
     return target

@@ -11,7 +11,7 @@ from edgewise.learn.text.documents import DocumentIndex
 from edgewise.plan.recipe.recipe import DataSection
 
 
-def assign(found: DocumentIndex, section: DataSection, key: Key) -> tuple[tuple[str, ...], Array]:
+def assign_documents(found: DocumentIndex, section: DataSection, key: Key) -> tuple[tuple[str, ...], Array]:
     """Assign each document to a device.
 
     ``dirichlet`` draws p ~ Dirichlet(alpha 1_n) for each label value, shuffles its documents, and cuts them at the

@@ -29,12 +29,12 @@ Row = dict[str, Any]
 Rows = Iterator[tuple[str, Row | None]]  # (place for messages, row or None for a blank line)
 
 
-def columns(section: DataSection) -> list[str]:
+def data_columns(section: DataSection) -> list[str]:
     """Return the columns that a recipe names, sorted."""
     return sorted({name for _, name in section.columns})
 
 
-def need_columns(section: DataSection, row: Iterable[str], where: str, header: bool = False) -> None:
+def need_data_columns(section: DataSection, row: Iterable[str], where: str, header: bool = False) -> None:
     """Check that ``row`` has every column of the recipe.
 
     Args:
@@ -48,7 +48,7 @@ def need_columns(section: DataSection, row: Iterable[str], where: str, header: b
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
             hint = f"did you mean `{near[0]}`?" if near else f"columns: {', '.join(known) or 'none'}."
             if header and not near:
-                hint += " If this is a row of data: " + no_header(section, known)
+                hint += " If this is a row of data: " + headerless_keys(section, known)
             raise DataError("E-DATA-COLUMN", f"{where}: data.{key} = `{name}` is not a column.", hint)
 
 
@@ -81,9 +81,9 @@ def csv_rows(section: DataSection, path: Path, name: str) -> Rows:
     if not first:
         raise DataError("E-DATA-EMPTY", f"{name} is empty: it has no header.", "give a table with one row or more.")
     at = f"{name}:{reader.line_num}"
-    header, of = (first, "header") if section.header else (headers.numbers(len(first)), "first row")
-    _refuse_repeated_names(header, columns(section), f"{at}: the header")
-    need_columns(section, header, at, header=True)
+    header, of = (first, "header") if section.header else (headers.numbered_columns(len(first)), "first row")
+    _refuse_repeated_names(header, data_columns(section), f"{at}: the header")
+    need_data_columns(section, header, at, header=True)
     seen = _Seen(section, header, at)
     if not section.header:
         yield at, dict(zip(header, first, strict=True))
@@ -123,19 +123,19 @@ class _Seen:
         """Check the names of the recipe's columns. Raises DataError(E-DATA-FORMAT) for one that seems to be data."""
         rows, self._rows = self._rows, []
         for key, column in self._section.columns if self._open else ():
-            if why := headers.as_data(column, [row[column] for row in rows]):
+            if why := headers.header_is_data_reason(column, [row[column] for row in rows]):
                 raise self._refused_header(f"{self._at}: `{column:.60}` names the column of data.{key} here, and {why}")
         self._open = False
 
     def _refused_header(self, what: str) -> DataError:
         """Make the error for a header that lacks a column."""
         what += ", so the first line seems to be a row of data and no header."
-        return DataError("E-DATA-FORMAT", what, no_header(self._section, self._header))
+        return DataError("E-DATA-FORMAT", what, headerless_keys(self._section, self._header))
 
 
-def no_header(section: DataSection, header: Sequence[str]) -> str:
+def headerless_keys(section: DataSection, header: Sequence[str]) -> str:
     """Return the keys to write for a table without a header: numbers in place of the names in its first row."""
-    place = {name: f'"{number}"' for name, number in zip(header, headers.numbers(len(header)), strict=True)}
+    place = {name: f'"{number}"' for name, number in zip(header, headers.numbered_columns(len(header)), strict=True)}
     named: dict[str, list[str]] = {}
     for key, name in section.columns:
         named.setdefault(key, []).append(place.get(name, '"NUMBER"'))
@@ -152,7 +152,7 @@ def separator(section: DataSection, path: Path, name: str) -> str:
     Raises:
         DataError: E-DATA-FORMAT where several separators fit rows without a header.
     """
-    wanted = set(columns(section))
+    wanted = set(data_columns(section))
     found = {between: _first_rows(path, name, between, 1 if section.header else SAME_WIDTH) for between in SEPARATORS}
     width = {between: len(rows[0]) if rows else 0 for between, (rows, _) in found.items()}
     if section.header:
@@ -224,7 +224,7 @@ def parquet_rows(section: DataSection, path: Path, name: str) -> Rows:
         from pyarrow import parquet
     except ImportError:
         raise EdgewiseError("E-DEPENDENCY", "parquet needs pyarrow.", "pip install pyarrow.") from None
-    wanted = columns(section)
+    wanted = data_columns(section)
     broken = foreign(DataError, "E-DATA-FORMAT", f"{name}: not a readable Parquet file", "write it again.")
     at = 0
     with path.open("rb") as f:
@@ -232,7 +232,7 @@ def parquet_rows(section: DataSection, path: Path, name: str) -> Rows:
             table = parquet.ParquetFile(f)
             names = table.schema_arrow.names
         _refuse_repeated_names(names, wanted, f"{name}: the schema")
-        need_columns(section, names, name)
+        need_data_columns(section, names, name)
         with broken:
             batches = table.iter_batches(batch_size=1024, columns=wanted)
         while True:

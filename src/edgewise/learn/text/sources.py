@@ -21,7 +21,15 @@ from edgewise.core.training import POOLED
 from edgewise.learn.text import containers, packed, tables
 from edgewise.learn.text.cache import write_atomically
 from edgewise.learn.text.documents import DocumentIndex
-from edgewise.learn.text.files import EMPTY, NOT_TEXT, UNREADABLE, Listing, kind_of, named, printable_file_name
+from edgewise.learn.text.files import (
+    EMPTY,
+    NOT_TEXT,
+    UNREADABLE,
+    DataListing,
+    kind_of_data_path,
+    named_data_paths,
+    printable_file_name,
+)
 from edgewise.plan.recipe.data import OWN, WHOLE, DataSection
 
 STDLIB_PACKAGES = (
@@ -44,7 +52,7 @@ YEARS = {  # By tradition the plays of these characters were first played then.
 PIECE_BYTES = 2048  # Pieces of files ("dirichlet", "iid") have at least so many bytes, in whole lines.
 
 
-def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentIndex:
+def find_documents(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentIndex:
     """Find the documents of a data section.
 
     Args:
@@ -54,7 +62,7 @@ def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentInd
         DataError: E-DATA-MISSING, E-DATA-FORMAT, E-DATA-COLUMN, E-DATA-EMPTY.
     """
     whole = section.partition in WHOLE
-    listing = Listing()
+    listing = DataListing()
     if section.source == OWN:
         what = 'data.source = "own" is for enrolled devices, each of which reads the text that its owner names.'
         raise DataError("E-DATA-MISSING", what, "name data of this machine, or submit the recipe to a server.")
@@ -65,11 +73,11 @@ def find(section: DataSection, recipe_dir: Path, cache_dir: Path) -> DocumentInd
         times = {"time": "year"} if section.stream else {}
         section, paths, several = section.model_copy(update={**PLAYS, **times}), [path], False
     else:
-        paths, several = named(section.path, recipe_dir)
+        paths, several = named_data_paths(section.path, recipe_dir)
     try:
         if section.source == "text":
             return _plain_documents(*_text_files(paths, several, listing), whole, cache_dir, listing)
-        return tables.find(section, paths, cache_dir, listing)
+        return tables.find_table_documents(section, paths, cache_dir, listing)
     except OSError as e:
         what = f"{e.filename or paths[0]} cannot be read: {e.strerror or e}."
         raise DataError("E-DATA-MISSING", what, "give permission, or take it out of data.path.") from None
@@ -114,7 +122,7 @@ def _python_files(folder: Path) -> Iterator[Path]:
         yield from (Path(at, n) for n in names if not n.startswith(".") and n.endswith(".py"))
 
 
-def _text_files(paths: list[Path], several: bool, listing: Listing) -> tuple[Path, dict[str, list[Path]]]:
+def _text_files(paths: list[Path], several: bool, listing: DataListing) -> tuple[Path, dict[str, list[Path]]]:
     """Return the root, and the files of each device.
 
     In a folder, each sub-folder and each file is a device. Each of several paths is a device too. A single file is one
@@ -125,10 +133,10 @@ def _text_files(paths: list[Path], several: bool, listing: Listing) -> tuple[Pat
     """
     if several:
         root = Path(os.path.commonpath([p.parent for p in paths]))
-        entries = [(p, kind_of(p) == "folder") for p in paths]
-    elif kind_of(paths[0]) == "folder":
+        entries = [(p, kind_of_data_path(p) == "folder") for p in paths]
+    elif kind_of_data_path(paths[0]) == "folder":
         root, entries = paths[0], listing.entries(paths[0])
-    elif kind_of(paths[0]) == "special":
+    elif kind_of_data_path(paths[0]) == "special":
         raise DataError("E-DATA-MISSING", f"{paths[0]} is neither a file nor a folder.", "check data.path.")
     else:
         root, entries = paths[0].parent, [(paths[0], False)]
@@ -148,7 +156,7 @@ def _text_files(paths: list[Path], several: bool, listing: Listing) -> tuple[Pat
 
 
 def _plain_documents(
-    root: Path, by_owner: dict[str, list[Path]], whole: bool, cache_dir: Path, listing: Listing
+    root: Path, by_owner: dict[str, list[Path]], whole: bool, cache_dir: Path, listing: DataListing
 ) -> DocumentIndex:
     """Find the documents of plain files, in pieces of bounded size."""
     owners = tuple(sorted(by_owner))
@@ -156,7 +164,7 @@ def _plain_documents(
     files, broken, pieces = [], {}, []
     for path, code in listed:
         try:
-            file = packed.unpacked(path, cache_dir)
+            file = packed.unpacked_text(path, cache_dir)
             size = file.stat().st_size
             if not whole and _is_container(file):  # A whole file's own device would refuse it. Pieces have none.
                 listing.left_out[NOT_TEXT] += 1
@@ -197,7 +205,7 @@ def _plain_documents(
 
 def _is_container(path: Path) -> bool:
     try:
-        containers.refuse_file(path, path.name)
+        containers.refuse_container_file(path, path.name)
     except DataError:
         return True
     return False

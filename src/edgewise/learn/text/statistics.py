@@ -1,7 +1,7 @@
 """Statistics of the devices' text as vectors, so that the pipeline of updates can sum, hide and noise them.
 
     EDGEWISE            # an extension whose trainer counts text and trains nothing
-    layout(size)        # the segments of the vector
+    statistics_layout(size)        # the segments of the vector
 
 A device contributes histograms in which it counts as one, whatever it holds:
 
@@ -59,7 +59,7 @@ _MULTIPLIER = 2_654_435_761  # Knuth's multiplicative hash: neighbouring ids fal
 Histogram = NDArray[np.float64]
 
 
-class DeviceText(NamedTuple):
+class DeviceTextCounts(NamedTuple):
     """Counts of one device's text. ``halves``: float64[2, buckets], tokens of its first and of its second half."""
 
     lengths: NDArray[np.int64]
@@ -68,7 +68,7 @@ class DeviceText(NamedTuple):
     __repr__ = outline
 
 
-def layout(size: int) -> Spec:
+def statistics_layout(size: int) -> Spec:
     """Return the segments for a tokenizer of ``size`` tokens."""
     buckets = min(size, VOCABULARY)
     shapes = {
@@ -78,12 +78,12 @@ def layout(size: int) -> Spec:
     return Spec.of([(name, (n,), "float32") for name, n in shapes.items()])
 
 
-def power(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def power_buckets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the buckets of whole numbers: 0 for 0, and k for 2^(k - 1) to 2^k - 1."""
     return np.minimum(np.ceil(np.log2(counts + 1.0)).astype(np.int64), POWERS - 1)
 
 
-def divergence(p: Histogram, q: Histogram) -> float:
+def histogram_divergence(p: Histogram, q: Histogram) -> float:
     """Compute the Jensen-Shannon divergence of two histograms in bits, in [0, 1]. An empty one counts as equal."""
     if p.sum() <= 0 or q.sum() <= 0:
         return 0.0
@@ -93,31 +93,31 @@ def divergence(p: Histogram, q: Histogram) -> float:
     return float(min(1.0, max(0.0, sum(parts) / 2)))
 
 
-def one_hot(bucket: int, size: int) -> Vector:
+def one_hot_bucket(bucket: int, size: int) -> Vector:
     """Return float32[size] with 1 at a bucket."""
     found = np.zeros(size, np.float32)
     found[min(bucket, size - 1)] = 1.0
     return found
 
 
-def first_round(text: DeviceText) -> dict[str, Vector]:
+def first_statistics(text: DeviceTextCounts) -> dict[str, Vector]:
     """Make the parts that a device contributes in the first round."""
     vocabulary = text.halves.sum(axis=0)
-    lengths = np.bincount(power(text.lengths), minlength=POWERS)
-    drift = divergence(text.halves[0], text.halves[1])
+    lengths = np.bincount(power_buckets(text.lengths), minlength=POWERS)
+    drift = histogram_divergence(text.halves[0], text.halves[1])
     return {
-        "documents": one_hot(int(power(np.array(len(text.lengths)))), POWERS),
-        "tokens": one_hot(int(power(text.lengths.sum())), POWERS),
+        "documents": one_hot_bucket(int(power_buckets(np.array(len(text.lengths)))), POWERS),
+        "tokens": one_hot_bucket(int(power_buckets(text.lengths.sum())), POWERS),
         "lengths": (lengths / lengths.sum()).astype(np.float32),
         "vocabulary": (vocabulary / vocabulary.sum()).astype(np.float32),
-        "drift": one_hot(int(drift * STEPS), STEPS),
+        "drift": one_hot_bucket(int(drift * STEPS), STEPS),
     }
 
 
-def second_round(text: DeviceText, mean: Vector) -> dict[str, Vector]:
+def second_statistics(text: DeviceTextCounts, mean: Vector) -> dict[str, Vector]:
     """Make the part that a device contributes in the second round. ``mean``: the released vocabulary, noise and all."""
-    far = divergence(text.halves.sum(axis=0), np.maximum(mean.astype(np.float64), 0.0))
-    return {"distance": one_hot(int(far * STEPS), STEPS)}
+    far = histogram_divergence(text.halves.sum(axis=0), np.maximum(mean.astype(np.float64), 0.0))
+    return {"distance": one_hot_bucket(int(far * STEPS), STEPS)}
 
 
 class StatisticsTrainer:
@@ -130,19 +130,19 @@ class StatisticsTrainer:
     """
 
     def __init__(self, recipe: Recipe) -> None:
-        from edgewise.learn.models.load import located
+        from edgewise.learn.models.load import locate_model
 
-        self._tokens: Tokens = tokenizers.load(located(recipe.model.base, Path())[0])
+        self._tokens: Tokens = tokenizers.load_tokenizer(locate_model(recipe.model.base, Path())[0])
         scratch = Path(tempfile.mkdtemp(prefix="edgewise-statistics-"))
         weakref.finalize(self, shutil.rmtree, scratch, True)
         key = derive(root(recipe.seed), "data")
         self._corpus = corpora.load(recipe.data, Path(), scratch, key)
-        self._known: dict[DeviceId, DeviceText] = {}
+        self._known: dict[DeviceId, DeviceTextCounts] = {}
 
     @cached_property
     def spec(self) -> Spec:
         """The layout of the statistics."""
-        return layout(self._tokens.size)
+        return statistics_layout(self._tokens.size)
 
     @cached_property
     def _places(self) -> dict[str, slice]:
@@ -160,9 +160,9 @@ class StatisticsTrainer:
         """Return the statistics of a device's text. Raises DataError(E-DEVICE-DATA) for a device without a token."""
         text, x = self._text(request.device), np.zeros(self.spec.dim, np.float32)
         if request.round == 0:
-            parts = first_round(text)
+            parts = first_statistics(text)
         else:
-            parts = second_round(text, request.params[self._places["vocabulary"]])
+            parts = second_statistics(text, request.params[self._places["vocabulary"]])
         for name, part in parts.items():
             x[self._places[name]] = part
         return Update(x, {"loss_first": 0.0, "loss_last": 0.0}, 1.0)
@@ -181,12 +181,12 @@ class StatisticsTrainer:
         """Return the size of the statistics."""
         return {"parameters": self.spec.dim, "trainable": self.spec.dim, "memory_bytes": 1e8}
 
-    def _text(self, device: DeviceId) -> DeviceText:
+    def _text(self, device: DeviceId) -> DeviceTextCounts:
         if device not in self._known:
             self._known[device] = self._counted(device)
         return self._known[device]
 
-    def _counted(self, device: DeviceId) -> DeviceText:
+    def _counted(self, device: DeviceId) -> DeviceTextCounts:
         documents = [d.text for d in self._corpus.documents(device) if d.text]
         encoded = self._tokens.encode(documents)
         lengths = np.array([len(ids) for ids in encoded], np.int64)
@@ -199,7 +199,7 @@ class StatisticsTrainer:
             ids = (ids * np.uint64(_MULTIPLIER) % np.uint64(2**32)) % np.uint64(buckets)
         middle = (len(ids) + 1) // 2
         halves = [np.bincount(half.astype(np.int64), minlength=buckets) for half in (ids[:middle], ids[middle:])]
-        return DeviceText(lengths, np.array(halves, np.float64))
+        return DeviceTextCounts(lengths, np.array(halves, np.float64))
 
 
 EDGEWISE = Extension(trainer=StatisticsTrainer)

@@ -23,9 +23,9 @@ from edgewise.core.training import POOLED
 from edgewise.learn.text import containers, messages, packed
 from edgewise.learn.text.cache import write_atomically
 from edgewise.learn.text.documents import DocumentIndex
-from edgewise.learn.text.files import OTHER, Listing, kind_of, printable_file_name
-from edgewise.learn.text.rows import columns, csv_rows, need_columns, parquet_rows
-from edgewise.learn.text.times import Times
+from edgewise.learn.text.files import OTHER, DataListing, kind_of_data_path, printable_file_name
+from edgewise.learn.text.rows import csv_rows, data_columns, need_data_columns, parquet_rows
+from edgewise.learn.text.times import RowTimes
 from edgewise.plan.recipe.recipe import DataSection
 
 BOM = b"\xef\xbb\xbf"
@@ -39,11 +39,13 @@ FORMAT = 2  # It is part of the cache key. Raise it when the rows of the same ta
 _decoder = msgspec.json.Decoder(dict[str, Any])
 
 
-def find(section: DataSection, paths: list[Path], cache_dir: Path, listing: Listing) -> DocumentIndex:
+def find_table_documents(
+    section: DataSection, paths: list[Path], cache_dir: Path, listing: DataListing
+) -> DocumentIndex:
     """Find the documents of a table, in the order of the time column, or else of the files.
 
     Raises:
-        DataError: as ``sources.find``.
+        DataError: as ``sources.find_documents``.
         OSError: for a file that cannot be read.
     """
     files = _table_files(section, paths, listing)
@@ -54,8 +56,8 @@ def find(section: DataSection, paths: list[Path], cache_dir: Path, listing: List
     for path, name in zip(files, names, strict=True):
         lines = section.source == "jsonl"
         if section.source != "parquet":
-            containers.refuse_file(path, name)
-        plain.append(packed.unpacked(path, cache_dir) if lines else _as_jsonl(section, path, name, cache_dir))
+            containers.refuse_container_file(path, name)
+        plain.append(packed.unpacked_text(path, cache_dir) if lines else _as_jsonl(section, path, name, cache_dir))
         index.file(plain[-1], name, lines)
     if not index.some_text:
         what = f"{names[0] if len(names) == 1 else f'{len(names)} files'} in {root}: no row with text."
@@ -72,11 +74,11 @@ def _common_folder(folders: list[Path]) -> list[str]:
     return first
 
 
-def _table_files(section: DataSection, paths: list[Path], listing: Listing) -> list[Path]:
+def _table_files(section: DataSection, paths: list[Path], listing: DataListing) -> list[Path]:
     """List the named files, and those in named folders with an ending of the format, at any depth."""
     files = []
     for path in paths:
-        kind = kind_of(path)
+        kind = kind_of_data_path(path)
         if kind == "special":
             raise DataError("E-DATA-MISSING", f"{path} is neither a file nor a folder.", "check data.path.")
         if kind != "folder":
@@ -84,7 +86,7 @@ def _table_files(section: DataSection, paths: list[Path], listing: Listing) -> l
             continue
         other: Counter[str] = Counter()
         for file in listing.below(path):
-            plain = file.with_suffix("") if packed.is_packed(file) else file
+            plain = file.with_suffix("") if packed.is_compressed_text(file) else file
             if plain.suffix.lower() in ENDINGS[section.source]:
                 files.append(file)
             else:
@@ -106,7 +108,7 @@ class _Index:
         self._start: list[int] = []
         self._stop: list[int] = []
         self._owner, self._label = _Codes(), _Codes()
-        self._times = Times(section.time, section.time_format)
+        self._times = RowTimes(section.time, section.time_format)
         self._left_out: Counter[str] = Counter()
         self._table_files = 0
         self.some_text = False
@@ -117,11 +119,11 @@ class _Index:
             if raw is None:
                 self._left_out[BLANK] += 1
                 continue
-            row = lifted(section, decode(raw, where))
+            row = lifted_columns(section, decode_table_row(raw, where))
             if new:
-                need_columns(section, row, where)
+                need_data_columns(section, row, where)
                 new = False
-            _, learnt = check(section, row, where)
+            _, learnt = check_row_text(section, row, where)
             self._left_out[EMPTY] += not learnt
             self.some_text |= bool(learnt.strip())
             self._owner.add(_owner_name(row, section.owner, where) if section.owner else "all")
@@ -134,7 +136,7 @@ class _Index:
             self._stop.append(stop)
         self._table_files += 1
 
-    def found(self, files: list[Path], names: list[str], listing: Listing) -> DocumentIndex:
+    def found(self, files: list[Path], names: list[str], listing: DataListing) -> DocumentIndex:
         section, m = self._section, len(self._file)
         owners, owner = self._owner.sorted()
         order = self._times.order() if section.time else np.arange(m)
@@ -184,7 +186,7 @@ def _scan_rows(file: Path, name: str, lines: bool) -> Iterator[tuple[int, int, s
             yield start, at, where, raw if raw.strip() else None
 
 
-def decode(raw: bytes, where: str) -> dict[str, Any]:
+def decode_table_row(raw: bytes, where: str) -> dict[str, Any]:
     """Decode one row. Raises DataError(E-DATA-FORMAT) where it is not a JSON object in UTF-8.
 
     NaN and Infinity are not JSON, but Python writes them. They count as missing, so that only a row whose needed value
@@ -203,7 +205,7 @@ def decode(raw: bytes, where: str) -> dict[str, Any]:
             return _decoder.decode(msgspec.json.encode(plain))
 
 
-def lifted(section: DataSection, row: dict[str, Any]) -> dict[str, Any]:
+def lifted_columns(section: DataSection, row: dict[str, Any]) -> dict[str, Any]:
     """Add the nested values that the recipe names by a path to a row of JSON lines.
 
     ``meta.shop`` is ``row["meta"]["shop"]`` where no column has that very name. A path that leads nowhere adds nothing.
@@ -226,7 +228,7 @@ def _row_value(row: dict[str, Any], name: str, where: str) -> Any:
     return value
 
 
-def text(row: dict[str, Any], name: str, where: str) -> str:
+def column_text(row: dict[str, Any], name: str, where: str) -> str:
     """Return a column's text. Raises DataError(E-DATA-FORMAT) where it is not text."""
     value = _row_value(row, name, where)
     if isinstance(value, str):
@@ -238,17 +240,18 @@ def text(row: dict[str, Any], name: str, where: str) -> str:
     raise DataError("E-DATA-FORMAT", f"{where}: `{name}` is {kind}, needs text.", fix)
 
 
-def check(section: DataSection, row: dict[str, Any], where: str) -> tuple[str, str]:
-    """Return prompt and text of a row, or those of ``messages.pack`` for a chat. Raises DataError(E-DATA-FORMAT)."""
+def check_row_text(section: DataSection, row: dict[str, Any], where: str) -> tuple[str, str]:
+    """Return prompt and text of a row, or those of ``messages.pack_chat`` for a chat. Raises
+    DataError(E-DATA-FORMAT)."""
     if section.chats:
-        found = [m for name in section.chats for m in messages.messages(_row_value(row, name, where), name, where)]
-        tools = messages.tools(row.get(section.tools), section.tools, where) if section.tools else None
-        return messages.pack(found, tools, section.answers == "last")
-    prompts = [text(row, name, where) for name in section.prompts]
-    prompt, answer = "\n\n".join(filter(None, prompts)), text(row, section.text, where)
+        found = [m for name in section.chats for m in messages.chat_messages(_row_value(row, name, where), name, where)]
+        tools = messages.chat_tools(row.get(section.tools), section.tools, where) if section.tools else None
+        return messages.pack_chat(found, tools, section.answers == "last")
+    prompts = [column_text(row, name, where) for name in section.prompts]
+    prompt, answer = "\n\n".join(filter(None, prompts)), column_text(row, section.text, where)
     if section.as_chat:
         asked = {"role": "user", "content": prompt}
-        return messages.pack([asked, {"role": "assistant", "content": answer}])
+        return messages.pack_chat([asked, {"role": "assistant", "content": answer}])
     return prompt, answer
 
 
@@ -265,7 +268,7 @@ def _as_jsonl(section: DataSection, path: Path, name: str, cache_dir: Path) -> P
 
     Each row is checked here, where its line is known. A blank line stays one.
     """
-    names_read = columns(section)
+    names_read = data_columns(section)
     keys = section.model_dump(
         include={
             "source",
@@ -281,15 +284,17 @@ def _as_jsonl(section: DataSection, path: Path, name: str, cache_dir: Path) -> P
             "label",
         }
     )
-    key = hashlib.sha256(json.dumps(["table", FORMAT, keys, packed.digest(path), path.suffix]).encode()).hexdigest()
+    key = hashlib.sha256(
+        json.dumps(["table", FORMAT, keys, packed.text_file_digest(path), path.suffix]).encode()
+    ).hexdigest()
     target = cache_dir / "tables" / f"{key[:32]}.jsonl"
     if target.is_file():
         return target
     if section.source == "csv":
         rows = csv_rows(section, path, name)
     else:
-        rows = parquet_rows(section, packed.unpacked(path, cache_dir), name)
-    times = Times(section.time, section.time_format)
+        rows = parquet_rows(section, packed.unpacked_text(path, cache_dir), name)
+    times = RowTimes(section.time, section.time_format)
 
     def lines() -> Iterator[bytes]:
         for where, row in rows:
@@ -298,8 +303,8 @@ def _as_jsonl(section: DataSection, path: Path, name: str, cache_dir: Path) -> P
                 continue
             with foreign(DataError, "E-DATA-FORMAT", where, "convert it to text or numbers."):
                 plain = msgspec.json.encode({c: row[c] for c in names_read})
-            read = decode(plain, where)
-            check(section, read, where)
+            read = decode_table_row(plain, where)
+            check_row_text(section, read, where)
             for names in (section.owner, section.label):
                 if names:
                     _owner_name(read, names, where)

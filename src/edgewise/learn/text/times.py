@@ -44,7 +44,7 @@ DAY, MOST_WINDOWS = 86400 * ATTO, 2**53
 Key = int | float | Decimal
 
 
-class Times:
+class RowTimes:
     """The times of rows, in the order in which they are added. Memory is one number a row.
 
     Args:
@@ -120,7 +120,7 @@ class Times:
 
 
 def utc_text(seconds: str, zone: bool) -> str:
-    """Write seconds since 1970 as text that ``Times`` reads exactly, of any year. ``zone``: True for an instant."""
+    """Write seconds since 1970 as text that ``RowTimes`` reads exactly, of any year. ``zone``: True for an instant."""
     return f"@{seconds}{'Z' * zone}"
 
 

@@ -113,7 +113,7 @@ def _text_parts(text: str, size: int = 1 << 20) -> Iterator[str]:
         at = stop
 
 
-def load(folder: Path) -> Tokens:
+def load_tokenizer(folder: Path) -> Tokens:
     """Load the fast tokenizer of a model folder. Raises ModelError(E-MODEL)."""
     from transformers import AutoTokenizer
 

@@ -23,7 +23,7 @@ from edgewise.core.space import ByMasks, Space
 from edgewise.core.stage import Merge, Stage, fold
 from edgewise.core.vector import Spec
 from edgewise.plan.catalogue import Catalogue
-from edgewise.plan.codec_choice.rungs import MASKED_RUNGS, RUNGS, MaskedRung, Rung, remaining
+from edgewise.plan.codec_choice.rungs import MASKED_RUNGS, RUNGS, PlannedMaskedRung, PlannedRung, layout_after_recipe
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.stages import build_stages
 from edgewise.privacy.clip import clamp, clip
@@ -38,7 +38,7 @@ STRETCH_MOST = 20.0
 
 
 @dataclass(frozen=True)
-class Offer:
+class OfferedRung:
     """A rung for one recipe and model.
 
     Attributes:
@@ -53,7 +53,9 @@ class Offer:
     size_bytes: float
 
 
-def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidden: bool = False) -> list[Offer]:
+def offered_rungs(
+    recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidden: bool = False
+) -> list[OfferedRung]:
     """Return the rungs that the recipe names, or all where it names none, from the most bytes to the fewest.
 
     Rungs above ``adaptive.max_upload_mb`` are among them.
@@ -65,7 +67,9 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidd
         RecipeError: E-NAME for a rung that does not exist, E-VALUE for one named twice.
         CompositionError: E-NO-BOUND for a masked rung without a clip.
     """
-    known: Mapping[str, Rung | MaskedRung] = {rung.name: rung for rung in (MASKED_RUNGS if hidden else RUNGS)}
+    known: Mapping[str, PlannedRung | PlannedMaskedRung] = {
+        rung.name: rung for rung in (MASKED_RUNGS if hidden else RUNGS)
+    }
     names = recipe.adaptive.ladder or list(known)
     for i, name in enumerate(names):
         if name not in known:
@@ -75,21 +79,21 @@ def offers(recipe: Recipe, spec: Spec, before: Space, catalogue: Catalogue, hidd
             raise RecipeError("E-NAME", f'adaptive.ladder: no rung is called "{name}".', hint + rungs)
         if name in names[:i]:
             raise RecipeError("E-VALUE", f'adaptive.ladder names the rung "{name}" twice.', "name each once.")
-    layout = remaining(spec, recipe.stage)
+    layout = layout_after_recipe(spec, recipe.stage)
     found = []
     for name in names:
         rung = known[name]
-        if isinstance(rung, MaskedRung):
+        if isinstance(rung, PlannedMaskedRung):
             chain = _masked_rung_stages(rung, before)
-            found.append(Offer(name, chain, pack.size_bytes(fold(before, chain))))
+            found.append(OfferedRung(name, chain, pack.size_bytes(fold(before, chain))))
             continue
         stages = tuple(build_stages(rung.stages, layout, catalogue.stages))
         space = fold(before, stages)
-        found.append(Offer(name, stages, 1 + pack.size_bytes(space)))  # The rung's number takes one byte.
+        found.append(OfferedRung(name, stages, 1 + pack.size_bytes(space)))  # The rung's number takes one byte.
     return sorted(found, key=lambda offer: -offer.size_bytes)
 
 
-def _masked_rung_stages(rung: MaskedRung, before: Space) -> tuple[Stage, ...]:
+def _masked_rung_stages(rung: PlannedMaskedRung, before: Space) -> tuple[Stage, ...]:
     """Build the stages of a masked rung: a random choice of coordinates, a shared grid, and a ring.
 
     There is no error feedback. The group makes the choice, so the rest would come back rounds later, from a model that
@@ -110,7 +114,7 @@ def _masked_rung_stages(rung: MaskedRung, before: Space) -> tuple[Stage, ...]:
     return *choice, *cut, *grid, wrap()
 
 
-def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage], hidden: bool = False) -> Space:
+def space_at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage], hidden: bool = False) -> Space:
     """Return the space between the recipe's stages and the ladder.
 
     Where updates are visible, it is the space inside error feedback, which has no bounds.
@@ -132,7 +136,7 @@ def at_ladder(recipe: Recipe, start: Space, stages: Sequence[Stage], hidden: boo
     return space if hidden else space.but(l2=math.inf, linf=math.inf)
 
 
-def sorting(recipe: Recipe, merge: Merge, minimum: int, corrupt: int) -> tuple[int, int]:
+def most_rung_groups(recipe: Recipe, merge: Merge, minimum: int, corrupt: int) -> tuple[int, int]:
     """Return the largest number of groups of one rung in a hidden cohort, and the size of the smallest group.
 
     A device is in the group that it asks for, so all ``corrupt`` devices of a cohort may be in one group.
@@ -151,7 +155,7 @@ def sorting(recipe: Recipe, merge: Merge, minimum: int, corrupt: int) -> tuple[i
     )
 
 
-def adaptive(
+def rungs_within_recipe(
     recipe: Recipe, spec: Spec, start: Space, stages: Sequence[Stage], catalogue: Catalogue, hidden: bool
 ) -> tuple[tuple[str, ...], list[tuple[Stage, ...]]]:
     """Return the names of the rungs within ``adaptive.max_upload_mb``, and the stages that follow the recipe's own.
@@ -160,10 +164,10 @@ def adaptive(
     one chain follows for each rung.
 
     Raises:
-        RecipeError: E-RUNG where no rung is small enough, and as ``offers``.
-        CompositionError: as ``offers`` and ``at_ladder``.
+        RecipeError: E-RUNG where no rung is small enough, and as ``offered_rungs``.
+        CompositionError: as ``offered_rungs`` and ``space_at_ladder``.
     """
-    offered = offers(recipe, spec, at_ladder(recipe, start, stages, hidden), catalogue, hidden)
+    offered = offered_rungs(recipe, spec, space_at_ladder(recipe, start, stages, hidden), catalogue, hidden)
     limit = recipe.adaptive.max_upload_mb * 1e6
     fitting = [offer for offer in offered if offer.size_bytes <= limit]
     if not fitting:

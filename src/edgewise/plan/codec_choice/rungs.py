@@ -11,7 +11,7 @@ from edgewise.core.vector import Spec
 
 
 @dataclass(frozen=True)
-class Rung:
+class PlannedRung:
     """One way to send an update.
 
     Attributes:
@@ -42,20 +42,20 @@ def _random_stages(percent: float) -> tuple[Mapping[str, Any], ...]:
 
 
 # Each rung takes strictly fewer bytes than the one before, for every vector of 100,000 parameters and more.
-RUNGS: tuple[Rung, ...] = (
-    Rung("float32", ()),
-    Rung("8 bit", ({"kind": "quantize", "bits": 8},)),
-    Rung("4 bit", ({"kind": "quantize", "bits": 4},)),
-    Rung("mixed 3 bit", ({"kind": "mixed", "bits": 3.0},)),
-    Rung("eden 2 bit", _eden_stages(2)),
-    Rung("eden 1 bit", _eden_stages(1)),
-    *(Rung(f"random {percent:g} %, 1 bit", _random_stages(percent)) for percent in (50, 30, 20, 10)),
-    *(Rung(f"top {percent:g} %, 2 bit", _largest_stages(percent)) for percent in (0.5, 0.25, 0.1, 0.05, 0.02)),
+RUNGS: tuple[PlannedRung, ...] = (
+    PlannedRung("float32", ()),
+    PlannedRung("8 bit", ({"kind": "quantize", "bits": 8},)),
+    PlannedRung("4 bit", ({"kind": "quantize", "bits": 4},)),
+    PlannedRung("mixed 3 bit", ({"kind": "mixed", "bits": 3.0},)),
+    PlannedRung("eden 2 bit", _eden_stages(2)),
+    PlannedRung("eden 1 bit", _eden_stages(1)),
+    *(PlannedRung(f"random {percent:g} %, 1 bit", _random_stages(percent)) for percent in (50, 30, 20, 10)),
+    *(PlannedRung(f"top {percent:g} %, 2 bit", _largest_stages(percent)) for percent in (0.5, 0.25, 0.1, 0.05, 0.02)),
 )
 
 
 @dataclass(frozen=True)
-class MaskedRung:
+class PlannedMaskedRung:
     """One way to send an update into a masked sum, which needs integers on a grid that all devices share.
 
     The bounds come from the recipe's clip.
@@ -72,13 +72,13 @@ class MaskedRung:
 
 
 # A coordinate costs log2 of the cohort's size in addition to its bits, so fewer bits save little.
-MASKED_RUNGS: tuple[MaskedRung, ...] = (
-    *(MaskedRung(f"masked {bits} bit", bits) for bits in (8, 6, 4)),
-    *(MaskedRung(f"masked {percent:g} %, 8 bit", 8, percent / 100) for percent in (50, 25, 10, 5, 2, 1, 0.5)),
+MASKED_RUNGS: tuple[PlannedMaskedRung, ...] = (
+    *(PlannedMaskedRung(f"masked {bits} bit", bits) for bits in (8, 6, 4)),
+    *(PlannedMaskedRung(f"masked {percent:g} %, 8 bit", 8, percent / 100) for percent in (50, 25, 10, 5, 2, 1, 0.5)),
 )
 
 
-def remaining(spec: Spec, tables: Sequence[Mapping[str, Any]]) -> Spec:
+def layout_after_recipe(spec: Spec, tables: Sequence[Mapping[str, Any]]) -> Spec:
     """Return the layout of the update after the stages of a recipe: fewer segments after ``segments``.
 
     Edge cases: the stage itself refuses patterns that match nothing.

@@ -4,7 +4,7 @@
 
     def build(setting: Setting, *, clip_l2: float, tensor_l2: float) -> Built:
         ...
-        return Built(ending, events, card)
+        return BuiltMechanism(ending, events, card)
 
 The arguments of ``build`` are the keys of [dp] that the mechanism reads. ``keys`` lists them. A recipe's word and the
 keys in ``chosen`` select the mechanism.
@@ -26,7 +26,7 @@ from edgewise.plan.recipe.privacy import Privacy
 from edgewise.plan.sampling import Sampling
 from edgewise.privacy import rules
 from edgewise.privacy.clip import clip, clip_tensors
-from edgewise.privacy.joined import joined_metrics
+from edgewise.privacy.joined import noised_metrics
 from edgewise.privacy.spend import PrivacyEvent
 
 UNIT = "device: all its text, in all rounds"
@@ -37,7 +37,7 @@ ADJACENT = {
 }
 
 
-class Setting(NamedTuple):
+class MechanismSetting(NamedTuple):
     """The facts of a plan that a mechanism may use.
 
     Attributes:
@@ -65,8 +65,8 @@ class Setting(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Sentences:
-    """A mechanism's part of a privacy card. The fields are those of ``privacy.card.Card``.
+class MechanismSentences:
+    """A mechanism's part of a privacy card. The fields are those of ``privacy.card.PrivacyCard``.
 
     Attributes:
         noise: the party that adds noise, and the amount.
@@ -88,7 +88,7 @@ class Sentences:
     continuous: float = 0.0
 
 
-class Built(NamedTuple):
+class BuiltMechanism(NamedTuple):
     """A mechanism in its setting. z is the noise multiplier.
 
     Attributes:
@@ -99,7 +99,7 @@ class Built(NamedTuple):
 
     ending: Callable[[float], tuple[list[Stage], list[Post]]]
     events: Callable[[float], tuple[PrivacyEvent, ...]]
-    card: Callable[[float, Space], Sentences]
+    card: Callable[[float, Space], MechanismSentences]
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ class Mechanism:
         word: the word of ``privacy`` that asks for it.
         who: the party that adds the noise.
         summary: one sentence for claims and card.
-        build: (setting, keys of [dp]) -> ``Built``. It raises CompositionError or RecipeError for a setting that does
-            not compose.
+        build: (setting, keys of [dp]) -> ``BuiltMechanism``. It raises CompositionError or RecipeError for a setting
+            that does not compose.
         adjacency: kind of sampling -> relation of neighbouring data sets. The fold's ``sensitivity`` and the
             accountant's events both follow from it.
         chosen: the keys of [dp] that tell it from other mechanisms of the word.
@@ -126,7 +126,7 @@ class Mechanism:
     word: Privacy
     who: Noiser
     summary: str
-    build: Callable[..., Built]
+    build: Callable[..., BuiltMechanism]
     adjacency: Callable[[str], Adjacency] = lambda kind: "zero_out"
     chosen: Mapping[str, str] = field(default_factory=dict)
     expected: bool = False
@@ -159,7 +159,7 @@ class Mechanism:
             )
 
 
-def bounded(spec: Spec, clip_l2: float, tensor_l2: float) -> Stage:
+def mechanism_clip(spec: Spec, clip_l2: float, tensor_l2: float) -> Stage:
     """Return the stage that clips an update to ``clip_l2``, or each of its tensors to a given ``tensor_l2``.
 
     Raises:
@@ -167,22 +167,22 @@ def bounded(spec: Spec, clip_l2: float, tensor_l2: float) -> Stage:
     """
     if not tensor_l2:
         return clip(clip_l2)
-    rules.per_tensor(len(spec.segments), tensor_l2, clip_l2)
+    rules.refuse_short_per_tensor(len(spec.segments), tensor_l2, clip_l2)
     return clip_tensors(spec, tensor_l2)
 
 
-def covered(setting: Setting, clip_l2: float, tensor_l2: float) -> list[Stage]:
-    """Return the stages before noise that a device adds: those of ``bounded``, then metrics as coordinates.
+def mechanism_covered_stages(setting: MechanismSetting, clip_l2: float, tensor_l2: float) -> list[Stage]:
+    """Return the stages before noise that a device adds: those of ``mechanism_clip``, then metrics as coordinates.
 
     Raises:
-        CompositionError: as ``bounded`` and ``joined_metrics``.
+        CompositionError: as ``mechanism_clip`` and ``joined_metrics``.
     """
-    metrics = [joined_metrics()] if any(set(space.head) - {WEIGHT} for space in setting.before) else []
-    return [bounded(setting.spec, clip_l2, tensor_l2), *metrics]
+    metrics = [noised_metrics()] if any(set(space.head) - {WEIGHT} for space in setting.before) else []
+    return [mechanism_clip(setting.spec, clip_l2, tensor_l2), *metrics]
 
 
-def bound_words(clip_l2: float, tensor_l2: float) -> str:
-    """Describe the bound of ``bounded`` in words."""
+def mechanism_clip_words(clip_l2: float, tensor_l2: float) -> str:
+    """Describe the bound of ``mechanism_clip`` in words."""
     if tensor_l2:
         return f"what tensors clipped to {tensor_l2:g} can have together"
     return f"the clip of {clip_l2:g}"

@@ -1,6 +1,7 @@
 """Central noise: the server adds Gaussian noise to the sum of a round.
 
-    release = sum + N(0, (z Delta)^2),   Delta: the largest move of the sum by one device (``privacy.noise.moved``)
+    release = sum + N(0, (z Delta)^2),   Delta: the largest move of the sum by one device
+    (``privacy.noise.noised_neighbour_distance``)
 
 Every round has noise of its own. Poisson sampling amplifies the epsilon against readers of the models.
 Source: McMahan et al. 2018, arXiv:1710.06963; Andrew et al. 2021, arXiv:1905.03871 (the clip that follows).
@@ -14,7 +15,14 @@ from math import inf
 from edgewise.core.errors import CompositionError
 from edgewise.core.space import Adjacency, Kind, Space
 from edgewise.core.stage import Post, Stage
-from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, bound_words, bounded
+from edgewise.plan.mechanisms.base import (
+    BuiltMechanism,
+    Mechanism,
+    MechanismSentences,
+    MechanismSetting,
+    mechanism_clip,
+    mechanism_clip_words,
+)
 from edgewise.plan.promise import Noiser
 from edgewise.privacy.adaptive import adaptive_clip as following_clip
 from edgewise.privacy.noise import noise
@@ -26,7 +34,7 @@ SUMMARY = (
 )
 
 
-def check_bounds(setting: Setting, clip_l2: float, tensor_l2: float, adaptive_clip: bool = False) -> bool:
+def check_bounds(setting: MechanismSetting, clip_l2: float, tensor_l2: float, adaptive_clip: bool = False) -> bool:
     """Tell whether the recipe's stages leave the clip to the mechanism, which is so where they quantize nothing.
 
     Raises:
@@ -46,14 +54,14 @@ def check_bounds(setting: Setting, clip_l2: float, tensor_l2: float, adaptive_cl
     return real
 
 
-def build(setting: Setting, *, clip_l2: float, tensor_l2: float, adaptive_clip: bool) -> Built:
+def _build(setting: MechanismSetting, *, clip_l2: float, tensor_l2: float, adaptive_clip: bool) -> BuiltMechanism:
     """Build noise of z times the sensitivity, on each round's sum.
 
     Raises:
         CompositionError: as ``check_bounds``, ``bounded`` and ``privacy.noise``.
     """
     real, sampling = check_bounds(setting, clip_l2, tensor_l2, adaptive_clip), setting.sampling
-    bound = bounded(setting.spec, clip_l2, tensor_l2)
+    bound = mechanism_clip(setting.spec, clip_l2, tensor_l2)
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         if adaptive_clip:
@@ -66,19 +74,19 @@ def build(setting: Setting, *, clip_l2: float, tensor_l2: float, adaptive_clip: 
             event = replace(event, sampling="poisson", rate=sampling.rate)
         return (event,) * len(setting.before)
 
-    def card(z: float, after: Space) -> Sentences:
-        how = bound_words(clip_l2, tensor_l2)
+    def card(z: float, after: Space) -> MechanismSentences:
+        how = mechanism_clip_words(clip_l2, tensor_l2)
         if adaptive_clip:
             how = f"a clip that follows the updates, from {clip_l2:g}"
         moved = f"the server, {z:.4g} times how far one device can move the sum, by {how}"
-        return Sentences(moved, against_server=False)
+        return MechanismSentences(moved, against_server=False)
 
-    return Built(ending, events, card)
+    return BuiltMechanism(ending, events, card)
 
 
-def adjacency(kind: str) -> Adjacency:
+def mechanism_adjacency(kind: str) -> Adjacency:
     """Return the relation of neighbouring data sets. Participation is public, except under Poisson sampling."""
     return "add_remove" if kind == "poisson" else "zero_out"
 
 
-MECHANISM = Mechanism("central", "central_dp", Noiser.SERVER, SUMMARY, build, adjacency, expected=True)
+MECHANISM = Mechanism("central", "central_dp", Noiser.SERVER, SUMMARY, _build, mechanism_adjacency, expected=True)

@@ -10,8 +10,15 @@ from __future__ import annotations
 from edgewise.core.errors import CompositionError, RecipeError
 from edgewise.core.space import Space
 from edgewise.core.stage import Post, Stage
-from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, bound_words, bounded
-from edgewise.plan.mechanisms.central import SUMMARY, adjacency, check_bounds
+from edgewise.plan.mechanisms.base import (
+    BuiltMechanism,
+    Mechanism,
+    MechanismSentences,
+    MechanismSetting,
+    mechanism_clip,
+    mechanism_clip_words,
+)
+from edgewise.plan.mechanisms.central import SUMMARY, check_bounds, mechanism_adjacency
 from edgewise.plan.promise import Noiser
 from edgewise.privacy import matrix, rules
 from edgewise.privacy.spend import PrivacyEvent
@@ -19,7 +26,7 @@ from edgewise.privacy.spend import PrivacyEvent
 MOST_ROUNDS = 100_000  # The factorisation of so many takes some seconds.
 
 
-def build(setting: Setting, *, clip_l2: float, tensor_l2: float, buffers: int) -> Built:
+def _build(setting: MechanismSetting, *, clip_l2: float, tensor_l2: float, buffers: int) -> BuiltMechanism:
     """Build noise of z times the largest move of all the run's sums by one device.
 
     Raises:
@@ -27,9 +34,9 @@ def build(setting: Setting, *, clip_l2: float, tensor_l2: float, buffers: int) -
             ``check_bounds``.
         RecipeError: E-VALUE for too many rounds.
     """
-    rules.participation_gap(setting.sampling.groups, setting.sampling.kind)
+    rules.refuse_participation_gap(setting.sampling.groups, setting.sampling.kind)
     real = check_bounds(setting, clip_l2, tensor_l2)
-    bound = bounded(setting.spec, clip_l2, tensor_l2)
+    bound = mechanism_clip(setting.spec, clip_l2, tensor_l2)
     if len(setting.before) > 1:
         raise CompositionError(
             "E-COMBO",
@@ -39,22 +46,29 @@ def build(setting: Setting, *, clip_l2: float, tensor_l2: float, buffers: int) -
     if setting.rounds > MOST_ROUNDS:
         what = f"correlated noise is worked out round by round, for at most {MOST_ROUNDS} of them."
         raise RecipeError("E-VALUE", what, 'play fewer rounds, or take dp.noise = "independent".')
-    blt = matrix.choose(setting.rounds, setting.sampling.groups, setting.rounds_each, buffers)
+    blt = matrix.choose_blt(setting.rounds, setting.sampling.groups, setting.rounds_each, buffers)
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         return ([bound] if real else []), [matrix.correlated_noise(z, blt)]
 
     def events(z: float) -> tuple[PrivacyEvent, ...]:
-        return (matrix.event(blt, z),)
+        return (matrix.correlated_noise_event(blt, z),)
 
-    def card(z: float, after: Space) -> Sentences:
+    def card(z: float, after: Space) -> MechanismSentences:
         moved = f"the server, {z:.4g} times how far one device in all its rounds can move the run's encoded sums, by "
-        moved += f"{bound_words(clip_l2, tensor_l2)}; rounds take back noise of earlier ones"
-        return Sentences(moved, against_server=False)
+        moved += f"{mechanism_clip_words(clip_l2, tensor_l2)}; rounds take back noise of earlier ones"
+        return MechanismSentences(moved, against_server=False)
 
-    return Built(ending, events, card)
+    return BuiltMechanism(ending, events, card)
 
 
 MECHANISM = Mechanism(
-    "correlated", "central_dp", Noiser.SERVER, SUMMARY, build, adjacency, {"noise": "correlated"}, expected=True
+    "correlated",
+    "central_dp",
+    Noiser.SERVER,
+    SUMMARY,
+    _build,
+    mechanism_adjacency,
+    {"noise": "correlated"},
+    expected=True,
 )

@@ -10,25 +10,25 @@ from __future__ import annotations
 
 from edgewise.core.space import Space
 from edgewise.core.stage import WEIGHT, Post, Stage
-from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting
+from edgewise.plan.mechanisms.base import BuiltMechanism, Mechanism, MechanismSentences, MechanismSetting
 from edgewise.plan.promise import Noiser
 from edgewise.privacy import grid, rules
 from edgewise.privacy.spend import PrivacyEvent
 
 
-def build(setting: Setting, *, clip_l2: float, sample_rate: float) -> Built:
+def _build(setting: MechanismSetting, *, clip_l2: float, sample_rate: float) -> BuiltMechanism:
     """Build noise of z times the clip of one block's gradient, in every step.
 
     A step takes each block with probability ``sample_rate``.
 
     Raises:
-        CompositionError: E-WEIGHT for a weight, which would count blocks, and E-PRECISION as ``grid.fit``.
+        CompositionError: E-WEIGHT for a weight, which would count blocks, and E-PRECISION as ``grid.fit_noise_grid``.
     """
-    rules.weight_of_records(any(WEIGHT in space.head for space in setting.before))
+    rules.refuse_record_weights(any(WEIGHT in space.head for space in setting.before))
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         # Devices noise their steps on this grid. With this room int64 holds the sum of 2^20 records.
-        grid.fit('dp.unit = "example"', z, clip_l2, setting.spec.dim, largest=2.0**10 * clip_l2)
+        grid.fit_noise_grid('dp.unit = "example"', z, clip_l2, setting.spec.dim, largest=2.0**10 * clip_l2)
         return [], []
 
     def events(z: float) -> tuple[PrivacyEvent, ...]:
@@ -36,8 +36,8 @@ def build(setting: Setting, *, clip_l2: float, sample_rate: float) -> Built:
                     unit="example", steps=setting.steps)  # fmt: skip
         return (one,) * len(setting.before)
 
-    def card(z: float, after: Space) -> Sentences:
-        return Sentences(
+    def card(z: float, after: Space) -> MechanismSentences:
+        return MechanismSentences(
             f"each device in each step, {z:.4g} times the clip of {clip_l2:g} of one block's gradient",
             unit="block of text of one device, in all rounds",
             adjacency="one block is on the device or not, while the number of blocks is public",
@@ -45,7 +45,7 @@ def build(setting: Setting, *, clip_l2: float, sample_rate: float) -> Built:
             blocks=" and for the n blocks of text on them, counted before the first step",
         )
 
-    return Built(ending, events, card)
+    return BuiltMechanism(ending, events, card)
 
 
 # Neighbours differ in one block, and the noise is in the steps. The fold's adjacency is that of devices.
@@ -54,7 +54,7 @@ MECHANISM = Mechanism(
     "local_dp",
     Noiser.STEPS,
     "every step on a device is noised: what it sends says no more of one block of its text than epsilon allows",
-    build,
+    _build,
     chosen={"unit": "example"},
     required=("sample_rate",),
 )

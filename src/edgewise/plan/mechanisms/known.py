@@ -8,7 +8,7 @@ from edgewise.plan.mechanisms import central, correlated, distributed, example, 
 from edgewise.plan.mechanisms.base import Mechanism
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe.privacy import DP_WORDS, Privacy
-from edgewise.plan.recipe.rules import UNKNOWN, SettingError, judged
+from edgewise.plan.recipe.rules import UNKNOWN, SettingError, judged_rules
 from edgewise.plan.recipe.sections import DpSection
 
 MECHANISMS: tuple[Mechanism, ...] = tuple(
@@ -29,7 +29,7 @@ def mechanism_of(word: Privacy, dp: DpSection) -> Mechanism | None:
     return max(fitting, key=lambda mechanism: len(mechanism.chosen), default=None)
 
 
-def promised(word: Privacy, dp: DpSection, hidden: bool) -> Promise:
+def recipe_promise(word: Privacy, dp: DpSection, hidden: bool) -> Promise:
     """Return a recipe's promise. ``hidden``: True where its merge hides single updates."""
     mechanism = mechanism_of(word, dp)
     if mechanism is None:
@@ -51,7 +51,7 @@ def refused(word: Privacy, dp: DpSection) -> Iterator[SettingError]:
         _wrong_clip(dp),
         _keys_of_other_mechanisms(dp, mechanism),
     ):
-        yield from judged(faults)
+        yield from judged_rules(faults)
 
 
 def _wrong_unit(word: Privacy, dp: DpSection, mechanism: Mechanism) -> Iterator[SettingError]:

@@ -10,15 +10,22 @@ from __future__ import annotations
 
 from edgewise.core.space import Space
 from edgewise.core.stage import Post, Stage
-from edgewise.plan.mechanisms.base import Built, Mechanism, Sentences, Setting, bound_words, covered
+from edgewise.plan.mechanisms.base import (
+    BuiltMechanism,
+    Mechanism,
+    MechanismSentences,
+    MechanismSetting,
+    mechanism_clip_words,
+    mechanism_covered_stages,
+)
 from edgewise.plan.promise import Noiser
 from edgewise.privacy.noise import local_noise
 from edgewise.privacy.spend import PrivacyEvent
 
 
-def build(setting: Setting, *, clip_l2: float, tensor_l2: float) -> Built:
+def build_local_mechanism(setting: MechanismSetting, *, clip_l2: float, tensor_l2: float) -> BuiltMechanism:
     """Build noise of z times the clip, on each update. Raises CompositionError as ``covered`` and ``local_noise``."""
-    bounds = covered(setting, clip_l2, tensor_l2)
+    bounds = mechanism_covered_stages(setting, clip_l2, tensor_l2)
 
     def ending(z: float) -> tuple[list[Stage], list[Post]]:
         return [*bounds, local_noise(z)], []
@@ -28,10 +35,10 @@ def build(setting: Setting, *, clip_l2: float, tensor_l2: float) -> Built:
 
     more = " and of the metrics behind it together" if len(bounds) > 1 else ""
 
-    def card(z: float, after: Space) -> Sentences:
-        return Sentences(f"each device, {z:.4g} times {bound_words(clip_l2, tensor_l2)}{more}")
+    def card(z: float, after: Space) -> MechanismSentences:
+        return MechanismSentences(f"each device, {z:.4g} times {mechanism_clip_words(clip_l2, tensor_l2)}{more}")
 
-    return Built(ending, events, card)
+    return BuiltMechanism(ending, events, card)
 
 
 MECHANISM = Mechanism(
@@ -40,7 +47,7 @@ MECHANISM = Mechanism(
     Noiser.DEVICE,
     "every device adds noise to its own update, which says no more of its text than epsilon allows, whatever the "
     "server does",
-    build,
+    build_local_mechanism,
     lambda kind: "replace_one",
     before_quantizers=True,
     values_only=True,

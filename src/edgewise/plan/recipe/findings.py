@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from edgewise.core.errors import LONGEST_LIST, Fault, RecipeError
 from edgewise.plan.recipe import toml, words
 from edgewise.plan.recipe.aliases import ALIASES, MOVED, PART_ALIASES
-from edgewise.plan.recipe.places import Origin, Place, located
+from edgewise.plan.recipe.places import Origin, Place, located_key
 from edgewise.plan.recipe.privacy import RENAMED
 from edgewise.plan.recipe.rules import UNKNOWN, BrokenRules, Section, SettingError
 from edgewise.plan.recipe.trainable import RENAMED_KINDS
@@ -86,7 +86,7 @@ def error(found: Sequence[Finding], origin: Origin) -> RecipeError:
     """
     faults = []
     for finding in found:
-        label, file, line = located(origin, finding.places)
+        label, file, line = located_key(origin, finding.places)
         what = f"{label}: {finding.what}" if label and not finding.what.startswith("--set ") else finding.what
         faults.append(Fault(finding.code, what, finding.fix, file or None, line))
     first, *others = faults = sorted(faults, key=lambda fault: (fault.file is None, fault.line or 0))
@@ -223,7 +223,7 @@ def _wrong_value(
     model: type[BaseModel], place: Place, kinds: set[str], got: Any, label: str, path: str | None, help: str | None
 ) -> Finding:
     """Describe a value that its key does not take."""
-    node, dotted = words.node_of(model, place), _dotted_key(place)
+    node, dotted = words.schema_node(model, place), _dotted_key(place)
     typed = all(kind.endswith(("_type", "_parsing")) for kind in kinds)
     code = "E-TYPE" if typed else "E-VALUE"
     if place == ("privacy",) and isinstance(got, str) and got in RENAMED:
@@ -233,10 +233,10 @@ def _wrong_value(
     if place == ("trainable", "kind") and isinstance(got, str) and got in RENAMED_KINDS:
         what = f'trainable.kind = "{got}" has another name now.'
         return Finding("E-VALUE", what, f"write {RENAMED_KINDS[got]} in [trainable].", (place,))
-    what = f"{label}`{dotted}` = {repr(got)[:80]} is not {words.wanted(node)}."
+    what = f"{label}`{dotted}` = {repr(got)[:80]} is not {words.schema_wanted(node)}."
     field = f"{path}.{dotted}" if path is not None else ".".join(map(str, place[:2]))
     fix = help or f"see `edgewise schema --field {field}`."
-    if isinstance(got, str) and (near := nearest(got, words.choices(node))):
+    if isinstance(got, str) and (near := nearest(got, words.schema_choices(node))):
         fix = f'did you mean "{near}"?'
     return Finding(code, what, fix, (place,))
 

@@ -1,7 +1,7 @@
 """Numbers of a first run with protection, from the number of devices.
 
-    cohorts("distributed_dp", 8)                              # the devices of a round, and the number that may lie
-    completion({"privacy": "central_dp", "dp": {"epsilon": 8.0}}, 8)["dp.delta"]        # 1e-05
+    recipe_cohorts("distributed_dp", 8)                              # the devices of a round, and the number that may
+    lie completion({"privacy": "central_dp", "dp": {"epsilon": 8.0}}, 8)["dp.delta"]        # 1e-05
 
 `edgewise new` writes them into a recipe. ``Federation`` completes a recipe with them that gives an epsilon alone.
 """
@@ -31,7 +31,7 @@ TRAINING: Mapping[str, Any] = {
 STRATEGY: Mapping[str, Any] = {"kind": "fedadam", "lr": 0.002, "tau": 0.0001}
 
 
-class Cohorts(NamedTuple):
+class FirstCohorts(NamedTuple):
     """The devices that take part in a round, and those of them that may lie.
 
     Attributes:
@@ -47,12 +47,12 @@ class Cohorts(NamedTuple):
     fraction: float | None = None
 
 
-def delta(units: int) -> float:
+def recipe_delta(units: int) -> float:
     """Return a power of ten below 1 / units^1.1, at most 1e-5. ``units``: devices, or blocks of text."""
     return 10.0 ** -max(5, ceil(1.1 * log10(max(2, units))) + 1)
 
 
-def cohorts(word: str, devices: int) -> Cohorts:
+def recipe_cohorts(word: str, devices: int) -> FirstCohorts:
     """Choose cohorts for a number of devices.
 
     With masks as many devices may lie as the smallest sum bears, at most the share ``CORRUPT`` of all devices.
@@ -66,7 +66,7 @@ def cohorts(word: str, devices: int) -> Cohorts:
     sampling = "all" if not cohort else "cyclic" if noisy else "fixed"
     minimum = MINIMUM.get(word, 0.5)
     if word not in CORRUPT:
-        return Cohorts(cohort, sampling, minimum)
+        return FirstCohorts(cohort, sampling, minimum)
     invited = ceil(expected * OVERSELECT) if sampling == "fixed" else ceil(devices / max(1, devices // expected))
     least = max(2, ceil(expected * minimum - 1e-9))
     if least > expected:
@@ -78,7 +78,7 @@ def cohorts(word: str, devices: int) -> Cohorts:
     while corrupt and smallest_masked_sum(corrupt, dropout=TrustSection().dropout_fraction) > least:
         corrupt -= 1
     whole = corrupt == int(CORRUPT[word] * devices)
-    return Cohorts(
+    return FirstCohorts(
         cohort,
         sampling,
         max(minimum, min(1.0, 2 / expected)),
@@ -97,7 +97,7 @@ def completion(tables: Mapping[str, Any], devices: int) -> dict[str, Any]:
     Args:
         tables: the recipe's tables as they were read, not yet validated.
     Raises:
-        CompositionError: as ``cohorts``.
+        CompositionError: as ``recipe_cohorts``.
     """
     word, dp, trust = tables.get("privacy"), tables.get("dp", {}), tables.get("trust", {})
     if word not in DP_WORDS or not isinstance(dp, Mapping) or dp.get("unit", "device") != "device":
@@ -105,7 +105,7 @@ def completion(tables: Mapping[str, Any], devices: int) -> dict[str, Any]:
     missing = [key for key in ("delta", "clip_l2") if not dp.get(key)]
     if not missing:
         return {}
-    values = {"delta": delta(devices), "clip_l2": CLIP_L2}
+    values = {"delta": recipe_delta(devices), "clip_l2": CLIP_L2}
     out: dict[str, Any] = {f"dp.{key}": values[key] for key in missing}
     if "training" not in tables and "strategy" not in tables:
         out |= {f"training.{key}": value for key, value in TRAINING.items()}
@@ -116,7 +116,7 @@ def completion(tables: Mapping[str, Any], devices: int) -> dict[str, Any]:
         and isinstance(trust, Mapping)
         and not drawn.keys() & {"sampling", "cohort", "minimum"}
     ):
-        chosen = cohorts(str(word), devices)
+        chosen = recipe_cohorts(str(word), devices)
         out |= {"round.sampling": chosen.sampling, "round.minimum": chosen.minimum}
         if chosen.cohort:
             out["round.cohort"] = chosen.cohort

@@ -24,10 +24,12 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None, catalogue: Catal
     """
     text = recipe.read(path)
     plain, found = recipe.tables(text, str(path), overrides or {})
-    return build(plain, catalogue, Origin(str(path), text, tuple(overrides or ())), found)
+    return build_checked_recipe(plain, catalogue, Origin(str(path), text, tuple(overrides or ())), found)
 
 
-def build(plain: dict[str, Any], catalogue: Catalogue, origin: Origin, found: Sequence[Finding] = ()) -> Recipe:
+def build_checked_recipe(
+    plain: dict[str, Any], catalogue: Catalogue, origin: Origin, found: Sequence[Finding] = ()
+) -> Recipe:
     """Make a recipe of plain tables.
 
     Args:
@@ -41,7 +43,7 @@ def build(plain: dict[str, Any], catalogue: Catalogue, origin: Origin, found: Se
         yield from faults
         judged = result.value or result.judged
         if judged is not None:
-            yield from early.refusals(judged, catalogue)
+            yield from early.recipe_refusals(judged, catalogue)
 
     return recipe.build(plain, origin, found, further)
 

@@ -18,7 +18,7 @@ class Origin(NamedTuple):
     overrides: tuple[str, ...] = ()
 
 
-class Located(NamedTuple):
+class LocatedKey(NamedTuple):
     """A place for a message: ``recipe.toml:14``, ``--set training.lr``, or the file alone.
 
     ``file`` is None for a key of the command line. ``line`` is None if no line has the key.
@@ -29,17 +29,17 @@ class Located(NamedTuple):
     line: int | None
 
 
-def located(origin: Origin, places: Sequence[Place]) -> Located:
+def located_key(origin: Origin, places: Sequence[Place]) -> LocatedKey:
     """Find the first of the places that the command line or the file has. ``places``: the likeliest first."""
     for place in places:
         for key in origin.overrides:
             if f"{'.'.join(map(str, place))}.".startswith(f"{key}."):
-                return Located(f"--set {key}", None, None)
+                return LocatedKey(f"--set {key}", None, None)
     inline = [place[:1] for place in places if len(place) > 1 and isinstance(place[1], int)]  # stage = [{...}]
     for place in (*places, *inline):
         if (line := _line_of_key(origin.text, place)) is not None:
-            return Located(f"{origin.where}:{line}", origin.where, line)
-    return Located(origin.where, origin.where, None)
+            return LocatedKey(f"{origin.where}:{line}", origin.where, line)
+    return LocatedKey(origin.where, origin.where, None)
 
 
 def _line_of_key(text: str, place: Place) -> int | None:

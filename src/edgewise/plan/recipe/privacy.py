@@ -84,7 +84,7 @@ def filled(plain: Mapping[str, Any], choices: Mapping[str, Any]) -> dict[str, An
     return out
 
 
-def reason(word: str, key: str, value: Any) -> str | None:
+def reason_of_word(word: str, key: str, value: Any) -> str | None:
     """Return why a word chooses this value of a key, where that is not plain from the word itself. Else None."""
     if key != "trainable.rule":
         return None

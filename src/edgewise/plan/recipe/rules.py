@@ -49,7 +49,7 @@ class UnknownValue(Exception):
     """A rule has read a value that is wrong or missing, so it cannot judge."""
 
 
-class Unknown:
+class UnknownPlace:
     """The place of a value that is wrong or missing. Whatever reads it raises ``UnknownValue``."""
 
     def _raise_unknown(self, *_: object) -> NoReturn:
@@ -63,7 +63,7 @@ class Unknown:
     __str__ = __format__ = _raise_unknown
 
 
-UNKNOWN = Unknown()
+UNKNOWN = UnknownPlace()
 
 
 def rule(function: F) -> F:
@@ -90,7 +90,7 @@ class Section(BaseModel):
 
     def faults(self) -> list[SettingError]:
         """Return all faults that the rules of this section find in its known values."""
-        return [fault for one in _rules_of(type(self)) for fault in judged(one(self))]
+        return [fault for one in _rules_of(type(self)) for fault in judged_rules(one(self))]
 
     @model_validator(mode="after")
     def _hold_rules(self) -> Section:
@@ -100,7 +100,7 @@ class Section(BaseModel):
         return self
 
 
-def judged(faults: Iterator[SettingError]) -> Iterator[SettingError]:
+def judged_rules(faults: Iterator[SettingError]) -> Iterator[SettingError]:
     """Yield the faults up to the first value that is unknown."""
     try:
         yield from faults

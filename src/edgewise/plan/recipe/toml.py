@@ -26,7 +26,7 @@ def read(text: str, where: str) -> dict[str, Any]:
         return tomllib.loads(text)
 
 
-def value(text: str, where: str) -> Any:
+def toml_value(text: str, where: str) -> Any:
     """Read a TOML value, or return the text itself if it is not one. Raises as ``read``."""
     try:
         plain = read(f"value = {text}", where)

@@ -19,12 +19,12 @@ _TYPES = {
 }
 
 
-def choices(node: Mapping[str, Any]) -> list[str]:
+def schema_choices(node: Mapping[str, Any]) -> list[str]:
     """Return the words that a key may have, by its JSON schema. Empty if it takes other values."""
     return [word for word in node.get("enum", []) if isinstance(word, str)]
 
 
-def wanted(node: Mapping[str, Any]) -> str:
+def schema_wanted(node: Mapping[str, Any]) -> str:
     """Describe the values that a key takes, by its JSON schema."""
     if "enum" in node:
         return f"one of {', '.join(json.dumps(one) for one in node['enum'])}"
@@ -33,7 +33,7 @@ def wanted(node: Mapping[str, Any]) -> str:
     if "$ref" in node:
         return "a table"
     if options := [one for one in node.get("anyOf", []) if one.get("type") != "null"]:
-        return " or ".join(map(wanted, options))
+        return " or ".join(map(schema_wanted, options))
     kind = _TYPES.get(str(node.get("type")), "another value")
     if kind == "a list":
         inner = node.get("items", {})
@@ -64,14 +64,14 @@ def _range_in_words(node: Mapping[str, Any]) -> str:
 
 
 @cache
-def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+def model_schema(model: type[BaseModel]) -> dict[str, Any]:
     """Return the JSON schema of a model."""
     return model.model_json_schema()
 
 
-def node_of(model: type[BaseModel], path: tuple[str | int, ...]) -> Mapping[str, Any]:
+def schema_node(model: type[BaseModel], path: tuple[str | int, ...]) -> Mapping[str, Any]:
     """Return the JSON schema of one key. Empty if there is none. The last reference is not followed."""
-    whole = schema_of(model)
+    whole = model_schema(model)
     node: Mapping[str, Any] = whole
     for part in path:
         if "$ref" in node:

@@ -34,21 +34,23 @@ def spec(d: int) -> Spec:
 
 
 def measured(tables: list[dict[str, Any]], x: np.ndarray[Any, Any], count: float = 1.0) -> bench_codecs.Measured:
-    return bench_codecs.measure(
-        bench_codecs.chain(tables, spec(x.size)), Update(x, dict.fromkeys(LOSSES, 1.0), count), 1
+    return bench_codecs.bench_chain_once(
+        bench_codecs.bench_chain(tables, spec(x.size)), Update(x, dict.fromkeys(LOSSES, 1.0), count), 1
     )
 
 
 @pytest.mark.parametrize("d", [100_000, 1_000_000, 1_000_000_000])
 def test_every_rung_needs_fewer_bytes_than_the_one_before(d: int) -> None:
-    sizes = [pack.size_bytes(bench_codecs.chain(bench_codecs.rung_tables(r, spec(d)), spec(d)).encoded) for r in RUNGS]
+    sizes = [
+        pack.size_bytes(bench_codecs.bench_chain(bench_codecs.rung_tables(r, spec(d)), spec(d)).encoded) for r in RUNGS
+    ]
     assert all(a > b for a, b in pairwise(sizes)), sizes
     assert len({r.name for r in RUNGS}) == len(RUNGS) > 1
 
 
 def test_a_rung_stands_inside_feedback_exactly_where_it_is_biased() -> None:
     for rung in RUNGS:
-        encoded = bench_codecs.chain([bench_codecs.WEIGH, *rung.stages], spec(1000)).encoded
+        encoded = bench_codecs.bench_chain([bench_codecs.WEIGH, *rung.stages], spec(1000)).encoded
         kinds = [t["kind"] for t in bench_codecs.rung_tables(rung, spec(1000))]
         assert kinds[0] == "weigh"
         assert ("feedback" in kinds) == (not encoded.unbiased)
@@ -77,7 +79,7 @@ def test_a_zero_update_has_no_error_and_one_that_is_not_finite_is_refused() -> N
 
 def test_the_table_is_of_a_real_update_or_of_normal_numbers() -> None:
     recipe = parse(PLAIN)
-    found = bench_codecs.examine(recipe, Path(), TOY, repeats=1)
+    found = bench_codecs.bench_codecs(recipe, Path(), TOY, repeats=1)
     assert (found["device"], found["dim"]) == (NAMES[0], DIM)
     assert [r["name"] for r in found["rungs"]] == [*(r.name for r in RUNGS), bench_codecs.OWN]
     for r in found["rungs"]:
@@ -86,7 +88,7 @@ def test_the_table_is_of_a_real_update_or_of_normal_numbers() -> None:
         assert r["bytes"] > len(found["recipe_sha256"]), "the whole frame, not the payload alone"
         assert min(r["encode_mb_s"], r["decode_mb_s"]) > 0
     assert found["rungs"][-1]["stages"] == recipe.stage
-    other = bench_codecs.examine(recipe, Path(), TOY, random=True, repeats=1)
+    other = bench_codecs.bench_codecs(recipe, Path(), TOY, random=True, repeats=1)
     assert other["device"] is None
     errors = [[r["nmse"] for r in f["rungs"]] for f in (found, other)]
     assert errors[0] != errors[1]
@@ -102,10 +104,10 @@ def test_a_device_without_enough_text_is_passed_over(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(ToyTrainer, "fit", refuse)
     poor = set(NAMES[:2])
-    assert bench_codecs.examine(parse(PLAIN), Path(), TOY, repeats=1)["device"] == NAMES[2]
+    assert bench_codecs.bench_codecs(parse(PLAIN), Path(), TOY, repeats=1)["device"] == NAMES[2]
     poor = set(NAMES)
     with pytest.raises(DataError) as e:
-        bench_codecs.examine(parse(PLAIN), Path(), TOY, repeats=1)
+        bench_codecs.bench_codecs(parse(PLAIN), Path(), TOY, repeats=1)
     assert e.value.code == "E-DEVICE-DATA"
 
 
@@ -126,11 +128,11 @@ def test_the_command_prints_a_table_or_one_envelope(tmp_path: Path, monkeypatch:
 
 
 def test_nothing_is_cut_off_in_eighty_columns() -> None:
-    found = bench_codecs.examine(parse(PLAIN), Path(), TOY, repeats=1)
+    found = bench_codecs.bench_codecs(parse(PLAIN), Path(), TOY, repeats=1)
     for r in found["rungs"]:
         r.update(bytes=3_411_968_000, memory_bytes=3_411_968_000, seconds_at_1_mbit_s=27_300.0, nmse=7.2e-05)
     console = Console(width=80, record=True, file=io.StringIO())
-    bench_codecs.show(console, found)
+    bench_codecs.show_codec_bench(console, found)
     text = console.export_text()
     assert "…" not in text
     assert max(map(len, text.splitlines())) <= 80

@@ -51,7 +51,7 @@ def test_the_table_names_each_step_and_no_missing_figure_is_a_number() -> None:
         {**row, "name": r.name, "says": r.says, "perplexity": 50.0, "change_percent": -2.0} for r in bench_edge.ROWS
     ]
     console = Console(file=io.StringIO(), width=100)
-    bench_edge.show(console, {"baseline": 51.0, "baseline_nf4": None, "rounds": 4, "rows": rows})
+    bench_edge.show_edge_bench(console, {"baseline": 51.0, "baseline_nf4": None, "rounds": 4, "rows": rows})
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert all(r.says in shown for r in bench_edge.ROWS)
     assert shown.count("none") == len(rows)
@@ -62,11 +62,11 @@ def test_the_table_names_each_step_and_no_missing_figure_is_a_number() -> None:
 def test_a_finished_row_is_read_and_another_number_of_rounds_is_refused(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     lines: list[str] = []
-    first = bench_edge.examine(tmp_path / "b", 1, 1, ("adapters",), lines.append)
+    first = bench_edge.bench_edge(tmp_path / "b", 1, 1, ("adapters",), lines.append)
     assert [line.split(":")[0] for line in lines] == ["teacher", "student", "longer", "adapters"]
     assert first["rows"][0]["bytes_up"] > 0
     assert first["rows"][0]["memory_bytes"] > 50e6
-    assert bench_edge.examine(tmp_path / "b", 1, 1, ("adapters",), lines.append) == first
+    assert bench_edge.bench_edge(tmp_path / "b", 1, 1, ("adapters",), lines.append) == first
     assert len(lines) == 4
     command = ["bench", "edge-llm", "--out", str(tmp_path / "b"), "--row", "adapters", "--steps", "1", "--rounds", "2"]
     ran = CliRunner().invoke(main.app, [*command, "--json"])

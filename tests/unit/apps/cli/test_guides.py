@@ -32,17 +32,17 @@ def fault(text: str, **overrides: object) -> RecipeError:
 @pytest.mark.slow
 def test_every_code_page_and_key_can_be_explained() -> None:
     for code in REGISTRY:
-        found = manual.find(code.lower())
+        found = manual.find_topic(code.lower())
         assert (found.kind, found.name) == ("code", code)
         assert "*What to do:*" in found.text
         assert "---" not in found.text
     assert set(manual.documented_error_codes()) == set(REGISTRY)
     files = [p for p in (ROOT / "docs").rglob("*.md") if p.parent.name != "adr" and p.stem != "index"]
-    assert sorted(manual.pages()) == sorted(path.stem for path in files), "each page has a name of its own"
-    assert manual.find("threat-model").kind == manual.find("docs/howto/operate.md").kind == "page"
-    for key in recipe_schema.paths():
-        assert manual.find(key).kind == ("page" if key in manual.pages() else "key")
-    assert manual.find("quorum").name == "E-QUORUM"
+    assert sorted(manual.manual_pages()) == sorted(path.stem for path in files), "each page has a name of its own"
+    assert manual.find_topic("threat-model").kind == manual.find_topic("docs/howto/operate.md").kind == "page"
+    for key in recipe_schema.schema_paths():
+        assert manual.find_topic(key).kind == ("page" if key in manual.manual_pages() else "key")
+    assert manual.find_topic("quorum").name == "E-QUORUM"
 
 
 @pytest.mark.slow
@@ -53,15 +53,15 @@ def test_words_of_the_field_are_explained_and_what_they_name_exists() -> None:
         *"non-IID sigma ldp client".split(),
         *("error feedback", "Secure-Aggregation", "differential privacy", "two servers"),
     ]
-    assert {word: manual.find(word).kind for word in asked} == dict.fromkeys(asked, "word")
-    assert (manual.find("masks").name, manual.find("rung").name) == ("secure aggregation", "ladder rung")
-    page = (manual.folder() / "glossary.md").read_text(encoding="utf-8")
+    assert {word: manual.find_topic(word).kind for word in asked} == dict.fromkeys(asked, "word")
+    assert (manual.find_topic("masks").name, manual.find_topic("rung").name) == ("secure aggregation", "ladder rung")
+    page = (manual.manual_folder() / "glossary.md").read_text(encoding="utf-8")
     for named in re.findall(r"`([a-z_0-9.]+\.[a-z_0-9.]+|E-[A-Z-]+)`", page):
-        assert manual.find(named).kind in ("key", "code"), named
+        assert manual.find_topic(named).kind in ("key", "code"), named
     assert set(re.findall(r'`privacy = "(\w+)"`', page)) <= set(guides.WORDS)
     terms = re.findall(r"^## (.+)$", page, re.MULTILINE)
     assert terms == sorted(terms, key=str.casefold)
-    assert all(term in manual.overview() for term in terms)
+    assert all(term in manual.manual_overview() for term in terms)
 
 
 @pytest.mark.quick(sample=2)
@@ -80,13 +80,15 @@ def test_a_near_miss_is_answered_with_what_was_meant(asked: str, hint: str) -> N
 
 def test_explain_lists_all_there_is() -> None:
     text = call("explain").stdout
-    assert all(re.search(rf"^{re.escape(name)} ", text, re.MULTILINE) for name in [*REGISTRY, *manual.pages()])
+    assert all(re.search(rf"^{re.escape(name)} ", text, re.MULTILINE) for name in [*REGISTRY, *manual.manual_pages()])
     assert json.loads(call("explain", "E-KEY", "--json").stdout)["kind"] == "code"
 
 
 def test_every_error_says_where_to_read_more() -> None:
     for code in REGISTRY:
-        more = sessions.message(EdgewiseError(code, "what happened.", "what to do.")).splitlines()[-1].split()
+        more = (
+            sessions.error_for_terminal(EdgewiseError(code, "what happened.", "what to do.")).splitlines()[-1].split()
+        )
         assert more == ["more", "edgewise", "explain", code]
     assert call(*more[2:]).exit_code == 0
 
@@ -96,7 +98,7 @@ def test_messages_name_no_page_that_a_wheel_lacks() -> None:
     for path in (ROOT / "src").rglob("*.py"):
         text = path.read_text(encoding="utf-8")
         for page in re.findall(r"edgewise explain ([a-z-]+)`", text):
-            assert page in manual.pages(), f"{path.name}: {page}"
+            assert page in manual.manual_pages(), f"{path.name}: {page}"
         if "docs/" not in text:
             continue
         tree = ast.parse(text)
@@ -194,7 +196,7 @@ def test_all_faults_are_told_at_once_in_the_order_of_lines() -> None:
     assert found.code == "E-TYPE"
     assert [line.split(":")[0] for line in others] == ["also E-KEY", "also E-VALUE", "also E-VALUE"]
     assert [one.line for one in found.faults] == [3, 4, 6, 7]
-    lines = sessions.message(found).splitlines()
+    lines = sessions.error_for_terminal(found).splitlines()
     assert [line.split()[0] for line in lines] == ["E-TYPE:", "fix", "also", "also", "also", "more"]
 
 
@@ -210,11 +212,15 @@ def test_every_refusal_of_a_section_says_what_to_do() -> None:
 def test_words_stay_whole_at_the_end_of_a_line_and_commands_on_theirs() -> None:
     what = "stopped. All complete rounds are saved, and the contributions that arrived in the current one."
     command = "continue with: edgewise sim mine.toml --set round.rounds=60 --set eval.every=0 --out cut --resume"
-    lines = sessions.message(Interrupted("E-INTERRUPTED", what, command), 60).splitlines()
+    lines = sessions.error_for_terminal(Interrupted("E-INTERRUPTED", what, command), 60).splitlines()
     assert f"  fix   {command}" in lines
     assert all(len(line) <= 60 for line in lines if "fix" not in line)
     assert " ".join(" ".join(lines).split()).startswith(f"E-INTERRUPTED: {what}")
-    assert sessions.message(Interrupted("E-INTERRUPTED", what, command)).splitlines()[0].endswith("current one.")
+    assert (
+        sessions.error_for_terminal(Interrupted("E-INTERRUPTED", what, command))
+        .splitlines()[0]
+        .endswith("current one.")
+    )
 
 
 @pytest.mark.slow

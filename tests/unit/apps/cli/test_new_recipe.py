@@ -270,10 +270,12 @@ def test_a_person_is_asked_whether_the_first_line_is_a_header(folder: Path, answ
         asked.append(question)
         return answer or proposed
 
-    found, named = new_recipe.seen("t.csv", "auto", ask)
+    found, named = new_recipe.first_look_at_data("t.csv", "auto", ask)
     assert (named, [c.name for c in found.columns]) == (header, ["ann0", "I like cats 0"] if header else ["1", "2"])
     assert ["I like cats 0" in question for question in asked] == [True]
-    chosen = new_recipe.columns(found, "t.csv", new_recipe.DataOptions(header=named), lambda _, proposed: proposed)
+    chosen = new_recipe.columns_for_recipe(
+        found, "t.csv", new_recipe.DataOptions(header=named), lambda _, proposed: proposed
+    )
     assert chosen["header"] is header
 
 

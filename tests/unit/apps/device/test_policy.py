@@ -18,7 +18,7 @@ from edgewise.core.errors import EdgewiseError
 from edgewise.core.vector import Spec
 from edgewise.crypto import sign as ed25519
 from edgewise.drivers.storage.device_ledgers import FileLedgers
-from edgewise.plan.acceptance import accept
+from edgewise.plan.acceptance import accept_facts
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import Instance, canonical, sign
@@ -38,7 +38,7 @@ NOON = time.mktime((2026, 12, 1, 12, 0, 0, 0, 0, -1))
 
 
 def parsed(text: str = "") -> Policy:
-    return policy.parse(text, "policy.toml")
+    return policy.parse_owner_policy(text, "policy.toml")
 
 
 def served(recipe: dict[str, Any]) -> Plan:
@@ -48,7 +48,7 @@ def served(recipe: dict[str, Any]) -> Plan:
 def accepted(recipe: dict[str, Any], text: str) -> Plan:
     """Answer of a device with this policy to a run of its server."""
     raw = canonical(served(recipe).facts)
-    return accept(raw, sign(SERVER.secret, raw), SERVER.public, SPEC, parsed(text).floor(), BUILT_IN)
+    return accept_facts(raw, sign(SERVER.secret, raw), SERVER.public, SPEC, parsed(text).floor(), BUILT_IN)
 
 
 def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -62,7 +62,7 @@ def keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def test_the_policy_that_join_writes_is_the_default_and_explains_every_key(tmp_path: Path) -> None:
-    text = policy.template()
+    text = policy.owner_policy_template()
     assert parsed(text) == Policy() == parsed()
     section, explained = "", set()
     for line in text.splitlines():

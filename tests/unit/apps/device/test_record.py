@@ -13,7 +13,7 @@ from session import Session
 from toy_recipe import make_recipe
 
 from edgewise.apps.device import record
-from edgewise.apps.device.record import Record, rows, summary
+from edgewise.apps.device.record import Record, device_record_lines, device_record_summary
 from edgewise.core import frame
 from edgewise.core.errors import EdgewiseError, RecipeError, TransportError
 from edgewise.core.vector import Spec
@@ -61,7 +61,7 @@ def test_each_frame_is_written_once_before_it_leaves(tmp_path: Path) -> None:
     left.frame("server", plain, raw, 0.5)
     again = Record(tmp_path, lambda: NOON)
     again.frame("server", plain, raw, 0.5)
-    (row,) = rows(tmp_path)
+    (row,) = device_record_lines(tmp_path)
     assert (row.server, row.run, row.round, row.size, row.epsilon) == ("server", "r", 0, len(raw), 0.5)
     assert left.today(NOON + 3600.0) == again.today(NOON) == len(raw)
     assert left.today(NOON + 86400.0) == 0
@@ -98,7 +98,7 @@ def test_what_leaves_again_is_in_the_record(tmp_path: Path) -> None:
         left.sends(len(raw))
     assert left.again(NOON) == 2 * len(raw)
     assert Record(tmp_path).today(NOON) == 3 * len(raw)
-    counted = summary(rows(tmp_path), NOON)["all"]
+    counted = device_record_summary(device_record_lines(tmp_path), NOON)["all"]
     assert (counted["frames"], counted["bytes"]) == (1, 3 * len(raw))
 
 
@@ -106,10 +106,12 @@ def test_what_crosses_a_cut_is_recorded_before_it_leaves_and_counts_for_the_roun
     left = Record(tmp_path, lambda: NOON, round_bytes=3e6)
     for _ in range(10):
         left.crosses("server", "r", 0, 200_000)
-    assert [(row.kind, row.size) for row in rows(tmp_path)] == [(record.CROSSED, record.CROSSED_BYTES)] * 2
+    assert [(row.kind, row.size) for row in device_record_lines(tmp_path)] == [
+        (record.CROSSED, record.CROSSED_BYTES)
+    ] * 2
     left.crosses("server", "r", 1, 100)
     assert left.today(NOON) == 3 * record.CROSSED_BYTES
-    assert summary(rows(tmp_path), NOON)["runs"][0]["bytes"] == 3 * record.CROSSED_BYTES
+    assert device_record_summary(device_record_lines(tmp_path), NOON)["runs"][0]["bytes"] == 3 * record.CROSSED_BYTES
     left.crosses("server", "r", 1, 2_900_000)
     with pytest.raises(TransportError) as refused:
         left.crosses("server", "r", 1, 100_000)
@@ -129,7 +131,7 @@ def test_an_update_is_named_by_who_can_read_it_and_what_its_run_promises(
     tmp_path: Path, settings: dict[str, Any], said: str, promised: str
 ) -> None:
     Record(tmp_path).frame("s", plan(settings), contribution())
-    (row,) = rows(tmp_path)
+    (row,) = device_record_lines(tmp_path)
     assert row.kind == said
     assert promised in (row.promise or "")
 
@@ -138,15 +140,21 @@ def test_every_message_of_a_hidden_sum_has_a_name(tmp_path: Path) -> None:
     left, masked = Record(tmp_path), plan({**MASKED, "merge": {"kind": "secure_sum"}})
     session = Session(4)
     session.play()
-    said = {type(messages.load(body)): body for body in session.sent}
-    own = (messages.Advertise, messages.Shares, messages.Masked, messages.Consistent, messages.Revealed)
+    said = {type(messages.load_secagg_message(body)): body for body in session.sent}
+    own = (
+        messages.AdvertiseMessage,
+        messages.SharesMessage,
+        messages.MaskedMessage,
+        messages.ConsistentMessage,
+        messages.RevealedMessage,
+    )
     for number, body in enumerate(said[step] for step in own):
         left.frame("s", masked, frame.dump(frame.Step(run="r", round=number, device="d", body=body)))
     left.frame(
         "s", masked,
         frame.dump(frame.Step(run="r", round=9, device="d", body=messages.dump(messages.Abort(code="E-SECAGG-FEW")))),
     )  # fmt: skip
-    found = rows(tmp_path)
+    found = device_record_lines(tmp_path)
     assert [row.kind for row in found] == [
         "public keys of a hidden sum", "sealed shares of its keys", "masked update",
         "signature on who is in the sum", "shares of others' keys that open the sum", "refusal",
@@ -164,7 +172,7 @@ def test_a_summary_counts_by_day_and_run_and_names_refusals(tmp_path: Path) -> N
     left.frame("s", plain, refusal())
     for _ in range(2):
         left.refused("s", "third", RecipeError("E-FLOOR", "the owner of this device asks for more."))
-    found = summary(rows(tmp_path), NOON + 60.0)
+    found = device_record_summary(device_record_lines(tmp_path), NOON + 60.0)
     sizes = {1: len(contribution(10, round=1)) + len(contribution(20, run="other")) + len(refusal())}
     assert (found["today"]["frames"], found["today"]["bytes"]) == (3, sizes[1])
     assert (found["all"]["frames"], found["all"]["rounds"]) == (4, 3)
@@ -180,10 +188,10 @@ def test_a_line_that_was_not_finished_is_cut_off_and_a_damaged_one_is_named(tmp_
     Record(tmp_path).frame("s", plain, contribution())
     whole = path.read_bytes()
     path.write_bytes(whole + whole[:-9])
-    assert len(rows(tmp_path)) == 1
+    assert len(device_record_lines(tmp_path)) == 1
     assert path.stat().st_size > len(whole), "who only reads changes nothing"
     Record(tmp_path).frame("s", plain, contribution(5))
-    assert len(rows(tmp_path)) == 2
+    assert len(device_record_lines(tmp_path)) == 2
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
     path.write_bytes(b"?\n" + whole)
     with pytest.raises(EdgewiseError, match="line 1 of") as caught:
@@ -203,4 +211,4 @@ def test_a_frame_that_cannot_be_written_down_does_not_leave(tmp_path: Path, monk
     assert caught.value.code == "E-DISK"
     monkeypatch.undo()
     left.frame("s", plan(PLAIN), contribution(5))
-    assert [row.size for row in rows(tmp_path)] == [len(contribution(5))], "what was cut short is gone"
+    assert [row.size for row in device_record_lines(tmp_path)] == [len(contribution(5))], "what was cut short is gone"

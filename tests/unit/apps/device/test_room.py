@@ -29,7 +29,7 @@ def home(tmp_path: Path) -> Path:
         make(tmp_path / "runs" / run / "cache", days - 1)
         make(tmp_path / "models" / f"of-{run}", days - 2)
         (tmp_path / "runs" / run / "state.safetensors").write_bytes(b"codec memory and answered rounds")
-        room.note_use(tmp_path / "runs" / run, f"of-{run}")
+        room.note_model_use(tmp_path / "runs" / run, f"of-{run}")
     return tmp_path
 
 
@@ -39,24 +39,24 @@ def left(home: Path) -> set[str]:
 
 
 def test_the_least_recently_used_goes_until_the_rest_fits(home: Path) -> None:
-    removed = room.sweep(home, set(), 6000, 1e9, NOW)
+    removed = room.sweep_device_folders(home, set(), 6000, 1e9, NOW)
     assert [str(path.relative_to(home)) for path in removed] == ["runs/a/blobs", "runs/a/cache", "models/of-a"]
     assert len(left(home)) == 6
     assert len(list(home.glob("runs/*/state.safetensors"))) == 3
 
 
 def test_what_is_too_old_goes_though_there_is_room(home: Path) -> None:
-    room.touch(home / "models" / "of-b")
-    room.sweep(home, set(), 1e9, 15 * DAY, NOW)
+    room.note_folders_used(home / "models" / "of-b")
+    room.sweep_device_folders(home, set(), 1e9, 15 * DAY, NOW)
     assert left(home) == {"models/of-b", "models/of-c", "runs/c/blobs", "runs/c/cache"}
 
 
 def test_what_is_in_use_stays_whatever_the_limits(home: Path) -> None:
     (home / "runs" / "b" / WANTED).write_bytes(b"b")
     make(home / "models" / ("0" * 64), 1.0)  # of a download that was killed
-    room.sweep(home, {"a"}, 0, 0.0, NOW)
+    room.sweep_device_folders(home, {"a"}, 0, 0.0, NOW)
     assert left(home) == {"runs/a/blobs", "runs/a/cache", "models/of-a", "models/of-b"}
 
 
 def test_a_home_without_runs_has_nothing_to_remove(tmp_path: Path) -> None:
-    assert room.sweep(tmp_path, set(), 0, 0.0, NOW) == []
+    assert room.sweep_device_folders(tmp_path, set(), 0, 0.0, NOW) == []

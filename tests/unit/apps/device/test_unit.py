@@ -26,8 +26,10 @@ def settings(text: str) -> dict[str, list[str]]:
 
 
 def made(home: Path, data: str) -> str:
-    return unit.text(
-        (sys.executable, "-m", "edgewise.apps.cli.main"), home, policy.parse(f"[data]\n{data}", "policy.toml")
+    return unit.agent_unit_text(
+        (sys.executable, "-m", "edgewise.apps.cli.main"),
+        home,
+        policy.parse_owner_policy(f"[data]\n{data}", "policy.toml"),
     )
 
 
@@ -54,9 +56,9 @@ def test_patterns_of_the_policy_become_the_folder_above_them(tmp_path: Path) -> 
 
 def test_a_unit_is_never_written_over_another(tmp_path: Path) -> None:
     at = tmp_path / "systemd" / "user" / unit.NAME
-    assert unit.install("a", at) == at
+    assert unit.install_agent_unit("a", at) == at
     with pytest.raises(EdgewiseError) as caught:
-        unit.install("b", at)
+        unit.install_agent_unit("b", at)
     assert caught.value.code == "E-FILE-EXISTS"
     assert at.read_text() == "a"
     with pytest.raises(EdgewiseError, match="line break"):

@@ -47,7 +47,8 @@ def test_a_check_shows_its_page_in_a_kernel(monkeypatch: pytest.MonkeyPatch) -> 
     """In a kernel rich would display each part of the page at once, and the page itself would be empty."""
     monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
     monkeypatch.setattr(
-        "edgewise.apps.simulate.check_screen.show", lambda console, facts, name: console.print("the <page> of", name)
+        "edgewise.apps.simulate.check_screen.show_check",
+        lambda console, facts, name: console.print("the <page> of", name),
     )
     found = Checked({"population": 3, "rounds": 2}, "toy")
     assert found._repr_html_() == "<pre>the &lt;page&gt; of toy\n</pre>"
@@ -67,13 +68,13 @@ def test_datasets_of_hugging_face_are_data_for_a_language_model() -> None:
         "column of torch": datasets.Dataset.from_list(ROWS).with_format("torch"),
         "made later": lambda: datasets.Dataset.from_list(ROWS),
     }
-    wanted = list(texts.lines({"d": ROWS}, section))
+    wanted = list(texts.device_text_lines({"d": ROWS}, section))
     for form, given in forms.items():
-        assert list(texts.lines({"d": given}, section)) == wanted, form
+        assert list(texts.device_text_lines({"d": given}, section)) == wanted, form
     with pytest.raises(ew.EdgewiseError, match=r"E-DATA-FORMAT.*DatasetDict"):
-        list(texts.lines({"d": datasets.DatasetDict(train=forms["table"])}, section))
+        list(texts.device_text_lines({"d": datasets.DatasetDict(train=forms["table"])}, section))
     with pytest.raises(ew.EdgewiseError, match=r"E-DATA-COLUMN.*'question'"):
-        list(texts.lines({"d": datasets.Dataset.from_list([{"answer": "alone"}])}, section))
+        list(texts.device_text_lines({"d": datasets.Dataset.from_list([{"answer": "alone"}])}, section))
 
 
 def test_datasets_of_hugging_face_are_data_for_a_torch_task() -> None:

@@ -53,7 +53,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(run: Path, dest: Path, *wanted: Any, **more: Any) -> dict[str, Any]:
-    return export.write(run, dest, export.ExportRequest(*wanted, **more))
+    return export.write_export(run, dest, export.ExportRequest(*wanted, **more))
 
 
 def logits(model: Any) -> Any:
@@ -68,12 +68,12 @@ def close(got: Any, wanted: Any) -> None:
 
 def trained(base: Path, section: dict[str, Any], out: Path, more: dict[str, Any] | None = None, **options: Any) -> Any:
     """A made run over ``base`` whose last model is a random step from the base: its trained tensors and its logits."""
-    from edgewise.learn.models.adapters import trainable
+    from edgewise.learn.models.adapters import make_trainable
     from edgewise.learn.models.load import load
 
     recipe = from_plain({**PLAIN, "model": {"base": base.name}, "trainable": section})
     loaded = load(str(base), base, torch.float32)
-    model, flat = trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), torch.float32)
+    model, flat = make_trainable(loaded.model, recipe.trainable, derive(root(recipe.seed), "model"), torch.float32)
     step = np.random.default_rng(5).normal(0, 0.05, flat.spec.dim)
     x = (flat.read() + step).astype(np.float32)
     flat.write(x)
@@ -164,7 +164,7 @@ def test_the_privacy_card_is_exported(word: str, base: Path, tmp_path: Path) -> 
     text = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     with RunStore(tmp_path / "run") as store:
         s = summary.build(store)
-    assert privacy.markdown(s, 12) in text
+    assert privacy.privacy_markdown(s, 12) in text
     card = s["plan"]["privacy"]["card"]
     assert (card is None) == (word != "distributed_dp")
     if card is None:

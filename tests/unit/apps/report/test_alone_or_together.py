@@ -108,7 +108,7 @@ def test_page_and_terminal_begin_with_it(tmp_path: Path, options: dict[str, Any]
     make_run(tmp_path, **options)
     with RunStore(tmp_path) as store:
         s = summary.build(store)
-    lead = re.search(r'<p class="lead">(.*?)</p>', report.page(s))
+    lead = re.search(r'<p class="lead">(.*?)</p>', report.run_page(s))
     assert lead is not None
     assert re.match(begins, re.sub("<.*?>", "", lead[1]))
     screen = io.StringIO()
@@ -121,9 +121,9 @@ def test_data_whose_owners_have_words_of_their_own_is_said_to_favour_training_al
     with RunStore(tmp_path) as store:
         s = summary.build(store)
     said = "Such vocabularies favour training alone"
-    assert said not in report.page(s), "it did not win"
+    assert said not in report.run_page(s), "it did not win"
     s["against_alone"]["change_percent"] = 3.0
-    assert said in report.page(s)
+    assert said in report.run_page(s)
     own = {**s["facts"], "extensions": ["mine"]}
     assert alone_or_together.alone_won_reason({**s, "facts": own}) == "", "a trainer of one's own reads data of its own"
     for other in ({"source": "plays"}, {"partition": "iid"}):
@@ -147,7 +147,7 @@ def test_training_alone_for_longer_is_drawn_beside_the_same_devices(tmp_path: Pa
     for model, q in means.items():
         assert q is not None
         assert s["longer"][model] == pytest.approx(q["weighted_mean"])
-    page = report.page(s)
+    page = report.run_page(s)
     assert "Training alone for longer" in page
     assert "2 of 17 devices" in page
     assert "2 devices alone, 3 times the steps: 1,097" in alone_or_together.going_on(s)
@@ -159,4 +159,4 @@ def test_nothing_is_drawn_of_what_was_not_run(tmp_path: Path) -> None:
         s = summary.build(store)
     assert s["longer"] is None
     assert alone_or_together.going_on(s) == ""
-    assert "train longer alone" not in report.page(s)
+    assert "train longer alone" not in report.run_page(s)

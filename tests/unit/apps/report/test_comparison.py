@@ -59,17 +59,19 @@ def test_runs_of_other_data_models_or_text_are_named_and_never_win(folder: Path)
     make_run(Path("runs/model"), worse=0.05)
     make_run(Path("runs/adapter"), facts={"model_fingerprint": "bb" * 32})  # weights that it does not train
     make_run(Path("runs/fewer"), devices=5)
-    found = comparison.build([Path("runs") / name for name in ("plain", "slow", "text", "model", "adapter", "fewer")])
+    found = comparison.build_comparison(
+        [Path("runs") / name for name in ("plain", "slow", "text", "model", "adapter", "fewer")]
+    )
     assert found["not_comparable"] == {
         "text": ["other data"],
         "model": ["another base model"],
         "fewer": ["other held-out text"],
     }
-    assert comparison.best(found) in ("plain", "slow", "adapter")
+    assert comparison.best_run(found) in ("plain", "slow", "adapter")
     said = "model has another base model than the first run. Their perplexities cannot be compared."
-    assert said in comparison_page.page(found)
+    assert said in comparison_page.comparison_page(found)
     assert said in " ".join(call("runs/plain", "runs/model").stdout.split())
-    assert comparison.best(comparison.build([Path("runs/plain"), Path("runs/text")])) is None
+    assert comparison.best_run(comparison.build_comparison([Path("runs/plain"), Path("runs/text")])) is None
 
 
 @pytest.mark.slow
@@ -94,7 +96,7 @@ def test_own_metrics_are_compared_on_the_screen_and_on_the_page(folder: Path) ->
 def test_an_unfinished_run_and_one_with_a_budget(folder: Path) -> None:
     make_run(Path("runs/half"), rounds_played=5, finished=False)
     make_run(Path("runs/dp"), **RECIPES["central_dp"])
-    found = comparison.build([Path("runs/half"), Path("runs/dp")])
+    found = comparison.build_comparison([Path("runs/half"), Path("runs/dp")])
     half, _ = found["runs"]
     assert (half["complete"], half["rounds"], half["perplexity"]["centralised"]) == (False, 5, None)
     assert {"privacy", "dp.epsilon"} <= set(found["settings"])
@@ -105,11 +107,11 @@ def test_an_unfinished_run_and_one_with_a_budget(folder: Path) -> None:
 @pytest.mark.slow
 def test_names_tell_runs_apart_and_faults_are_said(folder: Path) -> None:
     make_run(Path("other/plain"))
-    assert [r["name"] for r in comparison.build([Path("runs/plain"), Path("other/plain")])["runs"]] == [
+    assert [r["name"] for r in comparison.build_comparison([Path("runs/plain"), Path("other/plain")])["runs"]] == [
         "runs/plain",
         "other/plain",
     ]
-    assert len({r["name"] for r in comparison.build([Path("runs/plain")] * 2)["runs"]}) == 2
+    assert len({r["name"] for r in comparison.build_comparison([Path("runs/plain")] * 2)["runs"]}) == 2
     assert "E-MISSING" in call("runs/plain").stderr
     assert "E-RESUME" in call("runs/plain", "nowhere").stderr
     assert not Path("nowhere").exists()

@@ -116,7 +116,7 @@ def test_check_prints_what_the_word_chose_as_a_recipe_would_have_it(tmp_path: Pa
     asked = {"privacy": "hidden", "data": {"partition": "iid", "devices": 8}}
     found = check.examine(from_plain(asked), tmp_path, with_extensions(["toy"]), fast=True)
     console = Console(width=200, file=StringIO())
-    check_screen.show(console, found, "r.toml")
+    check_screen.show_check(console, found, "r.toml")
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert 'chosen by privacy = "hidden"' in said
     assert 'merge.kind  "secure_sum"' in said
@@ -124,7 +124,7 @@ def test_check_prints_what_the_word_chose_as_a_recipe_would_have_it(tmp_path: Pa
     adapters = check.examine(
         from_plain({**asked, "trainable": {"kind": "lora"}}), tmp_path, with_extensions(["toy"]), fast=True
     )
-    check_screen.show(console, adapters, "r.toml")
+    check_screen.show_check(console, adapters, "r.toml")
     assert 'trainable.rule  "fedit"' in console.file.getvalue()  # type: ignore[attr-defined]
     assert "linear, as a hidden sum needs" in console.file.getvalue()  # type: ignore[attr-defined]
     plain = check.examine(from_plain({**asked, "privacy": "none"}), tmp_path, with_extensions(["toy"]), fast=True)

@@ -74,7 +74,7 @@ def made(out: Path, **options: Any) -> tuple[dict[str, Any], str]:
     make_run(out, **options)
     with RunStore(out) as store:
         s = summary.build(store)
-        return s, report.write(s, out).read_text(encoding="utf-8")
+        return s, report.write_run_page(s, out).read_text(encoding="utf-8")
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -98,7 +98,7 @@ def test_every_kind_of_run_has_a_sound_page_and_plots(case: str, tmp_path: Path)
     found = checked(page)
     assert {p.lower() for p in report.PARTS} <= set(found.ids)
     assert ("is not complete" in page) == (not s["complete"])
-    written = png.write(s, tmp_path)
+    written = png.write_report_plots(s, tmp_path)
     assert written, "the quality of the base is always measured"
     for path in written:
         assert path.parent == tmp_path / "plots"
@@ -140,7 +140,7 @@ def test_what_says_nothing_is_left_out(tmp_path: Path, monkeypatch: pytest.Monke
     assert s["participation"]["accepted"] == s["participation"]["invited"]
     assert not any(f"<h3>{title}</h3>" in page for title in titles)
     assert "Nothing was lost. All 204 invitations" in page
-    assert "participation.png" not in {path.name for path in png.write(s, tmp_path / "calm")}
+    assert "participation.png" not in {path.name for path in png.write_report_plots(s, tmp_path / "calm")}
 
 
 def test_the_page_says_how_the_model_was_trained(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_the_page_says_how_the_model_was_trained(tmp_path: Path) -> None:
         "fedavgm",
     ):
         assert said in page
-    own = settings.own(s["recipe"])
+    own = settings.settings_not_default(s["recipe"])
     assert toml(own) in page.replace("&quot;", '"')
     assert parse(toml(own)).resolved() == s["recipe"], "what is left out has its default"
     assert "frozen weights" not in page, "the digest of no bytes says nothing"
@@ -223,7 +223,7 @@ def test_names_from_data_cannot_become_markup(tmp_path: Path) -> None:
     s["plan"]["trace"][1].update(name=evil, does=evil)
     s["participation"]["lost_by_code"] = {evil: 3}
     s["name"] = evil
-    page = report.page(s)
+    page = report.run_page(s)
     checked(page)
     assert "<img" not in page
 
@@ -236,26 +236,26 @@ def test_names_from_data_are_no_mathematics_and_fit(tmp_path: Path) -> None:
         for i, row in enumerate(s["per_device"]):
             row["device"] = ["$\\alice_$", "a$b", "\\$x$", "long" * 200][i % 4]
         s["plan"]["trace"][1]["name"] = "$_^$"
-        assert len(png.write(s, tmp_path)) == 5
+        assert len(png.write_report_plots(s, tmp_path)) == 5
 
 
 @pytest.mark.slow
 def test_quality_is_drawn_over_bytes_one_way_and_both_ways(tmp_path: Path) -> None:
     s, page = made(tmp_path)
     series = s["quality_for_bytes"]
-    lines = {name: points for name, _, points in cost.moved(s)}
+    lines = {name: points for name, _, points in cost.curves_of_bytes(s)}
     assert lines["sent"] == [(p["up"] / 1e6, p["perplexity"]) for p in series[1:]], "nothing was sent before round 1"
     assert lines["both ways"] == [((p["up"] + p["down"]) / 1e6, p["perplexity"]) for p in series[1:]]
     assert "Quality for bytes" in page
     for p in s["quality_for_bytes"]:
         p["down"] = 0.0
-    assert "both ways" not in report.page(s), "the same line twice"
+    assert "both ways" not in report.run_page(s), "the same line twice"
     for p in s["quality_for_bytes"]:
         p["perplexity"] = None
-    page = report.page(s)
+    page = report.run_page(s)
     checked(page)
     assert "Quality for bytes" not in page
-    assert "quality_for_bytes" not in {path.stem for path in png.write(s, tmp_path)}
+    assert "quality_for_bytes" not in {path.stem for path in png.write_report_plots(s, tmp_path)}
 
 
 @pytest.mark.slow
@@ -266,7 +266,7 @@ def test_an_old_figure_that_stays_is_a_named_error(tmp_path: Path) -> None:
         p["perplexity"] = None
     (tmp_path / "plots" / "quality_for_bytes.png").mkdir(parents=True)
     with pytest.raises(StoreError, match="cannot remove") as e:
-        png.write(s, tmp_path)
+        png.write_report_plots(s, tmp_path)
     assert e.value.code == "E-DISK"
 
 
@@ -275,9 +275,9 @@ def test_a_line_of_two_points_says_why(tmp_path: Path) -> None:
     s, page = made(tmp_path)
     assert "The model was measured only after" not in page
     s["quality_for_bytes"] = [p for p in s["quality_for_bytes"] if p["played"] in (0, 6, 12)]
-    assert "The model was measured only after round 6 and 12 (eval.every = 3)" in report.page(s)
+    assert "The model was measured only after round 6 and 12 (eval.every = 3)" in report.run_page(s)
     s["quality_for_bytes"] = s["quality_for_bytes"][-1:]
-    page = report.page(s)
+    page = report.run_page(s)
     checked(page)
     assert "Held-out perplexity by megabytes moved" not in page, "one point is no line"
     assert "At perplexity 184" in page
@@ -296,11 +296,11 @@ def test_the_lead_tells_what_was_measured_and_abandoned(tmp_path: Path) -> None:
     assert "training together for 3 rounds lowered" in page, "the shown perplexity is the one after three"
     s["rounds"]["abandoned"] = 1
     s["facts"]["extensions"] = ["my.parts"]
-    page = report.page(s)
+    page = report.run_page(s)
     assert "1 of 4 rounds were abandoned" in page
     assert "--extension my.parts" in page
     s["perplexity"]["federated"]["weighted_mean"] = s["change_percent"]["federated"] = None
-    page = report.page(s)
+    page = report.run_page(s)
     assert "too large for a number" in page
     checked(page)
 
@@ -309,7 +309,7 @@ def test_the_lead_tells_what_was_measured_and_abandoned(tmp_path: Path) -> None:
 def test_the_saved_recipe_is_the_same_run(tmp_path: Path) -> None:
     plan = make_run(tmp_path, stage=[{"kind": "weigh"}, {"kind": "clip", "l2": 0.5}])
     with RunStore(tmp_path) as store:
-        report.write(summary.build(store), tmp_path)
+        report.write_run_page(summary.build(store), tmp_path)
     again = parse((tmp_path / "recipe.toml").read_text(encoding="utf-8"))
     assert compile(again, plan.spec, plan.sampling.population, BUILT_IN).run == plan.run
 
@@ -329,9 +329,9 @@ def test_toml_reads_back_as_the_same_recipe(more: dict[str, Any]) -> None:
 
 
 def test_ticks_are_round_and_inside() -> None:
-    assert svg.ticks(0, 1000) == [0, 200, 400, 600, 800, 1000]
-    assert svg.ticks(4.9, 6.3) == [5.0, 5.5, 6.0]
-    assert svg.ticks(3, 3) == [3]
+    assert svg.svg_ticks(0, 1000) == [0, 200, 400, 600, 800, 1000]
+    assert svg.svg_ticks(4.9, 6.3) == [5.0, 5.5, 6.0]
+    assert svg.svg_ticks(3, 3) == [3]
     assert svg.log_ticks(60, 1100) == [100, 200, 500, 1000]
     assert len(svg.log_ticks(21, 49)) > 1
 
@@ -365,7 +365,12 @@ def test_numbers_as_people_read_them() -> None:
     assert [numbers.percent(x) for x in (-99.97, -99.4, 99.96, 100.0)] == ["−99.9 %", "−99 %", "+99.9 %", "+100 %"]
     assert [numbers.duration(x) for x in (0.41, 9.96, 64, 3725)] == ["0.41 s", "10.0 s", "1:04", "1:02:05"]
     assert [numbers.figures(x) for x in (0, 1314, 634.5, 6.3519, 0.0635)] == ["0", "1,314", "634", "6.35", "0.0635"]
-    assert [numbers.smaller(x) for x in (7.53, 1.0, 0.5, None)] == ["7.5× smaller", "same size", "2.0× larger", "–"]
+    assert [numbers.smaller_in_words(x) for x in (7.53, 1.0, 0.5, None)] == [
+        "7.5× smaller",
+        "same size",
+        "2.0× larger",
+        "–",
+    ]
     assert numbers.sparkline([3, 2, 1]) == "█▅▁"
     assert numbers.sparkline([]) == ""
     assert numbers.sparkline([1.0, float("inf"), 2.0]) == "▁█"
@@ -384,7 +389,7 @@ def test_codecs_that_devices_chose_are_shown(tmp_path: Path) -> None:
     make_run(tmp_path, codec="adaptive", stage=[{"kind": "weigh"}])
     with RunStore(tmp_path) as store:
         s = summary.build(store)
-        report.write(s, tmp_path)
+        report.write_run_page(s, tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     checked(page)
     assert "Codecs that devices chose" in page

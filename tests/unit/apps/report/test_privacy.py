@@ -18,7 +18,7 @@ from edgewise.apps.report import privacy, summary
 from edgewise.apps.simulate import check_screen
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.plan.disclosure import privacy_facts
-from edgewise.privacy.card import rests_on
+from edgewise.privacy.card import card_assumptions
 from unit.made_run import RECIPES, made_plan, make_run
 
 VISIBLE = "The server sees each update. No epsilon is claimed."
@@ -34,8 +34,8 @@ def written(out: Path, **recipe: Any) -> dict[str, str]:
     screen.print(check_screen.privacy_table(privacy_facts(made_plan(**recipe))))
     told = {
         "check": screen.file.getvalue(),  # type: ignore[attr-defined]
-        "report": unescape(privacy.privacy(s)),
-        "model card": privacy.markdown(s, s["rounds"]["played"]),
+        "report": unescape(privacy.privacy_section(s)),
+        "model card": privacy.privacy_markdown(s, s["rounds"]["played"]),
     }
     return {where: " ".join(text.split()) for where, text in told.items()}
 
@@ -82,8 +82,8 @@ def test_a_model_card_says_what_was_spent_on_its_model(tmp_path: Path) -> None:
         s = summary.build(store)
     for row in s["per_round"]:
         row["epsilon"] = float(row["round"] + 1)
-    assert "| spent on this model | epsilon 3, charged before each release |" in privacy.markdown(s, 3)
-    assert "spent" not in privacy.markdown(s, 0)
+    assert "| spent on this model | epsilon 3, charged before each release |" in privacy.privacy_markdown(s, 3)
+    assert "spent" not in privacy.privacy_markdown(s, 0)
     card = model_card.ModelCard(s, made_plan(**RECIPES["central_dp"]).recipe, "merged", 3, "0" * 64).text()
     travelled = card[card.index("## How an update travelled") :]
     noise = s["plan"]["trace"][-2]
@@ -113,7 +113,7 @@ def test_the_terminal_says_that_no_epsilon_is_claimed(tmp_path: Path) -> None:
 
 
 def test_a_run_that_recorded_nothing_says_nothing() -> None:
-    assert privacy.markdown({"plan": {"privacy": None}}, 1) == ""
+    assert privacy.privacy_markdown({"plan": {"privacy": None}}, 1) == ""
     assert privacy.sentence({"plan": {"privacy": None}}) == ""
 
 
@@ -146,8 +146,8 @@ def test_hidden_sums_say_what_they_hide_and_distributed_noise_where_epsilon_went
     assert plain["seen"][0]["promised"] == "nothing is promised"
     noised = privacy_facts(made_plan(**RECIPES["distributed_dp"]))["card"]
     assert 0.0 < noised["continuous"] < noised["against_server"]
-    assert "continuous noise of this size would take epsilon" in dict(rests_on(noised))["counted"]
-    assert "counted" not in dict(rests_on(privacy_facts(made_plan(**RECIPES["central_dp"]))["card"]))
+    assert "continuous noise of this size would take epsilon" in dict(card_assumptions(noised))["counted"]
+    assert "counted" not in dict(card_assumptions(privacy_facts(made_plan(**RECIPES["central_dp"]))["card"]))
 
 
 def test_what_never_leaves_a_device_is_what_there_is() -> None:

@@ -25,8 +25,8 @@ def finished(*met: bool) -> list[events.RoundFinished]:
 def test_a_run_that_reached_its_target_says_so() -> None:
     found = pruned.figures(RECIPE, finished(True, False, False, True), 4)
     assert found == {"wanted": 0.5, "zero": 0.5}
-    assert "50 % of each matrix" in pruned.shown({"pruning": found})
-    assert "asks for" not in pruned.shown({"pruning": found})
+    assert "50 % of each matrix" in pruned.pruning_panel({"pruning": found})
+    assert "asks for" not in pruned.pruning_panel({"pruning": found})
 
 
 @pytest.mark.parametrize(
@@ -38,9 +38,9 @@ def test_a_target_that_is_missed_is_said(met: tuple[bool, ...], played: int, aft
     found = pruned.figures(RECIPE, finished(*met), played)
     assert found == {"wanted": 0.5, "zero": PruneSection(to=0.5).pruned(after, 4)}
     assert found["zero"] < 0.5
-    assert "The recipe asks for 50 %." in pruned.shown({"pruning": found})
+    assert "The recipe asks for 50 %." in pruned.pruning_panel({"pruning": found})
 
 
 def test_a_run_without_pruning_says_nothing() -> None:
     assert pruned.figures({"round": {"rounds": 4}}, finished(True), 1) is None
-    assert pruned.shown({"pruning": None}) == ""
+    assert pruned.pruning_panel({"pruning": None}) == ""

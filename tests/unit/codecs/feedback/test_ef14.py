@@ -35,7 +35,7 @@ def _send(stage: Stage, x: list[float], memory: Memory, round: int) -> tuple[Vec
 
 
 def _kept(memory: Memory) -> Vector:
-    return residual.Mixed("", np.zeros(memory["residual"].size, np.float32), memory, np.float32(1.0)).whole()
+    return residual.WithResidual("", np.zeros(memory["residual"].size, np.float32), memory, np.float32(1.0)).whole()
 
 
 @pytest.mark.parametrize("kind", ["bfloat16", "float32"])
@@ -100,7 +100,7 @@ def test_a_stored_residual_is_near_and_right_on_average(kind: str, scale: float)
     exact = x.astype(np.float64)
     errors = []
     for i in range(30):
-        memory = residual.store(kind, x.size, lambda a, b: x[a:b].copy(), root(i))
+        memory = residual.store_residual(kind, x.size, lambda a, b: x[a:b].copy(), root(i))
         errors.append(_kept(memory).astype(np.float64) - exact)
     top = np.repeat(np.abs(exact[: x.size // 256 * 256]).reshape(-1, 256).max(1), 256)
     top = np.concatenate([top, np.full(x.size % 256, np.abs(exact[-(x.size % 256) :]).max())])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgewise.codecs.project.rotate import _MOST, block_edges, hartley, rotate, turned
+from edgewise.codecs.project.rotate import _MOST, hartley, rotate, rotated, rotation_block_edges
 from edgewise.core.errors import TrainingError
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.memory import Memory
@@ -34,7 +34,7 @@ def _gauss(dim: int, seed: int = 0) -> Vector:
     ],
 )
 def test_edges(dim: int, want: list[int]) -> None:
-    got = block_edges(dim, 128).tolist()
+    got = rotation_block_edges(dim, 128).tolist()
     assert got == want
 
 
@@ -43,7 +43,7 @@ def test_whole_blocks_are_the_hadamard_matrix_times_signs(block: int) -> None:
     h = np.ones((1, 1))
     while len(h) < block:
         h = np.block([[h, h], [h, -h]])
-    matrix = np.stack([turned(e, block, KEY, True)[0] for e in np.eye(2 * block, dtype=np.float32)], axis=1)
+    matrix = np.stack([rotated(e, block, KEY, True)[0] for e in np.eye(2 * block, dtype=np.float32)], axis=1)
     first, second = matrix[:block, :block] * np.sqrt(block), matrix[block:, block:] * np.sqrt(block)
     assert not matrix[:block, block:].any()
     for part in (first, second):
@@ -66,8 +66,8 @@ def test_hartley_is_its_matrix_and_its_own_inverse(n: int) -> None:
 def test_inverse_and_norm(dim: int) -> None:
     x = _gauss(dim, dim)
     for block in (64, 256, 2**15):
-        y, _ = turned(x, block, KEY, True)
-        back, _ = turned(y, block, KEY, False)
+        y, _ = rotated(x, block, KEY, True)
+        back, _ = rotated(y, block, KEY, False)
         np.testing.assert_allclose(back, x, atol=2e-5)
         norm = [float(np.linalg.norm(v.astype(np.float64))) for v in (x, y, back)]
         assert norm[0] * (1 - 2e-6) <= norm[1] <= norm[0]
@@ -77,14 +77,14 @@ def test_inverse_and_norm(dim: int) -> None:
 def test_it_evens_out() -> None:
     x = np.zeros(2**15 + 1000, np.float32)
     x[5] = x[2**15 + 7] = 100.0
-    y, _ = turned(x, 2**15, KEY, True)
+    y, _ = rotated(x, 2**15, KEY, True)
     np.testing.assert_allclose(np.abs(y[: 2**15]), 100 / np.sqrt(2**15), rtol=1e-5)
     assert np.abs(y[2**15 :]).max() <= 100 * np.sqrt(2 / 1000)
 
 
 def test_signs_are_golden() -> None:
     """Devices of different versions must rotate in the same way."""
-    y, _ = turned(np.ones(64, np.float32), 64, KEY, True)
+    y, _ = rotated(np.ones(64, np.float32), 64, KEY, True)
     np.testing.assert_allclose(y[:6] * 8, [2.0, 2.0, 2.0, -6.0, 2.0, -6.0], atol=1e-4)
 
 
@@ -102,10 +102,10 @@ def test_the_ends_of_float32() -> None:
     space = Space(320, Quorum(1, 1))
     for value in (1e-45, 1e36, _MOST / 32):
         x = np.full(320, value, np.float32)
-        y, good = turned(x, 256, KEY, True)
+        y, good = rotated(x, 256, KEY, True)
         assert good
-        np.testing.assert_allclose(turned(y, 256, KEY, False)[0], x, rtol=1e-5, atol=1e-43)
-    signs = np.sign(turned(np.eye(1, 320, dtype=np.float32)[0], 256, derive(TURN.public, "rotate", 5), False)[0])
+        np.testing.assert_allclose(rotated(y, 256, KEY, False)[0], x, rtol=1e-5, atol=1e-43)
+    signs = np.sign(rotated(np.eye(1, 320, dtype=np.float32)[0], 256, derive(TURN.public, "rotate", 5), False)[0])
     with pytest.raises(TrainingError) as caught:
         rotate(256).encode(Payload(signs * np.float32(_MOST), np.zeros(0)), Memory(), space, TURN)
     assert caught.value.code == "E-RANGE"

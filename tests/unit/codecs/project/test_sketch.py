@@ -7,7 +7,7 @@ from math import inf
 import numpy as np
 import pytest
 
-from edgewise.codecs.project.sketch import noise_factor, sketch
+from edgewise.codecs.project.sketch import sketch, sketch_noise_factor
 from edgewise.codecs.quantize.quantize import quantize
 from edgewise.codecs.quantize.wrap import wrap
 from edgewise.core.errors import TrainingError
@@ -95,7 +95,7 @@ def _plain_step(
     e = e + u
     estimate = np.median(np.einsum("rcd,rc->rd", matrix, e.reshape(rows, cols)), axis=0)
     order = np.argsort(-np.abs(estimate), kind="stable")[:k]
-    least = floor * noise_factor(rows, dim) * np.sqrt(np.mean(e**2))
+    least = floor * sketch_noise_factor(rows, dim) * np.sqrt(np.mean(e**2))
     released = np.zeros(dim)
     released[order] = np.sign(estimate[order]) * np.maximum(np.abs(estimate[order]) - least, 0.0)
     return released, u, e - (matrix @ released).reshape(-1)

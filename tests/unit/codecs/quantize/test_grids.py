@@ -9,9 +9,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from edgewise.codecs.project.rotate import block_edges, rotate
+from edgewise.codecs.project.rotate import rotate, rotation_block_edges
 from edgewise.codecs.quantize import scales
-from edgewise.codecs.quantize.codebook import NF4, nearest_growth, pair
+from edgewise.codecs.quantize.codebook import NF4, codebook_growth, pair_codebook
 from edgewise.codecs.quantize.eden import CENTROIDS, eden
 from edgewise.codecs.quantize.quantize import quantize
 from edgewise.codecs.select.random_k import random_k
@@ -89,15 +89,15 @@ def test_random_k_error_on_normals() -> None:
 
 def test_nf4_takes_the_nearest_value() -> None:
     x = NORMAL[:640]
-    s = scales.rounded_up(np.abs(x.reshape(-1, 64)).max(axis=1)).repeat(64).astype(np.float64)
+    s = scales.scales_rounded_up(np.abs(x.reshape(-1, 64)).max(axis=1)).repeat(64).astype(np.float64)
     want = NF4[np.abs(x[:, None] / s[:, None] - NF4).argmin(axis=1)] * s
     np.testing.assert_array_equal(_through(x, quantize(4, "nf4")), want.astype(np.float32))
 
 
 def test_pair_by_hand() -> None:
     x = np.array([1, -1, 1, -8, 8, 2, 0, 0.5], np.float32)
-    got = _through(x, pair(6))
-    low = float(scales.rounded_down(np.array([5 / 4]))[0])
+    got = _through(x, pair_codebook(6))
+    low = float(scales.scales_rounded_down(np.array([5 / 4]))[0])
     assert got.tolist() == [low, -low, low, -8, 8, low, 0.0, 0.5]
 
 
@@ -109,7 +109,7 @@ def test_nearest_growth_is_sound_and_tight(block: int) -> None:
         z[0] = 1.0
         q = NF4[np.abs(z[:, None] - NF4).argmin(axis=1)]
         worst = max(worst, float(np.linalg.norm(q) / np.linalg.norm(z)))
-    assert worst <= nearest_growth(NF4, block) <= worst * scales.SLACK
+    assert worst <= codebook_growth(NF4, block) <= worst * scales.SLACK
 
 
 @pytest.mark.quick(sample=1)
@@ -150,7 +150,7 @@ def test_eden_keeps_the_part_along_the_vector(bits: int) -> None:
     """<S Q(x), x> = ||x||^2, block by block, up to the scale's rounding, which has mean zero."""
     x, space = NORMAL[:300], rotate(128).infer(_space(300))
     stage = eden(bits)
-    blocks = [slice(a, b) for a, b in pairwise(block_edges(300, 128))]
+    blocks = [slice(a, b) for a, b in pairwise(rotation_block_edges(300, 128))]
     parts = []
     for i in range(400):
         y = stage.decode(_encode(stage, x, space, i), space, _turn(i)).body
@@ -187,15 +187,15 @@ def test_eden_is_said_to_be_unbiased_where_blocks_are_long_enough() -> None:
 def test_scales_round_as_they_say() -> None:
     g = np.random.default_rng(1)
     v = g.lognormal(0, 20, 3000)
-    down, up = scales.rounded_down(v), scales.rounded_up(v.astype(np.float32))
-    for s in (down, up, scales.rounded_randomly(v, np.uint64(1))):
+    down, up = scales.scales_rounded_down(v), scales.scales_rounded_up(v.astype(np.float32))
+    for s in (down, up, scales.scales_rounded_randomly(v, np.uint64(1))):
         assert not (s.view(np.uint32) & 0xFFFF).any()
     assert (down <= v).all()
     assert (down >= v / scales.SLACK).all()
     assert (up >= v.astype(np.float32)).all()
-    many = scales.rounded_randomly(np.full(20_000, 1.003), np.uint64(2))
+    many = scales.scales_rounded_randomly(np.full(20_000, 1.003), np.uint64(2))
     assert set(many.tolist()) == {1.0, 1.0078125}
     assert many.mean() == pytest.approx(1.003, abs=5 * 0.0038 / sqrt(20_000))
     ends = np.array([0.0, 1e-40, 3.4e38])
-    assert scales.rounded_randomly(ends, np.uint64(3)).tolist() == [0.0, 0.0, float(scales.LARGEST)]
-    assert scales.rounded_down(ends).tolist() == [0.0, 0.0, float(scales.LARGEST)]
+    assert scales.scales_rounded_randomly(ends, np.uint64(3)).tolist() == [0.0, 0.0, float(scales.LARGEST)]
+    assert scales.scales_rounded_down(ends).tolist() == [0.0, 0.0, float(scales.LARGEST)]

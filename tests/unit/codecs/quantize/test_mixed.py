@@ -7,9 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from edgewise.codecs.quantize.mixed import BLOCK, WIDTHS, allocate, mixed, part_bytes, part_errors
+from edgewise.codecs.quantize.mixed import BLOCK, WIDTHS, allocate_widths, bytes_of_widths, mixed, width_errors
 from edgewise.codecs.quantize.quantize import quantize
-from edgewise.codecs.quantize.scales import of_blocks
+from edgewise.codecs.quantize.scales import block_scales
 from edgewise.codecs.wire import pack
 from edgewise.core.errors import DecodeError
 from edgewise.core.keys import Turn, root
@@ -59,7 +59,7 @@ def test_at_equal_bytes_never_worse_than_one_width(bits: int, x: Vector, gain: f
 
 def test_expected_errors_are_those_of_the_rounding() -> None:
     x = LIKE_REAL[:4096]
-    predicted = part_errors(x, of_blocks(x, BLOCK), BLOCK) / float(np.square(x, dtype=np.float64).sum())
+    predicted = width_errors(x, block_scales(x, BLOCK), BLOCK) / float(np.square(x, dtype=np.float64).sum())
     spec = Spec.of([("s", (4096,), "float32")])
     space = Space(4096, Quorum(1, 4))
     for bits in (2, 4, 8):
@@ -80,11 +80,11 @@ def test_near_the_best_of_all_assignments(seed: int) -> None:
     g = np.random.default_rng(seed)
     sizes = [64, 128, 192, 64]
     xs = [(g.lognormal(0, 1.5) * g.standard_normal(n)).astype(np.float32) for n in sizes]
-    errors = np.array([part_errors(x, of_blocks(x, BLOCK), BLOCK) for x in xs])
-    costs = part_bytes(sizes)
+    errors = np.array([width_errors(x, block_scales(x, BLOCK), BLOCK) for x in xs])
+    costs = bytes_of_widths(sizes)
     budget = int(g.uniform(40, 350))
     rows = np.arange(4)
-    found = allocate(errors, costs, budget)
+    found = allocate_widths(errors, costs, budget)
     assert costs[rows, found].sum() <= budget
     best = min(errors[rows, list(w)].sum() for w in product(WIDTHS, repeat=4) if costs[rows, list(w)].sum() <= budget)
     uniform = [errors[:, b].sum() for b in WIDTHS if costs[:, b].sum() <= budget]

@@ -8,8 +8,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from edgewise.codecs.quantize.quantize import SLACK, block_error, block_growth, quantize, shared_l2
-from edgewise.codecs.quantize.scales import of_blocks
+from edgewise.codecs.quantize.quantize import SLACK, quantize, quantized_block_error, quantized_growth, shared_grid_l2
+from edgewise.codecs.quantize.scales import block_scales
 from edgewise.core.keys import Turn, derive, root
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
@@ -60,13 +60,13 @@ def test_each_coordinate_is_unbiased(grid: str) -> None:
 def test_scales_are_bfloat16_rounded_up() -> None:
     g = np.random.default_rng(0)
     x = (g.standard_normal(6400) * 10.0 ** g.uniform(-30, 30, 6400)).astype(np.float32)
-    s = of_blocks(x, 64)
+    s = block_scales(x, 64)
     top = np.abs(x).reshape(-1, 64).max(axis=1)
     assert not (s.view(np.uint32) & 0xFFFF).any()
     assert (s >= top).all()
     assert (s <= top * SLACK).all()
     exact = np.full(64, 1.5, np.float32)
-    assert of_blocks(exact, 64).tolist() == [1.5]
+    assert block_scales(exact, 64).tolist() == [1.5]
 
 
 def test_extremes() -> None:
@@ -96,9 +96,9 @@ def test_block_growth_is_sound_and_tight(block: int, top: int) -> None:
     for rest in product(np.linspace(0, top, 8 * top + 1), repeat=min(block - 1, 2)):
         full = np.array([top, *rest, *[rest[-1]] * (block - 1 - len(rest))])
         worst = max(worst, float(np.linalg.norm(np.minimum(np.ceil(full + 1e-9), top)) / np.linalg.norm(full)))
-    assert worst <= block_growth(block, top)
+    assert worst <= quantized_growth(block, top)
     sup = max(np.sqrt((top**2 + (block - 1) * (n + 1) ** 2) / (top**2 + (block - 1) * n**2)) for n in range(top))
-    assert block_growth(block, top) <= sup * SLACK
+    assert quantized_growth(block, top) <= sup * SLACK
 
 
 def test_shared_bound_is_sound() -> None:
@@ -108,9 +108,9 @@ def test_shared_bound_is_sound() -> None:
         x = g.standard_normal(dim) * 10 ** g.uniform(-3, 1)
         l2, step, top = float(np.linalg.norm(x)), 0.1, 10_000
         up = np.ceil(np.abs(x) / step + 1e-12) * step
-        assert np.linalg.norm(up) <= shared_l2(l2, step, dim, top) * (1 + 1e-9)
-        assert shared_l2(l2, step, dim, top) <= l2 + step * np.sqrt(dim) + 1e-9
-    assert shared_l2(np.inf, 0.1, 4, 7) == pytest.approx(1.4)
+        assert np.linalg.norm(up) <= shared_grid_l2(l2, step, dim, top) * (1 + 1e-9)
+        assert shared_grid_l2(l2, step, dim, top) <= l2 + step * np.sqrt(dim) + 1e-9
+    assert shared_grid_l2(np.inf, 0.1, 4, 7) == pytest.approx(1.4)
 
 
 def test_spaces() -> None:
@@ -144,4 +144,6 @@ def test_the_expected_error_is_the_measured_one(bits: int, block: int, kept: flo
     x = g.standard_normal(400_000).astype(np.float32)
     x = x[np.abs(x) >= np.quantile(np.abs(x), 1.0 - kept)]
     _, y = _through(quantize(bits, block=block), x, _space(x.size))
-    assert float(((y - x) ** 2).sum() / (x**2).sum()) == pytest.approx(block_error(bits, block, kept), rel=0.06)
+    assert float(((y - x) ** 2).sum() / (x**2).sum()) == pytest.approx(
+        quantized_block_error(bits, block, kept), rel=0.06
+    )

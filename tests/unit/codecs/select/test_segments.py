@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgewise.codecs.select.segments import groups, segments
+from edgewise.codecs.select.segments import segment_groups, segments
 from edgewise.core.keys import Turn, root
 from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
@@ -46,8 +46,8 @@ def specs(draw: st.DrawFn) -> tuple[Spec, list[str], int]:
 @given(specs(), st.integers(0, 2**32))
 def test_groups_are_a_partition_of_what_matches(case: tuple[Spec, list[str], int], seed: int) -> None:
     spec, names, cycle = case
-    (everything,) = groups(spec, names, 1)
-    parts = groups(spec, names, cycle)
+    (everything,) = segment_groups(spec, names, 1)
+    parts = segment_groups(spec, names, cycle)
     assert len(parts) == cycle
     assert all(parts)
     assert [s for part in parts for s in part] == list(everything), "contiguous, disjoint, complete, in order"
@@ -70,27 +70,27 @@ def test_no_layer_is_cut_where_there_are_enough(layers: int, cycle: int, head: i
     spec = llama(layers, head=head)
     if cycle > layers + 2:  # embedding, layers, norm
         return
-    parts = groups(spec, ["*"], cycle)
+    parts = segment_groups(spec, ["*"], cycle)
     owners = Counter(name for part in parts for name in {layer(s.name) for s in part})
     assert set(owners.values()) == {1}
 
 
 @pytest.mark.parametrize(("layers", "cycle"), [(4, 2), (12, 3), (32, 8)])
 def test_equal_layers_make_equal_groups(layers: int, cycle: int) -> None:
-    parts = groups(llama(layers), ["model.layers.*"], cycle)
+    parts = segment_groups(llama(layers), ["model.layers.*"], cycle)
     assert {len({layer(s.name) for s in part}) for part in parts} == {layers // cycle}
     assert len({sum(s.size for s in part) for part in parts}) == 1
 
 
 def test_with_fewer_layers_than_groups_segments_are_the_units() -> None:
-    parts = groups(llama(2), ["model.layers.*"], 3)
+    parts = segment_groups(llama(2), ["model.layers.*"], 3)
     assert [len(part) for part in parts] == [3, 3, 2]
-    parts = groups(llama(2), ["model.layers.*"], 8)
+    parts = segment_groups(llama(2), ["model.layers.*"], 8)
     assert [len(part) for part in parts] == [1] * 8
 
 
 def test_the_place_nearest_to_the_share_wins_and_of_two_the_earlier() -> None:
     spec = Spec.of([(n, (size,), "float32") for n, size in zip("abcd", (1, 2, 2, 1), strict=True)])
-    assert [[s.name for s in part] for part in groups(spec, ["*"], 2)] == [["a", "b"], ["c", "d"]]
+    assert [[s.name for s in part] for part in segment_groups(spec, ["*"], 2)] == [["a", "b"], ["c", "d"]]
     spec = Spec.of([(n, (2,), "float32") for n in "abc"])
-    assert [[s.name for s in part] for part in groups(spec, ["*"], 2)] == [["a"], ["b", "c"]]
+    assert [[s.name for s in part] for part in segment_groups(spec, ["*"], 2)] == [["a"], ["b", "c"]]

@@ -16,7 +16,7 @@ from edgewise.codecs.quantize.quantize import quantize
 from edgewise.codecs.quantize.wrap import wrap
 from edgewise.codecs.select.random_k import random_k
 from edgewise.codecs.select.segments import segments
-from edgewise.codecs.select.top_k import largest, top_k
+from edgewise.codecs.select.top_k import top_k, top_k_positions
 from edgewise.codecs.wire import pack
 from edgewise.core.errors import CompositionError, DecodeError, RecipeError
 from edgewise.core.frame import Contribution, load
@@ -120,7 +120,7 @@ LARGE = _large()
 @pytest.mark.parametrize("k", [1, 150, 3000, 90_000, 300_000, 300_001])
 def test_top_k_is_that_of_a_partition(name: str, k: int) -> None:
     x = LARGE[name]
-    got = largest(lambda a, b: x[a:b], x.size, k)
+    got = top_k_positions(lambda a, b: x[a:b], x.size, k)
     assert got.dtype == np.int64
     assert got.tolist() == _partition(x, k)
 

@@ -45,7 +45,7 @@ def test_golden_layouts() -> None:
     assert pack.pack(ring, RING) == head + (1 | 2047 << 11 | 1024 << 22).to_bytes(5, "little")
     sparse = Payload(np.array([5, -5, 0, 1], np.int32), HEAD, np.array([0, 17, 18, 99]))
     assert pack.golomb_parameter(4, 100) == 17
-    assert pack.pack(sparse, GOLOMB) == head + golomb.encode(np.array([0, 17, 18, 99]), 17) + bytes(
+    assert pack.pack(sparse, GOLOMB) == head + golomb.golomb_encode(np.array([0, 17, 18, 99]), 17) + bytes(
         [132, 122, 127, 128]
     )
     bitmap = Payload(np.arange(5, dtype=np.float32), HEAD, np.array([0, 1, 4, 8, 9]))

@@ -12,7 +12,7 @@ import pytest
 from edgewise.core.errors import EdgewiseError
 from edgewise.drivers.fleet import roster
 from edgewise.drivers.http import package
-from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.identity import key_fingerprint
 from edgewise.drivers.http.staging import KEPT_S, Staging
 
 DIGEST = "5f" * 32
@@ -27,7 +27,7 @@ def code(call: Callable[[], object]) -> str:
 
 
 def test_a_manifest_is_read_as_it_was_written() -> None:
-    assert package.parse(package.dump(FILES)) == FILES
+    assert package.parse(package.dump_package(FILES)) == FILES
 
 
 @pytest.mark.parametrize(
@@ -36,15 +36,16 @@ def test_a_manifest_is_read_as_it_was_written() -> None:
      "", "config.json/..", "c" * 130 + ".json", "modèle.json"],
 )  # fmt: skip
 def test_a_manifest_names_nothing_outside_its_folder_and_nothing_that_runs(name: str) -> None:
-    assert not package.packed(name)
-    assert code(lambda: package.parse(package.dump({**FILES, name: DIGEST}))) == "E-FACTS"
+    assert not package.is_packed_file(name)
+    assert code(lambda: package.parse(package.dump_package({**FILES, name: DIGEST}))) == "E-FACTS"
 
 
 @pytest.mark.parametrize(
     "raw",
     [b"", b"{}", b"[]", b"null", b'{"config.json": "' + DIGEST.encode() + b'"}',
      b'{"config.json":"' + b"5F" * 32 + b'"}',
-     b'{"config.json":1}', package.dump(FILES) + b"\n", b"{" * 100_000, b"\xff", b" " * (package.MANIFEST_BYTES + 1),
+     b'{"config.json":1}', package.dump_package(FILES) + b"\n", b"{" * 100_000, b"\xff",
+         b" " * (package.MANIFEST_BYTES + 1),
      b'{"a.json":"%b","a.json":"%b"}' % (DIGEST.encode(), DIGEST.encode())],
 )  # fmt: skip
 def test_a_manifest_has_one_form(raw: bytes) -> None:
@@ -53,13 +54,13 @@ def test_a_manifest_has_one_form(raw: bytes) -> None:
 
 @pytest.mark.parametrize("base", ["bundled", "sha256:", f"sha256:{DIGEST}0", f"sha256:{DIGEST.upper()}", DIGEST])
 def test_only_a_digest_names_a_package(base: str) -> None:
-    assert package.digest_in(base) is None
-    assert package.digest_in(f"sha256:{DIGEST}") == DIGEST
+    assert package.package_digest_in(base) is None
+    assert package.package_digest_in(f"sha256:{DIGEST}") == DIGEST
 
 
 def test_a_roster_gives_each_name_its_own_key() -> None:
-    found = roster.parse(roster.dump(KEYS), 3)
-    assert found == {fingerprint(key): key for key in KEYS}
+    found = roster.parse_roster(roster.dump(KEYS), 3)
+    assert found == {key_fingerprint(key): key for key in KEYS}
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,7 @@ def test_a_roster_gives_each_name_its_own_key() -> None:
     ids=["empty", "unsorted", "short", "long", "a key twice", "one more"],
 )  # fmt: skip
 def test_a_roster_has_one_form_for_a_population(raw: bytes) -> None:
-    assert code(lambda: roster.parse(raw, 3)) == "E-FACTS"
+    assert code(lambda: roster.parse_roster(raw, 3)) == "E-FACTS"
 
 
 def test_a_staged_blob_goes_on_where_it_broke_off_and_is_whole_or_nothing(tmp_path: Path) -> None:

@@ -20,18 +20,18 @@ RUN = "ab" * 32
 
 def test_a_port_is_that_of_this_server_and_run_alone(tmp_path: Path) -> None:
     server, other = (identity.make(tmp_path / name) for name in ("a.key", "b.key"))
-    told = msgspec.to_builtins(split_address.made(server, RUN, 9443))
-    assert split_address.checked(told, RUN, server.name) == 9443
+    told = msgspec.to_builtins(split_address.made_split_address(server, RUN, 9443))
+    assert split_address.checked_split_address(told, RUN, server.name) == 9443
     for document, run, name in (
         ({**told, "port": 9444}, RUN, server.name),
         (told, "cd" * 32, server.name),
         (told, RUN, other.name),
-        (msgspec.to_builtins(split_address.made(other, RUN, 9443)), RUN, server.name),
+        (msgspec.to_builtins(split_address.made_split_address(other, RUN, 9443)), RUN, server.name),
         (None, RUN, server.name),
         ({**told, "signature": "zz"}, RUN, server.name),
     ):
         with pytest.raises(DecodeError) as refused:
-            split_address.checked(document, run, name)
+            split_address.checked_split_address(document, run, name)
         assert refused.value.code == "E-SERVER-KEY"
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from edgewise.learn.attacks.poison import Attack, FlippedLoss, crafted
+from edgewise.learn.attacks.poison import Attack, FlippedLoss, crafted_update
 from edgewise.learn.models.load import TextLoss
-from edgewise.learn.text.marks import begun
+from edgewise.learn.text.marks import marked_document
 
 OWN = np.array([1.0, -2.0], np.float32)
 ALL = [OWN, np.array([3.0, 2.0], np.float32)]
@@ -26,17 +26,17 @@ ALL = [OWN, np.array([3.0, 2.0], np.float32)]
     ],
 )
 def test_by_hand(attack: Attack, want: list[float]) -> None:
-    found = crafted(attack, OWN, ALL)
+    found = crafted_update(attack, OWN, ALL)
     assert found.tolist() == want
     assert found.dtype == np.float32
-    assert crafted("mimic", ALL[1], ALL).tolist() == [1.0, -2.0], "all send that of the first"
+    assert crafted_update("mimic", ALL[1], ALL).tolist() == [1.0, -2.0], "all send that of the first"
 
 
 @pytest.mark.parametrize("isolated", [False, True])
 def test_false_labels_are_counted_from_the_end_of_the_vocabulary(isolated: bool) -> None:
     """What is read, what does not count and the positions stay. V = 10: 4 becomes 5, 9 becomes 0."""
     piece = np.array([3, ~7, 4, 9], np.int32)
-    row_S = torch.from_numpy((begun(piece) if isolated else piece)[None].astype(np.int64))
+    row_S = torch.from_numpy((marked_document(piece) if isolated else piece)[None].astype(np.int64))
     loss = TextLoss(torch.float32, isolated)
     read_BT, next_BT, positions_BT = loss.inputs(row_S)
     false = FlippedLoss(loss, 10).inputs(row_S)

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edgewise.learn.compress import distill  # noqa: E402
-from edgewise.learn.text.marks import begun  # noqa: E402
+from edgewise.learn.text.marks import marked_document  # noqa: E402
 
 B, T, V = 2, 5, 7
 
@@ -38,7 +38,7 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
 def test_classic_distillation_is_tau_squared_times_kl(drawn: Any, tau: float) -> None:
     z_s, z_t, _, counted = drawn
     wanted = tau**2 * kl(rows(z_t, counted, tau), rows(z_s, counted, tau))
-    assert distill.divergence(z_s, z_t, counted, tau).item() == pytest.approx(wanted, rel=1e-12)
+    assert distill.distillation_divergence(z_s, z_t, counted, tau).item() == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.1, 0.5, 1.0])
@@ -47,7 +47,7 @@ def test_jensen_shannon_is_the_formula_and_kl_at_both_ends(drawn: Any, beta: flo
     s, t = rows(z_s, counted, 1.5), rows(z_t, counted, 1.5)
     m = (1 - beta) * s + beta * t
     wanted = {0.0: kl(t, s), 1.0: kl(s, t)}.get(beta, beta * kl(t, m) + (1 - beta) * kl(s, m))
-    assert distill.jensen_shannon(z_s, z_t, counted, beta, 1.5).item() == pytest.approx(wanted, rel=1e-12)
+    assert distill.jensen_shannon_loss(z_s, z_t, counted, beta, 1.5).item() == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("beta", [0.0, 0.3, 1.0])
@@ -55,13 +55,13 @@ def test_jensen_shannon_equals_trl(drawn: Any, beta: float) -> None:
     gkd = pytest.importorskip("trl.experimental.gkd")
     z_s, z_t, y, counted = drawn
     wanted = gkd.GKDTrainer.generalized_jsd_loss(z_s, z_t, y.masked_fill(~counted, -100), beta, 1.5)
-    torch.testing.assert_close(distill.jensen_shannon(z_s, z_t, counted, beta, 1.5), wanted)
+    torch.testing.assert_close(distill.jensen_shannon_loss(z_s, z_t, counted, beta, 1.5), wanted)
 
 
 def test_next_token_is_torch_s_cross_entropy_of_what_counts(drawn: Any) -> None:
     z_s, _, y, counted = drawn
     wanted = torch.nn.functional.cross_entropy(z_s[counted], y[counted])
-    torch.testing.assert_close(distill.next_token(z_s, y, counted), wanted)
+    torch.testing.assert_close(distill.next_token_loss(z_s, y, counted), wanted)
 
 
 def test_top_logits_leave_out_the_divergence_inside_the_rest(drawn: Any) -> None:
@@ -72,8 +72,8 @@ def test_top_logits_leave_out_the_divergence_inside_the_rest(drawn: Any) -> None
         out = np.argsort(-p)[3:]
         r = p[out].sum()
         bias += tau**2 * r * (p[out] / r * np.log((p[out] / r) / (q[out] / q[out].sum()))).sum() / len(t)
-    whole = distill.divergence(z_s, z_t, counted, tau).item()
-    found = distill.top_divergence(z_s, distill.top_logits(z_t, 3, tau), counted).item()
+    whole = distill.distillation_divergence(z_s, z_t, counted, tau).item()
+    found = distill.top_logits_divergence(z_s, distill.top_logits(z_t, 3, tau), counted).item()
     assert bias > 0
     assert found == pytest.approx(whole - bias, rel=1e-9)
 
@@ -81,8 +81,8 @@ def test_top_logits_leave_out_the_divergence_inside_the_rest(drawn: Any) -> None
 def test_all_logits_as_top_logits_are_the_whole_divergence_with_its_gradient(drawn: Any) -> None:
     z_s, z_t, _, counted = drawn
     losses = [
-        distill.divergence(z_s, z_t, counted, 2.0),
-        distill.top_divergence(z_s, distill.top_logits(z_t, V, 2.0), counted),
+        distill.distillation_divergence(z_s, z_t, counted, 2.0),
+        distill.top_logits_divergence(z_s, distill.top_logits(z_t, V, 2.0), counted),
     ]
     gradients = [torch.autograd.grad(loss, z_s)[0] for loss in losses]
     torch.testing.assert_close(*losses)
@@ -94,37 +94,39 @@ def test_what_does_not_count_moves_nothing_even_where_it_is_not_a_number(drawn: 
     broken = z_s.detach().masked_fill(~counted[..., None], torch.nan).requires_grad_()
     top = distill.top_logits(z_t, 3)
     for loss in (
-        lambda z: distill.divergence(z, z_t, counted),
-        lambda z: distill.jensen_shannon(z, z_t, counted, 0.5),
-        lambda z: distill.top_divergence(z, top, counted),
-        lambda z: distill.next_token(z, y, counted),
+        lambda z: distill.distillation_divergence(z, z_t, counted),
+        lambda z: distill.jensen_shannon_loss(z, z_t, counted, 0.5),
+        lambda z: distill.top_logits_divergence(z, top, counted),
+        lambda z: distill.next_token_loss(z, y, counted),
     ):
         (wanted,), (found,) = (torch.autograd.grad(loss(z), z) for z in (z_s, broken))
         torch.testing.assert_close(found, wanted)
         assert not found[~counted].any()
         assert loss(z_s).item() == loss(broken).item()
     nothing = torch.zeros_like(counted)
-    assert distill.divergence(z_s, z_t, nothing).item() == 0.0
+    assert distill.distillation_divergence(z_s, z_t, nothing).item() == 0.0
 
 
 def test_the_teacher_takes_no_gradient_and_equal_models_have_no_loss(drawn: Any) -> None:
     z_s, z_t, _, counted = drawn
     teacher = z_t.clone().requires_grad_()
-    distill.divergence(z_s, teacher, counted).backward()
+    distill.distillation_divergence(z_s, teacher, counted).backward()
     assert teacher.grad is None
-    assert distill.divergence(z_t, z_t, counted).item() == pytest.approx(0.0, abs=1e-12)
-    assert distill.jensen_shannon(z_t, z_t, counted, 0.4).item() == pytest.approx(0.0, abs=1e-12)
+    assert distill.distillation_divergence(z_t, z_t, counted).item() == pytest.approx(0.0, abs=1e-12)
+    assert distill.jensen_shannon_loss(z_t, z_t, counted, 0.4).item() == pytest.approx(0.0, abs=1e-12)
 
 
 def test_logits_of_16_bits_are_compared_in_32() -> None:
     z = torch.tensor([[[10.0, 9.0, -20.0]]], dtype=torch.bfloat16)
-    loss = distill.divergence(z, z.flip(-1), torch.ones(1, 1, dtype=torch.bool))
+    loss = distill.distillation_divergence(z, z.flip(-1), torch.ones(1, 1, dtype=torch.bool))
     assert loss.dtype is torch.float32
 
 
 def test_blocks_become_inputs_next_tokens_and_a_mask() -> None:
-    s_BS = torch.from_numpy(np.stack([[~9, ~4, 5, 6, ~0], begun(np.array([~9, 3, 4, 5, 6], np.int32))])).long()
-    found = distill.of_blocks(s_BS)
+    s_BS = torch.from_numpy(
+        np.stack([[~9, ~4, 5, 6, ~0], marked_document(np.array([~9, 3, 4, 5, 6], np.int32))])
+    ).long()
+    found = distill.distill_inputs(s_BS)
     assert found.x_BT.tolist() == [[9, 4, 5, 6], [9, 3, 4, 5]]
     assert found.y_BT.tolist() == [[4, 5, 6, 0], [3, 4, 5, 6]]
     assert found.counted_BT.tolist() == [[False, True, True, False], [True] * 4]
@@ -133,9 +135,9 @@ def test_blocks_become_inputs_next_tokens_and_a_mask() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda z: distill.divergence(z, z[..., :-1], torch.ones(B, T, dtype=torch.bool)),
-        lambda z: distill.divergence(z, z, torch.ones(B, T, dtype=torch.bool), 0.0),
-        lambda z: distill.jensen_shannon(z, z, torch.ones(B, T, dtype=torch.bool), 1.5),
+        lambda z: distill.distillation_divergence(z, z[..., :-1], torch.ones(B, T, dtype=torch.bool)),
+        lambda z: distill.distillation_divergence(z, z, torch.ones(B, T, dtype=torch.bool), 0.0),
+        lambda z: distill.jensen_shannon_loss(z, z, torch.ones(B, T, dtype=torch.bool), 1.5),
         lambda z: distill.top_logits(z, 0),
     ],
 )

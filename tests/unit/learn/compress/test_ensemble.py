@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 
 from edgewise.core.keys import root  # noqa: E402
 from edgewise.learn.compress import student, teaching  # noqa: E402
-from edgewise.learn.compress.ensemble import Ensemble, shares  # noqa: E402
+from edgewise.learn.compress.ensemble import TeacherEnsemble, teacher_shares  # noqa: E402
 from edgewise.learn.compress.teaching import Lesson  # noqa: E402
 from edgewise.learn.models.architecture import logits  # noqa: E402
 from edgewise.learn.models.load import load  # noqa: E402
@@ -41,7 +41,7 @@ def probabilities(z: Any) -> Any:
 
 
 def test_fixed_weights_give_the_probabilities_of_the_mean_logits(teachers: list[Any]) -> None:
-    found = logits(Ensemble([one.model for one in teachers], [0.3, 0.7]), IDS)
+    found = logits(TeacherEnsemble([one.model for one in teachers], [0.3, 0.7]), IDS)
     plain = [logits(one.model, IDS).double() for one in teachers]
     torch.testing.assert_close(
         probabilities(found), probabilities(0.3 * plain[0] + 0.7 * plain[1]), rtol=1e-4, atol=1e-7
@@ -49,7 +49,7 @@ def test_fixed_weights_give_the_probabilities_of_the_mean_logits(teachers: list[
 
 
 def test_entropy_weighs_each_prediction_by_certainty(teachers: list[Any]) -> None:
-    found = logits(Ensemble([one.model for one in teachers], None), IDS)
+    found = logits(TeacherEnsemble([one.model for one in teachers], None), IDS)
     each = [logp(one) for one in teachers]
     certain = torch.stack([1 / -(x.exp() * x).sum(-1) for x in each])
     w = certain / certain.sum(0)
@@ -61,19 +61,19 @@ def test_entropy_weighs_each_prediction_by_certainty(teachers: list[Any]) -> Non
 def test_text_weighs_teachers_by_the_inverse_of_their_perplexity(teachers: list[Any]) -> None:
     blocks_NS = np.tile(np.arange(13, dtype=np.int32), (70, 1))
     models = [one.model for one in teachers]
-    found = shares("text", models, blocks_NS)
-    held = [teaching.measure(one, blocks_NS) for one in models]
+    found = teacher_shares("text", models, blocks_NS)
+    held = [teaching.measure_student(one, blocks_NS) for one in models]
     inverse = np.array([np.exp(-one.nll / one.tokens) for one in held])
     assert found == pytest.approx(inverse / inverse.sum(), rel=1e-4)
-    assert shares("equal", models, blocks_NS) == [0.5, 0.5]
-    assert shares("entropy", models, blocks_NS) is None
+    assert teacher_shares("equal", models, blocks_NS) == [0.5, 0.5]
+    assert teacher_shares("entropy", models, blocks_NS) is None
 
 
 def test_a_student_learns_from_teachers_of_two_architectures(teachers: list[Any]) -> None:
     rng = np.random.default_rng(0)
     blocks_NS = rng.integers(0, 290, (6, 13)).astype(np.int32)
-    together = Ensemble([one.model for one in teachers], [0.5, 0.5])
+    together = TeacherEnsemble([one.model for one in teachers], [0.5, 0.5])
     fewer = sum(p.numel() for name, p in teachers[1].model.named_parameters() if ".1." not in name)
-    model = student.make(teachers[1], str(fewer), Path(), root(0)).model
-    last = teaching.teach(model, together, blocks_NS, Lesson(steps=12, lr=0.01, data=0.0), root(0))
+    model = student.make_student(teachers[1], str(fewer), Path(), root(0)).model
+    last = teaching.teach_student(model, together, blocks_NS, Lesson(steps=12, lr=0.01, data=0.0), root(0))
     assert last.losses[-1] < 0.9 * last.losses[0]

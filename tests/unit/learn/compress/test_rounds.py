@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch")
-from edgewise.learn.compress.rounds import scored, verdict
+from edgewise.learn.compress.rounds import scored_blocks, student_verdict
 
 
 @pytest.mark.parametrize(
@@ -23,10 +23,10 @@ from edgewise.learn.compress.rounds import scored, verdict
 def test_a_student_is_kept_where_perplexity_falls_and_diversity_stays(
     before: float, after: float, wrote_before: float, wrote: float, reason: str | None
 ) -> None:
-    assert verdict(before, after, wrote_before, wrote, 0.9) == reason
+    assert student_verdict(before, after, wrote_before, wrote, 0.9) == reason
 
 
 @pytest.mark.parametrize(("blocks", "most", "expected"), [(10, 64, [0, 5]), (10, 1, [0]), (3, 1000, [0, 1, 2])])
 def test_the_text_that_decides_is_spread_evenly(blocks: int, most: int, expected: list[int]) -> None:
     held_NS = np.arange(blocks * 33).reshape(blocks, 33)
-    assert (scored(held_NS, most)[:, 0] // 33).tolist() == expected
+    assert (scored_blocks(held_NS, most)[:, 0] // 33).tolist() == expected

@@ -16,17 +16,17 @@ from edgewise.core.keys import derive, root
 from edgewise.core.training import FitRequest, LocalRule
 from edgewise.learn.compress import factorize as factorizing
 from edgewise.learn.compress import structured
-from edgewise.learn.compress.distill import divergence
-from edgewise.learn.compress.heal import HealingPlan, heal
-from edgewise.learn.compress.measure import layer_inputs, perplexity
-from edgewise.learn.compress.prune import magnitudes, mask_of, put_masks_by, wanda
+from edgewise.learn.compress.distill import distillation_divergence
+from edgewise.learn.compress.heal import HealingPlan, heal_model
+from edgewise.learn.compress.measure import calibration_layer_inputs, model_perplexity
+from edgewise.learn.compress.prune import magnitude_scores, mask_of_scores, prune_layers, wanda_scores
 from edgewise.learn.models import compact
-from edgewise.learn.models.adapters import trainable
+from edgewise.learn.models.adapters import make_trainable
 from edgewise.learn.models.architecture import logits
-from edgewise.learn.models.blocks import block_layers
+from edgewise.learn.models.blocks import decoder_block_layers
 from edgewise.learn.models.load import Loaded, TextLoss
-from edgewise.learn.models.smaller_layers import MaskedLinear, densify, masks, put_masks
-from edgewise.learn.models.suited import check
+from edgewise.learn.models.smaller_layers import MaskedLinear, densify_layers, layer_masks, put_layer_masks
+from edgewise.learn.models.suited import check_model_suits
 from edgewise.learn.torch_task import TorchTrainer
 from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.recipe.sections import TrainingSection
@@ -44,7 +44,7 @@ def made(kind: str = "llama"):
 
 def pruned(kind: str = "llama"):
     model = made(kind)
-    put_masks_by(model, wanda(model, TEXT), 0.5)
+    prune_layers(model, wanda_scores(model, TEXT), 0.5)
     return model
 
 
@@ -54,7 +54,7 @@ def read(model):
 
 
 def flat_of(model, section=FULL):
-    return trainable(model, section, derive(root(0), "model"), torch.float32)
+    return make_trainable(model, section, derive(root(0), "model"), torch.float32)
 
 
 def fitted(model, flat, steps=3):
@@ -72,23 +72,23 @@ def fitted(model, flat, steps=3):
 
 def test_a_mask_keeps_the_largest_scores_of_each_row_and_the_first_of_equal_ones() -> None:
     scores = torch.tensor([[1.0, 3.0, 3.0, 3.0], [0.0, 0.0, 0.0, 9.0]])
-    assert mask_of(scores, 0.5).tolist() == [[False, True, True, False], [True, False, False, True]]
-    assert mask_of(scores, 0.01).sum(1).tolist() == [1, 1]
+    assert mask_of_scores(scores, 0.5).tolist() == [[False, True, True, False], [True, False, False, True]]
+    assert mask_of_scores(scores, 0.01).sum(1).tolist() == [1, 1]
 
 
 def test_a_second_mask_of_a_trained_model_lies_inside_the_first_and_shortens_the_vector() -> None:
     model = made()
-    put_masks_by(model, magnitudes(model), 0.75)
-    first = masks(model)
+    prune_layers(model, magnitude_scores(model), 0.75)
+    first = layer_masks(model)
     trained_model, flat = flat_of(model)
     before = flat.spec.dim
     fitted(trained_model, flat)
-    released = densify(trained_model)  # As a run exports it: zeros, and the server knows nothing else.
+    released = densify_layers(trained_model)  # As a run exports it: zeros, and the server knows nothing else.
     for name in first:
         del released.get_submodule(name).mask
-    scores = magnitudes(released)
-    put_masks_by(released, scores, 0.5)
-    second = masks(released)
+    scores = magnitude_scores(released)
+    prune_layers(released, scores, 0.5)
+    second = layer_masks(released)
     assert not any(bool((second[name] & ~first[name]).any()) for name in first)
     assert flat_of(released)[1].spec.dim < before
 
@@ -102,12 +102,12 @@ def test_wanda_scores_weights_by_the_norms_of_their_inputs() -> None:
     with torch.no_grad():
         logits(model, torch.from_numpy(TEXT[:, :-1].astype(np.int64)))
     hook.remove()
-    torch.testing.assert_close(wanda(model, TEXT)[name], layer.weight.abs() * torch.cat(read_by).norm(dim=0))
+    torch.testing.assert_close(wanda_scores(model, TEXT)[name], layer.weight.abs() * torch.cat(read_by).norm(dim=0))
 
 
 def test_masked_weights_neither_train_nor_travel() -> None:
     model = pruned()
-    by_name, whole = masks(model), sum(p.numel() for p in model.parameters())
+    by_name, whole = layer_masks(model), sum(p.numel() for p in model.parameters())
     outside = sum(int((~mask).sum()) for mask in by_name.values())
     before = read(model)
     model, flat = flat_of(model)
@@ -116,8 +116,8 @@ def test_masked_weights_neither_train_nor_travel() -> None:
     x = fitted(model, flat)
     assert x.shape == (flat.spec.dim,)
     assert np.count_nonzero(x) > 0.5 * x.size
-    dense = densify(model)
-    assert set(masks(dense)) == set(by_name) == set(block_layers(dense))
+    dense = densify_layers(model)
+    assert set(layer_masks(dense)) == set(by_name) == set(decoder_block_layers(dense))
     for name, mask in by_name.items():
         assert not dense.get_submodule(name).weight[~mask].any()
         assert dense.get_submodule(name).weight[mask].all()
@@ -143,33 +143,33 @@ def test_a_compact_folder_is_read_back_and_has_the_bytes_it_needs(how: str, tmp_
     model = pruned()
     if how == "factors":
         model = made()
-        factorizing.factorize(model, 0.5, TEXT)
-    size = compact.write(model, tmp_path / "compact", torch.float32)
-    again = compact.read(tmp_path / "compact", torch.float32)
+        factorizing.factorize_model(model, 0.5, TEXT)
+    size = compact.write_compact(model, tmp_path / "compact", torch.float32)
+    again = compact.read_compact(tmp_path / "compact", torch.float32)
     assert torch.equal(read(again), read(model))
-    assert set(masks(again)) == set(masks(model))
-    blocks = sum(layer.weight.numel() for layer in block_layers(made()).values())
+    assert set(layer_masks(again)) == set(layer_masks(model))
+    blocks = sum(layer.weight.numel() for layer in decoder_block_layers(made()).values())
     rest = sum(p.numel() for p in made().parameters()) - blocks
     assert size < 4 * (rest + blocks * (0.5 + 1 / 32)) + 8192  # values, one bit for each weight, and the header
-    assert compact.layers_of(tmp_path / "compact").parameters == rest + blocks
-    compact.write_dense(again, tmp_path / "dense", torch.float32)
+    assert compact.compact_layers(tmp_path / "compact").parameters == rest + blocks
+    compact.write_dense_model(again, tmp_path / "dense", torch.float32)
     from transformers import AutoModelForCausalLM
 
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "dense", dtype=torch.float32)
     torch.testing.assert_close(read(plain), read(model))
-    assert set(masks(compact.attach_masks(plain, tmp_path / "dense"))) == set(masks(model))
+    assert set(layer_masks(compact.attach_masks(plain, tmp_path / "dense"))) == set(layer_masks(model))
 
 
 def test_a_damaged_compact_folder_is_refused(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    compact.write(pruned(), tmp_path, torch.float32)
+    compact.write_compact(pruned(), tmp_path, torch.float32)
     tensors = {name: x.clone() for name, x in load_file(tmp_path / compact.WEIGHTS).items()}
     name = "model.layers.0.mlp.up_proj.weight.bits"
     for change in ({name: tensors[name][:-1]}, {name: 255 - tensors[name] * 0}, {"more": tensors[name].clone()}):
         save_file({**tensors, **change}, tmp_path / compact.WEIGHTS)
         with pytest.raises(ModelError) as e:
-            compact.read(tmp_path, torch.float32)
+            compact.read_compact(tmp_path, torch.float32)
         assert e.value.code == "E-MODEL"
 
 
@@ -179,19 +179,19 @@ def test_factors_have_the_smallest_error_on_what_the_layer_reads() -> None:
     x_TI = torch.randn(400, 16, generator=generator).double() * torch.logspace(0, -2, 16).double()
 
     def error(gram: torch.Tensor | None) -> float:
-        left, right = factorizing.factors(weight, 4, gram, ridge=1e-12)
+        left, right = factorizing.matrix_factors(weight, 4, gram, ridge=1e-12)
         return float((x_TI @ (weight - left @ right).T).norm())
 
     best = torch.linalg.svdvals(x_TI @ weight.T)[4:].norm()
     assert error(x_TI.T @ x_TI) == pytest.approx(float(best), rel=1e-6)
     assert error(None) > 1.5 * best
-    left, right = factorizing.factors(weight, 12)
+    left, right = factorizing.matrix_factors(weight, 12)
     torch.testing.assert_close(left @ right, weight)
 
 
 def test_one_factor_trains_and_travels_like_an_adapter() -> None:
     model = made()
-    ranks = factorizing.factorize(model, 0.25)
+    ranks = factorizing.factorize_model(model, 0.25)
     before = copy.deepcopy(model.state_dict())
     model, flat = flat_of(model, TrainableSection(kind="layers", layers=["*.left.weight"]))
     assert {s.name for s in flat.spec.segments} == {f"{name}.left.weight" for name in ranks}
@@ -207,7 +207,7 @@ def test_a_narrow_model_keeps_the_heads_and_channels_with_the_largest_activation
         for block in model.model.layers:
             block.self_attn.v_proj.weight[:8] = 0.0  # The first of two heads writes nothing,
             block.mlp.up_proj.weight[::2] = 0.0  # and neither does every second channel.
-    narrow = structured.narrow(model, TEXT, 0.5)
+    narrow = structured.narrow_model(model, TEXT, 0.5)
     assert (narrow.config.num_attention_heads, narrow.config.num_key_value_heads, narrow.config.head_dim) == (1, 1, 8)
     assert narrow.config.intermediate_size == 12
     torch.testing.assert_close(read(narrow), read(model))
@@ -217,7 +217,7 @@ def test_heads_that_share_keys_go_together(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = tiny_models._of("Qwen3", **{**tiny_models.SMALL, "num_attention_heads": 4, "num_key_value_heads": 2,
                                         "head_dim": 8})().eval()  # fmt: skip
-    narrow = structured.narrow(model, TEXT, 0.5)
+    narrow = structured.narrow_model(model, TEXT, 0.5)
     assert (narrow.config.num_attention_heads, narrow.config.num_key_value_heads) == (2, 1)
     narrow.save_pretrained(tmp_path)
     assert torch.equal(read(type(model).from_pretrained(tmp_path)), read(narrow))
@@ -226,12 +226,12 @@ def test_heads_that_share_keys_go_together(tmp_path: Path) -> None:
 def test_a_shallow_model_drops_the_block_that_matters_least() -> None:
     torch.manual_seed(0)
     model = tiny_models._of("Llama", **{**tiny_models.SMALL, "num_hidden_layers": 3})().eval()
-    shallow = structured.shallow(model, TEXT, 0.67)
+    shallow = structured.shallow_model(model, TEXT, 0.67)
     assert shallow.config.num_hidden_layers == 2
     without = [
-        perplexity(structured._of_blocks(model, "model.layers", kept), TEXT) for kept in ([1, 2], [0, 2], [0, 1])
+        model_perplexity(structured._of_blocks(model, "model.layers", kept), TEXT) for kept in ([1, 2], [0, 2], [0, 1])
     ]
-    assert perplexity(shallow, TEXT) == pytest.approx(min(without))
+    assert model_perplexity(shallow, TEXT) == pytest.approx(min(without))
     assert max(without) > min(without)
     assert [block.self_attn.layer_idx for block in shallow.model.layers] == [0, 1]
 
@@ -240,24 +240,24 @@ def test_healing_brings_a_masked_model_nearer_to_its_teacher_and_leaves_zeros() 
     torch.manual_seed(0)
     teacher = tiny_models.WIDE["llama-wide"]().eval()
     model = copy.deepcopy(teacher)
-    put_masks_by(model, magnitudes(model), 0.5)
+    prune_layers(model, magnitude_scores(model), 0.5)
     counted = torch.ones_like(IDS, dtype=torch.bool)
-    before = divergence(read(model), read(teacher), counted)
-    heal(model, teacher, TEXT, HealingPlan(steps=12, batch=4, lr=3e-3, distilled=1.0))
-    assert divergence(read(model), read(teacher), counted) < 0.8 * before
-    for name, mask in masks(model).items():
+    before = distillation_divergence(read(model), read(teacher), counted)
+    heal_model(model, teacher, TEXT, HealingPlan(steps=12, batch=4, lr=3e-3, distilled=1.0))
+    assert distillation_divergence(read(model), read(teacher), counted) < 0.8 * before
+    for name, mask in layer_masks(model).items():
         assert not model.get_submodule(name).weight[~mask].any()
 
 
 @pytest.mark.parametrize(("kind", "act"), [
-    ("gpt2", lambda model: magnitudes(model)),
-    ("mixtral", lambda model: structured.narrow(model, TEXT, 0.5)),
-    ("llama", lambda model: factorizing.factorize(model, 0.999)),
+    ("gpt2", lambda model: magnitude_scores(model)),
+    ("mixtral", lambda model: structured.narrow_model(model, TEXT, 0.5)),
+    ("llama", lambda model: factorizing.factorize_model(model, 0.999)),
 ])  # fmt: skip
 def test_a_model_that_cannot_be_made_smaller_is_refused_by_name(kind: str, act) -> None:
     if kind == "llama":
         with pytest.raises(ModelError) as e:
-            factorizing.factors(torch.ones(3, 3), 1, torch.zeros(3, 3).double())
+            factorizing.matrix_factors(torch.ones(3, 3), 1, torch.zeros(3, 3).double())
     else:
         with pytest.raises(ModelError) as e:
             act(made(kind))
@@ -265,7 +265,9 @@ def test_a_model_that_cannot_be_made_smaller_is_refused_by_name(kind: str, act) 
 
 
 def test_second_moments_are_sums_over_tokens() -> None:
-    found = layer_inputs(made(), TEXT, ["model.layers.0.mlp.up_proj"], gram=True)["model.layers.0.mlp.up_proj"]
+    found = calibration_layer_inputs(made(), TEXT, ["model.layers.0.mlp.up_proj"], gram=True)[
+        "model.layers.0.mlp.up_proj"
+    ]
     assert found.gram_II is not None
     torch.testing.assert_close(found.gram_II.diagonal(), found.squares_I)
 
@@ -273,7 +275,7 @@ def test_second_moments_are_sums_over_tokens() -> None:
 def test_a_model_without_masks_stays_as_it_is() -> None:
     model = made()
     layers = dict(model.named_modules())
-    assert dict(put_masks(model).named_modules()) == layers
+    assert dict(put_layer_masks(model).named_modules()) == layers
 
 
 def test_requests_without_a_way_are_refused(tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_muon_is_refused_where_masked_weights_train() -> None:
             "trainable": section,
             "data": {"sequence_len": 32},
         }
-        check(Loaded(pruned(), None, "pruned", Path()), from_plain(asked))  # type: ignore[arg-type]
+        check_model_suits(Loaded(pruned(), None, "pruned", Path()), from_plain(asked))  # type: ignore[arg-type]
 
     with pytest.raises(RecipeError, match=r"E-COMBO: training.optimizer = \"muon\" turns whole matrices"):
         checked(kind="full")

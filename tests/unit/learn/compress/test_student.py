@@ -38,7 +38,7 @@ def parameters(model: Any) -> int:
 def test_a_size_takes_evenly_spaced_layers_of_the_teacher(teacher: Any) -> None:
     whole = parameters(teacher.model)
     each = parameters(teacher.model.model.layers[0])
-    made = student.make(teacher, str(whole - 3 * each), Path(), KEY)
+    made = student.make_student(teacher, str(whole - 3 * each), Path(), KEY)
     assert parameters(made.model) == whole - 3 * each == made.copied
     assert "layers 0, 2, 5 of the teacher's 6" in made.origin
     given = teacher.model.model.layers
@@ -48,12 +48,12 @@ def test_a_size_takes_evenly_spaced_layers_of_the_teacher(teacher: Any) -> None:
 
 
 def test_another_size_is_a_new_llama_near_it_with_the_teacher_s_vocabulary(teacher: Any) -> None:
-    made = student.make(teacher, "36K", Path(), KEY)
+    made = student.make_student(teacher, "36K", Path(), KEY)
     assert abs(parameters(made.model) - 36_000) < 0.05 * 36_000
     config = made.model.config
     assert (config.vocab_size, config.tie_word_embeddings, config.max_position_embeddings) == (300, True, 128)
     assert (config.eos_token_id, made.copied) == (0, 0)
-    again = student.make(teacher, "36k", Path(), KEY)
+    again = student.make_student(teacher, "36k", Path(), KEY)
     assert all(torch.equal(a, b) for a, b in zip(made.model.parameters(), again.model.parameters(), strict=True))
 
 
@@ -75,11 +75,11 @@ def test_a_configuration_takes_the_layers_that_fit(teacher: Any, tmp_path: Path)
     plain = {**teacher.model.config.to_dict(), "num_hidden_layers": 2}
     (tmp_path / "config.json").write_text(json.dumps(plain), encoding="utf-8")
     for place in ("config.json", "."):
-        made = student.make(teacher, place, tmp_path, KEY)
+        made = student.make_student(teacher, place, tmp_path, KEY)
         assert "layers 0, 5 of the teacher's 6" in made.origin
     narrow = {**plain, "intermediate_size": 96}
     (tmp_path / "config.json").write_text(json.dumps(narrow), encoding="utf-8")
-    made = student.make(teacher, "config.json", tmp_path, KEY)
+    made = student.make_student(teacher, "config.json", tmp_path, KEY)
     assert 0 < made.copied < parameters(made.model)
     assert "no layer of the teacher" in made.origin
 
@@ -88,14 +88,14 @@ def test_lists_with_an_entry_for_each_layer_are_shortened() -> None:
     from transformers import Qwen2Config
 
     config = Qwen2Config(num_hidden_layers=4, layer_types=["full_attention", "sliding_attention"] * 2)
-    made = student.shortened(config, [0, 3])
+    made = student.shortened_config(config, [0, 3])
     assert made.layer_types == ["full_attention", "sliding_attention"]
     assert (made.num_hidden_layers, config.num_hidden_layers) == (2, 4)
 
 
 def test_a_trained_student_keeps_its_weights(teacher: Any, tmp_path: Path) -> None:
     own = tiny_model.save(tmp_path / "own")
-    made = student.make(teacher, "own", tmp_path, KEY)
+    made = student.make_student(teacher, "own", tmp_path, KEY)
     assert made.copied == 0
     assert torch.equal(made.model.lm_head.weight, load(str(own), Path()).model.lm_head.weight)
 
@@ -115,7 +115,7 @@ def test_students_of_other_tokens_are_refused_by_name(teacher: Any, tmp_path: Pa
         ("small", "neither"),
     ):
         with pytest.raises(EdgewiseError, match=words) as e:
-            student.make(teacher, to, tmp_path, KEY)
+            student.make_student(teacher, to, tmp_path, KEY)
         assert e.value.code == "E-DISTILL"
 
 
@@ -123,5 +123,5 @@ def test_students_of_other_tokens_are_refused_by_name(teacher: Any, tmp_path: Pa
 def test_other_architectures_give_their_layers(name: str, tmp_path: Path) -> None:
     teacher = load(str(tiny_models.save(name, tmp_path / name)), Path())
     one = sum(p.numel() for n, p in teacher.model.named_parameters() if ".1." not in n)
-    made = student.make(teacher, str(one), Path(), KEY)
+    made = student.make_student(teacher, str(one), Path(), KEY)
     assert parameters(made.model) == one == made.copied

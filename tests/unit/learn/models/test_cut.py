@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from edgewise.core.errors import ModelError
 from edgewise.learn.models.architecture import logits
-from edgewise.learn.models.cut import check_cut, cut, cut_modules, tied, untied
+from edgewise.learn.models.cut import check_cut, cut_model, cut_modules, is_head_tied, untied_head
 
 SMALL = {**tiny_models.SMALL, "num_hidden_layers": 3}
 KINDS = {
@@ -65,14 +65,14 @@ def handed_over(parts, *context):
 def test_loss_and_gradients_are_those_of_the_whole_model_at_every_cut(kind, shape, context):
     model = made(kind)
     if shape == "head":
-        untied(model)
+        untied_head(model)
     more = dict(zip(("position_ids", "attention_mask"), context, strict=False))
     expected = loss(model(input_ids=IDS, use_cache=False, **more).logits, more.get("attention_mask"))
     expected.backward()
     truth = gradients(model)
     for block in range(3):
         model.zero_grad()
-        found = handed_over(cut(model, block, shape), *context)
+        found = handed_over(cut_model(model, block, shape), *context)
         torch.testing.assert_close(found, expected.detach())
         torch.testing.assert_close(gradients(model), truth, rtol=1e-4, atol=1e-6)
 
@@ -82,7 +82,7 @@ def test_each_parameter_is_on_one_side_and_adapters_stay_with_their_block(shape)
     from peft import LoraConfig, get_peft_model
 
     adapted = get_peft_model(made("llama"), LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")).eval()
-    parts = cut(adapted, 1, shape)
+    parts = cut_model(adapted, 1, shape)
     here, there = parts.sides(adapted)
     assert len(here) + len(there) == len(list(adapted.named_parameters()))
     assert "model.layers.0.self_attn.q_proj.lora_A.weight" in here
@@ -94,25 +94,25 @@ def test_each_parameter_is_on_one_side_and_adapters_stay_with_their_block(shape)
 def test_a_tied_head_goes_to_the_server_only_as_a_tensor_of_its_own():
     model = made("llama-tied")
     with pytest.raises(ModelError, match="embedding itself") as refused:
-        cut(model, 1, "head")
+        cut_model(model, 1, "head")
     assert refused.value.code == "E-CUT"
     before = logits(model, IDS)
-    untied(model)
-    assert not tied(model)
-    torch.testing.assert_close(cut(model, 1, "head").whole(IDS), before)
+    untied_head(model)
+    assert not is_head_tied(model)
+    torch.testing.assert_close(cut_model(model, 1, "head").whole(IDS), before)
 
 
 @pytest.mark.parametrize("block", [-1, 3])
 def test_a_cut_that_does_not_exist_is_refused(block):
     with pytest.raises(ModelError, match="from 0 to 2") as refused:
-        cut(made("llama"), block, "U")
+        cut_model(made("llama"), block, "U")
     assert refused.value.code == "E-CUT"
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_probe_accepts_what_the_stages_compute(kind):
     model = made(kind)
-    check_cut(model, cut(model, 1, "U"), IDS, packed=True)
+    check_cut(model, cut_model(model, 1, "U"), IDS, packed=True)
 
 
 def test_the_probe_refuses_stages_that_compute_something_else():
@@ -120,10 +120,10 @@ def test_the_probe_refuses_stages_that_compute_something_else():
     torch.manual_seed(0)
     model = tiny_models._of("Granite", **SMALL, num_key_value_heads=1, embedding_multiplier=3.0)().eval()
     with pytest.raises(ModelError, match="other logits") as refused:
-        check_cut(model, cut(model, 1, "U"), IDS)
+        check_cut(model, cut_model(model, 1, "U"), IDS)
     assert refused.value.code == "E-CUT"
     with pytest.raises(ModelError) as refused:
-        cut(tiny_models.BUILDERS["xlnet"](), 1, "U")
+        cut_model(tiny_models.BUILDERS["xlnet"](), 1, "U")
     assert refused.value.code == "E-CUT"
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from edgewise.codecs.project.products import adapted as adapted_matrices
+from edgewise.codecs.project.products import product_matrices as adapted_matrices
 from edgewise.codecs.select.segments import factor_groups, factors
 from edgewise.core.errors import CompositionError, ModelError, RecipeError
 from edgewise.core.factors import columns, fold
@@ -17,8 +17,8 @@ from edgewise.core.memory import Memory
 from edgewise.core.payload import Payload
 from edgewise.core.space import Quorum, Space
 from edgewise.core.vector import Spec
-from edgewise.learn.models.adapters import trainable
-from edgewise.learn.models.between import take_out
+from edgewise.learn.models.adapters import make_trainable
+from edgewise.learn.models.between import take_out_between
 from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.train import fit
 from edgewise.plan.catalogue import BUILT_IN
@@ -40,7 +40,9 @@ def model() -> nn.Module:
 
 
 def adapted(rule: str, key: int = 0, rank: int = 4):
-    return trainable(model(), TrainableSection(kind="lora", rule=rule, rank=rank, alpha=8.0), root(key), torch.float32)
+    return make_trainable(
+        model(), TrainableSection(kind="lora", rule=rule, rank=rank, alpha=8.0), root(key), torch.float32
+    )
 
 
 def test_modules_train_whole_beside_adapters_and_begin_as_they_are():
@@ -50,7 +52,7 @@ def test_modules_train_whole_beside_adapters_and_begin_as_they_are():
     ids = torch.arange(8)[None]
     with torch.no_grad():
         before = model()(input_ids=ids).logits
-    wrapped, flat = trainable(model(), section, root(0), torch.float32)
+    wrapped, flat = make_trainable(model(), section, root(0), torch.float32)
     whole = {s.name: p for s, p in flat.pairs() if "lora_" not in s.name}
     assert set(whole) == {"model.norm.modules_to_save.weight", "lm_head.modules_to_save.weight"}
     loss = wrapped(input_ids=ids, labels=ids)
@@ -64,7 +66,7 @@ def test_modules_train_whole_beside_adapters_and_begin_as_they_are():
 
 def test_magnitudes_are_one_more_segment_and_begin_at_the_lengths_of_rows():
     section = TrainableSection(kind="lora", rule="ffa", rank=4, magnitudes=True)
-    wrapped, flat = trainable(model(), section, root(0), torch.float32)
+    wrapped, flat = make_trainable(model(), section, root(0), torch.float32)
     rows = {s.name: p for s, p in flat.pairs() if "magnitude" in s.name}
     assert len(rows) == 7
     weights = dict(model().named_parameters())
@@ -88,7 +90,7 @@ def test_a_module_that_cannot_train_whole_is_named(modules, says):
     tied.lm_head.weight = tied.model.embed_tokens.weight
     section = TrainableSection(kind="lora", rule="fedit", modules_to_save=[modules])
     with pytest.raises(ModelError, match="modules_to_save") as e:
-        trainable(tied, section, root(0), torch.float32)
+        make_trainable(tied, section, root(0), torch.float32)
     assert (e.value.code, says in f"{e.value.what} {e.value.fix}") == ("E-TARGETS", True)
 
 
@@ -177,7 +179,7 @@ REFFA = 'privacy = "none"\n[trainable]\nkind = "lora"\nrule = "reffa"\nrank = 4\
 
 def test_reffa_trains_one_adapter_after_another():
     recipe = parse(REFFA)
-    wrapped, flat = trainable(model(), recipe.trainable, root(0), torch.float32)
+    wrapped, flat = make_trainable(model(), recipe.trainable, root(0), torch.float32)
     plan = compile(recipe, flat.spec, 3, BUILT_IN)
     assert [plan.phase(r) for r in range(7)] == [0, 0, 0, 1, 1, 2, 2]
     assert [plan.turns.first(p) for p in range(3)] == [0, 3, 5]
@@ -193,7 +195,7 @@ def test_reffa_trains_one_adapter_after_another():
 def test_frozen_adapters_are_the_same_as_folded_weights():
     """Training the second adapter beside a frozen first one equals training one adapter on a base with it folded in."""
     recipe = parse(REFFA)
-    wrapped, flat = trainable(model(), recipe.trainable, root(0), torch.float32)
+    wrapped, flat = make_trainable(model(), recipe.trainable, root(0), torch.float32)
     rng, x = np.random.default_rng(1), np.zeros(flat.spec.dim, np.float32)
     for s in flat.spec.segments:
         if fold(s.name) < 2:
@@ -232,7 +234,7 @@ def test_folds_that_cannot_be(section, rounds, words):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_matrices_of_fedex_are_part_of_the_model_and_never_train(dtype):
     section = TrainableSection(kind="lora", rule="fedex", rank=4)
-    wrapped, flat = trainable(model(), section, root(0), dtype)
+    wrapped, flat = make_trainable(model(), section, root(0), dtype)
     bases = [s for s in flat.spec.segments if s.name.endswith(".base_layer.weight")]
     assert len(bases) * 3 == len(flat.spec.segments)
     assert len(adapted_matrices(flat.spec)) == len(bases)
@@ -260,7 +262,7 @@ def test_the_matrices_of_fedex_are_part_of_the_model_and_never_train(dtype):
 def test_the_mean_of_products_needs_matrices_of_their_own():
     tied = TrainableSection(kind="lora", rule="fedex", rank=4, targets=["embed_tokens"])
     with pytest.raises(ModelError, match="is of the kind Embedding, another layer"):
-        trainable(model(), tied, root(0), torch.float32)
+        make_trainable(model(), tied, root(0), torch.float32)
 
 
 def test_a_gguf_file_holds_the_adapters_of_all_folds(tmp_path):
@@ -268,7 +270,7 @@ def test_a_gguf_file_holds_the_adapters_of_all_folds(tmp_path):
     assert gguf
     from edgewise.learn.models.gguf import files
 
-    wrapped, flat = trainable(model(), parse(REFFA).trainable, root(0), torch.float32)
+    wrapped, flat = make_trainable(model(), parse(REFFA).trainable, root(0), torch.float32)
     flat.write(np.random.default_rng(0).normal(0, 0.1, flat.spec.dim).astype(np.float32))
     files.write_adapter(wrapped, tmp_path / "a.gguf", "float32", {})
     found = files.read(tmp_path / "a.gguf")
@@ -282,7 +284,7 @@ def test_a_gguf_file_holds_the_adapters_of_all_folds(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_fed_sb_trains_a_small_matrix_between_fixed_factors(dtype):
     section = TrainableSection(kind="lora", rule="fed_sb", rank=4, alpha=8.0)
-    wrapped, flat = trainable(model(), section, root(0), dtype)
+    wrapped, flat = make_trainable(model(), section, root(0), dtype)
     assert {s.shape for s in flat.spec.segments} == {(4, 4)}
     ids = torch.arange(10)[None]
     if dtype is torch.float32:  # R = 0: the model is the base
@@ -297,18 +299,20 @@ def test_fed_sb_trains_a_small_matrix_between_fixed_factors(dtype):
         flat.write(x)
         products.append(layer.get_delta_weight("default").detach().numpy())
     np.testing.assert_allclose(products[3], np.mean(products[:3], axis=0), atol=1e-5)
-    again = trainable(model(), section, root(0), dtype)[0]
+    again = make_trainable(model(), section, root(0), dtype)[0]
     assert frozen_digest(wrapped) == frozen_digest(again)
 
 
 def test_fed_sb_is_exported_as_a_plain_adapter(tmp_path):
     from peft import PeftModel
 
-    wrapped, flat = trainable(model(), TrainableSection(kind="lora", rule="fed_sb", rank=4), root(0), torch.float32)
+    wrapped, flat = make_trainable(
+        model(), TrainableSection(kind="lora", rule="fed_sb", rank=4), root(0), torch.float32
+    )
     flat.write(np.random.default_rng(0).normal(0, 0.3, flat.spec.dim).astype(np.float32))
     ids = torch.arange(10)[None]
     wanted = wrapped(input_ids=ids).logits.detach().numpy()
-    take_out(wrapped)
+    take_out_between(wrapped)
     wrapped.save_pretrained(tmp_path)
     loaded = PeftModel.from_pretrained(model(), tmp_path)
     np.testing.assert_allclose(loaded(input_ids=ids).logits.detach().numpy(), wanted, atol=1e-5)
@@ -316,6 +320,6 @@ def test_fed_sb_is_exported_as_a_plain_adapter(tmp_path):
 
 def test_fed_sb_needs_layers_that_multiply():
     with pytest.raises(ModelError, match="looks rows up instead"):
-        trainable(
+        make_trainable(
             model(), TrainableSection(kind="lora", rule="fed_sb", targets=["embed_tokens"]), root(0), torch.float32
         )

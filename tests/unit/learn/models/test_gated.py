@@ -31,12 +31,12 @@ def test_a_gate_weighs_each_token_of_the_own_adapter() -> None:
 def test_both_adapters_add_up_and_the_own_one_starts_at_nothing() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from edgewise.learn.models.adapters import trainable
+    from edgewise.learn.models.adapters import make_trainable
 
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_key_value_heads": 2}
     plain = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_hidden_layers=1, max_position_embeddings=32, **sizes))
     recipe = from_plain(DUAL)
-    _, flat = trainable(plain, recipe.trainable, bytes(32), torch.float32, "token")
+    _, flat = make_trainable(plain, recipe.trainable, bytes(32), torch.float32, "token")
     parts = own_part(recipe, flat.spec)
     assert parts is not None
     place = "model.layers.0.self_attn.q_proj."

@@ -64,7 +64,7 @@ def test_rounded_weights_are_close(dtype: str, largest: float, tmp_path: Path) -
     assert 0 < written.rounding < largest
     assert {"F32", files.TYPES[dtype]} <= set(written.types)
     before = logits(loaded.model)
-    files.load_into(loaded.model, tmp_path / "m.gguf")
+    files.load_gguf_into(loaded.model, tmp_path / "m.gguf")
     assert 0 < float((logits(loaded.model) - before).abs().max()) < 20 * largest
 
 
@@ -96,14 +96,14 @@ def test_a_file_says_where_its_model_comes_from(tmp_path: Path) -> None:
 def test_an_adapter_added_to_the_base_is_the_merged_model(name: str, modules: int, tmp_path: Path) -> None:
     """In the order of the files: W + alpha / rank B A, for q and k too."""
     from edgewise.core.keys import root
-    from edgewise.learn.models.adapters import trainable
+    from edgewise.learn.models.adapters import make_trainable
     from edgewise.learn.models.gguf import files
     from edgewise.plan.recipe.trainable import TrainableSection
 
     loaded = saved(name, tmp_path)
     write(loaded, tmp_path / "base.gguf")
     section = TrainableSection(kind="lora", rule="fedit", rank=3, alpha=6)
-    model, flat = trainable(loaded.model, section, root(0), torch.float32)
+    model, flat = make_trainable(loaded.model, section, root(0), torch.float32)
     flat.write(np.random.default_rng(0).normal(0, 0.1, flat.spec.dim).astype(np.float32))
     files.write_adapter(model, tmp_path / "adapter.gguf", "float32", {})
     write(loaded._replace(model=model.merge_and_unload()), tmp_path / "merged.gguf")

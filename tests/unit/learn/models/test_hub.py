@@ -78,7 +78,9 @@ def endpoint() -> Iterator[str]:
 
 def fetched(asked: str, cache: Path, endpoint: str, offline: str = "0") -> subprocess.CompletedProcess[str]:
     """Fetch in a process of its own: the hub's client reads its settings once."""
-    code = f"from edgewise.learn.models import hub; f = hub.fetch({asked!r}); print(f); print(hub.commit(f))"
+    code = (
+        f"from edgewise.learn.models import hub; f = hub.fetch_hub_model({asked!r}); print(f); print(hub.hub_commit(f))"
+    )
     env = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": offline}
     return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
 
@@ -98,7 +100,7 @@ def test_what_is_read_is_fetched_at_one_commit(endpoint: str, tmp_path: Path) ->
 
 
 def test_revisions_and_commits(tmp_path: Path) -> None:
-    assert hub.split("owner/name") == ("owner/name", "")
-    assert hub.split("owner/name@refs/pr/1") == ("owner/name", "refs/pr/1")
-    assert hub.commit(tmp_path / "snapshots" / ("0f" * 20)) == "0f" * 20
-    assert hub.commit(tmp_path / ("0f" * 20)) is None
+    assert hub.split_hub_name("owner/name") == ("owner/name", "")
+    assert hub.split_hub_name("owner/name@refs/pr/1") == ("owner/name", "refs/pr/1")
+    assert hub.hub_commit(tmp_path / "snapshots" / ("0f" * 20)) == "0f" * 20
+    assert hub.hub_commit(tmp_path / ("0f" * 20)) is None

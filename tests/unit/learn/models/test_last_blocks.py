@@ -14,10 +14,10 @@ from edgewise.core.errors import ModelError
 from edgewise.core.keys import root
 from edgewise.core.training import FitRequest
 from edgewise.learn.models import memory_picks
-from edgewise.learn.models.adapters import trainable
+from edgewise.learn.models.adapters import make_trainable
 from edgewise.learn.models.load import load
 from edgewise.learn.models.memory import forecast
-from edgewise.learn.models.memory_picks import picked
+from edgewise.learn.models.memory_picks import picked_memory
 from edgewise.learn.text.trainer import make
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.compile import compile
@@ -50,7 +50,7 @@ def test_only_the_last_blocks_are_in_the_vector(place, section) -> None:
     def names(**more: object) -> list[str]:
         model = load("model", place, torch.float32, "none", None).model
         made = recipe({**section, **more}).trainable
-        return [s.name for s in trainable(model, made, root(1), torch.float32)[1].spec.segments]
+        return [s.name for s in make_trainable(model, made, root(1), torch.float32)[1].spec.segments]
 
     whole = names()
     blocks = max(from_last(whole)) - (section["kind"] == "full")
@@ -92,9 +92,9 @@ def test_a_device_trains_the_blocks_that_fit_its_memory(place, monkeypatch) -> N
         return 40e6 * blocks / accumulate**0.01
 
     monkeypatch.setattr(memory_picks, "_needed", needed)
-    assert [picked(limit, asked, Path(), torch.float32).blocks for limit in (90e6, 50e6)] == [2, 1]
+    assert [picked_memory(limit, asked, Path(), torch.float32).blocks for limit in (90e6, 50e6)] == [2, 1]
     with pytest.raises(ModelError, match="E-MEMORY"):
-        picked(30e6, asked, Path(), torch.float32)
+        picked_memory(30e6, asked, Path(), torch.float32)
     trainer = make(asked, place, place / "cache")
     plan = compile(asked, trainer.spec, 2, BUILT_IN)
     number = np.repeat(from_last([s.name for s in trainer.spec.segments]), [s.size for s in trainer.spec.segments])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from edgewise.core.errors import ModelError
 from edgewise.core.keys import root
 from edgewise.learn.models import load as models
-from edgewise.learn.models.adapters import trainable
+from edgewise.learn.models.adapters import make_trainable
 from edgewise.learn.models.load import TextLoss, float32_attention, load, stored_parameters
 from edgewise.plan.recipe.trainable import TrainableSection
 
@@ -34,7 +34,7 @@ def copy(saved: Path, tmp_path: Path) -> Path:
 
 def chosen(saved: Path, frozen: torch.dtype = torch.float32, seed: int = 0, **section: object):
     rule = {"rule": "fedit"} if section.get("kind") == "lora" else {}
-    return trainable(load(str(saved), saved).model, TrainableSection(**rule, **section), root(seed), frozen)
+    return make_trainable(load(str(saved), saved).model, TrainableSection(**rule, **section), root(seed), frozen)
 
 
 def test_local_folder_relative_to_the_recipe(saved: Path) -> None:
@@ -196,7 +196,7 @@ def test_bfloat16_gradients_are_close_to_float32(saved: Path, kind: str) -> None
         if dtype is torch.bfloat16:
             float32_attention(loaded.model)
             assert loaded.model.config._attn_implementation == models.FP32_ATTENTION
-        model, flat = trainable(
+        model, flat = make_trainable(
             loaded.model, TrainableSection(kind=kind, rule="fedit" if kind == "lora" else "auto"), KEY, dtype
         )
         flat.write(flat.read() + np.float32(0.01) * (kind == "lora"))

@@ -15,7 +15,7 @@ from edgewise.core.keys import root
 from edgewise.core.training import FitRequest
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.learn.models import memory_picks
-from edgewise.learn.models.memory_picks import MemoryPick, picked
+from edgewise.learn.models.memory_picks import MemoryPick, picked_memory
 from edgewise.learn.text.trainer import make
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.recipe.recipe import Recipe, from_plain
@@ -56,7 +56,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, bool, str], float]
     [(100, 1, False, False), (60, 2, False, False), (22, 8, False, False), (16, 8, True, False), (13, 8, True, True)],
 )
 def test_the_first_settings_that_fit_are_picked(table, limit, accumulate, checkpointing, bfloat16) -> None:
-    found = picked(limit * 1e6, recipe(), Path(), torch.float32)
+    found = picked_memory(limit * 1e6, recipe(), Path(), torch.float32)
     assert found[:3] == (accumulate, checkpointing, torch.bfloat16 if bfloat16 else torch.float32)
     assert found.bytes <= limit * 1e6
 
@@ -66,9 +66,9 @@ def test_where_nothing_fits_the_error_names_what_would(table) -> None:
         r"needs 13 MB with training.accumulate = 8, training.checkpointing = true, model.precision = \"bfloat16\""
     )
     with pytest.raises(ModelError, match=rf"E-MEMORY: .*{smallest}, and the limit is 7 MB.*sequence_len = 8 \(6 MB\)"):
-        picked(7e6, recipe(), Path(), torch.float32)
+        picked_memory(7e6, recipe(), Path(), torch.float32)
     with pytest.raises(ModelError, match=r"take a smaller model; or raise the limit"):
-        picked(1e6, recipe(), Path(), torch.float32)
+        picked_memory(1e6, recipe(), Path(), torch.float32)
 
 
 def test_the_recipes_own_settings_are_no_change() -> None:
@@ -87,7 +87,7 @@ def test_limits_go_by_the_first_pattern() -> None:
 def test_a_device_with_a_limit_trains_the_same_update_in_smaller_parts(place: Path, monkeypatch) -> None:
     free = make(recipe(), place, place / "cache")
     pick = MemoryPick(8, True, torch.float32, 1e6)
-    monkeypatch.setattr(memory_picks, "picked", lambda *_: pick)
+    monkeypatch.setattr(memory_picks, "picked_memory", lambda *_: pick)
     bound = make(recipe(device_memory_mb={"phone-*": 1.0}), place, place / "cache")
     sizes: list[int] = []
     loss = type(bound.loss).__call__
@@ -113,8 +113,8 @@ def test_a_device_with_a_limit_trains_the_same_update_in_smaller_parts(place: Pa
 
 @pytest.mark.slow
 def test_real_forecasts_meet_a_limit(place: Path) -> None:
-    own = picked(1e9, recipe(), place / "model", torch.float32)
-    less = picked(own.bytes - 1, recipe(), place / "model", torch.float32)
+    own = picked_memory(1e9, recipe(), place / "model", torch.float32)
+    less = picked_memory(own.bytes - 1, recipe(), place / "model", torch.float32)
     assert own.accumulate == 1
     assert less.accumulate > 1
     assert less.bytes < own.bytes

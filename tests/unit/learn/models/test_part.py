@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from edgewise.core.errors import ModelError
 from edgewise.learn.models import quantized
-from edgewise.learn.models.cut import cut
+from edgewise.learn.models.cut import cut_model
 from edgewise.learn.models.part import load_part
 from edgewise.learn.models.weights import read_weights
 
@@ -51,14 +51,14 @@ def test_weights_without_the_prefix_of_the_model_are_found_and_missing_ones_are_
 def test_a_part_in_4_bits_has_the_codes_of_the_whole_model_and_no_more_memory(tmp_path):
     pytest.importorskip("bitsandbytes")
     folder = tiny_models.save("llama-wide", tmp_path / "llama")
-    whole = quantized.load(folder, "nf4", torch.float32)
+    whole = quantized.load_quantized(folder, "nf4", torch.float32)
     part = load_part(folder, 1, "U", "device", quantize="nf4")
-    coded, expected = quantized.layers(part.model), quantized.layers(whole)
+    coded, expected = quantized.quantized_layers(part.model), quantized.quantized_layers(whole)
     assert set(coded) == {name for name in expected if ".layers.0." in name}
     for name, layer in coded.items():
-        torch.testing.assert_close(quantized.decoded(layer), quantized.decoded(expected[name]))
+        torch.testing.assert_close(quantized.decoded_weight(layer), quantized.decoded_weight(expected[name]))
     with torch.no_grad():
-        torch.testing.assert_close(part.stages.device(IDS), cut(whole, 1, "U").device(IDS))
+        torch.testing.assert_close(part.stages.device(IDS), cut_model(whole, 1, "U").device(IDS))
     assert not {name for name, _ in part.named} & {f"{name}.weight" for name in coded}
     with pytest.raises(ModelError, match=r"E-QUANTIZE: .* is a Conv1D"):
         load_part(tiny_models.save("gpt2-wide", tmp_path / "gpt2"), 1, "U", "device", quantize="nf4")

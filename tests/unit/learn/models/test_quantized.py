@@ -17,11 +17,11 @@ import torch
 from edgewise.core.errors import ModelError, RecipeError
 from edgewise.core.keys import root
 from edgewise.learn.models import quantized
-from edgewise.learn.models.adapters import trainable
-from edgewise.learn.models.architecture import logits, probe_ids
+from edgewise.learn.models.adapters import make_trainable
+from edgewise.learn.models.architecture import logits, probe_token_ids
 from edgewise.learn.models.fingerprint import frozen_digest
 from edgewise.learn.models.load import TextLoss, load
-from edgewise.learn.training_costs import weights_bytes
+from edgewise.learn.training_costs import model_weights_bytes
 from edgewise.plan.recipe.recipe import TrainableSection, from_plain
 
 # Found, not imported: that takes 4 s in each process that collects the tests.
@@ -59,7 +59,7 @@ def evaluated(model: torch.nn.Module) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_evaluation_changes_no_gradient(folder: Path, kind: str, dtype: torch.dtype) -> None:
-    model, flat = trainable(load(str(folder), folder, dtype, kind).model, LORA, root(0), dtype)
+    model, flat = make_trainable(load(str(folder), folder, dtype, kind).model, LORA, root(0), dtype)
     before = gradients(model, flat)
     evaluated(model)
     assert torch.equal(gradients(model, flat), before)
@@ -70,9 +70,9 @@ def test_the_guard_is_what_keeps_the_gradients(folder: Path) -> None:
 
     if not has_avx512bf16():
         pytest.skip("this CPU does not repack weights")
-    model, flat = trainable(load(str(folder), folder, torch.float32, "nf4").model, LORA, root(0), torch.float32)
+    model, flat = make_trainable(load(str(folder), folder, torch.float32, "nf4").model, LORA, root(0), torch.float32)
     before = gradients(model, flat)
-    for layer in quantized.layers(model).values():
+    for layer in quantized.quantized_layers(model).values():
         layer.support_avx512bf16_for_cpu = True
     evaluated(model)
     assert float((gradients(model, flat) - before).norm()) > 0.1 * float(before.norm())
@@ -85,22 +85,22 @@ def test_logits_are_those_of_the_decoded_weights(tmp_path: Path, name: str, kind
     where = tiny_models.save(name, tmp_path)
     loaded = load(str(where), where, torch.float32, kind)
     plain = load(str(where), where, torch.float32).model
-    ids = probe_ids(loaded.tokens, 2, 32, 300)
+    ids = probe_token_ids(loaded.tokens, 2, 32, 300)
     with torch.no_grad():
         got, base = logits(loaded.model.eval(), ids), logits(plain.eval(), ids)
-        decoded = logits(quantized.load_decoded(where, kind).eval(), ids)
+        decoded = logits(quantized.load_decoded_model(where, kind).eval(), ids)
     assert float((got - decoded).abs().max()) < 1e-5 * float(base.abs().max())
     assert not torch.allclose(got, base)
-    for name, layer in quantized.layers(loaded.model).items():
+    for name, layer in quantized.quantized_layers(loaded.model).items():
         target = plain.get_submodule(name).weight
         wanted = target if isinstance(plain.get_submodule(name), torch.nn.Linear) else target.T
-        error = float((quantized.decoded(layer) - wanted).norm() / wanted.norm())
+        error = float((quantized.decoded_weight(layer) - wanted).norm() / wanted.norm())
         assert 0.05 < error < 0.12 if kind == "nf4" else 0.001 < error < 0.02
 
 
 def test_int8_logits_depend_on_no_later_token(folder: Path) -> None:
     loaded = load(str(folder), folder, torch.float32, "int8")
-    ids = probe_ids(loaded.tokens, 2, 32, 300)
+    ids = probe_token_ids(loaded.tokens, 2, 32, 300)
     ids[1, :16] = ids[0, :16]
     with torch.no_grad():
         first, second = (logits(loaded.model.eval(), ids[row : row + 1])[:, :16] for row in (0, 1))
@@ -126,7 +126,7 @@ def test_a_cached_copy_gives_the_same_model_and_a_damaged_one_is_made_again(
 
     def digest() -> str:
         model = load(str(folder), folder, torch.float32, kind, tmp_path).model
-        return frozen_digest(trainable(model, LORA, root(0), torch.float32)[0])
+        return frozen_digest(make_trainable(model, LORA, root(0), torch.float32)[0])
 
     fresh = digest()
     (weights,) = tmp_path.glob("quantized/*/model.safetensors")
@@ -162,10 +162,10 @@ def test_a_user_folder_that_cannot_be_written_ends_nothing(
 
 def test_the_frozen_digest_covers_codes_and_scales(folder: Path) -> None:
     for kind in KINDS:
-        model, _ = trainable(load(str(folder), folder, torch.float32, kind).model, LORA, root(0), torch.float32)
+        model, _ = make_trainable(load(str(folder), folder, torch.float32, kind).model, LORA, root(0), torch.float32)
         before = frozen_digest(model)
-        layer = next(iter(quantized.layers(model).values()))
-        next(t for _, t in quantized.scales(model)).view(-1)[0] += 1
+        layer = next(iter(quantized.quantized_layers(model).values()))
+        next(t for _, t in quantized.quantized_scales(model)).view(-1)[0] += 1
         assert frozen_digest(model) != before
         layer.weight.data.view(-1)[0] += 1
 
@@ -175,11 +175,11 @@ def test_sizes_are_told_without_weights(folder: Path, kind: str) -> None:
     model = load(str(folder), folder, torch.float32, kind).model
     plain = load(str(folder), folder, torch.float32).model
     assert sum(map(quantized.count, model.parameters())) == sum(p.numel() for p in plain.parameters())
-    found = quantized.layers(model)
+    found = quantized.quantized_layers(model)
     assert len(found) == 14
-    stored = sum(quantized.stored_bytes(kind, m.out_features, m.in_features) for m in found.values())
+    stored = sum(quantized.quantized_layer_bytes(kind, m.out_features, m.in_features) for m in found.values())
     rest = sum(4 * p.numel() for p in model.parameters() if p.is_floating_point())
-    assert weights_bytes(model) == stored + rest
+    assert model_weights_bytes(model) == stored + rest
 
 
 @pytest.mark.slow

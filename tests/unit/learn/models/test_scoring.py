@@ -26,7 +26,7 @@ def read(folder: Path, *rows: dict[str, Any], **columns: str) -> Any:
     from edgewise.learn.text import evaluation_rows
 
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
-    return evaluation_rows.read(folder / "rows.jsonl", columns)
+    return evaluation_rows.read_evaluation_rows(folder / "rows.jsonl", columns)
 
 
 def logp(loaded: Any, before: list[int], after: list[int]) -> float:
@@ -87,20 +87,20 @@ def test_choices_are_compared_by_their_likelihood(loaded: Any, tmp_path: Path) -
     (row,) = read(tmp_path, {"question": "the quick", "choices": choices, "answer": "i"})
     assert row.answer == 1
     wanted = [logp(loaded, [0, *ids(loaded, "the quick")], ids(loaded, f" {c}")) for c in choices]
-    found = scoring.choice_logp(loaded.model, loaded.tokens, row)
+    found = scoring.answer_logp(loaded.model, loaded.tokens, row)
     assert found == pytest.approx(wanted, rel=1e-4)
     by_byte = [one / len(c) for one, c in zip(wanted, choices, strict=True)]
-    chosen = scoring.choice(loaded.model, loaded.tokens, row)
+    chosen = scoring.likeliest_answer(loaded.model, loaded.tokens, row)
     assert chosen == (wanted.index(max(wanted)), by_byte.index(max(by_byte)))
     assert chosen[0] != chosen[1], "the short choice is the likelier one only as a whole"
 
 
 @pytest.mark.slow  # The import of rouge-score takes seconds.
 def test_figures_are_of_each_owner_and_of_all_rows(loaded: Any, tmp_path: Path) -> None:
-    from edgewise.apps.models.evaluating import EvaluationRequest, evaluate
+    from edgewise.apps.models.evaluating import EvaluationRequest, evaluate_in_use
     from edgewise.apps.models.in_use import UsedModel
     from edgewise.learn.models import scoring
-    from edgewise.learn.models.streaming import Decoding, prompt_ids, stream
+    from edgewise.learn.models.streaming import Decoding, prompt_token_ids, stream
 
     rouge = pytest.importorskip("rouge_score.rouge_scorer")
     rows = read(
@@ -111,7 +111,7 @@ def test_figures_are_of_each_owner_and_of_all_rows(loaded: Any, tmp_path: Path) 
         owner="who",
     )
     used = UsedModel(loaded, loaded.model, "tiny", {"global": lambda: None})
-    found = evaluate(used, ["global"], rows, EvaluationRequest(length=32, rouge=True, max_tokens=8))["global"]
+    found = evaluate_in_use(used, ["global"], rows, EvaluationRequest(length=32, rouge=True, max_tokens=8))["global"]
     nll = {r.where: scoring.text_loss(loaded.model, loaded.tokens, r, 32) for r in rows[:2]}
     (ann, ann_bytes), (bob, bob_bytes) = nll.values()
     together = ann.nll + bob.nll
@@ -122,9 +122,9 @@ def test_figures_are_of_each_owner_and_of_all_rows(loaded: Any, tmp_path: Path) 
     assert (
         found["all"]["accuracy"]
         == found["bob"]["accuracy"]
-        == float(scoring.choice(loaded.model, loaded.tokens, rows[2])[0] == 1)
+        == float(scoring.likeliest_answer(loaded.model, loaded.tokens, rows[2])[0] == 1)
     )
-    ids = prompt_ids(loaded.tokens, "for i in")
+    ids = prompt_token_ids(loaded.tokens, "for i in")
     said = stream(loaded.model, loaded.tokens, ids, Decoding(8, 0.0), lambda piece: None).text
     score = rouge.RougeScorer(["rougeL"]).score("range(10): print", said)["rougeL"].fmeasure
     assert found["all"]["rouge_l"] == found["ann"]["rouge_l"] == score
@@ -155,10 +155,10 @@ def test_a_csv_file_and_a_plain_text_are_read(tmp_path: Path) -> None:
     from edgewise.learn.text import evaluation_rows
 
     (tmp_path / "a.csv").write_text('q,choices,answer\nwhy?,"[""x"", ""y""]",1\n', encoding="utf-8")
-    (row,) = evaluation_rows.read(tmp_path / "a.csv", {"question": "q"})
+    (row,) = evaluation_rows.read_evaluation_rows(tmp_path / "a.csv", {"question": "q"})
     assert (row.prompt, row.choices, row.answer, row.owner) == ("why?", ("x", "y"), 1, "all")
     (tmp_path / "b.txt").write_text("two\nlines", encoding="utf-8")
-    assert [r.text for r in evaluation_rows.read(tmp_path / "b.txt", {})] == ["two\nlines"]
+    assert [r.text for r in evaluation_rows.read_evaluation_rows(tmp_path / "b.txt", {})] == ["two\nlines"]
     with pytest.raises(EdgewiseError, match="is not a column") as e:
-        evaluation_rows.read(tmp_path / "a.csv", {"text": "body"})
+        evaluation_rows.read_evaluation_rows(tmp_path / "a.csv", {"text": "body"})
     assert e.value.code == "E-DATA-COLUMN"

@@ -24,7 +24,7 @@ def stream(loaded: Any, prompt: str = PROMPT, **settings: Any) -> Any:
     from edgewise.learn.models import streaming
 
     pieces: list[str] = []
-    ids, more = streaming.prompt_ids(loaded.tokens, prompt), settings.pop("ends", ())
+    ids, more = streaming.prompt_token_ids(loaded.tokens, prompt), settings.pop("ends", ())
     answer = streaming.stream(
         loaded.model, loaded.tokens, ids, streaming.Decoding(**settings), pieces.append, ends=more
     )
@@ -34,9 +34,9 @@ def stream(loaded: Any, prompt: str = PROMPT, **settings: Any) -> Any:
 
 def test_the_likeliest_tokens_are_those_of_a_model_without_a_cache(loaded: Any) -> None:
     from edgewise.learn.models.architecture import logits
-    from edgewise.learn.models.streaming import prompt_ids
+    from edgewise.learn.models.streaming import prompt_token_ids
 
-    ids = prompt_ids(loaded.tokens, PROMPT)
+    ids = prompt_token_ids(loaded.tokens, PROMPT)
     assert ids[0] == loaded.tokens.start, "a document begins with this token in training"
     answer = stream(loaded, temperature=0, max_tokens=20)
     with torch.no_grad():
@@ -55,9 +55,9 @@ def test_a_seed_decides_the_draws_and_leaves_torch_alone(loaded: Any) -> None:
 
 
 def test_an_answer_ends_at_a_token_that_ends_it(loaded: Any) -> None:
-    from edgewise.learn.models.streaming import prompt_ids
+    from edgewise.learn.models.streaming import prompt_token_ids
 
-    first = int(loaded.model(torch.tensor([prompt_ids(loaded.tokens, PROMPT)])).logits[0, -1].argmax())
+    first = int(loaded.model(torch.tensor([prompt_token_ids(loaded.tokens, PROMPT)])).logits[0, -1].argmax())
     answer = stream(loaded, temperature=0, ends=[first])
     assert (answer.text, answer.tokens, answer.ended) == ("", 1, "end")
 
@@ -84,7 +84,7 @@ def test_ctrl_c_ends_the_answer_and_keeps_its_beginning(loaded: Any) -> None:
         if len(pieces) == 3:
             raise KeyboardInterrupt
 
-    ids = streaming.prompt_ids(loaded.tokens, PROMPT)
+    ids = streaming.prompt_token_ids(loaded.tokens, PROMPT)
     answer = streaming.stream(loaded.model, loaded.tokens, ids, streaming.Decoding(temperature=0), show)
     assert (answer.ended, answer.text) == ("interrupted", "".join(pieces))
 

@@ -16,13 +16,13 @@ from edgewise.learn.text.blocks import Blocks, BlockStore, build, predictions
 from edgewise.learn.text.corpus import Document
 from edgewise.learn.text.corpus import load as load_corpus
 from edgewise.learn.text.counts import Counts
-from edgewise.learn.text.tokens import Tokens, _text_parts, load
+from edgewise.learn.text.tokens import Tokens, _text_parts, load_tokenizer
 from edgewise.plan.recipe.recipe import DataSection
 
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
-    return load(tiny_model.save(tmp_path_factory.mktemp("model")))
+    return load_tokenizer(tiny_model.save(tmp_path_factory.mktemp("model")))
 
 
 def section(**more: object) -> DataSection:

@@ -16,7 +16,7 @@ from edgewise.core.keys import root
 from edgewise.learn.text.blocks import Blocks, BlockStore
 from edgewise.learn.text.corpus import load
 from edgewise.learn.text.counts import Counts
-from edgewise.learn.text.messages import messages, pack
+from edgewise.learn.text.messages import chat_messages, pack_chat
 from edgewise.learn.text.tokens import Tokens
 from edgewise.plan.recipe.recipe import DataSection, from_plain
 
@@ -124,7 +124,7 @@ def test_what_the_template_refuses_is_refused_with_its_place(tmp_path: Path, fol
 
 def test_chats_without_an_answer_or_behind_the_limit_are_counted(tmp_path: Path, folder: Path) -> None:
     t = tokens(folder)
-    size = len(t.template.rows(pack([ASK, ANSWER])[0], "x")[0].ids)  # type: ignore[union-attr]
+    size = len(t.template.rows(pack_chat([ASK, ANSWER])[0], "x")[0].ids)  # type: ignore[union-attr]
     chats = [[ASK], [ASK, ANSWER], [ASK, ANSWER, AGAIN], [ASK, ANSWER], [ASK, ANSWER]]
     b = blocks(tmp_path, t, chats, max_tokens=3 * size - 2)
     counts = Counts(*map(int, b.counts))
@@ -137,7 +137,7 @@ def test_a_long_chat_says_what_is_out_of_sight(tmp_path: Path, folder: Path) -> 
     t = tokens(folder)
     long = {"role": "assistant", "content": "the lazy dog " * 20}
     counts = Counts(*map(int, blocks(tmp_path, t, [[ASK, long], [ASK, ANSWER]], sequence_len=32).counts))
-    row = t.template.rows(pack([ASK, long])[0], "x")[0]  # type: ignore[union-attr]
+    row = t.template.rows(pack_chat([ASK, long])[0], "x")[0]  # type: ignore[union-attr]
     assert (counts.answers, counts.answers_short) == (1, 1)
     assert counts.answer_tokens == int(row.learnt.sum())
     assert (
@@ -182,7 +182,7 @@ def test_a_model_without_a_template_and_keys_that_exclude_each_other(tmp_path: P
 def answers(t: Tokens, chat: list[Any], tools: list[Any] | None = None, last: bool = False) -> list[str]:
     """The learnt stretches of a chat, as text."""
     out: list[list[int]] = [[]]
-    for row in t.template.rows(pack(messages(chat, "talk", "t"), tools, last)[0], "t", last):  # type: ignore[union-attr]
+    for row in t.template.rows(pack_chat(chat_messages(chat, "talk", "t"), tools, last)[0], "t", last):  # type: ignore[union-attr]
         for token, learnt in zip(row.ids, row.learnt, strict=True):
             out = [*out[:-1], [*out[-1], int(token)]] if learnt else [*out, []] if out[-1] else out
     return [t._backend.decode(ids, skip_special_tokens=False) for ids in out if ids]
@@ -215,10 +215,10 @@ def test_tools_and_their_calls_are_rendered_and_calls_are_learnt(folder: Path) -
     ]  # fmt: skip
     assert answers(t, shared) == wanted
     tool = {"type": "function", "function": {"name": "add", "description": "the sum"}}
-    (row,) = t.template.rows(pack(messages(chat, "talk", "t"), [tool])[0], "t")  # type: ignore[union-attr]
+    (row,) = t.template.rows(pack_chat(chat_messages(chat, "talk", "t"), [tool])[0], "t")  # type: ignore[union-attr]
     assert "the sum" in t._backend.decode(row.ids.tolist(), skip_special_tokens=False)
     with pytest.raises(DataError, match="tool 1 spells"):
-        t.template.rows(pack(messages(chat, "talk", "t"), [{"name": "<|pad|>"}])[0], "t")  # type: ignore[union-attr]
+        t.template.rows(pack_chat(chat_messages(chat, "talk", "t"), [{"name": "<|pad|>"}])[0], "t")  # type: ignore[union-attr]
 
 
 def test_other_ways_to_write_a_chat_are_the_same_chat(tmp_path: Path, folder: Path) -> None:
@@ -232,7 +232,7 @@ def test_other_ways_to_write_a_chat_are_the_same_chat(tmp_path: Path, folder: Pa
     bare = [{**ASK, "tool_calls": None, "name": None}, {**ANSWER, "tool_calls": None}]
     for chat in (plain, parts, shared, bare):
         assert answers(t, chat) == ["jumps over<|endoftext|>"]
-    assert messages(shared, "talk", "t") == messages(bare, "talk", "t") == plain
+    assert chat_messages(shared, "talk", "t") == chat_messages(bare, "talk", "t") == plain
     rows = [{"who": "a", "ask": [ASK], "say": [ANSWER], "q": "the quick fox", "more": "", "a": "jumps over"}] * 3
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
 
@@ -259,7 +259,7 @@ def test_a_model_in_use_is_asked_as_in_training(folder: Path, template: str) -> 
     """The tokens before an answer, and the token at which the answer ends, are those of the row."""
     used = tokens(folder, template).template
     assert used is not None
-    (row,) = used.rows(pack([ASK, ANSWER])[0], "row")
+    (row,) = used.rows(pack_chat([ASK, ANSWER])[0], "row")
     asked, ends = used.asked([ASK]), used.ends()
     at = int(row.learnt.argmax())
     assert asked == row.ids[:at].tolist()

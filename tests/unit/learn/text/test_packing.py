@@ -13,7 +13,7 @@ import torch
 
 from edgewise.core.errors import ModelError, RecipeError
 from edgewise.learn.models.isolated import check_isolated
-from edgewise.learn.models.load import TextLoss, load, positions
+from edgewise.learn.models.load import TextLoss, load, token_positions
 from edgewise.learn.text.blocks import Blocks, build
 from edgewise.learn.text.corpus import Document
 from edgewise.learn.text.marks import unmarked
@@ -77,7 +77,7 @@ def test_an_architecture_that_cannot_is_refused(name: str, tmp_path: Path) -> No
 
 def test_positions_begin_anew_and_marks_come_off() -> None:
     begins = torch.tensor([[False, False, True, False, True, True, False]])
-    assert positions(begins).tolist() == [[0, 1, 0, 1, 0, 0, 1]]
+    assert token_positions(begins).tolist() == [[0, 1, 0, 1, 0, 0, 1]]
     shared, joined = (blocks(packing, ROWS, prompt="prompt").train_NS for packing in ("isolated", "joined"))
     marked = np.where(shared < 0, ~shared, shared) >> 30
     assert marked.sum() == 4  # The last row is held out.

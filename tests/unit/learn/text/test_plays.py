@@ -14,7 +14,7 @@ from docs.blocks import ROOT
 from edgewise.core.errors import RecipeError
 from edgewise.core.keys import root
 from edgewise.learn.text import corpus
-from edgewise.learn.text.sources import find
+from edgewise.learn.text.sources import find_documents
 from edgewise.plan.recipe import recipe as recipes
 from edgewise.plan.recipe.data import DataSection
 
@@ -41,7 +41,7 @@ def test_each_character_is_a_device_with_its_own_lines(tmp_path: Path) -> None:
     spoken = [d.text for d in found.documents("WARWICK")]
     assert len(spoken) == 98
     assert spoken[0] == "I wonder how the king escaped our hands."
-    assert find(section, tmp_path, tmp_path / "cache").owners == found.devices
+    assert find_documents(section, tmp_path, tmp_path / "cache").owners == found.devices
 
 
 def test_the_public_text_is_of_other_characters(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_text_is_counted_by_hand(tmp_path: Path) -> None:
     assert (r["train_tokens"], r["held_tokens"]) == (ann_train + bob_train + cyd + eve, ann_held + bob_held)
     assert r["cannot"] == {"too_little": 0, "unreadable": 1, "no_holdout": 2}
     assert r["example"].startswith("dan: dan/1.txt@0: not text (it has NUL bytes). Fix: keep only text")
-    lines = dict(said.rows(r))
+    lines = dict(said.data_read_rows(r))
     assert lines["files"] == "7 read; left out: empty files (1)"
     assert lines["not UTF-8"] == "5 bad bytes became U+FFFD in the text"
     assert lines["held out"] == "the last 10 % of each file"
@@ -90,7 +90,7 @@ def test_prompts_are_counted_by_hand(tmp_path: Path) -> None:
     assert (t["answers"], t["answers_short"]) == (3, 2)
     assert (t["answer_tokens"], t["tokens_short"], t["tokens_blind"]) == (3 + 11 + 4, 7 + 4, 7)
     assert r["train_tokens"] == 18
-    lines = dict(said.rows(r))
+    lines = dict(said.data_read_rows(r))
     assert lines["prompts"].startswith(
         "67 % of the answers (2 of 3) see less than their whole prompt: 61 % of all their"
     )
@@ -104,14 +104,14 @@ def test_nothing_left_out_is_nothing_said(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("o,text,at\n" + "a,some words,1\n" * 9)
     r = read(tmp_path, source="csv", path="t.csv", owner="o", time="at")
     assert said.notes(r) == []
-    assert [name for name, _ in said.rows(r)] == ["files", "rows", "tokens", "held out"]
-    assert dict(said.rows(r))["held out"] == "the last 10 % of each device's rows by `at`"
+    assert [name for name, _ in said.data_read_rows(r)] == ["files", "rows", "tokens", "held out"]
+    assert dict(said.data_read_rows(r))["held out"] == "the last 10 % of each device's rows by `at`"
 
 
 def test_pieces_of_files_say_what_the_hold_out_is(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a line of words\n" * 400)
     r = read(tmp_path, source="text", path="t.txt", partition="iid", devices=2)
-    assert dict(said.rows(r))["held out"].endswith("the device trains on the beginning of the same piece")
+    assert dict(said.data_read_rows(r))["held out"].endswith("the device trains on the beginning of the same piece")
 
 
 @pytest.mark.slow
@@ -122,7 +122,7 @@ def test_of_many_devices_some_are_counted(tmp_path: Path, most_bytes: int, exami
     r = read(tmp_path, most_bytes, source="jsonl", path="t.jsonl", owner="o")
     assert (r["devices"], r["examined"], r["rows"]["read"]) == (MOST_DEVICES + 1, examined, MOST_DEVICES + 1)
     assert r["text"]["characters"] == 40 * examined
-    assert dict(said.rows(r))["tokens"].endswith(f"on {examined} of the devices")
+    assert dict(said.data_read_rows(r))["tokens"].endswith(f"on {examined} of the devices")
 
 
 def test_documents_that_are_left_out_one_by_one_are_counted(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_documents_that_are_left_out_one_by_one_are_counted(tmp_path: Path) -> N
     for _ in range(2):
         r = reading(corpus, section, store.open)
         assert (r["unread_documents"], r["cannot"]["unreadable"]) == (2, 0)
-    assert dict(said.rows(r))["unread"] == "2 documents cannot be read and are left out"
+    assert dict(said.data_read_rows(r))["unread"] == "2 documents cannot be read and are left out"
 
 
 def test_a_device_that_the_limit_leaves_nothing_says_so(tmp_path: Path) -> None:
@@ -166,7 +166,9 @@ def test_owners_that_look_alike_are_told(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("".join(json.dumps({"who": o, "text": "some words"}) + "\n" for o in owners))
     r = read(tmp_path, source="jsonl", path="t.jsonl", owner="who")
     assert (r["devices"], r["alike"]) == (7, {"names": 5, "example": ["ANN", "Ann ", "ann"]})
-    assert "5 devices differ from another one" in dict(said.rows(r))["names"]
+    assert "5 devices differ from another one" in dict(said.data_read_rows(r))["names"]
     assert any("'ANN', 'Ann ' and 'ann'" in note for note in said.notes(r))
-    assert "names" not in dict(said.rows({key: value for key, value in r.items() if key != "alike"})), "an older run"
-    assert "names" not in dict(said.rows(read(tmp_path, source="jsonl", path="t.jsonl", owner="text")))
+    assert "names" not in dict(said.data_read_rows({key: value for key, value in r.items() if key != "alike"})), (
+        "an older run"
+    )
+    assert "names" not in dict(said.data_read_rows(read(tmp_path, source="jsonl", path="t.jsonl", owner="text")))

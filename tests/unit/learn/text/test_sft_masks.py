@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from edgewise.learn.text.blocks import build
 from edgewise.learn.text.corpus import Document
-from edgewise.learn.text.messages import pack
+from edgewise.learn.text.messages import pack_chat
 from edgewise.learn.text.tokens import Tokens
 from edgewise.plan.recipe.data import DataSection
 
@@ -37,7 +37,7 @@ def own(row: dict[str, Any], template: str) -> tuple[list[int], list[int]]:
     else:
         chat = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
         section = DataSection(**keys, messages="messages", answers="all" if "messages" in row else "last")
-        document = Document("row", *pack(chat, row.get("tools"), section.answers == "last"))
+        document = Document("row", *pack_chat(chat, row.get("tools"), section.answers == "last"))
     (ids,) = build([document], tokens(template), section, cut_each=False).train_NS
     ids = ids[: int(np.flatnonzero(ids >= 0)[-1]) + 1]
     return np.where(ids < 0, ~ids, ids).tolist(), (ids >= 0).astype(int).tolist()

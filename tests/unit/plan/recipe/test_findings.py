@@ -63,7 +63,7 @@ FOUND = [
 
 def faults(text: str) -> tuple[Fault, ...]:
     with pytest.raises(RecipeError) as e:
-        loading.build(tomllib.loads(text), BUILT_IN, Origin("mine.toml", text))
+        loading.build_checked_recipe(tomllib.loads(text), BUILT_IN, Origin("mine.toml", text))
     assert "Input should" not in str(e.value), "no sentence of the validator's"
     return e.value.faults
 

@@ -102,7 +102,7 @@ def test_a_recipe_is_refused_with_a_code_or_explained(plain: dict[str, Any], pop
     # The refusal is the point: any other exception fails the test. No model is needed for what is refused early.
     early = None
     try:
-        loading.build(plain, BUILT_IN, Origin("fuzzed"))
+        loading.build_checked_recipe(plain, BUILT_IN, Origin("fuzzed"))
     except RecipeError as e:
         early = e
     assert "Input should" not in str(early), "no sentence of the validator's"

@@ -1,7 +1,7 @@
 """Write a model or an adapter as a GGUF file, and compare the file with the model through the reference reader.
 
     write_model(model, folder_of_the_base, Path("model.gguf"), "q8_0", {"general.name": "plays"})
-    load_into(model, Path("model.gguf"))                    # the model has the file's rounded numbers
+    load_gguf_into(model, Path("model.gguf"))                    # the model has the file's rounded numbers
 
 Rows of a matrix are never transposed but for GPT-2, whose matrices transformers keeps as [in, out].
 """
@@ -22,7 +22,7 @@ from edgewise.core.vector import Array
 from edgewise.learn.models.architecture import sizes
 from edgewise.learn.models.gguf import architectures, vocabulary
 from edgewise.learn.models.gguf.architectures import FLOAT32, KnownArchitecture
-from edgewise.learn.models.modules import plain_name
+from edgewise.learn.models.modules import plain_parameter_name
 
 TYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16", "q8_0": "Q8_0"}
 Q8_BLOCK = 32  # Q8_0 has a scale for so many numbers of a row.
@@ -55,7 +55,7 @@ def write_model(
     writer = _writer(path, known, facts)
     writer.add_type(gguf.GGUFType.MODEL)
     architectures.write_settings(writer, known)
-    vocabulary.write(writer, tokenizer, sizes(model).vocabulary)
+    vocabulary.write_gguf_vocabulary(writer, tokenizer, sizes(model).vocabulary)
     writer.add_file_type(_file_type(dtype))
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     return _written(writer, path, {**dict(known.tensor(*one) for one in _parameters(model)), **known.extra()}, dtype)
@@ -145,7 +145,7 @@ def _factors(model: Any) -> tuple[dict[str, tuple[Array, Array]], float]:
             [side[n].weight.detach().float().numpy() for n in module.lora_A] for side in (module.lora_A, module.lora_B)
         ]
         a, b = np.concatenate(each[0]), np.concatenate(each[1], axis=1)
-        found[plain_name(name)] = a, b, float(module.scaling["default"]) * b.shape[1]
+        found[plain_parameter_name(name)] = a, b, float(module.scaling["default"]) * b.shape[1]
     head = [name for name in found if name.endswith(("lm_head", "embed_tokens", "wte"))]
     if head:
         what = f"llama.cpp applies no adapter to {head[0]}, which may be tied to another matrix."
@@ -165,7 +165,7 @@ def read(path: Path) -> dict[str, Array]:
     return found
 
 
-def load_into(model: nn.Module, path: Path) -> None:
+def load_gguf_into(model: nn.Module, path: Path) -> None:
     """Give a model the parameters of its file, rounded as they are there."""
     known, tensors = architectures.recognised_architecture(model.config), read(path)
     with torch.no_grad():

@@ -23,7 +23,7 @@ PATTERNS = {  # The pattern of a Split before ByteLevel -> its name in llama.cpp
 NO_SPLIT = "gpt-2"  # ByteLevel with its own pattern.
 
 
-def write(writer: Any, folder: Path, size: int) -> None:
+def write_gguf_vocabulary(writer: Any, folder: Path, size: int) -> None:
     """Write a model's tokenizer with a ``gguf.GGUFWriter``.
 
     Args:
@@ -75,7 +75,7 @@ def pretokenizer(plain: Any) -> str:
     Args:
         plain: the content of tokenizer.json.
     Raises:
-        EdgewiseError: E-EXPORT as ``write``.
+        EdgewiseError: E-EXPORT as ``write_gguf_vocabulary``.
     """
     normalizer = (plain.get("normalizer") or {}).get("type")
     steps = plain.get("pre_tokenizer") or {}

@@ -6,7 +6,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from alembic import op
 
-from edgewise.drivers.http.identity import fingerprint
+from edgewise.drivers.http.identity import key_fingerprint
 
 revision = "0004"
 down_revision = "0003"
@@ -29,5 +29,5 @@ def upgrade() -> None:
         roster = folder / "blobs" / str((json.loads(facts).get("instance") or {}).get("roster", ""))
         if roster.is_file():
             raw = roster.read_bytes()
-            names = {fingerprint(raw[at : at + KEY_BYTES]) for at in range(0, len(raw), KEY_BYTES)}
+            names = {key_fingerprint(raw[at : at + KEY_BYTES]) for at in range(0, len(raw), KEY_BYTES)}
             op.bulk_insert(made, [{"device": name, "run": run} for name in names])
