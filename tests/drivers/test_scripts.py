@@ -70,7 +70,9 @@ def test_a_module_that_is_not_the_runs_is_refused_by_name() -> None:
 
 
 def task_of(
-    overrides: dict[str, Any], end: dict[str, Any] | None = None, left: FramesThatLeft = FramesThatLeft()
+    overrides: dict[str, Any],
+    end: dict[str, Any] | None = None,
+    left: FramesThatLeft = FramesThatLeft(),  # noqa: B008
 ) -> Task:
     """A task of round 0, and what the server and the record say of it."""
     recipe = from_plain({**RECIPE, **overrides})

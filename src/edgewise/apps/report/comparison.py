@@ -237,7 +237,9 @@ def show_comparison(console: Console, found: Mapping[str, Any]) -> None:
         console.print(Text("* not complete", "dim"))
     by_run = {
         "own metrics, latest mean over devices": metric_rows(found),
-        "settings that differ": [(key, list(map(setting_in_words, values))) for key, values in found["settings"].items()],
+        "settings that differ": [
+            (key, list(map(setting_in_words, values))) for key, values in found["settings"].items()
+        ],
     }
     for title, rows in by_run.items():
         if rows:

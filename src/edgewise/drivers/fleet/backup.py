@@ -1,7 +1,7 @@
 """Backup and restore of a server's folder. A backup can be made while the server runs.
 
-    back_up_server(folder, to)            server.db as of one moment, the keys, and the files of each run that its
-    database names restore_server(backup, folder)     another folder, for a server that begins a new epoch
+    save(folder, to)            server.db as of one moment, the keys, and the files of each run that its database names
+    restore(backup, folder)     another folder, for a server that begins a new epoch
 
 A backup holds no frames and no keys of rounds, because a copy must not preserve what a round's end destroys. So rounds
 that were open are over in a restored server. The restored server does not know what was released and charged after the

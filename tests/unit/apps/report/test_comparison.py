@@ -80,13 +80,13 @@ def test_own_metrics_are_compared_on_the_screen_and_on_the_page(folder: Path) ->
         with run_dirs.opened(Path("runs/slow")) as store:
             each = {"d0": mean - 0.125, "d1": mean + 0.125}
             store.append(events.OwnMeasured(round=round, model="federated", metrics={"<accuracy>": each}))
-    found = comparison.build([Path("runs/plain"), Path("runs/slow")])
+    found = comparison.build_comparison([Path("runs/plain"), Path("runs/slow")])
     plain, slow = (row["metrics"] for row in found["runs"])
     assert (plain, slow) == ({}, {"<accuracy>": [{"played": 5, "mean": 0.25}, {"played": 10, "mean": 0.75}]})
     assert comparison.metric_rows(found) == [("<accuracy>", ["–", "0.75"])]
     shown = call("runs/plain", "runs/slow").stdout
     assert re.search(r"<accuracy> +– +0\.75", shown)
-    page = comparison_page.page(found)
+    page = comparison_page.comparison_page(found)
     assert "<accuracy>" not in page
     assert page.count("&lt;accuracy&gt; by rounds played") >= 1
     assert "own metrics" not in call("runs/plain", "runs/plain").stdout
