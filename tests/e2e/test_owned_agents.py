@@ -83,7 +83,9 @@ def test_a_limit_of_the_owner_holds_in_the_agent(
     home = owned(server, tmp_path / "home", OPEN + text)
     run = submitted(server, admin, **{"round.rounds": 2, "round.minimum": 0.1, "round.deadline_s": 5.0})
     with working(home):
-        reason = seen(lambda: next((row.reason for row in record.device_record_lines(home) if said in (row.reason or "")), ""))
+        reason = seen(
+            lambda: next((row.reason for row in record.device_record_lines(home) if said in (row.reason or "")), "")
+        )
         assert reason.partition(":")[0] == ("E-OWNER" if "today" in said else "E-FLOOR")
         admin.call("POST", f"/v1/runs/{run}/cancel")
     updates = [kind for kind in kinds(home) if kind.startswith("update")]
