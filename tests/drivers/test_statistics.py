@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgewise.apps.simulate import statistics, statistics_screen
+from edgewise.apps.simulate import statistics
 from edgewise.apps.simulate.statistics import statistics_recipe
+from edgewise.apps.terminal import statistics_screen
 from edgewise.core.errors import RecipeError
-from edgewise.learn.text import statistics as counting
 from edgewise.learn.text.statistics import (
     BOUND_L2,
     POWERS,
@@ -87,11 +87,11 @@ def test_noised_statistics_are_charged_and_say_their_noise(folder: Path, tmp_pat
 
 @pytest.mark.slow
 def test_a_models_loss_at_every_site_is_a_hidden_sum_too(folder: Path, tmp_path: Path) -> None:
-    from edgewise.learn.text.cross_site import LARGEST, CrossSiteTrainer
+    from edgewise.learn.text.cross_site import LARGEST, make_cross_site_trainer
 
     recipe = recipes.parse(TEXT.format(word="hidden", more="sequence_len = 32\n[eval]\nmax_tokens = 64"))
     found = statistics.play_statistics(recipe, folder, tmp_path / "loss", "loss")
-    sites = CrossSiteTrainer(statistics_recipe(recipe, folder, "loss"))
+    sites = make_cross_site_trainer(statistics_recipe(recipe, folder, "loss"), folder, tmp_path / "cache")
     held = [sites.evaluate(site, sites.initial()) for site in sites.devices()]
     mean = np.mean([one.nll / one.tokens for one in held])
     assert found["parts"]["loss"]["values"][0] * LARGEST == pytest.approx(mean, abs=0.01)
@@ -130,7 +130,7 @@ def test_noise_alone_is_seldom_shown() -> None:
 
 def test_the_recipe_of_the_statistics_keeps_privacy_and_cohorts() -> None:
     made = statistics_recipe(recipes.parse(TEXT.format(word="distributed_dp", more=DP)), Path("/somewhere"))
-    assert (made.privacy, made.dp.epsilon, made.round.rounds) == ("distributed_dp", 8.0, counting.ROUNDS)
+    assert (made.privacy, made.dp.epsilon, made.round.rounds) == ("distributed_dp", 8.0, 2)
     assert made.dp.clip_l2 == pytest.approx(BOUND_L2)
     assert made.data.path == "/somewhere/texts"
     of_records = TEXT.format(word="local_dp", more=DP + 'unit = "example"\nsample_rate = 0.1\n')

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -57,7 +58,7 @@ def submit(
             for warning in begun["warnings"]:
                 print(f"  warning  {warning}")
             print(f"  next  edgewise run watch {begun['run'][:12]}")
-        return _follow_run(link, begun["run"], as_json) if follow else begun
+        return follow_run(link, begun["run"], as_json) if follow else begun
 
     ask_server("run submit", home, as_json, debug, asked)
 
@@ -106,7 +107,7 @@ def show(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False
 @run.command()
 def watch(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
     """Print the rounds of a run as they end. Ctrl-C does not stop the run."""
-    ask_server("run watch", home, as_json, debug, lambda link: _follow_run(link, whole(link, id), as_json))
+    ask_server("run watch", home, as_json, debug, lambda link: follow_run(link, whole(link, id), as_json))
 
 
 @run.command()
@@ -157,6 +158,22 @@ def verify(
     run_body("run verify", as_json, debug, body)
 
 
+@run.command()
+def statistics(id: Run, home: Home = HOME, as_json: Json = False, debug: Debug = False) -> None:
+    """Print the statistics that a run of `edgewise stats --enrolled` has released."""
+    ask_server("run statistics", home, as_json, debug, lambda link: show_statistics(link, whole(link, id), as_json))
+
+
+def show_statistics(link: Link, run: str, as_json: bool, names: Mapping[int, str] = MappingProxyType({})) -> Any:
+    """Read the statistics of a run, and print them unless ``as_json``. ``names``: as ``statistics_lines``."""
+    from edgewise.apps.terminal.statistics_screen import statistics_lines
+
+    found = dict(link.call("GET", f"/v1/runs/{run}/statistics"))
+    if not as_json:
+        print("\n".join(statistics_lines(found, names)))
+    return found
+
+
 def _run_verb(verb: str, done: str) -> Callable[..., None]:
     """Make the command that asks a server to change a run."""
 
@@ -188,7 +205,7 @@ def whole(link: Link, begun: str) -> str:
     return str(ids[0])
 
 
-def _follow_run(link: Link, id: str, as_json: bool) -> dict[str, Any]:
+def follow_run(link: Link, id: str, as_json: bool) -> dict[str, Any]:
     """Print the events of a run until it ends or waits for a person. Returns its last state."""
     import json
     import time

@@ -204,6 +204,9 @@ class Parts:
         tables = stated.settings()
         tables = {**tables, "engine": dict(self._owner.engine), "data": self._data(tables)}
         split = from_plain(tables, "the run's facts").split  # Whoever has one part downloads no other.
+        if tables.get("statistics", {}).get("of") == "loss" and not self._owner.evaluates:
+            what = "the run measures a model on held-out text, and the owner of this device keeps such losses."
+            raise RecipeError("E-FLOOR", what, "allow it in the policy: privacy.evaluation = true.")
         if self._make is not None and split.used:
             what = "the run splits its model, and a script trains whole ones."
             raise RecipeError("E-COMBO", what, "take part with `edgewise device run`.")

@@ -29,6 +29,7 @@ from edgewise.apps.server.metrics import prometheus_metrics
 from edgewise.apps.server.model_routes import ModelRoutes
 from edgewise.apps.server.person_acts import PersonActs
 from edgewise.apps.server.run_routes import RunRoutes
+from edgewise.apps.server.statistics_route import StatisticsRoutes
 from edgewise.apps.server.verifying import VerifyingRoutes
 from edgewise.core.errors import EdgewiseError, TransportError
 from edgewise.drivers.fleet import audit, members, sessions
@@ -144,6 +145,7 @@ class ControlPlane:
         api.add_api_route("/v1/logins", self.make_login, methods=["POST"], status_code=201)
         RunRoutes(service, hosting).add_to(api)
         VerifyingRoutes(service).add_to(api)
+        StatisticsRoutes(service).add_to(api)
         models = ModelRoutes(service)
         models.add_to(api)
         api.router.routes.extend(DashboardRoutes(service, PersonActs(service, hosting, models)).routes())

@@ -43,6 +43,9 @@ def promote(service: Service, run: str, played: int | None, by: str, allowed: Al
         name = served.find(c, run).name
     out = submission.folder(service, run)
     record, chain = _verified(out, played)
+    if "statistics" in record.run["recipe"]:
+        what = f"run {run:.12} has statistics of its devices, and no model."
+        raise TransportError("E-UNKNOWN-ID", what, "read them with `edgewise run statistics`.")
     number = record.counts if played is None else played
     line = next(row for row in record.rounds if row.round == number - 1)
     raws = _blobs(record, out, line.model)

@@ -85,9 +85,10 @@ def prepared_submission(
     check_submission(recipe)
     if catalogue.trainer is not None:
         return _of_trainer(recipe, recipe_dir, tags, catalogue)
-    from edgewise.learn.models.untrained import load_untrained
+    from edgewise.learn.models.untrained import load_unmeasured, load_untrained
 
-    begun = load_untrained(recipe, recipe_dir, shards)
+    load = load_unmeasured if recipe.statistics.active else load_untrained
+    begun = load(recipe, recipe_dir, shards)
     names = {path.name: path for path in begun.files}
     if odd := [name for name in names if not package.is_packed_file(name)]:
         what = f"the model's folder has a file that does not travel: {odd[0]}."

@@ -112,6 +112,7 @@ RULES = (
     Rule("GET", "/v1/runs/{run}", DEVICE | VIEWER, 0, ("E-UNKNOWN-ID", "E-FACTS")),
     Rule("GET", "/v1/runs/{run}/events", VIEWER, 0, ("E-UNKNOWN-ID",)),
     Rule("GET", "/v1/runs/{run}/verification", VIEWER, 0, ("E-UNKNOWN-ID", *_REPLAYED)),
+    Rule("GET", "/v1/runs/{run}/statistics", VIEWER, 0, ("E-UNKNOWN-ID", "E-COMBO", "E-RESUME", "E-FACTS")),
     Rule("GET", "/v1/runs/{run}/rounds/{round}", DEVICE, 0, ("E-UNKNOWN-ID",)),
     Rule("POST", "/v1/runs/{run}/{verb}", OPERATOR, SMALL_BYTES, ("E-UNKNOWN-ID", "E-CONFLICT", "E-ROUTE")),
 )

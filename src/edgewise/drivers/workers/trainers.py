@@ -48,7 +48,9 @@ def make_trainer(
     """
     if recipe.split.used:
         _check_splits(catalogue, device, recipe, remote)
-    if catalogue.trainer is not None:
+    if recipe.statistics.active:
+        trainer = _statistics_trainer(recipe, recipe_dir, run_dir / "cache", catalogue, device, worker)
+    elif catalogue.trainer is not None:
         trainer = registered(catalogue.trainer(recipe))
     elif recipe.split.used and remote is not None and device is not None:
         from edgewise.learn.part_trainer import part_trainer
@@ -115,6 +117,22 @@ def make_trainer(
     if recipe.engine.batch_devices > 1:
         _check_together(recipe, trainer)
     return trainer
+
+
+def _statistics_trainer(
+    recipe: Recipe, recipe_dir: Path, cache: Path, catalogue: Catalogue, device: DeviceId | None, worker: int
+) -> Registered:
+    """Make the trainer that counts or measures text in place of training."""
+    if catalogue.trainer is not None:
+        what = f'statistics.of = "{recipe.statistics.of}" reads text, and a package brings this trainer.'
+        raise RecipeError("E-COMBO", what, "leave out the package.")
+    if recipe.statistics.of == "text":
+        from edgewise.learn.text.statistics import make_statistics_trainer
+
+        return registered(make_statistics_trainer(recipe, recipe_dir, cache, device))
+    from edgewise.learn.text.cross_site import make_cross_site_trainer
+
+    return registered(make_cross_site_trainer(recipe, recipe_dir, cache, device, worker))
 
 
 def _inner(recipe: Recipe) -> Recipe:

@@ -6,13 +6,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgewise.core.vector import Spec, Vector
 from edgewise.learn.models.architecture import embeddings, text_config
 from edgewise.learn.models.cut import probed_cut
 from edgewise.learn.models.hub import INDEX, hub_weights
+from edgewise.learn.models.load import locate_model
 from edgewise.learn.models.quantized import count, user_cache
 from edgewise.learn.models.shards import write_shards
+from edgewise.learn.text.cross_site import CROSS_SITE
 from edgewise.learn.text.prepared import prepare
+from edgewise.learn.text.statistics import statistics_layout
+from edgewise.learn.text.tokens import load_tokenizer
 from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.engine import EngineSection
 from edgewise.plan.recipe.recipe import Recipe
@@ -74,9 +80,30 @@ def load_untrained(recipe: Recipe, recipe_dir: Path, shards: Path | None = None)
     return UntrainedModel(parts.shared, shared, files, {**facts, **split_facts(recipe, parts, tokens)}, own)
 
 
+def load_unmeasured(recipe: Recipe, recipe_dir: Path, shards: Path | None = None) -> UntrainedModel:
+    """Make the start of a run of statistics (``[statistics]``): zeros, and the files that devices need to measure.
+
+    To count text they need the tokenizer alone, so no weights travel. Raises ModelError as ``load_untrained``.
+    """
+    folder, name = locate_model(recipe.model.base, recipe_dir)
+    size = load_tokenizer(folder).size
+    if recipe.statistics.of == "text":
+        spec, files = statistics_layout(size), _settings_files(folder)
+    else:
+        spec, files = CROSS_SITE, _files(folder, recipe, shards)
+    facts = {"model": name, "parameters": spec.dim, "trainable": spec.dim, "vocabulary": size}
+    initial = np.zeros(spec.dim, np.float32)
+    return UntrainedModel(spec, initial, () if recipe.model.base == "bundled" else files, facts)
+
+
+def _settings_files(folder: Path) -> tuple[Path, ...]:
+    """List the files that hold settings and the tokenizer."""
+    return tuple(sorted(path for pattern in SETTINGS for path in folder.glob(pattern)))
+
+
 def _files(folder: Path, recipe: Recipe, shards: Path | None) -> tuple[Path, ...]:
     """List settings, tokenizer and the weights that ``transformers`` reads: one file, or those of an index."""
-    found = {path for pattern in SETTINGS for path in folder.glob(pattern)}
+    found = set(_settings_files(folder))
     if shards is not None and recipe.split.used:
         return tuple(sorted({*(p for p in found if p.name != INDEX), *write_shards(folder, shards)}))
     return tuple(sorted({*found, *hub_weights(folder)}))

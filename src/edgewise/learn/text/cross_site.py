@@ -1,6 +1,6 @@
 """One model's loss on the held-out text of every site, as vectors that the pipeline of updates can sum, hide and noise.
 
-    EDGEWISE            # an extension whose trainer measures the recipe's model and trains nothing
+    make_cross_site_trainer(recipe, recipe_dir, cache_dir)    # measures the recipe's model and trains nothing
 
 A site contributes, and counts as one whatever it holds:
 
@@ -12,46 +12,44 @@ Guarantees: the L2 norm of a contribution is at most ``BOUND_L2``, so a clip at 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
 from math import sqrt
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.learn.text.statistics import one_hot_bucket
-from edgewise.plan.catalogue import Extension
 from edgewise.plan.recipe.recipe import Recipe
+
+if TYPE_CHECKING:
+    from edgewise.learn.text.trainer import TextTrainer
 
 BUCKETS, STEP = 32, 0.5
 LARGEST = BUCKETS * STEP  # nats per token
 BOUND_L2 = sqrt(2.0)
-ROUNDS = 1
 PARTS = {"loss": ("devices", 0), "losses": ("devices", 0)}  # name -> what its values are shares of, and its round
+CROSS_SITE = Spec.of([("loss", (1,), "float32"), ("losses", (BUCKETS,), "float32")])
+
+
+def make_cross_site_trainer(
+    recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | None = None, worker: int = 0
+) -> CrossSiteTrainer:
+    """Make the trainer of a recipe's statistics. Arguments and errors are those of ``learn.text.trainer.make``."""
+    from edgewise.learn.text import trainer  # It imports torch, which readers of the result do without.
+
+    return CrossSiteTrainer(trainer.make(recipe, recipe_dir, cache_dir, device, worker))
 
 
 class CrossSiteTrainer:
-    """Measures the recipe's model on each device. It has the engine's ``Trainer`` port.
+    """Measures a text trainer's model on each device. It has the engine's ``Trainer`` port."""
 
-    Args:
-        recipe: its [data] and model. Relative paths start from the working folder.
-    Raises:
-        DataError, ModelError: as the text trainer.
-    """
-
-    def __init__(self, recipe: Recipe) -> None:
-        from edgewise.learn.text import trainer
-
-        scratch = Path(tempfile.mkdtemp(prefix="edgewise-cross-site-"))
-        weakref.finalize(self, shutil.rmtree, scratch, True)
-        self._text = trainer.make(recipe, Path(), scratch)
-        self._initial = self._text.initial()
+    def __init__(self, text: TextTrainer) -> None:
+        self._text, self._initial = text, text.initial()
         self._known: dict[DeviceId, HeldOut] = {}
-        self.spec = Spec.of([("loss", (1,), "float32"), ("losses", (BUCKETS,), "float32")])
+        self.spec = CROSS_SITE
 
     def initial(self) -> Vector:
         """Return zeros, float32[d]."""
@@ -78,6 +76,3 @@ class CrossSiteTrainer:
     def sizes(self) -> Mapping[str, float]:
         """Return the sizes of the text trainer, with the losses as the trained vector."""
         return {**self._text.sizes(), "trainable": self.spec.dim}
-
-
-EDGEWISE = Extension(trainer=CrossSiteTrainer)

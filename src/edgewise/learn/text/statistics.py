@@ -1,7 +1,7 @@
 """Statistics of the devices' text as vectors, so that the pipeline of updates can sum, hide and noise them.
 
-    EDGEWISE            # an extension whose trainer counts text and trains nothing
-    statistics_layout(size)        # the segments of the vector
+    make_statistics_trainer(recipe, recipe_dir, cache_dir)    # counts text and trains nothing
+    statistics_layout(size)                                   # the segments of the vector
 
 A device contributes histograms in which it counts as one, whatever it holds:
 
@@ -23,9 +23,6 @@ Source: J. Lin, "Divergence measures based on the Shannon entropy" (1991).
 
 from __future__ import annotations
 
-import shutil
-import tempfile
-import weakref
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from math import sqrt
@@ -42,16 +39,15 @@ from edgewise.core.training import DeviceId, FitRequest, HeldOut, Update
 from edgewise.core.vector import Spec, Vector
 from edgewise.learn.text import corpus as corpora
 from edgewise.learn.text import tokens as tokenizers
+from edgewise.learn.text.corpus import Corpus
 from edgewise.learn.text.tokens import Tokens
-from edgewise.plan.catalogue import Extension
 from edgewise.plan.recipe.recipe import Recipe
 
 POWERS = 32  # buckets: 0, 1, 2-3, 4-7, ...; the last one has everything above
 VOCABULARY = 4096
 STEPS = 10  # buckets of a divergence
 BOUND_L2 = sqrt(5.0)
-ROUNDS = 2
-PARTS = {  # name -> what its values are shares of, and the round that it is contributed in
+PARTS = {  # name -> what its values are shares of, and whether of the first or second released round
     "documents": ("devices", 0), "tokens": ("devices", 0), "lengths": ("documents", 0), "vocabulary": ("tokens", 0),
     "drift": ("devices", 0), "distance": ("devices", 1),
 }  # fmt: skip
@@ -120,23 +116,34 @@ def second_statistics(text: DeviceTextCounts, mean: Vector) -> dict[str, Vector]
     return {"distance": one_hot_bucket(int(far * STEPS), STEPS)}
 
 
-class StatisticsTrainer:
-    """Counts the text of the recipe's devices. It has the engine's ``Trainer`` port, and an update without training.
+def statistics_tokenizer(recipe: Recipe, recipe_dir: Path) -> Tokens:
+    """Load the tokenizer by which a recipe's text is counted: that of model.base. Raises ModelError."""
+    from edgewise.learn.models.load import locate_model
+
+    return tokenizers.load_tokenizer(locate_model(recipe.model.base, recipe_dir)[0])
+
+
+def make_statistics_trainer(
+    recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | None = None
+) -> StatisticsTrainer:
+    """Make the trainer of a recipe's statistics.
 
     Args:
-        recipe: its [data] and the tokenizer of model.base. Relative paths start from the working folder.
+        recipe_dir: the folder where relative paths start.
+        cache_dir: folder for normalised copies of tables.
+        device: an enrolled device, which owns all of the text. None shares the text out by the recipe.
     Raises:
         DataError, ModelError: as the text trainer.
     """
+    corpus = corpora.load(recipe.data, recipe_dir, cache_dir, derive(root(recipe.seed), "data"))
+    return StatisticsTrainer(statistics_tokenizer(recipe, recipe_dir), corpus if device is None else corpus.of(device))
 
-    def __init__(self, recipe: Recipe) -> None:
-        from edgewise.learn.models.load import locate_model
 
-        self._tokens: Tokens = tokenizers.load_tokenizer(locate_model(recipe.model.base, Path())[0])
-        scratch = Path(tempfile.mkdtemp(prefix="edgewise-statistics-"))
-        weakref.finalize(self, shutil.rmtree, scratch, True)
-        key = derive(root(recipe.seed), "data")
-        self._corpus = corpora.load(recipe.data, Path(), scratch, key)
+class StatisticsTrainer:
+    """Counts the text of devices. It has the engine's ``Trainer`` port, and an update without training."""
+
+    def __init__(self, tokens: Tokens, corpus: Corpus) -> None:
+        self._tokens, self._corpus = tokens, corpus
         self._known: dict[DeviceId, DeviceTextCounts] = {}
 
     @cached_property
@@ -157,12 +164,13 @@ class StatisticsTrainer:
         return self._corpus.devices
 
     def fit(self, request: FitRequest) -> Update:
-        """Return the statistics of a device's text. Raises DataError(E-DEVICE-DATA) for a device without a token."""
+        """Return the statistics of a device's text. Raises DataError(E-DEVICE-DATA) for a device without a token.
+
+        As long as no vocabulary was released, which is so after a round that was abandoned, it is the first part again.
+        """
         text, x = self._text(request.device), np.zeros(self.spec.dim, np.float32)
-        if request.round == 0:
-            parts = first_statistics(text)
-        else:
-            parts = second_statistics(text, request.params[self._places["vocabulary"]])
+        mean = request.params[self._places["vocabulary"]]
+        parts = second_statistics(text, mean) if mean.any() else first_statistics(text)
         for name, part in parts.items():
             x[self._places[name]] = part
         return Update(x, {"loss_first": 0.0, "loss_last": 0.0}, 1.0)
@@ -200,6 +208,3 @@ class StatisticsTrainer:
         middle = (len(ids) + 1) // 2
         halves = [np.bincount(half.astype(np.int64), minlength=buckets) for half in (ids[:middle], ids[middle:])]
         return DeviceTextCounts(lengths, np.array(halves, np.float64))
-
-
-EDGEWISE = Extension(trainer=StatisticsTrainer)

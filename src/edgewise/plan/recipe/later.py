@@ -36,6 +36,7 @@ LATER = (
     "prune",
     "retriever",
     "split",
+    "statistics",
     "training.checkpointing",
 )
 

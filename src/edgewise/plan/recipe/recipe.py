@@ -47,6 +47,7 @@ from edgewise.plan.recipe.sections import (
     TrustSection,
 )
 from edgewise.plan.recipe.split import SplitSection, split_faults
+from edgewise.plan.recipe.statistics import StatisticsSection, statistics_faults
 from edgewise.plan.recipe.stream import stream_faults
 from edgewise.plan.recipe.trainable import TrainableSection
 
@@ -128,6 +129,7 @@ class Recipe(Section):
     personal: PersonalSection = PersonalSection()
     split: SplitSection = SplitSection()
     retriever: RetrieverSection = RetrieverSection()
+    statistics: StatisticsSection = StatisticsSection()
     eval: EvalSection = EvalSection()
     compare: CompareSection = CompareSection()
     report: ReportSection = ReportSection()
@@ -280,6 +282,7 @@ class Recipe(Section):
         yield from drift_faults(self)
         yield from retriever_faults(self)
         yield from keyword_faults(self)
+        yield from statistics_faults(self)
         yield from distill_faults(
             self.distill, self.strategy, self.trainable, self.personal, self.round.rounds, self.split.used
         )
