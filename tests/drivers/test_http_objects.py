@@ -73,6 +73,7 @@ OBJECTS: Mapping[tuple[str, str], Outcomes] = {
     ("GET", "/v1/runs/{run}"): {"device": OWN_RUNS, **dict.fromkeys(PEOPLE, RUNS)},
     ("GET", "/v1/runs/{run}/events"): dict.fromkeys(PEOPLE, RUNS),
     ("GET", "/v1/runs/{run}/verification"): dict.fromkeys(PEOPLE, EMPTY_RUNS),
+    ("GET", "/v1/runs/{run}/statistics"): dict.fromkeys(PEOPLE, EMPTY_RUNS),
     ("GET", "/v1/runs/{run}/rounds/{round}"): {"device": OWN_RUNS},
     ("POST", "/v1/runs/{run}/{verb}"): dict.fromkeys(("operator", "admin"), RUNS),
 }  # fmt: skip

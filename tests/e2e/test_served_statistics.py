@@ -113,15 +113,6 @@ def test_an_owner_who_keeps_held_out_losses_measures_nothing(server: HttpServer,
         home = str(tmp_path / "admin")
         short = ("--set", "round.deadline_s=3")
         answer = command("stats", str(recipe), "--enrolled", "--loss", *short, "--home", home)
-            "stats",
-            str(recipe),
-            "--enrolled",
-            "--loss",
-            "--set",
-            "round.deadline_s=3",
-            "--home",
-            str(tmp_path / "admin"),
-        )
     reasons = [row.reason or "" for home in homes for row in record.device_record_lines(home)]
     assert sum("E-FLOOR" in why and "held-out" in why for why in reasons) >= 3
     assert answer["code"] == "E-CONFLICT"
