@@ -1,6 +1,6 @@
 """The engine's own cost per contribution: no training, d coordinates, every frame encoded, packed, journalled, decoded.
 
-    python benchmarks/engine_cost.py [--dim 100000] [--devices 100] [--rounds 12] [--bits 0]
+    python benchmarks/engine_cost.py [--dim 100000] [--devices 100] [--cohort 0] [--rounds 12] [--bits 0]
 
 Prints milliseconds per contribution over everything but the trainer: invitation, device machine, pipeline encode,
 pack, frame, journal, frame decode, unpack, fold, and the share of the round's commit; per round, then the median over
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import itertools
+import resource
 import statistics
 import tempfile
 import time
@@ -62,6 +63,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dim", type=int, default=100_000)
     parser.add_argument("--devices", type=int, default=100)
+    parser.add_argument("--cohort", type=int, default=0, help="devices of a round; 0 = all")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--bits", type=int, default=0, help="0 = float32, else quantized per block")
     parser.parse_args(namespace=ARGS)
@@ -69,7 +71,7 @@ def main() -> None:
     stages = [{"kind": "weigh"}] + ([{"kind": "quantize", "bits": ARGS.bits}] if ARGS.bits else [])
     plain = {
         "privacy": "none",
-        "round": {"rounds": ARGS.rounds},
+        "round": {"rounds": ARGS.rounds, **({"sampling": "fixed", "cohort": ARGS.cohort} if ARGS.cohort else {})},
         "stage": stages,
         "eval": {"every": 0, "devices": 1},
         "compare": {"local_only": False, "centralised": False},
@@ -82,6 +84,7 @@ def main() -> None:
             ends.append((time.perf_counter(), time.process_time()))
             finished.append(event)
 
+    started = time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         simulation.run(
             recipe.from_plain(plain),
@@ -92,16 +95,16 @@ def main() -> None:
             report=False,
         )
     # From the end of one round to the end of the next: includes the commit, which the event itself precedes.
-    wall, cpu = ([1e3 * (b[k] - a[k]) / ARGS.devices for a, b in itertools.pairwise(ends[1:])] for k in (0, 1))
+    each = ARGS.cohort or ARGS.devices
+    wall, cpu = ([1e3 * (b[k] - a[k]) / each for a, b in itertools.pairwise(ends[1:])] for k in (0, 1))
     x, total = np.ones(ARGS.dim, np.float32), np.zeros(ARGS.dim, np.float32)
     began = time.perf_counter()
-    for _ in range(ARGS.devices):
+    for _ in range(each):
         total += x
-    floor = (time.perf_counter() - began) / ARGS.devices
+    floor = (time.perf_counter() - began) / each
     value = statistics.median(wall)
-    print(
-        f"{bench.machine()}; d = {ARGS.dim}, {ARGS.devices} devices, {f'{ARGS.bits} bits' if ARGS.bits else 'float32'}"
-    )
+    form = f"{ARGS.bits} bits" if ARGS.bits else "float32"
+    print(f"{bench.machine()}; d = {ARGS.dim}, {each} of {ARGS.devices} devices, {form}")
     print(f"ms per contribution: wall {bench.spread(wall)}, cpu {bench.spread(cpu)}; plain add {1e3 * floor:.4f}")
     if (ARGS.dim, ARGS.bits) == (100_000, 0):
         print(f"bar {BAR_MS} ms: {bench.verdict(value, BAR_MS)}")
@@ -111,6 +114,8 @@ def main() -> None:
         ms_per_contribution=round(value, 4),
         cpu_ms_per_contribution=round(statistics.median(cpu), 4),
         ms_plain_add=round(1e3 * floor, 4),
+        first_round_s=round(ends[0][0] - started, 3),
+        peak_mb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
         bytes_up=round(sum(r.bytes_up for r in finished) / sum(r.accepted for r in finished)),
     )
 
