@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from edgewise.core.errors import DataError
-from edgewise.core.keys import Key, generator
+from edgewise.core.keys import Key
 from edgewise.core.training import POOLED, DeviceId
 from edgewise.core.vector import Array
+from edgewise.learn.row_order import row_order
 from edgewise.learn.train import Batch
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -46,21 +46,6 @@ class Shard(Protocol):
     def records(self, rows: Array) -> Sequence[Batch]:
         """Return these records, each as a batch of its own."""
         ...
-
-
-def row_order(n: int, steps: int, batch: int, key: Key) -> Iterator[Array]:
-    """Deal out the row numbers of each step: random permutations of ``n`` rows one after another, ``batch`` at a time.
-
-    With fewer rows than ``batch``, each step takes all of them once. Repeated rows would cost time and would not change
-    the mean.
-    """
-    rng, batch = generator(key), min(batch, n)
-    waiting = np.zeros(0, np.int64)
-    for _ in range(steps):
-        if len(waiting) < batch:
-            waiting = np.concatenate([waiting, rng.permutation(n)])
-        yield waiting[:batch]
-        waiting = waiting[batch:]
 
 
 class TensorShard:

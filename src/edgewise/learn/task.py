@@ -23,7 +23,7 @@ from edgewise.core.training import POOLED, DeviceId
 from edgewise.core.vector import Array
 from edgewise.learn.hardware import chosen
 from edgewise.learn.own_work import Loop, Metric, OwnWork
-from edgewise.learn.shards import row_order
+from edgewise.learn.row_order import row_order
 from edgewise.learn.torch_task import TorchTrainer
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.sections import TrainingSection

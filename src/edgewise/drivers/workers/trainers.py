@@ -10,7 +10,7 @@ from edgewise.core.training import DeviceId
 from edgewise.drivers.storage.split_sessions import SessionFiles
 from edgewise.drivers.workers.parted import parted
 from edgewise.engine.split_rest import RemoteRest
-from edgewise.engine.trainer import Registered, registered
+from edgewise.engine.trainer import Registered, Trainer, registered
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.own_part import own_part
 from edgewise.plan.recipe.keywords import SOURCE
@@ -57,9 +57,7 @@ def make_trainer(
 
         trainer = part_trainer(recipe, recipe_dir, run_dir / "cache", device, worker, remote)
     elif recipe.data.source == SOURCE:
-        from edgewise.learn.keywords.trainer import make as make_keywords
-
-        trainer = registered(make_keywords(recipe, recipe_dir, run_dir / "cache", worker))
+        trainer = registered(_keyword_trainer(recipe, recipe_dir, run_dir / "cache", worker))
     else:
         from edgewise.learn.models.quantized import user_cache
         from edgewise.learn.retrieve import trainer as retriever
@@ -133,6 +131,17 @@ def _statistics_trainer(
     from edgewise.learn.text.cross_site import make_cross_site_trainer
 
     return registered(make_cross_site_trainer(recipe, recipe_dir, cache, device, worker))
+
+
+def _keyword_trainer(recipe: Recipe, recipe_dir: Path, cache_dir: Path, worker: int) -> Trainer:
+    """Make the trainer of keywords. Imports torch where it computes with it."""
+    if recipe.keywords.computes == "numpy":
+        from edgewise.learn.keywords import light_trainer
+
+        return light_trainer.make(recipe, recipe_dir, cache_dir)
+    from edgewise.learn.keywords import trainer
+
+    return trainer.make(recipe, recipe_dir, cache_dir, worker)
 
 
 def _inner(recipe: Recipe) -> Recipe:

@@ -14,11 +14,58 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from edgewise.core.keys import Key, generator
 from edgewise.core.vector import Array, Spec, Vector
+from edgewise.plan.recipe.keywords import KeywordsSection
 
 KERNEL, STRIDE, EPSILON = 5, 2, 1e-5  # of the convolutions, and under the root of a normalisation
 Weights = Mapping[str, Array]
 Pullback = Callable[[Array], Array]
+
+
+def layout(bands: int, frames: int, keywords: int, section: KeywordsSection) -> Spec:
+    """Return the layout of the parameters of ``network.KeywordNet``."""
+    width, tokens = section.width, halved(halved(frames))
+    shapes: dict[str, tuple[int, ...]] = {"places": (tokens, width)}
+
+    def add(name: str, *shape: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = shape, shape[:1]
+
+    add("first", width, bands, KERNEL)
+    add("second", width, width, KERNEL)
+    for number in range(section.layers):
+        at = f"layers.{number}"
+        add(f"{at}.before", width)
+        add(f"{at}.between", width)
+        add(f"{at}.joined", 3 * width, width)
+        add(f"{at}.out", width, width)
+        add(f"{at}.up", 2 * width, width)
+        add(f"{at}.down", width, 2 * width)
+    add("norm", width)
+    add("scores", keywords, width)
+    return Spec.of([(name, shape, "float32") for name, shape in shapes.items()])
+
+
+def untrained(spec: Spec, key: Key) -> Vector:
+    """Draw the parameters of an untrained model: float32[d].
+
+    Places are 0 and gains 1. Other tensors are uniform within 1 / sqrt(n), n the inputs of an output of their layer.
+    """
+    rng, x_D = generator(key), np.zeros(spec.dim, np.float32)
+    found = views(x_D, spec)
+    for name, tensor in found.items():
+        matrix = found.get(f"{name.rpartition('.')[0]}.weight", tensor)
+        if name != "places" and matrix.ndim > 1:
+            bound = float(np.prod(matrix.shape[1:])) ** -0.5
+            tensor[...] = rng.uniform(-bound, bound, tensor.shape)
+        elif name.endswith(".weight"):
+            tensor[...] = 1.0
+    return x_D
+
+
+def halved(frames: int) -> int:
+    """Compute the number of frames after a convolution of stride 2."""
+    return (frames - 1) // STRIDE + 1
 
 
 def views(x_D: Vector, spec: Spec) -> dict[str, Array]:
@@ -90,7 +137,7 @@ def _mapped(weights: Weights, found: dict[str, Array], name: str, x: Array) -> t
 def _convolved(weights: Weights, found: dict[str, Array], name: str, x_BFM: Array) -> tuple[Array, Pullback]:
     """A convolution over frames with padding of half a kernel, channels last."""
     w_CMK, (b, frames, bands), half = weights[f"{name}.weight"], x_BFM.shape, KERNEL // 2
-    tokens = (frames - 1) // STRIDE + 1
+    tokens = halved(frames)
     padded = np.zeros((b, frames + 2 * half, bands), np.float32)
     padded[:, half : half + frames] = x_BFM
     under_BTW = np.concatenate([padded[:, k : k + STRIDE * (tokens - 1) + 1 : STRIDE] for k in range(KERNEL)], axis=2)

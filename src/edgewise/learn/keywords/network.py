@@ -11,9 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgewise.learn.keywords.arrays import KERNEL, STRIDE, halved
 from edgewise.plan.recipe.keywords import KeywordsSection
-
-KERNEL, STRIDE = 5, 2
 
 
 class KeywordNet(nn.Module):
@@ -28,7 +27,7 @@ class KeywordNet(nn.Module):
         width, half = section.width, KERNEL // 2
         self.first = nn.Conv1d(bands, width, KERNEL, STRIDE, half)
         self.second = nn.Conv1d(width, width, KERNEL, STRIDE, half)
-        tokens = _halved(_halved(frames))
+        tokens = halved(halved(frames))
         self.places = nn.Parameter(torch.zeros(tokens, width))
         self.layers = nn.ModuleList(Layer(width, section.heads) for _ in range(section.layers))
         self.norm = nn.LayerNorm(width)
@@ -63,11 +62,6 @@ class Layer(nn.Module):
         weights = torch.softmax(queries @ keys.transpose(2, 3) * (c // self.heads) ** -0.5, -1)
         x_BTC = x_BTC + self.out((weights @ values).transpose(1, 2).reshape(b, t, c))
         return x_BTC + self.down(torch.relu(self.up(self.between(x_BTC))))
-
-
-def _halved(frames: int) -> int:
-    """Compute the number of frames after a convolution of stride 2."""
-    return (frames - 1) // STRIDE + 1
 
 
 class KeywordLoss:

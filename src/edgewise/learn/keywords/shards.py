@@ -5,20 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.vector import Array
-from edgewise.learn.shards import row_order
+from edgewise.learn.row_order import row_order
 from edgewise.plan.recipe.sections import TrainingSection
 
 SHIFT, BANDS, FRAMES = 6, 6, 10  # the most frames of a shift, and the most bands and frames that are masked
-Clip = tuple[Tensor, Tensor]  # spectrograms [B, frames, bands] and marks of keywords [B, keywords]
+Batch = tuple[Array, Array]  # spectrograms float32[B, frames, bands] and marks of keywords float32[B, keywords]
 
 
-class KeywordShard:
-    """A device's clips. Half of each batch, or another share, is public clips, so that it forgets no other keyword.
+class ClipShard:
+    """A device's clips, as arrays.
+
+    Half of each batch, or another share, is public clips, so that the device forgets no other keyword.
 
     Args:
         own: float32[n, frames, bands] and int64[n], spectrograms and labels. public: the same of the public clips.
@@ -39,18 +39,18 @@ class KeywordShard:
         self._held = held
         self.count = float(len(own[1]))
 
-    def apart(self) -> KeywordShard:
+    def apart(self) -> ClipShard:
         """Hold the last fifth of the own clips out, at least one (``TorchTrainer.holding_back``)."""
         first = max(0, self.size - max(1, self.size // 5))
         (x, label), rest = self._own, (self._public, self._keywords, self._rehearsal)
-        return KeywordShard((x[:first], label[:first]), *rest, held=(x[first:], label[first:]))
+        return ClipShard((x[:first], label[:first]), *rest, held=(x[first:], label[first:]))
 
     @property
     def size(self) -> int:
         """See ``Shard``."""
         return len(self._own[1])
 
-    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[Clip]]:
+    def batches(self, steps: int, training: TrainingSection, key: Key) -> Iterator[list[Batch]]:
         """See ``Shard``."""
         public = round(self._rehearsal * training.batch) if len(self._public[1]) else 0
         own = max(1, training.batch - public)
@@ -66,11 +66,11 @@ class KeywordShard:
             whole = _as_batch(changed(x, rng), label, self._keywords)
             yield [(whole[0][i : i + size], whole[1][i : i + size]) for i in range(0, len(label), size)]
 
-    def records(self, rows: Array) -> list[Clip]:
+    def records(self, rows: Array) -> list[Batch]:
         """Return these clips, each as a batch of its own, as they are."""
         return [_as_batch(self._own[0][[r]], self._own[1][[r]], self._keywords) for r in rows]
 
-    def held_out(self) -> Iterator[Clip]:
+    def held_out(self) -> Iterator[Batch]:
         """Return the clips that are held back. Else keywords are measured on the test (``KeywordTrainer.evaluate``)."""
         return iter(()) if self._held is None else iter([_as_batch(*self._held, self._keywords)])
 
@@ -94,8 +94,8 @@ def changed(x: Array, rng: np.random.Generator) -> Array:
     return out
 
 
-def _as_batch(x: Array, label: Array, keywords: int) -> Clip:
-    """Make tensors of clips and their labels."""
+def _as_batch(x: Array, label: Array, keywords: int) -> Batch:
+    """Make a batch of clips and their labels."""
     marks = np.zeros((len(label), keywords), np.float32)
     marks[np.arange(len(label)), label] = 1.0
-    return torch.from_numpy(np.ascontiguousarray(x)), torch.from_numpy(marks)
+    return np.ascontiguousarray(x), marks

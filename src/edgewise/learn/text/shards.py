@@ -18,7 +18,7 @@ from edgewise.core.errors import DataError
 from edgewise.core.keys import Key
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
-from edgewise.learn.shards import row_order
+from edgewise.learn.row_order import row_order
 from edgewise.learn.text.blocks import Blocks, predictions
 from edgewise.plan.recipe.sections import TrainingSection
 

@@ -24,7 +24,7 @@ from edgewise.core.errors import DataError
 from edgewise.core.keys import Key, derive, generator
 from edgewise.core.training import DeviceId
 from edgewise.core.vector import Array
-from edgewise.learn.shards import row_order
+from edgewise.learn.row_order import row_order
 from edgewise.learn.text.blocks import Blocks, BlockStore, build
 from edgewise.learn.text.counts import Counts
 from edgewise.learn.text.shards import TextShard, micro_batches

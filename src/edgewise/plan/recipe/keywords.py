@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -19,6 +19,9 @@ class KeywordsSection(Section):
     width: int = Field(48, ge=8, le=1024, description="width of the model; a multiple of heads")
     layers: int = Field(2, ge=1, le=64, description="transformer layers")
     heads: int = Field(4, ge=1, le=64, description="attention heads")
+    computes: Literal["torch", "numpy"] = Field(
+        "torch", description="what trains; numpy is for devices without room for torch, and computes on the CPU only"
+    )
     positive_weight: float = Field(3.0, gt=0, le=1e6, description="weight in the loss of clips that are the keyword")
     rehearsal: float = Field(0.5, ge=0, lt=1, description="share of each batch of a device that is public clips")
     false_alarms: float = Field(
@@ -59,11 +62,28 @@ def keyword_faults(recipe: Any) -> Iterator[SettingError]:
         if key not in _READ and getattr(recipe.data, key) != field.default:
             what = f'data.{key} is about text, and data.source = "{SOURCE}" reads spectrograms'
             yield SettingError("E-COMBO", what, "leave it out")
+    if recipe.keywords.computes == "numpy":
+        for key, used in _torch_only(recipe).items():
+            if used:
+                what = f'{key} needs torch, and keywords.computes = "numpy"'
+                yield SettingError("E-COMBO", what, 'leave it out, or write computes = "torch"')
     for key, used in _text_only(recipe).items():
         if used:
             what = f'{key} is for language models, and data.source = "{SOURCE}" trains a model that scores keywords'
             full = 'write kind = "full" in [trainable], which differential privacy alone does not choose'
             yield SettingError("E-COMBO", what, full if key.startswith("trainable") else "leave it out")
+
+
+def _torch_only(recipe: Any) -> dict[str, bool]:
+    """List what the trainer without torch lacks, and whether the recipe asks for it."""
+    return {
+        'dp.unit = "example"': recipe.dp.example,
+        'training.optimizer = "muon"': recipe.training.optimizer == "muon",
+        'strategy.kind = "zeroth_order"': recipe.strategy.get("kind") == "zeroth_order",
+        f'engine.device = "{recipe.engine.device}"': recipe.engine.device not in ("auto", "cpu"),
+        "personal.weight = 0": recipe.personal.chooses,
+        "[prune]": recipe.prune.active,
+    }
 
 
 def _text_only(recipe: Any) -> dict[str, bool]:

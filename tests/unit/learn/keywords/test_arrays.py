@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from edgewise.core.keys import root
 from edgewise.learn.flat import Flat
-from edgewise.learn.keywords.arrays import loss_gradient, scored, views
+from edgewise.learn.keywords.arrays import layout, loss_gradient, scored, untrained, views
 from edgewise.learn.keywords.network import KeywordLoss, KeywordNet
 from edgewise.plan.recipe.keywords import KeywordsSection
 
@@ -21,6 +22,7 @@ def test_scores_and_gradients_are_those_of_torch(bands: int, frames: int, width:
         for p in model.parameters():
             p.add_(0.1 * torch.randn_like(p))
     flat = Flat(list(model.named_parameters()))
+    assert layout(bands, frames, 5, section) == flat.spec
     x, y = torch.randn(6, frames, bands), (torch.rand(6, 5) < 0.4).float()
     flat.zero_grad()
     loss, _ = KeywordLoss(3.0)(model, (x, y))
@@ -34,3 +36,15 @@ def test_scores_and_gradients_are_those_of_torch(bands: int, frames: int, width:
     for name, gradient in wanted.items():
         np.testing.assert_allclose(gradients[name], gradient, rtol=2e-3, atol=2e-6, err_msg=name)
         assert gradients[name].dtype == np.float32, name
+
+
+def test_an_untrained_model_has_gains_of_one_and_small_weights() -> None:
+    spec = layout(40, 74, 6, KeywordsSection())
+    drawn = views(untrained(spec, root(1)), spec)
+    assert (drawn["norm.weight"] == 1.0).all()
+    assert not drawn["norm.bias"].any()
+    assert not drawn["places"].any()
+    for name, inputs in (("first.weight", 200), ("first.bias", 200), ("layers.1.down.bias", 96), ("scores.weight", 48)):
+        assert 0.9 * inputs**-0.5 < np.abs(drawn[name]).max() <= inputs**-0.5
+    one, again, other = (untrained(spec, root(seed)).tobytes() for seed in (1, 1, 2))
+    assert one == again != other
