@@ -25,6 +25,8 @@ from edgewise.core.training import Correction, FitRequest
 from edgewise.drivers.workers.parted import PartedTrainer
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.trainer import Trainer, registered
+from edgewise.learn.keywords.light_trainer import LightTrainer
+from edgewise.learn.keywords.light_trainer import make as make_light_trainer
 from edgewise.learn.keywords.trainer import KeywordTrainer
 from edgewise.learn.keywords.trainer import make as make_keyword_trainer
 from edgewise.learn.retrieve.trainer import make as make_retriever
@@ -121,6 +123,12 @@ def _keywords(place: Path) -> KeywordTrainer:
     return make_keyword_trainer(recipe, place, place / "cache")
 
 
+def _light(place: Path) -> LightTrainer:
+    clips = made_clips.write(place / "clips.npz")
+    recipe = made_clips.recipe(clips, training={"lr": 0.05, "batch": 4}, keywords__computes="numpy")
+    return make_light_trainer(recipe, place, place / "cache")
+
+
 # One of each, by its class; add a line for a new one.
 TRAINERS: dict[str, Callable[[Path], Trainer]] = {
     "ToyTrainer": lambda _: ToyTrainer(make_recipe()),
@@ -131,6 +139,7 @@ TRAINERS: dict[str, Callable[[Path], Trainer]] = {
     "TextTrainer": _text,
     "RetrieverTrainer": _retriever,
     "KeywordTrainer": _keywords,
+    "LightTrainer": _light,
     "SplitTrainer": _cut,
     "CachedTrainer": lambda place: _cut(place, shape="head", held_by="gateway", device_part="frozen"),
 }
@@ -197,6 +206,7 @@ PORTS = {
         "moves",
         "holds_back",
     },
+    "LightTrainer": {"describes", "counts", "metrics"},
     "ZerothOrderTrainer": {"describes", "counts", "measures", "continues"},
     "PartedTrainer": {"describes", "continues"},
     "SplitTrainer": {"describes", "continues"},

@@ -76,7 +76,8 @@ class LightTrainer:
             what = "the strategy contrasts representations of models, and this trainer gives none."
             raise TrainingError("E-TRAIN", what, "use strategy fedavg or fedprox.")
         shard, key = self._shard(request.device), derive(request.key, "batches")
-        w, first, last = self._trained(shard, request.params, request.rule, self._training, key, request.correction)
+        with np.errstate(over="ignore", invalid="ignore"):  # What is not finite is refused.
+            w, first, last = self._trained(shard, request.params, request.rule, self._training, key, request.correction)
         return Update(w - request.params, {"loss_first": first, "loss_last": last}, shard.count)
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:

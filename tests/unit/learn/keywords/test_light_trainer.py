@@ -62,7 +62,7 @@ def test_an_update_is_that_of_torch_to_rounding(clips: Path, settings: dict[str,
 
 def test_losses_that_are_not_finite_are_refused(clips: Path) -> None:
     light, _ = both(clips)
-    with pytest.raises(TrainingError) as caught, np.errstate(all="ignore"):
+    with pytest.raises(TrainingError) as caught:
         light.fit(
             FitRequest("up-00", 0, light.initial() * np.float32(np.inf), LocalRule(steps=1, lr=1.0), root(1), root(1))
         )
@@ -84,6 +84,7 @@ def test_what_needs_torch_is_refused_by_name(clips: Path, named: str, changes: d
     assert named in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_whole_run_imports_no_torch(clips: Path, tmp_path: Path) -> None:
     play = (
         "import sys, json; from pathlib import Path; from edgewise.apps.simulate import simulation\n"
