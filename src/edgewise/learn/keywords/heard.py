@@ -1,6 +1,6 @@
 """What the trainers of keywords share: everybody's clips as a model reads them, and the measures on the test.
 
-heard = Heard(recipe, clips)
+heard = HeardClips(recipe, clips)
 heard.shards["jarvis-00"], heard.measured("jarvis-00", scores)
 """
 
@@ -33,7 +33,7 @@ KEPT = 4  # models whose scores of the test are remembered
 Score = Callable[[Vector, Array], Array]  # params and spectrograms -> logits
 
 
-class Heard:
+class HeardClips:
     """Clips of the devices, of the public and of the test, with noise where the recipe adds it.
 
     Attributes:

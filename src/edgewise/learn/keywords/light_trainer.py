@@ -21,7 +21,7 @@ from edgewise.core.training import Correction, DeviceId, FitRequest, HeldOut, No
 from edgewise.core.vector import Array, Spec, Vector
 from edgewise.learn.keywords.arrays import layout, loss_gradient, scored, untrained, views
 from edgewise.learn.keywords.clips import read
-from edgewise.learn.keywords.heard import Heard
+from edgewise.learn.keywords.heard import HeardClips
 from edgewise.learn.keywords.shards import ClipShard
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.sections import TrainingSection
@@ -33,7 +33,7 @@ _LOWER = "lower training.lr, or set training.clip_grad."
 def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path) -> LightTrainer:
     """Make the trainer of a recipe's keywords. Arguments and errors are those of ``trainer.make``."""
     assert isinstance(recipe.data.path, str)
-    return LightTrainer(recipe, Heard(recipe, read(recipe_dir / recipe.data.path)), cache_dir)
+    return LightTrainer(recipe, HeardClips(recipe, read(recipe_dir / recipe.data.path)), cache_dir)
 
 
 class LightTrainer:
@@ -42,7 +42,7 @@ class LightTrainer:
     Guarantees: ``fit`` is a function of the request alone, with the same bits in any process of one machine.
     """
 
-    def __init__(self, recipe: Recipe, heard: Heard, cache_dir: Path) -> None:
+    def __init__(self, recipe: Recipe, heard: HeardClips, cache_dir: Path) -> None:
         self._heard, self._section, self._training = heard, recipe.keywords, recipe.training
         frames, bands = heard.shape
         self._spec = layout(bands, frames, len(heard.names), recipe.keywords)
@@ -81,7 +81,7 @@ class LightTrainer:
         return Update(w - request.params, {"loss_first": first, "loss_last": last}, shard.count)
 
     def evaluate(self, device: DeviceId, params: Vector) -> HeldOut:
-        """Measure the loss on the test's clips, and note the false negatives. Raises as ``Heard.measured``."""
+        """Measure the loss on the test's clips, and note the false negatives. Raises as ``HeardClips.measured``."""
         return self._heard.measured(device, params, self._score)
 
     def noted(self) -> list[Note]:

@@ -21,7 +21,7 @@ from edgewise.core.vector import Array, Vector
 from edgewise.learn.computing import computing
 from edgewise.learn.hardware import chosen
 from edgewise.learn.keywords.clips import read
-from edgewise.learn.keywords.heard import Heard
+from edgewise.learn.keywords.heard import HeardClips
 from edgewise.learn.keywords.network import KeywordLoss, KeywordNet
 from edgewise.learn.keywords.shards import Batch, ClipShard
 from edgewise.learn.seeded import seeded
@@ -46,10 +46,10 @@ def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path, worker: int = 0) -> 
     return KeywordTrainer(recipe, heard_of(recipe, recipe_dir), cache_dir, worker)
 
 
-def heard_of(recipe: Recipe, recipe_dir: Path) -> Heard:
+def heard_of(recipe: Recipe, recipe_dir: Path) -> HeardClips:
     """Read and share out the clips of a recipe. Raises DataError as ``clips``."""
     assert isinstance(recipe.data.path, str)
-    return Heard(recipe, read(recipe_dir / recipe.data.path))
+    return HeardClips(recipe, read(recipe_dir / recipe.data.path))
 
 
 class TensorClips:
@@ -83,7 +83,7 @@ class KeywordTrainer(TorchTrainer):
     The test is the same for all, and nobody trains on it.
     """
 
-    def __init__(self, recipe: Recipe, heard: Heard, cache_dir: Path, worker: int) -> None:
+    def __init__(self, recipe: Recipe, heard: HeardClips, cache_dir: Path, worker: int) -> None:
         section = recipe.keywords
         with seeded(derive(heard.key, "model")):
             frames, bands = heard.shape
