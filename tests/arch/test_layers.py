@@ -82,6 +82,7 @@ def test_cli_has_its_entry_point() -> None:
     assert callable(main)
 
 
+@pytest.mark.slow
 def test_everything_below_drivers_imports_without_torch() -> None:
     names = [
         ".".join(path.relative_to(SRC.parent).with_suffix("").parts).removesuffix(".__init__")

@@ -6,6 +6,8 @@ import ast
 import functools
 from pathlib import Path
 
+import pytest
+
 from arch.source import SRC, files, tree, where
 
 
@@ -42,6 +44,7 @@ def _bound(scope: ast.AST) -> set[str]:
     return args | {n.id for n in ast.walk(scope) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)}
 
 
+@pytest.mark.slow
 def test_what_is_taken_from_a_module_is_there() -> None:
     bad, seen = [], 0
     for path in files():

@@ -220,6 +220,7 @@ def test_the_server_picks_no_device_where_cohorts_are_verified(
     assert code(helper.begin, msgspec.structs.replace(told, nonce=b"Z" * 32), None) == "E-FRAME"
 
 
+@pytest.mark.slow
 def test_the_gateway_takes_its_parameters_from_its_own_plan(
     server: Identity, connect: Callable[..., RemoteHelper], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +251,7 @@ def test_a_recorded_step_is_refused(server: Identity, connect: Callable[..., Rem
     assert [answer.json()["code"] for answer in answers] == ["E-SECAGG-ORDER", "E-REPLAY"]
 
 
+@pytest.mark.slow
 def test_nobody_seals_to_a_key_that_the_gateway_did_not_sign(
     server: Identity, connect: Callable[..., RemoteHelper]
 ) -> None:
@@ -286,6 +288,7 @@ def test_nothing_on_the_gateways_disk_opens_a_batch_again(
         helper.open(DEVICES[:2])
 
 
+@pytest.mark.slow
 def test_a_run_whose_devices_the_gateway_does_not_count_is_refused_at_its_start(
     server: Identity, connect: Callable[..., RemoteHelper], folder: Path
 ) -> None:

@@ -74,6 +74,7 @@ def drift(merge: Merge, beta: float) -> float:
     return float(np.linalg.norm(off))
 
 
+@pytest.mark.slow
 def test_momentum_leaves_small_lies_less_to_hide_behind() -> None:
     """Running means differ by sqrt((1 - beta) / (1 + beta)) = 0.23 of what updates do. Each rule is led as far less."""
     for merge in (centred_clip(F), robust_mean(F, before="none")):

@@ -116,6 +116,7 @@ def test_a_finished_run_is_as_it_was(tmp_path: Path) -> None:
         assert loaded.next_round == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_submitted_is_in_no_backup(tmp_path: Path) -> None:
     """Its folder is made before its row. After a restore no submission would remove it."""
     with running(tmp_path):

@@ -108,7 +108,7 @@ def test_a_pool_ends_in_the_same_model(undisturbed, tmp_path):
     assert story(of_kind(told, same)) == story(of_kind(undisturbed[1], same))
 
 
-@pytest.mark.quick(sample=3)
+@pytest.mark.quick(sample=1)
 @pytest.mark.parametrize("life", [0, 4, 13, 21, 30, 47, 55, 62])
 def test_a_run_that_is_stopped_anywhere_ends_in_the_same_model(undisturbed, tmp_path, life):
     with pytest.raises(Stopped):
@@ -120,6 +120,7 @@ def test_a_run_that_is_stopped_anywhere_ends_in_the_same_model(undisturbed, tmp_
         assert (e.accepted, e.lost, e.waited_s, e.model) == ends[e.round]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_model(undisturbed, tmp_path):
     models, stops = {}, 0
     while not models:
@@ -132,6 +133,7 @@ def test_a_run_that_is_stopped_again_and_again_ends_in_the_same_model(undisturbe
     assert models == undisturbed[0]
 
 
+@pytest.mark.slow
 def test_resting_devices_leave_so_many_rounds_between_two_contributions(tmp_path):
     settings = {**SETTINGS, "data.devices": 24, "buffer.rest": 4, "round.rounds": 12}
     _, told, _ = play(tmp_path / "run", settings)
@@ -141,7 +143,8 @@ def test_resting_devices_leave_so_many_rounds_between_two_contributions(tmp_path
         last[e.device] = e.round
 
 
-@pytest.mark.parametrize("engine", ["inproc", pytest.param("pool", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["inproc", "pool"])
 def test_noise_of_devices_leaves_once_also_after_a_stop(tmp_path, engine):
     settings = {**SETTINGS, **LOCAL_DP, "simulation.engine": engine}
     models, told, _ = play(tmp_path / "whole", settings)
@@ -162,7 +165,7 @@ def test_the_record_of_devices_at_work_is_in_the_checkpoint(undisturbed, tmp_pat
     assert all(one.version in (0, 1) for one in work.outstanding)
 
 
-@pytest.mark.quick(sample=2)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -183,6 +186,7 @@ def test_what_composes_is_exact_after_a_stop(tmp_path, changes):
     assert play(tmp_path / "run", settings, resume=True)[0] == models
 
 
+@pytest.mark.slow
 def test_the_ledger_counts_the_most_rounds_of_a_device_also_where_rounds_were_abandoned(tmp_path):
     from edgewise.drivers.storage.run_store import RunStore
 

@@ -28,6 +28,7 @@ def test_each_update_of_each_round_is_compared(tmp_path: Path) -> None:
     assert "Updates compared" in participation.section(s)
 
 
+@pytest.mark.slow
 def test_a_trusted_device_is_one_of_the_run(tmp_path: Path) -> None:
     trusted = {"stage": [], "round.minimum": 1.0, "round.rounds": 1}
     with pytest.raises(RecipeError, match="'nobody' is no device of this run"):

@@ -114,6 +114,7 @@ def test_a_form_counts_only_from_its_own_session_and_origin(person: Person, ids:
     assert shown[ids["pump 7"]] == "pending", "nothing was done"
 
 
+@pytest.mark.slow
 def test_secrets_of_sessions_are_stored_as_hashes_and_shown_to_nobody(
     server: HttpServer, person: Person, ids: dict[str, str]
 ) -> None:
@@ -307,6 +308,7 @@ def test_a_person_pauses_a_run_and_rolls_a_model_back(server: HttpServer, person
     assert person.get("/models.json").json()["standing"]["name"] == "code-helper"
 
 
+@pytest.mark.slow
 def test_a_changed_row_of_the_audit_log_is_named(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         for i in range(3):
@@ -426,6 +428,7 @@ def test_a_clock_that_is_set_back_revives_no_session(
     assert person.get("").status_code == 303
 
 
+@pytest.mark.slow
 def test_forms_count_behind_a_proxy_that_ends_tls_where_the_server_knows_its_public_url(tmp_path: Path) -> None:
     """The proxy speaks plain HTTP with the server, so the origin of the browser has another scheme than the request."""
     public = "https://federation.example"
@@ -478,6 +481,7 @@ def test_a_session_that_nobody_uses_is_deleted_when_its_time_has_passed(
         assert stored() == 0
 
 
+@pytest.mark.slow
 def test_log_ins_and_outs_are_audited_and_a_flood_fills_nothing(
     server: HttpServer, http: httpx2.Client, tmp_path: Path
 ) -> None:

@@ -49,6 +49,7 @@ def test_a_sound_server_has_nothing_bad(folder: Path) -> None:
     assert "localhost" in findings["certificate"].found
 
 
+@pytest.mark.slow
 def test_a_running_server_is_seen(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         findings = found(tmp_path / "server", f"127.0.0.1:{server.port}")

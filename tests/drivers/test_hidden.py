@@ -375,6 +375,7 @@ def test_epsilon_grows_to_the_budget_and_the_ledger_says_the_same(tmp_path):
     assert ledger.spent_epsilon(charges, 1e-5) == pytest.approx(spent[2])
 
 
+@pytest.mark.slow
 def test_the_round_that_would_exceed_the_budget_is_not_played(tmp_path, monkeypatch):
     """Had a plan too little noise for all rounds, the run stops, its last model stays, and a restart stops at once."""
     monkeypatch.setattr(private, "_derived_multiplier", lambda dp, _: (0.5, ledger.Budget(dp.epsilon, dp.delta)))

@@ -36,6 +36,8 @@ from edgewise.engine import outstanding
 from edgewise.engine.ports import Absent, Arrived, Sent
 from edgewise.plan import facts
 
+pytestmark = pytest.mark.slow
+
 KIT = Path(__file__).parents[1] / "support"
 BUFFERED: dict[str, Any] = {
     "round.rounds": 8,

@@ -47,7 +47,7 @@ def device(server: HttpServer, tmp_path: Path) -> Iterator[Link]:
         yield made
 
 
-@pytest.mark.quick(sample=1)
+@pytest.mark.slow
 @pytest.mark.parametrize("jump_s", [-DAY, DAY, -2 * TOLERANCE_S, 2 * TOLERANCE_S])
 def test_a_jump_refuses_devices_and_harms_nothing(
     server: HttpServer, device: Link, clock: Clock, jump_s: float
@@ -90,6 +90,7 @@ def test_what_was_taken_stays_taken_when_the_clock_goes_ahead_and_comes_back(
     assert send().json()["code"] == "E-REPLAY"
 
 
+@pytest.mark.slow
 def test_a_token_outlives_a_jump(server: HttpServer, clock: Clock, tmp_path: Path) -> None:
     token = server.token(Grant(approved=True, expires_in_s=60.0))
     clock.off_s = DAY

@@ -205,6 +205,7 @@ def cohort(server: HttpServer, silence_s: float = 60.0) -> HttpCohort:
     return HttpCohort(server.service, "run-1", 2**20, silence_s)
 
 
+@pytest.mark.slow
 def test_a_restarted_coordinator_gets_what_had_come_and_the_clock_goes_on(server: HttpServer, device: Link) -> None:
     one, raw = cohort(server), frame.dump(invite())
     one.publish([b"model"])
@@ -231,6 +232,7 @@ def test_a_device_is_in_touch_often_enough() -> None:
     assert 3 * attend.TOUCH_S <= SILENCE_S
 
 
+@pytest.mark.slow
 def test_only_what_is_published_can_be_downloaded(server: HttpServer, device: Link, tmp_path: Path) -> None:
     one = cohort(server)
     (old,) = one.publish([b"old"])
@@ -262,6 +264,7 @@ def test_a_device_without_progress_is_lost_and_one_that_calls_is_not(server: Htt
     assert one.receive(0.0) is None, "once"
 
 
+@pytest.mark.slow
 def test_a_device_that_was_told_to_come_back_later_is_not_lost_before(server: HttpServer, device: Link) -> None:
     one = cohort(server, silence_s=0.0)
     one.publish([])
@@ -295,6 +298,7 @@ def test_a_large_frame_comes_whole_and_its_chunks_go_with_the_round(server: Http
     assert server.service.chunks.uploads() == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", ["PUT", "POST"])
 def test_an_upload_whose_round_closes_amid_it_is_refused_as_any_late_frame(
     server: HttpServer, device: Link, monkeypatch: pytest.MonkeyPatch, last: str
@@ -312,6 +316,7 @@ def test_an_upload_whose_round_closes_amid_it_is_refused_as_any_late_frame(
     assert code(device.send, "run-1", 0, contribution(device.name, bytes(2**23))) == "E-CLOSED"
 
 
+@pytest.mark.slow
 def test_a_device_that_is_revoked_is_lost_at_once(server: HttpServer, device: Link, tmp_path: Path) -> None:
     one = cohort(server)
     one.send(device.name, frame.dump(invite()))

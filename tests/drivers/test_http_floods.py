@@ -47,6 +47,7 @@ def asked(link: Link, path: str, query: str) -> bytes:
     return ("\r\n".join(lines) + "\r\n\r\n").encode()
 
 
+@pytest.mark.slow
 def test_one_address_leaves_connections_to_others(tmp_path: Path) -> None:
     try:
         with socket.socket() as tried:

@@ -104,6 +104,7 @@ def test_an_upload_that_is_killed_sends_one_chunk_again_at_most(server: HttpServ
         assert taken(server, device.name) == [raw]
 
 
+@pytest.mark.slow
 def test_a_chunk_whose_answer_was_lost_is_not_sent_again_for_ever(server: HttpServer, folder: Path) -> None:
     with through(folder, server.url) as device:
         send_invitation(server, device.name)
@@ -123,6 +124,7 @@ def test_a_chunk_whose_answer_was_lost_is_not_sent_again_for_ever(server: HttpSe
         assert taken(server, device.name) == [raw]
 
 
+@pytest.mark.slow
 def test_an_upload_of_other_bytes_than_announced_is_refused_and_begins_anew(server: HttpServer, folder: Path) -> None:
     import hashlib
 
@@ -175,6 +177,7 @@ def test_a_name_that_is_no_digest_is_no_path(server: HttpServer, folder: Path, t
     assert not (tmp_path / "blobs").exists()
 
 
+@pytest.mark.slow
 def test_a_frame_overtakes_another_ones_slow_connection(server: HttpServer, folder: Path) -> None:
     """The same frame twice at the same time, on connections of which the second is faster."""
     with proxied(server.port, lambda n: Way(delay_s=0.3) if n == 0 else Way()) as proxy:
@@ -194,6 +197,7 @@ def test_a_frame_overtakes_another_ones_slow_connection(server: HttpServer, fold
         other.close()
 
 
+@pytest.mark.slow
 def test_the_link_measures_its_speed(server: HttpServer, folder: Path) -> None:
     rate = 2.0**20
     with proxied(server.port, lambda _: Way(rate=rate)) as proxy, through(folder, proxy.url) as device:
@@ -234,6 +238,7 @@ def test_mail_that_comes_while_a_device_waits_arrives_at_once(server: HttpServer
             assert c.execute(sa.select(sa.func.count()).select_from(MAIL)).scalar() == 1
 
 
+@pytest.mark.slow
 def test_nothing_leaves_while_the_link_is_closed_and_what_was_on_its_way_begins_again(
     server: HttpServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -105,6 +105,7 @@ def test_recorded_traffic_does_nothing_a_second_time(plain: HttpServer, tmp_path
             assert answers.count(b"HTTP/1.1 200") == sent.count(b"GET /v1/server"), "it says who it is, and no more"
 
 
+@pytest.mark.slow
 def test_recorded_tls_does_nothing(tmp_path: Path) -> None:
     with running(tmp_path) as server, proxied(server.port) as proxy:
         joined(server, tmp_path / "home").close()
@@ -139,6 +140,7 @@ def test_a_request_that_comes_twice_counts_once(plain: HttpServer, tmp_path: Pat
                 assert [letter.number for letter in mailboxes.arrivals(c, RUN, 0, 10)] == [number]
 
 
+@pytest.mark.slow
 def test_an_answer_that_never_comes_costs_a_retry(
     plain: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def test_a_device_sends_nothing_to_another_server_than_its_token_names(server: H
     assert server.service.meter.visits - before <= 1, "one unsigned question and no more"
 
 
+@pytest.mark.slow
 def test_a_device_trusts_no_other_certificate(server: HttpServer, links: dict[str, Link], tmp_path: Path) -> None:
     """Somebody in between with a certificate of an authority of their own."""
     import datetime
@@ -99,6 +100,7 @@ def _copied(link: Link, folder: Path, url: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_plain_http_is_served_on_loopback_only(tmp_path: Path) -> None:
     with pytest.raises(TransportError) as e:
         HttpServer(tmp_path / "a", host="0.0.0.0", tls=Tls(off=True))
@@ -279,6 +281,7 @@ def test_a_revocation_ends_a_long_poll_and_an_upload(
     device.close()
 
 
+@pytest.mark.slow
 def test_a_server_that_ends_hangs_up_its_long_polls(tmp_path: Path) -> None:
     import threading
 
@@ -295,6 +298,7 @@ def test_a_server_that_ends_hangs_up_its_long_polls(tmp_path: Path) -> None:
     assert answers == [""], "an answer, and no connection that breaks off"
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_start_its_runs_gives_all_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(Hosting, "start", lambda _: [][0])
@@ -305,6 +309,7 @@ def test_a_server_that_cannot_start_its_runs_gives_all_back(tmp_path: Path, monk
     HttpServer(tmp_path, port=port).close()  # port and lease are free
 
 
+@pytest.mark.slow
 def test_rates_hold_by_address_and_key(tmp_path: Path) -> None:
     limits = ServerLimits(member_rate=0.001, member_burst=3.0, byte_rate=1.0, byte_burst=100.0)
     with running(tmp_path, limits) as server:
@@ -365,6 +370,7 @@ def _read(raw: ssl.SSLSocket) -> bytes:
     return parts
 
 
+@pytest.mark.slow
 def test_slow_and_oversized_callers_are_ended_and_others_served(server: HttpServer, links: dict[str, Link]) -> None:
     device = links["device"]
     headers = device._signed("POST", "/v1/outbox", "", bytes(1000), RUN, "0")
@@ -422,6 +428,7 @@ def test_rules_match_whole_paths() -> None:
     assert json.dumps(sorted(rule.roles)) == "[]"
 
 
+@pytest.mark.slow
 def test_who_cannot_wait_is_told_when_to_come_back(tmp_path: Path) -> None:
     with running(tmp_path, ServerLimits(waiting=0, in_flight_bytes=1000, checkin_rate=0.01)) as server:
         pauses: list[float] = []

@@ -109,6 +109,7 @@ def test_another_server_goes_on_with_a_run_and_the_stopped_one_commits_nothing_m
             assert kinds == list(range(ROUNDS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", databases.KINDS)
 def test_a_server_that_takes_the_lead_withdraws_the_mail_of_runs_that_were_cancelled_without_one(
     tmp_path: Path, kind: str

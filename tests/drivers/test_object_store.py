@@ -122,6 +122,7 @@ def test_a_refusal_of_the_store_has_a_code_and_shows_nothing_of_its_text(
     assert KEY not in caplog.text
 
 
+@pytest.mark.slow
 def test_a_store_that_is_not_there_is_said_to_be_so() -> None:
     store = at("http://127.0.0.1:1")
     calls = (lambda: store.put(b""), lambda: store.get("0" * 64), lambda: store.size("0" * 64), store.owner)
@@ -139,6 +140,7 @@ def test_without_credentials_the_fix_names_them(monkeypatch: pytest.MonkeyPatch)
     assert e.value.code == "E-STORE-ACCESS"
 
 
+@pytest.mark.slow
 def test_calls_are_repeated_while_the_store_is_busy() -> None:
     with answering((503, "SlowDown"), (500, "InternalError")) as (url, seen):
         assert at(url).put(b"four") == digest(b"four")
@@ -151,6 +153,7 @@ def test_calls_are_repeated_while_the_store_is_busy() -> None:
         assert len(seen) == 1
 
 
+@pytest.mark.slow
 def test_a_store_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "ANSWER_S", 0.2)
     with answering((0, ""), (0, "")) as (url, seen):
@@ -160,6 +163,7 @@ def test_a_store_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatc
         assert code(at(url).put, b"four") == "E-STORE-CONNECT"
 
 
+@pytest.mark.slow
 def test_a_store_is_trusted_by_the_authority_of_the_environment_and_by_no_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -179,6 +183,7 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert code(at, "http://127.0.0.1:1") == "E-DEPENDENCY"
 
 
+@pytest.mark.slow
 def test_a_put_that_is_killed_leaves_nothing_to_see() -> None:
     place, size = new_place(), 2**27
     program = f"""
@@ -204,6 +209,7 @@ def folder_blobs(folder: Path) -> list[str]:
     return sorted(path.name for path in (folder / "blobs").iterdir())
 
 
+@pytest.mark.slow
 def test_the_first_start_with_a_store_takes_the_blobs_of_the_folder_there(tmp_path: Path) -> None:
     place = new_place()
     with running(tmp_path) as server:
@@ -249,6 +255,7 @@ def test_one_of_two_servers_has_a_place(tmp_path: Path) -> None:
     assert store.owner() == "first"
 
 
+@pytest.mark.slow
 def test_a_start_that_was_killed_while_it_copied_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, write = new_place(), blob_places.write_durably
     with running(tmp_path) as server:
@@ -266,6 +273,7 @@ def test_a_start_that_was_killed_while_it_copied_is_repeated(tmp_path: Path, mon
     assert [store.get(name) for name in names] == [b"\x00", b"\x01", b"\x02"]
 
 
+@pytest.mark.slow
 def test_a_start_that_fails_releases_the_server(tmp_path: Path) -> None:
     nowhere = StorePlace("some-bucket", "x", "http://127.0.0.1:1")
     with pytest.raises(EdgewiseError, match="cannot be reached"), running(tmp_path, blobs=nowhere):
@@ -289,6 +297,7 @@ def test_devices_download_from_the_store_and_go_on_where_they_broke_off(tmp_path
         assert code(device.download, name, tmp_path / "again", len(BLOB)) == "E-BLOB"
 
 
+@pytest.mark.slow
 def test_what_was_put_before_a_kill_and_never_named_is_swept(tmp_path: Path) -> None:
     place = new_place()
     with running(tmp_path, blobs=place) as server:
@@ -302,6 +311,7 @@ def test_what_was_put_before_a_kill_and_never_named_is_swept(tmp_path: Path) -> 
         assert [server.service.blobs.size(name) is None for name in (named, lost, young)] == [False, True, False]
 
 
+@pytest.mark.slow
 def test_a_sweep_that_the_store_does_not_answer_waits_for_the_next_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -314,6 +324,7 @@ def test_a_sweep_that_the_store_does_not_answer_waits_for_the_next_one(
         assert "blobs were not swept: E-STORE-ACCESS" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_backup_has_the_promoted_models_and_a_restored_server_has_them_anywhere(tmp_path: Path) -> None:
     place, other = new_place(), new_place()
     with running(tmp_path, blobs=place) as server:
@@ -330,6 +341,7 @@ def test_a_backup_has_the_promoted_models_and_a_restored_server_has_them_anywher
     assert code(backup.save, tmp_path / "two" / "server", tmp_path / "copy-2", time.time()) == "E-CHECKPOINT"
 
 
+@pytest.mark.slow
 def test_the_doctor_looks_at_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place, folder = new_place(), tmp_path / "server"
     with running(tmp_path, blobs=place) as server:
@@ -351,6 +363,7 @@ def test_the_doctor_looks_at_the_store(tmp_path: Path, monkeypatch: pytest.Monke
     assert finding()[0] == BAD
 
 
+@pytest.mark.slow
 def test_a_server_says_that_its_store_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(tmp_path, blobs=new_place()) as server:
         assert server.service.checks()["blobs"]

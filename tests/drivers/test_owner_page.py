@@ -97,6 +97,7 @@ def test_the_link_works_once_and_nobody_else_sees_the_page(page: OwnerPage, http
     assert control.read_owner_order(page.home, time.time()).word == "work"
 
 
+@pytest.mark.slow
 def test_a_server_on_another_port_gets_no_cookie_and_cannot_make_a_form(home: Path) -> None:
     """A cookie of a host goes to all of its ports. So the page's has a path that others do not know."""
     seen: list[str] = []

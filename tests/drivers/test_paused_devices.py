@@ -67,6 +67,7 @@ def test_a_device_with_mail_pauses_no_longer(clock: SimpleNamespace) -> None:
     assert one.earliest_s("a") == clock.at_s
 
 
+@pytest.mark.slow
 def test_a_server_that_starts_again_waits_for_those_that_were_told_before(tmp_path: Path) -> None:
     with running(tmp_path) as server, joined(server, tmp_path / "home") as device:
         name = device.name
@@ -97,6 +98,7 @@ def test_servers_tell_each_other_the_pauses(tmp_path: Path) -> None:
         assert server.service.presence.last_s("somebody") == pytest.approx(time.monotonic() + 300.0, abs=1.0)
 
 
+@pytest.mark.slow
 def test_a_deadline_below_the_pauses_of_a_large_fleet_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert short_deadline(600.0, 4096) is short_deadline(600.0, 500_000) is None
     assert short_deadline(1.0, 4096) is None, "all of them have a long poll"

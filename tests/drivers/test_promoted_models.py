@@ -69,6 +69,7 @@ def promote(link: Link, run: str, played: int | None = None) -> dict[str, Any]:
     return dict(link.call("POST", "/v1/models", document={"run": run, "played": played}))
 
 
+@pytest.mark.slow
 def test_devices_and_gateways_fetch_the_model_that_stands(
     server: HttpServer, links: dict[str, Link], run: Path, tmp_path: Path
 ) -> None:

@@ -212,6 +212,7 @@ def test_asking_for_an_evaluation_costs_the_same_after_many(store):
     assert calls(ask) == few
 
 
+@pytest.mark.slow
 def test_journal_survives_a_torn_tail(tmp_path):
     path = tmp_path / "j" / "round.log"
     journal = FileJournal(path, "c", KEY)

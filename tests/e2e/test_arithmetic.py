@@ -46,6 +46,7 @@ def other(script, settings):
     return {}
 
 
+@pytest.mark.slow
 def test_the_probe_is_of_the_processor_and_the_optimizer_alone():
     assert len(arithmetic.digest(None)) == 64
     adamw = arithmetic_probe(TrainingSection())

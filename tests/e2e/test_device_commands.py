@@ -148,6 +148,7 @@ def test_a_device_revokes_itself_and_nobody_else(home: Path, server: HttpServer,
     waiting.close()
 
 
+@pytest.mark.slow
 def test_nothing_is_removed_where_the_server_cannot_be_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import msgspec
 
@@ -161,6 +162,7 @@ def test_nothing_is_removed_where_the_server_cannot_be_told(home: Path, monkeypa
     assert not (home / homes.KEY).exists()
 
 
+@pytest.mark.slow
 def test_an_agent_ends_when_its_owner_leaves(home: Path) -> None:
     """By itself where it asks for its order; an agent that does not is ended by a signal."""
     ended = threading.Event()

@@ -80,6 +80,7 @@ def test_every_device_takes_the_steps_of_its_own_records(tmp_path, counting, ask
     assert [r.rule.steps for r in pooled] == [25, 25], "2 passes over 100 records in batches of 8"
 
 
+@pytest.mark.slow
 def test_virtual_time_counts_the_devices_own_steps(tmp_path, counting):
     """With a deadline between the times of few and of many steps, those with much text come too late."""
     world = {"simulation": {"step_s": 1.0, "speed_spread": 0.0, "link_mbit": 20.0, "link_spread": 0.0}}

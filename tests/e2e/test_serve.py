@@ -128,6 +128,7 @@ def test_what_was_acknowledged_survives_the_server(tmp_path: Path) -> None:
         serving.end(signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_bad_addresses_and_files_are_named(tmp_path: Path) -> None:
     for arguments in (
         ("serve", "--listen", "8443"), ("serve", "--listen", "localhost:99999"), ("serve", "--cert", "a.pem"),

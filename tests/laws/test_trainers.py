@@ -309,6 +309,7 @@ def test_a_model_that_blew_up_is_refused_and_leaves_no_trace(trainer: Trainer) -
     assert np.isfinite(trainer.fit(request).x).all()
 
 
+@pytest.mark.slow
 def test_sizes_are_those_that_a_forecast_reads(trainer: Trainer) -> None:
     sizes = trainer.sizes()
     assert {"parameters", "trainable", "memory_bytes"} <= sizes.keys()

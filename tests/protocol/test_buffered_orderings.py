@@ -109,6 +109,7 @@ def played(scripts, plan=PLAN):
         work = outstanding.after(work, facts, state, began_s + 1.0, plan.sampling.buffer.rest)
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(60), deadline=None)
 @given(SCRIPTS)
 def test_the_sum_is_the_sum_of_the_damped_contributions_by_definition(scripts):
@@ -128,6 +129,7 @@ def test_the_sum_is_the_sum_of_the_damped_contributions_by_definition(scripts):
         assert aggregate.head["loss_first"] == pytest.approx(2.0)  # Staleness damps updates, and no metric.
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(60), deadline=None)
 @given(SCRIPTS)
 def test_nothing_counts_twice_and_nothing_beyond_the_window(scripts):
@@ -144,6 +146,7 @@ def test_nothing_counts_twice_and_nothing_beyond_the_window(scripts):
     assert not counted or max(counted.values()) == 1
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40), deadline=None)
 @given(SCRIPTS)
 def test_a_device_has_one_invitation_and_as_many_train_as_may(scripts):
@@ -155,6 +158,7 @@ def test_a_device_has_one_invitation_and_as_many_train_as_may(scripts):
         assert set(closed.late) == (carried | new) - {*closed.accepted, *(device for device, _ in closed.lost)}
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40), deadline=None)
 @given(SCRIPTS, st.integers(1, 2))
 def test_rest_bounds_how_often_a_device_contributes(scripts, rest):
@@ -165,6 +169,7 @@ def test_rest_bounds_how_often_a_device_contributes(scripts, rest):
             last[device] = number
 
 
+@pytest.mark.slow
 @settings(max_examples=examples(40), deadline=None)
 @given(SCRIPTS, st.integers(1, 2))
 def test_no_device_is_invited_before_the_rest_that_it_insists_on(scripts, rest):

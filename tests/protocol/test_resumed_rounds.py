@@ -156,6 +156,7 @@ def survivor_lists(fleet: Fleet) -> set[tuple[str, ...]]:
     return {m.devices for m in steps if isinstance(m, messages.SurvivorsMessage)}
 
 
+@pytest.mark.slow
 def test_a_crash_does_not_open_a_second_sum(tmp_path: Path) -> None:
     """The attack: hold back a masked update until its device is not in the sum, crash the server before the sum is
     opened, deliver the update. A server that began the phase anew would tell the others another list, and the two sums

@@ -38,7 +38,7 @@ from edgewise.privacy.spend import gaussian
 
 CENTRAL = {
     "privacy": "central_dp", "merge": {"kind": "sum"}, "stage": [], "dp.epsilon": 8.0, "dp.delta": 1e-5,
-    "dp.clip_l2": 4.0, "round.sampling": "poisson", "round.cohort": 4,
+    "dp.clip_l2": 4.0, "round.sampling": "fixed", "round.cohort": 4,
 }  # fmt: skip
 
 

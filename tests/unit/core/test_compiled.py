@@ -34,7 +34,16 @@ def test_a_loop_calls_another_one() -> None:
     assert [type(loop).__name__ for loop in (_twice, _total_of_doubles)] == ["CPUDispatcher"] * 2
 
 
-@pytest.mark.parametrize("module", ["secagg.server", "engine.coordinator", "apps.server.start", "apps.device.record"])
+@pytest.mark.parametrize(
+    "module",
+    [
+        "secagg.server",
+        *(
+            pytest.param(module, marks=pytest.mark.slow)
+            for module in ("engine.coordinator", "apps.server.start", "apps.device.record")
+        ),
+    ],
+)
 def test_what_computes_nothing_imports_no_compiler(module: str) -> None:
     code = f"import sys, edgewise.{module}; sys.exit('numba' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -96,6 +96,7 @@ def test_a_payload_of_any_length_has_the_one_encoding(size: int) -> None:
             frame.load(bad)
 
 
+@pytest.mark.slow
 def test_a_payload_is_copied_once_on_its_way_out_and_not_at_all_on_its_way_in() -> None:
     size, out = 1_000_000, []
     message = frame.Contribution(run="run", round=3, device="d1", payload=memoryview(bytes(size)))

@@ -121,6 +121,7 @@ def test_optimizers_keep_a_state_for_each_device(place: Path, optimizer: str) ->
         assert np.linalg.norm(update.x - alone.x) < 0.1 * np.linalg.norm(alone.x)
 
 
+@pytest.mark.slow
 def test_devices_that_train_other_layers_train_too(place: Path) -> None:
     t = trainer(place)
     names = [s.name for s in t.spec.segments]
@@ -143,6 +144,7 @@ def test_bfloat16_together_is_close(place: Path, trained: dict) -> None:
         assert np.linalg.norm(update.x - alone.x) < 0.05 * np.linalg.norm(alone.x)
 
 
+@pytest.mark.slow
 def test_a_device_that_fails_ends_no_other(place: Path) -> None:
     t = trainer(place)
     asked = requests(t, "ann eve bob cat")

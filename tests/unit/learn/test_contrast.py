@@ -47,6 +47,7 @@ def moved(t: TextTrainer, seed: int) -> Vector:
     return w + np.random.default_rng(seed).normal(0, 0.1, w.shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["full", "lora"])
 def test_the_gradient_is_that_of_the_papers_loss_in_float64(place: Path, kind: str) -> None:
     t = make(recipe(trainable={"kind": kind}), place, place / "cache")

@@ -93,6 +93,7 @@ def test_without_rounding_the_update_is_that_of_the_whole_model(kind, shape, opt
     assert losses[-1] == pytest.approx(expected.loss_last, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_number_of_micro_batches_on_their_way_changes_no_bit():
     one, two = parted("llama", "U", window=1), parted("llama", "U", window=3)
     np.testing.assert_array_equal(one[0], two[0])
@@ -111,7 +112,7 @@ def test_what_crosses_is_what_the_codec_computes(shape):
     assert tokens * down < crossed.down_bytes < tokens * down + 320 * messages
 
 
-@pytest.mark.quick(sample=2)
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", ["bf16", "int8"])
 @pytest.mark.parametrize("shape", ["U", "head"])
 def test_rounding_moves_the_losses_little(shape, rounding):

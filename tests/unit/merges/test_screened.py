@@ -13,6 +13,7 @@ from edgewise.core.space import Quorum, Space
 from edgewise.merges.screened import near_mean, screened
 
 
+@pytest.mark.slow
 def test_far_updates_are_left_out_and_the_others_count_in_full() -> None:
     rng = np.random.default_rng(2)
     honest = rng.standard_normal((8, 70_000))

@@ -168,6 +168,7 @@ def test_a_repeated_row_counts_for_the_auditor() -> None:
 ATTEMPTS = st.lists(st.tuples(st.integers(0, 3), st.integers(1, 2)), max_size=9)  # rounds skipped, then attempts
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(ATTEMPTS, st.integers(1, 4))
 def test_windows_count_as_many_releases_as_a_resting_device_may_be_in(script: list[tuple[int, int]], rest: int) -> None:

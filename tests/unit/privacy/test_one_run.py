@@ -67,6 +67,7 @@ def rejected_plainly(m: int, guesses: int, good: int, mu: float, tau: float) -> 
     return r[0] + h[0] > guesses / m
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_the_bound_is_where_the_recursion_starts_to_reject(data):

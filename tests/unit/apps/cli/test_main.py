@@ -101,6 +101,7 @@ def test_set_engine_and_out_reach_the_run(folder: Path) -> None:
     assert (folder / "here" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_errors_are_messages_with_their_status(folder: Path) -> None:
     plain = call("sim", "toy.toml", "--set", "training.lrr=1")
     assert plain.exit_code == 2
@@ -125,6 +126,7 @@ def test_errors_are_messages_with_their_status(folder: Path) -> None:
     assert call("sim").exit_code == 2
 
 
+@pytest.mark.slow
 def test_a_bug_leaves_a_crash_file_and_a_short_message(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("a bug")
@@ -196,6 +198,7 @@ def test_assignments_are_toml_with_a_text_fallback() -> None:
         assert e.value.code == "E-VALUE"
 
 
+@pytest.mark.slow
 def test_a_demonstration_whose_data_does_not_ship_asks_for_it(folder: Path) -> None:
     for arguments, code, named in (
         (["demo", "smart-home"], "E-MISSING", "--data"),
@@ -250,6 +253,7 @@ def test_doctor_finds_this_machine_fit(folder: Path) -> None:
     assert "ok    python" in call("doctor").stdout
 
 
+@pytest.mark.slow
 def test_doctor_says_what_is_wrong_and_how_to_mend_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "DISK_BYTES", 1e18)
     monkeypatch.setattr(doctor, "TRAIN", ("no-such-package",))

@@ -143,6 +143,7 @@ def test_what_says_nothing_is_left_out(tmp_path: Path, monkeypatch: pytest.Monke
     assert "participation.png" not in {path.name for path in png.write_report_plots(s, tmp_path / "calm")}
 
 
+@pytest.mark.slow
 def test_the_page_says_how_the_model_was_trained(tmp_path: Path) -> None:
     s, page = made(tmp_path, facts={"model_fingerprint": hashlib.sha256(b"").hexdigest()})
     for said in (

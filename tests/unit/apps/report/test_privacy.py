@@ -76,6 +76,7 @@ def test_without_epsilon_nothing_is_called_private(word: str, said: str, tmp_pat
         assert "who could see what" in text.lower(), where
 
 
+@pytest.mark.slow
 def test_a_model_card_says_what_was_spent_on_its_model(tmp_path: Path) -> None:
     make_run(tmp_path, **RECIPES["central_dp"])
     with RunStore(tmp_path) as store:

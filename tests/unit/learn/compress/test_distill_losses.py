@@ -58,6 +58,7 @@ def test_jensen_shannon_equals_trl(drawn: Any, beta: float) -> None:
     torch.testing.assert_close(distill.jensen_shannon_loss(z_s, z_t, counted, beta, 1.5), wanted)
 
 
+@pytest.mark.slow
 def test_next_token_is_torch_s_cross_entropy_of_what_counts(drawn: Any) -> None:
     z_s, _, y, counted = drawn
     wanted = torch.nn.functional.cross_entropy(z_s[counted], y[counted])

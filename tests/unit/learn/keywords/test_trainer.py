@@ -88,6 +88,7 @@ def test_training_learns_and_the_request_decides(clips: Path) -> None:
     assert after < before
 
 
+@pytest.mark.slow
 def test_a_run_compares_false_negatives_and_no_frame_holds_a_clip(clips: Path, tmp_path: Path) -> None:
     """Every run of 12 bytes of a home's spectrograms is looked for in all frames of the run."""
     frames: list[bytes] = []
@@ -121,6 +122,7 @@ def test_a_run_compares_false_negatives_and_no_frame_holds_a_clip(clips: Path, t
             assert not any(raw[at : at + 12] in seen for at in range(0, len(raw), 12))
 
 
+@pytest.mark.slow
 def test_a_run_has_the_metric_of_each_model(clips: Path, tmp_path: Path) -> None:
     run = Federation(recipe(clips).model_dump(exclude_unset=True), home=tmp_path).run(tmp_path / "run")
     found = {m["model"]: m for m in run.summary["simulator_metrics"]}
@@ -167,6 +169,7 @@ PRIVATE: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("private", PRIVATE)
 def test_keywords_train_under_each_kind_of_privacy(clips: Path, tmp_path: Path, private: dict[str, Any]) -> None:
     compared = {"local_only": False, "centralised": False}

@@ -74,6 +74,7 @@ def test_frozen_blocks_are_never_sent_down(place) -> None:
     assert sizes[1] < 0.6 * sizes[2]
 
 
+@pytest.mark.slow
 def test_fewer_blocks_need_less_memory(place) -> None:
     made = recipe({"kind": "lora", "rank": 2, "last_blocks": 2})
     both, one = (

@@ -84,6 +84,7 @@ def test_limits_go_by_the_first_pattern() -> None:
         recipe(device_memory_mb={"phone-*": 0.0})
 
 
+@pytest.mark.slow
 def test_a_device_with_a_limit_trains_the_same_update_in_smaller_parts(place: Path, monkeypatch) -> None:
     free = make(recipe(), place, place / "cache")
     pick = MemoryPick(8, True, torch.float32, 1e6)
@@ -120,6 +121,7 @@ def test_real_forecasts_meet_a_limit(place: Path) -> None:
     assert less.bytes < own.bytes
 
 
+@pytest.mark.slow
 def test_limits_that_nothing_keeps_are_refused(place: Path) -> None:
     plain = {**recipe(max_memory_mb=900.0).resolved(), "strategy": {"kind": "zeroth_order"}}
     plain["training"] = {"local_steps": 1, "optimizer": "sgd"}

@@ -141,6 +141,7 @@ def test_a_cached_copy_gives_the_same_model_and_a_damaged_one_is_made_again(
     assert [p.name for p in (tmp_path / "quantized").iterdir()] == [weights.parent.name]
 
 
+@pytest.mark.slow
 def test_a_copy_that_an_examination_kept_serves_every_run(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +161,7 @@ def test_a_user_folder_that_cannot_be_written_ends_nothing(
     load(str(folder), folder, torch.float32, "int8", quantized.user_cache())
 
 
+@pytest.mark.slow
 def test_the_frozen_digest_covers_codes_and_scales(folder: Path) -> None:
     for kind in KINDS:
         model, _ = make_trainable(load(str(folder), folder, torch.float32, kind).model, LORA, root(0), torch.float32)

@@ -150,6 +150,7 @@ def test_nothing_to_index_leaves_no_file(notes: Path, tmp_path: Path) -> None:
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_a_process_killed_while_it_writes_leaves_no_index(notes: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.index"
     child = os.fork()

@@ -95,6 +95,7 @@ def request(t: TextTrainer, round: int, before: Update | None = None) -> FitRequ
     return FitRequest("ann", round, t.initial(), LocalRule(steps=3, lr=0.01), own, derive(own, "own"), personal=kept)
 
 
+@pytest.mark.slow
 def test_a_device_measures_its_last_window_when_it_gets_to_the_next_one(place: Path) -> None:
     t = trainer(place, penalty=10.0, penalty_keep=0.5)
     first = t.fit(request(t, 0))
@@ -117,6 +118,7 @@ def test_a_device_measures_its_last_window_when_it_gets_to_the_next_one(place: P
     np.testing.assert_array_equal(t.fit(request(t, 0, second)).personal["importance"], F)  # A round of before.
 
 
+@pytest.mark.slow
 def test_a_penalty_holds_the_weights_that_mattered(place: Path) -> None:
     moved, F = [], None
     for penalty in (1e-6, 1e9):
@@ -128,6 +130,7 @@ def test_a_penalty_holds_the_weights_that_mattered(place: Path) -> None:
     assert moved[1] < 0.5 * moved[0]
 
 
+@pytest.mark.slow
 def test_what_a_device_keeps_does_not_grow_with_its_windows(place: Path) -> None:
     t = trainer(place, penalty=10.0)
     update, sizes = t.fit(request(t, 0)), []
@@ -160,6 +163,7 @@ def test_page_hinkley_by_hand() -> None:
     assert falls.until == 0
 
 
+@pytest.mark.slow
 def test_a_device_raises_its_alarm_and_stays_in_it(place: Path) -> None:
     found, update = [], None
     t = trainer(place, alarm=True, tolerance=0.0, threshold=1e-9, alarm_rounds=2)
@@ -194,6 +198,7 @@ def test_an_alarm_compares_what_training_has_helped_on_both_sides(place: Path) -
     assert found == pytest.approx(helped([new]) - helped(old), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_penalty_and_the_alarm_keep_their_own(place: Path) -> None:
     both, one = (trainer(place, penalty=10.0, alarm=alarm) for alarm in (True, False))
     a, b = both.fit(request(both, 0)), one.fit(request(one, 0))

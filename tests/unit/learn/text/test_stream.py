@@ -127,6 +127,7 @@ def test_replay_is_bounded_drawn_from_earlier_windows_and_by_the_secret(place: P
     assert abs(draws - expected).max() < 5 * np.sqrt(expected)
 
 
+@pytest.mark.slow
 def test_the_weight_is_the_windows_and_the_update_depends_on_the_secret_only_with_replay(place: Path) -> None:
     def fit(t: TextTrainer, secret: int, round: int = 4) -> tuple[float, bytes]:
         request = FitRequest("ann", round, t.initial(), LocalRule(steps=3, lr=0.01), root(0), root(secret))
