@@ -17,6 +17,7 @@ from edgewise.apps.cli import (
     keeping,
     model_commands,
     recipe_commands,
+    reproduce_command,
     retrieve_commands,
     run_commands,
     shrink_command,
@@ -85,7 +86,8 @@ for command in (
 ):
     app.command()(command)
 app.command("eval")(eval_command.evaluate)
-app.add_typer(recipe_commands.bench, name="bench", help="Measure parts of edgewise on your own model.")
+recipe_commands.bench.command()(reproduce_command.reproduce)
+app.add_typer(recipe_commands.bench, name="bench", help="Measure parts of edgewise, and repeat published tables.")
 app.add_typer(owners.device, name="device", help="Run and control your own device.")
 app.add_typer(run_commands.run, name="run", help="Submit recipes to a server and follow their runs.")
 app.add_typer(model_commands.models, name="models", help="Promote released models and fetch the promoted one.")
