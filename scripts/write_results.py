@@ -21,15 +21,17 @@ HEAD = """\
 
 <!-- Written by scripts/write_results.py; do not edit by hand. -->
 
-The tables that articles of the field are judged by, beside what edgewise measures on a small model and a small corpus. The figures cannot be those of the articles, whose
-models and data are larger. What can agree is the **order** of methods, and this page says where it does and where it does not.
+Tables that articles of the field are judged by, beside what edgewise measures with a small model and a small corpus.
+The figures cannot be those of the articles, whose models and data are larger. The **order** of methods can agree. This
+page says where it does, and where it does not.
 
 Repeat the tables that need nothing but the package in an afternoon on one core:
 
     edgewise bench reproduce all
 
-The command plays each method with three seeds, writes the figures as JSON and Markdown, and goes on where it was stopped. `edgewise bench reproduce --list` shows all
-tables. On another kind of processor the last digits differ. [The kept figures](../benchmarks/results/) have the digest of each recipe and model.
+The command plays each method with three seeds, and writes the figures as JSON and Markdown. Started again, it goes on
+where it was stopped. `edgewise bench reproduce --list` shows all tables. On another kind of processor the last digits
+differ. The kept figures of each seed are in `benchmarks/results/`, with the digests of recipe and model.
 """
 
 

@@ -23,6 +23,7 @@ from edgewise.apps.models.distilling import DistillRequest, distil_to_folder
 from edgewise.apps.report import numbers
 from edgewise.apps.runs.toml_text import toml
 from edgewise.core.errors import EdgewiseError, RoundError
+from edgewise.drivers.storage import folder
 from edgewise.drivers.storage.files import write_durably
 from edgewise.learn.compress.teaching import Lesson
 from edgewise.plan.catalogue import BUILT_IN
@@ -110,13 +111,13 @@ def bench_edge(out: Path, rounds: int, steps: int, names: tuple[str, ...], tell:
         ``bytes_up``, ``bytes_down`` (a device and round), ``epsilon``, ``delta``, ``memory_bytes`` (the process that
         played it, with the server), ``seconds``.
     Raises:
-        EdgewiseError: E-UNKNOWN for another row, and the errors of distillations and runs. RoundError(E-ROUND) where a
+        EdgewiseError: E-UNKNOWN for another row, E-FOLDER for a folder that edgewise did not make, and the errors of distillations and runs. RoundError(E-ROUND) where a
             run fails.
     """
     if unknown := [name for name in names if name not in NAMES]:
         what = f"bench edge-llm has no row {unknown[0]!r:.40}."
         raise EdgewiseError("E-UNKNOWN", what, f"one of {', '.join(NAMES)}.")
-    out.mkdir(parents=True, exist_ok=True)
+    folder.claim(out)
     made = _models(out, steps, tell)
     wanted = [
         row for row in ROWS if not names or row.name in names or _summary(out / (row.run or row.name)).get("complete")

@@ -9,7 +9,7 @@ import pytest
 from toy_recipe import PLAIN
 from typer.testing import CliRunner
 
-from edgewise.apps.cli import main
+from edgewise.apps.cli import main, recipe_commands
 from edgewise.apps.terminal import sessions
 from edgewise.core.errors import REGISTRY
 from edgewise.drivers.fleet.backup import DATABASE
@@ -34,6 +34,8 @@ WRITING = {
     "backup": ("backup", "served", "mine"),
     "stats": ("stats", "toy.toml", "--out", "mine"),
     "sweep": ("sweep", "toy.toml", "training.lr=0.01,0.02", "--extension", "toy", "--out", "mine"),
+    "edge_llm": ("bench", "edge-llm", "--out", "mine"),
+    "reproduce": ("bench", "reproduce", "T3", "--out", "mine"),
 }
 CODES = {
     "export": "E-EXPORT",
@@ -88,7 +90,7 @@ def test_every_command_that_writes_is_tried() -> None:
     """A command with an option that names a folder to write in belongs into WRITING."""
     writes = {
         command.callback.__name__
-        for command in main.app.registered_commands
+        for command in (*main.app.registered_commands, *recipe_commands.bench.registered_commands)
         if command.callback and {"out", "dest", "run_dir", "to"} & set(command.callback.__annotations__)
     }
     assert writes == set(WRITING)
