@@ -28,7 +28,7 @@ def test_the_page_is_what_its_script_writes() -> None:
 
 
 @pytest.mark.parametrize("table", [t for t in tables.TABLES if t.name in KEPT], ids=lambda t: t.name)
-def test_kept_figures_are_of_the_tables_recipes(table: tables.Table, tmp_path: Path) -> None:
+def test_kept_figures_are_of_the_tables_recipes(table: tables.PaperTable, tmp_path: Path) -> None:
     found = json.loads((ROOT / "benchmarks" / "results" / f"{table.name}.json").read_text(encoding="utf-8"))
     planned = cells.table_cells(table, tmp_path, found["seeds"])
     assert [(c["row"], c["seed"], c["recipe_sha256"]) for c in found["cells"]] == [

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgewise.apps.bench.table import Row, Table, read_column
+from edgewise.apps.bench.table import Method, PaperTable, read_column
 from edgewise.apps.federation import settings
 from edgewise.apps.federation.federation import Federation
 from edgewise.apps.federation.playing import has_run, remove
@@ -48,7 +48,7 @@ class Cell:
         return self.federation.recipe.sha256()
 
 
-def table_cells(table: Table, out: Path, seeds: Sequence[int], rounds: int | None = None) -> list[Cell]:
+def table_cells(table: PaperTable, out: Path, seeds: Sequence[int], rounds: int | None = None) -> list[Cell]:
     """List the cells of a table: all rows with the first seed, then with the second, and so on.
 
     Args:
@@ -60,7 +60,7 @@ def table_cells(table: Table, out: Path, seeds: Sequence[int], rounds: int | Non
     return [_cell(table, row, out / table.name, seed, rounds) for seed in seeds for row in table.rows]
 
 
-def _cell(table: Table, row: Row, at: Path, seed: int, rounds: int | None) -> Cell:
+def _cell(table: PaperTable, row: Method, at: Path, seed: int, rounds: int | None) -> Cell:
     """Make a cell."""
     changed = {**row.settings, "seed": seed, "name": f"{table.name}-{_file_word(row.name)}"}
     changed |= {} if rounds is None else {"round.rounds": rounds}
@@ -74,7 +74,7 @@ def _file_word(name: str) -> str:
     return _UNSAFE.sub("-", name.lower()).strip("-")
 
 
-def play_cells(table: Table, cells: Sequence[Cell]) -> Iterator[Mapping[str, Any]]:
+def play_cells(table: PaperTable, cells: Sequence[Cell]) -> Iterator[Mapping[str, Any]]:
     """Play the cells that have no file, and yield the figures of each in order.
 
     Yields:
@@ -94,7 +94,7 @@ def play_cells(table: Table, cells: Sequence[Cell]) -> Iterator[Mapping[str, Any
         yield found
 
 
-def claim_folders(out: Path, tables: Sequence[Table]) -> None:
+def claim_folders(out: Path, tables: Sequence[PaperTable]) -> None:
     """Make the folders of tables. Raises StoreError(E-FOLDER) for a folder that edgewise did not make."""
     for at in (out, *(out / table.name for table in tables)):
         folder.claim(at)
@@ -114,7 +114,7 @@ def _finished_cell(cell: Cell) -> dict[str, Any] | None:
     return found
 
 
-def _figures(table: Table, cell: Cell, summary: Mapping[str, Any]) -> dict[str, Any]:
+def _figures(table: PaperTable, cell: Cell, summary: Mapping[str, Any]) -> dict[str, Any]:
     """Read what a table keeps of a run."""
     return {
         "row": cell.row,

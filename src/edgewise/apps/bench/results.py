@@ -11,14 +11,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgewise.apps.bench.table import Claim, Table
+from edgewise.apps.bench.table import Claim, PaperTable
 from edgewise.apps.report import numbers
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def build_results(table: Table, cells: Sequence[Mapping[str, Any]], rounds: int | None = None) -> dict[str, Any]:
+def build_results(table: PaperTable, cells: Sequence[Mapping[str, Any]], rounds: int | None = None) -> dict[str, Any]:
     """Build the results of a table from its cells.
 
     Args:
@@ -38,7 +38,7 @@ def build_results(table: Table, cells: Sequence[Mapping[str, Any]], rounds: int 
     }
 
 
-def claim_agrees(table: Table, claim: Claim, cells: Sequence[Mapping[str, Any]]) -> str:
+def claim_agrees(table: PaperTable, claim: Claim, cells: Sequence[Mapping[str, Any]]) -> str:
     """Tell whether a claim holds with every seed, with none, or with some."""
     better, worse = (_by_seed(table, name, cells) for name in (claim.better, claim.worse))
     pairs = [(better[seed], worse[seed]) for seed in better.keys() & worse.keys()]
@@ -46,7 +46,7 @@ def claim_agrees(table: Table, claim: Claim, cells: Sequence[Mapping[str, Any]])
     return "undecided" if not held or any(held) != all(held) else "yes" if all(held) else "no"
 
 
-def _by_seed(table: Table, row: str, cells: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+def _by_seed(table: PaperTable, row: str, cells: Sequence[Mapping[str, Any]]) -> dict[int, float]:
     """Collect the first column of a row by seed."""
     found = {cell["seed"]: cell["figures"][table.columns[0].name] for cell in cells if cell["row"] == row}
     return {seed: value for seed, value in found.items() if value is not None}
@@ -72,7 +72,7 @@ def mean_and_sd(values: Sequence[float], digits: int) -> str:
     return f"{mean} ± {sd:,.{digits}f}" if round(sd, digits) else mean
 
 
-def table_rows(table: Table, found: Mapping[str, Any]) -> list[list[str]]:
+def table_rows(table: PaperTable, found: Mapping[str, Any]) -> list[list[str]]:
     """Format the rows of a table: a name, then a figure for each column."""
     return [
         [row.name, *(mean_and_sd(figures_of(found["cells"], row.name, c.name), c.digits) for c in table.columns)]
@@ -86,7 +86,7 @@ def order_sentence(found: Mapping[str, Any]) -> str:
     return f"Order agrees: {found['order']} ({held} of {len(found['claims'])} claims)."
 
 
-def markdown(table: Table, found: Mapping[str, Any]) -> str:
+def markdown(table: PaperTable, found: Mapping[str, Any]) -> str:
     """Write the results as Markdown: the table, what was published, and whether the order agrees."""
     seeds = ", ".join(map(str, found["seeds"]))
     played = f"{found['rounds']} rounds, seeds {seeds}. Mean ± standard deviation over seeds."
@@ -104,7 +104,7 @@ def markdown(table: Table, found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def show_results(console: Console, table: Table, found: Mapping[str, Any]) -> None:
+def show_results(console: Console, table: PaperTable, found: Mapping[str, Any]) -> None:
     """Print the results of a table."""
     from rich import box
     from rich.table import Table as Grid

@@ -1,6 +1,6 @@
 """A table to play: its rows are recipes, its columns are figures of a run's summary, and its claims are published.
 
-    table = Table(name="T3", ..., rows=(Row("fedit", {"trainable.rule": "fedit"}), ...), columns=(PERPLEXITY, UP))
+    table = PaperTable(name="T3", ..., rows=(Method("FedIT", {"trainable.rule": "fedit"}), ...), ...)
     read_column(PERPLEXITY, run.summary)    242.77
 
 A claim names two rows, the one that an article found better and the one that it found worse.
@@ -16,7 +16,7 @@ from edgewise.core.safe_repr import outline
 
 
 @dataclass(frozen=True)
-class Row:
+class Method:
     """A row of a table: its name, and what its recipe has in place of the table's own settings, by dotted key."""
 
     name: str
@@ -67,7 +67,7 @@ class Published:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """A table that the engine can play with data that ships.
 
     Attributes:
@@ -81,7 +81,7 @@ class Table:
     title: str
     minutes: int
     recipe: Mapping[str, Any]
-    rows: tuple[Row, ...]
+    rows: tuple[Method, ...]
     columns: tuple[Column, ...]
     published: tuple[Published, ...]
     claims: tuple[Claim, ...]

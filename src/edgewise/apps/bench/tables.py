@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from edgewise.apps.bench.table import Claim, Column, Published, Row, Table
+from edgewise.apps.bench.table import Claim, Column, Method, PaperTable, Published
 from edgewise.core.errors import EdgewiseError
 from edgewise.plan.recipe.findings import nearest
 
@@ -33,18 +33,18 @@ def _recipe(rounds: int, training: dict[str, Any], **sections: Any) -> dict[str,
     }
 
 
-SERVER_RULES = Table(
+SERVER_RULES = PaperTable(
     name="T1",
     title="Server optimizers",
     minutes=10,
     recipe=_recipe(12, {"optimizer": "sgd", "lr": 0.5, "local_steps": 8, "schedule": "constant"}),
     rows=(
-        Row("FedAvg", {"strategy": {"kind": "fedavg"}}),
-        Row("FedAvgM", {"strategy": {"kind": "fedavgm", "lr": 0.316}}),
-        Row("Nesterov .8", {"strategy": {"kind": "fedavgm", "lr": 0.4, "momentum": 0.8, "nesterov": True}}),
-        Row("FedAdam", {"strategy": {"kind": "fedadam"}}),
-        Row("FedYogi", {"strategy": {"kind": "fedyogi"}}),
-        Row("FedAdagrad", {"strategy": {"kind": "fedadagrad", "lr": 0.316, "tau": 0.1}}),
+        Method("FedAvg", {"strategy": {"kind": "fedavg"}}),
+        Method("FedAvgM", {"strategy": {"kind": "fedavgm", "lr": 0.316}}),
+        Method("Nesterov .8", {"strategy": {"kind": "fedavgm", "lr": 0.4, "momentum": 0.8, "nesterov": True}}),
+        Method("FedAdam", {"strategy": {"kind": "fedadam"}}),
+        Method("FedYogi", {"strategy": {"kind": "fedyogi"}}),
+        Method("FedAdagrad", {"strategy": {"kind": "fedadagrad", "lr": 0.316, "tau": 0.1}}),
     ),
     columns=(PERPLEXITY, WORST, UP),
     published=(
@@ -63,12 +63,12 @@ SERVER_RULES = Table(
     ),
 )
 
-LORA_RULES = Table(
+LORA_RULES = PaperTable(
     name="T3",
     title="Rules that average LoRA adapters",
     minutes=8,
     recipe=_recipe(6, {"lr": 5e-3, "local_steps": 4}, trainable={"kind": "lora", "rank": 8, "alpha": 16.0}),
-    rows=tuple(Row(name, {"trainable.rule": rule}) for name, rule in (
+    rows=tuple(Method(name, {"trainable.rule": rule}) for name, rule in (
         ("FedIT", "fedit"), ("FFA-LoRA", "ffa"), ("RoLoRA", "rolora"), ("FedEx-LoRA", "fedex"),
     )),
     columns=(PERPLEXITY, WORST, UP, DOWN),
@@ -97,15 +97,15 @@ LORA_RULES = Table(
     ),
 )  # fmt: skip
 
-ZEROTH_ORDER = Table(
+ZEROTH_ORDER = PaperTable(
     name="T9",
     title="Seeds and coefficients in place of updates",
     minutes=8,
     recipe=_recipe(6, {"local_steps": 20}),
     rows=(
-        Row("whole model", {"training.lr": 1e-3}),
-        Row("LoRA", {"training.lr": 5e-3, "trainable": {"kind": "lora", "rank": 8, "alpha": 16.0, "rule": "fedit"}}),
-        Row(
+        Method("whole model", {"training.lr": 1e-3}),
+        Method("LoRA", {"training.lr": 5e-3, "trainable": {"kind": "lora", "rank": 8, "alpha": 16.0, "rule": "fedit"}}),
+        Method(
             "FedKSeed",
             {
                 "stage": [], "strategy": {"kind": "zeroth_order", "seeds": 4096},
@@ -161,7 +161,7 @@ NOT_MEASURED = {
 }
 
 
-def chosen_tables(names: tuple[str, ...]) -> tuple[Table, ...]:
+def chosen_tables(names: tuple[str, ...]) -> tuple[PaperTable, ...]:
     """Return the tables with these names; ``all`` stands for all of them.
 
     Raises EdgewiseError: E-MISSING without a name, E-UNKNOWN for a name that is not there or is measured elsewhere.

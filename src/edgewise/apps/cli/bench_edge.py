@@ -111,8 +111,8 @@ def bench_edge(out: Path, rounds: int, steps: int, names: tuple[str, ...], tell:
         ``bytes_up``, ``bytes_down`` (a device and round), ``epsilon``, ``delta``, ``memory_bytes`` (the process that
         played it, with the server), ``seconds``.
     Raises:
-        EdgewiseError: E-UNKNOWN for another row, E-FOLDER for a folder that edgewise did not make, and the errors of distillations and runs. RoundError(E-ROUND) where a
-            run fails.
+        EdgewiseError: E-UNKNOWN for another row, E-FOLDER for a folder that edgewise did not make, and the errors of
+            distillations and runs. RoundError(E-ROUND) where a run fails.
     """
     if unknown := [name for name in names if name not in NAMES]:
         what = f"bench edge-llm has no row {unknown[0]!r:.40}."

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 
 from edgewise.apps.bench import cells, tables
+from edgewise.apps.bench.table import PaperTable
 from edgewise.core.errors import EdgewiseError
 
 
 @pytest.mark.parametrize("table", tables.TABLES, ids=lambda t: t.name)
-def test_claims_name_rows_and_sources(table: tables.Table) -> None:
+def test_claims_name_rows_and_sources(table: PaperTable) -> None:
     names = {row.name for row in table.rows}
     assert table.claims
     for claim in table.claims:
@@ -20,7 +21,7 @@ def test_claims_name_rows_and_sources(table: tables.Table) -> None:
 
 
 @pytest.mark.parametrize("table", tables.TABLES, ids=lambda t: t.name)
-def test_recipes_of_a_table_are_valid(table: tables.Table, tmp_path: Path) -> None:
+def test_recipes_of_a_table_are_valid(table: PaperTable, tmp_path: Path) -> None:
     assert len(cells.table_cells(table, tmp_path, (0,))) == len(table.rows)
 
 
