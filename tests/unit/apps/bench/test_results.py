@@ -12,7 +12,8 @@ from edgewise.apps.bench.table import Claim, Column, Method, PaperTable, Publish
 LOSS = Column("loss", ("quality", "loss"), 2.0)
 TABLE = PaperTable(
     name="T99", title="Two methods", minutes=1, recipe={"round": {"rounds": 4}},
-    rows=(Method("old", {}), Method("new", {})), columns=(LOSS,), published=(Published("Somebody 2020", "https://example.org", "a task", "new 1, old 2"),),
+    rows=(Method("old", {}), Method("new", {})), columns=(LOSS,),
+    published=(Published("Somebody 2020", "https://example.org", "a task", "new 1, old 2"),),
     claims=(Claim("new", "old"),), differs="All is smaller.",
 )  # fmt: skip
 
