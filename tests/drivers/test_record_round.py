@@ -14,7 +14,7 @@ from record_toy import DEVICES, RECORDS
 from edgewise.apps.simulate import check, simulation
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.storage.run_store import RunStore
-from edgewise.drivers.workers.records import noise_steps, records
+from edgewise.drivers.workers.records import protect_records, records
 from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
@@ -92,7 +92,7 @@ def test_a_device_compares_delta_with_its_own_records() -> None:
     asked = recipe.parse(TEXT, overrides={**QUICK, "dp.delta": 2.0 * RECORDS**-1.1})
     plan = compile(asked, record_toy.make(asked).spec, 2, with_extensions(["record_toy"]))
     with pytest.raises(EdgewiseError, match=f"{RECORDS:,} blocks of text"):
-        noise_steps(plan, registered(record_toy.make(asked, devices=1)))
+        protect_records(plan, registered(record_toy.make(asked, devices=1)))
 
 
 @pytest.mark.long(sample=0)
@@ -115,15 +115,15 @@ def test_records_are_counted_over_all_devices_that_can_be_read(
 
     monkeypatch.setattr(trainer, "records", read)
     with pytest.raises(EdgewiseError, match=f"{2 * RECORDS:,} blocks of text"):
-        noise_steps(plan, registered(trainer))
+        protect_records(plan, registered(trainer))
     assert f"the records of {DEVICES - 1} of {DEVICES} devices; those of 1 are missing: d1" in caplog.text
     uncounted = replace(registered(trainer), counts=None)
     assert records(uncounted, "d0") is None
     with pytest.raises(EdgewiseError, match="E-COMBO"):
-        noise_steps(plan, uncounted)
+        protect_records(plan, uncounted)
     monkeypatch.setattr(trainer, "records", full)
     with pytest.raises(StoreError):
-        noise_steps(plan, registered(trainer))
+        protect_records(plan, registered(trainer))
 
 
 @pytest.mark.slow

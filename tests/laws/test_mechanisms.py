@@ -19,6 +19,7 @@ from edgewise.privacy.accountant import epsilon
 from support.toy_recipe import make_recipe
 
 SPEC = Spec.of([("a", (30, 10), "float32"), ("b", (100,), "float32")])
+TRAINING = {"optimizer": "sgd", "lr": 1.0, "schedule": "constant", "local_steps": 1, "clip_grad": 0.0}
 COMMON = {"metrics": "none", "stage": [], "dp.delta": 1e-5, "dp.clip_l2": 4.0, "dp.noise_multiplier": 4.0}
 TURNS = {"round.sampling": "cyclic", "round.cohort": 4, "round.rounds": 4}
 # A recipe for each, by its name; add a line for a new mechanism.
@@ -28,8 +29,24 @@ RECIPES: dict[str, dict[str, Any]] = {
     "distributed": {"privacy": "distributed_dp", "merge": {"kind": "secure_sum"}, "trust.malicious_fraction": 0.0},
     "local": {"privacy": "local_dp"},
     "example": {"privacy": "local_dp", "dp.unit": "example", "dp.sample_rate": 0.01},
+    "records": {
+        "privacy": "distributed_dp",
+        "merge": {"kind": "secure_sum"},
+        "trust.malicious_fraction": 0.0,
+        "dp.unit": "example",
+        "dp.records": 10,
+        **{f"training.{key}": value for key, value in TRAINING.items()},
+    },
 }
-OTHER = {"adaptive_clip": True, "tensor_l2": 0.2, "bits": 20, "buffers": 2, "sample_rate": 0.1, "clip_l2": 2.0}
+OTHER = {
+    "adaptive_clip": True,
+    "tensor_l2": 0.2,
+    "bits": 20,
+    "buffers": 2,
+    "sample_rate": 0.1,
+    "records": 20,
+    "clip_l2": 2.0,
+}
 every = pytest.mark.parametrize("mechanism", MECHANISMS, ids=lambda mechanism: mechanism.name)
 
 

@@ -205,3 +205,17 @@ class StepNoise(NamedTuple):
     clip: float
     z: float
     rate: float
+
+
+class RecordSums(NamedTuple):
+    """Sums of clipped records, which leave a device in place of an update of local steps (``privacy.record_noise``).
+
+    Attributes:
+        clip: C, the L2 clip of one record's gradient.
+        step: grid to which each record is rounded, model units.
+        records: R, the largest number of records that count, and the divisor.
+    """
+
+    clip: float
+    step: float
+    records: int

@@ -24,6 +24,7 @@ from edgewise.core.training import (
     FitRequest,
     HeldOut,
     Note,
+    RecordSums,
     StepNoise,
     Update,
     as_held_out,
@@ -91,6 +92,18 @@ class NoisesSteps(CountsRecords, Protocol):
 
     def without_noise(self) -> AbstractContextManager[None]:
         """Take steps without noise inside the context."""
+        ...
+
+
+class SumsRecords(CountsRecords, Protocol):
+    """Optional port of a trainer that sums clipped gradients of records, for their privacy in a hidden sum."""
+
+    def sum_records(self, sums: RecordSums) -> None:
+        """Return such sums as updates from now on. Raises TrainingError(E-BN) for a model that mixes records."""
+        ...
+
+    def without_noise(self) -> AbstractContextManager[None]:
+        """Train as the recipe's local training says inside the context."""
         ...
 
 
@@ -251,6 +264,7 @@ class Registered:
     describes: Describes | None = None
     counts: CountsRecords | None = None
     noises: NoisesSteps | None = None
+    sums: SumsRecords | None = None
     measures: MeasuresSteps | None = None
     computes: ComputesProbe | None = None
     continues: ContinuesText | None = None
@@ -338,6 +352,7 @@ def registered(trainer: Trainer) -> Registered:
         describes=_as_port(trainer, Describes),
         counts=_as_port(trainer, CountsRecords),
         noises=_as_port(trainer, NoisesSteps),
+        sums=_as_port(trainer, SumsRecords),
         measures=_as_port(trainer, MeasuresSteps),
         computes=_as_port(trainer, ComputesProbe),
         continues=_as_port(trainer, ContinuesText),

@@ -170,8 +170,32 @@ def noised_gradient(
         ``grid.fit_noise_grid`` accounts for. A record counts as zero where its loss raises, or its loss or gradient is
         not finite. Nothing that leaves the device reveals that there was such a record.
     """
+    on = grid.fit_noise_grid("record noise", dp.z, dp.clip, flat.g_D.numel())
+    total_D, summed, terms = clipped_sum(model, loss, records, flat, dp.clip, on.step, key)
+    total_D += grid.grid_noise(on, total_D.size, derive(key, "record noise"))
+    flat.zero_grad()
+    noised_D = flat.g_D.cpu().numpy()  # On the CPU this is the gradient's own memory.
+    np.multiply(total_D, on.step / expected, out=noised_D, casting="same_kind")
+    if flat.g_D.device.type != "cpu":
+        flat.g_D.copy_(torch.from_numpy(noised_D))
+    return summed, terms
+
+
+def clipped_sum(
+    model: nn.Module, loss: Loss, records: Iterable[Record], flat: Flat, clip: float, step: float, key: Key
+) -> tuple[NDArray[np.int64], float, float]:
+    """Sum the clipped and rounded gradients of records: sum_i round(g_i min(1, C / ||g_i||) / step).
+
+    Args:
+        records: each once. clip: C, model units. step: grid of the rounding, model units.
+        key: secret bytes that decide a record's dropout, with its row number.
+    Returns:
+        int64[d] in steps, the summed loss of the records, and the number of terms.
+    Guarantees:
+        Any record moves the sum by at most C / step + sqrt(d) / 2, whatever the others are. A record counts as zero as
+        in ``noised_gradient``. Weights and buffers are as they were.
+    """
     total_D = np.zeros(flat.g_D.numel(), np.int64)
-    on = grid.fit_noise_grid("record noise", dp.z, dp.clip, total_D.size)
     summed, terms, weights_D = 0.0, 0.0, flat.w_D.clone()
     with unchanged_buffers(model) as restore:
         for record in records:
@@ -181,18 +205,12 @@ def noised_gradient(
             if measured is None:
                 continue
             g_D = flat.g_D.cpu().numpy()
-            factor = min(1.0, dp.clip * (1.0 - 2.0**-20) / max(measured.norm, 1e-30))
+            factor = min(1.0, clip * (1.0 - 2.0**-20) / max(measured.norm, 1e-30))
             for at in range(0, total_D.size, _CHUNK):
                 part = np.multiply(g_D[at : at + _CHUNK], factor, dtype=np.float64)
-                total_D[at : at + _CHUNK] += grid.rounded_to_noise_grid(part, on.step)
+                total_D[at : at + _CHUNK] += grid.rounded_to_noise_grid(part, step)
             summed, terms = summed + measured.loss * measured.terms, terms + measured.terms
-    total_D += grid.grid_noise(on, total_D.size, derive(key, "record noise"))
-    flat.zero_grad()
-    noised_D = flat.g_D.cpu().numpy()  # On the CPU this is the gradient's own memory.
-    np.multiply(total_D, on.step / expected, out=noised_D, casting="same_kind")
-    if flat.g_D.device.type != "cpu":
-        flat.g_D.copy_(torch.from_numpy(noised_D))
-    return summed, terms
+    return total_D, summed, terms
 
 
 class _Measured(NamedTuple):

@@ -24,6 +24,7 @@ from edgewise.core.training import (
     FitRequest,
     HeldOut,
     Note,
+    RecordSums,
     StepNoise,
     Update,
 )
@@ -37,6 +38,7 @@ from edgewise.learn.hardware import CPU, move_model, moved
 from edgewise.learn.models import quantized
 from edgewise.learn.own_work import OwnWork
 from edgewise.learn.probe import arithmetic_probe
+from edgewise.learn.record_sums import record_sum
 from edgewise.learn.shards import Shard, shard_by_device
 from edgewise.learn.train import Batch, FittedModel, LocalOptimizer, Loss, Penalty, fit
 from edgewise.learn.training_costs import measured_training_step_s, model_weights_bytes
@@ -62,6 +64,7 @@ class TorchTrainer:
         processor: the processor that trains and measures. Model and batches are moved to it.
     Attributes:
         step_noise: noise of every step (``noise_steps``). None without noise.
+        record_sums: clip and grid of sums of records, which then are the updates (``sum_records``). None without.
         own: the user's training loop and metrics. None without them.
         passes: the way to train several devices in one pass. None without one.
     Guarantees:
@@ -92,6 +95,7 @@ class TorchTrainer:
         self._initial = self.flat.read()
         self.forward_bytes = forward_bytes
         self.step_noise: StepNoise | None = None
+        self.record_sums: RecordSums | None = None
         self._examined = False
         self.own: OwnWork | None = None
         self.passes: Passes | None = None
@@ -120,8 +124,24 @@ class TorchTrainer:
         if self.own is not None and self.own.loop is not None:
             what = 'dp.unit = "example" adds noise to every step, but your own training loop takes its steps itself.'
             raise TrainingError("E-TRAIN", what, 'leave out the loop, or dp.unit = "example".')
-        dp_sgd.check_example_gradients(self.model)
         self.step_noise = noise
+        self._examine_records()
+
+    def sum_records(self, sums: RecordSums) -> None:
+        """Return sums of clipped records as updates from now on. The driver of the devices calls it.
+
+        Raises:
+            TrainingError: as ``noise_steps``.
+        """
+        if self.own is not None and self.own.loop is not None:
+            what = 'dp.unit = "example" sums gradients of records, but your own training loop takes its steps itself.'
+            raise TrainingError("E-TRAIN", what, 'leave out the loop, or dp.unit = "example".')
+        self.record_sums = sums
+        self._examine_records()
+
+    def _examine_records(self) -> None:
+        """Check that records stay apart, on the first device that can train. Raises TrainingError(E-BN)."""
+        dp_sgd.check_example_gradients(self.model)
         for device in self.devices():
             self._examine(device, self._initial, bytes(32))
             if self._examined:
@@ -129,12 +149,13 @@ class TorchTrainer:
 
     @contextmanager
     def without_noise(self) -> Iterator[None]:
-        """Train without step noise inside."""
+        """Train without step noise, and in local steps, inside."""
         noise, self.step_noise = self.step_noise, None
+        sums, self.record_sums = self.record_sums, None
         try:
             yield
         finally:
-            self.step_noise = noise
+            self.step_noise, self.record_sums = noise, sums
 
     @contextmanager
     def holding_back(self) -> Iterator[None]:
@@ -195,6 +216,11 @@ class TorchTrainer:
         if self.own is not None and self.own.loop is not None:
             with computing(request.device):
                 return self.own.fit(self.model, self.flat, request, self.training.batch)
+        if self.record_sums is not None and request.device != POOLED:
+            dp_sgd.check_example_gradients(self.model)
+            self._examine(request.device, request.params, request.secret)
+            loss, sums = self.loss_of(request), self.record_sums
+            return record_sum(self.model, loss, self._shard_of, self.flat, request, sums, self._moved_one)
         if self.step_noise is None or request.device == POOLED:
             return self.fitted(request, *self.work(request))
         dp, steps = self.step_noise, range(request.rule.steps)
@@ -218,8 +244,8 @@ class TorchTrainer:
         """Return the reason why devices cannot be trained together (``engine.trainer.BatchesDevices``)."""
         if self.own is not None and self.own.loop is not None:
             return "your own training loop takes one device at a time"
-        if self.step_noise is not None:
-            return "noise on every step clips the gradient of each record by itself"
+        if self.step_noise is not None or self.record_sums is not None:
+            return "privacy of records clips the gradient of each record by itself"
         return "the trainer takes one device at a time" if self.passes is None else self.passes.apart
 
     def fit_many(self, requests: Sequence[FitRequest]) -> list[Update | Exception]:
@@ -301,6 +327,9 @@ class TorchTrainer:
     def _training_of(self, device: DeviceId) -> TrainingSection:
         """Return the settings of a device's training. A trainer whose devices have limits of memory has others."""
         return self.training
+
+    def _moved_one(self, batch: Batch) -> Batch:
+        return moved(batch, self.processor)
 
     def _moved(self, batches: Sequence[Batch]) -> list[Batch]:
         return [moved(batch, self.processor) for batch in batches]

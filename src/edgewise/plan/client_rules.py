@@ -9,6 +9,7 @@ from edgewise.core.errors import RecipeError
 from edgewise.core.pipeline import Pipeline
 from edgewise.core.training import DeviceId
 from edgewise.plan.promise import Noiser, Promise
+from edgewise.plan.recipe.privacy import RECORD_SUMS
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.strategies.client import Client
 
@@ -37,6 +38,33 @@ def check_recipe(recipe: Recipe, promise: Promise, client: Client) -> None:
     if client.uneven is not None and not training.local_epochs:
         what = f'strategy "{kind}" with training.local_steps: {client.uneven}, and here all take equally many.'
         raise RecipeError("E-COMBO", what, 'give training.local_epochs, or use strategy "fedavg": it is the same here.')
+
+
+def check_record_sums(recipe: Recipe, promise: Promise, client: Client) -> None:
+    """Check that devices which sum clipped records are asked for nothing else.
+
+    Raises:
+        RecipeError: E-COMBO for other local training, for terms of a strategy in its gradients, and where devices train
+            different parts of the model.
+    """
+    if not promise.sums_records:
+        return
+    training, trainable = recipe.training, recipe.trainable
+    asked = 'privacy = "distributed_dp" with dp.unit = "example"'
+    wanted = {key.split(".")[1]: value for key, value in RECORD_SUMS.items()} | {"weight_decay": 0.0, "momentum": 0.0}
+    if other := [key for key, value in wanted.items() if getattr(training, key) != value]:
+        what = (
+            f"{asked}: a device sends the mean of its clipped gradients, and training.{other[0]} = "
+            f"{getattr(training, other[0])!r} is about steps that it does not take."
+        )
+        fix = f"leave out training.{other[0]}. The server takes the steps: [strategy] lr is their length."
+        raise RecipeError("E-COMBO", what, fix)
+    if client.pull or client.shift is not None or client.finish is not None or client.contrast is not None:
+        what = f'{asked}: strategy "{recipe.strategy["kind"]}" changes the gradients of devices after the clip.'
+        raise RecipeError("E-COMBO", what, "use fedavg or a server optimizer.")
+    if trainable.unequal or trainable.block_shares or trainable.turns or trainable.moves_base:
+        what = f"{asked}: all devices sum gradients of the same parameters, and here they train different ones."
+        raise RecipeError("E-COMBO", what, "leave out rank_shares, block_shares and rules that take turns.")
 
 
 def check_pipelines(recipe: Recipe, client: Client, pipes: Sequence[Pipeline], rungs: bool) -> None:

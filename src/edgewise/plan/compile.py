@@ -23,7 +23,7 @@ from edgewise.plan.broadcast import planned_downlink
 from edgewise.plan.buffered import check as check_buffered
 from edgewise.plan.catalogue import Catalogue, make
 from edgewise.plan.chains import recipe_chains
-from edgewise.plan.client_rules import check_pipelines, check_recipe, check_root
+from edgewise.plan.client_rules import check_pipelines, check_recipe, check_record_sums, check_root
 from edgewise.plan.disclosure import plan_claims
 from edgewise.plan.facts import FORMAT, Instance, PlanFacts, StatedNoise, decisive
 from edgewise.plan.layout import VectorLayout
@@ -72,6 +72,7 @@ def compile(
     mechanism = mechanism_of(recipe.privacy, recipe.dp)
     promise = recipe_promise(recipe.privacy, recipe.dp, hidden=merge.hides is not None)
     check_recipe(recipe, promise, strategy.client)
+    check_record_sums(recipe, promise, strategy.client)
     check_root(recipe)
     sums = planned_sums(recipe, merge, sampling)
     metrics = recipe_metrics(recipe, promise, strategy.client, sampling.kind)

@@ -34,11 +34,13 @@ class PlannedClipping:
         l2: bound of an update's L2 norm, or of the gradient of one example. It is the first clip where ``follows``.
         tensor_l2: bound of the L2 norm of each tensor, in place of the whole update's; 0 = off.
         follows: True where the clip follows the median of the updates from round to round.
+        records: largest number of records that a device adds up, where the clip is that of one record; 0 elsewhere.
     """
 
     l2: float
     tensor_l2: float
     follows: bool
+    records: int = 0
 
     @property
     def largest(self) -> float:
@@ -129,6 +131,8 @@ def with_mechanism(
         z, budget = stated.multiplier, Budget(stated.epsilon, dp.delta)
     else:
         z, budget = _derived_multiplier(dp, all_rounds)
+        if dp.epsilon and not dp.example and mechanism.who in (Noiser.SERVER, Noiser.COHORT):
+            rules.refuse_drowning_noise(z, sampling.expected, dp.epsilon, recipe.round.rounds)
     events = built.events(z)
     chains: list[list[Stage]] = []
     posts: list[Post] = []
@@ -145,7 +149,7 @@ def with_mechanism(
         divisor=divisor,
         z=z,
         card=_privacy_card(recipe, mechanism, built, fold(start, chains[0]), setting, z, budget, all_rounds(z)),
-        clipping=PlannedClipping(dp.clip_l2, dp.tensor_l2, dp.adaptive_clip),
+        clipping=PlannedClipping(dp.clip_l2, dp.tensor_l2, dp.adaptive_clip, dp.records),
         buffers=dp.buffers,
         bits=dp.bits,
     )

@@ -62,6 +62,11 @@ class Promise:
         return self.hidden or self.noised_before_leaving
 
     @property
+    def sums_records(self) -> bool:
+        """True where devices send sums of clipped records, each with its share of the noise."""
+        return self.who_noises is Noiser.COHORT and self.unit == "example"
+
+    @property
     def noises_steps(self) -> bool:
         """True where devices train with DP-SGD."""
         return self.who_noises is Noiser.STEPS

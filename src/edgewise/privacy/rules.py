@@ -107,6 +107,25 @@ def refuse_delta(value: float, n: int, unit: Unit) -> None:
         )
 
 
+def refuse_drowning_noise(z: float, expected: int, epsilon: float, rounds: int) -> None:
+    """Refuse a budget for whole devices whose noise no mean of them can be heard through (E-DROWNED).
+
+    The mean of n updates has noise of z C / n in every coordinate, and is at most C long in all coordinates together.
+    So from z = n on, a single coordinate's noise is longer than the longest update.
+    Args:
+        z: noise multiplier that the budget asks for. expected: n, the devices in a sum.
+    """
+    if z >= expected:
+        raise RecipeError(
+            "E-DROWNED",
+            f"dp.epsilon = {epsilon:g} for whole devices over {rounds} rounds asks for noise of {z:.4g} clips on the "
+            f"sum: {z / expected:.3g} clips in each coordinate of the mean of {expected:,} devices. The whole mean is at "
+            "most 1 clip long, so nothing can be learned from it, whatever the model.",
+            f"take more than {floor(z):,} devices (ten times as many learn something), a larger dp.epsilon, or fewer "
+            'rounds; or protect single records: dp.unit = "example".',
+        )
+
+
 def refuse_correlated_noise(word: str, by_server: bool) -> None:
     """Refuse correlated noise unless the holder of the sum and of all rounds' buffers adds it (E-MF-LOCAL).
 

@@ -24,7 +24,7 @@ from edgewise.apps.audit import epsilon
 from edgewise.apps.audit.epsilon import Step
 from edgewise.core.errors import AuditError
 from edgewise.drivers.storage import folder
-from edgewise.drivers.workers.records import noise_steps
+from edgewise.drivers.workers.records import protect_records
 from edgewise.engine.trainer import registered
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.compile import compile
@@ -66,7 +66,7 @@ def audit_recipe(
     with tempfile.TemporaryDirectory(prefix="edgewise-audit-") as scratch:
         trainer = leakage.text_trainer(recipe, recipe_dir, Path(scratch), catalogue)
         plan = compile(recipe, trainer.spec, len(participants(recipe, trainer.devices()).seen), catalogue)
-        noise_steps(plan, registered(trainer))
+        protect_records(plan, registered(trainer))
         findings = epsilon.audit_epsilon(plan, quick, say, catalogue)
         leaks: dict[str, Any] = {"leaks": [], "memory": [], "tokens": 0, "crossings": []}
         if all(f.holds for f in findings):  # Broken code may release something else than it should.

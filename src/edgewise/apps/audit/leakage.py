@@ -15,7 +15,7 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Turn, derive, generator, root
 from edgewise.core.training import FitRequest
 from edgewise.core.vector import Spec, Vector
-from edgewise.drivers.workers.records import in_steps, noise_steps
+from edgewise.drivers.workers.records import in_steps, protect_records
 from edgewise.engine.trainer import registered
 from edgewise.learn.attacks import reconstruction
 from edgewise.learn.attacks.reconstruction import TokenLeak
@@ -103,7 +103,7 @@ class _Probe:
     def __init__(self, plan: Plan, recipe: Recipe, trainer: TextTrainer, cohort: int, step: Step) -> None:
         self.plan, self.training, self.trainer, self.step = plan, recipe.training, trainer, step
         self.registered = registered(trainer)
-        noise_steps(plan, self.registered)  # A host of devices does the same.
+        protect_records(plan, self.registered)  # A host of devices does the same.
         self.devices = _with_text(trainer, cohort)
         self.rows = rows = self._first_text(self.devices[0])
         self.tokens = np.where(rows < 0, ~rows, rows)[0, :-1]

@@ -41,7 +41,7 @@ from edgewise.drivers.storage.device_store import FileDevices
 from edgewise.drivers.storage.files import FOLDER, is_blob, write_durably
 from edgewise.drivers.workers.devices import Devices
 from edgewise.drivers.workers.held_models import Downloads
-from edgewise.drivers.workers.records import noise_steps
+from edgewise.drivers.workers.records import protect_records
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.owner_budget import OwnerBudget
 from edgewise.engine.ports import Trust
@@ -172,7 +172,7 @@ class Parts:
         room.note_folders_used(folder / room.BLOBS, folder / room.CACHE)
         trainer = self._trainer(stated, folder, catalogue, sessions)
         plan = accept_facts(raw, signature, server, trainer.trainer.spec, self._owner.floor, catalogue)
-        noise_steps(plan, trainer)
+        protect_records(plan, trainer)
         if not self._personal and keeps_private(plan):
             what = "the run keeps a private part on its devices, and a script trains nothing beside its tasks."
             raise RecipeError("E-PERSONAL", what, 'take part with `edgewise device run`, or ask for "interpolate".')

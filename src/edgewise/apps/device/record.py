@@ -274,7 +274,7 @@ def promise(plan: Plan) -> str:
     epsilon, whom = card.against_server, "the server"
     if epsilon is None:
         epsilon, whom = card.of_release or inf, "readers of the models; the server sees more"
-    about = "one block of text" if plan.promise.noises_steps else "all text of this device"
+    about = "one record (block of text)" if plan.promise.unit == "example" else "all text of this device"
     return f"epsilon {epsilon:.3g} at delta {card.delta:g} for {about} in the whole run, against {whom}"
 
 

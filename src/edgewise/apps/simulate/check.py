@@ -20,7 +20,7 @@ from edgewise.core.training import FitRequest, Update
 from edgewise.drivers.http.presence import short_deadline
 from edgewise.drivers.simulation.link_traces import read_traces
 from edgewise.drivers.workers import speed
-from edgewise.drivers.workers.records import in_steps, noise_steps
+from edgewise.drivers.workers.records import in_steps, protect_records
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.trainer import Registered
 from edgewise.plan import explain
@@ -66,7 +66,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         names = participants(recipe, trainer.trainer.devices()).seen
         population = len(names)
         plan = compile(recipe, trainer.trainer.spec, population, catalogue)
-        noise_steps(plan, trainer)
+        protect_records(plan, trainer)
         sizes = trainer.trainer.sizes()
         step_s = None if fast else trainer.step_s()
         together = _step_together_s(trainer, plan, step_s)

@@ -26,7 +26,7 @@ from edgewise.drivers.workers import arithmetic, jobs, speed
 from edgewise.drivers.workers.devices import Devices, Given, TimedAnswer, guarded
 from edgewise.drivers.workers.held_models import Downloads
 from edgewise.drivers.workers.personal import personal_model, personalised
-from edgewise.drivers.workers.records import in_steps, noise_steps, records, without_noise
+from edgewise.drivers.workers.records import in_steps, protect_records, records, without_noise
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.device_events import Failed
 from edgewise.engine.device_state import remembers
@@ -169,7 +169,7 @@ class Host:
             secrets=partial(simulated_secrets, plan, self._root),
             out_of_step=partial(out_of_step, Path(self._setup_job.memory_dir)),
         )
-        noise_steps(plan, self._trainer)
+        protect_records(plan, self._trainer)
 
     def _guarded(self, job: jobs.Solo | jobs.Personalise, work: Callable[[], jobs.Result]) -> jobs.Result:
         done = guarded(job.device, work)

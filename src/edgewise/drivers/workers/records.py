@@ -9,11 +9,12 @@ from contextlib import contextmanager
 
 from edgewise.core.errors import RecipeError, StoreError
 from edgewise.core.frame import LocalRule
-from edgewise.core.training import DeviceId, StepNoise
+from edgewise.core.training import DeviceId, RecordSums, StepNoise
 from edgewise.engine.trainer import Registered
 from edgewise.plan.noise import PlannedSpend
 from edgewise.plan.plan import Plan
 from edgewise.privacy import rules
+from edgewise.privacy.record_noise import record_step
 
 LOG = logging.getLogger("edgewise")
 SHOWN = 5  # number of device names in a line of the log
@@ -51,8 +52,10 @@ def from_either_end(devices: Sequence[DeviceId]) -> Iterable[DeviceId]:
     return devices if os.getpid() % 2 else reversed(devices)
 
 
-def noise_steps(plan: Plan, trainer: Registered) -> None:
-    """Let a trainer noise every step as ``plan`` accounts it. Does nothing where steps carry no noise.
+def protect_records(plan: Plan, trainer: Registered) -> None:
+    """Let a trainer noise every step, or sum clipped records, as ``plan`` accounts it.
+
+    Does nothing where the plan's unit of privacy is the device.
 
     Epsilon and delta are about one record, so delta is compared with the number of all records that the trainer holds.
     In a simulation these are the records of all devices, on a device its own. A plan knows only the number of devices.
@@ -64,10 +67,13 @@ def noise_steps(plan: Plan, trainer: Registered) -> None:
         RecipeError: E-COMBO for a trainer that cannot do it; E-VALUE as ``privacy.rules.refuse_delta``.
         TrainingError, StoreError: as ``TorchTrainer.noise_steps`` and ``records``.
     """
-    if plan.spend is None or not plan.promise.noises_steps:
+    summing = plan.promise.sums_records
+    if plan.spend is None or not (plan.promise.noises_steps or summing):
         return
-    if trainer.noises is None or trainer.counts is None:
-        what = 'dp.unit = "example" needs a trainer that noises its steps and counts its records.'
+    able = trainer.sums is not None if summing else trainer.noises is not None
+    if not able or trainer.counts is None:
+        does = "sums its clipped records" if summing else "noises its steps"
+        what = f'dp.unit = "example" needs a trainer that {does} and counts its records.'
         raise RecipeError("E-COMBO", what, "build it on learn.torch_task.TorchTrainer.")
     counts = {device: records(trainer, device) for device in from_either_end(trainer.trainer.devices())}
     if missing := sorted(device for device, count in counts.items() if count is None):
@@ -75,7 +81,10 @@ def noise_steps(plan: Plan, trainer: Registered) -> None:
         template = "dp.delta is compared with the records of %d of %d devices; those of %d are missing: %s"
         LOG.warning(template, len(counts) - len(missing), len(counts), len(missing), shown)
     rules.refuse_delta(plan.spend.delta, sum(count or 0 for count in counts.values()), "example")
-    trainer.noises.noise_steps(steps_noise(plan.spend))
+    if trainer.sums is not None and summing:
+        trainer.sums.sum_records(record_sums(plan))
+    elif trainer.noises is not None:
+        trainer.noises.noise_steps(steps_noise(plan.spend))
 
 
 def steps_noise(spend: PlannedSpend) -> StepNoise:
@@ -83,11 +92,19 @@ def steps_noise(spend: PlannedSpend) -> StepNoise:
     return StepNoise(spend.clipping.l2, spend.z, spend.events[0].rate)
 
 
+def record_sums(plan: Plan) -> RecordSums:
+    """Make the clip and the grid of sums of records, for a trainer, from the plan that accounts them."""
+    assert plan.spend is not None, "only a plan with an epsilon sums records"
+    clipping = plan.spend.clipping
+    return RecordSums(clipping.l2, record_step(clipping.l2, plan.spec.dim), clipping.records)
+
+
 @contextmanager
 def without_noise(trainer: Registered) -> Iterator[None]:
     """Train with plain steps inside. A device that trains alone sends nothing, so its records need no noise."""
-    if trainer.noises is None:
+    protecting = trainer.noises or trainer.sums
+    if protecting is None:
         yield
         return
-    with trainer.noises.without_noise():
+    with protecting.without_noise():
         yield

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgewise.core.errors import DataError, ModelError, TrainingError
 from edgewise.core.keys import derive, root
-from edgewise.core.training import DeviceId, FitRequest, StepNoise
+from edgewise.core.training import DeviceId, FitRequest, RecordSums, StepNoise
 from edgewise.learn.contrast import lacks_representation
 from edgewise.learn.models.architecture import embeddings
 from edgewise.learn.retrieve.loss import PairLoss
@@ -113,6 +113,11 @@ class RetrieverTrainer(TextTrainer):
     def noise_steps(self, noise: StepNoise) -> NoReturn:
         """Refuse noise on every step: a pair's gradient depends on the others of its step."""
         what = "the loss of a retriever mixes the pairs of a step, so no noise on a step hides one of them."
+        raise TrainingError("E-BN", what, 'write dp.unit = "device".')
+
+    def sum_records(self, sums: RecordSums) -> NoReturn:
+        """Refuse sums of records, as ``noise_steps`` does."""
+        what = "the loss of a retriever mixes the pairs of a step, so no clip bounds what one of them adds."
         raise TrainingError("E-BN", what, 'write dp.unit = "device".')
 
     def work(self, request: FitRequest) -> Any:

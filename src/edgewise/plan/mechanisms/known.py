@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgewise.plan.mechanisms import central, correlated, distributed, example, local
+from edgewise.plan.mechanisms import central, correlated, distributed, example, local, records
 from edgewise.plan.mechanisms.base import Mechanism
 from edgewise.plan.promise import Noiser, Promise
 from edgewise.plan.recipe.privacy import DP_WORDS, Privacy
@@ -12,7 +12,7 @@ from edgewise.plan.recipe.rules import UNKNOWN, SettingError, judged_rules
 from edgewise.plan.recipe.sections import DpSection
 
 MECHANISMS: tuple[Mechanism, ...] = tuple(
-    module.MECHANISM for module in (central, correlated, distributed, local, example)
+    module.MECHANISM for module in (central, correlated, distributed, local, example, records)
 )
 
 
@@ -57,8 +57,9 @@ def refused(word: Privacy, dp: DpSection) -> Iterator[SettingError]:
 def _wrong_unit(word: Privacy, dp: DpSection, mechanism: Mechanism) -> Iterator[SettingError]:
     """Yield the fault of a unit of privacy that the word does not have."""
     if dp.example and not mechanism.chosen.get("unit"):
-        what = f'dp.unit = "example" is for privacy = "local_dp"; here it is "{word}", whose noise is on updates'
-        yield SettingError("E-COMBO", what, 'write privacy = "local_dp", or leave out dp.unit')
+        words = '"local_dp" or "distributed_dp"'
+        what = f'dp.unit = "example" is for privacy = {words}; here it is "{word}", whose noise is on updates'
+        yield SettingError("E-COMBO", what, f"write privacy = {words}, or leave out dp.unit")
 
 
 def _wrong_clip(dp: DpSection) -> Iterator[SettingError]:
@@ -76,7 +77,8 @@ def _keys_of_other_mechanisms(dp: DpSection, mechanism: Mechanism) -> Iterator[S
             continue
         given = value != DpSection.model_fields[key].default
         if key in mechanism.keys and not given and not value and key in mechanism.required:
-            yield SettingError("E-MISSING", f"{mechanism.asked} needs dp.{key}", f"write {key} = 0.1 or the like")
+            value = "100" if DpSection.model_fields[key].annotation is int else "0.1"
+            yield SettingError("E-MISSING", f"{mechanism.asked} needs dp.{key}", f"write {key} = {value} or the like")
         if given and key not in mechanism.keys:
             by = " or ".join(one.asked for one in MECHANISMS if key in one.keys)
             yield SettingError("E-COMBO", f"dp.{key} is for {by}; nothing reads it here", f"leave out dp.{key}")
@@ -85,8 +87,8 @@ def _keys_of_other_mechanisms(dp: DpSection, mechanism: Mechanism) -> Iterator[S
 def _missing_numbers(word: Privacy, dp: DpSection) -> Iterator[SettingError]:
     """Yield E-MISSING for a number that only a person can decide, E-COMBO for one too many."""
     unit: object = dp.unit
-    by_block = unit is not UNKNOWN and dp.example
-    longest = "the largest L2 norm of a block's gradient" if by_block else "the largest L2 norm of an update"
+    by_record = unit is not UNKNOWN and dp.example
+    longest = "the largest L2 norm of a record's gradient" if by_record else "the largest L2 norm of an update"
     begins = "; with adaptive_clip = true the clip begins there and follows the updates" if word == "central_dp" else ""
     additions = {
         "epsilon": ("dp.epsilon (or dp.noise_multiplier)", "epsilon = 8.0 (of the whole run; smaller is stricter)"),

@@ -39,6 +39,16 @@ _MASKED: list[dict[str, Any]] = [
 ]
 
 
+# A device that sums records of its own takes no step: the server does.
+RECORD_SUMS: dict[str, Any] = {
+    "training.optimizer": "sgd",
+    "training.lr": 1.0,
+    "training.schedule": "constant",
+    "training.local_steps": 1,
+    "training.clip_grad": 0.0,
+}
+
+
 # The rule that averages adapters, where the recipe leaves it to the word (`trainable.rule = "auto"`), and the reason.
 RULES = {
     "none": ("fedit", "both factors train, and the error of averaging them apart is small at usual learning rates"),
@@ -69,6 +79,9 @@ def chosen(plain: Mapping[str, Any]) -> dict[str, Any]:
             out["trainable.rule"] = "ffa" if trainable.get("ranks") or trainable.get("rank_shares") else RULES[word][0]
     if word in ("hidden", "distributed_dp"):
         out["merge.kind"] = "secure_sum"
+    dp = plain.get("dp")
+    if word == "distributed_dp" and isinstance(dp, dict) and dp.get("unit") == "example":
+        out |= RECORD_SUMS
     drawn = plain.get("round")
     if word == "central_dp" and isinstance(drawn, dict) and drawn.get("sampling") == "poisson":
         out["round.minimum"] = 0.0  # An abandoned round would reveal the number of devices that came.

@@ -175,7 +175,8 @@ class DpSection(Section):
 
     unit: Literal["device", "example"] = Field(
         "device",
-        description="whose data epsilon is about: all text of a device, or, with local_dp, one block of it (DP-SGD)",
+        description="whose data epsilon is about: all text of a device, or one record (block) of it, with local_dp "
+        "(DP-SGD) or distributed_dp (sums of records)",
     )
     epsilon: float = Field(
         0.0,
@@ -188,7 +189,7 @@ class DpSection(Section):
     )
     delta: float = Field(0.0, ge=0, lt=1, description="required; below 1 / (number of devices)^1.1")
     clip_l2: float = Field(
-        0.0, ge=0, description="bound of one update's L2 norm, or of one block's gradient by unit; required"
+        0.0, ge=0, description="bound of one update's L2 norm, or of one record's gradient by unit; required"
     )
     tensor_l2: float = Field(
         0.0, ge=0, description="bound of every tensor's L2 norm by itself, in place of the whole's; 0 = off"
@@ -197,7 +198,17 @@ class DpSection(Section):
         False, description="central_dp: clip_l2 is where the clip begins; it follows the median"
     )
     sample_rate: float = Field(
-        0.0, ge=0, le=1, description='unit = "example": probability with which a local step takes each block; required'
+        0.0,
+        ge=0,
+        le=1,
+        description='unit = "example" with local_dp: probability with which a step takes each block; required',
+    )
+    records: int = Field(
+        0,
+        ge=0,
+        le=1 << 20,
+        description='unit = "example" with distributed_dp: records of a device that count in a round at most, by which '
+        "its sum is divided; required",
     )
     noise: Literal["independent", "correlated"] = Field(
         "independent",
@@ -211,5 +222,5 @@ class DpSection(Section):
 
     @property
     def example(self) -> bool:
-        """True if single blocks of text are protected, by noise in every step of training."""
+        """True if single records (blocks of text) are protected."""
         return self.unit == "example"
