@@ -75,6 +75,7 @@ REGISTRY: dict[str, Entry] = {
     "E-MF-LOCAL": Entry("correlated noise cannot be added on devices", 2),
     "E-MF-GAP": Entry("correlated noise needs a minimum number of rounds between a device's rounds", 2),
     "E-DIV-N": Entry("a mean cannot be divided by a private number of contributions", 2),
+    "E-DROWNED": Entry("a privacy budget asks for more noise than any mean can carry", 2),
     "E-ROBUST-SECAGG": Entry("a robust rule cannot compare updates that secure aggregation hides", 2),
     "E-BYZANTINE": Entry("too few updates for a robust rule", 2),
     "E-NMIN": Entry("too few devices for secure aggregation", 2),

@@ -119,8 +119,8 @@ def refuse_drowning_noise(z: float, expected: int, epsilon: float, rounds: int) 
         raise RecipeError(
             "E-DROWNED",
             f"dp.epsilon = {epsilon:g} for whole devices over {rounds} rounds asks for noise of {z:.4g} clips on the "
-            f"sum: {z / expected:.3g} clips in each coordinate of the mean of {expected:,} devices. The whole mean is at "
-            "most 1 clip long, so nothing can be learned from it, whatever the model.",
+            f"sum: {z / expected:.3g} clips in each coordinate of the mean of {expected:,} devices. The whole mean is "
+            "at most 1 clip long, so nothing can be learned from it, whatever the model.",
             f"take more than {floor(z):,} devices (ten times as many learn something), a larger dp.epsilon, or fewer "
             'rounds; or protect single records: dp.unit = "example".',
         )
