@@ -168,6 +168,7 @@ TEXT_PORTS = {
     "describes",
     "counts",
     "noises",
+    "sums",
     "measures",
     "computes",
     "continues",
@@ -183,11 +184,12 @@ TEXT_PORTS = {
 }
 PORTS = {
     "ToyTrainer": {"describes", "measures", "fits_blocks"},
-    "TorchTrainer": {"counts", "noises", "measures", "computes", "metrics", "together", "moves", "holds_back"},
+    "TorchTrainer": {"counts", "noises", "sums", "measures", "computes", "metrics", "together", "moves", "holds_back"},
     "TaskTrainer": {
         "describes",
         "counts",
         "noises",
+        "sums",
         "measures",
         "computes",
         "metrics",
@@ -199,6 +201,7 @@ PORTS = {
         "describes",
         "counts",
         "noises",
+        "sums",
         "measures",
         "computes",
         "metrics",

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgewise.apps.audit import record_trials, round_trials
+from edgewise.apps.audit import record_sum_trials, record_trials, round_trials
 from edgewise.apps.audit.trial_plans import (
     COHORT,
     FINER,
@@ -79,6 +79,8 @@ def audit_epsilon(plan: Plan, quick: bool, step: Step, catalogue: Catalogue = BU
     """
     if plan.spend is None:
         return []
+    if plan.promise.sums_records:
+        return record_sum_trials.audit_record_sums(plan, RUNS[quick], CANARIES[quick], step)
     if plan.promise.noises_steps:
         return [
             *record_trials.audit_record_mechanism(plan, RUNS[quick], step),

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from edgewise.core.frame import LocalRule
 from edgewise.core.keys import Key
-from edgewise.core.training import StepNoise
+from edgewise.core.training import FitRequest, RecordSums, StepNoise
+from edgewise.core.vector import Vector
 from edgewise.learn.flat import Flat
+from edgewise.learn.record_sums import record_sum
 from edgewise.learn.train import fit
 from edgewise.plan.recipe.sections import TrainingSection
 
@@ -89,3 +91,31 @@ def _noised_steps(
     rule, params = LocalRule(steps=steps, lr=1.0), np.full(present.size, start, np.float32)
     x = fit(line, _canary_loss, [records] * steps, flat, params, rule, _STEP, key, dp=dp, expected=1.0, secret=key).x
     return -x.astype(np.float64) / dp.clip
+
+
+def canary_sum(sums: RecordSums, present: NDArray[np.bool_], key: Key) -> Vector:
+    """Return the update of a device that sums clipped records: the canaries that are present (``record_sums``).
+
+        x_i = -step / R round(min(1, 4) C / step) [i present]
+
+    Guarantees: the code is that of a device.
+    """
+    line = _Line(present.size)
+    flat = Flat(list(line.named_parameters()))
+    rows = np.flatnonzero(present)
+    params, rule = np.zeros(present.size, np.float32), LocalRule(steps=1, lr=1.0)
+    request = FitRequest("canaries", 0, params, rule, key, key)
+    shard: Any = _Canaries(rows, LENGTH * sums.clip)
+    return record_sum(line, _canary_loss, lambda _: shard, flat, request, sums).x
+
+
+class _Canaries:
+    """A shard of canaries. Each is the record of one coordinate."""
+
+    def __init__(self, rows: NDArray[np.int64], length: float) -> None:
+        self._rows, self._length = rows, length
+        self.size, self.count = rows.size, rows.size
+
+    def records(self, at: NDArray[np.int64]) -> list[tuple[int, float, bool]]:
+        """Return the canaries of some rows."""
+        return [(int(i), self._length, False) for i in self._rows[at]]
