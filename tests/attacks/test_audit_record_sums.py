@@ -48,7 +48,7 @@ def test_records_in_hidden_sums_hold_and_the_audit_is_tight(monkeypatch: pytest.
     found = epsilon.audit_epsilon(plan(), True, quiet)
     assert [one.name for one in found] == ["length", "mechanism", "one run"]
     assert all(one.holds for one in found), found
-    assert of("mechanism", found).tight
+    assert of("mechanism", found).lower > 0.7 * of("mechanism", found).claimed
     assert of("length", found).lower > 0.97 * of("length", found).claimed
 
 

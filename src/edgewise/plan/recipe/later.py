@@ -24,6 +24,7 @@ LATER = (
     "data.window_rounds",
     "data.window_start",
     "distill",
+    "dp.records",
     "drift",
     "engine",
     "keywords",
