@@ -40,6 +40,7 @@ POPULATIONS = {
     "personal": 24,
     "plays": 24,
     "private": 1000,
+    "pruned": 24,
     "quantized": 24,
     "redistill": 24,
     "retrieve": 24,
