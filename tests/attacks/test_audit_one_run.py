@@ -88,10 +88,9 @@ def test_correlated_noise_is_tried_as_a_run():
 
 @pytest.mark.long(sample=1)
 @pytest.mark.slow
-@pytest.mark.parametrize("broken", ["normals", "sensitivity"])
+@pytest.mark.parametrize("broken", [matrix.secret_normals, matrix.matrix_sensitivity], ids=["normals", "sensitivity"])
 def test_broken_correlated_noise_is_caught(monkeypatch, broken):
-    true = getattr(matrix, broken)
-    monkeypatch.setattr(matrix, broken, lambda *args: true(*args) / 2.0)
+    monkeypatch.setattr(matrix, broken.__name__, lambda *args: broken(*args) / 2.0)
     it = plan("central_dp", round__rounds=20, dp__noise="correlated", round__sampling="cyclic", round__cohort=25)
     assert not epsilon.audit_one_run(it, 4096, quiet).holds
 

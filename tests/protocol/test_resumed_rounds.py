@@ -21,17 +21,22 @@ from edgewise.core import frame, vector
 from edgewise.core.errors import StoreError
 from edgewise.core.keys import root
 from edgewise.drivers.simulation.keys import simulated_trust
+from edgewise.engine import round_states
 from edgewise.engine.aggregation import aggregation
 from edgewise.engine.checkpoint import Standing
 from edgewise.engine.open_round import OpenRound
 from edgewise.engine.ports import Absent, Expired, Pinned
-from edgewise.secagg import messages
+from edgewise.secagg import messages, server_states
 from edgewise.secagg.secrets import Hidden
 
 KINDS = ("secure_sum", "shared_sum")
 SILENT = {"secure_sum": {("d5", "boxes"), ("d4", "proofs")}, "shared_sum": {("d5", "invite")}}
 PLANS = {kind: plan_of(kind) for kind in KINDS}
-ORDER = ("", "Collecting", "Opening", "Sharing", "Masking", "Signing", "Unmasking", "UnmaskedSum", "Closed")
+STATES = (
+    round_states.Collecting, round_states.Opening, server_states.Sharing, server_states.Masking, server_states.Signing,
+    server_states.Unmasking, server_states.Released, round_states.Closed,
+)  # fmt: skip
+ORDER = ("", *(state.__name__ for state in STATES))
 
 
 class End(NamedTuple):
@@ -45,7 +50,11 @@ class End(NamedTuple):
 
 
 def rank(phase: str) -> int:
-    return max(ORDER.index(name) for name in phase.replace("Exchanging", "").split(" ") or [""] if name in ORDER)
+    return max(
+        ORDER.index(name)
+        for name in phase.replace(round_states.Exchanging.__name__, "").split(" ") or [""]
+        if name in ORDER
+    )
 
 
 def fleet_of(kind: str) -> Fleet:

@@ -105,7 +105,8 @@ def audit(
         if not as_json:
             from rich.console import Console
 
-            (poisoning if poison else auditor).show(Console(), found)
+            show = poisoning.show_poisonings if poison else auditor.show_audit
+            show(Console(), found)
         return found
 
     raise typer.Exit(session.run(body))

@@ -71,7 +71,7 @@ def test_the_compiled_kernels_find_a_place_where_all_else_is_read_only(tmp_path:
     """In a namespace whose file system is read-only but for the home folder, as systemd makes it."""
     (environment,) = shlex.split(settings(made(tmp_path / "home", "path = 'notes'"))["Environment"][0])
     (tmp_path / "home").mkdir()
-    program = "import numpy, edgewise.kernels.hashing as h; h.fill(numpy.uint64(1), 0, numpy.zeros(2, numpy.uint64))"
+    program = "import numpy as np, edgewise.kernels.hashing as h; h.fill_hash_words(np.uint64(1), 0, np.zeros(2, 'u8'))"
     script = (
         'for at in "$1" "$2" "$3"; do mount --bind "$at" "$at" && mount -o remount,ro,bind "$at" || exit 9; done; '
         'exec env "$4" "$5" -c "$6"'
