@@ -103,6 +103,7 @@ def _saved(folder: Path, to: Path) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_as_it_was(tmp_path: Path) -> None:
     with running(tmp_path) as server:
         register(server)

@@ -468,6 +468,7 @@ def test_who_cannot_train_sends_zeros_and_does_not_show(tmp_path, monkeypatch, s
     assert play(tmp_path / "b", {**settings, "compare.local_only": False})[0] != models
 
 
+@pytest.mark.slow
 def test_central_noise_is_what_the_budget_asks_for(tmp_path):
     _, told, _ = play(tmp_path, CENTRAL)
     assert [r.met for r in rounds(told)] == [True] * 3

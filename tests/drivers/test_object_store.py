@@ -232,6 +232,7 @@ def opened(folder: Path, place: StorePlace | None, owner: str = "me") -> str:
     return code(blob_places.opened_server_blobs, folder, place, owner, 0.0)
 
 
+@pytest.mark.slow
 def test_blobs_are_looked_for_where_they_are(tmp_path: Path) -> None:
     first, second = new_place(), new_place()
     assert opened(tmp_path / "a", first) == ""
@@ -282,6 +283,7 @@ def test_a_start_that_fails_releases_the_server(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_devices_download_from_the_store_and_go_on_where_they_broke_off(tmp_path: Path) -> None:
     place = new_place()
     with running(tmp_path, blobs=place) as server, joined(server, tmp_path / "home") as device:

@@ -87,6 +87,7 @@ def test_a_delta_that_says_nothing_of_records_ends_before_a_step(tmp_path: Path)
     assert "the n blocks of text on them" in found["privacy"]["card"]["below"]
 
 
+@pytest.mark.slow
 def test_a_device_compares_delta_with_its_own_records() -> None:
     """On a device there is nobody else to count."""
     asked = recipe.parse(TEXT, overrides={**QUICK, "dp.delta": 2.0 * RECORDS**-1.1})

@@ -11,7 +11,14 @@ from typing import Any
 
 import pytest
 
-ROOMS = {"tests/arch/": "the source", "tests/unit/learn/": "torch", "tests/unit/strategies/": "torch"}
+ROOMS = {
+    "tests/arch/": "the source",
+    "tests/laws/test_trainers.py::test_every_trainer_is_under_these_laws": "the source",
+    "tests/laws/test_trainers.py::test_the_abilities_of_a_trainer_are_looked_for_in_one_place": "the source",
+    "tests/unit/engine/test_trainer.py": "the source",
+    "tests/unit/learn/": "torch",
+    "tests/unit/strategies/": "torch",
+}  # by the beginnings of the tests' names
 LONG_S, SLOW_S, FAST_S = 15.0, 2.0, 0.02  # rough processor times of a test
 
 

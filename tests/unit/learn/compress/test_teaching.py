@@ -62,6 +62,7 @@ def test_each_loss_brings_the_student_nearer_to_its_teacher(loss: str, teacher: 
     assert distance(model) < 0.97 * before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ["logits", "gkd"])
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])
 def test_an_interrupted_lesson_ends_with_the_same_bits(

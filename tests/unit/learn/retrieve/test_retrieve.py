@@ -126,6 +126,7 @@ def test_documents_are_text_and_rows(tmp_path: Path) -> None:
         assert e.value.code == code
 
 
+@pytest.mark.slow
 def test_index_and_ask(notes: Path, tmp_path: Path) -> None:
     out = tmp_path / "x.index"
     assert run("index", "--documents", notes, "--out", out)["documents"] == 3

@@ -180,6 +180,7 @@ def test_lora_and_layers_through_the_port(place: Path) -> None:
         assert t.evaluate("ann", t.initial() + update.x).nll < t.evaluate("ann", t.initial()).nll
 
 
+@pytest.mark.slow
 def test_sizes_and_description(place: Path) -> None:
     t = trainer(place)
     sizes = t.sizes()
