@@ -46,17 +46,18 @@ def page() -> str:
     played = {table.name: table for table in tables.TABLES}
     elsewhere = {table.name: table for table in tables.MEASURED_ELSEWHERE}
     names = sorted([*played, *elsewhere, *tables.NOT_MEASURED], key=lambda name: int(name[1:]))
-    overview = ["| table | what it compares | seeds | order agrees |", "|---|---|---|---|"]
+    overview = ["| table | what it compares | seeds | minutes of a core | order agrees |", "|---|---|---|---|---|"]
     sections = []
     for name in names:
         found = kept(name)
         if name in tables.NOT_MEASURED:
             title, _, why = tables.NOT_MEASURED[name].partition(": ")
-            overview.append(f"| {name} | {title} | | not measured: {why.removesuffix('.')} |")
+            overview.append(f"| {name} | {title} | | | not measured: {why.removesuffix('.')} |")
         elif name in played:
             table = played[name]
             order = found["order"] if found else "not run yet"
-            overview.append(f"| [{name}](#{_anchor(name, table.title)}) | {table.title} | {_seeds(found)} | {order} |")
+            link = f"[{name}](#{_anchor(name, table.title)})"
+            overview.append(f"| {link} | {table.title} | {_seeds(found)} | {table.minutes} | {order} |")
             body = results.markdown(table, found) if found else "Not run yet.\n"
             command = f"edgewise bench reproduce {name}"
             sections.append(f"## {name}: {table.title}\n\n    {command}\n\n{body}")
@@ -64,7 +65,9 @@ def page() -> str:
             other = elsewhere[name]
             assert found is not None, f"benchmarks/results/{name}.json is missing"
             count = "1" if "one seed" in found["conditions"] else "3"
-            overview.append(f"| [{name}](#{_anchor(name, other.title)}) | {other.title} | {count} | {found['order']} |")
+            overview.append(
+                f"| [{name}](#{_anchor(name, other.title)}) | {other.title} | {count} | | {found['order']} |"
+            )
             sections.append(f"## {name}: {other.title}\n\n    {other.command}\n\n{_carried(found, other.needs)}")
     return "\n".join([HEAD, *overview, "", *sections])
 
