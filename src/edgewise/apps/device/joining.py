@@ -52,6 +52,7 @@ from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.facts import PlanFacts
 from edgewise.plan.personal import keeps_part, keeps_private, personal_training
 from edgewise.plan.plan import Plan
+from edgewise.plan.recipe.keywords import SOURCE
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 from edgewise.plan.recipe.split import SplitSection
 
@@ -235,6 +236,13 @@ class Parts:
         """Make [data]: the recipe says how text is cut, the owner where it lies. A script reads its own."""
         if self._make is not None:
             return dict(tables["data"])
+        clips, owner = bool(tables.get("keywords", {}).get("words")), self._owner.data
+        if clips != (owner["source"] == SOURCE):
+            kinds = ("spoken keywords", "text") if clips else ("text", "spoken keywords")
+            what = f"the run trains on {kinds[0]}, and this device's policy names {kinds[1]}."
+            raise RecipeError("E-COMBO", what, f"name {kinds[0]} in [data], or take part in other runs.")
+        if clips:
+            return dict(owner)
         return {**tables["data"], **self._owner.data, "partition": "whole"}
 
     def _model(self, tables: Mapping[str, Any], folder: Path, split: SplitSection) -> dict[str, Any]:

@@ -49,7 +49,7 @@ _HERE = ("source", "path", *_COLUMNS)  # keys of both [data]
 class PolicyData(Section):
     """The text that this device trains on. The keys have the meaning of a recipe's [data]."""
 
-    source: Literal["text", "jsonl", "csv", "parquet", "plays", "python-stdlib"] = "text"
+    source: Literal["text", "jsonl", "csv", "parquet", "plays", "python-stdlib", "keywords"] = "text"
     path: str | list[str] = Field("", description="file or folder, from this file's folder; empty: no work yet")
     text: str = "text"
     prompt: str | list[str] = ""

@@ -100,9 +100,9 @@ def served_recipe(recipe: Recipe, model: str | None, spec: Spec, measured: bool)
         fix = "let the devices measure (eval.on_devices = true), leave them out, or simulate the recipe."
         raise RecipeError("E-COMBO", what, fix)
     distilling.check_names(recipe)
-    if recipe.data.source == keywords.SOURCE:
-        what = f'data.source = "{keywords.SOURCE}": agents read text. The simulator plays it.'
-        raise RecipeError("E-COMBO", what, "play it with `edgewise sim`.")
+    if recipe.data.source == keywords.SOURCE and not recipe.keywords.words:
+        what = "keywords.words is empty, and devices have to number keywords alike."
+        raise RecipeError("E-COMBO", what, "submit with `edgewise run submit`, which writes them.")
     base = "bundled" if model is None else f"{package.PREFIX}{model}"
     if model == OWN:
         base = f"{package.OWN}{spec.digest()}"

@@ -22,6 +22,7 @@ from edgewise.drivers.http.staging import Staging
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.facts import ExtensionPackage
+from edgewise.plan.recipe.keywords import SOURCE
 from edgewise.plan.recipe.recipe import Recipe
 
 PIECE_BYTES = 2**22
@@ -85,6 +86,8 @@ def prepared_submission(
     check_submission(recipe)
     if catalogue.trainer is not None:
         return _of_trainer(recipe, recipe_dir, tags, catalogue)
+    if recipe.data.source == SOURCE:
+        return _of_keywords(recipe, recipe_dir, tags)
     from edgewise.learn.models.untrained import load_unmeasured, load_untrained
 
     load = load_unmeasured if recipe.statistics.active else load_untrained
@@ -107,6 +110,23 @@ def prepared_submission(
         files.append((vector.digest(manifest), manifest, len(manifest)))
         files += [(digests[name], path, path.stat().st_size) for name, path in names.items()]
     return replace(made, blobs=(*made.blobs, *files))
+
+
+def _of_keywords(recipe: Recipe, recipe_dir: Path, tags: Sequence[str]) -> StagedRun:
+    """Make the submission of a recipe of keywords: the base, trained on the public clips, and the keywords' order."""
+    from edgewise.learn.keywords.heard import heard_clips
+
+    heard, light = heard_clips(recipe, recipe_dir, public_only=True), recipe.keywords.computes == "numpy"
+    with tempfile.TemporaryDirectory(prefix="edgewise-") as cache:
+        if light:
+            from edgewise.learn.keywords.light_trainer import LightTrainer as Made
+        else:
+            from edgewise.learn.keywords.trainer import KeywordTrainer as Made
+        trainer = Made(recipe, heard, Path(cache))
+    words = recipe.keywords.model_copy(update={"words": list(heard.names)})
+    facts = {"model": "KeywordNet", "parameters": trainer.spec.dim, "trainable": trainer.spec.dim}
+    named = recipe.model_copy(update={"keywords": words})
+    return submission_of_vector(named, trainer.spec, trainer.initial(), None, facts, tags)
 
 
 def _of_trainer(recipe: Recipe, recipe_dir: Path, tags: Sequence[str], catalogue: Catalogue) -> StagedRun:

@@ -57,7 +57,7 @@ def make_trainer(
 
         trainer = part_trainer(recipe, recipe_dir, run_dir / "cache", device, worker, remote)
     elif recipe.data.source == SOURCE:
-        trainer = registered(_keyword_trainer(recipe, recipe_dir, run_dir / "cache", worker))
+        trainer = registered(_keyword_trainer(recipe, recipe_dir, run_dir / "cache", device, worker))
     else:
         from edgewise.learn.models.quantized import user_cache
         from edgewise.learn.retrieve import trainer as retriever
@@ -133,15 +133,17 @@ def _statistics_trainer(
     return registered(make_cross_site_trainer(recipe, recipe_dir, cache, device, worker))
 
 
-def _keyword_trainer(recipe: Recipe, recipe_dir: Path, cache_dir: Path, worker: int) -> Trainer:
+def _keyword_trainer(
+    recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | None, worker: int
+) -> Trainer:
     """Make the trainer of keywords. Imports torch where it computes with it."""
     if recipe.keywords.computes == "numpy":
         from edgewise.learn.keywords import light_trainer
 
-        return light_trainer.make(recipe, recipe_dir, cache_dir)
+        return light_trainer.make(recipe, recipe_dir, cache_dir, device)
     from edgewise.learn.keywords import trainer
 
-    return trainer.make(recipe, recipe_dir, cache_dir, worker)
+    return trainer.make(recipe, recipe_dir, cache_dir, worker, device)
 
 
 def _inner(recipe: Recipe) -> Recipe:

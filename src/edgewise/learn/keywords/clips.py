@@ -15,7 +15,7 @@ Values are log powers, or bytes b that stand for the log power b / 255 x 22 - 14
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,7 @@ class Clips:
 
 @dataclass(frozen=True, eq=False)
 class DealtClips:
-    """Clips by their holder: the public ones, those of each device, and those of the test."""
+    """Clips by their holder: the public ones, those of each device, and those of the test. Any may be empty."""
 
     public: Clips
     devices: Mapping[DeviceId, Clips]
@@ -85,12 +85,15 @@ class DealtClips:
     __repr__ = outline
 
 
-def read(path: Path) -> Clips:
+def read(path: Path, words: Sequence[str] = ()) -> Clips:
     """Read a file of clips.
 
+    Args:
+        words: the keywords that a model scores, in order. The file may have clips of some of them. Empty: those of the
+            file, sorted.
     Raises:
         DataError: E-DATA-MISSING where there is no such file, E-DATA-FORMAT for any other content than the module
-            describes, E-DATA-EMPTY for fewer than two keywords.
+            describes, or for a keyword that is not among ``words``; E-DATA-EMPTY for fewer than two keywords.
     """
     if not path.is_file():
         raise DataError("E-DATA-MISSING", f"there is no file {path}.", "check data.path.")
@@ -102,12 +105,23 @@ def read(path: Path) -> Clips:
         arrays = {name: np.asarray(opened[name]) for name in opened.files}
     owned = "x" in arrays and "keyword" in arrays
     clips = _owned(arrays, path) if owned else _by_keyword(arrays, path)
-    if len(clips.names) < 2:
+    if words:
+        clips = _named(clips, words, path)
+    elif len(clips.names) < 2:
         what = f"{path} has {len(clips.names)} keyword, and a keyword is told from others."
         raise DataError("E-DATA-EMPTY", what, "add clips of other words.")
     if clips.x.dtype != np.uint8 and not np.isfinite(clips.x).all():
         raise DataError("E-DATA-FORMAT", f"{path} has values that are not finite.", _FIX)
     return clips
+
+
+def _named(clips: Clips, words: Sequence[str], path: Path) -> Clips:
+    """Number the keywords as a model does."""
+    if strange := sorted(set(clips.names) - set(words)):
+        what = f"{path} has clips of {strange[0]!r:.60}, which the model does not score: {', '.join(words):.200}."
+        raise DataError("E-DATA-FORMAT", what, "leave them out, or name them as the model does.")
+    place = np.array([words.index(name) for name in clips.names], np.int64)
+    return replace(clips, names=tuple(words), label=place[clips.label])
 
 
 def _by_keyword(arrays: Mapping[str, Array], path: Path) -> Clips:
@@ -179,6 +193,36 @@ def dealt(clips: Clips, section: KeywordsSection, key: Key) -> DealtClips:
         fix = "give more clips, or lower keywords.test, keywords.public and keywords.clips."
         raise DataError("E-DATA-EMPTY", f"there are no {empty[0]}.", fix)
     return DealtClips(public, devices, test)
+
+
+def of_one(clips: Clips, device: DeviceId) -> DealtClips:
+    """Take the clips of an enrolled device from its own file.
+
+    All clips with an owner are its own, whatever the owner is called. Without owners, all are.
+
+    Raises:
+        DataError: E-DATA-EMPTY where it has none to train on.
+    """
+    n = len(clips.label)
+    test = np.zeros(n, bool) if clips.test is None else clips.test
+    public = np.zeros(n, bool) if clips.owner is None else (clips.owner == "") & ~test
+    own = clips.of(np.flatnonzero(~public & ~test))
+    if not len(own.label):
+        raise DataError("E-DATA-EMPTY", "the file has no clips of this device.", "give clips with an owner.")
+    return DealtClips(clips.of(np.flatnonzero(public)), {device: own}, clips.of(np.flatnonzero(test)))
+
+
+def public_of(clips: Clips, section: KeywordsSection, key: Key) -> DealtClips:
+    """Take the public clips alone, as ``dealt`` deals them. Raises DataError(E-DATA-EMPTY) without any."""
+    if clips.owner is None:
+        clips = _with_owners(clips, section, key)
+    assert clips.owner is not None
+    assert clips.test is not None
+    public = clips.of(np.flatnonzero((clips.owner == "") & ~clips.test))
+    if not len(public.label):
+        raise DataError("E-DATA-EMPTY", "the file has no public clips.", "leave the owner of some clips empty.")
+    nothing = clips.of(np.zeros(0, np.int64))
+    return DealtClips(public, {}, nothing)
 
 
 def _with_owners(clips: Clips, section: KeywordsSection, key: Key) -> Clips:

@@ -1,6 +1,6 @@
 """What the trainers of keywords share: everybody's clips as a model reads them, and the measures on the test.
 
-heard = HeardClips(recipe, clips)
+heard = heard_clips(recipe, recipe_dir)
 heard.shards["jarvis-00"], heard.measured("jarvis-00", scores)
 """
 
@@ -19,7 +19,7 @@ from edgewise.core.errors import DataError, TrainingError
 from edgewise.core.keys import Key, derive, root
 from edgewise.core.training import POOLED, DeviceId, HeldOut, Note
 from edgewise.core.vector import Array, Vector
-from edgewise.learn.keywords.clips import Clips, dealt
+from edgewise.learn.keywords.clips import Clips, DealtClips, dealt, of_one, public_of, read
 from edgewise.learn.keywords.detection import false_negatives
 from edgewise.learn.keywords.noise import noisy, readable
 from edgewise.learn.keywords.shards import ClipShard
@@ -33,6 +33,27 @@ KEPT = 4  # models whose scores of the test are remembered
 Score = Callable[[Vector, Array], Array]  # params and spectrograms -> logits
 
 
+def heard_clips(
+    recipe: Recipe, recipe_dir: Path, device: DeviceId | None = None, public_only: bool = False
+) -> HeardClips:
+    """Read and share out the clips of a recipe.
+
+    Args:
+        recipe_dir: the folder where ``data.path`` starts.
+        device: an enrolled device, whose own file ``data.path`` is. None: the recipe's file has the clips of all.
+        public_only: of the recipe's file take the public clips alone.
+    Raises:
+        DataError: as ``clips.read``, ``clips.dealt``, ``clips.of_one`` and ``clips.public_of``.
+    """
+    assert isinstance(recipe.data.path, str)
+    clips, key = read(recipe_dir / recipe.data.path, recipe.keywords.words), derive(root(recipe.seed), "data")
+    if device is not None:
+        found = of_one(clips, device)
+    else:
+        found = (public_of if public_only else dealt)(clips, recipe.keywords, key)
+    return HeardClips(recipe, clips.fingerprint(), found)
+
+
 class HeardClips:
     """Clips of the devices, of the public and of the test, with noise where the recipe adds it.
 
@@ -42,11 +63,9 @@ class HeardClips:
         shards: device -> its clips, and POOLED -> all of them.
     """
 
-    def __init__(self, recipe: Recipe, clips: Clips) -> None:
-        """Share the clips out. Raises DataError as ``clips.dealt``."""
-        self.section, self.key = recipe.keywords, derive(root(recipe.seed), "keywords")
-        self.fingerprint = clips.fingerprint()
-        found, section, key = dealt(clips, recipe.keywords, derive(root(recipe.seed), "data")), self.section, self.key
+    def __init__(self, recipe: Recipe, fingerprint: str, found: DealtClips) -> None:
+        self.section, self.key, self.fingerprint = recipe.keywords, derive(root(recipe.seed), "keywords"), fingerprint
+        section, key = self.section, self.key
         self.names, keywords = found.public.names, len(found.public.names)
         public = _heard(found.public, section, section.public_noise_db, derive(key, "noise", "public"))
         own = {
@@ -56,8 +75,9 @@ class HeardClips:
         self._test = _heard(found.test, section, section.device_noise_db, derive(key, "test"))
         self.shape = self._test[0].shape[1:]
         self.shards = {d: ClipShard(held, public, keywords, section.rehearsal) for d, held in own.items()}
-        everything = (np.concatenate([held[i] for held in own.values()]) for i in (0, 1))
-        self.shards[POOLED] = ClipShard((next(everything), next(everything)), public, keywords, section.rehearsal)
+        if own:
+            everything = (np.concatenate([held[i] for held in own.values()]) for i in (0, 1))
+            self.shards[POOLED] = ClipShard((next(everything), next(everything)), public, keywords, section.rehearsal)
         self.public = ClipShard(public, public, keywords, 0.0)
         self._keywords_of = {d: np.unique(held[1]) for d, held in own.items()}
         self._scores: dict[bytes, Array] = {}
@@ -97,12 +117,16 @@ class HeardClips:
     def measured(self, device: DeviceId, params: Vector, score: Score) -> HeldOut:
         """Measure the loss of the scores of a device's keywords on the test, and note its false negatives.
 
+        Without clips for the test, it counts none and notes nothing.
+
         Raises:
             DataError: E-DEVICE-DATA for a device that the file does not have.
             TrainingError: E-NAN for scores that are not finite.
         """
         if device not in self._keywords_of:
             raise DataError("E-DEVICE-DATA", f"there is no device {device!r:.60}.")
+        if not len(self._test[1]):
+            return HeldOut(0.0, 0)
         scores, label, found = self.scores(params, score), self._test[1], self._keywords_of[device]
         if not np.isfinite(scores).all():
             what = "the model's scores are not finite."

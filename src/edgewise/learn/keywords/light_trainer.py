@@ -20,8 +20,7 @@ from edgewise.core.keys import Key, derive
 from edgewise.core.training import Correction, DeviceId, FitRequest, HeldOut, Note, Update
 from edgewise.core.vector import Array, Spec, Vector
 from edgewise.learn.keywords.arrays import layout, loss_gradient, scored, untrained, views
-from edgewise.learn.keywords.clips import read
-from edgewise.learn.keywords.heard import HeardClips
+from edgewise.learn.keywords.heard import HeardClips, heard_clips
 from edgewise.learn.keywords.shards import ClipShard
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.recipe.sections import TrainingSection
@@ -30,23 +29,27 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 _LOWER = "lower training.lr, or set training.clip_grad."
 
 
-def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path) -> LightTrainer:
+def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path, device: DeviceId | None = None) -> LightTrainer:
     """Make the trainer of a recipe's keywords. Arguments and errors are those of ``trainer.make``."""
-    assert isinstance(recipe.data.path, str)
-    return LightTrainer(recipe, HeardClips(recipe, read(recipe_dir / recipe.data.path)), cache_dir)
+    return LightTrainer(recipe, heard_clips(recipe, recipe_dir, device), None if device is not None else cache_dir)
 
 
 class LightTrainer:
     """The trainer of a model that spots keywords, in numpy. See ``trainer.KeywordTrainer`` for what it measures.
 
+    Args:
+        cache_dir: folder for the trained base. None: no base is trained, since a server sends the first model.
+
     Guarantees: ``fit`` is a function of the request alone, with the same bits in any process of one machine.
     """
 
-    def __init__(self, recipe: Recipe, heard: HeardClips, cache_dir: Path) -> None:
+    def __init__(self, recipe: Recipe, heard: HeardClips, cache_dir: Path | None) -> None:
         self._heard, self._section, self._training = heard, recipe.keywords, recipe.training
         frames, bands = heard.shape
         self._spec = layout(bands, frames, len(heard.names), recipe.keywords)
-        self._initial = heard.base(cache_dir, self._spec.dim, f"numpy {np.__version__}", self._trained_base)
+        self._initial = untrained(self._spec, derive(heard.key, "model"))
+        if cache_dir is not None:
+            self._initial = heard.base(cache_dir, self._spec.dim, f"numpy {np.__version__}", self._trained_base)
 
     @property
     def spec(self) -> Spec:
@@ -114,8 +117,8 @@ class LightTrainer:
             update={"optimizer": "adamw", "batch": section.base_batch, "accumulate": 1}
         )
         rule = LocalRule(steps=section.base_steps, lr=section.base_lr)
-        start = untrained(self.spec, derive(key, "model"))
-        return self._trained(self._heard.public, start, rule, training, derive(key, "base"), Correction())[0]
+        batches = derive(key, "base")
+        return self._trained(self._heard.public, self._initial, rule, training, batches, Correction())[0]
 
     def _trained(
         self,

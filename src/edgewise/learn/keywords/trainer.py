@@ -20,8 +20,7 @@ from edgewise.core.training import DeviceId, HeldOut, Note
 from edgewise.core.vector import Array, Vector
 from edgewise.learn.computing import computing
 from edgewise.learn.hardware import chosen
-from edgewise.learn.keywords.clips import read
-from edgewise.learn.keywords.heard import HeardClips
+from edgewise.learn.keywords.heard import HeardClips, heard_clips
 from edgewise.learn.keywords.network import KeywordLoss, KeywordNet
 from edgewise.learn.keywords.shards import Batch, ClipShard
 from edgewise.learn.seeded import seeded
@@ -33,23 +32,22 @@ from edgewise.plan.recipe.sections import TrainingSection
 Tensors = tuple[Tensor, Tensor]
 
 
-def make(recipe: Recipe, recipe_dir: Path, cache_dir: Path, worker: int = 0) -> KeywordTrainer:
+def make(
+    recipe: Recipe, recipe_dir: Path, cache_dir: Path, worker: int = 0, device: DeviceId | None = None
+) -> KeywordTrainer:
     """Make the trainer of a recipe's keywords.
 
     Args:
         recipe_dir: the folder where ``data.path`` starts.
         cache_dir: folder for the trained base. Processes of a run share it. It may be deleted between runs.
         worker: number of this worker process, which decides its GPU.
+        device: an enrolled device, whose own file ``data.path`` is. It trains no base, since a server sends the first
+            model.
     Raises:
         DataError: E-DATA-* as ``clips``. RecipeError: E-HARDWARE.
     """
-    return KeywordTrainer(recipe, heard_of(recipe, recipe_dir), cache_dir, worker)
-
-
-def heard_of(recipe: Recipe, recipe_dir: Path) -> HeardClips:
-    """Read and share out the clips of a recipe. Raises DataError as ``clips``."""
-    assert isinstance(recipe.data.path, str)
-    return HeardClips(recipe, read(recipe_dir / recipe.data.path))
+    base = None if device is not None else cache_dir
+    return KeywordTrainer(recipe, heard_clips(recipe, recipe_dir, device), base, worker)
 
 
 class TensorClips:
@@ -83,7 +81,7 @@ class KeywordTrainer(TorchTrainer):
     The test is the same for all, and nobody trains on it.
     """
 
-    def __init__(self, recipe: Recipe, heard: HeardClips, cache_dir: Path, worker: int) -> None:
+    def __init__(self, recipe: Recipe, heard: HeardClips, cache_dir: Path | None, worker: int = 0) -> None:
         section = recipe.keywords
         with seeded(derive(heard.key, "model")):
             frames, bands = heard.shape
@@ -92,7 +90,8 @@ class KeywordTrainer(TorchTrainer):
         shards = {device: TensorClips(shard) for device, shard in heard.shards.items()}
         super().__init__(model, loss, shards, recipe.training, processor=processor)
         self._heard, self._section, self._holding = heard, section, False
-        self._initial = heard.base(cache_dir, self.spec.dim, f"torch {torch.__version__}", self._trained_base)
+        if cache_dir is not None:
+            self._initial = heard.base(cache_dir, self.spec.dim, f"torch {torch.__version__}", self._trained_base)
 
     def _trained_base(self) -> Vector:
         """Train the model that rounds begin with, on the public clips."""

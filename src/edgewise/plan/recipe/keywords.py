@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
+from edgewise.plan.recipe.data import OWN
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 
 SOURCE = "keywords"  # word of ``data.source``
@@ -21,6 +22,12 @@ class KeywordsSection(Section):
     heads: int = Field(4, ge=1, le=64, description="attention heads")
     computes: Literal["torch", "numpy"] = Field(
         "torch", description="what trains; numpy is for devices without room for torch, and computes on the CPU only"
+    )
+    words: list[str] = Field(
+        [],
+        max_length=1024,
+        description="the keywords that the model scores, in order; empty: those of the file, "
+        "sorted. `edgewise run submit` writes them for devices",
     )
     positive_weight: float = Field(3.0, gt=0, le=1e6, description="weight in the loss of clips that are the keyword")
     rehearsal: float = Field(0.5, ge=0, lt=1, description="share of each batch of a device that is public clips")
@@ -46,9 +53,18 @@ class KeywordsSection(Section):
             what = f"keywords.width = {self.width} is no multiple of keywords.heads = {self.heads}"
             yield SettingError("E-VALUE", what, "write width = 48 and heads = 4, or another multiple")
 
+    @rule
+    def _each_word_once(self) -> Iterator[SettingError]:
+        if self.words and (len(set(self.words)) < max(2, len(self.words)) or not all(self.words)):
+            what = "keywords.words needs at least two keywords, each once and none empty"
+            yield SettingError("E-VALUE", what, 'write words = ["alexa", "computer"], or leave it out')
+
 
 def keyword_faults(recipe: Any) -> Iterator[SettingError]:
     """Find the settings of a recipe (``plan.recipe.recipe.Recipe``) that keyword spotting does not go with."""
+    if recipe.data.source == OWN and recipe.keywords.words:
+        yield from _text_faults(recipe)
+        return
     if recipe.data.source != SOURCE:
         if recipe.keywords != KeywordsSection():
             what = f'the section [keywords] is for data.source = "{SOURCE}"'
@@ -62,6 +78,11 @@ def keyword_faults(recipe: Any) -> Iterator[SettingError]:
         if key not in _READ and getattr(recipe.data, key) != field.default:
             what = f'data.{key} is about text, and data.source = "{SOURCE}" reads spectrograms'
             yield SettingError("E-COMBO", what, "leave it out")
+    yield from _text_faults(recipe)
+
+
+def _text_faults(recipe: Any) -> Iterator[SettingError]:
+    """Find the settings that need a language model, or torch where there is none."""
     if recipe.keywords.computes == "numpy":
         for key, used in _torch_only(recipe).items():
             if used:
@@ -93,6 +114,7 @@ def _text_only(recipe: Any) -> dict[str, bool]:
         f'trainable.kind = "{recipe.trainable.kind}"': recipe.trainable.kind == "lora",
         "[split]": recipe.split.used,
         "[distill]": recipe.distill.active,
+        "[statistics]": recipe.statistics.active,
         "personal.own_adapter": bool(recipe.personal.own_adapter),
         "report.samples": bool(recipe.report.samples),
         "engine.max_memory_mb and device_memory_mb": bool(recipe.engine.limits),
