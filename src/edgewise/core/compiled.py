@@ -3,15 +3,24 @@
 Loops use integer arithmetic and IEEE float64 without contraction or reordering, so their bits are the same on every
 little-endian platform. Inner loops run over slices from 0 to their size. Only then does the compiler know that no index
 is negative, and use vector instructions.
+
+``EDGEWISE_LOOPS=interpreted`` leaves numba out and interprets the loops: for devices that have less than 256 MB and
+models of some 100,000 parameters, for which it costs up to a second a round. The bits are the same.
 """
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any, TypeVar, cast
 
+import numpy as np
+
+from edgewise.core.errors import RecipeError
+
+LOOPS, INTERPRETED, COMPILED = "EDGEWISE_LOOPS", "interpreted", "compiled"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -38,6 +47,9 @@ class _Loop:
         self._dispatcher: Any = None
 
     def __call__(self, *arguments: Any) -> Any:
+        if self._dispatcher is None and interpreted():
+            with np.errstate(over="ignore"):  # Products of 64-bit words wrap, as numba's do.
+                return self._f(*arguments)
         return self.dispatcher()(*arguments)
 
     def dispatcher(self) -> Any:
@@ -52,6 +64,16 @@ class _Loop:
                     here[name] = made if loop is self else loop.dispatcher()
             self._dispatcher = made
         return self._dispatcher
+
+
+@functools.cache
+def interpreted() -> bool:
+    """Return whether loops of this process are interpreted. Raises RecipeError(E-VALUE) for an unknown word."""
+    given = os.environ.get(LOOPS, COMPILED)
+    if given not in (COMPILED, INTERPRETED):
+        what = f"{LOOPS} is {given!r:.40}."
+        raise RecipeError("E-VALUE", what, f'write "{INTERPRETED}" or "{COMPILED}", or leave it out.')
+    return given == INTERPRETED
 
 
 def _names(code: CodeType) -> set[str]:

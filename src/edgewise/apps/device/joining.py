@@ -237,7 +237,7 @@ class Parts:
         if self._make is not None:
             return dict(tables["data"])
         clips, owner = bool(tables.get("keywords", {}).get("words")), self._owner.data
-        if clips != (owner["source"] == SOURCE):
+        if clips != (owner.get("source") == SOURCE):
             kinds = ("spoken keywords", "text") if clips else ("text", "spoken keywords")
             what = f"the run trains on {kinds[0]}, and this device's policy names {kinds[1]}."
             raise RecipeError("E-COMBO", what, f"name {kinds[0]} in [data], or take part in other runs.")

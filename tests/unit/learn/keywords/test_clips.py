@@ -11,7 +11,7 @@ import pytest
 
 from edgewise.core.errors import DataError
 from edgewise.core.keys import root
-from edgewise.learn.keywords.clips import Clips, dealt, read
+from edgewise.learn.keywords.clips import Clips, dealt, of_one, public_of, read
 from unit.learn.keywords.made_clips import WORDS, recipe, spectrograms, write
 
 
@@ -55,6 +55,40 @@ def test_a_file_with_owners_says_who_holds_which_clip(tmp_path: Path) -> None:
     assert list(found.devices) == ["ann"]
     assert sorted(found.devices["ann"].label) == [0, 0, 1, 1, 2, 2]
     assert [len(found.public.label), len(found.test.label)] == [3, 3]
+
+
+def test_a_device_has_all_clips_with_an_owner_and_numbers_keywords_as_the_model_does(tmp_path: Path) -> None:
+    np.savez(tmp_path / "clips.npz", **owned())
+    words = ("up", "other", "left", "down")
+    clips = read(tmp_path / "clips.npz", words)
+    found = of_one(clips, "phone")
+    assert list(found.devices) == ["phone"]
+    assert sorted(found.devices["phone"].label) == [0, 0, 2, 2, 3, 3]
+    assert (found.public.names, sorted(found.public.label), len(found.test.label)) == (words, [0, 2, 3], 3)
+    np.savez(tmp_path / "one.npz", up=spectrograms(2, 5, 1))
+    alone = of_one(read(tmp_path / "one.npz", words), "phone")
+    assert [len(alone.devices["phone"].label), len(alone.public.label), len(alone.test.label)] == [5, 0, 0]
+    with pytest.raises(DataError) as caught:
+        read(tmp_path / "clips.npz", ("up", "left"))
+    assert caught.value.code == "E-DATA-FORMAT"
+    np.savez(tmp_path / "none.npz", **owned(owner=np.array([""] * 12)))
+    with pytest.raises(DataError) as caught:
+        of_one(read(tmp_path / "none.npz", words), "phone")
+    assert caught.value.code == "E-DATA-EMPTY"
+
+
+def test_whoever_trains_the_base_needs_public_clips_alone(tmp_path: Path) -> None:
+    path = write(tmp_path / "clips.npz")
+    section = recipe(path).keywords
+    found = public_of(read(path), section, root(1))
+    assert rows(found.public) == rows(dealt(read(path), section, root(1)).public)
+    assert (found.devices, len(found.test.label)) == ({}, 0)
+    np.savez(tmp_path / "owned.npz", **owned(owner=np.array([""] * 12), test=None))
+    assert len(public_of(read(tmp_path / "owned.npz"), section, root(1)).public.label) == 12
+    np.savez(tmp_path / "owned.npz", **owned(owner=np.array(["ann"] * 12)))
+    with pytest.raises(DataError) as caught:
+        public_of(read(tmp_path / "owned.npz"), section, root(1))
+    assert caught.value.code == "E-DATA-EMPTY"
 
 
 def test_bytes_stand_for_log_powers() -> None:
