@@ -64,8 +64,9 @@ added = np.empty_like(x)
 peak = magnitudes.add_bfloat16(x, stored, np.float32(0.5), added)
 where, size = np.zeros(5000, np.int64), np.zeros(5000, np.int32)
 found = magnitudes.gather_magnitudes(x.view(np.int32), 0, int(np.float32(1.5).view(np.int32)), where, size, 0)
-for part in (stored, levels, scales, added, where, size, golomb_encode(where[: found[1]], 9), bits.pack_bits(stored % 32, 5),
-             rounding.unround(levels, np.full(79, 0.25), 64), bits.unpack_bits(bits.pack_bits(stored % 2, 1), 1, 5000)):
+packed = bits.pack_bits(stored % 32, 5), bits.unpack_bits(bits.pack_bits(stored % 2, 1), 1, 5000)
+rounded = rounding.unround(levels, np.full(79, 0.25), 64)
+for part in (stored, levels, scales, added, where, size, golomb_encode(where[: found[1]], 9), *packed, rounded):
     digest.update(bytes(memoryview(part).cast("B")) if not isinstance(part, bytes) else part)
 digest.update(repr((int(peak), tuple(map(int, found)))).encode())
 print(digest.hexdigest(), "numba" in sys.modules)
