@@ -4,23 +4,19 @@ Loops use integer arithmetic and IEEE float64 without contraction or reordering,
 little-endian platform. Inner loops run over slices from 0 to their size. Only then does the compiler know that no index
 is negative, and use vector instructions.
 
-``EDGEWISE_LOOPS=interpreted`` leaves numba out and interprets the loops: for devices that have less than 256 MB and
-models of some 100,000 parameters, for which it costs up to a second a round. The bits are the same.
+``interpret_loops`` leaves numba out, for devices with little memory and models of some 100,000 parameters. A round then
+takes up to seconds longer, and the bits are the same.
 """
 
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from types import CodeType, FunctionType
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
-from edgewise.core.errors import RecipeError
-
-LOOPS, INTERPRETED, COMPILED = "EDGEWISE_LOOPS", "interpreted", "compiled"
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -47,7 +43,7 @@ class _Loop:
         self._dispatcher: Any = None
 
     def __call__(self, *arguments: Any) -> Any:
-        if self._dispatcher is None and interpreted():
+        if self._dispatcher is None and _Mode.interpreted:
             with np.errstate(over="ignore"):  # Products of 64-bit words wrap, as numba's do.
                 return self._f(*arguments)
         return self.dispatcher()(*arguments)
@@ -66,14 +62,15 @@ class _Loop:
         return self._dispatcher
 
 
-@functools.cache
-def interpreted() -> bool:
-    """Return whether loops of this process are interpreted. Raises RecipeError(E-VALUE) for an unknown word."""
-    given = os.environ.get(LOOPS, COMPILED)
-    if given not in (COMPILED, INTERPRETED):
-        what = f"{LOOPS} is {given!r:.40}."
-        raise RecipeError("E-VALUE", what, f'write "{INTERPRETED}" or "{COMPILED}", or leave it out.')
-    return given == INTERPRETED
+class _Mode:
+    """How the loops of this process run."""
+
+    interpreted = False
+
+
+def interpret_loops() -> None:
+    """Interpret the loops of this process from now on, but for those that are compiled already."""
+    _Mode.interpreted = True
 
 
 def _names(code: CodeType) -> set[str]:

@@ -14,6 +14,7 @@ from edgewise.apps.device.conditions import Conditions
 from edgewise.apps.device.joining import Make, Owner, Parts
 from edgewise.apps.device.personal import WaitingRuns, find, personalise
 from edgewise.apps.device.record import Record
+from edgewise.core.compiled import interpret_loops
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.http import home as homes
 from edgewise.drivers.http.attend import RunPart, Watch, attend
@@ -233,6 +234,8 @@ def _policy(home: Path, make: Make | None) -> policy.Policy:
     """Load the owner's policy of an enrolled device. Raises as ``work``."""
     homes.load(home)
     own = policy.load(home)
+    if not own.limits.compiled:
+        interpret_loops()
     if make is None:
         own.data_keys(home)  # It refuses a policy without text before anything begins.
     (home / LEDGERS).mkdir(FOLDER, exist_ok=True)

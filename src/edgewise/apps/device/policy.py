@@ -82,6 +82,9 @@ class PolicyLimits(Section):
     memory_mb: float = Field(
         0.0, ge=0, le=1e9, description="of training at most, 10^6 bytes beside Python and torch; 0 = any amount"
     )
+    compiled: bool = Field(
+        True, description="compile loops by numba; false: interpret them, for devices with less than 256 MB"
+    )
     cache_mb: float = Field(20000.0, gt=0, le=1e9, description="models, blobs and caches on the disk, 10^6 bytes")
     cache_days: float = Field(30.0, gt=0, le=36500, description="days that unused ones of them stay")
 
