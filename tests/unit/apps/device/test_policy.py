@@ -235,7 +235,7 @@ OTHER = {  # another value of each key than its default, as TOML
     "data.messages": "'chat'", "data.tools": "'calls'", "data.answers": "'last'", "data.as_chat": "true",
     "data.time": "'at'", "data.time_format": "'%Y'", "data.separator": "';'",
     "limits.upload_mb": "1.0", "limits.upload_mb_per_day": "1e-6", "limits.local_steps": "3",
-    "limits.memory_mb": "600.0",
+    "limits.memory_mb": "600.0", "limits.compiled": "false",
     "limits.cache_mb": "1.0", "limits.cache_days": "1.0", "privacy.evaluation": "false",
     "when.quiet": "['00:00-12:00', '12:00-00:00']", "when.command": "['false']",
     "privacy.words": "['hidden']", "privacy.hidden": "true", "privacy.device_unit": "true", "privacy.epsilon": "1.0",
@@ -249,7 +249,7 @@ def effects(text: str) -> tuple[object, ...]:
     """Everything that a policy decides."""
     found = parsed(text)
     why = Conditions(found).refusal(NOON, sent_today=10.0, next_bytes=1.0)
-    kept = (found.limits.cache_mb, found.limits.cache_days, found.privacy.evaluation)
+    kept = (found.limits.compiled, found.limits.cache_mb, found.limits.cache_days, found.privacy.evaluation)
     return found.floor(), found.budget, found.data_keys(Path("/home")), found.engine_keys(), why, kept
 
 
