@@ -6,9 +6,9 @@
 A server and two enrolled devices run as processes on this machine (`edgewise serve`, `edgewise device run`) and play
 the recipe `smart-home` with random clips of its size: 25 of a device's own and 240 public ones, 148 frames of 40 bands.
 Each device runs under RLIMIT_DATA, which counts all memory that is not a file's. The peak is VmHWM, which counts the
-pages of libraries too. ``plain`` computes with numpy and interprets the loops of the codecs (`compiled = false` in [limits] of the policy).
-Bars of the peak: 1,000 MB with torch, 256 with numpy, 128 without numba. RLIMIT_DATA is the same but for the last:
-OpenBLAS reserves buffers that it does not use, so there it is 256 MB.
+pages of libraries too. ``plain`` computes with numpy and interprets the loops of the codecs (policy: `compiled = false`
+in [limits]). Bars of the peak: 1,000 MB with torch, 256 with numpy, 128 without numba. RLIMIT_DATA is the same but for
+the last: OpenBLAS reserves buffers that it does not use, so there it is 256 MB.
 """
 
 from __future__ import annotations
