@@ -20,6 +20,7 @@ from edgewise.drivers.http import package
 from edgewise.drivers.http.link import SLOW_S, Link
 from edgewise.drivers.http.staging import Staging
 from edgewise.drivers.workers.trainers import make_trainer
+from edgewise.engine.trainer import Trainer
 from edgewise.plan.catalogue import BUILT_IN, Catalogue
 from edgewise.plan.facts import ExtensionPackage
 from edgewise.plan.recipe.keywords import SOURCE
@@ -118,11 +119,15 @@ def _of_keywords(recipe: Recipe, recipe_dir: Path, tags: Sequence[str]) -> Stage
 
     heard, light = heard_clips(recipe, recipe_dir, public_only=True), recipe.keywords.computes == "numpy"
     with tempfile.TemporaryDirectory(prefix="edgewise-") as cache:
+        trainer: Trainer
         if light:
-            from edgewise.learn.keywords.light_trainer import LightTrainer as Made
+            from edgewise.learn.keywords.light_trainer import LightTrainer
+
+            trainer = LightTrainer(recipe, heard, Path(cache))
         else:
-            from edgewise.learn.keywords.trainer import KeywordTrainer as Made
-        trainer = Made(recipe, heard, Path(cache))
+            from edgewise.learn.keywords.trainer import KeywordTrainer
+
+            trainer = KeywordTrainer(recipe, heard, Path(cache))
     words = recipe.keywords.model_copy(update={"words": list(heard.names)})
     facts = {"model": "KeywordNet", "parameters": trainer.spec.dim, "trainable": trainer.spec.dim}
     named = recipe.model_copy(update={"keywords": words})
