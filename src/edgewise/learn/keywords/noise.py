@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 
 from edgewise.core.keys import Key, generator
 from edgewise.core.vector import Array
 
 TILT, RIPPLE, WAVES = 2.0, 0.5, 4  # spread of a noise's slope over the bands, of its ripples, and their number
+AT_ONCE = 32  # clips that are mixed at once, so that a device needs little memory
 SHAPE = 8.0  # a frame's power of noise is Gamma(SHAPE) / SHAPE times its mean
 
 
@@ -31,11 +34,17 @@ def noisy(powers: Array, ratio_db: float, spread_db: float, key: Key) -> Array:
     waves = np.cos(np.pi * np.arange(1, WAVES + 1)[:, None] * (where + 1.0) / 2.0)
     slope = rng.normal(0.0, TILT, (n, 1)) * where
     spectrum = np.exp(slope + rng.normal(0.0, RIPPLE, (n, WAVES)) @ waves)
-    noise = spectrum[:, None, :] * rng.gamma(SHAPE, 1.0 / SHAPE, (n, frames, bands))
-    signal = np.exp(powers.astype(np.float64))
+    again, parts = copy.deepcopy(rng), [slice(at, min(n, at + AT_ONCE)) for at in range(0, n, AT_ONCE)]
+    for part in parts:  # The ratios are drawn after all of these, which are drawn again where they are used.
+        rng.gamma(SHAPE, 1.0 / SHAPE, (part.stop - part.start, frames, bands))
     ratio = 10.0 ** (rng.uniform(ratio_db - spread_db, ratio_db + spread_db, n) / 10.0)
-    gain = signal.mean((1, 2)) / (noise.mean((1, 2)) * ratio)
-    return np.log(signal + gain[:, None, None] * noise).astype(np.float32)
+    out = np.empty(powers.shape, np.float32)
+    for part in parts:
+        noise = spectrum[part, None, :] * again.gamma(SHAPE, 1.0 / SHAPE, (part.stop - part.start, frames, bands))
+        signal = np.exp(powers[part].astype(np.float64))
+        gain = signal.mean((1, 2)) / (noise.mean((1, 2)) * ratio[part])
+        out[part] = np.log(signal + gain[:, None, None] * noise)
+    return out
 
 
 def readable(powers: Array) -> Array:
