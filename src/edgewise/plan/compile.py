@@ -38,6 +38,7 @@ from edgewise.plan.sampling import Sampling, recipe_sampling
 from edgewise.plan.strategy import strategy_of
 from edgewise.plan.sums import PlannedSums, check_privacy_word, planned_sums
 from edgewise.plan.trust import planned_contributors
+from edgewise.privacy.rules import refuse_drowning_noise
 from edgewise.secagg import messages
 from edgewise.strategies.base import Strategy
 
@@ -86,6 +87,8 @@ def compile(
         posts += more
     divisor = spend.divisor if spend is not None else None
     pipes = tuple(replace(pipeline(start, chain, merge, posts), divisor=divisor) for chain in stages)
+    if spend is not None and noise is None and recipe.dp.epsilon and promise.noises_sums_of_devices:
+        refuse_drowning_noise(spend.z, sampling.expected, recipe.dp.epsilon, recipe.round.rounds)
     check_pipelines(recipe, strategy.client, pipes, sums.rungs is not None)
     check_buffered(recipe, sampling, strategy, pipes)
     check_pruning(recipe, spec, strategy, pipes, bool(chains.groups))

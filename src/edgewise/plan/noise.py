@@ -131,8 +131,6 @@ def with_mechanism(
         z, budget = stated.multiplier, Budget(stated.epsilon, dp.delta)
     else:
         z, budget = _derived_multiplier(dp, all_rounds)
-        if dp.epsilon and not dp.example and mechanism.who in (Noiser.SERVER, Noiser.COHORT):
-            rules.refuse_drowning_noise(z, sampling.expected, dp.epsilon, recipe.round.rounds)
     events = built.events(z)
     chains: list[list[Stage]] = []
     posts: list[Post] = []

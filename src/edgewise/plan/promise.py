@@ -62,6 +62,11 @@ class Promise:
         return self.hidden or self.noised_before_leaving
 
     @property
+    def noises_sums_of_devices(self) -> bool:
+        """True where the noise of a sum hides one device of it."""
+        return self.who_noises in (Noiser.SERVER, Noiser.COHORT) and self.unit == "device"
+
+    @property
     def sums_records(self) -> bool:
         """True where devices send sums of clipped records, each with its share of the noise."""
         return self.who_noises is Noiser.COHORT and self.unit == "example"
