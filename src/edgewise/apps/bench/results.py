@@ -2,7 +2,7 @@
 
 mean, sd      over the seeds; sd is that of a sample, and null with one seed
 agrees        of a claim: "yes" if it holds with every seed, "no" if it holds with none, else "undecided"
-order         of a table: "yes" if all claims hold, "no" if none does, else "partly"
+order         of a table: what all claims say, or "partly" where they differ
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _by_seed(table: PaperTable, row: str, cells: Sequence[Mapping[str, Any]]) ->
 
 def order_agrees(claims: Sequence[str]) -> str:
     """Combine what the claims of a table say."""
-    return "yes" if all(c == "yes" for c in claims) else "no" if all(c == "no" for c in claims) else "partly"
+    return claims[0] if len({*claims}) == 1 else "partly"
 
 
 def figures_of(cells: Sequence[Mapping[str, Any]], row: str, column: str) -> list[float]:

@@ -53,6 +53,7 @@ def test_a_margin_lets_the_better_method_be_a_little_worse() -> None:
 def test_the_order_agrees_where_all_claims_hold() -> None:
     assert results.order_agrees(["yes", "yes"]) == "yes"
     assert results.order_agrees(["no", "no"]) == "no"
+    assert results.order_agrees(["undecided", "undecided"]) == "undecided"
     assert results.order_agrees(["yes", "no"]) == results.order_agrees(["no", "undecided"]) == "partly"
 
 
