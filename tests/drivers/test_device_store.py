@@ -18,7 +18,7 @@ from edgewise.core.errors import StoreError
 from edgewise.core.memory import Memory
 from edgewise.core.training import FitRequest, Update
 from edgewise.drivers.storage import device_store, files
-from edgewise.drivers.storage.device_store import FileDevices, SimulatedDevices
+from edgewise.drivers.storage.device_store import FileDevices, FolderFiles, SimulatedDevices
 from edgewise.drivers.storage.run_store import RunStore
 from edgewise.drivers.workers.executor import Inproc
 from edgewise.drivers.workers.host import Host
@@ -96,7 +96,7 @@ def test_a_session_that_a_device_left_is_gone_from_its_store(tmp_path, monkeypat
 
 def stores(folder: Path, which: int) -> DeviceStore:
     if which:
-        return SimulatedDevices(folder, "run", "i", remembers=True)
+        return SimulatedDevices(FolderFiles(folder), "run", "i", remembers=True)
     store = FileDevices(folder, "run")
     store.close()
     return store
@@ -176,11 +176,11 @@ def test_a_real_devices_state_is_on_the_disk_when_save_returns(tmp_path, monkeyp
 def test_simulated_devices_forget_their_sessions_with_the_simulation(tmp_path):
     with RunStore(tmp_path) as store:
         store.create("r", "toy", {}, {})
-        SimulatedDevices(store.memory_dir, "r", store.instance, True).save(
+        SimulatedDevices(FolderFiles(store.memory_dir), "r", store.instance, True).save(
             "d", InSecAgg(5, client.Finished(device="d"), IDLE, "heard", b"said")
         )
     with RunStore(tmp_path) as store:
-        loaded = SimulatedDevices(store.memory_dir, "r", store.instance, True).load("d")
+        loaded = SimulatedDevices(FolderFiles(store.memory_dir), "r", store.instance, True).load("d")
     assert isinstance(loaded, Idle)
     assert (loaded.answered, loaded.committed.round) == (None, 3)
 
@@ -188,7 +188,7 @@ def test_simulated_devices_forget_their_sessions_with_the_simulation(tmp_path):
 def test_a_simulation_writes_codec_memory_when_it_changes_and_not_with_every_message(tmp_path, monkeypatch):
     written, real = [], files.write_durably
     monkeypatch.setattr(files, "write_durably", lambda path, *a, **k: (written.append(path), real(path, *a, **k)))
-    devices = SimulatedDevices(tmp_path, "run", "i", remembers=True)
+    devices = SimulatedDevices(FolderFiles(tmp_path), "run", "i", remembers=True)
     devices.save("d", IDLE)
     for number in range(3):
         loaded = devices.load("d")
@@ -196,5 +196,7 @@ def test_a_simulation_writes_codec_memory_when_it_changes_and_not_with_every_mes
         idle = loaded if isinstance(loaded, Idle) else loaded.idle
         devices.save("d", InSecAgg(number, client.Finished(device="d"), idle, "heard", b"said"))
     assert len(written) == 1
-    SimulatedDevices(tmp_path, "run", "i", remembers=False).save("e", Idle("e", After(None, Memory()), answered=1))
+    SimulatedDevices(FolderFiles(tmp_path), "run", "i", remembers=False).save(
+        "e", Idle("e", After(None, Memory()), answered=1)
+    )
     assert len(written) == 1

@@ -135,6 +135,7 @@ REGISTRY: dict[str, Entry] = {
     "E-RESTORED": Entry("a run restored from a backup cannot continue", 8),
     "E-DISK": Entry("the disk is full or not writable", 6),
     "E-WORKER": Entry("a worker process ended unexpectedly", 1),
+    "E-CLUSTER": Entry("the Ray cluster cannot be used", 1),
     "E-EXPORT": Entry("the model cannot be exported in this format", 2),
     "E-USE": Entry("the model cannot be used that way", 2),
     "E-DISTILL": Entry("this student cannot be distilled from this teacher", 2),

@@ -14,6 +14,7 @@ from edgewise.apps.terminal.options import (
     Json,
     Out,
     Quiet,
+    RayAddress,
     RecipePath,
     Resume,
     RunDir,
@@ -35,6 +36,7 @@ def demo(
     resume: Resume = False,
     engine: Engine = None,
     workers: Workers = None,
+    ray_address: RayAddress = None,
     as_json: Json = False,
     quiet: Quiet = False,
     debug: Debug = False,
@@ -50,8 +52,10 @@ def demo(
         raise typer.Exit(_network_demo(what, overrides, out, as_json, quiet, debug))
     chosen = any(one.partition("=")[0].strip() == "simulation.engine" for one in overrides or ())
     if engine is None and not chosen:
-        engine = "pool" if doctor.cores() > 1 or workers else "inproc"
-    _simulate_recipe("demo", what, overrides, out, resume, engine, workers, [], as_json, quiet, debug, data)
+        engine = "ray" if ray_address else "pool" if doctor.cores() > 1 or workers else "inproc"
+    _simulate_recipe(
+        "demo", what, overrides, out, resume, engine, workers, ray_address, [], as_json, quiet, debug, data
+    )
 
 
 def sim(
@@ -61,6 +65,7 @@ def sim(
     resume: Resume = False,
     engine: Engine = None,
     workers: Workers = None,
+    ray_address: RayAddress = None,
     extension: Extension = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -70,7 +75,9 @@ def sim(
 
     Trains all rounds, runs the recipe's comparisons (each device alone, pooled text), and writes a report.
     """
-    _simulate_recipe("sim", recipe, overrides, out, resume, engine, workers, extension or [], as_json, quiet, debug)
+    _simulate_recipe(
+        "sim", recipe, overrides, out, resume, engine, workers, ray_address, extension or [], as_json, quiet, debug
+    )
 
 
 def report(run_dir: RunDir, as_json: Json = False, debug: Debug = False) -> None:
@@ -107,6 +114,7 @@ def _simulate_recipe(
     resume: bool,
     engine: str | None,
     workers: int | None,
+    ray_address: str | None,
     extensions: list[str],
     as_json: bool,
     quiet: bool,
@@ -128,12 +136,12 @@ def _simulate_recipe(
             **(demos.data_setting(source, data) if isinstance(source, str) else {}),
             **recipe_file.assignments(overrides),
         }
-        for key, given in (("engine", engine), ("workers", workers)):
+        for key, given in (("engine", engine), ("workers", workers), ("ray_address", ray_address)):
             if given is not None:
                 values[f"simulation.{key}"] = given
         recipe, parts = recipe_file.read(path, values, extensions)
-        if workers is not None and recipe.simulation.engine != "pool":
-            what = f'--workers needs the pool engine. The engine of this recipe is "{recipe.simulation.engine}".'
+        if workers is not None and recipe.simulation.engine == "inproc":
+            what = '--workers needs the engine pool or ray. The engine of this recipe is "inproc".'
             raise RecipeError("E-COMBO", what, "add --engine pool, or leave out --workers.")
         at = out or run_dirs.place(recipe, bool(says), resume)
         return playing.play(session, recipe, path.parent, at, resume, parts, quiet, says)

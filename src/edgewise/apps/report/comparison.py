@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edgewise.apps.report import numbers, simulator_metrics, summary
 from edgewise.apps.runs import run_dirs
 from edgewise.core.errors import RecipeError
+from edgewise.plan.recipe.sections import PLACES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from edgewise.drivers.storage.run_store import RunStore
 
 # These settings decide the speed or the name of a simulation, and never its result.
-UNTOLD = ("name", "simulation.engine", "simulation.workers", "engine.device")
+UNTOLD = ("name", *(f"simulation.{key}" for key in PLACES), "engine.device")
 
 
 def build_comparison(folders: Sequence[Path]) -> dict[str, Any]:

@@ -210,7 +210,7 @@ def load(
         "engine": recipe.simulation.engine,
         "batch_devices": recipe.engine.batch_devices,
         "memory_limits": recipe.engine.limits,
-        "workers": recipe.simulation.workers if recipe.simulation.engine == "pool" else 1,
+        "workers": recipe.simulation.processes,
         "plan": planned(plan),
     }
     rest: list[vector.Vector] = []

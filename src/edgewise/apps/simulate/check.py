@@ -57,7 +57,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
     Raises:
         EdgewiseError: whatever would stop a run before its first round.
     """
-    if recipe.simulation.engine == "pool":  # measure as a worker computes: with one thread (torch reads this once)
+    if recipe.simulation.engine != "inproc":  # measure as a worker computes: with one thread (torch reads this once)
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     if recipe.simulation.link_trace:
         read_traces(recipe_dir / recipe.simulation.link_trace)
@@ -81,7 +81,7 @@ def examine(recipe: Recipe, recipe_dir: Path, catalogue: Catalogue = BUILT_IN, f
         notes = [] if trainer.remarks is None else list(trainer.remarks.notes())
         notes += filter(None, [short_deadline(recipe.round.deadline_s, population)])
     parameters = sizes.get("parameters", 0.0)
-    workers = recipe.simulation.workers if recipe.simulation.engine == "pool" else 1
+    workers = recipe.simulation.processes
     forecast = explain.forecast(plan, step_s, workers, steps["mean"], encode_s, personal_steps)
     trained = sizes.get("trainable") or plan.spec.dim  # The run's vector may be shorter than the model's.
     cost = explain.cost(plan, parameters, trained, names)

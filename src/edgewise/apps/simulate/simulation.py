@@ -44,6 +44,7 @@ from edgewise.drivers.workers.executor import Executor, Inproc
 from edgewise.drivers.workers.host import Host
 from edgewise.drivers.workers.memory_use import peak_bytes
 from edgewise.drivers.workers.pool import Pool
+from edgewise.drivers.workers.ray_pool import RayPool
 from edgewise.drivers.workers.server_distiller import ServerDistiller
 from edgewise.engine.checkpoint import Checkpoint
 from edgewise.engine.coordinator import Coordinator
@@ -185,7 +186,7 @@ def _run_in_store(
             over = yield from _play_rounds(store, executor, recipe, recipe_dir, loaded, wrap, tell, until)
         finally:
             executor.close()
-        _keep_peak(store, recipe)
+        _keep_peak(store, executor)
         if report:
             from edgewise.apps.report.files import write_report
 
@@ -197,24 +198,24 @@ def _run_in_store(
         tell(events.RunFinished(model=chosen_model(store).digest, seconds=time.time() - began))
 
 
-def _keep_peak(store: RunStore, recipe: Recipe) -> None:
+def _keep_peak(store: RunStore, executor: Executor) -> None:
     """Record the largest memory of a training process, over all sessions of the run."""
-    used = peak_bytes(recipe.simulation.engine == "pool")
+    used = executor.peak_bytes if isinstance(executor, RayPool) else peak_bytes(isinstance(executor, Pool))
     run = store.run()
     if used and run is not None:
         store.renew({**run["facts"], "peak_bytes": max(used, run["facts"].get("peak_bytes", 0))})
 
 
 def _make_executor(recipe: Recipe, objects: Objects) -> Executor:
-    """Start what trains the devices: this process, or a pool."""
-    if recipe.simulation.engine != "pool":
+    """Start what trains the devices: this process, a pool, or workers on a cluster."""
+    if recipe.simulation.engine == "inproc":
         return Inproc(Host(objects=objects))
     if objects.local:
-        what = 'simulation.engine = "pool" starts processes that import what they run, and these are objects of this '
-        what += f"process: {', '.join(objects.local)}."
+        what = f'simulation.engine = "{recipe.simulation.engine}" starts processes that import what they run, and '
+        what += f"these are objects of this process: {', '.join(objects.local)}."
         fix = 'use simulation.engine = "inproc", or put them into a module as EDGEWISE = Extension(...) and name it in '
         raise RecipeError("E-COMBO", what, fix + 'extensions=["module"].')
-    return Pool(recipe.simulation.workers)
+    return RayPool(recipe.simulation) if recipe.simulation.engine == "ray" else Pool(recipe.simulation.workers)
 
 
 def _play_rounds(

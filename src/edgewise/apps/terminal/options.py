@@ -20,8 +20,14 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
 Engine = Annotated[
     str | None,
     typer.Option(
-        "--engine", help="inproc (one process) or pool (worker processes).", autocompletion=lambda: ["inproc", "pool"]
+        "--engine",
+        help="inproc (one process), pool (worker processes) or ray (a cluster).",
+        autocompletion=lambda: ["inproc", "pool", "ray"],
     ),
+]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray-address", metavar="HOST:PORT", help="Ray cluster to train on (auto: the one here)."),
 ]
 Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Number of worker processes.")]
 Extension = Annotated[

@@ -194,7 +194,7 @@ class Board:
     def _worker_count(self) -> int:
         """Count the processes that train."""
         s = self.recipe.simulation
-        return s.workers if s.engine == "pool" else 1
+        return s.processes
 
     def _work_s(self) -> float:
         """Estimate the device seconds of all rounds."""

@@ -17,6 +17,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -93,6 +94,105 @@ class FileDevices:
         files.sync_folder(self.folder)
 
 
+class StateFiles(Protocol):
+    """The files of simulated devices by name, wherever they are: in a folder, or carried with a job."""
+
+    def where(self, name: str) -> str:
+        """Return what a message calls the file."""
+        ...
+
+    def read(self, name: str) -> bytes | None:
+        """Return a file's bytes. None where there is no file."""
+        ...
+
+    def write(self, name: str, raw: bytes) -> None:
+        """Replace a file. Codec memory is on the disk when this returns. Raises StoreError (E-DISK, E-WORKER)."""
+        ...
+
+    def discard(self, name: str) -> None:
+        """Remove a file if it is there."""
+        ...
+
+
+class FolderFiles:
+    """The files of simulated devices in the folder of this opening of a run directory (``RunStore.memory_dir``)."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def where(self, name: str) -> str:
+        """See StateFiles."""
+        return str(self._folder / name)
+
+    def read(self, name: str) -> bytes | None:
+        """See StateFiles."""
+        path = self._folder / name
+        return path.read_bytes() if path.exists() else None
+
+    def write(self, name: str, raw: bytes) -> None:
+        """See StateFiles. The file of a session has no guarantee of durability.
+
+        Raises:
+            StoreError: E-WORKER where the run directory was opened again by another process; E-DISK.
+        """
+        if not self._folder.exists():
+            raise StoreError("E-WORKER", "the run that this process worked for has ended.", "go on with --resume.")
+        path = self._folder / name
+        if path.parent == self._folder:
+            files.write_durably(path, raw, owner_only=True)
+            return
+        try:
+            path.parent.mkdir(files.FOLDER, exist_ok=True)
+        except OSError as e:
+            raise StoreError("E-DISK", f"cannot make {path.parent}: {e.strerror}.", "free some space.") from None
+        files.replace_file(path, raw)
+
+    def discard(self, name: str) -> None:
+        """See StateFiles."""
+        if not self._folder.exists():
+            raise StoreError("E-WORKER", "the run that this process worked for has ended.", "go on with --resume.")
+        files.discard(self._folder / name)
+
+
+class CarriedFiles:
+    """The files of the devices of one job after the other. They come with a job and go back with its answer.
+
+    Attributes:
+        changes: name -> its new bytes, or None where it was removed, in the order of the changes.
+    """
+
+    def __init__(self) -> None:
+        self._files: dict[str, bytes] = {}
+        self.changes: dict[str, bytes | None] = {}
+
+    def begin(self, given: Mapping[str, bytes]) -> None:
+        """Take the files of the next job, without changes."""
+        self._files, self.changes = dict(given), {}
+
+    def where(self, name: str) -> str:
+        """See StateFiles."""
+        return name
+
+    def read(self, name: str) -> bytes | None:
+        """See StateFiles."""
+        return self._files.get(name)
+
+    def write(self, name: str, raw: bytes) -> None:
+        """See StateFiles."""
+        self._files[name] = self.changes[name] = raw
+
+    def discard(self, name: str) -> None:
+        """See StateFiles."""
+        self._files.pop(name, None)
+        self.changes[name] = None
+
+
+def state_names(device: DeviceId) -> tuple[str, str]:
+    """Name the two files of a simulated device: its codec memory and its session."""
+    name = _device_file_name(device)
+    return f"{name}.safetensors", f"{SESSIONS}/{name}"
+
+
 class SimulatedDevices:
     """The states of a run directory's simulated devices, shared by all worker processes of the simulation.
 
@@ -103,17 +203,17 @@ class SimulatedDevices:
     (``SimulatedCohort.resume``), as if they had not answered it.
     """
 
-    def __init__(self, folder: Path, run: str, instance: str, remembers: bool) -> None:
-        """Take the folder of this opening of the run directory.
+    def __init__(self, states: StateFiles, run: str, instance: str, remembers: bool) -> None:
+        """Take the files of this opening of the run directory.
 
         Args:
-            folder: the folder for device memory (``RunStore.memory_dir``).
+            states: where the files are.
             run: identity of the run.
             instance: identity of the run directory.
             remembers: whether devices have codec memory (``engine.device_state.remembers``). Without it nothing is
                 saved on the disk.
         """
-        self._folder, self._of, self._remembers = folder, [run, instance], remembers
+        self._files, self._of, self._remembers = states, [run, instance], remembers
         self._disk: Idle | None = None  # the state on the disk of the device that was loaded last
 
     def load(self, device: DeviceId) -> Kept | None:
@@ -122,18 +222,21 @@ class SimulatedDevices:
         Raises:
             StoreError: E-CHECKPOINT as for ``FileDevices``, and where the state is of another run directory.
         """
-        path = _memory_path(self._folder, device)
-        arrays = _read_arrays(path, device, [*self._of, device], RESTORE) if self._remembers else None
-        with foreign(StoreError, "E-CHECKPOINT", f"{path} is of another version of edgewise", RESTORE):
-            self._disk = None if arrays is None else states.idle_of(device, arrays)
+        memory, session = state_names(device)
+        place = self._files.where(memory)
         try:
-            session = self._session_path(device).read_bytes()
-        except FileNotFoundError:
+            raw = self._files.read(memory) if self._remembers else None
+        except OSError as e:
+            raise _unusable_memory(device, f"cannot be read: {e}", place, RESTORE) from e
+        arrays = None if raw is None else _decoded_arrays(raw, place, device, [*self._of, device], RESTORE)
+        with foreign(StoreError, "E-CHECKPOINT", f"{place} is of another version of edgewise", RESTORE):
+            self._disk = None if arrays is None else states.idle_of(device, arrays)
+        if (raw := self._files.read(session)) is None:
             return self._disk
         if self._remembers and self._disk is None:
-            raise _unusable_memory(device, "is missing", path, RESTORE)
-        with foreign(StoreError, "E-CHECKPOINT", f"{self._session_path(device)} is damaged", RESTORE):
-            return states.resumed(self._disk or Idle(device, After(None, Memory())), session)
+            raise _unusable_memory(device, "is missing", place, RESTORE)
+        with foreign(StoreError, "E-CHECKPOINT", f"{self._files.where(session)} is damaged", RESTORE):
+            return states.resumed(self._disk or Idle(device, After(None, Memory())), raw)
 
     def save(self, device: DeviceId, state: Kept) -> None:
         """See DeviceStore.
@@ -141,21 +244,15 @@ class SimulatedDevices:
         Raises:
             StoreError: E-WORKER where the run directory was opened again by another process; E-DISK.
         """
-        if not self._folder.exists():
-            raise StoreError("E-WORKER", "the run that this process worked for has ended.", "go on with --resume.")
+        memory, session = state_names(device)
         idle = state if isinstance(state, Idle) else state.idle
         if self._remembers and not self._on_disk(idle):
-            _write_arrays(_memory_path(self._folder, device), states.memory_of(idle), [*self._of, device])
+            self._files.write(memory, _encoded_arrays(states.memory_of(idle), [*self._of, device]))
         self._disk = None
-        session = self._session_path(device)
         if isinstance(state, Idle) and state.answered is None and state.lot is None:
-            files.discard(session)
-            return
-        try:
-            session.parent.mkdir(files.FOLDER, exist_ok=True)
-        except OSError as e:
-            raise StoreError("E-DISK", f"cannot make {session.parent}: {e.strerror}.", "free some space.") from None
-        files.replace_file(session, states.session_of(state))
+            self._files.discard(session)
+        else:
+            self._files.write(session, states.session_of(state))
 
     def _on_disk(self, idle: Idle) -> bool:
         """Return whether the disk has this codec memory.
@@ -166,10 +263,6 @@ class SimulatedDevices:
         if disk is None or disk.device != idle.device:
             return False
         return _is_same_memory(disk.committed, idle.committed) and _is_same_memory(disk.pending, idle.pending)
-
-    def _session_path(self, device: DeviceId) -> Path:
-        """Name the file of a device's session."""
-        return self._folder / SESSIONS / _device_file_name(device)
 
 
 def out_of_step(folder: Path, state: Idle, accepted: int | None) -> StoreError:
@@ -202,10 +295,15 @@ def _memory_path(folder: Path, device: DeviceId) -> Path:
 
 def _write_arrays(path: Path, arrays: Mapping[str, Array], of: Sequence[str]) -> None:
     """Write arrays durably, with their owner and a digest."""
+    files.write_durably(path, _encoded_arrays(arrays, of), owner_only=True)
+
+
+def _encoded_arrays(arrays: Mapping[str, Array], of: Sequence[str]) -> bytes:
+    """Write arrays as bytes, with their owner and a digest."""
     state = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     state["of"] = np.frombuffer(json.dumps(list(of)).encode(), np.uint8)
     state["digest"] = np.frombuffer(_arrays_digest(state), np.uint8)
-    files.write_durably(path, save(state), owner_only=True)
+    return save(state)
 
 
 def _read_arrays(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str, Array] | None:
@@ -217,21 +315,34 @@ def _read_arrays(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> d
     if not path.exists():
         return None
     try:
-        arrays: dict[str, Array] = load(path.read_bytes())
+        raw = path.read_bytes()
+    except OSError as e:
+        raise _unusable_memory(device, f"cannot be read: {e}", path, fix) from e
+    return _decoded_arrays(raw, path, device, of, fix)
+
+
+def _decoded_arrays(raw: bytes, place: Path | str, device: DeviceId, of: Sequence[str], fix: str) -> dict[str, Array]:
+    """Read the arrays in the bytes of a file.
+
+    Raises:
+        StoreError: E-CHECKPOINT.
+    """
+    try:
+        arrays: dict[str, Array] = load(raw)
         stored, owner = arrays.pop("digest").tobytes(), bytes(arrays["of"])
         intact = stored == _arrays_digest(arrays)
         names = json.loads(owner) if intact else None
     except Exception as e:  # boundary: no list of the errors that damaged bytes cause is complete
-        raise _unusable_memory(device, f"cannot be read: {e}", path, fix) from e
+        raise _unusable_memory(device, f"cannot be read: {e}", place, fix) from e
     if not intact:
-        raise _unusable_memory(device, "is damaged", path, fix)
+        raise _unusable_memory(device, "is damaged", place, fix)
     if names != list(of):
-        raise _unusable_memory(device, "belongs to another run, run directory or device", path, fix)
+        raise _unusable_memory(device, "belongs to another run, run directory or device", place, fix)
     del arrays["of"]
     return arrays
 
 
-def _unusable_memory(device: DeviceId, how: str, path: Path, fix: str) -> StoreError:
+def _unusable_memory(device: DeviceId, how: str, path: Path | str, fix: str) -> StoreError:
     """Make the error for a memory that a device cannot use."""
     return StoreError("E-CHECKPOINT", f"the codec memory of device {device:.60} {how} ({path}).", fix)
 

@@ -21,7 +21,7 @@ from edgewise.core.errors import DataError, EdgewiseError, StoreError
 from edgewise.core.own_code import fault_of
 from edgewise.core.training import FitRequest
 from edgewise.drivers.simulation.keys import simulated_root, simulated_secrets, simulated_trust
-from edgewise.drivers.storage.device_store import SimulatedDevices, out_of_step
+from edgewise.drivers.storage.device_store import FolderFiles, SimulatedDevices, out_of_step
 from edgewise.drivers.workers import arithmetic, jobs, speed
 from edgewise.drivers.workers.devices import Devices, Given, TimedAnswer, guarded
 from edgewise.drivers.workers.held_models import Downloads
@@ -46,7 +46,7 @@ LOG = logging.getLogger("edgewise")
 
 def simulated_devices(plan: Plan, job: jobs.Setup) -> SimulatedDevices:
     """Open the store of a simulation's devices."""
-    return SimulatedDevices(Path(job.memory_dir), plan.run, job.instance, remembers(plan))
+    return SimulatedDevices(FolderFiles(Path(job.memory_dir)), plan.run, job.instance, remembers(plan))
 
 
 class Host:

@@ -269,9 +269,60 @@ Result = (
     | Broken
 )
 
+
+class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A job for a worker that shares no folder with the run, and the files of its devices (``StateFiles``), by name."""
+
+    job: Job
+    files: dict[str, bytes] = {}
+
+    __repr__ = outline
+
+
+class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Answer of such a worker.
+
+    Attributes:
+        result: of the job. None where it has no answer.
+        changes: files that the job changed, in order. None removes one.
+        notes: as in ``MetricNotes``, of this job.
+        peak_bytes: largest memory of the worker so far. None where its system does not tell it.
+    """
+
+    result: Result | None
+    changes: dict[str, bytes | None] = {}
+    notes: list[tuple[str, int | None, str, str, float]] = []
+    peak_bytes: int | None = None
+
+    __repr__ = outline
+
+
 _encoder = msgspec.msgpack.Encoder()
 _jobs: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Job)
 _results: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Result)
+_tasks = msgspec.msgpack.Decoder(Task)
+_done = msgspec.msgpack.Decoder(Done)
+
+
+def encode(item: Task | Done) -> bytes:
+    """Write a task or its answer as bytes."""
+    return _encoder.encode(item)
+
+
+def read_task(raw: bytes) -> Task:
+    """Read a task. Raises DecodeError."""
+    try:
+        return _tasks.decode(raw)
+    except msgspec.DecodeError as e:
+        raise DecodeError("E-FRAME", f"malformed task: {e}.") from None
+
+
+def read_done(raw: bytes) -> Done:
+    """Read the answer to a task. Raises DecodeError."""
+    try:
+        return _done.decode(raw)
+    except msgspec.DecodeError as e:
+        raise DecodeError("E-FRAME", f"malformed answer: {e}.") from None
 
 
 def write(stream: BinaryIO, item: Job | Result) -> None:

@@ -40,6 +40,7 @@ from edgewise.plan.recipe.prune import PruneSection, prune_faults
 from edgewise.plan.recipe.retriever import RetrieverSection, retriever_faults
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 from edgewise.plan.recipe.sections import (
+    PLACES,
     DpSection,
     RoundSection,
     SimulationSection,
@@ -324,17 +325,16 @@ def digest(plain: Mapping[str, Any]) -> str:
 def simulation_digest(resolved: Mapping[str, Any]) -> str:
     """Hash everything in a resolved recipe that decides the results of a simulation.
 
-    ``simulation.engine``, ``simulation.workers`` and [engine] are left out. They decide where and how fast a run
-    computes. The name of a run directory and its resumption go by this digest. A run's identity on the wire is
-    ``plan.facts``.
+    The keys that place a simulation (``PLACES``) and [engine] are left out. They decide where and how fast a run computes.
+    The name of a run directory and its resumption go by this digest. A run's identity on the wire is ``plan.facts``.
     """
     hashed = {key: value for key, value in resolved.items() if key != "engine"}
     return digest({**hashed, "simulation": simulated_world(resolved)})
 
 
 def simulated_world(resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the [simulation] section of a resolved recipe without ``engine`` and ``workers``."""
-    return {k: v for k, v in resolved["simulation"].items() if k not in ("engine", "workers")}
+    """Return the [simulation] section of a resolved recipe without the keys that place it (``PLACES``)."""
+    return {k: v for k, v in resolved["simulation"].items() if k not in PLACES}
 
 
 def parse(text: str, where: str = "recipe", overrides: Mapping[str, Any] | None = None) -> Recipe:

@@ -135,11 +135,26 @@ class TrustSection(Section):
     )
 
 
+# Keys of [simulation] that decide where and how fast a run computes, and never its result.
+PLACES = ("engine", "workers", "ray_address", "worker_cpus", "worker_gpus")
+
+
 class SimulationSection(Section):
     """The simulated world. Times are virtual seconds and decide which devices are late."""
 
-    engine: Literal["inproc", "pool"] = Field("inproc", description="one process, or worker processes")
-    workers: int = Field(2, ge=1, le=256, description="worker processes of the pool")
+    engine: Literal["inproc", "pool", "ray"] = Field(
+        "inproc", description="one process, worker processes here, or workers on a Ray cluster"
+    )
+    workers: int = Field(2, ge=1, le=256, description="worker processes of the pool or on the cluster")
+    ray_address: str = Field(
+        "",
+        pattern=r"^(auto|[A-Za-z0-9.\-]+:[0-9]{1,5})?$",
+        description='Ray cluster, HOST:PORT, or "auto" for the one of this machine; empty = a Ray is started here',
+    )
+    worker_cpus: float = Field(1.0, gt=0, le=1024, description="processors that a worker on a Ray cluster reserves")
+    worker_gpus: float = Field(
+        0.0, ge=0, le=64, description="GPUs that a worker on a Ray cluster reserves; a fraction shares one GPU"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="probability that an invited device is lost")
     step_dropout: float = Field(
         0.0, ge=0, lt=1, description="probability that a device is lost at each later message of secure aggregation"
@@ -154,6 +169,22 @@ class SimulationSection(Section):
     link_trace: str = Field(
         "", description="CSV file with columns trace,mbit: measured uplinks, one sample a round, instead of a spread"
     )
+
+    @property
+    def processes(self) -> int:
+        """Number of processes that train devices."""
+        return 1 if self.engine == "inproc" else self.workers
+
+    @rule
+    def _cluster_used(self) -> Iterator[SettingError]:
+        fields = type(self).model_fields
+        given = [k for k in ("ray_address", "worker_cpus", "worker_gpus") if getattr(self, k) != fields[k].default]
+        if given and self.engine != "ray":
+            what = f'simulation.{given[0]} is for simulation.engine = "ray", and the engine is "{self.engine}"'
+            yield SettingError("E-COMBO", what, f'write engine = "ray", or leave out {", ".join(given)}')
+        if self.worker_gpus > 1 and self.worker_gpus % 1:
+            what = f"simulation.worker_gpus = {self.worker_gpus:g} is no share of one GPU and no number of whole ones"
+            yield SettingError("E-VALUE", what, "give a fraction of 1, or a whole number")
 
     @rule
     def _links_from_one_source(self) -> Iterator[SettingError]:

@@ -213,6 +213,9 @@ def split_faults(recipe: Any) -> Iterator[SettingError]:
         what = f'{given} with merge.kind = "{recipe.merge.get("kind")}": the rule would choose among device parts, and '
         fix = f'write one of {", ".join(SUMS)}, or split.server_parts = "frozen"'
         yield SettingError("E-COMBO", what + "the rest of each device is in the mean all the same", fix)
+    if recipe.simulation.engine == "ray":
+        what = f'{given} with simulation.engine = "ray": sessions are files of one machine'
+        yield SettingError("E-COMBO", what, 'write engine = "pool" or "inproc"')
     if split.server_parts == "in_turn" and recipe.simulation.engine == "pool":
         what = (
             f'{given} with split.server_parts = "in_turn" and simulation.engine = "pool": devices in turn cannot train '
