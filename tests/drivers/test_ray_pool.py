@@ -8,18 +8,20 @@ import signal
 import socket
 import sys
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
-from e2e.test_resume import PRIVATE, REMEMBERED, SCAFFOLD, final, kill_after, start
+import toy
 from played import play, story
 from toy_recipe import make_recipe
 
+from e2e.test_resume import PRIVATE, REMEMBERED, SCAFFOLD, final, kill_after, start
+from edgewise.apps.simulate import simulation
 from edgewise.core import events
 from edgewise.core.errors import EdgewiseError, StoreError
 from edgewise.drivers.workers import ray_cluster
 from edgewise.drivers.workers.ray_pool import RayPool
-from edgewise.plan.recipe import recipe as recipes
 from edgewise.plan.recipe.sections import SimulationSection
 
 needs_ray = pytest.mark.skipif(
@@ -44,7 +46,7 @@ ToyTrainer.fit = dying
 
 
 def settings(texts):
-    return {k: recipes.tomllib.loads(f"v = {v}")["v"] for k, v in (s.split("=", 1) for s in texts)}
+    return {k: tomllib.loads(f"v = {v}")["v"] for k, v in (s.split("=", 1) for s in texts)}
 
 
 CASES = {
@@ -91,15 +93,13 @@ def mortal(folder, deaths, monkeypatch):
     (folder / "mortal.py").write_text(MORTAL.format(count=str(count), deaths=deaths))
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "mortal", raising=False)
+    monkeypatch.setattr(toy.ToyTrainer, "fit", toy.ToyTrainer.fit)  # the extension is imported here too
     return count
 
 
 def run_mortal(out, overrides):
-    from edgewise.apps.simulate import simulation
-
-    told = []
     simulation.run(
-        make_recipe(overrides), out=out, recipe_dir=out.parent, extensions=["mortal"], sinks=[told.append],
+        make_recipe(overrides), out=out, recipe_dir=out.parent, extensions=["mortal"],
         report=False,
     )  # fmt: skip
     return final(out)
@@ -109,9 +109,6 @@ def run_mortal(out, overrides):
 @pytest.mark.slow
 def test_a_worker_that_dies_in_training_is_replaced_and_its_job_done_again(cluster, tmp_path, monkeypatch):
     """Its device had taken the invitation, and has codec memory of the round before."""
-    import toy
-
-    monkeypatch.setattr(toy.ToyTrainer, "fit", toy.ToyTrainer.fit)
     count = mortal(tmp_path / "code", 2, monkeypatch)
     ray = run_mortal(tmp_path / "ray", RAY)
     assert count.read_bytes() == b"xx"
@@ -144,8 +141,6 @@ def test_workers_killed_between_jobs_are_replaced(cluster, tmp_path, monkeypatch
             worker = pools[0]._workers[event.round - 1]
             killed.append(pools[0]._ray.get(worker.actor.pid.remote()))
             os.kill(killed[-1], signal.SIGKILL)
-
-    from edgewise.apps.simulate import simulation
 
     monkeypatch.setattr(simulation, "RayPool", Seen)
     common = {"recipe_dir": tmp_path, "extensions": ["toy"], "report": False}
@@ -203,8 +198,7 @@ def test_room_is_counted_machine_by_machine():
     ask = SimulationSection(engine="ray", workers=5, worker_cpus=2, worker_gpus=0.25)
     ray_cluster._check_room([node(8.0, 1.0), node(3.0, 4.0)], ask)
     with pytest.raises(EdgewiseError, match=r"has 10 CPUs, 5 GPUs on 2 machines, which is room for 4\."):
-        ray_cluster._check_room([node(8.0, 1.0), node(2.0, 4.0, alive=False), node(2.0, 4.0, alive=True)][:1]
-                                + [node(2.0, 4.0)], ask.model_copy(update={"worker_gpus": 0.3}))  # fmt: skip
+        ray_cluster._check_room([node(8.0, 1.0), node(2.0, 4.0)], ask.model_copy(update={"worker_gpus": 0.3}))
     with pytest.raises(EdgewiseError, match="room for 4"):
         ray_cluster._check_room([node(8.0, 1.0), node(99.0, 4.0, alive=False)], ask)
 

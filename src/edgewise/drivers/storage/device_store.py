@@ -303,7 +303,8 @@ def _encoded_arrays(arrays: Mapping[str, Array], of: Sequence[str]) -> bytes:
     state = {k: np.ascontiguousarray(v) for k, v in arrays.items()}
     state["of"] = np.frombuffer(json.dumps(list(of)).encode(), np.uint8)
     state["digest"] = np.frombuffer(_arrays_digest(state), np.uint8)
-    return save(state)
+    raw: bytes = save(state)
+    return raw
 
 
 def _read_arrays(path: Path, device: DeviceId, of: Sequence[str], fix: str) -> dict[str, Array] | None:

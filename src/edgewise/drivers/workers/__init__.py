@@ -1,4 +1,4 @@
-"""Execution of a simulation's jobs, in this process or in a pool of worker processes.
+"""Execution of a simulation's jobs, in this process, in a pool of worker processes, or on a Ray cluster.
 
 Start at ``executor``.
 """

@@ -320,7 +320,7 @@ class RayPool:
                 what = f"{TRIES} workers of the cluster ended in the same job: {_last_line(e)}"
                 fix = "continue with --resume, and with fewer workers on a machine if memory is short."
                 raise StoreError("E-WORKER", what, fix)
-            if own:
+            if own or isinstance(order, _Sync):
                 self._own[index].appendleft(order)
             else:
                 self._queue.appendleft(order)
