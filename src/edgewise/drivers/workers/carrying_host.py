@@ -20,7 +20,7 @@ from edgewise.plan.plan import Plan
 
 
 class CarryingHost:
-    """A ``Host`` that does tasks (``jobs.Task``), bytes in and bytes out.
+    """A ``Host`` that does tasks (``jobs.CarriedJob``), bytes in and bytes out.
 
     Args:
         worker: number of this process, from 0.
@@ -35,7 +35,7 @@ class CarryingHost:
         return os.getpid()
 
     def do(self, raw: bytes) -> bytes:
-        """Do one task and return its answer (``jobs.Done``). Raises DecodeError for other bytes."""
+        """Do one task and return its answer (``jobs.CarriedAnswer``). Raises DecodeError for other bytes."""
         task = jobs.read_task(raw)
         if isinstance(task.job, jobs.Setup) and not Path(task.job.recipe_dir).is_dir():
             refused = StoreError(
@@ -44,14 +44,14 @@ class CarryingHost:
                 "put recipe and data on a disk that all machines mount at the same place.",
             )
             broken = jobs.Broken(id=task.job.id, code=refused.code, what=refused.what, fix=refused.fix, stops=True)
-            return jobs.encode(jobs.Done(broken))
+            return jobs.encode(jobs.CarriedAnswer(broken))
         self._files.begin(task.files)
         result = self._host.do(task.job)
         notes: list[tuple[str, int | None, str, str, float]] = []
         if isinstance(task.job, jobs.Handle | jobs.HandleMany):
             noted = self._host.do(jobs.TakeMetrics())
             notes = noted.notes if isinstance(noted, jobs.MetricNotes) else []
-        return jobs.encode(jobs.Done(result, self._files.changes, notes, peak_bytes(pooled=False)))
+        return jobs.encode(jobs.CarriedAnswer(result, self._files.changes, notes, peak_bytes(pooled=False)))
 
     def _devices(self, plan: Plan, job: jobs.Setup) -> DeviceStore:
         return SimulatedDevices(self._files, plan.run, job.instance, remembers(plan))

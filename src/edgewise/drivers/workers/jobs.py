@@ -270,7 +270,7 @@ Result = (
 )
 
 
-class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CarriedJob(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A job for a worker that shares no folder with the run, and the files of its devices (``StateFiles``), by name."""
 
     job: Job
@@ -279,7 +279,7 @@ class Task(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     __repr__ = outline
 
 
-class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class CarriedAnswer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Answer of such a worker.
 
     Attributes:
@@ -300,16 +300,16 @@ class Done(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _encoder = msgspec.msgpack.Encoder()
 _jobs: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Job)
 _results: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(Result)
-_tasks = msgspec.msgpack.Decoder(Task)
-_done = msgspec.msgpack.Decoder(Done)
+_tasks = msgspec.msgpack.Decoder(CarriedJob)
+_done = msgspec.msgpack.Decoder(CarriedAnswer)
 
 
-def encode(item: Task | Done) -> bytes:
+def encode(item: CarriedJob | CarriedAnswer) -> bytes:
     """Write a task or its answer as bytes."""
     return _encoder.encode(item)
 
 
-def read_task(raw: bytes) -> Task:
+def read_task(raw: bytes) -> CarriedJob:
     """Read a task. Raises DecodeError."""
     try:
         return _tasks.decode(raw)
@@ -317,7 +317,7 @@ def read_task(raw: bytes) -> Task:
         raise DecodeError("E-FRAME", f"malformed task: {e}.") from None
 
 
-def read_done(raw: bytes) -> Done:
+def read_done(raw: bytes) -> CarriedAnswer:
     """Read the answer to a task. Raises DecodeError."""
     try:
         return _done.decode(raw)

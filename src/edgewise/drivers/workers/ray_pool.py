@@ -49,7 +49,7 @@ class _Sync:
 
 
 @dataclass
-class _Worker:
+class _ClusterWorker:
     actor: Any
     done: int = 0  # place of the last shared job that it has done
     answers: dict[int, jobs.Result] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class RayPool:
         self._closing = False
         self._queue: deque[jobs.Job] = deque()
         self._own: list[deque[jobs.Job | _Sync]] = [deque() for _ in range(section.workers)]
-        self._shared = SharedJobs(lambda job: self._ray.put(jobs.encode(jobs.Task(job))))
+        self._shared = SharedJobs(lambda job: self._ray.put(jobs.encode(jobs.CarriedJob(job))))
         self._deaths = Counter[int]()  # by the identity of a job that is queued again
         self._notes: list[tuple[str, int | None, str, str, float]] = []
         self._first: dict[int, jobs.Result] = {}
@@ -83,7 +83,7 @@ class RayPool:
         self._setup: jobs.Setup | None = None
         self._files = FolderFiles(Path())
         self._limit_bytes = 0
-        self._workers: list[_Worker | None] = [None] * section.workers
+        self._workers: list[_ClusterWorker | None] = [None] * section.workers
         self._threads = [threading.Thread(target=self._serve, args=(i,), daemon=True) for i in range(section.workers)]
         for thread in self._threads:
             thread.start()
@@ -204,14 +204,14 @@ class RayPool:
                 self._changed.wait()
         return None
 
-    def _perform(self, worker: _Worker, order: jobs.Job | _Sync) -> jobs.Result:
+    def _perform(self, worker: _ClusterWorker, order: jobs.Job | _Sync) -> jobs.Result:
         """Do one order. Raises RayActorError where the worker dies."""
         self._catch_up(worker)
         if isinstance(order, _Sync):
             return worker.answers[order.place]
         names = [name for device in _devices(order) for name in state_names(device)]
         files = {name: raw for name in names if (raw := self._files.read(name)) is not None}
-        done = self._ask(worker, jobs.encode(jobs.Task(order, files)))
+        done = self._ask(worker, jobs.encode(jobs.CarriedJob(order, files)))
         for name, raw in done.changes.items():
             if name not in names:
                 raise StoreError("E-WORKER", f"a worker changed {name!r:.80}, which its job did not carry.")
@@ -227,11 +227,11 @@ class RayPool:
         assert done.result is not None
         return done.result
 
-    def _ask(self, worker: _Worker, raw: Any) -> jobs.Done:
+    def _ask(self, worker: _ClusterWorker, raw: Any) -> jobs.CarriedAnswer:
         """Give a task to a worker, and wait for its answer."""
         return jobs.read_done(self._ray.get(worker.actor.do.remote(raw)))
 
-    def _catch_up(self, worker: _Worker) -> None:
+    def _catch_up(self, worker: _ClusterWorker) -> None:
         """Give a worker the shared jobs that it lacks."""
         with self._changed:
             lacking = self._shared.since(worker.done)
@@ -256,7 +256,7 @@ class RayPool:
             what = "a new worker has another model, other data or another arithmetic than the one that it replaces."
             raise StoreError("E-WORKER", what, "continue with --resume on machines that are alike.")
 
-    def _ready(self, index: int) -> _Worker | None:
+    def _ready(self, index: int) -> _ClusterWorker | None:
         """Return worker ``index``, in a new place where it died. None at the end of the run.
 
         Raises:
@@ -268,7 +268,7 @@ class RayPool:
                 return None
             if (worker := self._workers[index]) is not None:
                 return worker
-            worker = _Worker(self._actor(index))
+            worker = _ClusterWorker(self._actor(index))
             try:
                 if not self._is_placed(worker):
                     return None
@@ -296,7 +296,7 @@ class RayPool:
         )
         return made.remote(index)
 
-    def _is_placed(self, worker: _Worker) -> bool:
+    def _is_placed(self, worker: _ClusterWorker) -> bool:
         """Wait until a worker runs. False at the end of the run."""
         waiting, waited_s = [worker.actor.pid.remote()], 0.0
         while not self._closing:
@@ -326,7 +326,7 @@ class RayPool:
                 self._queue.appendleft(order)
             self._changed.notify()
 
-    def _kill(self, worker: _Worker) -> None:
+    def _kill(self, worker: _ClusterWorker) -> None:
         """End a worker, if it still runs."""
         with suppress(Exception):  # boundary: the cluster may be gone
             self._ray.kill(worker.actor)
