@@ -325,9 +325,8 @@ def digest(plain: Mapping[str, Any]) -> str:
 def simulation_digest(resolved: Mapping[str, Any]) -> str:
     """Hash everything in a resolved recipe that decides the results of a simulation.
 
-    The keys that place a simulation (``PLACES``) and [engine] are left out. They decide where and how fast a run
-    computes. The name of a run directory and its resumption go by this digest. A run's identity on the wire is
-    ``plan.facts``.
+    The keys that place a run (``PLACES``, [engine]) are left out: they decide where and how fast it computes. The name
+    of a run directory and its resumption go by this digest. A run's identity on the wire is ``plan.facts``.
     """
     hashed = {key: value for key, value in resolved.items() if key != "engine"}
     return digest({**hashed, "simulation": simulated_world(resolved)})
