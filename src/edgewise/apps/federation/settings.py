@@ -23,7 +23,7 @@ from edgewise.plan.recipe.places import Origin
 from edgewise.plan.recipe.rules import Section
 
 # Sections whose keys stand by themselves only if no section before them has the key: lr is training.lr.
-AFTER = ("personal", "split", "distill", "prune", "retriever", "keywords")
+AFTER = ("personal", "split", "distill", "prune", "retriever", "keywords", "vibration")
 _ORDER = {section: place for place, section in enumerate(AFTER, 1)}
 
 

@@ -41,7 +41,7 @@ from edgewise.engine.coordinator import first
 from edgewise.plan.compile import compile
 from edgewise.plan.facts import ExtensionPackage, Instance, canonical, sign
 from edgewise.plan.plan import Plan
-from edgewise.plan.recipe import keywords
+from edgewise.plan.recipe import keywords, vibration
 from edgewise.plan.recipe.recipe import Recipe, from_plain
 from edgewise.plan.retention import window_of
 
@@ -103,6 +103,9 @@ def served_recipe(recipe: Recipe, model: str | None, spec: Spec, measured: bool)
     if recipe.data.source == keywords.SOURCE and not recipe.keywords.words:
         what = "keywords.words is empty, and devices have to number keywords alike."
         raise RecipeError("E-COMBO", what, "submit with `edgewise run submit`, which writes them.")
+    if recipe.data.source == vibration.SOURCE:
+        what = f'data.source = "{vibration.SOURCE}": agents read no recordings. The simulator plays it.'
+        raise RecipeError("E-COMBO", what, "play it with `edgewise sim`.")
     base = "bundled" if model is None else f"{package.PREFIX}{model}"
     if model == OWN:
         base = f"{package.OWN}{spec.digest()}"

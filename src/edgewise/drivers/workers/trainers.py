@@ -13,7 +13,7 @@ from edgewise.engine.split_rest import RemoteRest
 from edgewise.engine.trainer import Registered, Trainer, registered
 from edgewise.plan.catalogue import Catalogue
 from edgewise.plan.own_part import own_part
-from edgewise.plan.recipe.keywords import SOURCE
+from edgewise.plan.recipe import keywords, vibration
 from edgewise.plan.recipe.recipe import Recipe
 from edgewise.plan.split_part import split_part
 from edgewise.plan.strategy import strategy_of
@@ -56,7 +56,11 @@ def make_trainer(
         from edgewise.learn.part_trainer import part_trainer
 
         trainer = part_trainer(recipe, recipe_dir, run_dir / "cache", device, worker, remote)
-    elif recipe.data.source == SOURCE:
+    elif recipe.data.source == vibration.SOURCE:
+        from edgewise.learn.vibration.trainer import make as make_vibration
+
+        trainer = registered(make_vibration(recipe, recipe_dir, run_dir / "cache", SessionFiles(run_dir, False)))
+    elif recipe.data.source == keywords.SOURCE:
         trainer = registered(_keyword_trainer(recipe, recipe_dir, run_dir / "cache", device, worker))
     else:
         from edgewise.learn.models.quantized import user_cache

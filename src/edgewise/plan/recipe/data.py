@@ -11,7 +11,9 @@ from edgewise.plan.recipe import stream
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 
 Header = bool | Literal["auto"]
-Source = Literal["python-stdlib", "plays", "plays-public", "text", "jsonl", "csv", "parquet", "keywords", "own"]
+Source = Literal[
+    "python-stdlib", "plays", "plays-public", "text", "jsonl", "csv", "parquet", "keywords", "vibration", "own"
+]
 SHIPPED = ("python-stdlib", "plays", "plays-public")  # These sources need no path. Their text is on this machine.
 OWN = "own"  # The text that the owner of each enrolled device names in its policy. No recipe says where it is.
 WHOLE = ("owner", "whole")  # These partitions cut no text into pieces.
@@ -25,7 +27,8 @@ class DataSection(Section):
         "python-stdlib",
         description="source text of this machine's standard library, the lines of 24 characters of Shakespeare, those "
         "of ten others (as text that is not private), a folder of text, or a table; keywords: spectrograms of "
-        "spoken words, see [keywords]; own: what each enrolled device's owner names",
+        "spoken words, see [keywords]; vibration: recordings of machines, see [vibration]; own: what each enrolled "
+        "device's owner names",
     )
     path: str | list[str] = Field(
         "",

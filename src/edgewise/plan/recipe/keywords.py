@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from edgewise.plan.recipe.data import OWN
+from edgewise.plan.recipe.no_text import text_data_faults, text_model_faults
 from edgewise.plan.recipe.rules import Section, SettingError, rule
 
 SOURCE = "keywords"  # word of ``data.source``
-_READ = ("source", "path")  # keys of [data] that say something about spectrograms
 
 
 class KeywordsSection(Section):
@@ -70,14 +70,7 @@ def keyword_faults(recipe: Any) -> Iterator[SettingError]:
             what = f'the section [keywords] is for data.source = "{SOURCE}"'
             yield SettingError("E-COMBO", what, f'leave it out, or write source = "{SOURCE}" in [data]')
         return
-    if not isinstance(recipe.data.path, str):
-        yield SettingError(
-            "E-COMBO", f'data.source = "{SOURCE}" reads one file, and data.path lists several', "name it"
-        )
-    for key, field in type(recipe.data).model_fields.items():
-        if key not in _READ and getattr(recipe.data, key) != field.default:
-            what = f'data.{key} is about text, and data.source = "{SOURCE}" reads spectrograms'
-            yield SettingError("E-COMBO", what, "leave it out")
+    yield from text_data_faults(recipe, SOURCE, "spectrograms")
     yield from _text_faults(recipe)
 
 
@@ -88,11 +81,7 @@ def _text_faults(recipe: Any) -> Iterator[SettingError]:
             if used:
                 what = f'{key} needs torch, and keywords.computes = "numpy"'
                 yield SettingError("E-COMBO", what, 'leave it out, or write computes = "torch"')
-    for key, used in _text_only(recipe).items():
-        if used:
-            what = f'{key} is for language models, and data.source = "{SOURCE}" trains a model that scores keywords'
-            full = 'write kind = "full" in [trainable], which differential privacy alone does not choose'
-            yield SettingError("E-COMBO", what, full if key.startswith("trainable") else "leave it out")
+    yield from text_model_faults(recipe, SOURCE, "trains a model that scores keywords")
 
 
 def _torch_only(recipe: Any) -> dict[str, bool]:
@@ -104,20 +93,4 @@ def _torch_only(recipe: Any) -> dict[str, bool]:
         f'engine.device = "{recipe.engine.device}"': recipe.engine.device not in ("auto", "cpu"),
         "personal.weight = 0": recipe.personal.chooses,
         "[prune]": recipe.prune.active,
-    }
-
-
-def _text_only(recipe: Any) -> dict[str, bool]:
-    """List what only language models have, and whether the recipe asks for it."""
-    return {
-        "model.base": recipe.model != type(recipe.model)(),
-        f'trainable.kind = "{recipe.trainable.kind}"': recipe.trainable.kind == "lora",
-        "[split]": recipe.split.used,
-        "[distill]": recipe.distill.active,
-        "[statistics]": recipe.statistics.active,
-        "personal.own_adapter": bool(recipe.personal.own_adapter),
-        "report.samples": bool(recipe.report.samples),
-        "engine.max_memory_mb and device_memory_mb": bool(recipe.engine.limits),
-        "training.checkpointing": recipe.training.checkpointing,
-        "engine.batch_devices": recipe.engine.batch_devices > 1,
     }

@@ -42,6 +42,7 @@ LATER = (
     "split",
     "statistics",
     "training.checkpointing",
+    "vibration",
 )
 
 

@@ -51,6 +51,7 @@ from edgewise.plan.recipe.split import SplitSection, split_faults
 from edgewise.plan.recipe.statistics import StatisticsSection, statistics_faults
 from edgewise.plan.recipe.stream import stream_faults
 from edgewise.plan.recipe.trainable import TrainableSection
+from edgewise.plan.recipe.vibration import VibrationSection, vibration_faults
 
 
 class EvalSection(Section):
@@ -103,6 +104,7 @@ class Recipe(Section):
     trainable: TrainableSection = TrainableSection()
     data: DataSection = DataSection()
     keywords: KeywordsSection = KeywordsSection()
+    vibration: VibrationSection = VibrationSection()
     dp: DpSection = DpSection()
     trust: TrustSection = TrustSection()
     round: RoundSection = RoundSection()
@@ -284,6 +286,7 @@ class Recipe(Section):
         yield from retriever_faults(self)
         yield from keyword_faults(self)
         yield from statistics_faults(self)
+        yield from vibration_faults(self)
         yield from distill_faults(
             self.distill, self.strategy, self.trainable, self.personal, self.round.rounds, self.split.used
         )
