@@ -21,14 +21,20 @@ SAYS = {
         "The packages of Python's standard library are the devices. Each package has names that no other uses. Such "
         "vocabularies favour training alone."
     ),
+    "industrial": (
+        "Nine nodes of three factories teach a vendor's model the faults of their machines. Activations go up once, in "
+        "4 bits, and samples stay on the nodes. Two runs train it, and two others are baselines."
+    ),
     "smart-home": (
         "52 households teach a small model the wake word that each has chosen. A household sends some hundred bytes a "
         "round, and its sound stays where it is."
     ),
 }
 NEEDS = {  # demonstrations whose data does not ship, and what --data names
+    "industrial": "a file of recordings of vibration (`edgewise explain vibration`)",
     "smart-home": "a file of spectrograms of spoken keywords (`edgewise explain keywords`)",
 }
+DEPLOYED = ("industrial",)  # They are several runs (``apps.deployments``).
 NETWORKED = ("plays", "edge-llm")  # They also run on enrolled processes (``network_demo``).
 
 

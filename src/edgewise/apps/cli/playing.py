@@ -62,6 +62,56 @@ def play(
     return {"run_dir": str(out), "report": str(out / "report.html"), "summary": summary}
 
 
+def play_deployment(
+    session: sessions.CommandSession,
+    folder: Path,
+    settings: dict[str, Any],
+    out: Path | None,
+    resume: bool,
+    quiet: bool,
+    says: str,
+) -> dict[str, Any]:
+    """Run the industrial deployment with progress on standard error, then print the result.
+
+    Args:
+        folder: of the shipped recipes. settings: by dotted key, ``data.path`` among them.
+    Raises:
+        RecipeError: E-MISSING to resume without a folder. StoreError: E-RUN-EXISTS for a folder with runs.
+    """
+    from edgewise.apps.deployments import industrial
+
+    if out is None and resume:
+        raise RecipeError("E-MISSING", "--resume needs the folder of the deployment.", "name it with --out.")
+    at = out or run_dirs.free_run_folder("industrial")
+    if not resume and any((at / run / "run.db").is_file() for run in industrial.RUNS):
+        raise StoreError(
+            "E-RUN-EXISTS", f"{at} holds the runs of a deployment.", "add --resume, or choose another --out."
+        )
+    session.folder = at
+    data = Path(settings.pop("data.path"))
+    with (
+        sessions.interrupts() as listeners,
+        sessions.quiet_screen(at / "log.txt", session.debug) as screen,
+        _with_introduction(screen, "" if quiet else says),
+    ):
+
+        @contextmanager
+        def showing(recipe: Recipe, run: str) -> Iterator[tuple[events.Sink, ...]]:
+            session.resumable = True
+            with _with_introduction(screen, "" if quiet else f"{run}:"), ProgressScreen(recipe, screen, quiet) as shown:
+                listeners.append(shown.stopping)
+                yield (shown,)
+
+        found = industrial.play(folder, data, at, settings, showing)
+    if not session.as_json and not quiet:
+        from rich.console import Console
+
+        from edgewise.apps.cli import deployment_result
+
+        deployment_result.show(Console(), found, at)
+    return {"run_dir": str(at), "report": str(at / "report.html"), "summary": found}
+
+
 def play_network(
     session: sessions.CommandSession, what: str, overrides: dict[str, Any], out: Path | None, quiet: bool
 ) -> dict[str, Any]:

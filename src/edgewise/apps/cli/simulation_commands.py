@@ -24,7 +24,9 @@ from edgewise.apps.terminal.options import (
 
 
 def demo(
-    what: Annotated[str, typer.Argument(metavar="plays|code|edge-llm|smart-home", help="Demonstration.")] = "plays",
+    what: Annotated[
+        str, typer.Argument(metavar="plays|code|edge-llm|smart-home|industrial", help="Demonstration.")
+    ] = "plays",
     network: Annotated[
         bool, typer.Option("--network", help="Run five device processes and a server over TLS.")
     ] = False,
@@ -44,7 +46,7 @@ def demo(
     """Run a demonstration from start to report.
 
     Models and texts ship with edgewise, and nothing is downloaded. The clips of
-    smart-home do not ship.
+    smart-home and the recordings of industrial do not ship.
     """
     from edgewise.apps.cli import doctor
 
@@ -139,6 +141,8 @@ def _simulate_recipe(
         for key, given in (("engine", engine), ("workers", workers), ("ray_address", ray_address)):
             if given is not None:
                 values[f"simulation.{key}"] = given
+        if isinstance(source, str) and source in demos.DEPLOYED:
+            return playing.play_deployment(session, path.parent, values, out, resume, quiet, says)
         recipe, parts = recipe_file.read(path, values, extensions)
         if workers is not None and recipe.simulation.engine == "inproc":
             what = '--workers needs the engine pool or ray. The engine of this recipe is "inproc".'

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from edgewise.core.keys import Key, derive
 from edgewise.core.vector import Array
-from edgewise.learn.shards import row_order
+from edgewise.learn.row_order import row_order
 from edgewise.plan.recipe.sections import TrainingSection
 
 Batch = tuple[Tensor, Tensor]  # windows or activations, and labels int64[B]

@@ -58,7 +58,8 @@ class DealtWindows:
     """Windows by their holder.
 
     Attributes:
-        rig: of the vendor's test rig. nodes: of each node. factory: node -> its factory. tests: of each factory.
+        rig: of the vendor's test rig, side by side. nodes: of each node. tests: of each factory.
+        factory: node -> its factory.
     """
 
     rig: Windows
@@ -113,7 +114,9 @@ def dealt(recordings: Recordings, section: VibrationSection) -> DealtWindows:
             )
             nodes[f"{factory}-{i}"] = NodeWindows(sent, local)
     of_rig = [
-        _windows(_parts(x, section, f"{section.rig}/{name}")[0], label[name], section.window, section.hop, section.rig)
+        _windows(
+            _parts(x, section, f"{section.rig}/{name}")[0], label[name], section.window, section.window, section.rig
+        )
         for name, recorded in rig.items()
         for x in recorded
     ]
