@@ -22,6 +22,7 @@ from edgewise.core.frame import LocalRule
 from edgewise.core.keys import derive, root
 from edgewise.core.parts import ModelParts
 from edgewise.core.training import Correction, FitRequest
+from edgewise.drivers.storage.split_sessions import SessionFiles
 from edgewise.drivers.workers.parted import PartedTrainer
 from edgewise.drivers.workers.trainers import make_trainer
 from edgewise.engine.trainer import Trainer, registered
@@ -35,12 +36,15 @@ from edgewise.learn.split_trainer import SplitTrainer
 from edgewise.learn.task import TaskTrainer, TorchTask
 from edgewise.learn.text.trainer import make
 from edgewise.learn.torch_task import TorchTrainer
+from edgewise.learn.vibration.trainer import VibrationTrainer
+from edgewise.learn.vibration.trainer import make as make_vibration_trainer
 from edgewise.learn.zeroth_order import ZerothOrderTrainer
 from edgewise.plan.catalogue import BUILT_IN
 from edgewise.plan.recipe.recipe import from_plain
 from edgewise.plan.recipe.sections import TrainingSection
 from edgewise.strategies.base import Directions
 from unit.learn.keywords import made_clips
+from unit.learn.vibration import made_recordings
 
 RULE = LocalRule(steps=3, lr=0.05)
 
@@ -127,6 +131,10 @@ def _light(place: Path) -> LightTrainer:
     clips = made_clips.write(place / "clips.npz")
     recipe = made_clips.recipe(clips, training={"lr": 0.05, "batch": 4}, keywords__computes="numpy")
     return make_light_trainer(recipe, place, place / "cache")
+def _vibration(place: Path) -> VibrationTrainer:
+    path = made_recordings.write(place / "recordings.npz")
+    recipe = made_recordings.recipe(path, training={"lr": 0.01, "batch": 6})
+    return make_vibration_trainer(recipe, place, place / "cache", SessionFiles(place, False))
 
 
 # One of each, by its class; add a line for a new one.
@@ -140,6 +148,7 @@ TRAINERS: dict[str, Callable[[Path], Trainer]] = {
     "RetrieverTrainer": _retriever,
     "KeywordTrainer": _keywords,
     "LightTrainer": _light,
+    "VibrationTrainer": _vibration,
     "SplitTrainer": _cut,
     "CachedTrainer": lambda place: _cut(place, shape="head", held_by="gateway", device_part="frozen"),
 }

@@ -35,6 +35,8 @@ POPULATIONS = {
     "drift": 12,
     "fedsa": 24,
     "edge-llm": 480,
+    "industrial": 9,
+    "industrial-layers": 3,
     "last-blocks": 24,
     "layerwise": 24,
     "personal": 24,

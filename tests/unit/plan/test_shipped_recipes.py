@@ -22,6 +22,7 @@ from edgewise.strategies.depths import trained
 
 ASSETS = Path(str(resources.files("edgewise"))) / "assets"
 OWNERS = {"python-stdlib": 17, "plays": 24, "keywords": 52}
+TRAINERS = {"encoder": 9, "layers": 3}  # devices of a recipe of vibration: nodes, or factories
 RECIPES = sorted((ASSETS / "recipes").glob("*.toml"))
 
 
@@ -41,11 +42,24 @@ def spotter(read: recipe.Recipe) -> list[tuple[str, list[int], str]]:
     return [(name, list(p.shape), "float32") for name, p in model.named_parameters()]
 
 
+def vibrating(read: recipe.Recipe) -> list[tuple[str, list[int], str]]:
+    """Names and shapes of the parts that a recipe of vibration trains, of ten states."""
+    from edgewise.learn.vibration.network import VibrationNet
+    from edgewise.learn.vibration.trainer import TRAINED
+
+    model, front = VibrationNet(read.vibration, 10), TRAINED[read.vibration.train]
+    return [(name, list(p.shape), "float32") for name, p in model.named_parameters() if name.startswith(front)]
+
+
+LAYOUTS = {"keywords": spotter, "vibration": vibrating}
+
+
 def planned(path: Path) -> Plan:
     read = recipe.load(path)
     assert read.model.base == "bundled"
     wanted = read.trainable.layers or ["*"]
-    layout = spotter(read) if read.data.source == "keywords" else student()
+    own = LAYOUTS.get(read.data.source)
+    layout = student() if own is None else own(read)
     spec = Spec.of([s for s in layout if any(fnmatchcase(s[0], p) for p in wanted)])
     if (parts := split_part(read, spec)) is not None:
         spec = parts.shared
@@ -56,7 +70,8 @@ def planned(path: Path) -> Plan:
     if blocks := read.trainable.last_blocks:
         names = trained(spec, blocks)
         spec = Spec.of([(s.name, s.shape, s.dtype) for s in spec.segments if s.name in names])
-    return compile(read, spec, read.data.devices or OWNERS[read.data.source], BUILT_IN)
+    owners = {**OWNERS, "vibration": TRAINERS.get(read.vibration.train)}[read.data.source]
+    return compile(read, spec, read.data.devices or owners, BUILT_IN)
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)

@@ -78,3 +78,8 @@ def vibration_faults(recipe: Any) -> Iterator[SettingError]:
     if recipe.dp.example and recipe.vibration.train == "end_to_end":
         what = 'vibration.train = "end_to_end" with dp.unit = "example": gradients that come back are of whole batches'
         yield SettingError("E-COMBO", what, 'write train = "encoder"')
+    if recipe.engine.device not in ("auto", "cpu"):
+        what = (
+            f'engine.device = "{recipe.engine.device}" with data.source = "{SOURCE}": its model has some ten thousand '
+        )
+        yield SettingError("E-COMBO", what + "parameters, and trains on the CPU", "leave it out")
