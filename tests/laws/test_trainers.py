@@ -131,6 +131,8 @@ def _light(place: Path) -> LightTrainer:
     clips = made_clips.write(place / "clips.npz")
     recipe = made_clips.recipe(clips, training={"lr": 0.05, "batch": 4}, keywords__computes="numpy")
     return make_light_trainer(recipe, place, place / "cache")
+
+
 def _vibration(place: Path) -> VibrationTrainer:
     path = made_recordings.write(place / "recordings.npz")
     recipe = made_recordings.recipe(path, training={"lr": 0.01, "batch": 6})
@@ -207,6 +209,18 @@ PORTS = {
         "holds_back",
     },
     "KeywordTrainer": {
+        "describes",
+        "counts",
+        "noises",
+        "sums",
+        "measures",
+        "computes",
+        "metrics",
+        "together",
+        "moves",
+        "holds_back",
+    },
+    "VibrationTrainer": {
         "describes",
         "counts",
         "noises",

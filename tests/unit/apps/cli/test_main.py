@@ -202,6 +202,10 @@ def test_assignments_are_toml_with_a_text_fallback() -> None:
 def test_a_demonstration_whose_data_does_not_ship_asks_for_it(folder: Path) -> None:
     for arguments, code, named in (
         (["demo", "smart-home"], "E-MISSING", "--data"),
+        (["demo", "industrial"], "E-MISSING", "--data"),
+        (["demo", "industrial", "--data", "a.npz"], "E-DATA-MISSING", "a.npz"),
+        (["demo", "industrial", "--data", "a.npz", "--set", "training.lr=1"], "E-COMBO", "training.lr"),
+        (["demo", "industrial", "--data", "a.npz", "--resume"], "E-MISSING", "--out"),
         (["demo", "plays", "--data", "clips.npz"], "E-COMBO", "ships"),
         (["demo", "smart-home", "--data", "clips.npz"], "E-DATA-MISSING", str(folder / "clips.npz")),
     ):
