@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""Faults from vibration: accuracy of the base, each factory alone, the deployment and one place, and bytes of two links.
+"""Faults from vibration: accuracy of base, factories alone, deployment and one place, and bytes of two links.
 
     python benchmarks/industrial.py BEARINGS.npz [--seeds 0,1,2] [--validation] [--only-deployment] [--out FOLDER]
 
-The file is described in docs/howto/vibration.md. With ``--validation`` the first 60 % of each recording are cut again and
-the rest is not read, to choose settings. Runs that are already in FOLDER are continued, or only read.
+The file is described in docs/howto/vibration.md. With ``--validation`` the first 60 % of each recording are cut again
+and the rest is not read, to choose settings. Runs that are already in FOLDER are continued, or only read.
 """
 
 from __future__ import annotations

@@ -67,6 +67,7 @@ def test_nodes_and_factories_are_the_devices_by_what_trains(file: Path) -> None:
     assert fronts == {"server"}
 
 
+@pytest.mark.slow
 def test_activations_go_up_once_and_are_kept_by_the_run(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = with_encoder(file)
     first = trainer.fit(request(trainer, "load-1"))
@@ -90,6 +91,7 @@ def test_another_encoder_sends_its_own_activations(file: Path) -> None:
     assert not np.array_equal(other.fit(request(other, "load-1")).x, before)
 
 
+@pytest.mark.slow
 def test_end_to_end_each_step_crosses_both_ways(file: Path) -> None:
     trainer = made(file, train="end_to_end")
     trainer.fit(request(trainer, "load-1-0", steps=3))
