@@ -98,7 +98,10 @@ def play_deployment(
         @contextmanager
         def showing(recipe: Recipe, run: str) -> Iterator[tuple[events.Sink, ...]]:
             session.resumable = True
-            with _with_introduction(screen, "" if quiet else f"{run}:"), ProgressScreen(recipe, screen, quiet) as shown:
+            with (
+                _with_introduction(screen, "" if quiet else f"{run}:"),
+                ProgressScreen(recipe, screen, quiet=quiet) as shown,
+            ):
                 listeners.append(shown.stopping)
                 yield (shown,)
 
