@@ -44,7 +44,7 @@ def statistics_faults(recipe: Any) -> Iterator[SettingError]:
         yield SettingError("E-COMBO", what, f"write rounds = {rounds}")
     others = {
         'dp.unit = "example"': recipe.dp.example,
-        'data.source = "keywords"': recipe.data.source == "keywords",
+        f'data.source = "{recipe.data.source}"': recipe.data.source in ("keywords", "vibration"),
         "data.stream": bool(recipe.data.stream),
         "eval.on_devices": recipe.eval.on_devices,
         "round.patience or round.keep": recipe.round.chooses,
