@@ -68,7 +68,7 @@ def read(messages: Sequence[bytes], codec: TokenCodec, classes: int) -> tuple[Ar
     return np.concatenate(found), np.concatenate(labels)
 
 
-class Link:
+class VibrationLink:
     """The link of a node that trains end to end: activations cross up and gradients down, in each step.
 
     Attributes:
@@ -112,7 +112,7 @@ class _Crossed(torch.autograd.Function):
     """The identity, but for rounding, whose two directions are messages."""
 
     @staticmethod
-    def forward(ctx: Any, h_BTC: Tensor, label: Tensor, link: Link) -> Tensor:
+    def forward(ctx: Any, h_BTC: Tensor, label: Tensor, link: VibrationLink) -> Tensor:
         ctx.link = link
         return link.send_up(h_BTC, label)
 

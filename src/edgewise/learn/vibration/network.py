@@ -34,7 +34,7 @@ class Encoder(nn.Module):
         return self.norm(self.second(x)).transpose(1, 2)
 
 
-class LocalHead(nn.Module):
+class VibrationHead(nn.Module):
     """The head by which a node trains its encoder. With ten classes it has 2,218 parameters."""
 
     def __init__(self, classes: int) -> None:
@@ -71,7 +71,7 @@ class VibrationNet(nn.Module):
 
     def __init__(self, section: VibrationSection, classes: int) -> None:
         super().__init__()
-        self.encoder, self.head, self.server = Encoder(), LocalHead(classes), ServerLayers(section, classes)
+        self.encoder, self.head, self.server = Encoder(), VibrationHead(classes), ServerLayers(section, classes)
 
     def forward(self, x_BS: Tensor) -> Tensor:
         """Return the logits [B, K] of encoder and server."""

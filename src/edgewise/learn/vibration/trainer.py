@@ -103,7 +103,7 @@ class VibrationTrainer(TorchTrainer):
         for name, p in net.named_parameters():
             p.requires_grad_(name.startswith(front))
         flat = Flat([(name, p) for name, p in net.named_parameters() if name.startswith(front)])
-        self.link = crossing.Link(self._codec, TokenCodec(section.gradients, CHANNELS), len(self.names))
+        self.link = crossing.VibrationLink(self._codec, TokenCodec(section.gradients, CHANNELS), len(self.names))
         self._factories = sorted(self._dealt.tests)
         of_nodes = self._kind in ("encoder", "end_to_end")
         devices = sorted(self._dealt.nodes) if of_nodes else self._factories

@@ -279,14 +279,11 @@ class Recipe(Section):
             self.personal, self.codec, self.privacy, self.strategy, self.trainable,
             of_records=self.dp.example, chooses=self.round.chooses, together=self.engine.batch_devices,
         )  # fmt: skip
-        yield from split_faults(self)
-        yield from buffer_faults(self)
-        yield from stream_faults(self)
-        yield from drift_faults(self)
-        yield from retriever_faults(self)
-        yield from keyword_faults(self)
-        yield from statistics_faults(self)
-        yield from vibration_faults(self)
+        for faults in (
+            split_faults, buffer_faults, stream_faults, drift_faults,
+            retriever_faults, keyword_faults, statistics_faults, vibration_faults,
+        ):  # fmt: skip
+            yield from faults(self)
         yield from distill_faults(
             self.distill, self.strategy, self.trainable, self.personal, self.round.rounds, self.split.used
         )

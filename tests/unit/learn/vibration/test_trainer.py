@@ -17,7 +17,7 @@ from edgewise.core.keys import root
 from edgewise.core.training import FitRequest
 from edgewise.drivers.storage.split_sessions import SessionFiles
 from edgewise.learn.vibration import crossing
-from edgewise.learn.vibration.network import Encoder, LocalHead, ServerLayers
+from edgewise.learn.vibration.network import Encoder, ServerLayers, VibrationHead
 from edgewise.learn.vibration.trainer import VibrationTrainer, make
 from edgewise.plan.recipe.vibration import VibrationSection
 from unit.learn.vibration.made_recordings import recipe, write
@@ -46,7 +46,7 @@ def request(trainer: VibrationTrainer, device: str, key: int = 1, steps: int = 2
 
 
 def test_the_parts_have_the_sizes_that_the_pages_say() -> None:
-    parts = (Encoder(), LocalHead(10), ServerLayers(VibrationSection(), 10))
+    parts = (Encoder(), VibrationHead(10), ServerLayers(VibrationSection(), 10))
     assert [sum(p.numel() for p in part.parameters()) for part in parts] == [2400, 2218, 69834]
     assert Encoder()(torch.randn(2, 1024)).shape == (2, 16, 16)
 
