@@ -55,9 +55,12 @@ class SharedJobs:
         match job:
             case jobs.Blob():
                 self._reach(job)
+                # Blobs of an evaluation come without the deltas, which come again. Those of a round name all of them.
+                all_named = self._delta(job) is not None
                 for one in [one for one in self._list[:-1] if _is_dropped(one.job, job)]:
-                    self._list.remove(one)
-                    self._fold(one)
+                    if all_named or self._delta(one.job) is None:
+                        self._list.remove(one)
+                        self._fold(one)
             case jobs.Held():
                 self._round = job.round
                 self._drop_last(jobs.Held, place)
