@@ -16,6 +16,7 @@ from edgewise.engine import broadcast
 from edgewise.plan.catalogue import with_extensions
 from edgewise.plan.compile import compile
 
+pytestmark = pytest.mark.slow
 ROUNDS, DIM = 7, 600
 
 
