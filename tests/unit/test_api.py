@@ -65,6 +65,15 @@ def test_settings_are_checked_at_once(settings: dict[str, object], said: str) ->
         ew.Recipe(**settings)
 
 
+def test_columns_of_rows_that_a_federation_is_given_need_no_source() -> None:
+    rows = {"prompt": "question", "text": "answer", "packing": "none"}
+    assert ew.Recipe(privacy="none", data=rows).tables["data"] == rows
+    with pytest.raises(ew.RecipeError, match=r"E-KEY"):
+        ew.Recipe(privacy="none", data={**rows, "promt": "question"})
+    with pytest.raises(ew.RecipeError, match=r"has none"):
+        ew.Recipe(privacy="none", data={**rows, "source": "plays"})
+
+
 def test_an_epsilon_alone_needs_data_whose_devices_can_be_counted() -> None:
     said = r"E-MISSING: .*needs dp.delta and dp.clip_l2.*add to \[dp\]: delta = 1e-5 .*clip_l2 = 1.0 \(the largest L2"
     with pytest.raises(ew.RecipeError, match=said):

@@ -24,6 +24,7 @@ from edgewise.plan.recipe.rules import Section
 
 # Sections whose keys stand by themselves only if no section before them has the key: lr is training.lr.
 AFTER = ("personal", "split", "distill", "prune", "retriever", "keywords", "vibration")
+COLUMNS = {"prompt", "text", "messages", "as_chat", "tools", "answers", "time"}  # keys of [data] about rows of a table
 _ORDER = {section: place for place, section in enumerate(AFTER, 1)}
 
 
@@ -53,7 +54,7 @@ class Recipe:
             if place:  # where a name is wrong too, so that the rest is judged as it was meant
                 findings.put(self.tables, place, copy.deepcopy(value) if isinstance(value, dict) else value)
         chosen_later = {key: value for key, value in completion(self.tables, 2).items() if key.startswith("dp.")}
-        recipes.build(put(self.tables, chosen_later), Origin(), unplaced)
+        recipes.build(put(self.tables, {**chosen_later, **_rows_given_later(self.tables)}), Origin(), unplaced)
 
     def but(self, settings: Mapping[str, Any]) -> Recipe:
         """Copy the recipe with other settings, by dotted key: ``recipe.but({"training.lr": 0.01})``.
@@ -102,6 +103,14 @@ def put(tables: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any
     for dotted, value in settings.items():
         findings.put(out, dotted, value)
     return out
+
+
+def _rows_given_later(tables: Mapping[str, Any]) -> dict[str, Any]:
+    """Return keys of [data] that stand for the rows that a ``Federation`` is given, where a column of them is named."""
+    data = tables.get("data")
+    if not isinstance(data, dict) or "source" in data or not COLUMNS & data.keys():
+        return {}
+    return {"data.source": "jsonl", "data.path": "rows.jsonl", "data.owner": "owner", "data.partition": "owner"}
 
 
 def _key_of_name(name: str) -> tuple[str, Finding | None]:
